@@ -1,0 +1,1 @@
+"""ctmm_formula: expression variance between donors, cell type by cell type."""

@@ -1,0 +1,44 @@
+"""Exceptions and warnings of the package, in one small tree.
+
+Every message names the column or argument at fault, the first few rows, and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class CTMMError(ValueError):
+    """Base class of everything this package raises on purpose."""
+
+
+class FormulaError(CTMMError):
+    """The formula or a random term cannot be understood."""
+
+
+class DataError(CTMMError):
+    """The table does not fit the model that was asked for."""
+
+
+class ConvergenceError(CTMMError):
+    """No estimate could be found, or one that does not exist was asked for."""
+
+
+class CTMMWarning(UserWarning):
+    """Base class of the package's warnings."""
+
+
+class BoundaryWarning(CTMMWarning):
+    """The estimate lies on the edge of its domain."""
+
+
+def choose(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`, else raise an error that lists them.
+
+    >>> choose("method", "reml", ["ml", "reml"])
+    'reml'
+    """
+    choices = list(choices)
+    if isinstance(value, str) and value in choices:
+        return value
+    raise CTMMError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")

@@ -1,0 +1,369 @@
+"""The model as arrays: what every estimator, test and resampling sees.
+
+Donor i has m_i rows (observed cell types for cell type-specific pseudobulk, one row for overall
+pseudobulk), C cell types, p fixed effects:
+
+    y_i ~ N(X_i b, Sigma_i),   Sigma_i = H_i A H_i' + diag(nu_i)  (+ random effects)
+    A = sum_k theta_k B_k = sum_r phi_r v_r v_r',   phi = S' theta
+
+H_i (m_i x C) has the rows of I_C of the observed cell types, or the proportions P_i'.  So a
+missing pair is a missing row, and overall pseudobulk is one row: nothing below branches on it.
+Every basis matrix is a combination of rank-one factors v_r v_r'; with w_ir = H_i v_r a donor's
+covariance is sum_r phi_r w_ir w_ir' + D_i and a random effect's is one more factor per level,
+g_k z_l z_l'.  b is profiled out by generalised least squares, so theta and g are all there is to
+optimise, and every quantity is a sum over blocks: donors, joined where they share a level.
+
+Symbols: n rows, N donors, C cell types, p fixed effects, K donor-level components, R factors,
+Kr random components, q levels of all random effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+
+class RandomComponent(NamedTuple):
+    """One random effect, one variance: row a belongs to level codes[a] with weight values[a].
+
+    codes : int ndarray, shape (n,); values : ndarray, shape (n,)
+    (ones for an intercept per batch, the column H[:, c] for an effect on cell type c only).
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+
+
+class Blocks(NamedTuple):
+    """Design arrays in kernel order: rows sorted by block, then donor.
+
+    X (n, p) orthonormal columns; W (n, R) factor loadings; row_ptr (N + 1,) rows of a donor;
+    block_ptr (B + 1,) donors of a block; level_ptr (B + 1,) levels of a block; level_comp (q,)
+    random component of a level; local_ptr (N + 1,), local_level: levels of the block that a
+    donor touches; z_ptr (N + 1,), z: the donor's (m_i, d_i) weights for them, row-major.
+    """
+
+    X: np.ndarray
+    W: np.ndarray
+    row_ptr: np.ndarray
+    block_ptr: np.ndarray
+    level_ptr: np.ndarray
+    level_comp: np.ndarray
+    local_ptr: np.ndarray
+    local_level: np.ndarray
+    z_ptr: np.ndarray
+    z: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """Frozen arrays of one response; make it with :func:`build_model`.
+
+    Attributes
+    ----------
+    y, nu : ndarray, shape (n,)
+        Pseudobulk expression and its noise variance (squared standard error).
+    X : ndarray, shape (n, p); H : ndarray, shape (n, C)
+    basis : ndarray, shape (K, C, C)
+    random : tuple of RandomComponent
+    row_donor : int ndarray, shape (n,)
+        Donor of each row, numbered in kernel order.
+    order : int ndarray, shape (n,)
+        ``order[a]`` is the caller's row number of row a.
+    donors : int ndarray, shape (N,)
+        ``donors[i]`` is the caller's code of donor i.
+    blocks : Blocks
+    S : ndarray, shape (K + Kr, R + Kr)
+        Components to factors: phi = S' theta.
+    R_x : ndarray, shape (p, p)
+        X = blocks.X @ R_x.
+    active : bool ndarray, shape (N,)
+        Donors in use; the jackknife switches one off at a time.
+    n_cells : ndarray, shape (n,), or None
+    """
+
+    y: np.ndarray
+    nu: np.ndarray
+    X: np.ndarray
+    H: np.ndarray
+    basis: np.ndarray
+    random: tuple[RandomComponent, ...]
+    row_donor: np.ndarray
+    order: np.ndarray
+    donors: np.ndarray
+    blocks: Blocks
+    S: np.ndarray
+    R_x: np.ndarray
+    active: np.ndarray
+    n_cells: np.ndarray | None
+
+    @property
+    def n_components(self) -> int:
+        """Number of variance components, K + Kr."""
+        return len(self.S)
+
+    @property
+    def n_donor_components(self) -> int:
+        """Number of donor-level components K (they come first in theta)."""
+        return len(self.basis)
+
+    @property
+    def n_donors(self) -> int:
+        """Donors in use."""
+        return int(self.active.sum())
+
+    @cached_property
+    def active_rows(self) -> np.ndarray:
+        """Boolean mask of the rows in use, shape (n,)."""
+        return self.active[self.row_donor]
+
+    @property
+    def nobs(self) -> int:
+        """Rows in use."""
+        return int(self.active_rows.sum())
+
+    def with_response(self, y: np.ndarray, nu: np.ndarray) -> Model:
+        """The same design with another response and its noise, given in kernel order."""
+        return replace(self, y=_floats(y), nu=_floats(nu))
+
+    def without(self, donors: int | Sequence[int]) -> Model:
+        """The same model with these donors (kernel numbers) left out."""
+        active = self.active.copy()
+        active[donors] = False
+        return replace(self, active=active)
+
+    def with_basis(self, basis: np.ndarray) -> Model:
+        """The same data under another covariance structure, basis (K, C, C)."""
+        W, S = _loadings(self.H, basis, len(self.random))
+        return replace(self, basis=basis, blocks=self.blocks._replace(W=W), S=S)
+
+    def unsort(self, values: np.ndarray) -> np.ndarray:
+        """Values per row (first axis) from kernel order to the caller's row order."""
+        out = np.empty_like(values)
+        out[self.order] = values
+        return out
+
+    def effect_covariance(self, theta: np.ndarray) -> np.ndarray:
+        """A = sum_k theta_k B_k, shape (C, C)."""
+        return np.tensordot(theta[: len(self.basis)], self.basis, axes=1)
+
+
+def build_model(
+    y: np.ndarray,
+    nu: np.ndarray,
+    X: np.ndarray,
+    H: np.ndarray,
+    donor: np.ndarray,
+    basis: np.ndarray,
+    random: Sequence[RandomComponent] = (),
+    n_cells: np.ndarray | None = None,
+) -> Model:
+    """Sort rows into blocks and lay the design out for the kernels.
+
+    Parameters
+    ----------
+    y, nu : array, shape (n,)
+    X : array, shape (n, p), of full column rank
+    H : array, shape (n, C)
+    donor : int array, shape (n,), codes 0 ... N-1, each used
+    basis : array, shape (K, C, C)
+    random : sequence of RandomComponent, optional
+    n_cells : array, shape (n,), optional
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> H = np.tile(np.eye(2), (3, 1))
+    >>> model = build_model(np.arange(6.), np.ones(6), H, H, np.repeat([0, 1, 2], 2),
+    ...                     np.ones((1, 2, 2)))
+    >>> model.nobs, model.n_donors, model.n_components
+    (6, 3, 1)
+    """
+    donor = np.asarray(donor, dtype=np.int64)
+    n_donors = int(donor.max()) + 1
+    entries = [_entries(component, donor) for component in random]
+    offsets = np.concatenate([[0], np.cumsum([e[2] for e in entries])]).astype(np.int64)
+    block_of_donor, block_of_level = _connect(n_donors, donor, entries, offsets)
+
+    donors = np.lexsort((np.arange(n_donors), block_of_donor))
+    rank = np.empty(n_donors, dtype=np.int64)
+    rank[donors] = np.arange(n_donors)
+    order = np.argsort(rank[donor], kind="stable")
+    row_donor = rank[donor][order]
+    n_blocks = int(block_of_donor.max()) + 1
+    block_ptr = np.searchsorted(block_of_donor[donors], np.arange(n_blocks + 1))
+    row_ptr = np.searchsorted(row_donor, np.arange(n_donors + 1))
+
+    levels = np.lexsort((np.arange(len(block_of_level)), block_of_level))
+    level_rank = np.empty(len(levels), dtype=np.int64)
+    level_rank[levels] = np.arange(len(levels))
+    level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
+    component_of_level = np.repeat(np.arange(len(entries)), np.diff(offsets))
+    local_ptr, local_level, z_ptr, z = _local_levels(
+        entries, offsets, level_rank, order, row_ptr, block_of_donor[donors], level_ptr
+    )
+
+    X = _floats(X)[order]
+    H = _floats(H)[order]
+    basis = _floats(basis)
+    Q, R_x = np.linalg.qr(X)
+    sign = np.where(np.diag(R_x) < 0, -1.0, 1.0)
+    W, S = _loadings(H, basis, len(entries))
+    blocks = Blocks(
+        np.ascontiguousarray(Q * sign),
+        W,
+        *(a.astype(np.int64) for a in (row_ptr, block_ptr, level_ptr, component_of_level[levels])),
+        local_ptr,
+        local_level,
+        z_ptr,
+        z,
+    )
+    return Model(
+        y=_floats(y)[order],
+        nu=_floats(nu)[order],
+        X=X,
+        H=H,
+        basis=basis,
+        random=tuple(
+            RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random
+        ),
+        row_donor=row_donor,
+        order=order,
+        donors=donors,
+        blocks=blocks,
+        S=S,
+        R_x=R_x * sign[:, None],
+        active=np.ones(n_donors, dtype=bool),
+        n_cells=None if n_cells is None else _floats(n_cells)[order],
+    )
+
+
+def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors v_r and coefficients with B_k = sum_r coef[k, r] v_r v_r'.
+
+    A matrix of rank one is its own factor; any other is spread over e_c and e_c + e_d.  Factors
+    are shared between basis matrices, so hom, iid, free and full need R = 1, C + 1, C + 1 and
+    C (C + 1) / 2 of them.
+
+    Returns
+    -------
+    vectors : ndarray, shape (C, R);  coef : ndarray, shape (K, R)
+
+    Examples
+    --------
+    >>> vectors, coef = rank_one_factors(np.array([np.ones((2, 2)), np.diag([1., 0.])]))
+    >>> vectors.T.tolist(), coef.tolist()
+    ([[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    size = basis.shape[1]
+    vectors: list[np.ndarray] = []
+    index: dict[bytes, int] = {}
+    terms: list[dict[int, float]] = []
+
+    def add(term: dict[int, float], vector: np.ndarray, weight: float) -> None:
+        if weight == 0.0:
+            return
+        key = (vector + 0.0).tobytes()
+        if key not in index:
+            index[key] = len(vectors)
+            vectors.append(vector)
+        term[index[key]] = term.get(index[key], 0.0) + weight
+
+    eye = np.eye(size)
+    for matrix in basis:
+        term: dict[int, float] = {}
+        values, axes = np.linalg.eigh(matrix)
+        top = int(np.argmax(np.abs(values)))
+        if np.abs(np.delete(values, top)).max(initial=0.0) < 1e-12 * abs(values[top]):
+            vector = axes[:, top]
+            pivot = vector[np.argmax(np.abs(vector) > 1e-9)]
+            vector = np.where(np.abs(vector) > 1e-12, np.round(vector / pivot, 14), 0.0)
+            add(term, vector, float(values[top] * pivot**2))
+        else:
+            for c in range(size):
+                add(term, eye[c], 2.0 * matrix[c, c] - matrix[c].sum())
+                for d in range(c):
+                    add(term, eye[c] + eye[d], matrix[c, d])
+        terms.append(term)
+    coef = np.zeros((len(basis), len(vectors)))
+    for k, term in enumerate(terms):
+        for r, weight in term.items():
+            coef[k, r] = weight if abs(weight - round(weight)) > 1e-12 else round(weight)
+    return np.array(vectors).T, coef
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
+    """W = H V (n, R) and the map S (K + Kr, R + Kr) from components to factors."""
+    vectors, coef = rank_one_factors(basis)
+    count, n_factors = coef.shape
+    S = np.zeros((count + n_random, n_factors + n_random))
+    S[:count, :n_factors] = coef
+    S[count:, n_factors:] = np.eye(n_random)
+    return _floats(H @ vectors), S
+
+
+def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:
+    """Non-zero rows, their level numbers (empty levels dropped), number of levels, weights."""
+    rows = np.flatnonzero(np.asarray(component.values) != 0.0)
+    seen, level = np.unique(np.asarray(component.codes)[rows], return_inverse=True)
+    return rows, level, len(seen), _floats(component.values)[rows], donor[rows]
+
+
+def _connect(
+    n_donors: int, donor: np.ndarray, entries: list[tuple], offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Independent blocks: donors joined through the levels they share."""
+    total = n_donors + int(offsets[-1])
+    if not entries:
+        return np.arange(n_donors), np.zeros(0, dtype=np.int64)
+    left = np.concatenate([e[4] for e in entries])
+    right = np.concatenate([n_donors + offsets[k] + e[1] for k, e in enumerate(entries)])
+    graph = sp.coo_matrix((np.ones(len(left)), (left, right)), shape=(total, total))
+    _, label = connected_components(graph, directed=False)
+    # number the blocks by their first donor
+    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    label = number[inverse]
+    return label[:n_donors], label[n_donors:]
+
+
+def _local_levels(
+    entries: list[tuple],
+    offsets: np.ndarray,
+    level_rank: np.ndarray,
+    order: np.ndarray,
+    row_ptr: np.ndarray,
+    block_of_donor: np.ndarray,
+    level_ptr: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For each donor the levels it touches (numbered within the block) and their weights."""
+    n_donors, total = len(row_ptr) - 1, int(offsets[-1])
+    if not entries:
+        nothing = np.zeros(n_donors + 1, dtype=np.int64)
+        return nothing, np.zeros(0, dtype=np.int64), nothing.copy(), np.zeros(0)
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
+    row = position[np.concatenate([e[0] for e in entries])]
+    level = level_rank[np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])]
+    weight = np.concatenate([e[3] for e in entries])
+    donor = np.searchsorted(row_ptr, row, side="right") - 1
+    pairs, column = np.unique(donor * total + level, return_inverse=True)
+    local_ptr = np.searchsorted(pairs // total, np.arange(n_donors + 1))
+    width = np.diff(local_ptr)
+    z_ptr = np.concatenate([[0], np.cumsum(width * np.diff(row_ptr))]).astype(np.int64)
+    z = np.zeros(z_ptr[-1])
+    cell = z_ptr[donor] + (row - row_ptr[donor]) * width[donor] + column - local_ptr[donor]
+    np.add.at(z, cell, weight)
+    local_level = pairs % total - level_ptr[block_of_donor[pairs // total]]
+    return local_ptr.astype(np.int64), local_level.astype(np.int64), z_ptr, z
