@@ -1,0 +1,215 @@
+"""The model by brute force: n x n matrices, plain numpy, nothing shared with the package.
+
+Everything the engine gets from sums over donors is written down here as in the textbook.  Only
+the arrays of a Model are read: y, nu, X, H, basis, random, row_donor, active_rows, n_cells.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+from scipy.integrate import quad
+
+
+def arrays(model) -> SimpleNamespace:
+    """Rows in use, the derivatives Sigma_k (n x n) and the incidence matrices of the levels."""
+    keep = model.active_rows
+    donor = model.row_donor[keep]
+    H = model.H[keep]
+    same = donor[:, None] == donor[None, :]
+    parts = [same * (H @ B @ H.T) for B in model.basis]
+    levels = []
+    for codes, values in model.random:
+        Z = np.zeros((len(model.y), int(codes.max()) + 1))
+        Z[np.arange(len(model.y)), codes] = values
+        levels.append(Z[keep])
+        parts.append(Z[keep] @ Z[keep].T)
+    return SimpleNamespace(
+        y=model.y[keep], D=np.diag(model.nu[keep]), X=model.X[keep], H=H, donor=donor,
+        parts=np.array(parts), levels=levels,
+    )  # fmt: skip
+
+
+def covariance(a: SimpleNamespace, theta: np.ndarray) -> np.ndarray:
+    """Sigma = D + sum_k theta_k Sigma_k."""
+    return a.D + np.tensordot(theta, a.parts, axes=1)
+
+
+def projection(Sigma: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """M = Sigma^-1 and P = M - M X (X'M X)^-1 X'M."""
+    M = np.linalg.inv(Sigma)
+    return M, M - M @ X @ np.linalg.solve(X.T @ M @ X, X.T @ M)
+
+
+def gls(model, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """b = (X'M X)^-1 X'M y and its covariance."""
+    a = arrays(model)
+    M = np.linalg.inv(covariance(a, theta))
+    cov = np.linalg.inv(a.X.T @ M @ a.X)
+    return cov @ a.X.T @ M @ a.y, cov
+
+
+def ols(model) -> np.ndarray:
+    """b = (X'X)^-1 X'y."""
+    a = arrays(model)
+    return np.linalg.lstsq(a.X, a.y, rcond=None)[0]
+
+
+def llf(model, theta: np.ndarray, method: str) -> float:
+    """Log-likelihood with all constants; -inf where Sigma is not positive definite."""
+    a = arrays(model)
+    Sigma = covariance(a, theta)
+    if np.linalg.eigvalsh(Sigma)[0] <= 0:
+        return -np.inf
+    M, P = projection(Sigma, a.X)
+    n, p = a.X.shape
+    out = np.linalg.slogdet(Sigma)[1] + a.y @ P @ a.y + n * np.log(2 * np.pi)
+    if method == "reml":
+        out += np.linalg.slogdet(a.X.T @ M @ a.X)[1] - np.linalg.slogdet(a.X.T @ a.X)[1]
+        out -= p * np.log(2 * np.pi)
+    return -0.5 * float(out)
+
+
+def score(model, theta: np.ndarray, method: str) -> np.ndarray:
+    """Gradient of the log-likelihood, 1/2 (r'Sigma_k r - tr P Sigma_k)."""
+    a = arrays(model)
+    M, P = projection(covariance(a, theta), a.X)
+    r, W = P @ a.y, P if method == "reml" else M
+    return np.array([0.5 * (r @ S @ r - np.sum(W * S)) for S in a.parts])
+
+
+def score_numerical(model, theta: np.ndarray, method: str, step: float = 2e-3) -> np.ndarray:
+    """The same by central differences with two Richardson steps, error O(step^6)."""
+    out = []
+    for e in np.eye(len(theta)):
+        t = [
+            (llf(model, theta + h * e, method) - llf(model, theta - h * e, method)) / (2 * h)
+            for h in (step, step / 2, step / 4)
+        ]
+        first = [(4 * t[1] - t[0]) / 3, (4 * t[2] - t[1]) / 3]
+        out.append((16 * first[1] - first[0]) / 15)
+    return np.array(out)
+
+
+def average_information(model, theta: np.ndarray) -> np.ndarray:
+    """AI_kl = 1/2 (Sigma_k r)' P (Sigma_l r)."""
+    a = arrays(model)
+    _, P = projection(covariance(a, theta), a.X)
+    F = a.parts @ (P @ a.y)
+    return 0.5 * F @ P @ F.T
+
+
+def expected_information(model, theta: np.ndarray, method: str) -> np.ndarray:
+    """Fisher_kl = 1/2 tr(P Sigma_k P Sigma_l); ML has Sigma^-1 for P."""
+    a = arrays(model)
+    M, P = projection(covariance(a, theta), a.X)
+    F = np.array([(P if method == "reml" else M) @ S for S in a.parts])
+    return 0.5 * np.einsum("kij,lji->kl", F, F)
+
+
+def haseman_elston(model) -> tuple[np.ndarray, float]:
+    """Least squares of Pi (yy' - D) Pi on {Pi Sigma_k Pi}, and the condition of its Gram matrix."""
+    a = arrays(model)
+    Pi = np.eye(len(a.y)) - a.X @ np.linalg.pinv(a.X)
+    F = (Pi @ a.parts @ Pi).reshape(len(a.parts), -1)
+    target = Pi @ (np.outer(a.y, a.y) - a.D) @ Pi
+    return np.linalg.solve(F @ F.T, F @ target.ravel()), float(np.linalg.cond(F @ F.T))
+
+
+def blups(model, theta: np.ndarray, shared: int | None) -> SimpleNamespace:
+    """Predictions G Z'P y of (alpha, Gamma, levels) and sqrt diag(G - G Z'P Z G), in blocks.
+
+    `shared` is the index of the component alpha_i belongs to; None: all of A belongs to Gamma.
+    """
+    a = arrays(model)
+    _, P = projection(covariance(a, theta), a.X)
+    N, C, K = len(model.donors), model.H.shape[1], len(model.basis)
+    sigma2 = 0.0 if shared is None else theta[shared]
+    V = np.tensordot(theta[:K], model.basis, axes=1) - sigma2
+    Z_shared, Z_specific = np.zeros((len(a.y), N)), np.zeros((len(a.y), N, C))
+    rows = np.arange(len(a.y))
+    Z_shared[rows, a.donor], Z_specific[rows, a.donor] = a.H.sum(axis=1), a.H
+    Z = [Z_shared, Z_specific.reshape(len(a.y), -1), *a.levels]
+    G = [sigma2 * np.eye(N), np.kron(np.eye(N), V)]
+    G += [g * np.eye(L.shape[1]) for g, L in zip(theta[K:], a.levels, strict=True)]
+    values = [g @ z.T @ P @ a.y for g, z in zip(G, Z, strict=True)]
+    variances = [np.diag(g - g @ z.T @ P @ z @ g) for g, z in zip(G, Z, strict=True)]
+    with np.errstate(invalid="ignore"):  # a negative component has no standard error
+        errors = [np.sqrt(v) for v in variances]
+    fitted = a.X @ gls(model, theta)[0] + sum(z @ u for z, u in zip(Z, values, strict=True))
+    return SimpleNamespace(
+        shared=values[0], shared_se=errors[0],
+        specific=values[1].reshape(N, C), specific_se=errors[1].reshape(N, C),
+        random=values[2:], random_se=errors[2:], fitted=fitted,
+    )  # fmt: skip
+
+
+def working_noise(model) -> np.ndarray:
+    """w_ic = (mean_i n_ic nu_ic) / n_ic per cell type, rows of one cell type each."""
+    kind = model.H.argmax(axis=1)
+    cells = np.ones(len(model.y)) if model.n_cells is None else model.n_cells
+    s2 = np.array([np.mean((cells * model.nu)[kind == c]) for c in range(model.H.shape[1])])
+    return s2[kind] / cells
+
+
+def null_fit(model, steps: int = 200) -> np.ndarray:
+    """REML by Fisher scoring with step halving, components held >= 0 (active set)."""
+    theta = np.full(len(model.basis) + len(model.random), 0.3 * np.var(model.y))
+    for _ in range(steps):
+        g, F = score(model, theta, "reml"), expected_information(model, theta, "reml")
+        free = (theta > 0) | (g > 0)
+        move = np.zeros_like(theta)
+        move[free] = np.linalg.solve(F[np.ix_(free, free)], g[free])
+        size, now = 1.0, llf(model, theta, "reml")
+        while llf(model, np.maximum(theta + size * move, 0), "reml") < now and size > 1e-10:
+            size /= 2
+        theta = np.maximum(theta + size * move, 0)
+    return theta
+
+
+def score_test(model, hom_basis: np.ndarray) -> SimpleNamespace:
+    """The noise-robust score test of V_c = 0: statistics, eigenvalues, p values by Imhof."""
+    null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
+    theta = null_fit(null)
+    a = arrays(null)
+    _, P = projection(covariance(a, theta), a.X)
+    Sigma = covariance(a, theta) - a.D + np.diag(model.nu)  # null covariance, raw noise
+    same = a.donor[:, None] == a.donor[None, :]
+    direction = [same * np.outer(h, h) for h in a.H.T]
+    trace = np.einsum("kij,lji->kl", P @ a.parts, P @ a.parts)
+    root = np.linalg.cholesky(Sigma)
+    A = []
+    for S in direction:
+        coef = np.linalg.solve(trace, [np.sum((P @ T) * (P @ S).T) for T in a.parts])
+        A.append(P @ (S - np.tensordot(coef, a.parts, axes=1)) @ P)
+    out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], eigenvalues=[])
+    for Ac in [*A, np.sum(A, axis=0)]:
+        lam = np.linalg.eigvalsh(root.T @ Ac @ root)
+        q = a.y @ Ac @ a.y
+        out.statistic.append(q - np.sum(Ac * Sigma))
+        out.eigenvalues.append(lam)
+        out.pvalue.append(imhof(q, lam))
+    return out
+
+
+def imhof(q: float, lam: np.ndarray) -> float:
+    """P(sum_j lam_j chi2_1 > q) by numerical inversion (Imhof 1961)."""
+    lam = lam[np.abs(lam) > 1e-12 * np.abs(lam).max()]
+    scale = np.abs(lam).max()
+    lam, q = lam / scale, q / scale
+
+    def integrand(u: float) -> float:
+        angle = 0.5 * np.sum(np.arctan(lam * u)) - 0.5 * q * u
+        return np.sin(angle) / (u * np.exp(0.25 * np.sum(np.log1p((lam * u) ** 2))))
+
+    # beyond u the integral is below 2 / (k rho(u)) for k eigenvalues: stop at 1e-8
+    edges = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 120)])
+    bound = np.array([np.exp(-0.25 * np.sum(np.log1p((lam * u) ** 2))) for u in edges])
+    stop = int(np.argmax(bound < 1e-8))
+    parts = [
+        quad(integrand, low, high, limit=400, epsabs=1e-12)[0]
+        for low, high in pairwise(edges[: stop + 1])
+    ]
+    return float(0.5 + sum(parts) / np.pi)
