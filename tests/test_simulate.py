@@ -1,0 +1,251 @@
+"""Draws have the moments of the model; simulated tables have the parameters they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ctmm_formula.errors import CTMMError
+from ctmm_formula.model import RandomComponent, build_model
+from ctmm_formula.simulate import (
+    beta_error,
+    cell_error,
+    draw,
+    log_uniform_cells,
+    negative_binomial_cells,
+    simulate_pseudobulk,
+)
+
+# Monte Carlo means are compared with their expectation in standard errors; with fixed seeds a
+# test passes or fails for ever, and 4.5 leaves 1 in 150,000 to bad luck when a seed is chosen.
+Z_MAX = 4.5
+# Identities between columns of one table: double precision, sums of at most 20 terms of order 1.
+EXACT = 1e-12
+
+N = 4000
+A_INDEFINITE = np.array([[1.0, 0.6, 0.1], [0.6, 0.3, 0.2], [0.1, 0.2, -0.1]])
+NU = np.array([0.2, 0.5, 0.9])
+
+
+def assert_covariance(values, expected):
+    """Rows of `values` are draws with mean 0 and this covariance."""
+    S = values.T @ values / len(values)
+    d = np.diag(expected)
+    se = np.sqrt((np.outer(d, d) + expected**2) / len(values))
+    assert np.abs((S - expected) / se).max() < Z_MAX
+
+
+def ctp_model(A, nu, random=(), n=N):
+    C = len(A)
+    H = np.tile(np.eye(C), (n, 1))
+    donor = np.repeat(np.arange(n), C)
+    return build_model(np.zeros(n * C), np.tile(nu, n), H, H, donor, A[None], random)
+
+
+def test_draw_has_the_covariance_of_a_donor_even_if_effects_are_indefinite():
+    assert np.linalg.eigvalsh(A_INDEFINITE)[0] < 0
+    model = ctp_model(A_INDEFINITE, NU)
+    beta = np.array([1.0, -2.0, 3.0])
+    y = model.unsort(draw(model, [1.0], beta, rng=1)).reshape(N, 3)
+    assert_covariance(y - beta, A_INDEFINITE + np.diag(NU))
+
+
+def test_draw_with_missing_pairs_and_shuffled_rows():
+    rng = np.random.default_rng(2)
+    donor, celltype = np.divmod(rng.permutation(N * 3), 3)
+    keep = (celltype > 0) | (donor % 2 == 0)  # odd donors lack cell type 0
+    donor, celltype = donor[keep], celltype[keep]
+    H = np.eye(3)[celltype]
+    model = build_model(np.zeros(len(H)), NU[celltype], H, H, donor, A_INDEFINITE[None])
+    y = np.full((N, 3), np.nan)
+    y[donor, celltype] = model.unsort(draw(model, [1.0], np.zeros(3), rng=3))
+    assert_covariance(y[::2], A_INDEFINITE + np.diag(NU))
+    assert_covariance(y[1::2, 1:], (A_INDEFINITE + np.diag(NU))[1:, 1:])
+
+
+def test_draw_of_overall_pseudobulk():
+    P = np.array([0.5, 0.3, 0.2])
+    H = np.tile(P, (N, 1))
+    model = build_model(
+        np.zeros(N), np.full(N, 0.1), np.ones((N, 1)), H, np.arange(N), A_INDEFINITE[None]
+    )
+    y = draw(model, [2.0], [0.0], rng=4)[:, None]
+    assert_covariance(y, np.array([[2.0 * P @ A_INDEFINITE @ P + 0.1]]))
+
+
+def test_random_effects_join_the_donors_of_a_level():
+    # pairs of donors in a batch; the second effect acts on cell type 1 only
+    n, C = N, 2
+    batch = np.repeat(np.arange(n) // 2, C)
+    H = np.tile(np.eye(C), (n, 1))
+    random = [RandomComponent(batch, np.ones(n * C)), RandomComponent(batch, H[:, 1])]
+    A = np.array([[0.5, 0.2], [0.2, 0.4]])
+    model = ctp_model(A, np.array([0.1, 0.3]), random)
+    y = model.unsort(draw(model, [1.0, 0.7, 0.25], np.zeros(C), rng=5)).reshape(n // 2, 2 * C)
+    between = 0.7 + 0.25 * np.diag([0.0, 1.0])
+    within = between + A + np.diag([0.1, 0.3])
+    assert_covariance(y, np.block([[within, between], [between, within]]))
+
+
+def test_singular_covariances_can_be_drawn():
+    # no noise: what all cell types share is all there is, and without that only the mean
+    model = ctp_model(np.ones((3, 3)), np.zeros(3), n=N)
+    y = draw(model, [2.0], np.zeros(3), rng=6).reshape(N, 3)
+    np.testing.assert_allclose(y, y[:, :1] @ np.ones((1, 3)), rtol=0, atol=EXACT)
+    assert_covariance(y, np.full((3, 3), 2.0))
+    mean = draw(model, [0.0], [1.0, 2.0, 3.0], rng=0)
+    np.testing.assert_array_equal(mean, np.tile([1, 2, 3], N))
+
+
+def test_same_seed_same_draw_and_a_generator_moves_on():
+    model = ctp_model(np.eye(3), NU, n=4)
+    rng = np.random.default_rng(7)
+    first, second = draw(model, [1.0], np.zeros(3), rng), draw(model, [1.0], np.zeros(3), rng)
+    np.testing.assert_array_equal(first, draw(model, [1.0], np.zeros(3), rng=7))
+    assert (first != second).all()
+
+
+def test_donors_left_out_keep_their_values():
+    model = ctp_model(np.eye(3), NU, [RandomComponent(np.zeros(12, int), np.ones(12))], n=4)
+    y = draw(model.without(2), [1.0, 1.0], np.ones(3), rng=0)
+    gone = model.row_donor == 2
+    assert (y[gone] == 0.0).all() and (y[~gone] != 0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("theta", "beta", "message"),
+    [
+        ([1.0, -0.1], np.zeros(3), r"negative variance: theta\[1\] = -0.1"),
+        ([-5.0, 0.1], np.zeros(3), r"donor codes 0, 1, 2; smallest eigenvalue -4.8"),
+        ([1.0], np.zeros(3), "2 variance components and 3 fixed effects"),
+        ([1.0, 0.1], np.zeros(2), "2 variance components and 3 fixed effects"),
+    ],
+)
+def test_impossible_draws_are_refused(theta, beta, message):
+    model = ctp_model(np.eye(3), NU, [RandomComponent(np.zeros(12, int), np.ones(12))], n=4)
+    with pytest.raises(CTMMError, match=message):
+        draw(model, theta, beta, rng=0)
+
+
+def test_pseudobulk_table_has_its_parameters():
+    V = np.array([[0.5, 0.2, 0.0], [0.2, 0.3, 0.1], [0.0, 0.1, 0.2]])
+    beta = np.array([1.0, 0.0, -1.0])
+    effects = {"sex": 0.5, "PC2": -0.3}
+    ctp = simulate_pseudobulk(
+        N, ["T", "B", "NK"], sigma2=0.4, V=V, beta=beta, effects=effects, n_batches=N // 2,
+        batch_variance=0.6, cell_variance=[1.0, 2.0, 4.0], cells=log_uniform_cells(10, 10), rng=8,
+    ).ctp  # fmt: skip
+    assert list(ctp["celltype"][:3]) == ["T", "B", "NK"] and (ctp["n_cells"] == 10).all()
+    np.testing.assert_allclose(ctp["nu"], np.tile([0.1, 0.2, 0.4], N), rtol=EXACT)
+    mean = np.tile(beta, N) + 0.5 * (ctp["sex"] == "M") - 0.3 * ctp["PC2"]
+    y = (ctp["expr"] - mean).to_numpy().reshape(N, 3)
+    order = np.argsort(ctp["batch"].to_numpy()[::3], kind="stable")  # two donors in each batch
+    within = 0.6 + 0.4 + V + np.diag([0.1, 0.2, 0.4])
+    between = np.full((3, 3), 0.6)
+    assert_covariance(y[order].reshape(N // 2, 6), np.block([[within, between], [between, within]]))
+
+
+@pytest.mark.parametrize(
+    ("V", "expected"), [(0.5, [0.5, 0.5]), ([0.5, 0.1], [0.5, 0.1])], ids=["scalar", "vector"]
+)
+def test_specific_variance_may_be_a_number_or_a_vector(V, expected):
+    ctp = simulate_pseudobulk(N, 2, sigma2=0.2, V=V, cell_variance=0.0, rng=9).ctp
+    assert_covariance(ctp["expr"].to_numpy().reshape(N, 2), 0.2 + np.diag(expected))
+
+
+def test_overall_table_matches_the_cell_types():
+    data = simulate_pseudobulk(
+        60, ["T", "B", "NK"], missing=0.3, noise_error=cell_error(3.0), rng=10
+    )
+    by_donor = {donor: rows for donor, rows in data.ctp.groupby("donor")}
+    assert set(by_donor) == set(data.op["donor"]) and len(data.ctp) < 180
+    for row in data.op.to_dict("records"):
+        rows = by_donor[row["donor"]].set_index("celltype")
+        P = rows["n_cells"] / rows["n_cells"].sum()
+        assert row["n_cells"] == rows["n_cells"].sum()
+        assert row["expr"] == pytest.approx((P * rows["expr"]).sum(), abs=EXACT)
+        assert row["nu"] == pytest.approx((P**2 * rows["nu"]).sum(), rel=EXACT)
+        for name in ("T", "B", "NK"):
+            assert row[f"prop_{name}"] == pytest.approx(P.get(name, 0.0), abs=EXACT)
+        for name in ("batch", "sex", "PC1", "PC2"):
+            assert (rows[name] == row[name]).all()
+
+
+def test_pairs_with_few_cells_are_missing():
+    many = simulate_pseudobulk(300, 4, cells=negative_binomial_cells(30, 1.5), rng=11)
+    few = simulate_pseudobulk(300, 4, cells=negative_binomial_cells(30, 1.5), min_cells=11, rng=11)
+    assert many.ctp["n_cells"].min() == 2 and few.ctp["n_cells"].min() == 11
+    kept = many.ctp[many.ctp["n_cells"] >= 11].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept[["donor", "celltype"]], few.ctp[["donor", "celltype"]])
+
+
+def test_share_of_missing_pairs():
+    rows = len(simulate_pseudobulk(1000, 4, missing=0.2, rng=12).ctp)
+    assert abs(rows - 3200) / np.sqrt(4000 * 0.2 * 0.8) < Z_MAX
+
+
+@pytest.mark.parametrize(
+    ("error", "cv"),
+    [
+        # E x^2 of Beta(2, b) is 6 / ((b + 2)(b + 3))
+        (beta_error(5), np.sqrt(6 / 56)),
+        (beta_error(3), np.sqrt(6 / 30)),
+        (cell_error(), np.sqrt(2 / 49)),
+        (cell_error(4.0), np.sqrt(2 / 49 + 4 / 50)),
+    ],
+    ids=["beta5", "beta3", "normal cells", "skewed cells"],
+)
+def test_measured_noise_is_unbiased_with_known_spread(error, cv):
+    n = 100_000
+    ratio = error(np.random.default_rng(13), np.full(n, 3.0), np.full(n, 50)) / 3.0
+    assert (ratio > 0).all()
+    assert abs(ratio.mean() - 1.0) * np.sqrt(n) / cv < Z_MAX
+    squares = (ratio - 1.0) ** 2
+    assert abs(squares.mean() - cv**2) * np.sqrt(n) / squares.std() < Z_MAX
+
+
+def test_measured_noise_does_not_change_the_expression():
+    exact = simulate_pseudobulk(30, 3, rng=14).ctp
+    wrong = simulate_pseudobulk(30, 3, noise_error=beta_error(3), rng=14).ctp
+    pd.testing.assert_series_equal(exact["expr"], wrong["expr"])
+    assert (exact["nu"] != wrong["nu"]).all()
+
+
+# log-uniform on 1 ... 3: P(k) = log((k + 1) / k) / log 4
+K = np.arange(1, 4)
+P = np.log((K + 1) / K) / np.log(4)
+
+
+@pytest.mark.parametrize(
+    ("cells", "mean", "variance"),
+    [
+        (negative_binomial_cells(100, 2), 100.0, 100 + 100**2 / 2),
+        (log_uniform_cells(1, 3), K @ P, K**2 @ P - (K @ P) ** 2),
+    ],
+    ids=["negative binomial", "log-uniform"],
+)
+def test_numbers_of_cells(cells, mean, variance):
+    n = 100_000
+    counts = cells(np.random.default_rng(15), (n,))
+    assert abs(counts.mean() - mean) * np.sqrt(n / variance) < Z_MAX
+    squares = (counts - mean) ** 2
+    assert abs(squares.mean() - variance) * np.sqrt(n) / squares.std() < Z_MAX
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"effects": {"age": 1.0}},
+            "covariate in effects 'age': choose from sex, PC1, PC2",
+        ),
+        ({"V": [1.0, 2.0]}, r"V must have shape \(4,\), got \(2,\)"),
+        ({"beta": np.zeros(3)}, r"beta must have shape \(4,\), got \(3,\)"),
+        ({"V": np.tril(np.ones((4, 4)))}, "V must be symmetric"),
+        ({"cell_variance": -1.0}, "cell_variance >= 0"),
+        ({"batch_variance": -1.0}, "negative variance"),
+        ({"sigma2": -9.0}, "not positive semi-definite"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(CTMMError, match=message):
+        simulate_pseudobulk(10, **arguments, rng=0)
