@@ -25,8 +25,8 @@ Rng: TypeAlias = np.random.Generator | int | None
 CellNumbers: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 NoiseError: TypeAlias = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
 
-ROUNDING = 1e-10
-"""A covariance is indefinite when an eigenvalue is below -ROUNDING times the largest."""
+ROUNDING = 1e-13
+"""Eigenvalues this small relative to the largest are zero: errors of eigh are some 1e-16."""
 
 
 def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np.ndarray:
@@ -109,14 +109,16 @@ def _square_roots(sigma: np.ndarray, donors: np.ndarray) -> np.ndarray:
     a seed gives the same numbers with any LAPACK.
     """
     values, vectors = np.linalg.eigh(sigma)
-    bad = np.flatnonzero(values[:, 0] < -ROUNDING * np.abs(values).max(axis=1))
+    zero = ROUNDING * np.abs(values).max(axis=1, keepdims=True)
+    bad = np.flatnonzero((values < -zero).any(axis=1))
     if len(bad):
         raise CTMMError(
             "cannot draw: the covariance of some donors is not positive semi-definite "
             f"(donor codes {', '.join(map(str, donors[bad[:3]]))}; smallest eigenvalue "
             f"{values[bad, 0].min():.3g}); choose larger variance components"
         )
-    return (vectors * np.sqrt(np.clip(values, 0.0, None))[:, None]) @ vectors.swapaxes(1, 2)
+    scale = np.sqrt(np.where(values > zero, values, 0.0))
+    return (vectors * scale[:, None]) @ vectors.swapaxes(1, 2)
 
 
 def log_uniform_cells(low: int = 10, high: int = 120) -> CellNumbers:
