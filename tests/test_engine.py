@@ -1,0 +1,280 @@
+"""The engine against brute force, for every covariance structure in the registry.
+
+Structures x {cell type-specific, overall} x fixed/random parts x {complete, missing pairs}; a new
+row of the registry is tested here without a change.
+"""
+
+from __future__ import annotations
+
+import dense
+import numpy as np
+import pytest
+
+from ctmm_formula.blup import effects
+from ctmm_formula.domain import Domain
+from ctmm_formula.estimate import Convergence, Estimate
+from ctmm_formula.estimators import estimate, information
+from ctmm_formula.likelihood import evaluate
+from ctmm_formula.model import Model, RandomComponent, build_model
+from ctmm_formula.score import score_test
+from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
+
+EXACT = 1e-8
+"""Relative: both sides are exact, only rounding (condition numbers of 1e4-1e6) is between them."""
+NUMERICAL = 1e-7
+"""Relative: Richardson differences of a log-likelihood near 30 keep about 9 digits."""
+TAIL = 1e-4
+"""Absolute, of a p value against Imhof's integral: the tail used may be an approximation."""
+
+N, CELLTYPES = 12, ("A", "B", "C")
+USER = [
+    np.ones((3, 3)),
+    np.outer([1.0, 0.5, -2.0], [1.0, 0.5, -2.0]),  # rank one, not 0/1
+    np.array([[1.0, 0.4, 0.1], [0.4, 1.0, 0.4], [0.1, 0.4, 1.0]]),  # full rank
+]
+REGISTRY = [f"{name}(1)" if name in ARGUMENTS else name for name in STRUCTURES]
+KINDS = ("ctp", "op")
+PARTS = ("none", "covariates", "batch", "crossed", "celltype-specific batch")
+TARGET = np.diag([0.35, -0.03, 0.12]) + 0.3 + 0.02 * (np.eye(3, k=1) + np.eye(3, k=-1))
+"""Covariance of the true expression, with a cell type-specific variance below zero."""
+
+structures = pytest.mark.parametrize("structure", [*REGISTRY, "user"])
+kinds = pytest.mark.parametrize("kind", KINDS)
+settings = pytest.mark.parametrize("setting", PARTS)
+holes = pytest.mark.parametrize("missing", [False, True], ids=["complete", "missing"])
+methods = pytest.mark.parametrize("method", ["ml", "reml"])
+
+
+def close(actual: np.ndarray, desired: np.ndarray, tolerance: float = EXACT) -> None:
+    """Agreement relative to the largest entry, so that exact zeros are not asked for digits."""
+    desired = np.asarray(desired)
+    assert np.shape(actual) == desired.shape
+    np.testing.assert_allclose(
+        actual, desired, rtol=0, atol=tolerance * np.abs(desired).max(initial=1e-6)
+    )
+
+
+def make(structure: str, kind: str, setting: str, missing: bool, seed: int = 0) -> Model:
+    """A small model whose rows are in no order at all."""
+    rng = np.random.default_rng([seed, KINDS.index(kind), PARTS.index(setting), missing])
+    size = len(CELLTYPES)
+    present = rng.random((N, size)) > (0.25 if missing else -1)
+    present[present.sum(axis=1) < 1] = True
+    if kind == "ctp":
+        donor, celltype = np.nonzero(present)
+        H = np.eye(size)[celltype]
+    else:
+        donor = np.arange(N)
+        H = rng.dirichlet([2.0] * size, N) * present
+        H /= H.sum(axis=1, keepdims=True)
+    shuffle = rng.permutation(len(donor))
+    donor, H = donor[shuffle], H[shuffle]
+    X, random = H, []
+    if setting != "none":
+        X = np.hstack([H, np.c_[rng.normal(size=N), rng.integers(0, 2, N) * 40.0][donor]])
+    ones = np.ones(len(donor))
+    batch = rng.permutation(np.arange(N) % 4)[donor]
+    if setting in ("batch", "crossed"):
+        random.append(RandomComponent(batch, ones))
+    if setting == "crossed":
+        random.append(RandomComponent(rng.permutation(np.arange(N) % 3)[donor], ones))
+    if setting == "celltype-specific batch":
+        random += [RandomComponent(batch, H[:, c]) for c in range(size)]
+    basis = resolve(USER if structure == "user" else structure, CELLTYPES).basis
+    return build_model(
+        rng.normal(size=len(donor)), rng.uniform(0.15, 0.6, len(donor)), X, H, donor, basis,
+        random, rng.integers(10, 100, len(donor)).astype(float),
+    )  # fmt: skip
+
+
+def inside(model: Model) -> np.ndarray:
+    """Components inside the domain, some below zero (also a random effect's)."""
+    basis = model.basis.reshape(len(model.basis), -1)
+    donor_level = np.linalg.lstsq(basis.T, TARGET.ravel(), rcond=None)[0]
+    return np.concatenate([donor_level, [0.2, -0.01, 0.1][: len(model.random)]])
+
+
+def at(model: Model, theta: np.ndarray, method: str = "reml") -> Estimate:
+    """An Estimate at given components."""
+    beta, cov = dense.gls(model, theta)
+    ended = Convergence(True, False, 1.0, 0.0, 1, 1, "")
+    llf = dense.llf(model, theta, method)
+    return Estimate(method, theta, beta, cov, "gls", llf, ended)
+
+
+@structures
+@kinds
+@settings
+@holes
+def test_likelihood_and_derivatives(structure, kind, setting, missing):
+    model = make(structure, kind, setting, missing)
+    theta = inside(model)
+    for method in ("ml", "reml"):
+        got = evaluate(model, theta, method)
+        close(got.llf, dense.llf(model, theta, method))
+        close(got.score, dense.score(model, theta, method))
+        close(got.average, dense.average_information(model, theta))
+        close(got.expected, dense.expected_information(model, theta, method))
+        beta, cov = dense.gls(model, theta)
+        close(got.beta, beta)
+        close(got.cov_beta, cov)
+        close(
+            information(model, at(model, theta, method)),
+            dense.expected_information(model, theta, method),
+        )
+
+
+@structures
+@kinds
+@methods
+def test_score_is_the_gradient(structure, kind, method):
+    model = make(structure, kind, "batch", True)
+    theta = inside(model)
+    numerical = dense.score_numerical(model, theta, method)
+    close(dense.score(model, theta, method), numerical, NUMERICAL)
+    close(evaluate(model, theta, method).score, numerical, NUMERICAL)
+
+
+@structures
+@kinds
+@settings
+def test_donors_left_out(structure, kind, setting):
+    """Switching donors off is the same as never having had them."""
+    model = make(structure, kind, setting, True).without([2, 7])
+    theta = inside(model)
+    assert model.nobs == len(dense.arrays(model).y) < len(model.y)
+    for method in ("ml", "reml"):
+        got = evaluate(model, theta, method)
+        close(got.llf, dense.llf(model, theta, method))
+        close(got.score, dense.score(model, theta, method))
+        close(got.expected, dense.expected_information(model, theta, method))
+        close(got.beta, dense.gls(model, theta)[0])
+    if kind == "ctp":  # ten overall rows do not identify every structure
+        close(estimate(model, "he", Domain("noise", 0.1)).theta, dense.haseman_elston(model)[0])
+
+
+@structures
+@kinds
+@settings
+@holes
+def test_haseman_elston(structure, kind, setting, missing):
+    model = make(structure, kind, setting, missing)
+    theta, condition = dense.haseman_elston(model)
+    got = estimate(model, "he", Domain("noise", 0.1))
+    if condition > 1e12:
+        pytest.skip(f"moments of this small design do not identify it (condition {condition:.0e})")
+    close(got.theta, theta, max(EXACT, 1e-15 * condition))
+    assert np.isnan(got.llf)
+    if np.isfinite(dense.llf(model, got.theta, "reml")):
+        assert got.beta_by == "gls"
+        beta, cov = dense.gls(model, got.theta)
+        close(got.beta, beta)
+        close(got.cov_beta, cov)
+    else:
+        assert got.beta_by == "ols"
+        close(got.beta, dense.ols(model))
+        assert np.isnan(got.cov_beta).all()
+
+
+@structures
+@kinds
+@settings
+@holes
+def test_predictions(structure, kind, setting, missing):
+    model = make(structure, kind, setting, missing)
+    theta = inside(model)
+    shared = next((k for k, B in enumerate(model.basis) if (B == 1).all()), None)
+    want = dense.blups(model, theta, shared)
+    got = effects(model, at(model, theta))
+    close(got.shared, want.shared)
+    close(got.shared_se, want.shared_se)
+    close(got.specific, want.specific)
+    close(np.isfinite(got.specific_se), np.isfinite(want.specific_se))
+    close(np.nan_to_num(got.specific_se), np.nan_to_num(want.specific_se))
+    assert len(got.random) == len(model.random)
+    for (values, se), u, u_se in zip(got.random, want.random, want.random_se, strict=True):
+        close(values, u)
+        close(np.nan_to_num(se), np.nan_to_num(u_se))
+    close(got.fitted, want.fitted)
+    close(got.marginal, model.X @ dense.gls(model, theta)[0])
+
+
+@pytest.mark.parametrize("setting", [s for s in PARTS if s != "celltype-specific batch"])
+@holes
+@pytest.mark.parametrize("seed", [1, 2])
+def test_score_test(setting, missing, seed):
+    model = make("free", "ctp", setting, missing, seed)
+    want = dense.score_test(model, np.ones((1, 3, 3)))
+    got = score_test(model)
+    close(got.statistic, want.statistic[:3], 1e-6)  # the null fit stops at a small gradient
+    np.testing.assert_allclose(got.pvalue_celltype, want.pvalue[:3], rtol=0, atol=TAIL)
+    np.testing.assert_allclose(got.pvalue_sum, want.pvalue[3], rtol=0, atol=TAIL)
+    cauchy = np.mean(np.tan((0.5 - np.asarray(got.pvalue_celltype)) * np.pi))
+    assert got.pvalue_cauchy == pytest.approx(0.5 - np.arctan(cauchy) / np.pi, rel=EXACT)
+
+
+def test_imhof_against_monte_carlo():
+    """The oracle of the p values, once, against simulation."""
+    rng = np.random.default_rng(1)
+    lam = np.array([2.0, 1.0, 0.5, -0.3, -1.2])
+    draws = rng.chisquare(1, (400_000, 5)) @ lam
+    for q in (-2.0, 1.0, 6.0):
+        assert dense.imhof(q, lam) == pytest.approx(np.mean(draws > q), abs=4 * 0.5 / 400_000**0.5)
+
+
+@structures
+@methods
+def test_outside_the_domain(structure, method):
+    model = make(structure, "ctp", "batch", True)
+    theta = inside(model)
+    theta[0] = -5.0
+    assert dense.llf(model, theta, method) == -np.inf
+    assert evaluate(model, theta, method).llf == -np.inf
+
+
+@kinds
+@methods
+def test_order_of_rows_and_donors_is_immaterial(kind, method):
+    model = make("free", kind, "crossed", True)
+    theta = inside(model)
+    rng = np.random.default_rng(3)
+    rows, names = rng.permutation(len(model.y)), rng.permutation(N)
+    again = build_model(
+        model.y[rows], model.nu[rows], model.X[rows], model.H[rows], names[model.row_donor[rows]],
+        model.basis, [RandomComponent(c[rows], v[rows]) for c, v in model.random],
+    )  # fmt: skip
+    first, second = evaluate(model, theta, method), evaluate(again, theta, method)
+    close(second.llf, first.llf)
+    close(second.score, first.score)
+    close(second.beta, first.beta)
+    fitted = effects(again, at(again, theta)).fitted
+    close(again.unsort(fitted), effects(model, at(model, theta)).fitted[rows])
+
+
+@kinds
+@pytest.mark.parametrize("structure", ["iid", "free", "full"])
+@pytest.mark.parametrize("seed", [0, 4, 5])
+def test_reml_finds_the_top(structure, kind, seed):
+    """No random point of the domain beats the estimate; inside, its gradient vanishes."""
+    model = make(structure, kind, "covariates", False, seed)
+    domain = Domain("noise", 0.1)
+    fit = estimate(model, "reml", domain)
+    close(fit.llf, dense.llf(model, fit.theta, "reml"))
+    if fit.convergence.converged and not fit.convergence.boundary:
+        step = np.linalg.solve(
+            dense.expected_information(model, fit.theta, "reml"),
+            dense.score(model, fit.theta, "reml"),
+        )
+        assert step @ dense.score(model, fit.theta, "reml") < 1e-8
+    rng = np.random.default_rng(seed)
+    for _ in range(200):
+        theta = fit.theta + rng.normal(size=len(fit.theta)) * rng.choice([1e-3, 0.03, 0.3, 1.0])
+        if slack(model, theta) >= 0.1:
+            assert dense.llf(model, theta, "reml") <= fit.llf + 1e-6
+
+
+def slack(model: Model, theta: np.ndarray) -> float:
+    """Smallest eigenvalue of the covariance relative to the noise's."""
+    a = dense.arrays(model)
+    root = np.sqrt(np.diag(a.D))
+    return float(np.linalg.eigvalsh(dense.covariance(a, theta) / np.outer(root, root))[0])
