@@ -1,0 +1,133 @@
+"""The floors of the house: imports go down, strings, tables and arrays stay apart."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "ctmm_formula"
+
+# Every module may import only modules named after it (a package counts as one module).
+LAYERS = [
+    "api", "genes", "results", "summary", "plots",
+    "pseudobulk", "impute", "standardize", "r", "design", "matrix", "formula", "table",
+    "datasets", "jackknife", "inference", "score", "blup", "simulate",
+    "estimators", "likelihood", "he", "optimize", "domain", "kernels",
+    "model", "structures", "estimate", "errors",
+]  # fmt: skip
+# See strings only, tables only, arrays only.
+STRINGS = {"formula"}
+TABLES = {"table", "matrix", "pseudobulk"}
+NUMERICS = set(LAYERS[LAYERS.index("jackknife") : LAYERS.index("errors")]) - {"simulate"}
+TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
+# Nobody who only imports the package pays for these.
+LATE = {"numba", "rpy2", "matplotlib", "seaborn", "scanpy", "anndata", "formulaic", "dask", "ray"}
+
+FILES = sorted(
+    path for path in (ROOT / PACKAGE).rglob("*.py") if path != ROOT / PACKAGE / "__init__.py"
+)
+
+
+def module_of(path):
+    """Layer of a file: its name, or that of the folder it is in."""
+    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(source, package):
+    """Absolute names of everything a file of `package` imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def internal(names):
+    return {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE}.")}
+
+
+def external(names):
+    return {name.split(".")[0] for name in names} - {PACKAGE}
+
+
+def imports_of_file(path):
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return imports_of(path.read_text(encoding="utf-8"), package)
+
+
+def files_of(modules):
+    return [path for path in FILES if module_of(path) in modules]
+
+
+def label(path):
+    return path.relative_to(ROOT / PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "expected"),
+    [
+        ("from .errors import CTMMError", PACKAGE, {"errors"}),
+        ("from . import kernels, domain", PACKAGE, {"kernels", "domain"}),
+        ("def f():\n    from ..model import Model", f"{PACKAGE}.datasets", {"model"}),
+        ("from . import CELLTYPES", f"{PACKAGE}.datasets", {"datasets"}),
+        ("import ctmm_formula.model as m\nimport numpy", PACKAGE, {"model"}),
+    ],
+)
+def test_imports_are_read_as_python_reads_them(source, package, expected):
+    assert internal(imports_of(source, package)) == expected
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_imports_go_down(path):
+    module = module_of(path)
+    assert module in LAYERS, f"give {module} its place in LAYERS"
+    below = set(LAYERS[LAYERS.index(module) :])  # with itself: files of one folder
+    assert internal(imports_of_file(path)) <= below
+
+
+@pytest.mark.parametrize("path", files_of(STRINGS), ids=label)
+def test_parsing_sees_strings_only(path):
+    names = imports_of_file(path)
+    assert internal(names) <= STRINGS | {"errors"}
+    assert not external(names) & {"numpy", "scipy", "pandas", "formulaic", "anndata"}
+
+
+@pytest.mark.parametrize("path", files_of(TABLES), ids=label)
+def test_tables_know_no_numerics(path):
+    assert not internal(imports_of_file(path)) & (NUMERICS | {"simulate"})
+
+
+@pytest.mark.parametrize("path", files_of(NUMERICS), ids=label)
+def test_numerics_see_arrays_only(path):
+    names = imports_of_file(path)
+    assert not external(names) & TABLE_LIBRARIES
+    assert internal(names) <= NUMERICS | {"simulate", "errors"}
+
+
+@pytest.mark.parametrize("path", files_of(LAYERS), ids=label)
+def test_no_printing_and_no_exit(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            assert node.id not in {"print", "exit", "quit", "SystemExit"}, f"line {node.lineno}"
+        if isinstance(node, ast.Attribute):
+            called = ast.unparse(node)
+            assert called not in {"sys.exit", "os._exit", "sys.stdout"}, f"line {node.lineno}"
+
+
+def test_import_is_light():
+    code = f"import sys, {PACKAGE}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert PACKAGE in loaded
+    assert not LATE & set(loaded)
