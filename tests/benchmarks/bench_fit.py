@@ -6,13 +6,8 @@ lme4 for the comparison).  Prints the tables and writes ``fit_speed.md`` beside 
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP", "OPENBLAS", "MKL", "NUMBA"):  # before numpy is loaded: one thread
-    os.environ[f"{_name}_NUM_THREADS"] = "1"
-os.environ.pop("OPENBLAS_CORETYPE", None)
-
 import io
+import os
 import platform
 import shutil
 import statistics
@@ -25,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from ctmm_formula.estimators import estimate
+from ctmm_formula.jackknife import jackknife
 
 import ctmm_formula as ctmm
 from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import jackknife
 from ctmm_formula.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
@@ -202,9 +197,9 @@ def slope(sizes: list[int], values: object) -> float:
 def table_of_starts() -> pd.DataFrame:
     """Fresh processes: import, and import plus a first fit, compiled code cached and not."""
     first = (
-        "import sys; sys.path.insert(0, {0!r}); import bench_fit as b; "
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_fit as b; "
         "b.estimate(b.build(b.simulate(50, 4), True), 'reml', b.NOISE)"
-    ).format(str(HERE))
+    )
     rows = []
     for label, code in (
         ("python, nothing else", "pass"),
@@ -250,7 +245,7 @@ def main() -> None:
     parts = [
         "# Speed of a fit",
         "Written by `bench_fit.py`.  Warm, one thread, median of repeats, elapsed time.  lme4: "
-        "residual sd pinned at 1, one start, `nlminb`; whole = formula, set-up, optimisation, "
+        "residual sd pinned at 1, one start, its own default optimiser (nlopt); whole = formula, set-up, optimisation, "
         "without loading R.  `build + estimate` starts from a data frame of codes, `fit()` from "
         "a formula.",
         f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, "
@@ -263,5 +258,16 @@ def main() -> None:
     (HERE / "fit_speed.md").write_text("\n\n".join(parts) + "\n")
 
 
+def one_thread() -> None:
+    """Start again with one thread: numpy reads this when it is loaded."""
+    wanted = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    if wanted.items() <= os.environ.items() and "OPENBLAS_CORETYPE" not in os.environ:
+        return
+    environment = os.environ | wanted
+    environment.pop("OPENBLAS_CORETYPE", None)
+    os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+
+
 if __name__ == "__main__":
+    one_thread()
     main()
