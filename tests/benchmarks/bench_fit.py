@@ -245,8 +245,8 @@ def main() -> None:
     parts = [
         "# Speed of a fit",
         "Written by `bench_fit.py`.  Warm, one thread, median of repeats, elapsed time.  lme4: "
-        "residual sd pinned at 1, one start, its own default optimiser (nlopt); whole = formula, set-up, optimisation, "
-        "without loading R.  `build + estimate` starts from a data frame of codes, `fit()` from "
+        "residual sd pinned at 1, one start, its own default optimiser (nlopt); whole = formula, "
+        "set-up, optimisation, without loading R.  `build + estimate` starts from a data frame of codes, `fit()` from "
         "a formula.",
         f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, "
         f"{os.cpu_count()} cores.",
