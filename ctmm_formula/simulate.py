@@ -97,7 +97,8 @@ def _check_parameters(model: Model, theta: np.ndarray, beta: np.ndarray) -> None
 
 def _rows_by_size(model: Model) -> Iterator[np.ndarray]:
     """Row numbers (donors, m) of the donors in use, all donors with m rows at a time."""
-    start, size = model.blocks.row_ptr[:-1], np.diff(model.blocks.row_ptr)
+    size = np.bincount(model.row_donor, minlength=len(model.active))
+    start = np.cumsum(size) - size
     for m in np.unique(size[model.active]):
         yield start[model.active & (size == m)][:, None] + np.arange(m)
 
