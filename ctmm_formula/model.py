@@ -43,22 +43,25 @@ class RandomComponent(NamedTuple):
 class Blocks(NamedTuple):
     """Design arrays in kernel order: rows sorted by block, then donor.
 
-    X (n, p) orthonormal columns; W (n, R) factor loadings; row_ptr (N + 1,) rows of a donor;
+    design (n, R + p + d) = [W | X | Z]: factor loadings, orthonormal fixed effects, weights of
+    the (at most d) levels that the row's donor touches; R, p; row_ptr (N + 1,) rows of a donor;
     block_ptr (B + 1,) donors of a block; level_ptr (B + 1,) levels of a block; level_comp (q,)
-    random component of a level; local_ptr (N + 1,), local_level: levels of the block that a
-    donor touches; z_ptr (N + 1,), z: the donor's (m_i, d_i) weights for them, row-major.
+    random component of a level; local (N, d) level of the block in each column of Z, or -1.
     """
 
-    X: np.ndarray
-    W: np.ndarray
+    design: np.ndarray
+    R: int
+    p: int
     row_ptr: np.ndarray
     block_ptr: np.ndarray
     level_ptr: np.ndarray
     level_comp: np.ndarray
-    local_ptr: np.ndarray
-    local_level: np.ndarray
-    z_ptr: np.ndarray
-    z: np.ndarray
+    local: np.ndarray
+
+    @property
+    def X(self) -> np.ndarray:
+        """Orthonormal fixed-effect columns, shape (n, p)."""
+        return self.design[:, self.R : self.R + self.p]
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,9 @@ class Model:
     def with_basis(self, basis: np.ndarray) -> Model:
         """The same data under another covariance structure, basis (K, C, C)."""
         W, S = _loadings(self.H, basis, len(self.random))
-        return replace(self, basis=basis, blocks=self.blocks._replace(W=W), S=S)
+        design = np.hstack([W, self.blocks.design[:, self.blocks.R :]])
+        blocks = self.blocks._replace(design=design, R=W.shape[1])
+        return replace(self, basis=basis, blocks=blocks, S=S)
 
     def unsort(self, values: np.ndarray) -> np.ndarray:
         """Values per row (first axis) from kernel order to the caller's row order."""
@@ -205,8 +210,8 @@ def build_model(
     level_rank[levels] = np.arange(len(levels))
     level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
     component_of_level = np.repeat(np.arange(len(entries)), np.diff(offsets))
-    local_ptr, local_level, z_ptr, z = _local_levels(
-        entries, offsets, level_rank, order, row_ptr, block_of_donor[donors], level_ptr
+    local, Z = _local_levels(
+        entries, offsets, level_rank, order, row_donor, block_of_donor[donors], level_ptr
     )
 
     X = _floats(X)[order]
@@ -216,13 +221,13 @@ def build_model(
     sign = np.where(np.diag(R_x) < 0, -1.0, 1.0)
     W, S = _loadings(H, basis, len(entries))
     blocks = Blocks(
-        np.ascontiguousarray(Q * sign),
-        W,
-        *(a.astype(np.int64) for a in (row_ptr, block_ptr, level_ptr, component_of_level[levels])),
-        local_ptr,
-        local_level,
-        z_ptr,
-        z,
+        np.hstack([W, Q * sign, Z]),
+        W.shape[1],
+        X.shape[1],
+        *(
+            a.astype(np.int64)
+            for a in (row_ptr, block_ptr, level_ptr, component_of_level[levels], local)
+        ),
     )
     return Model(
         y=_floats(y)[order],
@@ -343,27 +348,24 @@ def _local_levels(
     offsets: np.ndarray,
     level_rank: np.ndarray,
     order: np.ndarray,
-    row_ptr: np.ndarray,
+    row_donor: np.ndarray,
     block_of_donor: np.ndarray,
     level_ptr: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For each donor the levels it touches (numbered within the block) and their weights."""
-    n_donors, total = len(row_ptr) - 1, int(offsets[-1])
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels that each donor touches, local (N, d) numbered within the block, and Z (n, d)."""
+    n_donors, total = int(row_donor[-1]) + 1, int(offsets[-1])
     if not entries:
-        nothing = np.zeros(n_donors + 1, dtype=np.int64)
-        return nothing, np.zeros(0, dtype=np.int64), nothing.copy(), np.zeros(0)
+        return np.zeros((n_donors, 0), dtype=np.int64), np.zeros((len(order), 0))
     position = np.empty(len(order), dtype=np.int64)
     position[order] = np.arange(len(order))
     row = position[np.concatenate([e[0] for e in entries])]
     level = level_rank[np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])]
     weight = np.concatenate([e[3] for e in entries])
-    donor = np.searchsorted(row_ptr, row, side="right") - 1
-    pairs, column = np.unique(donor * total + level, return_inverse=True)
-    local_ptr = np.searchsorted(pairs // total, np.arange(n_donors + 1))
-    width = np.diff(local_ptr)
-    z_ptr = np.concatenate([[0], np.cumsum(width * np.diff(row_ptr))]).astype(np.int64)
-    z = np.zeros(z_ptr[-1])
-    cell = z_ptr[donor] + (row - row_ptr[donor]) * width[donor] + column - local_ptr[donor]
-    np.add.at(z, cell, weight)
-    local_level = pairs % total - level_ptr[block_of_donor[pairs // total]]
-    return local_ptr.astype(np.int64), local_level.astype(np.int64), z_ptr, z
+    pairs, which = np.unique(row_donor[row] * total + level, return_inverse=True)
+    donor, touched = pairs // total, pairs % total
+    column = np.arange(len(pairs)) - np.searchsorted(donor, donor)
+    local = np.full((n_donors, int(column.max()) + 1), -1, dtype=np.int64)
+    local[donor, column] = touched - level_ptr[block_of_donor[donor]]
+    Z = np.zeros((len(order), local.shape[1]))
+    np.add.at(Z, (row, column[which]), weight)
+    return local, Z

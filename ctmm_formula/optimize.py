@@ -1,0 +1,353 @@
+"""Maximising the (restricted) likelihood over its domain, compiled.
+
+The domain is convex: every covariance of the constraint set is positive definite (noise 'cnu',
+see :mod:`ctmm_formula.domain`) and theta > lower.  Inside it the step is Fisher scoring far from
+the optimum and Newton with the observed information (2 average - expected) close to it.  Where
+the optimum lies on the edge, a vanishing barrier mu (log|constraint| + sum log(theta - lower))
+is followed; it is the same determinant kernel once more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .kernels import _OPTIONS, INFORMATION, SCORE, VALUE, _fill, cholesky, cholesky_solve, evaluate
+from .model import Blocks
+
+INTERIOR, EDGE, STALLED, INFEASIBLE = 0, 1, 2, 3
+"""How an optimisation ended."""
+
+_TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
+_BARRIER_END = 1e-8
+_MAX_STEPS = 60
+
+
+class Problem(NamedTuple):
+    """One likelihood and its domain.
+
+    kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,) bounds (-inf where none);
+    cS (K, F'), cnu, cblocks, cactive: determinants that must stay positive definite.
+    """
+
+    kernel: int
+    S: np.ndarray
+    y: np.ndarray
+    nu: np.ndarray
+    blocks: Blocks
+    active: np.ndarray
+    reml: bool
+    lower: np.ndarray
+    cS: np.ndarray
+    cy: np.ndarray
+    cnu: np.ndarray
+    cblocks: Blocks
+    cactive: np.ndarray
+
+
+class Work(NamedTuple):
+    """Buffers of one optimisation; grad (K,), hess and info (K, K), beta (p,)."""
+
+    score: np.ndarray
+    average: np.ndarray
+    expected: np.ndarray
+    gram: np.ndarray
+    beta: np.ndarray
+    cscore: np.ndarray
+    caverage: np.ndarray
+    cexpected: np.ndarray
+    cgram: np.ndarray
+    cbeta: np.ndarray
+    grad: np.ndarray
+    observed: np.ndarray
+    info: np.ndarray
+    chol: np.ndarray
+    step: np.ndarray
+    trial: np.ndarray
+
+
+@njit(**_OPTIONS)
+def make_work(pr):
+    """Buffers for `pr`."""
+    K, F = pr.S.shape
+    G = pr.cS.shape[1]
+    p = pr.blocks.p
+    return Work(
+        np.zeros(F), np.zeros((F, F)), np.zeros((F, F)), np.zeros((p + 1, p + 1)), np.zeros(p),
+        np.zeros(G), np.zeros((G, G)), np.zeros((G, G)), np.zeros((1, 1)), np.zeros(0),
+        np.zeros(K), np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K)), np.zeros(K),
+        np.zeros(K),
+    )  # fmt: skip
+
+
+@njit(**_OPTIONS)
+def _factors(S, theta):
+    K, F = S.shape
+    phi = np.zeros(F)
+    for k in range(K):
+        for f in range(F):
+            phi[f] += S[k, f] * theta[k]
+    return phi
+
+
+@njit(**_OPTIONS)
+def _add_congruence(S, inner, weight, out):
+    """out += weight S inner S', skipping the zeros of S."""
+    K, F = S.shape
+    for k in range(K):
+        for f in range(F):
+            if S[k, f] == 0.0:
+                continue
+            for h in range(K):
+                for g in range(F):
+                    if S[h, g] != 0.0:
+                        out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
+
+
+@njit(**_OPTIONS)
+def _objective(pr, theta, mu, level, wk):
+    """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
+
+    Returns (objective, log-likelihood); -inf outside the domain.
+    """
+    K = len(theta)
+    barrier = 0.0
+    for k in range(K):
+        if not theta[k] > pr.lower[k]:
+            return -math.inf, -math.inf
+        if mu > 0.0 and pr.lower[k] > -math.inf:
+            barrier += math.log(theta[k] - pr.lower[k])
+    clevel = level if mu > 0.0 else VALUE
+    if len(pr.cactive) > 0:
+        c = evaluate(
+            pr.kernel, _factors(pr.cS, theta), pr.cy, pr.cnu, pr.cblocks, pr.cactive, False,
+            clevel, wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+        )  # fmt: skip
+        if c == -math.inf:
+            return c, c
+        barrier -= 2.0 * c
+    llf = evaluate(
+        pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
+        level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+    )  # fmt: skip
+    if level > VALUE:
+        for k in range(K):
+            s = 0.0
+            for f in range(pr.S.shape[1]):
+                s += pr.S[k, f] * wk.score[f]
+            if mu > 0.0:
+                for f in range(pr.cS.shape[1]):
+                    s -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
+                if pr.lower[k] > -math.inf:
+                    s += mu / (theta[k] - pr.lower[k])
+            wk.grad[k] = s
+    if level > SCORE:
+        _fill(wk.observed, 0.0)
+        _fill(wk.info, 0.0)
+        _add_congruence(pr.S, wk.average, 2.0, wk.observed)
+        _add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+        _add_congruence(pr.S, wk.expected, 1.0, wk.info)
+        if mu > 0.0:
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+            for k in range(K):
+                if pr.lower[k] > -math.inf:
+                    curve = mu / (theta[k] - pr.lower[k]) ** 2
+                    wk.observed[k, k] += curve
+                    wk.info[k, k] += curve
+    return llf + mu * barrier, llf
+
+
+@njit(**_OPTIONS)
+def _direction(matrix, wk):
+    """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite."""
+    K = len(wk.grad)
+    for k in range(K):
+        for h in range(k + 1):
+            wk.chol[k, h] = matrix[k, h]
+    if not cholesky(wk.chol, K):
+        return -1.0
+    decrement = 0.0
+    for k in range(K):
+        wk.step[k] = wk.grad[k]
+    cholesky_solve(wk.chol, K, wk.step)
+    for k in range(K):
+        decrement += wk.grad[k] * wk.step[k]
+    return decrement
+
+
+@njit(**_OPTIONS)
+def newton(pr, theta, mu, tolerance, wk):
+    """Climb from `theta` (changed in place) at barrier weight mu.
+
+    Returns (status, log-likelihood, squared decrement, evaluations).
+    """
+    K = len(theta)
+    value, llf = _objective(pr, theta, mu, INFORMATION, wk)
+    n_eval = 1
+    if value == -math.inf:
+        return INFEASIBLE, llf, math.inf, n_eval
+    decrement = math.inf
+    blocked = 0
+    for _ in range(_MAX_STEPS):
+        decrement = _direction(wk.info, wk)
+        if decrement < 0.0:
+            return STALLED, llf, math.inf, n_eval
+        if decrement < 1.0:  # close enough for the observed curvature
+            newer = _direction(wk.observed, wk)
+            if newer >= 0.0:
+                decrement = newer
+            else:
+                decrement = _direction(wk.info, wk)
+        if decrement < tolerance:
+            return INTERIOR, llf, decrement, n_eval
+        size = 1.0
+        accepted = False
+        outside = False
+        for _ in range(40):
+            for k in range(K):
+                wk.trial[k] = theta[k] + size * wk.step[k]
+            # the direction survives in wk.step; grad and information are for the new point
+            new_value, new_llf = _objective(pr, wk.trial, mu, INFORMATION, wk)
+            n_eval += 1
+            if new_value == -math.inf:
+                outside = True
+                size *= 0.5
+                continue
+            if new_value >= value + 1e-4 * size * decrement - 1e-11 * (1.0 + abs(value)):
+                accepted = True
+                break
+            size *= 0.5
+        if not accepted:
+            _objective(pr, theta, mu, INFORMATION, wk)
+            return STALLED, llf, decrement, n_eval + 1
+        for k in range(K):
+            theta[k] = wk.trial[k]
+        value, llf = new_value, new_llf
+        if outside and mu == 0.0:
+            blocked += 1
+            if blocked >= 3:
+                return EDGE, llf, decrement, n_eval
+    return STALLED, llf, decrement, n_eval
+
+
+@njit(**_OPTIONS)
+def climb(pr, theta, wk):
+    """From a feasible start to a local maximum, along the edge where it must.
+
+    `theta` is changed in place.  Returns (INTERIOR, EDGE, STALLED or INFEASIBLE,
+    log-likelihood, squared decrement, evaluations).
+    """
+    start = theta.copy()
+    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    if status == INTERIOR or status == INFEASIBLE:
+        return status, llf, decrement, n_eval
+    for k in range(len(theta)):
+        theta[k] = start[k]
+    mu = 0.1
+    reached = EDGE
+    while mu >= _BARRIER_END:
+        status, llf, decrement, used = newton(pr, theta, mu, 0.1 * mu, wk)
+        n_eval += used
+        reached = EDGE if status == INTERIOR else STALLED
+        mu *= 0.1
+    before = theta.copy()
+    edge_llf = llf
+    status, llf, inner, used = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    n_eval += used
+    if status == INTERIOR:
+        return status, llf, inner, n_eval
+    for k in range(len(theta)):
+        theta[k] = before[k]
+    _objective(pr, theta, 0.0, INFORMATION, wk)
+    return reached, edge_llf, decrement, n_eval + 1
+
+
+@njit(**_OPTIONS)
+def best_of(pr, starts, prefer_interior, theta, wk):
+    """Climb from every row of `starts` (s, K); the best end is left in `theta` and `wk`.
+
+    Returns (status, log-likelihood, squared decrement, evaluations, starts used).
+    """
+    best_status, best, best_decrement, total, used = INFEASIBLE, -math.inf, math.inf, 0, 0
+    for s in range(starts.shape[0]):
+        point = starts[s].copy()
+        status, llf, decrement, n_eval = climb(pr, point, wk)
+        total += n_eval
+        if status == INFEASIBLE:
+            continue
+        used += 1
+        better = llf > best + 1e-9 * (1.0 + abs(llf))
+        if prefer_interior and (status == INTERIOR) != (best_status == INTERIOR):
+            better = status == INTERIOR
+        if better or best_status == INFEASIBLE:
+            best_status, best, best_decrement = status, llf, decrement
+            for k in range(len(theta)):
+                theta[k] = point[k]
+    if best_status != INFEASIBLE:
+        _objective(pr, theta, 0.0, INFORMATION, wk)
+    return best_status, best, best_decrement, total, used
+
+
+@njit(**_OPTIONS)
+def leave_out(pr, groups, group_ptr, theta_hat, observed, centre, steps, thetas, betas, status):
+    """Refit without each group of donors.
+
+    Chord steps with the full fit's information (its inverse error shrinks by about 1/N a step),
+    then a full climb where they do not settle.  `steps` limits the chord steps; with one step the
+    result is the one-step jackknife.
+
+    Parameters
+    ----------
+    groups : (sum of sizes,) donors; group_ptr : (G + 1,)
+    theta_hat : (K,); observed : (K, K) information of the full fit; centre : (K,) interior point
+    thetas : (G, K), betas : (G, p), status : (G,) out
+    """
+    K = len(theta_hat)
+    wk = make_work(pr)
+    theta = np.empty(K)
+    starts = np.empty((2, K))
+    one_step = steps == 1
+    shares_donors = len(pr.cactive) == len(pr.active)
+    for g in range(len(group_ptr) - 1):
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = False
+            if shares_donors:
+                pr.cactive[groups[x]] = False
+        settled = False
+        for k in range(K):
+            theta[k] = theta_hat[k]
+        last = math.inf
+        for it in range(steps + 1):
+            value, _ = _objective(pr, theta, 0.0, SCORE, wk)
+            if value == -math.inf:
+                break
+            if one_step and it == 1:
+                settled = True
+                break
+            decrement = _direction(observed, wk)
+            if decrement < 0.0 or decrement > last:
+                break
+            if decrement < _TOLERANCE:
+                settled = True
+                break
+            last = decrement
+            for k in range(K):
+                theta[k] += wk.step[k]
+        status[g] = INTERIOR
+        if not settled:
+            for k in range(K):
+                starts[0, k] = 0.95 * theta_hat[k] + 0.05 * centre[k]
+                starts[1, k] = centre[k]
+            status[g], _, _, _, _ = best_of(pr, starts, False, theta, wk)
+        for k in range(K):
+            thetas[g, k] = theta[k]
+        for j in range(betas.shape[1]):
+            betas[g, j] = wk.beta[j]
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = True
+            if shares_donors:
+                pr.cactive[groups[x]] = True
