@@ -15,14 +15,15 @@ PACKAGE = "ctmm_formula"
 # Every module may import only modules named after it (a package counts as one module).
 LAYERS = [
     "api", "genes", "results", "summary", "plots",
-    "pseudobulk", "impute", "standardize", "r", "design", "matrix", "formula", "table",
+    "pseudobulk", "impute", "standardize", "r",
+    "design", "arrays", "prepare", "matrix", "formula", "expressions", "table",
     "datasets", "jackknife", "inference", "score", "blup", "simulate",
     "estimators", "likelihood", "he", "optimize", "domain", "kernels",
     "model", "structures", "estimate", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
-STRINGS = {"formula"}
-TABLES = {"table", "matrix", "pseudobulk"}
+STRINGS = {"formula", "expressions"}
+TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
 NUMERICS = set(LAYERS[LAYERS.index("jackknife") : LAYERS.index("errors")]) - {"simulate"}
 TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
 # Nobody who only imports the package pays for these.

@@ -31,9 +31,10 @@ KURTOSIS = 2.5
 DEMONSTRATION_VALUES = {
     "hom": 0.15, "V[day0]": 0.05, "V[day1]": 0.15, "V[day2]": 0.3, "V[day3]": 0.6, "batch": 0.2,
     "mean[day0]": 0.6, "mean[day1]": 0.2, "mean[day2]": -0.2, "mean[day3]": -0.8,
-    "sex[M]": 0.4, "PC1": 0.02, "cell_variance": 12.0,
+    "sex[M]": 0.4, "PC1": 0.02, **dict.fromkeys(PCS[1:], 0.0), "cell_variance": 12.0,
 }  # fmt: skip
-"""The first gene is set by hand: its variance between donors grows from day to day."""
+"""The first gene is set by hand: its variance between donors grows from day to day, and sex and
+PC1 are all the covariates it needs."""
 
 
 def make_obs(rng: np.random.Generator) -> pd.DataFrame:
