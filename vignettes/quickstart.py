@@ -114,7 +114,7 @@ for place, name in enumerate(celltypes):
 ax.set_xticks(range(len(celltypes)), celltypes)
 ax.set_ylabel("expression (overall pseudobulk has sd 1)")
 ax.set_title("gene001: variance between donors, by cell type", fontsize=11)
-ax.legend(frameon=False, fontsize=8, loc="upper right", markerscale=1.5)
+ax.legend(frameon=False, fontsize=8, loc="lower left", markerscale=1.5)
 ax.spines[["top", "right"]].set_visible(False)
 figure.savefig(HERE / "quickstart.png", dpi=150)
 print(f"\nPicture: {HERE.name}/quickstart.png")
