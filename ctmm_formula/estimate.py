@@ -16,9 +16,6 @@ class Convergence:
     converged : bool
     boundary : bool
         The estimate lies on the edge of its domain.
-    edge : float
-        Smallest slack of the domain: smallest eigenvalue of D^-1/2 (Sigma_i - kappa D_i) D^-1/2
-        over the donors (or the smallest bounded component), 0 on the edge.
     gradient_norm : float
         Newton decrement, sqrt(g' H^-1 g): distance to the stationary point in standard errors.
     n_evaluations : int
@@ -28,7 +25,6 @@ class Convergence:
 
     converged: bool
     boundary: bool
-    edge: float
     gradient_norm: float
     n_evaluations: int
     n_starts: int
@@ -51,6 +47,10 @@ class Estimate:
         Model covariance of beta, (X' Sigma^-1 X)^-1; NaN where beta is by OLS.
     beta_by : str
         "gls" or "ols".
+    information : ndarray, shape (K, K)
+        Expected (Fisher) information of theta; NaN for HE.
+    observed : ndarray, shape (K, K)
+        Observed information of theta, the curvature of the log-likelihood; NaN for HE.
     llf : float
         Log-likelihood with all constants (restricted for REML); NaN for HE.
     convergence : Convergence
@@ -61,5 +61,7 @@ class Estimate:
     beta: np.ndarray
     cov_beta: np.ndarray
     beta_by: str
+    information: np.ndarray
+    observed: np.ndarray
     llf: float
     convergence: Convergence

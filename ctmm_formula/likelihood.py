@@ -20,7 +20,7 @@ from .domain import Constraint, Domain, constrain
 from .errors import ConvergenceError, choose
 from .estimate import Convergence, Estimate
 from .model import Model
-from .optimize import EDGE, INFEASIBLE, INTERIOR, Problem, best_of, make_work
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, maximise
 
 LIKELIHOODS = ("ml", "reml")
 
@@ -83,6 +83,7 @@ def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluatio
         return Evaluation(llf, nan[0], nan, nan, np.full(p, math.nan), np.full((p, p), math.nan))
     S = model.S
     beta, cov = _fixed_effects(model, beta, gram, 1.0)
+    llf += _coding_constant(model) if reml else 0.0
     return Evaluation(llf, S @ score, S @ average @ S.T, S @ expected @ S.T, beta, cov)
 
 
@@ -99,47 +100,52 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     """
     reml = choose("method", method, LIKELIHOODS) == "reml"
     scale = response_scale(model)
-    constraint = constrain(model, domain)
-    problem = make_problem(model, constraint, reml, scale)
-    starts = _starts(problem, model)
+    problem = make_problem(model, constrain(model, domain), reml, scale)
+    starts = starting_points(problem, model)
+    K, p = len(model.S), model.X.shape[1]
+    theta, beta, gram = np.zeros(K), np.zeros(p), np.zeros((p + 1, p + 1))
+    expected, observed = np.zeros((K, K)), np.zeros((K, K))
+    out = (theta, beta, gram, expected, observed)
     if not reml:  # the REML optimum is the natural first start for ML
-        restricted = np.zeros(len(model.S))
-        work = make_work(problem)
-        status, *_ = best_of(problem._replace(reml=True), starts, False, restricted, work)
+        status, *_ = maximise(problem._replace(reml=True), starts, False, *out)
         if status != INFEASIBLE:
-            starts = np.vstack([restricted, starts])
-    work = make_work(problem)
-    theta = np.zeros(len(model.S))
-    status, llf, decrement, n_eval, used = best_of(problem, starts, not reml, theta, work)
+            starts = np.vstack([theta, starts])
+    status, llf, decrement, n_eval, used = maximise(problem, starts, not reml, *out)
     if status == INFEASIBLE:
         raise ConvergenceError(
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
             "use another bound or add a component that is a variance"
         )
-    theta, edge = _snap(problem, theta, llf, work)
-    beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
-    df = model.nobs - model.X.shape[1] * reml
-    boundary = status != INTERIOR
-    message = {INTERIOR: "interior optimum", EDGE: "optimum on the edge of the domain"}.get(
-        int(status), "the last step did not reach the tolerance"
-    )
+    df = model.nobs - p * reml
+    constant = _coding_constant(model) if reml else 0.0
+    theta = np.where(theta - problem.lower < _AT_BOUND, problem.lower, theta)
+    beta, cov = _fixed_effects(model, beta, gram, scale)
     return Estimate(
         method=method,
         theta=theta * scale**2,
         beta=beta,
         cov_beta=cov,
         beta_by="gls",
-        llf=llf - df * math.log(scale),
+        information=expected / scale**4,
+        observed=observed / scale**4,
+        llf=llf - df * math.log(scale) + constant,
         convergence=Convergence(
             converged=status in (INTERIOR, EDGE),
-            boundary=boundary,
-            edge=edge,
+            boundary=status != INTERIOR,
             gradient_norm=math.sqrt(max(decrement, 0.0)),
             n_evaluations=int(n_eval),
             n_starts=int(used),
-            message=message,
+            message=_MESSAGES[int(status)],
         ),
     )
+
+
+_AT_BOUND = 1e-6  # in units of the response's variance: a component on its bound is set to it
+_MESSAGES = {
+    INTERIOR: "interior optimum",
+    EDGE: "optimum on the edge of the domain",
+    STALLED: "the last step did not reach the tolerance",
+}
 
 
 def response_scale(model: Model) -> float:
@@ -188,11 +194,15 @@ def centre(problem: Problem, model: Model) -> np.ndarray:
     return theta
 
 
-def _starts(problem: Problem, model: Model) -> np.ndarray:
-    """Deterministic starts (s, K): variance split, nearly null, mostly shared."""
+def starting_points(problem: Problem, model: Model) -> np.ndarray:
+    """Deterministic starts (s, K): variance split, nearly null, and one for every component.
+
+    The first Fisher-scoring step from the split is a weighted moment estimate.  The others are
+    used where the optimum lies on the edge, which may have several local maxima.
+    """
     middle = centre(problem, model)
-    shared = middle * np.where(np.arange(len(middle)) == 0, 1.8, 0.2)
-    return np.array([middle, 0.02 * middle, shared])
+    tilted = 0.3 * middle + 1.4 * np.diag(middle)
+    return np.vstack([middle, 0.02 * middle, tilted[middle > 0.0][:8]])
 
 
 def _fixed_effects(
@@ -207,10 +217,9 @@ def _fixed_effects(
     return back @ beta * scale, root.T @ root
 
 
-def _snap(problem: Problem, theta: np.ndarray, llf: float, work) -> tuple[np.ndarray, float]:
-    """Set components that sit on their lower bound exactly there; report the smallest slack."""
-    del llf, work
-    bounded = np.isfinite(problem.lower)
-    slack = np.where(bounded, theta - problem.lower, np.inf)
-    theta = np.where(slack < 1e-5, problem.lower, theta)
-    return theta, float(slack.min(initial=math.inf))
+def _coding_constant(model: Model) -> float:
+    """1/2 log|Q'Q| of the rows in use: the kernels' X is orthonormal over all rows."""
+    if model.n_donors == len(model.active):
+        return 0.0
+    Q = model.blocks.X[model.active_rows]
+    return 0.5 * float(np.linalg.slogdet(Q.T @ Q)[1])

@@ -108,57 +108,89 @@ def _add_congruence(S, inner, weight, out):
 
 
 @njit(**_OPTIONS)
+def _walls(pr, theta, mu, level, wk):
+    """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
+
+    Adds mu times the gradient and curvature to wk.grad, wk.observed and wk.info.  A random
+    effect's own wall is the determinant of its whole block; it hides the wall of the single
+    donors in it, so these enter once more with the random effects at zero.
+    """
+    K = len(theta)
+    n_random = pr.cS.shape[1] - pr.cblocks.R
+    total = 0.0
+    if len(pr.cactive) == 0:
+        return total
+    phi = _factors(pr.cS, theta)
+    for alone in range(2):
+        if alone == 1:
+            if len(pr.cblocks.level_comp) == 0 or level == VALUE:
+                break
+            for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
+                phi[f] = 0.0
+        value = evaluate(
+            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, level,
+            wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+        )  # fmt: skip
+        if value == -math.inf:
+            return value
+        total -= 2.0 * value
+        if level == VALUE:
+            break
+        if alone == 1:
+            for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
+                wk.cscore[f] = 0.0
+                for g in range(pr.cblocks.R + n_random):
+                    wk.cexpected[f, g] = 0.0
+                    wk.cexpected[g, f] = 0.0
+        for k in range(K):
+            for f in range(pr.cS.shape[1]):
+                wk.grad[k] -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
+        if level > SCORE:
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+    return total
+
+
+@njit(**_OPTIONS)
 def _objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
 
     Returns (objective, log-likelihood); -inf outside the domain.
     """
     K = len(theta)
-    barrier = 0.0
     for k in range(K):
         if not theta[k] > pr.lower[k]:
             return -math.inf, -math.inf
-        if mu > 0.0 and pr.lower[k] > -math.inf:
-            barrier += math.log(theta[k] - pr.lower[k])
-    clevel = level if mu > 0.0 else VALUE
-    if len(pr.cactive) > 0:
-        c = evaluate(
-            pr.kernel, _factors(pr.cS, theta), pr.cy, pr.cnu, pr.cblocks, pr.cactive, False,
-            clevel, wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
-        )  # fmt: skip
-        if c == -math.inf:
-            return c, c
-        barrier -= 2.0 * c
+        wk.grad[k] = 0.0
+    _fill(wk.observed, 0.0)
+    _fill(wk.info, 0.0)
+    barrier = _walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
+    if barrier == -math.inf:
+        return barrier, barrier
     llf = evaluate(
         pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
         level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
     )  # fmt: skip
+    if llf == -math.inf:
+        return llf, llf
     if level > VALUE:
         for k in range(K):
-            s = 0.0
             for f in range(pr.S.shape[1]):
-                s += pr.S[k, f] * wk.score[f]
-            if mu > 0.0:
-                for f in range(pr.cS.shape[1]):
-                    s -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
-                if pr.lower[k] > -math.inf:
-                    s += mu / (theta[k] - pr.lower[k])
-            wk.grad[k] = s
+                wk.grad[k] += pr.S[k, f] * wk.score[f]
     if level > SCORE:
-        _fill(wk.observed, 0.0)
-        _fill(wk.info, 0.0)
         _add_congruence(pr.S, wk.average, 2.0, wk.observed)
         _add_congruence(pr.S, wk.expected, -1.0, wk.observed)
         _add_congruence(pr.S, wk.expected, 1.0, wk.info)
-        if mu > 0.0:
-            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
-            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
-            for k in range(K):
-                if pr.lower[k] > -math.inf:
-                    curve = mu / (theta[k] - pr.lower[k]) ** 2
-                    wk.observed[k, k] += curve
-                    wk.info[k, k] += curve
-    return llf + mu * barrier, llf
+    if mu > 0.0:
+        for k in range(K):
+            if pr.lower[k] > -math.inf:
+                slack = theta[k] - pr.lower[k]
+                barrier += math.log(slack)
+                wk.grad[k] += mu / slack
+                wk.observed[k, k] += mu / slack**2
+                wk.info[k, k] += mu / slack**2
+        return llf + mu * barrier, llf
+    return llf, llf
 
 
 @njit(**_OPTIONS)
@@ -268,13 +300,16 @@ def climb(pr, theta, wk):
 
 @njit(**_OPTIONS)
 def best_of(pr, starts, prefer_interior, theta, wk):
-    """Climb from every row of `starts` (s, K); the best end is left in `theta` and `wk`.
+    """Climb from the rows of `starts` (s, K) in turn; the best end is left in `theta` and `wk`.
 
+    An interior optimum reached from the first start is final; on the edge all starts are tried.
     Returns (status, log-likelihood, squared decrement, evaluations, starts used).
     """
     best_status, best, best_decrement, total, used = INFEASIBLE, -math.inf, math.inf, 0, 0
+    point = np.empty(len(theta))
     for s in range(starts.shape[0]):
-        point = starts[s].copy()
+        for k in range(len(theta)):
+            point[k] = starts[s, k]
         status, llf, decrement, n_eval = climb(pr, point, wk)
         total += n_eval
         if status == INFEASIBLE:
@@ -287,9 +322,29 @@ def best_of(pr, starts, prefer_interior, theta, wk):
             best_status, best, best_decrement = status, llf, decrement
             for k in range(len(theta)):
                 theta[k] = point[k]
+        if status == INTERIOR and used == 1:
+            return best_status, best, best_decrement, total, used
     if best_status != INFEASIBLE:
         _objective(pr, theta, 0.0, INFORMATION, wk)
     return best_status, best, best_decrement, total, used
+
+
+@njit(**_OPTIONS)
+def maximise(pr, starts, prefer_interior, theta, beta, gram, expected, observed):
+    """:func:`best_of` with its results in the caller's arrays: fixed effects and information."""
+    wk = make_work(pr)
+    found = best_of(pr, starts, prefer_interior, theta, wk)
+    K, p1 = len(theta), gram.shape[0]
+    for k in range(K):
+        for h in range(K):
+            observed[k, h] = wk.observed[k, h]
+            expected[k, h] = wk.info[k, h]
+    for j in range(p1):
+        for k in range(p1):
+            gram[j, k] = wk.gram[j, k]
+    for j in range(p1 - 1):
+        beta[j] = wk.beta[j]
+    return found
 
 
 @njit(**_OPTIONS)

@@ -1,0 +1,87 @@
+"""Best linear unbiased predictions of the random effects, with prediction standard errors.
+
+With r = P y (Henderson): the shared effect of donor i is sigma^2 1' H_i' r_i, the cell
+type-specific ones V H_i' r_i, a level's g_k z' r; the prediction error variance of an effect u
+with covariance G is G - G Z' P Z G, which counts the uncertainty of the fixed effects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .model import Model
+from .precision import Precision
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Predicted random effects (kernel order of donors and rows).
+
+    Attributes
+    ----------
+    shared, shared_se : ndarray, shape (N,)
+        alpha_i, of the basis matrix J (zero where the structure has none).
+    specific, specific_se : ndarray, shape (N, C)
+        Gamma_ic, of all other basis matrices.
+    random : tuple of (values, se), each (levels,)
+        One pair per random component, by level code; levels without data have value 0.
+    marginal, fitted : ndarray, shape (n,)
+        X b, and X b plus all predicted effects.
+    """
+
+    shared: np.ndarray
+    shared_se: np.ndarray
+    specific: np.ndarray
+    specific_se: np.ndarray
+    random: tuple[tuple[np.ndarray, np.ndarray], ...]
+    marginal: np.ndarray
+    fitted: np.ndarray
+
+
+def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | None) -> Effects:
+    """BLUPs at `theta`; `shared` is the index of the component with basis matrix J, or None.
+
+    Donors left out by ``model.active`` get NaN.
+
+    Raises
+    ------
+    ConvergenceError
+        Sigma(theta) is not positive definite (possible after HE).
+    """
+    theta = np.asarray(theta, dtype=float)
+    pre = Precision(model, theta)
+    n_donors, C = len(model.active), model.H.shape[1]
+    sigma2 = 0.0 if shared is None else float(theta[shared])
+    V = model.effect_covariance(theta) - sigma2
+    H = np.where(pre.mask[..., None], model.H[pre.rows], 0.0)
+    pull = np.einsum("imc,im->ic", H, np.where(pre.mask, pre.Py[pre.rows], 0.0))  # H_i' r_i
+    spread = pre.donor_blocks()
+    alpha, alpha_se = np.full(n_donors, np.nan), np.full(n_donors, np.nan)
+    gamma, gamma_se = np.full((n_donors, C), np.nan), np.full((n_donors, C), np.nan)
+    alpha[pre.donors] = sigma2 * pull.sum(axis=1)
+    alpha_se[pre.donors] = _root(sigma2 - sigma2**2 * spread.sum(axis=(1, 2)))
+    gamma[pre.donors] = pull @ V
+    gamma_se[pre.donors] = _root(np.diag(V) - np.einsum("cd,ide,ec->ic", V, spread, V))
+
+    levels, u = [], np.zeros(len(pre.g))
+    if len(pre.g):
+        u = pre.g * (pre.Z.T @ pre.Py)
+        u_se = _root(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
+    for k, (codes, _) in enumerate(model.random):
+        variance = theta[model.n_donor_components + k]
+        value, se = np.zeros(codes.max() + 1), np.full(codes.max() + 1, _root(variance))
+        mine = pre.level_component == k
+        value[pre.level_code[mine]], se[pre.level_code[mine]] = u[mine], u_se[mine]
+        levels.append((value, se))
+
+    marginal = model.X @ beta
+    total = np.nan_to_num(alpha)[:, None] + np.nan_to_num(gamma)
+    fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
+    return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted)
+
+
+def _root(variance: np.ndarray) -> np.ndarray:
+    """Standard error; NaN where a negative variance component leaves none."""
+    return np.sqrt(np.where(np.asarray(variance) >= 0.0, variance, np.nan))
