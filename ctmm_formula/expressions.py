@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import keyword
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -95,7 +97,8 @@ def quote(name: str) -> str:
     >>> quote("sex"), quote("HLA-A")
     ('sex', 'Q("HLA-A")')
     """
-    return name if name.isidentifier() else 'Q("' + name.replace('"', '\\"') + '")'
+    bare = name.isidentifier() and not keyword.iskeyword(name)
+    return name if bare else f"Q({json.dumps(name, ensure_ascii=False)})"
 
 
 def expression(code: str) -> ast.expr:

@@ -135,13 +135,13 @@ def parse(formula: str, random: object = None, *, response_required: bool = True
     merged = tuple(_unique([*random_terms, *_random_argument(random)]))
     canonical = " + ".join([f"{response} ~ {fixed}".strip(), *map(str, merged)])
     spec = FormulaSpec(canonical, response, fixed, merged)
-    both = set(names_in(response).variables) if response else set()
+    own = names_in(response).variables if response else ()
     for code in spec.factors:  # also checks that every factor is a Python expression
-        clash = both.intersection(names_in(code).variables)
-        if clash:
-            place = re.search(rf"\b{re.escape(min(clash))}\b", text[right.origin.start :])
+        # expr / size on the left may well have size on the right
+        if code == response or (len(own) == 1 and own[0] in names_in(code).variables):
+            place = re.search(rf"\b{re.escape(own[0])}\b", text[right.origin.start :])
             start = right.origin.start + (place.start() if place else 0)
-            _fail(text, start, f"{min(clash)!r} is the response and cannot be a covariate as well")
+            _fail(text, start, f"{own[0]!r} is the response and cannot be a covariate as well")
     return spec
 
 
@@ -229,7 +229,11 @@ def _split(text: str, right: ParseNode) -> tuple[str, list[RandomTerm]]:
     """Cut the random terms, with the sign that joins them, out of the right-hand side."""
     spans: list[tuple[int, int]] = []
     terms: list[RandomTerm] = []
-    if _walk(text, right, spans, terms):
+    nothing_fixed = _walk(text, right, spans, terms)
+    for node in _nodes(right):
+        if node.type == "PYTHON_EXPR":
+            _check_expression(text, node)
+    if nothing_fixed:
         return "1", terms
     start, end = right.origin.start, right.origin.end
     pieces = []
@@ -265,8 +269,6 @@ def _walk(
         return False
     for child in node.args:
         _forbid_bar(text, child)
-    if node.type == "PYTHON_EXPR":
-        _forbid_glued(text, node)
     return False
 
 
@@ -280,8 +282,8 @@ def _forbid_bar(text: str, node: ParseNode) -> None:
             )
 
 
-def _forbid_glued(text: str, node: ParseNode) -> None:
-    """``sex (1|batch)`` is Python for calling sex: the plus is missing."""
+def _check_expression(text: str, node: ParseNode) -> None:
+    """Python, and no ``sex (1|batch)``, which is Python for calling sex: the plus is missing."""
     try:
         tree = expression(node.token.extra)
     except FormulaError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TypeVar
@@ -119,7 +120,9 @@ class Coding:
     @property
     def _engine(self) -> _Patsy | _Formulaic:
         if self._built is None:
-            build = ENGINES[choose("formula engine", self.engine, ENGINES)]
+            build: Callable[..., _Patsy | _Formulaic] = ENGINES[
+                choose("formula engine", self.engine, ENGINES)
+            ]
             self._built = _guard(build, self.fixed, self.frame, self.context)
         return self._built
 
@@ -211,9 +214,11 @@ class _Formulaic:
         self.names, self.columns = self._patsy_columns(formulaic, texts)
 
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
-        out = self.spec.get_model_matrix(
-            frame, context=self.context, na_action="ignore", output="numpy"
-        )
+        with warnings.catch_warnings():  # unseen levels would be rows of zeros
+            warnings.simplefilter("error", _formulaic().errors.DataMismatchWarning)
+            out = self.spec.get_model_matrix(
+                frame, context=self.context, na_action="ignore", output="numpy"
+            )
         return np.asarray(out, dtype=np.float64)[:, self.columns]
 
     def _patsy_columns(
@@ -284,6 +289,7 @@ def _formulaic() -> ModuleType:
     """The optional package."""
     try:
         import formulaic
+        import formulaic.errors
         import formulaic.transforms
     except ImportError:
         raise DataError(

@@ -126,8 +126,11 @@ def numbers(column: pd.Series, name: str, role: str) -> np.ndarray:
         raise DataError(f"{what} holds complex numbers: take the real part")
     if not pd.api.types.is_numeric_dtype(kind):
         _only_numbers(column, what)
-    out = column.astype("object").where(column.notna(), np.nan) if _boxed(column) else column
-    values = np.asarray(out, dtype=np.float64) if _boxed(column) else _floats(out)
+    if _boxed(column):
+        pairs = zip(column, column.isna(), strict=True)
+        values = np.array([np.nan if missing else float(value) for value, missing in pairs])
+    else:
+        values = _floats(column)
     _refuse_r_missing(values, what)
     return values
 
@@ -143,8 +146,7 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
         ordered = list(values.categories)
         codes = np.asarray(values.codes)
     else:
-        objects = column.astype("object")
-        given = objects[column.notna()]
+        given = column[column.notna()].astype("object")
         kind = _one_kind(given, what)
         if kind not in (bool, str, Real) and not hasattr(kind, "isoformat"):
             raise DataError(f"{what} holds {kind.__name__} values: labels must be text or numbers")
@@ -152,7 +154,8 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
             _refuse_r_missing(_floats(column), what)
         ordered = sorted(set(given))
         index = {value: code for code, value in enumerate(ordered)}
-        codes = np.array([index.get(v, -1) for v in objects.where(column.notna(), None)], dtype=int)
+        codes = np.full(len(column), -1)
+        codes[column.notna().to_numpy()] = [index[value] for value in given]
     names = [label(value) for value in ordered]
     if len(set(names)) < len(names):
         twice = sorted({text for text in names if names.count(text) > 1})

@@ -1,0 +1,285 @@
+"""Formulas as strings: what is accepted, what it means, and where the caret points."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctmm_formula.errors import CTMMError, FormulaError
+from ctmm_formula.expressions import column_of, is_condition, names_in, quote
+from ctmm_formula.formula import RandomTerm, parse
+
+
+def term(*groups, left="1"):
+    return RandomTerm(groups, left != "1", ":".join(groups), left)
+
+
+BATCH, SITE = term("batch"), term("site")
+
+
+@pytest.mark.parametrize(
+    "formula, random",
+    [
+        ("expr ~ sex + (1|batch) + (1|site)", None),
+        ("expr ~ sex + ( 1 | batch ) + (1|site)", None),
+        ("expr ~ (1|batch) + sex + (1|site)", None),
+        ("expr ~ (1|batch) + (1|site) + sex", None),
+        ("expr ~ sex + ((1|batch) + (1|site))", None),
+        ("expr ~ sex + (1|C(batch)) + (1|site)", None),
+        ("expr\n~ sex\n + (1|batch)\n + (1|site)", None),
+        ("expr ~ sex", ["batch", "site"]),
+        ("expr ~ sex", ("batch", "site")),
+        ("expr ~ sex", "~ batch + site"),
+        ("expr ~ sex", "batch + site"),
+        ("expr ~ sex", "(1|batch) + (1|site)"),
+        ("expr ~ sex", "~ (1|batch) + site"),
+        ("expr ~ sex", ["(1|batch)", "~ site"]),
+        ("expr ~ sex", {"batch": "1", "site": 1}),
+        ("expr ~ sex", {"batch": "~ 1", "site": "1"}),
+        ("expr ~ sex + (1|batch)", "site"),
+    ],
+)
+def test_every_spelling_of_two_random_effects_means_the_same(formula, random):
+    spec = parse(formula, random)
+    assert (spec.response, spec.fixed, spec.random) == ("expr", "sex", (BATCH, SITE))
+
+
+@pytest.mark.parametrize(
+    "formula, random",
+    [
+        ("expr ~ sex + (celltype|batch)", None),
+        ("expr ~ sex + (0 + celltype|batch)", None),
+        ("expr ~ sex + (celltype - 1|batch)", None),
+        ("expr ~ sex + (-1 + celltype|batch)", None),
+        ("expr ~ sex + (0 + C(celltype)|batch)", None),
+        ("expr ~ sex + (C(celltype)|batch)", None),
+        ("expr ~ sex", {"batch": "celltype"}),
+        ("expr ~ sex", {"batch": "0 + C(celltype)"}),
+        ("expr ~ sex", "(celltype|batch)"),
+    ],
+)
+def test_every_spelling_of_a_celltype_specific_effect(formula, random):
+    spec = parse(formula, random)
+    assert (spec.fixed, spec.random) == ("sex", (term("batch", left="celltype"),))
+
+
+@pytest.mark.parametrize(
+    "random, expected",
+    [
+        ("(1|site/batch)", (SITE, term("site", "batch"))),
+        ("site/batch", (SITE, term("site", "batch"))),
+        ("~ a/b/c", (term("a"), term("a", "b"), term("a", "b", "c"))),
+        ("(1|a:b/c)", (term("a", "b"), term("a", "b", "c"))),
+        ("(1|a:b)", (term("a", "b"),)),
+        ("a:b", (term("a", "b"),)),
+        ("(celltype|site/batch)", (term("site", left="celltype"),
+                                   term("site", "batch", left="celltype"))),
+        ("(1|batch) + (celltype|batch)", (BATCH, term("batch", left="celltype"))),
+        ("my batch", (term("my batch"),)),
+        ('(1|Q("my-batch"))', (term("my-batch"),)),
+        (None, ()),
+        ([], ()),
+    ],
+)  # fmt: skip
+def test_nested_crossed_and_odd_groups(random, expected):
+    assert parse("expr ~ 1", random).random == expected
+
+
+@pytest.mark.parametrize(
+    "formula, fixed, terms",
+    [
+        ("y ~ (1|b)", "1", ((),)),
+        ("y ~ 1", "1", ((),)),
+        ("y ~ + (1|b)", "1", ((),)),
+        ("y ~ x + (1|b) - 1", "x - 1", (("x",),)),
+        ("y ~ (1|b) - 1 + x", "- 1 + x", (("x",),)),
+        ("y ~ 0 + (1|b) + x", "0 + x", (("x",),)),
+        ("y ~ x*z + (1|b)", "x*z", ((), ("x",), ("z",), ("x", "z"))),
+        ("y ~ x:z + (1|b) + I(x**2)", "x:z + I(x**2)", ((), ("x", "z"), ("I(x ** 2)",))),
+        ("y ~ (x + z)**2 + (1|b)", "(x + z)**2", ((), ("x",), ("z",), ("x", "z"))),
+        ("y ~ (x + (1|b)) + z", "(x ) + z", ((), ("x",), ("z",))),
+        ("y ~ np.log(a|b)", "np.log(a|b)", ((), ("np.log(a | b)",))),
+        ('y ~ Q("a|b") + (1|c)', 'Q("a|b")', ((), ('Q("a|b")',))),
+        ("y ~ C(t, Treatment('(1|b)')) + (1|b)", "C(t, Treatment('(1|b)'))",
+         ((), ("C(t, Treatment('(1|b)'))",))),
+    ],
+)  # fmt: skip
+def test_what_is_left_when_the_random_terms_are_cut_out(formula, fixed, terms):
+    spec = parse(formula)
+    assert spec.fixed == fixed
+    assert spec.terms == terms
+
+
+@pytest.mark.parametrize(
+    "left", ["expr", "np.log(expr)", 'Q("HLA-A")', "I(a + b)", "np.log1p(Q('x y') * 2)"]
+)
+def test_any_single_expression_may_be_the_response(left):
+    assert parse(f"{left} ~ x").response.replace("'", '"') == left.replace("'", '"')
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "y ~ x",
+        "y ~ (1|b)",
+        'Q("HLA-A") ~ 0 + C(t)*x + (1|a/b) + (t|Q("odd name"))',
+        "np.log(y) ~ x - 1 + (1|b)",
+    ],
+)
+def test_the_canonical_text_parses_to_the_same_and_specs_are_values(formula):
+    spec = parse(formula)
+    again = parse(spec.text)
+    assert again == spec == pickle.loads(pickle.dumps(spec))
+    assert hash(again) == hash(spec)
+    assert parse(str(again)).terms == spec.terms
+
+
+def test_a_formula_without_response_only_on_request():
+    spec = parse("~ C(celltype) + (1|batch)", response_required=False)
+    assert (spec.response, spec.fixed, spec.random) == ("", "C(celltype)", (BATCH,))
+    assert parse(spec.text, response_required=False) == spec
+
+
+# the caret stands under the character marked by « »
+@pytest.mark.parametrize(
+    "marked, message",
+    [
+        ("y ~ x:(1«|»b)", "stands alone"),
+        ("y ~ x*(1«|»b)", "stands alone"),
+        ("y ~ (1«|»b):x", "stands alone"),
+        ("y ~ x/(1«|»b)", "stands alone"),
+        ("y ~ x - (1«|»b)", "stands alone"),
+        ("y ~ x + -(1«|»b)", "stands alone"),
+        ("y ~ (x + (1«|»b))**2", "stands alone"),
+        ("y ~ x + 1«|»b", "parentheses"),
+        ("y ~ 1«|»b", "parentheses"),
+        ("y ~ (1)«|»(b)", "parentheses"),
+        ("y ~ (1|«|»b)", r"\|\| is not supported"),
+        ("y ~ x + (1| «|» b)", r"\|\| is not supported"),
+        ("y ~ x «(»1|b)", None),
+        ("y ~ (x)«(»1|b)", "missing"),
+        ("y ~ x + «(»1|b", "bracket"),
+        ("y ~ (1«|»b|c)", "one |"),
+        ("y ~ («|»b)", "cannot be read"),
+        ("y ~ (1|«)»", "cannot be read"),
+        ("y ~ («0»|b)", "left of the"),
+        ("y ~ («1 + x»|b)", "left of the"),
+        ("y ~ («x:z»|b)", "left of the"),
+        ("y ~ («np.log(x)»|b)", "left of the"),
+        ("y ~ (1|«b*c»)", "right of the"),
+        ("y ~ (1|«b + c»)", "right of the"),
+        ("y ~ (1|«1»)", "right of the"),
+        ("y ~ (1|«np.log(b)»)", "right of the"),
+        ("y ~ (1|«b:b»)", "crossed with itself"),
+        ("(1«|»b) ~ x", "right of the ~"),
+        ("«y + x»", "no ~"),
+        ("«~» x", "no response"),
+        ("y «~»", "missing after"),
+        ("«~»", "missing after"),
+        ("y ~ x «~» z", "more than one ~"),
+        ("y ~ x + (a «~» b)", "more than one ~"),
+        ("a «+» b ~ x", r"I\(\.\.\.\)"),
+        ("a «*» 2 ~ x", r"I\(\.\.\.\)"),
+        ("«1» ~ x", "not a number"),
+        ("y ~ x + «y»", "is the response"),
+        ("y ~ x + np.log(«y»)", "is the response"),
+        ("np.log(y) ~ x + C(«y»)", "is the response"),
+        ("y ~ x + «`»b`", r'Q\("'),
+        ("y ~ x + «a b»", "not a Python expression"),
+        ("y ~ «.»", "not supported"),
+        ("y ~ «x^2»", "not a power"),
+        ("y ~ z + «I(x^2)»", "not a power"),
+        ("y ~ x«)»", "cannot be read"),
+    ],
+)
+def test_errors_show_the_formula_and_point_at_the_character(marked, message):
+    if message is None:  # the caret is under the bar of what Python reads as a call
+        marked, message = "y ~ x (1«|»b)", "is missing"
+    formula = marked.replace("«", "").replace("»", "")
+    with pytest.raises(FormulaError, match=message) as caught:
+        parse(formula)
+    _, shown, carets = str(caught.value).split("\n")
+    assert shown == f"    {formula}"
+    start, end = marked.index("«"), marked.index("»") - 1
+    assert (carets.index("^") - 4, len(carets.rstrip()) - 4) == (start, end)
+
+
+@pytest.mark.parametrize(
+    "random, message",
+    [
+        ("1|batch", "parentheses"),
+        ("y ~ batch", "takes no response"),
+        ("~ batch - site", "cannot be taken away"),
+        ("~ 1 + batch", "right of the"),
+        ("batch * site:x", "right of the"),
+        ("", "empty"),
+        ("~", "missing after"),
+        (5, "must be a column name"),
+        ([5], "must be a text"),
+        (b"batch", "must be a column name"),
+        ({"batch": "1 + x"}, "left of the"),
+        ({"batch": 2}, "left of the"),
+        ({"batch": None}, "must be '1'"),
+        ({"batch": True}, "must be '1'"),
+        ({"(1|batch)": "1"}, "without a |"),
+        (["batch", "batch"], "given twice"),
+        ("a:b + b:a", "given twice"),
+        ("(celltype|a) + (0 + celltype|a)", "given twice"),
+    ],
+)
+def test_random_arguments_that_are_refused(random, message):
+    with pytest.raises(FormulaError, match=re.escape(message)):
+        parse("y ~ x", random)
+
+
+def test_the_same_term_in_formula_and_argument_is_an_error():
+    with pytest.raises(FormulaError, match=r"\(1 \| batch\) is given twice"):
+        parse("y ~ x + (1|batch)", "batch")
+    with pytest.raises(FormulaError, match="given twice"):
+        parse("y ~ x + (1|site/batch)", "site")
+
+
+@pytest.mark.parametrize("formula", [None, 3, ["y ~ x"], b"y ~ x"])
+def test_formulas_are_text(formula):
+    with pytest.raises(FormulaError, match="must be a text"):
+        parse(formula)
+
+
+def test_a_ratio_on_the_left_may_share_a_column_with_the_right():
+    assert parse("I(expr / size) ~ size").fixed == "size"
+    with pytest.raises(FormulaError, match="is the response"):
+        parse("I(expr / size) ~ I(expr / size)")
+
+
+TEXT = st.text(alphabet="y~x+-*/:|()01 bCQ\"'[],.^`#$é\\{}=<&@!;\n", max_size=16)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(TEXT, TEXT)
+def test_no_text_makes_the_parser_fail_in_a_foreign_way(text, random):
+    for arguments in (("y ~ " + text,), (text,), ("y ~ x", random)):
+        try:
+            spec = parse(*arguments)
+        except CTMMError:
+            continue
+        assert parse(spec.text) == spec
+
+
+def test_names_in_expressions():
+    names = names_in('f(x, k=g.h(Q("a b"))) + [v for v in z][0]')
+    assert names.called == ("f", "Q")
+    assert names.roots == ("g",)
+    assert names.variables == ("x", "a b", "z")
+    assert column_of('Q("a b")') == "a b"
+    assert column_of("C(x, Sum)") == "x"
+    assert column_of("I(x)") is None
+    assert is_condition("I(x > 0)")
+    assert is_condition("not x")
+    assert not is_condition("I(x)")
+    assert quote('a"b') == r'Q("a\"b")'
+    for name in ('a"b', "a\\", "class", "1", "a b", "é"):
+        assert column_of(quote(name)) == name
