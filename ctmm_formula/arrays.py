@@ -220,14 +220,14 @@ def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -
             "correct the values, or make them NaN to leave the rows out"
         )
     found = aliased(X, names)
+    rank = X.shape[1] - len(found)
+    if len(X) <= rank:
+        raise DataError(f"{len(X)} rows cannot estimate {rank} fixed effects: use fewer covariates")
     if found:
-        parts = [f"{name!r} ({how})" for name, how in found.items()]
+        parts = [f"{name!r} ({how})" for name, how in list(found.items())[:3]]
+        more = f"; ... ({len(found)} in all)" if len(found) > 3 else ""
         raise DataError(
-            f"the fixed part is not of full rank: {'; '.join(parts)}; leave these terms out"
-        )
-    if len(X) <= X.shape[1]:
-        raise DataError(
-            f"{len(X)} rows cannot estimate {X.shape[1]} fixed effects: use fewer covariates"
+            f"the fixed part is not of full rank: {'; '.join(parts)}{more}; leave these terms out"
         )
 
 

@@ -21,7 +21,7 @@ from .matrix import Coding
 from .model import Model, RandomComponent, build_model
 from .prepare import prepare
 from .structures import Structure
-from .table import as_frame, covariate, label, listing, numbers, pick, rows
+from .table import as_frame, covariate, label, labels, listing, numbers, pick, rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,8 @@ class Design:
         X : ndarray, shape (m, p)
             NaN in rows where a covariate is missing.
         frame : DataFrame, m rows
-            The columns in use, cleaned, with the index of `newdata`.
+            The columns in use, cleaned, with the index of `newdata`; donor and random groups are
+            text labels as in ``donors`` and ``random_levels``, and may be new.
 
         Raises
         ------
@@ -142,8 +143,11 @@ class Design:
                 frame[name] = _as_trained(pick(table, name, "covariate"), name, self.frame[name])
             elif name in table.columns:
                 column = pick(table, name, "column of the fit")
-                known = name == self.celltype_col
-                frame[name] = _as_trained(column, name, self.frame[name]) if known else column
+                if name == self.celltype_col:
+                    column = _as_trained(column, name, self.frame[name])
+                elif isinstance(self.frame[name].dtype, pd.CategoricalDtype):
+                    column = pd.Series(labels(column, name, "donor or random effect"))
+                frame[name] = column
         complete = ~frame[needed].isna().any(axis=1).to_numpy()
         X = np.full((len(frame), len(self.names)), np.nan)
         if complete.any():
@@ -180,7 +184,7 @@ def build_design(
     donor : str
     celltype : str, optional
         Default: column ``celltype``, else the one factor of the formula that, with `donor`,
-        identifies the rows.
+        identifies the rows.  Its values are labels, also where they are numbers.
     noise : str or None
         Column of noise variances; None leaves ``nu`` to be set later.
     n_cells : str or None

@@ -45,12 +45,15 @@ def context_for(
     ------
     FormulaError
         A function or module that nobody knows.
+    DataError
+        A column with the name of a function that the formula uses.
     """
     known = known_names(engine)
     codes = [*spec.factors, *([spec.response] if spec.response else [])]
     context: dict[str, object] = {}
     for code in codes:
         names = names_in(code)
+        _refuse_clashes(code, names, columns, known)
         for name in (*names.variables, *names.roots, *names.called):
             called = name in names.called
             if name in known or (name in columns and not called):
@@ -73,10 +76,15 @@ def _hint(name: str, known: frozenset[str]) -> str:
     return f"; formulas know {', '.join(sorted(known))} and what is defined where you call"
 
 
-def clashes(names: Names, columns: set[str], engine: str, code: str) -> list[str]:
-    """Columns whose name the expression uses as a function (a column called C or Q)."""
-    special = known_names(engine) & set(names.variables) if code not in names.variables else set()
-    return sorted((set(names.called) | special) & columns)
+def _refuse_clashes(code: str, names: Names, columns: set[str], known: frozenset[str]) -> None:
+    """A column called C, Q or np is not told apart from the function or module."""
+    inside = {*names.variables, *names.roots} & known if code not in names.variables else set()
+    both = sorted((set(names.called) | inside) & columns)
+    if both:
+        raise DataError(
+            f"data has a column {both[0]!r}, and {code!r} uses this name as a function, module or "
+            "contrast: rename the column (or, if it is meant as a column, a + is missing)"
+        )
 
 
 def evaluate(code: str, frame: pd.DataFrame, context: Mapping[str, object]) -> object:

@@ -8,6 +8,7 @@ counted by reason.
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from .errors import DataError, FormulaError
-from .expressions import column_of, names_in
+from .expressions import column_of, names_in, quote
 from .formula import FormulaSpec
-from .matrix import clashes, context_for, known_names
+from .matrix import context_for, known_names
 from .table import as_frame, covariate, label, labels, listing, number_levels, numbers, pick, rows
 
 DEFAULT_CELLTYPE = "celltype"
@@ -152,18 +153,12 @@ def _formula_columns(
     codes = [(spec.response, "response")] if spec.response else []
     for code, role in [*codes, *((code, "covariate") for code in spec.factors)]:
         names = names_in(code)
-        clash = clashes(names, present, engine, code)
-        if clash:
-            raise DataError(
-                f"data has a column {clash[0]!r}, and {code!r} uses this name as a function or "
-                "contrast: rename the column"
-            )
         bare = column_of(code)
         for name in (*names.variables, *(root for root in names.roots if root in present)):
             if name in present:
                 found[role][name] = None
             elif name == bare or not _is_known(name, context, engine):
-                pick(table, name, role, _celltype_hint(name) if overall else "")
+                pick(table, name, role, _name_hint(name, present, overall))
     if spec.response and not found["response"]:
         raise FormulaError(f"the response {spec.response!r} uses no column of data")
     return tuple(found["response"]), tuple(found["covariate"])
@@ -173,13 +168,15 @@ def _is_known(name: str, context: Mapping[str, object], engine: str) -> bool:
     return name in context or name in known_names(engine) or hasattr(builtins, name)
 
 
-def _celltype_hint(name: str) -> str:
-    if "type" not in name.lower():
-        return ""
-    return (
-        "; with proportions= the cell type means are in the model already: leave the cell type "
-        "out of the formula"
-    )
+def _name_hint(name: str, present: set[str], overall: bool) -> str:
+    """What may be meant by a name of the formula that is no column."""
+    if overall and "type" in name.lower():
+        return (
+            "; with proportions= the cell type means are in the model already: leave the cell "
+            "type out of the formula"
+        )
+    odd = [c for c in sorted(present) if quote(c) != c and name in re.split(r"\W+", c)]
+    return f"; a column {odd[0]!r} is written {quote(odd[0])}" if odd else ""
 
 
 def find_celltype(

@@ -82,7 +82,7 @@ def near(name: str, choices: Iterable[object]) -> str:
     """
     texts = [str(choice) for choice in choices]
     folded = {text.casefold(): text for text in texts}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
     close += [key for key in folded if name.casefold() in re.split(r"\W+", key)]
     if close:
         return f"; did you mean {listing([folded[key] for key in dict.fromkeys(close)])}?"

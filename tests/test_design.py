@@ -422,6 +422,17 @@ def test_missing_covariates_of_new_data_give_rows_of_nan():
     assert list(frame["donor"]) == list(new["donor"])
 
 
+def test_donors_and_groups_of_new_data_are_labels_and_may_be_new():
+    data = long_table()
+    data["batch"] = data["batch"].str[1:].astype(float)
+    out = design("expr ~ sex", data, "batch")
+    new = data.iloc[[0, 3]].assign(donor=["d00", "new"], batch=[3.0, 17.0])
+    _, frame = out.matrix(new)
+    assert list(frame["donor"]) == ["d00", "new"]
+    assert list(frame["batch"]) == ["3", "17"]
+    assert out.random_levels == (("0", "1", "2", "3"),)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "fixed, name, value",

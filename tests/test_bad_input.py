@@ -1,0 +1,641 @@
+"""Bad input: every message names what is wrong, where, and what to do.
+
+``CASES`` is a table; ``broken(case)`` gives the call, so that every function that takes a
+formula and a table can be run through the same cases.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ctmm_formula.design import build_design
+from ctmm_formula.errors import CTMMError, DataError, FormulaError
+from ctmm_formula.formula import parse
+
+GOOD = "expr ~ C(celltype) + sex + PC1"
+TYPES = ["B", "Mono", "T"]
+PROPS = ["prop_B", "prop_Mono", "prop_T"]
+
+
+def good_table(seed=0):
+    """Twelve donors, three cell types, four batches."""
+    rng = np.random.default_rng(seed)
+    n_donors = 12
+    data = pd.DataFrame(
+        {
+            "donor": np.repeat([f"d{k:02d}" for k in range(n_donors)], 3),
+            "celltype": TYPES * n_donors,
+            "expr": rng.normal(size=3 * n_donors),
+            "nu": rng.uniform(0.05, 0.2, 3 * n_donors),
+            "n_cells": rng.integers(10, 100, 3 * n_donors),
+            "batch": np.repeat([f"b{k % 4}" for k in range(n_donors)], 3),
+            "sex": np.repeat(np.resize(["F", "M", "M", "F", "F"], n_donors), 3),
+            "PC1": np.repeat(rng.normal(size=n_donors), 3),
+        }
+    )
+    return data
+
+
+def overall_table():
+    """The same donors as overall pseudobulk."""
+    P = np.random.default_rng(1).dirichlet([2, 3, 4], 12)
+    data = good_table().iloc[::3].drop(columns="celltype").reset_index(drop=True)
+    return data.assign(**dict(zip(PROPS, P.T, strict=True)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to go wrong: what changes, the class of the error, patterns of its message."""
+
+    name: str
+    error: type[CTMMError]
+    patterns: list[str]
+    formula: str = GOOD
+    call: dict = field(default_factory=dict)
+    change: Callable[[pd.DataFrame], object] = lambda data: data
+    overall: bool = False
+
+
+def broken(case: Case) -> tuple[str, dict, object]:
+    """Formula, keyword arguments and data of a case."""
+    call = {"proportions": PROPS, **case.call} if case.overall else dict(case.call)
+    return case.formula, call, case.change(overall_table() if case.overall else good_table())
+
+
+def run(formula, call, data):
+    call = dict(call)
+    return build_design(parse(formula, call.pop("random", None)), data, **call)
+
+
+def put(column, rows, value):
+    """Set some cells of one column."""
+
+    def change(data):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            data[column] = data[column].astype(object)
+        data.loc[rows, column] = value
+        return data
+
+    return change
+
+
+def assign(**columns):
+    return lambda data: data.assign(**columns)
+
+
+def cells(data):
+    return pd.concat([data] * 20, ignore_index=True)
+
+
+OVERALL = "expr ~ sex"
+CASES = [
+    # columns that are not there
+    Case(
+        "no noise",
+        DataError,
+        ["'nu'", "noise=", "pseudobulk"],
+        change=lambda d: d.drop(columns="nu"),
+    ),
+    Case("mistyped noise", DataError, ["'Nu'", "did you mean 'nu'"], call={"noise": "Nu"}),
+    Case(
+        "mistyped covariate",
+        DataError,
+        ["'secs'", "did you mean 'sex'"],
+        "expr ~ C(celltype) + secs",
+    ),
+    Case(
+        "mistyped response",
+        DataError,
+        ["'exprs'", "response", "did you mean 'expr'"],
+        "exprs ~ C(celltype)",
+    ),
+    Case("case of a name", DataError, ["'pc1'", "did you mean 'PC1'"], "expr ~ pc1"),
+    Case(
+        "mistyped batch",
+        DataError,
+        ["'bach'", "random effect", "did you mean 'batch'"],
+        call={"random": "bach"},
+    ),
+    Case(
+        "mistyped donor",
+        DataError,
+        ["'doner'", "did you mean 'donor'", "donor="],
+        call={"donor": "doner"},
+    ),
+    Case(
+        "mistyped cell type",
+        DataError,
+        ["'celtype'", "did you mean 'celltype'"],
+        call={"celltype": "celtype"},
+    ),
+    Case(
+        "mistyped number of cells",
+        DataError,
+        ["'cells'", "did you mean 'n_cells'"],
+        call={"n_cells": "cells"},
+    ),
+    Case(
+        "no cell type",
+        DataError,
+        ["which column", "celltype="],
+        "expr ~ sex + PC1",
+        change=lambda d: d.drop(columns="celltype"),
+    ),
+    Case(
+        "no cell type, one row per donor",
+        DataError,
+        ["one row", "proportions="],
+        OVERALL,
+        change=lambda d: overall_table(),
+    ),
+    Case(
+        "name with a dash",
+        DataError,
+        ["'HLA'", "Q\\(", "HLA-A"],
+        "expr ~ HLA-A",
+        change=lambda d: d.rename(columns={"PC1": "HLA-A"}),
+    ),
+    Case(
+        "same name twice",
+        DataError,
+        ["'expr'", "2 times"],
+        change=lambda d: pd.concat([d, d[["expr"]]], axis=1),
+    ),
+    # names of functions
+    Case("column named C", DataError, ["'C'", "rename"], change=assign(C=1.0)),
+    Case("column named Q", DataError, ["'Q'", "rename"], 'expr ~ Q("PC1")', change=assign(Q=1.0)),
+    Case(
+        "column named Sum",
+        DataError,
+        ["'Sum'", "rename"],
+        "expr ~ C(celltype, Sum)",
+        change=assign(Sum=1.0),
+    ),
+    Case(
+        "column named np",
+        DataError,
+        ["'np'", "rename"],
+        "expr ~ np.abs(PC1)",
+        change=assign(np=1.0),
+    ),
+    Case(
+        "column used as function",
+        DataError,
+        ["'sex'", "rename", r"\+ is missing"],
+        "expr ~ sex(PC1)",
+    ),
+    Case("unknown function", FormulaError, ["'logg'", "formulas know"], "expr ~ logg(PC1)"),
+    Case("function of numpy", FormulaError, ["'log'", r"np\.log"], "expr ~ log(PC1)"),
+    Case("function of R", FormulaError, ["'factor'", "mean C"], "expr ~ factor(sex)"),
+    Case("unknown module", FormulaError, ["'scipy'"], "expr ~ scipy.log(PC1)"),
+    Case(
+        "function that fails",
+        FormulaError,
+        ["np.linalg.inv|cannot be computed"],
+        "expr ~ np.linalg.inv(PC1)",
+    ),
+    # random terms in the wrong place
+    Case(
+        "interaction with a random term",
+        FormulaError,
+        [r"\^", "stands alone"],
+        "expr ~ sex:(1|batch)",
+    ),
+    Case(
+        "product with a random term", FormulaError, [r"\^", "stands alone"], "expr ~ sex*(1|batch)"
+    ),
+    Case("random term taken away", FormulaError, [r"\^", "stands alone"], "expr ~ sex - (1|batch)"),
+    Case("double bar", FormulaError, [r"\^", r"\|\|"], "expr ~ sex + (1||batch)"),
+    Case("no parentheses", FormulaError, [r"\^", "parentheses"], "expr ~ sex + 1|batch"),
+    Case("random term on the left", FormulaError, [r"\^", "right"], "(1|batch) ~ sex"),
+    Case("plus missing", FormulaError, [r"\^", r"\+ is missing"], "expr ~ sex (1|batch)"),
+    Case("random slope", FormulaError, ["PC1", "celltype", "slopes"], "expr ~ sex + (PC1|batch)"),
+    Case(
+        "given twice",
+        FormulaError,
+        ["batch", "twice"],
+        "expr ~ sex + (1|batch)",
+        {"random": "batch"},
+    ),
+    Case("response on both sides", FormulaError, ["'expr'", "response"], "expr ~ sex + expr"),
+    Case("no fixed effect", FormulaError, ["fixed effect", "intercept"], "expr ~ 0"),
+    # random effects that cannot be estimated
+    Case("random donor", FormulaError, ["donor", "structure="], call={"random": "donor"}),
+    Case(
+        "batch is donor",
+        DataError,
+        ["'lot'", "one level per donor"],
+        call={"random": "lot"},
+        change=lambda d: d.assign(lot="lot" + d["donor"]),
+    ),
+    Case(
+        "batch is row",
+        DataError,
+        ["'lot'", "one level per row", "iid"],
+        call={"random": "lot"},
+        change=lambda d: d.assign(lot=np.arange(len(d))),
+    ),
+    Case(
+        "one batch",
+        DataError,
+        ["'batch'", "one level", "'b0'"],
+        call={"random": "batch"},
+        change=assign(batch="b0"),
+    ),
+    Case(
+        "one batch in one cell type",
+        DataError,
+        [r"'batch\[B\]'", "one level"],
+        call={"random": "(celltype|batch)"},
+        change=lambda d: d[(d["celltype"] != "B") | (d["batch"] == "b1")],
+    ),
+    Case(
+        "batch fixed and random",
+        FormulaError,
+        ["'batch'", "fixed", "random"],
+        "expr ~ C(celltype) + C(batch)",
+        {"random": "batch"},
+    ),
+    Case(
+        "batch explained by the fixed part",
+        DataError,
+        ["'batch'", "fully explained"],
+        "expr ~ C(celltype) + C(lab)",
+        {"random": "batch"},
+        change=lambda d: d.assign(lab="lab of " + d["batch"]),
+    ),
+    # fixed effects that cannot be estimated
+    Case(
+        "collinear covariates",
+        DataError,
+        ["'PC2'", "depends on 'PC1'"],
+        "expr ~ C(celltype) + PC1 + PC2",
+        change=lambda d: d.assign(PC2=3 * d["PC1"]),
+    ),
+    Case(
+        "collinear with cell types",
+        DataError,
+        ["'lineage", "depends on", r"C\(celltype\)"],
+        "expr ~ C(celltype) + lineage",
+        change=lambda d: d.assign(lineage=d["celltype"].map(dict(B="L", T="L", Mono="M"))),
+    ),
+    Case("constant covariate", DataError, ["'PC1'", "is constant"], change=assign(PC1=2.5)),
+    Case("one sex", DataError, ["'sex'", "one level", "'F'"], change=assign(sex="F")),
+    Case(
+        "one sex left",
+        DataError,
+        ["'sex'", "one level after 15 incomplete rows"],
+        change=lambda d: d.assign(PC1=d["PC1"].where(d["sex"] == "F")),
+    ),
+    Case(
+        "more effects than rows",
+        DataError,
+        ["6 rows cannot estimate 6", "fewer covariates"],
+        "expr ~ C(celltype)*C(batch)",
+        change=lambda d: d.iloc[:6],
+    ),
+    Case(
+        "many collinear columns",
+        DataError,
+        ["not of full rank", "15 in all"],
+        "expr ~ C(celltype)*C(batch)*sex*PC1",
+    ),
+    Case(
+        "infinite covariate",
+        DataError,
+        ["'PC1'", "inf", "rows 2, 5"],
+        change=put("PC1", [2, 5], np.inf),
+    ),
+    Case(
+        "log of a negative covariate",
+        DataError,
+        [r"np\.log\(PC1\)", "nan", "rows"],
+        "expr ~ np.log(PC1)",
+    ),
+    # rows
+    Case("rows are cells", DataError, ["720 rows for 36 pairs", r"ctmm\.pseudobulk"], change=cells),
+    Case(
+        "rows are cells, without noise",
+        DataError,
+        [r"ctmm\.pseudobulk"],
+        change=lambda d: cells(d).drop(columns="nu"),
+    ),
+    Case(
+        "pair twice",
+        DataError,
+        ["d00, B", "rows 0, 36", "donor and cell type"],
+        change=lambda d: pd.concat([d, d.iloc[:1]]),
+    ),
+    Case(
+        "one donor",
+        DataError,
+        ["one donor", "'d00'"],
+        "expr ~ C(celltype)",
+        change=lambda d: d.iloc[:3],
+    ),
+    Case(
+        "one cell type",
+        DataError,
+        ["'celltype'", "one level", "'T'"],
+        "expr ~ sex",
+        change=lambda d: d[d["celltype"] == "T"],
+    ),
+    Case("no rows", DataError, ["no rows"], change=lambda d: d.iloc[:0]),
+    Case(
+        "no complete row",
+        DataError,
+        ["no row of 36", "missing expr: 16", "missing nu: 20"],
+        change=lambda d: d.assign(
+            expr=d["expr"].where(d.index < 20), nu=d["nu"].where(d.index >= 20)
+        ),
+    ),
+    Case("no donor known", DataError, ["missing donor: 36"], change=assign(donor=np.nan)),
+    # response
+    Case("constant response", DataError, ["'expr'", "constant"], change=assign(expr=1.5)),
+    Case("infinite response", DataError, ["'expr'", "inf", "row 3"], change=put("expr", 3, np.inf)),
+    Case(
+        "log of zero",
+        DataError,
+        [r"np\.log\(expr\)", "-inf", "row 3"],
+        "np.log(expr) ~ sex",
+        change=lambda d: put("expr", 3, 0.0)(d.assign(expr=np.abs(d["expr"]))),
+    ),
+    Case(
+        "boolean response",
+        DataError,
+        ["'expr'", "true/false"],
+        change=lambda d: d.assign(expr=d["expr"] > 0),
+    ),
+    Case("condition as response", DataError, ["expr > 0", "true/false"], "I(expr > 0) ~ sex"),
+    Case(
+        "complex response",
+        DataError,
+        ["'expr'", "complex"],
+        change=lambda d: d.assign(expr=d["expr"] + 1j),
+    ),
+    Case(
+        "object response",
+        DataError,
+        ["'expr'", "list"],
+        change=lambda d: d.assign(expr=[[v] for v in d["expr"]]),
+    ),
+    Case(
+        "text response",
+        DataError,
+        ["'expr'", "'high' in row 2", "numbers"],
+        change=put("expr", 2, "high"),
+    ),
+    Case("two responses", FormulaError, [r"I\(\.\.\.\)"], "expr + PC1 ~ sex"),
+    Case(
+        "matrix response",
+        DataError,
+        ["one column", r"\(36, 2\)"],
+        "np.column_stack([expr, nu]) ~ sex",
+    ),
+    Case("response without a column", FormulaError, ["no column"], "np.arange(36) ~ sex"),
+    # noise and numbers of cells
+    Case("zero noise", DataError, ["'nu'", "positive", "row 4", "'d01'"], change=put("nu", 4, 0.0)),
+    Case(
+        "negative noise",
+        DataError,
+        ["'nu'", "positive", "rows 4, 7", "'d01', 'd02'"],
+        change=put("nu", [4, 7], -0.1),
+    ),
+    Case(
+        "infinite noise",
+        DataError,
+        ["'nu'", "finite", "row 4", "'d01'"],
+        change=put("nu", 4, np.inf),
+    ),
+    Case(
+        "noise as text",
+        DataError,
+        ["'nu'", "'0,1' in row 0", "decimal comma"],
+        change=put("nu", [0, 1], "0,1"),
+    ),
+    Case(
+        "noise as numbers in text",
+        DataError,
+        ["'nu'", "to_numeric"],
+        change=lambda d: d.assign(nu=d["nu"].astype(str)),
+    ),
+    Case("zero cells", DataError, ["'n_cells'", "positive", "row 9"], change=put("n_cells", 9, 0)),
+    # values
+    Case(
+        "decimal comma",
+        DataError,
+        ["'PC1'", "'1,5' in row 3", "to_numeric"],
+        change=lambda d: put("PC1", 3, "1,5")(d.assign(PC1=d["PC1"].astype(str))),
+    ),
+    Case(
+        "mixed covariate",
+        DataError,
+        ["'PC1'", "numbers and text", "'1,5' in row 3"],
+        change=put("PC1", 3, "1,5"),
+    ),
+    Case(
+        "mixed donors",
+        DataError,
+        ["'donor'", "text and numbers", "7 in row 4"],
+        change=lambda d: d.assign(donor=[7 if k == 4 else v for k, v in enumerate(d["donor"])]),
+    ),
+    Case(
+        "dates",
+        DataError,
+        ["'day'", "dates"],
+        "expr ~ C(celltype) + day",
+        change=lambda d: d.assign(day=pd.Timestamp("2020-01-01")),
+    ),
+    Case(
+        "R's missing integer",
+        DataError,
+        ["'age'", "row 5", "R's missing integer"],
+        "expr ~ C(celltype) + age",
+        change=lambda d: put("age", 5, -2147483648)(d.assign(age=np.arange(len(d)))),
+    ),
+    Case(
+        "R's missing integer as float",
+        DataError,
+        ["'nu'", "row 5", "R's missing integer"],
+        change=put("nu", 5, -2147483648.0),
+    ),
+    Case(
+        "R's missing integer as batch",
+        DataError,
+        ["'batch'", "row 5", "R's missing integer"],
+        call={"random": "batch"},
+        change=lambda d: put("batch", 5, -2147483648)(d.assign(batch=np.arange(36) % 4)),
+    ),
+    Case(
+        "R's missing integer in C",
+        DataError,
+        ["'year'", "row 5", "R's missing integer"],
+        "expr ~ C(celltype) + C(year)",
+        change=lambda d: put("year", 5, -2147483648)(d.assign(year=np.arange(36) % 4)),
+    ),
+    # tables
+    Case("not a table", DataError, ["data must be", "ndarray"], change=lambda d: d.to_numpy()),
+    Case("ragged dict", DataError, ["dict"], change=lambda d: {"expr": [1.0, 2.0], "nu": [1.0]}),
+    Case(
+        "two rows of names",
+        DataError,
+        ["MultiIndex"],
+        change=lambda d: d.set_axis(pd.MultiIndex.from_product([["a"], d.columns]), axis=1),
+    ),
+    # overall pseudobulk
+    Case(
+        "proportions do not sum to one",
+        DataError,
+        ["sum to one", "rows 2, 3", "0.8|1.2"],
+        OVERALL,
+        change=lambda d: d.assign(**{p: d[p].where(~d.index.isin([2, 3]), 0.4) for p in PROPS}),
+        overall=True,
+    ),
+    Case(
+        "negative proportion",
+        DataError,
+        ["between 0 and 1", "row 2"],
+        OVERALL,
+        change=put("prop_B", 2, -0.1),
+        overall=True,
+    ),
+    Case(
+        "one proportion",
+        DataError,
+        ["two cell types"],
+        OVERALL,
+        {"proportions": ["prop_B"]},
+        overall=True,
+    ),
+    Case(
+        "mistyped proportion",
+        DataError,
+        ["'prop_X'", "proportion", "did you mean"],
+        OVERALL,
+        {"proportions": ["prop_B", "prop_X"]},
+        overall=True,
+    ),
+    Case(
+        "proportion twice",
+        DataError,
+        ["twice"],
+        OVERALL,
+        {"proportions": [*PROPS, "prop_B"]},
+        overall=True,
+    ),
+    Case(
+        "absent cell type",
+        DataError,
+        ["'prop_T'", "0 in every donor"],
+        OVERALL,
+        change=lambda d: d.assign(prop_T=0.0, prop_B=1 - d["prop_Mono"]),
+        overall=True,
+    ),
+    Case(
+        "several rows for one donor",
+        DataError,
+        ["d00", "rows 0, 12", "one row per donor"],
+        OVERALL,
+        change=lambda d: pd.concat([d, d.iloc[:1]]),
+        overall=True,
+    ),
+    Case(
+        "cell type in the formula",
+        DataError,
+        ["'celltype'", "leave the cell type out"],
+        "expr ~ C(celltype)",
+        overall=True,
+    ),
+    Case(
+        "both kinds asked for",
+        DataError,
+        ["celltype=", "proportions="],
+        OVERALL,
+        {"celltype": "sex"},
+        overall=True,
+    ),
+    Case(
+        "proportions of the wrong kind",
+        DataError,
+        ["proportions", "int"],
+        OVERALL,
+        {"proportions": 3},
+        overall=True,
+    ),
+    Case(
+        "proportion as covariate",
+        DataError,
+        ["'prop_B'", "anything else"],
+        "expr ~ prop_B",
+        overall=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_input_is_refused_with_the_reason(case):
+    formula, call, data = broken(case)
+    with pytest.raises(case.error) as caught:
+        run(formula, call, data)
+    assert type(caught.value) is case.error
+    message = str(caught.value)
+    for pattern in case.patterns:
+        assert re.search(pattern, message), message
+
+
+def test_the_table_of_cases_is_what_breaks_the_call():
+    """Unbroken, the same tables and formulas are fine."""
+    assert run(GOOD, {"random": "batch"}, good_table()).dropped == {}
+    assert run(OVERALL, {"random": "batch", "proportions": PROPS}, overall_table()).dropped == {}
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_an_unknown_engine_lists_the_known():
+    with pytest.raises(CTMMError, match="choose from patsy, formulaic"):
+        run(GOOD, {"engine": "patsi"}, good_table())
+
+
+# ---------------------------------------------------------------------------------------------
+# what looks bad but is not
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_tiny_and_huge_units_work(scale):
+    data, plain = good_table(), run(GOOD, {"random": "batch"}, good_table())
+    data = data.assign(expr=data["expr"] * scale, nu=data["nu"] * scale**2, PC1=data["PC1"] * scale)
+    out = run(GOOD, {"random": "batch"}, data)
+    np.testing.assert_allclose(out.y, plain.y * scale, rtol=1e-15)
+    np.testing.assert_array_equal(out.X[:, -1], data["PC1"])
+
+
+def test_missing_noise_is_a_missing_row_and_missing_cells_are_not():
+    data = good_table()
+    data["n_cells"] = data["n_cells"].astype(float)
+    data.loc[[3, 8], "nu"] = np.nan
+    data.loc[5, "n_cells"] = np.nan
+    out = run(GOOD, {}, data)
+    assert out.dropped == {"missing nu": 2}
+    assert out.notes == ("2 rows dropped: missing nu (2)",)
+    assert len(out.y) == 34
+
+
+def test_text_that_may_mean_missing_is_noted():
+    data = good_table()
+    data.loc[6:8, "batch"] = "NA"
+    assert (
+        "'batch' has a level 'NA' (rows 6, 7, 8)" in run(GOOD, {"random": "batch"}, data).notes[0]
+    )
+
+
+def test_whole_numbers_as_text_are_labels():
+    data = good_table()
+    data["batch"] = data["batch"].str[1:]
+    assert run("expr ~ C(celltype) + batch", {}, data).names[-1] == "batch[T.3]"
+    data["version"] = np.resize(["1.0", "1.1", "2.0"], 12).repeat(3)
+    assert run("expr ~ C(version)", {}, data).names[-1] == "C(version)[T.2.0]"
