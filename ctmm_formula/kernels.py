@@ -85,12 +85,26 @@ def _whiten(low, m, V, start, first):
 
 @njit(**_OPTIONS)
 def _cross(V, start, m, i0, i1, j0, j1, out):
-    """out += V[rows, i0:i1]' V[rows, j0:j1]."""
-    for a in range(start, start + m):
+    """out += V[rows, i0:i1]' V[rows, j0:j1], four rows at a time."""
+    stop = start + m
+    a = start
+    while a + 4 <= stop:
         for i in range(i0, i1):
-            f = V[a, i]
+            f0 = V[a, i]
+            f1 = V[a + 1, i]
+            f2 = V[a + 2, i]
+            f3 = V[a + 3, i]
             for j in range(j0, j1):
-                out[i - i0, j - j0] += f * V[a, j]
+                out[i - i0, j - j0] += (
+                    f0 * V[a, j] + f1 * V[a + 1, j] + f2 * V[a + 2, j] + f3 * V[a + 3, j]
+                )
+        a += 4
+    while a < stop:
+        for i in range(i0, i1):
+            f0 = V[a, i]
+            for j in range(j0, j1):
+                out[i - i0, j - j0] += f0 * V[a, j]
+        a += 1
 
 
 @njit(**_OPTIONS)
@@ -105,18 +119,51 @@ def _product(A, B, sign, out):
 
 
 @njit(**_OPTIONS)
-def _project(gram, p, rows, n_rows, x0, right):
-    """Rows [w' S^-1 X, w' S^-1 y] (from column x0) to w' U in place and w' P y in `right`."""
+def _project(root, gram, p, rows, n_rows, x0, spare, right):
+    """Rows [w' S^-1 X, w' S^-1 y] (from column x0) to w' U in place and w' P y in `right`.
+
+    root = L_x^-T, so that U = S^-1 X root; `spare` (p,) is overwritten.
+    """
     for r in range(n_rows):
+        for j in range(p):
+            spare[j] = 0.0
+        k = 0
+        while k + 4 <= p:
+            f0 = rows[r, x0 + k]
+            f1 = rows[r, x0 + k + 1]
+            f2 = rows[r, x0 + k + 2]
+            f3 = rows[r, x0 + k + 3]
+            for j in range(k, p):
+                spare[j] += (
+                    f0 * root[k, j]
+                    + f1 * root[k + 1, j]
+                    + f2 * root[k + 2, j]
+                    + f3 * root[k + 3, j]
+                )
+            k += 4
+        while k < p:
+            f0 = rows[r, x0 + k]
+            for j in range(k, p):
+                spare[j] += f0 * root[k, j]
+            k += 1
         res = rows[r, x0 + p]
         for j in range(p):
-            s = rows[r, x0 + j]
-            for k in range(j):
-                s -= gram[j, k] * rows[r, x0 + k]
-            s /= gram[j, j]
-            rows[r, x0 + j] = s
-            res -= s * gram[p, j]
+            rows[r, x0 + j] = spare[j]
+            res -= spare[j] * gram[p, j]
         right[r] = res
+
+
+@njit(**_OPTIONS)
+def _inverse_root(low, p, root):
+    """root = L^-T for the leading p x p of `low` (upper triangular)."""
+    for c in range(p):
+        for i in range(c):
+            root[c, i] = 0.0
+        for i in range(c, p):
+            s = 1.0 if i == c else 0.0
+            for k in range(c, i):
+                s -= low[i, k] * root[c, k]
+            root[c, i] = s / low[i, i]
 
 
 @njit(**_OPTIONS)
@@ -241,6 +288,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
     touch = np.empty((d, p1 + d))
     _fill(gram, 0.0)
     logdet = 0.0
+    product = 1.0
     nobs = 0
     first = 0 if level > 0 else R
     for b in range(n_blocks):
@@ -268,7 +316,10 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
             if not cholesky(low, m):
                 return -math.inf
             for a in range(m):
-                logdet += 2.0 * math.log(low[a, a])
+                product *= low[a, a]  # one logarithm for many pivots
+            if not 1e-200 < product < 1e200:
+                logdet += 2.0 * math.log(product)
+                product = 1.0
             _whiten(low, m, V, r0, first)
             _cross(V, r0, m, x0, z0, x0, z0, gram)
             if d > 0:
@@ -296,8 +347,10 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
             for x in range(l0, l0 + q):
                 for j in range(p1):
                     f = ZV[x, j]
-                    for k in range(p1):
+                    for k in range(j + 1):
                         gram[j, k] -= f * KZ[x, k]
+
+    logdet += 2.0 * math.log(product)
 
     # -- fixed effects profiled out ----------------------------------------------------------
     if not cholesky(gram, p):
@@ -329,6 +382,9 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
         _fill(average, 0.0)
         _fill(expected, 0.0)
     tau = np.empty(R)
+    spare = np.empty(p)
+    root = np.empty((p, p))
+    _inverse_root(gram, p, root)
     A = np.empty((R, width))  # W~'V~, then [Q | Y | . | Z part]
     gK = np.empty((R, d))
     c_all = np.zeros((F, p))
@@ -360,7 +416,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
                     for h in range(d):
                         if local[i, h] >= 0:
                             gK[r, h] += f * K[le, local[i, h]]
-            _project(gram, p, A, R, x0, tau)
+            _project(root, gram, p, A, R, x0, spare, tau)
             for r in range(R):
                 low_s = 0 if full else r
                 for s_ in range(low_s, r + 1):
@@ -398,8 +454,8 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
                             E_b[r, le, j] += f * A[r, x0 + j]
         if q > 0:
             _levels(
-                blocks.level_comp[l0 : l0 + q], R, p, M, K, ZV[l0 : l0 + q], gram,
-                trace_p, full, G_b, E_b, score, average, expected, c_all, YY,
+                blocks.level_comp[l0 : l0 + q], R, p, M, K, ZV[l0 : l0 + q], root,
+                gram, spare, trace_p, full, G_b, E_b, score, average, expected, c_all, YY,
             )  # fmt: skip
     for r in range(F):
         score[r] *= 0.5
@@ -468,8 +524,9 @@ def evaluate(
 
 @njit(**_OPTIONS)
 def _levels(
-    comp, R, p, M, K, ZV, gram, trace_p, full, G_b, E_b, score, average, expected, c_all, YY
-):
+    comp, R, p, M, K, ZV, root, gram, spare, trace_p, full, G_b, E_b,
+    score, average, expected, c_all, YY,
+):  # fmt: skip
     """The random effects' part of one block: score, information and cross terms."""
     q = M.shape[0]
     N = np.zeros((q, q))  # I - M K
@@ -481,7 +538,7 @@ def _levels(
     zx = np.zeros((q, p + 1))  # Z' Sigma^-1 [X y] = N Z' D^-1 [X y], then Z' U
     _product(N, ZV, 1.0, zx)
     zeta = np.empty(q)
-    _project(gram, p, zx, q, 0, zeta)
+    _project(root, gram, p, zx, q, 0, spare, zeta)
     for x in range(q):
         f = R + comp[x]
         score[f] += zeta[x] * zeta[x] - out[x, x] + trace_p * _dot(zx[x], zx[x], p)

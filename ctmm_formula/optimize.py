@@ -22,6 +22,7 @@ INTERIOR, EDGE, STALLED, INFEASIBLE = 0, 1, 2, 3
 """How an optimisation ended."""
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
+_REFIT_TOLERANCE = 1e-10  # of a leave-out refit, before its last step (which squares it)
 _BARRIER_END = 1e-8
 _MAX_STEPS = 60
 
@@ -362,36 +363,32 @@ def leave_out(pr, groups, group_ptr, theta_hat, observed, centre, steps, thetas,
     thetas : (G, K), betas : (G, p), status : (G,) out
     """
     K = len(theta_hat)
+    n_groups = len(group_ptr) - 1
     wk = make_work(pr)
     theta = np.empty(K)
     starts = np.empty((2, K))
-    one_step = steps == 1
     shares_donors = len(pr.cactive) == len(pr.active)
-    for g in range(len(group_ptr) - 1):
+    for k in range(K):
+        for h in range(k + 1):
+            wk.chol[k, h] = observed[k, h]
+    full_inverse = np.zeros((K, K))
+    definite = cholesky(wk.chol, K)
+    for k in range(K):
+        for h in range(K):
+            wk.step[h] = 1.0 if h == k else 0.0
+        if definite:
+            cholesky_solve(wk.chol, K, wk.step)
+        grow = n_groups / (n_groups - 1.0)  # the information shrinks with the donors
+        for h in range(K):
+            full_inverse[k, h] = wk.step[h] * grow
+    for g in range(n_groups):
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = False
             if shares_donors:
                 pr.cactive[groups[x]] = False
-        settled = False
         for k in range(K):
             theta[k] = theta_hat[k]
-        last = math.inf
-        for it in range(steps + 1):
-            value, _ = _objective(pr, theta, 0.0, SCORE, wk)
-            if value == -math.inf:
-                break
-            if one_step and it == 1:
-                settled = True
-                break
-            decrement = _direction(observed, wk)
-            if decrement < 0.0 or decrement > last:
-                break
-            if decrement < _TOLERANCE:
-                settled = True
-                break
-            last = decrement
-            for k in range(K):
-                theta[k] += wk.step[k]
+        settled = definite and _chord(pr, theta, full_inverse, steps, wk)
         status[g] = INTERIOR
         if not settled:
             for k in range(K):
@@ -406,3 +403,59 @@ def leave_out(pr, groups, group_ptr, theta_hat, observed, centre, steps, thetas,
             pr.active[groups[x]] = True
             if shares_donors:
                 pr.cactive[groups[x]] = True
+
+
+@njit(**_OPTIONS)
+def _chord(pr, theta, full_inverse, steps, wk):
+    """Quasi-Newton from a nearby fit: its inverse information, corrected by rank-one updates.
+
+    `theta` is moved in place; True where it settled inside the domain (or after one step, if
+    `steps` is 1).
+    """
+    K = len(theta)
+    inverse = full_inverse.copy()
+    before = np.empty(K)
+    miss = np.empty(K)
+    last = math.inf
+    for it in range(steps + 1):
+        llf = evaluate(
+            pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
+            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+        )  # fmt: skip
+        if llf == -math.inf:
+            return False
+        for k in range(K):
+            wk.grad[k] = 0.0
+            for f in range(pr.S.shape[1]):
+                wk.grad[k] += pr.S[k, f] * wk.score[f]
+        if it > 0:  # secant: inverse (before - grad) should have been the last step
+            along = 0.0
+            for k in range(K):
+                miss[k] = wk.step[k]
+                for h in range(K):
+                    miss[k] -= inverse[k, h] * (before[h] - wk.grad[h])
+                along += miss[k] * (before[k] - wk.grad[k])
+            if abs(along) > 1e-300:
+                for k in range(K):
+                    for h in range(K):
+                        inverse[k, h] += miss[k] * miss[h] / along
+        decrement = 0.0
+        for k in range(K):
+            wk.step[k] = 0.0
+            for h in range(K):
+                wk.step[k] += inverse[k, h] * wk.grad[h]
+            decrement += wk.step[k] * wk.grad[k]
+            before[k] = wk.grad[k]
+        if it == steps and steps == 1:
+            break
+        if not abs(decrement) < 10.0 * last or it == steps:
+            return False
+        last = abs(decrement)
+        for k in range(K):
+            theta[k] += wk.step[k]
+        if last < _REFIT_TOLERANCE:
+            break
+    for k in range(K):
+        if not theta[k] > pr.lower[k]:
+            return False
+    return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
