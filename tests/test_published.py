@@ -17,7 +17,7 @@ from conftest import SHARED, frame_model
 from scipy import stats
 
 from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate, information
+from ctmm_formula.estimators import estimate
 from ctmm_formula.jackknife import jackknife
 
 ORACLE = 1e-8
@@ -148,7 +148,7 @@ def test_interior_optimum(fit):
     # what they reported is as far away as its loss of log-likelihood says, in standard errors
     gap = reported(fit) - ours.theta
     loss = best - dense.llf(model, reported(fit), method)
-    assert gap @ information(model, ours) @ gap <= 4 * loss + LLF
+    assert gap @ ours.observed @ gap <= 4 * loss + LLF
 
 
 @cases(lambda f: interior(f) and f["level"] == "op")
@@ -173,7 +173,7 @@ def test_fisher_wald(fit):
         assert theirs[test] == pytest.approx(p, rel=P_VALUE if own_beta else FORMULA), test
     # at ours, they are as near as the estimates are
     ours = estimate(model, method, NOISE)
-    got = fisher_tests(fit, model, ours.theta, information(model, ours), ours.beta, ours.cov_beta)
+    got = fisher_tests(fit, model, ours.theta, ours.information, ours.beta, ours.cov_beta)
     assert got == pytest.approx(fit["p"], rel=STOPPED_EARLY.get(name(fit), P_VALUE))
 
 
@@ -203,17 +203,17 @@ def test_edge(fit):
     model, method = load(fit), fit["method"].lower()
     assert name(fit) in (EDGE_REML if method == "reml" else EDGE_ML)
     theirs = reported(fit)
-    floor = min(0.1, 0.5 * slack(model, theirs))  # so that their stop lies in our domain
+    reach = slack(model, theirs)  # not positive: their stop lies outside every domain of ours
+    floor = min(0.1, 0.5 * reach) if reach > 0 else 0.1
     ours = estimate(model, method, Domain("noise", floor))
-    assert ours.llf == pytest.approx(dense.llf(model, ours.theta, method), abs=1e-6)
+    assert ours.llf == pytest.approx(dense.llf(model, ours.theta, method), abs=LLF)
     assert slack(model, ours.theta) >= floor * (1 - 1e-6)
-    if method == "reml":
-        best = fit["l_best"] + constants(fit, model)
-        assert published_llf(fit, model) - LLF <= ours.llf <= best + LLF
+    if method == "reml" and reach > 0:  # l_best is a local summit: ours may be higher still
+        assert ours.llf >= published_llf(fit, model) - LLF
     if not ours.convergence.boundary:
         g = dense.score(model, ours.theta, method)
         assert g @ np.linalg.solve(dense.average_information(model, ours.theta), g) < LLF
-    elif method == "ml":
+    elif method == "ml" and reach > 0:
         assert ours.llf >= published_llf(fit, model) - LLF
     # under the default bounds such a fit is never passed off as an ordinary optimum
     default = estimate(model, method, Domain("psd", 0.1))
@@ -223,10 +223,17 @@ def test_edge(fit):
 
 
 def slack(model, theta: np.ndarray) -> float:
-    """Smallest eigenvalue of the covariance relative to the noise's."""
+    """Smallest eigenvalue of the covariance relative to the noise's, with and without the batch.
+
+    A donor's own covariance given the batch must be positive definite too.
+    """
     a = dense.arrays(model)
     root = np.sqrt(np.diag(a.D))
-    return float(np.linalg.eigvalsh(dense.covariance(a, theta) / np.outer(root, root))[0])
+    donor_level = np.concatenate([theta[: len(model.basis)], np.zeros(len(model.random))])
+    return min(
+        float(np.linalg.eigvalsh(dense.covariance(a, t) / np.outer(root, root))[0])
+        for t in (theta, donor_level)
+    )
 
 
 @cases(lambda f: f["method"] == "HE" and not f["jackknife"])
