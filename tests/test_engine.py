@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from ctmm_formula.blup import effects
 from ctmm_formula.domain import Domain
 from ctmm_formula.estimators import estimate
+from ctmm_formula.jackknife import jackknife
 from ctmm_formula.likelihood import evaluate
 from ctmm_formula.model import Model, RandomComponent, build_model
 from ctmm_formula.score import score_test
@@ -25,6 +26,8 @@ EXACT = 1e-8
 """Relative: both sides are exact, only rounding (condition numbers of 1e4-1e6) is between them."""
 NUMERICAL = 1e-7
 """Relative: Richardson differences of a log-likelihood near 30 keep about 9 digits."""
+LAST_STEP = 1e-6
+"""Relative: a jackknife replicate's b is that of theta before the last, tiny step."""
 TAIL = 1e-4
 """Absolute, of a p value against Imhof's integral: the tail used may be an approximation."""
 
@@ -277,6 +280,37 @@ def slack(model: Model, theta: np.ndarray) -> float:
     a = dense.arrays(model)
     root = np.sqrt(np.diag(a.D))
     return float(np.linalg.eigvalsh(dense.covariance(a, theta) / np.outer(root, root))[0])
+
+
+@pytest.mark.parametrize("method", ["reml", "ml", "he"])
+@pytest.mark.parametrize("batch", [None, "batch"])
+def test_jackknife_refits_everything(method, batch, make_model):
+    """Each replicate is the fit of the other donors, by brute force; one batch has one donor."""
+    table = pd.read_csv(GOLDEN / "sim_batch_cov.csv")
+    kept = sorted(table["donor"].unique())[:24]
+    frame = table[table["donor"].isin(kept)].copy()
+    frame.loc[frame["donor"] == kept[3], "batch"] = "alone"
+    model = make_model(frame, "free", covariates=["cov1"], batch=batch)
+    domain = Domain("noise", 0.1)
+    full = estimate(model, method, domain)
+    result = jackknife(model, full, domain)
+    assert not result.failed
+    assert [list(group) for group in result.left_out] == [[i] for i in range(len(kept))]
+    for i, (theta, beta) in enumerate(zip(result.theta, result.beta, strict=True)):
+        others = model.without([i])
+        if method == "he":
+            close(theta, dense.haseman_elston(others)[0])
+            # b is refitted in the way of the full fit, GLS where it was GLS
+        else:
+            gradient = dense.score(others, theta, method)
+            curvature = dense.average_information(others, theta)
+            if slack(others, theta) > 0.1 + 1e-3:
+                assert gradient @ np.linalg.solve(curvature, gradient) < 1e-8
+            assert dense.llf(others, theta, method) >= estimate(others, method, domain).llf - 1e-6
+            close(beta, dense.gls(others, theta)[0], LAST_STEP)
+    both = np.hstack([result.theta, result.beta])
+    gap = both - both.mean(axis=0)
+    close(result.cov, (len(kept) - 1) / len(kept) * gap.T @ gap)
 
 
 def climb(y, nu, basis, floor: float, start: np.ndarray, last: float = 1e-7) -> float:
