@@ -241,8 +241,9 @@ def aliased(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
     >>> aliased(np.column_stack([np.ones(3), x, 1e6 * x]), ["Intercept", "x", "z"])
     {'z': "depends on 'x'"}
     """
-    norms = np.linalg.norm(X, axis=0)
-    Z = X / np.where(norms > 0, norms, 1.0)
+    largest = np.abs(X).max(axis=0, initial=0.0)
+    Z = X / np.where(largest > 0, largest, 1.0)  # squares of huge numbers would overflow
+    Z /= np.where(largest > 0, np.linalg.norm(Z, axis=0), 1.0)
     Q = np.zeros((len(X), 0))
     kept: list[int] = []
     out: dict[str, str] = {}
@@ -253,7 +254,7 @@ def aliased(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
         if size > RANK_TOLERANCE:
             Q = np.column_stack([Q, rest / size])
             kept.append(k)
-        elif norms[k] == 0:
+        elif largest[k] == 0:
             out[names[k]] = "is zero in every row"
         else:
             weights = np.linalg.lstsq(Z[:, kept], column, rcond=None)[0]

@@ -10,7 +10,8 @@ import builtins
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import TypeVar
 
@@ -211,13 +212,13 @@ class _Formulaic:
 
     def __init__(self, fixed: str, frame: pd.DataFrame, context: dict[str, object]) -> None:
         formulaic = _formulaic()
-        self.context = context
+        self.context = {**_patsy_contrasts(), **context}
         self.terms = parse(f"~ {fixed}", response_required=False).terms
         spelling = {code: _spelling(code) for term in self.terms for code in term}
         texts = [":".join(spelling[code] for code in term) or "1" for term in self.terms]
         formula = formulaic.Formula(texts or ["0"], _ordering="degree")
         self.spec = formula.get_model_matrix(
-            frame, context=context, na_action="ignore", output="numpy"
+            frame, context=self.context, na_action="ignore", output="numpy"
         ).model_spec
         self.names, self.columns = self._patsy_columns(formulaic, texts)
 
@@ -260,7 +261,7 @@ class _Formulaic:
             return INTERCEPT
         # formulaic leaves a factor out of the name where a term needs no columns for it
         parts = "".join(
-            rf"(?:(?:^|(?<=.):)(?P<f{i}>{re.escape(f)})(?P<s{i}>\[.*?\])?(?=:|$))?"
+            rf"(?:(?:^|(?<=.):)(?P<f{i}>{re.escape(f)})(?P<s{i}>\[.*?\]|\.\w+|\^\d+)?(?=:|$))?"
             for i, f in enumerate(factors)
         )
         match = re.fullmatch(parts, name)
@@ -291,6 +292,48 @@ def _spelling(code: str) -> str:
     return (
         f"C({code})" if is_condition(code) else re.sub(r"(?<![\w.])scale\(", "standardize(", code)
     )
+
+
+@cache
+def _patsy_contrasts() -> dict[str, type]:
+    """patsy's contrasts for formulaic, whose own differ where no intercept comes before them."""
+    from formulaic.transforms.contrasts import Contrasts
+    from interface_meta import override  # formulaic's own way to mark overridden methods
+
+    def wrap(contrast: type) -> type:
+        class Wrapped(Contrasts):
+            FACTOR_FORMAT = FACTOR_FORMAT_REDUCED = "{name}{field}"
+
+            def __init__(self, *args: object, **kwargs: object) -> None:
+                self.contrast = contrast(*args, **kwargs)
+
+            def code(self, levels: Sequence[object], reduced_rank: bool) -> patsy.ContrastMatrix:
+                if reduced_rank:
+                    return self.contrast.code_without_intercept(list(levels))
+                return self.contrast.code_with_intercept(list(levels))
+
+            @override
+            def _get_coding_matrix(
+                self, levels: Sequence[object], reduced_rank: bool = True, sparse: bool = False
+            ) -> np.ndarray:
+                return self.code(levels, reduced_rank).matrix
+
+            @override
+            def get_coding_column_names(
+                self, levels: Sequence[object], reduced_rank: bool = True
+            ) -> list[str]:
+                return self.code(levels, reduced_rank).column_suffixes
+
+            @override
+            def get_coefficient_row_names(
+                self, levels: Sequence[object], reduced_rank: bool = True
+            ) -> list[str]:
+                return [str(level) for level in levels]
+
+        return Wrapped
+
+    names = ("Treatment", "Sum", "Helmert", "Diff", "Poly")
+    return {name: wrap(getattr(patsy, name)) for name in names}
 
 
 def _formulaic() -> ModuleType:

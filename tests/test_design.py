@@ -15,9 +15,11 @@ from ctmm_formula.arrays import aliased
 from ctmm_formula.design import build_design
 from ctmm_formula.errors import DataError, FormulaError
 from ctmm_formula.formula import parse
+from ctmm_formula.matrix import ALWAYS, Coding
 from ctmm_formula.structures import resolve
 
 EXACT = 1e-12  # the same algebra in another library
+PRODUCTS = 1e-9  # absolute: products of centred columns that reach 1e5
 ENGINES = ["patsy", "formulaic"]
 TYPES = ["NK", "B", "T"]
 
@@ -68,6 +70,12 @@ FORMULAS = [
     "C(celltype, Treatment(reference='T')):x",
     "C(celltype, Sum) + sex",
     "C(celltype, Helmert)",
+    "C(celltype, Poly) + sex",
+    "C(celltype, Diff) + sex",
+    "C(celltype, Treatment(2))",
+    "0 + C(celltype, Sum):sex",
+    "C(stage, Helmert):x + celltype",
+    "0 + C(stage, Poly) + celltype",
     "C(celltype, levels=['T', 'NK', 'B'])",
     "celltype + I(x**2)",
     "celltype + np.log(age)",
@@ -115,6 +123,30 @@ def test_both_engines_give_the_same_matrix_names_and_predictions(fixed):
     new["x"] = np.clip(new["x"], ours.frame.get("x", new["x"]).min(), None)  # inside the splines
     new["x"] = np.clip(new["x"], None, ours.frame.get("x", new["x"]).max())
     np.testing.assert_allclose(other.matrix(new)[0], ours.matrix(new)[0], rtol=EXACT, atol=EXACT)
+
+
+def random_formula(seed):
+    """A few interactions of any kinds of factors, with or without intercept."""
+    rng = np.random.default_rng(seed)
+    pool = ["celltype", "sex", "x", "age", "np.log(age)", "stage", "smoker", "bs(x, df=3)",
+            "C(year)", "I(x > 0)", 'Q("HLA-A")', "C(celltype, Sum)", "center(x)",
+            "C(stage, Helmert)", "C(stage, Poly)", "C(celltype, Diff)", "scale(age)"]  # fmt: skip
+    terms = [
+        rng.choice([":", "*"]).join(rng.choice(pool, size=rng.integers(1, 4), replace=False))
+        for _ in range(rng.integers(1, 4))
+    ]
+    return rng.choice(["", "0 + "]) + " + ".join(terms)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_both_engines_code_random_formulas_alike(seed):
+    """Also where the matrix is not of full rank."""
+    fixed = random_formula(seed)
+    frame = design("expr ~ sex + " + " + ".join(["C(year)", "x", "age", "stage", "smoker"])).frame
+    frame = frame.assign(**{"HLA-A": long_table()["HLA-A"]})
+    ours, other = (Coding(fixed, frame, ALWAYS, engine) for engine in ENGINES)
+    assert ours.names == other.names
+    np.testing.assert_allclose(other.matrix(frame), ours.matrix(frame), rtol=EXACT, atol=PRODUCTS)
 
 
 @pytest.mark.parametrize("fixed", [f for f in FORMULAS if "year" not in f])
