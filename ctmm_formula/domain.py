@@ -5,20 +5,26 @@ Negative components are allowed as long as no covariance degenerates.  With D th
 ============  =======================================================  ======================
 bounds        covariances that must stay positive definite             linear bounds
 ============  =======================================================  ======================
-noise         Sigma - kappa D for every block, kappa = noise_floor     none
+noise         Sigma - kappa D for every donor and block,               none
+              kappa = noise_floor
 psd           H_i A H_i' for every donor's observed cell types         random effects >= 0
 nonnegative   V and every other component as its own random effect     those that are variances
 ============  =======================================================  ======================
 
-Interior optima do not depend on it.  ``noise`` (default for cell type-specific pseudobulk) lets
-variance components be negative, which keeps them unbiased, but stops short of the edge where one
-donor's covariance is singular; ``psd`` (default for overall pseudobulk) keeps the covariance of
-true expression positive semidefinite; ``nonnegative`` is what lme4, metafor and glmmTMB do.
+A donor's covariance is taken given the random effects of its block, so a batch variance cannot
+make up for a donor covariance that is itself degenerate; a negative batch variance is held by the
+covariance of the whole block.  Interior optima do not depend on the bounds.
+
+``noise`` (default for cell type-specific pseudobulk) lets variance components be negative, which
+keeps them unbiased, but stops short of the edge where one donor's covariance is singular; ``psd``
+(default for overall pseudobulk) keeps the covariance of true expression positive semidefinite;
+``nonnegative`` is what lme4, metafor and glmmTMB do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -89,7 +95,7 @@ def _psd(model: Model, domain: Domain) -> Constraint:
     ptr = model.blocks.row_ptr
     patterns = {
         model.H[a:b].tobytes(): model.H[a:b]
-        for i, (a, b) in enumerate(zip(ptr[:-1], ptr[1:], strict=True))
+        for i, (a, b) in enumerate(pairwise(ptr))
         if model.active[i]
     }
     return _cones(model, lower, [(H, model.basis, np.arange(count)) for H in _maximal(patterns)])

@@ -75,8 +75,8 @@ def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluatio
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     beta, gram = np.zeros(p), np.zeros((p + 1, p + 1))
     llf = kernels.evaluate(
-        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), model.y, model.nu, model.blocks,
-        model.active, reml, kernels.INFORMATION, score, average, expected, beta, gram,
+        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), model.y, model.nu,
+        model.blocks, model.active, reml, kernels.INFORMATION, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
         nan = np.full((K, K), math.nan)

@@ -18,19 +18,23 @@ from numba import njit
 from .kernels import _OPTIONS, INFORMATION, SCORE, VALUE, _fill, cholesky, cholesky_solve, evaluate
 from .model import Blocks
 
-INTERIOR, EDGE, STALLED, INFEASIBLE = 0, 1, 2, 3
+INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How an optimisation ended."""
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
 _REFIT_TOLERANCE = 1e-10  # of a leave-out refit, before its last step (which squares it)
+_WAY_POINT = 1e-2  # barrier weight at which paths from different starts are compared
 _BARRIER_END = 1e-8
+_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
+_BARRIER_ENOUGH = 1e-6  # a path that settled down to here is on the edge; the rest is rounding
 _MAX_STEPS = 60
 
 
 class Problem(NamedTuple):
     """One likelihood and its domain.
 
-    kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,) bounds (-inf where none);
+    kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,)
+    bounds (-inf where none);
     cS (K, F'), cnu, cblocks, cactive: determinants that must stay positive definite.
     """
 
@@ -231,10 +235,7 @@ def newton(pr, theta, mu, tolerance, wk):
             return STALLED, llf, math.inf, n_eval
         if decrement < 1.0:  # close enough for the observed curvature
             newer = _direction(wk.observed, wk)
-            if newer >= 0.0:
-                decrement = newer
-            else:
-                decrement = _direction(wk.info, wk)
+            decrement = newer if newer >= 0.0 else _direction(wk.info, wk)
         if decrement < tolerance:
             return INTERIOR, llf, decrement, n_eval
         size = 1.0
@@ -268,35 +269,74 @@ def newton(pr, theta, mu, tolerance, wk):
 
 
 @njit(**_OPTIONS)
-def climb(pr, theta, wk):
+def _follow(pr, theta, mu, mu_end, wk):
+    """Follow the barrier path from weight `mu` down to `mu_end`; `theta` changed in place.
+
+    Slacks shrink in proportion to mu, so each stage starts from a linear extrapolation of the
+    two before it.  Returns (reached, log-likelihood, squared decrement, evaluations), `reached`
+    the smallest weight at which the stage settled.
+    """
+    K = len(theta)
+    before = np.empty(K)
+    ahead = np.empty(K)
+    reached, llf, decrement, n_eval, stage = math.inf, -math.inf, math.inf, 0, 0
+    while mu > 0.5 * mu_end:
+        status, new_llf, new_decrement = INFEASIBLE, llf, decrement
+        for attempt in range(3):
+            reach = 0.0 if stage < 2 else _REACH[attempt]
+            for k in range(K):
+                ahead[k] = theta[k] + (reach * (theta[k] - before[k]) if reach > 0.0 else 0.0)
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            n_eval += used
+            if status != INFEASIBLE or reach == 0.0:
+                break
+        if status == INFEASIBLE:
+            break
+        for k in range(K):
+            before[k] = theta[k]
+            theta[k] = ahead[k]
+        llf = new_llf
+        if status == INTERIOR:
+            reached, decrement = mu, new_decrement
+        mu *= 0.1
+        stage += 1
+    return reached, llf, decrement, n_eval
+
+
+@njit(**_OPTIONS)
+def climb(pr, theta, known, n_known, wk):
     """From a feasible start to a local maximum, along the edge where it must.
 
-    `theta` is changed in place.  Returns (INTERIOR, EDGE, STALLED or INFEASIBLE,
-    log-likelihood, squared decrement, evaluations).
+    `theta` is changed in place.  `known` (s, K) holds the way points of the first `n_known`
+    climbs along the edge: a path that meets one of them is not followed further.
+    Returns (INTERIOR, EDGE, STALLED, MERGED or INFEASIBLE, log-likelihood, squared decrement,
+    evaluations).
     """
+    K = len(theta)
     start = theta.copy()
     status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
-    if status == INTERIOR or status == INFEASIBLE:
+    if status in (INTERIOR, INFEASIBLE):
         return status, llf, decrement, n_eval
-    for k in range(len(theta)):
+    for k in range(K):
         theta[k] = start[k]
-    mu = 0.1
-    reached = EDGE
-    while mu >= _BARRIER_END:
-        status, llf, decrement, used = newton(pr, theta, mu, 0.1 * mu, wk)
-        n_eval += used
-        reached = EDGE if status == INTERIOR else STALLED
-        mu *= 0.1
-    before = theta.copy()
-    edge_llf = llf
-    status, llf, inner, used = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    reached, llf, decrement, used = _follow(pr, theta, 0.1, _WAY_POINT, wk)
     n_eval += used
-    if status == INTERIOR:
-        return status, llf, inner, n_eval
-    for k in range(len(theta)):
-        theta[k] = before[k]
+    for s in range(n_known):
+        apart = 0.0
+        for k in range(K):
+            apart = max(apart, abs(known[s, k] - theta[k]) / (1.0 + abs(theta[k])))
+        if apart < 1e-2:
+            return MERGED, llf, decrement, n_eval
+    for k in range(K):
+        known[n_known, k] = theta[k]
+    reached, llf, decrement, used = _follow(pr, theta, 0.1 * _WAY_POINT, _BARRIER_END, wk)
+    n_eval += used
     _objective(pr, theta, 0.0, INFORMATION, wk)
-    return reached, edge_llf, decrement, n_eval + 1
+    n_eval += 1
+    if abs(_direction(wk.info, wk)) < 1e-6:  # no wall holds it: the path ended in the interior
+        status, llf, decrement, used = newton(pr, theta, 0.0, _TOLERANCE, wk)
+        return status, llf, decrement, n_eval + used
+    return EDGE if reached <= _BARRIER_ENOUGH else STALLED, llf, decrement, n_eval
 
 
 @njit(**_OPTIONS)
@@ -307,21 +347,28 @@ def best_of(pr, starts, prefer_interior, theta, wk):
     Returns (status, log-likelihood, squared decrement, evaluations, starts used).
     """
     best_status, best, best_decrement, total, used = INFEASIBLE, -math.inf, math.inf, 0, 0
-    point = np.empty(len(theta))
+    K = len(theta)
+    point = np.empty(K)
+    known = np.empty((starts.shape[0], K))
+    n_known = 0
     for s in range(starts.shape[0]):
-        for k in range(len(theta)):
+        for k in range(K):
             point[k] = starts[s, k]
-        status, llf, decrement, n_eval = climb(pr, point, wk)
+        status, llf, decrement, n_eval = climb(pr, point, known, n_known, wk)
         total += n_eval
         if status == INFEASIBLE:
             continue
         used += 1
+        if status == MERGED:
+            continue
+        if status in (EDGE, STALLED):
+            n_known += 1
         better = llf > best + 1e-9 * (1.0 + abs(llf))
         if prefer_interior and (status == INTERIOR) != (best_status == INTERIOR):
             better = status == INTERIOR
         if better or best_status == INFEASIBLE:
             best_status, best, best_decrement = status, llf, decrement
-            for k in range(len(theta)):
+            for k in range(K):
                 theta[k] = point[k]
         if status == INTERIOR and used == 1:
             return best_status, best, best_decrement, total, used

@@ -52,7 +52,7 @@ class Precision:
         try:
             np.linalg.cholesky(sigma)
         except np.linalg.LinAlgError as error:
-            raise ConvergenceError("the covariance of some donor is not positive definite") from error
+            raise ConvergenceError("a donor's covariance is not positive definite") from error
         inverse = np.linalg.inv(sigma)
         self.inverse = inverse * (self.mask[:, :, None] & self.mask[:, None, :])
         self.Z, self.level_component, self.level_code = _level_matrix(model)
