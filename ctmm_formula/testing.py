@@ -1,0 +1,299 @@
+"""The elementary tests, on numbers: F, one-sided t, likelihood ratio; and what they return.
+
+A test that cannot be had has p value nan and its reason in ``note``: a scan of many genes goes on.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import stats
+
+LLF_TOLERANCE = 1e-6
+"""A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
+
+_SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One test.
+
+    Attributes
+    ----------
+    name : str
+        The question, e.g. "variance differentiation".
+    null : str
+        The hypothesis.
+    method : str
+        "wald (jackknife)", "likelihood ratio (reml)", ...
+    statistic : float
+    df : float, or (float, float) for F; nan where the distribution has none
+    pvalue : float
+        nan where the test cannot be had.
+    distribution : str
+        "F", "t", "chi2", "chi2 mixture" or "bootstrap".
+    note : str
+        The reason of a p value nan, or what to keep in mind.
+    extra : mapping
+        Named details, e.g. ``{"celltype": {"T": 0.01, "B": 0.2}}``.
+
+    Examples
+    --------
+    >>> result = one_sided_t(2.0, 1.0, 30, name="variance component", null="hom = 0")
+    >>> print(result)
+    variance component: wald
+      null hypothesis: hom = 0
+      t(30) = 2, p = 0.02731
+    >>> TestResult.from_dict(result.to_dict()) == result
+    True
+    """
+
+    __test__: ClassVar[bool] = False  # its name makes pytest think it holds tests
+
+    name: str
+    null: str
+    method: str
+    statistic: float
+    df: float | tuple[float, float]
+    pvalue: float
+    distribution: str
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def without(self, reason: str) -> TestResult:
+        """The same test as one that cannot be had, and why."""
+        return replace(self, statistic=math.nan, pvalue=math.nan, note=reason)
+
+    def _outcome(self) -> str:
+        df = self.df if isinstance(self.df, tuple) else (self.df,)
+        inside = ", ".join(f"{value:g}" for value in df if not math.isnan(value))
+        symbol = self.distribution if inside else "statistic"
+        return f"{symbol}{f'({inside})' if inside else ''} = {self.statistic:.4g}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("null hypothesis", self.null)] if self.null else []
+        rows += [("note", self.note)] if self.note else []
+        for key, value in self.extra.items():
+            text = (
+                ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+                if isinstance(value, Mapping)
+                else _short(value)
+            )
+            rows.append((str(key), text))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        lines = [f"{self.name}: {self.method}"]
+        lines += [f"  {key}: {text}" for key, text in rows if key == "null hypothesis"]
+        lines.append(f"  {self._outcome()}, p = {self.pvalue:.4g}")
+        lines += [f"  {key}: {text}" for key, text in rows if key != "null hypothesis"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = [("method", self.method), ("statistic", self._outcome())]
+        cells += [("p value", f"{self.pvalue:.4g}"), *self._rows()]
+        body = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(text)}</td></tr>"
+            for key, text in cells
+        )
+        return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values; numbers that do not exist are nan."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
+        """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
+        known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
+        df = known["df"]
+        known["df"] = tuple(map(_number, df)) if isinstance(df, Sequence) else _number(df)
+        known |= {key: _number(known[key]) for key in ("statistic", "pvalue")}
+        return cls(**known)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Without numpy types, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(inner) for inner in value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def wald(
+    value: np.ndarray,
+    cov: np.ndarray,
+    L: np.ndarray,
+    df_resid: float,
+    *,
+    rhs: np.ndarray | float = 0.0,
+    name: str = "linear hypothesis",
+    null: str = "",
+    method: str = "wald",
+    note: str = "",
+) -> TestResult:
+    """F test of L t = rhs: F = d' (L C L')^-1 d / q with d = L t - rhs, on (q, df_resid).
+
+    Parameters
+    ----------
+    value : array, shape (K,)
+        Estimates t.
+    cov : array, shape (K, K)
+        Their covariance C.
+    L : array, shape (q, K), of full row rank; rhs : array, shape (q,), or float
+    df_resid : float
+    name, null, method, note : str
+        Labels of the result; `note` is kept where the test can be had.
+
+    Examples
+    --------
+    >>> wald([3.0, 4.0], np.eye(2), np.eye(2), 10).statistic
+    12.5
+    """
+    L = np.atleast_2d(np.asarray(L, dtype=float))
+    used = (L != 0.0).any(axis=0)  # what is not tested may be unknown
+    L = L[:, used]
+    t = np.asarray(value, dtype=float)[used]
+    C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
+    q = len(L)
+    blank = TestResult(
+        name, null, method, math.nan, (float(q), float(df_resid)), math.nan, "F", note
+    )
+    if q == 0:
+        return blank.without("there is nothing to test")
+    if not df_resid > 0:
+        return blank.without(_no_df(df_resid))
+    if not (np.isfinite(t).all() and np.isfinite(C).all()):
+        return blank.without("the estimates or their covariance could not be computed")
+    d = L @ t - rhs
+    S = L @ C @ L.T
+    scale = np.sqrt(np.clip(np.diag(S), 0.0, None))
+    if not scale.all():
+        return blank.without("a tested combination has no variance")
+    R = S / np.outer(scale, scale)  # unit diagonal: the rank does not depend on units
+    if np.linalg.eigvalsh(0.5 * (R + R.T))[0] < _SINGULAR:
+        return blank.without("the covariance of the tested combinations is singular")
+    F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
+    return replace(blank, statistic=F, pvalue=float(stats.f.sf(F, q, df_resid)))
+
+
+def one_sided_t(
+    value: float,
+    se: float,
+    df: float,
+    *,
+    name: str = "variance component",
+    null: str = "",
+    method: str = "wald",
+    note: str = "",
+) -> TestResult:
+    """One-sided t test against value > 0: p = P(T_df > value / se).
+
+    >>> round(one_sided_t(0.0, 1.0, 5).pvalue, 3)
+    0.5
+    """
+    blank = TestResult(name, null, method, math.nan, float(df), math.nan, "t", note)
+    if not df > 0:
+        return blank.without(_no_df(df))
+    if not (math.isfinite(value) and math.isfinite(se)):
+        return blank.without("the estimate or its standard error could not be computed")
+    if not se > 0:
+        return blank.without("the estimate has no variance")
+    t = float(value / se)
+    return replace(blank, statistic=t, pvalue=float(stats.t.sf(t, df)))
+
+
+def likelihood_ratio(
+    llf0: float,
+    llf1: float,
+    df: int,
+    *,
+    name: str = "likelihood ratio",
+    null: str = "",
+    method: str = "likelihood ratio",
+    note: str = "",
+) -> TestResult:
+    """Likelihood ratio test of nested fits, 2 (llf1 - llf0) against chi2(df).
+
+    >>> round(likelihood_ratio(-101.92, -100.0, 1).pvalue, 3)
+    0.05
+    """
+    blank = TestResult(name, null, method, math.nan, float(df), math.nan, "chi2", note)
+    if not df > 0:
+        return blank.without("there is nothing to test")
+    if not (math.isfinite(llf0) and math.isfinite(llf1)):
+        return blank.without("a log-likelihood could not be computed")
+    if llf1 < llf0 - LLF_TOLERANCE:
+        return blank.without(
+            f"the larger model has the lower log-likelihood ({llf1:.6f} < {llf0:.6f}): "
+            "one of the fits has not found its maximum"
+        )
+    ratio = 2.0 * max(llf1 - llf0, 0.0)
+    return replace(blank, statistic=ratio, pvalue=float(stats.chi2.sf(ratio, df)))
+
+
+def _no_df(df: float) -> str:
+    return f"{df:g} residual degrees of freedom: as many parameters as donors, or more"
+
+
+def mean_differentiation(
+    L_means: np.ndarray,
+    beta: np.ndarray,
+    cov_beta: np.ndarray,
+    df_resid: float,
+    *,
+    method: str = "wald",
+) -> TestResult:
+    """Test that all cell types have the same mean, whatever coding the fixed part has.
+
+    Parameters
+    ----------
+    L_means : array, shape (C, p)
+        Row c times beta is the mean of cell type c.
+    beta : array, shape (p,); cov_beta : array, shape (p, p)
+        Fixed effects and their model or jackknife covariance.
+    df_resid : float
+        N - n_par.
+    method : str
+        How the result calls itself, e.g. "wald (jackknife)".
+
+    Returns
+    -------
+    TestResult
+        F on (C - 1, df_resid) of the contrasts mu_c - mu_C; nan where the fixed part leaves the
+        cell types' means equal or partly so.
+
+    Examples
+    --------
+    >>> mean_differentiation(np.eye(2), [1.0, 3.0], 0.5 * np.eye(2), 20).statistic
+    4.0
+    """
+    L_means = np.atleast_2d(np.asarray(L_means, dtype=float))
+    contrasts = L_means[:-1] - L_means[-1]
+    name, null = "mean differentiation", "all cell types have the same mean"
+    largest = np.abs(L_means).max(axis=0)
+    scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
+    rank = np.linalg.matrix_rank(scaled, tol=_SINGULAR) if len(scaled) else 0
+    if rank < len(contrasts):
+        df = (float(len(contrasts)), float(df_resid))
+        blank = TestResult(name, null, method, math.nan, df, math.nan, "F")
+        return blank.without("the fixed part does not let every cell type have its own mean")
+    # rounding in a covariate's mean is no part of the contrast
+    contrasts[np.abs(scaled) < _SINGULAR] = 0.0
+    return wald(beta, cov_beta, contrasts, df_resid, name=name, null=null, method=method)
