@@ -1,1 +1,58 @@
-"""ctmm_formula: expression variance between donors, cell type by cell type."""
+"""ctmm_formula: expression variance between donors, cell type by cell type.
+
+>>> import ctmm_formula as ctmm
+>>> df = ctmm.load_example()
+>>> res = ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", data=df)
+>>> res.structure, res.method, res.n_donors
+('free', 'reml', 72)
+
+Public names are imported when first used (PEP 562), so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .api import anova as anova
+    from .api import fit as fit
+    from .datasets import load_example as load_example
+    from .datasets import load_genes as load_genes
+    from .datasets import load_truth as load_truth
+    from .results import CTMMResults as CTMMResults
+    from .simulate import simulate_pseudobulk as simulate_pseudobulk
+    from .structures import banded as banded
+    from .summary import show_versions as show_versions
+
+_HOME = {
+    "CTMMResults": "results",
+    "anova": "api",
+    "banded": "structures",
+    "errors": "",
+    "fit": "api",
+    "load_example": "datasets",
+    "load_genes": "datasets",
+    "load_truth": "datasets",
+    "show_versions": "summary",
+    "simulate_pseudobulk": "simulate",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME[name]
+    if not home:
+        return import_module(f"{__name__}.{name}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

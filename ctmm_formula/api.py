@@ -1,0 +1,302 @@
+"""Fit a formula: parse -> design -> estimate -> results, in four visible steps."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .design import Design, build_design
+from .domain import BOUNDS, Domain
+from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, choose
+from .estimate import Estimate
+from .estimators import ESTIMATORS, estimate
+from .formula import parse
+from .inference import compare
+from .matrix import ENGINES
+from .results import CTMMResults
+from .structures import ARGUMENTS, STRUCTURES, Structure, resolve
+from .summary import Summary, describe_anova
+
+DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
+"""Bounds of the variance components by kind of data, where none are named."""
+
+
+def fit(
+    formula: str,
+    random: object = None,
+    *,
+    structure: object = "free",
+    method: str = "reml",
+    data: object,
+    donor: str = "donor",
+    celltype: str | None = None,
+    noise: str = "nu",
+    n_cells: str | None = "n_cells",
+    proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    bounds: str | None = None,
+    noise_floor: float = 0.1,
+    formula_engine: str = "patsy",
+) -> CTMMResults:
+    """Fit the cell type-specific mixed model to one gene.
+
+    For donor i and cell type c, with known noise variance nu_ic (the squared standard error of
+    the pseudobulk mean),
+
+        y_ic = x_ic'b + alpha_i + Gamma_ic + (random effects) + delta_ic
+        alpha_i ~ N(0, sigma^2)   Gamma_i ~ N(0, V)   delta_ic ~ N(0, nu_ic)
+
+    Chen and Dahl, Nat Commun 15:5229 (2024).
+
+    Parameters
+    ----------
+    formula : str
+        ``"expr ~ C(celltype) + sex + PC1"``; random effects as ``(1|batch)``, or
+        ``(celltype|batch)`` for one variance per cell type.
+    random : str, list of str, or dict, optional
+        More random effects: ``"batch"``, ``["batch", "site"]``, ``"~ batch"``.
+    structure : str, list of matrices, or dict label -> matrix
+        Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
+        type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
+    method : {"reml", "ml", "he"}
+        Restricted or full maximum likelihood, or Haseman-Elston moments.
+    data : DataFrame, dict of columns, or an object with ``to_pandas()``
+        One row per donor and cell type; with `proportions`, one per donor.
+    donor : str
+        Column of donors.
+    celltype : str, optional
+        Column of cell types; by default "celltype", else the one factor of the formula that with
+        `donor` identifies the rows.
+    noise : str
+        Column of noise variances.
+    n_cells : str, optional
+        Column of numbers of cells, for the score test and shares of variance; may be absent.
+    proportions : list of str, or DataFrame (donors x cell types), or str, optional
+        Cell type proportions: `data` are then overall pseudobulk.  One column name: the share of
+        each row's cell type in its donor, in cell type-specific data.
+    bounds : {"noise", "psd", "nonnegative"}, optional
+        Domain of the variance components for ML and REML, see :mod:`ctmm_formula.domain`; by
+        default "noise" (they may be negative) for cell type-specific, "psd" for overall
+        pseudobulk.
+    noise_floor : float
+        Share of the noise below which no total variance may fall (``bounds="noise"``).
+    formula_engine : {"patsy", "formulaic"}
+        Who reads the fixed part.
+
+    Returns
+    -------
+    CTMMResults
+
+    Raises
+    ------
+    FormulaError, DataError
+        The formula or the table cannot be used; the message names column, rows and the fix.
+    ConvergenceError
+        No estimate exists.
+
+    Warns
+    -----
+    BoundaryWarning
+        The estimate lies on the edge of its domain.
+    CTMMWarning
+        The optimisation did not converge.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", data=df)
+    >>> list(res.vcomp.index)
+    ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch']
+    """
+    method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
+    choose("formula engine", formula_engine, ENGINES)
+    choose("bounds", "noise" if bounds is None else bounds, BOUNDS)
+    Domain("noise", noise_floor)
+    if isinstance(structure, str):
+        resolve(structure, ("a", "b"))  # is there such a structure?
+    if noise is None:
+        raise DataError("noise= must name the column of noise variances")
+    _refuse_anndata(data)
+
+    spec = parse(formula, random)
+    design = build_design(
+        spec,
+        data,
+        donor=donor,
+        celltype=celltype,
+        noise=noise,
+        n_cells=n_cells,
+        proportions=proportions,
+        engine=formula_engine,
+        env=_caller(),
+    )
+    cells = resolve(structure, design.celltypes)
+    domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
+    _check_size(design, cells)
+    fitted = estimate(design.model(cells), method, domain)
+    _warn(fitted, domain)
+    return CTMMResults(design, cells, domain, fitted, _notes(design, cells, domain, fitted))
+
+
+def anova(*results: CTMMResults, labels: Sequence[str] | None = None) -> Anova:
+    """Compare nested fits by likelihood ratios, from the smallest to the largest.
+
+    Parameters
+    ----------
+    *results : CTMMResults
+        Two or more fits of the same data, by the same of ML and REML; by REML with the same fixed
+        part.
+    labels : sequence of str, optional
+        Names of the fits; by default their structures, or formulas where these agree.
+
+    Returns
+    -------
+    Anova
+        Prints itself; ``table`` is a DataFrame.
+
+    Raises
+    ------
+    CTMMError
+        Fits that cannot be compared, and why.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> fits = [ctmm.fit("expr ~ C(celltype)", structure=s, data=df) for s in ("hom", "free")]
+    >>> ctmm.anova(*fits).table["df"].tolist()
+    [nan, 4.0]
+    """
+    names = _labels(results) if labels is None else [str(label) for label in labels]
+    if len(names) != len(results) or len(set(names)) < len(names):
+        raise CTMMError(f"labels= needs one name for each of the {len(results)} fits")
+    rows = compare([fit.fitted(name) for name, fit in zip(names, results, strict=True)])
+    table = pd.DataFrame(rows).set_index("label")
+    return Anova(table, results[0].method)
+
+
+def _labels(results: Sequence[CTMMResults]) -> list[str]:
+    """The shortest names that tell the fits apart."""
+    for names in (
+        [fit.structure for fit in results],
+        [fit.formula for fit in results],
+        [f"{fit.formula}; {fit.structure}" for fit in results],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [f"fit {k}" for k in range(1, len(results) + 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Anova:
+    """Likelihood ratio tests of nested fits.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row per fit, smallest first: n_params, llf, aic, bic, and against the row before: df,
+        statistic (2 x difference of log-likelihoods), pvalue (chi2), note.
+    method : str
+    """
+
+    table: pd.DataFrame
+    method: str
+
+    def summary(self) -> Summary:
+        """The table as text, HTML and LaTeX."""
+        return describe_anova(self.table, self.method)
+
+    def __str__(self) -> str:
+        return self.summary().as_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
+
+def _caller() -> Mapping[str, object]:
+    """Names where fit was called, for functions in formulas."""
+    frame = sys._getframe(2)
+    return {**frame.f_globals, **frame.f_locals}
+
+
+def _refuse_anndata(data: object) -> None:
+    if hasattr(data, "obs") and hasattr(data, "layers"):
+        raise DataError(
+            "data is an AnnData; fit needs a table with one row per donor and cell type: take "
+            "its columns together, data=pb.obs.assign(expr=..., nu=...), expr the gene's column "
+            "of pb.X and nu that of pb.layers['nu']"
+        )
+
+
+def _n_parameters(design: Design, structure: Structure) -> int:
+    return len(design.names) + len(structure.labels) + len(design.random)
+
+
+def _check_size(design: Design, structure: Structure) -> None:
+    """Refuse more parameters than donors, and say what would do."""
+    donors, count = len(design.donors), _n_parameters(design, structure)
+    if donors >= count:
+        return
+    smaller = [resolve(name, design.celltypes) for name in STRUCTURES if name not in ARGUMENTS]
+    fitting = [s for s in smaller if _n_parameters(design, s) <= donors and structure.contains(s)]
+    if fitting:
+        best = max(fitting, key=lambda s: len(s.labels))
+        fix = f"try structure={best.name!r} ({_n_parameters(design, best)} parameters)"
+    else:
+        fix = "use fewer covariates or random effects"
+    raise DataError(
+        f"{donors} donors cannot estimate {count} parameters ({len(design.names)} fixed effects, "
+        f"{len(structure.labels)} of structure {structure.name!r}, {len(design.random)} random "
+        f"variances): {fix}"
+    )
+
+
+def _warn(fitted: Estimate, domain: Domain) -> None:
+    """At most one warning per fit."""
+    record = fitted.convergence
+    if not record.converged:
+        text = f"the optimisation did not converge: {record.message}"
+        warnings.warn(text, CTMMWarning, stacklevel=3)
+    elif record.boundary:
+        text = (
+            f"the estimate lies on the edge of its domain (bounds={domain.bounds!r}): variance "
+            "components there are pinned by the bound; prefer test_variance('score')"
+        )
+        warnings.warn(text, BoundaryWarning, stacklevel=3)
+
+
+def _notes(
+    design: Design, structure: Structure, domain: Domain, fitted: Estimate
+) -> tuple[str, ...]:
+    """What to know about this fit."""
+    notes = list(design.notes)
+    record = fitted.convergence
+    if not record.converged:
+        notes.append(f"not converged: {record.message}")
+    elif record.boundary:
+        notes.append(
+            f"the estimate lies on the edge of its domain (bounds={domain.bounds!r}), where "
+            "standard errors and Wald tests of variance components are no guide"
+        )
+    if fitted.beta_by == "ols":
+        notes.append(
+            "the fitted covariance is not positive definite: fixed effects by ordinary least "
+            "squares, their standard errors only by jackknife"
+        )
+    df = len(design.donors) - _n_parameters(design, structure)
+    if df <= 0:
+        notes.append(
+            f"{len(design.donors)} donors and as many parameters: no residual degrees of freedom, "
+            "so no tests"
+        )
+    if design.n_cells is None:
+        notes.append(
+            "no numbers of cells: the score test is weighted by the mean noise of each cell type"
+        )
+    return tuple(notes)
