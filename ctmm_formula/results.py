@@ -1,79 +1,32 @@
-"""Results of a fit: labels and accessors; the numbers come from the modules below.
-
-Parameters are on one natural scale everywhere: fixed effects, then variance components (not
-standard deviations, not ratios), in ``params``, ``summary()``, ``tidy()`` and hypotheses alike.
-"""
+"""Results of a fit: labels and accessors; the numbers come from the modules below."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
-from scipy import stats
 from statsmodels.stats.contrast import ContrastResults
 from statsmodels.stats.multitest import multipletests
 
-from . import blup, inference, serialize, shares
-from .design import Design
-from .domain import Domain
-from .errors import ConvergenceError, CTMMError, choose
-from .estimate import Estimate
-from .estimators import estimate as run_estimator
+from . import blup, inference, predictions, resampling, serialize, shares
+from .errors import CTMMError, choose
 from .hypotheses import constraints
 from .inference import TestResult
-from .jackknife import Jackknife
-from .jackknife import jackknife as run_jackknife
 from .likelihood import LIKELIHOODS
-from .model import Model
-from .simulate import Rng, draw
-from .structures import Structure
+from .parameters import COVARIANCES, TABLE, Parameters, estimates
+from .resampling import Bootstrap
+from .simulate import Rng
 from .summary import Summary, summarise
-from .table import label, pick
 
 Hypotheses: TypeAlias = str | Sequence[str] | np.ndarray
-COVARIANCES = ("model", "jackknife")
-TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
-"""Columns of every table of estimates, named as in broom."""
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Parametric bootstrap of all parameters.
-
-    Attributes
-    ----------
-    replicates : DataFrame, shape (n, p + K)
-        One row per replicate, columns as ``params``; NaN where a refit failed.
-    failed : tuple of (replicate, reason)
-    """
-
-    replicates: pd.DataFrame
-    failed: tuple[tuple[int, str], ...]
-
-    @property
-    def bse(self) -> pd.Series:
-        """Standard deviations of the replicates."""
-        return self.replicates.std(ddof=1).rename("std_error")
-
-    def cov_params(self) -> pd.DataFrame:
-        """Covariance of the replicates."""
-        return self.replicates.cov()
-
-    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Percentile intervals, columns conf_low and conf_high."""
-        ends = self.replicates.quantile([alpha / 2, 1 - alpha / 2]).T
-        return ends.set_axis(["conf_low", "conf_high"], axis=1)
-
-
-@dataclass(eq=False, repr=False)
-class CTMMResults:
+class CTMMResults(Parameters):
     """A fitted model.
 
     Made by :func:`ctmm_formula.fit`.  n rows, N donors, C cell types, p fixed effects, K variance
@@ -105,253 +58,6 @@ class CTMMResults:
     >>> list(res.params.index)[-2:]
     ['C(celltype)[T.day3]', 'hom']
     """
-
-    design: Design
-    structure_: Structure
-    domain: Domain
-    estimate: Estimate
-    notes: tuple[str, ...] = ()
-    _jackknife: tuple[tuple[int | None, bool], Jackknife] | None = field(default=None)
-
-    # -----------------------------------------------------------------------------------------
-    # what was fitted
-
-    @cached_property
-    def model(self) -> Model:
-        """The model as arrays, in kernel order."""
-        return self.design.model(self.structure_)
-
-    @property
-    def formula(self) -> str:
-        """The formula in canonical form, random terms included."""
-        return self.design.spec.text
-
-    @property
-    def structure(self) -> str:
-        """Name of the covariance structure."""
-        return self.structure_.name
-
-    @property
-    def method(self) -> str:
-        """One of "ml", "reml" and "he"."""
-        return self.estimate.method
-
-    @property
-    def bounds(self) -> str:
-        """Name of the domain of the variance components; moments ("he") know no bounds."""
-        return self.domain.bounds if self.method in LIKELIHOODS else "none"
-
-    @property
-    def kind(self) -> str:
-        """Kind of data: "ctp" or "op", cell type-specific or overall pseudobulk."""
-        return self.design.kind
-
-    @property
-    def celltypes(self) -> tuple[str, ...]:
-        """Names of the cell types."""
-        return self.design.celltypes
-
-    @property
-    def donors(self) -> tuple[str, ...]:
-        """Names of the donors."""
-        return self.design.donors
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Rows left out, by reason."""
-        return dict(self.design.dropped)
-
-    @property
-    def nobs(self) -> int:
-        """Rows in the fit."""
-        return len(self.design.y)
-
-    @property
-    def n_donors(self) -> int:
-        """Number of donors N."""
-        return len(self.design.donors)
-
-    @property
-    def n_celltypes(self) -> int:
-        """Number of cell types C."""
-        return len(self.design.celltypes)
-
-    @property
-    def n_possible(self) -> int:
-        """Rows there would be with no pair of donor and cell type missing."""
-        return self.n_donors * (1 if self.design.celltype_col is None else self.n_celltypes)
-
-    @property
-    def df_model(self) -> int:
-        """Number of parameters, fixed effects and variance components."""
-        return len(self.estimate.beta) + len(self.estimate.theta)
-
-    @property
-    def df_resid(self) -> int:
-        """Donors less parameters: denominator degrees of freedom of all tests."""
-        return self.n_donors - self.df_model
-
-    @property
-    def converged(self) -> bool:
-        """Whether the optimisation reached its tolerance."""
-        return self.estimate.convergence.converged
-
-    @property
-    def boundary(self) -> bool:
-        """Whether the estimate lies on the edge of its domain."""
-        return self.estimate.convergence.boundary
-
-    @property
-    def llf(self) -> float:
-        """Log-likelihood with all constants; restricted, with 1/2 log|X'X|, for REML.
-
-        Raises
-        ------
-        ConvergenceError
-            The method of moments has none.
-        """
-        if self.method not in LIKELIHOODS:
-            raise ConvergenceError(
-                "method='he' matches moments and has no likelihood: for llf, aic, bic and "
-                "likelihood ratio tests fit by method='reml' or 'ml'"
-            )
-        return self.estimate.llf
-
-    @property
-    def aic(self) -> float:
-        """-2 llf + 2 df_model."""
-        return inference.aic(self.llf, self.df_model)
-
-    @property
-    def bic(self) -> float:
-        """-2 llf + log(n) df_model, n the rows (REML: rows less fixed effects)."""
-        fixed = len(self.estimate.beta)
-        return inference.bic(self.llf, self.df_model, self.nobs, fixed, self.method)
-
-    # -----------------------------------------------------------------------------------------
-    # parameters
-
-    @cached_property
-    def _vc_names(self) -> list[str]:
-        """Labels of the variance components, set apart from equal names of fixed effects."""
-        names: list[str] = []
-        for name in (*self.structure_.labels, *self.design.random_names):
-            while name in names or name in self.design.names:
-                name = f"var({name})"
-            names.append(name)
-        return names
-
-    @cached_property
-    def _random_names(self) -> tuple[str, ...]:
-        """Names of the random effects, set apart from the reserved ones."""
-        reserved = {"shared", "specific", "means", "fixed", "noise", "total"}
-        return tuple(f"random({n})" if n in reserved else n for n in self.design.random_names)
-
-    @property
-    def fe_params(self) -> pd.Series:
-        """Fixed effects b."""
-        return pd.Series(self.estimate.beta, index=list(self.design.names), name="estimate")
-
-    @property
-    def vcomp(self) -> pd.Series:
-        """Variance components: ``hom``, ``V[T]``, ``V[B,T]``, then the random effects'."""
-        return pd.Series(self.estimate.theta, index=self._vc_names, name="estimate")
-
-    @property
-    def params(self) -> pd.Series:
-        """Fixed effects, then variance components."""
-        return pd.concat([self.fe_params, self.vcomp])
-
-    @property
-    def cov_type(self) -> str:
-        """Covariance that standard errors and tests use unless told otherwise."""
-        return "model" if self.method in LIKELIHOODS else "jackknife"
-
-    def _covariance(self, covariance: str | None) -> np.ndarray:
-        """Covariance of all parameters in the order of ``params``."""
-        kind = (
-            self.cov_type if covariance is None else choose("covariance", covariance, COVARIANCES)
-        )
-        p, K = len(self.estimate.beta), len(self.estimate.theta)
-        if kind == "jackknife":
-            order = np.r_[K : K + p, :K]  # its parameters are (theta, b)
-            return self.jackknife().cov[np.ix_(order, order)]
-        out = np.zeros((p + K, p + K))
-        out[:p, :p] = self.estimate.cov_beta
-        out[p:, p:] = inference.information_cov(self.estimate)
-        return out
-
-    def cov_params(self, covariance: str | None = None) -> pd.DataFrame:
-        """Covariance of all parameters.
-
-        Parameters
-        ----------
-        covariance : {"model", "jackknife"}, optional
-            Default ``cov_type``.  NaN where the method has none.
-        """
-        names = list(self.params.index)
-        return pd.DataFrame(self._covariance(covariance), index=names, columns=names)
-
-    def table(self, covariance: str | None = None, alpha: float = 0.05) -> pd.DataFrame:
-        """Estimates, standard errors, t, p values and intervals of all ``params``.
-
-        P values are two-sided for fixed effects and one-sided for variance components.
-        """
-        se = np.sqrt(np.diag(self._covariance(covariance)))
-        out = _estimates(self.params.to_numpy(), se, self.df_resid, alpha)
-        own = slice(len(self.estimate.beta), None)
-        if self.df_resid > 0:  # a variance is tested against larger values
-            out[own, 3] = stats.t.sf(out[own, 2], self.df_resid)
-        return pd.DataFrame(out, index=self.params.index, columns=list(TABLE))
-
-    @property
-    def bse(self) -> pd.Series:
-        """Standard errors of ``params`` by ``cov_type``."""
-        return self.table()["std_error"]
-
-    @property
-    def bse_fe(self) -> pd.Series:
-        """Standard errors of the fixed effects."""
-        return self.bse.iloc[: len(self.estimate.beta)]
-
-    @property
-    def tvalues(self) -> pd.Series:
-        """Estimates over standard errors."""
-        return self.table()["statistic"]
-
-    @property
-    def pvalues(self) -> pd.Series:
-        """P values by t with ``df_resid``: two-sided for fixed effects, one-sided for variances."""
-        return self.table()["p_value"]
-
-    def conf_int(self, alpha: float = 0.05, covariance: str | None = None) -> pd.DataFrame:
-        """Wald intervals by t with ``df_resid``; columns conf_low and conf_high.
-
-        Those of variance components may reach below zero, as the estimates may.
-        """
-        return self.table(covariance, alpha)[["conf_low", "conf_high"]]
-
-    def _celltype_frame(self, matrix: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(matrix, index=list(self.celltypes), columns=list(self.celltypes))
-
-    @property
-    def A(self) -> pd.DataFrame:
-        """Covariance of true expression between donors, A = sigma^2 J + V, shape (C, C)."""
-        count = len(self.structure_.labels)
-        return self._celltype_frame(self.structure_.covariance(self.estimate.theta[:count]))
-
-    @property
-    def V(self) -> pd.DataFrame:
-        """Cell type-specific covariance, shape (C, C); without a shared component, all of A."""
-        shared = self.structure_.shared
-        return self.A - (0.0 if shared is None else self.estimate.theta[shared])
-
-    @property
-    def corr(self) -> pd.DataFrame:
-        """Correlation of true expression between cell types; NaN where a variance is not > 0."""
-        A = self.A.to_numpy()
-        sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
-        return self._celltype_frame(A / np.outer(sd, sd))
 
     # -----------------------------------------------------------------------------------------
     # means of the cell types
@@ -407,7 +113,7 @@ class CTMMResults:
         p = len(self.estimate.beta)
         cov = self._covariance(covariance)[:p, :p]
         se = np.sqrt(np.einsum("ij,jk,ik->i", L, cov, L))
-        table = _estimates(L @ self.estimate.beta, se, self.df_resid, alpha)
+        table = estimates(L @ self.estimate.beta, se, self.df_resid, alpha)
         return pd.DataFrame(table, index=names, columns=list(TABLE))
 
     # -----------------------------------------------------------------------------------------
@@ -490,29 +196,9 @@ class CTMMResults:
         ConvergenceError
             The fitted covariance is not positive definite (possible for HE).
         """
-        effects, model, size = self._effects, self.model, (self.n_donors, self.n_celltypes)
-        donors = pd.Index(self.donors, name=self.design.donor_col)
-        out: dict[str, pd.DataFrame] = {}
-        if self.structure_.shared is not None:
-            shared = np.empty((size[0], 2))
-            shared[model.donors] = np.column_stack([effects.shared, effects.shared_se])
-            out["shared"] = pd.DataFrame(shared, donors, ["estimate", "std_error"])
-        if len(self.structure_.specific):
-            specific = np.empty((*size, 2))
-            specific[model.donors] = np.stack([effects.specific, effects.specific_se], axis=-1)
-            pairs = pd.MultiIndex.from_product(
-                [donors, self.celltypes],
-                names=[self.design.donor_col, self.design.celltype_col or "celltype"],
-            )
-            out["specific"] = pd.DataFrame(
-                specific.reshape(-1, 2), pairs, ["estimate", "std_error"]
-            )
-        for name, levels, (value, se) in zip(
-            self._random_names, self.design.random_levels, effects.random, strict=True
-        ):
-            index = pd.Index(levels, name="level")
-            out[name] = pd.DataFrame({"estimate": value, "std_error": se}, index=index)
-        return out
+        return predictions.effect_tables(
+            self.design, self.model, self.structure_, self._effects, self._random_names
+        )
 
     def _by_row(self, values: np.ndarray, name: str) -> pd.Series:
         """Kernel rows as a Series on the user's index."""
@@ -565,97 +251,20 @@ class CTMMResults:
         >>> bool((res.predict(new, "all") == res.fe_params.iloc[[0, 3]].to_numpy()).all())
         True
         """
-        wanted = self._wanted(random)
         if newdata is None:
             frame, X = self.design.frame.set_axis(self.design.index), self.design.X
         else:
             X, frame = self.design.matrix(newdata)
         out = X @ self.estimate.beta
-        if wanted:
-            H = self._observation(frame) if {"shared", "specific"} & set(wanted) else np.zeros(0)
-            for name in wanted:
-                out = out + self._contribution(name, frame, H)
+        tables = {} if random == "none" else self.random_effects
+        for name in predictions.wanted(random, list(tables)):
+            out = out + predictions.contribution(
+                self.design, frame, name, tables[name], self._random_names
+            )
         return pd.Series(out, index=frame.index, name=self.design.response_name)
 
-    def _wanted(self, random: str | Sequence[str]) -> list[str]:
-        """Names of the random effects asked for."""
-        names = list(self.random_effects) if not isinstance(random, str) or random != "none" else []
-        if isinstance(random, str):
-            if random in ("none", "all"):
-                return names
-            random = [random]
-        for name in random:
-            choose("random effect", name, ["none", "all", *names])
-        return list(dict.fromkeys(random))
-
-    def _observation(self, frame: pd.DataFrame) -> np.ndarray:
-        """H of new rows: proportions, or one-hot cell types (zero where unknown)."""
-        design = self.design
-        if design.proportion_cols:
-            return frame[list(design.proportion_cols)].to_numpy(dtype=float)
-        column = _need(frame, cast(str, design.celltype_col), "cell type")
-        return (_labels(column)[:, None] == np.array(self.celltypes, dtype=object)).astype(float)
-
-    def _contribution(self, name: str, frame: pd.DataFrame, H: np.ndarray) -> np.ndarray:
-        """One random effect's part of a prediction; 0 for donors and levels not seen."""
-        effect = self.random_effects[name]["estimate"]
-        if name in ("shared", "specific"):
-            donor = _labels(_need(frame, self.design.donor_col, "donor"))
-            where = pd.Index(self.donors).get_indexer(pd.Index(donor))
-            values = effect.to_numpy().reshape(self.n_donors, -1)  # (N, 1) or (N, C)
-            known = np.where((where >= 0)[:, None], values[where], 0.0)
-            return (known * H).sum(axis=1)
-        term, celltype = self._terms[self._random_names.index(name)]
-        parts = [_labels(_need(frame, group, "random effect")) for group in term.groups]
-        level = np.array([":".join(map(str, row)) for row in zip(*parts, strict=True)])
-        where = pd.Index(effect.index).get_indexer(pd.Index(level))
-        values = np.where(where >= 0, effect.to_numpy()[where], 0.0)
-        return values if celltype is None else values * self._observation(frame)[:, celltype]
-
-    @property
-    def _terms(self) -> list[tuple[Any, int | None]]:
-        """Term and cell type (None: all) of every random component."""
-        return [
-            (term, cell)
-            for term in self.design.spec.random
-            for cell in (range(self.n_celltypes) if term.celltype_specific else [None])
-        ]
-
     # -----------------------------------------------------------------------------------------
-    # resampling
-
-    def jackknife(
-        self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
-    ) -> Jackknife:
-        """Delete-one-donor jackknife of all parameters; kept once run.
-
-        Parameters
-        ----------
-        blocks : int, optional
-            Leave out this many groups of donors instead of single donors.
-        one_step : bool
-            One step from the full fit instead of refits.
-        n_jobs : int
-            Threads.
-
-        Returns
-        -------
-        Jackknife
-            ``covariance="jackknife"`` uses the one that was run last.
-        """
-        settings = (blocks, one_step)
-        asked = settings != (None, False)
-        if self._jackknife is None or (asked and self._jackknife[0] != settings):
-            run = run_jackknife(
-                self.model,
-                self.estimate,
-                self.domain,
-                blocks=blocks,
-                one_step=one_step,
-                n_jobs=n_jobs,
-            )
-            self._jackknife = (settings, run)
-        return self._jackknife[1]
+    # drawing from the fit
 
     def simulate(self, rng: Rng = None, n: int = 1) -> pd.DataFrame:
         """Draw `n` new responses from the fitted model.
@@ -665,10 +274,8 @@ class CTMMResults:
         DataFrame, shape (rows, n)
             On the index of the data.
         """
-        model, at = self.model, self.estimate
-        streams = np.random.default_rng(rng).spawn(n)
-        draws = [model.unsort(draw(model, at.theta, at.beta, stream)) for stream in streams]
-        return pd.DataFrame(np.array(draws).T, index=self.design.index, columns=range(n))
+        drawn = resampling.draws(self.model, self.estimate, n, rng)
+        return pd.DataFrame(drawn, index=self.design.index, columns=range(n))
 
     def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
         """Parametric bootstrap: draw from the fitted model and fit again.
@@ -684,22 +291,7 @@ class CTMMResults:
         -------
         Bootstrap
         """
-        model, at = self.model, self.estimate
-
-        def replicate(stream: np.random.Generator) -> np.ndarray | str:
-            again = model.with_response(draw(model, at.theta, at.beta, stream), model.nu)
-            try:
-                fit = run_estimator(again, at.method, self.domain)
-            except CTMMError as error:
-                return str(error)
-            return np.concatenate([fit.beta, fit.theta])
-
-        fits = Parallel(n_jobs=n_jobs, prefer="threads")(
-            delayed(replicate)(stream) for stream in np.random.default_rng(rng).spawn(n)
-        )
-        failed = tuple((k, fit) for k, fit in enumerate(fits) if isinstance(fit, str))
-        nothing = np.full(self.df_model, np.nan)
-        values = np.array([nothing if isinstance(fit, str) else fit for fit in fits])
+        values, failed = resampling.refits(self.model, self.estimate, self.domain, n, rng, n_jobs)
         return Bootstrap(pd.DataFrame(values, columns=self.params.index), failed)
 
     # -----------------------------------------------------------------------------------------
@@ -952,21 +544,6 @@ class CTMMResults:
         return self.summary().as_html()
 
 
-# ---------------------------------------------------------------------------------------------
-
-
-def _estimates(value: np.ndarray, se: np.ndarray, df: float, alpha: float) -> np.ndarray:
-    """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
-    if not 0 < alpha < 1:
-        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = value / se
-    nothing = np.full(len(value), np.nan)
-    p = 2.0 * stats.t.sf(np.abs(t), df) if df > 0 else nothing
-    reach = stats.t.isf(alpha / 2, df) * se if df > 0 else nothing
-    return np.column_stack([value, se, t, p, value - reach, value + reach])
-
-
 def _adjusted(p: np.ndarray, method: str) -> np.ndarray:
     """Adjusted p values of those that are there."""
     out = np.full(len(p), np.nan)
@@ -992,15 +569,3 @@ def _in_words(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> str:
 
 def _times(weight: float) -> str:
     return "" if weight == 1.0 else f"{weight:g} "
-
-
-def _need(frame: pd.DataFrame, name: str, role: str) -> pd.Series:
-    """A column of new data that a random effect needs."""
-    return pick(frame, name, role, "; random='none' predicts without random effects")
-
-
-def _labels(column: pd.Series) -> np.ndarray:
-    """Labels as the fit writes them; missing ones match nothing."""
-    missing = column.isna().to_numpy(dtype=bool)
-    texts = [None if gone else label(v) for v, gone in zip(column, missing, strict=True)]
-    return np.array(texts, dtype=object)
