@@ -144,7 +144,7 @@ def _row(fit: Fitted) -> dict[str, Any]:
 
 def _edge(*fits: Fitted) -> str:
     labels = [fit.label for fit in fits if fit.estimate.convergence.boundary]
-    return f"{' and '.join(labels)} on the edge of the domain: chi2 is approximate" * bool(labels)
+    return f"{' and '.join(labels)} on the edge of its domain: chi2 is approximate" * bool(labels)
 
 
 def _check_likelihood(fit: Fitted, first: Fitted) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from patsy import DesignInfo, PatsyError
@@ -11,14 +11,14 @@ from .errors import CTMMError
 
 
 def constraints(
-    names: Sequence[str], hypotheses: str | Sequence[str] | np.ndarray
+    names: Sequence[str], hypotheses: str | Sequence[str] | Mapping[str, float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Linear hypotheses L b = q about parameters with these names.
 
     Parameters
     ----------
     names : sequence of str, length p
-    hypotheses : str, list of str, or array of shape (p,) or (q, p)
+    hypotheses : str, list of str, dict name -> value, or array of shape (p,) or (q, p)
         As in statsmodels: "a = 0, b = 2 * c"; a part without "=" means "= 0".  Rows of an array
         are tested against 0.
 
@@ -38,14 +38,25 @@ def constraints(
     ([[1.0, 0.0, 0.0], [0.0, 1.0, -2.0]], [1.0, 0.0])
     """
     names = [str(name) for name in names]
-    if isinstance(hypotheses, str):
-        hypotheses = [hypotheses]
-    parts = list(hypotheses)
+    if isinstance(hypotheses, Mapping):
+        return _from_values(names, hypotheses)
+    parts = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
     if not parts or any(isinstance(part, str) and not part.strip() for part in parts):
         raise CTMMError("there is no hypothesis to test: give say 'PC1 = 0'")
     if isinstance(parts[0], str):
         return _from_text(names, parts)
     return _from_array(names, parts)
+
+
+def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    unknown = [str(name) for name in values if name not in names]
+    if unknown or not values:
+        raise CTMMError(
+            f"unknown parameters in the hypothesis: {', '.join(unknown) or 'none given'}; the "
+            f"parameters are {', '.join(names)}"
+        )
+    L = np.eye(len(names))[[names.index(name) for name in values]]
+    return L, np.array(list(values.values()), dtype=float)
 
 
 def _from_array(names: list[str], parts: Sequence) -> tuple[np.ndarray, np.ndarray]:

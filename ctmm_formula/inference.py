@@ -176,7 +176,9 @@ def _covariance(
                 "method='jackknife' needs cov=, the jackknife covariance of the variance "
                 "components: run jackknife() first and give its cov_theta"
             )
-        return np.asarray(cov, dtype=float), "wald (jackknife)", ""
+        cov = np.asarray(cov, dtype=float)
+        failed = "there is no jackknife covariance: a refit without some donors failed"
+        return cov, "wald (jackknife)", "" if np.isfinite(cov).all() else failed
     cov = information_cov(estimate)
     reason = ""
     if estimate.method not in LIKELIHOODS:
@@ -216,10 +218,11 @@ def _lrt(fit: _Fit) -> TestResult:
     edges = [
         name for name, at in (("null", null), ("full", fit.estimate)) if at.convergence.boundary
     ]
-    note = f"the {' and the '.join(edges)} fit on the edge of the domain: chi2 is approximate"
+    where = f"the {' and the '.join(edges)} fit on the edge of its domain"
+    note = f"{where}: chi2 is approximate, see the bootstrap" if edges else ""
     return likelihood_ratio(
         null.llf, fit.estimate.llf, len(fit.structure.null_contrast),
-        name=blank.name, null=blank.null, method=blank.method, note=note if edges else "",
+        name=blank.name, null=blank.null, method=blank.method, note=note,
     )  # fmt: skip
 
 
@@ -256,19 +259,17 @@ def _score(fit: _Fit) -> TestResult:
         test = score_test(fit.model)
     except CTMMError as error:
         return blank.without(str(error))
-    pvalues = np.asarray(test.pvalue_celltype, dtype=float)
-    pvalue = float(test.pvalue_sum)
+    if not math.isfinite(test.pvalue_sum):
+        return blank.without("the tail probability could not be computed")
+    note = "" if test.weights == "n_cells" else f"no numbers of cells: weighted by {test.weights}"
+    pvalues = zip(fit.structure.celltypes, test.pvalue_celltype.tolist(), strict=True)
     return replace(
-        blank,
-        statistic=float(np.sum(test.statistic)),
-        pvalue=pvalue,
-        note="" if math.isfinite(pvalue) else "the tail probability could not be computed",
+        blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum), note=note,
         extra={
-            "celltype": dict(zip(fit.structure.celltypes, pvalues.tolist(), strict=True)),
-            "cauchy": float(test.pvalue_cauchy),
+            "celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy),
             "weights": test.weights,
         },
-    )
+    )  # fmt: skip
 
 
 VARIANCE_TESTS: dict[str, Callable[[_Fit], TestResult]] = {

@@ -90,11 +90,11 @@ def spectrum(model: Model) -> Spectrum:
     Q = np.linalg.qr(weight[:, None] * model.blocks.X[rows])[0]
     Z = weight[:, None] * _loadings(model)[rows]
     y = weight * model.y[rows]
+    size = np.square(Z).sum(axis=0).max()
     Z -= Q @ (Q.T @ Z)
     y -= Q @ (Q.T @ y)
     mu, axes = np.linalg.eigh(Z.T @ Z)
-    size = np.square(weight).max()
-    keep = mu > 1e-10 * max(mu[-1], size * 1e-6)
+    keep = mu > 1e-10 * size
     if not keep.any():
         raise CTMMError("the fixed effects absorb the variance component: it cannot be tested")
     mu = mu[keep]
@@ -177,7 +177,7 @@ def null_distribution(mu: np.ndarray, n_sim: int = 10_000, rng: Rng = None) -> n
     True
     """
     rng = np.random.default_rng(rng)
-    size = max(1, _CHUNK // len(mu))
+    size = max(1, _CHUNK // max(len(mu), _GRID))
     parts = [
         maximise(mu, rng.standard_normal((min(size, n_sim - start), len(mu))) ** 2)[0]
         for start in range(0, n_sim, size)

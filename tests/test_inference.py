@@ -1,0 +1,765 @@
+"""Tests of a fit against closed forms, brute force, published p values and their own null."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
+
+import dense
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import ctmm_formula.bootstrap as bootstrap_module
+from ctmm_formula import inference
+from ctmm_formula.comparison import Fitted, aic, bic, compare
+from ctmm_formula.domain import Domain
+from ctmm_formula.errors import ConvergenceError, CTMMError
+from ctmm_formula.estimate import Convergence, Estimate
+from ctmm_formula.estimators import estimate
+from ctmm_formula.hypotheses import constraints
+from ctmm_formula.inference import component, df_resid, variance_differentiation
+from ctmm_formula.jackknife import jackknife
+from ctmm_formula.model import RandomComponent, build_model
+from ctmm_formula.score import score_test
+from ctmm_formula.simulate import draw
+from ctmm_formula.structures import resolve
+from ctmm_formula.testing import (
+    TestResult,
+    likelihood_ratio,
+    mean_differentiation,
+    one_sided_t,
+    wald,
+)
+
+EXACT = 1e-12
+"""Relative: the same closed form in double precision."""
+TAIL = 1e-9
+"""Relative, p values down to 1e-300: the tail functions lose some digits, not more."""
+OPTIMUM = 1e-5
+"""Relative: optima of the same likelihood found along other paths."""
+PUBLISHED = 1e-3
+"""Relative: published p values at estimates short by up to 1e-6 in log-likelihood."""
+PUBLISHED_JACKKNIFE = 2e-3
+"""Relative: 51 published fits, each stopped a little short."""
+NOISE = Domain("noise", 0.1)
+NAMES = ("T", "B", "NK")
+
+
+def ctp(n_donors=30, seed=1, V=(0.5, 0.2, 0.1), sigma2=0.4, nu_range=1.0, batch=0, y_scale=1.0):
+    """Arrays of complete cell type-specific data with known components."""
+    rng = np.random.default_rng(seed)
+    C = len(V)
+    donor = np.repeat(np.arange(n_donors), C)
+    H = np.tile(np.eye(C), (n_donors, 1))
+    nu = 0.2 * 10 ** rng.uniform(-nu_range, 0, len(donor))
+    y = (
+        rng.normal(scale=math.sqrt(sigma2), size=n_donors)[donor]
+        + rng.normal(size=len(donor)) * np.sqrt(np.tile(V, n_donors) + nu)
+        + H @ np.arange(C)
+    )
+    random = []
+    if batch:
+        codes = donor % batch
+        y = y + rng.normal(scale=0.5, size=batch)[codes]
+        random = [RandomComponent(codes, np.ones(len(donor)))]
+    return {
+        "y": y_scale * y, "nu": y_scale**2 * nu, "X": H, "H": H, "donor": donor, "random": random,
+    }  # fmt: skip
+
+
+def fitted(structure="free", method="reml", names=NAMES, domain=NOISE, **changes):
+    """(model, structure, estimate) of `ctp` data with some arrays changed."""
+    data = changes.pop("data", None) or ctp(**changes)
+    resolved = resolve(structure, names)
+    model = build_model(**data, basis=resolved.basis)
+    return model, resolved, estimate(model, method, domain)
+
+
+def made_up(theta, information=None, *, boundary=False, method="reml", llf=-1.0, p=1):
+    """An Estimate by hand."""
+    theta = np.asarray(theta, dtype=float)
+    info = np.eye(len(theta)) if information is None else np.asarray(information, dtype=float)
+    return Estimate(
+        method, theta, np.zeros(p), np.eye(p), "gls", info, info, llf,
+        Convergence(True, boundary, 0.0, 1, 1, ""),
+    )  # fmt: skip
+
+
+# elementary tests
+
+
+def test_wald_by_hand():
+    """d'C^-1 d = 26/3, and the tail of F(2, m) is (1 + 2 F / m)^(-m/2)."""
+    test = wald([3.0, 4.0], [[2.0, 1.0], [1.0, 2.0]], np.eye(2), 10)
+    assert test.statistic == pytest.approx(13 / 3, rel=EXACT)
+    assert test.df == (2.0, 10.0)
+    assert test.pvalue == pytest.approx((1 + 26 / 30) ** -5, rel=EXACT)
+    assert test.distribution == "F"
+    assert test.note == ""
+    shifted = wald([3.0, 4.0], np.eye(2), [[1.0, 1.0]], 10, rhs=5.0)
+    assert shifted.statistic == pytest.approx((7 - 5) ** 2 / 2, rel=EXACT)
+
+
+@pytest.mark.parametrize("p", [1e-5, 1e-30, 1e-200])
+def test_wald_tail(p):
+    m = 40
+    F = m / 2 * (p ** (-2 / m) - 1)
+    assert wald([math.sqrt(2 * F), 0.0], np.eye(2), np.eye(2), m).pvalue == pytest.approx(
+        p, rel=TAIL
+    )
+
+
+def test_wald_does_not_depend_on_units_or_on_how_the_hypothesis_is_written():
+    rng = np.random.default_rng(0)
+    t, root, L = rng.normal(size=4), rng.normal(size=(4, 4)), rng.normal(size=(2, 4))
+    cov = root @ root.T
+    expected = wald(t, cov, L, 20)
+    units = np.diag([1e9, 1e-9, 1.0, 1e4])
+    again = wald(units @ t, units @ cov @ units, L @ np.linalg.inv(units), 20)
+    assert again.pvalue == pytest.approx(expected.pvalue, rel=TAIL)
+    mixed = wald(t, cov, np.array([[1.0, 2.0], [3.0, 4.0]]) @ L, 20)
+    assert mixed.pvalue == pytest.approx(expected.pvalue, rel=TAIL)
+
+
+def test_wald_ignores_what_is_not_tested():
+    cov = np.array([[4.0, math.nan], [math.nan, math.nan]])
+    assert wald([2.0, math.nan], cov, [[1.0, 0.0]], 10).statistic == 1.0
+
+
+@pytest.mark.parametrize(
+    ("cov", "L", "df", "reason"),
+    [
+        (np.full((2, 2), math.nan), np.eye(2), 10, "could not be computed"),
+        (np.ones((2, 2)), np.eye(2), 10, "singular"),
+        (1e-30 * np.ones((2, 2)), np.eye(2), 10, "singular"),
+        (np.diag([1.0, 0.0]), np.eye(2), 10, "no variance"),
+        ([[1.0, 2.0], [2.0, 1.0]], np.eye(2), 10, "singular"),
+        (np.eye(2), np.ones((2, 2)), 10, "singular"),
+        (np.eye(2), np.zeros((0, 2)), 10, "nothing to test"),
+        (np.eye(2), np.eye(2), 0, "0 residual degrees of freedom"),
+        (np.eye(2), np.eye(2), -5, "-5 residual degrees of freedom"),
+    ],
+)
+def test_wald_that_cannot_be_had(cov, L, df, reason):
+    test = wald([1.0, 2.0], cov, L, df, note="something else")
+    assert math.isnan(test.pvalue)
+    assert math.isnan(test.statistic)
+    assert reason in test.note
+
+
+def test_one_sided_t_by_hand():
+    """t on 1 and 2 degrees of freedom have closed forms; on 2 the tail is 1 / (2 t^2)."""
+    assert one_sided_t(3.0, 2.0, 1).pvalue == pytest.approx(
+        0.5 - math.atan(1.5) / math.pi, rel=EXACT
+    )
+    assert one_sided_t(-3.0, 2.0, 2).pvalue == pytest.approx(
+        0.5 * (1 + 1.5 / math.sqrt(2 + 2.25)), rel=EXACT
+    )
+    assert one_sided_t(1e15, 1.0, 2).pvalue == pytest.approx(0.5e-30, rel=TAIL)
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "df", "reason"),
+    [
+        (1.0, 0.0, 5, "no variance"),
+        (1.0, math.nan, 5, "could not be computed"),
+        (math.nan, 1.0, 5, "could not be computed"),
+        (1.0, 1.0, 0, "degrees of freedom"),
+    ],
+)
+def test_t_that_cannot_be_had(value, se, df, reason):
+    test = one_sided_t(value, se, df)
+    assert math.isnan(test.pvalue)
+    assert reason in test.note
+
+
+def test_likelihood_ratio_by_hand():
+    """The tail of chi2 on 2 degrees of freedom is exp(-x / 2)."""
+    assert likelihood_ratio(-110.0, -100.0, 2).pvalue == pytest.approx(math.exp(-10), rel=EXACT)
+    assert likelihood_ratio(-100.0, -100.0 - 1e-8, 2).pvalue == 1.0
+    short = likelihood_ratio(-100.0, -100.01, 2)
+    assert math.isnan(short.pvalue)
+    assert "has not found its maximum" in short.note
+    assert math.isnan(likelihood_ratio(math.nan, -100.0, 2).pvalue)
+    assert math.isnan(likelihood_ratio(-100.0, -99.0, 0).pvalue)
+
+
+def test_result_shows_itself():
+    test = TestResult(
+        "variance differentiation", "V = 0", "wald (jackknife)", 7.5, (4.0, 41.0), 1.351e-4, "F",
+        "a <note>", {"celltype": {"T": 0.01, "B": 0.25}},
+    )  # fmt: skip
+    assert str(test).splitlines() == [
+        "variance differentiation: wald (jackknife)",
+        "  null hypothesis: V = 0",
+        "  F(4, 41) = 7.5, p = 0.0001351",
+        "  note: a <note>",
+        "  celltype: T 0.01, B 0.25",
+    ]
+    page = test._repr_html_()
+    assert "a &lt;note&gt;" in page
+    assert "0.0001351" in page
+    with pytest.raises(FrozenInstanceError):
+        test.pvalue = 0.0
+    assert json.loads(json.dumps(test.to_dict()))["df"] == [4.0, 41.0]
+    assert TestResult.from_dict(json.loads(json.dumps(test.to_dict()))) == test
+
+
+def test_result_without_numbers_survives_a_file():
+    test = TestResult("a", "b", "c", math.nan, math.nan, math.nan, "bootstrap", "reason")
+    text = json.dumps(test.to_dict()).replace("NaN", "null")
+    again = TestResult.from_dict(json.loads(text))
+    assert math.isnan(again.pvalue)
+    assert math.isnan(again.df)
+    assert again.note == "reason"
+    assert "statistic = nan, p = nan" in str(again)
+    numpy_inside = replace(test, extra={"a": np.float64(1.5), "b": {"c": np.arange(2)}})
+    assert json.loads(json.dumps(numpy_inside.to_dict()["extra"])) == {"a": 1.5, "b": {"c": [0, 1]}}
+
+
+# mean differentiation
+
+
+def test_mean_differentiation_by_hand():
+    """Independent means of variance v: between-group sum of squares over v (C - 1)."""
+    means, v = np.array([1.0, 2.0, 6.0]), 0.5
+    test = mean_differentiation(np.eye(3), means, v * np.eye(3), 20)
+    assert test.statistic == pytest.approx(np.sum((means - 3.0) ** 2) / v / 2, rel=EXACT)
+    assert test.df == (2.0, 20.0)
+
+
+def test_mean_differentiation_does_not_depend_on_coding():
+    """Treatment contrasts, another order, a covariate in other units and off its mean."""
+    rng = np.random.default_rng(3)
+    root = rng.normal(size=(4, 4))
+    beta, cov = rng.normal(size=4), root @ root.T
+    L = np.column_stack([np.eye(3), np.full(3, 40.0 / 3)])
+    expected = mean_differentiation(L, beta, cov, 15).pvalue
+    T = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0.3, 0, 0, 1e6]], dtype=float)
+    back = np.linalg.inv(T)  # beta = T gamma
+    recoded = mean_differentiation(L @ T, back @ beta, back @ cov @ back.T, 15)
+    assert recoded.pvalue == pytest.approx(expected, rel=TAIL)
+    reordered = mean_differentiation(L[[2, 0, 1]], beta, cov, 15)
+    assert reordered.pvalue == pytest.approx(expected, rel=TAIL)
+
+
+@pytest.mark.parametrize(
+    "L", [np.ones((3, 1)), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.full((3, 2), 1e9 / 3)]
+)
+def test_equal_means_by_design(L):
+    test = mean_differentiation(L, np.ones(L.shape[1]), np.eye(L.shape[1]), 15)
+    assert math.isnan(test.pvalue)
+    assert "own mean" in test.note
+
+
+def test_a_single_cell_type_has_no_mean_differentiation():
+    assert "nothing to test" in mean_differentiation([[1.0]], [1.0], [[1.0]], 15).note
+
+
+# variance differentiation
+
+
+def test_variance_wald_by_hand():
+    """free with a random effect: F of V alone, with covariances of everything else present."""
+    model, free, _ = fitted(batch=5)
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    cov = root @ root.T
+    at = made_up([0.4, 0.5, 0.2, 0.1, 0.3], np.linalg.inv(cov), p=3)
+    V, C = at.theta[1:4], cov[1:4, 1:4]
+    F = V @ np.linalg.solve(C, V) / 3
+    expected = stats.f.sf(F, 3, 30 - 5 - 3)
+    for test in (
+        variance_differentiation(model, free, at, method="jackknife", cov=cov),
+        variance_differentiation(model, free, at, method="wald"),
+    ):
+        assert test.df == (3.0, 22.0)
+        assert test.pvalue == pytest.approx(expected, rel=TAIL)
+    t = component(model, at, 4, label="batch")
+    assert t.pvalue == pytest.approx(stats.t.sf(0.3 / math.sqrt(cov[4, 4]), 22), rel=TAIL)
+    assert t.null == "batch = 0"
+
+
+def test_variance_wald_where_the_shared_component_is_absorbed():
+    """full: all entries of A are equal, whatever basis says so."""
+    model, full, at = fitted("full", n_donors=40)
+    test = variance_differentiation(model, full, at)
+    equal = np.array([[-1, 1, 0, 0, 0, 0], [-1, 0, 1, 0, 0, 0], [-1, 0, 0, 1, 0, 0],
+                      [-1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, 0, 1]], dtype=float)  # fmt: skip
+    by_hand = wald(at.theta, np.linalg.inv(at.information), equal, df_resid(model))
+    assert test.df == (5.0, 40.0 - 6 - 3)
+    assert test.pvalue == pytest.approx(by_hand.pvalue, rel=TAIL)
+
+
+def test_lrt_is_the_difference_of_dense_likelihoods():
+    model, free, at = fitted(nu_range=0.3)
+    test = variance_differentiation(model, free, at, NOISE, "lrt")
+    null_model, _, null = fitted("hom", nu_range=0.3)
+    ratio = 2 * (dense.llf(model, at.theta, "reml") - dense.llf(null_model, null.theta, "reml"))
+    assert test.statistic == pytest.approx(ratio, abs=1e-6)
+    assert test.df == 3.0
+    assert test.pvalue == pytest.approx(stats.chi2.sf(ratio, 3), rel=OPTIMUM)
+    assert test.note == ""
+
+
+def test_lrt_says_when_chi2_is_approximate():
+    domain = Domain("nonnegative", 0.1)
+    model, free, at = fitted(V=(0.5, 0.0, 0.0), nu_range=0.3, domain=domain, seed=3)
+    assert at.convergence.boundary
+    test = variance_differentiation(model, free, at, domain, "lrt")
+    assert test.pvalue < 1
+    assert "the full fit on the edge of its domain" in test.note
+    assert "edge" in variance_differentiation(model, free, at, domain, "wald").note
+    assert "edge" in component(model, at, 1).note
+    cov = np.eye(4)
+    assert "edge" in variance_differentiation(model, free, at, domain, "jackknife", cov=cov).note
+
+
+@pytest.mark.parametrize("method", ["lrt", "bootstrap"])
+def test_a_failed_fit_is_never_p_1(method):
+    model, free, at = fitted()
+    low = replace(at, llf=at.llf - 1000)
+    test = variance_differentiation(model, free, low, NOISE, method, n=3, rng=0)
+    assert math.isnan(test.pvalue)
+    assert "has not found its maximum" in test.note
+
+
+def test_moments_have_a_jackknife_only():
+    model, free, at = fitted(method="he")
+    for method, reason in (("wald", "information"), ("lrt", "likelihood"),
+                           ("bootstrap", "likelihood")):  # fmt: skip
+        test = variance_differentiation(model, free, at, NOISE, method)
+        assert math.isnan(test.pvalue)
+        assert reason in test.note
+    assert "information" in component(model, at, 0).note
+    jack = jackknife(model, at)
+    test = variance_differentiation(model, free, at, method="jackknife", cov=jack.cov_theta)
+    V, C = at.theta[1:], jack.cov_theta[1:, 1:]
+    F = V @ np.linalg.solve(C, V) / 3
+    assert test.pvalue == pytest.approx(stats.f.sf(F, 3, 30 - 7), rel=TAIL)
+
+
+@pytest.mark.parametrize("method", ["jackknife", "wald", "lrt", "bootstrap"])
+def test_hom_has_no_V(method):
+    model, hom, at = fitted("hom")
+    test = variance_differentiation(model, hom, at, NOISE, method, cov=np.eye(1))
+    assert math.isnan(test.pvalue)
+    assert test.note == "structure hom has no V to test"
+
+
+def test_score_test_works_from_any_fit():
+    for structure in ("hom", "free"):
+        model, resolved, at = fitted(structure)
+        test = variance_differentiation(model, resolved, at, NOISE, "score")
+        expected = score_test(model)
+        assert test.pvalue == expected.pvalue_sum
+        assert test.extra["celltype"] == dict(
+            zip(NAMES, expected.pvalue_celltype.tolist(), strict=True)
+        )
+        assert test.extra["cauchy"] == expected.pvalue_cauchy
+        assert test.note == "no numbers of cells: weighted by mean noise"
+        assert test.to_dict() == json.loads(json.dumps(test.to_dict())) | {"df": test.df}
+
+
+def test_lrt_of_a_structure_without_hom():
+    model, own, at = fitted([np.eye(3)])
+    test = variance_differentiation(model, own, at, NOISE, "lrt")
+    assert math.isnan(test.pvalue)
+    assert "not nested" in test.note
+
+
+def test_too_few_donors():
+    model, free, at = fitted(n_donors=7)
+    assert df_resid(model) == 0
+    test = variance_differentiation(model, free, at)
+    assert "0 residual degrees of freedom" in test.note
+
+
+def test_singular_information():
+    model, free, _ = fitted()
+    at = made_up(np.ones(4), np.ones((4, 4)), p=3)
+    assert "singular" in variance_differentiation(model, free, at).note
+    assert "singular" in component(model, at, 0).note
+
+
+def test_failed_jackknife():
+    model, free, at = fitted()
+    cov = np.full((4, 4), math.nan)
+    for test in (
+        variance_differentiation(model, free, at, method="jackknife", cov=cov),
+        component(model, at, 0, "jackknife", cov=cov),
+    ):
+        assert math.isnan(test.pvalue)
+        assert "refit without some donors failed" in test.note
+
+
+def test_misuse_is_an_error():
+    model, free, at = fitted()
+    with pytest.raises(CTMMError, match="jackknife, wald, lrt, bootstrap, score"):
+        variance_differentiation(model, free, at, method="fisher")
+    with pytest.raises(CTMMError, match="needs cov="):
+        variance_differentiation(model, free, at, method="jackknife")
+    with pytest.raises(CTMMError, match="needs cov="):
+        component(model, at, 0, "jackknife")
+    with pytest.raises(CTMMError, match="no variance component 9"):
+        component(model, at, 9)
+    with pytest.raises(CTMMError, match="wald, jackknife, exact"):
+        component(model, at, 0, "score")
+
+
+# bootstrap
+
+
+def test_bootstrap_counts_refits_of_draws_from_the_null():
+    model, iid, at = fitted("iid", names=NAMES[:2], V=(0.02, 0.02), n_donors=15)
+    null_model = model.with_basis(np.ones((1, 2, 2)))
+    null = estimate(null_model, "reml", NOISE)
+    ratios = []
+    for stream in np.random.default_rng(7).spawn(19):
+        y = draw(null_model, null.theta, null.beta, stream)
+        fits = [estimate(m.with_response(y, m.nu), "reml", NOISE) for m in (null_model, model)]
+        ratios.append(2 * (fits[1].llf - fits[0].llf))
+    T = 2 * (at.llf - null.llf)
+    test = variance_differentiation(model, iid, at, NOISE, "bootstrap", rng=7, n=19)
+    assert test.statistic == pytest.approx(T, rel=EXACT)
+    assert test.pvalue == (1 + sum(r >= T for r in ratios)) / 20
+    assert 1 / 20 < test.pvalue < 1  # both outcomes occur
+    threads = variance_differentiation(model, iid, at, NOISE, "bootstrap", rng=7, n=19, n_jobs=2)
+    assert threads == test
+
+
+def test_bootstrap_is_uniform_under_the_null():
+    """Skewed noise, few donors: 80 null data sets, KS test at 1 %."""
+    data = ctp(n_donors=12, V=(0.0, 0.0))
+    iid = resolve("iid", NAMES[:2])
+    model = build_model(**data, basis=iid.basis)
+    null_model = model.with_basis(np.ones((1, 2, 2)))
+    pvalues = []
+    for stream in np.random.default_rng(5).spawn(80):
+        y = draw(null_model, [0.4], [0.0, 1.0], stream)
+        one = model.with_response(y, model.nu)
+        test = variance_differentiation(
+            one, iid, estimate(one, "reml", NOISE), NOISE, "bootstrap", rng=stream, n=39
+        )
+        pvalues.append(test.pvalue - 0.5 / 40)  # middle of its step
+    assert stats.kstest(pvalues, "uniform").pvalue > 0.01
+
+
+def test_bootstrap_counts_its_failures(monkeypatch):
+    model, free, at = fitted(n_donors=15)
+    calls = iter(range(1000))
+
+    def sometimes(*args):
+        if next(calls) % 5 == 0:
+            raise ConvergenceError("no fit")
+        return estimate(*args)
+
+    monkeypatch.setattr(bootstrap_module, "estimate", sometimes)
+    test = variance_differentiation(model, free, at, NOISE, "bootstrap", rng=1, n=20)
+    assert test.extra["draws"] < 20
+    assert test.note.startswith(f"{20 - test.extra['draws']} of 20 draws could not be fitted")
+
+    def never(*args):
+        raise ConvergenceError("no fit")
+
+    monkeypatch.setattr(bootstrap_module, "estimate", never)
+    test = variance_differentiation(model, free, at, NOISE, "bootstrap", rng=1, n=5)
+    assert math.isnan(test.pvalue)
+    assert test.note == "no draw could be fitted"
+
+
+def test_bootstrap_draws_no_negative_random_effect():
+    """Batches of opposite donors: their variance is estimated below zero."""
+    data = ctp(n_donors=16, V=(0.05, 0.05), sigma2=1.0)
+    sign = np.where(data["donor"] % 2, 1.0, -1.0)
+    data["y"] = data["y"] + sign
+    data["random"] = [RandomComponent(data["donor"] // 2, np.ones(32))]
+    model, free, at = fitted(names=NAMES[:2], data=data)
+    null = estimate(model.with_basis(np.ones((1, 2, 2))), "reml", NOISE)
+    assert null.theta[-1] < 0
+    test = variance_differentiation(model, free, at, NOISE, "bootstrap", rng=1, n=5)
+    assert "negative variance of a random effect was set to 0" in test.note
+    assert 0 < test.pvalue <= 1
+
+
+def test_bootstrap_needs_a_likelihood_and_draws():
+    model, _, at = fitted()
+    he = estimate(model, "he")
+    with pytest.raises(CTMMError, match="same likelihood"):
+        inference.parametric_bootstrap_lrt(model, he, model, he, NOISE)
+    with pytest.raises(CTMMError, match="n >= 1"):
+        inference.parametric_bootstrap_lrt(model, at, model, at, NOISE, n=0)
+
+
+# invariance
+
+
+def all_tests(model, structure, at):
+    """p values of every test of one fit."""
+    cov = jackknife(model, at, NOISE).cov
+    K = model.n_components
+    out = [
+        variance_differentiation(
+            model, structure, at, NOISE, method, cov=cov[:K, :K], rng=3, n=19
+        ).pvalue
+        for method in inference.VARIANCE_TESTS
+    ]
+    out += [component(model, at, 0, m, cov=cov[:K, :K]).pvalue for m in ("wald", "jackknife")]
+    means = np.eye(model.X.shape[1])[: model.H.shape[1]]
+    df = df_resid(model)
+    return np.array(
+        out
+        + [mean_differentiation(means, at.beta, c, df).pvalue for c in (at.cov_beta, cov[K:, K:])]
+    )
+
+
+def test_units_of_expression_do_not_matter():
+    expected = all_tests(*fitted(batch=6))
+    again = all_tests(*fitted(batch=6, y_scale=1000.0))
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(again, expected, rtol=OPTIMUM)
+
+
+def test_order_of_cell_types_does_not_matter():
+    data = ctp()
+    expected = all_tests(*fitted(data=data))
+    order = [2, 0, 1]
+    data["H"] = data["X"] = data["H"][:, order]
+    again = all_tests(*fitted(data=data, names=[NAMES[c] for c in order]))
+    np.testing.assert_allclose(again, expected, rtol=OPTIMUM)
+
+
+# nested fits
+
+
+def light(label, structure, method="reml", names=NAMES, random_names=(), **changes):
+    model, resolved, at = fitted(structure, method, names, **changes)
+    return Fitted(label, model, resolved, at, random_names)
+
+
+def test_table_of_nested_fits():
+    fits = [light(name, name) for name in ("full", "hom", "free", "iid")]
+    rows = compare(fits)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(rows), pd.DataFrame(compare(fits[::-1])), check_exact=True
+    )
+    assert [row["label"] for row in rows] == ["hom", "iid", "free", "full"]
+    assert [row["n_params"] for row in rows] == [4, 5, 7, 9]
+    assert [row["df"] for row in rows[1:]] == [1, 2, 2]
+    llf = {fit.label: fit.estimate.llf for fit in fits}
+    for before, row in pairwise(rows):
+        ratio = 2 * (llf[row["label"]] - llf[before["label"]])
+        assert row["statistic"] == pytest.approx(ratio, rel=EXACT)
+        assert row["pvalue"] == pytest.approx(stats.chi2.sf(ratio, row["df"]), rel=EXACT)
+    assert math.isnan(rows[0]["pvalue"])
+    # 90 rows, 3 fixed effects
+    assert rows[0]["aic"] == pytest.approx(-2 * llf["hom"] + 8, rel=EXACT)
+    assert rows[0]["bic"] == pytest.approx(-2 * llf["hom"] + 4 * math.log(87), rel=EXACT)
+    ml = compare([light("a", "hom", "ml"), light("b", "iid", "ml")])
+    assert ml[0]["bic"] - ml[0]["aic"] == pytest.approx(4 * math.log(90) - 8, rel=TAIL)
+
+
+def test_criteria_by_hand():
+    assert aic(-10.0, 3) == 26.0
+    assert bic(-10.0, 3, 50, 2, "ml") == pytest.approx(20 + 3 * math.log(50), rel=EXACT)
+    assert bic(-10.0, 3, 50, 2, "reml") == pytest.approx(20 + 3 * math.log(48), rel=EXACT)
+
+
+def test_same_fixed_part_in_another_coding():
+    data = ctp()
+    treatment = data | {"X": data["X"] @ np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1.0]])}
+    rows = compare([light("a", "hom", data=data), light("b", "free", data=treatment)])
+    same = compare([light("a", "hom", data=data), light("b", "free", data=data)])
+    assert rows[1]["statistic"] == pytest.approx(same[1]["statistic"], rel=OPTIMUM)
+
+
+def test_fixed_parts_by_ml():
+    data = ctp()
+    sex = (data["donor"] % 2).astype(float)
+    more = data | {"X": np.column_stack([5 - 3 * sex, data["X"]])}
+    small, large = light("a", "free", "ml", data=data), light("b", "free", "ml", data=more)
+    rows = compare([large, small])
+    assert rows[1]["df"] == 1
+    assert rows[1]["pvalue"] == pytest.approx(
+        stats.chi2.sf(2 * (large.estimate.llf - small.estimate.llf), 1), rel=EXACT
+    )
+    with pytest.raises(CTMMError, match=r"different fixed parts.*method='ml'"):
+        compare([light("a", "free", data=data), light("b", "hom", data=more)])
+    # without one cell type, with a slope that varies within donors
+    other = data | {"X": np.column_stack([data["X"][:, 1:], sex, np.arange(90.0)])}
+    with pytest.raises(CTMMError, match="fixed part of 'b' is no special case of that of 'c'"):
+        compare([light("b", "hom", "ml", data=more), light("c", "iid", "ml", data=other)])
+
+
+def test_random_effects_are_told_by_what_they_are():
+    data = ctp(n_donors=36)
+    ones = np.ones(len(data["donor"]))
+    site = RandomComponent(data["donor"] % 4, ones)
+    renamed = RandomComponent(7 - (data["donor"] % 4), ones)
+    batch = RandomComponent(data["donor"] % 9, ones)
+
+    def fit(label, structure, components, names):
+        return light(label, structure, data=data | {"random": components}, random_names=names)
+
+    rows = compare([
+        fit("both", "hom", [batch, renamed], ("batch", "place")),
+        fit("site", "hom", [site], ("site",)),
+        fit("none", "hom", [], ()),
+    ])  # fmt: skip
+    assert [row["label"] for row in rows] == ["none", "site", "both"]
+    assert [row["df"] for row in rows[1:]] == [1, 1]
+    with pytest.raises(CTMMError, match="'batch' lacks the random effect site of 'site'"):
+        compare([fit("site", "hom", [site], ("site",)), fit("batch", "iid", [batch], ("batch",))])
+
+
+@pytest.mark.parametrize(
+    ("fits", "message"),
+    [
+        (lambda: [light("a", "hom")], "at least two"),
+        (lambda: [light("a", "hom"), light("b", "free", "ml")], "by ml and 'a' by reml"),
+        (lambda: [light("a", "hom"), light("b", "free", "he")], "'b' was fitted by he"),
+        (lambda: [light("a", "hom"), light("b", "free", seed=2)], "different data"),
+        (lambda: [light("a", "hom"), light("b", "free", n_donors=29)], "90 rows|87 rows"),
+        (lambda: [light("a", "hom"), light("b", "hom")], "same number of parameters"),
+        (lambda: [light("a", "free"), light("b", "full"), light("c", "banded(1)")], "same number"),
+        (
+            lambda: [light("a", [np.ones((3, 3)), np.diag([1.0, 2, 3])]), light("b", "free")],
+            None,
+        ),
+        (
+            lambda: [
+                light("a", [np.ones((3, 3)), np.eye(3) + np.eye(3)[::-1]]),
+                light("b", "free"),
+            ],
+            "structure user of 'a' is no special case of free",
+        ),
+    ],
+)
+def test_what_cannot_be_compared(fits, message):
+    if message is None:
+        assert compare(fits())[1]["df"] == 2
+        return
+    with pytest.raises(CTMMError, match=message):
+        compare(fits())
+
+
+def test_donors_left_out_are_other_data():
+    model, free, at = fitted()
+    less = model.without(3)
+    hom = Fitted("hom", less.with_basis(np.ones((1, 3, 3))), resolve("hom", NAMES), at)
+    with pytest.raises(CTMMError, match="different data"):
+        compare([Fitted("free", model, free, at), hom])
+
+
+def test_table_says_when_a_fit_is_on_the_edge():
+    a, b = light("a", "hom"), light("b", "free")
+    edge = replace(b, estimate=made_up(b.estimate.theta, boundary=True, llf=b.estimate.llf, p=3))
+    assert "b on the edge" in compare([a, edge])[1]["note"]
+    low = replace(b, estimate=replace(b.estimate, llf=a.estimate.llf - 1))
+    row = compare([a, low])[1]
+    assert math.isnan(row["pvalue"])
+    assert "has not found its maximum" in row["note"]
+
+
+# linear hypotheses
+
+
+PARAMETERS = ["C(ct)[T.B]", "sex[T.M]", "C(ct)[T.B]:sex[T.M]", "PC1", "PC10"]
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "L", "q"),
+    [
+        ("sex[T.M] = 0, PC1 = 0", [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0]], [0, 0]),
+        ("PC10 = 2 * PC1 + 1", [[0, 0, 0, -2, 1]], [1]),
+        ("C(ct)[T.B]:sex[T.M]", [[0, 0, 1, 0, 0]], [0]),
+        (["PC1 = 3", "C(ct)[T.B] = sex[T.M]"], [[0, 0, 0, 1, 0], [1, -1, 0, 0, 0]], [3, 0]),
+        ({"PC10": 1.0}, [[0, 0, 0, 0, 1]], [1]),
+        (np.array([0, 0, 0, 1.0, -1.0]), [[0, 0, 0, 1, -1]], [0]),
+        (np.eye(5)[:2], np.eye(5)[:2].tolist(), [0, 0]),
+    ],
+)
+def test_constraints(hypotheses, L, q):
+    got = constraints(PARAMETERS, hypotheses)
+    assert got[0].tolist() == L
+    assert got[1].tolist() == q
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "message"),
+    [
+        ("PC1 + PC2 = 0", "'PC2 = 0'.*parameters are C"),
+        ({"PC2": 0.0}, "PC2"),
+        ("", "no hypothesis"),
+        ([], "no hypothesis"),
+        ({}, "none given"),
+        (np.eye(4), "one finite column per parameter, 5"),
+        ("1 = 1", "cannot read"),
+        ("PC1 * PC10 = 0", "cannot read"),
+        ([object()], "text or an array"),
+    ],
+)
+def test_constraints_that_cannot_be_read(hypotheses, message):
+    with pytest.raises(CTMMError, match=message):
+        constraints(PARAMETERS, hypotheses)
+
+
+# the published analysis
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    fits = json.loads((shared / "golden/ipsc_gene_reference.json").read_text())["fits"]
+    return {
+        (f["structure"], f["method"].lower(), f["jackknife"]): f["p"]
+        for f in fits
+        if f["level"] == "ctp" and f["covariates"] == "none"
+    }
+
+
+@pytest.fixture(scope="module")
+def gene(shared):
+    return pd.read_csv(shared / "data/ipsc_gene_ctp.csv")
+
+
+def named(frame, structure):
+    return resolve(structure, sorted(frame["celltype"].unique()))
+
+
+@pytest.mark.parametrize("structure", ["hom", "iid", "free"])
+@pytest.mark.parametrize("method", ["ml", "reml"])
+def test_published_fisher_tests(structure, method, published, gene, make_model):
+    model = make_model(gene, structure)
+    at = estimate(model, method, NOISE)
+    p = published[structure, method, False]
+    got = {
+        "hom2": component(model, at, 0).pvalue,
+        "ct_beta": mean_differentiation(np.eye(4), at.beta, at.cov_beta, df_resid(model)).pvalue,
+    }
+    if structure == "iid":  # published one-sided
+        got["V"] = component(model, at, 1).pvalue
+    if structure == "free":
+        got["V"] = variance_differentiation(model, named(gene, "free"), at).pvalue
+    early = {("free", "reml"): 2 * PUBLISHED}  # 2.8e-7 short: p of the means moves by 1.2e-3
+    assert got == pytest.approx(p, rel=early.get((structure, method), PUBLISHED))
+
+
+@pytest.mark.parametrize(
+    ("method", "tolerance"), [("reml", PUBLISHED_JACKKNIFE), ("he", PUBLISHED)]
+)
+def test_published_jackknife_tests(method, tolerance, published, gene, make_model):
+    model = make_model(gene, "free")
+    at = estimate(model, method, NOISE)
+    cov = jackknife(model, at, NOISE).cov_theta
+    p = published["free", method, True]
+    got = {
+        "hom2": component(model, at, 0, "jackknife", cov=cov).pvalue,
+        "V": variance_differentiation(
+            model, named(gene, "free"), at, NOISE, "jackknife", cov=cov
+        ).pvalue,
+    }
+    assert got == pytest.approx({key: p[key] for key in got}, rel=tolerance)
