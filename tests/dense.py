@@ -147,10 +147,11 @@ def blups(model, theta: np.ndarray, shared: int | None) -> SimpleNamespace:
 
 
 def working_noise(model) -> np.ndarray:
-    """w_ic = (mean_i n_ic nu_ic) / n_ic per cell type, rows of one cell type each."""
-    kind = model.H.argmax(axis=1)
+    """w_ic = (mean_i n_ic nu_ic) / n_ic per cell type; over all rows of overall pseudobulk."""
+    one_hot = ((model.H == 0) | (model.H == 1)).all()
+    kind = model.H.argmax(axis=1) if one_hot else np.zeros(len(model.y), dtype=int)
     cells = np.ones(len(model.y)) if model.n_cells is None else model.n_cells
-    s2 = np.array([np.mean((cells * model.nu)[kind == c]) for c in range(model.H.shape[1])])
+    s2 = np.array([np.mean((cells * model.nu)[kind == c]) for c in range(kind.max() + 1)])
     return s2[kind] / cells
 
 
@@ -163,14 +164,16 @@ def null_fit(model, steps: int = 200) -> np.ndarray:
         move = np.zeros_like(theta)
         move[free] = np.linalg.solve(F[np.ix_(free, free)], g[free])
         size, now = 1.0, llf(model, theta, "reml")
-        while llf(model, np.maximum(theta + size * move, 0), "reml") < now and size > 1e-10:
+        while llf(model, np.maximum(theta + size * move, 0), "reml") < now and size > 1e-3:
             size /= 2
         theta = np.maximum(theta + size * move, 0)
+        if move @ F @ move < 1e-16 or size < 1e-3:  # no step in sight of rounding helps
+            break
     return theta
 
 
 def score_test(model, hom_basis: np.ndarray) -> SimpleNamespace:
-    """The noise-robust score test of V_c = 0: statistics, eigenvalues, p values by Imhof."""
+    """The noise-robust score test of V_c = 0 and of their sum: T / sd, p values by Imhof."""
     null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
     theta = null_fit(null)
     a = arrays(null)
@@ -188,7 +191,7 @@ def score_test(model, hom_basis: np.ndarray) -> SimpleNamespace:
     for Ac in [*A, np.sum(A, axis=0)]:
         lam = np.linalg.eigvalsh(root.T @ Ac @ root)
         q = a.y @ Ac @ a.y
-        out.statistic.append(q - np.sum(Ac * Sigma))
+        out.statistic.append((q - np.sum(Ac * Sigma)) / np.sqrt(2 * np.sum(lam**2)))
         out.eigenvalues.append(lam)
         out.pvalue.append(imhof(q, lam))
     return out

@@ -6,6 +6,9 @@ row of the registry is tested here without a change.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import dense
 import numpy as np
 import pandas as pd
@@ -28,8 +31,14 @@ NUMERICAL = 1e-7
 """Relative: Richardson differences of a log-likelihood near 30 keep about 9 digits."""
 LAST_STEP = 1e-6
 """Relative: a jackknife replicate's b is that of theta before the last, tiny step."""
-TAIL = 1e-4
-"""Absolute, of a p value against Imhof's integral: the tail used may be an approximation."""
+NULL_FIT = 1e-6
+"""Relative: two null fits, each stopped at a small gradient."""
+TAIL = 1e-6
+"""Absolute, of a p value against Imhof's integral (cut off at 1e-8) at nulls equal to 1e-6."""
+SADDLEPOINT = 0.08
+"""Relative: the prototype's tails are saddlepoints, up to 8 % off the exact inversion here."""
+FAR_TAIL = 0.01
+"""Relative: saddlepoint against inversion at p near 1e-6, against itself below."""
 
 N, CELLTYPES = 12, ("A", "B", "C")
 USER = [
@@ -202,17 +211,60 @@ def test_predictions(structure, kind, setting, missing):
 
 
 @pytest.mark.parametrize("setting", [s for s in PARTS if s != "celltype-specific batch"])
+@kinds
 @holes
 @pytest.mark.parametrize("seed", [1, 2])
-def test_score_test(setting, missing, seed):
-    model = make("free", "ctp", setting, missing, seed)
+def test_score_test(setting, kind, missing, seed):
+    model = make("free", kind, setting, missing, seed)
     want = dense.score_test(model, np.ones((1, 3, 3)))
     got = score_test(model)
-    close(got.statistic, want.statistic[:3], 1e-6)  # the null fit stops at a small gradient
-    np.testing.assert_allclose(got.pvalue_celltype, want.pvalue[:3], rtol=0, atol=TAIL)
-    np.testing.assert_allclose(got.pvalue_sum, want.pvalue[3], rtol=0, atol=TAIL)
+    close(got.theta_null, want.theta, NULL_FIT)
+    close([*got.statistic, got.statistic_sum], want.statistic, NULL_FIT)
+    np.testing.assert_allclose(
+        [*got.pvalue_celltype, got.pvalue_sum], want.pvalue, rtol=0, atol=TAIL
+    )
     cauchy = np.mean(np.tan((0.5 - np.asarray(got.pvalue_celltype)) * np.pi))
     assert got.pvalue_cauchy == pytest.approx(0.5 - np.arctan(cauchy) / np.pi, rel=EXACT)
+
+
+def test_score_test_without_cell_counts():
+    """The mean noise of a cell type stands in for the counts, and the result says so."""
+    model = make("free", "ctp", "none", False, 1)
+    assert score_test(model).weights == "n_cells"
+    blind = replace(model, n_cells=None)
+    got, want = score_test(blind), dense.score_test(blind, np.ones((1, 3, 3)))
+    assert got.weights == "mean noise"
+    np.testing.assert_allclose(got.pvalue_celltype, want.pvalue[:3], rtol=0, atol=TAIL)
+
+
+PROTOTYPE = json.loads((GOLDEN / "score_test.json").read_text())
+
+
+@pytest.mark.parametrize("golden", PROTOTYPE["fits"], ids=lambda fit: fit["file"])
+def test_score_test_prototype(golden, make_model):
+    """P values down to 1e-43, where both sides use saddlepoints."""
+    frame = pd.read_csv(GOLDEN / f"{golden['file']}.csv")
+    model = make_model(
+        frame,
+        "free",
+        covariates=golden["covariates"],
+        batch="batch" if golden["batch"] else None,
+    )
+    got = score_test(model)
+    np.testing.assert_allclose(got.pvalue_celltype, golden["p_celltype"], rtol=FAR_TAIL)
+    assert got.pvalue_sum == pytest.approx(golden["p_sum"], rel=FAR_TAIL, abs=0)
+
+
+@pytest.mark.parametrize("golden", PROTOTYPE["hard_n20"], ids=lambda fit: fit["gene"])
+def test_score_test_prototype_of_hard_genes(golden, make_model):
+    model = make_model(hard_gene(golden["gene"])[0], "free")
+    got, want = score_test(model), dense.score_test(model, np.ones((1, 4, 4)))
+    np.testing.assert_allclose(
+        [*got.pvalue_celltype, got.pvalue_sum], want.pvalue, rtol=0, atol=TAIL
+    )
+    assert (got.theta_null > 0).all()  # the prototype had no bounds: then it is the same null
+    np.testing.assert_allclose(got.pvalue_celltype, golden["p_celltype"], rtol=SADDLEPOINT)
+    assert got.pvalue_sum == pytest.approx(golden["p_sum"], rel=SADDLEPOINT)
 
 
 def test_imhof_against_monte_carlo():
