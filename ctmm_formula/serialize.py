@@ -69,7 +69,10 @@ def loads(text: str) -> Parts:
             f"the fit was stored in version {version} of the format, this package reads "
             f"{VERSION}: use the ctmm_formula that wrote it, or update this one"
         )
-    return cast(Parts, tuple(_decode(part) for part in content["parts"]))
+    try:
+        return cast(Parts, tuple(_decode(part) for part in content["parts"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"this is not a fit stored by to_json ({error!r})") from None
 
 
 # ---------------------------------------------------------------------------------------------

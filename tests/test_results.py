@@ -1,0 +1,623 @@
+"""Results: every accessor's labels, shapes and numbers against the bare estimate."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import ctmm_formula as ctmm
+from ctmm_formula import CTMMResults
+from ctmm_formula.errors import ConvergenceError, CTMMError, DataError, FormulaError
+from ctmm_formula.parameters import estimates
+
+EXACT = 1e-12  # the same arithmetic in another order
+FORMULA = "expr ~ C(celltype) + sex + PC1"
+TYPES = ["day0", "day1", "day2", "day3"]
+FIXED = ["Intercept", *(f"C(celltype)[T.{c}]" for c in TYPES[1:]), "sex[T.M]", "PC1"]
+VARIANCES = ["hom", *(f"V[{c}]" for c in TYPES), "batch"]
+
+
+@pytest.fixture(scope="module")
+def table():
+    df = ctmm.load_example()
+    df.index = pd.Index([f"row{k}" for k in range(len(df))], name="sample")
+    return df
+
+
+@pytest.fixture(scope="module")
+def res(table):
+    return ctmm.fit(FORMULA, random="batch", data=table)
+
+
+@pytest.fixture(scope="module")
+def he(table):
+    return ctmm.fit(FORMULA, random="batch", data=table, method="he")
+
+
+@pytest.fixture(scope="module")
+def overall():
+    df = ctmm.load_example(kind="op")
+    columns = [f"prop_{c}" for c in TYPES]
+    return ctmm.fit("expr ~ sex + PC1", "batch", data=df, proportions=columns, structure="hom")
+
+
+@pytest.fixture(scope="module")
+def covarying():
+    """Simulated with covariances between cell types and a batch effect on each cell type."""
+    V = np.array([[0.6, 0.2, 0.1], [0.2, 0.5, 0.2], [0.1, 0.2, 0.4]])
+    df = ctmm.simulate_pseudobulk(
+        80, ["B", "NK", "T"], sigma2=0.2, V=V, beta=[0, 1, 2], n_batches=10, rng=3, missing=0.1
+    ).ctp
+    rng = np.random.default_rng(5)
+    shift = rng.normal(size=(10, 3))
+    df["expr"] += shift[pd.factorize(df["batch"])[0], pd.factorize(df["celltype"])[0]]
+    return ctmm.fit("expr ~ celltype + PC1 + (celltype|batch)", structure="full", data=df)
+
+
+def test_sizes(res, overall):
+    assert (res.nobs, res.n_donors, res.n_celltypes, res.n_possible) == (275, 72, 4, 288)
+    assert (res.df_model, res.df_resid) == (12, 72 - 12)
+    assert (res.structure, res.method, res.bounds, res.kind) == ("free", "reml", "noise", "ctp")
+    assert res.formula == "expr ~ C(celltype) + sex + PC1 + (1 | batch)"
+    assert res.converged is True
+    assert res.boundary is False
+    assert res.dropped == {}
+    assert (overall.kind, overall.bounds, overall.n_possible) == ("op", "psd", 72)
+
+
+def test_parameters_are_the_estimate_with_names(res):
+    assert list(res.fe_params.index) == FIXED
+    assert list(res.vcomp.index) == VARIANCES
+    assert list(res.params.index) == FIXED + VARIANCES
+    assert np.array_equal(res.params, np.r_[res.estimate.beta, res.estimate.theta])
+
+
+def test_covariance_from_information(res):
+    cov = res.cov_params()
+    assert list(cov.index) == list(cov.columns) == FIXED + VARIANCES
+    assert np.array_equal(cov.loc[FIXED, FIXED], res.estimate.cov_beta)
+    information = cov.loc[VARIANCES, VARIANCES].to_numpy() @ res.estimate.information
+    assert np.abs(information - np.eye(6)).max() < 1e-9  # condition number times rounding
+    assert (cov.loc[FIXED, VARIANCES] == 0).all(axis=None)
+    assert np.array_equal(res.bse, np.sqrt(np.diag(cov)))
+    assert list(res.bse_fe.index) == FIXED
+
+
+def test_covariance_from_jackknife(res):
+    own = res.jackknife()
+    cov = res.cov_params("jackknife")
+    assert np.array_equal(cov.loc[FIXED, FIXED], own.cov_beta)
+    assert np.array_equal(cov.loc[VARIANCES, VARIANCES], own.cov_theta)
+    assert np.array_equal(cov.loc["hom", "PC1"], own.cov[0, 6 + FIXED.index("PC1")])
+
+
+def test_jackknife_is_kept(table):
+    res = ctmm.fit(FORMULA, data=table, structure="hom")
+    first = res.jackknife(9)
+    assert first.kind == "block"
+    assert res.jackknife() is first
+    assert res.jackknife(9) is first
+    assert res.jackknife(8) is not first
+
+
+def test_p_values_and_intervals(res):
+    t = res.params / res.bse
+    assert np.allclose(res.tvalues, t, rtol=EXACT)
+    assert np.allclose(res.pvalues[FIXED], 2 * stats.t.sf(np.abs(t[FIXED]), 60), rtol=EXACT)
+    assert np.allclose(res.pvalues[VARIANCES], stats.t.sf(t[VARIANCES], 60), rtol=EXACT)
+    ends = res.conf_int(0.1)
+    assert list(ends.columns) == ["conf_low", "conf_high"]
+    reach = stats.t.ppf(0.95, 60) * res.bse
+    assert np.allclose(ends["conf_high"], res.params + reach, rtol=EXACT)
+    assert np.allclose(ends["conf_low"], res.params - reach, rtol=EXACT)
+
+
+def test_no_degrees_of_freedom_no_p_values():
+    out = estimates(np.array([1.0]), np.array([0.5]), 0, 0.05)[0]
+    assert out[:3].tolist() == [1.0, 0.5, 2.0]
+    assert np.isnan(out[3:]).all()
+
+
+def test_alpha_is_checked(res):
+    with pytest.raises(CTMMError, match="alpha must lie between 0 and 1"):
+        res.conf_int(95)
+
+
+def test_unknown_covariance_lists_the_choices(res):
+    with pytest.raises(CTMMError, match="choose from model, jackknife"):
+        res.cov_params("sandwich")
+
+
+def test_information_criteria(res):
+    assert res.aic == -2 * res.llf + 2 * 12
+    assert res.bic == pytest.approx(-2 * res.llf + np.log(275 - 6) * 12, rel=EXACT)
+
+
+def test_matrices(res, covarying):
+    A = res.vcomp["hom"] + np.diag(res.vcomp[[f"V[{c}]" for c in TYPES]])
+    assert list(res.A.index) == list(res.A.columns) == TYPES
+    assert np.allclose(res.A, A, rtol=EXACT)
+    assert np.allclose(res.V, A - res.vcomp["hom"], atol=EXACT)
+    assert np.allclose(np.diag(res.corr), 1.0, rtol=EXACT)
+    assert res.corr.loc["day0", "day3"] == pytest.approx(A[0, 3] / np.sqrt(A[0, 0] * A[3, 3]))
+    # full: the shared variance is part of V
+    assert covarying.V.loc["T", "B"] == covarying.vcomp["V[T,B]"]
+    assert covarying.V.equals(covarying.A)
+
+
+def test_correlation_is_missing_where_a_variance_is_not_positive(res):
+    theta = res.estimate.theta.copy()
+    theta[VARIANCES.index("V[day1]")] = -2 * theta[0]
+    bad = replace_theta(res, theta)
+    assert bad.corr.loc["day1"].isna().all()
+    assert bad.corr.drop("day1").drop(columns="day1").notna().all(axis=None)
+
+
+def replace_theta(res, theta):
+    return CTMMResults(
+        res.design, res.structure_, res.domain, replace(res.estimate, theta=theta), res.notes
+    )
+
+
+def test_names_that_collide_are_told_apart(table):
+    df = table.rename(columns={"PC1": "hom", "batch": "V"}).assign(fixed=table["batch"])
+    res = ctmm.fit("expr ~ C(celltype) + hom", random="V", structure="iid", data=df)
+    assert list(res.vcomp.index) == ["var(hom)", "V", "var(V)"]
+    assert res.params.index.is_unique
+    named = ctmm.fit("expr ~ C(celltype)", random="fixed", structure="iid", data=df)
+    assert list(named.random_effects) == ["shared", "specific", "random(fixed)"]
+    assert named.variance_explained().index.is_unique
+
+
+# ---------------------------------------------------------------------------------------------
+# means
+
+
+def test_means_are_predictions_at_mean_covariates(res, table):
+    men, PC1 = (table["sex"] == "M").mean(), table["PC1"].mean()
+    b = res.fe_params
+    expected = [
+        b["Intercept"] + men * b["sex[T.M]"] + PC1 * b["PC1"] + b.get(f"C(celltype)[T.{c}]", 0.0)
+        for c in TYPES
+    ]
+    means = res.means()
+    assert list(means.index) == TYPES
+    assert list(means.columns) == ["estimate", "std_error", "conf_low", "conf_high"]
+    assert np.allclose(means["estimate"], expected, rtol=EXACT)
+
+
+def test_contrasts(res):
+    pairs = res.contrasts(adjust="bonferroni")
+    assert list(pairs.index) == [
+        f"{b} - {a}" for i, a in enumerate(TYPES) for b in TYPES[i + 1 :]
+    ]
+    row = pairs.loc["day2 - day0"]
+    name = "C(celltype)[T.day2]"
+    assert row["estimate"] == pytest.approx(res.fe_params[name], rel=EXACT)
+    assert row["std_error"] == pytest.approx(res.bse[name], rel=EXACT)
+    assert row["p_value"] == pytest.approx(res.pvalues[name], rel=EXACT)
+    assert np.allclose(pairs["p_adjusted"], np.minimum(6 * pairs["p_value"], 1), rtol=EXACT)
+    reference = res.contrasts("reference", adjust="none")
+    assert list(reference.index) == [f"{c} - day0" for c in TYPES[1:]]
+    assert reference["p_adjusted"].equals(reference["p_value"])
+    with pytest.raises(CTMMError, match="pairwise, reference"):
+        res.contrasts("all")
+    with pytest.raises(CTMMError, match="adjust='nonsense'"):
+        res.contrasts(adjust="nonsense")
+
+
+def test_missing_p_values_stay_missing_and_do_not_count(res):
+    from ctmm_formula.results import _adjusted
+
+    assert np.array_equal(
+        _adjusted(np.array([0.01, np.nan, 0.03]), "bonferroni"), [0.02, np.nan, 0.06], True
+    )
+    assert np.isnan(_adjusted(np.array([np.nan]), "holm")).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# shares
+
+
+@pytest.mark.parametrize("name", ["res", "he", "overall", "covarying"])
+def test_shares_sum_to_the_total(name, request):
+    fit = request.getfixturevalue(name)
+    whole, split = fit.variance_explained(), fit.variance_explained(by_celltype=True)
+    for table in (whole, split):
+        assert table["variance"].iloc[:-1].sum() == pytest.approx(table.loc["total", "variance"])
+        assert table["share"].iloc[:-1].sum() == pytest.approx(1.0, rel=EXACT)
+    own = [row for row in split.index if row.startswith("specific")]
+    assert len(own) == fit.n_celltypes + (name == "covarying")
+    assert split.loc[own, "variance"].sum() == pytest.approx(whole.loc["specific", "variance"])
+
+
+def test_shares_by_hand(res, table):
+    """Overall pseudobulk is sum_c P_ic y_ic with P the shares of the cells."""
+    wide = table.pivot(index="donor", columns="celltype", values="n_cells").fillna(0).to_numpy()
+    P = wide / wide.sum(axis=1, keepdims=True)
+    nu = table.pivot(index="donor", columns="celltype", values="nu").fillna(0).to_numpy()
+    donor = table.groupby("donor").first()
+    fixed = (donor["sex"] == "M") * res.fe_params["sex[T.M]"] + donor["PC1"] * res.fe_params["PC1"]
+    v = res.vcomp[[f"V[{c}]" for c in TYPES]].to_numpy()
+    expected = {
+        "means": (P @ res.means()["estimate"]).var(ddof=1),
+        "fixed": fixed.var(ddof=1),
+        "shared": res.vcomp["hom"],
+        "specific": (P**2 @ v).mean(),
+        "batch": res.vcomp["batch"],
+        "noise": (P**2 * nu).sum(axis=1).mean(),
+    }
+    got = res.variance_explained()["variance"]
+    assert list(got.index) == [*expected, "total"]
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-10), name
+    split = res.variance_explained(by_celltype=True)["variance"]
+    assert split["specific[day3]"] == pytest.approx(v[3] * (P[:, 3] ** 2).mean(), rel=1e-10)
+    means = res.variance_explained(ddof=0)["variance"]["means"]
+    assert means == pytest.approx(expected["means"] * 71 / 72, rel=1e-10)
+
+
+def test_shares_with_covariances_by_hand(covarying):
+    weights = covarying.design.proportions
+    V = covarying.V.to_numpy()
+    got = covarying.variance_explained(by_celltype=True)["variance"]
+    total = np.einsum("ic,cd,id->i", weights, V, weights).mean()
+    own = sum(V[c, c] * (weights[:, c] ** 2).mean() for c in range(3))
+    assert got["specific[covariances]"] == pytest.approx(total - own, rel=1e-10)
+    assert got["shared"] == 0.0
+    assert got["batch[NK]"] == pytest.approx(
+        covarying.vcomp["batch[NK]"] * (weights[:, 1] ** 2).mean(), rel=1e-10
+    )
+
+
+def test_icc(res, table):
+    icc = res.icc()
+    noise = table.groupby("celltype")["nu"].mean()
+    A = np.diag(res.A)
+    assert np.allclose(icc["icc"], A / (A + res.vcomp["batch"] + noise), rtol=1e-10)
+    assert np.allclose(icc["shared"], res.vcomp["hom"] / A, rtol=EXACT)
+
+
+# ---------------------------------------------------------------------------------------------
+# effects and predictions
+
+
+def test_random_effects_labels(res, covarying):
+    effects = res.random_effects
+    assert list(effects) == ["shared", "specific", "batch"]
+    assert tuple(effects["shared"].index) == res.donors
+    assert effects["specific"].shape == (72 * 4, 2)
+    assert effects["specific"].index.names == ["donor", "celltype"]
+    assert len(effects["batch"]) == 24
+    for frame in effects.values():
+        assert list(frame.columns) == ["estimate", "std_error"]
+        assert frame.notna().all(axis=None)
+    # no shared component, and one variance of the batch per cell type
+    assert list(covarying.random_effects) == ["specific", "batch[B]", "batch[NK]", "batch[T]"]
+
+
+def test_effects_solve_the_mixed_model_equations(res):
+    """u = G Z' Sigma^-1 (y - X b), by dense matrices."""
+    d, theta = res.design, res.vcomp
+    onehot = np.eye(len(d.donors))[d.donor_codes]
+    batch = np.eye(24)[d.random[0].codes]
+    own = np.einsum("nd,nc->ndc", onehot, d.H).reshape(len(d.y), -1)
+    G_own = np.tile([theta[f"V[{c}]"] for c in TYPES], len(d.donors))
+    Sigma = theta["hom"] * onehot @ onehot.T + theta["batch"] * batch @ batch.T
+    Sigma += own * G_own @ own.T + np.diag(d.nu)
+    r = np.linalg.solve(Sigma, d.y - d.X @ res.estimate.beta)
+    effects = {name: frame["estimate"].to_numpy() for name, frame in res.random_effects.items()}
+    assert np.allclose(effects["shared"], theta["hom"] * onehot.T @ r, atol=1e-10)
+    assert np.allclose(effects["batch"], theta["batch"] * batch.T @ r, atol=1e-10)
+    assert np.allclose(effects["specific"], G_own * (own.T @ r), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["res", "overall", "covarying"])
+def test_rows_are_on_the_index_of_the_data(name, request):
+    fit = request.getfixturevalue(name)
+    for series in (fit.fittedvalues, fit.resid, fit.marginal):
+        assert series.index.equals(fit.design.index)
+    assert np.allclose(fit.fittedvalues + fit.resid, fit.design.y, atol=1e-12)
+    assert np.array_equal(fit.marginal, fit.design.X @ fit.estimate.beta)
+
+
+@pytest.mark.parametrize("name", ["res", "overall", "covarying"])
+def test_predictions_of_the_rows_of_the_fit(name, request):
+    fit = request.getfixturevalue(name)
+    data = fit.design.frame
+    assert np.array_equal(fit.predict(), fit.marginal)
+    assert np.allclose(fit.predict(data), fit.marginal, atol=EXACT)
+    assert np.allclose(fit.predict(random="all"), fit.fittedvalues, atol=1e-10)
+    assert np.allclose(fit.predict(data, "all"), fit.fittedvalues, atol=1e-10)
+
+
+def test_prediction_by_hand(res):
+    new = pd.DataFrame(
+        {
+            "celltype": ["day3", "day0", "day2"],
+            "sex": ["M", "F", "F"],
+            "PC1": [2.0, -1.0, np.nan],
+            "donor": ["donor05", "a new donor", "donor05"],
+            "batch": ["batch02", "batch02", None],
+        },
+        index=["a", "b", "c"],
+    )
+    b, u = res.fe_params, res.random_effects
+    a = b["Intercept"] + b["C(celltype)[T.day3]"] + b["sex[T.M]"] + 2 * b["PC1"]
+    fixed = res.predict(new)
+    assert list(fixed.index) == ["a", "b", "c"]
+    assert fixed["a"] == pytest.approx(a, rel=EXACT)
+    assert fixed["b"] == pytest.approx(b["Intercept"] - b["PC1"], rel=EXACT)
+    assert np.isnan(fixed["c"])  # a covariate is missing
+    batch = u["batch"].loc["batch02", "estimate"]
+    own = u["shared"].loc["donor05", "estimate"]
+    own += u["specific"].loc[("donor05", "day3"), "estimate"]
+    everything = res.predict(new, "all")
+    assert everything["a"] == pytest.approx(a + own + batch, rel=EXACT)
+    assert everything["b"] == pytest.approx(fixed["b"] + batch, rel=EXACT)  # new donor: 0
+    assert res.predict(new, ["batch"])["a"] == pytest.approx(a + batch, rel=EXACT)
+    assert res.predict(new, "batch").equals(res.predict(new, ["batch"]))
+
+
+def test_crossed_groups_are_predicted(table):
+    df = table.assign(site=np.where(table["donor"].str[-1] < "5", 1, 2))
+    res = ctmm.fit("expr ~ C(celltype) + (1|site:batch)", structure="hom", data=df)
+    assert np.allclose(res.predict(df, "all"), res.fittedvalues, atol=1e-10)
+    assert "1:batch01" in res.random_effects["site:batch"].index
+
+
+def test_predictions_refuse(res, table):
+    new = table.head(3)
+    with pytest.raises(FormulaError, match="'day9'"):
+        res.predict(new.assign(celltype="day9"))
+    with pytest.raises(DataError, match="no column 'batch'.*random='none'"):
+        res.predict(new.drop(columns="batch"), "all")
+    with pytest.raises(CTMMError, match="choose from none, all, shared, specific, batch"):
+        res.predict(new, ["site"])
+
+
+# ---------------------------------------------------------------------------------------------
+# resampling
+
+
+def test_simulate(res):
+    one = res.simulate(rng=1, n=3)
+    assert one.shape == (275, 3)
+    assert one.index.equals(res.design.index)
+    assert one.equals(res.simulate(rng=1, n=3))
+    assert not one[0].equals(one[1])
+    assert not one.equals(res.simulate(rng=2, n=3))
+
+
+def test_simulated_data_have_the_fitted_moments(res):
+    draws = res.simulate(rng=0, n=4000).to_numpy()
+    wanted = res.A.loc["day0", "day0"] + res.vcomp["batch"] + res.design.nu[0]
+    # 5 standard errors of a mean and of a variance of 4000 draws
+    assert abs(draws[0].mean() - res.marginal.iloc[0]) < 5 * np.sqrt(wanted / 4000)
+    assert abs(draws[0].var() / wanted - 1) < 5 * np.sqrt(2 / 4000)
+
+
+def test_bootstrap(res):
+    boot = res.bootstrap(12, rng=1)
+    assert boot.replicates.shape == (12, 12)
+    assert list(boot.replicates.columns) == list(res.params.index)
+    assert boot.failed == ()
+    again = res.bootstrap(12, rng=1, n_jobs=2)
+    assert again.replicates.equals(boot.replicates)
+    assert np.allclose(boot.bse, boot.replicates.std(), rtol=EXACT)
+    assert np.allclose(np.diag(boot.cov_params()), boot.bse**2, rtol=1e-10)
+    ends = boot.conf_int(0.5)
+    assert np.allclose(ends["conf_low"], boot.replicates.quantile(0.25), rtol=EXACT)
+    assert list(ends.columns) == ["conf_low", "conf_high"]
+
+
+# ---------------------------------------------------------------------------------------------
+# tests
+
+
+def test_wald_test(res):
+    one = res.wald_test("PC1 = 0.02")
+    t = (res.params["PC1"] - 0.02) / res.bse["PC1"]
+    assert one.statistic == pytest.approx(t**2, rel=1e-10)
+    assert one.df == (1, 60)
+    assert one.null == "PC1 = 0.02"
+    both = res.wald_test("V[day0] = V[day1], hom - 2 * batch = 0")
+    assert both.df == (2, 60)
+    assert both.null == "V[day0] - V[day1] = 0, hom - 2 batch = 0"
+    L = np.zeros((1, 12))
+    L[0, FIXED.index("PC1")] = 1
+    assert res.wald_test(L).statistic == pytest.approx(res.tvalues["PC1"] ** 2, rel=1e-10)
+    with pytest.raises(CTMMError, match="the parameters are Intercept"):
+        res.wald_test("PC7 = 0")
+
+
+def test_t_test(res):
+    tests = res.t_test("PC1 = 0, sex[T.M] = 1", covariance="jackknife")
+    table = res.table("jackknife")
+    assert tests.tvalue[0] == pytest.approx(table.loc["PC1", "statistic"], rel=1e-10)
+    assert tests.pvalue[0] == pytest.approx(table.loc["PC1", "p_value"], rel=1e-10)
+    sex = table.loc["sex[T.M]"]
+    assert tests.tvalue[1] == pytest.approx((sex["estimate"] - 1) / sex["std_error"], rel=1e-10)
+    assert tests.conf_int()[1] == pytest.approx(sex[["conf_low", "conf_high"]].to_numpy())
+
+
+def test_named_tests(res):
+    variance = res.test_variance()
+    assert variance.df == (4, 60)
+    assert variance.pvalue < 1e-4
+    assert res.test_variance("wald").method == "wald (information)"
+    assert set(res.test_variance("score").extra["celltype"]) == set(TYPES)
+    mean = res.test_mean()
+    assert mean.df == (3, 60)
+    model = res.test_mean("model")
+    joint = res.wald_test([f"C(celltype)[T.{c}] = 0" for c in TYPES[1:]])
+    assert model.statistic == pytest.approx(joint.statistic, rel=1e-10)
+    batch = res.test_component("batch")
+    assert batch.pvalue == pytest.approx(res.pvalues["batch"], rel=1e-10)
+    by_jackknife = res.test_component("V[day3]", covariance="jackknife")
+    expected = res.table("jackknife").loc["V[day3]", "p_value"]
+    assert by_jackknife.pvalue == pytest.approx(expected, rel=1e-10)
+    with pytest.raises(CTMMError, match="choose from hom, V"):
+        res.test_component("pool")
+    with pytest.raises(CTMMError, match="choose from t, exact"):
+        res.test_component("batch", "wald")
+
+
+def test_likelihood_ratio_is_that_of_anova(res, table):
+    hom = ctmm.fit(FORMULA, random="batch", structure="hom", data=table)
+    test = res.compare_lr_test(hom)
+    assert test.statistic == pytest.approx(2 * (res.llf - hom.llf), rel=1e-10)
+    assert test.df == 4
+    assert test.pvalue == ctmm.anova(hom, res).table["pvalue"].iloc[1]
+    assert test.pvalue == pytest.approx(res.test_variance("lrt").pvalue, rel=1e-6)
+    with pytest.raises(CTMMError, match="call compare_lr_test on the larger model"):
+        hom.compare_lr_test(res)
+
+
+def test_moments_have_no_likelihood(he, res):
+    for name in ("llf", "aic", "bic"):
+        with pytest.raises(ConvergenceError, match="no likelihood.*method='reml' or 'ml'"):
+            getattr(he, name)
+    with pytest.raises(CTMMError, match="no likelihood"):
+        he.compare_lr_test(he)
+    assert he.bounds == "none"
+    assert he.cov_type == "jackknife"
+    assert he.bse.notna().all()
+    assert he.cov_params("model").loc["hom"].drop(FIXED).isna().all()
+    assert he.glance()[["log_lik", "aic", "bic"]].isna().all(axis=None)
+    assert np.isnan(he.test_variance("lrt").pvalue)
+    assert he.test_variance().pvalue < 0.01
+
+
+# ---------------------------------------------------------------------------------------------
+# tables and files
+
+
+def test_broom_tables(res, table):
+    tidy = res.tidy()
+    assert list(tidy.columns) == [
+        "effect", "component", "term", "estimate", "std_error", "statistic", "p_value",
+        "conf_low", "conf_high",
+    ]  # fmt: skip
+    assert tidy["effect"].tolist() == ["fixed"] * 6 + ["variance"] * 6
+    assert tidy["component"].tolist() == ["fixed"] * 6 + ["donor"] * 5 + ["random"]
+    assert tidy["term"].tolist() == FIXED + VARIANCES
+    glance = res.glance()
+    assert glance.shape[0] == 1
+    assert glance.loc[0, "log_lik"] == res.llf
+    augmented = res.augment()
+    assert augmented.index.equals(table.index)
+    assert np.allclose(augmented[".fitted"] + augmented[".resid"], table["expr"], atol=EXACT)
+
+
+def test_json_brings_everything_back(res, table, tmp_path):
+    res.jackknife()
+    path = tmp_path / "fit.json"
+    text = res.to_json(path)
+    for source in (text, path, str(path)):
+        back = CTMMResults.from_json(source)
+        assert back.to_json() == text
+    assert json.loads(text)["version"] == 1
+    assert back.params.equals(res.params)
+    assert back.cov_params("jackknife").equals(res.cov_params("jackknife"))
+    assert back.llf == res.llf
+    assert str(back.summary()) == str(res.summary())
+    assert back.fittedvalues.equals(res.fittedvalues)
+    assert back.predict(table, "all").equals(res.predict(table, "all"))
+    for name, frame in res.random_effects.items():
+        assert back.random_effects[name].equals(frame)
+
+
+def test_json_is_strict(he):
+    """NaN of HE is null or text, which every reader of JSON understands."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    json.loads(he.to_json(), parse_constant=refuse)
+    back = CTMMResults.from_json(he.to_json())
+    assert np.isnan(back.estimate.llf)
+    assert back.params.equals(he.params)
+
+
+@pytest.mark.parametrize("engine", ["patsy", "formulaic"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.RangeIndex(3, 3 + 40),
+        pd.Index(np.arange(40) * 2, name="n"),
+        pd.date_range("2020-01-01", periods=40),
+        pd.MultiIndex.from_product([["x", "y"], range(20)], names=["a", None]),
+    ],
+    ids=["range", "numbers", "dates", "multi"],
+)
+def test_json_keeps_columns_and_index(engine, index):
+    df = ctmm.simulate_pseudobulk(20, ["B", "T"], rng=4).ctp.set_index(index)
+    df["age"] = np.arange(40) % 7
+    df["old"] = df["age"] > 3
+    df["sex"] = pd.Categorical(df["sex"], categories=["M", "F", "other"])
+    formula = "expr ~ celltype + center(age) + old + C(sex)"
+    res = ctmm.fit(formula, structure="hom", data=df, formula_engine=engine)
+    back = CTMMResults.from_json(res.to_json())
+    assert back.predict(df.head(4)).equals(res.predict(df.head(4)))
+    if not isinstance(index, pd.DatetimeIndex):  # dates come back as text
+        assert back.design.index.equals(index)
+    for name in res.design.frame:
+        # text categories are str or object, which is pandas' own affair
+        pd.testing.assert_series_equal(
+            back.design.frame[name], res.design.frame[name], check_categorical=False
+        )
+
+
+def double(x):
+    return 2 * x
+
+
+def test_functions_of_the_caller_are_pickled_but_no_json(table):
+    factor = 3.0
+    res = ctmm.fit("expr ~ C(celltype) + I(factor * PC1)", structure="hom", data=table)
+    back = CTMMResults.from_json(res.to_json())  # a number is kept
+    assert back.predict(table.head()).equals(res.predict(table.head()))
+    assert factor == 3.0
+    res = ctmm.fit("expr ~ C(celltype) + double(PC1)", structure="hom", data=table)
+    with pytest.raises(DataError, match="'double'.*pickle the results"):
+        res.to_json()
+    back = pickle.loads(pickle.dumps(res))
+    assert back.predict(table.head()).equals(res.predict(table.head()))
+
+
+def test_files_that_are_no_fit():
+    with pytest.raises(DataError, match="not a fit stored by to_json"):
+        CTMMResults.from_json('{"a": 1}')
+    with pytest.raises(DataError, match="version 99"):
+        CTMMResults.from_json('{"format": "ctmm_formula fit", "version": 99}')
+
+
+def test_a_file_names_no_other_class(res):
+    content = json.loads(res.to_json())
+    content["parts"][2]["record"] = "Popen"
+    with pytest.raises(DataError, match="not a fit stored by to_json"):
+        CTMMResults.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["res", "he", "overall", "covarying"])
+def test_pickle(name, request):
+    fit = request.getfixturevalue(name)
+    fit.random_effects  # noqa: B018  (what is cached is not stored)
+    back = pickle.loads(pickle.dumps(fit))
+    assert back.params.equals(fit.params)
+    assert back.notes == fit.notes
+    assert back.to_json() == fit.to_json()
+    assert back.predict(random="all").equals(fit.predict(random="all"))
+
+
+def test_one_line(res):
+    assert repr(res) == (
+        "<CTMMResults: expr ~ C(celltype) + sex + PC1 + (1 | batch), free by REML, 72 donors, "
+        "4 cell types, 275 rows>"
+    )
+    assert "<table" in res._repr_html_()
