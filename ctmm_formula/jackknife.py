@@ -164,9 +164,7 @@ class _Refit:
         )  # fmt: skip
         return theta * self.scale**2, beta @ self.back.T, status
 
-    def distance(
-        self, groups: Sequence[np.ndarray], theta: np.ndarray, beta: np.ndarray
-    ) -> float:
+    def distance(self, groups: Sequence[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
         rough = np.hstack([theta, beta])
         se = np.sqrt(np.diag(covariance(rough)))

@@ -214,7 +214,7 @@ def _fixed_effects(
         return np.zeros(0), np.zeros((0, 0))
     back = np.linalg.inv(model.R_x)
     root = np.linalg.solve(np.tril(gram[:p, :p]), back.T)
-    return back @ beta * scale, root.T @ root
+    return back @ beta * scale, root.T @ root * scale**2
 
 
 def _coding_constant(model: Model) -> float:

@@ -57,11 +57,11 @@ class Precision:
         self.inverse = inverse * (self.mask[:, :, None] & self.mask[:, None, :])
         self.Z, self.level_component, self.level_code = _level_matrix(model)
         self.g = self.theta[count:][self.level_component]
-        self.DZ = self._donors(self.Z)
+        self.DZ = self.solve_donors(self.Z)
         inner = np.eye(len(self.g)) + self.g[:, None] * (self.Z.T @ self.DZ)
         self.K = np.linalg.solve(inner, np.diag(self.g)) if len(self.g) else np.zeros((0, 0))
 
-    def _donors(self, B: np.ndarray) -> np.ndarray:
+    def solve_donors(self, B: np.ndarray) -> np.ndarray:
         """blockdiag(Sigma_i)^-1 B for B (n, j)."""
         out = np.zeros_like(B)
         part = self.inverse @ B[self.rows]
@@ -70,7 +70,7 @@ class Precision:
 
     def solve(self, B: np.ndarray) -> np.ndarray:
         """Sigma^-1 B, shape (n, j)."""
-        DB = self._donors(B)
+        DB = self.solve_donors(B)
         return DB - self.DZ @ (self.K @ (self.DZ.T @ B))
 
     @cached_property
