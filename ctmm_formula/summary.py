@@ -34,14 +34,10 @@ _COVARIANCE = {
 }
 _RULE = "-"
 
-# statsmodels escapes $ % _ > | inside tables
-_LATEX_CELL = str.maketrans(
-    {c: f"\\{c}" for c in "&#{}"}
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&#{}$%_"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}"}
-)
-_LATEX = _LATEX_CELL | str.maketrans(
-    {c: f"\\{c}" for c in "$%_"} | {">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 
 
@@ -99,11 +95,9 @@ class Summary:
 
     def as_latex(self, label: str = "") -> str:
         """A LaTeX table environment."""
-        tables = "\n".join(
-            table.as_latex_tabular() for table in self._tables(lambda s: s.translate(_LATEX_CELL))
-        )
-        notes = " \\newline\n".join(note.translate(_LATEX) for note in self.notes)
-        caption = f"\\caption{{{self.title.translate(_LATEX)}}}\n\\label{{{label}}}"
+        tables = "\n".join(table.as_latex_tabular() for table in self._tables(_latex))
+        notes = " \\newline\n".join(_latex(note) for note in self.notes)
+        caption = f"\\caption{{{_latex(self.title)}}}\n\\label{{{label}}}"
         return f"\\begin{{table}}\n{caption}\n{tables}\n{notes}\n\\end{{table}}"
 
     def __str__(self) -> str:
@@ -142,14 +136,18 @@ def _simple(rows: list[list[str]], *, corner: str = "", **parts: Any) -> SimpleT
     formats = {"table_dec_above": "", "table_dec_below": "", "header_dec_below": _RULE}
     table = SimpleTable(
         rows,
-        data_fmts=["%s"],
         header_align="r",  # as the numbers below: LaTeX starts a new tabular where this changes
         txt_fmt={**formats, "colsep": "  "},
+        ltx_fmt={"replacements": {}},  # texts are escaped already
         **parts,
     )
     if corner:
         table[0][0].data, table[0][0].datatype = corner, "stub"
     return table
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
 
 
 def _lines(table: SimpleTable) -> list[str]:
