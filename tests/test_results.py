@@ -192,9 +192,7 @@ def test_means_are_predictions_at_mean_covariates(res, table):
 
 def test_contrasts(res):
     pairs = res.contrasts(adjust="bonferroni")
-    assert list(pairs.index) == [
-        f"{b} - {a}" for i, a in enumerate(TYPES) for b in TYPES[i + 1 :]
-    ]
+    assert list(pairs.index) == [f"{b} - {a}" for i, a in enumerate(TYPES) for b in TYPES[i + 1 :]]
     row = pairs.loc["day2 - day0"]
     name = "C(celltype)[T.day2]"
     assert row["estimate"] == pytest.approx(res.fe_params[name], rel=EXACT)
@@ -374,7 +372,7 @@ def test_predictions_refuse(res, table):
     new = table.head(3)
     with pytest.raises(FormulaError, match="'day9'"):
         res.predict(new.assign(celltype="day9"))
-    with pytest.raises(DataError, match="no column 'batch'.*random='none'"):
+    with pytest.raises(DataError, match=r"no column 'batch'.*random='none'"):
         res.predict(new.drop(columns="batch"), "all")
     with pytest.raises(CTMMError, match="choose from none, all, shared, specific, batch"):
         res.predict(new, ["site"])
@@ -480,7 +478,7 @@ def test_likelihood_ratio_is_that_of_anova(res, table):
 
 def test_moments_have_no_likelihood(he, res):
     for name in ("llf", "aic", "bic"):
-        with pytest.raises(ConvergenceError, match="no likelihood.*method='reml' or 'ml'"):
+        with pytest.raises(ConvergenceError, match=r"no likelihood.*method='reml' or 'ml'"):
             getattr(he, name)
     with pytest.raises(CTMMError, match="no likelihood"):
         he.compare_lr_test(he)
@@ -584,7 +582,7 @@ def test_functions_of_the_caller_are_pickled_but_no_json(table):
     assert back.predict(table.head()).equals(res.predict(table.head()))
     assert factor == 3.0
     res = ctmm.fit("expr ~ C(celltype) + double(PC1)", structure="hom", data=table)
-    with pytest.raises(DataError, match="'double'.*pickle the results"):
+    with pytest.raises(DataError, match=r"'double'.*pickle the results"):
         res.to_json()
     back = pickle.loads(pickle.dumps(res))
     assert back.predict(table.head()).equals(res.predict(table.head()))

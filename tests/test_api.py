@@ -1,0 +1,324 @@
+"""fit and anova: arguments, choices, errors, warnings, notes."""
+
+import inspect
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctmm_formula as ctmm
+from ctmm_formula import api
+from ctmm_formula.errors import (
+    BoundaryWarning,
+    ConvergenceError,
+    CTMMError,
+    CTMMWarning,
+    DataError,
+    FormulaError,
+)
+
+FORMULA = "expr ~ C(celltype) + sex + PC1"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ctmm.load_example()
+
+
+@pytest.fixture
+def small():
+    """6 donors, 2 cell types: as many donors as free needs with 3 fixed effects."""
+    return ctmm.simulate_pseudobulk(6, ["B", "T"], V=1.0, rng=5).ctp
+
+
+@pytest.fixture(scope="module")
+def edge(golden):
+    """A gene without cell type-specific variance whose REML estimate lies on the edge."""
+    genes = pd.read_csv(golden / "hard_n20.csv")
+    return genes[genes["gene"] == "g04"]
+
+
+def test_arguments_and_their_order():
+    parameters = inspect.signature(ctmm.fit).parameters
+    assert {name: p.default for name, p in parameters.items()} == {
+        "formula": inspect.Parameter.empty,
+        "random": None,
+        "structure": "free",
+        "method": "reml",
+        "data": inspect.Parameter.empty,
+        "donor": "donor",
+        "celltype": None,
+        "noise": "nu",
+        "n_cells": "n_cells",
+        "proportions": None,
+        "bounds": None,
+        "noise_floor": 0.1,
+        "formula_engine": "patsy",
+    }
+    keyword = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert keyword == list(parameters)[2:]
+
+
+def test_random_effects_in_every_spelling(table):
+    texts = [
+        ctmm.fit(formula, random=random, structure="hom", data=table).to_json()
+        for formula, random in [
+            (FORMULA, "batch"),
+            (FORMULA, ["batch"]),
+            (FORMULA, "~ batch"),
+            (FORMULA, {"batch": "1"}),
+            (FORMULA + " + (1|batch)", None),
+        ]
+    ]
+    assert len(set(texts)) == 1
+
+
+def test_engines_agree(table):
+    fits = [
+        ctmm.fit(FORMULA + " + PC2:C(celltype)", data=table, formula_engine=engine)
+        for engine in ("patsy", "formulaic")
+    ]
+    assert list(fits[0].params.index) == list(fits[1].params.index)
+    assert np.array_equal(fits[0].params, fits[1].params)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"structure": "fre"}, r"unknown structure 'fre': choose from hom, iid, free, full, ban"),
+        ({"method": "mle"}, "unknown method 'mle': choose from ml, reml, he"),
+        ({"method": None}, "unknown method None"),
+        ({"bounds": "none"}, "unknown bounds 'none': choose from noise, psd, nonnegative"),
+        ({"noise_floor": 1.5}, "noise_floor must lie strictly between 0 and 1"),
+        ({"formula_engine": "R"}, "unknown formula engine 'R': choose from patsy, formulaic"),
+        ({"noise": None}, "noise= must name the column"),
+    ],
+)
+def test_wrong_choices_are_refused_before_any_data_work(wrong, message):
+    with pytest.raises(CTMMError, match=message):
+        ctmm.fit("no formula at all", data=object(), **wrong)
+
+
+def test_method_in_capitals(table):
+    assert ctmm.fit(FORMULA, data=table, structure="hom", method="REML").method == "reml"
+
+
+def test_anndata_is_refused_with_the_way_out():
+    adata = SimpleNamespace(obs=pd.DataFrame(), layers={}, X=np.zeros((1, 1)))
+    with pytest.raises(DataError, match=r"data is an AnnData.*pb\.obs\.assign"):
+        ctmm.fit(FORMULA, data=adata)
+
+
+def test_more_parameters_than_donors(small):
+    formula = "expr ~ C(celltype) + PC1 + PC2"
+    message = (
+        r"6 donors cannot estimate 7 parameters \(4 fixed effects, 3 of structure 'free', 0 random "
+        r"variances\): try structure='iid' \(6 parameters\)"
+    )
+    with pytest.raises(DataError, match=message):
+        ctmm.fit(formula, data=small)
+    with pytest.raises(DataError, match="use fewer covariates or random effects"):
+        ctmm.fit(formula + " + sex + I(PC1**2)", structure="iid", data=small)
+
+
+def test_no_residual_degrees_of_freedom_is_a_note(small):
+    res = ctmm.fit("expr ~ C(celltype) + PC1 + PC2", structure="iid", data=small, method="he")
+    assert res.df_resid == 0
+    assert any("no residual degrees of freedom" in note for note in res.notes)
+    assert res.pvalues.isna().all()
+    assert "no residual degrees of freedom" in str(res.summary())
+    assert np.isnan(res.test_variance().pvalue)
+
+
+def test_bounds_by_kind_of_data(table):
+    overall = ctmm.load_example(kind="op")
+    proportions = [name for name in overall if name.startswith("prop_")]
+    op = ctmm.fit("expr ~ sex", data=overall, proportions=proportions, structure="hom")
+    ctp = ctmm.fit(FORMULA, data=table, structure="hom")
+    assert (op.bounds, ctp.bounds) == ("psd", "noise")
+    named = ctmm.fit(FORMULA, data=table, structure="hom", bounds="nonnegative")
+    assert named.bounds == "nonnegative"
+    floor = ctmm.fit(FORMULA, data=table, structure="hom", noise_floor=0.3)
+    assert floor.domain.noise_floor == 0.3
+
+
+def test_edge_warns_once_and_is_noted(edge):
+    with pytest.warns(BoundaryWarning) as caught:
+        res = ctmm.fit("expr ~ C(celltype)", data=edge)
+    assert len(caught) == 1
+    assert "bounds='noise'" in str(caught[0].message)
+    assert caught[0].filename == __file__  # points at the caller
+    assert res.boundary
+    assert any("edge of its domain" in note for note in res.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing more comes later
+        assert "edge of its domain" in str(res.summary())
+        assert "edge" in res.test_variance("wald").note
+
+
+def test_no_convergence_warns_once(table, monkeypatch):
+    def stalled(*arguments):
+        found = real(*arguments)
+        record = replace(found.convergence, converged=False, boundary=True, message="stalled")
+        return replace(found, convergence=record)
+
+    real = api.estimate
+    monkeypatch.setattr(api, "estimate", stalled)
+    with pytest.warns(CTMMWarning, match="did not converge: stalled") as caught:
+        res = ctmm.fit(FORMULA, structure="hom", data=table)
+    assert len(caught) == 1
+    assert not issubclass(caught[0].category, BoundaryWarning)
+    assert "not converged: stalled" in res.notes
+    assert "Converged:       no" in str(res.summary())
+
+
+def test_dropped_rows_are_counted_and_shown(table):
+    df = table.copy()
+    df.loc[3, "expr"] = np.nan
+    df.loc[[5, 6], "sex"] = None
+    res = ctmm.fit(FORMULA, structure="hom", data=df)
+    assert res.dropped == {"missing expr": 1, "missing sex": 2}
+    assert res.nobs == len(table) - 3
+    assert res.glance().loc[0, "n_dropped"] == 3
+    text = str(res.summary())
+    assert "Rows dropped:  missing expr (1), missing sex (2)" in text
+    assert list(res.fittedvalues.index) == [k for k in range(275) if k not in (3, 5, 6)]
+
+
+def test_missing_cell_numbers_are_noted(table):
+    res = ctmm.fit(FORMULA, structure="hom", data=table.drop(columns="n_cells"))
+    assert any("no numbers of cells" in note for note in res.notes)
+    assert ctmm.fit(FORMULA, structure="hom", data=table).notes == ()
+
+
+def test_functions_of_the_caller(table):
+    def squeeze(x):
+        return np.arcsinh(x)
+
+    res = ctmm.fit("expr ~ C(celltype) + squeeze(PC1)", structure="hom", data=table)
+    assert "squeeze(PC1)" in res.fe_params.index
+    assert np.array_equal(res.design.X[:, -1], squeeze(table["PC1"]))
+    with pytest.raises(FormulaError, match="unknown_function"):
+        ctmm.fit("expr ~ unknown_function(PC1)", structure="hom", data=table)
+
+
+def test_structures_of_the_user(table):
+    ones, late = np.ones((4, 4)), np.diag([0.0, 0.0, 1.0, 1.0])
+    res = ctmm.fit(FORMULA, structure={"hom": ones, "late": late}, data=table)
+    assert list(res.vcomp.index) == ["hom", "late"]
+    assert res.structure == "user"
+    banded = ctmm.fit(FORMULA, structure=ctmm.banded(0), data=table)
+    free = ctmm.fit(FORMULA, structure="free", data=table)
+    assert np.array_equal(banded.params, free.params)
+
+
+def test_other_column_names(table):
+    renamed = table.rename(
+        columns={"donor": "id", "celltype": "day", "nu": "sem2", "n_cells": "count"}
+    )
+    res = ctmm.fit("expr ~ C(day) + sex", data=renamed, donor="id", noise="sem2", n_cells="count")
+    same = ctmm.fit("expr ~ C(celltype) + sex", data=table)
+    assert res.celltypes == same.celltypes
+    assert np.array_equal(res.params, same.params)
+    with pytest.raises(DataError, match="no column 'nu'"):
+        ctmm.fit("expr ~ C(day)", data=renamed, donor="id")
+
+
+# ---------------------------------------------------------------------------------------------
+# anova
+
+
+@pytest.fixture(scope="module")
+def fits(table):
+    return {name: ctmm.fit(FORMULA, structure=name, data=table) for name in ("hom", "iid", "free")}
+
+
+def test_anova_sorts_and_tests(fits):
+    result = ctmm.anova(fits["free"], fits["hom"], fits["iid"])
+    assert list(result.table.index) == ["hom", "iid", "free"]
+    assert result.table["df"].tolist()[1:] == [1, 3]
+    gain = 2 * np.diff([fits[name].llf for name in ("hom", "iid", "free")])
+    assert np.allclose(result.table["statistic"].iloc[1:], gain, rtol=1e-10)
+    assert np.allclose(result.table["aic"], [fits[n].aic for n in result.table.index], rtol=1e-12)
+    assert np.allclose(result.table["bic"], [fits[n].bic for n in result.table.index], rtol=1e-12)
+    assert str(result) == repr(result) == result.summary().as_text()
+    assert "<table" in result._repr_html_()
+
+
+def test_anova_names_fits_apart(table):
+    small = ctmm.fit("expr ~ C(celltype)", structure="hom", method="ml", data=table)
+    large = ctmm.fit("expr ~ C(celltype) + sex", structure="hom", method="ml", data=table)
+    both = ctmm.fit("expr ~ C(celltype) + sex", structure="iid", method="ml", data=table)
+    assert list(ctmm.anova(small, large).table.index) == [small.formula, large.formula]
+    assert ctmm.anova(small, large, both).table.index.is_unique
+    named = ctmm.anova(small, large, labels=["without", "with sex"])
+    assert list(named.table.index) == ["without", "with sex"]
+    with pytest.raises(CTMMError, match="one name for each of the 2 fits"):
+        ctmm.anova(small, large, labels=["a"])
+
+
+def test_anova_refuses(fits, table):
+    other = ctmm.fit("expr ~ C(celltype)", data=table)
+    with pytest.raises(CTMMError, match=r"fixed parts.*method='ml'"):
+        ctmm.anova(fits["hom"], other)
+    he = ctmm.fit(FORMULA, data=table, method="he")
+    with pytest.raises(CTMMError, match="no likelihood"):
+        ctmm.anova(fits["hom"], he)
+    ml = ctmm.fit(FORMULA, data=table, method="ml")
+    with pytest.raises(CTMMError, match="fitted by ml"):
+        ctmm.anova(fits["hom"], ml)
+    fewer = ctmm.fit(FORMULA, data=table.iloc[4:])
+    with pytest.raises(CTMMError, match="different data"):
+        ctmm.anova(fits["hom"], fewer)
+    with pytest.raises(CTMMError, match="at least two"):
+        ctmm.anova(fits["hom"])
+    with pytest.raises(ConvergenceError, match="no likelihood"):
+        _ = he.llf
+
+
+# ---------------------------------------------------------------------------------------------
+# the package
+
+
+def test_public_names():
+    assert sorted(ctmm.__all__) == [
+        "CTMMResults", "__version__", "anova", "banded", "errors", "fit", "load_example",
+        "load_genes", "load_truth", "show_versions", "simulate_pseudobulk",
+    ]  # fmt: skip
+    assert set(ctmm.__all__) <= set(dir(ctmm))
+    for name in ctmm.__all__:
+        assert getattr(ctmm, name) is not None
+    assert ctmm.errors.DataError is DataError
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = ctmm.fitt
+
+
+def test_import_brings_nothing_heavy():
+    code = "import sys, ctmm_formula; print(*{name.split('.')[0] for name in sys.modules})"
+    root = str(Path(__file__).parents[1])
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "ctmm_formula" in loaded
+    assert not {"numba", "numpy", "pandas", "scipy", "statsmodels", "patsy"} & set(loaded)
+
+
+def test_public_names_are_documented():
+    for name in ctmm.__all__:
+        value = getattr(ctmm, name)
+        if callable(value):
+            assert inspect.getdoc(value), name
+    for name, member in inspect.getmembers(ctmm.CTMMResults):
+        if not name.startswith("_"):
+            assert inspect.getdoc(member), name
