@@ -187,12 +187,12 @@ def score_test(model, hom_basis: np.ndarray) -> SimpleNamespace:
     for S in direction:
         coef = np.linalg.solve(trace, [np.sum((P @ T) * (P @ S).T) for T in a.parts])
         A.append(P @ (S - np.tensordot(coef, a.parts, axes=1)) @ P)
-    out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], eigenvalues=[])
+    out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], form=[])
     for Ac in [*A, np.sum(A, axis=0)]:
         lam = np.linalg.eigvalsh(root.T @ Ac @ root)
         q = a.y @ Ac @ a.y
         out.statistic.append((q - np.sum(Ac * Sigma)) / np.sqrt(2 * np.sum(lam**2)))
-        out.eigenvalues.append(lam)
+        out.form.append((q, lam))
         out.pvalue.append(imhof(q, lam))
     return out
 
@@ -216,3 +216,20 @@ def imhof(q: float, lam: np.ndarray) -> float:
         for low, high in pairwise(edges[: stop + 1])
     ]
     return float(0.5 + sum(parts) / np.pi)
+
+
+def tilted(q: float, lam: np.ndarray, draws: int, rng) -> tuple[float, float]:
+    """P(sum_j lam_j chi2_1 > q) far in the tail by importance sampling, and its standard error.
+
+    Draws come from the exponentially tilted variables, whose mean is q, and are weighted back.
+    """
+    lam = lam[np.abs(lam) > 1e-8 * np.abs(lam).max()]
+    low, high = 0.0, 0.5 / lam.max()
+    for _ in range(200):
+        s = 0.5 * (low + high)
+        low, high = (s, high) if np.sum(lam / (1 - 2 * s * lam)) < q else (low, s)
+    Q = rng.chisquare(1, (draws, len(lam))) @ (lam / (1 - 2 * s * lam))
+    shift = -0.5 * np.sum(np.log1p(-2 * s * lam)) - s * q
+    value = np.where(q < Q, np.exp(-s * (Q - q)), 0.0)
+    scale = np.exp(shift)
+    return float(scale * value.mean()), float(scale * value.std() / draws**0.5)

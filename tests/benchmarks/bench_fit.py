@@ -1,7 +1,8 @@
 """Speed of one fit, the exact jackknife and their growth, against lme4 with the residual pinned.
 
-Run from the repository: ``python tests/benchmarks/bench_fit.py`` (about three minutes; R with
-lme4 for the comparison).  Prints the tables and writes ``fit_speed.md`` beside this file.
+Run with the package installed, or from the repository with PYTHONPATH=. set:
+``python tests/benchmarks/bench_fit.py`` (two minutes; R with lme4 for the comparison).
+Prints the tables and writes ``fit_speed.md`` beside this file.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import jackknife
 
 import ctmm_formula as ctmm
 from ctmm_formula.domain import Domain
+from ctmm_formula.estimators import estimate
+from ctmm_formula.jackknife import jackknife
 from ctmm_formula.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
@@ -131,8 +132,9 @@ def table_of_fits(sizes: tuple[int, ...] = (50, 100, 300, 1000)) -> pd.DataFrame
                     "evaluations": fit.convergence.n_evaluations,
                     "lme4 whole ms": 1e3 * total,
                     "lme4 optimise ms": 1e3 * optimise,
-                    "whole ratio": total / ours,
-                    "optimise ratio": optimise / core,
+                    "ratio fit()": total / whole,
+                    "ratio build + estimate": total / ours,
+                    "ratio estimate": optimise / core,
                     "llf - lme4": fit.llf - llf,
                 }
             )
@@ -246,8 +248,10 @@ def main() -> None:
         "# Speed of a fit",
         "Written by `bench_fit.py`.  Warm, one thread, median of repeats, elapsed time.  lme4: "
         "residual sd pinned at 1, one start, its own default optimiser (nlopt); whole = formula, "
-        "set-up, optimisation, without loading R.  `build + estimate` starts from a data frame of codes, `fit()` from "
-        "a formula.",
+        "set-up, optimisation, without loading R.  `fit()` is ours from the formula to the result "
+        "(default bounds), `build + estimate` from a data frame of codes, `estimate` from arrays.  "
+        "Ratios: lme4 whole / `fit()`, lme4 whole / `build + estimate`, lme4 optimise / "
+        "`estimate`.",
         f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, "
         f"{os.cpu_count()} cores.",
     ]
