@@ -52,11 +52,22 @@ class CTMMResults(Parameters):
     Examples
     --------
     >>> import ctmm_formula as ctmm
-    >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example(), structure="hom")
-    >>> res
-    <CTMMResults: expr ~ C(celltype), hom by REML, 72 donors, 4 cell types, 275 rows>
-    >>> list(res.params.index)[-2:]
-    ['C(celltype)[T.day3]', 'hom']
+    >>> df = ctmm.load_example()
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=df)
+    >>> res.vcomp.round(2).to_dict()
+    {'hom': 0.49, 'V[day0]': 0.13, 'V[day1]': 0.38, 'V[day2]': 0.38, 'V[day3]': 1.27, 'batch': 0.31}
+    >>> res.means().loc["day0"].round(2).to_dict()
+    {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.42, 'conf_high': 1.05}
+    >>> print(res.test_variance())
+    variance differentiation: wald (jackknife)
+      null hypothesis: no cell type-specific variance (V = 0)
+      F(4, 61) = 10.38, p = 1.769e-06
+    >>> print(res.wald_test("sex[T.M] = 0, hom = batch"))
+    linear hypothesis: wald (model)
+      null hypothesis: sex[T.M] = 0, hom - batch = 0
+      F(2, 61) = 0.8866, p = 0.4173
+    >>> res.predict(df.head(2), random=["batch"]).round(2).tolist()
+    [1.08, 0.59]
     """
 
     # -----------------------------------------------------------------------------------------

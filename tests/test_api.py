@@ -1,6 +1,7 @@
 """fit and anova: arguments, choices, errors, warnings, notes."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def test_no_convergence_warns_once(table, monkeypatch):
     with pytest.warns(CTMMWarning, match="did not converge: stalled") as caught:
         res = ctmm.fit(FORMULA, structure="hom", data=table)
     assert len(caught) == 1
+    assert caught[0].filename == __file__
     assert not issubclass(caught[0].category, BoundaryWarning)
     assert "not converged: stalled" in res.notes
     assert "Converged:       no" in str(res.summary())
@@ -229,6 +231,31 @@ def test_other_column_names(table):
     assert np.array_equal(res.params, same.params)
     with pytest.raises(DataError, match="no column 'nu'"):
         ctmm.fit("expr ~ C(day)", data=renamed, donor="id")
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+@pytest.mark.parametrize("file", ["sim_complete", "sim_missing", "sim_batch_cov"])
+def test_formulas_reach_the_fits_of_metafor(golden, file):
+    """The whole way from a formula; what metafor's own optimum is worth is tested elsewhere."""
+    data = pd.read_csv(golden / f"{file}.csv")
+    covariates = "".join(f" + {name}" for name in data if name.startswith(("cov", "PC")))
+    fits = json.loads((golden / f"{file}.metafor.json").read_text())["fits"]
+    for known in fits:
+        if known["structure"] == "full":
+            continue  # there metafor often stops short of the maximum
+        res = ctmm.fit(
+            f"expr ~ 0 + celltype{covariates if known['covariates'] == 'cov' else ''}",
+            random="batch" if known["batch"] else None,
+            structure=known["structure"],
+            method=known["method"],
+            data=data,
+            bounds="nonnegative",
+        )
+        assert res.llf == pytest.approx(known["llf"], abs=1e-6)
+        # estimates at two optima equal to 1e-6 in log-likelihood: sqrt of that in standard errors
+        gap = np.abs(res.fe_params.to_numpy() - known["beta"]) / res.bse_fe
+        assert gap.max() < 2e-3
+        assert res.nobs == known["k"]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -368,6 +368,17 @@ def test_crossed_groups_are_predicted(table):
     assert "1:batch01" in res.random_effects["site:batch"].index
 
 
+def test_numbers_as_labels_and_repeated_index(table):
+    """Donors 1, 2, ... and batches 1.0, 2.0, ...; every row called 0."""
+    df = table.assign(donor=table["donor"].str[-2:].astype(int))
+    df["batch"] = df["batch"].str[-2:].astype(float)
+    df.index = [0] * len(df)
+    res = ctmm.fit(FORMULA, random="batch", data=df)
+    assert np.allclose(res.predict(df, "all"), res.fittedvalues, atol=1e-10)
+    assert res.random_effects["batch"].index[0] == "1"
+    assert len(res.augment()) == len(df)
+
+
 def test_predictions_refuse(res, table):
     new = table.head(3)
     with pytest.raises(FormulaError, match="'day9'"):
