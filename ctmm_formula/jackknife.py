@@ -23,7 +23,7 @@ from .errors import CTMMError
 from .estimate import Estimate
 from .likelihood import LIKELIHOODS, centre, make_problem, response_scale
 from .model import Model
-from .optimize import INFEASIBLE, leave_out
+from .optimize import INFEASIBLE, best_of, leave_out, make_work
 
 _CHORD_STEPS = 12
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
@@ -136,15 +136,15 @@ class _Refit:
         curvature = estimate.observed * self.scale**4
         if np.linalg.eigvalsh(curvature)[0] <= 0.0:
             curvature = estimate.information * self.scale**4
-        self.curvature = np.ascontiguousarray(curvature)
+        self.inverse = np.linalg.inv(curvature)
 
     def __call__(self, groups: Sequence[np.ndarray], steps: int, n_jobs: int = 1):
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
         parts = Parallel(n_jobs=n_jobs, prefer="threads")(
             delayed(self._chunk)([groups[g] for g in chunk], steps) for chunk in chunks
         ) if n_jobs != 1 else [self._chunk(groups, steps)]  # fmt: skip
-        theta, beta, status = (np.concatenate(piece) for piece in zip(*parts, strict=True))
-        bad = np.flatnonzero(status == INFEASIBLE)
+        theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*parts, strict=True))
+        bad = np.flatnonzero(infeasible)
         theta[bad], beta[bad] = np.nan, np.nan
         reason = "fixed effects not estimable or no feasible covariance without these donors"
         return theta, beta, tuple((int(g), reason) for g in bad)
@@ -152,17 +152,29 @@ class _Refit:
     def _chunk(self, groups: Sequence[np.ndarray], steps: int):
         K, p = len(self.estimate.theta), self.model.X.shape[1]
         theta, beta = np.zeros((len(groups), K)), np.zeros((len(groups), p))
-        status = np.zeros(len(groups), dtype=np.int64)
+        settled = np.zeros(len(groups), dtype=bool)
         ptr = np.concatenate([[0], np.cumsum([len(g) for g in groups])]).astype(np.int64)
         problem = self.problem._replace(
             active=self.problem.active.copy(), cactive=self.problem.cactive.copy()
         )
+        work = make_work(problem)
+        at = self.estimate.theta / self.scale**2
+        count = len(self.model.active) if len(groups) < 2 else len(groups)
+        grown = self.inverse * (count / (count - 1.0))  # the information shrinks with the donors
         leave_out(
-            problem, np.concatenate(groups).astype(np.int64), ptr,
-            self.estimate.theta / self.scale**2, self.curvature, self.centre, steps,
-            theta, beta, status,
+            problem, np.concatenate(groups).astype(np.int64), ptr, at, grown, steps, work,
+            theta, beta, settled,
         )  # fmt: skip
-        return theta * self.scale**2, beta @ self.back.T, status
+        infeasible = np.zeros(len(groups), dtype=bool)
+        for g in np.flatnonzero(~settled):
+            part = problem._replace(active=_switched_off(problem.active, groups[g]))
+            if len(problem.cactive) == len(problem.active):
+                part = part._replace(cactive=_switched_off(problem.cactive, groups[g]))
+            starts = np.array([0.95 * at + 0.05 * self.centre, self.centre])
+            status, theta[g], *_ = best_of(part, starts, False, work)
+            infeasible[g] = status == INFEASIBLE
+            beta[g] = work.beta
+        return theta * self.scale**2, beta @ self.back.T, infeasible
 
     def distance(self, groups: Sequence[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
@@ -173,6 +185,12 @@ class _Refit:
         worst = np.argsort(moved)[-_CHECKED:]
         exact = np.hstack(self([groups[g] for g in worst], _CHORD_STEPS)[:2])
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
+
+
+def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
+    out = active.copy()
+    out[donors] = False
+    return out
 
 
 def _moment_refits(model: Model, estimate: Estimate, groups: Sequence[np.ndarray]):

@@ -30,12 +30,14 @@ from .model import Blocks
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}  # lets sums vectorise; keeps NaN and inf exact
 _OPTIONS = {"cache": True, "nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+# called from compiled code only: no wrapper for Python, which is much of the compile time
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 VALUE, SCORE, INFORMATION = 0, 1, 2
 """How much :func:`evaluate` computes."""
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def cholesky(a, m):
     """Factor the leading m x m of `a` in place (lower); False if not positive definite."""
     for j in range(m):
@@ -54,7 +56,7 @@ def cholesky(a, m):
     return True
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def cholesky_solve(low, m, b):
     """Solve (L L') x = b in place."""
     for i in range(m):
@@ -69,7 +71,7 @@ def cholesky_solve(low, m, b):
         b[i] = s / low[i, i]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _whiten(low, m, V, start, first):
     """V[start:start+m, first:] <- L^-1 V, row by row so that columns vectorise."""
     width = V.shape[1]
@@ -83,7 +85,7 @@ def _whiten(low, m, V, start, first):
             V[start + a, j] *= f
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _cross(V, start, m, i0, i1, j0, j1, out):
     """out += V[rows, i0:i1]' V[rows, j0:j1], four rows at a time."""
     stop = start + m
@@ -107,7 +109,7 @@ def _cross(V, start, m, i0, i1, j0, j1, out):
         a += 1
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _product(A, B, sign, out):
     """out += sign A B."""
     for i in range(A.shape[0]):
@@ -118,7 +120,7 @@ def _product(A, B, sign, out):
                     out[i, j] += f * B[k, j]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _project(root, gram, p, rows, n_rows, x0, spare, right):
     """Rows [w' S^-1 X, w' S^-1 y] (from column x0) to w' U in place and w' P y in `right`.
 
@@ -153,7 +155,7 @@ def _project(root, gram, p, rows, n_rows, x0, spare, right):
         right[r] = res
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _inverse_root(low, p, root):
     """root = L^-T for the leading p x p of `low` (upper triangular)."""
     for c in range(p):
@@ -166,7 +168,7 @@ def _inverse_root(low, p, root):
             root[c, i] = s / low[i, i]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _fill(a, value):
     """a[:] = value for a matrix."""
     for i in range(a.shape[0]):
@@ -174,7 +176,7 @@ def _fill(a, value):
             a[i, j] = value
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _dot(a, b, n):
     s = 0.0
     for j in range(n):
@@ -182,7 +184,7 @@ def _dot(a, b, n):
     return s
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _woodbury(g, M, q, K):
     """K = (I + G M)^-1 G and log|I + G M|; False if the block is not positive definite.
 
@@ -522,7 +524,7 @@ def evaluate(
     )
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _levels(
     comp, R, p, M, K, ZV, root, gram, spare, trace_p, full, G_b, E_b,
     score, average, expected, c_all, YY,

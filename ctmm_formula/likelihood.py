@@ -20,7 +20,7 @@ from .domain import Constraint, Domain, constrain
 from .errors import ConvergenceError, choose
 from .estimate import Convergence, Estimate
 from .model import Model
-from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, maximise
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work
 
 LIKELIHOODS = ("ml", "reml")
 
@@ -102,15 +102,13 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
     starts = starting_points(problem, model)
-    K, p = len(model.S), model.X.shape[1]
-    theta, beta, gram = np.zeros(K), np.zeros(p), np.zeros((p + 1, p + 1))
-    expected, observed = np.zeros((K, K)), np.zeros((K, K))
-    out = (theta, beta, gram, expected, observed)
+    p = model.X.shape[1]
+    work = make_work(problem)
     if not reml:  # the REML optimum is the natural first start for ML
-        status, *_ = maximise(problem._replace(reml=True), starts, False, *out)
+        status, theta, *_ = best_of(problem._replace(reml=True), starts, False, work)
         if status != INFEASIBLE:
             starts = np.vstack([theta, starts])
-    status, llf, decrement, n_eval, used = maximise(problem, starts, not reml, *out)
+    status, theta, llf, decrement, n_eval, used = best_of(problem, starts, not reml, work)
     if status == INFEASIBLE:
         raise ConvergenceError(
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
@@ -119,15 +117,15 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     df = model.nobs - p * reml
     constant = _coding_constant(model) if reml else 0.0
     theta = np.where(theta - problem.lower < _AT_BOUND, problem.lower, theta)
-    beta, cov = _fixed_effects(model, beta, gram, scale)
+    beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
     return Estimate(
         method=method,
         theta=theta * scale**2,
         beta=beta,
         cov_beta=cov,
         beta_by="gls",
-        information=expected / scale**4,
-        observed=observed / scale**4,
+        information=work.info / scale**4,
+        observed=work.observed / scale**4,
         llf=llf - df * math.log(scale) + constant,
         convergence=Convergence(
             converged=status in (INTERIOR, EDGE),
@@ -175,6 +173,7 @@ def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float)
         cnu=constraint.nu / scale**2,
         cblocks=constraint.blocks,
         cactive=constraint.active,
+        noisy=bool((constraint.nu > 0.0).all()) and len(constraint.nu) > 0,
     )
 
 

@@ -19,6 +19,7 @@ Kr random components, q levels of all random effects.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -303,13 +304,18 @@ def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(vectors).T, coef
 
 
+@functools.lru_cache(maxsize=64)
+def _cached_factors(basis: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return rank_one_factors(np.frombuffer(basis).reshape(shape))
+
+
 def _floats(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
 def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
     """W = H V (n, R) and the map S (K + Kr, R + Kr) from components to factors."""
-    vectors, coef = rank_one_factors(basis)
+    vectors, coef = _cached_factors(basis.tobytes(), basis.shape)
     count, n_factors = coef.shape
     S = np.zeros((count + n_random, n_factors + n_random))
     S[:count, :n_factors] = coef

@@ -15,7 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .kernels import _OPTIONS, INFORMATION, SCORE, VALUE, _fill, cholesky, cholesky_solve, evaluate
+from .kernels import (
+    _INNER,
+    _OPTIONS,
+    INFORMATION,
+    SCORE,
+    VALUE,
+    _fill,
+    cholesky,
+    cholesky_solve,
+    evaluate,
+)
 from .model import Blocks
 
 INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
@@ -34,8 +44,8 @@ class Problem(NamedTuple):
     """One likelihood and its domain.
 
     kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,)
-    bounds (-inf where none);
-    cS (K, F'), cnu, cblocks, cactive: determinants that must stay positive definite.
+    bounds (-inf where none); cS (K, F'), cnu, cblocks, cactive: determinants that must stay
+    positive definite; noisy: all cnu > 0.
     """
 
     kernel: int
@@ -51,6 +61,7 @@ class Problem(NamedTuple):
     cnu: np.ndarray
     cblocks: Blocks
     cactive: np.ndarray
+    noisy: bool
 
 
 class Work(NamedTuple):
@@ -74,21 +85,19 @@ class Work(NamedTuple):
     trial: np.ndarray
 
 
-@njit(**_OPTIONS)
-def make_work(pr):
+def make_work(pr: Problem) -> Work:
     """Buffers for `pr`."""
     K, F = pr.S.shape
-    G = pr.cS.shape[1]
-    p = pr.blocks.p
+    G, p = pr.cS.shape[1], pr.blocks.p
+    zeros = np.zeros
     return Work(
-        np.zeros(F), np.zeros((F, F)), np.zeros((F, F)), np.zeros((p + 1, p + 1)), np.zeros(p),
-        np.zeros(G), np.zeros((G, G)), np.zeros((G, G)), np.zeros((1, 1)), np.zeros(0),
-        np.zeros(K), np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K)), np.zeros(K),
-        np.zeros(K),
+        zeros(F), zeros((F, F)), zeros((F, F)), zeros((p + 1, p + 1)), zeros(p),
+        zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
+        zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
     )  # fmt: skip
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _factors(S, theta):
     K, F = S.shape
     phi = np.zeros(F)
@@ -98,7 +107,7 @@ def _factors(S, theta):
     return phi
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _add_congruence(S, inner, weight, out):
     """out += weight S inner S', skipping the zeros of S."""
     K, F = S.shape
@@ -112,7 +121,7 @@ def _add_congruence(S, inner, weight, out):
                         out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _walls(pr, theta, mu, level, wk):
     """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
 
@@ -126,6 +135,12 @@ def _walls(pr, theta, mu, level, wk):
     if len(pr.cactive) == 0:
         return total
     phi = _factors(pr.cS, theta)
+    if level == VALUE and pr.noisy:  # noise plus a sum of positive parts needs no look
+        for f in range(len(phi)):
+            if phi[f] < 0.0:
+                break
+        else:
+            return total
     for alone in range(2):
         if alone == 1:
             if len(pr.cblocks.level_comp) == 0 or level == VALUE:
@@ -156,7 +171,7 @@ def _walls(pr, theta, mu, level, wk):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
 
@@ -198,7 +213,7 @@ def _objective(pr, theta, mu, level, wk):
     return llf, llf
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _direction(matrix, wk):
     """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite."""
     K = len(wk.grad)
@@ -217,8 +232,10 @@ def _direction(matrix, wk):
 
 
 @njit(**_OPTIONS)
-def newton(pr, theta, mu, tolerance, wk):
+def newton(pr, theta, mu, tolerance, wk, patience=3):
     """Climb from `theta` (changed in place) at barrier weight mu.
+
+    Without a barrier it gives up (EDGE) after `patience` steps that the domain cut short.
 
     Returns (status, log-likelihood, squared decrement, evaluations).
     """
@@ -263,196 +280,12 @@ def newton(pr, theta, mu, tolerance, wk):
         value, llf = new_value, new_llf
         if outside and mu == 0.0:
             blocked += 1
-            if blocked >= 3:
+            if blocked >= patience:
                 return EDGE, llf, decrement, n_eval
     return STALLED, llf, decrement, n_eval
 
 
-@njit(**_OPTIONS)
-def _follow(pr, theta, mu, mu_end, wk):
-    """Follow the barrier path from weight `mu` down to `mu_end`; `theta` changed in place.
-
-    Slacks shrink in proportion to mu, so each stage starts from a linear extrapolation of the
-    two before it.  Returns (reached, log-likelihood, squared decrement, evaluations), `reached`
-    the smallest weight at which the stage settled.
-    """
-    K = len(theta)
-    before = np.empty(K)
-    ahead = np.empty(K)
-    reached, llf, decrement, n_eval, stage = math.inf, -math.inf, math.inf, 0, 0
-    while mu > 0.5 * mu_end:
-        status, new_llf, new_decrement = INFEASIBLE, llf, decrement
-        for attempt in range(3):
-            reach = 0.0 if stage < 2 else _REACH[attempt]
-            for k in range(K):
-                ahead[k] = theta[k] + (reach * (theta[k] - before[k]) if reach > 0.0 else 0.0)
-            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
-            n_eval += used
-            if status != INFEASIBLE or reach == 0.0:
-                break
-        if status == INFEASIBLE:
-            break
-        for k in range(K):
-            before[k] = theta[k]
-            theta[k] = ahead[k]
-        llf = new_llf
-        if status == INTERIOR:
-            reached, decrement = mu, new_decrement
-        mu *= 0.1
-        stage += 1
-    return reached, llf, decrement, n_eval
-
-
-@njit(**_OPTIONS)
-def climb(pr, theta, known, n_known, wk):
-    """From a feasible start to a local maximum, along the edge where it must.
-
-    `theta` is changed in place.  `known` (s, K) holds the way points of the first `n_known`
-    climbs along the edge: a path that meets one of them is not followed further.
-    Returns (INTERIOR, EDGE, STALLED, MERGED or INFEASIBLE, log-likelihood, squared decrement,
-    evaluations).
-    """
-    K = len(theta)
-    start = theta.copy()
-    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
-    if status in (INTERIOR, INFEASIBLE):
-        return status, llf, decrement, n_eval
-    for k in range(K):
-        theta[k] = start[k]
-    reached, llf, decrement, used = _follow(pr, theta, 0.1, _WAY_POINT, wk)
-    n_eval += used
-    for s in range(n_known):
-        apart = 0.0
-        for k in range(K):
-            apart = max(apart, abs(known[s, k] - theta[k]) / (1.0 + abs(theta[k])))
-        if apart < 1e-2:
-            return MERGED, llf, decrement, n_eval
-    for k in range(K):
-        known[n_known, k] = theta[k]
-    reached, llf, decrement, used = _follow(pr, theta, 0.1 * _WAY_POINT, _BARRIER_END, wk)
-    n_eval += used
-    _objective(pr, theta, 0.0, INFORMATION, wk)
-    n_eval += 1
-    if abs(_direction(wk.info, wk)) < 1e-6:  # no wall holds it: the path ended in the interior
-        status, llf, decrement, used = newton(pr, theta, 0.0, _TOLERANCE, wk)
-        return status, llf, decrement, n_eval + used
-    return EDGE if reached <= _BARRIER_ENOUGH else STALLED, llf, decrement, n_eval
-
-
-@njit(**_OPTIONS)
-def best_of(pr, starts, prefer_interior, theta, wk):
-    """Climb from the rows of `starts` (s, K) in turn; the best end is left in `theta` and `wk`.
-
-    An interior optimum reached from the first start is final; on the edge all starts are tried.
-    Returns (status, log-likelihood, squared decrement, evaluations, starts used).
-    """
-    best_status, best, best_decrement, total, used = INFEASIBLE, -math.inf, math.inf, 0, 0
-    K = len(theta)
-    point = np.empty(K)
-    known = np.empty((starts.shape[0], K))
-    n_known = 0
-    for s in range(starts.shape[0]):
-        for k in range(K):
-            point[k] = starts[s, k]
-        status, llf, decrement, n_eval = climb(pr, point, known, n_known, wk)
-        total += n_eval
-        if status == INFEASIBLE:
-            continue
-        used += 1
-        if status == MERGED:
-            continue
-        if status in (EDGE, STALLED):
-            n_known += 1
-        better = llf > best + 1e-9 * (1.0 + abs(llf))
-        if prefer_interior and (status == INTERIOR) != (best_status == INTERIOR):
-            better = status == INTERIOR
-        if better or best_status == INFEASIBLE:
-            best_status, best, best_decrement = status, llf, decrement
-            for k in range(K):
-                theta[k] = point[k]
-        if status == INTERIOR and used == 1:
-            return best_status, best, best_decrement, total, used
-    if best_status != INFEASIBLE:
-        _objective(pr, theta, 0.0, INFORMATION, wk)
-    return best_status, best, best_decrement, total, used
-
-
-@njit(**_OPTIONS)
-def maximise(pr, starts, prefer_interior, theta, beta, gram, expected, observed):
-    """:func:`best_of` with its results in the caller's arrays: fixed effects and information."""
-    wk = make_work(pr)
-    found = best_of(pr, starts, prefer_interior, theta, wk)
-    K, p1 = len(theta), gram.shape[0]
-    for k in range(K):
-        for h in range(K):
-            observed[k, h] = wk.observed[k, h]
-            expected[k, h] = wk.info[k, h]
-    for j in range(p1):
-        for k in range(p1):
-            gram[j, k] = wk.gram[j, k]
-    for j in range(p1 - 1):
-        beta[j] = wk.beta[j]
-    return found
-
-
-@njit(**_OPTIONS)
-def leave_out(pr, groups, group_ptr, theta_hat, observed, centre, steps, thetas, betas, status):
-    """Refit without each group of donors.
-
-    Chord steps with the full fit's information (its inverse error shrinks by about 1/N a step),
-    then a full climb where they do not settle.  `steps` limits the chord steps; with one step the
-    result is the one-step jackknife.
-
-    Parameters
-    ----------
-    groups : (sum of sizes,) donors; group_ptr : (G + 1,)
-    theta_hat : (K,); observed : (K, K) information of the full fit; centre : (K,) interior point
-    thetas : (G, K), betas : (G, p), status : (G,) out
-    """
-    K = len(theta_hat)
-    n_groups = len(group_ptr) - 1
-    wk = make_work(pr)
-    theta = np.empty(K)
-    starts = np.empty((2, K))
-    shares_donors = len(pr.cactive) == len(pr.active)
-    for k in range(K):
-        for h in range(k + 1):
-            wk.chol[k, h] = observed[k, h]
-    full_inverse = np.zeros((K, K))
-    definite = cholesky(wk.chol, K)
-    for k in range(K):
-        for h in range(K):
-            wk.step[h] = 1.0 if h == k else 0.0
-        if definite:
-            cholesky_solve(wk.chol, K, wk.step)
-        grow = n_groups / (n_groups - 1.0)  # the information shrinks with the donors
-        for h in range(K):
-            full_inverse[k, h] = wk.step[h] * grow
-    for g in range(n_groups):
-        for x in range(group_ptr[g], group_ptr[g + 1]):
-            pr.active[groups[x]] = False
-            if shares_donors:
-                pr.cactive[groups[x]] = False
-        for k in range(K):
-            theta[k] = theta_hat[k]
-        settled = definite and _chord(pr, theta, full_inverse, steps, wk)
-        status[g] = INTERIOR
-        if not settled:
-            for k in range(K):
-                starts[0, k] = 0.95 * theta_hat[k] + 0.05 * centre[k]
-                starts[1, k] = centre[k]
-            status[g], _, _, _, _ = best_of(pr, starts, False, theta, wk)
-        for k in range(K):
-            thetas[g, k] = theta[k]
-        for j in range(betas.shape[1]):
-            betas[g, j] = wk.beta[j]
-        for x in range(group_ptr[g], group_ptr[g + 1]):
-            pr.active[groups[x]] = True
-            if shares_donors:
-                pr.cactive[groups[x]] = True
-
-
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _chord(pr, theta, full_inverse, steps, wk):
     """Quasi-Newton from a nearby fit: its inverse information, corrected by rank-one updates.
 
@@ -506,3 +339,133 @@ def _chord(pr, theta, full_inverse, steps, wk):
         if not theta[k] > pr.lower[k]:
             return False
     return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
+
+
+@njit(**_OPTIONS)
+def refresh(pr, theta, wk):
+    """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
+    return _objective(pr, theta, 0.0, INFORMATION, wk)[1]
+
+
+@njit(**_OPTIONS)
+def leave_out(pr, groups, group_ptr, theta_hat, inverse, steps, wk, thetas, betas, settled):
+    """Refit without each group of donors, from the full fit by quasi-Newton steps.
+
+    Parameters
+    ----------
+    groups : (sum of sizes,) donors; group_ptr : (G + 1,)
+    theta_hat : (K,); inverse : (K, K) inverse information to start from
+    steps : most steps; 1 gives the one-step jackknife
+    thetas : (G, K), betas : (G, p), settled : (G,) bool out; what has not settled needs a climb
+    """
+    theta = np.empty(len(theta_hat))
+    shares_donors = len(pr.cactive) == len(pr.active)
+    for g in range(len(group_ptr) - 1):
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = False
+            if shares_donors:
+                pr.cactive[groups[x]] = False
+        for k in range(len(theta)):
+            theta[k] = theta_hat[k]
+        settled[g] = _chord(pr, theta, inverse, steps, wk)
+        for k in range(len(theta)):
+            thetas[g, k] = theta[k]
+        for j in range(betas.shape[1]):
+            betas[g, j] = wk.beta[j]
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = True
+            if shares_donors:
+                pr.cactive[groups[x]] = True
+
+
+def _follow(
+    pr: Problem, theta: np.ndarray, mu: float, mu_end: float, wk: Work
+) -> tuple[float, float, float, int]:
+    """Follow the barrier path from weight `mu` down to `mu_end`; `theta` changed in place.
+
+    Slacks shrink in proportion to mu, so each stage starts from a linear extrapolation of the
+    two before it.  Returns (reached, log-likelihood, squared decrement, evaluations), `reached`
+    the smallest weight at which the stage settled.
+    """
+    reached, llf, decrement, n_eval, stage = math.inf, -math.inf, math.inf, 0, 0
+    before = theta.copy()
+    while mu > 0.5 * mu_end:
+        for reach in _REACH if stage > 1 else (0.0,):
+            ahead = theta + reach * (theta - before)
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            n_eval += used
+            if status != INFEASIBLE:
+                break
+        else:
+            break
+        before[:], theta[:], llf = theta, ahead, new_llf
+        if status == INTERIOR:
+            reached, decrement = mu, new_decrement
+        mu *= 0.1
+        stage += 1
+    return reached, llf, decrement, n_eval
+
+
+def climb(
+    pr: Problem, theta: np.ndarray, known: list[np.ndarray], wk: Work
+) -> tuple[int, float, float, int]:
+    """From a feasible start to a local maximum, along the edge where it must.
+
+    `theta` is changed in place.  `known` holds the way points of earlier climbs along the edge: a
+    path that meets one of them is not followed further, a new one is added.
+    Returns (INTERIOR, EDGE, STALLED, MERGED or INFEASIBLE, log-likelihood, squared decrement,
+    evaluations).
+    """
+    start = theta.copy()
+    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    if status in (INTERIOR, INFEASIBLE):
+        return status, llf, decrement, n_eval
+    theta[:] = start
+    _, llf, decrement, used = _follow(pr, theta, 0.1, _WAY_POINT, wk)
+    n_eval += used
+    if any((np.abs(point - theta) < 1e-2 * (1.0 + np.abs(theta))).all() for point in known):
+        return MERGED, llf, decrement, n_eval
+    known.append(theta.copy())
+    reached, llf, decrement, used = _follow(pr, theta, 0.1 * _WAY_POINT, _BARRIER_END, wk)
+    n_eval += used
+    # where no wall holds the end of the path, one more climb finishes in the interior
+    inside = theta.copy()
+    status, inner_llf, inner, used = newton(pr, inside, 0.0, _TOLERANCE, wk, 2)
+    n_eval += used
+    if status == INTERIOR:
+        theta[:] = inside
+        return status, inner_llf, inner, n_eval
+    return EDGE if reached <= _BARRIER_ENOUGH else STALLED, llf, decrement, n_eval
+
+
+def best_of(
+    pr: Problem, starts: np.ndarray, prefer_interior: bool, wk: Work
+) -> tuple[int, np.ndarray, float, float, int, int]:
+    """Climb from the rows of `starts` (s, K) in turn and return the best end.
+
+    An interior optimum reached from the first start is final; on the edge all starts are tried.
+    Returns (status, theta, log-likelihood, squared decrement, evaluations, starts used); `wk`
+    holds fixed effects and information there.
+    """
+    best = (INFEASIBLE, starts[0], -math.inf, math.inf)
+    total, used = 0, 0
+    known: list[np.ndarray] = []
+    for start in starts:
+        theta = start.copy()
+        status, llf, decrement, n_eval = climb(pr, theta, known, wk)
+        total += n_eval
+        if status == INFEASIBLE:
+            continue
+        used += 1
+        if status == MERGED:
+            continue
+        better = llf > best[2] + 1e-9 * (1.0 + abs(llf))
+        if prefer_interior and (status == INTERIOR) != (best[0] == INTERIOR):
+            better = status == INTERIOR
+        if better or best[0] == INFEASIBLE:
+            best = (status, theta, llf, decrement)
+        if status == INTERIOR and used == 1:
+            break
+    if best[0] != INFEASIBLE and (best[0] != INTERIOR or best[1] is not theta):
+        refresh(pr, best[1], wk)  # the last evaluation was elsewhere
+    return (*best, total, used)

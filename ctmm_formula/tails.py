@@ -37,7 +37,7 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
     lam = np.asarray(weights, dtype=float)
     size = np.abs(lam).max(initial=0.0)
     if not size > 0.0:
-        return math.nan if not size == 0.0 or value == 0.0 else float(value < 0.0)
+        return math.nan if size != 0.0 or value == 0.0 else float(value < 0.0)
     lam = lam[np.abs(lam) > 1e-12 * size] / size
     value = value / size
     if value >= 0.0 and (lam < 0.0).all():
