@@ -264,21 +264,19 @@ def aliased(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
 
 
 def mean_rows(
-    coding: Coding, ready: Prepared, X: np.ndarray, celltypes: tuple[str, ...]
+    coding: Coding, X: np.ndarray, celltype: str | None, celltypes: tuple[str, ...]
 ) -> np.ndarray:
     """Rows L_c: L_c b is the mean of cell type c at the mean of the covariates."""
-    name, size = ready.roles.celltype, len(celltypes)
-    if name is None:
+    size = len(celltypes)
+    if celltype is None:
         return np.hstack([np.eye(size), np.tile(X[:, size:].mean(axis=0), (size, 1))])
-    if name not in ready.roles.fixed:
+    if celltype not in coding.frame.columns:
         return np.tile(X.mean(axis=0), (size, 1))
-    frame = ready.frame[list(ready.roles.fixed)].copy()
-    out = []
-    for code in range(size):
-        codes = np.full(len(frame), code)
-        frame[name] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
-        out.append(coding.matrix(frame).mean(axis=0))
-    return np.array(out)
+    # every row once per cell type, the other columns as observed
+    frame = pd.concat([coding.frame] * size, ignore_index=True)
+    codes = np.repeat(np.arange(size), len(X))
+    frame[celltype] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
+    return coding.matrix(frame).reshape(size, len(X), -1).mean(axis=1)
 
 
 # ---------------------------------------------------------------------------------------------

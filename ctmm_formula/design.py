@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -57,8 +58,6 @@ class Design:
     random_levels : tuple of tuple of str
         Level labels of each component, in the order of its codes.
     random : tuple of RandomComponent
-    mean_rows : ndarray, shape (C, p)
-        ``mean_rows @ b`` are the cell type means at the mean of the covariates.
     proportions : ndarray, shape (N, C), or None
         Shares of the cell types in each donor.
     proportion_cols : tuple of str
@@ -92,12 +91,16 @@ class Design:
     random_names: tuple[str, ...]
     random_levels: tuple[tuple[str, ...], ...]
     random: tuple[RandomComponent, ...]
-    mean_rows: np.ndarray
     proportions: np.ndarray | None
     proportion_cols: tuple[str, ...]
     dropped: dict[str, int]
     notes: tuple[str, ...]
     coding: Coding = field(repr=False)
+
+    @cached_property
+    def mean_rows(self) -> np.ndarray:
+        """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
+        return arrays.mean_rows(self.coding, self.X, self.celltype_col, self.celltypes)
 
     def model(self, structure: Structure) -> Model:
         """The model's arrays under one covariance structure of the cell types."""
@@ -267,7 +270,6 @@ def build_design(
         random_names=tuple(name for name, _, _ in random),
         random_levels=tuple(levels for _, levels, _ in random),
         random=tuple(component for _, _, component in random),
-        mean_rows=arrays.mean_rows(coding, ready, X, celltypes),
         proportions=arrays.shares(ready, H, counts),
         proportion_cols=roles.proportions,
         dropped=ready.dropped,

@@ -11,7 +11,6 @@ the first step and measures its distance from the exact one on the donors it mov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from .likelihood import LIKELIHOODS, centre, make_problem, response_scale
 from .model import Model
 from .optimize import INFEASIBLE, best_of, leave_out, make_work
 
+Refits = tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]  # theta, beta, failed
 _CHORD_STEPS = 12
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
@@ -138,7 +138,7 @@ class _Refit:
             curvature = estimate.information * self.scale**4
         self.inverse = np.linalg.inv(curvature)
 
-    def __call__(self, groups: Sequence[np.ndarray], steps: int, n_jobs: int = 1):
+    def __call__(self, groups: list[np.ndarray], steps: int, n_jobs: int = 1) -> Refits:
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
         parts = Parallel(n_jobs=n_jobs, prefer="threads")(
             delayed(self._chunk)([groups[g] for g in chunk], steps) for chunk in chunks
@@ -149,7 +149,7 @@ class _Refit:
         reason = "fixed effects not estimable or no feasible covariance without these donors"
         return theta, beta, tuple((int(g), reason) for g in bad)
 
-    def _chunk(self, groups: Sequence[np.ndarray], steps: int):
+    def _chunk(self, groups: list[np.ndarray], steps: int) -> tuple[np.ndarray, ...]:
         K, p = len(self.estimate.theta), self.model.X.shape[1]
         theta, beta = np.zeros((len(groups), K)), np.zeros((len(groups), p))
         settled = np.zeros(len(groups), dtype=bool)
@@ -176,7 +176,7 @@ class _Refit:
             beta[g] = work.beta
         return theta * self.scale**2, beta @ self.back.T, infeasible
 
-    def distance(self, groups: Sequence[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
+    def distance(self, groups: list[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
         rough = np.hstack([theta, beta])
         se = np.sqrt(np.diag(covariance(rough)))
@@ -193,7 +193,7 @@ def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _moment_refits(model: Model, estimate: Estimate, groups: Sequence[np.ndarray]):
+def _moment_refits(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> Refits:
     """HE without each group; b by the same rule (GLS or OLS) as in the full fit."""
     K, p = len(estimate.theta), model.X.shape[1]
     theta, beta = np.full((len(groups), K), np.nan), np.full((len(groups), p), np.nan)

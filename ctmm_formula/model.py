@@ -136,7 +136,7 @@ class Model:
         """The same design with another response and its noise, given in kernel order."""
         return replace(self, y=_floats(y), nu=_floats(nu))
 
-    def without(self, donors: int | Sequence[int]) -> Model:
+    def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
         """The same model with these donors (kernel numbers) left out."""
         active = self.active.copy()
         active[donors] = False

@@ -173,9 +173,10 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
         title, parts = "user", [(str(k), np.asarray(v, dtype=float)) for k, v in structure.items()]
     elif isinstance(structure, (Sequence, np.ndarray)):
         matrices = [np.asarray(v, dtype=float) for v in structure]
-        title, parts = "user", [
-            (SHARED if (m == 1.0).all() else f"V{i}", m) for i, m in enumerate(matrices, 1)
-        ]
+        title, parts = (
+            "user",
+            [(SHARED if (m == 1.0).all() else f"V{i}", m) for i, m in enumerate(matrices, 1)],
+        )
     else:
         raise CTMMError(
             f"structure must be a name ({', '.join(_choices())}), a list of matrices or a dict "
