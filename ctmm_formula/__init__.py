@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from .datasets import load_example as load_example
     from .datasets import load_genes as load_genes
     from .datasets import load_truth as load_truth
-    from .results import CTMMResults as CTMMResults
+    from .results.results import CTMMResults as CTMMResults
+    from .results.summary import show_versions as show_versions
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
-    from .summary import show_versions as show_versions
 
 _HOME = {
-    "CTMMResults": "results",
+    "CTMMResults": "results.results",
     "anova": "api",
     "banded": "structures",
     "errors": "",
@@ -36,7 +36,7 @@ _HOME = {
     "load_example": "datasets",
     "load_genes": "datasets",
     "load_truth": "datasets",
-    "show_versions": "summary",
+    "show_versions": "results.summary",
     "simulate_pseudobulk": "simulate",
 }
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .design import Design, build_design
-from .domain import BOUNDS, Domain
+from .design.design import Design, build_design
+from .design.formula import parse
+from .design.matrix import ENGINES
+from .engine.domain import BOUNDS, Domain
+from .engine.estimate import Estimate
+from .engine.estimators import ESTIMATORS, estimate
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, choose
-from .estimate import Estimate
-from .estimators import ESTIMATORS, estimate
-from .formula import parse
-from .inference import compare
-from .matrix import ENGINES
-from .results import CTMMResults
+from .inference.variance import compare
+from .results.results import CTMMResults
+from .results.summary import Summary, describe_anova
 from .structures import ARGUMENTS, STRUCTURES, Structure, resolve
-from .summary import Summary, describe_anova
 
 DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
 """Bounds of the variance components by kind of data, where none are named."""
@@ -78,7 +78,7 @@ def fit(
         Cell type proportions: `data` are then overall pseudobulk.  One column name: the share of
         each row's cell type in its donor, in cell type-specific data.
     bounds : {"noise", "psd", "nonnegative"}, optional
-        Domain of the variance components for ML and REML, see :mod:`ctmm_formula.domain`; by
+        Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
         pseudobulk.
     noise_floor : float

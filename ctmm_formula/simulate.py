@@ -1,6 +1,6 @@
 """Draw data from the model: one response of a given design, or whole pseudobulk tables.
 
-The tables follow the model as it is written (see :mod:`ctmm_formula.model`):
+The tables follow the model as it is written (see :mod:`ctmm_formula.engine.model`):
 
     y_ic = beta_c + x_i'b + alpha_i + Gamma_ic + u_batch(i) + delta_ic
     alpha_i ~ N(0, sigma2)   Gamma_i ~ N(0, V)   u ~ N(0, r)   delta_ic ~ N(0, nu_ic)
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .engine.model import Model, RandomComponent, build_model
 from .errors import CTMMError, choose
-from .model import Model, RandomComponent, build_model
 
 Rng: TypeAlias = np.random.Generator | int | None
 CellNumbers: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -55,7 +55,7 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
 
     Examples
     --------
-    >>> from ctmm_formula.model import build_model
+    >>> from ctmm_formula.engine.model import build_model
     >>> H = np.tile(np.eye(2), (500, 1))
     >>> model = build_model(np.zeros(1000), np.full(1000, 0.1), H, H, np.repeat(range(500), 2),
     ...                     np.ones((1, 2, 2)))

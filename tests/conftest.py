@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmm_formula.model import Model, RandomComponent, build_model
+from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
 GOLDEN = Path(__file__).parent / "golden"

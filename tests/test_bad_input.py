@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmm_formula.design import build_design
+from ctmm_formula.design.design import build_design
+from ctmm_formula.design.formula import parse
 from ctmm_formula.errors import CTMMError, DataError, FormulaError
-from ctmm_formula.formula import parse
 
 GOOD = "expr ~ C(celltype) + sex + PC1"
 TYPES = ["B", "Mono", "T"]

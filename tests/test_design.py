@@ -11,11 +11,11 @@ import pandas as pd
 import patsy
 import pytest
 
-from ctmm_formula.arrays import aliased
-from ctmm_formula.design import build_design
+from ctmm_formula.design.arrays import aliased
+from ctmm_formula.design.design import build_design
+from ctmm_formula.design.formula import parse
+from ctmm_formula.design.matrix import ALWAYS, Coding
 from ctmm_formula.errors import DataError, FormulaError
-from ctmm_formula.formula import parse
-from ctmm_formula.matrix import ALWAYS, Coding
 from ctmm_formula.structures import resolve
 
 EXACT = 1e-12  # the same algebra in another library

@@ -16,13 +16,13 @@ import pytest
 from conftest import GOLDEN
 from scipy.optimize import minimize
 
-from ctmm_formula.blup import effects
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import jackknife
-from ctmm_formula.likelihood import evaluate
-from ctmm_formula.model import Model, RandomComponent, build_model
-from ctmm_formula.score import score_test
+from ctmm_formula.engine.blup import effects
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.likelihood import evaluate
+from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.inference.jackknife import jackknife
+from ctmm_formula.inference.score import score_test
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctmm_formula.design.expressions import column_of, is_condition, names_in, quote
+from ctmm_formula.design.formula import RandomTerm, parse
 from ctmm_formula.errors import CTMMError, FormulaError
-from ctmm_formula.expressions import column_of, is_condition, names_in, quote
-from ctmm_formula.formula import RandomTerm, parse
 
 
 def term(*groups, left="1"):

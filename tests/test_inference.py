@@ -13,27 +13,32 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-import ctmm_formula.bootstrap as bootstrap_module
-from ctmm_formula import inference
-from ctmm_formula.comparison import Fitted, aic, bic, compare
-from ctmm_formula.domain import Domain
+import ctmm_formula.inference.bootstrap as bootstrap_module
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimate import Convergence, Estimate
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.errors import ConvergenceError, CTMMError
-from ctmm_formula.estimate import Convergence, Estimate
-from ctmm_formula.estimators import estimate
-from ctmm_formula.hypotheses import constraints
-from ctmm_formula.inference import component, df_resid, variance_differentiation
-from ctmm_formula.jackknife import jackknife
-from ctmm_formula.model import RandomComponent, build_model
-from ctmm_formula.score import score_test
-from ctmm_formula.simulate import draw
-from ctmm_formula.structures import resolve
-from ctmm_formula.testing import (
+from ctmm_formula.inference.comparison import Fitted, aic, bic, compare
+from ctmm_formula.inference.hypotheses import constraints
+from ctmm_formula.inference.jackknife import jackknife
+from ctmm_formula.inference.score import score_test
+from ctmm_formula.inference.testing import (
     TestResult,
     likelihood_ratio,
     mean_differentiation,
     one_sided_t,
     wald,
 )
+from ctmm_formula.inference.variance import (
+    VARIANCE_TESTS,
+    component,
+    df_resid,
+    parametric_bootstrap_lrt,
+    variance_differentiation,
+)
+from ctmm_formula.simulate import draw
+from ctmm_formula.structures import resolve
 
 EXACT = 1e-12
 """Relative: the same closed form in double precision."""
@@ -490,9 +495,9 @@ def test_bootstrap_needs_a_likelihood_and_draws():
     model, _, at = fitted()
     he = estimate(model, "he")
     with pytest.raises(CTMMError, match="same likelihood"):
-        inference.parametric_bootstrap_lrt(model, he, model, he, NOISE)
+        parametric_bootstrap_lrt(model, he, model, he, NOISE)
     with pytest.raises(CTMMError, match="n >= 1"):
-        inference.parametric_bootstrap_lrt(model, at, model, at, NOISE, n=0)
+        parametric_bootstrap_lrt(model, at, model, at, NOISE, n=0)
 
 
 # invariance
@@ -506,7 +511,7 @@ def all_tests(model, structure, at):
         variance_differentiation(
             model, structure, at, NOISE, method, cov=cov[:K, :K], rng=3, n=19
         ).pvalue
-        for method in inference.VARIANCE_TESTS
+        for method in VARIANCE_TESTS
     ]
     out += [component(model, at, 0, m, cov=cov[:K, :K]).pvalue for m in ("wald", "jackknife")]
     means = np.eye(model.X.shape[1])[: model.H.shape[1]]

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
 
 SCRIPTS = Path(__file__).parent / "r"
 TOOLS = ("metafor", "lme4", "glmmTMB")

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from conftest import GOLDEN, SHARED
 
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
 
 ORACLE = 1e-9
 """Absolute, log-likelihood of the same numbers by metafor and by brute force (13 digits given)."""

@@ -16,9 +16,9 @@ import pytest
 from conftest import SHARED, frame_model
 from scipy import stats
 
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import jackknife
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.inference.jackknife import jackknife
 
 ORACLE = 1e-8
 """Absolute: brute force at published numbers of full precision against their log-likelihood."""

@@ -12,7 +12,7 @@ from scipy import stats
 import ctmm_formula as ctmm
 from ctmm_formula import CTMMResults
 from ctmm_formula.errors import ConvergenceError, CTMMError, DataError, FormulaError
-from ctmm_formula.parameters import estimates
+from ctmm_formula.results.parameters import estimates
 
 EXACT = 1e-12  # the same arithmetic in another order
 FORMULA = "expr ~ C(celltype) + sex + PC1"
@@ -209,7 +209,7 @@ def test_contrasts(res):
 
 
 def test_missing_p_values_stay_missing_and_do_not_count(res):
-    from ctmm_formula.results import _adjusted
+    from ctmm_formula.results.results import _adjusted
 
     assert np.array_equal(
         _adjusted(np.array([0.01, np.nan, 0.03]), "bonferroni"), [0.02, np.nan, 0.06], True

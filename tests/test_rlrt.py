@@ -17,13 +17,13 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize_scalar
 
-from ctmm_formula.domain import Domain
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.likelihood import evaluate
+from ctmm_formula.engine.model import build_model
 from ctmm_formula.errors import CTMMError
-from ctmm_formula.estimators import estimate
-from ctmm_formula.inference import component
-from ctmm_formula.likelihood import evaluate
-from ctmm_formula.model import build_model
-from ctmm_formula.rlrt import exact_rlrt, maximise, null_distribution, spectrum
+from ctmm_formula.inference.rlrt import exact_rlrt, maximise, null_distribution, spectrum
+from ctmm_formula.inference.variance import component
 from ctmm_formula.simulate import draw
 
 SCRIPT = Path(__file__).parent / "r/rlrsim.R"

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.errors import CTMMError
-from ctmm_formula.model import RandomComponent, build_model
 from ctmm_formula.simulate import (
     beta_error,
     cell_error,

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
-from ctmm_formula import CTMMResults, summary
-from ctmm_formula.design import build_design
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimate import Convergence, Estimate
-from ctmm_formula.formula import parse
+from ctmm_formula import CTMMResults
+from ctmm_formula.design.design import build_design
+from ctmm_formula.design.formula import parse
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimate import Convergence, Estimate
+from ctmm_formula.results import summary
+from ctmm_formula.results.summary import Summary
 from ctmm_formula.structures import resolve
-from ctmm_formula.summary import Summary
 
 DATA = pd.DataFrame(
     {

@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 import ctmm_formula as ctmm
-from ctmm_formula.domain import Domain
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import jackknife
-from ctmm_formula.model import Model, RandomComponent, build_model
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.structures import resolve
 
 HERE = Path(__file__).parent

@@ -19,12 +19,12 @@ import numpy as np
 from joblib import Parallel, delayed
 from scipy.stats import chi2, f
 
-from ctmm_formula import he
+from ctmm_formula.engine import he
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.model import build_model
 from ctmm_formula.errors import CTMMError
-from ctmm_formula.estimators import estimate
-from ctmm_formula.jackknife import covariance, jackknife
-from ctmm_formula.model import build_model
-from ctmm_formula.score import score_test
+from ctmm_formula.inference.jackknife import covariance, jackknife
+from ctmm_formula.inference.score import score_test
 from ctmm_formula.structures import resolve
 
 TYPES = ["A", "B", "C", "D"]
@@ -120,8 +120,8 @@ def main() -> None:
     lines = [
         "# Positive rates at .05 of the tests of V = 0",
         "",
-        f"Written by `null_rates.py`: {args.sets} data sets a cell, so the standard error of a rate "
-        f"near .05 is {np.sqrt(0.05 * 0.95 / args.sets):.3f}. Settings in the script.",
+        f"Written by `null_rates.py`: {args.sets} data sets a cell, so the standard error of a "
+        f"rate near .05 is {np.sqrt(0.05 * 0.95 / args.sets):.3f}. Settings in the script.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),

@@ -1,0 +1,374 @@
+"""Clean columns to the arrays of the model, with the checks that need numbers.
+
+Response, noise, observation matrix H, design of the fixed part, random components.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..engine.model import RandomComponent
+from ..errors import DataError, FormulaError
+from .formula import FormulaSpec, RandomTerm
+from .matrix import INTERCEPT, Coding, evaluate
+from .prepare import Prepared
+from .table import listing, rows
+
+RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
+SUM_TOLERANCE = 1e-6  # proportions read from a text file
+
+
+def check_levels(ready: Prepared) -> None:
+    """Donors, pairs and factors must vary after incomplete rows are gone."""
+    roles = ready.roles
+    donors = ready.labels[roles.donor]
+    for name in dict.fromkeys([*roles.fixed, *roles.groups, roles.celltype]):
+        if name is None:
+            continue
+        column = ready.labels.get(name, ready.frame[name].array)
+        levels = getattr(column, "categories", None)
+        if levels is not None and len(levels) < 2 and name != roles.donor:
+            lost = f" after {sum(ready.dropped.values())} incomplete rows" if ready.dropped else ""
+            raise DataError(
+                f"column {name!r} has one level{lost}, {levels[0]!r}: it cannot be estimated; "
+                "leave it out" + (" or use more cell types" if name == roles.celltype else "")
+            )
+    if len(donors.categories) < 2:
+        raise DataError(
+            f"column {roles.donor!r} has one donor, {donors.categories[0]!r}: a variance between "
+            "donors needs more"
+        )
+    keys = [donors] if roles.celltype is None else [donors, ready.labels[roles.celltype]]
+    pairs = pd.DataFrame({str(k): key for k, key in enumerate(keys)})
+    again = np.flatnonzero(pairs.duplicated(keep=False))
+    if len(again):
+        what = "donor" if roles.celltype is None else "donor and cell type"
+        first = ", ".join(str(value) for value in pairs.iloc[again[0]])
+        pair_rows = ready.keep[again[pairs.iloc[again].eq(pairs.iloc[again[0]]).all(axis=1)]]
+        raise DataError(
+            f"several rows for one {what}: {first} in {rows(pair_rows)} ({len(again)} such rows); "
+            + (
+                "overall pseudobulk (proportions=) has one row per donor"
+                if roles.celltype is None
+                else "average them, or make the table from cells by ctmm.pseudobulk"
+            )
+        )
+
+
+def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
+    """y, finite and not constant; NaN for a formula without response."""
+    if not spec.response:
+        return np.full(len(ready.frame), np.nan)
+    value = evaluate(spec.response, ready.frame[list(ready.roles.response)], ready.context)
+    array = np.asarray(value)
+    what = f"the response {spec.response!r}"
+    if array.ndim != 1 or len(array) != len(ready.frame):
+        raise DataError(f"{what} must be one column, got shape {array.shape}")
+    if array.dtype.kind not in "iuf":
+        kind = {"b": "true/false values", "c": "complex numbers"}.get(
+            array.dtype.kind, "no numbers"
+        )
+        raise DataError(f"{what} holds {kind}: it must be real numbers")
+    y = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(y))
+    if len(bad):
+        raise DataError(
+            f"{what} is {y[bad[0]]} in {rows(ready.keep[bad])}: correct the values, or make them "
+            "NaN to leave the rows out"
+        )
+    if y.max() == y.min():
+        raise DataError(f"{what} is constant ({y[0]}): there is no variance to estimate")
+    return y
+
+
+def noise(ready: Prepared) -> np.ndarray:
+    """nu, positive and finite."""
+    name = ready.roles.noise
+    if name is None:
+        return np.full(len(ready.frame), np.nan)
+    nu = ready.frame[name].to_numpy()
+    bad = np.flatnonzero(~((nu > 0) & np.isfinite(nu)))
+    if len(bad):
+        donors = [str(ready.labels[ready.roles.donor][i]) for i in bad]
+        raise DataError(
+            f"column {name!r} (noise variance) must be positive and finite, found {nu[bad[0]]} in "
+            f"{rows(ready.keep[bad])}, donors {listing(list(dict.fromkeys(donors)))}: make it NaN "
+            "to leave these rows out, or estimate it anew (one cell has no variance)"
+        )
+    return nu
+
+
+def counts(ready: Prepared) -> np.ndarray | None:
+    """Numbers of cells, NaN where unknown; None where there are none at all."""
+    name = ready.roles.n_cells
+    if name is None:
+        return None
+    counts = ready.frame[name].to_numpy()
+    bad = np.flatnonzero((counts <= 0) | np.isinf(counts))
+    if len(bad):
+        raise DataError(
+            f"column {name!r} (number of cells) must be positive, found {counts[bad[0]]} in "
+            f"{rows(ready.keep[bad])}: use NaN where it is unknown"
+        )
+    return None if np.isnan(counts).all() else counts
+
+
+def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
+    """Proportions (or None), cell type names, H (n, C)."""
+    roles = ready.roles
+    if roles.celltype is not None:
+        values = ready.labels[roles.celltype]
+        H = np.eye(len(values.categories))[values.codes]
+        return None, tuple(values.categories), H
+    P = ready.frame[list(roles.proportions)].to_numpy(dtype=float)
+    if P.shape[1] < 2:
+        raise DataError("proportions= needs two cell types or more")
+    check_proportions(P, roles.proportions, ready.keep)
+    unused = [name for name, column in zip(roles.proportions, P.T, strict=True) if not column.any()]
+    if unused:
+        raise DataError(f"proportion {listing(unused)} is 0 in every donor: leave it out")
+    return P, celltype_names(roles.proportions), P
+
+
+def check_proportions(P: np.ndarray, names: Sequence[str], positions: np.ndarray) -> None:
+    """Non-negative rows that sum to one, or an error naming the rows."""
+    bad = np.flatnonzero(~((P >= 0) & (P <= 1 + SUM_TOLERANCE)).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"proportions ({listing(list(names))}) must lie between 0 and 1: see "
+            f"{rows(positions[bad])}"
+        )
+    total = P.sum(axis=1)
+    bad = np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE)
+    if len(bad):
+        raise DataError(
+            f"proportions ({listing(list(names))}) must sum to one, but sum to "
+            f"{total[bad[0]]:.6g} in {rows(positions[bad])}: divide them by their sum, or name "
+            "all cell types"
+        )
+
+
+def celltype_names(columns: Sequence[str]) -> tuple[str, ...]:
+    """Cell type names from proportion columns, without a common prefix such as ``prop_``.
+
+    >>> celltype_names(["prop_T", "prop_B"]), celltype_names(["day0", "day1"])
+    (('T', 'B'), ('day0', 'day1'))
+    """
+    parts = [
+        re.match(r"(?i)(?:proportions?|props?|fractions?|frac|p)[_. -]+(?=.)", c) for c in columns
+    ]
+    prefixes = {part.group() if part else "" for part in parts}
+    cut = len(prefixes.pop()) if len(prefixes) == 1 else 0
+    return tuple(column[cut:] for column in columns)
+
+
+def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndarray | None:
+    """Shares (N, C) of the cell types in each donor, from proportions or numbers of cells."""
+    donors = np.asarray(ready.labels[ready.roles.donor].codes)
+    if ready.roles.proportions:
+        weights = np.ones(len(H))
+    elif ready.roles.share is not None:
+        weights = ready.frame[ready.roles.share].to_numpy()
+        bad = np.flatnonzero(~(weights >= 0))
+        if len(bad):
+            raise DataError(
+                f"column {ready.roles.share!r} (proportion) is missing or negative in "
+                f"{rows(ready.keep[bad])}"
+            )
+    elif counts is not None and not np.isnan(counts).any():
+        weights = counts
+    else:
+        return None
+    out = np.zeros((donors.max() + 1, H.shape[1]))
+    np.add.at(out, donors, weights[:, None] * H)
+    return out / out.sum(axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# the fixed part
+
+
+def design_rows(coding: Coding, frame: pd.DataFrame, P: np.ndarray | None) -> np.ndarray:
+    """Design rows; with proportions these stand first, in place of the intercept."""
+    X = coding.matrix(frame[list(coding.frame.columns)])
+    if P is None:
+        return X
+    covariates = [k for k, name in enumerate(coding.names) if name != INTERCEPT]
+    return np.hstack([P, X[:, covariates]])
+
+
+def design_names(coding: Coding, celltypes: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the design's columns; `celltypes` where proportions stand first."""
+    if not celltypes:
+        return coding.names
+    first = [f"celltype[{name}]" for name in celltypes]
+    return (*first, *(name for name in coding.names if name != INTERCEPT))
+
+
+def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -> None:
+    """X must be finite, longer than wide, and of full rank."""
+    bad = ~np.isfinite(X)
+    if bad.any():
+        column = int(np.flatnonzero(bad.any(axis=0))[0])
+        where = np.flatnonzero(bad[:, column])
+        raise DataError(
+            f"covariate {names[column]!r} is {X[where[0], column]} in {rows(positions[where])}: "
+            "correct the values, or make them NaN to leave the rows out"
+        )
+    found = aliased(X, names)
+    rank = X.shape[1] - len(found)
+    if len(X) <= rank:
+        raise DataError(f"{len(X)} rows cannot estimate {rank} fixed effects: use fewer covariates")
+    if found:
+        parts = [f"{name!r} ({how})" for name, how in list(found.items())[:3]]
+        more = f"; ... ({len(found)} in all)" if len(found) > 3 else ""
+        raise DataError(
+            f"the fixed part is not of full rank: {'; '.join(parts)}{more}; leave these terms out"
+        )
+
+
+def aliased(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
+    """Columns that are combinations of earlier ones, and of which.
+
+    Columns are judged in order, as R does, each relative to its own norm, so units do not
+    matter.
+
+    >>> x = np.array([1.0, 2.0, 4.0])
+    >>> aliased(np.column_stack([np.ones(3), x, 1e6 * x]), ["Intercept", "x", "z"])
+    {'z': "depends on 'x'"}
+    """
+    largest = np.abs(X).max(axis=0, initial=0.0)
+    Z = X / np.where(largest > 0, largest, 1.0)  # squares of huge numbers would overflow
+    Z /= np.where(largest > 0, np.linalg.norm(Z, axis=0), 1.0)
+    Q = np.zeros((len(X), 0))
+    kept: list[int] = []
+    out: dict[str, str] = {}
+    for k, column in enumerate(Z.T):
+        rest = column - Q @ (Q.T @ column)
+        rest -= Q @ (Q.T @ rest)  # twice is enough
+        size = np.linalg.norm(rest)
+        if size > RANK_TOLERANCE:
+            Q = np.column_stack([Q, rest / size])
+            kept.append(k)
+        elif largest[k] == 0:
+            out[names[k]] = "is zero in every row"
+        else:
+            weights = np.linalg.lstsq(Z[:, kept], column, rcond=None)[0]
+            on = [names[j] for j, w in zip(kept, weights, strict=True) if abs(w) > 1e-7]
+            out[names[k]] = "is constant" if on == [INTERCEPT] else f"depends on {listing(on)}"
+    return out
+
+
+def mean_rows(
+    coding: Coding, X: np.ndarray, celltype: str | None, celltypes: tuple[str, ...]
+) -> np.ndarray:
+    """Rows L_c: L_c b is the mean of cell type c at the mean of the covariates."""
+    size = len(celltypes)
+    if celltype is None:
+        return np.hstack([np.eye(size), np.tile(X[:, size:].mean(axis=0), (size, 1))])
+    if celltype not in coding.frame.columns:
+        return np.tile(X.mean(axis=0), (size, 1))
+    # every row once per cell type, the other columns as observed
+    frame = pd.concat([coding.frame] * size, ignore_index=True)
+    codes = np.repeat(np.arange(size), len(X))
+    frame[celltype] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
+    return coding.matrix(frame).reshape(size, len(X), -1).mean(axis=1)
+
+
+# ---------------------------------------------------------------------------------------------
+# random effects
+
+
+def random(
+    spec: FormulaSpec, ready: Prepared, X: np.ndarray, H: np.ndarray, celltypes: tuple[str, ...]
+) -> list[tuple[str, tuple[str, ...], RandomComponent]]:
+    """Name, levels and component of every random variance."""
+    Q = np.linalg.qr(X)[0]
+    out = []
+    for term in spec.random:
+        _check_term(term, ready)
+        codes, levels = _crossed([ready.labels[name] for name in term.groups])
+        _check_groups(term, codes, levels, ready)
+        parts = [(term.label, np.ones(len(codes)))]
+        if term.celltype_specific:
+            parts = [(f"{term.label}[{c}]", H[:, k]) for k, c in enumerate(celltypes)]
+        for name, values in parts:
+            used = np.unique(codes[values != 0])
+            if len(used) < 2:
+                raise DataError(
+                    f"random effect {name!r} has one level, {levels[used[0]]!r}: a variance needs "
+                    "more; leave it out"
+                )
+            renumbered = np.searchsorted(used, codes).clip(max=len(used) - 1)
+            component = RandomComponent(renumbered, np.array(values, dtype=np.float64))
+            _check_confounded(name, component, Q)
+            out.append((name, tuple(levels[k] for k in used), component))
+    return out
+
+
+def _check_term(term: RandomTerm, ready: Prepared) -> None:
+    roles = ready.roles
+    expected = roles.celltype or "celltype"
+    if term.celltype_specific and term.left != expected:
+        raise FormulaError(
+            f"{term}: left of the | stands 1 or the cell type column, {expected!r}; random slopes "
+            "on other columns are not supported"
+        )
+    if term.groups == (roles.donor,):
+        raise FormulaError(
+            f"{term}: the donor's effects are the model itself; choose them by structure= ('hom' "
+            "is the effect shared by all cell types, 'free' adds one per cell type)"
+        )
+    fixed = [name for name in term.groups if name in roles.fixed and len(term.groups) == 1]
+    if fixed and isinstance(ready.frame[fixed[0]].dtype, pd.CategoricalDtype):
+        raise FormulaError(
+            f"{fixed[0]!r} is a fixed effect and a random effect: keep one of the two"
+        )
+
+
+def _crossed(groups: Sequence[pd.Categorical]) -> tuple[np.ndarray, list[str]]:
+    """Codes and names of the crossed levels in use."""
+    table = np.column_stack([np.asarray(group.codes) for group in groups])
+    levels, codes = np.unique(table, axis=0, return_inverse=True)
+    names = [
+        ":".join(str(g.categories[k]) for g, k in zip(groups, row, strict=True)) for row in levels
+    ]
+    return codes.ravel().astype(np.int64), names
+
+
+def _check_groups(
+    term: RandomTerm, codes: np.ndarray, levels: Sequence[str], ready: Prepared
+) -> None:
+    """Levels must be fewer than donors or rows to be told apart from the donor's own effects."""
+    if len(levels) < 2:
+        raise DataError(
+            f"random effect {term.label!r} has one level, {levels[0]!r}: leave it out of the model"
+        )
+    donors = np.asarray(ready.labels[ready.roles.donor].codes)
+    pairs = np.unique(np.column_stack([donors, codes]), axis=0)
+    if len(pairs) == len(levels) == donors.max() + 1:
+        raise DataError(
+            f"random effect {term.label!r} has one level per donor: it cannot be told apart from "
+            "the donor's own effect; leave it out"
+        )
+    if len(levels) == len(codes):
+        raise DataError(
+            f"random effect {term.label!r} has one level per row: that is structure='iid', not a "
+            "random term"
+        )
+
+
+def _check_confounded(name: str, component: RandomComponent, Q: np.ndarray) -> None:
+    """A random effect inside the span of the fixed part has no variance left."""
+    total = float((component.values**2).sum())
+    projected = np.zeros((int(component.codes.max()) + 1, Q.shape[1]))
+    np.add.at(projected, component.codes, component.values[:, None] * Q)
+    if total - float((projected**2).sum()) <= RANK_TOLERANCE * total:
+        raise DataError(
+            f"random effect {name!r} is fully explained by the fixed part: leave the fixed terms "
+            "that separate its levels, or the random term, out"
+        )

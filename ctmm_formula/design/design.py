@@ -1,0 +1,301 @@
+"""From a table and a parsed formula to labelled arrays.
+
+One missing mask over response, covariates, random groups, donor, cell type and noise; text to
+categories; unused levels dropped; then the design of the fixed part, the observation matrix H
+(one-hot cell types, or proportions for overall pseudobulk) and the random components.  Below
+this file nothing knows column names or data kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from ..engine.model import Model, RandomComponent, build_model
+from ..errors import FormulaError
+from ..structures import Structure
+from . import arrays
+from .formula import FormulaSpec
+from .matrix import Coding
+from .prepare import prepare
+from .table import as_frame, covariate, label, labels, listing, numbers, pick, rows
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Labelled arrays of one response, in the caller's row order; picklable.
+
+    n kept rows, N donors, C cell types, p fixed effects.
+
+    Attributes
+    ----------
+    spec : FormulaSpec
+    kind : {"ctp", "op"}
+        Cell type-specific or overall pseudobulk.
+    engine : {"patsy", "formulaic"}
+    frame : DataFrame, n rows
+        The columns in use, cleaned, RangeIndex.
+    rows : int ndarray, shape (n,)
+        Kept rows as positions in the user's table.
+    index : Index, length n
+        The user's index labels of the kept rows.
+    donor_col, noise_col, response_name : str
+    celltype_col : str, or None for overall pseudobulk
+    donors : tuple of str, length N;  celltypes : tuple of str, length C
+    donor_codes : int ndarray, shape (n,)
+    y, nu : ndarray, shape (n,)
+        NaN where the formula has no response, or no noise column was named.
+    X : ndarray, shape (n, p);  H : ndarray, shape (n, C)
+    n_cells : ndarray, shape (n,), or None
+        NaN where not given.
+    names : tuple of str, length p
+    random_names : tuple of str
+        One per random component: ``batch``, or ``batch[T]`` for an effect on cell type T.
+    random_levels : tuple of tuple of str
+        Level labels of each component, in the order of its codes.
+    random : tuple of RandomComponent
+    proportions : ndarray, shape (N, C), or None
+        Shares of the cell types in each donor.
+    proportion_cols : tuple of str
+        Their columns in `frame`, for overall pseudobulk.
+    dropped : dict
+        Reason -> number of rows dropped, each row under its first reason.
+    notes : tuple of str
+    coding : Coding
+        How the fixed part becomes numbers.
+    """
+
+    spec: FormulaSpec
+    kind: str
+    engine: str
+    frame: pd.DataFrame
+    rows: np.ndarray
+    index: pd.Index
+    donor_col: str
+    celltype_col: str | None
+    noise_col: str | None
+    response_name: str
+    donors: tuple[str, ...]
+    celltypes: tuple[str, ...]
+    donor_codes: np.ndarray
+    y: np.ndarray
+    nu: np.ndarray
+    X: np.ndarray
+    H: np.ndarray
+    n_cells: np.ndarray | None
+    names: tuple[str, ...]
+    random_names: tuple[str, ...]
+    random_levels: tuple[tuple[str, ...], ...]
+    random: tuple[RandomComponent, ...]
+    proportions: np.ndarray | None
+    proportion_cols: tuple[str, ...]
+    dropped: dict[str, int]
+    notes: tuple[str, ...]
+    coding: Coding = field(repr=False)
+
+    @cached_property
+    def mean_rows(self) -> np.ndarray:
+        """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
+        return arrays.mean_rows(self.coding, self.X, self.celltype_col, self.celltypes)
+
+    def model(self, structure: Structure) -> Model:
+        """The model's arrays under one covariance structure of the cell types."""
+        return build_model(
+            self.y,
+            self.nu,
+            self.X,
+            self.H,
+            self.donor_codes,
+            structure.basis,
+            self.random,
+            self.n_cells,
+        )
+
+    def matrix(self, newdata: object) -> tuple[np.ndarray, pd.DataFrame]:
+        """Design rows for new data, coded as in the fit.
+
+        Parameters
+        ----------
+        newdata : DataFrame, dict of columns, or object with ``to_pandas()``, m rows
+            Needs the covariates only; donor, cell type and random groups are carried over.
+
+        Returns
+        -------
+        X : ndarray, shape (m, p)
+            NaN in rows where a covariate is missing.
+        frame : DataFrame, m rows
+            The columns in use, cleaned, with the index of `newdata`; donor and random groups are
+            text labels as in ``donors`` and ``random_levels``, and may be new.
+
+        Raises
+        ------
+        FormulaError
+            A level that the fit has not seen.
+        DataError
+            A covariate that `newdata` lacks.
+        """
+        table = as_frame(newdata)
+        frame = pd.DataFrame(index=pd.RangeIndex(len(table)))
+        needed = list(self.coding.frame.columns) + list(self.proportion_cols)
+        for name in self.frame.columns:
+            if name in needed:
+                frame[name] = _as_trained(pick(table, name, "covariate"), name, self.frame[name])
+            elif name in table.columns:
+                column = pick(table, name, "column of the fit")
+                if name == self.celltype_col:
+                    column = _as_trained(column, name, self.frame[name])
+                elif isinstance(self.frame[name].dtype, pd.CategoricalDtype):
+                    column = pd.Series(labels(column, name, "donor or random effect"))
+                frame[name] = column
+        complete = ~frame[needed].isna().any(axis=1).to_numpy()
+        X = np.full((len(frame), len(self.names)), np.nan)
+        if complete.any():
+            part = frame.loc[complete].reset_index(drop=True)
+            P = None
+            if self.proportion_cols:
+                P = part[list(self.proportion_cols)].to_numpy(dtype=float)
+                arrays.check_proportions(P, self.proportion_cols, np.flatnonzero(complete))
+            X[complete] = arrays.design_rows(self.coding, part, P)
+        frame.index = table.index
+        return X, frame
+
+
+def build_design(
+    spec: FormulaSpec,
+    data: object,
+    *,
+    donor: str = "donor",
+    celltype: str | None = None,
+    noise: str | None = "nu",
+    n_cells: str | None = "n_cells",
+    proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    engine: str = "patsy",
+    env: Mapping[str, object] | None = None,
+) -> Design:
+    """Build the labelled arrays of a formula on a table.
+
+    Parameters
+    ----------
+    spec : FormulaSpec
+        From :func:`~ctmm_formula.design.formula.parse`.
+    data : DataFrame, dict of columns, or object with ``to_pandas()``
+        One row per donor and cell type; with `proportions`, one row per donor.
+    donor : str
+    celltype : str, optional
+        Default: column ``celltype``, else the one factor of the formula that, with `donor`,
+        identifies the rows.  Its values are labels, also where they are numbers.
+    noise : str or None
+        Column of noise variances; None leaves ``nu`` to be set later.
+    n_cells : str or None
+        Column of cell numbers; the default may be absent.
+    proportions : list of str, or DataFrame (donors x cell types), or str, optional
+        Cell type proportions of overall pseudobulk.  A single column name gives each row's share
+        of the donor's cells in cell type-specific data.
+    engine : {"patsy", "formulaic"}
+    env : dict, optional
+        Names the formula may use besides columns and the engine's functions.
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    FormulaError, DataError
+        Naming column, rows (counted from 0) and the fix.
+
+    Examples
+    --------
+    >>> from ctmm_formula.design.formula import parse
+    >>> data = {"donor": ["d1", "d1", "d2", "d2", "d3", "d3"], "celltype": ["B", "T"] * 3,
+    ...         "expr": [1.0, 2.0, 0.5, 1.5, 0.0, 3.0], "nu": [0.1] * 6}
+    >>> design = build_design(parse("expr ~ C(celltype)"), data)
+    >>> design.names, design.donors
+    (('Intercept', 'C(celltype)[T.T]'), ('d1', 'd2', 'd3'))
+    """
+    if not spec.terms and (proportions is None or isinstance(proportions, str)):
+        raise FormulaError(f"{spec.text!r} has no fixed effect: keep at least the intercept")
+    ready = prepare(
+        spec,
+        data,
+        donor=donor,
+        celltype=celltype,
+        noise=noise,
+        n_cells=n_cells,
+        proportions=proportions,
+        engine=engine,
+        env=env or {},
+    )
+    roles, frame = ready.roles, ready.frame
+    arrays.check_levels(ready)
+    y = arrays.response(spec, ready)
+    nu = arrays.noise(ready)
+    counts = arrays.counts(ready)
+    P, celltypes, H = arrays.observation(ready)
+    # overall pseudobulk has a mean per cell type in place of the intercept
+    fixed = f"{spec.fixed} + 1" if roles.proportions else spec.fixed
+    coding = Coding(fixed, frame[list(roles.fixed)], ready.context, engine)
+    X = arrays.design_rows(coding, frame, P)
+    names = arrays.design_names(coding, celltypes if roles.proportions else ())
+    arrays.check_design(X, names, ready.keep)
+    random = arrays.random(spec, ready, X, H, celltypes)
+    notes = list(ready.notes)
+    if roles.celltype is not None and roles.celltype not in roles.fixed:
+        notes.append("no cell type in the fixed part: the cell types share one mean")
+    donor_labels = ready.labels[roles.donor]
+    return Design(
+        spec=spec,
+        kind="op" if roles.proportions else "ctp",
+        engine=engine,
+        frame=frame,
+        rows=ready.keep,
+        index=ready.index,
+        donor_col=roles.donor,
+        celltype_col=roles.celltype,
+        noise_col=roles.noise,
+        response_name=spec.response,
+        donors=tuple(donor_labels.categories),
+        celltypes=celltypes,
+        donor_codes=np.asarray(donor_labels.codes, dtype=np.int64),
+        y=y,
+        nu=nu,
+        X=X,
+        H=H,
+        n_cells=counts,
+        names=names,
+        random_names=tuple(name for name, _, _ in random),
+        random_levels=tuple(levels for _, levels, _ in random),
+        random=tuple(component for _, _, component in random),
+        proportions=arrays.shares(ready, H, counts),
+        proportion_cols=roles.proportions,
+        dropped=ready.dropped,
+        notes=tuple(notes),
+        coding=coding,
+    )
+
+
+def _as_trained(column: pd.Series, name: str, trained: pd.Series) -> pd.Series:
+    """A column of new data in the training column's coding; unseen levels are an error."""
+    if not isinstance(trained.dtype, pd.CategoricalDtype):
+        if trained.dtype == bool:
+            return covariate(column, name, as_levels=False)
+        return pd.Series(numbers(column, name, "covariate"))
+    categories = trained.cat.categories
+    codes = {label(value): code for code, value in enumerate(categories)}
+    texts = [
+        None if missing else label(value)
+        for value, missing in zip(column, column.isna(), strict=True)
+    ]
+    unseen = [k for k, text in enumerate(texts) if text is not None and text not in codes]
+    if unseen:
+        new = list(dict.fromkeys(str(texts[k]) for k in unseen))
+        raise FormulaError(
+            f"column {name!r} has levels the fit has not seen: {listing(new)} in {rows(unseen)}; "
+            f"the fit has seen {listing([label(value) for value in categories], 10)}"
+        )
+    numbered = [-1 if text is None else codes[text] for text in texts]
+    return pd.Series(pd.Categorical.from_codes(numbered, categories=categories))

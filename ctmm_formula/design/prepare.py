@@ -1,0 +1,355 @@
+"""Which columns play which role, and the one mask that decides which rows are used.
+
+Every column that takes part is found, checked and cleaned; rows that miss any of response,
+covariates, random groups, donor, cell type, noise or proportions are dropped together and
+counted by reason.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError, FormulaError
+from .expressions import column_of, names_in, quote
+from .formula import FormulaSpec
+from .matrix import context_for, known_names
+from .table import as_frame, covariate, label, labels, listing, number_levels, numbers, pick, rows
+
+DEFAULT_CELLTYPE = "celltype"
+CELLS_PER_PAIR = 3.0  # rows per donor and cell type from which the rows are taken for cells
+_HINTS = {
+    "noise": "; every row needs its noise variance (squared standard error of the pseudobulk "
+    "mean): name its column by noise=, or make the table by ctmm.pseudobulk",
+    "donor": "; name the column of donors by donor=",
+    "cell type": "; name the column of cell types by celltype=",
+}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Column names by role."""
+
+    response: tuple[str, ...]
+    fixed: tuple[str, ...]
+    groups: tuple[str, ...]
+    donor: str
+    celltype: str | None
+    noise: str | None
+    n_cells: str | None
+    share: str | None
+    proportions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Clean columns of the kept rows.
+
+    Attributes
+    ----------
+    roles : Roles
+    frame : DataFrame, n rows, RangeIndex
+    labels : dict column -> Categorical, length n
+        Donor, cell type and random groups; only levels in use.
+    keep : int ndarray, shape (n,)
+        Kept rows as positions in the user's table.
+    index : Index, length n
+    dropped : dict reason -> number of rows
+    notes : tuple of str
+    context : dict
+        Functions and values of the caller that the formula uses.
+    """
+
+    roles: Roles
+    frame: pd.DataFrame
+    labels: dict[str, pd.Categorical]
+    keep: np.ndarray
+    index: pd.Index
+    dropped: dict[str, int]
+    notes: tuple[str, ...]
+    context: dict[str, object]
+
+
+def prepare(
+    spec: FormulaSpec,
+    data: object,
+    *,
+    donor: str,
+    celltype: str | None,
+    noise: str | None,
+    n_cells: str | None,
+    proportions: str | Sequence[str] | pd.DataFrame | None,
+    engine: str,
+    env: Mapping[str, object],
+) -> Prepared:
+    """Find, check and clean the columns, and drop incomplete rows.
+
+    Parameters are those of :func:`~ctmm_formula.design.design.build_design`.
+    """
+    table = as_frame(data)
+    share = proportions if isinstance(proportions, str) else None
+    overall = proportions is not None and share is None
+    if overall and celltype is not None:
+        raise DataError(
+            "celltype= is for one row per donor and cell type, proportions= for one row per "
+            "donor: give one of them"
+        )
+    present = {str(name) for name in table.columns}
+    context = context_for(spec, env, present, engine)
+    response, fixed = _formula_columns(spec, table, present, context, engine, overall)
+    donors = labels(pick(table, donor, "donor", _HINTS["donor"]), donor, "donor")
+    extra = _proportion_columns(proportions, table, donor, donors) if overall else {}
+    if not overall and celltype is None:
+        celltype = find_celltype(spec, table, present, donor, donors)
+    roles = Roles(
+        response,
+        fixed,
+        tuple(dict.fromkeys(name for term in spec.random for name in term.groups)),
+        donor,
+        celltype,
+        noise,
+        None if n_cells == "n_cells" and n_cells not in present else n_cells,
+        share,
+        tuple(extra),
+    )
+    known = {donor: donors}
+    if celltype is not None:
+        column = pick(table, celltype, "cell type", _HINTS["cell type"])
+        known[celltype] = labels(column, celltype, "cell type")
+        _refuse_cells(donors, known[celltype], donor, celltype)
+    for name in roles.groups:
+        if name not in known:
+            known[name] = labels(pick(table, name, "random effect"), name, "random effect")
+    frame = _clean(spec, table, roles, known, extra)
+    keep, dropped = _one_mask(frame, known, roles)
+    frame = frame.iloc[keep].reset_index(drop=True)
+    for name in frame.columns:
+        if isinstance(frame[name].dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].cat.remove_unused_categories()
+    known = {name: values[keep].remove_unused_categories() for name, values in known.items()}
+    notes = _notes(known, dropped)
+    return Prepared(roles, frame, known, keep, table.index[keep], dropped, notes, context)
+
+
+# ---------------------------------------------------------------------------------------------
+# roles
+
+
+def _formula_columns(
+    spec: FormulaSpec,
+    table: pd.DataFrame,
+    present: set[str],
+    context: Mapping[str, object],
+    engine: str,
+    overall: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns of the response and of the fixed part; every other name must be known."""
+    found: dict[str, dict[str, None]] = {"response": {}, "covariate": {}}
+    codes = [(spec.response, "response")] if spec.response else []
+    for code, role in [*codes, *((code, "covariate") for code in spec.factors)]:
+        names = names_in(code)
+        bare = column_of(code)
+        for name in (*names.variables, *(root for root in names.roots if root in present)):
+            if name in present:
+                found[role][name] = None
+            elif name == bare or not _is_known(name, context, engine):
+                pick(table, name, role, _name_hint(name, present, overall))
+    if spec.response and not found["response"]:
+        raise FormulaError(f"the response {spec.response!r} uses no column of data")
+    return tuple(found["response"]), tuple(found["covariate"])
+
+
+def _is_known(name: str, context: Mapping[str, object], engine: str) -> bool:
+    return name in context or name in known_names(engine) or hasattr(builtins, name)
+
+
+def _name_hint(name: str, present: set[str], overall: bool) -> str:
+    """What may be meant by a name of the formula that is no column."""
+    if overall and "type" in name.lower():
+        return (
+            "; with proportions= the cell type means are in the model already: leave the cell "
+            "type out of the formula"
+        )
+    odd = [c for c in sorted(present) if quote(c) != c and name in re.split(r"\W+", c)]
+    return f"; a column {odd[0]!r} is written {quote(odd[0])}" if odd else ""
+
+
+def find_celltype(
+    spec: FormulaSpec, table: pd.DataFrame, present: set[str], donor: str, donors: pd.Categorical
+) -> str:
+    """The cell type column when none is named: "celltype", else the one factor that fits."""
+    if DEFAULT_CELLTYPE in present:
+        return DEFAULT_CELLTYPE
+    candidates = []
+    for code in spec.factors:
+        name = column_of(code)
+        if name is None or name == donor or name in candidates:
+            continue
+        column = pick(table, name, "covariate")
+        in_c = "C" in names_in(code).called
+        if in_c or not pd.api.types.is_numeric_dtype(column.dtype):
+            candidates.append(name)
+    fitting = []
+    for name in candidates:
+        pairs = pd.DataFrame({"donor": donors, "level": table[name].to_numpy()}).dropna()
+        if pairs["donor"].duplicated().any() and not pairs.duplicated().any():
+            fitting.append(name)
+    if len(fitting) == 1:
+        return fitting[0]
+    if not pd.Series(donors).duplicated().any():
+        raise DataError(
+            f"every donor has one row (column {donor!r}) and there is no column "
+            f"{DEFAULT_CELLTYPE!r}: for overall pseudobulk name the cell type proportions, "
+            "proportions=['prop_T', 'prop_B', ...]; else name the cell types by celltype="
+        )
+    which = f"{listing(fitting)} would all do" if fitting else "no factor of the formula fits"
+    raise DataError(
+        f"which column holds the cell types? There is no column {DEFAULT_CELLTYPE!r} and {which}: "
+        "name it by celltype="
+    )
+
+
+def _proportion_columns(
+    proportions: object, table: pd.DataFrame, donor: str, donors: pd.Categorical
+) -> dict[str, np.ndarray]:
+    """Proportions per row, one column per cell type."""
+    if not isinstance(proportions, pd.DataFrame):
+        if not isinstance(proportions, (Sequence, pd.Index, np.ndarray)):
+            raise DataError(
+                "proportions must be a list of columns or a DataFrame of donors by cell types, "
+                f"got {type(proportions).__name__}"
+            )
+        names = [str(name) for name in proportions]
+        if len(set(names)) < len(names):
+            raise DataError(f"proportions= names a column twice: {listing(names, 10)}")
+        return {
+            name: numbers(pick(table, name, "proportion"), name, "proportion") for name in names
+        }
+    by_donor = proportions.set_index(donor) if donor in proportions.columns else proportions
+    known = [label(value) for value in by_donor.index]
+    if len(set(known)) < len(known):
+        raise DataError("the proportions table has several rows for one donor")
+    absent = [name for name in donors.categories if name not in set(known)]
+    if absent:
+        raise DataError(
+            f"the proportions table has no row for donors {listing(absent)}: its index must hold "
+            f"the values of column {donor!r}"
+        )
+    where = pd.Index(known).get_indexer(pd.Index(donors.astype(object)))
+    out = {}
+    for name in by_donor.columns:
+        values = numbers(pick(by_donor, name, "proportion"), str(name), "proportion")
+        out[str(name)] = np.where(where >= 0, values[where], np.nan)
+    return out
+
+
+def _refuse_cells(
+    donors: pd.Categorical, celltypes: pd.Categorical, donor: str, celltype: str
+) -> None:
+    """A table of cells is refused before anything else is asked of it."""
+    pairs = pd.DataFrame({"donor": donors, "celltype": celltypes}).dropna()
+    distinct = len(pairs.drop_duplicates())
+    if distinct and len(pairs) / distinct >= CELLS_PER_PAIR:
+        raise DataError(
+            f"data has {len(pairs)} rows for {distinct} pairs of {donor!r} and {celltype!r}: the "
+            "rows look like cells; make one row per donor and cell type by ctmm.pseudobulk"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# columns and rows
+
+
+def _clean(
+    spec: FormulaSpec,
+    table: pd.DataFrame,
+    roles: Roles,
+    known: Mapping[str, pd.Categorical],
+    extra: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """Every column in use, all rows."""
+    columns: dict[str, object] = {}
+    for name in roles.response:
+        columns[name] = numbers(pick(table, name, "response"), name, "response")
+    for name in roles.fixed:
+        if name in (roles.donor, roles.celltype):
+            columns[name] = known[name]
+        elif name not in columns:
+            columns[name] = _covariate(spec, pick(table, name, "covariate"), name).array
+    for name, values in known.items():
+        columns.setdefault(name, values)
+    if roles.noise is not None:
+        hint = _HINTS["noise"]
+        columns[roles.noise] = numbers(
+            pick(table, roles.noise, "noise", hint), roles.noise, "noise"
+        )
+    for optional in (roles.n_cells, roles.share):
+        if optional is not None:
+            role = "number of cells" if optional == roles.n_cells else "proportion"
+            columns[optional] = numbers(pick(table, optional, role), optional, role)
+    for name, share in extra.items():
+        if name in columns:
+            raise DataError(f"{name!r} is a proportion and cannot be used as anything else")
+        columns[name] = share
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(table)))
+
+
+def _covariate(spec: FormulaSpec, column: pd.Series, name: str) -> pd.Series:
+    """A covariate as the formula uses it: levels where every use is a factor."""
+    uses = [code for code in spec.factors if name in _all_names(code)]
+    as_levels = all(column_of(code) == name for code in uses)
+    if not (as_levels and all("C" in names_in(code).called for code in uses)):
+        return covariate(column, name, as_levels=as_levels)
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return number_levels(covariate(column, name, as_levels=True))
+    given = column[column.notna()]
+    if len(given) and all(isinstance(value, str) for value in given):
+        is_category = isinstance(column.dtype, pd.CategoricalDtype)
+        return column if is_category else pd.Series(labels(column, name, "covariate"))
+    return covariate(column, name, as_levels=True)
+
+
+def _all_names(code: str) -> tuple[str, ...]:
+    names = names_in(code)
+    return names.variables + names.roots
+
+
+def _one_mask(
+    frame: pd.DataFrame, known: Mapping[str, pd.Categorical], roles: Roles
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Rows with nothing missing, and how many each column cost (first reason counts)."""
+    order = [*roles.response, *roles.fixed, *roles.groups, roles.donor, roles.celltype]
+    order += [roles.noise, *roles.proportions]
+    keep = np.ones(len(frame), dtype=bool)
+    dropped: dict[str, int] = {}
+    for name in dict.fromkeys(name for name in order if name is not None):
+        missing = frame[name].isna().to_numpy(dtype=bool)
+        if name in known:
+            missing = missing | np.asarray(known[name].isna())
+        lost = int((missing & keep).sum())
+        if lost:
+            dropped[f"missing {name}"] = lost
+        keep &= ~missing
+    if not keep.any():
+        counts = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise DataError(f"no row of {len(frame)} is complete ({counts}): correct these columns")
+    return np.flatnonzero(keep), dropped
+
+
+def _notes(known: Mapping[str, pd.Categorical], dropped: Mapping[str, int]) -> tuple[str, ...]:
+    notes = []
+    if dropped:
+        counts = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
+        notes.append(f"{sum(dropped.values())} rows dropped: {counts}")
+    for name, values in known.items():
+        if "NA" in values.categories:
+            where = np.flatnonzero(np.asarray(values.astype(object)) == "NA")
+            notes.append(
+                f"column {name!r} has a level 'NA' ({rows(where)}): if this means missing, use NaN"
+            )
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""The model as arrays, its estimators and predictions."""

@@ -1,0 +1,164 @@
+"""The domain of ML and REML: where variance components may lie.
+
+Negative components are allowed as long as no covariance degenerates.  With D the known noise,
+
+============  =======================================================  ======================
+bounds        covariances that must stay positive definite             linear bounds
+============  =======================================================  ======================
+noise         Sigma - kappa D for every donor and block,               none
+              kappa = noise_floor
+psd           H_i A H_i' for every donor's observed cell types         random effects >= 0
+nonnegative   V and every other component as its own random effect     those that are variances
+============  =======================================================  ======================
+
+A donor's covariance is taken given the random effects of its block, so a batch variance cannot
+make up for a donor covariance that is itself degenerate; a negative batch variance is held by the
+covariance of the whole block.  Interior optima do not depend on the bounds.
+
+``noise`` (default for cell type-specific pseudobulk) lets variance components be negative, which
+keeps them unbiased, but stops short of the edge where one donor's covariance is singular; ``psd``
+(default for overall pseudobulk) keeps the covariance of true expression positive semidefinite;
+``nonnegative`` is what lme4, metafor and glmmTMB do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..errors import CTMMError, choose
+from .model import Blocks, Model, rank_one_factors
+
+BOUNDS = ("noise", "psd", "nonnegative")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Bounds by name and, for ``noise``, the share kappa of the noise that must remain.
+
+    >>> Domain("noise", 0.1).bounds
+    'noise'
+    """
+
+    bounds: str = "noise"
+    noise_floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        choose("bounds", self.bounds, BOUNDS)
+        floor = self.noise_floor
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor < 1:
+            raise CTMMError(f"noise_floor must lie strictly between 0 and 1, got {floor!r}")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A :class:`Domain` for one model, as arrays for the kernels.
+
+    Attributes
+    ----------
+    lower : ndarray, shape (K,)
+        Lower bounds of the components, -inf where there is none.
+    S : ndarray, shape (K, F); nu : ndarray, shape (n',); blocks : Blocks
+        Determinants that must stay positive definite: Sigma(theta) of this design and noise.
+    active : ndarray, shape (N',)
+    """
+
+    lower: np.ndarray
+    S: np.ndarray
+    nu: np.ndarray
+    blocks: Blocks
+    active: np.ndarray
+
+
+def constrain(model: Model, domain: Domain) -> Constraint:
+    """The constraint set of `model` under `domain`."""
+    return _BUILD[domain.bounds](model, domain)
+
+
+def _noise(model: Model, domain: Domain) -> Constraint:
+    """Sigma - kappa D > 0: the model's own blocks with (1 - kappa) of the noise."""
+    b = model.blocks
+    design = np.hstack([b.design[:, : b.R], b.design[:, b.R + b.p :]])
+    blocks = b._replace(design=design, p=0)
+    lower = np.full(model.n_components, -np.inf)
+    nu = (1.0 - domain.noise_floor) * model.nu
+    return Constraint(lower, model.S, nu, blocks, model.active.copy())
+
+
+def _psd(model: Model, domain: Domain) -> Constraint:
+    """H_i A H_i' >= 0 for every distinct set of observed rows; random effects >= 0."""
+    del domain
+    count = len(model.basis)
+    lower = np.where(np.arange(model.n_components) < count, -np.inf, 0.0)
+    ptr = model.blocks.row_ptr
+    patterns = {
+        model.H[a:b].tobytes(): model.H[a:b]
+        for i, (a, b) in enumerate(pairwise(ptr))
+        if model.active[i]
+    }
+    return _cones(model, lower, [(H, model.basis, np.arange(count)) for H in _maximal(patterns)])
+
+
+def _nonnegative(model: Model, domain: Domain) -> Constraint:
+    """Components that are variances >= 0; the others form covariances that must be >= 0."""
+    del domain
+    count = len(model.basis)
+    smallest = np.array([np.linalg.eigvalsh(B)[0] for B in model.basis])
+    variance = smallest > -1e-12
+    lower = np.full(model.n_components, 0.0)
+    lower[:count][~variance] = -np.inf
+    if variance.all():
+        return _cones(model, lower, [])
+    # a covariance that is not a variance belongs with the diagonal entries it correlates
+    shared = (model.basis == 1.0).all(axis=(1, 2))
+    cone = np.flatnonzero(~shared)
+    eye = np.eye(model.H.shape[1])
+    return _cones(model, lower, [(eye, model.basis[cone], cone)])
+
+
+_BUILD = {"noise": _noise, "psd": _psd, "nonnegative": _nonnegative}
+
+
+def _maximal(patterns: dict[bytes, np.ndarray]) -> list[np.ndarray]:
+    """Drop patterns whose rows all occur in a larger one: a principal part follows from it."""
+    sets = [{row.tobytes() for row in H} for H in patterns.values()]
+    return [
+        H
+        for H, rows in zip(patterns.values(), sets, strict=True)
+        if not any(rows < other for other in sets)
+    ]
+
+
+def _cones(
+    model: Model, lower: np.ndarray, cones: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> Constraint:
+    """Pseudo-donors without noise: sum over a cone's components of theta_k H B_k H' > 0.
+
+    H is first reduced to the range that the cone's matrices can reach at all (for hom the one
+    direction of ones), where the covariance can be definite.
+    """
+    n_random = len(model.random)
+    parts, maps, sizes = [], [], []
+    for H, basis, members in cones:
+        reach = np.einsum("ac,kcd,kde,be->ab", H, basis, basis, H)
+        values, axes = np.linalg.eigh(reach)
+        H = axes[:, values > 1e-10 * values[-1]].T @ H
+        vectors, coef = rank_one_factors(basis)
+        parts.append(H @ vectors)
+        full = np.zeros((model.n_components, vectors.shape[1]))
+        full[members] = coef
+        maps.append(full)
+        sizes.append(len(H))
+    width = maps[0].shape[1] if maps else 0
+    W = np.concatenate(parts) if parts else np.zeros((0, 0))
+    S = np.hstack([maps[0] if maps else np.zeros((model.n_components, width)),
+                   np.zeros((model.n_components, n_random))])  # fmt: skip
+    ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    nothing = np.zeros(len(ptr), dtype=np.int64)
+    blocks = Blocks(
+        np.ascontiguousarray(W), W.shape[1], 0, ptr, np.arange(len(ptr), dtype=np.int64), nothing,
+        np.zeros(0, dtype=np.int64), np.zeros((len(sizes), 0), dtype=np.int64),
+    )  # fmt: skip
+    return Constraint(lower, S, np.zeros(len(W)), blocks, np.ones(len(sizes), dtype=bool))

@@ -1,0 +1,67 @@
+"""What an estimator returns: numbers only, no labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How the optimisation ended.
+
+    Attributes
+    ----------
+    converged : bool
+    boundary : bool
+        The estimate lies on the edge of its domain.
+    gradient_norm : float
+        Newton decrement, sqrt(g' H^-1 g): distance to the stationary point in standard errors.
+    n_evaluations : int
+    n_starts : int
+    message : str
+    """
+
+    converged: bool
+    boundary: bool
+    gradient_norm: float
+    n_evaluations: int
+    n_starts: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Fitted parameters of a :class:`~ctmm_formula.engine.model.Model`.
+
+    Attributes
+    ----------
+    method : str
+        "ml", "reml" or "he".
+    theta : ndarray, shape (K,)
+        Variance components: the donor-level ones, then the random effects'.
+    beta : ndarray, shape (p,)
+        Fixed effects, for the columns of ``model.X``.
+    cov_beta : ndarray, shape (p, p)
+        Model covariance of beta, (X' Sigma^-1 X)^-1; NaN where beta is by OLS.
+    beta_by : str
+        "gls" or "ols".
+    information : ndarray, shape (K, K)
+        Expected (Fisher) information of theta; NaN for HE.
+    observed : ndarray, shape (K, K)
+        Observed information of theta, the curvature of the log-likelihood; NaN for HE.
+    llf : float
+        Log-likelihood with all constants (restricted for REML); NaN for HE.
+    convergence : Convergence
+    """
+
+    method: str
+    theta: np.ndarray
+    beta: np.ndarray
+    cov_beta: np.ndarray
+    beta_by: str
+    information: np.ndarray
+    observed: np.ndarray
+    llf: float
+    convergence: Convergence

@@ -1,0 +1,40 @@
+"""The estimators by name; each maps (model, method, domain) to an Estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import choose
+from . import he, likelihood
+from .domain import Domain
+from .estimate import Estimate
+from .model import Model
+
+ESTIMATORS: dict[str, Callable[[Model, str, Domain], Estimate]] = {
+    "ml": likelihood.fit,
+    "reml": likelihood.fit,
+    "he": he.fit,
+}
+
+
+def estimate(model: Model, method: str = "reml", domain: Domain | None = None) -> Estimate:
+    """Fit `model`.
+
+    Parameters
+    ----------
+    model : Model
+    method : "ml", "reml" or "he"
+    domain : Domain, optional
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ctmm_formula.engine.model import build_model
+    >>> H = np.tile(np.eye(2), (4, 1))
+    >>> y = np.array([1.0, 1.2, -0.3, -0.1, 0.4, 0.9, -1.5, -1.0])
+    >>> model = build_model(y, np.full(8, 0.1), H, H, np.repeat(np.arange(4), 2),
+    ...                     np.ones((1, 2, 2)))
+    >>> round(float(estimate(model, "he").theta[0]), 4)
+    1.0208
+    """
+    return ESTIMATORS[choose("method", method, ESTIMATORS)](model, method, domain or Domain())

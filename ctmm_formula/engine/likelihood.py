@@ -1,0 +1,224 @@
+"""ML and REML of a :class:`~ctmm_formula.engine.model.Model`.
+
+With b profiled out (e = y - X b, P as in :mod:`ctmm_formula.engine.kernels`)
+
+    ML    l = -1/2 [n log 2 pi + log|Sigma| + e' Sigma^-1 e]
+    REML  l = -1/2 [(n - p) log 2 pi + log|Sigma| + log|X' Sigma^-1 X| - log|X'X| + y'Py]
+
+The term log|X'X| makes REML independent of the coding of X (metafor has it, lme4 leaves it out).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConvergenceError, choose
+from . import kernels
+from .domain import Constraint, Domain, constrain
+from .estimate import Convergence, Estimate
+from .model import Model
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work
+
+LIKELIHOODS = ("ml", "reml")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Likelihood quantities at one theta.
+
+    Attributes
+    ----------
+    llf : float
+        Log-likelihood with all constants, -inf where Sigma is not positive definite.
+    score : ndarray, shape (K,)
+    average, expected : ndarray, shape (K, K)
+        Average information 1/2 f_k' P f_l (f_k = Sigma_k P y) and Fisher information
+        1/2 tr(P Sigma_k P Sigma_l) (ML: Sigma^-1 for P).  The observed information is
+        2 average - expected.
+    beta : ndarray, shape (p,); cov_beta : ndarray, shape (p, p)
+        GLS fixed effects and (X' Sigma^-1 X)^-1.
+    """
+
+    llf: float
+    score: np.ndarray
+    average: np.ndarray
+    expected: np.ndarray
+    beta: np.ndarray
+    cov_beta: np.ndarray
+
+
+def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluation:
+    """Likelihood, score, information and GLS fixed effects at `theta`.
+
+    Parameters
+    ----------
+    model : Model
+    theta : ndarray, shape (K,)
+    method : "ml" or "reml"
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ctmm_formula.engine.model import build_model
+    >>> H = np.tile(np.eye(2), (3, 1))
+    >>> model = build_model(np.arange(6.), np.ones(6), H, H, np.repeat([0, 1, 2], 2),
+    ...                     np.ones((1, 2, 2)))
+    >>> round(evaluate(model, np.array([1.0])).llf, 6)
+    -7.441033
+    """
+    reml = choose("method", method, LIKELIHOODS) == "reml"
+    K, F = model.S.shape
+    p = model.X.shape[1]
+    score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
+    beta, gram = np.zeros(p), np.zeros((p + 1, p + 1))
+    llf = kernels.evaluate(
+        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), model.y, model.nu,
+        model.blocks, model.active, reml, kernels.INFORMATION, score, average, expected, beta, gram,
+    )  # fmt: skip
+    if llf == -math.inf:
+        nan = np.full((K, K), math.nan)
+        return Evaluation(llf, nan[0], nan, nan, np.full(p, math.nan), np.full((p, p), math.nan))
+    S = model.S
+    beta, cov = _fixed_effects(model, beta, gram, 1.0)
+    llf += _coding_constant(model) if reml else 0.0
+    return Evaluation(llf, S @ score, S @ average @ S.T, S @ expected @ S.T, beta, cov)
+
+
+def fit(model: Model, method: str, domain: Domain) -> Estimate:
+    """Maximise the likelihood over `domain` from several deterministic starts.
+
+    For ML an interior stationary point is preferred to the edge, where the likelihood grows
+    without limit as the noise floor goes to zero; REML returns the constrained maximum.
+
+    Raises
+    ------
+    ConvergenceError
+        The domain has no interior point for this structure.
+    """
+    reml = choose("method", method, LIKELIHOODS) == "reml"
+    scale = response_scale(model)
+    problem = make_problem(model, constrain(model, domain), reml, scale)
+    starts = starting_points(problem, model)
+    p = model.X.shape[1]
+    work = make_work(problem)
+    if not reml:  # the REML optimum is the natural first start for ML
+        status, theta, *_ = best_of(problem._replace(reml=True), starts, False, work)
+        if status != INFEASIBLE:
+            starts = np.vstack([theta, starts])
+    status, theta, llf, decrement, n_eval, used = best_of(problem, starts, not reml, work)
+    if status == INFEASIBLE:
+        raise ConvergenceError(
+            f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
+            "use another bound or add a component that is a variance"
+        )
+    df = model.nobs - p * reml
+    constant = _coding_constant(model) if reml else 0.0
+    theta = np.where(theta - problem.lower < _AT_BOUND, problem.lower, theta)
+    beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
+    return Estimate(
+        method=method,
+        theta=theta * scale**2,
+        beta=beta,
+        cov_beta=cov,
+        beta_by="gls",
+        information=work.info / scale**4,
+        observed=work.observed / scale**4,
+        llf=llf - df * math.log(scale) + constant,
+        convergence=Convergence(
+            converged=status in (INTERIOR, EDGE),
+            boundary=status != INTERIOR,
+            gradient_norm=math.sqrt(max(decrement, 0.0)),
+            n_evaluations=int(n_eval),
+            n_starts=int(used),
+            message=_MESSAGES[int(status)],
+        ),
+    )
+
+
+_AT_BOUND = 1e-6  # in units of the response's variance: a component on its bound is set to it
+_MESSAGES = {
+    INTERIOR: "interior optimum",
+    EDGE: "optimum on the edge of the domain",
+    STALLED: "the last step did not reach the tolerance",
+}
+
+
+def response_scale(model: Model) -> float:
+    """A power of two near the residual standard deviation of y: fits are made on y / scale."""
+    rows = model.active_rows
+    Q, y = model.blocks.X[rows], model.y[rows]
+    if model.n_donors < len(model.active):
+        Q = np.linalg.qr(Q)[0]
+    resid = y - Q @ (Q.T @ y)
+    spread = math.sqrt(float(resid @ resid) / max(len(y) - Q.shape[1], 1))
+    return 2.0 ** round(math.log2(spread)) if spread > 0.0 else 1.0
+
+
+def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float) -> Problem:
+    """The kernels' view of `model` with response y / scale."""
+    return Problem(
+        kernel=kernels.kernel_address(),
+        S=model.S,
+        y=model.y / scale,
+        nu=model.nu / scale**2,
+        blocks=model.blocks,
+        active=model.active.copy(),
+        reml=reml,
+        lower=constraint.lower,
+        cS=constraint.S,
+        cy=np.zeros(len(constraint.nu)),
+        cnu=constraint.nu / scale**2,
+        cblocks=constraint.blocks,
+        cactive=constraint.active,
+        noisy=bool((constraint.nu > 0.0).all()) and len(constraint.nu) > 0,
+    )
+
+
+def centre(problem: Problem, model: Model) -> np.ndarray:
+    """A point well inside the domain: total variance split between all effects."""
+    K, C, _ = model.basis.shape
+    rows = model.active_rows
+    X, y = problem.blocks.X[rows], problem.y[rows]
+    beta = X.T @ y
+    total = max(float(y @ y - beta @ beta) / max(len(y) - len(beta), 1), 0.0)
+    total = max(total - float(np.mean(np.minimum(problem.nu[rows], total))), 0.1 * total)
+    share = total / (2 + len(model.random))
+    target = share * (np.ones((C, C)) + np.eye(C))
+    flat = model.basis.reshape(K, -1)
+    theta = np.full(len(model.S), share)
+    theta[:K] = np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
+    return theta
+
+
+def starting_points(problem: Problem, model: Model) -> np.ndarray:
+    """Deterministic starts (s, K): variance split, nearly null, and one for every component.
+
+    The first Fisher-scoring step from the split is a weighted moment estimate.  The others are
+    used where the optimum lies on the edge, which may have several local maxima.
+    """
+    middle = centre(problem, model)
+    tilted = 0.3 * middle + 1.4 * np.diag(middle)
+    return np.vstack([middle, 0.02 * middle, tilted[middle > 0.0][:8]])
+
+
+def _fixed_effects(
+    model: Model, beta: np.ndarray, gram: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """b and its covariance for the caller's X, from those of the orthonormal X."""
+    p = len(beta)
+    if p == 0:
+        return np.zeros(0), np.zeros((0, 0))
+    back = np.linalg.inv(model.R_x)
+    root = np.linalg.solve(np.tril(gram[:p, :p]), back.T)
+    return back @ beta * scale, root.T @ root * scale**2
+
+
+def _coding_constant(model: Model) -> float:
+    """1/2 log|Q'Q| of the rows in use: the kernels' X is orthonormal over all rows."""
+    if model.n_donors == len(model.active):
+        return 0.0
+    Q = model.blocks.X[model.active_rows]
+    return 0.5 * float(np.linalg.slogdet(Q.T @ Q)[1])

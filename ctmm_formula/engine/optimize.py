@@ -1,0 +1,471 @@
+"""Maximising the (restricted) likelihood over its domain, compiled.
+
+The domain is convex: every covariance of the constraint set is positive definite (noise 'cnu',
+see :mod:`ctmm_formula.engine.domain`) and theta > lower.  Inside it the step is Fisher scoring
+far from the optimum and Newton with the observed information (2 average - expected) close to it.
+Where the optimum lies on the edge, a vanishing barrier mu (log|constraint| + sum log(theta -
+lower)) is followed; it is the same determinant kernel once more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .kernels import (
+    _INNER,
+    _OPTIONS,
+    INFORMATION,
+    SCORE,
+    VALUE,
+    _fill,
+    cholesky,
+    cholesky_solve,
+    evaluate,
+)
+from .model import Blocks
+
+INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
+"""How an optimisation ended."""
+
+_TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
+_REFIT_TOLERANCE = 1e-10  # of a leave-out refit, before its last step (which squares it)
+_WAY_POINT = 1e-2  # barrier weight at which paths from different starts are compared
+_BARRIER_END = 1e-8
+_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
+_BARRIER_ENOUGH = 1e-6  # a path that settled down to here is on the edge; the rest is rounding
+_MAX_STEPS = 60
+
+
+class Problem(NamedTuple):
+    """One likelihood and its domain.
+
+    kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,)
+    bounds (-inf where none); cS (K, F'), cnu, cblocks, cactive: determinants that must stay
+    positive definite; noisy: all cnu > 0.
+    """
+
+    kernel: int
+    S: np.ndarray
+    y: np.ndarray
+    nu: np.ndarray
+    blocks: Blocks
+    active: np.ndarray
+    reml: bool
+    lower: np.ndarray
+    cS: np.ndarray
+    cy: np.ndarray
+    cnu: np.ndarray
+    cblocks: Blocks
+    cactive: np.ndarray
+    noisy: bool
+
+
+class Work(NamedTuple):
+    """Buffers of one optimisation; grad (K,), hess and info (K, K), beta (p,)."""
+
+    score: np.ndarray
+    average: np.ndarray
+    expected: np.ndarray
+    gram: np.ndarray
+    beta: np.ndarray
+    cscore: np.ndarray
+    caverage: np.ndarray
+    cexpected: np.ndarray
+    cgram: np.ndarray
+    cbeta: np.ndarray
+    grad: np.ndarray
+    observed: np.ndarray
+    info: np.ndarray
+    chol: np.ndarray
+    step: np.ndarray
+    trial: np.ndarray
+
+
+def make_work(pr: Problem) -> Work:
+    """Buffers for `pr`."""
+    K, F = pr.S.shape
+    G, p = pr.cS.shape[1], pr.blocks.p
+    zeros = np.zeros
+    return Work(
+        zeros(F), zeros((F, F)), zeros((F, F)), zeros((p + 1, p + 1)), zeros(p),
+        zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
+        zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
+    )  # fmt: skip
+
+
+@njit(**_INNER)
+def _factors(S, theta):
+    K, F = S.shape
+    phi = np.zeros(F)
+    for k in range(K):
+        for f in range(F):
+            phi[f] += S[k, f] * theta[k]
+    return phi
+
+
+@njit(**_INNER)
+def _add_congruence(S, inner, weight, out):
+    """out += weight S inner S', skipping the zeros of S."""
+    K, F = S.shape
+    for k in range(K):
+        for f in range(F):
+            if S[k, f] == 0.0:
+                continue
+            for h in range(K):
+                for g in range(F):
+                    if S[h, g] != 0.0:
+                        out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
+
+
+@njit(**_INNER)
+def _walls(pr, theta, mu, level, wk):
+    """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
+
+    Adds mu times the gradient and curvature to wk.grad, wk.observed and wk.info.  A random
+    effect's own wall is the determinant of its whole block; it hides the wall of the single
+    donors in it, so these enter once more with the random effects at zero.
+    """
+    K = len(theta)
+    n_random = pr.cS.shape[1] - pr.cblocks.R
+    total = 0.0
+    if len(pr.cactive) == 0:
+        return total
+    phi = _factors(pr.cS, theta)
+    if level == VALUE and pr.noisy:  # noise plus a sum of positive parts needs no look
+        for f in range(len(phi)):
+            if phi[f] < 0.0:
+                break
+        else:
+            return total
+    for alone in range(2):
+        if alone == 1:
+            if len(pr.cblocks.level_comp) == 0 or level == VALUE:
+                break
+            for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
+                phi[f] = 0.0
+        value = evaluate(
+            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, level,
+            wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+        )  # fmt: skip
+        if value == -math.inf:
+            return value
+        total -= 2.0 * value
+        if level == VALUE:
+            break
+        if alone == 1:
+            for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
+                wk.cscore[f] = 0.0
+                for g in range(pr.cblocks.R + n_random):
+                    wk.cexpected[f, g] = 0.0
+                    wk.cexpected[g, f] = 0.0
+        for k in range(K):
+            for f in range(pr.cS.shape[1]):
+                wk.grad[k] -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
+        if level > SCORE:
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
+            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+    return total
+
+
+@njit(**_INNER)
+def _objective(pr, theta, mu, level, wk):
+    """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
+
+    Returns (objective, log-likelihood); -inf outside the domain.
+    """
+    K = len(theta)
+    for k in range(K):
+        if not theta[k] > pr.lower[k]:
+            return -math.inf, -math.inf
+        wk.grad[k] = 0.0
+    _fill(wk.observed, 0.0)
+    _fill(wk.info, 0.0)
+    barrier = _walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
+    if barrier == -math.inf:
+        return barrier, barrier
+    llf = evaluate(
+        pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
+        level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+    )  # fmt: skip
+    if llf == -math.inf:
+        return llf, llf
+    if level > VALUE:
+        for k in range(K):
+            for f in range(pr.S.shape[1]):
+                wk.grad[k] += pr.S[k, f] * wk.score[f]
+    if level > SCORE:
+        _add_congruence(pr.S, wk.average, 2.0, wk.observed)
+        _add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+        _add_congruence(pr.S, wk.expected, 1.0, wk.info)
+    if mu > 0.0:
+        for k in range(K):
+            if pr.lower[k] > -math.inf:
+                slack = theta[k] - pr.lower[k]
+                barrier += math.log(slack)
+                wk.grad[k] += mu / slack
+                wk.observed[k, k] += mu / slack**2
+                wk.info[k, k] += mu / slack**2
+        return llf + mu * barrier, llf
+    return llf, llf
+
+
+@njit(**_INNER)
+def _direction(matrix, wk):
+    """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite."""
+    K = len(wk.grad)
+    for k in range(K):
+        for h in range(k + 1):
+            wk.chol[k, h] = matrix[k, h]
+    if not cholesky(wk.chol, K):
+        return -1.0
+    decrement = 0.0
+    for k in range(K):
+        wk.step[k] = wk.grad[k]
+    cholesky_solve(wk.chol, K, wk.step)
+    for k in range(K):
+        decrement += wk.grad[k] * wk.step[k]
+    return decrement
+
+
+@njit(**_OPTIONS)
+def newton(pr, theta, mu, tolerance, wk, patience=3):
+    """Climb from `theta` (changed in place) at barrier weight mu.
+
+    Without a barrier it gives up (EDGE) after `patience` steps that the domain cut short.
+
+    Returns (status, log-likelihood, squared decrement, evaluations).
+    """
+    K = len(theta)
+    value, llf = _objective(pr, theta, mu, INFORMATION, wk)
+    n_eval = 1
+    if value == -math.inf:
+        return INFEASIBLE, llf, math.inf, n_eval
+    decrement = math.inf
+    blocked = 0
+    for _ in range(_MAX_STEPS):
+        decrement = _direction(wk.info, wk)
+        if decrement < 0.0:
+            return STALLED, llf, math.inf, n_eval
+        if decrement < 1.0:  # close enough for the observed curvature
+            newer = _direction(wk.observed, wk)
+            decrement = newer if newer >= 0.0 else _direction(wk.info, wk)
+        if decrement < tolerance:
+            return INTERIOR, llf, decrement, n_eval
+        size = 1.0
+        accepted = False
+        outside = False
+        for _ in range(40):
+            for k in range(K):
+                wk.trial[k] = theta[k] + size * wk.step[k]
+            # the direction survives in wk.step; grad and information are for the new point
+            new_value, new_llf = _objective(pr, wk.trial, mu, INFORMATION, wk)
+            n_eval += 1
+            if new_value == -math.inf:
+                outside = True
+                size *= 0.5
+                continue
+            if new_value >= value + 1e-4 * size * decrement - 1e-11 * (1.0 + abs(value)):
+                accepted = True
+                break
+            size *= 0.5
+        if not accepted:
+            _objective(pr, theta, mu, INFORMATION, wk)
+            return STALLED, llf, decrement, n_eval + 1
+        for k in range(K):
+            theta[k] = wk.trial[k]
+        value, llf = new_value, new_llf
+        if outside and mu == 0.0:
+            blocked += 1
+            if blocked >= patience:
+                return EDGE, llf, decrement, n_eval
+    return STALLED, llf, decrement, n_eval
+
+
+@njit(**_INNER)
+def _chord(pr, theta, full_inverse, steps, wk):
+    """Quasi-Newton from a nearby fit: its inverse information, corrected by rank-one updates.
+
+    `theta` is moved in place; True where it settled inside the domain (or after one step, if
+    `steps` is 1).
+    """
+    K = len(theta)
+    inverse = full_inverse.copy()
+    before = np.empty(K)
+    miss = np.empty(K)
+    last = math.inf
+    for it in range(steps + 1):
+        llf = evaluate(
+            pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
+            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+        )  # fmt: skip
+        if llf == -math.inf:
+            return False
+        for k in range(K):
+            wk.grad[k] = 0.0
+            for f in range(pr.S.shape[1]):
+                wk.grad[k] += pr.S[k, f] * wk.score[f]
+        if it > 0:  # secant: inverse (before - grad) should have been the last step
+            along = 0.0
+            for k in range(K):
+                miss[k] = wk.step[k]
+                for h in range(K):
+                    miss[k] -= inverse[k, h] * (before[h] - wk.grad[h])
+                along += miss[k] * (before[k] - wk.grad[k])
+            if abs(along) > 1e-300:
+                for k in range(K):
+                    for h in range(K):
+                        inverse[k, h] += miss[k] * miss[h] / along
+        decrement = 0.0
+        for k in range(K):
+            wk.step[k] = 0.0
+            for h in range(K):
+                wk.step[k] += inverse[k, h] * wk.grad[h]
+            decrement += wk.step[k] * wk.grad[k]
+            before[k] = wk.grad[k]
+        if it == steps and steps == 1:
+            break
+        if not abs(decrement) < 10.0 * last or it == steps:
+            return False
+        last = abs(decrement)
+        for k in range(K):
+            theta[k] += wk.step[k]
+        if last < _REFIT_TOLERANCE:
+            break
+    for k in range(K):
+        if not theta[k] > pr.lower[k]:
+            return False
+    return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
+
+
+@njit(**_OPTIONS)
+def refresh(pr, theta, wk):
+    """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
+    return _objective(pr, theta, 0.0, INFORMATION, wk)[1]
+
+
+@njit(**_OPTIONS)
+def leave_out(pr, groups, group_ptr, theta_hat, inverse, steps, wk, thetas, betas, settled):
+    """Refit without each group of donors, from the full fit by quasi-Newton steps.
+
+    Parameters
+    ----------
+    groups : (sum of sizes,) donors; group_ptr : (G + 1,)
+    theta_hat : (K,); inverse : (K, K) inverse information to start from
+    steps : most steps; 1 gives the one-step jackknife
+    thetas : (G, K), betas : (G, p), settled : (G,) bool out; what has not settled needs a climb
+    """
+    theta = np.empty(len(theta_hat))
+    shares_donors = len(pr.cactive) == len(pr.active)
+    for g in range(len(group_ptr) - 1):
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = False
+            if shares_donors:
+                pr.cactive[groups[x]] = False
+        for k in range(len(theta)):
+            theta[k] = theta_hat[k]
+        settled[g] = _chord(pr, theta, inverse, steps, wk)
+        for k in range(len(theta)):
+            thetas[g, k] = theta[k]
+        for j in range(betas.shape[1]):
+            betas[g, j] = wk.beta[j]
+        for x in range(group_ptr[g], group_ptr[g + 1]):
+            pr.active[groups[x]] = True
+            if shares_donors:
+                pr.cactive[groups[x]] = True
+
+
+def _follow(
+    pr: Problem, theta: np.ndarray, mu: float, mu_end: float, wk: Work
+) -> tuple[float, float, float, int]:
+    """Follow the barrier path from weight `mu` down to `mu_end`; `theta` changed in place.
+
+    Slacks shrink in proportion to mu, so each stage starts from a linear extrapolation of the
+    two before it.  Returns (reached, log-likelihood, squared decrement, evaluations), `reached`
+    the smallest weight at which the stage settled.
+    """
+    reached, llf, decrement, n_eval, stage = math.inf, -math.inf, math.inf, 0, 0
+    before = theta.copy()
+    while mu > 0.5 * mu_end:
+        for reach in _REACH if stage > 1 else (0.0,):
+            ahead = theta + reach * (theta - before)
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            n_eval += used
+            if status != INFEASIBLE:
+                break
+        else:
+            break
+        before[:], theta[:], llf = theta, ahead, new_llf
+        if status == INTERIOR:
+            reached, decrement = mu, new_decrement
+        mu *= 0.1
+        stage += 1
+    return reached, llf, decrement, n_eval
+
+
+def climb(
+    pr: Problem, theta: np.ndarray, known: list[np.ndarray], wk: Work
+) -> tuple[int, float, float, int]:
+    """From a feasible start to a local maximum, along the edge where it must.
+
+    `theta` is changed in place.  `known` holds the way points of earlier climbs along the edge: a
+    path that meets one of them is not followed further, a new one is added.
+    Returns (INTERIOR, EDGE, STALLED, MERGED or INFEASIBLE, log-likelihood, squared decrement,
+    evaluations).
+    """
+    start = theta.copy()
+    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    if status in (INTERIOR, INFEASIBLE):
+        return status, llf, decrement, n_eval
+    theta[:] = start
+    _, llf, decrement, used = _follow(pr, theta, 0.1, _WAY_POINT, wk)
+    n_eval += used
+    if any((np.abs(point - theta) < 1e-2 * (1.0 + np.abs(theta))).all() for point in known):
+        return MERGED, llf, decrement, n_eval
+    known.append(theta.copy())
+    reached, llf, decrement, used = _follow(pr, theta, 0.1 * _WAY_POINT, _BARRIER_END, wk)
+    n_eval += used
+    # where no wall holds the end of the path, one more climb finishes in the interior
+    inside = theta.copy()
+    status, inner_llf, inner, used = newton(pr, inside, 0.0, _TOLERANCE, wk, 2)
+    n_eval += used
+    if status == INTERIOR:
+        theta[:] = inside
+        return status, inner_llf, inner, n_eval
+    return EDGE if reached <= _BARRIER_ENOUGH else STALLED, llf, decrement, n_eval
+
+
+def best_of(
+    pr: Problem, starts: np.ndarray, prefer_interior: bool, wk: Work
+) -> tuple[int, np.ndarray, float, float, int, int]:
+    """Climb from the rows of `starts` (s, K) in turn and return the best end.
+
+    An interior optimum reached from the first start is final; on the edge all starts are tried.
+    Returns (status, theta, log-likelihood, squared decrement, evaluations, starts used); `wk`
+    holds fixed effects and information there.
+    """
+    best = (INFEASIBLE, starts[0], -math.inf, math.inf)
+    total, used = 0, 0
+    known: list[np.ndarray] = []
+    for start in starts:
+        theta = start.copy()
+        status, llf, decrement, n_eval = climb(pr, theta, known, wk)
+        total += n_eval
+        if status == INFEASIBLE:
+            continue
+        used += 1
+        if status == MERGED:
+            continue
+        better = llf > best[2] + 1e-9 * (1.0 + abs(llf))
+        if prefer_interior and (status == INTERIOR) != (best[0] == INTERIOR):
+            better = status == INTERIOR
+        if better or best[0] == INFEASIBLE:
+            best = (status, theta, llf, decrement)
+        if status == INTERIOR and used == 1:
+            break
+    if best[0] != INFEASIBLE and (best[0] != INTERIOR or best[1] is not theta):
+        refresh(pr, best[1], wk)  # the last evaluation was elsewhere
+    return (*best, total, used)

@@ -1,0 +1,1 @@
+"""Tests and resampling on models and estimates."""

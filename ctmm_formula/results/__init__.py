@@ -1,0 +1,1 @@
+"""The results object: labels and accessors over the floors below."""

@@ -1,0 +1,268 @@
+"""A fit as JSON: arrays, labels, text and columns, never code.
+
+Floats keep all their digits; NaN is null, infinities are text.  What cannot be text (functions of
+the caller that the formula uses) is refused, not pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from ..design.design import Design
+from ..design.formula import FormulaSpec, RandomTerm
+from ..design.matrix import ALWAYS, Coding
+from ..engine.domain import Domain
+from ..engine.estimate import Convergence, Estimate
+from ..engine.model import RandomComponent
+from ..errors import DataError
+from ..inference.jackknife import Jackknife
+from ..structures import Structure
+
+FORMAT = "ctmm_formula fit"
+VERSION = 1
+
+_RECORDS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Convergence, Domain, Estimate, FormulaSpec, Jackknife, RandomComponent, RandomTerm,
+        Structure,
+    )
+}  # fmt: skip
+"""The only classes a file can name."""
+
+Parts = tuple[
+    Design, Structure, Domain, Estimate, tuple[str, ...],
+    tuple[tuple[int | None, bool], Jackknife] | None,
+]  # fmt: skip
+
+
+def dumps(*parts: object) -> str:
+    """JSON text of design, structure, domain, estimate, notes and jackknife."""
+    content = {"format": FORMAT, "version": VERSION, "parts": [_encode(part) for part in parts]}
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def loads(text: str) -> Parts:
+    """The inverse of :func:`dumps`.
+
+    Raises
+    ------
+    DataError
+        Not such a file, or one of a later version.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise KeyError("format")
+        version = content["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"this is not a fit stored by to_json ({error})") from None
+    if version != VERSION:
+        raise DataError(
+            f"the fit was stored in version {version} of the format, this package reads "
+            f"{VERSION}: use the ctmm_formula that wrote it, or update this one"
+        )
+    try:
+        return cast(Parts, tuple(_decode(part) for part in content["parts"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"this is not a fit stored by to_json ({error!r})") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# values: {"<tag>": ...} for everything JSON does not have
+
+
+def _encode(value: Any) -> Any:
+    """Any part of a fit as JSON values."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, np.generic):
+        return _encode(value.item())
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return {"float": _float(value)} if not math.isfinite(value) else value
+    for kind, encode in _ENCODERS.items():
+        if isinstance(value, kind):
+            return encode(value)
+    if type(value).__name__ in _RECORDS:
+        content = {name: _encode(getattr(value, name)) for name in _field_names(type(value))}
+        return {"record": type(value).__name__, "content": content}
+    raise DataError(
+        f"a value of type {type(value).__name__} cannot be stored as JSON: pickle the results"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "record" in value:
+        content = {name: _decode(item) for name, item in value["content"].items()}
+        return _RECORDS[value["record"]](**content)
+    (tag, content), *_ = value.items()
+    return _DECODERS[tag](content)
+
+
+def _field_names(cls: type) -> tuple[str, ...]:
+    named = getattr(cls, "_fields", None)  # a named tuple has no dataclass fields
+    return named if named is not None else tuple(f.name for f in fields(cls))
+
+
+def _float(value: float) -> float | str:
+    return value if math.isfinite(value) else repr(float(value))
+
+
+def _array(value: np.ndarray) -> dict:
+    if value.dtype.kind not in "bif":
+        raise DataError(f"an array of type {value.dtype} cannot be stored as JSON")
+    data = value.ravel().tolist()
+    if value.dtype.kind == "f":
+        data = [_float(v) for v in data]
+    return {"array": {"type": value.dtype.str, "shape": list(value.shape), "data": data}}
+
+
+def _to_array(content: Mapping) -> np.ndarray:
+    kind = np.dtype(content["type"])
+    data = content["data"]
+    if kind.kind == "f":
+        data = [float(v) for v in data]
+    return np.array(data, dtype=kind).reshape(content["shape"])
+
+
+def _record_tuple(value: tuple) -> Any:
+    """Named tuples by name, others as lists."""
+    if type(value).__name__ in _RECORDS:
+        content = {name: _encode(getattr(value, name)) for name in _field_names(type(value))}
+        return {"record": type(value).__name__, "content": content}
+    return [_encode(item) for item in value]
+
+
+def _dict(value: Mapping) -> dict:
+    return {"dict": [[str(key), _encode(item)] for key, item in value.items()]}
+
+
+# ---------------------------------------------------------------------------------------------
+# tables
+
+
+def _index(value: pd.Index) -> dict:
+    """Labels of the user's rows; what is no text or number is kept as text."""
+    if isinstance(value, pd.MultiIndex):
+        levels = [_index(value.get_level_values(k)) for k in range(value.nlevels)]
+        return {"multiindex": levels}
+    name = None if value.name is None else str(value.name)
+    if isinstance(value, pd.RangeIndex):
+        return {"range": [value.start, value.stop, value.step, name]}
+    plain = [v.item() if isinstance(v, np.generic) else v for v in value]
+    known = all(isinstance(v, (str, int, float)) for v in plain)
+    items = [_encode(v) if known else str(v) for v in plain]
+    return {"index": {"name": name, "labels": items}}
+
+
+def _to_index(content: Mapping) -> pd.Index:
+    return pd.Index([_decode(v) for v in content["labels"]], name=content["name"])
+
+
+def _to_multiindex(content: list) -> pd.MultiIndex:
+    levels = [_decode(level) for level in content]
+    return pd.MultiIndex.from_arrays(levels, names=[level.name for level in levels])
+
+
+def _frame(value: pd.DataFrame) -> dict:
+    columns = [[str(name), _column(str(name), value[name])] for name in value.columns]
+    return {"frame": {"rows": len(value), "columns": columns}}
+
+
+def _column(name: str, column: pd.Series) -> Any:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        levels = [v.item() if isinstance(v, np.generic) else v for v in column.cat.categories]
+        if not all(isinstance(v, (str, bool, int, float)) for v in levels):
+            levels = [str(v) for v in levels]
+        return {
+            "levels": [_encode(v) for v in levels],
+            "ordered": bool(column.cat.ordered),
+            "codes": column.cat.codes.tolist(),
+        }
+    if column.dtype.kind in "bif":
+        return _array(column.to_numpy())
+    raise DataError(f"column {name!r} of type {column.dtype} cannot be stored as JSON")
+
+
+def _to_frame(content: Mapping) -> pd.DataFrame:
+    columns = {name: _to_column(column) for name, column in content["columns"]}
+    return pd.DataFrame(columns, index=pd.RangeIndex(content["rows"]))
+
+
+def _to_column(content: Mapping) -> Any:
+    if "levels" not in content:
+        return _decode(content)
+    levels = [_decode(level) for level in content["levels"]]
+    text = all(isinstance(level, str) for level in levels)
+    categories = pd.Index(levels, dtype=object) if text else pd.Index(levels)
+    return pd.Categorical.from_codes(
+        content["codes"], categories=categories, ordered=content["ordered"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# design
+
+
+def _design(value: Design) -> dict:
+    content = {name: _encode(getattr(value, name)) for name in _DESIGN_FIELDS}
+    coding = value.coding
+    own = {k: v for k, v in coding.context.items() if not (k in ALWAYS and v is ALWAYS[k])}
+    for name, item in own.items():
+        if not isinstance(item, (bool, int, float, str)):
+            raise DataError(
+                f"the formula uses {name!r}, defined where fit was called: JSON cannot hold a "
+                f"{type(item).__name__}; add its result to the data as a column, or pickle the "
+                "results"
+            )
+    content["coding"] = {
+        "fixed": coding.fixed,
+        "columns": [str(name) for name in coding.frame.columns],
+        "context": _encode(own),
+        "engine": coding.engine,
+    }
+    return {"design": content}
+
+
+def _to_design(content: Mapping) -> Design:
+    known = {name: _decode(content[name]) for name in _DESIGN_FIELDS}
+    stored = content["coding"]
+    context = {**ALWAYS, **_decode(stored["context"])}
+    frame = known["frame"][stored["columns"]]
+    coding = Coding(stored["fixed"], frame, context, stored["engine"])
+    return Design(**known, coding=coding)
+
+
+_DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name != "coding")
+_ENCODERS: dict[Any, Callable[[Any], Any]] = {
+    np.ndarray: _array,
+    pd.Index: _index,
+    pd.DataFrame: _frame,
+    Design: _design,
+    tuple: _record_tuple,
+    list: _record_tuple,
+    dict: _dict,
+}
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "array": _to_array,
+    "dict": lambda items: {key: _decode(item) for key, item in items},
+    "range": lambda items: pd.RangeIndex(items[0], items[1], items[2], name=items[3]),
+    "index": _to_index,
+    "multiindex": _to_multiindex,
+    "frame": _to_frame,
+    "design": _to_design,
+}

@@ -1,0 +1,115 @@
+"""Shares of variance of a fit, on the scale of overall pseudobulk and by cell type.
+
+With w the weight of a row in its donor's overall pseudobulk (the cell type's share of the
+donor's cells), P_i = sum_a w_a H_a and S = cov(P), the variance of overall pseudobulk splits into
+
+    m'Sm                 means of the cell types
+    var_i(f_i)           other fixed effects, f_i = sum_a w_a x_a'b - P_i'm
+    sigma^2              shared between cell types
+    mean_i(P_i' V P_i)   cell type-specific: V_cc mean_i(P_ic^2) each, and covariances
+    r_k mean_i |z_ik|^2  every random effect, z_ik = sum_a w_a z_ak
+    mean_i(sum_a w_a^2 nu_a)   noise
+
+(m the cell type means at the mean of the covariates; Chen and Dahl 2024, supplement).  Estimates
+of variance components may be negative, and so may their shares.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..design.design import Design
+from ..engine.model import RandomComponent
+from ..structures import Structure
+
+
+def row_weights(design: Design) -> np.ndarray:
+    """Weights (n,) of the rows in their donor's overall pseudobulk; they sum to one per donor.
+
+    Cell types without a known share count equally.
+    """
+    codes = design.donor_codes
+    P = design.proportions
+    raw = np.ones(len(codes)) if P is None else np.einsum("nc,nc->n", P[codes], design.H)
+    return raw / np.bincount(codes, raw)[codes]
+
+
+def variance_parts(
+    design: Design,
+    structure: Structure,
+    theta: np.ndarray,
+    beta: np.ndarray,
+    *,
+    random_names: tuple[str, ...],
+    ddof: int = 1,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Parts of the variance of overall pseudobulk.
+
+    Parameters
+    ----------
+    design : Design; structure : Structure
+    theta : ndarray, shape (K,); beta : ndarray, shape (p,)
+    random_names : tuple of str
+        What to call the random effects' parts.
+    ddof : int
+        Divisor N - ddof of the variances between donors of the fixed parts.
+
+    Returns
+    -------
+    parts : dict
+        means, fixed, shared, specific, one entry per random effect, noise.
+    specific : dict
+        The cell type-specific part by cell type, and what covariances add.
+    """
+    count, N = len(structure.labels), len(design.donors)
+    w = row_weights(design)
+    P = np.zeros((N, design.H.shape[1]))
+    np.add.at(P, design.donor_codes, w[:, None] * design.H)
+    sigma2 = 0.0 if structure.shared is None else float(theta[structure.shared])
+    V = structure.covariance(theta[:count]) - sigma2
+    specific = V * (P.T @ P / N)
+    own = np.diag(specific)
+    by_type = {f"specific[{c}]": float(v) for c, v in zip(design.celltypes, own, strict=True)}
+    if np.any(V - np.diag(np.diag(V))):
+        by_type["specific[covariances]"] = float(specific.sum() - own.sum())
+    means = design.mean_rows @ beta
+    fixed = np.bincount(design.donor_codes, w * (design.X @ beta), N) - P @ means
+    parts = {
+        "means": float((P @ means).var(ddof=ddof)),
+        "fixed": float(fixed.var(ddof=ddof)),
+        "shared": sigma2,
+        "specific": float(specific.sum()),
+    }
+    for name, component, r in zip(random_names, design.random, theta[count:], strict=True):
+        parts[name] = float(r) * _level_square(component, design.donor_codes, w) / N
+    parts["noise"] = float((w**2 * design.nu).sum()) / N
+    return parts, by_type
+
+
+def celltype_parts(
+    design: Design, structure: Structure, theta: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Variance of a row of each cell type: between donors, random effects, noise; each (C,).
+
+    Rows count with their weight on the cell type (all of it, or the proportion).
+    """
+    count = len(structure.labels)
+    A = structure.covariance(theta[:count])
+    sigma2 = 0.0 if structure.shared is None else float(theta[structure.shared])
+    weight = design.H / design.H.sum(axis=0)
+    random = np.zeros(A.shape[0])
+    for component, r in zip(design.random, theta[count:], strict=True):
+        random += r * (weight.T @ component.values**2)
+    return {
+        "donor": np.diag(A).copy(),
+        "shared": np.full(len(A), sigma2),
+        "random": random,
+        "noise": weight.T @ design.nu,
+    }
+
+
+def _level_square(component: RandomComponent, donor: np.ndarray, w: np.ndarray) -> float:
+    """Sum over donors and levels of (weighted sum of z)^2."""
+    levels = int(component.codes.max()) + 1
+    _, pair = np.unique(donor * levels + component.codes, return_inverse=True)
+    return float(np.square(np.bincount(pair, w * component.values)).sum())

@@ -1,0 +1,309 @@
+"""Text, HTML and LaTeX of a fit from one description; nothing is computed here.
+
+A :class:`Summary` is header entries, tables of text and notes.  statsmodels' ``SimpleTable``
+writes each table in all three formats.
+"""
+
+from __future__ import annotations
+
+import html
+import platform
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pandas as pd
+from statsmodels.iolib.table import SimpleTable
+
+TITLE = "Cell type-specific mixed model"
+PACKAGES = ("numpy", "scipy", "pandas", "patsy", "statsmodels", "numba")
+"""Libraries whose versions decide the numbers."""
+
+_METHOD = {"ml": "ML", "reml": "REML", "he": "HE (method of moments)"}
+_KIND = {"ctp": "cell type-specific pseudobulk", "op": "overall pseudobulk"}
+_CONVENTION = {
+    "ml": "Log-likelihood with all constants.",
+    "reml": "Restricted log-likelihood with all constants, among them 1/2 log|X'X|.",
+}
+_COVARIANCE = {
+    "model": "Standard errors: model (inverse expected information).",
+    "jackknife": "Standard errors: jackknife over donors.",
+}
+_RULE = "-"
+
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&#{}$%_"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Description of a fit, ready to be rendered.
+
+    Attributes
+    ----------
+    title : str
+    header : tuple of (name, text)
+        The first entry has a line of its own.
+    tables : tuple of (heading, DataFrame of text)
+    notes : tuple of str
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"estimate": ["0.25"]}, index=["hom"])
+    >>> print(Summary("A fit", (("Formula", "y ~ 1"),), (("Variances", table),), ("A note.",)))
+           A fit
+    ===================
+    Formula:  y ~ 1
+    -------------------
+    Variances  estimate
+    -------------------
+    hom            0.25
+    ===================
+    A note.
+    """
+
+    title: str
+    header: tuple[tuple[str, str], ...]
+    tables: tuple[tuple[str, pd.DataFrame], ...]
+    notes: tuple[str, ...]
+
+    def as_text(self) -> str:
+        """Plain text; rules as wide as the widest table, notes wrapped to it."""
+        blocks = [_lines(table) for table in self._tables(str)]
+        width = max(len(line) for block in blocks for line in block)
+        out = [self.title.center(width).rstrip(), "=" * width]
+        for k, block in enumerate(blocks):
+            if k >= len(blocks) - len(self.tables):
+                out.append(_RULE * width)
+            out += [_RULE * width if set(line) == {_RULE} else line.rstrip() for line in block]
+        out.append("=" * width)
+        for note in self.notes:
+            out += textwrap.wrap(note, width)
+        return "\n".join(out)
+
+    def as_html(self) -> str:
+        """HTML tables; every text is escaped."""
+        tables = "\n".join(table.as_html() for table in self._tables(html.escape))
+        notes = "<br/>\n".join(html.escape(note) for note in self.notes)
+        return f"<h4>{html.escape(self.title)}</h4>\n{tables}\n<p>{notes}</p>"
+
+    def as_latex(self, label: str = "") -> str:
+        """A LaTeX table environment."""
+        tables = "\n".join(table.as_latex_tabular() for table in self._tables(_latex))
+        notes = " \\newline\n".join(_latex(note) for note in self.notes)
+        caption = f"\\caption{{{_latex(self.title)}}}\n\\label{{{label}}}"
+        return f"\\begin{{table}}\n{caption}\n{tables}\n{notes}\n\\end{{table}}"
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.as_html()
+
+    def _tables(self, clean: Callable[[str], str]) -> list[SimpleTable]:
+        """Header and tables for statsmodels, every text passed through `clean`."""
+        entries = [(clean(f"{name}:"), clean(text)) for name, text in self.header]
+        rest = entries[1:]
+        half = -(-len(rest) // 2)
+        right = rest[half:] + [("", "")] * (2 * half - len(rest))
+        out = [_simple([list(entries[0])], data_aligns="ll")]
+        if rest:
+            rows = [[*a, *b] for a, b in zip(rest[:half], right, strict=True)]
+            out.append(_simple(rows, data_aligns="llll"))
+        for heading, table in self.tables:
+            out.append(
+                _simple(
+                    [[clean(text) for text in row] for row in table.to_numpy().tolist()],
+                    headers=[clean(str(name)) for name in table.columns],
+                    stubs=[clean(str(name)) for name in table.index],
+                    corner=clean(heading),
+                    data_aligns="r" * table.shape[1],
+                )
+            )
+        return out
+
+
+def _simple(rows: list[list[str]], *, corner: str = "", **parts: Any) -> SimpleTable:
+    """A statsmodels table; `corner` stands above the names of its rows."""
+    formats = {"table_dec_above": "", "table_dec_below": "", "header_dec_below": _RULE}
+    table = SimpleTable(
+        rows,
+        header_align="r",  # as the numbers below: LaTeX starts a new tabular where this changes
+        txt_fmt={**formats, "colsep": "  "},
+        ltx_fmt={"replacements": {}},  # texts are escaped already
+        **parts,
+    )
+    if corner:
+        table[0][0].data, table[0][0].datatype = corner, "stub"
+    return table
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _lines(table: SimpleTable) -> list[str]:
+    return str(table.as_text()).splitlines()
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def summarise(fit: Any, covariance: str | None = None, alpha: float = 0.05) -> Summary:
+    """Describe `fit`, a ``CTMMResults`` (which stands above this file).
+
+    Parameters
+    ----------
+    fit : CTMMResults
+    covariance : {"model", "jackknife"}, optional
+        Of the standard errors; by default the fit's ``cov_type``.
+    alpha : float
+        One less the confidence of the intervals.
+    """
+    table = fit.table(covariance, alpha)
+    split = len(fit.fe_params)
+    shares = fit.variance_explained(by_celltype=True)
+    return Summary(
+        TITLE,
+        tuple(_header(fit)),
+        (
+            ("Fixed effects", _estimates(table.iloc[:split], "P>|t|", alpha)),
+            ("Variance components", _estimates(table.iloc[split:], "P>t", alpha)),
+            ("Shares of overall variance", _shares(shares)),
+        ),
+        tuple(_notes(fit, covariance or fit.cov_type)),
+    )
+
+
+def _header(fit: Any) -> list[tuple[str, str]]:
+    domain = fit.domain
+    floor = f" (floor {domain.noise_floor:g})" if fit.bounds == "noise" else ""
+    dropped = ", ".join(f"{reason} ({count})" for reason, count in fit.dropped.items())
+    likelihood = fit.method in _CONVENTION
+    record = fit.estimate.convergence
+    entries = [
+        ("Formula", fit.formula),
+        ("Structure", fit.structure),
+        ("Method", _METHOD[fit.method]),
+        ("Bounds", fit.bounds + floor),
+        ("Data", _KIND[fit.kind]),
+        ("Donors", str(fit.n_donors)),
+        ("Cell types", str(fit.n_celltypes)),
+        ("Rows", f"{fit.nobs} of {fit.n_possible} possible"),
+        ("Rows dropped", dropped or "none"),
+        ("Log-likelihood", f"{fit.llf:.4f}" if likelihood else "none"),
+        ("AIC", f"{fit.aic:.4f}" if likelihood else "none"),
+        ("BIC", f"{fit.bic:.4f}" if likelihood else "none"),
+        ("Residual df", str(fit.df_resid)),
+        ("Converged", _yes(fit.converged)),
+        ("On the edge", _yes(fit.boundary)),
+        ("Evaluations", str(record.n_evaluations)),
+    ]
+    return entries
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _estimates(table: pd.DataFrame, p_name: str, alpha: float) -> pd.DataFrame:
+    """Text of one table of estimates."""
+    names = ["estimate", "std. error", "t", p_name, f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"]
+    out = _text(table)
+    out["p_value"] = [f"{value:.3g}" for value in table["p_value"]]
+    return out.set_axis(names, axis=1)
+
+
+def _shares(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "variance": _text(table[["variance"]])["variance"],
+            "share": [f"{100 * value:.1f} %" for value in table["share"]],
+        }
+    )
+
+
+def _text(table: pd.DataFrame) -> pd.DataFrame:
+    """Four digits."""
+    return table.map(lambda value: f"{value:#.4g}".rstrip(".")).astype(object)
+
+
+def _notes(fit: Any, covariance: str) -> list[str]:
+    """What the reader must know, then the versions."""
+    return [
+        _COVARIANCE[covariance],
+        "P values by t with the residual df (donors less parameters), one-sided for variances.",
+        *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
+        *(note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".") for note in fit.notes),
+        footer(),
+    ]
+
+
+def describe_anova(table: pd.DataFrame, method: str) -> Summary:
+    """Describe a table of likelihood ratio tests, columns as in ``anova(...).table``."""
+    shown = pd.DataFrame(
+        {
+            "parameters": table["n_params"].astype(str),
+            "log-lik.": [f"{value:.4f}" for value in table["llf"]],
+            "AIC": [f"{value:.2f}" for value in table["aic"]],
+            "BIC": [f"{value:.2f}" for value in table["bic"]],
+            "chi2": _blank(table["statistic"]),
+            "df": _blank(table["df"]),
+            "P>chi2": _blank(table["pvalue"]),
+        },
+        dtype=object,
+    )
+    notes = [f"{name}: {note}." for name, note in table["note"].items() if note]
+    header = (("Likelihood ratio", "each fit against the one above"), ("Method", _METHOD[method]))
+    return Summary("Nested fits", header, (("Fit", shown),), (_CONVENTION[method], *notes))
+
+
+def _blank(values: pd.Series) -> list[str]:
+    """Numbers as text, nothing for those that are not there."""
+    return ["" if value != value else f"{value:.4g}" for value in values]
+
+
+def show_versions() -> Summary:
+    """Versions of the package, Python and libraries, and the platform: for reports of errors.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> "numpy" in str(ctmm.show_versions())
+    True
+    """
+    optional = ("anndata", "scanpy", "formulaic", "matplotlib", "joblib", "rpy2", "llvmlite")
+    table = pd.DataFrame({"version": versions((*PACKAGES, *optional))}, dtype=object)
+    return Summary("Versions", (("Platform", platform.platform()),), (("Package", table),), ())
+
+
+def footer() -> str:
+    """Versions of this package and of what its numbers depend on, in one line."""
+    return ", ".join(f"{name} {text}" for name, text in versions(PACKAGES[:4]).items()) + "."
+
+
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions of this package, Python and the packages named.
+
+    >>> list(versions(["numpy"]))
+    ['ctmm-formula', 'python', 'numpy']
+    """
+    own = str(getattr(import_module("ctmm_formula"), "__version__", "unknown"))
+    out = {"ctmm-formula": own, "python": platform.python_version()}
+    return out | {name: installed(name) for name in names}
+
+
+def installed(name: str) -> str:
+    """Version of an installed distribution, or "not installed"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
