@@ -10,8 +10,11 @@ The term log|X'X| makes REML independent of the coding of X (metafor has it, lme
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -101,13 +104,13 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     reml = choose("method", method, LIKELIHOODS) == "reml"
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
-    starts = starting_points(problem, model)
     p = model.X.shape[1]
+    starts: Iterable[np.ndarray] = starting_points(problem, model)
     work = make_work(problem)
     if not reml:  # the REML optimum is the natural first start for ML
         status, theta, *_ = best_of(problem._replace(reml=True), starts, False, work)
         if status != INFEASIBLE:
-            starts = np.vstack([theta, starts])
+            starts = chain([theta], starting_points(problem, model))
     status, theta, llf, decrement, n_eval, used = best_of(problem, starts, not reml, work)
     if status == INFEASIBLE:
         raise ConvergenceError(
@@ -179,29 +182,39 @@ def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float)
 
 def centre(problem: Problem, model: Model) -> np.ndarray:
     """A point well inside the domain: total variance split between all effects."""
-    K, C, _ = model.basis.shape
+    K = len(model.basis)
     rows = model.active_rows
     X, y = problem.blocks.X[rows], problem.y[rows]
     beta = X.T @ y
     total = max(float(y @ y - beta @ beta) / max(len(y) - len(beta), 1), 0.0)
     total = max(total - float(np.mean(np.minimum(problem.nu[rows], total))), 0.1 * total)
     share = total / (2 + len(model.random))
-    target = share * (np.ones((C, C)) + np.eye(C))
-    flat = model.basis.reshape(K, -1)
     theta = np.full(len(model.S), share)
-    theta[:K] = np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
+    theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)
     return theta
 
 
-def starting_points(problem: Problem, model: Model) -> np.ndarray:
-    """Deterministic starts (s, K): variance split, nearly null, and one for every component.
+@functools.lru_cache(maxsize=64)
+def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Components (K,) that come closest to A = J + I."""
+    flat = np.frombuffer(basis).reshape(shape[0], -1)
+    target = np.ones(shape[1:]) + np.eye(shape[1])
+    return np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
+
+
+def starting_points(problem: Problem, model: Model) -> Iterator[np.ndarray]:
+    """Deterministic starts (K,): variance split, nearly null, and one for every component.
 
     The first Fisher-scoring step from the split is a weighted moment estimate.  The others are
     used where the optimum lies on the edge, which may have several local maxima.
     """
     middle = centre(problem, model)
-    tilted = 0.3 * middle + 1.4 * np.diag(middle)
-    return np.vstack([middle, 0.02 * middle, tilted[middle > 0.0][:8]])
+    yield middle
+    yield 0.02 * middle
+    for k in np.flatnonzero(middle > 0.0)[:8]:
+        tilted = 0.3 * middle
+        tilted[k] += 1.4 * middle[k]
+        yield tilted
 
 
 def _fixed_effects(
@@ -211,9 +224,8 @@ def _fixed_effects(
     p = len(beta)
     if p == 0:
         return np.zeros(0), np.zeros((0, 0))
-    back = np.linalg.inv(model.R_x)
-    root = np.linalg.solve(np.tril(gram[:p, :p]), back.T)
-    return back @ beta * scale, root.T @ root * scale**2
+    root = np.linalg.solve(np.tril(gram[:p, :p]), model.back.T)
+    return model.back @ beta * scale, root.T @ root * scale**2
 
 
 def _coding_constant(model: Model) -> float:

@@ -85,8 +85,8 @@ class Model:
     blocks : Blocks
     S : ndarray, shape (K + Kr, R + Kr)
         Components to factors: phi = S' theta.
-    R_x : ndarray, shape (p, p)
-        X = blocks.X @ R_x.
+    back : ndarray, shape (p, p)
+        blocks.X = X @ back: fixed effects of X from those of the orthonormal columns.
     active : bool ndarray, shape (N,)
         Donors in use; the jackknife switches one off at a time.
     n_cells : ndarray, shape (n,), or None
@@ -103,7 +103,7 @@ class Model:
     donors: np.ndarray
     blocks: Blocks
     S: np.ndarray
-    R_x: np.ndarray
+    back: np.ndarray
     active: np.ndarray
     n_cells: np.ndarray | None
 
@@ -244,7 +244,7 @@ def build_model(
         donors=donors,
         blocks=blocks,
         S=S,
-        R_x=R_x * sign[:, None],
+        back=np.linalg.inv(R_x * sign[:, None]) if X.shape[1] else np.zeros((0, 0)),
         active=np.ones(n_donors, dtype=bool),
         n_cells=None if n_cells is None else _floats(n_cells)[order],
     )

@@ -10,6 +10,7 @@ lower)) is followed; it is the same determinant kernel once more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -439,15 +440,15 @@ def climb(
 
 
 def best_of(
-    pr: Problem, starts: np.ndarray, prefer_interior: bool, wk: Work
+    pr: Problem, starts: Iterable[np.ndarray], prefer_interior: bool, wk: Work
 ) -> tuple[int, np.ndarray, float, float, int, int]:
-    """Climb from the rows of `starts` (s, K) in turn and return the best end.
+    """Climb from each of `starts` in turn and return the best end.
 
     An interior optimum reached from the first start is final; on the edge all starts are tried.
     Returns (status, theta, log-likelihood, squared decrement, evaluations, starts used); `wk`
     holds fixed effects and information there.
     """
-    best = (INFEASIBLE, starts[0], -math.inf, math.inf)
+    best = (INFEASIBLE, np.full(len(pr.S), math.nan), -math.inf, math.inf)
     total, used = 0, 0
     known: list[np.ndarray] = []
     for start in starts:

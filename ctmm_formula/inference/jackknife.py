@@ -132,7 +132,7 @@ class _Refit:
             model, constrain(model, domain), estimate.method == "reml", self.scale
         )
         self.centre = centre(self.problem, model)
-        self.back = np.linalg.inv(model.R_x) * self.scale
+        self.back = model.back * self.scale
         curvature = estimate.observed * self.scale**4
         if np.linalg.eigvalsh(curvature)[0] <= 0.0:
             curvature = estimate.information * self.scale**4
@@ -170,7 +170,7 @@ class _Refit:
             part = problem._replace(active=_switched_off(problem.active, groups[g]))
             if len(problem.cactive) == len(problem.active):
                 part = part._replace(cactive=_switched_off(problem.cactive, groups[g]))
-            starts = np.array([0.95 * at + 0.05 * self.centre, self.centre])
+            starts = [0.95 * at + 0.05 * self.centre, self.centre]
             status, theta[g], *_ = best_of(part, starts, False, work)
             infeasible[g] = status == INFEASIBLE
             beta[g] = work.beta
