@@ -117,9 +117,9 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
             "use another bound or add a component that is a variance"
         )
+    on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
     df = model.nobs - p * reml
     constant = _coding_constant(model) if reml else 0.0
-    theta = np.where(theta - problem.lower < _AT_BOUND, problem.lower, theta)
     beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
     return Estimate(
         method=method,
@@ -132,16 +132,15 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
         llf=llf - df * math.log(scale) + constant,
         convergence=Convergence(
             converged=status in (INTERIOR, EDGE),
-            boundary=status != INTERIOR,
+            boundary=on_edge,
             gradient_norm=math.sqrt(max(decrement, 0.0)),
             n_evaluations=int(n_eval),
             n_starts=int(used),
-            message=_MESSAGES[int(status)],
+            message=_MESSAGES[EDGE if on_edge and status == INTERIOR else status],
         ),
     )
 
 
-_AT_BOUND = 1e-6  # in units of the response's variance: a component on its bound is set to it
 _MESSAGES = {
     INTERIOR: "interior optimum",
     EDGE: "optimum on the edge of the domain",

@@ -1,10 +1,11 @@
 """Maximising the (restricted) likelihood over its domain, compiled.
 
-The domain is convex: every covariance of the constraint set is positive definite (noise 'cnu',
-see :mod:`ctmm_formula.engine.domain`) and theta > lower.  Inside it the step is Fisher scoring
-far from the optimum and Newton with the observed information (2 average - expected) close to it.
-Where the optimum lies on the edge, a vanishing barrier mu (log|constraint| + sum log(theta -
-lower)) is followed; it is the same determinant kernel once more.
+The domain is convex: every covariance of the constraint set is positive definite (noise `cnu`,
+see :mod:`ctmm_formula.engine.domain`) and theta >= lower.  Inside it the step is Fisher scoring
+far from the optimum and Newton with the observed information (2 average - expected) close to it;
+components on their lower bound are held there while the likelihood pushes them out.  Where the
+optimum lies on the edge of a determinant, a vanishing barrier mu log|constraint| is followed; it
+is the same kernel once more.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Work(NamedTuple):
     chol: np.ndarray
     step: np.ndarray
     trial: np.ndarray
+    held: np.ndarray
 
 
 def make_work(pr: Problem) -> Work:
@@ -95,6 +97,7 @@ def make_work(pr: Problem) -> Work:
         zeros(F), zeros((F, F)), zeros((F, F)), zeros((p + 1, p + 1)), zeros(p),
         zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
         zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
+        zeros(K, dtype=bool),
     )  # fmt: skip
 
 
@@ -180,7 +183,7 @@ def _objective(pr, theta, mu, level, wk):
     """
     K = len(theta)
     for k in range(K):
-        if not theta[k] > pr.lower[k]:
+        if theta[k] < pr.lower[k]:
             return -math.inf, -math.inf
         wk.grad[k] = 0.0
     _fill(wk.observed, 0.0)
@@ -202,31 +205,35 @@ def _objective(pr, theta, mu, level, wk):
         _add_congruence(pr.S, wk.average, 2.0, wk.observed)
         _add_congruence(pr.S, wk.expected, -1.0, wk.observed)
         _add_congruence(pr.S, wk.expected, 1.0, wk.info)
-    if mu > 0.0:
-        for k in range(K):
-            if pr.lower[k] > -math.inf:
-                slack = theta[k] - pr.lower[k]
-                barrier += math.log(slack)
-                wk.grad[k] += mu / slack
-                wk.observed[k, k] += mu / slack**2
-                wk.info[k, k] += mu / slack**2
-        return llf + mu * barrier, llf
-    return llf, llf
+    return llf + mu * barrier, llf
 
 
 @njit(**_INNER)
-def _direction(matrix, wk):
-    """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite."""
-    K = len(wk.grad)
+def _direction(pr, theta, matrix, wk):
+    """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite.
+
+    Components that sit on their lower bound and would leave the domain are held there.
+    """
+    K = len(theta)
     for k in range(K):
-        for h in range(k + 1):
-            wk.chol[k, h] = matrix[k, h]
-    if not cholesky(wk.chol, K):
-        return -1.0
+        wk.held[k] = theta[k] <= pr.lower[k] and wk.grad[k] <= 0.0
+    for _ in range(K + 1):
+        for k in range(K):
+            for h in range(k + 1):
+                free = not (wk.held[k] or wk.held[h])
+                wk.chol[k, h] = matrix[k, h] if free else 1.0 if k == h else 0.0
+            wk.step[k] = 0.0 if wk.held[k] else wk.grad[k]
+        if not cholesky(wk.chol, K):
+            return -1.0
+        cholesky_solve(wk.chol, K, wk.step)
+        again = False
+        for k in range(K):
+            if theta[k] <= pr.lower[k] and wk.step[k] < 0.0:
+                wk.held[k] = True
+                again = True
+        if not again:
+            break
     decrement = 0.0
-    for k in range(K):
-        wk.step[k] = wk.grad[k]
-    cholesky_solve(wk.chol, K, wk.step)
     for k in range(K):
         decrement += wk.grad[k] * wk.step[k]
     return decrement
@@ -236,6 +243,7 @@ def _direction(matrix, wk):
 def newton(pr, theta, mu, tolerance, wk, patience=3):
     """Climb from `theta` (changed in place) at barrier weight mu.
 
+    A step that meets a lower bound stops on it; bounds need no barrier.
     Without a barrier it gives up (EDGE) after `patience` steps that the domain cut short.
 
     Returns (status, log-likelihood, squared decrement, evaluations).
@@ -248,20 +256,25 @@ def newton(pr, theta, mu, tolerance, wk, patience=3):
     decrement = math.inf
     blocked = 0
     for _ in range(_MAX_STEPS):
-        decrement = _direction(wk.info, wk)
+        decrement = _direction(pr, theta, wk.info, wk)
         if decrement < 0.0:
             return STALLED, llf, math.inf, n_eval
         if decrement < 1.0:  # close enough for the observed curvature
-            newer = _direction(wk.observed, wk)
-            decrement = newer if newer >= 0.0 else _direction(wk.info, wk)
+            newer = _direction(pr, theta, wk.observed, wk)
+            decrement = newer if newer >= 0.0 else _direction(pr, theta, wk.info, wk)
         if decrement < tolerance:
             return INTERIOR, llf, decrement, n_eval
         size = 1.0
+        for k in range(K):
+            if theta[k] + size * wk.step[k] < pr.lower[k]:
+                size = (pr.lower[k] - theta[k]) / wk.step[k]
         accepted = False
         outside = False
         for _ in range(40):
             for k in range(K):
                 wk.trial[k] = theta[k] + size * wk.step[k]
+                if wk.trial[k] < pr.lower[k] + 1e-14:  # on the bound, but for rounding
+                    wk.trial[k] = pr.lower[k]
             # the direction survives in wk.step; grad and information are for the new point
             new_value, new_llf = _objective(pr, wk.trial, mu, INFORMATION, wk)
             n_eval += 1
@@ -337,7 +350,8 @@ def _chord(pr, theta, full_inverse, steps, wk):
         if last < _REFIT_TOLERANCE:
             break
     for k in range(K):
-        if not theta[k] > pr.lower[k]:
+        held = inverse[k, k] == 0.0
+        if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
             return False
     return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
 
@@ -392,7 +406,7 @@ def _follow(
     before = theta.copy()
     while mu > 0.5 * mu_end:
         for reach in _REACH if stage > 1 else (0.0,):
-            ahead = theta + reach * (theta - before)
+            ahead = np.maximum(theta + reach * (theta - before), pr.lower)
             status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
             n_eval += used
             if status != INFEASIBLE:

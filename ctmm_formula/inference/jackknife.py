@@ -136,7 +136,10 @@ class _Refit:
         curvature = estimate.observed * self.scale**4
         if np.linalg.eigvalsh(curvature)[0] <= 0.0:
             curvature = estimate.information * self.scale**4
-        self.inverse = np.linalg.inv(curvature)
+        # components held on their lower bound do not move: zero rows and columns
+        free = estimate.theta / self.scale**2 > self.problem.lower
+        self.inverse = np.zeros_like(curvature)
+        self.inverse[np.ix_(free, free)] = np.linalg.inv(curvature[np.ix_(free, free)])
 
     def __call__(self, groups: list[np.ndarray], steps: int, n_jobs: int = 1) -> Refits:
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
