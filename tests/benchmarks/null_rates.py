@@ -3,7 +3,7 @@
     python tests/benchmarks/null_rates.py [--sets 1000] [--jobs 1] [--out null_rates.md]
 
 C = 4 cell types, shared variance .25, cells per pair log-uniform 10-120, variance between cells
-gamma with mean 4 and CV .4, nu = variance / cells.  The fit sees nu (1 +- e) with e ~ Beta(2, b),
+gamma with mean 3 and CV .4, nu = variance / cells.  The fit sees nu (1 +- e) with e ~ Beta(2, b),
 random sign; b = 3 and 2 give errors of standard deviation .33 and .45.  Power: V = diag(.05, .02,
 .02, .02).  Every data set is tested by every method at level .05.
 """
@@ -46,7 +46,7 @@ def draw(model, V, cv, rng):
     """One data set: the model with y, measured nu and cell counts."""
     n, N = len(model.y), len(model.active)
     cells = np.round(np.exp(rng.uniform(np.log(10), np.log(120), n)))
-    nu = rng.gamma(1 / 0.16, 4 * 0.16, n) / cells
+    nu = rng.gamma(1 / 0.16, 3 * 0.16, n) / cells
     y = 0.5 * rng.normal(size=N)[model.row_donor]
     y += np.sqrt(model.H @ V) * rng.normal(size=n) + np.sqrt(nu) * rng.normal(size=n)
     if BETA[cv]:
