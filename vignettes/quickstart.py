@@ -38,7 +38,7 @@ print(df.drop(columns=[f"PC{k}" for k in range(2, 7)]).head(), end="\n\n")
 # %%
 CALL = (
     'ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure="free",\n'
-    '               method="reml", data=df)'
+    '...                method="reml", data=df)'
 )
 res = ctmm.fit(
     "expr ~ C(celltype) + sex + PC1", random="batch", structure="free", method="reml", data=df
@@ -83,39 +83,57 @@ for name, value in res.vcomp.items():
 # %% [markdown]
 # ## Look
 #
-# Points: pseudobulk of one donor, without the effects of sex and PC1.  Line: mean of the cell type;
-# bars: one standard deviation between donors, of the variance that is shared (dark) and of shared
-# and cell type-specific variance together (light).
+# Left: every point is one donor's pseudobulk, less the effects of sex, PC1 and batch.  Bars reach
+# one standard deviation between donors to both sides of the mean (line): of the variance that all
+# cell types share (dark), and of shared and cell type-specific variance together (light).
+# Right: the variance components with 95 % intervals, and the truth.
 
 # %%
-celltypes = sorted(df["celltype"].unique())
-rng = np.random.default_rng(0)
-figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-means = res.means()
-adjusted = df["expr"]
+BLUE, SKY, VERMILION = "#0072B2", "#9ecae1", "#D55E00"  # told apart also without red or green
+celltypes = list(res.celltypes)
+adjusted = df["expr"] - df["batch"].map(res.random_effects["batch"]["estimate"])
 for name, column in {"sex[T.M]": df["sex"] == "M", "PC1": df["PC1"]}.items():
     adjusted = adjusted - res.fe_params[name] * (column - column.mean())
-shared = max(res.vcomp["hom"], 0.0)
+
+rng = np.random.default_rng(0)
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(9.0, 4.2), width_ratios=[1.45, 1], layout="constrained"
+)
+means = res.means()["estimate"]
+spread = {
+    "sd, shared + specific": (SKY, np.sqrt(np.maximum(np.diag(res.A), 0.0))),
+    "sd, shared": (BLUE, np.full(len(celltypes), np.sqrt(max(res.vcomp["hom"], 0.0)))),
+}
+places = np.arange(len(celltypes))
+for label, (color, sd) in spread.items():
+    left.bar(places - 0.2, 2 * sd, 0.26, means - sd, color=color, label=label)
+left.hlines(means, places - 0.36, places - 0.04, color="black", linewidth=2, label="mean")
 for place, name in enumerate(celltypes):
     y = adjusted[df["celltype"] == name]
-    jitter = place + rng.uniform(-0.12, 0.12, len(y)) + 0.2
-    ax.scatter(jitter, y, s=9, color="0.55", linewidths=0, label="donors" if not place else None)
-    mean = means.loc[name, "estimate"]
-    total = max(res.vcomp["hom"] + res.vcomp[f"V[{name}]"], 0.0)
-    for variance, color, width, label in [
-        (total, "#9ecae1", 14, "sd, shared + specific"),
-        (shared, "#3182bd", 14, "sd, shared"),
-    ]:
-        reach = mean + np.sqrt(variance) * np.array([-1, 1])
-        ax.plot([place - 0.15] * 2, reach, color=color, linewidth=width, solid_capstyle="butt",
-                label=label if not place else None)  # fmt: skip
-    ax.plot([place - 0.27, place - 0.03], [mean] * 2, color="black", linewidth=1.5,
-            label="mean" if not place else None)  # fmt: skip
-ax.set_xticks(range(len(celltypes)), celltypes)
-ax.set_ylabel("expression (overall pseudobulk has sd 1)")
-ax.set_title("gene001: variance between donors, by cell type", fontsize=11)
-ax.legend(frameon=False, fontsize=8, loc="lower left", markerscale=1.5)
-ax.spines[["top", "right"]].set_visible(False)
+    left.scatter(
+        place + 0.2 + rng.uniform(-0.13, 0.13, len(y)), y, s=12, color="0.45", linewidths=0,
+        label="donors" if place == 0 else None,
+    )  # fmt: skip
+left.set_xticks(places, celltypes)
+left.set_xlim(-0.6, len(celltypes) - 0.4)
+left.set_ylabel("expression, adjusted for sex, PC1, batch")
+left.set_title("gene001: donors by cell type", fontsize=11)
+left.legend(frameon=False, fontsize=9, loc="lower left")
+
+names = list(res.vcomp.index)
+interval = res.conf_int().loc[names].to_numpy()
+rows = np.arange(len(names))
+right.hlines(rows, interval[:, 0], interval[:, 1], color=BLUE, linewidth=2, label="95 % interval")
+right.plot(res.vcomp, rows, "o", color=BLUE, markersize=7, label="estimate")
+right.plot(truth[names], rows, "x", color=VERMILION, markersize=8, mew=2.2, label="truth")
+right.axvline(0.0, color="0.6", linewidth=0.8, zorder=0)
+right.set_yticks(rows, names)
+right.invert_yaxis()
+right.set_xlabel("variance")
+right.set_title("variance components", fontsize=11)
+right.legend(frameon=False, fontsize=9, loc="upper right")
+for ax in (left, right):
+    ax.spines[["top", "right"]].set_visible(False)
 figure.savefig(HERE / "quickstart.png", dpi=150)
 print(f"\nPicture: {HERE.name}/quickstart.png")
 
@@ -125,15 +143,14 @@ print(f"\nPicture: {HERE.name}/quickstart.png")
 # %%
 if "--readme" in sys.argv:
     readme = HERE.parent / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- quickstart: begin -->\n")
-    _, _, after = rest.partition("<!-- quickstart: end -->\n")
-    lines = ["import ctmm_formula as ctmm", "df = ctmm.load_example()", f"res = {CALL}"]
-    lines += ["print(res.summary())", str(res.summary())]
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- quickstart: begin -->\n")
+    _, end, after = rest.partition("<!-- quickstart: end -->\n")
+    lines = [">>> import ctmm_formula as ctmm", ">>> df = ctmm.load_example()", f">>> res = {CALL}"]
+    lines += [">>> print(res.summary())", str(res.summary())]
     for call, result in tests.items():
-        lines += [call, str(result)]
-    lines += ['hom = ctmm.fit(..., structure="hom")', "ctmm.anova(hom, res)", str(table)]
-    block = "```\n" + "\n".join(lines) + "\n```\n"
-    readme.write_text(
-        f"{before}<!-- quickstart: begin -->\n{block}<!-- quickstart: end -->\n{after}",
-        encoding="utf-8",
-    )
+        lines += [f">>> {call}", str(result)]
+    lines += ['>>> hom = ctmm.fit(..., structure="hom")  # the rest as above']
+    lines += [">>> ctmm.anova(hom, res)", str(table)]
+    block = "```pycon\n" + "\n".join(lines) + "\n```\n"
+    readme.write_text(f"{before}{begin}{block}{end}{after}", encoding="utf-8")

@@ -12,9 +12,11 @@ is unbiased whatever the distribution of the noise, may be negative, and has no 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from ..errors import ConvergenceError
 from . import kernels
@@ -55,10 +57,10 @@ def moments(model: Model) -> Moments:
     )  # fmt: skip
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
-    rows = model.active_rows
-    Q = np.zeros_like(model.blocks.X)
-    Q[rows] = np.linalg.qr(model.blocks.X[rows])[0] if p else 0.0
-    noise = np.array([_diagonal(Q, codes, w, rows) for codes, w in _factors(model)])
+    Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
+    if p and model.n_donors < len(model.active):  # orthonormal in the rows in use
+        Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
+    noise = _noise_weights(model, Q)
     return Moments(2.0 * model.S @ expected @ model.S.T, model.S @ noise, Q)
 
 
@@ -66,7 +68,7 @@ def solve(model: Model, design: Moments) -> np.ndarray:
     """theta of the response of `model`, shape (K,)."""
     e = np.where(model.active_rows, model.y, 0.0)
     e = e - design.Q @ (design.Q.T @ e)
-    q = np.array([_square(codes, w * e) for codes, w in _factors(model)])
+    q = [float(np.square(group @ (w * e)).sum()) for group, w in _factors(model)]
     return np.linalg.solve(design.gram, model.S @ q - design.noise @ model.nu)
 
 
@@ -84,7 +86,7 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
         raise ConvergenceError("variance components cannot be told apart: singular moment matrix")
     theta = solve(model, design)
     K, p = len(theta), model.X.shape[1]
-    at = evaluate(model, theta, "reml")
+    at = evaluate(model, theta, "reml", full=False)
     gls = math.isfinite(at.llf)
     rows = model.active_rows
     beta = at.beta if gls else np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
@@ -111,22 +113,26 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
     )
 
 
-def _factors(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(group codes, weights) of every rank-one factor: donor loadings, then random effects."""
-    R = model.blocks.R
-    donors = [(model.row_donor, model.blocks.design[:, r]) for r in range(R)]
-    return donors + [(c.codes, c.values) for c in model.random]
+def _factors(model: Model) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
+    """(sums over groups (g, n), weights (n,)) of each factor: donor loadings, random effects."""
+    donors = _group_sums(model.row_donor)
+    for r in range(model.blocks.R):
+        yield donors, model.blocks.design[:, r]
+    for component in model.random:
+        yield _group_sums(component.codes), component.values
 
 
-def _square(codes: np.ndarray, values: np.ndarray) -> float:
-    """Sum over groups of (sum of values)^2."""
-    return float(np.square(np.bincount(codes, weights=values)).sum())
+def _group_sums(codes: np.ndarray) -> sp.csr_matrix:
+    n = len(codes)
+    return sp.csr_matrix((np.ones(n), (codes, np.arange(n))), (codes.max() + 1, n))
 
 
-def _diagonal(Q: np.ndarray, codes: np.ndarray, w: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Diagonal of Pi W W' Pi for the group factor W, shape (n,): sum_g (w_ga - q_a' Y_g)^2."""
-    w = np.where(rows, w, 0.0)
-    Y = np.zeros((codes.max() + 1, Q.shape[1]))
-    np.add.at(Y, codes, w[:, None] * Q)
-    cross = w * np.einsum("np,np->n", Y[codes], Q)
-    return w**2 - 2.0 * cross + np.einsum("np,pq,nq->n", Q, Y.T @ Y, Q)
+def _noise_weights(model: Model, Q: np.ndarray) -> np.ndarray:
+    """Diagonals of Pi W W' Pi, (F, n), for the group factors W: sum_g (w_ga - q_a' Y_g)^2."""
+    out = []
+    for group, weight in _factors(model):
+        w = np.where(model.active_rows, weight, 0.0)
+        Y = group @ (w[:, None] * Q)
+        cross = w * np.einsum("np,np->n", group.T @ Y, Q)
+        out.append(w**2 - 2.0 * cross + np.einsum("np,np->n", Q @ (Y.T @ Y), Q))
+    return np.array(out)

@@ -53,7 +53,9 @@ class Evaluation:
     cov_beta: np.ndarray
 
 
-def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluation:
+def evaluate(
+    model: Model, theta: np.ndarray, method: str = "reml", *, full: bool = True
+) -> Evaluation:
     """Likelihood, score, information and GLS fixed effects at `theta`.
 
     Parameters
@@ -61,6 +63,8 @@ def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluatio
     model : Model
     theta : ndarray, shape (K,)
     method : "ml" or "reml"
+    full : bool
+        False leaves out score and information (NaN), which cost most.
 
     Examples
     --------
@@ -77,9 +81,10 @@ def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluatio
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     beta, gram = np.zeros(p), np.zeros((p + 1, p + 1))
+    level = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
         kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), model.y, model.nu,
-        model.blocks, model.active, reml, kernels.INFORMATION, score, average, expected, beta, gram,
+        model.blocks, model.active, reml, level, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
         nan = np.full((K, K), math.nan)
@@ -87,6 +92,9 @@ def evaluate(model: Model, theta: np.ndarray, method: str = "reml") -> Evaluatio
     S = model.S
     beta, cov = _fixed_effects(model, beta, gram, 1.0)
     llf += _coding_constant(model) if reml else 0.0
+    if not full:
+        nan = np.full((K, K), math.nan)
+        return Evaluation(llf, nan[0], nan, nan, beta, cov)
     return Evaluation(llf, S @ score, S @ average @ S.T, S @ expected @ S.T, beta, cov)
 
 
