@@ -150,7 +150,5 @@ if "--readme" in sys.argv:
     lines += [">>> print(res.summary())", str(res.summary())]
     for call, result in tests.items():
         lines += [f">>> {call}", str(result)]
-    lines += ['>>> hom = ctmm.fit(..., structure="hom")  # the rest as above']
-    lines += [">>> ctmm.anova(hom, res)", str(table)]
     block = "```pycon\n" + "\n".join(lines) + "\n```\n"
     readme.write_text(f"{before}{begin}{block}{end}{after}", encoding="utf-8")
