@@ -83,8 +83,8 @@ def evaluate(
     beta, gram = np.zeros(p), np.zeros((p + 1, p + 1))
     level = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
-        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), model.y, model.nu,
-        model.blocks, model.active, reml, level, score, average, expected, beta, gram,
+        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), residual(model),
+        model.nu, model.blocks, model.active, reml, level, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
         nan = np.full((K, K), math.nan)
@@ -156,15 +156,21 @@ _MESSAGES = {
 }
 
 
+def residual(model: Model) -> np.ndarray:
+    """y less its least-squares fit, (n,): the kernels lose no digits to the mean of y."""
+    Q = model.blocks.X
+    return model.y - Q @ (Q.T @ model.y)
+
+
 def response_scale(model: Model) -> float:
-    """A power of two near the residual standard deviation of y: fits are made on y / scale."""
+    """Residual standard deviation of y: fits are made on y / scale."""
     rows = model.active_rows
     Q, y = model.blocks.X[rows], model.y[rows]
     if model.n_donors < len(model.active):
         Q = np.linalg.qr(Q)[0]
     resid = y - Q @ (Q.T @ y)
     spread = math.sqrt(float(resid @ resid) / max(len(y) - Q.shape[1], 1))
-    return 2.0 ** round(math.log2(spread)) if spread > 0.0 else 1.0
+    return spread if spread > 0.0 else 1.0
 
 
 def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float) -> Problem:
@@ -172,7 +178,7 @@ def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float)
     return Problem(
         kernel=kernels.kernel_address(),
         S=model.S,
-        y=model.y / scale,
+        y=residual(model) / scale,
         nu=model.nu / scale**2,
         blocks=model.blocks,
         active=model.active.copy(),
@@ -232,7 +238,8 @@ def _fixed_effects(
     if p == 0:
         return np.zeros(0), np.zeros((0, 0))
     root = np.linalg.solve(np.tril(gram[:p, :p]), model.back.T)
-    return model.back @ beta * scale, root.T @ root * scale**2
+    beta = beta * scale + model.blocks.X.T @ model.y  # the kernels saw the residual
+    return model.back @ beta, root.T @ root * scale**2
 
 
 def _coding_constant(model: Model) -> float:

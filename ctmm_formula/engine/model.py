@@ -142,6 +142,20 @@ class Model:
         active[donors] = False
         return replace(self, active=active)
 
+    def full_rank(self) -> Model:
+        """The model with X replaced by a basis of its columns in the rows in use.
+
+        For donors left out that were alone in a level of a covariate.
+        """
+        rows = self.active_rows
+        left, size, _ = np.linalg.svd(self.blocks.X[rows], full_matrices=False)
+        rank = int((size > 1e-5).sum())  # squared: the tolerance of a cross product
+        X = np.zeros((len(rows), rank))
+        X[rows] = left[:, :rank]
+        b = self.blocks
+        design = np.hstack([b.design[:, : b.R], X, b.design[:, b.R + b.p :]])
+        return replace(self, X=X, blocks=b._replace(design=design, p=rank), back=np.eye(rank))
+
     def with_basis(self, basis: np.ndarray) -> Model:
         """The same data under another covariance structure, basis (K, C, C)."""
         W, S = _loadings(self.H, basis, len(self.random))

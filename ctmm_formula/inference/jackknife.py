@@ -19,13 +19,19 @@ from joblib import Parallel, delayed
 from ..engine import he
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
+from ..engine.estimators import ESTIMATORS
 from ..engine.likelihood import LIKELIHOODS, centre, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, best_of, leave_out, make_work
 from ..errors import CTMMError
 
-Refits = tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]  # theta, beta, failed
+Refits = tuple[np.ndarray, np.ndarray]  # theta (G, K), beta (G, p); NaN where there is none
+_REASONS = {
+    False: "a fixed effect rests on these donors alone and cannot be estimated without them",
+    True: "no fit, or no positive definite covariance, without these donors",
+}
 _CHORD_STEPS = 12
+_ALIASED = 1e-10  # smallest eigenvalue of Q'Q, with Q orthonormal over all donors
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
 
@@ -100,15 +106,23 @@ def jackknife(
     if blocks is not None and not 2 <= blocks <= len(donors):
         raise CTMMError(f"blocks must lie between 2 and the {len(donors)} donors, got {blocks}")
     groups = list(np.array_split(donors, blocks or len(donors)))
-    if estimate.method not in LIKELIHOODS:
-        one_step = False  # the moment refit is closed form already
-        theta, beta, failed = _moment_refits(model, estimate, groups)
-        error = 0.0
+    one_step = one_step and estimate.method in LIKELIHOODS  # the moment refit is closed form
+    domain = domain or Domain()
+    theta = np.full((len(groups), len(estimate.theta)), np.nan)
+    beta = np.full((len(groups), len(estimate.beta)), np.nan)
+    kept = _estimable(model, groups)
+    usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
+    error = 0.0
+    if estimate.method in LIKELIHOODS:
+        refit = _Refit(model, estimate, domain)
+        theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
+        error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
     else:
-        steps = 1 if one_step else _CHORD_STEPS
-        refit = _Refit(model, estimate, domain or Domain())
-        theta, beta, failed = refit(groups, steps, n_jobs)
-        error = refit.distance(groups, theta, beta) if one_step else 0.0
+        theta[kept], beta[kept] = _moment_refits(model, estimate, usual)
+    for g in np.flatnonzero(~kept):  # the variance components do not need those fixed effects
+        part = model.without(groups[g]).full_rank()
+        theta[g] = ESTIMATORS[estimate.method](part, estimate.method, domain).theta
+    failed = tuple((int(g), _REASONS[bool(kept[g])]) for g in np.flatnonzero(np.isnan(beta).any(1)))
     kind = "one-step" if one_step else "donor" if blocks is None else "block"
     return Jackknife(
         kind, theta, beta, tuple(groups), covariance(np.hstack([theta, beta])), failed, error
@@ -133,6 +147,7 @@ class _Refit:
         )
         self.centre = centre(self.problem, model)
         self.back = model.back * self.scale
+        self.offset = model.back @ (model.blocks.X.T @ model.y)
         curvature = estimate.observed * self.scale**4
         if np.linalg.eigvalsh(curvature)[0] <= 0.0:
             curvature = estimate.information * self.scale**4
@@ -149,8 +164,7 @@ class _Refit:
         theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*parts, strict=True))
         bad = np.flatnonzero(infeasible)
         theta[bad], beta[bad] = np.nan, np.nan
-        reason = "fixed effects not estimable or no feasible covariance without these donors"
-        return theta, beta, tuple((int(g), reason) for g in bad)
+        return theta, beta
 
     def _chunk(self, groups: list[np.ndarray], steps: int) -> tuple[np.ndarray, ...]:
         K, p = len(self.estimate.theta), self.model.X.shape[1]
@@ -177,7 +191,7 @@ class _Refit:
             status, theta[g], *_ = best_of(part, starts, False, work)
             infeasible[g] = status == INFEASIBLE
             beta[g] = work.beta
-        return theta * self.scale**2, beta @ self.back.T, infeasible
+        return theta * self.scale**2, beta @ self.back.T + self.offset, infeasible
 
     def distance(self, groups: list[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
@@ -186,8 +200,18 @@ class _Refit:
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.nanmax(np.abs(rough - rough.mean(axis=0)) / se, axis=1)
         worst = np.argsort(moved)[-_CHECKED:]
-        exact = np.hstack(self([groups[g] for g in worst], _CHORD_STEPS)[:2])
+        exact = np.hstack(self([groups[g] for g in worst], _CHORD_STEPS))
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
+
+
+def _estimable(model: Model, groups: list[np.ndarray]) -> np.ndarray:
+    """Whether X keeps its rank without each group, (G,): eigenvalues of Q'Q - Q_g'Q_g."""
+    Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
+    if not Q.shape[1]:
+        return np.ones(len(groups), dtype=bool)
+    outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.blocks.row_ptr[:-1])
+    left = np.array([outer[group].sum(axis=0) for group in groups])
+    return np.linalg.eigvalsh(outer.sum(axis=0) - left)[:, 0] > _ALIASED
 
 
 def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
@@ -200,23 +224,15 @@ def _moment_refits(model: Model, estimate: Estimate, groups: list[np.ndarray]) -
     """HE without each group; b by the same rule (GLS or OLS) as in the full fit."""
     K, p = len(estimate.theta), model.X.shape[1]
     theta, beta = np.full((len(groups), K), np.nan), np.full((len(groups), p), np.nan)
-    failed = []
     for g, group in enumerate(groups):
-        part = model.without(group)
-        rows = part.active_rows
         try:
-            at = he.fit(part)
-        except CTMMError as error:
-            failed.append((g, str(error)))
+            part = he.fit(model.without(group))
+        except CTMMError:
             continue
-        theta[g] = at.theta
-        beta[g] = (
-            at.beta
-            if at.beta_by == estimate.beta_by
-            else np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
-            if estimate.beta_by == "ols"
-            else np.nan
-        )
-        if np.isnan(beta[g]).any():
-            failed.append((g, "covariance not positive definite without these donors"))
-    return theta, beta, tuple(failed)
+        theta[g] = part.theta
+        if part.beta_by == estimate.beta_by:
+            beta[g] = part.beta
+        elif estimate.beta_by == "ols":
+            rows = model.without(group).active_rows
+            beta[g] = np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
+    return theta, beta
