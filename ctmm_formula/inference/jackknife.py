@@ -20,16 +20,15 @@ from ..engine import he
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
-from ..engine.likelihood import LIKELIHOODS, centre, make_problem, response_scale
+from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, best_of, leave_out, make_work
 from ..errors import CTMMError
 
 Refits = tuple[np.ndarray, np.ndarray]  # theta (G, K), beta (G, p); NaN where there is none
-_REASONS = {
-    False: "a fixed effect rests on these donors alone and cannot be estimated without them",
-    True: "no fit, or no positive definite covariance, without these donors",
-}
+_FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
+_COMPONENTS = "the variance components cannot be told apart without these donors"
+_NO_FIT = "no fit, or no positive definite covariance, without these donors"
 _CHORD_STEPS = 12
 _ALIASED = 1e-10  # smallest eigenvalue of Q'Q, with Q orthonormal over all donors
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
@@ -110,19 +109,27 @@ def jackknife(
     domain = domain or Domain()
     theta = np.full((len(groups), len(estimate.theta)), np.nan)
     beta = np.full((len(groups), len(estimate.beta)), np.nan)
-    kept = _estimable(model, groups)
+    reasons = dict.fromkeys(_aliasing(model, groups), _FIXED) | dict.fromkeys(
+        _confounding(model, estimate, groups), _COMPONENTS
+    )
+    kept = np.array([g not in reasons for g in range(len(groups))])
     usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
     error = 0.0
-    if estimate.method in LIKELIHOODS:
-        refit = _Refit(model, estimate, domain)
+    if not usual:
+        pass
+    elif estimate.method in LIKELIHOODS:
+        refit = _Refit(model, estimate, domain, groups)
         theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
         error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
     else:
         theta[kept], beta[kept] = _moment_refits(model, estimate, usual)
-    for g in np.flatnonzero(~kept):  # the variance components do not need those fixed effects
-        part = model.without(groups[g]).full_rank()
-        theta[g] = ESTIMATORS[estimate.method](part, estimate.method, domain).theta
-    failed = tuple((int(g), _REASONS[bool(kept[g])]) for g in np.flatnonzero(np.isnan(beta).any(1)))
+    for g, reason in reasons.items():
+        if reason == _FIXED:  # the variance components do not need those fixed effects
+            part = model.without(groups[g]).full_rank()
+            theta[g] = ESTIMATORS[estimate.method](part, estimate.method, domain).theta
+    failed = tuple(
+        (int(g), reasons.get(int(g), _NO_FIT)) for g in np.flatnonzero(np.isnan(beta).any(axis=1))
+    )
     kind = "one-step" if one_step else "donor" if blocks is None else "block"
     return Jackknife(
         kind, theta, beta, tuple(groups), covariance(np.hstack([theta, beta])), failed, error
@@ -139,7 +146,9 @@ def covariance(replicates: np.ndarray) -> np.ndarray:
 class _Refit:
     """Leave-out refits by likelihood; holds what all groups share."""
 
-    def __init__(self, model: Model, estimate: Estimate, domain: Domain) -> None:
+    def __init__(
+        self, model: Model, estimate: Estimate, domain: Domain, groups: list[np.ndarray]
+    ) -> None:
         self.model, self.estimate = model, estimate
         self.scale = response_scale(model)
         self.problem = make_problem(
@@ -148,19 +157,23 @@ class _Refit:
         self.centre = centre(self.problem, model)
         self.back = model.back * self.scale
         self.offset = model.back @ (model.blocks.X.T @ model.y)
-        curvature = estimate.observed * self.scale**4
-        if np.linalg.eigvalsh(curvature)[0] <= 0.0:
-            curvature = estimate.information * self.scale**4
         # components held on their lower bound do not move: zero rows and columns
-        free = estimate.theta / self.scale**2 > self.problem.lower
-        self.inverse = np.zeros_like(curvature)
-        self.inverse[np.ix_(free, free)] = np.linalg.inv(curvature[np.ix_(free, free)])
+        free = np.flatnonzero(estimate.theta / self.scale**2 > self.problem.lower)
+        part = np.ix_(free, free)
+        curvature = estimate.observed[part] * self.scale**4
+        if len(free) and np.linalg.eigvalsh(curvature)[0] <= 0.0:
+            curvature = estimate.information[part] * self.scale**4
+        self.inverse = np.zeros_like(estimate.observed)
+        self.settles = len(free) == 0 or np.linalg.cond(curvature) < 1e12
+        if self.settles:  # the information shrinks with the donors
+            share = np.mean([len(group) for group in groups]) / model.n_donors
+            self.inverse[part] = np.linalg.inv(curvature) / (1.0 - share)
 
     def __call__(self, groups: list[np.ndarray], steps: int, n_jobs: int = 1) -> Refits:
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
         parts = Parallel(n_jobs=n_jobs, prefer="threads")(
             delayed(self._chunk)([groups[g] for g in chunk], steps) for chunk in chunks
-        ) if n_jobs != 1 else [self._chunk(groups, steps)]  # fmt: skip
+        )
         theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*parts, strict=True))
         bad = np.flatnonzero(infeasible)
         theta[bad], beta[bad] = np.nan, np.nan
@@ -176,12 +189,11 @@ class _Refit:
         )
         work = make_work(problem)
         at = self.estimate.theta / self.scale**2
-        count = len(self.model.active) if len(groups) < 2 else len(groups)
-        grown = self.inverse * (count / (count - 1.0))  # the information shrinks with the donors
-        leave_out(
-            problem, np.concatenate(groups).astype(np.int64), ptr, at, grown, steps, work,
-            theta, beta, settled,
-        )  # fmt: skip
+        if self.settles:
+            leave_out(
+                problem, np.concatenate(groups).astype(np.int64), ptr, at, self.inverse, steps,
+                work, theta, beta, settled,
+            )  # fmt: skip
         infeasible = np.zeros(len(groups), dtype=bool)
         for g in np.flatnonzero(~settled):
             part = problem._replace(active=_switched_off(problem.active, groups[g]))
@@ -204,14 +216,35 @@ class _Refit:
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
 
 
-def _estimable(model: Model, groups: list[np.ndarray]) -> np.ndarray:
-    """Whether X keeps its rank without each group, (G,): eigenvalues of Q'Q - Q_g'Q_g."""
+def _aliasing(model: Model, groups: list[np.ndarray]) -> list[int]:
+    """Groups without which X loses rank, by the eigenvalues of Q'Q - Q_g'Q_g."""
     Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
     if not Q.shape[1]:
-        return np.ones(len(groups), dtype=bool)
+        return []
     outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.blocks.row_ptr[:-1])
     left = np.array([outer[group].sum(axis=0) for group in groups])
-    return np.linalg.eigvalsh(outer.sum(axis=0) - left)[:, 0] > _ALIASED
+    smallest = np.linalg.eigvalsh(outer.sum(axis=0) - left)[:, 0]
+    return [int(g) for g in np.flatnonzero(smallest < _ALIASED)]
+
+
+def _confounding(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> list[int]:
+    """Groups without which the information of theta is singular.
+
+    That can happen only where they leave some column of H to one donor, so only these are tried.
+    """
+    seen = np.add.reduceat(model.H != 0.0, model.blocks.row_ptr[:-1]) & model.active[:, None]
+    left = np.array([seen.sum(axis=0) - seen[group].sum(axis=0) for group in groups])
+    tried = np.flatnonzero((left <= 1).any(axis=1))
+    if not len(tried):
+        return []
+    at = np.abs(estimate.theta)  # any point inside the domain does
+    size = np.sqrt(np.diag(evaluate(model, at).expected))
+    out = []
+    for g in tried:
+        scaled = evaluate(model.without(groups[g]).full_rank(), at).expected / np.outer(size, size)
+        if not np.linalg.eigvalsh(scaled)[0] > 1e-8:
+            out.append(int(g))
+    return out
 
 
 def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
