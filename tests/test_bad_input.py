@@ -569,6 +569,23 @@ CASES = [
         overall=True,
     ),
     Case(
+        "cell type in one donor",
+        DataError,
+        ["cell type 'Mono' is observed in one donor, 'd02'", "leave it out"],
+        change=lambda d: d[(d["celltype"] != "Mono") | (d["donor"] == "d02")],
+    ),
+    Case(
+        "proportion in one donor",
+        DataError,
+        ["cell type 'B' is observed in one donor, 'd00'", "leave it out"],
+        OVERALL,
+        change=lambda d: d.assign(
+            prop_B=d["prop_B"].where(d["donor"] == "d00", 0.0),
+            prop_T=d["prop_T"].where(d["donor"] == "d00", d["prop_T"] + d["prop_B"]),
+        ),
+        overall=True,
+    ),
+    Case(
         "proportion as covariate",
         DataError,
         ["'prop_B'", "anything else"],
@@ -621,8 +638,48 @@ def test_missing_noise_is_a_missing_row_and_missing_cells_are_not():
     data.loc[5, "n_cells"] = np.nan
     out = run(GOOD, {}, data)
     assert out.dropped == {"missing nu": 2}
-    assert out.notes == ("2 rows dropped: missing nu (2)",)
+    assert out.notes == (
+        "2 rows dropped: missing nu (2)",
+        "column 'n_cells' is missing in row 5: taken there as the mean of the cell type",
+    )
     assert len(out.y) == 34
+    kept = data["nu"].notna()
+    mean = data.loc[kept & (data["celltype"] == "T"), "n_cells"].mean()
+    expected = data.loc[kept, "n_cells"].fillna(mean).to_numpy()
+    np.testing.assert_allclose(out.n_cells, expected, rtol=1e-15)
+    donor = expected[3:5]  # d01 has lost its first row
+    np.testing.assert_allclose(out.proportions[1], [0.0, *(donor / donor.sum())], rtol=1e-15)
+
+
+def test_a_cell_type_without_any_count_takes_the_mean_of_all():
+    data = good_table().astype({"n_cells": float})
+    data.loc[data["celltype"] == "T", "n_cells"] = np.nan
+    out = run(GOOD, {}, data)
+    np.testing.assert_allclose(out.n_cells[2::3], data["n_cells"].mean(), rtol=1e-15)
+
+
+def test_one_lost_row_is_one_row():
+    assert run(GOOD, {}, put("nu", 3, np.nan)(good_table())).notes == (
+        "1 row dropped: missing nu (1)",
+    )
+
+
+@pytest.mark.parametrize("call", [{"n_cells": None}, {}])
+def test_equal_weights_of_the_shares_are_noted(call):
+    data = good_table() if call else good_table().assign(n_cells=np.nan)
+    note = "cell types count equally in the shares of variance: name n_cells= or proportions="
+    assert run(GOOD, call, data).notes == (note,)
+    assert run(GOOD, {}, good_table()).notes == ()
+    share = {**call, "proportions": "share"}
+    assert run(GOOD, share, data.assign(share=1 / 3)).notes == ()
+    assert run(OVERALL, {"proportions": PROPS}, overall_table()).notes == ()
+
+
+def test_a_cell_type_in_two_donors_is_noted():
+    data = good_table()
+    few = data[(data["celltype"] != "Mono") | data["donor"].isin(["d02", "d04"])]
+    (note,) = run(GOOD, {}, few).notes
+    assert note.startswith("cell type 'Mono' is observed in 2 donors ('d02', 'd04')")
 
 
 def test_text_that_may_mean_missing_is_noted():

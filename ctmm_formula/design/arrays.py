@@ -103,7 +103,7 @@ def noise(ready: Prepared) -> np.ndarray:
 
 
 def counts(ready: Prepared) -> np.ndarray | None:
-    """Numbers of cells, NaN where unknown; None where there are none at all."""
+    """Numbers of cells, NaN where not given; None where there are none at all."""
     name = ready.roles.n_cells
     if name is None:
         return None
@@ -115,6 +115,21 @@ def counts(ready: Prepared) -> np.ndarray | None:
             f"{rows(ready.keep[bad])}: use NaN where it is unknown"
         )
     return None if np.isnan(counts).all() else counts
+
+
+def fill_counts(counts: np.ndarray | None, H: np.ndarray) -> np.ndarray | None:
+    """Missing numbers of cells are taken as the cell type's mean (the mean of all for a new one).
+
+    >>> fill_counts(np.array([10.0, 20.0, np.nan]), np.eye(2)[[0, 0, 0]])
+    array([10., 20., 15.])
+    """
+    if counts is None:
+        return None
+    known = np.isfinite(counts)
+    weight = H[known].sum(axis=0)
+    mean = np.full(H.shape[1], counts[known].mean())
+    np.divide(H[known].T @ counts[known], weight, out=mean, where=weight > 0)
+    return np.where(known, counts, H @ mean)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
@@ -179,13 +194,48 @@ def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndar
                 f"column {ready.roles.share!r} (proportion) is missing or negative in "
                 f"{rows(ready.keep[bad])}"
             )
-    elif counts is not None and not np.isnan(counts).any():
+    elif counts is not None:
         weights = counts
     else:
         return None
     out = np.zeros((donors.max() + 1, H.shape[1]))
     np.add.at(out, donors, weights[:, None] * H)
     return out / out.sum(axis=1, keepdims=True)
+
+
+def few_donors(ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray) -> list[str]:
+    """Notes on cell types seen in two donors; one seen in a single donor is an error."""
+    donors = ready.labels[ready.roles.donor]
+    codes = np.asarray(donors.codes)
+    notes = []
+    for name, column in zip(celltypes, H.T, strict=True):
+        seen = np.unique(codes[column != 0])
+        if len(seen) == 1:
+            raise DataError(
+                f"cell type {name!r} is observed in one donor, {donors.categories[seen[0]]!r}: its "
+                "variance between donors cannot be estimated; leave it out"
+            )
+        if len(seen) == 2:
+            both = listing([str(donors.categories[k]) for k in seen])
+            notes.append(
+                f"cell type {name!r} is observed in 2 donors ({both}): its variance is hardly "
+                "known, and tests that use it cannot be trusted"
+            )
+    return notes
+
+
+def count_notes(ready: Prepared, counts: np.ndarray | None) -> list[str]:
+    """What stands in for numbers of cells that are not there."""
+    roles = ready.roles
+    if counts is not None and np.isnan(counts).any():
+        where = ready.keep[np.isnan(counts)]
+        return [
+            f"column {roles.n_cells!r} is missing in {rows(where)}: taken there as the mean of the "
+            "cell type"
+        ]
+    if counts is None and roles.share is None and not roles.proportions:
+        return ["cell types count equally in the shares of variance: name n_cells= or proportions="]
+    return []
 
 
 # ---------------------------------------------------------------------------------------------

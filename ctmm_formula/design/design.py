@@ -51,7 +51,7 @@ class Design:
         NaN where the formula has no response, or no noise column was named.
     X : ndarray, shape (n, p);  H : ndarray, shape (n, C)
     n_cells : ndarray, shape (n,), or None
-        NaN where not given.
+        Where missing, the mean of the cell type; None where there are none at all.
     names : tuple of str, length p
     random_names : tuple of str
         One per random component: ``batch``, or ``batch[T]`` for an effect on cell type T.
@@ -234,8 +234,11 @@ def build_design(
     arrays.check_levels(ready)
     y = arrays.response(spec, ready)
     nu = arrays.noise(ready)
-    counts = arrays.counts(ready)
+    given = arrays.counts(ready)
     P, celltypes, H = arrays.observation(ready)
+    notes = [*ready.notes, *arrays.few_donors(ready, celltypes, H)]
+    notes += arrays.count_notes(ready, given)
+    counts = arrays.fill_counts(given, H)
     # overall pseudobulk has a mean per cell type in place of the intercept
     fixed = f"{spec.fixed} + 1" if roles.proportions else spec.fixed
     coding = Coding(fixed, frame[list(roles.fixed)], ready.context, engine)
@@ -243,7 +246,6 @@ def build_design(
     names = arrays.design_names(coding, celltypes if roles.proportions else ())
     arrays.check_design(X, names, ready.keep)
     random = arrays.random(spec, ready, X, H, celltypes)
-    notes = list(ready.notes)
     if roles.celltype is not None and roles.celltype not in roles.fixed:
         notes.append("no cell type in the fixed part: the cell types share one mean")
     donor_labels = ready.labels[roles.donor]

@@ -345,7 +345,8 @@ def _notes(known: Mapping[str, pd.Categorical], dropped: Mapping[str, int]) -> t
     notes = []
     if dropped:
         counts = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
-        notes.append(f"{sum(dropped.values())} rows dropped: {counts}")
+        total = sum(dropped.values())
+        notes.append(f"{total} {'row' if total == 1 else 'rows'} dropped: {counts}")
     for name, values in known.items():
         if "NA" in values.categories:
             where = np.flatnonzero(np.asarray(values.astype(object)) == "NA")
