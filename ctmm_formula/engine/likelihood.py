@@ -125,6 +125,12 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
             "use another bound or add a component that is a variance"
         )
+    if _singular(work.info):
+        at = centre(problem, model) * scale**2
+        if _singular(evaluate(model, at, method).expected):
+            raise ConvergenceError(
+                "variance components cannot be told apart: their information is singular"
+            )
     on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
     df = model.nobs - p * reml
     constant = _coding_constant(model) if reml else 0.0
@@ -149,11 +155,20 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     )
 
 
+_CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
 _MESSAGES = {
     INTERIOR: "interior optimum",
     EDGE: "optimum on the edge of the domain",
     STALLED: "the last step did not reach the tolerance",
 }
+
+
+def _singular(information: np.ndarray) -> bool:
+    """Whether components are confounded, whatever their scales."""
+    size = np.sqrt(np.maximum(np.diag(information), 0.0))
+    if not (size > 0.0).all():
+        return True
+    return bool(np.linalg.eigvalsh(information / np.outer(size, size))[0] < _CONFOUNDED)
 
 
 def residual(model: Model) -> np.ndarray:

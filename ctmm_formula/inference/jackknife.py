@@ -125,8 +125,7 @@ def jackknife(
         theta[kept], beta[kept] = _moment_refits(model, estimate, usual)
     for g, reason in reasons.items():
         if reason == _FIXED:  # the variance components do not need those fixed effects
-            part = model.without(groups[g]).full_rank()
-            theta[g] = ESTIMATORS[estimate.method](part, estimate.method, domain).theta
+            theta[g], beta[g] = _refit_reduced(model.without(groups[g]), estimate, domain)
     failed = tuple(
         (int(g), reasons.get(int(g), _NO_FIT)) for g in np.flatnonzero(np.isnan(beta).any(axis=1))
     )
@@ -199,8 +198,8 @@ class _Refit:
             part = problem._replace(active=_switched_off(problem.active, groups[g]))
             if len(problem.cactive) == len(problem.active):
                 part = part._replace(cactive=_switched_off(problem.cactive, groups[g]))
-            starts = [0.95 * at + 0.05 * self.centre, self.centre]
-            status, theta[g], *_ = best_of(part, starts, False, work)
+            starts = [0.95 * at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
+            status, theta[g], *_ = best_of(part, starts, not part.reml, work)
             infeasible[g] = status == INFEASIBLE
             beta[g] = work.beta
         return theta * self.scale**2, beta @ self.back.T + self.offset, infeasible
@@ -245,6 +244,21 @@ def _confounding(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> 
         if not np.linalg.eigvalsh(scaled)[0] > 1e-8:
             out.append(int(g))
     return out
+
+
+def _refit_reduced(
+    part: Model, estimate: Estimate, domain: Domain
+) -> tuple[np.ndarray, np.ndarray]:
+    """Refit where X has lost rank: fixed effects that cannot be estimated are NaN."""
+    reduced = part.full_rank()
+    fit = ESTIMATORS[estimate.method](reduced, estimate.method, domain)
+    rows = part.active_rows
+    X = part.X[rows]
+    beta = np.linalg.lstsq(X, reduced.X[rows] @ fit.beta, rcond=None)[0]
+    size = np.maximum(np.linalg.norm(X, axis=0), 1e-300)
+    _, _, axes = np.linalg.svd(X / size)
+    null = axes[reduced.X.shape[1] :]  # directions of b that X does not see
+    return fit.theta, np.where(np.abs(null).max(axis=0) > 1e-8, np.nan, beta)
 
 
 def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from ..engine.model import Model
 from ..engine.precision import Precision
 from .tails import saddlepoint, upper_tail
 
+_NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _EXACT = 400  # factors up to which the eigenproblem is solved; its tail is exact, not a saddlepoint
 
 
@@ -112,7 +113,13 @@ def score_test(model: Model) -> ScoreTest:
     excess = np.where(model.active_rows, model.nu - w, 0.0)
     shared = [_Direction(pre, excess, np.eye(C)[c], a[0, c], a[1:, c]) for c in range(C)]
     shared.append(_Direction(pre, excess, np.ones(C), a[0].sum(), a[1:].sum(axis=1)))
-    statistic, pvalue = np.array([direction.test() for direction in shared]).T
+    inner = fisher[np.ix_(types, types)]
+    efficient = inner - fisher[np.ix_(types, kept)] @ a
+    share = np.append(np.diag(efficient) / np.diag(inner), efficient.sum() / inner.sum())
+    # where the null's own components explain a direction there is nothing left to test
+    statistic, pvalue = np.array(
+        [d.test() if s > _NOTHING else (np.nan, np.nan) for d, s in zip(shared, share, strict=True)]
+    ).T
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
