@@ -12,6 +12,7 @@ a study sees is itself measured; ``noise_error`` says how badly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,13 +34,14 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     """Draw one response from the model.
 
     Donor i gets X_i b + N(0, H_i A H_i' + diag(nu_i)), so single components of A may be negative
-    as long as that covariance is not; random effects are added to it, u ~ N(0, r).
+    as long as that covariance is not; random effects are added to it, u ~ N(0, r).  Where some r
+    is negative, all donors of a block are drawn from their joint covariance.
 
     Parameters
     ----------
     model : Model
     theta : array, shape (K + Kr,)
-        Donor-level components, then one variance r >= 0 per random component.
+        Donor-level components, then one variance r per random component.
     beta : array, shape (p,)
     rng : numpy Generator or seed, optional
 
@@ -51,7 +53,7 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     Raises
     ------
     CTMMError
-        Wrong lengths, r < 0, or a donor whose covariance is not positive semi-definite.
+        Wrong lengths, or a donor or block whose covariance is not positive semi-definite.
 
     Examples
     --------
@@ -67,13 +69,16 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     theta, beta = np.asarray(theta, dtype=float), np.asarray(beta, dtype=float)
     _check_parameters(model, theta, beta)
     A = model.effect_covariance(theta)
+    variances = theta[model.n_donor_components :]
+    if (variances < 0.0).any():
+        return _draw_blocks(model, A, variances, beta, rng)
     y = np.where(model.active_rows, model.X @ beta, model.y)
     for rows in _rows_by_size(model):
         H = model.H[rows]  # (donors, m, C)
         sigma = H @ A @ H.swapaxes(1, 2) + model.nu[rows][:, None] * np.eye(rows.shape[1])
         roots = _square_roots(sigma, model.donors[model.row_donor[rows[:, 0]]])
         y[rows] += (roots @ rng.standard_normal((*rows.shape, 1)))[..., 0]
-    for component, r in zip(model.random, theta[model.n_donor_components :], strict=True):
+    for component, r in zip(model.random, variances, strict=True):
         levels, level = np.unique(component.codes, return_inverse=True)
         u = np.sqrt(r) * rng.standard_normal(len(levels))
         y += np.where(model.active_rows, component.values * u[level], 0.0)
@@ -86,13 +91,26 @@ def _check_parameters(model: Model, theta: np.ndarray, beta: np.ndarray) -> None
             f"the model has {model.n_components} variance components and {model.X.shape[1]} fixed "
             f"effects, got arrays of shape {theta.shape} and {beta.shape}"
         )
-    negative = np.flatnonzero(theta[model.n_donor_components :] < 0)
-    if len(negative):
-        k = model.n_donor_components + int(negative[0])
-        raise CTMMError(
-            f"cannot draw a random effect of negative variance: theta[{k}] = {theta[k]:.6g}; "
-            "set it to 0, or fit with bounds='nonnegative'"
-        )
+
+
+def _draw_blocks(
+    model: Model, A: np.ndarray, variances: np.ndarray, beta: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw every block from its joint covariance, which may be definite although some r < 0."""
+    y = np.where(model.active_rows, model.X @ beta, model.y)
+    ends = model.blocks.row_ptr[model.blocks.block_ptr]
+    for start, stop in pairwise(ends):
+        rows = np.arange(start, stop)[model.active_rows[start:stop]]
+        if not len(rows):
+            continue
+        H, donor = model.H[rows], model.row_donor[rows]
+        sigma = (H @ A @ H.T) * (donor[:, None] == donor) + np.diag(model.nu[rows])
+        for component, r in zip(model.random, variances, strict=True):
+            code, value = component.codes[rows], component.values[rows]
+            sigma += r * np.outer(value, value) * (code[:, None] == code)
+        root = _square_roots(sigma[None], model.donors[donor[:1]])[0]
+        y[rows] += root @ rng.standard_normal(len(rows))
+    return y
 
 
 def _rows_by_size(model: Model) -> Iterator[np.ndarray]:
@@ -285,6 +303,8 @@ def simulate_pseudobulk(
     nu = _shaped("cell_variance", cell_variance, keep.shape)[keep] / n_cells
     if (A != A.T).any() or (nu < 0).any():
         raise CTMMError("V must be symmetric and cell_variance >= 0")
+    if batch_variance < 0:
+        raise CTMMError(f"batch_variance must not be negative, got {batch_variance}")
 
     H = np.eye(C)[celltype]
     covariates = donors.assign(sex=donors["sex"] == "M")[list(slopes)].to_numpy(dtype=float)

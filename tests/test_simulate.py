@@ -114,7 +114,7 @@ def test_donors_left_out_keep_their_values():
 @pytest.mark.parametrize(
     ("theta", "beta", "message"),
     [
-        ([1.0, -0.1], np.zeros(3), r"negative variance: theta\[1\] = -0.1"),
+        ([0.1, -5.0], np.zeros(3), "not positive semi-definite"),
         ([-5.0, 0.1], np.zeros(3), r"donor codes 0, 1, 2; smallest eigenvalue -4.8"),
         ([1.0], np.zeros(3), "2 variance components and 3 fixed effects"),
         ([1.0, 0.1], np.zeros(2), "2 variance components and 3 fixed effects"),
@@ -124,6 +124,13 @@ def test_impossible_draws_are_refused(theta, beta, message):
     model = ctp_model(np.eye(3), NU, [RandomComponent(np.zeros(12, int), np.ones(12))], n=4)
     with pytest.raises(CTMMError, match=message):
         draw(model, theta, beta, rng=0)
+
+
+def test_negative_variance_of_a_random_effect():
+    batch = RandomComponent(np.repeat(np.arange(400), 3), np.ones(1200))
+    model = ctp_model(np.ones((3, 3)), NU, [batch], n=400)  # a level is a donor: the sum counts
+    y = model.unsort(draw(model, [1.0, -0.3], np.zeros(3), rng=1)).reshape(400, 3)
+    np.testing.assert_allclose(np.cov(y.T), 0.7 + np.diag(NU), atol=0.2)  # 2.5 standard errors
 
 
 def test_pseudobulk_table_has_its_parameters():
@@ -242,7 +249,7 @@ def test_numbers_of_cells(cells, mean, variance):
         ({"beta": np.zeros(3)}, r"beta must have shape \(4,\), got \(3,\)"),
         ({"V": np.tril(np.ones((4, 4)))}, "V must be symmetric"),
         ({"cell_variance": -1.0}, "cell_variance >= 0"),
-        ({"batch_variance": -1.0}, "negative variance"),
+        ({"batch_variance": -1.0}, "batch_variance must not be negative"),
         ({"sigma2": -9.0}, "not positive semi-definite"),
     ],
 )

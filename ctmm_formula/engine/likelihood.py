@@ -166,7 +166,7 @@ _MESSAGES = {
 def _singular(information: np.ndarray) -> bool:
     """Whether components are confounded, whatever their scales."""
     size = np.sqrt(np.maximum(np.diag(information), 0.0))
-    if not (size > 0.0).all():
+    if not (size > 1e-7 * size.max()).all():  # the rounding of a zero
         return True
     return bool(np.linalg.eigvalsh(information / np.outer(size, size))[0] < _CONFOUNDED)
 
