@@ -15,8 +15,9 @@ banded(w)   J, E_cc, E_cd + E_dc for |c - d| <= w       hom, V[c], V[c,d]  1 + C
 ==========  ==========================================  =================  ==============
 
 J is the matrix of ones (a variance shared by all cell types), E_cd a single one.  A user's own
-structure is a list, or a dict label -> matrix, of symmetric C x C matrices.  This file is the
-only place that knows the names; everything else sees a :class:`Structure`.
+structure is a list, or a dict label -> matrix, of symmetric C x C matrices; a positive multiple of
+J among them is stored as J itself, so that its component is the shared variance.  This file is
+the only place that knows the names; everything else sees a :class:`Structure`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 
@@ -41,6 +43,7 @@ class Structure:
     Attributes
     ----------
     name : str
+        As in the registry, ``free`` or ``banded(1)``; ``user`` for a user's own matrices.
     celltypes : tuple of str, length C
     labels : tuple of str, length K
     basis : ndarray, shape (K, C, C)
@@ -84,12 +87,28 @@ class Structure:
 
     def contains(self, other: Structure) -> bool:
         """Whether every covariance of `other` is one of this structure's (nesting)."""
-        mine = self.basis.reshape(len(self.basis), -1).T
-        theirs = other.basis.reshape(len(other.basis), -1).T
+        mine = _unit_columns(self.basis)  # their span does not depend on the matrices' scale
+        theirs = _unit_columns(other.basis)
         if mine.shape[0] != theirs.shape[0]:
             return False
         coef = np.linalg.lstsq(mine, theirs, rcond=None)[0]
         return bool(np.abs(mine @ coef - theirs).max() < 1e-10)
+
+    def null(self) -> Structure:
+        """The structure of "V = 0": the shared variance alone, for the same cell types.
+
+        >>> resolve("free", ["T", "B"]).null().labels
+        ('hom',)
+        """
+        return resolve(NULL, self.celltypes)
+
+
+def _unit_columns(basis: np.ndarray) -> np.ndarray:
+    """Basis matrices as columns of length one; shape (C * C, K)."""
+    flat = basis.reshape(len(basis), -1).T
+    largest = np.abs(flat).max(axis=0)  # squares of huge or tiny numbers would be lost
+    flat = flat / np.where(largest > 0, largest, 1.0)
+    return flat / np.where(largest > 0, np.linalg.norm(flat, axis=0), 1.0)
 
 
 def _unit(size: int, row: int, col: int) -> np.ndarray:
@@ -127,6 +146,9 @@ STRUCTURES: dict[str, Callable[..., list[tuple[str, np.ndarray]]]] = {
 }
 """Registry: name -> function(cell type names, *integer arguments) -> [(label, basis matrix)]."""
 
+NULL = "hom"
+"""The structure of no cell type-specific variance."""
+
 ARGUMENTS: dict[str, str] = {"banded": "width"}
 """Structures that take one non-negative integer, and what it is called."""
 
@@ -137,7 +159,8 @@ def banded(width: int) -> str:
     >>> banded(1)
     'banded(1)'
     """
-    if isinstance(width, bool) or int(width) != width or width < 0:
+    number = isinstance(width, Real) and not isinstance(width, bool)
+    if not (number and 0 <= width < np.inf and int(width) == width):
         raise CTMMError(f"banded(width): width must be an integer >= 0, got {width!r}")
     return f"banded({int(width)})"
 
@@ -168,11 +191,11 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
             raise CTMMError("the Structure was built for other cell types than the data have")
         return structure
     if isinstance(structure, str):
-        title, parts = structure, _from_registry(structure, names)
+        title, parts = _from_registry(structure, names)
     elif isinstance(structure, Mapping):
-        title, parts = "user", [(str(k), np.asarray(v, dtype=float)) for k, v in structure.items()]
-    elif isinstance(structure, (Sequence, np.ndarray)):
-        matrices = [np.asarray(v, dtype=float) for v in structure]
+        title, parts = "user", [(str(k), _matrix(v, str(k), names)) for k, v in structure.items()]
+    elif isinstance(structure, (Sequence, np.ndarray)) and not isinstance(structure, bytes):
+        matrices = [_matrix(v, f"V{i}", names) for i, v in enumerate(structure, 1)]
         title, parts = (
             "user",
             [(SHARED if (m == 1.0).all() else f"V{i}", m) for i, m in enumerate(matrices, 1)],
@@ -182,7 +205,7 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
             f"structure must be a name ({', '.join(_choices())}), a list of matrices or a dict "
             f"label -> matrix, got {type(structure).__name__}"
         )
-    _check_basis(parts, names)
+    _check_basis(parts)
     basis = np.array([matrix for _, matrix in parts])
     return Structure(title, names, tuple(label for label, _ in parts), basis)
 
@@ -191,7 +214,8 @@ def _choices() -> list[str]:
     return [f"{k}({ARGUMENTS[k]})" if k in ARGUMENTS else k for k in STRUCTURES]
 
 
-def _from_registry(text: str, names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
+def _from_registry(text: str, names: tuple[str, ...]) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """The structure's name as the registry writes it, and its labelled matrices."""
     match = re.fullmatch(r"\s*([A-Za-z_]+)\s*(?:\(\s*(\d+)\s*\))?\s*", text)
     name = match.group(1).lower() if match else ""
     argument = match.group(2) if match else None
@@ -200,26 +224,48 @@ def _from_registry(text: str, names: tuple[str, ...]) -> list[tuple[str, np.ndar
             f"unknown structure {text!r}: choose from {', '.join(_choices())}, "
             "or give a list of basis matrices"
         )
-    return STRUCTURES[name](names, *([int(argument)] if argument else []))
+    if argument is None:
+        return name, STRUCTURES[name](names)
+    return f"{name}({int(argument)})", STRUCTURES[name](names, int(argument))
 
 
-def _check_basis(parts: list[tuple[str, np.ndarray]], names: tuple[str, ...]) -> None:
+def _matrix(value: object, label: str, names: tuple[str, ...]) -> np.ndarray:
+    """One basis matrix of the user as real numbers, C x C; a positive multiple of J becomes J."""
     size = len(names)
+    fix = f"with cell types {', '.join(names)} it must be a ({size}, {size}) matrix of real numbers"
+    if isinstance(value, str):
+        raise CTMMError(f"basis matrix {label!r} is the text {value!r}; {fix}")
+    try:
+        given = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise CTMMError(f"basis matrix {label!r} has rows of different lengths; {fix}") from None
+    if given.dtype.kind == "c":
+        raise CTMMError(f"basis matrix {label!r} is complex; {fix}")
+    try:
+        matrix = given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise CTMMError(f"basis matrix {label!r} does not hold numbers; {fix}") from None
+    if matrix.shape != (size, size):
+        raise CTMMError(f"basis matrix {label!r} has shape {matrix.shape}; {fix}")
+    scale = matrix.flat[0] if size else 0.0
+    if scale > 0 and np.isfinite(scale) and np.allclose(matrix, scale, rtol=1e-12, atol=0):
+        return np.ones((size, size))
+    return matrix
+
+
+def _check_basis(parts: list[tuple[str, np.ndarray]]) -> None:
+    """Finite, symmetric, told apart by label and by what they span."""
     if not parts:
         raise CTMMError("structure has no basis matrix")
     for label, matrix in parts:
-        if matrix.shape != (size, size):
-            raise CTMMError(
-                f"basis matrix {label!r} has shape {matrix.shape}; with cell types "
-                f"{', '.join(names)} it must be ({size}, {size})"
-            )
-        if not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T, rtol=0, atol=1e-12):
+        if not np.isfinite(matrix).all() or not np.allclose(
+            matrix, matrix.T, rtol=0, atol=1e-12 * np.abs(matrix).max()
+        ):
             raise CTMMError(f"basis matrix {label!r} must be finite and symmetric")
     labels = [label for label, _ in parts]
     if len(set(labels)) < len(labels):
         raise CTMMError(f"labels of the basis matrices are not unique: {', '.join(labels)}")
-    flat = np.array([m.ravel() for _, m in parts])
-    if np.linalg.matrix_rank(flat) < len(parts):
+    if np.linalg.matrix_rank(_unit_columns(np.array([m for _, m in parts]))) < len(parts):
         raise CTMMError(
             f"basis matrices {', '.join(labels)} are linearly dependent: "
             "their variance components cannot be told apart"

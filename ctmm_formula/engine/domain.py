@@ -17,14 +17,18 @@ covariance of the whole block.  Interior optima do not depend on the bounds.
 
 ``noise`` (default for cell type-specific pseudobulk) lets variance components be negative, which
 keeps them unbiased, but stops short of the edge where one donor's covariance is singular; ``psd``
-(default for overall pseudobulk) keeps the covariance of true expression positive semidefinite;
-``nonnegative`` is what lme4, metafor and glmmTMB do.
+(default for overall pseudobulk) keeps the covariance of true expression positive semidefinite for
+what was observed: H_i are a donor's cell types, or in overall pseudobulk its mixture p_i, and
+p_i' A p_i >= 0 for the observed mixtures leaves A itself free to be indefinite; ``nonnegative`` is
+what lme4, metafor and glmmTMB do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 
@@ -48,7 +52,7 @@ class Domain:
     def __post_init__(self) -> None:
         choose("bounds", self.bounds, BOUNDS)
         floor = self.noise_floor
-        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor < 1:
+        if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 < floor < 1:
             raise CTMMError(f"noise_floor must lie strictly between 0 and 1, got {floor!r}")
 
 
@@ -98,7 +102,7 @@ def _psd(model: Model, domain: Domain) -> Constraint:
         for i, (a, b) in enumerate(pairwise(ptr))
         if model.active[i]
     }
-    return _cones(model, lower, [(H, model.basis, np.arange(count)) for H in _maximal(patterns)])
+    return _cones(model, lower, _maximal(patterns.values()), model.basis, np.arange(count))
 
 
 def _nonnegative(model: Model, domain: Domain) -> Constraint:
@@ -110,51 +114,54 @@ def _nonnegative(model: Model, domain: Domain) -> Constraint:
     lower = np.full(model.n_components, 0.0)
     lower[:count][~variance] = -np.inf
     if variance.all():
-        return _cones(model, lower, [])
+        return _cones(model, lower, [], model.basis, np.arange(count))
     # a covariance that is not a variance belongs with the diagonal entries it correlates
     shared = (model.basis == 1.0).all(axis=(1, 2))
     cone = np.flatnonzero(~shared)
     eye = np.eye(model.H.shape[1])
-    return _cones(model, lower, [(eye, model.basis[cone], cone)])
+    return _cones(model, lower, [eye], model.basis[cone], cone)
 
 
 _BUILD = {"noise": _noise, "psd": _psd, "nonnegative": _nonnegative}
 
 
-def _maximal(patterns: dict[bytes, np.ndarray]) -> list[np.ndarray]:
+def _maximal(patterns: Collection[np.ndarray]) -> list[np.ndarray]:
     """Drop patterns whose rows all occur in a larger one: a principal part follows from it."""
-    sets = [{row.tobytes() for row in H} for H in patterns.values()]
+    if len({len(H) for H in patterns}) < 2:  # distinct patterns of one size hold no other
+        return list(patterns)
+    sets = [{row.tobytes() for row in H} for H in patterns]
     return [
-        H
-        for H, rows in zip(patterns.values(), sets, strict=True)
-        if not any(rows < other for other in sets)
+        H for H, rows in zip(patterns, sets, strict=True) if not any(rows < other for other in sets)
     ]
 
 
 def _cones(
-    model: Model, lower: np.ndarray, cones: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    model: Model,
+    lower: np.ndarray,
+    patterns: Sequence[np.ndarray],
+    basis: np.ndarray,
+    members: np.ndarray,
 ) -> Constraint:
-    """Pseudo-donors without noise: sum over a cone's components of theta_k H B_k H' > 0.
+    """Pseudo-donors without noise: sum_k theta_k H B_k H' > 0 for every H in `patterns`.
 
-    H is first reduced to the range that the cone's matrices can reach at all (for hom the one
-    direction of ones), where the covariance can be definite.
+    `members` are the numbers of the components of `basis`.  H is first reduced to the range that
+    the matrices can reach at all (for hom the one direction of ones), where the covariance can be
+    definite.  Patterns with as many rows go through as one stack.
     """
     n_random = len(model.random)
-    parts, maps, sizes = [], [], []
-    for H, basis, members in cones:
-        reach = np.einsum("ac,kcd,kde,be->ab", H, basis, basis, H)
-        values, axes = np.linalg.eigh(reach)
-        H = axes[:, values > 1e-10 * values[-1]].T @ H
-        vectors, coef = rank_one_factors(basis)
-        parts.append(H @ vectors)
-        full = np.zeros((model.n_components, vectors.shape[1]))
-        full[members] = coef
-        maps.append(full)
-        sizes.append(len(H))
-    width = maps[0].shape[1] if maps else 0
+    vectors, coef = rank_one_factors(basis) if patterns else (np.zeros((0, 0)), None)
+    reach = (basis @ basis).sum(axis=0)
+    parts, sizes = [], []
+    for size in sorted({len(H) for H in patterns}):
+        stack = np.array([H for H in patterns if len(H) == size])
+        values, axes = np.linalg.eigh(stack @ reach @ stack.transpose(0, 2, 1))
+        reached = values > 1e-10 * values[:, -1:]
+        parts.append((axes.transpose(0, 2, 1) @ stack)[reached] @ vectors)
+        sizes += reached.sum(axis=1).tolist()
     W = np.concatenate(parts) if parts else np.zeros((0, 0))
-    S = np.hstack([maps[0] if maps else np.zeros((model.n_components, width)),
-                   np.zeros((model.n_components, n_random))])  # fmt: skip
+    S = np.zeros((model.n_components, W.shape[1] + n_random))
+    if coef is not None:
+        S[members, : W.shape[1]] = coef
     ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     nothing = np.zeros(len(ptr), dtype=np.int64)
     blocks = Blocks(
