@@ -32,6 +32,7 @@ from ..engine.model import Model
 from ..engine.precision import Precision
 from .tails import saddlepoint, upper_tail
 
+_DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse products
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _EXACT = 400  # factors up to which the eigenproblem is solved; its tail is exact, not a saddlepoint
 
@@ -201,11 +202,14 @@ class _Direction:
 class _Implicit:
     """Cumulants of the eigenvalues of Delta M without forming it, linear in donors.
 
-    M = M_0 + L Theta L' with M_0 block-diagonal over donors and L of 2 (p + q) columns, so
-    Delta M = Delta_0 M_0 + A B', and with every donor's block diagonalised
+    M = M_0 + L Theta L' with M_0 block-diagonal over donors and L = [S Z, U, S E S Z, S E U] of
+    2 (p + q) columns, and M_0 Z = L T.  So Delta M = Delta_0 M_0 + [Delta_0 L, Z] Psi L', and with
+    every donor's block diagonalised (eigenvalues l_j)
 
         det(I - 2 s Delta M) = prod_j (1 - 2 s l_j) det R(s)
-        R(s) = I - 2 s sum_j b_j a_j' / (1 - 2 s l_j)
+        R(s) = I - 2 s sum_j b_j a_j' Psi / (1 - 2 s l_j)
+
+    where b_j are rows of L and a_j of [Delta_0 L, Z], both sparse when there are many levels.
     """
 
     def __init__(self, direction: _Direction) -> None:
@@ -220,7 +224,8 @@ class _Implicit:
         M0 = S + S @ (E[:, :, None] * S)
         M0[:, index, index] += ~mask  # padding: any positive value, Delta is zero there
         root = np.linalg.cholesky(M0)
-        self.values, axes = np.linalg.eigh(root.transpose(0, 2, 1) @ delta @ root)
+        values, axes = np.linalg.eigh(root.transpose(0, 2, 1) @ delta @ root)
+        self.values = values.ravel()
         # P = S - Phi Omega Phi' over the donors, Phi = [S Z, U] as in Precision.project
         q, p = pre.DZ.shape[1], pre.U.shape[1]
         phi = np.hstack([pre.DZ, pre.U])
@@ -231,28 +236,36 @@ class _Implicit:
         theta = np.block(
             [[omega @ (phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
         )
-        SZ = pre.DZ + pre.solve_donors(direction.excess[:, None] * pre.DZ)
-        MZ = SZ + L @ (theta @ (L.T @ pre.Z))
-        B = np.where(real, np.hstack([L @ theta.T, MZ * direction.levels])[rows], 0.0)
+        T = np.zeros((2 * (p + q), q))
+        T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
+        through_levels = direction.levels[:, None] * (T.T + pre.Z.T @ L @ theta)
+        self.psi = np.vstack([theta, through_levels])
+        turn = axes.transpose(0, 2, 1)
         lead = delta @ np.where(real, L[rows], 0.0)
         A = np.concatenate([lead, np.where(real, pre.Z[rows], 0.0)], axis=2)
-        axes_t = axes.transpose(0, 2, 1)
-        width = A.shape[2]
-        self.A = (axes_t @ root.transpose(0, 2, 1) @ A).reshape(-1, width)
-        self.B = (axes_t @ np.linalg.solve(root, B)).reshape(-1, width)
-        self.values = self.values.ravel()
+        A = (turn @ root.transpose(0, 2, 1) @ A).reshape(-1, A.shape[2])
+        B = (turn @ np.linalg.solve(root, np.where(real, L[rows], 0.0))).reshape(-1, L.shape[1])
+        many = q > _DENSE_LEVELS
+        self.A, self.B_t = (sp.csr_matrix(A), sp.csr_matrix(B).T) if many else (A, B.T)
+
+    def _inner(self, weight: np.ndarray) -> np.ndarray:
+        """sum_j weight_j b_j a_j' Psi, shape (r, r)."""
+        if sp.issparse(self.A):
+            return (self.B_t @ (sp.diags(weight) @ self.A)) @ self.psi
+        return (self.B_t @ (weight[:, None] * self.A)) @ self.psi
 
     def at(self, s: float) -> tuple[float, float, float]:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
         shrink = 1.0 - 2.0 * s * self.values
-        R0 = (self.B / shrink[:, None]).T @ self.A
-        R1 = (self.B / shrink[:, None] ** 2).T @ self.A
-        R2 = (self.B * (self.values / shrink**3)[:, None]).T @ self.A
-        R = np.eye(len(R0)) - 2.0 * s * R0
-        sign, logdet = np.linalg.slogdet(R)
-        if sign <= 0.0 or not (shrink > 0.0).all():
+        if not (shrink > 0.0).all():
             return np.nan, np.nan, np.nan
-        first, second = np.split(np.linalg.solve(R, np.hstack([-2.0 * R1, -8.0 * R2])), 2, axis=1)
+        R = np.eye(len(self.psi[0])) - 2.0 * s * self._inner(1.0 / shrink)
+        sign, logdet = np.linalg.slogdet(R)
+        if sign <= 0.0:
+            return np.nan, np.nan, np.nan
+        R1 = -2.0 * self._inner(1.0 / shrink**2)
+        R2 = -8.0 * self._inner(self.values / shrink**3)
+        first, second = np.split(np.linalg.solve(R, np.hstack([R1, R2])), 2, axis=1)
         scaled = self.values / shrink
         return (
             -0.5 * float(np.log(shrink).sum() + logdet),
