@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +195,30 @@ def test_a_formula_without_response_only_on_request():
         ("y ~ «x^2»", "not a power"),
         ("y ~ z + «I(x^2)»", "not a power"),
         ("y ~ x«)»", "cannot be read"),
+        # what patsy would ignore
+        ("y ~ x + «-1»", "0 \\+ at the front, or - 1"),
+        ("y ~ x + «- 1»", "would be ignored"),
+        ("y ~ x + «(-1)»", "would be ignored"),
+        ("y ~ x - «-1»", "would be ignored"),
+        ("y ~ x + (1|b) + «-1»", "would be ignored"),
+        ("y ~ x + («0» + z)", "would be ignored"),
+        ("y ~ x + «(z - 1)»", "would be ignored"),
+        ("y ~ x - («1» + z)", "would be ignored"),
+        ("y ~ «(x - 1)»*z", "would be ignored"),
+        ("y ~ x/(«0» + z)", "would be ignored"),
+        ("y ~ «0»*x", "would be ignored"),
+        ("y ~ x - «z»", "z is taken away but not there"),
+        ("y ~ x + z - «x:z»", "x:z is taken away but not there"),
+        ("y ~ x*(z - «x»)", "x is taken away but not there"),
+        ("y ~ «x**2»", r"I\(x\*\*2\)"),
+        ("y ~ z + «x*x»", r"I\(x\*\*2\)"),
+        ("y ~ «x:x»", r"I\(x\*\*2\)"),
+        ("y ~ «x, z»", r"join terms by \+"),
+        ("y ~ x + «'z'»", "a column is written z"),
+        ("y ~ x + «'a b'»", r'a column is written Q\("a b"\)'),
+        ("y ~ «True»", "the same in every row"),
+        ("«C(y)» ~ x", "must be numbers"),
+        ("y ~ x + (1|«a + b»)", r"write \(1\|a\) \+ \(1\|b\)"),
     ],
 )
 def test_errors_show_the_formula_and_point_at_the_character(marked, message):
@@ -211,12 +236,14 @@ def test_errors_show_the_formula_and_point_at_the_character(marked, message):
 @pytest.mark.parametrize(
     "random, message",
     [
-        ("1|batch", "parentheses"),
+        ("1|batch + 1|site", "parentheses"),
+        ("1|batch + site", "write (1|batch) + (1|site)"),
+        (" ", "random= is empty: name a column"),
         ("y ~ batch", "takes no response"),
         ("~ batch - site", "cannot be taken away"),
         ("~ 1 + batch", "right of the"),
         ("batch * site:x", "right of the"),
-        ("", "empty"),
+        ("", "random= is empty: name a column"),
         ("~", "missing after"),
         (5, "must be a column name"),
         ([5], "must be a text"),
@@ -234,6 +261,31 @@ def test_errors_show_the_formula_and_point_at_the_character(marked, message):
 def test_random_arguments_that_are_refused(random, message):
     with pytest.raises(FormulaError, match=re.escape(message)):
         parse("y ~ x", random)
+
+
+@pytest.mark.parametrize("random", ["1|batch", " 1 | batch ", {"batch": 1}])
+def test_brackets_of_a_lone_random_term_may_be_left_out(random):
+    assert parse("y ~ x", random).random == (BATCH,)
+    assert parse("y ~ x", "celltype|batch").random == (term("batch", left="celltype"),)
+
+
+@pytest.mark.parametrize("random", [pd.DataFrame({"batch": ["a"]}), pd.Series(["batch"])])
+def test_a_table_in_place_of_random_effects(random):
+    with pytest.raises(FormulaError, match=r"did you mean data=\?"):
+        parse("y ~ x", random)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    ["x - 1", "0 + x", "-1 + x", "x + 0", "(x + 0)", "x - (1)", "(0 + x) + z", "x*z - x:z - 1"],
+)
+def test_signs_that_leave_the_intercept_out(fixed):
+    assert () not in parse(f"y ~ {fixed}").terms
+
+
+@pytest.mark.parametrize("fixed", ["x - 0", "x + +1", "x - 1 + (1 + z)", "x + z - z", "(x + z)**2"])
+def test_signs_that_keep_it(fixed):
+    assert () in parse(f"y ~ {fixed}").terms
 
 
 def test_the_same_term_in_formula_and_argument_is_an_error():

@@ -46,7 +46,7 @@ def test_any_whole_number_is_a_width():
         ([[[1, 2], [3]]], "'V1' has rows of different lengths"),
         ([1j * EYE], "'V1' is complex"),
         ({"a": EYE, "b": EYE * (1 + 0j)}, "'b' is complex"),
-        ([EYE, None], "'V2' does not hold numbers"),
+        ([EYE, None], r"'V2' has shape \(\)"),
         ({"a": [["x"] * 3] * 3}, "'a' does not hold numbers"),
         ([EYE[:2]], r"'V1' has shape \(2, 3\).*T, B, NK.*\(3, 3\)"),
         (np.eye(3), r"'V1' has shape \(3,\)"),

@@ -132,6 +132,7 @@ def parse(formula: str, random: object = None, *, response_required: bool = True
         _fail(text, 0, "the formula has no response: write response ~ terms")
     response = "" if left is None else _response(text, left)
     fixed, random_terms = _split(text, right)
+    _check_algebra(text, right)
     merged = tuple(_unique([*random_terms, *_random_argument(random)]))
     canonical = " + ".join([f"{response} ~ {fixed}".strip(), *map(str, merged)])
     spec = FormulaSpec(canonical, response, fixed, merged)
@@ -211,7 +212,10 @@ def _nodes(node: ParseNode) -> Iterator[ParseNode]:
 def _response(text: str, node: ParseNode) -> str:
     """The left side as one Python expression."""
     if node.type == "PYTHON_EXPR":
-        names_in(node.token.extra)
+        _check_expression(text, node)
+        if node.token.extra.replace(" ", "").startswith("C("):
+            message = "C(...) makes categories; the response must be numbers: write the column"
+            _fail(text, node.origin.start, message, node.origin.end)
         return node.token.extra
     start = node.token.origin.start
     if node.type == "|":
@@ -272,6 +276,66 @@ def _walk(
     return False
 
 
+def _check_algebra(text: str, right: ParseNode) -> None:
+    """Refuse what patsy reads and then ignores.
+
+    A 0, a -1 and a minus before brackets act on the intercept only as summands of the whole
+    right-hand side; a term to a power, crossed with itself or taken away unseen changes nothing.
+    """
+    node = right
+    while node.type in ("+", "-") and len(node.args) == 2:
+        left, last = node.args
+        if last.type not in ("ZERO", "ONE"):
+            _refuse_ignored(text, last, {"ZERO", "ONE"} if node.type == "-" else {"ZERO"})
+            if node.type == "-":
+                _check_removal(text, left, last)
+        node = left
+    if not (node.type in ("+", "-") and node.args[0].type in ("ZERO", "ONE")):
+        _refuse_ignored(text, node, {"ZERO"} if node.args else set())
+
+
+def _refuse_ignored(text: str, node: ParseNode, numbers: set[str]) -> None:
+    """Complain of signs and operators inside `node` that have no effect there."""
+    if node.type == "|":
+        return
+    same = node.type in ("*", ":", "/") and _code(node.args[0]) == _code(node.args[1]) != ""
+    if same or (node.type == "**" and _code(node.args[0])):
+        code = _code(node.args[0])
+        message = f"in a formula this is {code} alone: write {code}, or I({code}**2) for the square"
+        _fail(text, node.origin.start, message, node.origin.end)
+    minus_one = node.type == "-" and node.args[-1].type in ("ZERO", "ONE")
+    if node.type in numbers or minus_one:
+        message = "this would be ignored: to leave the intercept out write 0 + at the front, or - 1"
+        _fail(text, node.origin.start, message, node.origin.end)
+    if node.type == "-" and len(node.args) == 2:
+        _check_removal(text, *node.args)
+    for child in node.args:
+        _refuse_ignored(text, child, numbers)
+
+
+def _code(node: ParseNode) -> str:
+    """The text of a single factor, "" for anything else."""
+    return node.token.extra if node.type == "PYTHON_EXPR" else ""
+
+
+def _check_removal(text: str, left: ParseNode, node: ParseNode) -> None:
+    """What a minus takes away must be there."""
+    if any(inner.type == "|" for inner in _nodes(node)):
+        return
+    present = {frozenset(term) for term in _node_terms(text, left)}
+    for term in _node_terms(text, node):
+        if term and frozenset(term) not in present:
+            message = f"{':'.join(term)} is taken away but not there: nothing would change"
+            _fail(text, node.origin.start, message, node.origin.end)
+
+
+def _node_terms(text: str, node: ParseNode) -> tuple[tuple[str, ...], ...]:
+    """Fixed terms of a part of the right-hand side."""
+    if node.type == "|":
+        return ()
+    return _fixed_terms(_split(text, node)[0])
+
+
 def _forbid_bar(text: str, node: ParseNode) -> None:
     for inner in _nodes(node):
         if inner.type == "|":
@@ -288,6 +352,18 @@ def _check_expression(text: str, node: ParseNode) -> None:
         tree = expression(node.token.extra)
     except FormulaError as error:
         _fail(text, node.origin.start, str(error), node.origin.end)
+    if isinstance(tree, (ast.Tuple, ast.List, ast.Set)):
+        _fail(
+            text,
+            node.origin.start,
+            "a comma: join terms by + (the response is one column)",
+            node.origin.end,
+        )
+    if isinstance(tree, ast.Constant):
+        name = tree.value.strip() if isinstance(tree.value, str) else ""
+        fix = f"a column is written {quote(name)}" if name else "name a column"
+        message = f"{node.token.extra} is a value, the same in every row: {fix}"
+        _fail(text, node.origin.start, message, node.origin.end)
     for inner in ast.walk(tree):
         bar = isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.BitOr)
         if bar and isinstance(inner.left, ast.Constant):  # type: ignore[attr-defined]
@@ -366,12 +442,13 @@ def _crossed(text: str, node: ParseNode) -> tuple[str, ...]:
         return names
     name = column_of(node.token.extra) if node.type == "PYTHON_EXPR" else None
     if name is None:
-        _fail(
-            text,
-            node.origin.start,
-            'right of the | stands a column, a:b or a/b; odd names are written Q("...")',
-            node.origin.end,
-        )
+        message = 'right of the | stands a column, a:b or a/b; odd names are written Q("...")'
+        asked = [_code(atom) for _, atom in _summands(node)]
+        if node.type == "+" and all(asked):
+            message = "right of the | stands one group: write " + " + ".join(
+                f"(1|{group})" for group in asked
+            )
+        _fail(text, node.origin.start, message, node.origin.end)
     return (name,)
 
 
@@ -379,6 +456,11 @@ def _random_argument(random: object) -> list[RandomTerm]:
     """Every accepted form of ``random=`` as terms."""
     if random is None:
         return []
+    if hasattr(random, "columns") or hasattr(random, "dtype"):
+        raise FormulaError(
+            f"random= got a {type(random).__name__}: did you mean data=? random= takes names of "
+            "columns, such as 'batch'"
+        )
     if isinstance(random, str):
         return _random_text(random)
     if isinstance(random, Mapping):
@@ -392,7 +474,11 @@ def _random_argument(random: object) -> list[RandomTerm]:
 
 
 def _random_text(random: object) -> list[RandomTerm]:
+    if isinstance(random, str) and not random.strip():
+        raise FormulaError("random= is empty: name a column, random='batch', or leave it out")
     text = _clean(random, "random term")
+    if re.fullmatch(r"[^()|~]+\|[^()|~]+", text):  # 1|batch alone can mean nothing else
+        text = f"({text})"
     if not _FORMULA_SIGNS.search(text):
         return [_term((text,), None)]
     tree = _tree(text)
