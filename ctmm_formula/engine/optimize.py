@@ -413,6 +413,11 @@ def _follow(
                 break
         else:
             break
+        for _ in range(10):  # a long walk along a curved wall: settle before going closer to it
+            if status == INTERIOR or status == INFEASIBLE:
+                break
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            n_eval += used
         before[:], theta[:], llf = theta, ahead, new_llf
         if status == INTERIOR:
             reached, decrement = mu, new_decrement
