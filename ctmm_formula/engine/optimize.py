@@ -414,7 +414,7 @@ def _follow(
         else:
             break
         for _ in range(10):  # a long walk along a curved wall: settle before going closer to it
-            if status == INTERIOR or status == INFEASIBLE:
+            if status in (INTERIOR, INFEASIBLE):
                 break
             status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
             n_eval += used
