@@ -22,13 +22,25 @@ if TYPE_CHECKING:
     from .datasets import load_example as load_example
     from .datasets import load_genes as load_genes
     from .datasets import load_truth as load_truth
+    from .errors import BoundaryWarning as BoundaryWarning
+    from .errors import ConvergenceError as ConvergenceError
+    from .errors import CTMMError as CTMMError
+    from .errors import CTMMWarning as CTMMWarning
+    from .errors import DataError as DataError
+    from .errors import FormulaError as FormulaError
     from .results.results import CTMMResults as CTMMResults
     from .results.summary import show_versions as show_versions
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
 
 _HOME = {
+    "BoundaryWarning": "errors",
+    "CTMMError": "errors",
     "CTMMResults": "results.results",
+    "CTMMWarning": "errors",
+    "ConvergenceError": "errors",
+    "DataError": "errors",
+    "FormulaError": "errors",
     "anova": "api",
     "banded": "structures",
     "errors": "",

@@ -31,7 +31,7 @@ def fit(
     *,
     structure: object = "free",
     method: str = "reml",
-    data: object,
+    data: object = None,
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
@@ -57,7 +57,9 @@ def fit(
         ``"expr ~ C(celltype) + sex + PC1"``; random effects as ``(1|batch)``, or
         ``(celltype|batch)`` for one variance per cell type.
     random : str, list of str, or dict, optional
-        More random effects: ``"batch"``, ``["batch", "site"]``, ``"~ batch"``.
+        More random effects: ``"batch"``, ``["batch", "site"]``, ``"~ batch"``,
+        ``"(1|site/batch)"`` (site, and batch within site); a dict maps each column to what it
+        acts on: ``{"batch": "1"}``, or ``{"batch": "celltype"}`` for one variance per cell type.
     structure : str, list of matrices, or dict label -> matrix
         Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
         type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
@@ -89,6 +91,8 @@ def fit(
     Returns
     -------
     CTMMResults
+        Estimates (``params``, ``vcomp`` in squared units of the response), tests
+        (``test_variance()``, ``test_mean()``), predictions, ``summary()``.
 
     Raises
     ------
@@ -114,12 +118,18 @@ def fit(
     """
     method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
     choose("formula engine", formula_engine, ENGINES)
+    if hasattr(random, "columns") or hasattr(random, "to_pandas"):
+        raise DataError(
+            "random= got a table; it names random effects, such as 'batch': did you mean data=?"
+        )
     choose("bounds", "noise" if bounds is None else bounds, BOUNDS)
     Domain("noise", noise_floor)
     if isinstance(structure, str):
         resolve(structure, ("a", "b"))  # is there such a structure?
     if noise is None:
         raise DataError("noise= must name the column of noise variances")
+    if data is None:
+        raise DataError("data= is missing: fit(formula, data=table)")
     _refuse_anndata(data)
 
     spec = parse(formula, random)
@@ -142,12 +152,14 @@ def fit(
     return CTMMResults(design, cells, domain, fitted, _notes(design, cells, domain, fitted))
 
 
-def anova(*results: CTMMResults, labels: Sequence[str] | None = None) -> Anova:
+def anova(
+    *results: CTMMResults | Sequence[CTMMResults], labels: Sequence[str] | None = None
+) -> Anova:
     """Compare nested fits by likelihood ratios, from the smallest to the largest.
 
     Parameters
     ----------
-    *results : CTMMResults
+    *results : CTMMResults, or one list of them
         Two or more fits of the same data, by the same of ML and REML; by REML with the same fixed
         part.
     labels : sequence of str, optional
@@ -171,12 +183,26 @@ def anova(*results: CTMMResults, labels: Sequence[str] | None = None) -> Anova:
     >>> ctmm.anova(*fits).table["df"].tolist()
     [nan, 4.0]
     """
-    names = _labels(results) if labels is None else [str(label) for label in labels]
-    if len(names) != len(results) or len(set(names)) < len(names):
-        raise CTMMError(f"labels= needs one name for each of the {len(results)} fits")
-    rows = compare([fit.fitted(name) for name, fit in zip(names, results, strict=True)])
+    fits = _fits(results)
+    names = _labels(fits) if labels is None else [str(label) for label in labels]
+    if len(names) != len(fits) or len(set(names)) < len(names):
+        raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
+    rows = compare([fit._fitted(name) for name, fit in zip(names, fits, strict=True)])
     table = pd.DataFrame(rows).set_index("label")
-    return Anova(table, results[0].method)
+    return Anova(table, fits[0].method)
+
+
+def _fits(results: Sequence[object]) -> list[CTMMResults]:
+    """Fits one by one or in one list; anything else is an error."""
+    if len(results) == 1 and isinstance(results[0], Sequence):
+        results = results[0]
+    fits = [fit for fit in results if isinstance(fit, CTMMResults)]
+    if len(fits) < len(results):
+        other = next(fit for fit in results if not isinstance(fit, CTMMResults))
+        raise CTMMError(
+            f"anova compares results of fit(), got {type(other).__name__}: anova(small, large)"
+        )
+    return fits
 
 
 def _labels(results: Sequence[CTMMResults]) -> list[str]:

@@ -53,7 +53,7 @@ def test_arguments_and_their_order():
         "random": None,
         "structure": "free",
         "method": "reml",
-        "data": inspect.Parameter.empty,
+        "data": None,
         "donor": "donor",
         "celltype": None,
         "noise": "nu",
@@ -291,6 +291,39 @@ def test_anova_names_fits_apart(table):
         ctmm.anova(small, large, labels=["a"])
 
 
+def test_anova_takes_a_list_and_fits_only(fits):
+    one, two = list(fits.values())[:2]
+    assert ctmm.anova([one, two]).table.equals(ctmm.anova(one, two).table)
+    for wrong in ((1, 2), ([one, "hom"],), (None,)):
+        with pytest.raises(CTMMError, match="results of fit"):
+            ctmm.anova(*wrong)
+
+
+def test_anova_notes_bounds(table):
+    """The null of a variance lies on its bound, where chi2 is not its distribution."""
+    options = {"structure": "hom", "data": table, "bounds": "nonnegative"}
+    without = ctmm.fit(FORMULA, **options)
+    batch = ctmm.fit(FORMULA, "batch", **options)
+    assert "bounds='nonnegative'" in ctmm.anova(without, batch).table["note"].iloc[1]
+    assert "bounds='nonnegative'" in batch.compare_lr_test(without).note
+    free = ctmm.fit(FORMULA, **{**options, "structure": "free"})
+    assert "on a bound" in free.test_variance("lrt").note
+    unbounded = ctmm.fit(FORMULA, "batch", structure="hom", data=table)
+    assert (
+        "on a bound"
+        not in unbounded.compare_lr_test(ctmm.fit(FORMULA, structure="hom", data=table)).note
+    )
+    assert "different bounds" in unbounded.compare_lr_test(without).note
+
+
+def test_a_table_in_place_of_random_effects(table):
+    for arguments in ({}, {"data": table}):
+        with pytest.raises(DataError, match="did you mean data="):
+            ctmm.fit(FORMULA, table, **arguments)
+    with pytest.raises(DataError, match="data= is missing"):
+        ctmm.fit(FORMULA)
+
+
 def test_anova_refuses(fits, table):
     other = ctmm.fit("expr ~ C(celltype)", data=table)
     with pytest.raises(CTMMError, match=r"fixed parts.*method='ml'"):
@@ -316,8 +349,9 @@ def test_anova_refuses(fits, table):
 
 def test_public_names():
     assert sorted(ctmm.__all__) == [
-        "CTMMResults", "__version__", "anova", "banded", "errors", "fit", "load_example",
-        "load_genes", "load_truth", "show_versions", "simulate_pseudobulk",
+        "BoundaryWarning", "CTMMError", "CTMMResults", "CTMMWarning", "ConvergenceError",
+        "DataError", "FormulaError", "__version__", "anova", "banded", "errors", "fit",
+        "load_example", "load_genes", "load_truth", "show_versions", "simulate_pseudobulk",
     ]  # fmt: skip
     assert set(ctmm.__all__) <= set(dir(ctmm))
     for name in ctmm.__all__:

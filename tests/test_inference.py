@@ -19,7 +19,7 @@ from ctmm_formula.engine.estimate import Convergence, Estimate
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.errors import ConvergenceError, CTMMError
-from ctmm_formula.inference.comparison import Fitted, aic, bic, compare
+from ctmm_formula.inference.comparison import Fitted, aic, bic, compare, null_on_bound
 from ctmm_formula.inference.hypotheses import constraints
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
@@ -404,7 +404,7 @@ def test_failed_jackknife():
 
 def test_misuse_is_an_error():
     model, free, at = fitted()
-    with pytest.raises(CTMMError, match="jackknife, wald, lrt, bootstrap, score"):
+    with pytest.raises(CTMMError, match="jackknife, model, lrt, bootstrap, score"):
         variance_differentiation(model, free, at, method="fisher")
     with pytest.raises(CTMMError, match="needs cov="):
         variance_differentiation(model, free, at, method="jackknife")
@@ -412,8 +412,34 @@ def test_misuse_is_an_error():
         component(model, at, 0, "jackknife")
     with pytest.raises(CTMMError, match="no variance component 9"):
         component(model, at, 9)
-    with pytest.raises(CTMMError, match="wald, jackknife, exact"):
+    with pytest.raises(CTMMError, match="model, jackknife, exact"):
         component(model, at, 0, "score")
+
+
+def test_few_groups_leave_few_degrees_of_freedom():
+    cov = np.eye(3)
+    test = wald([1.0, 2.0, 3.0], cov, np.eye(3), 60, groups=5)
+    assert test.df == (3.0, 2.0)
+    assert test.pvalue == pytest.approx(stats.f.sf(14 / 3, 3, 2), rel=TAIL)
+    assert "3 groups" in wald([1.0, 2.0, 3.0], cov, np.eye(3), 60, groups=3).note
+    assert one_sided_t(2.0, 1.0, 60, groups=5).df == 4.0
+    assert one_sided_t(2.0, 1.0, 3, groups=5).df == 3.0
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "bounds", "edge"),
+    [
+        ("hom", "free", "noise", False),
+        ("hom", "free", "nonnegative", True),
+        ("hom", "free", "psd", True),
+        ("hom", "full", "psd", True),
+        ("iid", "free", "nonnegative", False),
+        ("free", "full", "psd", False),
+    ],
+)
+def test_nulls_on_a_bound(small, large, bounds, edge):
+    structures = [resolve(name, NAMES) for name in (small, large)]
+    assert null_on_bound(*structures, bounds) is edge
 
 
 # bootstrap
@@ -496,7 +522,7 @@ def test_bootstrap_needs_a_likelihood_and_draws():
     he = estimate(model, "he")
     with pytest.raises(CTMMError, match="same likelihood"):
         parametric_bootstrap_lrt(model, he, model, he, NOISE)
-    with pytest.raises(CTMMError, match="n >= 1"):
+    with pytest.raises(CTMMError, match="n= must be a whole number of at least 1"):
         parametric_bootstrap_lrt(model, at, model, at, NOISE, n=0)
 
 

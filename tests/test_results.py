@@ -88,20 +88,86 @@ def test_covariance_from_information(res):
 
 
 def test_covariance_from_jackknife(res):
+    """By hand: (N - 1)/N times the squares of the leave-out estimates about their mean."""
     own = res.jackknife()
+    left = own.estimates - own.estimates.mean()
     cov = res.cov_params("jackknife")
-    assert np.array_equal(cov.loc[FIXED, FIXED], own.cov_beta)
-    assert np.array_equal(cov.loc[VARIANCES, VARIANCES], own.cov_theta)
-    assert np.array_equal(cov.loc["hom", "PC1"], own.cov[0, 6 + FIXED.index("PC1")])
+    assert np.allclose(cov, 71 / 72 * left.T @ left, rtol=1e-9, atol=1e-15)
+    assert cov.equals(own.cov_params())
+    assert np.array_equal(own.bse, np.sqrt(np.diag(cov)))
+    assert own.conf_int(0.1).equals(res.conf_int(0.1, "jackknife"))
 
 
-def test_jackknife_is_kept(table):
-    res = ctmm.fit(FORMULA, data=table, structure="hom")
-    first = res.jackknife(9)
-    assert first.kind == "block"
-    assert res.jackknife() is first
-    assert res.jackknife(9) is first
-    assert res.jackknife(8) is not first
+def test_leave_out_estimates_are_labelled(res, table):
+    own = res.jackknife()
+    assert list(own.estimates.columns) == FIXED + VARIANCES
+    assert tuple(own.estimates.index) == res.donors
+    without = ctmm.fit(FORMULA, random="batch", data=table[table["donor"] != "donor40"])
+    assert np.allclose(own.estimates.loc["donor40"], without.params, rtol=1e-4, atol=1e-6)
+    assert (own.kind, own.error, own.failed) == ("donor", 0.0, {})
+    assert repr(own) == "<Jackknife: leave out one donor, 72 refits, none failed>"
+    assert "<td>" in own._repr_html_()
+    five = res.jackknife(5)
+    assert sum(len(name.split(", ")) for name in five.estimates.index) == 72
+
+
+def test_other_jackknives_do_not_replace_the_exact_one(table):
+    res = ctmm.fit(FORMULA, random="batch", data=table)
+    before = [res.test_variance(), res.test_mean(), str(res.summary("jackknife"))]
+    five, step = res.jackknife(5), res.jackknife(one_step=True)
+    assert (five.kind, step.kind) == ("block", "one-step")
+    assert step.error > 0
+    assert [res.test_variance(), res.test_mean(), str(res.summary("jackknife"))] == before
+    assert res.jackknife().kind == "donor"
+    assert res.jackknife(5).estimates.equals(five.estimates)
+
+
+def test_a_jackknife_is_given_as_covariance(res):
+    """G groups leave at most G - q degrees of freedom; the method says which jackknife."""
+    ten = res.jackknife(10)
+    test = res.test_variance(covariance=ten)
+    assert (test.method, test.df) == ("wald (jackknife, 10 blocks)", (4.0, 6.0))
+    V = VARIANCES[1:5]
+    value, cov = res.vcomp[V], ten.cov_params().loc[V, V]
+    F = value @ np.linalg.solve(cov, value) / 4
+    assert test.pvalue == pytest.approx(stats.f.sf(F, 4, 6), rel=1e-9)
+    assert res.test_mean(ten).df == (3.0, 7.0)
+    assert res.wald_test("PC1 = 0", ten).df == (1.0, 9.0)
+    assert res.test_component("hom", covariance=ten).df == 9.0
+    assert res.t_test("PC1 = 0", ten).df_denom == 9.0
+    t = res.params["PC1"] / ten.bse["PC1"]
+    assert res.table(ten).loc["PC1", "p_value"] == pytest.approx(2 * stats.t.sf(abs(t), 9))
+    assert "jackknife over donors, 10 blocks." in str(res.summary(ten))
+    assert "by t with 9 df (blocks less one)" in str(res.summary(ten))
+    few = res.test_variance(covariance=res.jackknife(4))
+    assert np.isnan(few.pvalue)
+    assert "4 groups of donors cannot test 4 hypotheses" in few.note
+    step = res.jackknife(one_step=True)
+    assert res.test_mean(step).method == "wald (jackknife, one step)"
+    assert res.test_mean(step).df == (3.0, 60.0)
+
+
+def test_a_jackknife_of_another_fit_is_refused(res, table):
+    other = ctmm.fit(FORMULA, random="batch", data=table.iloc[8:]).jackknife(5)
+    with pytest.raises(CTMMError, match="of another fit"):
+        res.test_mean(other)
+    with pytest.raises(CTMMError, match="takes what jackknife"):
+        res.test_variance("score", covariance=res.jackknife())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"blocks": "a"}, {"blocks": 2.5}, {"blocks": 1}, {"blocks": 73}, {"one_step": "yes"},
+              {"n_jobs": 0}, {"n_jobs": "a"}, {"progress": 1}],
+)  # fmt: skip
+def test_jackknife_refuses(res, wrong):
+    with pytest.raises(CTMMError, match=next(iter(wrong))):
+        res.jackknife(**wrong)
+
+
+def test_progress(table, capsys):
+    res = ctmm.fit("expr ~ C(celltype)", structure="hom", data=table)
+    res.jackknife(9, progress=True)
+    assert "9/9" in capsys.readouterr().err
 
 
 def test_p_values_and_intervals(res):
@@ -166,10 +232,12 @@ def replace_theta(res, theta):
 def test_names_that_collide_are_told_apart(table):
     df = table.rename(columns={"PC1": "hom", "batch": "V"}).assign(fixed=table["batch"])
     res = ctmm.fit("expr ~ C(celltype) + hom", random="V", structure="iid", data=df)
-    assert list(res.vcomp.index) == ["var(hom)", "V", "var(V)"]
+    assert list(res.vcomp.index) == ["var(hom)", "V", "random(V)"]
+    assert list(res.random_effects) == ["shared", "specific", "random(V)"]
     assert res.params.index.is_unique
     named = ctmm.fit("expr ~ C(celltype)", random="fixed", structure="iid", data=df)
     assert list(named.random_effects) == ["shared", "specific", "random(fixed)"]
+    assert named.vcomp.index[-1] == "random(fixed)"
     assert named.variance_explained().index.is_unique
 
 
@@ -444,6 +512,33 @@ def test_wald_test(res):
         res.wald_test("PC7 = 0")
 
 
+def test_hypotheses_by_name_of_the_column(res):
+    """A frame is read by its columns, in any order; those left out count 0."""
+    wanted = res.wald_test("PC1 - sex[T.M] = 0, hom = 0")
+    L = pd.DataFrame({"hom": [0, 1], "sex[T.M]": [-1, 0], "PC1": [1, 0]})
+    assert res.wald_test(L).pvalue == pytest.approx(wanted.pvalue, rel=1e-10)
+    whole = L.reindex(columns=res.params.index, fill_value=0)
+    assert res.wald_test(whole).pvalue == pytest.approx(wanted.pvalue, rel=1e-10)
+    one = res.wald_test("PC1 - sex[T.M] = 0")
+    assert res.wald_test(L.iloc[0]).statistic == pytest.approx(one.statistic, rel=1e-10)
+    assert res.t_test(whole).tvalue[1] == pytest.approx(res.tvalues["hom"], rel=1e-10)
+    with pytest.raises(CTMMError, match="unknown parameters in the hypothesis: PC9"):
+        res.wald_test(L.rename(columns={"hom": "PC9"}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 5, {"PC1": "a"}, {"PC1": None}, ["PC1", None], np.zeros((1, 12)), b"PC1",
+              np.array(3.0), pd.DataFrame({"PC1": ["a"]}), pd.DataFrame()],
+)  # fmt: skip
+def test_hypotheses_that_are_none(res, wrong):
+    with pytest.raises(CTMMError):
+        res.wald_test(wrong)
+
+
+def test_no_negative_zero(res):
+    assert res.wald_test("PC1").null == "PC1 = 0"
+
+
 def test_t_test(res):
     tests = res.t_test("PC1 = 0, sex[T.M] = 1", covariance="jackknife")
     table = res.table("jackknife")
@@ -458,7 +553,9 @@ def test_named_tests(res):
     variance = res.test_variance()
     assert variance.df == (4, 60)
     assert variance.pvalue < 1e-4
-    assert res.test_variance("wald").method == "wald (information)"
+    assert res.test_variance("wald").method == "wald (model)"
+    assert res.test_variance("wald") == res.test_variance("model")
+    assert res.test_mean(None).method == "wald (model)"
     assert set(res.test_variance("score").extra["celltype"]) == set(TYPES)
     mean = res.test_mean()
     assert mean.df == (3, 60)
@@ -530,7 +627,7 @@ def test_json_brings_everything_back(res, table, tmp_path):
     for source in (text, path, str(path)):
         back = CTMMResults.from_json(source)
         assert back.to_json() == text
-    assert json.loads(text)["version"] == 1
+    assert json.loads(text)["version"] == 2
     assert back.params.equals(res.params)
     assert back.cov_params("jackknife").equals(res.cov_params("jackknife"))
     assert back.llf == res.llf
@@ -630,3 +727,184 @@ def test_one_line(res):
         "4 cell types, 275 rows>"
     )
     assert "<table" in res._repr_html_()
+
+
+# ---------------------------------------------------------------------------------------------
+# files from others
+
+
+POISON = "C(celltype) + I(PC1 + 0 * __import__('os').mkdir('poisoned'))"
+
+
+def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(res.to_json())
+    content["parts"][0]["design"]["coding"]["fixed"] = POISON
+    back = CTMMResults.from_json(json.dumps(content))
+    assert str(back.summary()) == str(res.summary())
+    assert back._repr_html_() == res._repr_html_()
+    assert back.means().equals(res.means())
+    assert back.contrasts().equals(res.contrasts())
+    assert back.test_mean() == res.test_mean()
+    assert back.test_variance() == res.test_variance()
+    assert back.test_variance("score").pvalue == res.test_variance("score").pvalue
+    assert back.variance_explained().equals(res.variance_explained())
+    assert back.predict(random="all").equals(res.predict(random="all"))
+    assert back.to_json() == json.dumps(content, ensure_ascii=False)
+    assert back.bootstrap(2, rng=1).failed == ()
+    assert not (tmp_path / "poisoned").exists()
+    with pytest.raises(FormulaError):
+        back.predict(back.design.frame.head(2))  # documented: the one call that does
+    assert (tmp_path / "poisoned").exists()
+
+
+def test_versions_are_those_that_made_the_numbers(res):
+    content = json.loads(res.to_json())
+    content["parts"][5] = {"dict": [["ctmm-formula", "0.0.1"], ["numpy", "1.0"]]}
+    back = CTMMResults.from_json(json.dumps(content))
+    assert str(back.summary()).endswith("ctmm-formula 0.0.1, numpy 1.0.")
+    again = CTMMResults.from_json(back.to_json())
+    assert again.versions == back.versions == {"ctmm-formula": "0.0.1", "numpy": "1.0"}
+    assert pickle.loads(pickle.dumps(back)).versions == back.versions
+
+
+@pytest.mark.parametrize(
+    "source", ["[]", "", "nonsense", "a" * 5000, 5, None, b"{}", {}, "{", "a\0b"], ids=repr
+)
+def test_sources_that_are_no_file(source):
+    with pytest.raises(DataError):
+        CTMMResults.from_json(source)
+
+
+def test_broken_files(res):
+    good = json.loads(res.to_json())
+    for k in range(len(good["parts"])):
+        for wrong in (None, 3, "a", [], {}, {"array": {}}, {"nonsense": 1}):
+            parts = [*good["parts"][:k], wrong, *good["parts"][k + 1 :]]
+            if wrong == [] and isinstance(good["parts"][k], list):
+                continue  # no notes, no jackknives
+            with pytest.raises(DataError, match="not a fit stored by to_json"):
+                CTMMResults.from_json(json.dumps({**good, "parts": parts}))
+    short = json.loads(res.to_json())
+    theta = short["parts"][3]["content"]["theta"]["array"]
+    theta["data"], theta["shape"] = theta["data"][:-1], [5]
+    with pytest.raises(DataError, match="theta has shape"):
+        CTMMResults.from_json(json.dumps(short))
+
+
+# ---------------------------------------------------------------------------------------------
+# estimates on the edge, fits that did not settle
+
+
+def test_correlations_need_a_covariance(res):
+    """V = -hom + rounding: variances of 1e-9 would give correlations of 1e8."""
+    theta = res.estimate.theta.copy()
+    theta[1:5] = -theta[0] * (1 - 1e-9)
+    bad = replace_theta(res, theta)
+    assert bad.corr.isna().all(axis=None)
+    assert bad.icc()["shared"].isna().all()
+    assert "correlations" in str(bad.summary())
+    assert res.corr.notna().all(axis=None)
+    theta[1:5] = 0.0  # V = 0: singular, but a covariance
+    assert np.allclose(replace_theta(res, theta).corr, 1.0)
+
+
+def test_what_is_handed_out_is_a_copy(res):
+    before = res.predict(random="all")
+    for frame in res.random_effects.values():
+        frame.loc[:, "estimate"] = 0.0
+    assert res.predict(random="all").equals(before)
+    assert res.random_effects["batch"]["estimate"].abs().sum() > 0
+
+
+def stalled(res):
+    record = replace(res.estimate.convergence, converged=False, message="too long")
+    return CTMMResults(
+        res.design, res.structure_, res.domain, replace(res.estimate, convergence=record)
+    )
+
+
+def test_no_p_values_of_variances_that_did_not_settle(res):
+    bad = stalled(res)
+    assert bad.pvalues[VARIANCES].isna().all()
+    assert bad.pvalues[FIXED].equals(res.pvalues[FIXED])
+    tests = [bad.test_variance(m, n=2) for m in ("jackknife", "model", "lrt", "bootstrap")]
+    tests += [bad.test_component("hom"), bad.test_component("hom", covariance="jackknife")]
+    tests += [bad.wald_test("hom = batch"), bad.compare_lr_test(smaller(res))]
+    for test in tests:
+        assert np.isnan(test.pvalue), test
+        assert "not converge" in test.note
+    assert np.isnan(bad.t_test("hom = 0").pvalue).all()
+    assert bad.wald_test("PC1 = 0") == res.wald_test("PC1 = 0")
+    assert "no p values, as the fit did not converge" in " ".join(str(bad.summary()).split())
+
+
+def smaller(res):
+    return ctmm.fit(FORMULA, random="batch", structure="hom", data=res.design.frame)
+
+
+def test_shares_without_proportions(table):
+    """Equal weights: the means' part is 0, not their rounding, and the summary says why."""
+    full = table[table.groupby("donor")["expr"].transform("size") == 4]
+    res = ctmm.fit(FORMULA, data=full.drop(columns="n_cells"))
+    assert res.variance_explained().loc["means", "variance"] == 0.0
+    text = str(res.summary())
+    assert "count equally" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("means")] == [
+        ["means", "0", "0.0", "%"]
+    ]
+    assert "count equally" not in str(ctmm.fit(FORMULA, data=full).summary())
+
+
+def test_advice_on_the_jackknife(res):
+    """Advice comes with small p values of the jackknife, and only there."""
+    assert "confirm by test_variance('score')" in res.test_variance().note
+    assert res.test_variance("model").note == ""
+
+
+# ---------------------------------------------------------------------------------------------
+# arguments
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r: r.predict(random=True),
+        lambda r: r.predict(random=["none"]),
+        lambda r: r.predict(random=["all"]),
+        lambda r: r.conf_int("a"),
+        lambda r: r.conf_int(True),
+        lambda r: r.contrasts(adjust=None),
+        lambda r: r.bootstrap(2, rng=1).conf_int(3),
+        lambda r: r.bootstrap(0),
+        lambda r: r.bootstrap(-1),
+        lambda r: r.bootstrap(2.5),
+        lambda r: r.bootstrap(2, rng="a"),
+        lambda r: r.bootstrap(2, n_jobs=0),
+        lambda r: r.simulate(n=-1),
+        lambda r: r.simulate(rng=-1),
+        lambda r: r.test_variance("bootstrap", n=0),
+        lambda r: r.test_variance("bootstrap", n=2, rng="a"),
+        lambda r: r.test_variance(n_jobs="a"),
+        lambda r: r.test_component("hom", "exact", n=0.5),
+        lambda r: r.test_mean("wald"),
+        lambda r: r.compare_lr_test(None),
+        lambda r: r.compare_lr_test("hom"),
+        lambda r: r.variance_explained(ddof=100),
+        lambda r: r.variance_explained(ddof="a"),
+    ],
+)
+def test_arguments_are_checked(res, call):
+    with pytest.raises(CTMMError):
+        call(res)
+
+
+def test_none_is_no_random_effect(res):
+    assert res.predict(random=None).equals(res.predict())
+
+
+def test_moments_without_effects_say_what_to_do(he):
+    theta = he.estimate.theta.copy()
+    theta[:] = -1.0
+    with pytest.raises(ConvergenceError, match=r"method='reml'.*random='none'"):
+        _ = replace_theta(he, theta).random_effects

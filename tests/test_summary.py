@@ -32,7 +32,7 @@ DATA.loc[3, "expr"] = np.nan
 
 @pytest.fixture(autouse=True)
 def pinned_versions(monkeypatch):
-    monkeypatch.setattr(summary, "footer", lambda: "Versions.")
+    monkeypatch.setattr(summary, "footer", lambda made_by: "Versions.")
 
 
 def pinned(celltypes=("B", "T"), **changes):
@@ -94,6 +94,8 @@ Standard errors: model (inverse expected information).
 P values by t with the residual df (donors less parameters), one-sided for
 variances.
 Restricted log-likelihood with all constants, among them 1/2 log|X'X|.
+Shares of variance: the cell types of a donor count equally, as their
+proportions are not known; name n_cells= or proportions=.
 A note without a full stop.
 Versions."""
 
@@ -122,9 +124,9 @@ def test_moments():
 
 def test_every_note_is_shown():
     fit = pinned()
-    assert fit.notes[0].startswith("1 rows dropped")
+    assert "dropped" in fit.notes[0]
     text = str(fit.summary())
-    assert "1 rows dropped: missing expr (1)." in text
+    assert f"{fit.notes[0]}." in text
     assert "A note without a full stop." in text
 
 
@@ -155,6 +157,8 @@ def test_html_is_well_formed_and_escaped():
     assert reader.open_tags == []
     for name in NASTY:
         assert f"V[{name}]" in cells
+    text = pinned().summary().as_html()
+    assert text.count("<thead>") == text.count("<tbody>") == 3  # tables with column names
     assert pinned()._repr_html_() == pinned().summary().as_html()
 
 
@@ -163,6 +167,7 @@ def test_latex_is_balanced_and_escaped():
     assert r"V[\textless{}b\textgreater{}\&]" in text
     assert r"T\_1\%\{\$\}\#\textasciitilde{}\textasciicircum{}\textbar{}" in text
     assert r"\label{tab:fit}" in text
+    assert r"\label" not in pinned().summary().as_latex()
     assert re.findall(r"\\begin\{(\w+)\}", text).count("tabular") == 5
     opened = []
     for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):

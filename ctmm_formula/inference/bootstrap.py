@@ -14,7 +14,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError
 from ..simulate import Rng, draw
-from .testing import LLF_TOLERANCE
+from .testing import LLF_TOLERANCE, generator, threads, whole_number
 
 _TIE = 1e-8  # ratios as near as this are equal: both fits on the same bound
 
@@ -97,8 +97,7 @@ def parametric_bootstrap_lrt(
             "a likelihood ratio needs two fits by the same likelihood (reml or ml), got "
             f"{estimate0.method} and {estimate1.method}"
         )
-    if n < 1:
-        raise CTMMError(f"the bootstrap needs n >= 1 draws, got {n}")
+    n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
     theta = estimate0.theta.copy()
     random = slice(model0.n_donor_components, None)
     clipped = bool((theta[random] < 0.0).any())
@@ -115,7 +114,7 @@ def parametric_bootstrap_lrt(
             return float("nan")
         return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else float("nan")
 
-    streams = np.random.default_rng(rng).spawn(n)
+    streams = generator(rng).spawn(n)
     draws = np.array(
         Parallel(n_jobs=n_jobs, prefer="threads")(delayed(ratio)(stream) for stream in streams)
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model, RandomComponent
@@ -60,6 +61,8 @@ class Fitted:
     model : Model; structure : Structure; estimate : Estimate
     random_names : tuple of str
         One per random component of the model.
+    domain : Domain, optional
+        On which it was fitted; without it nothing is said about bounds.
     """
 
     label: str
@@ -67,6 +70,7 @@ class Fitted:
     structure: Structure
     estimate: Estimate
     random_names: tuple[str, ...] = ()
+    domain: Domain | None = None
 
     @property
     def n_params(self) -> int:
@@ -120,8 +124,11 @@ def compare(fits: Iterable[Fitted]) -> list[dict[str, Any]]:
     for small, large in pairwise(ordered):
         test = likelihood_ratio(
             small.estimate.llf, large.estimate.llf, large.n_params - small.n_params,
-            note=_edge(small, large),
+            note="; ".join(filter(None, (_edge(small, large), _bounds(small, large)))),
         )  # fmt: skip
+        stalled = [fit.label for fit in (small, large) if not fit.estimate.convergence.converged]
+        if stalled:
+            test = test.without(f"{' and '.join(stalled)} did not converge")
         numbers = {key: getattr(test, key) for key in ("df", "statistic", "pvalue", "note")}
         rows.append(_row(large) | numbers)
     return rows
@@ -145,6 +152,54 @@ def _row(fit: Fitted) -> dict[str, Any]:
 def _edge(*fits: Fitted) -> str:
     labels = [fit.label for fit in fits if fit.estimate.convergence.boundary]
     return f"{' and '.join(labels)} on the edge of its domain: chi2 is approximate" * bool(labels)
+
+
+def _bounds(small: Fitted, large: Fitted) -> str:
+    """What the bounds of two nested fits do to chi2, or nothing."""
+    if small.domain is None or large.domain is None:
+        return ""
+    notes = []
+    if small.domain != large.domain:
+        notes.append(f"fitted with different bounds ({_name(small.domain)}, {_name(large.domain)})")
+    bounds = large.domain.bounds
+    more = len(large.model.random) > len(small.model.random)
+    if (more and bounds != "noise") or null_on_bound(small.structure, large.structure, bounds):
+        notes.append(on_bound(bounds))
+    return "; ".join(notes)
+
+
+def _name(domain: Domain) -> str:
+    floor = f" with noise_floor={domain.noise_floor:g}" if domain.bounds == "noise" else ""
+    return f"{domain.bounds!r}{floor}"
+
+
+def on_bound(bounds: str) -> str:
+    """The note of a likelihood ratio whose null model lies on a bound.
+
+    Self and Liang, J Am Stat Assoc 82:605 (1987): a mixture of chi2, half and half for one
+    variance.
+    """
+    return (
+        f"the null lies on a bound of the variance components (bounds={bounds!r}), where chi2 "
+        "gives p values that are too large (twice, for one variance)"
+    )
+
+
+def null_on_bound(small: Structure, large: Structure, bounds: str) -> bool:
+    """Whether covariances of structure `small` are singular where those of `large` need not be.
+
+    "psd" bounds A, "nonnegative" bounds V, and under "noise" both may be negative.
+    """
+    if bounds == "noise":
+        return False
+    ranks = []
+    for structure in (small, large):
+        used = [
+            B for k, B in enumerate(structure.basis) if bounds == "psd" or k != structure.shared
+        ]
+        reach = sum((B @ B.T for B in used), np.zeros((len(structure.celltypes),) * 2))
+        ranks.append(np.linalg.matrix_rank(reach))
+    return bool(ranks[0] < ranks[1])
 
 
 def _check_likelihood(fit: Fitted, first: Fitted) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from patsy import DesignInfo, PatsyError
 
 from ..errors import CTMMError
 
+Hypotheses: TypeAlias = (
+    str | Sequence[str] | Mapping[str, float] | np.ndarray | pd.DataFrame | pd.Series
+)
 
-def constraints(
-    names: Sequence[str], hypotheses: str | Sequence[str] | Mapping[str, float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+
+def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     """Linear hypotheses L b = q about parameters with these names.
 
     Parameters
     ----------
     names : sequence of str, length p
-    hypotheses : str, list of str, dict name -> value, or array of shape (p,) or (q, p)
+    hypotheses : str, list of str, dict name -> value, array of shape (p,) or (q, p), or frame
         As in statsmodels: "a = 0, b = 2 * c"; a part without "=" means "= 0".  Rows of an array
-        are tested against 0.
+        are tested against 0, and so are those of a DataFrame, whose columns are parameters in
+        any order (those left out count 0); a Series is one such row.
 
     Returns
     -------
@@ -40,10 +45,21 @@ def constraints(
     names = [str(name) for name in names]
     if isinstance(hypotheses, Mapping):
         return _from_values(names, hypotheses)
-    parts = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
+    if isinstance(hypotheses, pd.Series):
+        hypotheses = hypotheses.to_frame().T
+    if isinstance(hypotheses, pd.DataFrame):
+        return _from_frame(names, hypotheses)
+    if not isinstance(hypotheses, (str, Iterable)) or isinstance(hypotheses, (bytes, set)):
+        raise CTMMError(
+            "hypotheses must be text such as 'PC1 = 0', a dict, an array or a DataFrame, got "
+            f"{type(hypotheses).__name__}"
+        )
+    if isinstance(hypotheses, np.ndarray):
+        return _from_array(names, hypotheses)
+    parts: list[Any] = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
     if not parts or any(isinstance(part, str) and not part.strip() for part in parts):
         raise CTMMError("there is no hypothesis to test: give say 'PC1 = 0'")
-    if isinstance(parts[0], str):
+    if all(isinstance(part, str) for part in parts):
         return _from_text(names, parts)
     return _from_array(names, parts)
 
@@ -51,15 +67,45 @@ def constraints(
 def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     unknown = [str(name) for name in values if name not in names]
     if unknown or not values:
-        raise CTMMError(
-            f"unknown parameters in the hypothesis: {', '.join(unknown) or 'none given'}; the "
-            f"parameters are {', '.join(names)}"
-        )
+        raise _unknown(unknown, names)
     L = np.eye(len(names))[[names.index(name) for name in values]]
-    return L, np.array(list(values.values()), dtype=float)
+    try:
+        rhs = np.array(list(values.values()), dtype=float)
+    except (TypeError, ValueError):
+        rhs = np.array([np.nan])
+    if rhs.ndim != 1 or not np.isfinite(rhs).all():
+        raise CTMMError(
+            f"values of a hypothesis must be finite numbers, got {dict(values)!r}: write say "
+            "{'PC1': 0}"
+        )
+    return L, rhs
 
 
-def _from_array(names: list[str], parts: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _from_frame(names: list[str], frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of weights by the names of their columns."""
+    columns = [str(name) for name in frame.columns]
+    unknown = [name for name in columns if name not in names]
+    if unknown or not columns or not len(frame):
+        raise _unknown(unknown, names)
+    if len(set(columns)) < len(columns):
+        raise CTMMError("a column of the hypotheses occurs twice: give every parameter once")
+    try:
+        weights = frame.to_numpy(dtype=float)
+    except (TypeError, ValueError):
+        raise CTMMError("a DataFrame of hypotheses must hold numbers, the weights") from None
+    L = np.zeros((len(frame), len(names)))
+    L[:, [names.index(name) for name in columns]] = weights
+    return _from_array(names, list(L))
+
+
+def _unknown(unknown: Sequence[str], names: Sequence[str]) -> CTMMError:
+    return CTMMError(
+        f"unknown parameters in the hypothesis: {', '.join(unknown) or 'none given'}; the "
+        f"parameters are {', '.join(names)}"
+    )
+
+
+def _from_array(names: list[str], parts: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         L = np.atleast_2d(np.array(parts, dtype=float))
     except (TypeError, ValueError):
@@ -69,6 +115,8 @@ def _from_array(names: list[str], parts: Sequence) -> tuple[np.ndarray, np.ndarr
             f"a matrix of hypotheses needs one finite column per parameter, {len(names)} "
             f"({', '.join(names)}), got shape {L.shape}"
         )
+    if not len(L) or not L.any(axis=1).all():
+        raise CTMMError("a row of the hypotheses has no weight on any parameter: leave it out")
     return L, np.zeros(len(L))
 
 

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import stats
 
+from ..errors import CTMMError
+
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
 
@@ -147,6 +149,7 @@ def wald(
     null: str = "",
     method: str = "wald",
     note: str = "",
+    groups: int | None = None,
 ) -> TestResult:
     """F test of L t = rhs: F = d' (L C L')^-1 d / q with d = L t - rhs, on (q, df_resid).
 
@@ -160,6 +163,9 @@ def wald(
     df_resid : float
     name, null, method, note : str
         Labels of the result; `note` is kept where the test can be had.
+    groups : int, optional
+        Groups of donors that a jackknife C rests on: the denominator has at most groups - q
+        degrees of freedom.
 
     Examples
     --------
@@ -172,13 +178,12 @@ def wald(
     t = np.asarray(value, dtype=float)[used]
     C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
-    blank = TestResult(
-        name, null, method, math.nan, (float(q), float(df_resid)), math.nan, "F", note
-    )
+    df = denominator(df_resid, q, groups)
+    blank = TestResult(name, null, method, math.nan, (float(q), df), math.nan, "F", note)
     if q == 0:
         return blank.without("there is nothing to test")
-    if not df_resid > 0:
-        return blank.without(_no_df(df_resid))
+    if not df > 0:
+        return blank.without(_no_df(df_resid, q, groups))
     if not (np.isfinite(t).all() and np.isfinite(C).all()):
         return blank.without("the estimates or their covariance could not be computed")
     d = L @ t - rhs
@@ -187,10 +192,26 @@ def wald(
     if not scale.all():
         return blank.without("a tested combination has no variance")
     R = S / np.outer(scale, scale)  # unit diagonal: the rank does not depend on units
-    if np.linalg.eigvalsh(0.5 * (R + R.T))[0] < _SINGULAR:
+    try:
+        smallest = np.linalg.eigvalsh(0.5 * (R + R.T))[0]
+    except np.linalg.LinAlgError:
+        return blank.without("the covariance of the tested combinations has no eigenvalues")
+    if smallest < _SINGULAR:
         return blank.without("the covariance of the tested combinations is singular")
     F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
-    return replace(blank, statistic=F, pvalue=float(stats.f.sf(F, q, df_resid)))
+    return replace(blank, statistic=F, pvalue=float(stats.f.sf(F, q, df)))
+
+
+def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
+    """Degrees of freedom of q hypotheses: N - n_par, and at most groups - q for a jackknife.
+
+    The covariance of G leave-out estimates has rank G - 1; with few groups it, and not the
+    number of donors, limits what can be tested.
+
+    >>> denominator(60, 4), denominator(60, 4, groups=10), denominator(60, 1, groups=72)
+    (60.0, 6.0, 60.0)
+    """
+    return float(df_resid if groups is None else min(df_resid, groups - q))
 
 
 def one_sided_t(
@@ -202,15 +223,19 @@ def one_sided_t(
     null: str = "",
     method: str = "wald",
     note: str = "",
+    groups: int | None = None,
 ) -> TestResult:
     """One-sided t test against value > 0: p = P(T_df > value / se).
+
+    `groups` bounds `df` as in :func:`wald`.
 
     >>> round(one_sided_t(0.0, 1.0, 5).pvalue, 3)
     0.5
     """
-    blank = TestResult(name, null, method, math.nan, float(df), math.nan, "t", note)
+    df, given = denominator(df, 1, groups), df
+    blank = TestResult(name, null, method, math.nan, df, math.nan, "t", note)
     if not df > 0:
-        return blank.without(_no_df(df))
+        return blank.without(_no_df(given, 1, groups))
     if not (math.isfinite(value) and math.isfinite(se)):
         return blank.without("the estimate or its standard error could not be computed")
     if not se > 0:
@@ -248,8 +273,43 @@ def likelihood_ratio(
     return replace(blank, statistic=ratio, pvalue=float(stats.chi2.sf(ratio, df)))
 
 
-def _no_df(df: float) -> str:
+def _no_df(df: float, q: int, groups: int | None) -> str:
+    if df > 0 and groups is not None:
+        return (
+            f"a jackknife of {groups} groups of donors cannot test {q} hypotheses at once: use "
+            "more blocks, or leave out single donors"
+        )
     return f"{df:g} residual degrees of freedom: as many parameters as donors, or more"
+
+
+def whole_number(name: str, value: object, low: int) -> int:
+    """`value` as an int of at least `low`, or an error that names the argument.
+
+    >>> whole_number("n", np.int64(3), 1)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
+    return int(value)
+
+
+def threads(n_jobs: object) -> int:
+    """A number of threads as joblib takes it: a whole number but 0."""
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0:
+        raise CTMMError(
+            f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
+        )
+    return int(n_jobs)
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """:func:`numpy.random.default_rng` with an error of ours."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise CTMMError(
+            f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
+        ) from None
 
 
 def mean_differentiation(
@@ -259,6 +319,7 @@ def mean_differentiation(
     df_resid: float,
     *,
     method: str = "wald",
+    groups: int | None = None,
 ) -> TestResult:
     """Test that all cell types have the same mean, whatever coding the fixed part has.
 
@@ -272,6 +333,8 @@ def mean_differentiation(
         N - n_par.
     method : str
         How the result calls itself, e.g. "wald (jackknife)".
+    groups : int, optional
+        Groups of donors of a jackknife covariance, see :func:`wald`.
 
     Returns
     -------
@@ -291,9 +354,11 @@ def mean_differentiation(
     scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
     rank = np.linalg.matrix_rank(scaled, tol=_SINGULAR) if len(scaled) else 0
     if rank < len(contrasts):
-        df = (float(len(contrasts)), float(df_resid))
+        df = (float(len(contrasts)), denominator(df_resid, len(contrasts), groups))
         blank = TestResult(name, null, method, math.nan, df, math.nan, "F")
         return blank.without("the fixed part does not let every cell type have its own mean")
     # rounding in a covariate's mean is no part of the contrast
     contrasts[np.abs(scaled) < _SINGULAR] = 0.0
-    return wald(beta, cov_beta, contrasts, df_resid, name=name, null=null, method=method)
+    return wald(
+        beta, cov_beta, contrasts, df_resid, name=name, null=null, method=method, groups=groups
+    )

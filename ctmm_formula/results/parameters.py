@@ -1,13 +1,17 @@
 """Parameters of a fit with their labels, standard errors and intervals.
 
 They are on one natural scale everywhere: fixed effects, then variance components (not standard
-deviations, not ratios), in ``params``, ``summary()``, ``tidy()`` and hypotheses alike.
+deviations, not ratios: they are in squared units of the response), in ``params``, ``summary()``,
+``tidy()`` and hypotheses alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,13 +24,41 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError, choose
 from ..inference import variance
-from ..inference.jackknife import Jackknife
+from ..inference.jackknife import Jackknife as JackknifeRun
 from ..inference.jackknife import jackknife as run_jackknife
+from ..inference.testing import denominator, threads, whole_number
 from ..structures import Structure
+from .resampling import TABLE, Jackknife, estimates, labelled
+from .summary import recorded_versions
 
 COVARIANCES = ("model", "jackknife")
-TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
-"""Columns of every table of estimates, named as in broom."""
+Covariance: TypeAlias = str | Jackknife | None
+RESERVED = ("shared", "specific", "means", "fixed", "noise", "total", "none", "all")
+"""Names with a meaning among random effects and shares of variance."""
+_ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
+
+
+class Errors(NamedTuple):
+    """Where standard errors come from.
+
+    Attributes
+    ----------
+    cov : ndarray, shape (p + K, p + K)
+        Covariance in the order of ``params``.
+    name : str
+        "model", "jackknife", "jackknife, 5 blocks", ...
+    groups : int, optional
+        Groups of donors that a jackknife left out.
+    """
+
+    cov: np.ndarray
+    name: str
+    groups: int | None
+
+    @property
+    def title(self) -> str:
+        """What Wald tests call themselves."""
+        return f"wald ({self.name})"
 
 
 @dataclass(eq=False, repr=False)
@@ -44,6 +76,8 @@ class Parameters:
         The bare numbers.
     notes : tuple of str
         What to know about the data and the fit.
+    versions : dict
+        Of the libraries that made the numbers.
     """
 
     design: Design
@@ -51,7 +85,8 @@ class Parameters:
     domain: Domain
     estimate: Estimate
     notes: tuple[str, ...] = ()
-    _jackknife: tuple[tuple[int | None, bool], Jackknife] | None = field(default=None)
+    versions: dict[str, str] = field(default_factory=recorded_versions)
+    _jackknives: dict[tuple[int | None, bool], JackknifeRun] = field(default_factory=dict)
 
     # -----------------------------------------------------------------------------------------
     # what was fitted
@@ -173,19 +208,23 @@ class Parameters:
 
     @cached_property
     def _vc_names(self) -> list[str]:
-        """Labels of the variance components, set apart from equal names of fixed effects."""
-        names: list[str] = []
-        for name in (*self.structure_.labels, *self.design.random_names):
-            while name in names or name in self.design.names:
-                name = f"var({name})"
-            names.append(name)
-        return names
+        """Names of the variance components: the structure's labels, then the random effects.
+
+        A label that is the name of a fixed effect as well becomes ``var(label)``.
+        """
+        own: list[str] = []
+        for label in self.structure_.labels:
+            own.append(_unlike(label, "var", {*own, *self.design.names}))
+        return [*own, *self._random_names]
 
     @cached_property
     def _random_names(self) -> tuple[str, ...]:
-        """Names of the random effects, set apart from the reserved ones."""
-        reserved = {"shared", "specific", "means", "fixed", "noise", "total"}
-        return tuple(f"random({n})" if n in reserved else n for n in self.design.random_names)
+        """One name for each random effect everywhere; ``random(name)`` where it is taken."""
+        taken = {*RESERVED, *self.structure_.labels, *self.design.names}
+        out: list[str] = []
+        for name in self.design.random_names:
+            out.append(_unlike(name, "random", {*taken, *out}))
+        return tuple(out)
 
     @property
     def fe_params(self) -> pd.Series:
@@ -207,41 +246,64 @@ class Parameters:
         """Covariance that standard errors and tests use unless told otherwise."""
         return "model" if self.method in LIKELIHOODS else "jackknife"
 
-    def _covariance(self, covariance: str | None) -> np.ndarray:
-        """Covariance of all parameters in the order of ``params``."""
+    def _errors(self, covariance: Covariance) -> Errors:
+        """What `covariance` asks for."""
+        if isinstance(covariance, Jackknife):
+            if not covariance.params.equals(self.params):
+                raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
+            return Errors(covariance._cov, covariance.name, covariance.groups)
         kind = (
             self.cov_type if covariance is None else choose("covariance", covariance, COVARIANCES)
         )
-        p, K = len(self.estimate.beta), len(self.estimate.theta)
         if kind == "jackknife":
-            order = np.r_[K : K + p, :K]  # its parameters are (theta, b)
-            return self.jackknife().cov[np.ix_(order, order)]
+            return self._errors(self.jackknife())
+        p, K = len(self.estimate.beta), len(self.estimate.theta)
         out = np.zeros((p + K, p + K))
         out[:p, :p] = self.estimate.cov_beta
         out[p:, p:] = variance.information_cov(self.estimate)
-        return out
+        return Errors(out, kind, None)
 
-    def cov_params(self, covariance: str | None = None) -> pd.DataFrame:
+    def cov_params(self, covariance: Covariance = None) -> pd.DataFrame:
         """Covariance of all parameters.
 
         Parameters
         ----------
-        covariance : {"model", "jackknife"}, optional
+        covariance : {"model", "jackknife"} or Jackknife, optional
             Default ``cov_type``.  NaN where the method has none.
+
+        Returns
+        -------
+        DataFrame, shape (p + K, p + K)
+            Rows and columns as ``params``.
         """
         names = list(self.params.index)
-        return pd.DataFrame(self._covariance(covariance), index=names, columns=names)
+        return pd.DataFrame(self._errors(covariance).cov, index=names, columns=names)
 
-    def table(self, covariance: str | None = None, alpha: float = 0.05) -> pd.DataFrame:
+    def table(self, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
         """Estimates, standard errors, t, p values and intervals of all ``params``.
 
-        P values are two-sided for fixed effects and one-sided for variance components.
+        P values are two-sided for fixed effects and one-sided for variance components; those of
+        variance components are NaN where the fit did not converge.
+
+        Parameters
+        ----------
+        covariance : {"model", "jackknife"} or Jackknife, optional
+            Default ``cov_type``.
+        alpha : float
+            One less the confidence of the intervals.
+
+        Returns
+        -------
+        DataFrame
+            estimate, std_error, statistic, p_value, conf_low, conf_high; variance components in
+            squared units of the response.
         """
-        se = np.sqrt(np.diag(self._covariance(covariance)))
-        out = estimates(self.params.to_numpy(), se, self.df_resid, alpha)
+        errors = self._errors(covariance)
+        df = denominator(self.df_resid, 1, errors.groups)
+        out = estimates(self.params.to_numpy(), np.sqrt(np.diag(errors.cov)), df, alpha)
         own = slice(len(self.estimate.beta), None)
-        if self.df_resid > 0:  # a variance is tested against larger values
-            out[own, 3] = stats.t.sf(out[own, 2], self.df_resid)
+        if df > 0:  # a variance is tested against larger values
+            out[own, 3] = stats.t.sf(out[own, 2], df) if self.converged else np.nan
         return pd.DataFrame(out, index=self.params.index, columns=list(TABLE))
 
     @property
@@ -264,10 +326,22 @@ class Parameters:
         """P values by t with ``df_resid``: two-sided for fixed effects, one-sided for variances."""
         return self.table()["p_value"]
 
-    def conf_int(self, alpha: float = 0.05, covariance: str | None = None) -> pd.DataFrame:
-        """Wald intervals by t with ``df_resid``; columns conf_low and conf_high.
+    def conf_int(self, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
+        """Wald intervals by t with ``df_resid``.
 
         Those of variance components may reach below zero, as the estimates may.
+
+        Parameters
+        ----------
+        alpha : float
+            One less the confidence: 0.05 for 95 % intervals.
+        covariance : {"model", "jackknife"} or Jackknife, optional
+            Default ``cov_type``.
+
+        Returns
+        -------
+        DataFrame
+            Columns conf_low and conf_high, rows as ``params``.
         """
         return self.table(covariance, alpha)[["conf_low", "conf_high"]]
 
@@ -288,52 +362,101 @@ class Parameters:
 
     @property
     def corr(self) -> pd.DataFrame:
-        """Correlation of true expression between cell types; NaN where a variance is not > 0."""
+        """Correlation of true expression between cell types, shape (C, C).
+
+        NaN where a variance is not positive, and all NaN where ``A`` is no covariance (not
+        positive semidefinite): variance components may be negative, and for overall pseudobulk
+        only the observed mixtures of cell types need a variance >= 0.
+        """
         A = self.A.to_numpy()
         sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
+        there = np.isfinite(sd)
+        if not is_covariance(A[np.ix_(there, there)]):
+            sd = np.full(len(A), np.nan)
         return self._celltype_frame(A / np.outer(sd, sd))
 
     def jackknife(
-        self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
+        self,
+        blocks: int | None = None,
+        *,
+        one_step: bool = False,
+        n_jobs: int = 1,
+        progress: bool = False,
     ) -> Jackknife:
         """Delete-one-donor jackknife of all parameters; kept once run.
+
+        ``covariance="jackknife"`` and the tests that default to it always use the exact
+        jackknife that leaves out single donors.  Give the object returned here as
+        ``covariance=`` to use another one.
 
         Parameters
         ----------
         blocks : int, optional
-            Leave out this many groups of donors instead of single donors.
+            Leave out this many groups of donors instead of single donors.  G groups give at
+            most G - q degrees of freedom to a test of q hypotheses.
         one_step : bool
-            One step from the full fit instead of refits.
+            One step from the full fit instead of refits; moments ("he") are always exact.
         n_jobs : int
-            Threads.
+            Threads, -1 for all.
+        progress : bool
+            Show a progress bar.
 
         Returns
         -------
         Jackknife
-            ``covariance="jackknife"`` uses the one that was run last.
+            ``estimates`` by left-out donor, ``bse``, ``cov_params()``, ``conf_int()``,
+            ``failed``, ``error``.
+
+        Raises
+        ------
+        CTMMError
+            `blocks` is not between 2 and the number of donors.
         """
-        settings = (blocks, one_step)
-        asked = settings != (None, False)
-        if self._jackknife is None or (asked and self._jackknife[0] != settings):
-            run = run_jackknife(
-                self.model,
-                self.estimate,
-                self.domain,
-                blocks=blocks,
-                one_step=one_step,
-                n_jobs=n_jobs,
-            )
-            self._jackknife = (settings, run)
-        return self._jackknife[1]
+        if blocks is not None:
+            blocks = whole_number("blocks", blocks, 2)
+        for name, value in (("one_step", one_step), ("progress", progress)):
+            if not isinstance(value, (bool, np.bool_)):
+                raise CTMMError(f"{name}= must be True or False, got {value!r}")
+        settings, n_jobs = (blocks, bool(one_step)), threads(n_jobs)
+        if settings not in self._jackknives:
+            with _bar(blocks or self.n_donors, bool(progress)):
+                self._jackknives[settings] = run_jackknife(
+                    self.model,
+                    self.estimate,
+                    self.domain,
+                    blocks=blocks,
+                    one_step=bool(one_step),
+                    n_jobs=n_jobs,
+                )
+        run = self._jackknives[settings]
+        return labelled(run, self.params, self.donors, self.model.donors)
 
 
-def estimates(value: np.ndarray, se: np.ndarray, df: float, alpha: float) -> np.ndarray:
-    """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
-    if not 0 < alpha < 1:
-        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = value / se
-    nothing = np.full(len(value), np.nan)
-    p = 2.0 * stats.t.sf(np.abs(t), df) if df > 0 else nothing
-    reach = stats.t.isf(alpha / 2, df) * se if df > 0 else nothing
-    return np.column_stack([value, se, t, p, value - reach, value + reach])
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[None]:
+    """A progress bar of leave-out refits, which run as one batch."""
+    if not shown:
+        yield
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="jackknife", unit="refit") as bar:
+        yield
+        bar.update(total)
+
+
+def is_covariance(A: np.ndarray) -> bool:
+    """Whether a symmetric matrix is positive semidefinite up to rounding; (0, 0) is."""
+    if not A.size:
+        return True
+    if not np.isfinite(A).all():
+        return False
+    values = np.linalg.eigvalsh(A)
+    return bool(values[0] >= -_ROUNDING * np.abs(values).max())
+
+
+def _unlike(name: str, wrap: str, taken: set[str]) -> str:
+    """`name`, wrapped until it is none of those taken."""
+    while name in taken:
+        name = f"{wrap}({name})"
+    return name

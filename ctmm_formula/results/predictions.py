@@ -13,7 +13,7 @@ from ..design.formula import RandomTerm
 from ..design.table import label, pick
 from ..engine.blup import Effects
 from ..engine.model import Model
-from ..errors import choose
+from ..errors import CTMMError, choose
 from ..structures import Structure
 
 DONOR_EFFECTS = ("shared", "specific")
@@ -50,6 +50,19 @@ def effect_tables(
     return out
 
 
+def checked(random: object) -> str | list[str]:
+    """What predict's ``random=`` says: "none", "all", a name, or a list of names."""
+    if random is None:
+        return "none"
+    if isinstance(random, str):
+        return random
+    if not isinstance(random, Iterable) or isinstance(random, (bytes, Mapping)):
+        raise CTMMError(
+            f"random= must be 'none', 'all' or names of random_effects, got {type(random).__name__}"
+        )
+    return list(random) or "none"
+
+
 def wanted(random: str | Sequence[str], names: Sequence[str]) -> list[str]:
     """The random effects that "none", "all", a name or a list of names ask for."""
     if random == "none":
@@ -58,6 +71,8 @@ def wanted(random: str | Sequence[str], names: Sequence[str]) -> list[str]:
         return list(names)
     asked = [random] if isinstance(random, str) else list(random)
     for name in asked:
+        if name in ("none", "all"):
+            raise CTMMError(f"random={name!r} stands alone, not in a list")
         choose("random effect", name, ["none", "all", *names])
     return list(dict.fromkeys(asked))
 

@@ -1,19 +1,190 @@
-"""Parametric bootstrap and draws from a fit."""
+"""Jackknife and parametric bootstrap with their labels, and draws from a fit."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from scipy import stats
 
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate as run_estimator
 from ..engine.model import Model
 from ..errors import CTMMError
+from ..inference import jackknife as engine
+from ..inference.testing import denominator, generator, threads, whole_number
 from ..simulate import Rng, draw
+
+TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+"""Columns of every table of estimates, named as in broom."""
+
+
+def estimates(
+    value: np.ndarray, se: np.ndarray, df: float, alpha: float, rhs: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
+    check_alpha(alpha)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (value - rhs) / se
+    nothing = np.full(len(value), np.nan)
+    p = 2.0 * stats.t.sf(np.abs(t), df) if df > 0 else nothing
+    reach = stats.t.isf(alpha / 2, df) * se if df > 0 else nothing
+    return np.column_stack([value, se, t, p, value - reach, value + reach])
+
+
+def check_alpha(alpha: Any) -> None:
+    """One less the confidence of an interval, or an error."""
+    known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
+    if not known or not 0 < float(alpha) < 1:
+        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Jackknife:
+    """Jackknife over donors of all parameters.
+
+    Can be given as ``covariance=`` wherever a word can.
+
+    Attributes
+    ----------
+    params : Series, length p + K
+        The estimates of the fit.
+    estimates : DataFrame, shape (G, p + K)
+        Estimates without each donor, or group of donors, which the index names (several donors
+        joined by a comma); columns as ``params``; NaN where a refit failed.
+    df_resid : int
+        Donors less parameters.
+    failed : dict
+        What could not be estimated: left-out donors -> reason.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example(), structure="hom")
+    >>> jack = res.jackknife()
+    >>> jack
+    <Jackknife: leave out one donor, 72 refits, none failed>
+    >>> jack.estimates.index[0], jack.bse.round(3)["hom"]
+    ('donor01', np.float64(0.148))
+    >>> res.wald_test("hom = 0", covariance=jack).method
+    'wald (jackknife)'
+    """
+
+    params: pd.Series
+    estimates: pd.DataFrame
+    df_resid: int
+    failed: dict[str, str]
+    _run: engine.Jackknife
+
+    @property
+    def kind(self) -> str:
+        """One of "donor", "block" and "one-step"."""
+        return self._run.kind
+
+    @property
+    def error(self) -> float:
+        """Largest distance of the one-step version from exact refits, in standard errors.
+
+        Measured on the donors that moved most; 0 for the exact versions.
+        """
+        return self._run.error
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of donors G that were left out, one after the other."""
+        return len(self.estimates)
+
+    @property
+    def name(self) -> str:
+        """What tests call it: "jackknife", "jackknife, 5 blocks", "jackknife, one step"."""
+        blocks = "" if self.groups == self._n_donors else f", {self.groups} blocks"
+        return f"jackknife{blocks}{', one step' if self.kind == 'one-step' else ''}"
+
+    @property
+    def _n_donors(self) -> int:
+        return sum(len(group) for group in self._run.left_out)
+
+    @cached_property
+    def _cov(self) -> np.ndarray:
+        """Covariance in the order of ``params``; the numbers below have (theta, b)."""
+        K = self._run.theta.shape[1]
+        order = np.r_[K : len(self.params), :K]
+        return self._run.cov[np.ix_(order, order)]
+
+    def cov_params(self) -> pd.DataFrame:
+        """Covariance of all parameters, (G - 1)/G times the squares about the mean.
+
+        Returns
+        -------
+        DataFrame, shape (p + K, p + K)
+        """
+        return pd.DataFrame(self._cov, self.params.index, self.params.index)
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard errors of ``params``."""
+        return pd.Series(np.sqrt(np.diag(self._cov)), self.params.index, name="std_error")
+
+    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Intervals by t with min(df_resid, G - 1) degrees of freedom.
+
+        Parameters
+        ----------
+        alpha : float
+            One less the confidence.
+
+        Returns
+        -------
+        DataFrame
+            Columns conf_low and conf_high.
+        """
+        df = denominator(self.df_resid, 1, self.groups)
+        out = estimates(self.params.to_numpy(), self.bse.to_numpy(), df, alpha)
+        return pd.DataFrame(out[:, 4:], self.params.index, ["conf_low", "conf_high"])
+
+    def _title(self) -> str:
+        what = f"{self.groups} blocks of donors" if "block" in self.name else "one donor"
+        step = ", one step" if self.kind == "one-step" else ""
+        bad = len(self.failed)
+        failed = f"{bad} failed" if bad else "none failed"
+        return f"leave out {what}{step}, {self.groups} refits, {failed}"
+
+    def __repr__(self) -> str:
+        return f"<Jackknife: {self._title()}>"
+
+    def _repr_html_(self) -> str:
+        table = self.conf_int().assign(estimate=self.params, std_error=self.bse)
+        table = table[["estimate", "std_error", "conf_low", "conf_high"]]
+        return f"<p>Jackknife: {html.escape(self._title())}</p>\n{table.to_html()}"
+
+
+def labelled(
+    run: engine.Jackknife, params: pd.Series, fit_donors: Sequence[str], codes: np.ndarray
+) -> Jackknife:
+    """The numbers of a jackknife with their labels, in the order of the fit's donors.
+
+    Parameters
+    ----------
+    run : engine's Jackknife; params : Series
+    fit_donors : sequence of str
+        Names of the donors.
+    codes : int ndarray
+        Their numbers among these, of the kernel's donors.
+    """
+    groups = [np.sort(codes[group]) for group in run.left_out]
+    names = [", ".join(fit_donors[code] for code in group) for group in groups]
+    order = np.argsort([group[0] for group in groups])
+    index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
+    values = pd.DataFrame(np.hstack([run.beta, run.theta])[order], index, params.index)
+    failed = {names[g]: reason for g, reason in run.failed}
+    return Jackknife(params, values, len(fit_donors) - len(params), failed, run)
 
 
 @dataclass(frozen=True)
@@ -40,14 +211,21 @@ class Bootstrap:
         return self.replicates.cov()
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Percentile intervals, columns conf_low and conf_high."""
+        """Percentile intervals, columns conf_low and conf_high.
+
+        Parameters
+        ----------
+        alpha : float
+            One less the confidence.
+        """
+        check_alpha(alpha)
         ends = self.replicates.quantile([alpha / 2, 1 - alpha / 2]).T
         return ends.set_axis(["conf_low", "conf_high"], axis=1)
 
 
 def draws(model: Model, at: Estimate, n: int, rng: Rng) -> np.ndarray:
     """Responses drawn from a fit, shape (rows, n), in the caller's order of rows."""
-    streams = np.random.default_rng(rng).spawn(n)
+    streams = generator(rng).spawn(whole_number("n", n, 1))
     drawn = [model.unsort(draw(model, at.theta, at.beta, stream)) for stream in streams]
     return np.array(drawn).reshape(n, len(model.y)).T
 
@@ -65,8 +243,9 @@ def refits(
             return str(error)
         return np.concatenate([fit.beta, fit.theta])
 
+    n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
     fits = Parallel(n_jobs=n_jobs, prefer="threads")(
-        delayed(replicate)(stream) for stream in np.random.default_rng(rng).spawn(n)
+        delayed(replicate)(stream) for stream in generator(rng).spawn(n)
     )
     failed = tuple((k, fit) for k, fit in enumerate(fits) if isinstance(fit, str))
     nothing = np.full(len(at.beta) + len(at.theta), np.nan)

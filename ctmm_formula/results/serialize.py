@@ -26,7 +26,7 @@ from ..inference.jackknife import Jackknife
 from ..structures import Structure
 
 FORMAT = "ctmm_formula fit"
-VERSION = 1
+VERSION = 2
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
@@ -38,13 +38,16 @@ _RECORDS: dict[str, type] = {
 """The only classes a file can name."""
 
 Parts = tuple[
-    Design, Structure, Domain, Estimate, tuple[str, ...],
-    tuple[tuple[int | None, bool], Jackknife] | None,
+    Design, Structure, Domain, Estimate, tuple[str, ...], dict[str, str],
+    dict[tuple[int | None, bool], Jackknife],
 ]  # fmt: skip
+_PARTS = (Design, Structure, Domain, Estimate, tuple, dict, tuple)
+_BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+"""What a damaged file can make the reader raise."""
 
 
 def dumps(*parts: object) -> str:
-    """JSON text of design, structure, domain, estimate, notes and jackknife."""
+    """JSON text of design, structure, domain, estimate, notes, versions and jackknives."""
     content = {"format": FORMAT, "version": VERSION, "parts": [_encode(part) for part in parts]}
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
@@ -62,7 +65,7 @@ def loads(text: str) -> Parts:
         if content["format"] != FORMAT:
             raise KeyError("format")
         version = content["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except _BROKEN as error:
         raise DataError(f"this is not a fit stored by to_json ({error})") from None
     if version != VERSION:
         raise DataError(
@@ -70,9 +73,37 @@ def loads(text: str) -> Parts:
             f"{VERSION}: use the ctmm_formula that wrote it, or update this one"
         )
     try:
-        return cast(Parts, tuple(_decode(part) for part in content["parts"]))
-    except (ValueError, KeyError, TypeError) as error:
+        parts = [_decode(part) for part in content["parts"]]
+        kinds = zip(parts, _PARTS, strict=True)
+        if not all(isinstance(part, kind) for part, kind in kinds):
+            raise TypeError("a part of the fit is of another kind")
+        parts[-1] = dict(parts[-1])
+        _check_sizes(*parts[:4])
+    except _BROKEN as error:
         raise DataError(f"this is not a fit stored by to_json ({error!r})") from None
+    return cast(Parts, tuple(parts))
+
+
+def _check_sizes(design: Design, structure: Structure, domain: Domain, at: Estimate) -> None:
+    """The arrays of a file must fit together: what breaks later breaks here."""
+    del domain
+    n, p, C = len(design.y), len(design.names), len(design.celltypes)
+    K = len(structure.labels) + len(design.random)
+    shapes = {
+        "X": (design.X, (n, p)),
+        "H": (design.H, (n, C)),
+        "nu": (design.nu, (n,)),
+        "donor_codes": (design.donor_codes, (n,)),
+        "mean_rows": (design.mean_rows, (C, p)),
+        "basis": (structure.basis, (len(structure.labels), C, C)),
+        "theta": (at.theta, (K,)),
+        "beta": (at.beta, (p,)),
+        "cov_beta": (at.cov_beta, (p, p)),
+        "information": (at.information, (K, K)),
+    }
+    for name, (value, shape) in shapes.items():
+        if np.shape(value) != shape:
+            raise ValueError(f"{name} has shape {np.shape(value)}, not {shape}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -228,6 +259,7 @@ def _design(value: Design) -> dict:
                 f"{type(item).__name__}; add its result to the data as a column, or pickle the "
                 "results"
             )
+    content["mean_rows"] = _encode(value.mean_rows)
     content["coding"] = {
         "fixed": coding.fixed,
         "columns": [str(name) for name in coding.frame.columns],
@@ -243,7 +275,10 @@ def _to_design(content: Mapping) -> Design:
     context = {**ALWAYS, **_decode(stored["context"])}
     frame = known["frame"][stored["columns"]]
     coding = Coding(stored["fixed"], frame, context, stored["engine"])
-    return Design(**known, coding=coding)
+    design = Design(**known, coding=coding)
+    # as numbers: whoever looks at a file that was read does not evaluate its formula
+    design.__dict__["mean_rows"] = _decode(content["mean_rows"])
+    return design
 
 
 _DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name != "coding")

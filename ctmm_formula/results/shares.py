@@ -22,6 +22,8 @@ from ..design.design import Design
 from ..engine.model import RandomComponent
 from ..structures import Structure
 
+_ROUNDING = 1e-13  # relative error of a weighted sum
+
 
 def row_weights(design: Design) -> np.ndarray:
     """Weights (n,) of the rows in their donor's overall pseudobulk; they sum to one per donor.
@@ -75,8 +77,8 @@ def variance_parts(
     means = design.mean_rows @ beta
     fixed = np.bincount(design.donor_codes, w * (design.X @ beta), N) - P @ means
     parts = {
-        "means": float((P @ means).var(ddof=ddof)),
-        "fixed": float(fixed.var(ddof=ddof)),
+        "means": _spread(P @ means, np.abs(means), ddof),
+        "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
         "shared": sigma2,
         "specific": float(specific.sum()),
     }
@@ -106,6 +108,12 @@ def celltype_parts(
         "random": random,
         "noise": weight.T @ design.nu,
     }
+
+
+def _spread(values: np.ndarray, size: np.ndarray, ddof: int) -> float:
+    """Variance of values that come from numbers of this size; 0 where it is their rounding."""
+    out = float(values.var(ddof=ddof))
+    return out if out > (_ROUNDING * size.max(initial=0.0)) ** 2 else 0.0
 
 
 def _level_square(component: RandomComponent, donor: np.ndarray, w: np.ndarray) -> float:

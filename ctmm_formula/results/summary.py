@@ -9,8 +9,9 @@ from __future__ import annotations
 import html
 import platform
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,10 +29,7 @@ _CONVENTION = {
     "ml": "Log-likelihood with all constants.",
     "reml": "Restricted log-likelihood with all constants, among them 1/2 log|X'X|.",
 }
-_COVARIANCE = {
-    "model": "Standard errors: model (inverse expected information).",
-    "jackknife": "Standard errors: jackknife over donors.",
-}
+_INFORMATION = "Standard errors: model (inverse expected information)."
 _RULE = "-"
 
 _LATEX = str.maketrans(
@@ -89,15 +87,21 @@ class Summary:
 
     def as_html(self) -> str:
         """HTML tables; every text is escaped."""
-        tables = "\n".join(table.as_html() for table in self._tables(html.escape))
+        tables = "\n".join(_html(table) for table in self._tables(html.escape))
         notes = "<br/>\n".join(html.escape(note) for note in self.notes)
         return f"<h4>{html.escape(self.title)}</h4>\n{tables}\n<p>{notes}</p>"
 
     def as_latex(self, label: str = "") -> str:
-        """A LaTeX table environment."""
+        r"""A LaTeX table environment; needs the package booktabs.
+
+        Parameters
+        ----------
+        label : str
+            For ``\ref``; without one there is no ``\label``.
+        """
         tables = "\n".join(table.as_latex_tabular() for table in self._tables(_latex))
-        notes = " \\newline\n".join(_latex(note) for note in self.notes)
-        caption = f"\\caption{{{_latex(self.title)}}}\n\\label{{{label}}}"
+        notes = "\n\n".join(f"\\noindent {_latex(note)}" for note in self.notes)
+        caption = f"\\caption{{{_latex(self.title)}}}" + f"\n\\label{{{label}}}" * bool(label)
         return f"\\begin{{table}}\n{caption}\n{tables}\n{notes}\n\\end{{table}}"
 
     def __str__(self) -> str:
@@ -150,6 +154,17 @@ def _latex(text: str) -> str:
     return text.translate(_LATEX)
 
 
+def _html(table: SimpleTable) -> str:
+    """The table with its column names, where it has some, in a head."""
+    text = str(table.as_html())
+    if table[0].datatype != "header":
+        return text
+    start = text.index("<tr>")
+    head, end, body = text[start:].partition("</tr>")
+    body = body.replace("</table>", "</tbody>\n</table>")
+    return f"{text[:start]}<thead>\n{head}{end}\n</thead>\n<tbody>{body}"
+
+
 def _lines(table: SimpleTable) -> list[str]:
     return str(table.as_text()).splitlines()
 
@@ -157,13 +172,13 @@ def _lines(table: SimpleTable) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def summarise(fit: Any, covariance: str | None = None, alpha: float = 0.05) -> Summary:
+def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
     """Describe `fit`, a ``CTMMResults`` (which stands above this file).
 
     Parameters
     ----------
     fit : CTMMResults
-    covariance : {"model", "jackknife"}, optional
+    covariance : {"model", "jackknife"} or Jackknife, optional
         Of the standard errors; by default the fit's ``cov_type``.
     alpha : float
         One less the confidence of the intervals.
@@ -179,7 +194,7 @@ def summarise(fit: Any, covariance: str | None = None, alpha: float = 0.05) -> S
             ("Variance components", _estimates(table.iloc[split:], "P>t", alpha)),
             ("Shares of overall variance", _shares(shares)),
         ),
-        tuple(_notes(fit, covariance or fit.cov_type)),
+        tuple(_notes(fit, fit._errors(covariance))),
     )
 
 
@@ -233,18 +248,41 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
 
 def _text(table: pd.DataFrame) -> pd.DataFrame:
     """Four digits."""
-    return table.map(lambda value: f"{value:#.4g}".rstrip(".")).astype(object)
+    return table.map(lambda value: f"{value:#.4g}".rstrip(".") if value else "0").astype(object)
 
 
-def _notes(fit: Any, covariance: str) -> list[str]:
-    """What the reader must know, then the versions."""
+def _notes(fit: Any, errors: Any) -> list[str]:
+    """What the reader must know, then the versions that made the numbers."""
+    df = "the residual df (donors less parameters)"
+    if errors.groups is not None and errors.groups - 1 < fit.df_resid:
+        df = f"{errors.groups - 1} df (blocks less one)"
+    over = errors.name.replace("jackknife", "jackknife over donors", 1)
     return [
-        _COVARIANCE[covariance],
-        "P values by t with the residual df (donors less parameters), one-sided for variances.",
+        _INFORMATION if errors.name == "model" else f"Standard errors: {over}.",
+        f"P values by t with {df}, one-sided for variances.",
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
+        *_cautions(fit),
         *(note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".") for note in fit.notes),
-        footer(),
+        footer(fit.versions),
     ]
+
+
+def _cautions(fit: Any) -> list[str]:
+    """What follows from the data and the estimate, and is no fault of either."""
+    out = []
+    if fit.design.proportions is None:
+        out.append(
+            "Shares of variance: the cell types of a donor count equally, as their proportions "
+            "are not known; name n_cells= or proportions=."
+        )
+    if fit.corr.isna().any(axis=None):
+        out.append(
+            "The covariance A between cell types is not positive definite: correlations and "
+            "shares that cell types share are missing."
+        )
+    if not fit.converged:
+        out.append("Variance components have no p values, as the fit did not converge.")
+    return out
 
 
 def describe_anova(table: pd.DataFrame, method: str) -> Summary:
@@ -285,9 +323,24 @@ def show_versions() -> Summary:
     return Summary("Versions", (("Platform", platform.platform()),), (("Package", table),), ())
 
 
-def footer() -> str:
+def footer(made_by: Mapping[str, str]) -> str:
     """Versions of this package and of what its numbers depend on, in one line."""
-    return ", ".join(f"{name} {text}" for name, text in versions(PACKAGES[:4]).items()) + "."
+    return ", ".join(f"{name} {text}" for name, text in made_by.items()) + "."
+
+
+def recorded_versions() -> dict[str, str]:
+    """The versions that are kept with a fit.
+
+    >>> list(recorded_versions())
+    ['ctmm-formula', 'python', 'numpy', 'scipy', 'pandas', 'patsy']
+    """
+    return dict(_own_versions())
+
+
+@cache
+def _own_versions() -> tuple[tuple[str, str], ...]:
+    """Looked up once: a scan fits thousands of genes."""
+    return tuple(versions(PACKAGES[:4]).items())
 
 
 def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
