@@ -156,9 +156,9 @@ CASES = [
     ),
     Case(
         "name with a dash",
-        DataError,
-        ["'HLA'", "Q\\(", "HLA-A"],
-        "expr ~ HLA-A",
+        FormulaError,
+        ["A is taken away but not there", 'one column is written Q\\("HLA-A"\\)'],
+        "expr ~ sex + HLA-A",
         change=lambda d: d.rename(columns={"PC1": "HLA-A"}),
     ),
     Case(
@@ -319,11 +319,13 @@ CASES = [
         "expr ~ np.log(PC1)",
     ),
     # rows
-    Case("rows are cells", DataError, ["720 rows for 36 pairs", r"ctmm\.pseudobulk"], change=cells),
+    Case(
+        "rows are cells", DataError, ["720 rows for 36 pairs", "aggregate the cells"], change=cells
+    ),
     Case(
         "rows are cells, without noise",
         DataError,
-        [r"ctmm\.pseudobulk"],
+        ["either celltype='celltype' or donor='donor'", "aggregate the cells to one row"],
         change=lambda d: cells(d).drop(columns="nu"),
     ),
     Case(
@@ -585,6 +587,73 @@ CASES = [
         ),
         overall=True,
     ),
+    # arguments that are no names
+    *(
+        Case(
+            f"{argument} is a {type(value).__name__}",
+            DataError,
+            [f"{argument}= must be the name of a column", type(value).__name__],
+            call={argument: value},
+        )
+        for argument in ("donor", "celltype", "noise", "n_cells")
+        for value in (["d"], 0.1, pd.Series([0.1] * 36), {"a": 1})
+    ),
+    # names that are there in another way
+    Case(
+        "donor and cell type in the index",
+        DataError,
+        ["no column 'celltype'", r"in the index: use data\.reset_index\(\)"],
+        change=lambda d: d.set_index(["donor", "celltype"]),
+    ),
+    Case(
+        "a number as column name",
+        DataError,
+        [r"data\.columns\.astype\(str\)"],
+        'expr ~ C(celltype) + Q("0")',
+        change=lambda d: d.rename(columns={"PC1": 0}),
+    ),
+    Case("record array", DataError, [r"data=pandas\.DataFrame"], change=lambda d: d.to_records()),
+    Case(
+        "list of dicts",
+        DataError,
+        ["got list", r"data=pandas\.DataFrame"],
+        change=lambda d: d.to_dict("records"),
+    ),
+    Case(
+        "decimal commas",
+        DataError,
+        [r"decimal=','"],
+        change=lambda d: d.assign(PC1=d["PC1"].map(lambda v: f"{v:.3f}".replace(".", ","))),
+    ),
+    Case(
+        "decimal commas in the noise",
+        DataError,
+        [r"decimal=','"],
+        change=lambda d: d.assign(nu=d["nu"].map(lambda v: f"{v:.3f}".replace(".", ","))),
+    ),
+    Case(
+        "an array of the caller as a term",
+        DataError,
+        ["'k' is known where you call", "put it into data"],
+        GOOD + " + k",
+        call={"env": {"k": np.arange(36.0)}},
+    ),
+    Case(
+        "proportions in percent",
+        DataError,
+        ["percent, divide by 100", "rows 0, 1"],
+        OVERALL,
+        change=lambda d: d.assign(**{name: 100 * d[name] for name in PROPS}),
+        overall=True,
+    ),
+    Case(
+        "a proportion out of range",
+        DataError,
+        [r"found 1\.5, .* in row 2: correct the values"],
+        OVERALL,
+        change=put("prop_B", 2, 1.5),
+        overall=True,
+    ),
     Case(
         "proportion as covariate",
         DataError,
@@ -680,6 +749,15 @@ def test_a_cell_type_in_two_donors_is_noted():
     few = data[(data["celltype"] != "Mono") | data["donor"].isin(["d02", "d04"])]
     (note,) = run(GOOD, {}, few).notes
     assert note.startswith("cell type 'Mono' is observed in 2 donors ('d02', 'd04')")
+
+
+def test_labels_that_differ_only_by_blanks_are_noted():
+    data = good_table()
+    data.loc[:2, "donor"] = "d01 "
+    data.loc[data["sex"] == "F", "sex"] = np.resize(["F", " F"], (data["sex"] == "F").sum())
+    first, second = run(GOOD, {}, data).notes
+    assert "'donor' has levels that differ only by blanks: 'd01', 'd01 '" in second + first
+    assert "'sex' has levels that differ only by blanks: ' F', 'F'" in second + first
 
 
 def test_text_that_may_mean_missing_is_noted():

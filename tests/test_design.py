@@ -455,6 +455,42 @@ def test_missing_covariates_of_new_data_give_rows_of_nan():
     assert list(frame["donor"]) == list(new["donor"])
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_new_data_that_cannot_be_used(engine):
+    out = design("expr ~ celltype + PC1", engine=engine)
+    new = long_table().head(3)
+    with pytest.raises(DataError, match=r"newdata has no column 'PC1'.*did you mean 'pc1'"):
+        out.matrix(new.rename(columns={"PC1": "pc1"}))
+    with pytest.raises(DataError, match=r"'celltype'.*it is in the index: use newdata.reset_index"):
+        out.matrix(new.set_index("celltype"))
+    with pytest.raises(DataError, match=r"'PC1' is inf in row 1"):
+        out.matrix(new.assign(PC1=[0.0, np.inf, 1.0]))
+    with pytest.raises(DataError, match="newdata must be a pandas DataFrame"):
+        out.matrix(5)
+    X, frame = out.matrix(new.head(0))
+    assert X.shape == (0, 4) and len(frame) == 0
+
+
+def test_observation_rows_of_new_data():
+    out = design("expr ~ celltype + PC1")
+    new = long_table().head(4).drop(columns="expr")
+    new["celltype"] = ["T", "B", None, "NK"]
+    H = [[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(out.observation(out.matrix(new)[1]), H)
+    np.testing.assert_array_equal(out.observation(out.frame), out.H)
+    bare = design("expr ~ PC1")
+    with pytest.raises(DataError, match=r"newdata has no column 'celltype'.*random='none'"):
+        bare.observation(bare.matrix(new[["PC1"]])[1])
+    assert out.n_possible == design("expr ~ celltype", long_table().iloc[1:]).n_possible == 36
+
+
+def test_observation_rows_of_mixtures():
+    data = overall_table()
+    out = design("expr ~ sex", data, proportions=PROPS)
+    np.testing.assert_array_equal(out.observation(out.matrix(data)[1]), out.H)
+    assert out.n_possible == len(data)
+
+
 def test_donors_and_groups_of_new_data_are_labels_and_may_be_new():
     data = long_table()
     data["batch"] = data["batch"].str[1:].astype(float)

@@ -54,7 +54,8 @@ def check_levels(ready: Prepared) -> None:
             + (
                 "overall pseudobulk (proportions=) has one row per donor"
                 if roles.celltype is None
-                else "average them, or make the table from cells by ctmm.pseudobulk"
+                else "average them; if they are cells, aggregate the cells to one row per donor "
+                "and cell type"
             )
         )
 
@@ -153,9 +154,12 @@ def check_proportions(P: np.ndarray, names: Sequence[str], positions: np.ndarray
     """Non-negative rows that sum to one, or an error naming the rows."""
     bad = np.flatnonzero(~((P >= 0) & (P <= 1 + SUM_TOLERANCE)).all(axis=1))
     if len(bad):
+        row = P[bad[0]]
+        percent = bool((row >= 0).all()) and abs(row.sum() - 100) <= 1
+        fix = "these look like percent, divide by 100" if percent else "correct the values"
         raise DataError(
-            f"proportions ({listing(list(names))}) must lie between 0 and 1: see "
-            f"{rows(positions[bad])}"
+            f"proportions ({listing(list(names))}) must lie between 0 and 1, found "
+            f"{', '.join(f'{value:g}' for value in row[:5])} in {rows(positions[bad])}: {fix}"
         )
     total = P.sum(axis=1)
     bad = np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE)
@@ -259,8 +263,8 @@ def design_names(coding: Coding, celltypes: tuple[str, ...]) -> tuple[str, ...]:
     return (*first, *(name for name in coding.names if name != INTERCEPT))
 
 
-def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -> None:
-    """X must be finite, longer than wide, and of full rank."""
+def check_finite(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -> None:
+    """No infinite or undefined entry of the design."""
     bad = ~np.isfinite(X)
     if bad.any():
         column = int(np.flatnonzero(bad.any(axis=0))[0])
@@ -269,6 +273,11 @@ def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -
             f"covariate {names[column]!r} is {X[where[0], column]} in {rows(positions[where])}: "
             "correct the values, or make them NaN to leave the rows out"
         )
+
+
+def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -> None:
+    """X must be finite, longer than wide, and of full rank."""
+    check_finite(X, names, positions)
     found = aliased(X, names)
     rank = X.shape[1] - len(found)
     if len(X) <= rank:

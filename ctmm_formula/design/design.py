@@ -22,7 +22,17 @@ from . import arrays
 from .formula import FormulaSpec
 from .matrix import Coding
 from .prepare import prepare
-from .table import as_frame, covariate, label, labels, listing, numbers, pick, rows
+from .table import (
+    as_frame,
+    column_name,
+    covariate,
+    label,
+    labels,
+    listing,
+    numbers,
+    pick,
+    rows,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +112,38 @@ class Design:
         """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
         return arrays.mean_rows(self.coding, self.X, self.celltype_col, self.celltypes)
 
+    @property
+    def n_possible(self) -> int:
+        """Rows there would be with no pair of donor and cell type missing."""
+        return len(self.donors) * (1 if self.celltype_col is None else len(self.celltypes))
+
+    def observation(self, frame: pd.DataFrame) -> np.ndarray:
+        """H of the rows of `frame`: proportions, or one-hot cell types (zero where unknown).
+
+        Parameters
+        ----------
+        frame : DataFrame, m rows
+            Columns of the design, cleaned, as :meth:`matrix` returns them.
+
+        Returns
+        -------
+        ndarray, shape (m, C)
+
+        Raises
+        ------
+        DataError
+            The cell type or the proportions are not there.
+        """
+        if self.celltype_col is None:
+            columns = [pick(frame, c, "proportion", what="newdata") for c in self.proportion_cols]
+            return np.column_stack([column.to_numpy(dtype=float) for column in columns])
+        hint = "; random='none' predicts without random effects"
+        column = pick(frame, self.celltype_col, "cell type", hint, what="newdata")
+        missing = column.isna().to_numpy(dtype=bool)
+        texts = [None if gone else label(v) for v, gone in zip(column, missing, strict=True)]
+        known = np.array(self.celltypes, dtype=object)
+        return (np.array(texts, dtype=object)[:, None] == known).astype(np.float64)
+
     def model(self, structure: Structure) -> Model:
         """The model's arrays under one covariance structure of the cell types."""
         return build_model(
@@ -136,16 +178,17 @@ class Design:
         FormulaError
             A level that the fit has not seen.
         DataError
-            A covariate that `newdata` lacks.
+            A covariate that `newdata` lacks, or that is infinite there.
         """
-        table = as_frame(newdata)
+        table = as_frame(newdata, "newdata", may_be_empty=True)
         frame = pd.DataFrame(index=pd.RangeIndex(len(table)))
         needed = list(self.coding.frame.columns) + list(self.proportion_cols)
         for name in self.frame.columns:
             if name in needed:
-                frame[name] = _as_trained(pick(table, name, "covariate"), name, self.frame[name])
+                column = pick(table, name, "covariate", what="newdata")
+                frame[name] = _as_trained(column, name, self.frame[name])
             elif name in table.columns:
-                column = pick(table, name, "column of the fit")
+                column = pick(table, name, "column of the fit", what="newdata")
                 if name == self.celltype_col:
                     column = _as_trained(column, name, self.frame[name])
                 elif isinstance(self.frame[name].dtype, pd.CategoricalDtype):
@@ -160,6 +203,7 @@ class Design:
                 P = part[list(self.proportion_cols)].to_numpy(dtype=float)
                 arrays.check_proportions(P, self.proportion_cols, np.flatnonzero(complete))
             X[complete] = arrays.design_rows(self.coding, part, P)
+            arrays.check_finite(X[complete], self.names, np.flatnonzero(complete))
         frame.index = table.index
         return X, frame
 
@@ -219,6 +263,10 @@ def build_design(
     """
     if not spec.terms and (proportions is None or isinstance(proportions, str)):
         raise FormulaError(f"{spec.text!r} has no fixed effect: keep at least the intercept")
+    column_name(donor, "donor")
+    for name, argument in ((celltype, "celltype"), (noise, "noise"), (n_cells, "n_cells")):
+        if name is not None:
+            column_name(name, argument)
     ready = prepare(
         spec,
         data,

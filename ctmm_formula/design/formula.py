@@ -326,6 +326,11 @@ def _check_removal(text: str, left: ParseNode, node: ParseNode) -> None:
     for term in _node_terms(text, node):
         if term and frozenset(term) not in present:
             message = f"{':'.join(term)} is taken away but not there: nothing would change"
+            last = left
+            while last.args:
+                last = last.args[-1]
+            if _code(last) and _code(node):  # a dash in a name
+                message += f"; one column is written {quote(f'{_code(last)}-{_code(node)}')}"
             _fail(text, node.origin.start, message, node.origin.end)
 
 

@@ -25,7 +25,8 @@ DEFAULT_CELLTYPE = "celltype"
 CELLS_PER_PAIR = 3.0  # rows per donor and cell type from which the rows are taken for cells
 _HINTS = {
     "noise": "; every row needs its noise variance (squared standard error of the pseudobulk "
-    "mean): name its column by noise=, or make the table by ctmm.pseudobulk",
+    "mean): name its column by noise=; from cells, aggregate the cells to one row per donor and "
+    "cell type, nu = variance of the cells / number of cells",
     "donor": "; name the column of donors by donor=",
     "cell type": "; name the column of cell types by celltype=",
 }
@@ -132,7 +133,12 @@ def prepare(
         if isinstance(frame[name].dtype, pd.CategoricalDtype):
             frame[name] = frame[name].cat.remove_unused_categories()
     known = {name: values[keep].remove_unused_categories() for name, values in known.items()}
-    notes = _notes(known, dropped)
+    factors = {
+        str(name): column.array
+        for name, column in frame.items()
+        if isinstance(column.dtype, pd.CategoricalDtype)
+    }
+    notes = _notes({**factors, **known}, dropped)
     return Prepared(roles, frame, known, keep, table.index[keep], dropped, notes, context)
 
 
@@ -158,7 +164,13 @@ def _formula_columns(
             if name in present:
                 found[role][name] = None
             elif name == bare or not _is_known(name, context, engine):
-                pick(table, name, role, _name_hint(name, present, overall))
+                hint = _name_hint(name, present, overall)
+                if name in context:
+                    hint = (
+                        f"; {name!r} is known where you call, but what is not a column can only be "
+                        f"a number or function inside a call: put it into data"
+                    )
+                pick(table, name, role, hint)
     if spec.response and not found["response"]:
         raise FormulaError(f"the response {spec.response!r} uses no column of data")
     return tuple(found["response"]), tuple(found["covariate"])
@@ -256,8 +268,9 @@ def _refuse_cells(
     distinct = len(pairs.drop_duplicates())
     if distinct and len(pairs) / distinct >= CELLS_PER_PAIR:
         raise DataError(
-            f"data has {len(pairs)} rows for {distinct} pairs of {donor!r} and {celltype!r}: the "
-            "rows look like cells; make one row per donor and cell type by ctmm.pseudobulk"
+            f"data has {len(pairs)} rows for {distinct} pairs of {donor!r} and {celltype!r}: "
+            f"either celltype={celltype!r} or donor={donor!r} is the wrong column, or the rows are "
+            "cells: then aggregate the cells to one row per donor and cell type"
         )
 
 
@@ -348,6 +361,14 @@ def _notes(known: Mapping[str, pd.Categorical], dropped: Mapping[str, int]) -> t
         total = sum(dropped.values())
         notes.append(f"{total} {'row' if total == 1 else 'rows'} dropped: {counts}")
     for name, values in known.items():
+        texts = pd.Series([v for v in values.categories if isinstance(v, str)], dtype=object)
+        plain = texts.str.split().str.join(" ")
+        alike = texts[plain.duplicated(keep=False)].to_list()
+        if alike:
+            notes.append(
+                f"column {name!r} has levels that differ only by blanks: {listing(alike)}; if they "
+                "are the same, use .str.strip()"
+            )
         if "NA" in values.categories:
             where = np.flatnonzero(np.asarray(values.astype(object)) == "NA")
             notes.append(

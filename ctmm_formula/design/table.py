@@ -23,12 +23,16 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _DECIMAL = re.compile(r"[.,]|\d[eE]")
 
 
-def as_frame(data: object) -> pd.DataFrame:
-    """The user's table as a DataFrame with text names (not copied).
+def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) -> pd.DataFrame:
+    """The user's table as a DataFrame (not copied).
 
     Parameters
     ----------
     data : DataFrame, dict of columns, or an object with ``to_pandas()``
+    what : str
+        The argument's name, for messages.
+    may_be_empty : bool
+        Whether a table without rows will do.
 
     Raises
     ------
@@ -46,32 +50,55 @@ def as_frame(data: object) -> pd.DataFrame:
         try:
             frame = pd.DataFrame(dict(data))
         except ValueError as error:
-            raise DataError(f"data: the columns of the dict do not make a table: {error}") from None
+            message = f"{what}: the columns of the dict do not make a table: {error}"
+            raise DataError(message) from None
     elif hasattr(data, "to_pandas"):
         frame = data.to_pandas()
     else:
+        records = isinstance(data, (Sequence, np.ndarray)) and not isinstance(data, (str, bytes))
+        fix = f": try {what}=pandas.DataFrame(...) of it" if records else ""
         raise DataError(
-            "data must be a pandas DataFrame, a dict of columns or a table with .to_pandas(), "
-            f"got {type(data).__name__}"
+            f"{what} must be a pandas DataFrame, a dict of columns or a table with .to_pandas(), "
+            f"got {type(data).__name__}{fix}"
         )
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
-        raise DataError("data must have one row of column names: flatten a MultiIndex first")
-    if not len(frame):
-        raise DataError("data has no rows")
+        raise DataError(f"{what} must have one row of column names: flatten a MultiIndex first")
+    if not len(frame) and not may_be_empty:
+        raise DataError(f"{what} has no rows")
     return frame
 
 
-def pick(frame: pd.DataFrame, name: str, role: str, hint: str = "") -> pd.Series:
+def column_name(name: object, argument: str) -> str:
+    """The name of one column that an argument gives; a column itself is refused."""
+    if isinstance(name, str):
+        return name
+    raise DataError(
+        f"{argument}= must be the name of a column, a text, got {type(name).__name__}: put the "
+        f"values into data and name their column, {argument}='...'"
+    )
+
+
+def pick(
+    frame: pd.DataFrame, name: str, role: str, hint: str = "", what: str = "data"
+) -> pd.Series:
     """Column `name`, or an error that says what it was for and what comes close."""
     hits = np.flatnonzero([column == name for column in frame.columns])
     if len(hits) == 1:
         return frame.iloc[:, hits[0]].reset_index(drop=True)
     if len(hits):
         raise DataError(
-            f"column {name!r} ({role}) occurs {len(hits)} times in data: give the columns "
+            f"column {name!r} ({role}) occurs {len(hits)} times in {what}: give the columns "
             "different names"
         )
-    raise DataError(f"data has no column {name!r} ({role}){near(name, frame.columns)}{hint}")
+    missing = f"{what} has no column {name!r} ({role})"
+    if name in frame.index.names:
+        raise DataError(f"{missing}, it is in the index: use {what}.reset_index()")
+    if name in [str(column) for column in frame.columns]:
+        raise DataError(
+            f"{missing}, only one whose name is no text: names must be texts, "
+            f"{what}.columns = {what}.columns.astype(str)"
+        )
+    raise DataError(f"{missing}{near(name, frame.columns)}{hint}")
 
 
 def near(name: str, choices: Iterable[object]) -> str:
@@ -305,7 +332,7 @@ def _only_numbers(column: pd.Series, what: str) -> None:
     if len(bad) > len(texts):
         fix = f"it holds {_word(next(kind for kind in kinds if kind is not Real))} values"
     elif len(unreadable):
-        fix = "correct these (decimal comma? a word for missing?) and read the column as numbers"
+        fix = _unreadable_fix(list(unreadable), list(texts))
     else:
         fix = "numbers stored as text: convert the column with pandas.to_numeric"
     raise DataError(f"{what} must hold numbers, found {pairs}: {fix}")
@@ -329,7 +356,14 @@ def _refuse_numbers_as_text(given: pd.Series, what: str) -> None:
     bad = values[[not _reads_as_float(value) for value in values]]
     show = bad if len(bad) else values
     pairs = ", ".join(f"{show.iloc[i]!r} in row {show.index[i]}" for i in range(min(3, len(show))))
-    raise DataError(
-        f"{what} is text but holds numbers, for example {pairs}: correct these values (decimal "
-        "comma? a word for missing?) and convert the column with pandas.to_numeric"
-    )
+    fix = "convert the column with pandas.to_numeric"
+    if len(bad):
+        fix = _unreadable_fix(list(bad), list(values))
+    raise DataError(f"{what} is text but holds numbers, for example {pairs}: {fix}")
+
+
+def _unreadable_fix(bad: Sequence[str], texts: Sequence[str]) -> str:
+    """What to do about `bad`, those of the texts that do not read as numbers."""
+    if all(_NUMBER.fullmatch(text) for text in bad) and not any("." in text for text in texts):
+        return "decimal commas: read the table with pandas.read_csv(..., decimal=',')"
+    return "correct these (decimal comma? a word for missing?), convert with pandas.to_numeric"
