@@ -483,6 +483,8 @@ def test_bootstrap(res):
     assert boot.replicates.shape == (12, 12)
     assert list(boot.replicates.columns) == list(res.params.index)
     assert boot.failed == ()
+    assert repr(boot) == "<Bootstrap: 12 refits, none failed>"
+    assert "<td>" in boot._repr_html_()
     again = res.bootstrap(12, rng=1, n_jobs=2)
     assert again.replicates.equals(boot.replicates)
     assert np.allclose(boot.bse, boot.replicates.std(), rtol=EXACT)

@@ -56,8 +56,8 @@ def pinned(celltypes=("B", "T"), **changes):
 
 
 TEXT = """\
-                      Cell type-specific mixed model
-==========================================================================
+                       Cell type-specific mixed model
+===========================================================================
 Formula:  expr ~ C(celltype) + age
 Structure:     free                           Log-likelihood:  -12.3457
 Method:        REML                           AIC:             36.6914
@@ -67,35 +67,33 @@ Donors:        8                              Converged:       yes
 Cell types:    2                              On the edge:     yes
 Rows:          15 of 16 possible              Evaluations:     17
 Rows dropped:  missing expr (1)
---------------------------------------------------------------------------
-Fixed effects     estimate  std. error       t    P>|t|   [0.025   0.975]
---------------------------------------------------------------------------
-Intercept            1.000      0.5000   2.000    0.184   -1.151    3.151
-C(celltype)[T.T]    0.5000      0.2500   2.000    0.184  -0.5757    1.576
-age                -0.1250    0.001000  -125.0  6.4e-05  -0.1293  -0.1207
---------------------------------------------------------------------------
+---------------------------------------------------------------------------
+Fixed effects     estimate  std. error         t    P>|t|   [0.025   0.975]
+---------------------------------------------------------------------------
+Intercept           1.000     0.5000       2.000    0.184  -1.151    3.151
+C(celltype)[T.T]    0.5000    0.2500       2.000    0.184  -0.5757   1.576
+age                -0.1250    0.001000  -125.0    6.4e-05  -0.1293  -0.1207
+---------------------------------------------------------------------------
 Variance components  estimate  std. error       t     P>t   [0.025  0.975]
---------------------------------------------------------------------------
-hom                    0.5000      0.2500   2.000  0.0918  -0.5757   1.576
-V[B]                   0.2500      0.1250   2.000  0.0918  -0.2878  0.7878
+---------------------------------------------------------------------------
+hom                   0.5000      0.2500    2.000  0.0918  -0.5757  1.576
+V[B]                  0.2500      0.1250    2.000  0.0918  -0.2878  0.7878
 V[T]                 -0.06250     0.06250  -1.000   0.789  -0.3314  0.2064
---------------------------------------------------------------------------
-Shares of overall variance  variance    share
---------------------------------------------------------------------------
-means                       0.007812    1.0 %
-fixed                        0.09375   11.5 %
-shared                        0.5000   61.4 %
-specific[B]                  0.08594   10.6 %
-specific[T]                 -0.01367   -1.7 %
-noise                         0.1406   17.3 %
-total                         0.8145  100.0 %
-==========================================================================
+---------------------------------------------------------------------------
+Shares of overall variance   variance    share
+---------------------------------------------------------------------------
+means                        0.007812    1.0 %
+fixed                        0.09375    11.5 %
+shared                       0.5000     61.4 %
+specific[B]                  0.08594    10.6 %
+specific[T]                 -0.01367    -1.7 %
+noise                        0.1406     17.3 %
+total                        0.8145    100.0 %
+===========================================================================
 Standard errors: model (inverse expected information).
 P values by t with the residual df (donors less parameters), one-sided for
 variances.
 Restricted log-likelihood with all constants, among them 1/2 log|X'X|.
-Shares of variance: the cell types of a donor count equally, as their
-proportions are not known; name n_cells= or proportions=.
 A note without a full stop.
 Versions."""
 
@@ -104,6 +102,22 @@ def test_text():
     fit = replace(pinned(), notes=("a note without a full stop",))
     assert str(fit.summary()) == TEXT
     assert repr(fit.summary()) == TEXT
+
+
+def test_a_long_formula_is_wrapped():
+    terms = "".join(f" + np.power(age, {k})" for k in range(2, 6))
+    data = DATA.assign(age=DATA["age"] + np.arange(16) % 3)
+    text = str(ctmm.fit("expr ~ C(celltype)" + terms, structure="hom", data=data).summary())
+    lines = text.splitlines()
+    assert len({len(line) for line in lines if set(line) in ({"="}, {"-"})}) == 1
+    assert max(map(len, lines)) == len(lines[1]) < 90
+    start = next(k for k, line in enumerate(lines) if line.startswith("Formula:"))
+    assert lines[start + 1].startswith(" " * 10 + "np.power")
+
+
+def test_blanks_that_align_are_text_only():
+    assert ">1.000<" in pinned().summary().as_html()
+    assert re.search(r"& +1\.000 +&", pinned().summary().as_latex())
 
 
 def test_alpha_and_covariance_are_named():

@@ -187,7 +187,7 @@ def labelled(
     return Jackknife(params, values, len(fit_donors) - len(params), failed, run)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bootstrap:
     """Parametric bootstrap of all parameters.
 
@@ -200,6 +200,14 @@ class Bootstrap:
 
     replicates: pd.DataFrame
     failed: tuple[tuple[int, str], ...]
+
+    def __repr__(self) -> str:
+        return f"<Bootstrap: {len(self.replicates)} refits, {len(self.failed) or 'none'} failed>"
+
+    def _repr_html_(self) -> str:
+        table = self.conf_int()
+        table.insert(0, "std_error", self.bse)
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>\n{table.to_html()}"
 
     @property
     def bse(self) -> pd.Series:

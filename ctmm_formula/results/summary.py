@@ -72,9 +72,16 @@ class Summary:
     notes: tuple[str, ...]
 
     def as_text(self) -> str:
-        """Plain text; rules as wide as the widest table, notes wrapped to it."""
+        """Plain text; rules as wide as the widest table, first entry and notes wrapped to it."""
         blocks = [_lines(table) for table in self._tables(str)]
-        width = max(len(line) for block in blocks for line in block)
+        rest = [len(line) for block in blocks[1:] for line in block]
+        width = max(rest) if len(blocks) > 2 else max(*map(len, blocks[0]), *rest)
+        indent = " " * (len(self.header[0][0]) + 3)
+        blocks[0] = [
+            part
+            for line in blocks[0]
+            for part in textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
+        ]
         out = [self.title.center(width).rstrip(), "=" * width]
         for k, block in enumerate(blocks):
             if k >= len(blocks) - len(self.tables):
@@ -87,7 +94,7 @@ class Summary:
 
     def as_html(self) -> str:
         """HTML tables; every text is escaped."""
-        tables = "\n".join(_html(table) for table in self._tables(html.escape))
+        tables = "\n".join(_html(table) for table in self._tables(_escaped))
         notes = "<br/>\n".join(html.escape(note) for note in self.notes)
         return f"<h4>{html.escape(self.title)}</h4>\n{tables}\n<p>{notes}</p>"
 
@@ -151,7 +158,11 @@ def _simple(rows: list[list[str]], *, corner: str = "", **parts: Any) -> SimpleT
 
 
 def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+    return text.strip().translate(_LATEX)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text.strip())  # blanks align text only
 
 
 def _html(table: SimpleTable) -> str:
@@ -247,8 +258,20 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _text(table: pd.DataFrame) -> pd.DataFrame:
-    """Four digits."""
-    return table.map(lambda value: f"{value:#.4g}".rstrip(".") if value else "0").astype(object)
+    """Four digits, the decimal points of a column below each other."""
+    texts = table.map(lambda value: f"{value:#.4g}".rstrip(".") if value else "0").astype(object)
+    return texts.apply(_aligned)
+
+
+def _aligned(column: pd.Series) -> pd.Series:
+    """Blanks in place of the decimals that other numbers have."""
+    after = column.str.len() - column.str.find(".")  # with the point; 1 more where there is none
+    after = after.where(column.str.contains(".", regex=False), 0)
+    return pd.Series(
+        [text + " " * gap for text, gap in zip(column, after.max() - after, strict=True)],
+        column.index,
+        dtype=object,
+    )
 
 
 def _notes(fit: Any, errors: Any) -> list[str]:
@@ -270,11 +293,6 @@ def _notes(fit: Any, errors: Any) -> list[str]:
 def _cautions(fit: Any) -> list[str]:
     """What follows from the data and the estimate, and is no fault of either."""
     out = []
-    if fit.design.proportions is None:
-        out.append(
-            "Shares of variance: the cell types of a donor count equally, as their proportions "
-            "are not known; name n_cells= or proportions=."
-        )
     if fit.corr.isna().any(axis=None):
         out.append(
             "The covariance A between cell types is not positive definite: correlations and "
