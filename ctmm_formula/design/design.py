@@ -53,7 +53,7 @@ class Design:
         Kept rows as positions in the user's table.
     index : Index, length n
         The user's index labels of the kept rows.
-    donor_col, noise_col, response_name : str
+    donor_col, response_name : str
     celltype_col : str, or None for overall pseudobulk
     donors : tuple of str, length N;  celltypes : tuple of str, length C
     donor_codes : int ndarray, shape (n,)
@@ -87,7 +87,6 @@ class Design:
     index: pd.Index
     donor_col: str
     celltype_col: str | None
-    noise_col: str | None
     response_name: str
     donors: tuple[str, ...]
     celltypes: tuple[str, ...]
@@ -306,7 +305,6 @@ def build_design(
         index=ready.index,
         donor_col=roles.donor,
         celltype_col=roles.celltype,
-        noise_col=roles.noise,
         response_name=spec.response,
         donors=tuple(donor_labels.categories),
         celltypes=celltypes,
