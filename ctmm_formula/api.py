@@ -283,17 +283,22 @@ def _check_size(design: Design, structure: Structure) -> None:
     )
 
 
-def _warn(fitted: Estimate, domain: Domain) -> None:
-    """At most one warning per fit."""
+def _trouble(fitted: Estimate, domain: Domain) -> str:
+    """What the optimisation has to say, or nothing."""
     record = fitted.convergence
     if not record.converged:
-        text = f"the optimisation did not converge: {record.message}"
+        return f"the optimisation did not converge: {record.message}"
+    edge = f"the estimate lies on the edge of its domain (bounds={domain.bounds!r})"
+    return edge * record.boundary
+
+
+def _warn(fitted: Estimate, domain: Domain) -> None:
+    """At most one warning per fit."""
+    text = _trouble(fitted, domain)
+    if not fitted.convergence.converged:
         warnings.warn(text, CTMMWarning, stacklevel=3)
-    elif record.boundary:
-        text = (
-            f"the estimate lies on the edge of its domain (bounds={domain.bounds!r}): variance "
-            "components there are pinned by the bound; prefer test_variance('score')"
-        )
+    elif text:
+        text += ": variance components there are pinned by the bound; prefer test_variance('score')"
         warnings.warn(text, BoundaryWarning, stacklevel=3)
 
 
@@ -302,14 +307,10 @@ def _notes(
 ) -> tuple[str, ...]:
     """What to know about this fit."""
     notes = list(design.notes)
-    record = fitted.convergence
-    if not record.converged:
-        notes.append(f"not converged: {record.message}")
-    elif record.boundary:
-        notes.append(
-            f"the estimate lies on the edge of its domain (bounds={domain.bounds!r}), where "
-            "standard errors and Wald tests of variance components are no guide"
-        )
+    text = _trouble(fitted, domain)
+    if text and fitted.convergence.converged:
+        text += ", where standard errors and Wald tests of variance components are no guide"
+    notes += [text] if text else []
     if fitted.beta_by == "ols":
         notes.append(
             "the fitted covariance is not positive definite: fixed effects by ordinary least "

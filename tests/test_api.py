@@ -177,7 +177,7 @@ def test_no_convergence_warns_once(table, monkeypatch):
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert not issubclass(caught[0].category, BoundaryWarning)
-    assert "not converged: stalled" in res.notes
+    assert "the optimisation did not converge: stalled" in res.notes
     assert "Converged:       no" in str(res.summary())
 
 

@@ -743,6 +743,7 @@ def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     content = json.loads(res.to_json())
     content["parts"][0]["design"]["coding"]["fixed"] = POISON
     back = CTMMResults.from_json(json.dumps(content))
+    assert back.to_json() == json.dumps(content, ensure_ascii=False)
     assert str(back.summary()) == str(res.summary())
     assert back._repr_html_() == res._repr_html_()
     assert back.means().equals(res.means())
@@ -752,8 +753,14 @@ def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     assert back.test_variance("score").pvalue == res.test_variance("score").pvalue
     assert back.variance_explained().equals(res.variance_explained())
     assert back.predict(random="all").equals(res.predict(random="all"))
-    assert back.to_json() == json.dumps(content, ensure_ascii=False)
     assert back.bootstrap(2, rng=1).failed == ()
+    assert not (tmp_path / "poisoned").exists()
+    overall = ctmm.load_example(kind="op")
+    columns = [f"prop_{c}" for c in TYPES]
+    op = ctmm.fit("expr ~ sex", data=overall, proportions=columns, structure="hom")
+    content = json.loads(op.to_json())
+    content["parts"][0]["design"]["coding"]["fixed"] = POISON
+    assert CTMMResults.from_json(json.dumps(content))._repr_html_() == op._repr_html_()
     assert not (tmp_path / "poisoned").exists()
     with pytest.raises(FormulaError):
         back.predict(back.design.frame.head(2))  # documented: the one call that does
@@ -908,5 +915,6 @@ def test_none_is_no_random_effect(res):
 def test_moments_without_effects_say_what_to_do(he):
     theta = he.estimate.theta.copy()
     theta[:] = -1.0
-    with pytest.raises(ConvergenceError, match=r"method='reml'.*random='none'"):
+    message = r"\(donor01, donor02, donor03, \.\.\.\); .*method='reml'.*random='none'"
+    with pytest.raises(ConvergenceError, match=message):
         _ = replace_theta(he, theta).random_effects

@@ -224,10 +224,23 @@ class CTMMResults(Parameters):
         try:
             return blup.effects(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:
+            donors = self._degenerate_donors()
+            where = f" ({', '.join(donors[:3])}{', ...' * (len(donors) > 3)})" * bool(donors)
             raise ConvergenceError(
-                f"there are no predicted random effects: {error}; fit by method='reml', or "
+                f"there are no predicted random effects: {error}{where}; fit by method='reml', or "
                 "predict(random='none')"
             ) from None
+
+    def _degenerate_donors(self) -> list[str]:
+        """Donors whose covariance H A H' + D at the estimate is not positive definite."""
+        d, A = self.design, self.A.to_numpy()
+        out = []
+        for code, name in enumerate(self.donors):
+            rows = d.donor_codes == code
+            own = d.H[rows] @ A @ d.H[rows].T + np.diag(d.nu[rows])
+            if np.linalg.eigvalsh(own)[0] <= 0.0:
+                out.append(name)
+        return out
 
     @property
     def random_effects(self) -> dict[str, pd.DataFrame]:
