@@ -234,7 +234,8 @@ def build_design(
     noise : str or None
         Column of noise variances; None leaves ``nu`` to be set later.
     n_cells : str or None
-        Column of cell numbers; the default may be absent.
+        Column of cell numbers; the default may be absent.  Where a number is missing, the mean of
+        the cell type stands in for it, and a note says so.
     proportions : list of str, or DataFrame (donors x cell types), or str, optional
         Cell type proportions of overall pseudobulk.  A single column name gives each row's share
         of the donor's cells in cell type-specific data.
