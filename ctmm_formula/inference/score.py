@@ -246,7 +246,8 @@ class _Implicit:
         A = (turn @ root.transpose(0, 2, 1) @ A).reshape(-1, A.shape[2])
         B = (turn @ np.linalg.solve(root, np.where(real, L[rows], 0.0))).reshape(-1, L.shape[1])
         many = q > _DENSE_LEVELS
-        self.A, self.B_t = (sp.csr_matrix(A), sp.csr_matrix(B).T) if many else (A, B.T)
+        self.A: np.ndarray | sp.csr_matrix = sp.csr_matrix(A) if many else A
+        self.B_t: np.ndarray | sp.csc_matrix = sp.csr_matrix(B).T if many else B.T
 
     def _inner(self, weight: np.ndarray) -> np.ndarray:
         """sum_j weight_j b_j a_j' Psi, shape (r, r)."""
