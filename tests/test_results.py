@@ -865,10 +865,10 @@ def test_shares_without_proportions(table):
     assert "count equally" not in str(ctmm.fit(FORMULA, data=full).summary())
 
 
-def test_advice_on_the_jackknife(res):
+def test_advice_on_the_jackknife(res, he):
     """Advice comes with small p values of the jackknife, and only there."""
     assert "confirm by test_variance('score')" in res.test_variance().note
-    assert res.test_variance("model").note == ""
+    assert res.test_variance("model").note == he.test_variance().note == ""
 
 
 # ---------------------------------------------------------------------------------------------

@@ -183,7 +183,8 @@ def _variance_wald(fit: _Fit, kind: str) -> TestResult:
         name=blank.name, null=blank.null, method=title, note=_edge_note(fit.estimate, kind),
         groups=fit.groups if kind == "jackknife" else None,
     )  # fmt: skip
-    if kind == "jackknife" and test.pvalue < _DOUBTED:
+    likelihood = fit.estimate.method in LIKELIHOODS  # whose null rates are known
+    if kind == "jackknife" and likelihood and test.pvalue < _DOUBTED:
         test = replace(test, note="; ".join(filter(None, (test.note, _NEAR_ZERO))))
     return test
 
@@ -199,7 +200,10 @@ def _covariance(
                 "components: run jackknife() first and give its cov_theta"
             )
         cov = np.asarray(cov, dtype=float)
-        failed = "there is no jackknife covariance: a refit without some donors failed"
+        failed = (
+            "there is no jackknife covariance: a refit without some donors failed, see "
+            "jackknife().failed"
+        )
         reason = unconverged(estimate) or ("" if np.isfinite(cov).all() else failed)
         return cov, f"wald ({title})", reason
     cov, reason = information_cov(estimate), unconverged(estimate)

@@ -450,7 +450,7 @@ class CTMMResults(Parameters):
     ) -> TestResult:
         """Test V = 0: donors differ in the same way in all cell types.
 
-        .. warning:: The jackknife test rejects too often where V is close to 0 (rates in
+        .. warning:: After ML and REML the jackknife rejects too often near V = 0 (rates in
            ``tests/benchmarks/null_rates.md``): confirm what it finds by ``method="score"``,
            which keeps its level.
 

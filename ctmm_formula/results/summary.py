@@ -295,7 +295,7 @@ def _cautions(fit: Any) -> list[str]:
     out = []
     if fit.corr.isna().any(axis=None):
         out.append(
-            "The covariance A between cell types is not positive definite: correlations and "
+            "The covariance A between cell types is not positive semidefinite: correlations and "
             "shares that cell types share are missing."
         )
     if not fit.converged:
