@@ -24,7 +24,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError, choose
 from ..simulate import Rng
-from ..structures import Structure, resolve
+from ..structures import Structure
 from .bootstrap import parametric_bootstrap_lrt
 from .comparison import Fitted, aic, bic, compare, null_on_bound, on_bound
 from .rlrt import exact_rlrt
@@ -209,6 +209,8 @@ def _covariance(
     cov, reason = information_cov(estimate), unconverged(estimate)
     if estimate.method not in LIKELIHOODS:
         reason = "HE has no information matrix: use the jackknife"
+    elif not reason and estimate.convergence.boundary:
+        reason = _EDGE_NOTES["model"]
     elif not reason and np.isnan(cov).any():
         reason = "the information matrix of the variance components is singular"
     return cov, "wald (model)", reason
@@ -226,7 +228,7 @@ def _edge_note(estimate: Estimate, kind: str) -> str:
 
 def _null_fit(fit: _Fit) -> tuple[Model, Estimate, str]:
     """The fit of hom by the same method; or, in place of an error, the reason why not."""
-    null = resolve("hom", fit.structure.celltypes)
+    null = fit.structure.null()
     model = fit.model.with_basis(null.basis)
     if _nothing(fit):
         return model, fit.estimate, _nothing(fit)
@@ -256,8 +258,7 @@ def _lrt(fit: _Fit) -> TestResult:
     ]
     where = f"the {' and the '.join(edges)} fit on the edge of its domain"
     notes = [f"{where}: chi2 is approximate, see the bootstrap"] if edges else []
-    hom = resolve("hom", fit.structure.celltypes)
-    if null_on_bound(hom, fit.structure, fit.domain.bounds):
+    if null_on_bound(fit.structure.null(), fit.structure, fit.domain.bounds):
         notes.append(on_bound(fit.domain.bounds))
     return likelihood_ratio(
         null.llf, fit.estimate.llf, len(fit.structure.null_contrast),

@@ -154,7 +154,7 @@ class Parameters:
     @property
     def n_possible(self) -> int:
         """Rows there would be with no pair of donor and cell type missing."""
-        return self.n_donors * (1 if self.design.celltype_col is None else self.n_celltypes)
+        return self.design.n_possible
 
     @property
     def df_model(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -96,20 +95,12 @@ def contribution(
     if name in DONOR_EFFECTS:
         donor = _labels(_need(frame, design.donor_col, "donor"))
         values = effect.reshape(len(design.donors), -1)  # (N, 1) or (N, C)
-        return (_look_up(values, design.donors, donor) * observation(design, frame)).sum(axis=1)
+        return (_look_up(values, design.donors, donor) * design.observation(frame)).sum(axis=1)
     term, celltype = _components(design)[list(names).index(name)]
     parts = [_labels(_need(frame, group, "random effect")) for group in term.groups]
     level = [":".join(map(str, row)) for row in zip(*parts, strict=True)]
     values = _look_up(effect[:, None], list(table.index), level)[:, 0]
-    return values if celltype is None else values * observation(design, frame)[:, celltype]
-
-
-def observation(design: Design, frame: pd.DataFrame) -> np.ndarray:
-    """H of the rows of `frame`: proportions, or one-hot cell types (zero where unknown)."""
-    if design.proportion_cols:
-        return frame[list(design.proportion_cols)].to_numpy(dtype=float)
-    column = _need(frame, cast(str, design.celltype_col), "cell type")
-    return (_labels(column)[:, None] == np.array(design.celltypes, dtype=object)).astype(float)
+    return values if celltype is None else values * design.observation(frame)[:, celltype]
 
 
 def _components(design: Design) -> list[tuple[RandomTerm, int | None]]:
