@@ -129,6 +129,7 @@ def variance_differentiation(
 
     Examples
     --------
+    >>> from ctmm_formula.structures import resolve
     >>> from ctmm_formula.engine.model import build_model
     >>> rng = np.random.default_rng(1)
     >>> y = np.repeat(rng.normal(size=60), 2) + rng.normal(size=120) * np.tile([1.0, 0.4], 60)
