@@ -209,33 +209,33 @@ def _objective(pr, theta, mu, level, wk):
 
 
 @njit(**_INNER)
-def _direction(pr, theta, matrix, wk):
-    """wk.step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite.
+def _direction(lower, theta, matrix, grad, chol, step, held):
+    """step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite.
 
     Components that sit on their lower bound and would leave the domain are held there.
     """
     K = len(theta)
     for k in range(K):
-        wk.held[k] = theta[k] <= pr.lower[k] and wk.grad[k] <= 0.0
+        held[k] = theta[k] <= lower[k] and grad[k] <= 0.0
     for _ in range(K + 1):
         for k in range(K):
             for h in range(k + 1):
-                free = not (wk.held[k] or wk.held[h])
-                wk.chol[k, h] = matrix[k, h] if free else 1.0 if k == h else 0.0
-            wk.step[k] = 0.0 if wk.held[k] else wk.grad[k]
-        if not cholesky(wk.chol, K):
+                free = not (held[k] or held[h])
+                chol[k, h] = matrix[k, h] if free else 1.0 if k == h else 0.0
+            step[k] = 0.0 if held[k] else grad[k]
+        if not cholesky(chol, K):
             return -1.0
-        cholesky_solve(wk.chol, K, wk.step)
+        cholesky_solve(chol, K, step)
         again = False
         for k in range(K):
-            if theta[k] <= pr.lower[k] and wk.step[k] < 0.0:
-                wk.held[k] = True
+            if theta[k] <= lower[k] and step[k] < 0.0:
+                held[k] = True
                 again = True
         if not again:
             break
     decrement = 0.0
     for k in range(K):
-        decrement += wk.grad[k] * wk.step[k]
+        decrement += grad[k] * step[k]
     return decrement
 
 
@@ -256,12 +256,16 @@ def newton(pr, theta, mu, tolerance, wk, patience=3):
     decrement = math.inf
     blocked = 0
     for _ in range(_MAX_STEPS):
-        decrement = _direction(pr, theta, wk.info, wk)
-        if decrement < 0.0:
-            return STALLED, llf, math.inf, n_eval
-        if decrement < 1.0:  # close enough for the observed curvature
-            newer = _direction(pr, theta, wk.observed, wk)
-            decrement = newer if newer >= 0.0 else _direction(pr, theta, wk.info, wk)
+        decrement = -1.0
+        for attempt in range(3):  # expected; close to the optimum observed, if definite
+            if attempt == 1 and not decrement < 1.0:
+                break
+            matrix = wk.observed if attempt == 1 else wk.info
+            decrement = _direction(pr.lower, theta, matrix, wk.grad, wk.chol, wk.step, wk.held)
+            if decrement < 0.0 and attempt == 0:
+                return STALLED, llf, math.inf, n_eval
+            if decrement >= 0.0 and attempt == 1:
+                break
         if decrement < tolerance:
             return INTERIOR, llf, decrement, n_eval
         size = 1.0
@@ -287,8 +291,7 @@ def newton(pr, theta, mu, tolerance, wk, patience=3):
                 break
             size *= 0.5
         if not accepted:
-            _objective(pr, theta, mu, INFORMATION, wk)
-            return STALLED, llf, decrement, n_eval + 1
+            return STALLED, llf, decrement, n_eval
         for k in range(K):
             theta[k] = wk.trial[k]
         value, llf = new_value, new_llf
