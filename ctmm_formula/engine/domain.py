@@ -109,7 +109,7 @@ def _nonnegative(model: Model, domain: Domain) -> Constraint:
     """Components that are variances >= 0; the others form covariances that must be >= 0."""
     del domain
     count = len(model.basis)
-    smallest = np.array([np.linalg.eigvalsh(B)[0] for B in model.basis])
+    smallest = np.linalg.eigvalsh(model.basis)[:, 0]
     variance = smallest > -1e-12
     lower = np.full(model.n_components, 0.0)
     lower[:count][~variance] = -np.inf

@@ -215,14 +215,19 @@ class _Refit:
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
 
 
+def _group_sums(values: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    """Sums of `values` (N, ...) over the donors of each group, (G, ...)."""
+    starts = np.cumsum([0] + [len(group) for group in groups[:-1]])
+    return np.add.reduceat(values[np.concatenate(groups)], starts)
+
+
 def _aliasing(model: Model, groups: list[np.ndarray]) -> list[int]:
     """Groups without which X loses rank, by the eigenvalues of Q'Q - Q_g'Q_g."""
     Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
     if not Q.shape[1]:
         return []
     outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.blocks.row_ptr[:-1])
-    left = np.array([outer[group].sum(axis=0) for group in groups])
-    smallest = np.linalg.eigvalsh(outer.sum(axis=0) - left)[:, 0]
+    smallest = np.linalg.eigvalsh(outer.sum(axis=0) - _group_sums(outer, groups))[:, 0]
     return [int(g) for g in np.flatnonzero(smallest < _ALIASED)]
 
 
@@ -232,7 +237,7 @@ def _confounding(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> 
     That can happen only where they leave some column of H to one donor, so only these are tried.
     """
     seen = np.add.reduceat(model.H != 0.0, model.blocks.row_ptr[:-1]) & model.active[:, None]
-    left = np.array([seen.sum(axis=0) - seen[group].sum(axis=0) for group in groups])
+    left = seen.sum(axis=0) - _group_sums(seen.astype(float), groups)
     tried = np.flatnonzero((left <= 1).any(axis=1))
     if not len(tried):
         return []
