@@ -116,18 +116,7 @@ def fit(
     >>> list(res.vcomp.index)
     ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch']
     """
-    method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
-    choose("formula engine", formula_engine, ENGINES)
-    if hasattr(random, "columns") or hasattr(random, "to_pandas"):
-        raise DataError(
-            "random= got a table; it names random effects, such as 'batch': did you mean data=?"
-        )
-    choose("bounds", "noise" if bounds is None else bounds, BOUNDS)
-    Domain("noise", noise_floor)
-    if isinstance(structure, str):
-        resolve(structure, ("a", "b"))  # is there such a structure?
-    if noise is None:
-        raise DataError("noise= must name the column of noise variances")
+    method = check_settings(method, structure, random, noise, bounds, noise_floor, formula_engine)
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
     _refuse_anndata(data)
@@ -144,11 +133,42 @@ def fit(
         engine=formula_engine,
         env=_caller(),
     )
-    cells = resolve(structure, design.celltypes)
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
-    _check_size(design, cells)
+    results = fit_design(design, structure, method, domain)
+    _warn(results.estimate, domain)
+    return results
+
+
+def check_settings(
+    method: object,
+    structure: object,
+    random: object,
+    noise: object,
+    bounds: str | None,
+    noise_floor: float,
+    formula_engine: str,
+) -> str:
+    """Refuse settings that no data could make right; the method's name as the registry has it."""
+    method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
+    choose("formula engine", formula_engine, ENGINES)
+    if hasattr(random, "columns") or hasattr(random, "to_pandas"):
+        raise DataError(
+            "random= got a table; it names random effects, such as 'batch': did you mean data=?"
+        )
+    choose("bounds", "noise" if bounds is None else bounds, BOUNDS)
+    Domain("noise", noise_floor)
+    if isinstance(structure, str):
+        resolve(structure, ("a", "b"))  # is there such a structure?
+    if noise is None:
+        raise DataError("noise= must name the column of noise variances")
+    return method
+
+
+def fit_design(design: Design, structure: object, method: str, domain: Domain) -> CTMMResults:
+    """Fit a design; what there is to say about the fit is in its notes."""
+    cells = resolve(structure, design.celltypes)
+    check_size(design, cells)
     fitted = estimate(design.model(cells), method, domain)
-    _warn(fitted, domain)
     return CTMMResults(design, cells, domain, fitted, _notes(design, cells, domain, fitted))
 
 
@@ -264,7 +284,7 @@ def _n_parameters(design: Design, structure: Structure) -> int:
     return len(design.names) + len(structure.labels) + len(design.random)
 
 
-def _check_size(design: Design, structure: Structure) -> None:
+def check_size(design: Design, structure: Structure) -> None:
     """Refuse more parameters than donors, and say what would do."""
     donors, count = len(design.donors), _n_parameters(design, structure)
     if donors >= count:
