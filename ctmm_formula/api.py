@@ -12,6 +12,7 @@ import pandas as pd
 from .design.design import Design, build_design
 from .design.formula import parse
 from .design.matrix import ENGINES
+from .design.size import check_size, n_parameters
 from .engine.domain import BOUNDS, Domain
 from .engine.estimate import Estimate
 from .engine.estimators import ESTIMATORS, estimate
@@ -19,7 +20,7 @@ from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, choose
 from .inference.variance import compare
 from .results.results import CTMMResults
 from .results.summary import Summary, describe_anova
-from .structures import ARGUMENTS, STRUCTURES, Structure, resolve
+from .structures import Structure, resolve
 
 DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
 """Bounds of the variance components by kind of data, where none are named."""
@@ -280,29 +281,6 @@ def _refuse_anndata(data: object) -> None:
         )
 
 
-def _n_parameters(design: Design, structure: Structure) -> int:
-    return len(design.names) + len(structure.labels) + len(design.random)
-
-
-def check_size(design: Design, structure: Structure) -> None:
-    """Refuse more parameters than donors, and say what would do."""
-    donors, count = len(design.donors), _n_parameters(design, structure)
-    if donors >= count:
-        return
-    smaller = [resolve(name, design.celltypes) for name in STRUCTURES if name not in ARGUMENTS]
-    fitting = [s for s in smaller if _n_parameters(design, s) <= donors and structure.contains(s)]
-    if fitting:
-        best = max(fitting, key=lambda s: len(s.labels))
-        fix = f"try structure={best.name!r} ({_n_parameters(design, best)} parameters)"
-    else:
-        fix = "use fewer covariates or random effects"
-    raise DataError(
-        f"{donors} donors cannot estimate {count} parameters ({len(design.names)} fixed effects, "
-        f"{len(structure.labels)} of structure {structure.name!r}, {len(design.random)} random "
-        f"variances): {fix}"
-    )
-
-
 def _trouble(fitted: Estimate, domain: Domain) -> str:
     """What the optimisation has to say, or nothing."""
     record = fitted.convergence
@@ -336,7 +314,7 @@ def _notes(
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
-    df = len(design.donors) - _n_parameters(design, structure)
+    df = len(design.donors) - n_parameters(design, structure)
     if df <= 0:
         notes.append(
             f"{len(design.donors)} donors and as many parameters: no residual degrees of freedom, "

@@ -14,12 +14,14 @@ PACKAGE = "ctmm_formula"
 
 # Every module may import only modules named after it (`datasets` counts as one module).
 LAYERS = [
-    "api", "genes",
+    # scan/
+    "genes", "store", "scan", "worker", "patterns", "responses", "columns",
+    "api",
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
     "plots", "pseudobulk", "impute", "standardize", "r",
     # design/
-    "design", "arrays", "prepare", "matrix", "formula", "expressions", "table",
+    "size", "design", "arrays", "prepare", "matrix", "formula", "expressions", "table",
     "datasets",
     # inference/
     "variance", "score", "rlrt", "bootstrap", "comparison", "hypotheses", "testing", "jackknife",
