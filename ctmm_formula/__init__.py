@@ -19,6 +19,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .api import anova as anova
     from .api import fit as fit
+    from .cells.pseudobulk import pseudobulk as pseudobulk
+    from .cells.tables import to_frame as to_frame
+    from .cells.tables import to_long as to_long
     from .datasets import load_example as load_example
     from .datasets import load_genes as load_genes
     from .datasets import load_truth as load_truth
@@ -48,8 +51,11 @@ _HOME = {
     "load_example": "datasets",
     "load_genes": "datasets",
     "load_truth": "datasets",
+    "pseudobulk": "cells.pseudobulk",
     "show_versions": "results.summary",
     "simulate_pseudobulk": "simulate",
+    "to_frame": "cells.tables",
+    "to_long": "cells.tables",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

@@ -1,0 +1,1 @@
+"""From cells to pseudobulk, and its way to a fit: filters, standardisation, tables."""

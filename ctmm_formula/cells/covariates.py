@@ -1,0 +1,147 @@
+"""Columns of the cells that belong to donors, cell types or pairs, and so survive aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import label, listing, near
+from ..errors import DataError
+from .pairs import Pairs
+
+OWN = ("donor", "celltype", "n_cells", "proportion", "nu")
+"""Columns that pseudobulk makes itself, and the name of the noise."""
+
+
+def carry(
+    obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str], wanted: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Covariates of the pairs.
+
+    A column is carried along if it is constant within donors (sex, age), within cell types
+    (lineage), or within pairs (batch of a sort); donors first, so pairs without cells have the
+    donor's or the cell type's value, and only for the last kind none.  Missing values do not
+    count against being constant.
+
+    Parameters
+    ----------
+    obs : DataFrame, one row per cell
+    pairs : Pairs
+    taken : sequence of str
+        Columns in use as donor and cell type.
+    wanted : sequence of str, optional
+        Columns that must be carried along, and no others.
+
+    Returns
+    -------
+    frame : DataFrame, one row per pair of the grid, RangeIndex; donor-constant columns first
+    left_out : dict column -> reason
+
+    Raises
+    ------
+    DataError
+        A wanted column does not exist, or varies within pairs.
+    """
+    names = _names(obs, taken, wanted)
+    N, C = pairs.n_cells.shape
+    donor, celltype = np.divmod(np.arange(N * C), C)
+    cell = pairs.place
+    kinds = (
+        ("donor", np.where(cell >= 0, pairs.donor, -1), donor),
+        ("cell type", np.where(cell >= 0, pairs.celltype, -1), celltype),
+        ("pair", cell, np.arange(N * C)),
+    )
+    found: dict[str, dict[str, pd.Series]] = {kind: {} for kind, _, _ in kinds}
+    left_out: dict[str, str] = {}
+    for name in names:
+        if name in OWN:
+            left_out[name] = "its name is that of a column of the result"
+            continue
+        column = obs[name].reset_index(drop=True)
+        try:
+            codes, known = pd.factorize(column)
+        except TypeError:
+            left_out[name] = "its values are objects"
+            continue
+        values = list(known)
+        if not (codes[cell >= 0] >= 0).any():
+            left_out[name] = "it is missing in all cells"
+            continue
+        for kind, groups, rows in kinds:
+            first = _constant(codes, groups, int(rows.max()) + 1)
+            if first is not None:
+                found[kind][name] = _column(column, values, first[rows])
+                break
+        else:
+            left_out[name] = "it varies within pairs"
+            if wanted is not None:
+                _refuse(name, codes, values, pairs)
+    columns = {name: c for kind in found.values() for name, c in kind.items()}
+    return pd.DataFrame(columns, index=pd.RangeIndex(N * C)), left_out
+
+
+def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Columns to look at."""
+    columns = list(obs.columns)
+    names = [c for c in columns if c not in taken and columns.count(c) == 1]
+    if wanted is None:
+        return names
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    for name in wanted:
+        if name not in columns:
+            raise DataError(f"covariates= names {name!r}, not a column of obs{near(name, columns)}")
+        if name in OWN and name not in taken:
+            raise DataError(
+                f"covariates= names {name!r}, a column that pseudobulk makes itself: rename yours"
+            )
+    return [name for name in names if name in wanted]
+
+
+def _constant(codes: np.ndarray, groups: np.ndarray, size: int) -> np.ndarray | None:
+    """Code of each group (-1: unknown), or None where some group has two."""
+    on = np.flatnonzero((groups >= 0) & (codes >= 0))
+    first = np.full(size, -1)
+    first[groups[on]] = codes[on]
+    return first if (first[groups[on]] == codes[on]).all() else None
+
+
+def _column(column: pd.Series, values: list[Any], codes: np.ndarray) -> pd.Series:
+    """Values of the pairs in the column's own type; texts and dates become categories."""
+    kind: Any = column.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        out = pd.Series(pd.Categorical(_take(values, codes), dtype=kind)).cat
+        return out.remove_unused_categories()
+    if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
+        if (codes >= 0).all():
+            return pd.Series(_take(values, codes)).astype(kind)
+        if not pd.api.types.is_extension_array_dtype(kind):
+            kind = "boolean" if pd.api.types.is_bool_dtype(kind) else "float64"
+        return pd.Series(_take(values, codes)).astype(kind)
+    texts = [None if code < 0 else label(values[code]) for code in codes]
+    return pd.Series(pd.Categorical(texts))
+
+
+def _take(values: list[Any], codes: np.ndarray) -> list[Any]:
+    """Values by code, None where the code is -1."""
+    return [values[code] if code >= 0 else None for code in codes]
+
+
+def _refuse(name: str, codes: np.ndarray, values: list[Any], pairs: Pairs) -> None:
+    """A covariate that was asked for and varies among the cells of one pair."""
+    place = pairs.place
+    on = (place >= 0) & (codes >= 0)
+    low = np.full(pairs.n_cells.size, len(codes))
+    high = np.full(pairs.n_cells.size, -1)
+    np.minimum.at(low, place[on], codes[on])
+    np.maximum.at(high, place[on], codes[on])
+    at = int(np.flatnonzero(high > low)[0])
+    i, c = divmod(at, len(pairs.celltypes))
+    both = [values[low[at]], values[high[at]]]
+    raise DataError(
+        f"covariates= names {name!r}, which varies within pairs of donor and cell type: "
+        f"{listing(both)} in cells of donor {pairs.donors[i]!r}, cell type {pairs.celltypes[c]!r}"
+    )

@@ -1,0 +1,301 @@
+"""Which cells make which pair of donor and cell type, and what the filters leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import labels, listing, pick
+from ..errors import DataError
+
+NO_LABEL = {"", "nan", "None", "<NA>"}
+"""Texts that missing labels turn into: cells with these have no label."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The grid of kept donors x kept cell types, N x C.
+
+    Attributes
+    ----------
+    donors, celltypes : Index of str, length N, C
+    donor, celltype : int ndarray, shape (cells,)
+        Codes of each cell on the grid, -1 for cells left out.
+    n_cells : int ndarray, shape (N, C)
+    observed : bool ndarray, shape (N, C)
+        Pairs with enough cells.
+    filters : dict
+        Thresholds, and what each of them took.
+    notes : list of str
+    """
+
+    donors: pd.Index
+    celltypes: pd.Index
+    donor: np.ndarray
+    celltype: np.ndarray
+    n_cells: np.ndarray
+    observed: np.ndarray
+    filters: dict[str, object]
+    notes: list[str]
+
+    @property
+    def used(self) -> np.ndarray:
+        """Place on the flattened grid of cells in observed pairs, else -1; shape (cells,)."""
+        place = self.place
+        return np.where((place >= 0) & self.observed.ravel()[place], place, -1)
+
+    @property
+    def place(self) -> np.ndarray:
+        """Place on the flattened grid of each cell, -1 for cells off the grid; shape (cells,)."""
+        on = (self.donor >= 0) & (self.celltype >= 0)
+        return np.where(on, self.donor * len(self.celltypes) + self.celltype, -1)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a donor, a pair and a cell type must have strictly more of."""
+
+    min_cells: int = 10
+    min_cells_donor: int = 100
+    min_donor_share: float = 0.0
+
+
+def find_pairs(
+    obs: pd.DataFrame,
+    donor: str,
+    celltype: str,
+    thresholds: Thresholds,
+    experiment: str | None = None,
+    replicate: str = "largest",
+) -> Pairs:
+    """Sort cells into pairs and filter: labels, experiments, donors, pairs, cell types.
+
+    Parameters
+    ----------
+    obs : DataFrame, one row per cell
+    donor, celltype : str
+        Columns of labels.
+    thresholds : Thresholds
+    experiment : str, optional
+        Column of experiments, for donors that were measured more than once.
+    replicate : {"largest", "error"}
+        What to do with these.
+
+    Raises
+    ------
+    DataError
+        No such column, a donor in several experiments (``replicate="error"``), or no pair left.
+    """
+    d, donors = _codes(obs, donor, "donor")
+    t, celltypes = _codes(obs, celltype, "cell type")
+    unlabelled = {donor: int((d < 0).sum()), celltype: int(((t < 0) & (d >= 0)).sum())}
+    labelled = (d >= 0) & (t >= 0)
+    notes = [
+        f"{count} of {len(obs)} cells are left out, they have no label in column {name!r}"
+        for name, count in unlabelled.items()
+        if count
+    ]
+    others = 0
+    if experiment is not None:
+        e, experiments = _codes(obs, experiment, "experiment")
+        lost = int((labelled & (e < 0)).sum())
+        unlabelled[experiment] = lost
+        if lost:
+            notes.append(
+                f"{lost} of {len(obs)} cells are left out, they have no label in column "
+                f"{experiment!r}"
+            )
+        labelled &= e >= 0
+        kept, twice = _one_experiment(d, e, labelled, donors, experiments, replicate)
+        others = int(labelled.sum() - kept.sum())
+        labelled = kept
+        if twice:
+            notes.append(
+                f"{len(twice)} donors are in several experiments (column {experiment!r}): the one "
+                f"with most cells is kept, {others} cells of the others are left out: "
+                f"{listing(twice)}"
+            )
+
+    d, t = np.where(labelled, d, -1), np.where(labelled, t, -1)
+    counts = np.zeros((len(donors), len(celltypes)), dtype=np.int64)
+    np.add.at(counts, (d[labelled], t[labelled]), 1)
+    grid = _filter(counts, donors, celltypes, thresholds)
+    filters: dict[str, object] = {
+        **vars(thresholds),
+        "cells": len(obs),
+        "cells_without_label": sum(unlabelled.values()),
+        "cells_of_other_experiments": others,
+        "cells_of_donors_left_out": int(counts[~grid.donors].sum()),
+        "cells_of_celltypes_left_out": int(counts[grid.donors][:, ~grid.celltypes].sum()),
+        "cells_of_missing_pairs": int(counts[grid.rows][~grid.observed].sum()),
+        "cells_used": int(counts[grid.rows][grid.observed].sum()),
+        "donors_left_out": _texts(donors[~grid.donors]),
+        "celltypes_left_out": _texts(celltypes[~grid.celltypes]),
+        "pairs": int(grid.observed.size),
+        "pairs_missing": int((~grid.observed).sum()),
+    }
+    if not grid.observed.any():
+        raise DataError(_nothing_left(obs, counts, filters, unlabelled, thresholds))
+    notes += _filter_notes(counts, donors, celltypes, grid, thresholds)
+    return Pairs(
+        donors=donors[grid.donors],
+        celltypes=celltypes[grid.celltypes],
+        donor=_renumber(grid.donors)[d],
+        celltype=_renumber(grid.celltypes)[t],
+        n_cells=counts[grid.rows],
+        observed=grid.observed,
+        filters=filters,
+        notes=notes,
+    )
+
+
+def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Index]:
+    """Codes (-1: no label) and labels in use, in the order of the categories, else sorted."""
+    column = pick(obs, name, role, what="obs")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        coded = labels(column, name, role)
+        codes, texts = np.asarray(coded.codes, dtype=np.int64), np.asarray(coded.categories)
+    else:
+        # labels of each value once: a million cells have few donors
+        place, values = pd.factorize(column)
+        first = np.full(len(values), -1)
+        known = np.flatnonzero(place >= 0)
+        first[place[known][::-1]] = known[::-1]
+        coded = labels(pd.Series(values, index=first), name, role)
+        codes = np.append(np.asarray(coded.codes, dtype=np.int64), -1)[place]
+        texts = np.asarray(coded.categories)
+    real = np.array([text.strip() not in NO_LABEL for text in texts], dtype=bool)
+    used = real & (np.bincount(codes[codes >= 0], minlength=len(texts)) > 0)
+    return _renumber(used)[codes], pd.Index(texts[used], dtype=object)
+
+
+def _renumber(keep: np.ndarray) -> np.ndarray:
+    """New number of each kept code, -1 for the others and, at the end, for code -1."""
+    return np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
+
+
+def _one_experiment(
+    d: np.ndarray,
+    e: np.ndarray,
+    labelled: np.ndarray,
+    donors: pd.Index,
+    experiments: pd.Index,
+    replicate: str,
+) -> tuple[np.ndarray, list[str]]:
+    """Cells of the experiment with most cells of each donor (the first of equals)."""
+    counts = np.zeros((len(donors), len(experiments)), dtype=np.int64)
+    np.add.at(counts, (d[labelled], e[labelled]), 1)
+    several = np.flatnonzero((counts > 0).sum(axis=1) > 1)
+    if len(several) and replicate == "error":
+        at = several[0]
+        raise DataError(
+            f"{len(several)} donors are in several experiments, {listing(list(donors[several]))}: "
+            f"{donors[at]!r} in {listing(list(experiments[counts[at] > 0]))}; "
+            "replicate='largest' keeps the one with most cells"
+        )
+    largest = counts.argmax(axis=1)
+    return labelled & (largest[d] == e), list(donors[several])
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Donors and cell types kept, of all there are, and the pairs observed among the kept."""
+
+    donors: np.ndarray
+    celltypes: np.ndarray
+    observed: np.ndarray
+
+    @property
+    def rows(self) -> tuple[np.ndarray, ...]:
+        return np.ix_(self.donors, self.celltypes)
+
+
+def _filter(
+    counts: np.ndarray, donors: pd.Index, celltypes: pd.Index, thresholds: Thresholds
+) -> _Grid:
+    """Donors by their cells, pairs by theirs, cell types by their donors, then empty donors."""
+    keep = counts.sum(axis=1) > thresholds.min_cells_donor
+    # one cell has no variance
+    observed = keep[:, None] & (counts > max(thresholds.min_cells, 1))
+    share = observed.sum(axis=0) / max(int(keep.sum()), 1)
+    types = share > thresholds.min_donor_share
+    keep = keep & observed[:, types].any(axis=1)
+    types = types & observed[keep].any(axis=0)
+    return _Grid(keep, types, observed[np.ix_(keep, types)])
+
+
+def _filter_notes(
+    counts: np.ndarray,
+    donors: pd.Index,
+    celltypes: pd.Index,
+    grid: _Grid,
+    thresholds: Thresholds,
+) -> list[str]:
+    """What the filters took, in words."""
+    few = counts.sum(axis=1) <= thresholds.min_cells_donor
+    empty = ~grid.donors & ~few
+    missing = int((~grid.observed).sum())
+    texts = []
+    if few.any():
+        texts.append(
+            f"{few.sum()} of {len(few)} donors are left out, they have at most "
+            f"{thresholds.min_cells_donor} cells: {listing(list(donors[few]))}"
+        )
+    if empty.any():
+        texts.append(
+            f"{empty.sum()} donors are left out, none of their pairs has enough cells: "
+            f"{listing(list(donors[empty]))}"
+        )
+    if not grid.celltypes.all():
+        gone = list(celltypes[~grid.celltypes])
+        share = thresholds.min_donor_share
+        why = f"a share of at most {share:g} of the donors has" if share else "no donor has"
+        texts.append(f"cell types are left out, {why} enough of their cells: {listing(gone)}")
+    if missing:
+        texts.append(
+            f"{missing} of {grid.observed.size} pairs of donor and cell type are missing, they "
+            f"have at most {max(thresholds.min_cells, 1)} cells"
+        )
+    return texts
+
+
+def _nothing_left(
+    obs: pd.DataFrame,
+    counts: np.ndarray,
+    filters: dict[str, object],
+    unlabelled: Mapping[str, int],
+    thresholds: Thresholds,
+) -> str:
+    """Which filter took what, where nothing is left."""
+    total = counts.sum(axis=1)
+    parts = [f"{n} have no label in {name!r}" for name, n in unlabelled.items() if n]
+    if filters["cells_of_other_experiments"]:
+        parts.append(f"{filters['cells_of_other_experiments']} are of other experiments")
+    if counts.size and counts.sum():
+        few = total <= thresholds.min_cells_donor
+        parts.append(
+            f"{few.sum()} of {len(few)} donors have at most min_cells_donor="
+            f"{thresholds.min_cells_donor} cells (the largest has {total.max()})"
+        )
+        rest = counts[~few]
+        if rest.size:
+            pairs = rest[rest > 0]
+            low = int((pairs <= max(thresholds.min_cells, 1)).sum())
+            parts.append(
+                f"{low} of the {len(pairs)} pairs of the other donors have at most min_cells="
+                f"{thresholds.min_cells} cells (the largest has {pairs.max()})"
+            )
+        if thresholds.min_donor_share:
+            parts.append(
+                f"cell types need enough cells in a share of more than "
+                f"min_donor_share={thresholds.min_donor_share:g} of the donors"
+            )
+    return f"no pair of donor and cell type is left of {len(obs)} cells: {'; '.join(parts)}"
+
+
+def _texts(values: pd.Index) -> np.ndarray:
+    """Labels as an array that h5ad can hold."""
+    return np.array(list(values), dtype=object)

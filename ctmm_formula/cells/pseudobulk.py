@@ -1,0 +1,328 @@
+"""Cells to pseudobulk: means and noise variances of donors and cell types."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import column_name, listing
+from ..errors import CTMMWarning, DataError, choose
+from .aggregate import BadValue, Moments
+from .covariates import carry
+from .normalize import LARGEST_LOG, SCALES, libraries, normalise
+from .pairs import Pairs, Thresholds, find_pairs
+from .source import Source, blocks, gene_places, open_source
+from .tables import FORMAT, require_anndata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+log = logging.getLogger("ctmm_formula")
+
+
+def pseudobulk(
+    data: object,
+    *,
+    donor: str = "donor",
+    celltype: str = "celltype",
+    obs: pd.DataFrame | None = None,
+    layer: str | None = None,
+    raw: bool = False,
+    genes: Sequence[str] | None = None,
+    normalize: str | None = None,
+    min_cells: int = 10,
+    min_cells_donor: int = 100,
+    min_donor_share: float = 0.0,
+    experiment: str | None = None,
+    replicate: str = "largest",
+    covariates: Sequence[str] | None = None,
+    negative: str = "error",
+    block_size: int | None = None,
+) -> AnnData:
+    """Aggregate cells to donors x cell types: mean, noise variance, number of cells.
+
+    The noise variance of a mean of n cells is nu = sample variance (ddof 1) / n.  It is computed
+    in one reading, in blocks of some 64 MB, without cancellation.  Memory beyond the data: the
+    result, 16 bytes for each pair and gene, and a few blocks.
+
+    Parameters
+    ----------
+    data : AnnData, path of an h5ad or zarr file, or table (cells x genes)
+        AnnData may be backed.  Of a file only obs and var are loaded; the matrix is streamed.
+        CSR, CSC and dense matrices will do.
+    donor, celltype : str
+        Columns of obs.
+    obs : DataFrame, optional
+        Columns of the cells, for tables; matched by index.
+    layer : str, optional
+        Layer of the AnnData in place of X.
+    raw : bool
+        Take ``adata.raw`` in place of X.
+    genes : sequence of str, optional
+        Genes to keep; default all.  In a table without `obs`, its columns that are genes.
+    normalize : {"log_cp10k", "log2_cpm"}, optional
+        For raw counts: scale each cell to 10,000 counts and take ln(1 + x), or to a million and
+        take log2(1 + x).  Default: the data are logarithms already.
+    min_cells : int
+        A pair of donor and cell type must have more cells; else it is missing.  A pair of one
+        cell is always missing: it has no variance.
+    min_cells_donor : int
+        A donor must have more labelled cells; else it is left out.
+    min_donor_share : float
+        A cell type must be observed (more than `min_cells` cells) in more than this share of the
+        donors; else it is left out.
+    experiment : str, optional
+        Column of experiments, where donors may have been measured several times.
+    replicate : {"largest", "error"}
+        Keep of such donors the experiment with most cells, or refuse them.
+    covariates : sequence of str, optional
+        Columns of obs to carry along; default all that are constant within donors, cell types or
+        pairs.
+    negative : {"error", "keep"}
+        Negative expression is a sign of scaled data; "keep" accepts it.
+    block_size : int, optional
+        Cells per block (genes, for CSC), in place of 64 MB.
+
+    Returns
+    -------
+    AnnData, pairs x genes
+        ``X`` mean, ``layers["nu"]`` noise variance, NaN in missing pairs; ``obs`` donor,
+        celltype, n_cells, proportion (share of the donor's cells among the kept cell types,
+        missing pairs included), covariates; ``uns["ctmm"]`` what was done, with counts of all
+        that was left out, in words in ``uns["ctmm"]["notes"]``.  Layout:
+        :mod:`ctmm_formula.cells.tables`.
+
+    Raises
+    ------
+    DataError
+        Columns, layers or genes that do not exist; values that cannot be expression; counts asked
+        to be normalised that are logarithms already; or nothing left after the filters, and which
+        of them took what.
+
+    Warns
+    -----
+    CTMMWarning
+        All values are whole numbers: raw counts, where logarithms are expected.
+
+    Notes
+    -----
+    Filters as in Chen and Dahl, Nat Commun 15:5229 (2024).  Cells without donor or cell type
+    (missing, or a text missing values turn into, such as "nan") are left out first and count for
+    nothing.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> import ctmm_formula as ctmm
+    >>> obs = pd.DataFrame({"donor_id": np.repeat(["d1", "d2"], 30),
+    ...                     "cell_type": list("BTT" * 10 + "BBT" * 10),
+    ...                     "sex": np.repeat(["F", "M"], 30)})
+    >>> obs.index = obs.index.astype(str)
+    >>> X = np.random.default_rng(0).gamma(2.0, size=(60, 3))
+    >>> cells = anndata.AnnData(X, obs=obs, var=pd.DataFrame(index=["CD19", "CD3E", "NKG7"]))
+    >>> pb = ctmm.pseudobulk(cells, donor="donor_id", celltype="cell_type", min_cells_donor=20)
+    >>> pb.obs
+         donor celltype  n_cells  proportion sex
+    d1|B    d1        B       10    0.333333   F
+    d1|T    d1        T       20    0.666667   F
+    d2|B    d2        B       20    0.666667   M
+    d2|T    d2        T       10    0.333333   M
+    >>> bool(np.isnan(pb["d1|B"].X).all()), bool(np.isnan(pb["d1|T"].X).any())
+    (True, False)
+    >>> pb.uns["ctmm"]["notes"].tolist()
+    ['2 of 4 pairs of donor and cell type are missing, they have at most 10 cells']
+    """
+    anndata = require_anndata()
+    thresholds = _thresholds(min_cells, min_cells_donor, min_donor_share)
+    if normalize is not None:
+        choose("normalize", normalize, SCALES)
+    choose("replicate", replicate, ["largest", "error"])
+    choose("negative", negative, ["error", "keep"])
+    names = {"donor": donor, "celltype": celltype}
+    if experiment is not None:
+        names["experiment"] = experiment
+    for argument, name in names.items():
+        column_name(name, argument)
+    if donor == celltype:
+        raise DataError(f"donor= and celltype= name the same column, {donor!r}")
+    if block_size is not None:
+        _whole("block_size", block_size, 1)
+
+    source = open_source(data, obs, layer, raw, genes)
+    try:
+        pairs = find_pairs(source.obs, donor, celltype, thresholds, experiment, replicate)
+        places = gene_places(source, genes)
+        moments, notes = _stream(source, pairs, places, normalize, negative, block_size)
+    finally:
+        source.close()
+    frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
+    notes = [*pairs.notes, *_left_out_notes(left_out), *notes]
+    record: dict[str, object] = {
+        "format": FORMAT,
+        "kind": "ctp",
+        "source": {
+            **names,
+            "matrix": "raw" if raw else "X" if layer is None else f"layer {layer}",
+            "normalize": normalize or "none",
+        },
+        "filters": pairs.filters,
+        "columns_left_out": np.array(list(left_out), dtype=object),
+        "notes": np.array(notes, dtype=object),
+    }
+    for note in notes:
+        log.info("pseudobulk: %s", note)
+    var = source.var if places is None else source.var.iloc[places]
+    return _assemble(anndata, pairs, moments, frame, var, record)
+
+
+def _thresholds(min_cells: int, min_cells_donor: int, min_donor_share: float) -> Thresholds:
+    _whole("min_cells", min_cells, 0)
+    _whole("min_cells_donor", min_cells_donor, 0)
+    if not isinstance(min_donor_share, Real) or not 0 <= min_donor_share < 1:
+        raise DataError(
+            f"min_donor_share= must be a share from 0 to below 1, got {min_donor_share}"
+        )
+    return Thresholds(int(min_cells), int(min_cells_donor), float(min_donor_share))
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise DataError(f"{name}= must be a whole number of at least {least}, got {value!r}")
+
+
+def _stream(
+    source: Source,
+    pairs: Pairs,
+    places: np.ndarray | None,
+    normalize: str | None,
+    negative: str,
+    block_size: int | None,
+) -> tuple[Moments, list[str]]:
+    """Read the matrix once (twice for normalised CSC) and judge what kind of values it holds."""
+    kept = source.genes if places is None else source.genes[places]
+    lowest = -np.finfo(float).max if negative == "keep" and normalize is None else 0.0
+    moments = Moments(pairs.observed.size, len(kept), lowest)
+    codes, by_genes = pairs.used, source.form == "csc"
+    sizes = _sizes(source, block_size) if normalize and by_genes else None
+    seen: list[tuple[float, bool]] = []
+    empty = np.zeros(len(codes), dtype=bool)
+    for first, block in blocks(source, block_size):
+        cell, gene = (0, first) if by_genes else (first, 0)
+        span = slice(cell, cell + block.shape[0])
+        if normalize:
+            size = libraries(block) if sizes is None else sizes
+            empty[span] = (size == 0) & (codes[span] >= 0)
+            block, top, whole, bad = normalise(block, codes[span] >= 0, size, normalize)
+            _refuse(bad, source.cells[cell:], source.genes[gene:])
+            seen.append((top, whole))
+        block, targets = _take(block, places, gene)
+        if by_genes:
+            bad = moments.add_genes(block, codes, targets)
+        else:
+            bad = moments.add_cells(block, codes[span])
+        _refuse(bad, source.cells[cell:], kept[targets])
+    if not normalize:
+        seen.append((moments.top, moments.whole))
+    top, whole = max(top for top, _ in seen), all(whole for _, whole in seen)
+    notes = _judge(top, whole, normalize)
+    if empty.any():
+        notes.append(f"{empty.sum()} cells have no counts, they are taken as zero")
+    return moments, notes
+
+
+def _sizes(source: Source, block_size: int | None) -> np.ndarray:
+    """Counts of each cell, from a matrix stored gene by gene."""
+    out = np.zeros(len(source.obs))
+    for _, block in blocks(source, block_size):
+        out += libraries(block)
+    return out
+
+
+def _take(block: Any, places: np.ndarray | None, first: int) -> tuple[Any, np.ndarray]:
+    """Wanted genes of a block that begins with gene `first`, and their columns in the result."""
+    if places is None:
+        return block, np.arange(first, first + block.shape[1])
+    inside = np.flatnonzero((places >= first) & (places < first + block.shape[1]))
+    part = block[:, places[inside] - first]
+    return (part if hasattr(part, "indptr") else np.ascontiguousarray(part)), inside
+
+
+def _refuse(bad: BadValue | None, cells: pd.Index, genes: pd.Index) -> None:
+    """A value that no expression can have, with the names of its cell and gene."""
+    if bad is None:
+        return
+    where = f"in cell {str(cells[bad.row])!r}, gene {str(genes[bad.gene])!r}"
+    if np.isfinite(bad.value):
+        raise DataError(
+            f"expression is negative, {bad.value:g} {where}: scaled data? take the logarithms "
+            "before scaling, layer=... or raw=True; negative='keep' accepts it (without normalize=)"
+        )
+    raise DataError(f"expression is {bad.value} {where}: leave such cells or genes out")
+
+
+def _judge(top: float, whole: bool, normalize: str | None) -> list[str]:
+    """Counts where logarithms are expected, or logarithms where counts are."""
+    if normalize and not whole and top <= LARGEST_LOG:
+        raise DataError(
+            f"normalize={normalize!r} is for counts, but the data look like logarithms already "
+            f"(not whole, the largest is {top:.3g}): leave normalize= out, or name the counts by "
+            "layer= or raw=True"
+        )
+    if normalize or not whole or top <= 1:
+        return []
+    text = (
+        f"all values are whole numbers (the largest is {top:g}): raw counts? The model is for "
+        "logarithms: normalize='log_cp10k' makes them"
+    )
+    warnings.warn(text, CTMMWarning, stacklevel=4)
+    return [text]
+
+
+def _left_out_notes(left_out: dict[str, str]) -> list[str]:
+    """One note for each reason why columns of obs are left out."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(str(name))
+    return [
+        f"obs column {listing(names, 10)} is left out: {reason}"
+        for reason, names in reasons.items()
+    ]
+
+
+def _assemble(
+    anndata: Any,
+    pairs: Pairs,
+    moments: Moments,
+    covariates: pd.DataFrame,
+    var: pd.DataFrame,
+    record: dict[str, object],
+) -> AnnData:
+    """The AnnData of the full grid."""
+    N, C = pairs.n_cells.shape
+    donor, celltype = np.divmod(np.arange(N * C), C)
+    texts = [
+        f"{pairs.donors[i]}|{pairs.celltypes[c]}" for i, c in zip(donor, celltype, strict=True)
+    ]
+    obs = pd.DataFrame(
+        {
+            "donor": pd.Categorical.from_codes(donor, categories=pairs.donors),
+            "celltype": pd.Categorical.from_codes(celltype, categories=pairs.celltypes),
+            "n_cells": pairs.n_cells.ravel(),
+            "proportion": (pairs.n_cells / pairs.n_cells.sum(axis=1, keepdims=True)).ravel(),
+        }
+    )
+    obs = pd.concat([obs, covariates], axis=1)
+    obs.index = pd.Index(texts, dtype=object)
+    if not obs.index.is_unique:
+        raise DataError("labels with '|' make two pairs read the same: rename donors or cell types")
+    nu = moments.noise()
+    moments.mean[~pairs.observed.ravel()] = np.nan
+    return anndata.AnnData(
+        X=moments.mean, obs=obs, var=var.copy(), layers={"nu": nu}, uns={"ctmm": record}
+    )

@@ -1,0 +1,286 @@
+"""Where cells come from: tables, AnnData in memory or backed, files; and their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ..design.table import as_frame, listing, near
+from ..errors import DataError
+from .tables import is_anndata, require_anndata
+
+BLOCK = 2**26
+"""Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Cells x genes that can be read in blocks.
+
+    Attributes
+    ----------
+    matrix : object with ``shape`` and slices
+        Array, sparse matrix, backed dataset, or lazy array.
+    form : {"dense", "csr", "csc"}
+    obs : DataFrame, one row per cell
+    var : DataFrame, one row per gene
+    cells : Index
+    close : callable
+    """
+
+    matrix: Any
+    form: str
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    cells: pd.Index
+    close: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the genes."""
+        return self.var.index
+
+
+def open_source(
+    data: object,
+    obs: pd.DataFrame | None,
+    layer: str | None,
+    raw: bool,
+    genes: Sequence[str] | None,
+) -> Source:
+    """Find matrix, obs and var of whatever the user has.
+
+    Raises
+    ------
+    DataError
+        Neither AnnData, nor file, nor table; no such layer; obs that does not fit the table.
+    """
+    if layer is not None and raw:
+        raise DataError("layer= and raw=True name two matrices: give one of them")
+    if isinstance(data, (str, Path)):
+        source = _from_file(Path(data), layer, raw)
+    elif is_anndata(data):
+        source = _from_anndata(data, layer, raw)
+    else:
+        if layer is not None or raw:
+            raise DataError("layer= and raw= are for AnnData; a table has one matrix")
+        return _checked(_from_table(data, obs, genes))
+    if obs is not None:
+        source.close()
+        raise DataError("obs= is for tables; an AnnData has its own obs")
+    return _checked(source)
+
+
+def _checked(source: Source) -> Source:
+    """Genes of one name could not be told apart in the result."""
+    names = source.genes
+    if not names.is_unique:
+        twice = list(dict.fromkeys(names[names.duplicated()]))
+        source.close()
+        raise DataError(
+            f"genes have the same name, {listing(twice)}: adata.var_names_make_unique(), or give "
+            "the columns of the table different names"
+        )
+    if not len(source.obs) or not len(names):
+        source.close()
+        raise DataError(f"the data have {len(source.obs)} cells and {len(names)} genes")
+    return source
+
+
+# ---------------------------------------------------------------------------------------------
+# opening
+
+
+def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
+    if raw and data.raw is None:
+        raise DataError("the AnnData has no raw: leave raw=True out, or name a layer")
+    if layer is not None and layer not in data.layers:
+        hint = near(layer, data.layers).replace("the columns are", "the layers are")
+        raise DataError(f"the AnnData has no layer {layer!r}{hint}")
+    home = data.raw if raw else data
+    matrix = home.X if layer is None else data.layers[layer]
+    if matrix is None:
+        raise DataError("the AnnData has no X: name a layer=, or raw=True")
+    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names)
+
+
+def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
+    """An h5ad or zarr file, of which only obs and var are read now."""
+    require_anndata()
+    try:
+        from anndata.io import read_elem, sparse_dataset
+    except ImportError:  # anndata < 0.11
+        from anndata.experimental import read_elem, sparse_dataset
+    if not path.exists():
+        raise DataError(f"there is no file {str(path)!r}")
+    if path.suffix == ".zarr" or path.is_dir():
+        import zarr
+
+        root = zarr.open_group(str(path), mode="r")
+
+        def close() -> None:
+            """A zarr store holds no file open."""
+    else:
+        import h5py
+
+        try:
+            root = h5py.File(path, "r")
+        except OSError as error:
+            raise DataError(f"{str(path)!r} is no h5ad file: {error}") from None
+        close = root.close
+    home = "raw/" if raw else ""
+    where = f"layers/{layer}" if layer is not None else f"{home}X"
+    if where not in root:
+        close()
+        raise DataError(f"the file {str(path)!r} has no {where}")
+    elem = root[where]
+    dense = hasattr(elem, "dtype")
+    matrix = elem if dense else sparse_dataset(elem)
+    obs, var = read_elem(root["obs"]), read_elem(root[f"{home}var"])
+    return Source(matrix, _form(matrix), obs, var, obs.index, close)
+
+
+def _from_table(data: object, obs: pd.DataFrame | None, genes: Sequence[str] | None) -> Source:
+    """Columns of genes, and obs beside them or among them."""
+    table = as_frame(data)
+    if obs is None:
+        if genes is None:
+            raise DataError(
+                "which columns are genes? give their names, genes=[...], or the columns of the "
+                "cells apart, obs=table"
+            )
+        names = _known(pd.Index(table.columns), [genes] if isinstance(genes, str) else genes)
+        obs = table.drop(columns=names)
+        table = table[names]
+    else:
+        obs = _aligned(as_frame(obs, "obs"), table)
+    table = table.rename(columns=str)
+    odd = [c for c in table if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+    if odd:
+        raise DataError(f"columns {listing(odd)} hold no numbers: leave them out of the genes")
+    if all(isinstance(kind, pd.SparseDtype) for kind in table.dtypes):
+        matrix: Any = table.sparse.to_coo().tocsr()  # type: ignore[attr-defined]
+    else:
+        matrix = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    var = pd.DataFrame(index=pd.Index(table.columns.astype(str), dtype=object))
+    return Source(matrix, _form(matrix), obs, var, pd.Index(obs.index.astype(str)))
+
+
+def _aligned(obs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of obs in the order of the table, by their index."""
+    if obs.index.equals(table.index):
+        return obs
+    for what, index in (("obs", obs.index), ("the table", table.index)):
+        if not index.is_unique:
+            twice = list(dict.fromkeys(index[index.duplicated()]))
+            raise DataError(
+                f"cells have the same name in {what}, {listing(twice)}, and the names of obs and "
+                "table differ: give both the same index"
+            )
+    lost = table.index.difference(obs.index)
+    if len(lost):
+        raise DataError(
+            f"obs has no row for cells {listing(list(lost))}: its index must hold their names"
+        )
+    return obs.loc[table.index]
+
+
+def _known(names: pd.Index, genes: Sequence[str]) -> list[str]:
+    """Genes as given, once each, all of them known."""
+    wanted = list(dict.fromkeys(genes))
+    lost = [gene for gene in wanted if gene not in names]
+    if lost:
+        hint = near(str(lost[0]), names).replace("the columns are", "the genes are")
+        raise DataError(f"genes= names {listing(lost)}, not in the data{hint}")
+    if not wanted:
+        raise DataError("genes= is empty: leave it out for all genes")
+    return wanted
+
+
+def gene_places(source: Source, genes: Sequence[str] | None) -> np.ndarray | None:
+    """Positions of the wanted genes in order, None for all."""
+    if genes is None:
+        return None
+    wanted = _known(source.genes, [genes] if isinstance(genes, str) else genes)
+    return np.asarray(source.genes.get_indexer(pd.Index(wanted)))
+
+
+def _form(matrix: Any) -> str:
+    """How the matrix is stored; formats that cannot be sliced are refused."""
+    form = getattr(matrix, "format", None)
+    if form in ("csr", "csc"):
+        kind = form
+    elif sparse.issparse(matrix):
+        raise DataError(f"the matrix is sparse in format {form!r}: convert it by .tocsr()")
+    elif hasattr(matrix, "shape") and len(matrix.shape) == 2:
+        kind = "dense"
+    else:
+        raise DataError(f"cannot read a matrix of type {type(matrix).__name__}")
+    if np.dtype(matrix.dtype).kind not in "buif":
+        raise DataError(f"the matrix holds {matrix.dtype} values, expression must be real numbers")
+    return str(kind)
+
+
+# ---------------------------------------------------------------------------------------------
+# reading
+
+
+def blocks(source: Source, size: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Blocks of cells (of genes, where these are stored together) and their first position.
+
+    Parameters
+    ----------
+    source : Source
+    size : int, optional
+        Cells (genes) per block; by default so many as take some 64 MB, learned from the blocks
+        before.
+
+    Yields
+    ------
+    first : int
+    block : CSR or C-ordered ndarray (CSC), float32 or float64, without duplicates
+    """
+    matrix, by_genes = source.matrix, source.form == "csc"
+    total = matrix.shape[1] if by_genes else matrix.shape[0]
+    width = matrix.shape[0] if by_genes else matrix.shape[1]
+    if size is None and _ready(matrix):
+        size = total
+    step = size or max(1, BLOCK // (8 * max(width, 1)))
+    first = 0
+    while first < total:
+        here = slice(first, min(first + step, total))
+        whole = here == slice(0, total) and _ready(matrix)
+        block = _plain(matrix if whole else matrix[:, here] if by_genes else matrix[here])
+        yield first, block
+        first = here.stop
+        if size is None and sparse.issparse(block):
+            stored = block.data.nbytes + block.indices.nbytes + 1
+            step = max(1, min(8 * step, int((here.stop - here.start) * BLOCK / stored)))
+
+
+def _ready(matrix: Any) -> bool:
+    """Whether a matrix in memory needs no conversion, so one block will do."""
+    return (
+        sparse.issparse(matrix) or (isinstance(matrix, np.ndarray) and matrix.flags.c_contiguous)
+    ) and matrix.dtype in (np.float32, np.float64)
+
+
+def _plain(block: Any) -> Any:
+    """A block in memory, as the kernels read it."""
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if not sparse.issparse(block):
+        kind = np.float32 if np.dtype(block.dtype) == np.float32 else np.float64
+        return np.ascontiguousarray(block, dtype=kind)
+    if block.dtype not in (np.float32, np.float64):
+        block = block.astype(np.float64)
+    if not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    return block

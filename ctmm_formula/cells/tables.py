@@ -1,0 +1,371 @@
+"""The pseudobulk AnnData: how it is laid out, checked, and turned into tables for a fit.
+
+=====================  ========================================================================
+``X``                  mean expression, float64, pairs x genes
+``layers["nu"]``       noise variance, sample variance (ddof 1) / number of cells
+``obs``                donor, celltype (categories), n_cells, proportion, covariates; one row per
+                       pair of the full grid, donor by donor, named ``donor|celltype``
+``uns["ctmm"]``        format 1, kind "ctp", and what each step did
+=====================  ========================================================================
+
+A missing pair is a row of NaN in both matrices; it keeps its number of cells and its proportion.
+Overall pseudobulk (kind "op") has one row per donor, and ``obsm["proportions"]``, donors x cell
+types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import listing, near
+from ..errors import CTMMError, DataError, choose
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FORMAT = 1
+KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
+"""Columns of obs that each kind of pseudobulk has."""
+PREFIX = "prop_"
+"""Of the columns of proportions in tables of overall pseudobulk."""
+
+
+def require_anndata() -> Any:
+    """The module, or an error with the line that installs it."""
+    try:
+        import anndata
+    except ImportError:
+        raise CTMMError("anndata is not installed: pip install 'ctmm-formula[anndata]'") from None
+    return anndata
+
+
+def is_anndata(data: object) -> bool:
+    """Whether `data` looks like an AnnData, without importing it."""
+    return all(hasattr(data, name) for name in ("obs", "var_names", "layers", "uns"))
+
+
+def kind_of(pb: AnnData, need: str | None = None) -> str:
+    """Kind of a pseudobulk AnnData, "ctp" or "op".
+
+    Parameters
+    ----------
+    pb : AnnData
+    need : {"ctp", "op"}, optional
+        The only kind that will do.
+
+    Raises
+    ------
+    DataError
+        Cells instead of pseudobulk, another format, parts missing, or the other kind.
+    """
+    if not is_anndata(pb):
+        raise DataError(
+            f"expected a pseudobulk AnnData as ctmm.pseudobulk returns it, got {type(pb).__name__}"
+        )
+    record = pb.uns.get("ctmm")
+    if record is None:
+        raise DataError(
+            "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
+            "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
+        )
+    if record.get("format") != FORMAT:
+        raise DataError(
+            f"the pseudobulk has format {record.get('format')!r}, this version reads {FORMAT}: "
+            "make it anew by ctmm.pseudobulk"
+        )
+    kind = str(record.get("kind"))
+    choose("kind of pseudobulk", kind, KINDS)
+    lost = [f"obs[{name!r}]" for name in KINDS[kind] if name not in pb.obs]
+    lost += ["layers['nu']"] * ("nu" not in pb.layers)
+    lost += ["obsm['proportions']"] * (kind == "op" and "proportions" not in pb.obsm)
+    if lost:
+        raise DataError(f"the pseudobulk has lost {', '.join(lost)}: make it anew")
+    if not pb.var_names.is_unique:
+        twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
+        raise DataError(f"genes have the same name, {listing(twice)}: pb.var_names_make_unique()")
+    if need == "ctp" and kind == "op":
+        raise DataError("this step needs the pairs of donor and cell type, not overall pseudobulk")
+    if need == "op" and kind == "ctp":
+        raise DataError("this step needs overall pseudobulk: ctmm.overall(pb)")
+    return kind
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Pseudobulk as arrays: N donors, C cell types, G genes.
+
+    Attributes
+    ----------
+    donors, celltypes : Index of str
+    mean, nu : ndarray, shape (N, C, G)
+        NaN in missing pairs.
+    missing : bool ndarray, shape (N, C)
+    n_cells, proportions : ndarray, shape (N, C)
+    """
+
+    donors: pd.Index
+    celltypes: pd.Index
+    mean: np.ndarray
+    nu: np.ndarray
+    missing: np.ndarray
+    n_cells: np.ndarray
+    proportions: np.ndarray
+
+
+def read_grid(pb: AnnData) -> Grid:
+    """Arrays of a cell type-specific pseudobulk; not copied where they need not be.
+
+    Raises
+    ------
+    DataError
+        No pseudobulk, a grid with holes, or a pair that is missing in some genes only.
+    """
+    kind_of(pb, "ctp")
+    donors = pd.Index(pb.obs["donor"].astype(str).unique(), dtype=object)
+    celltypes = pd.Index(pb.obs["celltype"].astype(str).unique(), dtype=object)
+    N, C = len(donors), len(celltypes)
+    order = pd.MultiIndex.from_product([donors, celltypes])
+    found = pd.MultiIndex.from_arrays([pb.obs["donor"].astype(str), pb.obs["celltype"].astype(str)])
+    if len(order) != len(found) or not (order == found).all():
+        raise DataError(
+            f"the pseudobulk is no full grid of {N} donors x {C} cell types in donor order "
+            f"({len(found)} rows): leave out whole donors or whole cell types, and keep the order"
+        )
+    mean, nu = matrices(pb)
+    gone = np.isnan(mean)
+    missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
+    partly = np.flatnonzero(gone.any(axis=1) & ~missing)
+    if len(partly):
+        genes = list(pb.var_names[gone[partly[0]]])
+        raise DataError(
+            f"pair {pb.obs_names[partly[0]]!r} is missing in some genes only, {listing(genes)}: "
+            "leave these genes out, or the whole pair"
+        )
+    return Grid(
+        donors=donors,
+        celltypes=celltypes,
+        mean=mean.reshape(N, C, -1),
+        nu=nu.reshape(N, C, -1),
+        missing=missing.reshape(N, C),
+        n_cells=pb.obs["n_cells"].to_numpy(dtype=float).reshape(N, C),
+        proportions=pb.obs["proportion"].to_numpy(dtype=float).reshape(N, C),
+    )
+
+
+def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and noise as dense float64, rows x genes."""
+    return _dense(pb.X), _dense(pb.layers["nu"])
+
+
+def _dense(values: Any) -> np.ndarray:
+    if hasattr(values, "toarray"):
+        values = values.toarray()
+    return np.asarray(values, dtype=np.float64)
+
+
+def to_long(
+    pb: AnnData, gene: str, *, name: str | None = None, zero_noise: str = "keep"
+) -> pd.DataFrame:
+    """One gene of a pseudobulk AnnData as a table for :func:`ctmm_formula.fit`.
+
+    Parameters
+    ----------
+    pb : AnnData
+        From :func:`ctmm_formula.pseudobulk`, or a later step.
+    gene : str
+    name : str, optional
+        Column of the mean expression; by default the gene's name.
+    zero_noise : {"keep", "pool"}
+        Where all cells of a pair are alike (mostly: all zero), their sample variance is 0, which
+        no fit accepts.  "pool" takes there the variance between cells pooled over all donors of
+        the cell type, divided by the pair's number of cells.
+
+    Returns
+    -------
+    DataFrame
+        Rows and columns of ``pb.obs``, then the expression and ``nu``; overall pseudobulk has
+        the proportions as well, columns ``prop_<cell type>``.
+
+    Raises
+    ------
+    DataError
+        No pseudobulk, no such gene, or a column of that name in obs.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> import numpy as np, pandas as pd
+    >>> obs = pd.DataFrame({"donor": ["d1"] * 4 + ["d2"] * 4, "celltype": list("BBTTBBTT")})
+    >>> counts = pd.DataFrame({"CD19": [2.5, 1.5, 0, 0, 3, 4, 0.5, 0]})
+    >>> pb = ctmm.pseudobulk(counts, obs=obs, min_cells=1, min_cells_donor=1)
+    >>> ctmm.to_long(pb, "CD19")[["donor", "celltype", "n_cells", "CD19", "nu"]]
+         donor celltype  n_cells  CD19      nu
+    d1|B    d1        B        2  2.00  0.2500
+    d1|T    d1        T        2  0.00  0.0000
+    d2|B    d2        B        2  3.50  0.2500
+    d2|T    d2        T        2  0.25  0.0625
+    """
+    choose("zero_noise", zero_noise, ["keep", "pool"])
+    kind = kind_of(pb)
+    at = _genes(pb, [gene])
+    name = gene if name is None else name
+    mean, nu = _dense(pb.X[:, at]), _dense(pb.layers["nu"][:, at])
+    if zero_noise == "pool" and kind == "ctp":
+        nu = pooled_noise(nu, pb.obs["n_cells"].to_numpy(float), pb.obs["celltype"])[0]
+    frame = _obs_table(pb, kind)
+    for new in (name, "nu"):
+        if new in frame:
+            fix = "give the expression another, name=" if new == name else "rename that one"
+            raise DataError(f"the pseudobulk has a column {new!r} in obs already: {fix}")
+    return frame.assign(**{name: mean[:, 0], "nu": nu[:, 0]})
+
+
+def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
+    """Several genes of a pseudobulk AnnData as one long table.
+
+    Parameters
+    ----------
+    pb : AnnData
+    genes : sequence of str, optional
+        Default: all.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``gene``, those of ``pb.obs`` (and proportions), ``expr``, ``nu``; the rows of
+        each gene together, so that ``table[table["gene"] == g]`` goes into a fit.
+
+    Raises
+    ------
+    DataError
+        No pseudobulk, or no such gene.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> import numpy as np, pandas as pd
+    >>> obs = pd.DataFrame({"donor": ["d1"] * 4 + ["d2"] * 4, "celltype": list("BBTTBBTT")})
+    >>> X = pd.DataFrame({"CD19": [2.5, 1.5, 0, 0, 3, 4, 0.5, 0], "CD3E": [0, 1.5] * 4})
+    >>> pb = ctmm.pseudobulk(X, obs=obs, min_cells=1, min_cells_donor=1)
+    >>> ctmm.to_frame(pb).groupby("gene")["expr"].mean()
+    gene
+    CD19    1.4375
+    CD3E    0.7500
+    Name: expr, dtype: float64
+    """
+    kind = kind_of(pb)
+    if isinstance(genes, str):
+        genes = [genes]
+    at = np.arange(pb.n_vars) if genes is None else _genes(pb, list(genes))
+    frame = _obs_table(pb, kind)
+    clash = [name for name in ("gene", "expr", "nu") if name in frame]
+    if clash:
+        raise DataError(f"the pseudobulk has a column {clash[0]!r} in obs already: rename it")
+    mean, nu = (_dense(values[:, at]) for values in (pb.X, pb.layers["nu"]))
+    # the position repeats every column in its own type
+    table = frame.iloc[np.tile(np.arange(len(frame)), len(at))]
+    table.insert(0, "gene", np.repeat(np.asarray(pb.var_names[at], dtype=object), len(frame)))
+    return table.assign(expr=mean.T.ravel(), nu=nu.T.ravel()).reset_index(drop=True)
+
+
+def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[str] | None, str]:
+    """What a fit needs of a pseudobulk AnnData.
+
+    Parameters
+    ----------
+    pb : AnnData
+    names : sequence of str
+        Names in the response; one of them is a gene.
+
+    Returns
+    -------
+    table : DataFrame
+    proportions : list of str, or None
+        Their columns, for overall pseudobulk.
+    note : str
+        What stands in for noise variances of zero; empty where there are none.
+    """
+    kind = kind_of(pb)
+    genes = [name for name in names if name in pb.var_names]
+    if not genes:
+        _genes(pb, list(names[:1]))
+    if len(genes) > 1:
+        raise DataError(f"the response names {len(genes)} genes, {listing(genes)}: it must be one")
+    table = to_long(pb, genes[0], zero_noise="pool")
+    if kind == "op":
+        return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns], ""
+    at = _genes(pb, genes)
+    filled = (_dense(pb.layers["nu"][:, at])[:, 0] == 0) & (table["nu"].to_numpy() > 0)
+    if not filled.any():
+        return table, None, ""
+    pairs = listing(list(pb.obs_names[filled]))
+    return table, None, (
+        f"{filled.sum()} pairs have noise variance 0 as all their cells are alike, {pairs}: taken "
+        "there as the variance between cells pooled over the donors of the cell type, divided by "
+        "the number of cells"
+    )  # fmt: skip
+
+
+def pooled_noise(
+    nu: np.ndarray, n_cells: np.ndarray, celltype: Sequence[str] | pd.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace noise variances of zero by the cell type's pooled variance between cells over n.
+
+    Parameters
+    ----------
+    nu : ndarray, shape (pairs, genes)
+    n_cells : ndarray, shape (pairs,)
+    celltype : sequence, length pairs
+
+    Returns
+    -------
+    nu : ndarray, shape (pairs, genes)
+        A copy; still zero where the gene varies in no pair of the cell type.
+    filled : bool ndarray, shape (pairs, genes)
+
+    Examples
+    --------
+    >>> nu = np.array([[0.5], [0.0], [0.25]])
+    >>> pooled_noise(nu, np.array([2, 4, 3]), ["T", "T", "T"])[0].ravel().tolist()
+    [0.5, 0.10416666666666667, 0.25]
+    """
+    nu = np.array(nu, dtype=np.float64)
+    zero = nu == 0
+    filled = np.zeros(nu.shape, dtype=bool)
+    codes = pd.factorize(pd.Series(celltype).astype(object))[0]
+    for c in np.unique(codes):
+        rows = np.flatnonzero((codes == c) & (n_cells > 1))
+        n = n_cells[rows, None]
+        known = ~np.isnan(nu[rows])
+        degrees = np.where(known, n - 1.0, 0.0).sum(axis=0)
+        squares = np.where(known, (n - 1.0) * n * nu[rows], 0.0).sum(axis=0)
+        pooled = squares / np.where(degrees > 0, degrees, 1.0)
+        here = zero[rows] & (pooled > 0)
+        nu[rows] = np.where(here, pooled / n, nu[rows])
+        filled[rows] = here
+    return nu, filled
+
+
+def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Positions of genes, or an error that says which are not there."""
+    at = pb.var_names.get_indexer(list(genes))
+    lost = [gene for gene, k in zip(genes, at, strict=True) if k < 0]
+    if lost:
+        hint = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
+        raise DataError(f"the pseudobulk has no gene {listing(lost)}{hint}")
+    return at
+
+
+def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:
+    """obs, with proportions as columns for overall pseudobulk."""
+    frame = pb.obs.copy()
+    if kind == "op":
+        shares = pb.obsm["proportions"]
+        for name in shares:
+            frame[f"{PREFIX}{name}"] = shares[name].to_numpy()
+    return frame
