@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .errors import FormulaError as FormulaError
     from .results.results import CTMMResults as CTMMResults
     from .results.summary import show_versions as show_versions
+    from .scan.genes import fit_genes as fit_genes
+    from .scan.genes import read_scan as read_scan
+    from .scan.scan import Scan as Scan
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
 
@@ -44,14 +47,17 @@ _HOME = {
     "ConvergenceError": "errors",
     "DataError": "errors",
     "FormulaError": "errors",
+    "Scan": "scan.scan",
     "anova": "api",
     "banded": "structures",
     "errors": "",
     "fit": "api",
+    "fit_genes": "scan.genes",
     "load_example": "datasets",
     "load_genes": "datasets",
     "load_truth": "datasets",
     "pseudobulk": "cells.pseudobulk",
+    "read_scan": "scan.genes",
     "show_versions": "results.summary",
     "simulate_pseudobulk": "simulate",
     "to_frame": "cells.tables",

@@ -14,8 +14,9 @@ PACKAGE = "ctmm_formula"
 
 # Every module may import only modules named after it (`datasets` counts as one module).
 LAYERS = [
+    "wire",
     # scan/
-    "genes", "store", "scan", "worker", "patterns", "responses", "columns",
+    "genes", "scan", "store", "worker", "patterns", "responses", "columns",
     "api",
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",

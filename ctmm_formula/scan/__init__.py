@@ -1,0 +1,1 @@
+"""All genes: one design, many responses."""

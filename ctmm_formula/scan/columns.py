@@ -1,0 +1,121 @@
+"""The columns of a scan's table: names, order and kinds, known before the first gene is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..structures import Structure
+
+KINDS: dict[str, tuple[type, object]] = {
+    "text": (object, ""),
+    "flag": (np.bool_, False),
+    "count": (np.int64, 0),
+    "number": (np.float64, float("nan")),
+}
+"""Kind of a column -> its type, and what stands there when a gene has none."""
+
+Row = dict[str, object]
+Block = dict[str, np.ndarray]
+"""Columns of some genes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a scan has columns for.
+
+    Attributes
+    ----------
+    celltypes, fixed : tuple of str
+        Names of the cell types and of the fixed effects.
+    structures : tuple of Structure
+        The main one first.
+    components : tuple of tuple of str
+        Names of the variance components of each.
+    tests : tuple of str
+    errors : tuple of str
+        Prefixes of standard errors: "se", "se_jackknife".
+    ratios : tuple of (int, int)
+        Nested pairs of structures compared by likelihood ratios, (small, large).
+    """
+
+    celltypes: tuple[str, ...]
+    fixed: tuple[str, ...]
+    structures: tuple[Structure, ...]
+    components: tuple[tuple[str, ...], ...]
+    tests: tuple[str, ...]
+    errors: tuple[str, ...]
+    ratios: tuple[tuple[int, int], ...]
+
+    def ratio_name(self, pair: tuple[int, int]) -> str:
+        """``lrt[hom:free]``."""
+        return f"lrt[{self.structures[pair[0]].name}:{self.structures[pair[1]].name}]"
+
+    @property
+    def estimates(self) -> list[str]:
+        """Columns of the estimates that have standard errors."""
+        means = [f"mean[{name}]" for name in self.celltypes]
+        return [*self.components[0], *means, *(f"b[{name}]" for name in self.fixed)]
+
+    @property
+    def tested(self) -> list[str]:
+        """Columns of p values that are adjusted over genes."""
+        names = [f"p_{test}" for test in self.tests]
+        names += ["p_score_cauchy"] * ("score" in self.tests)
+        return [*names, *(f"p_{self.ratio_name(pair)}" for pair in self.ratios)]
+
+    def kinds(self) -> dict[str, str]:
+        """Name -> kind of every column before adjustment, in order."""
+        out = {"gene": "text", "status": "text", "reason": "text"}
+        out |= {"n_obs": "count", "n_donors": "count", "converged": "flag", "boundary": "flag"}
+        numbers = ["llf", *self.estimates]
+        numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
+        for test in self.tests:
+            numbers += [f"stat_{test}", f"p_{test}"]
+            if test == "score":
+                numbers += ["p_score_cauchy", *(f"p_score[{name}]" for name in self.celltypes)]
+        out |= dict.fromkeys(numbers, "number")
+        for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
+            out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}
+            out |= {f"{structure.name}.{name}": "number" for name in ("llf", *names)}
+        for pair in self.ratios:
+            out |= {f"{kind}_{self.ratio_name(pair)}": "number" for kind in ("stat", "p")}
+        return out
+
+
+def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]:
+    """For each structure the largest smaller one that it contains.
+
+    >>> from ctmm_formula.structures import resolve
+    >>> nested_pairs([resolve(name, ["T", "B", "NK"]) for name in ("free", "hom", "full")])
+    ((1, 0), (0, 2))
+    """
+    order = sorted(range(len(structures)), key=lambda k: len(structures[k].labels))
+    out = []
+    for at, large in enumerate(order):
+        inside = [
+            small
+            for small in order[:at]
+            if len(structures[small].labels) < len(structures[large].labels)
+            and structures[large].contains(structures[small])
+        ]
+        out += [(inside[-1], large)] if inside else []
+    return tuple(out)
+
+
+def stack(rows: Sequence[Row], kinds: dict[str, str]) -> Block:
+    """Rows of genes as columns; what a row lacks is empty."""
+    out: Block = {}
+    for name, kind in kinds.items():
+        dtype, empty = KINDS[kind]
+        column: np.ndarray = np.empty(len(rows), dtype=dtype)
+        column[:] = [row.get(name, empty) for row in rows]
+        out[name] = column
+    return out
+
+
+def join(blocks: Sequence[Block], kinds: dict[str, str]) -> Block:
+    """Blocks of genes one below the other."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in kinds}

@@ -1,0 +1,500 @@
+"""Fit all genes: parse -> design once -> blocks of genes -> table."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from ..api import DEFAULT_BOUNDS, check_settings, fit_design
+from ..design.design import Design, build_design
+from ..design.expressions import quote
+from ..design.formula import FormulaSpec, parse
+from ..engine.domain import Domain
+from ..engine.estimate import Convergence, Estimate
+from ..engine.likelihood import LIKELIHOODS
+from ..errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, FormulaError, choose
+from ..inference.testing import generator, threads, whole_number
+from ..results.parameters import Parameters
+from ..results.results import CTMMResults
+from ..results.summary import recorded_versions
+from ..simulate import Rng
+from ..structures import Structure, resolve
+from .columns import Block, Layout, join, nested_pairs
+from .patterns import Patterns
+from .responses import Responses, open_responses
+from .scan import Scan, full_table, notice
+from .store import Store, fingerprint, load
+from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan, scan_block
+
+BLOCK = 50
+"""Genes computed, written and lost by a kill together; the numbers do not depend on it."""
+_SAMPLES = 8  # blocks looked at to see which rows hold values
+_ALIASES = {"model": "wald"}
+
+
+def fit_genes(
+    formula: str,
+    random: object = None,
+    *,
+    data: object = None,
+    expr: object = None,
+    nu: object = None,
+    genes: Sequence[str] | None = None,
+    structure: object = "free",
+    models: Sequence[object] = (),
+    method: str = "reml",
+    tests: str | Sequence[str] = ("score",),
+    donor: str = "donor",
+    celltype: str | None = None,
+    noise: str = "nu",
+    n_cells: str | None = "n_cells",
+    proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    bounds: str | None = None,
+    noise_floor: float = 0.1,
+    formula_engine: str = "patsy",
+    one_step: bool = False,
+    n_bootstrap: int = 999,
+    rng: Rng = None,
+    n_jobs: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Scan:
+    """Fit the model of :func:`ctmm_formula.fit` to every gene and test it.
+
+    The numbers are those of single fits.  A gene that fails is a row with a status and a reason.
+
+    Parameters
+    ----------
+    formula : str
+        As in ``fit`` without the response: ``"~ C(celltype) + sex + PC1"``.
+    random : str, list of str, or dict, optional
+        Random effects, as in ``fit``.
+    data : AnnData, path, table, or what :func:`ctmm_formula.load_genes` returns
+        Pseudobulk: an AnnData (rows are pairs of donor and cell type, or donors; expression in
+        ``X``, noise variances in a layer), in memory or backed, or its .h5ad or .zarr file, which
+        is read block by block; or a table of the rows, with `expr` and `nu`.
+    expr, nu : DataFrame or array, shape (rows, genes), optional
+        Expression and noise variance where `data` is a table.  A gene uses the rows where both
+        are there (not NaN).
+    genes : sequence of str, optional
+        Only these.
+    structure : str, list of matrices, or dict label -> matrix
+        Covariance between cell types that the tests and main columns are about.
+    models : sequence of structures, optional
+        More structures to fit; each is compared to the next smaller one nested in it.
+    method : {"reml", "ml", "he"}
+    tests : str, or sequence of "score", "jackknife", "wald", "lrt", "bootstrap", "mean"
+        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife).
+    donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
+        As in ``fit``.
+    noise : str
+        Layer of the noise variances in an AnnData.
+    one_step : bool
+        One-step jackknife in place of the exact one, for many donors.
+    n_bootstrap : int
+        Draws of the bootstrap for every gene.
+    rng : numpy Generator or seed, optional
+        Of the bootstrap.  A gene's draws depend on the seed and its name alone.
+    n_jobs : int, optional
+        Workers; by default 1, or what ``joblib.parallel_config`` says.  The table is the same.
+    out : str or Path, optional
+        A parquet file.  Finished blocks of genes are kept beside it, so that the same call after
+        an interruption goes on where it stopped, and returns at once when all is done.
+    overwrite : bool
+        Replace a scan with other settings or data at `out`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Scan
+        ``table``, ``vcomp``, ``corr``, ``gene(name)``, ``top()``.
+
+    Raises
+    ------
+    FormulaError, DataError
+        The formula, the table or the settings cannot be used for any gene.
+
+    Warns
+    -----
+    CTMMWarning
+        Once, with the numbers of genes that failed, did not converge or lie on the edge of their
+        domain (then a BoundaryWarning where this is all).
+
+    Notes
+    -----
+    ``with joblib.parallel_config("dask"):`` around the call runs the same scan on a cluster.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype) + sex + PC1", data=ctmm.load_genes(), random="batch",
+    ...                       genes=["gene001", "gene002"], tests=["score", "mean"])
+    >>> scan.table[["gene", "status", "p_score_bh", "p_mean"]].round(4)
+          gene status  p_score_bh  p_mean
+    0  gene001     ok         0.0     0.0
+    1  gene002     ok         0.0     0.0
+    """
+    method = check_settings(method, structure, random, noise, bounds, noise_floor, formula_engine)
+    options = {
+        "donor": donor,
+        "celltype": celltype,
+        "n_cells": n_cells,
+        "proportions": proportions,
+        "engine": formula_engine,
+        "env": _caller(),
+    }
+    _check_flags(one_step=one_step, overwrite=overwrite, progress=progress)
+    responses = open_responses(data, expr, nu, noise).chosen(genes)
+    if responses.proportions is not None and proportions is None:
+        options["proportions"] = responses.proportions
+    spec = _without_response(formula, random)
+    asked = _tests(tests, method)
+    design, patterns = _designs(spec, responses, options, [structure, *_models(models)])
+    out = None if out is None else Path(fspath(out))
+    plan = Plan(
+        _layout(design, patterns.structures, method, asked),
+        method,
+        Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
+        bool(one_step),
+        whole_number("n_bootstrap", n_bootstrap, 1),
+        _entropy(rng, out, overwrite) if "bootstrap" in asked else 0,
+    )
+    call = _call(spec, plan, design, responses, options)
+    store = None if out is None else Store(out, call, plan.layout.kinds(), bool(overwrite))
+    job = _Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
+    block = job.run(bool(progress))
+    refit = Refit(spec, responses, {**options, "env": design.coding.context}, plan)
+    scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
+    if store is not None and store.finished() is None:
+        store.finish(scan.table, plan.layout, job.digest)
+    _warn(scan)
+    return scan
+
+
+def read_scan(
+    path: str | Path, data: object = None, expr: object = None, nu: object = None
+) -> Scan:
+    """Read a scan that was written by ``out=`` or :meth:`Scan.to_parquet`.
+
+    Parameters
+    ----------
+    path : str or Path
+    data, expr, nu : optional
+        The data of the scan, as in :func:`fit_genes`, for ``scan.gene(name)``.
+
+    Raises
+    ------
+    DataError
+        There is no such file, or it holds no scan.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
+    table, layout, call = load(Path(fspath(path)))
+    if data is None:
+        return Scan(table, layout, call)
+    responses = open_responses(data, expr, nu, call["noise"])
+    options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
+    options |= {"engine": call["formula_engine"], "env": _caller()}
+    if responses.proportions is not None:
+        options["proportions"] = responses.proportions
+    domain = Domain(call["bounds"], call["noise_floor"])
+    plan = Plan(layout, call["method"], domain, call["one_step"], 1, 0)
+    spec = parse(call["formula"], response_required=False)
+    return Scan(table, layout, call, Refit(spec, responses, options, plan))
+
+
+# ---------------------------------------------------------------------------------------------
+# what to do
+
+
+def _caller() -> Mapping[str, object]:
+    """Names where fit_genes was called, for functions in formulas."""
+    frame = sys._getframe(2)
+    return {**frame.f_globals, **frame.f_locals}
+
+
+def _check_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise CTMMError(f"{name}= must be True or False, got {value!r}")
+
+
+def _without_response(formula: str, random: object) -> FormulaSpec:
+    spec = parse(formula, random, response_required=False)
+    if spec.response:
+        raise FormulaError(
+            f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
+        )
+    return spec
+
+
+def _tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
+    """Names of tests in the order asked for."""
+    given = [tests] if isinstance(tests, str) else list(tests)
+    names = [_ALIASES.get(name, name) if isinstance(name, str) else name for name in given]
+    for name in names:
+        choose("test", name, TESTS)
+        if name in ("lrt", "bootstrap", "wald") and method not in LIKELIHOODS:
+            raise CTMMError(
+                f"method={method!r} has no likelihood and so no test {name!r}: use 'jackknife', "
+                "'score' and 'mean', or fit by reml or ml"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _models(models: Sequence[object]) -> list[object]:
+    if isinstance(models, (str, Mapping)):
+        return [models]
+    return list(models)
+
+
+def _designs(
+    spec: FormulaSpec, responses: Responses, options: dict[str, Any], structures: Sequence[object]
+) -> tuple[Design, Patterns]:
+    """The design of the rows that genes have, and all others by their patterns of rows."""
+    seen = np.zeros(len(responses.obs), dtype=bool)
+    count = len(responses.genes)
+    for start in np.unique(np.linspace(0, max(count - BLOCK, 0), _SAMPLES).astype(int)):
+        Y, NU = responses.read(int(start), min(int(start) + BLOCK, count))
+        seen |= ~(np.isnan(Y) | np.isnan(NU)).all(axis=1)
+    if not seen.any():
+        raise DataError("no gene has both an expression and a noise variance in any row")
+    base = np.flatnonzero(seen)
+    patterns = Patterns(spec, responses.obs, options, base)
+    design = patterns.design(base)
+    resolved: dict[str, Structure] = {}
+    for given in structures:
+        structure = resolve(given, design.celltypes)
+        if structure.name in resolved and not np.array_equal(
+            structure.basis, resolved[structure.name].basis
+        ):
+            raise CTMMError(f"models= holds two structures called {structure.name!r}: scan twice")
+        resolved.setdefault(structure.name, structure)
+    return design, patterns.start(design, tuple(resolved.values()))
+
+
+def _layout(
+    design: Design, structures: tuple[Structure, ...], method: str, tests: tuple[str, ...]
+) -> Layout:
+    errors = ["se"] * (method in LIKELIHOODS)
+    errors += ["se_jackknife"] * bool({"jackknife", "mean"} & set(tests))
+    return Layout(
+        design.celltypes,
+        design.names,
+        structures,
+        tuple(_component_names(design, structure) for structure in structures),
+        tests,
+        tuple(errors),
+        nested_pairs(structures) if method in LIKELIHOODS else (),
+    )
+
+
+def _component_names(design: Design, structure: Structure) -> tuple[str, ...]:
+    """Names of the variance components as results have them."""
+    count = len(structure.labels) + len(design.random)
+    theta, beta = np.zeros(count), np.zeros(len(design.names))
+    nothing = Convergence(True, False, 0.0, 0, 0, "")
+    empty = np.zeros((count, count))
+    at = Estimate("he", theta, beta, np.zeros((len(beta),) * 2), "gls", empty, empty, 0.0, nothing)
+    return tuple(Parameters(design, structure, Domain(), at).vcomp.index)
+
+
+def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
+    """The seed of all genes; one that was drawn for a scan to be gone on with is kept."""
+    if rng is None:
+        begun = None if out is None or overwrite else Store.entropy(out)
+        return begun or int(np.random.SeedSequence().generate_state(2, np.uint64)[0])
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**63))
+    generator(rng)  # an error of ours
+    return int(rng) if isinstance(rng, (int, np.integer)) else int(generator(rng).integers(2**63))
+
+
+def _call(
+    spec: FormulaSpec,
+    plan: Plan,
+    design: Design,
+    responses: Responses,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that a scan's numbers depend on but the values of the genes."""
+    given = options["proportions"]
+    share: Any = given if given is None or isinstance(given, str) else "a table"
+    if isinstance(given, (list, tuple)):
+        share = [str(name) for name in given]
+    random = [part for c in design.random for part in (c.codes, c.values)]
+    cells = np.zeros(0) if design.n_cells is None else design.n_cells
+    return {
+        "version": recorded_versions()["ctmm-formula"],
+        "formula": spec.text,
+        "structures": [structure.name for structure in plan.layout.structures],
+        "method": plan.method,
+        "tests": list(plan.layout.tests),
+        "bounds": plan.domain.bounds,
+        "noise_floor": plan.domain.noise_floor,
+        "one_step": plan.one_step,
+        "n_bootstrap": plan.draws if "bootstrap" in plan.layout.tests else 0,
+        "entropy": plan.entropy,
+        "donor": options["donor"],
+        "celltype": options["celltype"],
+        "n_cells": options["n_cells"],
+        "proportions": share,
+        "formula_engine": options["engine"],
+        "noise": "nu",
+        "data": fingerprint(
+            list(design.names), list(design.celltypes), list(design.donors), design.rows,
+            design.donor_codes, design.X, design.H, cells, *random,
+            *(structure.basis for structure in plan.layout.structures),
+        ),
+        "genes": fingerprint(list(responses.genes), BLOCK),
+    }  # fmt: skip
+
+
+def _warn(scan: Scan) -> None:
+    """At most one warning per scan."""
+    counts = scan.counts()
+    text = notice(counts)
+    if not text:
+        return
+    worst = any(name in counts for name in (FAILED, NOT_CONVERGED))
+    only = BOUNDARY in counts and not worst
+    warnings.warn(text, BoundaryWarning if only else CTMMWarning, stacklevel=3)
+
+
+# ---------------------------------------------------------------------------------------------
+# doing it
+
+
+@dataclass(eq=False)
+class _Job:
+    """Blocks of genes through workers; what is finished is kept."""
+
+    plan: Plan
+    patterns: Patterns
+    responses: Responses
+    store: Store | None
+    n_jobs: int | None
+    _blocks: dict[int, Block] = field(default_factory=dict)
+    _digests: dict[int, str] = field(default_factory=dict)
+    _failure: list[BaseException] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Of the values of all genes."""
+        return fingerprint([self._digests[k] for k in sorted(self._digests)])
+
+    def run(self, progress: bool) -> Block:
+        """The columns of all genes."""
+        ended = None if self.store is None else self.store.finished()
+        if ended is not None and self.store is not None:
+            for number, start, stop in self._numbered():
+                self._digests[number] = fingerprint(*self.responses.read(start, stop))
+            self.store.check(self.digest)
+            return ended
+        with _bar(len(self.responses.genes), progress) as bar:
+            # results as they come; the next blocks are read when workers are free
+            work = Parallel(
+                n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered",
+                pre_dispatch="2*n_jobs", batch_size=1,
+            )(self._tasks(bar.update))  # fmt: skip
+            for number, block in work:
+                if self.store is not None:
+                    self.store.add(number, self._digests[number], block)
+                self._blocks[number] = block
+                bar.update(len(block["gene"]))
+        if self._failure:
+            raise self._failure[0]
+        ordered = [self._blocks[number] for number in sorted(self._blocks)]
+        return join(ordered, self.plan.layout.kinds())
+
+    def _numbered(self) -> Iterator[tuple[int, int, int]]:
+        """Number, first gene and end of every block."""
+        count = len(self.responses.genes)
+        for number, start in enumerate(range(0, count, BLOCK)):
+            yield number, start, min(start + BLOCK, count)
+
+    def _tasks(self, skipped: Callable[[int], object]) -> Iterator[Any]:
+        """Blocks to be done; an error here is kept, as workers' threads would lose it."""
+        try:
+            for number, start, stop in self._numbered():
+                Y, NU = self.responses.read(start, stop)
+                self._digests[number] = digest = fingerprint(Y, NU)
+                done = None if self.store is None else self.store.block(number, digest)
+                if done is not None:
+                    self._blocks[number] = done
+                    skipped(stop - start)
+                    continue
+                names = self.responses.genes[start:stop]
+                yield delayed(_numbered_block)(number, self.plan, self.patterns, names, Y, NU)
+        except Exception as error:
+            self._failure.append(error)
+
+
+def _numbered_block(
+    number: int,
+    plan: Plan,
+    patterns: Patterns,
+    names: Sequence[str],
+    Y: np.ndarray,
+    NU: np.ndarray,
+) -> tuple[int, Block]:
+    """A block with its number: workers end in any order."""
+    return number, scan_block(plan, patterns, names, Y, NU)
+
+
+class _Silent:
+    """A progress bar that is not shown."""
+
+    def update(self, count: int) -> None:
+        """Nothing."""
+
+
+def _bar(total: int, shown: bool) -> Any:
+    if not shown:
+        return nullcontext(_Silent())
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="genes", unit="gene")
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One gene of a scan, fitted again with its labels."""
+
+    spec: FormulaSpec
+    responses: Responses
+    options: Mapping[str, Any]
+    plan: Plan
+
+    def __call__(self, name: str) -> CTMMResults:
+        """The results of one gene."""
+        k = self.responses.genes.index(name)
+        Y, NU = self.responses.read(k, k + 1)
+        obs = self.responses.obs
+        response = _new_name(name, obs)
+        noise = _new_name("nu", obs)
+        table = obs.assign(**{response: Y[:, 0], noise: NU[:, 0]})
+        spec = parse(f"{quote(response)} {self.spec.text}")
+        design = build_design(spec, table, noise=noise, **self.options)
+        main = self.plan.layout.structures[0]
+        structure = main if main.celltypes == design.celltypes else main.name
+        return fit_design(design, structure, self.plan.method, self.plan.domain)
+
+
+def _new_name(name: str, table: pd.DataFrame) -> str:
+    """`name`, longer where the table has such a column."""
+    while name in table.columns:
+        name += "_"
+    return name

@@ -1,0 +1,291 @@
+"""Where expression and noise of all genes come from, some genes at a time.
+
+A pseudobulk AnnData in memory, backed, or a .h5ad or .zarr file; or a table of rows with two more
+of expression and noise, one column per gene.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import as_frame, label, listing, near
+from ..errors import DataError
+
+_HINT = "pip install 'ctmm-formula[anndata]'"
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Expression and noise of all genes.
+
+    Attributes
+    ----------
+    obs : DataFrame, n rows
+        What is known of the rows: donor, cell type, covariates.
+    genes : tuple of str
+    places : int ndarray
+        Column of each gene in `expr` and `nu`.
+    expr, nu : arrays with rows and columns, in memory or in a file; shape (n, genes)
+    kind : {"ctp", "op", ""}
+        What the data say they are.
+    proportions : DataFrame, or None
+        Donors x cell types, of overall pseudobulk.
+    """
+
+    obs: pd.DataFrame
+    genes: tuple[str, ...]
+    places: np.ndarray
+    expr: Any
+    nu: Any
+    kind: str = ""
+    proportions: pd.DataFrame | None = None
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Expression and noise of genes start ... stop - 1, (n, g) each."""
+        places = self.places[start:stop]
+        return _columns(self.expr, places), _columns(self.nu, places)
+
+    def chosen(self, genes: Sequence[str] | None) -> Responses:
+        """Only these genes, in this order."""
+        if genes is None:
+            return self
+        if isinstance(genes, str):
+            raise DataError(f"genes= is a list of names: genes=[{genes!r}]")
+        where = dict(zip(self.genes, self.places, strict=True))
+        names = tuple(label(name) for name in genes)
+        absent = [name for name in names if name not in where]
+        if absent:
+            raise DataError(f"there is no gene {listing(absent)}{near(absent[0], self.genes)}")
+        again = _twice(names)
+        if again:
+            raise DataError(f"genes= names {listing(again)} twice")
+        places = np.array([where[name] for name in names], dtype=np.int64)
+        return Responses(self.obs, names, places, self.expr, self.nu, self.kind, self.proportions)
+
+
+def open_responses(
+    data: object, expr: object = None, nu: object = None, noise: str = "nu"
+) -> Responses:
+    """Find expression and noise.
+
+    Parameters
+    ----------
+    data : AnnData, path of a .h5ad or .zarr file, an object with obs, expr and nu (as
+        :func:`ctmm_formula.load_genes` returns), or a table of rows
+    expr, nu : DataFrame or array, shape (rows, genes)
+        With a table.
+    noise : str
+        Layer of an AnnData that holds the noise variances.
+
+    Raises
+    ------
+    DataError
+        What is missing or does not fit together.
+    """
+    parts = [getattr(data, name, None) for name in ("obs", "expr", "nu")]
+    if expr is None and nu is None and all(part is not None for part in parts):
+        data, expr, nu = parts
+    if isinstance(data, (str, PathLike)):
+        _none("expr= and nu= belong to a table", expr, nu)
+        return _from_file(Path(fspath(data)), noise)
+    if hasattr(data, "obs") and hasattr(data, "layers"):
+        _none("an AnnData holds expression and noise itself: leave expr= and nu= out", expr, nu)
+        return _from_anndata(data, noise)
+    if expr is None or nu is None:
+        raise DataError(
+            "fit_genes needs the expression and the noise variance of every gene: data= a "
+            "pseudobulk AnnData, or data=table, expr=frame, nu=frame with one column per gene"
+        )
+    return _from_tables(as_frame(data), expr, nu)
+
+
+def _none(message: str, *values: object) -> None:
+    if any(value is not None for value in values):
+        raise DataError(message)
+
+
+# ---------------------------------------------------------------------------------------------
+# tables
+
+
+def _from_tables(obs: pd.DataFrame, expr: object, nu: object) -> Responses:
+    frames = [_matrix(value, name) for value, name in ((expr, "expr"), (nu, "nu"))]
+    for frame, name in zip(frames, ("expr", "nu"), strict=True):
+        if len(frame) != len(obs):
+            raise DataError(f"{name} has {len(frame)} rows and data {len(obs)}: they must be alike")
+        given = expr if name == "expr" else nu
+        if isinstance(given, pd.DataFrame) and not given.index.equals(obs.index):
+            raise DataError(
+                f"the index of {name} is not that of data: bring the rows into one order, "
+                f"{name}.loc[data.index]"
+            )
+    own, other = frames
+    names = _gene_names([label(name) for name in own.columns])
+    if isinstance(nu, pd.DataFrame) and isinstance(expr, pd.DataFrame):
+        columns = [label(name) for name in other.columns]
+        if columns != list(names):
+            absent = [name for name in names if name not in set(columns)]
+            if absent:
+                raise DataError(f"nu has no column for genes {listing(absent)}")
+            other = other.set_axis(columns, axis=1)[list(names)]
+    elif own.shape[1] != other.shape[1]:
+        raise DataError(f"expr has {own.shape[1]} genes and nu {other.shape[1]}")
+    elif isinstance(nu, pd.DataFrame):
+        names = _gene_names([label(name) for name in other.columns])
+    return Responses(obs, names, np.arange(len(names)), own, other)
+
+
+def _matrix(value: object, name: str) -> pd.DataFrame:
+    """Rows x genes; an array's genes are called gene1, gene2, ..."""
+    if isinstance(value, pd.DataFrame):
+        return value
+    array = np.asarray(value)
+    if array.ndim != 2:
+        raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
+    columns = [f"gene{k}" for k in range(1, array.shape[1] + 1)]
+    return pd.DataFrame(array, columns=columns)
+
+
+def _gene_names(names: Sequence[str]) -> tuple[str, ...]:
+    again = _twice(names)
+    if again:
+        raise DataError(
+            f"genes {listing(again)} occur more than once: give them different names "
+            "(AnnData: pb.var_names_make_unique())"
+        )
+    if not names:
+        raise DataError("there are no genes")
+    return tuple(names)
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _columns(source: Any, places: np.ndarray) -> np.ndarray:
+    """Some columns as float64, rows first."""
+    run = len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places)))
+    if isinstance(source, pd.DataFrame):
+        frame = source.iloc[:, places]
+        try:
+            return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            names = [label(name) for name in frame.columns]
+            raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
+    if run:
+        part = source[:, int(places[0]) : int(places[-1]) + 1]
+    else:  # files want their columns in order
+        order = np.argsort(places, kind="stable")
+        part = _dense(source[:, places[order]])[:, np.argsort(order, kind="stable")]
+    return np.ascontiguousarray(_dense(part), dtype=np.float64)
+
+
+def _dense(part: Any) -> np.ndarray:
+    return part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+
+
+# ---------------------------------------------------------------------------------------------
+# AnnData
+
+
+def _from_anndata(data: Any, noise: str) -> Responses:
+    if getattr(data, "isbacked", False) and not getattr(data, "is_view", False):
+        return _from_file(Path(data.filename), noise)
+    if noise not in data.layers:
+        raise DataError(_no_layer(noise, list(data.layers)))
+    names = _gene_names([str(name) for name in data.var_names])
+    return _pseudobulk(
+        data.obs, names, data.X, data.layers[noise], data.uns, data.obsm.get("proportions")
+    )
+
+
+def _no_layer(noise: str, there: list[str]) -> str:
+    return (
+        f"the AnnData has no layer {noise!r} of noise variances"
+        + (f"; its layers are {listing(there)}" if there else "")
+        + ": name it by noise=, or make pseudobulk from the cells first"
+    )
+
+
+def _pseudobulk(
+    obs: pd.DataFrame, genes: tuple[str, ...], expr: Any, nu: Any, uns: Any, shares: Any
+) -> Responses:
+    record = uns.get("ctmm", {}) if hasattr(uns, "get") else {}
+    kind = str(record.get("kind", "")) if hasattr(record, "get") else ""
+    proportions = None
+    if kind == "op" or (not kind and isinstance(shares, pd.DataFrame)):
+        if not isinstance(shares, pd.DataFrame):
+            raise DataError(
+                "overall pseudobulk needs obsm['proportions'], a DataFrame of donors by cell types"
+            )
+        kind, proportions = "op", shares
+    return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind, proportions)
+
+
+def _from_file(path: Path, noise: str) -> Responses:
+    """Rows and genes of a file; its numbers are read when they are needed."""
+    root = _open(path)
+    read = _reader()
+    if "obs" not in root or "X" not in root:
+        raise DataError(f"{str(path)!r} is no AnnData file: it has no obs or no X")
+    layers = root.get("layers", {})
+    if noise not in layers:
+        raise DataError(_no_layer(noise, list(layers)))
+    genes = _gene_names([str(name) for name in read(root["var"]).index])
+    uns = read(root["uns"]) if "uns" in root else {}
+    shares = None
+    if "obsm" in root and "proportions" in root["obsm"]:
+        shares = read(root["obsm"]["proportions"])
+    return _pseudobulk(
+        read(root["obs"]), genes, _lazy(root["X"]), _lazy(layers[noise]), uns, shares
+    )
+
+
+def _open(path: Path) -> Any:
+    """The root of an .h5ad or .zarr file."""
+    if not path.exists():
+        raise DataError(f"there is no file {str(path)!r}")
+    if path.suffix == ".zarr" or path.is_dir():
+        try:
+            import zarr
+        except ImportError:
+            raise DataError("reading a .zarr pseudobulk needs zarr: pip install zarr") from None
+        return zarr.open_group(str(path), mode="r")
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"reading a .h5ad pseudobulk needs h5py: {_HINT}") from None
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read as .h5ad: {error}") from None
+
+
+def _reader() -> Any:
+    try:
+        from anndata.io import read_elem
+    except ImportError:
+        try:
+            from anndata.experimental import read_elem
+        except ImportError:
+            raise DataError(f"reading a pseudobulk file needs anndata: {_HINT}") from None
+    return read_elem
+
+
+def _lazy(element: Any) -> Any:
+    """A matrix in a file whose columns can be taken."""
+    if hasattr(element, "shape"):
+        return element
+    try:
+        from anndata.io import sparse_dataset
+    except ImportError:
+        from anndata.experimental import sparse_dataset
+    return sparse_dataset(element)

@@ -1,0 +1,274 @@
+"""The result of a scan: a table of all genes and what is read off it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from ..design.table import near
+from ..errors import CTMMError, DataError, choose
+from ..results.parameters import is_covariance
+from ..results.results import CTMMResults
+from .columns import Block, Layout
+from .store import write_table
+from .worker import FAILED, OK, STATUSES
+
+ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
+"""Suffix of an adjusted column -> method of statsmodels' multipletests."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """All genes of a scan; made by :func:`ctmm_formula.fit_genes`.
+
+    G genes, C cell types, K variance components.
+
+    Attributes
+    ----------
+    table : DataFrame, G rows
+        One row per gene, in the order of the data:
+
+        - ``gene``; ``status``: "ok", "boundary" (the estimate lies on the edge of its domain),
+          "not converged" or "failed"; ``reason``: why a gene is not ok or a test is NaN
+        - ``n_obs`` rows, ``n_donors``, ``converged``, ``boundary``, ``llf``
+        - variance components as in ``CTMMResults.vcomp`` (``hom``, ``V[T]``, ``batch``), cell type
+          means ``mean[T]``, fixed effects ``b[sex[T.M]]``
+        - their standard errors ``se[...]`` by the model (ML, REML) and ``se_jackknife[...]``
+          where the jackknife was run
+        - for every test ``stat_<test>``, ``p_<test>``, ``p_<test>_bonferroni`` and
+          ``p_<test>_bh`` (Benjamini-Hochberg): "score" (with ``p_score_cauchy`` and, not adjusted,
+          ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"
+        - for more ``models``, ``full.llf``, ``full.V[T]``, ...; ``p_lrt[hom:free]``, the
+          likelihood ratio of two nested ones
+
+        Missing p values stay missing and do not count in the adjustment.
+    layout : Layout
+        Structures, components and tests behind the columns.
+    call : dict
+        The settings of the scan as text.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> genes = [f"gene{k:03d}" for k in (1, 2, 3, 101, 102, 103)]
+    >>> scan = ctmm.fit_genes("~ C(celltype) + sex", data=ctmm.load_genes(), random="batch",
+    ...                       tests=["score"], genes=genes)
+    >>> scan
+    <Scan: 6 genes, free by REML; 6 ok>
+    >>> scan.top(2)[["gene", "p_score"]].round(8)  # doctest: +SKIP
+    >>> scan.vcomp.columns.tolist()
+    ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch']
+    """
+
+    table: pd.DataFrame
+    layout: Layout
+    call: Mapping[str, Any]
+    _refit: Callable[[str], CTMMResults] | None = field(default=None, repr=False)
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of all genes."""
+        return self.table["gene"].tolist()
+
+    @property
+    def vcomp(self) -> pd.DataFrame:
+        """Variance components of the main structure, genes x K, squared units of expression."""
+        return self._components(0)
+
+    @property
+    def corr(self) -> pd.DataFrame:
+        """Correlations of true expression between cell types, genes x C (C - 1) / 2.
+
+        By the structure with most components that was fitted.  NaN where a variance is not
+        positive, and all NaN where A is no covariance, as in ``CTMMResults.corr``.
+        """
+        structures = self.layout.structures
+        k = max(range(len(structures)), key=lambda k: len(structures[k].labels))
+        names = self.layout.celltypes
+        theta = self._components(k).to_numpy()[:, : len(structures[k].labels)]
+        lower = [(r, c) for r in range(len(names)) for c in range(r)]
+        values = [_correlation(structures[k].covariance(row)) for row in theta]
+        array = np.array([[R[pair] for pair in lower] for R in values]).reshape(-1, len(lower))
+        columns = [f"corr[{names[r]},{names[c]}]" for r, c in lower]
+        return pd.DataFrame(array, self._index(), columns)
+
+    def _components(self, k: int) -> pd.DataFrame:
+        """Variance components of structure number k, the main one first."""
+        names = list(self.layout.components[k])
+        prefix = f"{self.layout.structures[k].name}." if k else ""
+        out = self.table[[prefix + name for name in names]].set_axis(names, axis=1)
+        return out.set_axis(self._index(), axis=0)
+
+    def _index(self) -> pd.Index:
+        return pd.Index(self.table["gene"], name="gene")
+
+    def gene(self, name: str) -> CTMMResults:
+        """Fit one gene again, with everything there is to a single fit.
+
+        Parameters
+        ----------
+        name : str
+
+        Raises
+        ------
+        DataError
+            There is no such gene, it cannot be fitted (its ``reason``), or the scan was read from
+            a file without the data.
+        """
+        if name not in set(self.table["gene"]):
+            raise DataError(f"there is no gene {name!r} in the scan{near(str(name), self.genes)}")
+        if self._refit is None:
+            raise DataError(
+                "the scan was read from a file, without the data: read_scan(path, data=...) gives "
+                "genes as well"
+            )
+        return self._refit(name)
+
+    def top(self, n: int = 10, by: str | None = None) -> pd.DataFrame:
+        """The first rows of the table by one column.
+
+        Parameters
+        ----------
+        n : int
+        by : str, optional
+            A test ("score"), a p value (``p_score_bh``): smallest first; any other column:
+            largest first.  By default the first test.
+
+        Returns
+        -------
+        DataFrame
+            Rows of ``table``, those without a value left out.
+
+        Notes
+        -----
+        The rule of Chen and Dahl, Nat Commun 15:5229 (2024), for genes whose variance but not
+        mean differs between cell types asks for Bonferroni by two methods and mean p > 0.01::
+
+            scan.table.query("p_jackknife_bonferroni < .05 and p_score_bonferroni < .05 "
+                             "and p_mean > .01")
+
+        They used the jackknife of REML and of HE: with two scans,
+        ``reml.table[(reml.table.p_jackknife_bonferroni < .05) &
+        (he.table.p_jackknife_bonferroni < .05) & (reml.table.p_mean > .01)]``.
+        """
+        if by is None:
+            if not self.layout.tested:
+                raise CTMMError("the scan has no tests: name a column, top(by='hom')")
+            by = self.layout.tested[0]
+        name = f"p_{by}" if f"p_{by}" in self.table.columns else by
+        choose("column", name, [c for c in self.table.columns if _is_number(self.table[c])])
+        found = self.table[self.table[name].notna()]
+        return found.sort_values(name, ascending=name.startswith("p_"), kind="stable").head(n)
+
+    def counts(self) -> dict[str, int]:
+        """Number of genes by status."""
+        found = self.table["status"].value_counts()
+        return {name: int(found[name]) for name in STATUSES if name in found.index}
+
+    def summary(self) -> pd.DataFrame:
+        """One row per test: genes tested, smallest p value, and how many are found at 5 %.
+
+        Returns
+        -------
+        DataFrame
+            tested, smallest, p<0.05, bonferroni, bh; bonferroni and bh count adjusted p < 0.05.
+        """
+        rows = {}
+        for name in self.layout.tested:
+            p = self.table[name]
+            found = {key: int((self.table[f"{name}_{key}"] < 0.05).sum()) for key in ADJUSTMENTS}
+            rows[name.removeprefix("p_")] = {
+                "tested": int(p.notna().sum()),
+                "smallest": p.min(),
+                "p<0.05": int((p < 0.05).sum()),
+                **found,
+            }
+        columns = ["tested", "smallest", "p<0.05", *ADJUSTMENTS]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("test")
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the scan; :func:`ctmm_formula.read_scan` reads it.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file is complete or not there at all.
+        """
+        write_table(Path(path), self.table, self.layout, self.call)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts().items())
+        names = ", ".join(structure.name for structure in self.layout.structures)
+        method = str(self.call.get("method", "")).upper()
+        return f"<Scan: {len(self)} genes, {names} by {method}; {counts}>"
+
+    def __str__(self) -> str:
+        found = self.summary()
+        parts = [repr(self), f"  {self.call.get('formula', '')}"]
+        return "\n".join(
+            [*parts, found.to_string(float_format="{:.3g}".format)] if len(found) else parts
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>\n{self.summary().to_html()}"
+
+
+def full_table(block: Block, layout: Layout) -> pd.DataFrame:
+    """The table of all genes: their columns with p values adjusted over genes."""
+    columns: dict[str, Any] = {}
+    for name in layout.kinds():
+        columns[name] = block[name]
+        if name in layout.tested:
+            for suffix, method in ADJUSTMENTS.items():
+                columns[f"{name}_{suffix}"] = adjusted(block[name], method)
+    return pd.DataFrame(columns)
+
+
+def adjusted(p: np.ndarray, method: str) -> np.ndarray:
+    """P values adjusted over those that are there; the others stay NaN.
+
+    >>> adjusted(np.array([0.01, np.nan, 0.5]), "bonferroni").tolist()
+    [0.02, nan, 1.0]
+    """
+    out = np.full(len(p), np.nan)
+    there = ~np.isnan(p)
+    if there.any():
+        out[there] = multipletests(p[there], method=method)[1]
+    return out
+
+
+def notice(counts: Mapping[str, int]) -> str:
+    """What went wrong in a scan, in one sentence; nothing where nothing did."""
+    bad = {name: count for name, count in counts.items() if name != OK}
+    if not bad:
+        return ""
+    words = {
+        "boundary": "on the edge of their domain (prefer the score test there)",
+        "not converged": "not converged",
+        FAILED: "failed",
+    }
+    parts = ", ".join(f"{count} {words[name]}" for name, count in bad.items())
+    return f"of {sum(counts.values())} genes, {parts}: see status and reason in scan.table"
+
+
+def _correlation(A: np.ndarray) -> np.ndarray:
+    """Correlation matrix of a covariance, NaN where there is none."""
+    sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
+    there = np.isfinite(sd)
+    if not is_covariance(A[np.ix_(there, there)]):
+        sd = np.full(len(A), np.nan)
+    return A / np.outer(sd, sd)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return column.dtype.kind in "fi"
