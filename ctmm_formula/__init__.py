@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import r as r
     from .api import anova as anova
     from .api import fit as fit
+    from .cells.evaluation import evaluate_imputation as evaluate_imputation
+    from .cells.impute import impute as impute
     from .cells.pseudobulk import pseudobulk as pseudobulk
+    from .cells.standardize import filter_genes as filter_genes
+    from .cells.standardize import overall as overall
+    from .cells.standardize import principal_components as principal_components
+    from .cells.standardize import standardize as standardize
     from .cells.tables import to_frame as to_frame
     from .cells.tables import to_long as to_long
     from .datasets import load_example as load_example
@@ -51,15 +58,22 @@ _HOME = {
     "anova": "api",
     "banded": "structures",
     "errors": "",
+    "evaluate_imputation": "cells.evaluation",
+    "filter_genes": "cells.standardize",
     "fit": "api",
     "fit_genes": "scan.genes",
+    "impute": "cells.impute",
     "load_example": "datasets",
     "load_genes": "datasets",
     "load_truth": "datasets",
+    "overall": "cells.standardize",
+    "principal_components": "cells.standardize",
     "pseudobulk": "cells.pseudobulk",
+    "r": "",
     "read_scan": "scan.genes",
     "show_versions": "results.summary",
     "simulate_pseudobulk": "simulate",
+    "standardize": "cells.standardize",
     "to_frame": "cells.tables",
     "to_long": "cells.tables",
 }

@@ -22,8 +22,8 @@ LAYERS = [
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
     "plots",
     # cells/
-    "pseudobulk", "impute", "standardize", "r", "source", "covariates", "pairs", "tables",
-    "normalize", "aggregate",
+    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
+    "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
     "size", "design", "arrays", "prepare", "matrix", "formula", "expressions", "table",
     "datasets",
@@ -39,12 +39,13 @@ LAYERS = [
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "expressions"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
-TABLES |= {"source", "covariates", "pairs", "tables"}
+TABLES |= {"source", "covariates", "pairs", "tables", "evaluation"}
 NUMERICS = set(LAYERS[LAYERS.index("variance") : LAYERS.index("errors")]) - {
     "simulate",  # returns tables
     "hypotheses",  # patsy reads the strings
 }
 ARRAYS = NUMERICS | {"normalize", "aggregate"}
+COMPLETION = {"fill", "softimpute", "mvn", "holes", "stacks"}
 TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
 # Nobody who only imports the package pays for these.
 LATE = {"numba", "rpy2", "matplotlib", "seaborn", "scanpy", "anndata", "formulaic", "dask", "ray"}
