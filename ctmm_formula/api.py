@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from .cells.tables import gene_table, is_anndata
 from .design.design import Design, build_design
+from .design.expressions import names_in
 from .design.formula import parse
 from .design.matrix import ENGINES
 from .design.size import check_size, n_parameters
@@ -66,8 +68,11 @@ def fit(
         type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
     method : {"reml", "ml", "he"}
         Restricted or full maximum likelihood, or Haseman-Elston moments.
-    data : DataFrame, dict of columns, or an object with ``to_pandas()``
-        One row per donor and cell type; with `proportions`, one per donor.
+    data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
+        One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
+        :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
+        found by themselves) the response is a gene; noise variances of 0, where all cells of a
+        pair are alike, give way to the cell type's pooled one, and a note says so.
     donor : str
         Column of donors.
     celltype : str, optional
@@ -120,9 +125,12 @@ def fit(
     method = check_settings(method, structure, random, noise, bounds, noise_floor, formula_engine)
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
-    _refuse_anndata(data)
 
     spec = parse(formula, random)
+    note = ""
+    if is_anndata(data):
+        data, columns, note = gene_table(data, names_in(spec.response).variables)
+        proportions = columns if proportions is None else proportions
     design = build_design(
         spec,
         data,
@@ -134,6 +142,8 @@ def fit(
         engine=formula_engine,
         env=_caller(),
     )
+    if note:
+        design = replace(design, notes=(*design.notes, note))
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
     results = fit_design(design, structure, method, domain)
     _warn(results.estimate, domain)
@@ -270,15 +280,6 @@ def _caller() -> Mapping[str, object]:
     """Names where fit was called, for functions in formulas."""
     frame = sys._getframe(2)
     return {**frame.f_globals, **frame.f_locals}
-
-
-def _refuse_anndata(data: object) -> None:
-    if hasattr(data, "obs") and hasattr(data, "layers"):
-        raise DataError(
-            "data is an AnnData; fit needs a table with one row per donor and cell type: take "
-            "its columns together, data=pb.obs.assign(expr=..., nu=...), expr the gene's column "
-            "of pb.X and nu that of pb.layers['nu']"
-        )
 
 
 def _trouble(fitted: Estimate, domain: Domain) -> str:

@@ -111,9 +111,9 @@ def test_method_in_capitals(table):
     assert ctmm.fit(FORMULA, data=table, structure="hom", method="REML").method == "reml"
 
 
-def test_anndata_is_refused_with_the_way_out():
-    adata = SimpleNamespace(obs=pd.DataFrame(), layers={}, X=np.zeros((1, 1)))
-    with pytest.raises(DataError, match=r"data is an AnnData.*pb\.obs\.assign"):
+def test_anndata_of_cells_is_refused_with_the_way_out():
+    adata = SimpleNamespace(obs=pd.DataFrame(), layers={}, uns={}, var_names=pd.Index([]))
+    with pytest.raises(DataError, match=r"is no pseudobulk.*pb = ctmm\.pseudobulk\(adata"):
         ctmm.fit(FORMULA, data=adata)
 
 

@@ -297,6 +297,14 @@ def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[st
     if len(genes) > 1:
         raise DataError(f"the response names {len(genes)} genes, {listing(genes)}: it must be one")
     table = to_long(pb, genes[0], zero_noise="pool")
+    zero = table["nu"].to_numpy() == 0
+    if zero.any():
+        where = "donors" if kind == "op" else "every pair of cell types"
+        names = table.loc[zero, "donor" if kind == "op" else "celltype"].astype(str).unique()
+        raise DataError(
+            f"gene {genes[0]!r} does not vary between the cells of {where} {listing(list(names))}: "
+            "its noise variance is unknown; leave the gene out, ctmm.filter_genes(pb)"
+        )
     if kind == "op":
         return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns], ""
     at = _genes(pb, genes)
