@@ -1,0 +1,224 @@
+#' Fit the cell type-specific mixed model
+#' @export
+ctmm <- function(formula, data, random = NULL, structure = "free", method = "reml",
+                 donor = NULL, celltype = NULL, noise = NULL, n_cells = NULL,
+                 proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
+                 contrasts = NULL, offset) {
+  call <- match.call()
+  data <- as_table(data)
+  spec <- split_formula(formula, random)
+  spec$given <- stats::as.formula(formula, env = parent.frame())
+  roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, n_cells = n_cells,
+                           proportions = proportions), data, spec)
+  made <- make_frame(spec, data, roles, call, contrasts)
+  fit <- design(spec, data, roles, made, contrasts)
+  fit$call <- call
+  request <- list(model = fit$sent, structure = structure_out(structure, fit$celltypes),
+                  method = tolower(as.character(method)[1L]), bounds = bounds,
+                  noise_floor = as.double(noise_floor))
+  fit <- described(fit, request)
+  finish(fit)
+}
+
+# A structure by name; matrices as a named list.
+structure_out <- function(structure, celltypes) {
+  if (is.character(structure) && length(structure) == 1L) return(structure)
+  if (is.matrix(structure)) structure <- list(structure)
+  if (!is.list(structure) || !length(structure))
+    fail("CTMMError", "structure must be a name (hom, iid, free, full, banded(width)) or a list of ",
+         "matrices, got ", class(structure)[1L])
+  size <- length(celltypes)
+  for (matrix in structure)
+    if (!is.matrix(matrix) || !is.numeric(matrix) || any(dim(matrix) != size))
+      fail("CTMMError", "with cell types ", listing(celltypes), " every matrix of structure must be ",
+           size, " x ", size)
+  labels <- names(structure) %||% rep("", length(structure))
+  ones <- vapply(structure, function(m) all(m == 1), NA)
+  labels <- ifelse(labels != "", labels, ifelse(ones, "hom", paste0("V", seq_along(structure))))
+  if (anyDuplicated(labels)) fail("CTMMError", "structure has two matrices '",
+                                  labels[duplicated(labels)][1L], "'")
+  # matrices that are labelled by cell types are put in the order of the fit
+  structure <- lapply(structure, function(m) {
+    known <- !is.null(rownames(m)) && setequal(rownames(m), celltypes)
+    f8(if (known) m[celltypes, celltypes] else m)
+  })
+  named(structure, labels)
+}
+
+#' @rdname structures
+#' @export
+banded <- function(width) {
+  if (!is.numeric(width) || length(width) != 1L || is.na(width) || width < 0 || width != round(width))
+    fail("CTMMError", "banded(width): width must be a whole number >= 0")
+  sprintf("banded(%d)", as.integer(width))
+}
+
+# What lm keeps of the design, and the model as it crosses to Python.
+design <- function(spec, data, roles, made, contrasts) {
+  frame <- made$frame
+  terms <- attr(frame, "terms")
+  rows <- frame[["(row)"]]
+  y <- stats::model.response(frame, "any")
+  name <- as_text(spec$fixed[[2L]])
+  if (!is.numeric(y) || is.matrix(y) && ncol(y) > 1L)
+    fail("DataError", "the response '", name, "' must be one column of numbers, got ",
+         class(y)[1L])
+  y <- as.double(y)
+  check_factors(frame, terms)
+  fit <- list(
+    given = spec$given, formula = join_formula(stats::formula(terms), spec$random), terms = terms, roles = roles,
+    random = spec$random, kind = if (roles$overall) "op" else "ctp")
+  P <- frame[["(proportions)"]]
+  if (fit$kind == "op") {
+    fit$proportion_columns <- colnames(P)
+    fit$celltypes <- celltype_names(colnames(P))
+  }
+  X <- matrix_rows(terms, frame, contrasts, P, fit$celltypes)
+  fit$contrasts <- attr(X, "contrasts")
+  fit$xlevels <- stats::.getXlevels(terms, frame)
+  fit$assign <- attr(X, "assign")
+  fit$na.action <- attr(frame, "na.action")
+  fit$X <- X
+  fit$offset <- stats::model.offset(frame)
+  fit$y <- named(y, rownames(frame))
+  labels <- labels_in(frame, roles, spec$random, rows)
+  if (is.null(fit$celltypes)) fit$celltypes <- levels(labels[[roles$celltype]])
+  fit$donors <- levels(labels[[roles$donor]])
+  fit$labels <- labels
+  fit$frame <- frame
+  fit$rows <- rows
+  fit$nu <- as_numbers(frame[["(noise)"]], roles$noise, "noise")
+  fit$mean_rows <- mean_rows(fit, data, rows, X)
+  dimnames(fit$mean_rows) <- list(fit$celltypes, colnames(X))
+  fit$sent <- model_out(fit, data, made$dropped)
+  fit
+}
+
+labels_in <- function(frame, roles, random, rows) {
+  out <- list()
+  out[[roles$donor]] <- as_labels(frame[["(donor)"]], roles$donor, "donor", rows)
+  if (!is.null(roles$celltype))
+    out[[roles$celltype]] <- as_labels(frame[["(celltype)"]], roles$celltype, "cell type", rows)
+  for (group in unlist(lapply(random, `[[`, "groups")))
+    if (is.null(out[[group]]))
+      out[[group]] <- as_labels(frame[[paste0("(random.", group, ")")]], group, "random effect", rows)
+  out
+}
+
+# The request's model; see the Python module ctmm_formula.wire.
+model_out <- function(fit, data, dropped) {
+  roles <- fit$roles
+  optional <- function(name, role) {
+    if (is.null(name)) return(NULL)
+    list(name = name, values = f8(as_numbers(data[[name]], name, role)[fit$rows]))
+  }
+  fixed <- plain_factors(fit)
+  notes <- if (length(dropped)) sprintf(
+    "%d %s dropped: missing %s", sum(dropped), if (sum(dropped) == 1L) "row" else "rows",
+    paste0(names(dropped), " (", dropped, ")", collapse = ", "))
+  factors <- c(fit$labels, fixed[setdiff(names(fixed), names(fit$labels))])
+  P <- fit$frame[["(proportions)"]]
+  list(
+    formula = as_text(fit$formula), response = as_text(fit$formula[[2L]]),
+    fixed = as_text(stats::delete.response(fit$terms)[[2L]]),
+    rows = i4(fit$rows), y = f8(fit$y - (fit$offset %||% 0)), X = f8(unname(fit$X)),
+    names = as.list(colnames(fit$X)), donor = roles$donor, celltype = roles$celltype,
+    noise = list(name = roles$noise, values = f8(fit$nu)),
+    n_cells = optional(roles$n_cells, "number of cells"),
+    share = if (!roles$overall) optional(roles$proportions, "proportion"),
+    proportions = if (roles$overall) list(names = as.list(colnames(P)), values = f8(unname(P))),
+    factors = unname(Map(coded, names(factors), factors)),
+    fixed_factors = as.list(names(fixed)),
+    random = lapply(fit$random, function(term)
+      list(left = term$left, groups = as.list(term$groups))),
+    mean_rows = f8(unname(fit$mean_rows)),
+    dropped = if (length(dropped)) as.list(dropped) else reticulate_dict(),
+    notes = as.list(notes))
+}
+
+# A named list without entries crosses as a dict, an unnamed one as a list.
+reticulate_dict <- function() named(list(), character())
+
+# Factors of the formula that are columns by themselves.
+plain_factors <- function(fit) {
+  variables <- setdiff(rownames(attr(fit$terms, "factors")), names(fit$frame)[1L])
+  out <- list()
+  for (name in intersect(variables, names(fit$frame))) {
+    x <- fit$frame[[name]]
+    bare <- gsub("^`|`$", "", name)
+    if ((is.factor(x) || is.character(x)) && !anyNA(x) && !anyNA(levels(x)))
+      out[[bare]] <- droplevels(factor(x))
+  }
+  out
+}
+
+# The reply of Python, with R's names.
+described <- function(fit, request) {
+  got <- ask("fit", request)
+  fit$request <- request
+  record <- got$estimate
+  at <- function(name) array_in(record[[name]])
+  terms <- colnames(fit$X)
+  vc <- text(got$names)[-seq_len(got$n_fixed)]
+  fit$method <- record$method
+  fit$structure <- got$structure
+  fit$bounds <- got$bounds
+  fit$noise_floor <- request$noise_floor
+  fit$cov_type <- got$cov_type
+  fit$beta <- named(at("beta"), terms)
+  fit$vcomp <- named(at("theta"), vc)
+  fit$vcov <- matrix(at("cov_beta"), length(terms), dimnames = list(terms, terms))
+  fit$cov_all <- square(got$cov, c(terms, vc))
+  fit$table <- table_in(got$table)
+  rownames(fit$table) <- c(terms, vc)
+  fit$loglik <- if (is.nan(record$llf)) NA_real_ else record$llf
+  fit$df.residual <- got$df_resid
+  fit$convergence <- record$convergence
+  fit$n_possible <- got$n_possible
+  fit$n_labels <- length(got$labels)
+  fit$random_names <- text(got$random_names)
+  for (name in c("A", "V", "corr")) fit[[name]] <- square(got[[name]], fit$celltypes)
+  fit$shares <- table_in(got$shares)
+  fit$icc <- table_in(got$icc)
+  fit$notes <- text(got$notes)
+  fit$versions <- got$versions
+  fit$estimate <- record
+  fit$no_effects <- got$no_effects
+  effects_in(fit, got)
+}
+
+# Predicted random effects: shared by donor, specific by donor and cell type, each group by level.
+effects_in <- function(fit, got) {
+  if (is.null(got$effects)) return(fit)
+  columns <- c("estimate", "std.error")
+  pair <- function(x, rows) matrix(array_in(x), ncol = 2L, dimnames = list(rows, columns))
+  fit$effects <- lapply(named(names(got$effects), names(got$effects)), function(name) {
+    sent <- got$effects[[name]]
+    if (name == "shared") return(pair(sent, fit$donors))
+    if (name == "specific") {
+      values <- matrix(array_in(sent), ncol = 2L)  # donor by donor
+      size <- list(fit$donors, fit$celltypes)
+      as <- function(k) matrix(values[, k], length(fit$donors), byrow = TRUE, dimnames = size)
+      return(list(estimate = as(1L), std.error = as(2L)))
+    }
+    pair(sent, text(got$levels[[name]]))
+  })
+  fit$fitted_values <- named(array_in(got$fitted) + (fit$offset %||% 0), names(fit$y))
+  fit
+}
+
+# The object of the user: numbers and R's own records, in a class.
+finish <- function(fit) {
+  fit$n <- length(fit$y)
+  fit$sent <- fit$labels <- NULL
+  fit$model <- fit$frame
+  fit$frame <- NULL
+  structure(fit, class = "ctmm")
+}
+
+# The fit as Python wants it back.
+stored <- function(object) {
+  r <- object$request
+  list(model = r$model, structure = r$structure, bounds = object$bounds,
+       noise_floor = object$noise_floor, estimate = object$estimate)
+}

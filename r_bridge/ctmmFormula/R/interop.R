@@ -1,0 +1,18 @@
+# emmeans: registered when that package is loaded.
+
+recover_data.ctmm <- function(object, ...) {
+  columns <- setdiff(names(object$model), grep("^\\(", names(object$model), value = TRUE))
+  emmeans::recover_data(object$call, stats::delete.response(object$terms), object$na.action,
+                        frame = object$model[columns], ...)
+}
+
+emm_basis.ctmm <- function(object, trms, xlev, grid, covariance = NULL, ...) {
+  if (object$kind == "op")
+    fail("CTMMError", "in overall pseudobulk the cell types are no factor: see celltype_means()")
+  frame <- stats::model.frame(trms, grid, na.action = stats::na.pass, xlev = xlev)
+  X <- stats::model.matrix(trms, frame, contrasts.arg = object$contrasts)
+  errors <- errors_of(object, covariance)
+  p <- names(object$beta)
+  list(X = X, bhat = unname(object$beta), nbasis = matrix(NA), V = errors$cov[p, p],
+       dffun = function(k, dfargs) dfargs$df, dfargs = list(df = errors$df), misc = list())
+}

@@ -1,0 +1,287 @@
+# Methods for the generics of stats and nlme.  Everything here works without Python.
+
+#' @export
+coef.ctmm <- function(object, ...) object$beta
+
+#' @export
+fixef.ctmm <- function(object, ...) object$beta
+
+#' @export
+vcov.ctmm <- function(object, covariance = NULL, full = FALSE, ...) {
+  cov <- errors_of(object, covariance)$cov
+  if (full) cov else cov[names(object$beta), names(object$beta), drop = FALSE]
+}
+
+# Covariance of all parameters, what it is called, and the degrees of freedom that go with it.
+errors_of <- function(object, covariance = NULL) {
+  names <- c(names(object$beta), names(object$vcomp))
+  if (is.null(covariance)) {
+    covariance <- object$cov_type
+    if (covariance == "jackknife") {
+      # for moments the jackknife came with the fit
+      return(list(cov = object$cov_all, name = covariance, df = object$df.residual))
+    }
+  }
+  if (identical(covariance, "model")) {
+    cov <- object$cov_all
+    if (object$cov_type != "model") {
+      cov[] <- 0
+      p <- seq_along(object$beta)
+      cov[p, p] <- object$vcov
+      cov[-p, -p] <- NA_real_
+    }
+    return(list(cov = cov, name = "model", df = object$df.residual))
+  }
+  if (identical(covariance, "jackknife")) covariance <- jackknife(object)
+  if (!inherits(covariance, "ctmm_jackknife"))
+    fail("CTMMError", "covariance must be \"model\", \"jackknife\" or what jackknife() returned")
+  if (!identical(unname(covariance$params), unname(c(object$beta, object$vcomp))))
+    fail("CTMMError", "covariance = is the jackknife of another fit: use this fit's own")
+  cov <- covariance$cov
+  dimnames(cov) <- list(names, names)
+  list(cov = cov, name = covariance$name, df = min(object$df.residual, covariance$groups - 1))
+}
+
+#' @export
+nobs.ctmm <- function(object, ...) object$n
+
+#' @export
+df.residual.ctmm <- function(object, ...) object$df.residual
+
+#' @export
+formula.ctmm <- function(x, fixed.only = FALSE, ...) {
+  if (fixed.only) stats::formula(x$terms) else x$formula
+}
+
+#' @export
+terms.ctmm <- function(x, ...) x$terms
+
+#' @export
+model.frame.ctmm <- function(formula, ...) formula$model
+
+#' @export
+model.matrix.ctmm <- function(object, ...) object$X
+
+#' @export
+family.ctmm <- function(object, ...) stats::gaussian()
+
+#' @export
+sigma.ctmm <- function(object, ...) 1
+
+#' @export
+weights.ctmm <- function(object, ...)
+  stats::naresid(object$na.action, named(1 / object$nu, names(object$y)))
+
+#' @export
+logLik.ctmm <- function(object, ...) {
+  if (is.na(object$loglik))
+    fail("ConvergenceError", "method = \"he\" matches moments and has no likelihood: for logLik, ",
+         "AIC, BIC and anova fit by method = \"reml\" or \"ml\"")
+  structure(object$loglik, df = length(object$beta) + length(object$vcomp), nall = object$n,
+            nobs = object$n - (object$method == "reml") * length(object$beta), class = "logLik")
+}
+
+#' @export
+extractAIC.ctmm <- function(fit, scale = 0, k = 2, ...) {
+  if (fit$method == "reml")
+    fail("CTMMError", "restricted likelihoods of different fixed parts are not comparable: fit by ",
+         "method = \"ml\" before drop1() or step()")
+  value <- stats::logLik(fit)
+  df <- attr(value, "df")
+  c(df, -2 * as.numeric(value) + k * df)
+}
+
+#' @export
+fitted.ctmm <- function(object, re.form = NULL, ...) {
+  out <- if (no_random(re.form)) marginal(object) else conditional(object)
+  stats::naresid(object$na.action, out)
+}
+
+marginal <- function(object)
+  named(drop(object$X %*% object$beta) + (object$offset %||% 0), names(object$y))
+
+conditional <- function(object) {
+  if (is.null(object$fitted_values)) fail("ConvergenceError", object$no_effects)
+  object$fitted_values
+}
+
+#' @export
+residuals.ctmm <- function(object, type = c("response", "pearson"), re.form = NULL, ...) {
+  type <- match.arg(type)
+  out <- object$y - if (no_random(re.form)) marginal(object) else conditional(object)
+  if (type == "pearson") out <- out / sqrt(object$nu)
+  stats::naresid(object$na.action, out)
+}
+
+#' @export
+update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
+  call <- object$call
+  if (!missing(formula.)) call$formula <- stats::update(object$given, formula.)
+  extra <- match.call(expand.dots = FALSE)$...
+  for (name in names(extra)) call[[name]] <- extra[[name]]
+  if (evaluate) eval(call, parent.frame()) else call
+}
+
+#' @export
+confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
+  check_level(level)
+  errors <- errors_of(object, covariance)
+  value <- c(object$beta, object$vcomp)
+  out <- intervals(value, sqrt(diag(errors$cov)), errors$df, level)
+  if (missing(parm)) return(out)
+  if (identical(parm, "beta_")) parm <- names(object$beta)
+  if (identical(parm, "theta_")) parm <- names(object$vcomp)
+  if (is.character(parm) && !all(parm %in% rownames(out)))
+    fail("CTMMError", "there is no parameter ", listing(setdiff(parm, rownames(out))),
+         ": choose from ", listing(rownames(out), 20L))
+  out[parm, , drop = FALSE]
+}
+
+intervals <- function(value, se, df, level) {
+  tail <- (1 - level) / 2
+  reach <- if (df > 0) stats::qt(1 - tail, df) * se else rep(NA_real_, length(value))
+  columns <- paste(format(100 * c(tail, 1 - tail), trim = TRUE, digits = 3), "%")
+  matrix(c(value - reach, value + reach), ncol = 2L, dimnames = list(names(value), columns))
+}
+
+check_level <- function(level) {
+  if (!is.numeric(level) || length(level) != 1L || !isTRUE(level > 0 && level < 1))
+    fail("CTMMError", "level must lie between 0 and 1")
+}
+
+# Estimates, standard errors, t and p; variances are tested one-sidedly.
+estimates <- function(object, covariance = NULL) {
+  errors <- errors_of(object, covariance)
+  value <- c(object$beta, object$vcomp)
+  se <- sqrt(diag(errors$cov))
+  t <- value / se
+  df <- errors$df
+  variance <- seq_along(value) > length(object$beta)
+  p <- if (df > 0) ifelse(variance, stats::pt(t, df, lower.tail = FALSE),
+                          2 * stats::pt(-abs(t), df)) else rep(NA_real_, length(t))
+  if (!object$convergence$converged) p[variance] <- NA_real_
+  out <- cbind(Estimate = value, `Std. Error` = se, `t value` = t, p = p)
+  list(fixed = `colnames<-`(out[!variance, , drop = FALSE],
+                            c("Estimate", "Std. Error", "t value", "Pr(>|t|)")),
+       variance = `colnames<-`(out[variance, , drop = FALSE],
+                               c("Estimate", "Std. Error", "t value", "Pr(>t)")),
+       df = df, name = errors$name)
+}
+
+#' Means of the cell types
+#' @export
+celltype_means <- function(object, level = 0.95, covariance = NULL) {
+  check_fit(object)
+  check_level(level)
+  errors <- errors_of(object, covariance)
+  L <- object$mean_rows
+  p <- names(object$beta)
+  value <- drop(L %*% object$beta)
+  se <- sqrt(rowSums((L %*% errors$cov[p, p]) * L))
+  ends <- intervals(value, se, errors$df, level)
+  data.frame(celltype = object$celltypes, estimate = value, std.error = se,
+             conf.low = ends[, 1L], conf.high = ends[, 2L], row.names = NULL)
+}
+
+#' Parts of the variance
+#' @export
+variance_explained <- function(object) {
+  check_fit(object)
+  data.frame(component = rownames(object$shares), object$shares, row.names = NULL)
+}
+
+#' Intraclass correlation by cell type
+#' @export
+icc <- function(object) {
+  check_fit(object)
+  data.frame(celltype = rownames(object$icc), object$icc, row.names = NULL)
+}
+
+check_fit <- function(object) {
+  if (!inherits(object, "ctmm"))
+    fail("CTMMError", "this needs a fit of ctmm(), got ", class(object)[1L])
+}
+
+METHODS <- c(ml = "ML", reml = "REML", he = "HE (method of moments)")
+KINDS <- c(ctp = "cell type-specific pseudobulk", op = "overall pseudobulk")
+
+#' @export
+print.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  cat(sprintf("Cell type-specific mixed model fit by %s, structure %s\n", METHODS[[x$method]],
+              x$structure))
+  cat("Formula: ", as_text(x$formula), "\n", sep = "")
+  cat_sizes(x)
+  cat("\nFixed effects:\n")
+  print(x$beta, digits = digits, ...)
+  cat("\nVariance components:\n")
+  print(x$vcomp, digits = digits, ...)
+  cat_state(x)
+  invisible(x)
+}
+
+cat_sizes <- function(x) {
+  if (!is.na(x$loglik)) {
+    value <- stats::logLik(x)
+    cat(sprintf("logLik: %.4f (df = %d)  AIC: %.2f  BIC: %.2f\n", x$loglik, attr(value, "df"),
+                stats::AIC(value), stats::BIC(value)))
+  }
+  cat(sprintf("Rows: %d of %d possible, donors: %d, cell types: %d\n", x$n, x$n_possible,
+              length(x$donors), length(x$celltypes)))
+}
+
+cat_state <- function(x) {
+  if (!x$convergence$converged)
+    cat("\nThe optimisation did not converge: ", x$convergence$message, "\n", sep = "")
+  else if (x$convergence$boundary)
+    cat(sprintf("\nThe estimate lies on the edge of its domain (bounds = \"%s\").\n", x$bounds))
+}
+
+#' @export
+summary.ctmm <- function(object, covariance = NULL, ...) {
+  tables <- estimates(object, covariance)
+  out <- object[c("call", "formula", "method", "structure", "bounds", "noise_floor", "kind", "n",
+                  "n_possible", "donors", "celltypes", "loglik", "df.residual", "convergence",
+                  "notes", "versions", "beta", "vcomp")]
+  out$coefficients <- tables$fixed
+  out$varcomp <- tables$variance
+  out$covariance <- tables$name
+  out$df <- tables$df
+  out$shares <- variance_explained(object)
+  out$criteria <- if (is.na(object$loglik)) NULL else
+    c(logLik = object$loglik, AIC = stats::AIC(object), BIC = stats::BIC(object))
+  structure(out, class = "summary.ctmm")
+}
+
+#' @export
+coef.summary.ctmm <- function(object, ...) object$coefficients
+
+#' @export
+print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
+                               signif.stars = getOption("show.signif.stars"), ...) {
+  cat(sprintf("Cell type-specific mixed model fit by %s\n", METHODS[[x$method]]))
+  cat("Formula:   ", as_text(x$formula), "\n", sep = "")
+  bounds <- if (x$method == "he") "none" else if (x$bounds == "noise")
+    sprintf("noise (floor %g)", x$noise_floor) else x$bounds
+  cat("Structure: ", x$structure, ", bounds: ", bounds, "\n", sep = "")
+  cat("Data:      ", KINDS[[x$kind]], "\n", sep = "")
+  cat(sprintf("Rows: %d of %d possible, donors: %d, cell types: %d, residual df: %d\n", x$n,
+              x$n_possible, length(x$donors), length(x$celltypes), x$df.residual))
+  if (!is.null(x$criteria))
+    cat(sprintf("logLik: %.4f  AIC: %.4f  BIC: %.4f\n", x$criteria[[1L]], x$criteria[[2L]],
+                x$criteria[[3L]]))
+  cat("\nVariance components:\n")
+  stats::printCoefmat(x$varcomp, digits = digits, signif.stars = signif.stars, signif.legend = FALSE,
+                      P.values = TRUE, has.Pvalue = TRUE, na.print = "NA")
+  cat("\nFixed effects:\n")
+  stats::printCoefmat(x$coefficients, digits = digits, signif.stars = signif.stars,
+                      P.values = TRUE, has.Pvalue = TRUE, na.print = "NA")
+  cat("\nShares of the variance of overall pseudobulk:\n")
+  shares <- x$shares
+  print(data.frame(variance = shares$variance, share = sprintf("%.1f %%", 100 * shares$share),
+                   row.names = shares$component), digits = digits)
+  what <- if (x$covariance == "model") "model (inverse expected information)" else x$covariance
+  cat(sprintf("\nStandard errors: %s; p values by t on %g df, one-sided for variances.\n", what, x$df))
+  for (note in x$notes) cat(strwrap(note, exdent = 2L, prefix = "\n", initial = "Note: "), "\n", sep = "")
+  cat_state(x)
+  invisible(x)
+}

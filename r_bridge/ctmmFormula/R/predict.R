@@ -1,0 +1,211 @@
+no_random <- function(re.form) {
+  (length(re.form) == 1L && is.atomic(re.form) && is.na(re.form)) ||
+    identical(re.form, "none") ||
+    (inherits(re.form, "formula") && length(re.form) == 2L && identical(re.form[[2L]], 0))
+}
+
+# Names of the predicted effects that re.form asks for.
+wanted <- function(object, re.form) {
+  all <- names(object$effects)
+  if (is.null(re.form) || identical(re.form, "all")) return(all)
+  if (no_random(re.form)) return(character())
+  if (inherits(re.form, "formula")) {
+    terms <- random_sum(re.form[[length(re.form)]])
+    labels <- vapply(terms, function(t) paste(t$groups, collapse = ":"), "")
+    known <- sub("\\[.*\\]$", "", all)
+    donor <- labels == object$roles$donor
+    asked <- c(if (any(donor)) intersect(c("shared", "specific"), all),
+               all[known %in% labels[!donor]])
+    absent <- setdiff(labels[!donor], known)
+    if (length(absent)) fail("CTMMError", "the fit has no random effect ", listing(absent))
+    return(asked)
+  }
+  if (!is.character(re.form) || !all(re.form %in% all))
+    fail("CTMMError", "re.form must be NULL (all random effects), NA (none), a formula such as ",
+         "~ (1 | batch), or names of ", listing(all, 20L))
+  re.form
+}
+
+#' @export
+predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
+                         allow.new.levels = FALSE, na.action = stats::na.pass,
+                         interval = c("none", "confidence"), level = 0.95, covariance = NULL, ...) {
+  interval <- match.arg(interval)
+  if (!no_random(re.form) && is.null(object$effects)) fail("ConvergenceError", object$no_effects)
+  names <- wanted(object, re.form)
+  if ((se.fit || interval != "none") && length(names))
+    fail("CTMMError", "standard errors are those of the fixed part: predict(..., re.form = NA)")
+  if (is.null(newdata)) {
+    X <- object$X
+    offset <- object$offset %||% 0
+    frame <- used_rows(object)
+  } else {
+    newdata <- as_table(newdata)
+    X <- new_matrix(object, newdata, na.action)
+    offset <- attr(X, "offset_values")
+    gone <- match(rownames(X), rownames(newdata))
+    frame <- newdata[gone, , drop = FALSE]
+  }
+  fit <- drop(X %*% object$beta) + offset
+  for (name in names)
+    fit <- fit + contribution(object, frame, name, allow.new.levels || is.null(newdata))
+  fit <- named(fit, rownames(X))
+  back <- function(x) if (is.null(newdata)) stats::napredict(object$na.action, x) else x
+  if (!se.fit && interval == "none") return(back(fit))
+  check_level(level)
+  errors <- errors_of(object, covariance)
+  p <- names(object$beta)
+  se <- named(sqrt(rowSums((X %*% errors$cov[p, p]) * X)), rownames(X))
+  if (interval == "confidence") {
+    ends <- intervals(fit, se, errors$df, level)
+    fit <- cbind(fit = fit, lwr = ends[, 1L], upr = ends[, 2L])
+  }
+  if (!se.fit) return(back(fit))
+  list(fit = back(fit), se.fit = back(se), df = errors$df)
+}
+
+# Donor, cell type and groups of the rows of the fit.
+used_rows <- function(object) {
+  frame <- object$model
+  out <- list(frame[["(donor)"]])
+  names(out) <- object$roles$donor
+  if (!is.null(object$roles$celltype)) out[[object$roles$celltype]] <- frame[["(celltype)"]]
+  for (group in unlist(lapply(object$random, `[[`, "groups")))
+    out[[group]] <- frame[[paste0("(random.", group, ")")]]
+  if (object$kind == "op")
+    out[object$proportion_columns] <- as.data.frame(frame[["(proportions)"]])
+  as.data.frame(out, optional = TRUE, stringsAsFactors = FALSE)
+}
+
+# What one kind of predicted effect adds to rows; nothing for levels that are new, where allowed.
+contribution <- function(object, frame, name, allow) {
+  effect <- object$effects[[name]]
+  column <- function(role) {
+    if (!role %in% names(frame))
+      fail("DataError", "newdata has no column '", role, "'; re.form = NA predicts without random ",
+           "effects")
+    as.character(frame[[role]])
+  }
+  found <- function(labels, known, what) {
+    at <- match(labels, known)
+    new <- unique(labels[is.na(at)])
+    if (length(new) && !allow)
+      fail("DataError", "column '", what, "' of newdata has levels the fit has not seen: ",
+           listing(ifelse(is.na(new), "NA", new)), "; allow.new.levels = TRUE takes their effects as 0")
+    at
+  }
+  zero <- function(x) ifelse(is.na(x), 0, x)
+  if (name %in% c("shared", "specific")) {
+    at <- found(column(object$roles$donor), object$donors, object$roles$donor)
+    if (name == "shared") return(zero(effect[at, "estimate"]))
+    H <- observation(object, frame, column)
+    values <- effect$estimate[at, , drop = FALSE]
+    values[is.na(values)] <- 0
+    return(rowSums(values * H))
+  }
+  term <- random_term(object, name)
+  labels <- do.call(paste, c(lapply(term$groups, column), sep = ":"))
+  at <- found(labels, rownames(effect), paste(term$groups, collapse = ":"))
+  values <- zero(effect[at, "estimate"])
+  if (term$left == "1") return(values)
+  type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
+  values * observation(object, frame, column)[, match(type, object$celltypes)]
+}
+
+random_term <- function(object, name) {
+  labels <- vapply(object$random, function(t) paste(t$groups, collapse = ":"), "")
+  bare <- sub("^random\\((.*)\\)$", "\\1", name)
+  specific <- vapply(object$random, function(t) t$left != "1", NA)
+  at <- which(ifelse(specific, startsWith(bare, paste0(labels, "[")), labels == bare))
+  object$random[[at[1L]]]
+}
+
+observation <- function(object, frame, column) {
+  if (object$kind == "op") return(new_proportions(object, frame))
+  outer(column(object$roles$celltype), object$celltypes, function(a, b) !is.na(a) & a == b) + 0
+}
+
+#' @export
+simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
+  # as stats:::simulate.lm keeps and gives back the state of the random numbers
+  if (!exists(".Random.seed", envir = globalenv(), inherits = FALSE)) stats::runif(1)
+  if (is.null(seed)) {
+    state <- get(".Random.seed", envir = globalenv())
+  } else {
+    before <- get(".Random.seed", envir = globalenv())
+    set.seed(seed)
+    state <- structure(seed, kind = as.list(RNGkind()))
+    on.exit(assign(".Random.seed", before, envir = globalenv()))
+  }
+  mean <- marginal(object)
+  drawn <- vapply(seq_len(nsim), function(k) mean + draw_noise(object), numeric(length(mean)))
+  out <- as.data.frame(matrix(drawn, length(mean)), optional = TRUE)
+  names(out) <- paste0("sim_", seq_len(nsim))
+  rownames(out) <- names(mean)
+  attr(out, "seed") <- state
+  out
+}
+
+# One draw from N(0, Sigma): random effects with a variance by level, the rest by blocks of donors.
+draw_noise <- function(object) {
+  H <- row_types(object)
+  donor <- factor(as.character(used_rows(object)[[object$roles$donor]]), object$donors)
+  out <- numeric(object$n)
+  negative <- character()
+  for (name in object$random_names) {
+    g <- object$vcomp[[name]]
+    if (g < 0) negative <- c(negative, name)
+    else {
+      Z <- level_weights(object, name)
+      u <- stats::rnorm(nlevels(Z$level), sd = sqrt(g))
+      out <- out + Z$weight * u[as.integer(Z$level)]
+    }
+  }
+  blocks <- if (length(negative)) list(seq_len(object$n)) else split(seq_len(object$n), donor)
+  for (rows in blocks) {
+    S <- H[rows, , drop = FALSE] %*% object$A %*% t(H[rows, , drop = FALSE])
+    S <- S * outer(donor[rows], donor[rows], `==`) + diag(object$nu[rows], length(rows))
+    for (name in negative) {
+      Z <- level_weights(object, name)
+      same <- outer(Z$level[rows], Z$level[rows], `==`)
+      S <- S + object$vcomp[[name]] * same * outer(Z$weight[rows], Z$weight[rows])
+    }
+    root <- tryCatch(chol(S), error = function(e)
+      fail("ConvergenceError", "the fitted covariance is not positive definite, there is nothing ",
+           "to draw from: fit by method = \"reml\""))
+    out[rows] <- out[rows] + drop(crossprod(root, stats::rnorm(length(rows))))
+  }
+  out
+}
+
+row_types <- function(object) {
+  frame <- used_rows(object)
+  observation(object, frame, function(role) as.character(frame[[role]]))
+}
+
+level_weights <- function(object, name) {
+  frame <- used_rows(object)
+  term <- random_term(object, name)
+  labels <- do.call(paste, c(lapply(term$groups, function(g) as.character(frame[[g]])), sep = ":"))
+  weight <- rep(1, length(labels))
+  if (term$left != "1") {
+    type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
+    weight <- row_types(object)[, match(type, object$celltypes)]
+  }
+  list(level = factor(labels), weight = weight)
+}
+
+# A fit of the same model to another response (generic of lme4).
+refit_ctmm <- function(object, newresp, ...) {
+  if (is.data.frame(newresp) && length(newresp) == 1L) newresp <- newresp[[1L]]
+  if (!is.numeric(newresp) || length(newresp) != object$n)
+    fail("DataError", "newresp must hold ", object$n, " numbers, one per row of the fit")
+  object$y <- named(as.double(newresp), names(object$y))
+  object$model[[1L]] <- object$y
+  request <- object$request
+  request$model$y <- f8(object$y - (object$offset %||% 0))
+  request$model$notes <- list()
+  described(object, request)
+}
+
+isREML_ctmm <- function(x, ...) x$method == "reml"

@@ -1,0 +1,116 @@
+# The way to Python: found when first needed, never when the package is loaded.
+
+PROTOCOL <- 1L
+MODULE <- "ctmm_formula"
+
+# The Python end of the wire.
+wire <- function() {
+  module <- state$wire
+  if (!is.null(module) && !reticulate::py_is_null_xptr(module)) return(module)
+  start_python()
+  if (!reticulate::py_module_available(MODULE)) no_python(missing_module())
+  module <- tryCatch(
+    reticulate::import("ctmm_formula.wire", convert = TRUE),
+    error = function(e) no_python(paste0(
+      "The Python package ", MODULE, " cannot be imported by ", python_in_use(), ":\n  ",
+      conditionMessage(e))))
+  theirs <- module$PROTOCOL
+  if (!identical(as.integer(theirs), PROTOCOL)) {
+    update <- if (theirs < PROTOCOL) paste0("the Python package: ", pip_line("--upgrade "))
+              else "the R package ctmmFormula"
+    no_python(sprintf(paste0(
+      "The R package speaks version %d of the protocol and the Python package ctmm_formula ",
+      "version %d: update %s"), PROTOCOL, as.integer(theirs), update))
+  }
+  state$wire <- module
+  module
+}
+
+start_python <- function() {
+  found <- tryCatch(reticulate::py_available(initialize = TRUE), error = function(e) e)
+  if (isTRUE(found)) return(invisible())
+  why <- if (inherits(found, "error")) paste0("\n  ", conditionMessage(found)) else ""
+  asked <- Sys.getenv("RETICULATE_PYTHON")
+  asked <- if (nzchar(asked)) sprintf(" (RETICULATE_PYTHON is '%s')", asked) else ""
+  no_python(paste0("Python cannot be started", asked, ".", why, "\n", choose_python()))
+}
+
+missing_module <- function() {
+  paste0("The Python package ", MODULE, " is not installed in the Python that R is using,\n  ",
+         python_in_use(), "\nInstall it there:\n  ", pip_line(), "\n", choose_python())
+}
+
+choose_python <- function() {
+  paste0("Or choose another Python, in a new R session before anything uses Python:\n",
+         "  Sys.setenv(RETICULATE_PYTHON = \"/path/to/venv/bin/python\")\n",
+         "  reticulate::use_virtualenv(\"/path/to/venv\")\n",
+         "ctmm_check() shows what R has found.")
+}
+
+python_in_use <- function() {
+  path <- tryCatch(reticulate::py_config()$python, error = function(e) NULL)
+  path %||% "(no Python)"
+}
+
+pip_line <- function(option = "") {
+  path <- tryCatch(reticulate::py_config()$python, error = function(e) NULL)
+  sprintf("%s -m pip install %sctmm-formula", path %||% "python3", option)
+}
+
+no_python <- function(message) stop(condition(message, "ctmm_no_python", "error"))
+
+# Ask Python; its errors and warnings become conditions of R with their message and class.
+ask <- function(name, request) {
+  reply <- wire()$call(name, request)
+  for (note in reply$warnings) {
+    class <- c(paste0("ctmm_", unlist(note$classes)), "ctmm_warning")
+    warning(condition(note$message, class, "warning"))
+  }
+  if (isTRUE(reply$ok)) return(reply$value)
+  if (identical(reply$type, "KeyboardInterrupt")) {
+    signalCondition(structure(class = c("interrupt", "condition"),
+                              list(message = "interrupted", call = NULL)))
+    fail("interrupted", "interrupted in Python")
+  }
+  class <- paste0("ctmm_", unlist(reply$classes))
+  stop(condition(reply$message, class, "error", python_traceback = reply$traceback))
+}
+
+#' Is everything there?
+#' @export
+ctmm_check <- function() {
+  out <- list(
+    r = as.character(getRversion()),
+    ctmmFormula = as.character(utils::packageVersion("ctmmFormula")),
+    reticulate = as.character(utils::packageVersion("reticulate")),
+    asked = Sys.getenv("RETICULATE_PYTHON"),
+    python = NA_character_, versions = list(), missing = character(), problem = "")
+  problem <- tryCatch({ start_python(); "" }, error = conditionMessage)
+  if (!nzchar(problem)) {
+    out$python <- python_in_use()
+    hello <- tryCatch(wire()$hello(), error = identity)
+    if (inherits(hello, "error")) {
+      problem <- conditionMessage(hello)
+    } else {
+      out$python <- sprintf("%s (%s)", out$python, hello$python)
+      out$versions <- hello$versions
+      out$missing <- as.character(unlist(hello$missing))
+    }
+  }
+  out$problem <- problem
+  structure(out, class = "ctmm_check")
+}
+
+#' @export
+print.ctmm_check <- function(x, ...) {
+  line <- function(name, value) cat(sprintf("%-14s %s\n", name, value))
+  line("R", x$r)
+  line("ctmmFormula", x$ctmmFormula)
+  line("reticulate", x$reticulate)
+  if (nzchar(x$asked)) line("asked for", sprintf("%s (RETICULATE_PYTHON)", x$asked))
+  line("Python", if (is.na(x$python)) "none" else x$python)
+  for (name in setdiff(names(x$versions), x$missing)) line(name, x$versions[[name]])
+  if (length(x$missing)) line("not there", paste(x$missing, collapse = ", "))
+  cat(if (nzchar(x$problem)) paste0("\n", x$problem, "\n") else "Ready.\n")
+  invisible(x)
+}

@@ -1,0 +1,251 @@
+# What is asked of Python about a fit: tests, jackknife, bootstrap, comparisons.
+
+#' @export
+test_variance <- function(object, ...) UseMethod("test_variance")
+
+#' @export
+test_mean <- function(object, ...) UseMethod("test_mean")
+
+#' @export
+test_component <- function(object, ...) UseMethod("test_component")
+
+#' @export
+jackknife <- function(object, ...) UseMethod("jackknife")
+
+#' @export
+bootstrap <- function(object, ...) UseMethod("bootstrap")
+
+#' @export
+test_variance.ctmm <- function(object, method = c("jackknife", "model", "lrt", "bootstrap", "score"),
+                               covariance = NULL, n = 999, seed = NULL, threads = 1, ...) {
+  if (inherits(method, "ctmm_jackknife")) {
+    covariance <- method
+    method <- "jackknife"
+  }
+  method <- match.arg(method)
+  run_test(object, "variance", method = method, covariance = covariance, n = n,
+           seed = if (method == "bootstrap") seed_of(seed), threads = threads)
+}
+
+#' @export
+test_mean.ctmm <- function(object, covariance = "jackknife", ...)
+  run_test(object, "mean", covariance = covariance)
+
+#' @export
+test_component.ctmm <- function(object, name, method = c("t", "exact"), covariance = NULL,
+                                n = 10000, seed = NULL, ...) {
+  method <- match.arg(method)
+  if (missing(name) || !is.character(name) || length(name) != 1L)
+    fail("CTMMError", "name one variance component: ", listing(names(object$vcomp), 20L))
+  run_test(object, "component", name = name, method = method, covariance = covariance, n = n,
+           seed = if (method == "exact") seed_of(seed))
+}
+
+run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL, n = NULL,
+                     seed = NULL, threads = 1) {
+  out <- ask("test", list(
+    fit = stored(object), what = what, name = name, method = method,
+    covariance = covariance_out(covariance), seed = seed, n = whole(n, "n", 1L),
+    n_jobs = threads_of(threads)))
+  df <- as.double(unlist(out$df))
+  parameter <- if (length(df) == 2L) c(`num df` = df[1L], `denom df` = df[2L])
+               else if (!is.na(df)) c(df = df)
+  symbol <- c(F = "F", t = "t", chi2 = "X-squared")
+  statistic <- named(as.double(out$statistic), if (out$distribution %in% names(symbol))
+    symbol[[out$distribution]] else "statistic")
+  structure(list(
+    statistic = statistic, parameter = parameter, p.value = as.double(out$pvalue),
+    method = paste0(out$name, ": ", out$method), null = out$null, distribution = out$distribution,
+    note = out$note, extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
+    data.name = as_text(object$formula)), class = c("ctmm_test", "htest"))
+}
+
+covariance_out <- function(covariance) {
+  if (!inherits(covariance, "ctmm_jackknife")) return(covariance)
+  covariance[c("run", "kind", "error")]
+}
+
+#' @export
+print.ctmm_test <- function(x, digits = 4L, ...) {
+  cat(x$method, "\n  null hypothesis: ", x$null, "\n", sep = "")
+  df <- if (length(x$parameter)) sprintf("(%s)", paste(format(x$parameter, digits = digits, trim = TRUE),
+                                                       collapse = ", ")) else ""
+  symbol <- if (nzchar(df)) x$distribution else "statistic"
+  cat(sprintf("  %s%s = %s, p = %s\n", symbol, df, format(x$statistic[[1L]], digits = digits),
+              format(x$p.value, digits = digits)))
+  if (nzchar(x$note)) cat(strwrap(paste("note:", x$note), indent = 2L, exdent = 4L), sep = "\n")
+  for (name in names(x$extra)) {
+    value <- x$extra[[name]]
+    shown <- if (is.numeric(value)) format(value, digits = digits, trim = TRUE) else value
+    if (!is.null(names(value))) shown <- paste(names(value), shown, sep = " = ")
+    cat("  ", name, ": ", paste(shown, collapse = ", "), "\n", sep = "")
+  }
+  invisible(x)
+}
+
+seed_of <- function(seed) {
+  if (is.null(seed)) return(sample.int(.Machine$integer.max, 1L))
+  whole(seed, "seed", 0L)
+}
+
+whole <- function(x, name, low) {
+  if (is.null(x)) return(NULL)
+  if (!is.numeric(x) || length(x) != 1L || is.na(x) || x != round(x) || x < low ||
+      x > .Machine$integer.max)
+    fail("CTMMError", name, " = must be a whole number of at least ", low)
+  as.integer(x)
+}
+
+threads_of <- function(threads) {
+  if (identical(as.double(threads), -1)) -1L else whole(threads, "threads", 1L)
+}
+
+#' @export
+jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1, progress = FALSE,
+                           ...) {
+  blocks <- whole(blocks, "blocks", 2L)
+  bar <- progress_bar(progress, blocks %||% length(object$donors))
+  on.exit(bar$close())
+  out <- ask("jackknife", list(fit = stored(object), blocks = blocks, one_step = isTRUE(one_step),
+                               n_jobs = threads_of(threads)))
+  bar$set(blocks %||% length(object$donors))
+  names <- c(names(object$beta), names(object$vcomp))
+  run <- out$run
+  out$params <- c(object$beta, object$vcomp)
+  out$estimates <- array_in(out$estimates)
+  dimnames(out$estimates) <- list(text(out$left_out), names)
+  out$cov <- square(out$cov, names)
+  out$failed <- vapply(out$failed, as.character, "")
+  out$run <- run[c("theta", "beta", "cov", "left_out", "failed")]
+  out$left_out <- out$names <- NULL
+  structure(out, class = "ctmm_jackknife")
+}
+
+#' @export
+vcov.ctmm_jackknife <- function(object, ...) object$cov
+
+#' @export
+coef.ctmm_jackknife <- function(object, ...) object$params
+
+#' @export
+confint.ctmm_jackknife <- function(object, parm, level = 0.95, ...) {
+  check_level(level)
+  out <- intervals(object$params, sqrt(diag(object$cov)), min(object$df_resid, object$groups - 1),
+                   level)
+  if (missing(parm)) out else out[parm, , drop = FALSE]
+}
+
+#' @export
+print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
+  cat(sprintf("Jackknife over donors (%s): %d refits, %s\n", x$name, x$groups, failed))
+  print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(x$cov)), stats::confint(x)),
+        digits = digits, ...)
+  for (who in names(x$failed)) cat("  without ", who, ": ", x$failed[[who]], "\n", sep = "")
+  invisible(x)
+}
+
+#' @export
+bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress = FALSE, ...) {
+  n <- whole(n, "n", 1L)
+  seed <- seed_of(seed)
+  bar <- progress_bar(progress, n)
+  on.exit(bar$close())
+  step <- if (isTRUE(progress)) max(1L, n %/% 20L) else n
+  parts <- list()
+  start <- 0L
+  fit <- stored(object)
+  while (start < n) {
+    stop <- min(start + step, n)
+    parts[[length(parts) + 1L]] <- ask("bootstrap", list(
+      fit = fit, seed = seed, start = start, stop = stop, n_jobs = threads_of(threads)))
+    bar$set(stop)
+    start <- stop
+  }
+  names <- c(names(object$beta), names(object$vcomp))
+  replicates <- do.call(rbind, lapply(parts, function(part) array_in(part$replicates)))
+  dimnames(replicates) <- list(NULL, names)
+  failed <- unlist(lapply(parts, function(part)
+    vapply(part$failed, function(one) as.character(one[[2L]]), "")))
+  structure(list(params = c(object$beta, object$vcomp), replicates = replicates,
+                 failed = as.character(failed), seed = seed), class = "ctmm_bootstrap")
+}
+
+#' @export
+vcov.ctmm_bootstrap <- function(object, ...)
+  stats::cov(object$replicates, use = "complete.obs")
+
+#' @export
+confint.ctmm_bootstrap <- function(object, parm, level = 0.95, ...) {
+  check_level(level)
+  tail <- c((1 - level) / 2, (1 + level) / 2)
+  out <- t(apply(object$replicates, 2L, stats::quantile, tail, na.rm = TRUE))
+  colnames(out) <- paste(format(100 * tail, trim = TRUE, digits = 3), "%")
+  if (missing(parm)) out else out[parm, , drop = FALSE]
+}
+
+#' @export
+print.ctmm_bootstrap <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
+  cat(sprintf("Parametric bootstrap: %d refits, %s\n", nrow(x$replicates), failed))
+  print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(stats::vcov(x))), stats::confint(x)),
+        digits = digits, ...)
+  invisible(x)
+}
+
+progress_bar <- function(show, total) {
+  if (!isTRUE(show)) return(list(set = function(k) NULL, close = function() NULL))
+  bar <- utils::txtProgressBar(0, total, style = 3)
+  list(set = function(k) utils::setTxtProgressBar(bar, k), close = function() close(bar))
+}
+
+#' @export
+anova.ctmm <- function(object, ...) {
+  na <- function(x) ifelse(is.nan(x), NA_real_, x)
+  fits <- list(object, ...)
+  labels <- vapply(as.list(match.call())[-1L], as_text, "")
+  labels <- unname(labels[seq_along(fits)])
+  if (length(fits) == 1L) return(anova_terms(object))
+  wrong <- Filter(function(fit) !inherits(fit, "ctmm"), fits)
+  if (length(wrong))
+    fail("CTMMError", "anova compares fits of ctmm(), got ", class(wrong[[1L]])[1L])
+  if (anyDuplicated(labels) || any(nchar(labels) > 40L)) labels <- paste("fit", seq_along(fits))
+  got <- ask("anova", list(fits = unname(lapply(fits, stored)), labels = as.list(labels)))
+  table <- table_in(got)
+  from <- match(rownames(table), labels)
+  out <- data.frame(
+    npar = table$n_params, AIC = table$aic, BIC = table$bic, logLik = table$llf,
+    Chisq = na(table$statistic), Df = na(table$df), `Pr(>Chisq)` = na(table$pvalue), check.names = FALSE,
+    row.names = rownames(table))
+  models <- vapply(fits[from], function(fit)
+    paste0(as_text(fit$formula), "; structure ", fit$structure), "")
+  notes <- text(got$notes)
+  heading <- c(sprintf("Likelihood ratio tests of nested fits (%s)", METHODS[[object$method]]),
+               paste0(rownames(out), ": ", models),
+               paste0("Note: ", notes[nzchar(notes)])[any(nzchar(notes))])
+  structure(out, heading = c(heading, ""), class = c("anova", "data.frame"))
+}
+
+# One fit: F tests of the terms of the fixed part, each given all others before it.
+anova_terms <- function(object) {
+  assign <- object$assign
+  labels <- attr(object$terms, "term.labels")
+  cov <- stats::vcov(object)
+  rows <- lapply(seq_along(labels), function(k) {
+    # sequential: drop the coefficients of later terms from the Cholesky factor of the information
+    use <- which(assign <= k)
+    own <- which(assign[use] == k)
+    information <- solve(cov)
+    sub <- solve(information[use, use, drop = FALSE])
+    score <- information[use, , drop = FALSE] %*% object$beta
+    b <- drop(sub %*% score)
+    drop(b[own] %*% solve(sub[own, own, drop = FALSE], b[own])) / length(own)
+  })
+  q <- vapply(seq_along(labels), function(k) sum(assign == k), 0L)
+  f <- unlist(rows)
+  p <- stats::pf(f, q, object$df.residual, lower.tail = FALSE)
+  out <- data.frame(Df = q, `F value` = f, `Pr(>F)` = p, check.names = FALSE, row.names = labels)
+  structure(out, heading = c("Wald tests of the fixed part, terms in sequence",
+                             sprintf("Denominator: %d residual df\n", object$df.residual)),
+            class = c("anova", "data.frame"))
+}

@@ -1,0 +1,88 @@
+# Tables as broom and broom.mixed make them.
+
+#' @export
+tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "sdcor"),
+                      conf.int = FALSE, conf.level = 0.95, covariance = NULL, ...) {
+  known <- c("fixed", "ran_pars", "ran_vals")
+  if (!all(effects %in% known))
+    fail("CTMMError", "effects must be some of ", listing(known))
+  scales <- match.arg(scales)
+  tables <- estimates(x, covariance)
+  ends <- if (conf.int) stats::confint(x, level = conf.level, covariance = covariance)
+  out <- list()
+  if ("fixed" %in% effects) out$fixed <- tidy_rows("fixed", NA_character_, tables$fixed, ends)
+  if ("ran_pars" %in% effects) {
+    n <- x$n_labels
+    group <- c(rep(x$roles$donor, n), x$random_names)
+    out$variance <- if (scales == "vcov") tidy_rows("ran_pars", group, tables$variance, ends)
+                    else sd_rows(x, !is.null(ends))
+  }
+  if ("ran_vals" %in% effects) out$values <- value_rows(x, !is.null(ends), conf.level)
+  out <- do.call(rbind, unname(out))
+  rownames(out) <- NULL
+  out
+}
+
+tidy_rows <- function(effect, group, table, ends) {
+  out <- data.frame(effect = effect, group = group, term = rownames(table),
+                    estimate = table[, 1L], std.error = table[, 2L], statistic = table[, 3L],
+                    p.value = table[, 4L])
+  if (!is.null(ends)) {
+    out$conf.low <- ends[rownames(table), 1L]
+    out$conf.high <- ends[rownames(table), 2L]
+  }
+  out
+}
+
+# Standard deviations and correlations of the cell types, terms as in broom.mixed.
+sd_rows <- function(x, ends) {
+  table <- as.data.frame(VarCorr.ctmm(x))
+  term <- ifelse(is.na(table$var2), paste0("sd__", table$var1),
+                 paste0("cor__", table$var1, ".", table$var2))
+  out <- data.frame(effect = "ran_pars", group = table$grp, term = term, estimate = table$sdcor,
+                    std.error = NA_real_, statistic = NA_real_, p.value = NA_real_)
+  if (ends) out$conf.low <- out$conf.high <- NA_real_
+  out
+}
+
+value_rows <- function(x, ends, level) {
+  values <- as.data.frame(ranef.ctmm(x))
+  out <- data.frame(effect = "ran_vals", group = values$grpvar,
+                    term = paste0(values$term, "[", values$grp, "]"), estimate = values$condval,
+                    std.error = values$condsd, statistic = NA_real_, p.value = NA_real_)
+  if (ends) {
+    reach <- stats::qnorm((1 + level) / 2) * out$std.error
+    out$conf.low <- out$estimate - reach
+    out$conf.high <- out$estimate + reach
+  }
+  out
+}
+
+#' @export
+glance.ctmm <- function(x, ...) {
+  likelihood <- !is.na(x$loglik)
+  data.frame(
+    structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
+    n_donors = length(x$donors), n_celltypes = length(x$celltypes),
+    logLik = x$loglik, AIC = if (likelihood) stats::AIC(x) else NA_real_,
+    BIC = if (likelihood) stats::BIC(x) else NA_real_, df = length(x$beta) + length(x$vcomp),
+    df.residual = x$df.residual, converged = x$convergence$converged,
+    boundary = x$convergence$boundary)
+}
+
+#' @export
+augment.ctmm <- function(x, data = NULL, ...) {
+  frame <- x$model
+  frame <- frame[!names(frame) %in% c("(row)", "(proportions)")]
+  names(frame) <- sub("^\\((random\\.)?(.*)\\)$", ".\\2", names(frame))
+  base <- if (is.null(data)) frame else {
+    data <- as_table(data)
+    if (nrow(data) < max(x$rows)) fail("DataError", "data is not the table of the fit")
+    data[x$rows, , drop = FALSE]
+  }
+  attr(base, "terms") <- NULL
+  base$.fitted <- conditional(x)
+  base$.resid <- x$y - base$.fitted
+  base$.fixed <- marginal(x)
+  base
+}

@@ -1,0 +1,4 @@
+library(testthat)
+library(ctmmFormula)
+
+test_check("ctmmFormula")
