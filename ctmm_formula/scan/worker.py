@@ -168,6 +168,9 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
         )
     if y.max() == y.min():
         raise DataError(f"expression is constant ({y[0]:g}): there is no variance to estimate")
+    if not 0.0 < np.square(y - y.mean()).sum() < np.inf:
+        size = np.abs(y).max()
+        raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
 
 
 def _responses(model: Model, Y: np.ndarray, NU: np.ndarray) -> list[Model]:

@@ -1,0 +1,348 @@
+"""The scan of all genes: the numbers of single fits, and no gene that can stop it."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctmm_formula as ctmm
+from ctmm_formula.datasets import CELLTYPES
+from ctmm_formula.engine.estimators import ESTIMATORS
+from ctmm_formula.engine.likelihood import LIKELIHOODS
+from ctmm_formula.scan.scan import adjusted
+from ctmm_formula.scan.worker import TESTS, gene_seed
+from ctmm_formula.simulate import overall_table
+from ctmm_formula.structures import ARGUMENTS, STRUCTURES
+
+SAME = 1e-10  # relative: the same arithmetic on the same arrays, but for the order of some sums
+GENES = ["gene001", "gene101", "gene150"]
+DRAWS = 2
+NAMES = [f"{name}(1)" if name in ARGUMENTS else name for name in STRUCTURES]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """24 donors; the last gene lacks rows that the others have."""
+    obs, expr, nu = ctmm.load_genes()
+    rows = obs["donor"].isin(obs["donor"].unique()[:24])
+    obs, expr, nu = (frame[rows].reset_index(drop=True) for frame in (obs, expr, nu))
+    expr, nu = expr[GENES].copy(), nu[GENES].copy()
+    expr.loc[[3, 17], GENES[2]] = np.nan
+    nu.loc[[40], GENES[2]] = np.nan
+    return obs, expr, nu
+
+
+@pytest.fixture(scope="module")
+def overall(small):
+    obs, expr, nu = small
+    full = {g: obs.assign(expr=expr[g].fillna(0.1), nu=nu[g].fillna(0.2)) for g in GENES}
+    tables = {gene: overall_table(table, CELLTYPES) for gene, table in full.items()}
+    expr = pd.DataFrame({gene: table["expr"] for gene, table in tables.items()})
+    nu = pd.DataFrame({gene: table["nu"] for gene, table in tables.items()})
+    expr.loc[[2], GENES[2]] = np.nan
+    return tables[GENES[0]].drop(columns=["expr", "nu"]), expr, nu
+
+
+def quietly(call, *args, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        return call(*args, **settings)
+
+
+def single(results, test, gene):
+    """The same test of a single fit."""
+    if test == "mean":
+        return results.test_mean()
+    rng = np.random.default_rng(gene_seed(7, gene)) if test == "bootstrap" else None
+    return results.test_variance("model" if test == "wald" else test, rng=rng, n=DRAWS)
+
+
+def close(value, expected):
+    np.testing.assert_allclose(value, expected, rtol=SAME, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+@pytest.mark.parametrize("structure", NAMES)
+@pytest.mark.parametrize("kind", ["ctp", "op"])
+def test_a_scan_has_the_numbers_of_single_fits(small, overall, kind, structure, method):
+    obs, expr, nu = small if kind == "ctp" else overall
+    fixed = "~ C(celltype) + sex" if kind == "ctp" else "~ sex"
+    more = {} if kind == "ctp" else {"proportions": [f"prop_{name}" for name in CELLTYPES]}
+    more |= {"structure": structure, "method": method, "random": "batch" if kind == "ctp" else None}
+    tests = [t for t in TESTS if method in LIKELIHOODS or t in ("jackknife", "score", "mean")]
+    genes = GENES[::2] if kind == "ctp" else GENES[2:]
+    scan = quietly(
+        ctmm.fit_genes, fixed, data=obs, expr=expr, nu=nu, tests=tests, genes=genes, rng=7,
+        n_bootstrap=DRAWS, **more,
+    )  # fmt: skip
+    assert scan.genes == genes
+    for k, gene in enumerate(genes):
+        row = scan.table.iloc[k]
+        table = obs.assign(expr=expr[gene], nu=nu[gene])
+        results = quietly(ctmm.fit, f"expr {fixed}", data=table, **more)
+        assert row["n_obs"] == results.nobs and row["n_donors"] == results.n_donors
+        assert (row["converged"], row["boundary"]) == (results.converged, results.boundary)
+        close(scan.vcomp.loc[gene], results.vcomp)
+        close(row[[f"b[{name}]" for name in results.design.names]].astype(float), results.fe_params)
+        means = row[[f"mean[{name}]" for name in CELLTYPES]].astype(float)
+        close(means, results.means()["estimate"])
+        jack = results.jackknife().bse
+        close(row[[f"se_jackknife[{name}]" for name in results.vcomp.index]].astype(float),
+              jack[results.vcomp.index])  # fmt: skip
+        if method in LIKELIHOODS:
+            close(row["llf"], results.llf)
+            close(row[[f"se[{name}]" for name in results.vcomp.index]].astype(float),
+                  results.bse[results.vcomp.index])  # fmt: skip
+            means = row[[f"se[mean[{name}]]" for name in CELLTYPES]].astype(float)
+            close(means, results.means()["std_error"])
+        for test in tests:
+            expected = single(results, test, gene)
+            close(row[f"p_{test}"], expected.pvalue)
+            close(row[f"stat_{test}"], expected.statistic)
+            if np.isnan(expected.pvalue):
+                assert f"{test}: {expected.note}" in row["reason"]
+        if "score" in tests:
+            extra = single(results, "score", gene).extra
+            close(row["p_score_cauchy"], extra["cauchy"])
+            close(row[[f"p_score[{c}]" for c in CELLTYPES]].astype(float),
+                  list(extra["celltype"].values()))  # fmt: skip
+        again = scan.gene(gene)
+        close(again.params, results.params)
+        close(again.marginal, results.marginal)
+
+
+def test_several_structures_are_compared_as_anova_does(small):
+    obs, expr, nu = small
+    scan = quietly(
+        ctmm.fit_genes, "~ C(celltype)", data=obs, expr=expr, nu=nu, tests=[],
+        models=["hom", "full", "free"], structure="free",
+    )  # fmt: skip
+    assert [s.name for s in scan.layout.structures] == ["free", "hom", "full"]
+    for k, gene in enumerate(GENES):
+        table = obs.assign(expr=expr[gene], nu=nu[gene])
+        fits = [
+            quietly(ctmm.fit, "expr ~ C(celltype)", data=table, structure=s)
+            for s in ("hom", "free", "full")
+        ]
+        rows, row = ctmm.anova(*fits).table, scan.table.iloc[k]
+        close(row["hom.llf"], fits[0].llf)
+        close(row[[f"full.{name}" for name in fits[2].vcomp.index]].astype(float), fits[2].vcomp)
+        close(row["p_lrt[hom:free]"], rows.loc["free", "pvalue"])
+        close(row["p_lrt[free:full]"], rows.loc["full", "pvalue"])
+        close(row["stat_lrt[free:full]"], rows.loc["full", "statistic"])
+        lower = np.tril_indices(4, -1)
+        close(scan.corr.loc[gene], fits[2].corr.to_numpy()[lower])
+    assert list(scan.corr)[:2] == ["corr[day1,day0]", "corr[day2,day0]"]
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.CTMMWarning")
+def test_a_function_of_the_caller_serves_all_patterns(small):
+    def doubled(x):
+        return 2 * x
+
+    obs, expr, nu = small
+    formula = "C(celltype) + doubled(PC1)"
+    scan = ctmm.fit_genes(f"~ {formula}", data=obs, expr=expr, nu=nu, tests=[])
+    table = obs.assign(expr=expr[GENES[2]], nu=nu[GENES[2]])
+    expected = ctmm.fit(f"expr ~ {formula}", data=table).params["doubled(PC1)"]
+    close(scan.table["b[doubled(PC1)]"].iloc[2], expected)
+    close(scan.gene(GENES[2]).params["doubled(PC1)"], expected)
+
+
+def broken(expr, nu, obs):
+    """Name -> (expression, noise) that no fit can use, and a word of the reason."""
+    y, v = expr.iloc[:, 0].to_numpy(), nu.iloc[:, 0].to_numpy()
+    one = (obs["donor"] == obs["donor"].iloc[0]).to_numpy()
+    day = (obs["celltype"] == "day3").to_numpy()
+    return {
+        "constant": (np.full_like(y, 3.0), v, "constant"),
+        "nothing": (np.full_like(y, np.nan), v, "no row"),
+        "no noise": (y, np.zeros_like(v), "noise variance must be positive"),
+        "negative noise": (y, np.where(one, -v, v), "noise variance must be positive"),
+        "infinite": (np.where(one, np.inf, y), v, "expression is inf"),
+        "one donor": (np.where(one, y, np.nan), v, "one donor"),
+        "few donors": (np.where(np.arange(len(y)) < 20, y, np.nan), v, "donors"),
+        "lost day": (np.where(day, np.nan, y), v, "day3"),
+        "huge": (y * 1e200, v, "rescale"),
+        "tiny": (y * 1e-200, v * 1e-200, "rescale"),
+    }
+
+
+def test_broken_genes_are_rows_with_a_reason():
+    obs, expr, nu = ctmm.load_genes()
+    bad = broken(expr, nu, obs)
+    good = pd.concat([expr, expr.add_suffix("b")], axis=1).iloc[:, : 300 - 20]
+    noise = pd.concat([nu, nu.add_suffix("b")], axis=1).iloc[:, : 300 - 20]
+    names = [*bad, *(f"{name} again" for name in bad), "constant 3", "nothing 3"][:20]
+    columns = {name: bad[name.removesuffix(" again").removesuffix(" 3")] for name in names}
+    good = pd.concat([good, pd.DataFrame({k: c[0] for k, c in columns.items()})], axis=1)
+    noise = pd.concat([noise, pd.DataFrame({k: c[1] for k, c in columns.items()})], axis=1)
+    order = np.random.default_rng(0).permutation(300)
+    with pytest.warns(ctmm.CTMMWarning, match=r"of 300 genes.* 20 failed") as caught:
+        scan = ctmm.fit_genes(
+            "~ C(celltype)", data=obs, expr=good.iloc[:, order], nu=noise.iloc[:, order],
+            tests=["lrt"],
+        )  # fmt: skip
+    assert len(caught) == 1
+    table = scan.table.set_index("gene")
+    failed = table[table["status"] == "failed"]
+    assert sorted(failed.index) == sorted(names)
+    for name, (_, _, word) in columns.items():
+        assert word in failed.loc[name, "reason"], name
+    assert failed[["p_lrt", "p_lrt_bh", "hom", "mean[day0]"]].isna().all(axis=None)
+    fine = table.drop(index=names)
+    assert np.isfinite(fine[["p_lrt", "p_lrt_bonferroni", "p_lrt_bh"]]).all(axis=None)
+    expected = np.minimum(fine["p_lrt"] * 280, 1.0)
+    close(fine["p_lrt_bonferroni"], expected)
+    assert scan.counts()["failed"] == 20
+    with pytest.raises(ctmm.DataError, match="constant"):
+        scan.gene("constant")
+
+
+def test_adjusted_p_values_pass_over_missing_ones():
+    p = np.array([0.01, np.nan, 0.04, 0.03, np.nan])
+    assert np.array_equal(adjusted(p, "bonferroni"), [0.03, np.nan, 0.12, 0.09, np.nan], True)
+    np.testing.assert_allclose(adjusted(p, "fdr_bh")[[0, 2, 3]], [0.03, 0.04, 0.04])
+    assert np.isnan(adjusted(np.full(3, np.nan), "fdr_bh")).all()
+
+
+def test_top_sorts_p_values_up_and_estimates_down(small):
+    obs, expr, nu = small
+    scan = quietly(ctmm.fit_genes, "~ C(celltype)", data=obs, expr=expr, nu=nu, tests=["score"])
+    for by in (None, "score", "p_score", "p_score_bh"):
+        assert scan.top(3, by=by)["p_score"].is_monotonic_increasing
+    assert scan.top(2, by="V[day3]")["V[day3]"].is_monotonic_decreasing
+    assert len(scan.top(2)) == 2
+    with pytest.raises(ctmm.CTMMError, match="unknown column 'reason'"):
+        scan.top(by="reason")
+    assert scan.summary().loc["score", "tested"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"formula": "y ~ C(celltype)"}, "formula without response"),
+        ({"tests": ["nonsense"]}, "unknown test 'nonsense'"),
+        ({"tests": "lrt", "method": "he"}, "no likelihood"),
+        ({"genes": ["gene1"]}, "there is no gene 'gene1'"),
+        ({"genes": "gene001"}, "list of names"),
+        ({"genes": ["gene001", "gene001"]}, "twice"),
+        ({"expr": None}, "needs the expression and the noise"),
+        ({"nu": np.ones((3, 3))}, "nu has 3 rows"),
+        ({"structure": "nonsense"}, "unknown structure"),
+        ({"models": ["nonsense"]}, "unknown structure"),
+        ({"one_step": 1}, "one_step= must be True or False"),
+        ({"n_jobs": 0}, "n_jobs= must be"),
+        ({"n_bootstrap": 0, "tests": ["bootstrap"]}, "n_bootstrap= must be"),
+        ({"rng": "seed", "tests": ["bootstrap"]}, "rng= must be"),
+        ({"formula": "~ C(celltype) + no_such"}, "no_such"),
+        ({"formula": "~ C(celltype) + C(batch) + PC1 + PC2 + PC3"}, "donors cannot estimate"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else ",".join(value),
+)
+def test_what_no_gene_could_use_is_an_error_at_once(small, settings, message):
+    obs, expr, nu = small
+    given = {"formula": "~ C(celltype)", "data": obs, "expr": expr, "nu": nu} | settings
+    with pytest.raises(ctmm.CTMMError, match=message):
+        ctmm.fit_genes(given.pop("formula"), **given)
+
+
+def test_tables_must_fit_together(small):
+    obs, expr, nu = small
+    with pytest.raises(ctmm.DataError, match="index of expr"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.iloc[::-1], nu=nu)
+    twice = pd.concat([expr, expr], axis=1)
+    with pytest.raises(ctmm.DataError, match="more than once"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=twice, nu=twice)
+    with pytest.raises(ctmm.DataError, match="nu has no column for genes 'gene150'"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr, nu=nu[GENES[:2]])
+    settings = {"formula": "~ C(celltype)", "data": obs, "tests": []}
+    turned = quietly(ctmm.fit_genes, expr=expr, nu=nu[GENES[::-1]], **settings)
+    plain = quietly(ctmm.fit_genes, expr=expr.to_numpy(), nu=nu.to_numpy(), **settings)
+    assert plain.genes == ["gene1", "gene2", "gene3"]
+    close(turned.vcomp, plain.vcomp)
+    text = expr.astype(object)
+    text.iloc[0, 0] = "high"
+    with pytest.raises(ctmm.DataError, match="do not hold numbers"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=text, nu=nu)
+
+
+def pseudobulk(obs, expr, nu, shuffle=False):
+    """The pseudobulk AnnData of format 1: the full grid, missing pairs as NaN."""
+    anndata = pytest.importorskip("anndata")
+    donors = list(dict.fromkeys(obs["donor"]))
+    grid = pd.MultiIndex.from_product([donors, CELLTYPES], names=["donor", "celltype"])
+    keys = pd.MultiIndex.from_frame(obs[["donor", "celltype"]])
+    place = keys.get_indexer(grid)
+    known = obs.groupby("donor", sort=False)[["sex", "batch", "PC1"]].first()
+    rows = grid.to_frame(index=False).join(known, on="donor")
+    rows["n_cells"] = np.where(place >= 0, obs["n_cells"].to_numpy()[place], 3).astype(int)
+    rows["celltype"] = pd.Categorical(rows["celltype"], CELLTYPES)
+    rows["donor"] = pd.Categorical(rows["donor"], donors)
+    rows.index = [f"{d}|{c}" for d, c in grid]
+    X, layer = (np.where(place[:, None] >= 0, f.to_numpy()[place], np.nan) for f in (expr, nu))
+    var = pd.DataFrame(index=list(expr.columns))
+    uns = {"ctmm": {"format": 1, "kind": "ctp", "filters": {}}}
+    return anndata.AnnData(X, obs=rows, var=var, layers={"nu": layer}, uns=uns)
+
+
+@pytest.mark.parametrize("how", ["memory", "backed", "h5ad", "zarr", "sparse"])
+def test_a_pseudobulk_anndata_is_read_wherever_it_is(small, tmp_path, how):
+    obs, expr, nu = small
+    anndata = pytest.importorskip("anndata")
+    pb = pseudobulk(obs, expr, nu)
+    settings = {"formula": "~ C(celltype) + sex", "random": "batch", "tests": ["score"]}
+    expected = quietly(ctmm.fit_genes, data=obs, expr=expr, nu=nu, **settings).table
+    data = pb
+    if how == "sparse":
+        from scipy.sparse import csr_matrix
+
+        pb.X, pb.layers["nu"] = csr_matrix(pb.X), csr_matrix(pb.layers["nu"])
+    elif how == "zarr":
+        pytest.importorskip("zarr")
+        data = tmp_path / "pb.zarr"
+        with warnings.catch_warnings():  # of zarr about its own formats
+            warnings.simplefilter("ignore")
+            pb.write_zarr(data)
+    elif how != "memory":
+        pb.write_h5ad(tmp_path / "pb.h5ad")
+        data = str(tmp_path / "pb.h5ad")
+        data = anndata.read_h5ad(data, backed="r") if how == "backed" else data
+    scan = quietly(ctmm.fit_genes, data=data, **settings)
+    numbers = expected.select_dtypes("number").columns
+    close(scan.table[numbers], expected[numbers])
+    some = quietly(ctmm.fit_genes, data=data, genes=GENES[::-2], **settings)
+    close(some.table["p_score"], expected["p_score"].iloc[::-2])
+    close(scan.gene(GENES[2]).llf, expected["llf"].iloc[2])
+
+
+def test_overall_pseudobulk_finds_its_proportions(overall):
+    anndata = pytest.importorskip("anndata")
+    obs, expr, nu = overall
+    shares = obs[[f"prop_{name}" for name in CELLTYPES]].set_axis(CELLTYPES, axis=1)
+    rows = obs.drop(columns=[f"prop_{name}" for name in CELLTYPES]).set_index("donor", drop=False)
+    rows.index.name = None
+    pb = anndata.AnnData(
+        expr.to_numpy(), obs=rows, var=pd.DataFrame(index=GENES), layers={"nu": nu.to_numpy()},
+        obsm={"proportions": shares.set_axis(rows.index)},
+        uns={"ctmm": {"format": 1, "kind": "op"}},
+    )  # fmt: skip
+    scan = quietly(ctmm.fit_genes, "~ sex", data=pb, tests=["mean"])
+    names = [f"prop_{name}" for name in CELLTYPES]
+    expected = quietly(
+        ctmm.fit_genes, "~ sex", data=obs, expr=expr, nu=nu, proportions=names, tests=["mean"]
+    )
+    close(scan.table["p_mean"], expected.table["p_mean"])
+    assert scan.gene(GENES[0]).kind == "op"
+
+
+def test_an_anndata_without_noise_says_so(small):
+    obs, expr, nu = small
+    pb = pseudobulk(obs, expr, nu)
+    with pytest.raises(ctmm.DataError, match=r"no layer 'noise'.*'nu'"):
+        ctmm.fit_genes("~ C(celltype)", data=pb, noise="noise")
+    with pytest.raises(ctmm.DataError, match="leave expr= and nu= out"):
+        ctmm.fit_genes("~ C(celltype)", data=pb, expr=expr)
+    with pytest.raises(ctmm.DataError, match="no file"):
+        ctmm.fit_genes("~ C(celltype)", data="absent.h5ad")
