@@ -1,0 +1,846 @@
+"""Cells to pseudobulk: equal to plain formulas and to scanpy, whatever the cells come in."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import ctmm_formula as ctmm
+from ctmm_formula.cells.aggregate import Moments
+from ctmm_formula.cells.source import blocks, open_source
+from ctmm_formula.errors import CTMMError, CTMMWarning, DataError
+
+ad = pytest.importorskip("anndata")
+sc = pytest.importorskip("scanpy")
+
+ROUNDING = 1e-12
+"""Sums of some hundred values in another order differ by less."""
+LOOSE = {"min_cells": 1, "min_cells_donor": 1}
+"""All pairs of two cells and more."""
+FORMS = [
+    "csr", "csc", "csr_array", "dense", "fortran", "layer", "raw", "view", "backed", "backed csc",
+    "h5ad", "h5ad dense", "h5ad layer", "h5ad raw", "zarr", "zarr dense", "table", "sparse table",
+]  # fmt: skip
+
+
+def cells(n=400, genes=7, donors=5, celltypes=3, seed=0, dtype=np.float64):
+    """Sparse log expression and labels of cells in random order."""
+    rng = np.random.default_rng(seed)
+    X = rng.gamma(2.0, size=(n, genes)) * (rng.random((n, genes)) < 0.3)
+    donor = rng.integers(donors, size=n)
+    obs = pd.DataFrame(
+        {
+            "donor": [f"d{k}" for k in donor],
+            "celltype": rng.choice([f"t{k}" for k in range(celltypes)], n),
+            "sex": np.where(donor % 2, "M", "F"),
+            "depth": rng.random(n),
+        },
+        index=[f"cell{k}" for k in range(n)],
+    )
+    return X.astype(dtype), obs, [f"g{k}" for k in range(genes)]
+
+
+def adata_of(X, obs, genes, **parts):
+    return ad.AnnData(X, obs=obs.copy(), var=pd.DataFrame(index=genes), **parts)
+
+
+def in_form(form, X, obs, genes, folder):
+    """The same cells in one of FORMS, and the arguments that find them."""
+    csr = sparse.csr_matrix(X)
+    simple = {
+        "csr": csr, "csc": sparse.csc_matrix(X), "csr_array": sparse.csr_array(X), "dense": X,
+        "fortran": np.asfortranarray(X),
+    }  # fmt: skip
+    if form in simple:
+        return adata_of(simple[form], obs, genes), {}
+    if form == "table":
+        return pd.DataFrame(X, index=obs.index, columns=genes), {"obs": obs}
+    if form == "sparse table":
+        table = pd.DataFrame.sparse.from_spmatrix(csr, index=obs.index, columns=genes)
+        return table, {"obs": obs}
+    base = adata_of(X if "dense" in form else csr, obs, genes)
+    options = {}
+    if form.endswith("layer"):
+        base.layers["logs"], base.X = base.X, csr * 0
+        options = {"layer": "logs"}
+    if form.endswith("raw"):
+        base.raw = base.copy()
+        base = base[:, :3].copy()
+        base.X = -base.X
+        options = {"raw": True}
+    if form == "view":
+        more = ad.concat([base, base], index_unique="-")
+        return more[: len(obs)], options
+    if form == "backed csc":
+        base.X = base.X.tocsc()
+    if form.startswith("zarr"):
+        path = folder / "cells.zarr"
+        with warnings.catch_warnings():
+            # anndata 0.12 on the version it will write by default; ours is to read either
+            warnings.filterwarnings("ignore", "Writing zarr v2 data", UserWarning)
+            base.write_zarr(path)
+        return path, options
+    if form.startswith(("backed", "h5ad")):
+        path = folder / "cells.h5ad"
+        base.write_h5ad(path)
+        return (ad.read_h5ad(path, backed="r") if form.startswith("backed") else path), options
+    return base, options
+
+
+def plain(X, obs, min_cells=1):
+    """Mean, nu and n of each pair by the textbook formulas, on the full grid."""
+    donors, types = sorted(set(obs["donor"])), sorted(set(obs["celltype"]))
+    mean, nu, count = [], [], []
+    for d in donors:
+        for t in types:
+            part = X[(obs["donor"] == d).to_numpy() & (obs["celltype"] == t).to_numpy()]
+            count.append(len(part))
+            if len(part) > min_cells:
+                part = part.astype(np.float64)
+                mean.append(part.mean(axis=0))
+                nu.append(part.var(axis=0, ddof=1) / len(part))
+            else:
+                mean.append(np.full(X.shape[1], np.nan))
+                nu.append(np.full(X.shape[1], np.nan))
+    return np.array(mean), np.array(nu), np.array(count)
+
+
+def same(pb, mean, nu, count):
+    np.testing.assert_allclose(pb.X, mean, rtol=ROUNDING, atol=ROUNDING)
+    np.testing.assert_allclose(pb.layers["nu"], nu, rtol=ROUNDING, atol=ROUNDING)
+    np.testing.assert_array_equal(pb.obs["n_cells"], count)
+
+
+def by_scanpy(adata):
+    """scanpy's mean and variance / n in the order of our grid (pairs without cells left out)."""
+    adata.obs["pair"] = pd.Categorical(adata.obs["donor"].str.cat(adata.obs["celltype"], sep="|"))
+    with np.errstate(divide="ignore", invalid="ignore"):  # it divides pairs of one cell by zero
+        out = sc.get.aggregate(adata, "pair", ["mean", "var"])
+    n = adata.obs["pair"].value_counts()[out.obs_names].to_numpy()
+    return out.obs_names, out.layers["mean"], out.layers["var"] / n[:, None], n
+
+
+# ---------------------------------------------------------------------------------------------
+# numbers
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_of_cells_give_the_plain_formulas(form, dtype, tmp_path):
+    X, obs, genes = cells(dtype=dtype)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    pb = ctmm.pseudobulk(data, **options, **LOOSE)
+    same(pb, *plain(X, obs))
+    assert list(pb.var_names) == genes
+    assert pb.X.dtype == pb.layers["nu"].dtype == np.float64
+
+
+@pytest.mark.parametrize("block_size", [7, 37, 400])
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "h5ad", "backed csc"])
+def test_blocks_of_any_size(form, block_size, tmp_path):
+    X, obs, genes = cells()
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    pb = ctmm.pseudobulk(data, **options, **LOOSE, block_size=block_size)
+    same(pb, *plain(X, obs))
+
+
+def test_blocks_learn_their_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctmm_formula.cells.source.BLOCK", 2000)
+    X, obs, genes = cells()
+    path, _ = in_form("h5ad", X, obs, genes, tmp_path)
+    source = open_source(path, None, None, False, None)
+    sizes = [block.shape[0] for _, block in blocks(source)]
+    source.close()
+    assert sum(sizes) == len(X)
+    assert len(sizes) > 3
+    assert sizes[1] > sizes[0]  # zeros take no room
+    same(ctmm.pseudobulk(path, **LOOSE), *plain(X, obs))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint16, bool])
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_whole_numbers_and_truth_values(form, kind, tmp_path):
+    X, obs, genes = cells()
+    X = (X > 0.5).astype(kind)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    same(ctmm.pseudobulk(data, **options, **LOOSE), *plain(X, obs))
+
+
+@pytest.mark.parametrize("use", ["X", "raw"])
+def test_as_scanpy_on_its_own_cells(use):
+    adata = sc.datasets.pbmc68k_reduced()
+    adata.obs["celltype"] = adata.obs["bulk_labels"].astype(str)
+    rng = np.random.default_rng(68)
+    adata.obs["donor"] = rng.choice([f"d{k}" for k in range(8)], adata.n_obs)
+    options = {"raw": True} if use == "raw" else {"negative": "keep"}  # X is scaled
+    pb = ctmm.pseudobulk(adata, **options, min_cells=3, min_cells_donor=50)
+    if use == "raw":
+        adata = adata.raw.to_adata()
+    adata.X = adata.X.astype(np.float64)
+    names, mean, nu, n = by_scanpy(adata)
+    kept = np.flatnonzero(n > 3)
+    ours = pb[names[kept]]
+    assert (~np.isnan(pb.X)).all(axis=1).sum() == len(kept) > 40
+    np.testing.assert_array_equal(ours.obs["n_cells"], n[kept])
+    np.testing.assert_allclose(ours.X, mean[kept], rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(ours.layers["nu"], nu[kept], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
+def test_as_scanpy_on_random_cells(make):
+    X, obs, genes = cells(n=3000, genes=50, donors=20, seed=1)
+    adata = adata_of(make(X), obs, genes)
+    pb = ctmm.pseudobulk(adata, **LOOSE)
+    names, mean, nu, n = by_scanpy(adata)
+    ours = pb[names]
+    np.testing.assert_array_equal(ours.obs["n_cells"], n)
+    np.testing.assert_allclose(ours.X, mean, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(ours.layers["nu"], nu, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("block_size", [None, 100])
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
+def test_variance_does_not_cancel(make, block_size):
+    rng = np.random.default_rng(2)
+    n = 2000
+    X = 1e6 + rng.normal(size=(n, 3))
+    X[:, 2] *= rng.random(n) < 0.5  # zeros among huge numbers
+    obs = pd.DataFrame(
+        {"donor": rng.choice(["a", "b"], n), "celltype": "t"}, index=map(str, range(n))
+    )
+    pb = ctmm.pseudobulk(adata_of(make(X), obs, list("abc")), block_size=block_size)
+    for k, d in enumerate("ab"):
+        part = X[obs["donor"] == d]
+        expected = part.var(axis=0, ddof=1) / len(part)  # numpy's own two passes
+        # the values themselves are rounded to 1e-10, their squares would be to 1e-4
+        np.testing.assert_allclose(pb.layers["nu"][k], expected, rtol=1e-9)
+        assert pb.layers["nu"][k][0] == pytest.approx(1 / len(part), rel=0.2)
+
+
+def test_scanpys_variance_cancels_where_ours_does_not():
+    # the reason not to call it: E[x^2] - E[x]^2 of 1e6 +- 0.01
+    rng = np.random.default_rng(3)
+    X = 1e6 + 0.01 * rng.normal(size=(500, 1))
+    obs = pd.DataFrame({"donor": "a", "celltype": "t"}, index=map(str, range(500)))
+    adata = adata_of(X, obs, ["g"])
+    truth = X.var(ddof=1) / 500
+    ours = ctmm.pseudobulk(adata).layers["nu"][0, 0]
+    theirs = by_scanpy(adata)[2][0, 0]
+    assert ours == pytest.approx(truth, rel=1e-6)
+    assert theirs != pytest.approx(truth, rel=0.1)
+
+
+def test_stored_duplicates_and_zeros_of_a_sparse_matrix():
+    _, obs, genes = cells(n=30, genes=2, donors=1, celltypes=1)
+    row, column = np.arange(30).repeat(2), np.tile([0, 0], 30)
+    values = np.tile([0.25, 0.0], 30) + np.arange(60) % 7
+    X = sparse.coo_matrix((values, (row, column)), shape=(30, 2))
+    twice = sparse.csr_matrix((values, column, np.arange(0, 61, 2)), shape=(30, 2))
+    pb = ctmm.pseudobulk(adata_of(twice, obs, genes), **LOOSE)
+    same(pb, *plain(X.toarray(), obs))
+    assert twice.nnz == 60  # the user's matrix is left as it was
+
+
+def test_moments_join_in_any_division():
+    rng = np.random.default_rng(4)
+    X, codes = rng.normal(5.0, size=(200, 4)), rng.integers(-1, 3, 200)
+    whole, parts = Moments(3, 4, -np.inf), Moments(3, 4, -np.inf)
+    whole.add_cells(X, codes)
+    for at in np.array_split(np.arange(200), [1, 2, 90, 90]):
+        parts.add_cells(X[at], codes[at])
+    np.testing.assert_array_equal(parts.count, whole.count)
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=ROUNDING)
+    np.testing.assert_allclose(parts.m2, whole.m2, rtol=ROUNDING)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 60), form=st.sampled_from(["csr", "dense"]))
+def test_order_and_names_of_cells_and_donors_do_not_matter(seed, size, form):
+    X, obs, genes = cells(n=150, genes=4, donors=4, seed=seed)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(X))
+    new = dict(
+        zip([f"d{k}" for k in range(4)], rng.permutation([f"x{k}" for k in range(4)]), strict=True)
+    )
+    moved = obs.iloc[order].assign(donor=lambda f: f["donor"].map(new))
+    moved.index = [f"other{k}" for k in range(len(X))]
+    make = sparse.csr_matrix if form == "csr" else np.array
+    one = ctmm.pseudobulk(adata_of(make(X), obs, genes), **LOOSE)
+    two = ctmm.pseudobulk(adata_of(make(X[order]), moved, genes), **LOOSE, block_size=size)
+    match = two[
+        [f"{new[d]}|{t}" for d, t in zip(one.obs["donor"], one.obs["celltype"], strict=True)]
+    ]
+    np.testing.assert_allclose(match.X, one.X, rtol=ROUNDING, atol=ROUNDING)
+    np.testing.assert_allclose(match.layers["nu"], one.layers["nu"], rtol=ROUNDING, atol=ROUNDING)
+    assert match.obs["n_cells"].tolist() == one.obs["n_cells"].tolist()
+    assert match.obs["sex"].tolist() == one.obs["sex"].tolist()
+
+
+# ---------------------------------------------------------------------------------------------
+# layout
+
+
+def sized(sizes, **columns):
+    """Cells with given numbers {(donor, celltype): n}, one gene."""
+    rng = np.random.default_rng(5)
+    pairs = [pair for pair, n in sizes.items() for _ in range(n)]
+    obs = pd.DataFrame(pairs, columns=["donor", "celltype"]).assign(**columns)
+    obs.index = [f"c{k}" for k in range(len(obs))]
+    return adata_of(rng.gamma(2.0, size=(len(obs), 1)), obs, ["g"])
+
+
+def test_grid_is_full_and_in_donor_order():
+    pb = ctmm.pseudobulk(sized({("b", "T"): 200, ("b", "B"): 11, ("a", "T"): 101}))
+    assert pb.obs_names.tolist() == ["a|B", "a|T", "b|B", "b|T"]
+    assert pb.obs["n_cells"].tolist() == [0, 101, 11, 200]
+    assert pb.obs["proportion"].tolist() == [0, 1, 11 / 211, 200 / 211]
+    assert np.isnan(pb.X[:, 0]).tolist() == [True, False, False, False]
+    assert np.isnan(pb.layers["nu"][:, 0]).tolist() == [True, False, False, False]
+    assert pb.uns["ctmm"]["format"] == 1
+    assert pb.uns["ctmm"]["kind"] == "ctp"
+
+
+def test_filters_want_strictly_more():
+    sizes = {("at", "T"): 100, ("above", "T"): 90, ("above", "B"): 11, ("other", "T"): 101,
+             ("other", "B"): 10}  # fmt: skip
+    pb = ctmm.pseudobulk(sized(sizes))
+    filters = pb.uns["ctmm"]["filters"]
+    assert list(pb.obs["donor"].cat.categories) == ["above", "other"]
+    assert filters["donors_left_out"].tolist() == ["at"]
+    assert pb.obs_names[np.isnan(pb.X[:, 0])].tolist() == ["other|B"]
+    assert pb.obs.loc["other|B", "n_cells"] == 10
+    assert pb.obs.loc["other|B", "proportion"] == 10 / 111
+    parts = ["cells_without_label", "cells_of_other_experiments", "cells_of_donors_left_out",
+             "cells_of_celltypes_left_out", "cells_of_missing_pairs", "cells_used"]  # fmt: skip
+    assert [filters[part] for part in parts] == [0, 0, 100, 0, 10, 202]
+    assert sum(filters[part] for part in parts) == filters["cells"]
+    assert pb.uns["ctmm"]["notes"].tolist() == [
+        "1 of 3 donors are left out, they have at most 100 cells: 'at'",
+        "1 of 4 pairs of donor and cell type are missing, they have at most 10 cells",
+    ]
+
+
+def test_one_cell_has_no_variance():
+    pb = ctmm.pseudobulk(
+        sized({("a", "T"): 1, ("a", "B"): 2, ("b", "T"): 2}), min_cells=0, min_cells_donor=0
+    )
+    assert np.isnan(pb["a|T"].X).all()
+    assert np.isnan(pb["a|T"].layers["nu"]).all()
+    assert (pb["a|B"].layers["nu"] > 0).all()
+
+
+def test_cell_types_in_few_donors_and_shares_of_the_rest():
+    sizes = {(f"d{k}", "T"): 60 for k in range(4)} | {(f"d{k}", "B"): 60 for k in range(4)}
+    sizes |= {("d0", "rare"): 50, ("d1", "rare"): 50, ("d2", "none"): 5}
+    pb = ctmm.pseudobulk(sized(sizes), min_donor_share=0.5)
+    assert list(pb.obs["celltype"].cat.categories) == ["B", "T"]
+    assert (pb.obs["proportion"] == 0.5).all()
+    assert pb.uns["ctmm"]["filters"]["celltypes_left_out"].tolist() == ["none", "rare"]
+    assert pb.uns["ctmm"]["filters"]["cells_of_celltypes_left_out"] == 105
+    # by default only what nobody has
+    assert list(ctmm.pseudobulk(sized(sizes)).obs["celltype"].cat.categories) == ["B", "T", "rare"]
+
+
+def test_donor_with_many_cells_but_no_pair():
+    sizes = {("thin", f"t{k}"): 10 for k in range(11)} | {("full", f"t{k}"): 20 for k in range(11)}
+    pb = ctmm.pseudobulk(sized(sizes))
+    assert list(pb.obs["donor"].cat.categories) == ["full"]
+    assert "none of their pairs has enough cells: 'thin'" in " ".join(pb.uns["ctmm"]["notes"])
+
+
+def test_order_of_categories_is_kept_and_unused_ones_go():
+    adata = sized({(d, t): 60 for d in "ab" for t in ("naive", "memory")})
+    adata.obs["celltype"] = pd.Categorical(
+        adata.obs["celltype"], categories=["naive", "unseen", "memory"]
+    )
+    adata.obs["donor"] = pd.Categorical(adata.obs["donor"], categories=["b", "a"])
+    pb = ctmm.pseudobulk(adata)
+    assert pb.obs_names.tolist() == ["b|naive", "b|memory", "a|naive", "a|memory"]
+    assert list(pb.obs["celltype"].cat.categories) == ["naive", "memory"]
+
+
+def test_numbers_as_labels_sort_as_numbers():
+    adata = sized({(d, t): 60 for d in (10, 9) for t in (0, 1)})
+    assert ctmm.pseudobulk(adata).obs_names.tolist() == ["9|0", "9|1", "10|0", "10|1"]
+
+
+def test_covariates_of_donors_cell_types_and_pairs():
+    adata = sized({("a", "T"): 60, ("a", "B"): 60, ("b", "T"): 120})
+    obs = adata.obs
+    obs["age"] = obs["donor"].map({"a": 30, "b": 41})
+    obs["sex"] = pd.Categorical(obs["donor"].map({"a": "F", "b": "M"}), categories=["M", "F", "X"])
+    obs["lineage"] = obs["celltype"].map({"T": "lymphoid T", "B": "lymphoid B"})
+    obs["sort"] = obs["donor"].astype(str) + obs["celltype"].astype(str)
+    obs["treated"] = obs["donor"] == "a"
+    obs["bmi"] = np.where(np.arange(len(obs)) % 2, obs["age"] / 2.0, np.nan)
+    obs["depth"] = np.arange(len(obs)) * 1.0
+    obs["n_cells"] = 3
+    obs["nothing"] = np.nan
+    pb = ctmm.pseudobulk(adata)
+    assert pb.obs["age"].tolist() == [30, 30, 41, 41]
+    assert pb.obs["age"].dtype == obs["age"].dtype
+    assert pb.obs["sex"].tolist() == ["F", "F", "M", "M"]
+    assert list(pb.obs["sex"].cat.categories) == ["M", "F"]
+    assert pb.obs["treated"].tolist() == [True, True, False, False]
+    assert pb.obs["treated"].dtype == bool
+    assert pb.obs["bmi"].tolist() == [15.0, 15.0, 20.5, 20.5]
+    # b has no B cells: its cell type is known all the same, its sort is not
+    assert pb.obs["lineage"].tolist() == ["lymphoid B", "lymphoid T"] * 2
+    assert pb.obs["sort"].tolist()[:2] + pb.obs["sort"].tolist()[3:] == ["aB", "aT", "bT"]
+    assert pd.isna(pb.obs["sort"].iloc[2])
+    assert set(pb.uns["ctmm"]["columns_left_out"]) == {"depth", "n_cells", "nothing"}
+    notes = " ".join(pb.uns["ctmm"]["notes"])
+    assert "obs column 'depth' is left out: it varies within pairs" in notes
+    assert "obs column 'n_cells' is left out: its name is that of a column of the result" in notes
+
+
+def test_covariates_by_name():
+    X, obs, genes = cells()
+    adata = adata_of(X, obs, genes)
+    assert "sex" not in ctmm.pseudobulk(adata, **LOOSE, covariates=[]).obs
+    assert "sex" in ctmm.pseudobulk(adata, **LOOSE, covariates=["sex"]).obs
+    with pytest.raises(DataError, match=r"'depth', which varies within pairs.*donor 'd0', cell ty"):
+        ctmm.pseudobulk(adata, **LOOSE, covariates=["depth"])
+    with pytest.raises(
+        DataError, match=r"covariates= names 'sx', not a column.*did you mean 'sex'"
+    ):
+        ctmm.pseudobulk(adata, **LOOSE, covariates=["sx"])
+
+
+def test_nothing_is_lost_without_a_word(caplog):
+    X, obs, genes = cells()
+    with caplog.at_level(logging.INFO, "ctmm_formula"):
+        pb = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
+    said = [record.getMessage().removeprefix("pseudobulk: ") for record in caplog.records]
+    assert said == pb.uns["ctmm"]["notes"].tolist()
+    assert said == ["obs column 'depth' is left out: it varies within pairs"]
+
+
+def test_survives_h5ad(tmp_path):
+    sizes = {("b", "T"): 200, ("b", "B"): 11, ("a", "T"): 101, ("c", "T"): 3}
+    adata = sized(sizes)
+    adata.obs["sex"] = adata.obs["donor"].map({"a": "F", "b": "M", "c": "F"})
+    pb = ctmm.pseudobulk(adata)
+    pb.write_h5ad(tmp_path / "pb.h5ad")
+    back = ad.read_h5ad(tmp_path / "pb.h5ad")
+    pd.testing.assert_frame_equal(back.obs, pb.obs)
+    np.testing.assert_array_equal(back.X, pb.X)
+    np.testing.assert_array_equal(back.layers["nu"], pb.layers["nu"])
+    np.testing.assert_equal(back.uns["ctmm"], pb.uns["ctmm"])
+    # again, and every later step reads it
+    back.write_h5ad(tmp_path / "again.h5ad")
+    pd.testing.assert_frame_equal(
+        ctmm.overall(ad.read_h5ad(tmp_path / "again.h5ad")).to_df(), ctmm.overall(pb).to_df()
+    )
+
+
+def test_genes_can_be_chosen_in_any_form(tmp_path):
+    X, obs, genes = cells()
+    whole = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
+    for form in ("csr", "csc", "dense", "h5ad", "backed csc", "table"):
+        data, options = in_form(form, X, obs, genes, tmp_path)
+        pb = ctmm.pseudobulk(data, **options, **LOOSE, genes=["g5", "g0"], block_size=3)
+        assert list(pb.var_names) == ["g5", "g0"]
+        np.testing.assert_allclose(pb.X, whole[:, ["g5", "g0"]].X, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_one_table_with_labels_and_genes():
+    X, obs, genes = cells()
+    table = pd.concat([obs, pd.DataFrame(X, index=obs.index, columns=genes)], axis=1)
+    pb = ctmm.pseudobulk(table, genes=genes, **LOOSE)
+    same(pb, *plain(X, obs))
+    assert "sex" in pb.obs
+    with pytest.raises(DataError, match=r"which columns are genes"):
+        ctmm.pseudobulk(table, **LOOSE)
+
+
+def test_table_and_obs_meet_by_cell():
+    X, obs, genes = cells()
+    table = pd.DataFrame(X, index=obs.index, columns=genes)
+    same(ctmm.pseudobulk(table, obs=obs.iloc[::-1], **LOOSE), *plain(X, obs))
+    same(ctmm.pseudobulk(table, obs=pd.concat([obs, obs.set_index(obs.index + "x")]), **LOOSE),
+         *plain(X, obs))  # fmt: skip
+    with pytest.raises(DataError, match=r"obs has no row for cells 'cell0'"):
+        ctmm.pseudobulk(table, obs=obs.iloc[1:], **LOOSE)
+    with pytest.raises(DataError, match=r"cells have the same name in obs, 'cell3'"):
+        ctmm.pseudobulk(table, obs=obs.rename(index={"cell4": "cell3"}), **LOOSE)
+
+
+# ---------------------------------------------------------------------------------------------
+# normalisation
+
+
+def counts(seed=6, n=300, genes=6):
+    X, obs, names = cells(n=n, genes=genes, seed=seed)
+    rng = np.random.default_rng(seed)
+    return rng.poisson(3.0 * X * rng.lognormal(size=(n, 1))).astype(float), obs, names
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "h5ad", "backed csc", "table"])
+@pytest.mark.parametrize("method", ["log_cp10k", "log2_cpm"])
+def test_counts_are_normalised_by_all_genes_of_the_cell(form, method, tmp_path):
+    X, obs, genes = counts()
+    X[7] = 0
+    with np.errstate(invalid="ignore"):
+        share = np.nan_to_num(X / X.sum(axis=1, keepdims=True))
+    expected = np.log1p(1e4 * share) if method == "log_cp10k" else np.log2(1e6 * share + 1)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    pb = ctmm.pseudobulk(data, **options, **LOOSE, normalize=method, block_size=50)
+    same(pb, *plain(expected, obs))
+    assert any("have no counts" in note for note in pb.uns["ctmm"]["notes"])
+    part = ctmm.pseudobulk(data, **options, **LOOSE, normalize=method, genes=["g2"])
+    np.testing.assert_allclose(part.X, pb[:, "g2"].X, rtol=ROUNDING)
+
+
+def test_normalised_as_scanpy_does():
+    X, obs, genes = counts()
+    X[:, 0] += 1  # scanpy warns of cells without counts
+    adata = adata_of(sparse.csr_matrix(X), obs, genes)
+    pb = ctmm.pseudobulk(adata, **LOOSE, normalize="log_cp10k")
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    same(pb, *plain(adata.X.toarray(), obs))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_logarithms_are_not_normalised_again(form, tmp_path):
+    X, obs, genes = counts()
+    data, options = in_form(form, np.log1p(X), obs, genes, tmp_path)
+    with pytest.raises(DataError, match=r"look like logarithms already \(not whole, the largest"):
+        ctmm.pseudobulk(data, **options, **LOOSE, normalize="log_cp10k")
+
+
+def test_estimated_counts_with_fractions_are_counts():
+    X, obs, genes = counts()
+    X *= 20.5
+    ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE, normalize="log_cp10k")
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "table"])
+def test_counts_without_normalisation_are_pointed_out(form, tmp_path):
+    X, obs, genes = counts()
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    with pytest.warns(
+        CTMMWarning, match=r"all values are whole numbers .*normalize='log_cp10k'"
+    ) as caught:
+        pb = ctmm.pseudobulk(data, **options, **LOOSE)
+    assert caught[0].filename == __file__
+    assert "raw counts?" in pb.uns["ctmm"]["notes"][-1]
+
+
+# ---------------------------------------------------------------------------------------------
+# bad input
+
+
+@pytest.mark.parametrize("empty", [None, np.nan, "", " ", "nan", "None", "<NA>"])
+@pytest.mark.parametrize("column", ["donor", "celltype"])
+def test_cells_without_label_are_left_out_and_counted(column, empty):
+    X, obs, genes = cells()
+    obs.iloc[:30, obs.columns.get_loc(column)] = empty
+    expected = plain(X[30:], obs.iloc[30:])
+    for labels in (obs, obs.astype({column: "category"})):
+        pb = ctmm.pseudobulk(adata_of(X, labels, genes), **LOOSE)
+        same(pb, *expected)
+        assert pb.uns["ctmm"]["filters"]["cells_without_label"] == 30
+        note = f"30 of 400 cells are left out, they have no label in column '{column}'"
+        assert note in pb.uns["ctmm"]["notes"]
+
+
+def test_bad_values_of_cells_left_out_do_no_harm():
+    X, obs, genes = cells()
+    X[:30] = np.nan
+    obs.iloc[:30, 0] = None
+    same(ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE), *plain(X[30:], obs.iloc[30:]))
+
+
+@pytest.mark.parametrize("value", [-0.5, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "h5ad", "table"])
+def test_values_that_no_expression_has(form, value, tmp_path):
+    X, obs, genes = cells()
+    X[123, 4] = value
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    what = r"negative, -0\.5" if np.isfinite(value) else str(value)
+    for more in ({}, {"block_size": 5}, {"genes": ["g4", "g1"]}):
+        with pytest.raises(DataError, match=rf"{what} in cell 'cell123', gene 'g4'"):
+            ctmm.pseudobulk(data, **options, **LOOSE, **more)
+    X = np.floor(20 * X)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    with pytest.raises(DataError, match=r"in cell 'cell123', gene 'g4'"):
+        ctmm.pseudobulk(data, **options, **LOOSE, normalize="log_cp10k")
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_negative_values_can_be_kept(form, tmp_path):
+    X, obs, genes = cells()
+    data, options = in_form(form, X - 0.5 * (X > 0), obs, genes, tmp_path)
+    pb = ctmm.pseudobulk(data, **options, **LOOSE, negative="keep")
+    same(pb, *plain(X - 0.5 * (X > 0), obs))
+    data, options = in_form(form, np.where(np.equal(X, X.max()), np.nan, X), obs, genes, tmp_path)
+    with pytest.raises(DataError, match="expression is nan"):
+        ctmm.pseudobulk(data, **options, **LOOSE, negative="keep")
+
+
+def test_a_gene_zero_everywhere():
+    X, obs, genes = cells()
+    X[:, 2] = 0
+    pb = ctmm.pseudobulk(adata_of(sparse.csr_matrix(X), obs, genes), **LOOSE)
+    assert (pb[:, "g2"].X == 0).all()
+    assert (pb[:, "g2"].layers["nu"] == 0).all()
+    assert "g2" not in ctmm.filter_genes(pb).var_names
+    with pytest.raises(
+        DataError, match=r"gene 'g2' does not vary between the cells .*filter_genes"
+    ):
+        ctmm.fit("g2 ~ C(celltype)", data=pb)
+
+
+def test_names_of_cells_may_be_double_names_of_genes_not():
+    X, obs, genes = cells()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's own remark
+        twice = adata_of(X, obs.set_axis(["c"] * len(obs)), genes)
+        same(ctmm.pseudobulk(twice, **LOOSE), *plain(X, obs))
+        bad = adata_of(X, obs, ["g0", "g0", *genes[2:]])
+    with pytest.raises(DataError, match=r"genes have the same name, 'g0'.*var_names_make_unique"):
+        ctmm.pseudobulk(bad, **LOOSE)
+
+
+def test_nothing_left_says_which_filter_took_what():
+    adata = sized({("a", "T"): 9, ("a", "B"): 100, ("b", "T"): 30})
+    adata.obs["donor"] = adata.obs["donor"].astype(object)
+    adata.obs.iloc[:5, 0] = None
+    with pytest.raises(DataError) as caught:
+        ctmm.pseudobulk(adata, min_cells=200)
+    assert str(caught.value) == (
+        "no pair of donor and cell type is left of 139 cells: 5 have no label in 'donor'; 1 of 2 "
+        "donors have at most min_cells_donor=100 cells (the largest has 104); 2 of the 2 pairs of "
+        "the other donors have at most min_cells=200 cells (the largest has 100)"
+    )
+    with pytest.raises(DataError, match=r"left of 139 cells: 139 have no label in 'donor'$"):
+        adata.obs["donor"] = None
+        ctmm.pseudobulk(adata)
+
+
+def test_donors_in_several_experiments():
+    adata = sized({("a", "T"): 300, ("b", "T"): 200, ("c", "T"): 150})
+    run = np.array(["r1"] * 650, dtype=object)
+    run[100:300] = "r2"  # a: 100 in r1, 200 in r2
+    run[400:500] = "r2"  # b: 100 in each: the first
+    run[500:510] = None
+    adata.obs["run"] = run
+    pb = ctmm.pseudobulk(adata, experiment="run")
+    filters = pb.uns["ctmm"]["filters"]
+    assert filters["cells_of_other_experiments"] == 200
+    assert filters["cells_without_label"] == 10
+    assert filters["donors_left_out"].tolist() == ["b"]  # 100 cells are not more than 100
+    assert pb.obs["run"].tolist() == ["r2", "r1"]
+    assert pb.obs["n_cells"].tolist() == [200, 140]
+    with pytest.raises(
+        DataError, match=r"2 donors are in several experiments, 'a', 'b': 'a' in 'r1'"
+    ):
+        ctmm.pseudobulk(adata, experiment="run", replicate="error")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"donor": "doner"}, r"obs has no column 'doner' \(donor\); did you mean 'donor'"),
+        ({"celltype": "donor"}, r"donor= and celltype= name the same column, 'donor'"),
+        ({"celltype": ["celltype"]}, r"celltype= must be the name of a column"),
+        ({"layer": "counts"}, r"the AnnData has no layer 'counts'; did you mean 'count'"),
+        ({"raw": True}, r"the AnnData has no raw"),
+        ({"raw": True, "layer": "count"}, r"name two matrices"),
+        ({"genes": ["g9"]}, r"genes= names 'g9', not in the data; did you mean"),
+        ({"genes": []}, r"genes= is empty"),
+        ({"normalize": "cpm"}, r"unknown normalize 'cpm': choose from log_cp10k, log2_cpm"),
+        ({"min_cells": -1}, r"min_cells= must be a whole number of at least 0, got -1"),
+        ({"min_cells_donor": 2.5}, r"min_cells_donor= must be a whole number"),
+        ({"min_donor_share": 1.0}, r"min_donor_share= must be a share"),
+        ({"block_size": 0}, r"block_size= must be a whole number of at least 1"),
+        ({"replicate": "mean"}, r"unknown replicate"),
+        ({"negative": "drop"}, r"unknown negative"),
+        ({"obs": pd.DataFrame({"donor": [1]})}, r"obs= is for tables"),
+    ],
+)
+def test_wrong_arguments(wrong, message):
+    X, obs, genes = cells()
+    adata = adata_of(X, obs, genes, layers={"count": X})
+    with pytest.raises(CTMMError, match=message):
+        ctmm.pseudobulk(adata, **{**LOOSE, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda X: X.astype(complex), "holds complex128 values"),
+        (lambda X: X[:0], "the data have 0 cells"),
+    ],
+)
+def test_matrices_that_hold_no_expression(make, message):
+    X, obs, genes = cells()
+    X = make(X)
+    with pytest.raises(DataError, match=message):
+        ctmm.pseudobulk(adata_of(X, obs.iloc[: len(X)], genes), **LOOSE)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"there is no file .*nowhere\.h5ad"):
+        ctmm.pseudobulk(tmp_path / "nowhere.h5ad")
+    (tmp_path / "text.h5ad").write_text("cells")
+    with pytest.raises(DataError, match=r"is no h5ad file"):
+        ctmm.pseudobulk(tmp_path / "text.h5ad")
+    path, _ = in_form("h5ad", *cells(), tmp_path)
+    with pytest.raises(DataError, match=r"has no layers/counts"):
+        ctmm.pseudobulk(path, layer="counts")
+    ad.read_h5ad(path, backed="r+").file.close()  # nobody holds it open
+
+
+def test_labels_that_would_read_the_same():
+    adata = sized({("a|b", "c"): 60, ("a", "b|c"): 60, ("a|b", "b|c"): 60, ("a", "c"): 60})
+    with pytest.raises(DataError, match=r"labels with '\|'"):
+        ctmm.pseudobulk(adata)
+
+
+# ---------------------------------------------------------------------------------------------
+# to tables, to a fit
+
+
+@pytest.fixture(scope="module")
+def pb():
+    """Forty donors, three cell types, one of them scarce; 30 genes of log-normalised counts."""
+    rng = np.random.default_rng(7)
+    donors, types = 40, ["B", "NK", "T"]
+    donor = np.repeat(np.arange(donors), rng.integers(110, 200, donors))
+    celltype = rng.choice(types, len(donor), p=[0.4, 0.12, 0.48])
+    level = (
+        rng.normal(0.0, 0.3, (donors, 30))[donor]
+        + rng.normal(0, 0.5, (3, 30))[pd.Categorical(celltype).codes]
+    )
+    X = np.log1p(rng.poisson(np.exp(level + np.linspace(-3, 1, 30))))
+    obs = pd.DataFrame(
+        {"donor": [f"d{k:02d}" for k in donor], "celltype": celltype,
+         "sex": np.where(donor % 2, "M", "F"), "batch": [f"b{k % 7}" for k in donor]},
+        index=[f"c{k}" for k in range(len(donor))],
+    )  # fmt: skip
+    genes = [f"g{k}" for k in range(29)] + ["HLA-A"]
+    return ctmm.pseudobulk(adata_of(sparse.csr_matrix(X), obs, genes))
+
+
+def test_fit_takes_pseudobulk_itself(pb):
+    assert np.isnan(pb.X).any()
+    one = ctmm.fit("g25 ~ C(celltype) + sex", random="batch", data=pb)
+    two = ctmm.fit("g25 ~ C(celltype) + sex", random="batch", data=ctmm.to_long(pb, "g25"))
+    three = ctmm.fit("expr ~ C(celltype) + sex", random="batch",
+                     data=ctmm.to_frame(pb).query("gene == 'g25'"))  # fmt: skip
+    for other in (two, three):
+        np.testing.assert_array_equal(one.params, other.params)
+    assert one.n_donors == 40
+    assert one.nobs == int((~np.isnan(pb.X[:, 0])).sum()) < pb.n_obs
+    assert not any("alike" in note for note in one.notes)
+
+
+def test_fit_takes_overall_pseudobulk_and_finds_the_proportions(pb):
+    op = ctmm.overall(pb)
+    one = ctmm.fit("g25 ~ sex", data=op, structure="hom")
+    assert list(one.celltypes) == ["B", "NK", "T"]
+    table = ctmm.to_long(op, "g25")
+    columns = ["prop_B", "prop_NK", "prop_T"]
+    two = ctmm.fit("g25 ~ sex", data=table, proportions=columns, structure="hom")
+    three = ctmm.fit("g25 ~ sex", data=op, proportions=op.obsm["proportions"], structure="hom")
+    for other in (two, three):
+        np.testing.assert_array_equal(one.params, other.params)
+
+
+def test_genes_with_names_that_are_no_python(pb):
+    res = ctmm.fit("Q('HLA-A') ~ C(celltype)", data=pb)
+    np.testing.assert_array_equal(
+        res.params, ctmm.fit("y ~ C(celltype)", data=ctmm.to_long(pb, "HLA-A", name="y")).params
+    )
+
+
+def test_zero_noise_is_pooled_and_said(pb):
+    at = np.flatnonzero(((pb.layers["nu"] == 0).any(axis=0)) & (pb.var_names != "HLA-A"))
+    gene = str(pb.var_names[at[-1]])
+    zero = pb.layers["nu"][:, at[-1]] == 0
+    table = ctmm.to_long(pb, gene, zero_noise="pool")
+    n, celltype = pb.obs["n_cells"].to_numpy(), pb.obs["celltype"].to_numpy()
+    for k in np.flatnonzero(zero):
+        rows = (celltype == celltype[k]) & ~np.isnan(pb.X[:, 0])
+        s2 = n[rows] * pb.layers["nu"][rows, at[-1]]
+        expected = np.average(s2, weights=n[rows] - 1) / n[k]
+        assert table["nu"].iloc[k] == pytest.approx(expected, rel=ROUNDING)
+    np.testing.assert_array_equal(table["nu"][~zero], pb.layers["nu"][~zero, at[-1]])
+    assert (ctmm.to_long(pb, gene)["nu"] == 0).sum() == zero.sum() > 0
+    res = ctmm.fit(f"{gene} ~ C(celltype)", data=pb, structure="hom")
+    assert sum(f"{zero.sum()} pairs have noise variance 0" in note for note in res.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("nogene ~ C(celltype)", r"the pseudobulk has no gene 'nogene'"),
+        ("g1 + g2 ~ C(celltype)", r"the response must be one column"),
+        ("I(g1 + g2) ~ C(celltype)", r"the response names 2 genes, 'g1', 'g2'"),
+    ],
+)
+def test_responses_that_are_no_gene(pb, formula, message):
+    with pytest.raises(CTMMError, match=message):
+        ctmm.fit(formula, data=pb)
+
+
+def test_cells_are_no_pseudobulk():
+    adata = adata_of(*cells())
+    message = r"is no pseudobulk.*pb = ctmm\.pseudobulk\(adata, donor=\.\.\., celltype=\.\.\.\)"
+    for step in (
+        lambda: ctmm.fit("g1 ~ C(celltype)", data=adata),
+        lambda: ctmm.to_long(adata, "g1"),
+        lambda: ctmm.to_frame(adata),
+        lambda: ctmm.overall(adata),
+        lambda: ctmm.standardize(adata),
+        lambda: ctmm.filter_genes(adata),
+        lambda: ctmm.principal_components(adata),
+    ):
+        with pytest.raises(DataError, match=message):
+            step()
+    with pytest.raises(DataError, match=r"expected a pseudobulk AnnData.*got DataFrame"):
+        ctmm.overall(pd.DataFrame())
+
+
+def test_pseudobulk_that_lost_its_parts(pb):
+    part = pb.copy()
+    del part.layers["nu"]
+    with pytest.raises(DataError, match=r"has lost layers\['nu'\]"):
+        ctmm.to_long(part, "g1")
+    part = pb.copy()
+    part.uns["ctmm"]["format"] = 2
+    with pytest.raises(DataError, match=r"has format 2, this version reads 1"):
+        ctmm.to_long(part, "g1")
+
+
+def test_tables(pb):
+    table = ctmm.to_long(pb, "g3", name="expr")
+    assert list(table) == [*pb.obs, "expr", "nu"]
+    np.testing.assert_array_equal(table["expr"], pb[:, "g3"].X[:, 0])
+    frame = ctmm.to_frame(pb, ["g3", "g1"])
+    assert frame["gene"].unique().tolist() == ["g3", "g1"]
+    assert frame["celltype"].dtype == pb.obs["celltype"].dtype
+    pd.testing.assert_frame_equal(
+        frame.iloc[: len(table)].drop(columns="gene"), table.reset_index(drop=True)
+    )
+    other = pb.copy()
+    other.obs["g3"] = 1.0
+    with pytest.raises(
+        DataError, match=r"has a column 'g3' in obs already: give the expression an"
+    ):
+        ctmm.to_long(other, "g3")
+
+
+def test_without_anndata_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "anndata", None)
+    with pytest.raises(CTMMError, match=r"pip install 'ctmm-formula\[anndata\]'"):
+        ctmm.pseudobulk(Path("cells.h5ad"))
