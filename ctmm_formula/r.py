@@ -112,8 +112,8 @@ def softimpute(
     rank : int, optional
         ``rank.max``, by default the most R allows, min(n, m) - 1.
     tol : float, default 1e-12
-        ``thresh``: change of Z between steps, relative and squared.  R's own default, 1e-5, can stop
-        far from the minimum.
+        ``thresh``: change of Z between steps, relative and squared.  R's own default, 1e-5, can
+        stop far from the minimum.
     max_steps : int, default 10,000
         ``maxit``.
     seed : int

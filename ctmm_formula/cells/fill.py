@@ -164,6 +164,7 @@ def _soft(part: _Part, options: Options, rng: np.random.Generator, complete: Com
     units = scaling(stack, observed, scale=options.scale)
     scaled = units.apply(stack)
     grid = loss = np.empty(0)
+    table = None
     if options.penalty is None:
         largest = softimpute.largest_penalty(scaled)
         # a gene without variance has nothing to penalise
@@ -178,7 +179,7 @@ def _soft(part: _Part, options: Options, rng: np.random.Generator, complete: Com
         grid, loss = np.geomspace(1.0, options.ratio, options.n_penalties), losses.mean(axis=1)
     else:
         penalty = np.full(len(stack), float(options.penalty))
-    done = complete(scaled, penalty, tol=options.tol)
+    done = complete(scaled, penalty, path=table, tol=options.tol)
     values = np.where(observed, stack, units.undo(done.values))
     return _Result(values, penalty, grid, loss, bool(done.converged.all()))
 

@@ -217,8 +217,8 @@ def _engine(engine: str, method: str) -> Complete:
 
     r.check("softImpute")
 
-    def complete(Y: np.ndarray, penalty: np.ndarray, *, tol: float) -> softimpute.Completion:
-        # R's tolerance is on another scale: that of the bridge is kept
+    def complete(Y: np.ndarray, penalty: np.ndarray, **settings: Any) -> softimpute.Completion:
+        # R's tolerance is on another scale, and it starts afresh
         return r.softimpute(Y, penalty)
 
     return complete

@@ -75,7 +75,7 @@ def fit_normal(
     DataError
         Infinite values, a column without any, holes that differ within a stack.
     ConvergenceError
-        Sigma singular, with ``prior=0``.
+        Sigma became singular, which only ``prior=0`` allows.
     CTMMError
         A negative prior.
 

@@ -95,6 +95,7 @@ def complete(
     Y: np.ndarray,
     penalty: float | np.ndarray,
     *,
+    path: np.ndarray | None = None,
     tol: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
 ) -> Completion:
@@ -106,6 +107,11 @@ def complete(
         NaN where missing; all matrices of a stack miss the same entries.
     penalty : float or array of shape (B,)
         lambda > 0.
+    path : array, shape (L, B), optional
+        Falling penalties to come down along, each solved from the one before, as far as lambda.
+        Where lambda is small, f can have several minimisers that differ in the holes (in
+        [[1, ?], [?, 1]] all fillings between -1 and 1 do equally well); the path chooses the one
+        that :func:`cross_validate` judged.
     tol : float, default 1e-6
         Stop when the duality gap is below ``tol`` times the objective.
     max_steps : int
@@ -133,7 +139,11 @@ def complete(
     wide = Y.shape[1] <= Y.shape[2]
     stack, seen = (Y, observed) if wide else (Y.swapaxes(1, 2), observed.T)
     small = rotate(stack, seen)
-    found = solve(small.values, small.observed, penalty, tol=tol, max_steps=max_steps)
+    Z = None
+    for stop in path if path is not None else ():
+        larger = np.maximum(stop, penalty)
+        Z = solve(small.values, small.observed, larger, Z, tol=CV_TOLERANCE, max_steps=max_steps).Z
+    found = solve(small.values, small.observed, penalty, Z, tol=tol, max_steps=max_steps)
     Z = small.restore(found.Z)
     return Completion(
         values=np.where(observed, Y, Z if wide else Z.swapaxes(1, 2)),
@@ -279,7 +289,9 @@ def solve(
 class _Work:
     """State of the accelerated iteration for the problems still open."""
 
-    def __init__(self, values: np.ndarray, penalty: np.ndarray, Z: np.ndarray, V: np.ndarray):
+    def __init__(
+        self, values: np.ndarray, penalty: np.ndarray, Z: np.ndarray, V: np.ndarray
+    ) -> None:
         self.values, self.penalty, self.Z, self.V = values, penalty, Z, V
         self.objective = np.full(len(values), np.inf)
         self.gap = np.full(len(values), np.inf)
