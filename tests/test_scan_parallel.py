@@ -1,0 +1,113 @@
+"""The same table, bit for bit, however the work is spread; and what stops a scan leaves blocks."""
+
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctmm_formula as ctmm
+from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan.responses import Responses
+
+FORMULA = "~ C(celltype) + sex"
+
+
+@pytest.fixture(scope="module")
+def data():
+    """150 genes are three blocks; some miss rows, one cannot be fitted."""
+    obs, expr, nu = ctmm.load_genes()
+    expr, nu = expr.iloc[:, :150].copy(), nu.iloc[:, :150]
+    expr.iloc[[1, 5], 60:70] = np.nan
+    expr.iloc[:, 140] = 1.0
+    return {"data": obs, "expr": expr, "nu": nu}
+
+
+def scan(data, **settings):
+    settings = {"random": "batch", "tests": ["lrt"]} | settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        return ctmm.fit_genes(FORMULA, **data, **settings).table
+
+
+@pytest.fixture(scope="module")
+def serial(data):
+    return scan(data, n_jobs=1)
+
+
+def test_threads_and_processes_give_the_same_table(data, serial):
+    assert (serial["status"] == "failed").sum() == 1
+    pd.testing.assert_frame_equal(scan(data, n_jobs=2), serial, check_exact=True)
+    with joblib.parallel_config("loky", n_jobs=2):
+        pd.testing.assert_frame_equal(scan(data), serial, check_exact=True)
+
+
+def test_dask_gives_the_same_table(data, serial):
+    distributed = pytest.importorskip("distributed")
+    with warnings.catch_warnings():  # of dask about itself
+        warnings.simplefilter("ignore")
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster),
+            joblib.parallel_config("dask"),
+        ):
+            spread = scan(data)
+    pd.testing.assert_frame_equal(spread, serial, check_exact=True)
+
+
+def test_draws_depend_on_the_gene_alone(data):
+    settings = {"tests": ["bootstrap"], "n_bootstrap": 5, "rng": 3, "random": None}
+    names = ["gene002", "gene061", "gene003"]
+    one = scan(data, genes=names, n_jobs=1, **settings).set_index("gene")["p_bootstrap"]
+    two = scan(data, genes=names[::-1], n_jobs=2, **settings).set_index("gene")["p_bootstrap"]
+    assert one.equals(two[one.index])
+
+
+def test_the_partition_into_blocks_changes_nothing(data, serial, monkeypatch):
+    monkeypatch.setattr(scan_genes, "BLOCK", 7)
+    table = scan(data, genes=list(data["expr"])[55:76])
+    expected = serial.iloc[55:76].reset_index(drop=True)
+    adjusted = [name for name in table if name.endswith(("_bonferroni", "_bh"))]
+    pd.testing.assert_frame_equal(
+        table.drop(columns=adjusted), expected.drop(columns=adjusted), check_exact=True
+    )
+
+
+def test_only_some_blocks_are_in_memory(data, monkeypatch):
+    monkeypatch.setattr(scan_genes, "BLOCK", 3)
+    read, asked, ended = Responses.read, [], []
+    run = scan_genes._numbered_block
+
+    def counted(self, start, stop):
+        asked.append(start)
+        return read(self, start, stop)
+
+    def slow(number, *rest):
+        ahead.append(len(asked) - len(ended))
+        out = run(number, *rest)
+        ended.append(number)
+        return out
+
+    ahead: list[int] = []
+    monkeypatch.setattr(Responses, "read", counted)
+    monkeypatch.setattr(scan_genes, "_numbered_block", slow)
+    scan(data, n_jobs=2, tests=[])
+    assert len(ended) == 50
+    samples = scan_genes._SAMPLES
+    assert max(ahead) <= samples + 2 * 2 + 3  # those looked at first, and two for each worker
+
+
+def test_a_progress_bar_counts_genes(data, capsys):
+    scan(data, genes=["gene001", "gene002"], tests=[], progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_an_error_while_reading_ends_the_scan(data, monkeypatch):
+    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+    expr = data["expr"].astype(object)
+    expr.iloc[3, 75] = "high"  # not among those that are looked at first
+    with pytest.raises(ctmm.DataError, match="do not hold numbers"):
+        scan({**data, "expr": expr}, n_jobs=2)

@@ -1,0 +1,241 @@
+"""Scans in files: complete or not there, gone on with after a kill, never mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctmm_formula as ctmm
+from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan.store import write_whole
+
+pytest.importorskip("pyarrow")
+
+FORMULA = "~ C(celltype) + sex"
+SCRIPT = """
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import ctmm_formula as ctmm
+from ctmm_formula.scan import genes
+
+genes.BLOCK = 10
+run = genes._numbered_block
+
+def slow(*block):
+    time.sleep(0.05)
+    return run(*block)
+
+genes._numbered_block = slow
+ctmm.fit_genes(%r, data=ctmm.load_genes(), tests=["lrt"], out=sys.argv[1], n_jobs=2)
+"""
+KILLS = 3  # the benchmark kills ten times
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+
+
+@pytest.fixture(scope="module")
+def data():
+    obs, expr, nu = ctmm.load_genes()
+    expr = expr.iloc[:, :40].copy()
+    expr.iloc[:, 7] = 0.0
+    return {"data": obs, "expr": expr, "nu": nu.iloc[:, :40]}
+
+
+def scan(data, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        return ctmm.fit_genes(FORMULA, **data, **{"tests": ["lrt"], **settings})
+
+
+def same(one, two):
+    pd.testing.assert_frame_equal(one.table, two.table, check_exact=True)
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Numbers of the blocks that are computed; may interrupt at one of them."""
+    run, done = scan_genes._numbered_block, []
+    done_and_stop = {"done": done, "stop": None}
+
+    def counted(number, *rest):
+        if number == done_and_stop["stop"]:
+            raise KeyboardInterrupt
+        out = run(number, *rest)
+        done.append(number)
+        return out
+
+    monkeypatch.setattr(scan_genes, "_numbered_block", counted)
+    return done_and_stop
+
+
+def test_a_file_holds_the_table_of_memory(data, tmp_path, count):
+    path = tmp_path / "scan.parquet"
+    plain = scan(data)
+    same(scan(data, out=path), plain)
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
+    read = ctmm.read_scan(path)
+    same(read, plain)
+    assert read.table.dtypes.equals(plain.table.dtypes)
+    assert repr(read) == repr(plain) and str(read) == str(plain)
+    pd.testing.assert_frame_equal(read.corr, plain.corr)
+    before = list(count["done"])
+    same(scan(data, out=str(path)), plain)
+    assert count["done"] == before  # nothing is computed again
+    assert pd.read_parquet(path)["p_lrt_bh"].equals(plain.table["p_lrt_bh"])
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(data, tmp_path, count):
+    path, plain = tmp_path / "scan.parquet", scan(data)
+    count["done"].clear()
+    count["stop"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        scan(data, out=path, n_jobs=1)
+    assert count["done"] == [0, 1]
+    assert not path.exists()
+    count["stop"] = None
+    same(scan(data, out=path, n_jobs=1), plain)
+    assert count["done"] == [0, 1, 2, 3]
+
+
+def test_half_a_block_never_counts(data, tmp_path, count):
+    path, plain = tmp_path / "scan.parquet", scan(data)
+    count["stop"] = 3
+    with pytest.raises(KeyboardInterrupt):
+        scan(data, out=path, n_jobs=1)
+    first, second = sorted((tmp_path / "scan.parquet.parts").glob("block-*"))[:2]
+    (second.parent / f".{second.name}.123.tmp").write_bytes(second.read_bytes()[:300])
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    second.unlink()
+    count["done"].clear()
+    count["stop"] = None
+    same(scan(data, out=path, n_jobs=1), plain)
+    assert count["done"] == [0, 1, 3]
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(part):
+        part.write_text("ne")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_killed_scan_ends_with_the_same_table(tmp_path):
+    path = tmp_path / "scan.parquet"
+    parts = tmp_path / "scan.parquet.parts"
+    rng = np.random.default_rng()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for kill in range(KILLS):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT % FORMULA, str(path)], env=environment
+        )
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            if len(list(parts.glob("block-*"))) > 4 * kill:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not path.exists() and len(list(parts.glob("block-*"))) > 4 * (KILLS - 1)
+    resumed = scan({"data": ctmm.load_genes()}, out=path)
+    same(resumed, scan({"data": ctmm.load_genes()}))
+    same(ctmm.read_scan(path), resumed)
+
+
+def test_scans_are_not_mixed_up(data, tmp_path, count):
+    path = tmp_path / "scan.parquet"
+    count["stop"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        scan(data, out=path, n_jobs=1)
+    count["stop"] = None
+    with pytest.raises(ctmm.DataError, match=r"other settings \(tests\).*overwrite=True"):
+        scan(data, out=path, tests=["score"])
+    with pytest.raises(ctmm.DataError, match=r"other settings \(genes\)"):
+        scan(data, out=path, genes=list(data["expr"])[:39])
+    table = data["data"]
+    changed = table.assign(sex=np.where(table["donor"] == "donor01", "F", table["sex"]))
+    assert not changed["sex"].equals(table["sex"])
+    with pytest.raises(ctmm.DataError, match=r"other settings \(data\)"):
+        scan(data | {"data": changed}, out=path)
+    other = data | {"nu": data["nu"] * (1 + 1e-15)}
+    for _ in range(2):  # while it is not finished, and after
+        with pytest.raises(ctmm.DataError, match="other expression or noise values"):
+            scan(other, out=path)
+        scan(data, out=path)
+    same(scan(other, out=path, overwrite=True), scan(other))
+    path.write_text("no parquet")
+    with pytest.raises(ctmm.DataError, match="cannot be read as parquet"):
+        scan(data, out=path)
+
+
+def test_draws_go_on_with_the_seed_of_the_start(data, tmp_path, count):
+    path, settings = tmp_path / "scan.parquet", {"tests": ["bootstrap"], "n_bootstrap": 3}
+    settings["genes"] = list(data["expr"])[:20]
+    count["stop"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        scan(data, out=path, n_jobs=1, **settings)
+    count["stop"] = None
+    first = scan(data, out=path, **settings)
+    same(first, scan(data, rng=first.call["entropy"], **settings))
+    assert scan(data, **settings).call["entropy"] != first.call["entropy"]
+
+
+def test_a_scan_read_from_a_file_gives_genes_with_its_data(data, tmp_path):
+    path = tmp_path / "scan.parquet"
+    made = scan(data, random="batch", structure="iid", method="ml", models=["hom"])
+    made.to_parquet(path)
+    read = ctmm.read_scan(path, **data)
+    assert read.gene("gene003").params.equals(made.gene("gene003").params)
+    with pytest.raises(ctmm.DataError, match=r"read_scan\(path, data=...\)"):
+        ctmm.read_scan(path).gene("gene003")
+    with pytest.raises(ctmm.DataError, match="there is no gene 'gene3' in the scan; did you mean"):
+        read.gene("gene3")
+
+
+def test_files_that_hold_no_scan_say_so(data, tmp_path):
+    with pytest.raises(ctmm.DataError, match="cannot be read"):
+        ctmm.read_scan(tmp_path / "absent.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ctmm.DataError, match="not written by a scan"):
+        ctmm.read_scan(tmp_path / "other.parquet")
+    with pytest.raises(ctmm.DataError, match="not written by a scan"):
+        scan(data, out=tmp_path / "other.parquet")
+    with pytest.raises(ctmm.DataError, match="is a directory"):
+        scan(data, out=tmp_path)
+    with pytest.raises(ctmm.DataError, match="there is no directory"):
+        scan(data, out=tmp_path / "absent" / "scan.parquet")
+    parts = tmp_path / "lost.parquet.parts"
+    parts.mkdir()
+    (parts / "block-000000.parquet").write_bytes(b"")
+    with pytest.raises(ctmm.DataError, match="nobody knows which scan"):
+        scan(data, out=tmp_path / "lost.parquet")
+    (parts / "call.json").write_text(json.dumps({})[:1])
+    with pytest.raises(ctmm.DataError, match="cannot be read"):
+        scan(data, out=tmp_path / "lost.parquet")
+
+
+def test_without_pyarrow_the_pip_line_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ctmm.DataError, match=r"pip install 'ctmm-formula\[scan\]'"):
+        scan(data, out=tmp_path / "scan.parquet")
+    assert len(scan(data)) == 40
