@@ -278,6 +278,7 @@ def pseudobulk(obs, expr, nu, shuffle=False):
     known = obs.groupby("donor", sort=False)[["sex", "batch", "PC1"]].first()
     rows = grid.to_frame(index=False).join(known, on="donor")
     rows["n_cells"] = np.where(place >= 0, obs["n_cells"].to_numpy()[place], 3).astype(int)
+    rows["proportion"] = rows["n_cells"] / rows.groupby("donor")["n_cells"].transform("sum")
     rows["celltype"] = pd.Categorical(rows["celltype"], CELLTYPES)
     rows["donor"] = pd.Categorical(rows["donor"], donors)
     rows.index = [f"{d}|{c}" for d, c in grid]
@@ -335,6 +336,18 @@ def test_overall_pseudobulk_finds_its_proportions(overall):
     )
     close(scan.table["p_mean"], expected.table["p_mean"])
     assert scan.gene(GENES[0]).kind == "op"
+
+
+def test_pairs_of_equal_cells_get_the_noise_of_single_fits(small):
+    obs, expr, nu = small
+    nu = nu.copy()
+    nu.iloc[[4, 9, 20], 0] = 0.0
+    pb = pseudobulk(obs, expr, nu)
+    scan = quietly(ctmm.fit_genes, "~ C(celltype)", data=pb, tests=["score"])
+    single = quietly(ctmm.fit, f"{GENES[0]} ~ C(celltype)", data=pb)
+    assert scan.table["n_pooled"].tolist() == [3, 0, 0]
+    close(scan.table["p_score"].iloc[0], single.test_variance("score").pvalue)
+    close(scan.gene(GENES[0]).params, single.params)
 
 
 def test_an_anndata_without_noise_says_so(small):

@@ -69,7 +69,8 @@ class Layout:
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
         out = {"gene": "text", "status": "text", "reason": "text"}
-        out |= {"n_obs": "count", "n_donors": "count", "converged": "flag", "boundary": "flag"}
+        out |= dict.fromkeys(["n_obs", "n_donors", "n_pooled"], "count")
+        out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
         for test in self.tests:

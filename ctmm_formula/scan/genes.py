@@ -171,7 +171,7 @@ def fit_genes(
         whole_number("n_bootstrap", n_bootstrap, 1),
         _entropy(rng, out, overwrite) if "bootstrap" in asked else 0,
     )
-    call = _call(spec, plan, design, responses, options)
+    call = _call(spec, plan, design, responses, options, noise)
     store = None if out is None else Store(out, call, plan.layout.kinds(), bool(overwrite))
     job = _Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     block = job.run(bool(progress))
@@ -267,7 +267,7 @@ def _designs(
     seen = np.zeros(len(responses.obs), dtype=bool)
     count = len(responses.genes)
     for start in np.unique(np.linspace(0, max(count - BLOCK, 0), _SAMPLES).astype(int)):
-        Y, NU = responses.read(int(start), min(int(start) + BLOCK, count))
+        Y, NU, _ = responses.read(int(start), min(int(start) + BLOCK, count))
         seen |= ~(np.isnan(Y) | np.isnan(NU)).all(axis=1)
     if not seen.any():
         raise DataError("no gene has both an expression and a noise variance in any row")
@@ -328,6 +328,7 @@ def _call(
     design: Design,
     responses: Responses,
     options: Mapping[str, Any],
+    noise: str,
 ) -> dict[str, Any]:
     """All that a scan's numbers depend on but the values of the genes."""
     given = options["proportions"]
@@ -352,7 +353,7 @@ def _call(
         "n_cells": options["n_cells"],
         "proportions": share,
         "formula_engine": options["engine"],
-        "noise": "nu",
+        "noise": noise,
         "data": fingerprint(
             list(design.names), list(design.celltypes), list(design.donors), design.rows,
             design.donor_codes, design.X, design.H, cells, *random,
@@ -400,7 +401,7 @@ class _Job:
         ended = None if self.store is None else self.store.finished()
         if ended is not None and self.store is not None:
             for number, start, stop in self._numbered():
-                self._digests[number] = fingerprint(*self.responses.read(start, stop))
+                self._digests[number] = fingerprint(*self.responses.read(start, stop)[:2])
             self.store.check(self.digest)
             return ended
         with _bar(len(self.responses.genes), progress) as bar:
@@ -429,7 +430,7 @@ class _Job:
         """Blocks to be done; an error here is kept, as workers' threads would lose it."""
         try:
             for number, start, stop in self._numbered():
-                Y, NU = self.responses.read(start, stop)
+                Y, NU, pooled = self.responses.read(start, stop)
                 self._digests[number] = digest = fingerprint(Y, NU)
                 done = None if self.store is None else self.store.block(number, digest)
                 if done is not None:
@@ -437,7 +438,8 @@ class _Job:
                     skipped(stop - start)
                     continue
                 names = self.responses.genes[start:stop]
-                yield delayed(_numbered_block)(number, self.plan, self.patterns, names, Y, NU)
+                work = self.plan, self.patterns, names, Y, NU, pooled
+                yield delayed(_numbered_block)(number, *work)
         except Exception as error:
             self._failure.append(error)
 
@@ -449,9 +451,10 @@ def _numbered_block(
     names: Sequence[str],
     Y: np.ndarray,
     NU: np.ndarray,
+    pooled: np.ndarray,
 ) -> tuple[int, Block]:
     """A block with its number: workers end in any order."""
-    return number, scan_block(plan, patterns, names, Y, NU)
+    return number, {**scan_block(plan, patterns, names, Y, NU), "n_pooled": pooled}
 
 
 class _Silent:
@@ -481,7 +484,7 @@ class Refit:
     def __call__(self, name: str) -> CTMMResults:
         """The results of one gene."""
         k = self.responses.genes.index(name)
-        Y, NU = self.responses.read(k, k + 1)
+        Y, NU, _ = self.responses.read(k, k + 1)
         obs = self.responses.obs
         response = _new_name(name, obs)
         noise = _new_name("nu", obs)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..cells.tables import FORMAT, PREFIX, is_anndata, pooled_noise
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -36,8 +37,8 @@ class Responses:
     expr, nu : arrays with rows and columns, in memory or in a file; shape (n, genes)
     kind : {"ctp", "op", ""}
         What the data say they are.
-    proportions : DataFrame, or None
-        Donors x cell types, of overall pseudobulk.
+    proportions : list of str, or None
+        Their columns in `obs`, for overall pseudobulk.
     """
 
     obs: pd.DataFrame
@@ -46,12 +47,22 @@ class Responses:
     expr: Any
     nu: Any
     kind: str = ""
-    proportions: pd.DataFrame | None = None
+    proportions: list[str] | None = None
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Expression and noise of genes start ... stop - 1, (n, g) each."""
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Expression and noise of genes start ... stop - 1, (n, g) each, and pairs pooled (g,).
+
+        Where all cells of a pair are alike their sample variance is 0, which no model can use:
+        in pseudobulk of pairs it is that of the cell type, pooled, as a single fit has it.
+        """
         places = self.places[start:stop]
-        return _columns(self.expr, places), _columns(self.nu, places)
+        Y, NU = _columns(self.expr, places), _columns(self.nu, places)
+        pooled = np.zeros(len(places), dtype=np.int64)
+        if self.kind == "ctp" and (NU == 0).any():
+            n_cells = self.obs["n_cells"].to_numpy(dtype=float)
+            NU, filled = pooled_noise(NU, n_cells, self.obs["celltype"])
+            pooled = filled.sum(axis=0)
+        return Y, NU, pooled
 
     def chosen(self, genes: Sequence[str] | None) -> Responses:
         """Only these genes, in this order."""
@@ -96,7 +107,7 @@ def open_responses(
     if isinstance(data, (str, PathLike)):
         _none("expr= and nu= belong to a table", expr, nu)
         return _from_file(Path(fspath(data)), noise)
-    if hasattr(data, "obs") and hasattr(data, "layers"):
+    if is_anndata(data):
         _none("an AnnData holds expression and noise itself: leave expr= and nu= out", expr, nu)
         return _from_anndata(data, noise)
     if expr is None or nu is None:
@@ -218,16 +229,25 @@ def _no_layer(noise: str, there: list[str]) -> str:
 def _pseudobulk(
     obs: pd.DataFrame, genes: tuple[str, ...], expr: Any, nu: Any, uns: Any, shares: Any
 ) -> Responses:
-    record = uns.get("ctmm", {}) if hasattr(uns, "get") else {}
-    kind = str(record.get("kind", "")) if hasattr(record, "get") else ""
-    proportions = None
-    if kind == "op" or (not kind and isinstance(shares, pd.DataFrame)):
-        if not isinstance(shares, pd.DataFrame):
-            raise DataError(
-                "overall pseudobulk needs obsm['proportions'], a DataFrame of donors by cell types"
-            )
-        kind, proportions = "op", shares
-    return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind, proportions)
+    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
+    if not hasattr(record, "get"):
+        raise DataError(
+            "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
+            "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
+        )
+    if record.get("format") != FORMAT:
+        raise DataError(
+            f"the pseudobulk has format {record.get('format')!r}, this version reads {FORMAT}: "
+            "make it anew by ctmm.pseudobulk"
+        )
+    kind = str(record.get("kind", ""))
+    if kind != "op":
+        return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind)
+    if not isinstance(shares, pd.DataFrame):
+        raise DataError("the pseudobulk has lost obsm['proportions']: make it anew")
+    columns = {f"{PREFIX}{name}": shares[name].to_numpy() for name in shares.columns}
+    obs = obs.assign(**columns)
+    return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind, list(columns))
 
 
 def _from_file(path: Path, noise: str) -> Responses:

@@ -37,7 +37,8 @@ class Scan:
 
         - ``gene``; ``status``: "ok", "boundary" (the estimate lies on the edge of its domain),
           "not converged" or "failed"; ``reason``: why a gene is not ok or a test is NaN
-        - ``n_obs`` rows, ``n_donors``, ``converged``, ``boundary``, ``llf``
+        - ``n_obs`` rows, ``n_donors``, ``n_pooled`` (pairs of cells that are all alike, whose
+          noise is that of the cell type), ``converged``, ``boundary``, ``llf``
         - variance components as in ``CTMMResults.vcomp`` (``hom``, ``V[T]``, ``batch``), cell type
           means ``mean[T]``, fixed effects ``b[sex[T.M]]``
         - their standard errors ``se[...]`` by the model (ML, REML) and ``se_jackknife[...]``
