@@ -281,7 +281,7 @@ def _series(robjects: Any, name: str, vector: Any) -> Any:
     missing = np.array(list(robjects.r["is.na"](vector)), dtype=bool)
     if "factor" in kind:
         codes = np.where(missing, 0, np.array(vector, dtype=float)).astype(int) - 1
-        kinds = pd.CategoricalDtype(list(vector.levels), ordered="ordered" in kind)
+        kinds = pd.CategoricalDtype(list(robjects.r["levels"](vector)), ordered="ordered" in kind)
         return pd.Categorical.from_codes(codes.tolist(), dtype=kinds)
     if isinstance(vector, robjects.BoolVector):
         flags = np.where(missing, False, np.array(vector)).astype(bool)
@@ -322,11 +322,13 @@ def _start() -> Any:
     """Load rpy2, which starts R; what it writes into os.environ is taken out again."""
     before = dict(os.environ)
     try:
-        import rpy2.robjects
+        import rpy2.robjects as robjects
+        from rpy2.robjects import conversion, default_converter
 
-        # R loads this library when first needed, and finds it by the variables taken out below
-        rpy2.robjects.r("La_library()")
-        return rpy2.robjects
+        with conversion.localconverter(default_converter):
+            # R loads this library when first needed, and finds it by the variables taken out below
+            robjects.r("La_library()")
+        return robjects
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rpy2":
             raise
