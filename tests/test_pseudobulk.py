@@ -163,6 +163,13 @@ def test_blocks_learn_their_size(tmp_path, monkeypatch):
     same(ctmm.pseudobulk(path, **LOOSE), *plain(X, obs))
 
 
+def test_lazy_arrays(tmp_path):
+    da = pytest.importorskip("dask.array")
+    X, obs, genes = cells()
+    lazy = adata_of(da.from_array(X, chunks=(50, -1)), obs, genes)
+    same(ctmm.pseudobulk(lazy, **LOOSE), *plain(X, obs))
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint16, bool])
 @pytest.mark.parametrize("form", ["csr", "csc", "dense"])
 def test_whole_numbers_and_truth_values(form, kind, tmp_path):
@@ -398,6 +405,32 @@ def test_covariates_of_donors_cell_types_and_pairs():
     notes = " ".join(pb.uns["ctmm"]["notes"])
     assert "obs column 'depth' is left out: it varies within pairs" in notes
     assert "obs column 'n_cells' is left out: its name is that of a column of the result" in notes
+
+
+def test_columns_that_vary_late_are_found_too(monkeypatch):
+    X, obs, genes = cells()
+    obs["late"] = 1.0
+    obs.iloc[-1, -1] = 2.0
+    monkeypatch.setattr("ctmm_formula.cells.covariates.HEAD", 10)
+    pb = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
+    assert pb.uns["ctmm"]["columns_left_out"].tolist() == ["depth", "late"]
+    assert "sex" in pb.obs
+
+
+def test_types_of_covariates_survive_h5ad(tmp_path):
+    X, obs, genes = cells()
+    obs = obs.assign(
+        age=pd.array([30] * 400, dtype="Int64"), ok=pd.array([True] * 400, dtype="boolean"),
+        site=pd.array(["x"] * 400, dtype="string"), day=pd.Timestamp("2020-02-01"),
+        boxes=[[1]] * 400,
+    )  # fmt: skip
+    table = pd.DataFrame(X, index=obs.index, columns=genes)
+    pb = ctmm.pseudobulk(table, obs=obs, **LOOSE)
+    pb.write_h5ad(tmp_path / "pb.h5ad")
+    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "pb.h5ad").obs, pb.obs)
+    kept = pb.obs[["age", "ok", "site", "day"]]
+    assert kept.iloc[0].tolist() == [30, True, "x", "2020-02-01"]
+    assert "obs column 'boxes' is left out: its values are objects" in pb.uns["ctmm"]["notes"]
 
 
 def test_covariates_by_name():

@@ -14,6 +14,9 @@ from .pairs import Pairs
 
 OWN = ("donor", "celltype", "n_cells", "proportion", "nu")
 """Columns that pseudobulk makes itself, and the name of the noise."""
+VARIES = "it varies within pairs"
+HEAD = 10_000
+"""Cells that are looked at first: most columns of quality measures show there that they vary."""
 
 
 def carry(
@@ -62,6 +65,9 @@ def carry(
             continue
         column = obs[name].reset_index(drop=True)
         try:
+            if wanted is None and _varies(column.iloc[:HEAD], cell[:HEAD], N * C):
+                left_out[name] = VARIES
+                continue
             codes, known = pd.factorize(column)
         except TypeError:
             left_out[name] = "its values are objects"
@@ -76,7 +82,7 @@ def carry(
                 found[kind][name] = _column(column, values, first[rows])
                 break
         else:
-            left_out[name] = "it varies within pairs"
+            left_out[name] = VARIES
             if wanted is not None:
                 _refuse(name, codes, values, pairs)
     columns = {name: c for kind in found.values() for name, c in kind.items()}
@@ -99,6 +105,11 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
                 f"covariates= names {name!r}, a column that pseudobulk makes itself: rename yours"
             )
     return [name for name in names if name in wanted]
+
+
+def _varies(column: pd.Series, cell: np.ndarray, size: int) -> bool:
+    """Whether a column has two values in one pair."""
+    return _constant(pd.factorize(column)[0], cell, size) is None
 
 
 def _constant(codes: np.ndarray, groups: np.ndarray, size: int) -> np.ndarray | None:
