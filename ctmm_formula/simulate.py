@@ -98,7 +98,8 @@ def _draw_blocks(
 ) -> np.ndarray:
     """Draw every block from its joint covariance, which may be definite although some r < 0."""
     y = np.where(model.active_rows, model.X @ beta, model.y)
-    ends = model.blocks.row_ptr[model.blocks.block_ptr]
+    _, first = np.unique(model.donor_block, return_index=True)
+    ends = np.append(model.row_ptr[first], len(y))
     for start, stop in pairwise(ends):
         rows = np.arange(start, stop)[model.active_rows[start:stop]]
         if not len(rows):

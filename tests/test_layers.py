@@ -32,8 +32,8 @@ LAYERS = [
     "tails",
     "simulate",
     # engine/
-    "blup", "precision", "estimators", "he", "likelihood", "optimize", "domain", "kernels", "model",
-    "estimate",
+    "blup", "precision", "estimators", "he", "likelihood", "optimize", "domain", "kernels", "lanes",
+    "model", "estimate",
     "structures", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

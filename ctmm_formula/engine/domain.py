@@ -25,15 +25,16 @@ what lme4, metafor and glmmTMB do.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 
 import numpy as np
 
 from ..errors import CTMMError, choose
-from .model import Blocks, Model, rank_one_factors
+from .model import Blocks, Model, Tiles, rank_one_factors, tile
 
 BOUNDS = ("noise", "psd", "nonnegative")
 
@@ -64,16 +65,20 @@ class Constraint:
     ----------
     lower : ndarray, shape (K,)
         Lower bounds of the components, -inf where there is none.
-    S : ndarray, shape (K, F); nu : ndarray, shape (n',); blocks : Blocks
+    S : ndarray, shape (K, F); nu : ndarray, shape (n',); tiles : Tiles; blocks : Blocks
         Determinants that must stay positive definite: Sigma(theta) of this design and noise.
     active : ndarray, shape (N',)
+    by_donor : bool
+        Determinant i belongs to donor i and goes with it.
     """
 
     lower: np.ndarray
     S: np.ndarray
     nu: np.ndarray
+    tiles: Tiles
     blocks: Blocks
     active: np.ndarray
+    by_donor: bool
 
 
 def constrain(model: Model, domain: Domain) -> Constraint:
@@ -84,11 +89,11 @@ def constrain(model: Model, domain: Domain) -> Constraint:
 def _noise(model: Model, domain: Domain) -> Constraint:
     """Sigma - kappa D > 0: the model's own blocks with (1 - kappa) of the noise."""
     b = model.blocks
-    design = np.hstack([b.design[:, : b.R], b.design[:, b.R + b.p :]])
+    design = np.concatenate([b.design[:, : b.R], b.design[:, b.R + b.p :]], axis=1)
     blocks = b._replace(design=design, p=0)
     lower = np.full(model.n_components, -np.inf)
     nu = (1.0 - domain.noise_floor) * model.nu
-    return Constraint(lower, model.S, nu, blocks, model.active.copy())
+    return Constraint(lower, model.S, nu, model.tiles, blocks, model.active, True)
 
 
 def _psd(model: Model, domain: Domain) -> Constraint:
@@ -96,30 +101,35 @@ def _psd(model: Model, domain: Domain) -> Constraint:
     del domain
     count = len(model.basis)
     lower = np.where(np.arange(model.n_components) < count, -np.inf, 0.0)
-    ptr = model.blocks.row_ptr
     patterns = {
         model.H[a:b].tobytes(): model.H[a:b]
-        for i, (a, b) in enumerate(pairwise(ptr))
+        for i, (a, b) in enumerate(pairwise(model.row_ptr))
         if model.active[i]
     }
-    return _cones(model, lower, _maximal(patterns.values()), model.basis, np.arange(count))
+    cones = _cones(lower, _maximal(patterns.values()), model.basis, np.arange(count))
+    # in overall pseudobulk every donor has a mixture of its own, which leaves with the donor
+    return replace(cones, by_donor=len(cones.active) == len(model.H) == len(model.active))
 
 
 def _nonnegative(model: Model, domain: Domain) -> Constraint:
     """Components that are variances >= 0; the others form covariances that must be >= 0."""
     del domain
-    count = len(model.basis)
-    smallest = np.linalg.eigvalsh(model.basis)[:, 0]
+    return _covariances(model.basis.tobytes(), model.basis.shape, model.n_components)
+
+
+@functools.lru_cache(maxsize=64)
+def _covariances(basis_bytes: bytes, shape: tuple[int, ...], n_components: int) -> Constraint:
+    basis = np.frombuffer(basis_bytes).reshape(shape)
+    smallest = np.linalg.eigvalsh(basis)[:, 0]
     variance = smallest > -1e-12
-    lower = np.full(model.n_components, 0.0)
-    lower[:count][~variance] = -np.inf
+    lower = np.zeros(n_components)
+    lower[: len(basis)][~variance] = -np.inf
     if variance.all():
-        return _cones(model, lower, [], model.basis, np.arange(count))
+        return _cones(lower, [], basis, np.arange(len(basis)))
     # a covariance that is not a variance belongs with the diagonal entries it correlates
-    shared = (model.basis == 1.0).all(axis=(1, 2))
+    shared = (basis == 1.0).all(axis=(1, 2))
     cone = np.flatnonzero(~shared)
-    eye = np.eye(model.H.shape[1])
-    return _cones(model, lower, [eye], model.basis[cone], cone)
+    return _cones(lower, [np.eye(shape[1])], basis[cone], cone)
 
 
 _BUILD = {"noise": _noise, "psd": _psd, "nonnegative": _nonnegative}
@@ -136,7 +146,6 @@ def _maximal(patterns: Collection[np.ndarray]) -> list[np.ndarray]:
 
 
 def _cones(
-    model: Model,
     lower: np.ndarray,
     patterns: Sequence[np.ndarray],
     basis: np.ndarray,
@@ -148,7 +157,6 @@ def _cones(
     the matrices can reach at all (for hom the one direction of ones), where the covariance can be
     definite.  Patterns with as many rows go through as one stack.
     """
-    n_random = len(model.random)
     vectors, coef = rank_one_factors(basis) if patterns else (np.zeros((0, 0)), None)
     reach = (basis @ basis).sum(axis=0)
     parts, sizes = [], []
@@ -159,13 +167,15 @@ def _cones(
         parts.append((axes.transpose(0, 2, 1) @ stack)[reached] @ vectors)
         sizes += reached.sum(axis=1).tolist()
     W = np.concatenate(parts) if parts else np.zeros((0, 0))
-    S = np.zeros((model.n_components, W.shape[1] + n_random))
+    S = np.zeros((len(lower), W.shape[1]))
     if coef is not None:
-        S[members, : W.shape[1]] = coef
+        S[members] = coef
     ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    nothing = np.zeros(len(ptr), dtype=np.int64)
+    tiles = tile(ptr)
+    nobody = np.zeros(tiles.shape[0] * tiles.shape[2], dtype=np.int64)
+    none = np.zeros(2, dtype=np.int64)
     blocks = Blocks(
-        np.ascontiguousarray(W), W.shape[1], 0, ptr, np.arange(len(ptr), dtype=np.int64), nothing,
-        np.zeros(0, dtype=np.int64), np.zeros((len(sizes), 0), dtype=np.int64),
-    )  # fmt: skip
-    return Constraint(lower, S, np.zeros(len(W)), blocks, np.ones(len(sizes), dtype=bool))
+        tiles.put(W), W.shape[1], 0, nobody, nobody, nobody[:, None][:, :0], none, none, none[:0]
+    )
+    active = np.ones(len(sizes), dtype=bool)
+    return Constraint(lower, S, np.zeros(len(W)), tiles, blocks, active, False)

@@ -50,14 +50,15 @@ def moments(model: Model) -> Moments:
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     # P at Sigma = I is Pi, so the Fisher information there is half the normal matrix
+    shape = model.tiles.shape
     llf = kernels.evaluate(
-        kernels.kernel_address(), np.zeros(F), np.zeros(len(model.y)), np.ones(len(model.y)),
-        model.blocks, model.active, True, kernels.INFORMATION, score, average, expected,
-        np.zeros(p), np.zeros((p + 1, p + 1)),
+        kernels.kernel_address(), np.zeros(F), np.zeros(shape), np.ones(shape), model.blocks,
+        model.tiles.donors(model.active, False), True, kernels.INFORMATION,
+        score, average, expected, np.zeros(p), np.zeros((p + 1, p + 1)),
     )  # fmt: skip
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
-    Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
+    Q = np.where(model.active_rows[:, None], model.Q, 0.0)
     if p and model.n_donors < len(model.active):  # orthonormal in the rows in use
         Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
     noise = _noise_weights(model, Q)
@@ -116,8 +117,8 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
 def _factors(model: Model) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
     """(sums over groups (g, n), weights (n,)) of each factor: donor loadings, random effects."""
     donors = _group_sums(model.row_donor)
-    for r in range(model.blocks.R):
-        yield donors, model.blocks.design[:, r]
+    for r in range(model.W.shape[1]):
+        yield donors, model.W[:, r]
     for component in model.random:
         yield _group_sums(component.codes), component.values
 

@@ -1,4 +1,4 @@
-"""The compiled loops: likelihood, score, information and the Newton step, block by block.
+"""The compiled loops: likelihood, score and information, a tile of donors at a time.
 
 Notation of :mod:`ctmm_formula.engine.model`.  For donor i with Cholesky factor L_i of Sigma_i and a
 tilde for L_i^-1 (.), a block with levels Z, variances G = diag(g), M = sum_i Z~'Z~:
@@ -13,7 +13,9 @@ tilde for L_i^-1 (.), a block with levels Z, variances G = diag(g), M = sum_i Z~
 
 (ML replaces P by Sigma^-1 in the traces, not in tau.)  Cross-donor terms go through the low-rank
 parts only, so everything is linear in N.  All functions work in factor space; components are
-``S @ factors``.  Nothing here allocates more than a few arrays of the size of the data.
+``S @ factors``.  Donors go through in tiles, a vector of LANES donors for every entry of their
+matrices (:mod:`ctmm_formula.engine.lanes`).  Nothing here allocates more than a few arrays of the
+size of the data.
 """
 
 from __future__ import annotations
@@ -26,18 +28,22 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from .model import Blocks
+from .lanes import all_positive, load, root, spread, store, total
+from .model import LANES, Blocks
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}  # lets sums vectorise; keeps NaN and inf exact
 _OPTIONS = {"cache": True, "nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 # called from compiled code only: no wrapper for Python, which is much of the compile time
 _INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# a callee of its own may be compiled to other roundings than the caller's copy of it, and which
+# of the two runs depends on whether the code came from the cache: inlined there is one only
+_PART = {**_INNER, "forceinline": True}
 
 VALUE, SCORE, INFORMATION = 0, 1, 2
 """How much :func:`evaluate` computes."""
 
 
-@njit(**_INNER)
+@njit(**_PART)
 def cholesky(a, m):
     """Factor the leading m x m of `a` in place (lower); False if not positive definite."""
     for j in range(m):
@@ -56,7 +62,7 @@ def cholesky(a, m):
     return True
 
 
-@njit(**_INNER)
+@njit(**_PART)
 def cholesky_solve(low, m, b):
     """Solve (L L') x = b in place."""
     for i in range(m):
@@ -71,104 +77,7 @@ def cholesky_solve(low, m, b):
         b[i] = s / low[i, i]
 
 
-@njit(**_INNER)
-def _whiten(low, m, V, start, first):
-    """V[start:start+m, first:] <- L^-1 V, row by row so that columns vectorise."""
-    width = V.shape[1]
-    for a in range(m):
-        for b in range(a):
-            f = low[a, b]
-            for j in range(first, width):
-                V[start + a, j] -= f * V[start + b, j]
-        f = 1.0 / low[a, a]
-        for j in range(first, width):
-            V[start + a, j] *= f
-
-
-@njit(**_INNER)
-def _cross(V, start, m, i0, i1, j0, j1, out):
-    """out += V[rows, i0:i1]' V[rows, j0:j1], four rows at a time."""
-    stop = start + m
-    a = start
-    while a + 4 <= stop:
-        for i in range(i0, i1):
-            f0 = V[a, i]
-            f1 = V[a + 1, i]
-            f2 = V[a + 2, i]
-            f3 = V[a + 3, i]
-            for j in range(j0, j1):
-                out[i - i0, j - j0] += (
-                    f0 * V[a, j] + f1 * V[a + 1, j] + f2 * V[a + 2, j] + f3 * V[a + 3, j]
-                )
-        a += 4
-    while a < stop:
-        for i in range(i0, i1):
-            f0 = V[a, i]
-            for j in range(j0, j1):
-                out[i - i0, j - j0] += f0 * V[a, j]
-        a += 1
-
-
-@njit(**_INNER)
-def _product(A, B, sign, out):
-    """out += sign A B."""
-    for i in range(A.shape[0]):
-        for k in range(A.shape[1]):
-            f = sign * A[i, k]
-            if f != 0.0:
-                for j in range(B.shape[1]):
-                    out[i, j] += f * B[k, j]
-
-
-@njit(**_INNER)
-def _project(root, gram, p, rows, n_rows, x0, spare, right):
-    """Rows [w' S^-1 X, w' S^-1 y] (from column x0) to w' U in place and w' P y in `right`.
-
-    root = L_x^-T, so that U = S^-1 X root; `spare` (p,) is overwritten.
-    """
-    for r in range(n_rows):
-        for j in range(p):
-            spare[j] = 0.0
-        k = 0
-        while k + 4 <= p:
-            f0 = rows[r, x0 + k]
-            f1 = rows[r, x0 + k + 1]
-            f2 = rows[r, x0 + k + 2]
-            f3 = rows[r, x0 + k + 3]
-            for j in range(k, p):
-                spare[j] += (
-                    f0 * root[k, j]
-                    + f1 * root[k + 1, j]
-                    + f2 * root[k + 2, j]
-                    + f3 * root[k + 3, j]
-                )
-            k += 4
-        while k < p:
-            f0 = rows[r, x0 + k]
-            for j in range(k, p):
-                spare[j] += f0 * root[k, j]
-            k += 1
-        res = rows[r, x0 + p]
-        for j in range(p):
-            rows[r, x0 + j] = spare[j]
-            res -= spare[j] * gram[p, j]
-        right[r] = res
-
-
-@njit(**_INNER)
-def _inverse_root(low, p, root):
-    """root = L^-T for the leading p x p of `low` (upper triangular)."""
-    for c in range(p):
-        for i in range(c):
-            root[c, i] = 0.0
-        for i in range(c, p):
-            s = 1.0 if i == c else 0.0
-            for k in range(c, i):
-                s -= low[i, k] * root[c, k]
-            root[c, i] = s / low[i, i]
-
-
-@njit(**_INNER)
+@njit(**_PART)
 def _fill(a, value):
     """a[:] = value for a matrix."""
     for i in range(a.shape[0]):
@@ -176,7 +85,7 @@ def _fill(a, value):
             a[i, j] = value
 
 
-@njit(**_INNER)
+@njit(**_PART)
 def _dot(a, b, n):
     s = 0.0
     for j in range(n):
@@ -184,36 +93,152 @@ def _dot(a, b, n):
     return s
 
 
-@njit(**_INNER)
-def _woodbury(g, M, q, K):
+@njit(**_PART)
+def _multiply(A, q, B, first, width, out):
+    """out = A B for A (q, q) and rows `first` to `first` + q of B."""
+    for x in range(q):
+        for j in range(width):
+            out[x, j] = 0.0
+        for w in range(q):
+            f = A[x, w]
+            if f != 0.0:
+                for j in range(width):
+                    out[x, j] += f * B[first + w, j]
+
+
+@njit(**_PART)
+def _inverse_root(low, p, out):
+    """out = L^-T for the leading p x p of `low` (upper triangular)."""
+    for c in range(p):
+        for i in range(c):
+            out[c, i] = 0.0
+        for i in range(c, p):
+            s = 1.0 if i == c else 0.0
+            for k in range(c, i):
+                s -= low[i, k] * out[c, k]
+            out[c, i] = s / low[i, i]
+
+
+# -- one tile: LANES donors of at most m rows ----------------------------------------------------
+
+
+@njit(**_PART)
+def _covariance(V, nu, mask, phi, R, low):
+    """low = sum_r phi_r w_r w_r' + D of every donor; the identity where the mask is zero."""
+    for a in range(low.shape[0]):
+        for c in range(a + 1):
+            s = spread(0.0)
+            for r in range(R):
+                s += phi[r] * load(V, (r, a)) * load(V, (r, c))
+            if a == c:
+                s += load(nu, a) * mask + (1.0 - mask)
+            store(low, (a, c), s)
+
+
+@njit(**_PART)
+def _factor(low):
+    """Cholesky factors in place, inverse pivots on the diagonal; (definite, product of pivots)."""
+    m = low.shape[0]
+    definite = True
+    product = spread(1.0)
+    for j in range(m):
+        d = load(low, (j, j))
+        for k in range(j):
+            f = load(low, (j, k))
+            d -= f * f
+        definite = definite and all_positive(d)
+        d = root(d)
+        product = product * d
+        d = 1.0 / d
+        store(low, (j, j), d)
+        for a in range(j + 1, m):
+            s = load(low, (a, j))
+            for k in range(j):
+                s -= load(low, (a, k)) * load(low, (j, k))
+            store(low, (a, j), s * d)
+    return definite, product
+
+
+@njit(**_PART)
+def _whiten(low, V, first):
+    """Columns V[first:] <- L^-1 V."""
+    for j in range(first, V.shape[0]):
+        for a in range(V.shape[1]):
+            s = load(V, (j, a))
+            for b in range(a):
+                s -= load(low, (a, b)) * load(V, (j, b))
+            store(V, (j, a), s * load(low, (a, a)))
+
+
+@njit(**_PART)
+def _inner(V, i, j):
+    """Inner product of two columns, donor by donor."""
+    s = load(V, (i, 0)) * load(V, (j, 0))
+    for a in range(1, V.shape[1]):
+        s += load(V, (i, a)) * load(V, (j, a))
+    return s
+
+
+@njit(**_PART)
+def _project(V, x0, p, turn, gram):
+    """Columns [X y] (from x0) <- [X turn, y - X turn (turn' X'y)]: then X is U and y is P y."""
+    for a in range(V.shape[1]):
+        for j in range(p - 1, -1, -1):
+            s = load(V, (x0 + j, a)) * turn[j, j]
+            for k in range(j):
+                s += load(V, (x0 + k, a)) * turn[k, j]
+            store(V, (x0 + j, a), s)
+        s = load(V, (x0 + p, a))
+        for j in range(p):
+            s -= load(V, (x0 + j, a)) * gram[p, j]
+        store(V, (x0 + p, a), s)
+
+
+@njit(**_PART)
+def _project_rows(rows, p, turn, gram):
+    """The same for rows [X y] of levels."""
+    for x in range(rows.shape[0]):
+        for j in range(p - 1, -1, -1):
+            s = rows[x, j] * turn[j, j]
+            for k in range(j):
+                s += rows[x, k] * turn[k, j]
+            rows[x, j] = s
+        for j in range(p):
+            rows[x, p] -= rows[x, j] * gram[p, j]
+
+
+# -- random effects: one block of q levels after the other ---------------------------------------
+
+
+@njit(**_PART)
+def _woodbury(g, M, q, T, column, order, K):
     """K = (I + G M)^-1 G and log|I + G M|; False if the block is not positive definite.
 
     With g = s^2 e, e = +-1: K = S (E + S M S)^-1 S, and Sigma is positive definite exactly when
     E + S M S has as many negative eigenvalues as E.  Positive g are eliminated first.
+    T (q, q), column (q,) and order (q,) are overwritten.
     """
-    T = np.empty((q, q))
-    perm = np.empty(q, np.int64)
     count = 0
     for x in range(q):
         if g[x] >= 0.0:
-            perm[count] = x
+            order[count] = x
             count += 1
     for x in range(q):
         if g[x] < 0.0:
-            perm[count] = x
+            order[count] = x
             count += 1
     for x in range(q):
-        gx = g[perm[x]]
+        gx = g[order[x]]
         for y in range(x + 1):
-            gy = g[perm[y]]
-            T[x, y] = math.sqrt(abs(gx * gy)) * M[perm[x], perm[y]]
+            gy = g[order[y]]
+            T[x, y] = math.sqrt(abs(gx * gy)) * M[order[x], order[y]]
         T[x, x] += 1.0 if gx >= 0.0 else -1.0
     logdet = 0.0
     for j in range(q):  # L D L' without pivoting
         d = T[j, j]
         for k in range(j):
             d -= T[j, k] * T[j, k] * T[k, k]
-        if g[perm[j]] >= 0.0:
+        if g[order[j]] >= 0.0:
             if not d > 0.0:
                 return False, 0.0
         elif not d < 0.0:
@@ -225,11 +250,10 @@ def _woodbury(g, M, q, K):
             for k in range(j):
                 s -= T[i, k] * T[j, k] * T[k, k]
             T[i, j] = s / d
-    column = np.empty(q)
     for c in range(q):
         for i in range(q):
             column[i] = 0.0
-        column[c] = math.sqrt(abs(g[perm[c]]))
+        column[c] = math.sqrt(abs(g[order[c]]))
         for i in range(c, q):
             s = column[i]
             for k in range(c, i):
@@ -241,18 +265,145 @@ def _woodbury(g, M, q, K):
                 s -= T[k, i] * column[k]
             column[i] = s
         for i in range(q):
-            K[perm[i], perm[c]] = math.sqrt(abs(g[perm[i]])) * column[i]
+            K[order[i], order[c]] = math.sqrt(abs(g[order[i]])) * column[i]
     return True, logdet
 
 
-def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected, beta, gram):
-    """Log-likelihood at factor variances phi and, by `level`, score and information.
+@njit(**_PART)
+def _unpack(flat, start, q, out):
+    """out (q, q) = the pairs of one block."""
+    for x in range(q):
+        for w in range(q):
+            out[x, w] = flat[start + x * q + w]
+
+
+@njit(**_PART)
+def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
+    """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
+    width = ZV.shape[1]
+    most = 0
+    for b in range(len(blocks.level_ptr) - 1):
+        most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
+    M = np.empty((most, most))
+    K = np.empty((most, most))
+    T = np.empty((most, most))
+    g = np.empty(most)
+    column = np.empty(most)
+    order = np.empty(most, np.int64)
+    logdet = 0.0
+    for b in range(len(blocks.level_ptr) - 1):
+        l0 = blocks.level_ptr[b]
+        q = blocks.level_ptr[b + 1] - l0
+        start = blocks.pair_ptr[b]
+        for x in range(q):
+            g[x] = phi[blocks.R + blocks.level_comp[l0 + x]]
+        _unpack(M_all, start, q, M)
+        definite, part = _woodbury(g, M, q, T, column, order, K)
+        if not definite:
+            return False, logdet
+        logdet += part
+        for x in range(q):
+            for j in range(width):
+                KZ[l0 + x, j] = 0.0
+            for w in range(q):
+                f = K[x, w]
+                K_all[start + x * q + w] = f
+                for j in range(width):
+                    KZ[l0 + x, j] += f * ZV[l0 + w, j]
+            for j in range(width):
+                f = ZV[l0 + x, j]
+                for k in range(j + 1):
+                    gram[j, k] -= f * KZ[l0 + x, k]
+    return True, logdet
+
+
+@njit(**_PART)
+def _levels(
+    blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, c_all, YY
+):
+    """The random effects' part of score and information, and their cross terms with the donors.
+
+    ZV holds Z' D^-1 [U, P y]; G_all and E_all the sums over donors of g g' and g [w'U, tau] with
+    g = Z' D^-1 w, for every factor w.
+    """
+    R, p = blocks.R, blocks.p
+    most = 0
+    for b in range(len(blocks.level_ptr) - 1):
+        most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
+    M = np.empty((most, most))
+    K = np.empty((most, most))
+    N = np.empty((most, most))
+    out = np.empty((most, most))
+    zx = np.empty((most, p + 1))
+    more = most if full else 0
+    KG = np.empty((R, more, more))
+    KE = np.empty((R, more, p + 1))
+    NG = np.empty((more, more))
+    NE = np.empty((more, p + 1))
+    for b in range(len(blocks.level_ptr) - 1):
+        l0 = blocks.level_ptr[b]
+        q = blocks.level_ptr[b + 1] - l0
+        start = blocks.pair_ptr[b]
+        comp = blocks.level_comp[l0 : l0 + q]
+        _unpack(M_all, start, q, M)
+        _unpack(K_all, start, q, K)
+        _multiply(M, q, K, 0, q, N)
+        for x in range(q):
+            for w in range(q):
+                N[x, w] = (1.0 if x == w else 0.0) - N[x, w]
+        _multiply(N, q, M, 0, q, out)  # Z' Sigma^-1 Z = M - M K M
+        _multiply(N, q, ZV, l0, p + 1, zx)  # Z' Sigma^-1 [U, y - X b]
+        for x in range(q):
+            f = R + comp[x]
+            zeta = zx[x, p]
+            score[f] += zeta * zeta - out[x, x] + trace_p * _dot(zx[x], zx[x], p)
+            if not full:
+                continue
+            for j in range(p):
+                c_all[f, j] += zeta * zx[x, j]
+                for k in range(j + 1):
+                    YY[f, j, k] += trace_p * zx[x, j] * zx[x, k]
+            for w in range(q):
+                h = R + comp[w]
+                if h <= f:
+                    average[f, h] += zeta * out[x, w] * zx[w, p]
+                    through_x = trace_p * _dot(zx[x], zx[w], p)
+                    expected[f, h] += out[x, w] * (out[x, w] - 2.0 * through_x)
+        if not full:
+            continue
+        for r in range(R):
+            _unpack(G_all[r], start, q, M)
+            _multiply(K, q, M, 0, q, KG[r])
+            _multiply(K, q, E_all[r], l0, p + 1, KE[r])
+            # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
+            _multiply(N, q, M, 0, q, NG)
+            _multiply(N, q, E_all[r], l0, p + 1, NE)
+            for x in range(q):
+                f = R + comp[x]
+                average[f, r] += NE[x, p] * zx[x, p]
+                cross = trace_p * _dot(NE[x], zx[x], p)
+                expected[f, r] += _dot(NG[x], N[x], q) - 2.0 * cross
+        for r in range(R):
+            for s in range(r + 1):
+                t = 0.0
+                u = 0.0
+                for x in range(q):
+                    u += E_all[r, l0 + x, p] * KE[s, x, p]
+                    t += 2.0 * trace_p * _dot(E_all[r, l0 + x], KE[s, x], p)
+                    for w in range(q):
+                        t += KG[r, x, w] * KG[s, w, x]
+                average[r, s] -= u
+                expected[r, s] += t
+
+
+def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
+    """Log-likelihood at factor variances phi and, by `depth`, score and information.
 
     Parameters
     ----------
     phi : (R + Kr,) factor variances S' theta
-    y, nu : (n,); blocks : Blocks; active : (N,) bool; reml : bool
-    level : VALUE, SCORE or INFORMATION
+    y, nu : (T, m, LANES); blocks : Blocks; active : (T LANES,) bool; reml : bool
+    depth : VALUE, SCORE or INFORMATION
     score : (F,) out; average, expected : (F, F) out, F = R + Kr
     beta : (p,) out, for the orthonormal X; gram : (p + 1, p + 1) out, lower Cholesky factor of
         [X y]' Sigma^-1 [X y]
@@ -261,98 +412,79 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
     -------
     float : log-likelihood, -inf where Sigma is not positive definite
     """
-    design, R, p = blocks.design, blocks.R, blocks.p
-    row_ptr, block_ptr, level_ptr = blocks.row_ptr, blocks.block_ptr, blocks.level_ptr
-    local = blocks.local
-    n = design.shape[0]
-    d = local.shape[1]
+    R, p = blocks.R, blocks.p
+    design, level = blocks.design, blocks.level
+    n_tiles, columns, m = design.shape[0], design.shape[1], design.shape[2]
     p1 = p + 1
     x0 = R  # columns of the working matrix V = [W | X | y | Z]
     z0 = R + p1
-    width = z0 + d
-    n_blocks = len(block_ptr) - 1
+    width = columns + 1
+    d = width - z0
     n_levels = len(blocks.level_comp)
+    n_pairs = blocks.pair_ptr[-1]
     F = len(phi)
+    kept = n_tiles if depth > 0 else 1
+    first = 0 if depth > 0 else R
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
-    V = np.empty((n, width))
+    V_all = np.empty((kept, width, m, LANES))
+    low = np.empty((m, m, LANES))
+    touch = np.empty((p1 + d, LANES))
     ZV = np.zeros((n_levels, p1))
     KZ = np.zeros((n_levels, p1))
-    m_max = 1
-    for i in range(len(row_ptr) - 1):
-        m_max = max(m_max, row_ptr[i + 1] - row_ptr[i])
-    low = np.empty((m_max, m_max))
-    start = np.zeros(n_blocks + 1, np.int64)
-    for b in range(n_blocks):
-        start[b + 1] = start[b] + (level_ptr[b + 1] - level_ptr[b]) ** 2
-    M_all = np.zeros(start[n_blocks])
-    K_all = np.zeros(start[n_blocks])
-    touch = np.empty((d, p1 + d))
+    M_all = np.zeros(n_pairs)
+    K_all = np.zeros(n_pairs)
     _fill(gram, 0.0)
     logdet = 0.0
     product = 1.0
     nobs = 0
-    first = 0 if level > 0 else R
-    for b in range(n_blocks):
-        l0 = level_ptr[b]
-        q = level_ptr[b + 1] - l0
-        M = M_all[start[b] : start[b + 1]].reshape(q, q)
-        for i in range(block_ptr[b], block_ptr[b + 1]):
-            if not active[i]:
-                continue
-            r0 = row_ptr[i]
-            m = row_ptr[i + 1] - r0
-            nobs += m
-            for a in range(r0, r0 + m):
-                for c in range(r0, a + 1):
-                    s = 0.0
-                    for r in range(R):
-                        s += phi[r] * design[a, r] * design[c, r]
-                    low[a - r0, c - r0] = s
-                low[a - r0, a - r0] += nu[a]
-                for j in range(z0 - 1):
-                    V[a, j] = design[a, j]
-                V[a, z0 - 1] = y[a]
-                for j in range(d):
-                    V[a, z0 + j] = design[a, z0 - 1 + j]
-            if not cholesky(low, m):
-                return -math.inf
+    for t in range(n_tiles):
+        V = V_all[t if depth > 0 else 0]
+        donor = t * LANES
+        for i in range(LANES):
+            touch[0, i] = 0.0
+            if active[donor + i]:
+                touch[0, i] = 1.0
+                nobs += blocks.n_rows[donor + i]
+        mask = load(touch, 0)
+        for j in range(columns):
             for a in range(m):
-                product *= low[a, a]  # one logarithm for many pivots
-            if not 1e-200 < product < 1e200:
+                store(V, (j + (j >= R + p), a), load(design, (t, j, a)) * mask)
+        for a in range(m):
+            store(V, (R + p, a), load(y, (t, a)) * mask)
+        _covariance(V, nu[t], mask, phi, R, low)
+        definite, pivots = _factor(low)
+        if not definite:
+            return -math.inf
+        store(touch, 0, pivots)
+        for i in range(LANES):
+            product *= touch[0, i]  # one logarithm for many pivots
+            if not 1e-150 < product < 1e150:
                 logdet += 2.0 * math.log(product)
                 product = 1.0
-            _whiten(low, m, V, r0, first)
-            _cross(V, r0, m, x0, z0, x0, z0, gram)
-            if d > 0:
-                _fill(touch, 0.0)
-                _cross(V, r0, m, z0, width, x0, width, touch)
-                for e in range(d):
-                    le = local[i, e]
-                    if le < 0:
-                        break
-                    for j in range(p1):
-                        ZV[l0 + le, j] += touch[e, j]
-                    for h in range(d):
-                        if local[i, h] >= 0:
-                            M[le, local[i, h]] += touch[e, p1 + h]
-        if q > 0:
-            K = K_all[start[b] : start[b + 1]].reshape(q, q)
-            g = np.empty(q)
-            for x in range(q):
-                g[x] = phi[R + blocks.level_comp[l0 + x]]
-            ok, ld = _woodbury(g, M, q, K)
-            if not ok:
-                return -math.inf
-            logdet += ld
-            _product(K, ZV[l0 : l0 + q], 1.0, KZ[l0 : l0 + q])
-            for x in range(l0, l0 + q):
+        _whiten(low, V, first)
+        for j in range(p1):
+            for k in range(j + 1):
+                gram[j, k] += total(_inner(V, x0 + j, x0 + k))
+        for e in range(d):
+            for j in range(p1 + d):
+                store(touch, j, _inner(V, z0 + e, x0 + j))
+            for i in range(LANES):
+                own = level[donor + i, e]
+                if own < 0:
+                    continue
                 for j in range(p1):
-                    f = ZV[x, j]
-                    for k in range(j + 1):
-                        gram[j, k] -= f * KZ[x, k]
-
+                    ZV[own, j] += touch[j, i]
+                pair = _pair(blocks, donor + i, own)
+                for h in range(d):
+                    if level[donor + i, h] >= 0:
+                        M_all[pair + level[donor + i, h]] += touch[p1 + h, i]
     logdet += 2.0 * math.log(product)
+    if n_levels > 0:
+        definite, part = _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram)
+        if not definite:
+            return -math.inf
+        logdet += part
 
     # -- fixed effects profiled out ----------------------------------------------------------
     if not cholesky(gram, p):
@@ -372,114 +504,122 @@ def _evaluate(phi, y, nu, blocks, active, reml, level, score, average, expected,
     llf = -0.5 * (df * math.log(2.0 * math.pi) + logdet + ypy)
     if reml:
         llf -= 0.5 * logdet_x
-    if level == 0:
+    if depth == 0:
         return llf
 
     # -- pass 2: P y, diagonal blocks of P, and the cross terms through low-rank parts -------
     trace_p = 1.0 if reml else 0.0  # weight of the U U' part of P in the traces
-    full = level > 1
+    full = depth > 1
     for r in range(F):
         score[r] = 0.0
     if full:
         _fill(average, 0.0)
         _fill(expected, 0.0)
-    tau = np.empty(R)
-    spare = np.empty(p)
-    root = np.empty((p, p))
-    _inverse_root(gram, p, root)
-    A = np.empty((R, width))  # W~'V~, then [Q | Y | . | Z part]
-    gK = np.empty((R, d))
+    turn = np.empty((p, p))
+    _inverse_root(gram, p, turn)
+    _project_rows(ZV, p, turn, gram)
+    _project_rows(KZ, p, turn, gram)
+    A = np.empty((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
+    gK = np.empty((R, d, LANES))
+    near_KZ = np.empty((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
+    near_K = np.empty((d, d, LANES))
     c_all = np.zeros((F, p))
-    YY = np.zeros((F, p, p)) if full else np.zeros((0, p, p))
-    for b in range(n_blocks):
-        l0 = level_ptr[b]
-        q = level_ptr[b + 1] - l0
-        M = M_all[start[b] : start[b + 1]].reshape(q, q)
-        K = K_all[start[b] : start[b + 1]].reshape(q, q)
-        G_b = np.zeros((R, q, q)) if full else np.zeros((0, q, q))
-        E_b = np.zeros((R, q, p1)) if full else np.zeros((0, q, p1))
-        for i in range(block_ptr[b], block_ptr[b + 1]):
-            if not active[i]:
-                continue
-            r0 = row_ptr[i]
-            m = row_ptr[i + 1] - r0
-            _fill(A, 0.0)
-            _cross(V, r0, m, 0, R, 0, width, A)
-            for r in range(R):
+    YY = np.zeros((F if full else 0, p, p))
+    G_all = np.zeros((R if full else 0, n_pairs))
+    E_all = np.zeros((R if full else 0, n_levels, p1))
+    for t in range(n_tiles):
+        V = V_all[t]
+        donor = t * LANES
+        _project(V, x0, p, turn, gram)
+        for e in range(d):
+            for i in range(LANES):
+                own = level[donor + i, e]
+                for j in range(p1):
+                    near_KZ[e, j, i] = KZ[own, j] if own >= 0 else 0.0
+                pair = _pair(blocks, donor + i, own)
+                for h in range(d):
+                    w = level[donor + i, h]
+                    near_K[e, h, i] = K_all[pair + w] if own >= 0 and w >= 0 else 0.0
+        for r in range(R):
+            for j in range(0 if full else r, width):
+                if j <= r or j >= x0:
+                    store(A, (r, j), _inner(V, r, j))
+            for e in range(d):
+                f = load(A, (r, z0 + e))
+                for j in range(p1):
+                    s = load(A, (r, x0 + j)) - f * load(near_KZ, (e, j))
+                    store(A, (r, x0 + j), s)
+                s = spread(0.0)
+                for h in range(d):
+                    s += load(A, (r, z0 + h)) * load(near_K, (h, e))
+                store(gK, (r, e), s)
+            tau = load(A, (r, x0 + p))
+            for s_ in range(0 if full else r, r + 1):
+                through = spread(0.0)  # what random and fixed effects take from w' P w
                 for e in range(d):
-                    gK[r, e] = 0.0
-                for e in range(d):
-                    le = local[i, e]
-                    if le < 0:
-                        break
-                    f = A[r, z0 + e]
-                    for j in range(p1):
-                        A[r, x0 + j] -= f * KZ[l0 + le, j]
-                    for h in range(d):
-                        if local[i, h] >= 0:
-                            gK[r, h] += f * K[le, local[i, h]]
-            _project(root, gram, p, A, R, x0, spare, tau)
-            for r in range(R):
-                low_s = 0 if full else r
-                for s_ in range(low_s, r + 1):
-                    t = 0.0
-                    for e in range(d):
-                        t += gK[r, e] * A[s_, z0 + e]
-                    u = 0.0
+                    through += load(gK, (r, e)) * load(A, (s_, z0 + e))
+                if reml:
                     for j in range(x0, x0 + p):
-                        u += A[r, j] * A[s_, j]
-                    u *= trace_p
-                    Q = A[r, s_]
-                    if s_ == r:
-                        score[r] += tau[r] * tau[r] - Q + t + u
-                    if full:
-                        average[r, s_] += tau[r] * tau[s_] * Q
-                        expected[r, s_] += Q * (Q - 2.0 * (t + u))
-            if full:
-                for r in range(R):
-                    for j in range(p):
-                        f = A[r, x0 + j]
-                        c_all[r, j] += tau[r] * f
-                        f *= trace_p
-                        for k in range(p):
-                            YY[r, j, k] += f * A[r, x0 + k]
-                    A[r, x0 + p] = tau[r]  # E_b's last column: sum tau g
-                    for e in range(d):
-                        le = local[i, e]
-                        if le < 0:
-                            break
-                        f = A[r, z0 + e]
-                        for h in range(d):
-                            if local[i, h] >= 0:
-                                G_b[r, le, local[i, h]] += f * A[r, z0 + h]
-                        for j in range(p1):
-                            E_b[r, le, j] += f * A[r, x0 + j]
-        if q > 0:
-            _levels(
-                blocks.level_comp[l0 : l0 + q], R, p, M, K, ZV[l0 : l0 + q], root,
-                gram, spare, trace_p, full, G_b, E_b, score, average, expected, c_all, YY,
-            )  # fmt: skip
+                        through += load(A, (r, j)) * load(A, (s_, j))
+                Q = load(A, (r, s_))
+                if s_ == r:
+                    score[r] += total(tau * tau - Q + through)
+                if full:
+                    average[r, s_] += total(tau * load(A, (s_, x0 + p)) * Q)
+                    expected[r, s_] += total(Q * (Q - 2.0 * through))
+            if not full:
+                continue
+            for j in range(p):
+                f = load(A, (r, x0 + j))
+                c_all[r, j] += total(tau * f)
+                if reml:
+                    for k in range(j + 1):
+                        YY[r, j, k] += total(f * load(A, (r, x0 + k)))
+            for e in range(d):
+                for i in range(LANES):
+                    own = level[donor + i, e]
+                    if own < 0:
+                        continue
+                    f = A[r, z0 + e, i]
+                    for j in range(p1):
+                        E_all[r, own, j] += f * A[r, x0 + j, i]
+                    pair = _pair(blocks, donor + i, own)
+                    for h in range(d):
+                        if level[donor + i, h] >= 0:
+                            G_all[r, pair + level[donor + i, h]] += f * A[r, z0 + h, i]
+    if n_levels > 0:
+        _levels(
+            blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all,
+            score, average, expected, c_all, YY,
+        )  # fmt: skip
     for r in range(F):
         score[r] *= 0.5
     if full:
         for r in range(F):
             for s_ in range(r + 1):
-                t = 0.0
+                both = 0.0
                 for j in range(p):
-                    t += _dot(YY[r, j], YY[s_, j], p)
+                    both += 2.0 * _dot(YY[r, j], YY[s_, j], j) + YY[r, j, j] * YY[s_, j, j]
                 average[r, s_] = 0.5 * (average[r, s_] - _dot(c_all[r], c_all[s_], p))
                 average[s_, r] = average[r, s_]
-                expected[r, s_] = 0.5 * (expected[r, s_] + t)
+                expected[r, s_] = 0.5 * (expected[r, s_] + both)
                 expected[s_, r] = expected[r, s_]
     return llf
 
 
-_F1, _F2, _I1 = types.float64[::1], types.float64[:, ::1], types.int64[::1]
-_BLOCKS = types.NamedTuple(
-    (_F2, types.int64, types.int64, _I1, _I1, _I1, _I1, types.int64[:, ::1]), Blocks
-)
+@njit(**_PART)
+def _pair(blocks, donor, level):
+    """Place of (level, 0) among the pairs of levels of the donor's block."""
+    b = blocks.block[donor]
+    l0 = blocks.level_ptr[b]
+    return blocks.pair_ptr[b] + (level - l0) * (blocks.level_ptr[b + 1] - l0) - l0
+
+
+_F1, _F2, _F3, _F4 = (types.Array(types.float64, k, "C") for k in (1, 2, 3, 4))
+_I1, _I2 = types.int64[::1], types.int64[:, ::1]
+_BLOCKS = types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1), Blocks)
 _SIGNATURE = types.float64(
-    _F1, _F1, _F1, _BLOCKS, types.boolean[::1], types.boolean, types.int64,
+    _F1, _F3, _F3, _BLOCKS, types.boolean[::1], types.boolean, types.int64,
     _F1, _F2, _F2, _F1, _F2,
 )  # fmt: skip
 
@@ -515,74 +655,10 @@ def _call(typingctx, address, arguments):
 
 @njit(**_OPTIONS)
 def evaluate(
-    address, phi, y, nu, blocks, active, reml, level, score, average, expected, beta, gram
+    address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
 ):
     """:func:`_evaluate` through its address, see :func:`kernel_address`."""
     return _call(
         address,
-        (phi, y, nu, blocks, active, reml, level, score, average, expected, beta, gram),
+        (phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram),
     )
-
-
-@njit(**_INNER)
-def _levels(
-    comp, R, p, M, K, ZV, root, gram, spare, trace_p, full, G_b, E_b,
-    score, average, expected, c_all, YY,
-):  # fmt: skip
-    """The random effects' part of one block: score, information and cross terms."""
-    q = M.shape[0]
-    N = np.zeros((q, q))  # I - M K
-    for x in range(q):
-        N[x, x] = 1.0
-    _product(M, K, -1.0, N)
-    out = np.zeros((q, q))  # Z' Sigma^-1 Z = M - M K M
-    _product(N, M, 1.0, out)
-    zx = np.zeros((q, p + 1))  # Z' Sigma^-1 [X y] = N Z' D^-1 [X y], then Z' U
-    _product(N, ZV, 1.0, zx)
-    zeta = np.empty(q)
-    _project(root, gram, p, zx, q, 0, spare, zeta)
-    for x in range(q):
-        f = R + comp[x]
-        score[f] += zeta[x] * zeta[x] - out[x, x] + trace_p * _dot(zx[x], zx[x], p)
-    if not full:
-        return
-    for x in range(q):
-        f = R + comp[x]
-        for j in range(p):
-            c_all[f, j] += zeta[x] * zx[x, j]
-            for k in range(p):
-                YY[f, j, k] += trace_p * zx[x, j] * zx[x, k]
-        for w in range(q):
-            h = R + comp[w]
-            if h <= f:
-                average[f, h] += zeta[x] * out[x, w] * zeta[w]
-                through_x = trace_p * _dot(zx[x], zx[w], p)
-                expected[f, h] += out[x, w] * (out[x, w] - 2.0 * through_x)
-    KG = np.zeros((R, q, q))
-    KE = np.zeros((R, q, p + 1))
-    NG = np.zeros((q, q))
-    NE = np.zeros((q, p + 1))
-    for r in range(R):
-        _product(K, G_b[r], 1.0, KG[r])
-        _product(K, E_b[r], 1.0, KE[r])
-    for r in range(R):
-        for s_ in range(r + 1):
-            t = 0.0
-            u = 0.0
-            for x in range(q):
-                u += E_b[r, x, p] * KE[s_, x, p]
-                t += 2.0 * trace_p * _dot(E_b[r, x], KE[s_, x], p)
-                for w in range(q):
-                    t += KG[r, x, w] * KG[s_, w, x]
-            average[r, s_] -= u
-            expected[r, s_] += t
-        # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
-        _fill(NG, 0.0)
-        _fill(NE, 0.0)
-        _product(N, G_b[r], 1.0, NG)
-        _product(N, E_b[r], 1.0, NE)
-        for x in range(q):
-            f = R + comp[x]
-            average[f, r] += NE[x, p] * zeta[x]
-            cross = trace_p * _dot(NE[x], zx[x], p)
-            expected[f, r] += _dot(NG[x], N[x], q) - 2.0 * cross

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+from scipy.linalg import lapack
 
 from ..errors import ConvergenceError, choose
 from . import kernels
@@ -81,10 +82,11 @@ def evaluate(
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     beta, gram = np.zeros(p), np.zeros((p + 1, p + 1))
-    level = kernels.INFORMATION if full else kernels.VALUE
+    depth = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
-        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float), residual(model),
-        model.nu, model.blocks, model.active, reml, level, score, average, expected, beta, gram,
+        kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float),
+        model.tiles.put(residual(model)), model.tiles.put(model.nu, 1.0), model.blocks,
+        model.tiles.donors(model.active, False), reml, depth, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
         nan = np.full((K, K), math.nan)
@@ -113,24 +115,23 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
     p = model.X.shape[1]
-    starts: Iterable[np.ndarray] = starting_points(problem, model)
+    middle = centre(model, scale)
+    starts: Iterable[np.ndarray] = starting_points(middle)
     work = make_work(problem)
     if not reml:  # the REML optimum is the natural first start for ML
         status, theta, *_ = best_of(problem._replace(reml=True), starts, False, work)
         if status != INFEASIBLE:
-            starts = chain([theta], starting_points(problem, model))
+            starts = chain([theta], starting_points(middle))
     status, theta, llf, decrement, n_eval, used = best_of(problem, starts, not reml, work)
     if status == INFEASIBLE:
         raise ConvergenceError(
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
             "use another bound or add a component that is a variance"
         )
-    if _singular(work.info):
-        at = centre(problem, model) * scale**2
-        if _singular(evaluate(model, at, method).expected):
-            raise ConvergenceError(
-                "variance components cannot be told apart: their information is singular"
-            )
+    if _singular(work.info) and _singular(evaluate(model, middle * scale**2, method).expected):
+        raise ConvergenceError(
+            "variance components cannot be told apart: their information is singular"
+        )
     on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
     df = model.nobs - p * reml
     constant = _coding_constant(model) if reml else 0.0
@@ -165,26 +166,29 @@ _MESSAGES = {
 
 def _singular(information: np.ndarray) -> bool:
     """Whether components are confounded, whatever their scales."""
-    size = np.sqrt(np.maximum(np.diag(information), 0.0))
+    size = np.sqrt(np.maximum(information.diagonal(), 0.0))
     if not (size > 1e-7 * size.max()).all():  # the rounding of a zero
         return True
-    return bool(np.linalg.eigvalsh(information / np.outer(size, size))[0] < _CONFOUNDED)
+    correlation = information / np.multiply.outer(size, size)
+    correlation.flat[:: len(size) + 1] -= _CONFOUNDED
+    return lapack.dpotrf(correlation)[1] != 0
 
 
 def residual(model: Model) -> np.ndarray:
     """y less its least-squares fit, (n,): the kernels lose no digits to the mean of y."""
-    Q = model.blocks.X
-    return model.y - Q @ (Q.T @ model.y)
+    return model.y - model.Q @ (model.Q.T @ model.y)
 
 
 def response_scale(model: Model) -> float:
     """Residual standard deviation of y: fits are made on y / scale."""
-    rows = model.active_rows
-    Q, y = model.blocks.X[rows], model.y[rows]
-    if model.n_donors < len(model.active):
-        Q = np.linalg.qr(Q)[0]
-    resid = y - Q @ (Q.T @ y)
-    spread = math.sqrt(float(resid @ resid) / max(len(y) - Q.shape[1], 1))
+    p = model.Q.shape[1]
+    if model.n_donors == len(model.active):
+        resid = residual(model)
+    else:
+        rows = model.active_rows
+        Q, y = np.linalg.qr(model.Q[rows])[0], model.y[rows]
+        resid = y - Q @ (Q.T @ y)
+    spread = math.sqrt(float(resid @ resid) / max(len(resid) - p, 1))
     return spread if spread > 0.0 else 1.0
 
 
@@ -193,30 +197,27 @@ def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float)
     return Problem(
         kernel=kernels.kernel_address(),
         S=model.S,
-        y=residual(model) / scale,
-        nu=model.nu / scale**2,
+        y=model.tiles.put(residual(model) / scale),
+        nu=model.tiles.put(model.nu / scale**2, 1.0),
         blocks=model.blocks,
-        active=model.active.copy(),
+        active=model.tiles.donors(model.active, False),
         reml=reml,
         lower=constraint.lower,
         cS=constraint.S,
-        cy=np.zeros(len(constraint.nu)),
-        cnu=constraint.nu / scale**2,
+        cy=np.zeros(constraint.tiles.shape),
+        cnu=constraint.tiles.put(constraint.nu / scale**2, 1.0),
         cblocks=constraint.blocks,
-        cactive=constraint.active,
+        cactive=constraint.tiles.donors(constraint.active, False),
         noisy=bool((constraint.nu > 0.0).all()) and len(constraint.nu) > 0,
+        by_donor=constraint.by_donor,
     )
 
 
-def centre(problem: Problem, model: Model) -> np.ndarray:
-    """A point well inside the domain: total variance split between all effects."""
+def centre(model: Model, scale: float) -> np.ndarray:
+    """A point well inside the domain of y / scale: its variance split between all effects."""
     K = len(model.basis)
-    rows = model.active_rows
-    X, y = problem.blocks.X[rows], problem.y[rows]
-    beta = X.T @ y
-    total = max(float(y @ y - beta @ beta) / max(len(y) - len(beta), 1), 0.0)
-    total = max(total - float(np.mean(np.minimum(problem.nu[rows], total))), 0.1 * total)
-    share = total / (2 + len(model.random))
+    noise = np.minimum(model.nu[model.active_rows] / scale**2, 1.0)
+    share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random))
     theta = np.full(len(model.S), share)
     theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)
     return theta
@@ -230,13 +231,12 @@ def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
 
 
-def starting_points(problem: Problem, model: Model) -> Iterator[np.ndarray]:
+def starting_points(middle: np.ndarray) -> Iterator[np.ndarray]:
     """Deterministic starts (K,): variance split, nearly null, and one for every component.
 
     The first Fisher-scoring step from the split is a weighted moment estimate.  The others are
     used where the optimum lies on the edge, which may have several local maxima.
     """
-    middle = centre(problem, model)
     yield middle
     yield 0.02 * middle
     for k in np.flatnonzero(middle > 0.0)[:8]:
@@ -252,8 +252,8 @@ def _fixed_effects(
     p = len(beta)
     if p == 0:
         return np.zeros(0), np.zeros((0, 0))
-    root = np.linalg.solve(np.tril(gram[:p, :p]), model.back.T)
-    beta = beta * scale + model.blocks.X.T @ model.y  # the kernels saw the residual
+    root, _ = lapack.dtrtrs(gram[:p, :p], model.back.T, lower=1)
+    beta = beta * scale + model.Q.T @ model.y  # the kernels saw the residual
     return model.back @ beta, root.T @ root * scale**2
 
 
@@ -261,5 +261,5 @@ def _coding_constant(model: Model) -> float:
     """1/2 log|Q'Q| of the rows in use: the kernels' X is orthonormal over all rows."""
     if model.n_donors == len(model.active):
         return 0.0
-    Q = model.blocks.X[model.active_rows]
+    Q = model.Q[model.active_rows]
     return 0.5 * float(np.linalg.slogdet(Q.T @ Q)[1])

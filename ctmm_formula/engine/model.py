@@ -27,7 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
+
+LANES = 16
+"""Donors to a tile: the kernels work on this many at once."""
 
 
 class RandomComponent(NamedTuple):
@@ -41,28 +45,65 @@ class RandomComponent(NamedTuple):
     values: np.ndarray
 
 
-class Blocks(NamedTuple):
-    """Design arrays in kernel order: rows sorted by block, then donor.
+class Tiles(NamedTuple):
+    """Where the rows lie in the kernels' arrays: LANES donors to a tile, donors in the last axis.
 
-    design (n, R + p + d) = [W | X | Z]: factor loadings, orthonormal fixed effects, weights of
-    the (at most d) levels that the row's donor touches; R, p; row_ptr (N + 1,) rows of a donor;
-    block_ptr (B + 1,) donors of a block; level_ptr (B + 1,) levels of a block; level_comp (q,)
-    random component of a level; local (N, d) level of the block in each column of Z, or -1.
+    shape (T, m, LANES): tiles, most rows of a donor, donors; place (n,) of every row in an array
+    of that shape.  A donor with fewer rows has rows of zeros with noise 1, and so have the empty
+    places of the last tile: they add nothing to any sum.
+    """
+
+    shape: tuple[int, int, int]
+    place: np.ndarray
+
+    def put(self, values: np.ndarray, empty: float = 0.0) -> np.ndarray:
+        """Values per row (n,) or (n, k) as (T, m, LANES) or (T, k, m, LANES)."""
+        T, m, lanes = self.shape
+        if values.ndim == 1:
+            out = np.full(self.shape, empty)
+            out.ravel()[self.place] = values
+            return out
+        columns = np.full((T * m * lanes, values.shape[1]), empty)
+        columns[self.place] = values
+        tiled = columns.reshape(T, m, lanes, values.shape[1])
+        return np.ascontiguousarray(tiled.transpose(0, 3, 1, 2))
+
+    def donors(self, values: np.ndarray, empty: float | bool) -> np.ndarray:
+        """Values per donor (N, ...) padded to (T LANES, ...)."""
+        size = (self.shape[0] * self.shape[2], *values.shape[1:])
+        out = np.full(size, empty, dtype=values.dtype)
+        out[: len(values)] = values
+        return out
+
+
+def tile(row_ptr: np.ndarray) -> Tiles:
+    """Tiles of donors whose rows start at row_ptr (N + 1,)."""
+    size = np.diff(row_ptr)
+    donor = np.repeat(np.arange(len(size)), size)
+    m = int(size.max(initial=1))
+    number, lane = np.divmod(donor, LANES)
+    row = np.arange(len(donor)) - row_ptr[donor]
+    return Tiles((-(-len(size) // LANES), m, LANES), (number * m + row) * LANES + lane)
+
+
+class Blocks(NamedTuple):
+    """Design arrays of the kernels, donors sorted by block and laid out in :class:`Tiles`.
+
+    design (T, R + p + d, m, LANES) = [W | X | Z]: factor loadings, orthonormal fixed effects,
+    weights of the (at most d) levels that the donor touches; R, p; n_rows (T LANES,) rows of a
+    donor; block (T LANES,) its block; level (T LANES, d) its levels, or -1; level_ptr (B + 1,)
+    levels of a block; pair_ptr (B + 1,) their pairs; level_comp (q,) random component of a level.
     """
 
     design: np.ndarray
     R: int
     p: int
-    row_ptr: np.ndarray
-    block_ptr: np.ndarray
+    n_rows: np.ndarray
+    block: np.ndarray
+    level: np.ndarray
     level_ptr: np.ndarray
+    pair_ptr: np.ndarray
     level_comp: np.ndarray
-    local: np.ndarray
-
-    @property
-    def X(self) -> np.ndarray:
-        """Orthonormal fixed-effect columns, shape (n, p)."""
-        return self.design[:, self.R : self.R + self.p]
 
 
 @dataclass(frozen=True)
@@ -76,17 +117,21 @@ class Model:
     X : ndarray, shape (n, p); H : ndarray, shape (n, C)
     basis : ndarray, shape (K, C, C)
     random : tuple of RandomComponent
-    row_donor : int ndarray, shape (n,)
-        Donor of each row, numbered in kernel order.
+    W : ndarray, shape (n, R); Q : ndarray, shape (n, p)
+        Factor loadings; fixed-effect columns made orthonormal.
+    row_donor : int ndarray, shape (n,); row_ptr : int ndarray, shape (N + 1,)
+        Donor of each row, numbered in kernel order; first row of each donor.
+    donor_block : int ndarray, shape (N,)
+        Block of each donor: blocks share no level of a random effect.
     order : int ndarray, shape (n,)
         ``order[a]`` is the caller's row number of row a.
     donors : int ndarray, shape (N,)
         ``donors[i]`` is the caller's code of donor i.
-    blocks : Blocks
+    tiles : Tiles; blocks : Blocks
     S : ndarray, shape (K + Kr, R + Kr)
         Components to factors: phi = S' theta.
     back : ndarray, shape (p, p)
-        blocks.X = X @ back: fixed effects of X from those of the orthonormal columns.
+        Q = X @ back: fixed effects of X from those of the orthonormal columns.
     active : bool ndarray, shape (N,)
         Donors in use; the jackknife switches one off at a time.
     n_cells : ndarray, shape (n,), or None
@@ -98,9 +143,14 @@ class Model:
     H: np.ndarray
     basis: np.ndarray
     random: tuple[RandomComponent, ...]
+    W: np.ndarray
+    Q: np.ndarray
     row_donor: np.ndarray
+    row_ptr: np.ndarray
+    donor_block: np.ndarray
     order: np.ndarray
     donors: np.ndarray
+    tiles: Tiles
     blocks: Blocks
     S: np.ndarray
     back: np.ndarray
@@ -148,20 +198,21 @@ class Model:
         For donors left out that were alone in a level of a covariate.
         """
         rows = self.active_rows
-        left, size, _ = np.linalg.svd(self.blocks.X[rows], full_matrices=False)
+        left, size, _ = np.linalg.svd(self.Q[rows], full_matrices=False)
         rank = int((size > 1e-5).sum())  # squared: the tolerance of a cross product
         X = np.zeros((len(rows), rank))
         X[rows] = left[:, :rank]
         b = self.blocks
-        design = np.hstack([b.design[:, : b.R], X, b.design[:, b.R + b.p :]])
-        return replace(self, X=X, blocks=b._replace(design=design, p=rank), back=np.eye(rank))
+        parts = b.design[:, : b.R], self.tiles.put(X), b.design[:, b.R + b.p :]
+        blocks = b._replace(design=np.concatenate(parts, axis=1), p=rank)
+        return replace(self, X=X, Q=X, blocks=blocks, back=np.eye(rank))
 
     def with_basis(self, basis: np.ndarray) -> Model:
         """The same data under another covariance structure, basis (K, C, C)."""
         W, S = _loadings(self.H, basis, len(self.random))
-        design = np.hstack([W, self.blocks.design[:, self.blocks.R :]])
-        blocks = self.blocks._replace(design=design, R=W.shape[1])
-        return replace(self, basis=basis, blocks=blocks, S=S)
+        parts = self.tiles.put(W), self.blocks.design[:, self.blocks.R :]
+        blocks = self.blocks._replace(design=np.concatenate(parts, axis=1), R=W.shape[1])
+        return replace(self, basis=basis, W=W, blocks=blocks, S=S)
 
     def unsort(self, values: np.ndarray) -> np.ndarray:
         """Values per row (first axis) from kernel order to the caller's row order."""
@@ -217,7 +268,6 @@ def build_model(
     order = np.argsort(rank[donor], kind="stable")
     row_donor = rank[donor][order]
     n_blocks = int(block_of_donor.max()) + 1
-    block_ptr = np.searchsorted(block_of_donor[donors], np.arange(n_blocks + 1))
     row_ptr = np.searchsorted(row_donor, np.arange(n_donors + 1))
 
     levels = np.lexsort((np.arange(len(block_of_level)), block_of_level))
@@ -225,24 +275,25 @@ def build_model(
     level_rank[levels] = np.arange(len(levels))
     level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
     component_of_level = np.repeat(np.arange(len(entries)), np.diff(offsets))
-    local, Z = _local_levels(
-        entries, offsets, level_rank, order, row_donor, block_of_donor[donors], level_ptr
-    )
+    level, Z = _levels_of_donors(entries, offsets, level_rank, order, row_donor)
 
     X = _floats(X)[order]
     H = _floats(H)[order]
     basis = _floats(basis)
-    Q, R_x = np.linalg.qr(X)
-    sign = np.where(np.diag(R_x) < 0, -1.0, 1.0)
+    Q, back = _orthonormal(X)
     W, S = _loadings(H, basis, len(entries))
+    tiles = tile(row_ptr)
+    levels_of_block = np.diff(level_ptr)
     blocks = Blocks(
-        np.hstack([W, Q * sign, Z]),
-        W.shape[1],
-        X.shape[1],
-        *(
-            a.astype(np.int64)
-            for a in (row_ptr, block_ptr, level_ptr, component_of_level[levels], local)
-        ),
+        design=tiles.put(np.hstack([W, Q, Z])),
+        R=W.shape[1],
+        p=X.shape[1],
+        n_rows=tiles.donors(np.diff(row_ptr), 0),
+        block=tiles.donors(block_of_donor[donors], 0),
+        level=tiles.donors(level, -1),
+        level_ptr=level_ptr,
+        pair_ptr=np.concatenate([[0], np.cumsum(levels_of_block**2)]),
+        level_comp=component_of_level[levels],
     )
     return Model(
         y=_floats(y)[order],
@@ -253,12 +304,17 @@ def build_model(
         random=tuple(
             RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random
         ),
+        W=W,
+        Q=Q,
         row_donor=row_donor,
+        row_ptr=row_ptr,
+        donor_block=block_of_donor[donors],
         order=order,
         donors=donors,
+        tiles=tiles,
         blocks=blocks,
         S=S,
-        back=np.linalg.inv(R_x * sign[:, None]) if X.shape[1] else np.zeros((0, 0)),
+        back=back,
         active=np.ones(n_donors, dtype=bool),
         n_cells=None if n_cells is None else _floats(n_cells)[order],
     )
@@ -327,6 +383,18 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
+def _orthonormal(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Q = X back with orthonormal columns, back (p, p) upper triangular."""
+    if not X.shape[1]:
+        return X, np.zeros((0, 0))
+    factored, tau, *_ = lapack.dgeqrf(X)
+    R = factored[: X.shape[1]]
+    sign = np.where(R.diagonal() < 0, -1.0, 1.0)
+    back, _ = lapack.dtrtri(R)  # reads the upper triangle only
+    Q, *_ = lapack.dorgqr(factored, tau)
+    return Q * sign, np.triu(back) * sign
+
+
 def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
     """W = H V (n, R) and the map S (K + Kr, R + Kr) from components to factors."""
     vectors, coef = _cached_factors(basis.tobytes(), basis.shape)
@@ -363,16 +431,14 @@ def _connect(
     return label[:n_donors], label[n_donors:]
 
 
-def _local_levels(
+def _levels_of_donors(
     entries: list[tuple],
     offsets: np.ndarray,
     level_rank: np.ndarray,
     order: np.ndarray,
     row_donor: np.ndarray,
-    block_of_donor: np.ndarray,
-    level_ptr: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levels that each donor touches, local (N, d) numbered within the block, and Z (n, d)."""
+    """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d)."""
     n_donors, total = int(row_donor[-1]) + 1, int(offsets[-1])
     if not entries:
         return np.zeros((n_donors, 0), dtype=np.int64), np.zeros((len(order), 0))
@@ -384,8 +450,8 @@ def _local_levels(
     pairs, which = np.unique(row_donor[row] * total + level, return_inverse=True)
     donor, touched = pairs // total, pairs % total
     column = np.arange(len(pairs)) - np.searchsorted(donor, donor)
-    local = np.full((n_donors, int(column.max()) + 1), -1, dtype=np.int64)
-    local[donor, column] = touched - level_ptr[block_of_donor[donor]]
-    Z = np.zeros((len(order), local.shape[1]))
+    levels = np.full((n_donors, int(column.max()) + 1), -1, dtype=np.int64)
+    levels[donor, column] = touched
+    Z = np.zeros((len(order), levels.shape[1]))
     np.add.at(Z, (row, column[which]), weight)
-    return local, Z
+    return levels, Z

@@ -45,9 +45,9 @@ _MAX_STEPS = 60
 class Problem(NamedTuple):
     """One likelihood and its domain.
 
-    kernel: its address; S (K, F), y (n,), nu (n,), blocks, active (N,), reml; lower (K,)
-    bounds (-inf where none); cS (K, F'), cnu, cblocks, cactive: determinants that must stay
-    positive definite; noisy: all cnu > 0.
+    kernel: its address; S (K, F), y, nu (T, m, LANES), blocks, active (T LANES,), reml; lower (K,)
+    bounds (-inf where none); cS (K, F'), cy, cnu, cblocks, cactive: determinants that must stay
+    positive definite; noisy: all cnu > 0; by_donor: determinant i goes with donor i.
     """
 
     kernel: int
@@ -64,6 +64,7 @@ class Problem(NamedTuple):
     cblocks: Blocks
     cactive: np.ndarray
     noisy: bool
+    by_donor: bool
 
 
 class Work(NamedTuple):
@@ -377,11 +378,10 @@ def leave_out(pr, groups, group_ptr, theta_hat, inverse, steps, wk, thetas, beta
     thetas : (G, K), betas : (G, p), settled : (G,) bool out; what has not settled needs a climb
     """
     theta = np.empty(len(theta_hat))
-    shares_donors = len(pr.cactive) == len(pr.active)
     for g in range(len(group_ptr) - 1):
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = False
-            if shares_donors:
+            if pr.by_donor:
                 pr.cactive[groups[x]] = False
         for k in range(len(theta)):
             theta[k] = theta_hat[k]
@@ -392,7 +392,7 @@ def leave_out(pr, groups, group_ptr, theta_hat, inverse, steps, wk, thetas, beta
             betas[g, j] = wk.beta[j]
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = True
-            if shares_donors:
+            if pr.by_donor:
                 pr.cactive[groups[x]] = True
 
 

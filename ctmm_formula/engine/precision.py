@@ -38,7 +38,7 @@ class Precision:
     def __init__(self, model: Model, theta: np.ndarray) -> None:
         self.model, self.theta = model, np.asarray(theta, dtype=float)
         count = model.n_donor_components
-        ptr = model.blocks.row_ptr
+        ptr = model.row_ptr
         donors = np.flatnonzero(model.active)
         size = np.diff(ptr)[donors]
         offsets = np.arange(size.max())
@@ -76,7 +76,7 @@ class Precision:
     @cached_property
     def U(self) -> np.ndarray:
         """Sigma^-1 X L^-T with L L' = X' Sigma^-1 X, so that P = Sigma^-1 - U U'; (n, p)."""
-        X = np.where(self.model.active_rows[:, None], self.model.blocks.X, 0.0)
+        X = np.where(self.model.active_rows[:, None], self.model.Q, 0.0)
         SX = self.solve(X)
         if X.shape[1] == 0:
             return SX

@@ -280,7 +280,7 @@ def _check_nested(small: Fitted, large: Fitted) -> None:
 def _spans(large: Fitted, small: Fitted) -> bool:
     """Whether the fixed part of `large` has every column of that of `small` in its span."""
     rows = _rows_of(large)
-    X, Y = (fit.model.unsort(fit.model.blocks.X)[rows] for fit in (large, small))
+    X, Y = (fit.model.unsort(fit.model.Q)[rows] for fit in (large, small))
     Q = np.linalg.qr(X)[0]
     length = np.linalg.norm(Y, axis=0)
     return bool((np.linalg.norm(Y - Q @ (Q.T @ Y), axis=0) <= _SPAN * length).all())

@@ -153,9 +153,9 @@ class _Refit:
         self.problem = make_problem(
             model, constrain(model, domain), estimate.method == "reml", self.scale
         )
-        self.centre = centre(self.problem, model)
+        self.centre = centre(model, self.scale)
         self.back = model.back * self.scale
-        self.offset = model.back @ (model.blocks.X.T @ model.y)
+        self.offset = model.back @ (model.Q.T @ model.y)
         # components held on their lower bound do not move: zero rows and columns
         free = np.flatnonzero(estimate.theta / self.scale**2 > self.problem.lower)
         part = np.ix_(free, free)
@@ -196,7 +196,7 @@ class _Refit:
         infeasible = np.zeros(len(groups), dtype=bool)
         for g in np.flatnonzero(~settled):
             part = problem._replace(active=_switched_off(problem.active, groups[g]))
-            if len(problem.cactive) == len(problem.active):
+            if problem.by_donor:
                 part = part._replace(cactive=_switched_off(problem.cactive, groups[g]))
             starts = [0.95 * at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
             status, theta[g], *_ = best_of(part, starts, not part.reml, work)
@@ -223,10 +223,10 @@ def _group_sums(values: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
 
 def _aliasing(model: Model, groups: list[np.ndarray]) -> list[int]:
     """Groups without which X loses rank, by the eigenvalues of Q'Q - Q_g'Q_g."""
-    Q = np.where(model.active_rows[:, None], model.blocks.X, 0.0)
+    Q = np.where(model.active_rows[:, None], model.Q, 0.0)
     if not Q.shape[1]:
         return []
-    outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.blocks.row_ptr[:-1])
+    outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.row_ptr[:-1])
     smallest = np.linalg.eigvalsh(outer.sum(axis=0) - _group_sums(outer, groups))[:, 0]
     return [int(g) for g in np.flatnonzero(smallest < _ALIASED)]
 
@@ -236,7 +236,7 @@ def _confounding(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> 
 
     That can happen only where they leave some column of H to one donor, so only these are tried.
     """
-    seen = np.add.reduceat(model.H != 0.0, model.blocks.row_ptr[:-1]) & model.active[:, None]
+    seen = np.add.reduceat(model.H != 0.0, model.row_ptr[:-1]) & model.active[:, None]
     left = seen.sum(axis=0) - _group_sums(seen.astype(float), groups)
     tried = np.flatnonzero((left <= 1).any(axis=1))
     if not len(tried):

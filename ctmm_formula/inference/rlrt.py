@@ -87,7 +87,7 @@ def spectrum(model: Model) -> Spectrum:
         )
     rows = model.active_rows
     weight = 1.0 / np.sqrt(model.nu[rows])
-    Q = np.linalg.qr(weight[:, None] * model.blocks.X[rows])[0]
+    Q = np.linalg.qr(weight[:, None] * model.Q[rows])[0]
     Z = weight[:, None] * _loadings(model)[rows]
     y = weight * model.y[rows]
     size = np.square(Z).sum(axis=0).max()

@@ -1,0 +1,168 @@
+"""Sixteen donors at a time: a vector of doubles for the compiled loops.
+
+The matrices of one donor are too small for the vector units of a processor, so the kernels work
+on the same entry of LANES donors at once.  A lane value is one LLVM vector; the code generator
+splits it into whatever registers the machine has.  Arrays hold the lanes in their last axis:
+
+    x = load(V, (j, a)) * weight + load(nu, a)      # V[j, a, :], nu[a, :]
+    store(V, (j, a), x)
+    total(x)                                        # sum over the lanes
+
+Arithmetic with scalars spreads them over the lanes.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .model import LANES
+
+_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
+_INDEX = ir.IntType(32)
+_FLAGS = ("contract", "reassoc", "nsz", "arcp")
+
+
+class _LaneType(types.Type):
+    """Numba's name of a lane value."""
+
+    def __init__(self):
+        super().__init__(name=f"lanes[{LANES}]")
+
+
+_LANE = _LaneType()
+
+
+@register_model(_LaneType)
+class _LaneModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _shuffle(builder, vector, picks):
+    mask = ir.Constant(ir.VectorType(_INDEX, len(picks)), list(picks))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+def _spread(builder, scalar):
+    empty = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.Constant(_INDEX, 0))
+    return _shuffle(builder, first, [0] * LANES)
+
+
+def _pointer(context, builder, signature, args):
+    """Address of the lanes at array[index]."""
+    kind, index = signature.args[:2]
+    array = context.make_array(kind)(context, builder, args[0])
+    several = isinstance(index, types.BaseTuple)
+    parts = cgutils.unpack_tuple(builder, args[1]) if several else [args[1]]
+    given = list(index) if several else [index]
+    parts = [
+        context.cast(builder, part, old, types.intp) for part, old in zip(parts, given, strict=True)
+    ]
+    parts += [context.get_constant(types.intp, 0)] * (kind.ndim - len(parts))
+    address = cgutils.get_item_pointer(context, builder, kind, array, parts, wraparound=False)
+    return builder.bitcast(address, _VECTOR.as_pointer())
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """Lanes at array[index]."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, signature, args), align=8)
+
+    return _LANE(array, index), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """array[index] = lanes."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[2], _pointer(context, builder, signature, args), align=8)
+        return context.get_dummy_value()
+
+    return types.none(array, index, _LANE), codegen
+
+
+@intrinsic
+def spread(typingctx, value):
+    """Scalar in every lane."""
+
+    def codegen(context, builder, signature, args):
+        return _spread(builder, args[0])
+
+    return _LANE(types.float64), codegen
+
+
+@intrinsic
+def total(typingctx, value):
+    """Sum over the lanes."""
+
+    def codegen(context, builder, signature, args):
+        part, size = args[0], LANES
+        while size > 1:
+            size //= 2
+            halves = [_shuffle(builder, part, range(s, s + size)) for s in (0, size)]
+            part = builder.fadd(*halves, flags=_FLAGS)
+        return builder.extract_element(part, ir.Constant(_INDEX, 0))
+
+    return types.float64(_LANE), codegen
+
+
+@intrinsic
+def root(typingctx, value):
+    """Square root of each lane."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        name = f"llvm.sqrt.v{LANES}f64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return _LANE(_LANE), codegen
+
+
+@intrinsic
+def all_positive(typingctx, value):
+    """Whether every lane is positive and finite."""
+
+    def codegen(context, builder, signature, args):
+        bound = [ir.Constant(_VECTOR, [limit] * LANES) for limit in (0.0, float("inf"))]
+        above = builder.fcmp_ordered(">", args[0], bound[0])
+        below = builder.fcmp_ordered("<", args[0], bound[1])
+        bits = builder.bitcast(builder.and_(above, below), ir.IntType(LANES))
+        return builder.icmp_unsigned("==", bits, ir.Constant(ir.IntType(LANES), 2**LANES - 1))
+
+    return types.boolean(_LANE), codegen
+
+
+def _arithmetic(operators, instruction):
+    """Let `operators` mean `instruction` on lanes, and on lanes and scalars."""
+    kinds = [(_LANE, _LANE), (_LANE, types.float64), (types.float64, _LANE)]
+
+    class Template(ConcreteTemplate):
+        cases = [signature(_LANE, *kind) for kind in kinds]  # noqa: RUF012
+
+    def lower(context, builder, signature, args):
+        lanes = [
+            arg if kind is _LANE else _spread(builder, arg)
+            for arg, kind in zip(args, signature.args, strict=True)
+        ]
+        return getattr(builder, instruction)(*lanes, flags=_FLAGS)
+
+    for each in operators:
+        infer_global(each)(Template)
+        for kind in kinds:
+            lower_builtin(each, *kind)(lower)
+
+
+_arithmetic((operator.add, operator.iadd), "fadd")
+_arithmetic((operator.sub, operator.isub), "fsub")
+_arithmetic((operator.mul, operator.imul), "fmul")
+_arithmetic((operator.truediv, operator.itruediv), "fdiv")
