@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -18,12 +17,10 @@ from .covariates import carry
 from .normalize import LARGEST_LOG, SCALES, libraries, normalise
 from .pairs import Pairs, Thresholds, find_pairs
 from .source import Source, blocks, gene_places, open_source
-from .tables import FORMAT, require_anndata
+from .tables import FORMAT, log, require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-log = logging.getLogger("ctmm_formula")
 
 
 def pseudobulk(

@@ -25,8 +25,7 @@ import pandas as pd
 
 from ..design.table import listing
 from ..errors import DataError, choose
-from .pseudobulk import log
-from .tables import Grid, kind_of, matrices, read_grid, require_anndata
+from .tables import Grid, kind_of, log, matrices, read_grid, require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData

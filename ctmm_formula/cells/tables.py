@@ -15,6 +15,7 @@ types.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from ..errors import CTMMError, DataError, choose
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+log = logging.getLogger("ctmm_formula")
 
 FORMAT = 1
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
