@@ -255,6 +255,17 @@ def test_the_path_chooses_among_equally_good_fillings():
     assert short.objective[0] == pytest.approx(softimpute.complete(Y, path[3]).objective[0])
 
 
+def test_a_matrix_leaves_the_path_when_its_error_rises():
+    Y = blocks(11, N=24, C=3, G=20)
+    grid = softimpute.penalties(softimpute.largest_penalty(Y), 30, 0.01)
+    masks = [np.repeat(m, 20, axis=1) for m in split(np.ones((24, 3), bool), 3, rng=0)]
+    full = softimpute.cross_validate(Y, grid, masks, patience=30).mean(axis=0)[:, 0]
+    short = softimpute.cross_validate(Y, grid, masks, patience=3).mean(axis=0)[:, 0]
+    end = int(np.flatnonzero(np.isnan(short))[0])
+    assert np.isfinite(full).all() and full.argmin() == np.nanargmin(short) == end - 5
+    np.testing.assert_array_equal(short[:end], full[:end])
+
+
 def test_cross_validation_of_a_tall_matrix_is_that_of_the_wide_one():
     Y = blocks(12, N=60, C=3, G=4)
     grid = softimpute.penalties(softimpute.largest_penalty(Y), 4, 0.05)
@@ -274,7 +285,7 @@ def test_chosen_penalty_is_nearly_the_best(seed):
     def rmse(filled):
         return np.sqrt(np.mean((filled.values - truth)[missing] ** 2))
 
-    largest = chosen.penalty[0] / chosen.grid[chosen.loss.argmin()]
+    largest = chosen.penalty[0] / chosen.grid[np.nanargmin(chosen.loss)]
     errors = [rmse(fill(Y, Options(penalty=p, tol=1e-4), rng)) for p in largest * chosen.grid]
     assert rmse(chosen) <= (1.0 + BEST_LAMBDA) * min(errors)
     # and what the transcriptome adds

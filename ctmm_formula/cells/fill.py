@@ -51,8 +51,8 @@ class Filled:
     penalty : ndarray, shape (G,)
         lambda of each gene's matrix; NaN where there is none.
     grid, loss : ndarray, shape (L,)
-        lambda relative to the largest of use, and mean cross-validated squared error; empty
-        without cross-validation.
+        lambda relative to the largest of use, and mean cross-validated squared error, NaN where
+        a matrix has left the path; empty without cross-validation.
     converged : bool
     """
 
@@ -175,7 +175,7 @@ def _soft(part: _Part, options: Options, rng: np.random.Generator, complete: Com
         losses = softimpute.cross_validate(
             stack, table, masks, centre=True, scale=options.scale
         ).mean(axis=0)
-        penalty = table[losses.argmin(axis=0), np.arange(len(stack))]
+        penalty = table[np.nanargmin(losses, axis=0), np.arange(len(stack))]
         grid, loss = np.geomspace(1.0, options.ratio, options.n_penalties), losses.mean(axis=1)
     else:
         penalty = np.full(len(stack), float(options.penalty))

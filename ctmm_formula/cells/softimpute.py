@@ -197,6 +197,7 @@ def cross_validate(
     *,
     centre: bool = False,
     scale: bool = False,
+    patience: int = 8,
     tol: float = CV_TOLERANCE,
     max_steps: int = MAX_STEPS,
 ) -> np.ndarray:
@@ -213,13 +214,17 @@ def cross_validate(
     centre, scale : bool
         Centre the columns, divide them by their standard deviation; both are learnt from what is
         left in the fold, so that held-out entries teach nothing.
+    patience : int
+        A matrix leaves the path when its mean error has not fallen for more penalties than this:
+        the smallest take longest.
     tol, max_steps
         As in :func:`complete`.
 
     Returns
     -------
     ndarray, shape (folds, L, B)
-        Mean squared error (of the columns as scaled) over the held-out entries of a fold.
+        Mean squared error (of the columns as scaled) over the held-out entries of a fold; NaN
+        from where a matrix has left the path.
 
     Examples
     --------
@@ -231,24 +236,46 @@ def cross_validate(
     ((3, 5, 1), 2)
     """
     Y, observed = as_stack(Y)
-    wide = Y.shape[1] <= Y.shape[2]
-    losses = []
-    for mask in held_out:
+    folds = [_Fold(Y, observed, mask, centre, scale) for mask in held_out]
+    losses = np.full((len(folds), *grid.shape), np.nan)
+    best, since = np.full(len(Y), np.inf), np.zeros(len(Y), dtype=int)
+    for k, penalty in enumerate(grid):
+        live = np.flatnonzero(since <= patience)
+        if not len(live):
+            break
+        for fold, loss in zip(folds, losses, strict=True):
+            loss[k, live] = fold.follow(penalty, live, tol, max_steps)
+        mean = losses[:, k].mean(axis=0)  # NaN for those that have stopped
+        since = np.where(mean < best, 0, since + 1)
+        best = np.fmin(best, mean)
+    return losses
+
+
+class _Fold:
+    """One fold on its way down the path."""
+
+    def __init__(
+        self, Y: np.ndarray, observed: np.ndarray, mask: np.ndarray, centre: bool, scale: bool
+    ) -> None:
         held = mask & observed
         stack = scaling(Y, observed & ~held, centre=centre, scale=scale).apply(Y)
-        small = (
-            rotate(stack, observed, held)
-            if wide
-            else rotate(stack.swapaxes(1, 2), observed.T, held.T)
-        )
-        train = small.observed & ~small.held
-        Z, errors = None, []
-        for penalty in grid:
-            Z = solve(small.values, train, penalty, Z, tol=tol, max_steps=max_steps).Z
-            error = np.where(small.held, small.values - Z, 0.0)
-            errors.append(np.einsum("bnm,bnm->b", error, error) / max(int(held.sum()), 1))
-        losses.append(errors)
-    return np.array(losses)
+        if Y.shape[1] > Y.shape[2]:
+            stack, observed, held = stack.swapaxes(1, 2), observed.T, held.T
+        small = rotate(stack, observed, held)
+        self.values, self.held = small.values, small.held
+        self.train = small.observed & ~small.held
+        self.Z = np.zeros_like(small.values)
+        self.size = max(int(held.sum()), 1)
+
+    def follow(
+        self, penalty: np.ndarray, live: np.ndarray, tol: float, max_steps: int
+    ) -> np.ndarray:
+        """Mean squared error of the problems `live` at the next penalty."""
+        values = self.values[live]
+        Z = solve(values, self.train, penalty[live], self.Z[live], tol=tol, max_steps=max_steps).Z
+        self.Z[live] = Z
+        error = np.where(self.held, values - Z, 0.0)
+        return np.einsum("bnm,bnm->b", error, error) / self.size
 
 
 def solve(
