@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,67 +88,80 @@ def find_pairs(
     DataError
         No such column, a donor in several experiments (``replicate="error"``), or no pair left.
     """
-    d, donors = _codes(obs, donor, "donor")
-    t, celltypes = _codes(obs, celltype, "cell type")
-    unlabelled = {donor: int((d < 0).sum()), celltype: int(((t < 0) & (d >= 0)).sum())}
-    labelled = (d >= 0) & (t >= 0)
-    notes = [
-        f"{count} of {len(obs)} cells are left out, they have no label in column {name!r}"
-        for name, count in unlabelled.items()
-        if count
-    ]
-    others = 0
-    if experiment is not None:
-        e, experiments = _codes(obs, experiment, "experiment")
-        lost = int((labelled & (e < 0)).sum())
-        unlabelled[experiment] = lost
-        if lost:
-            notes.append(
-                f"{lost} of {len(obs)} cells are left out, they have no label in column "
-                f"{experiment!r}"
-            )
-        labelled &= e >= 0
-        kept, twice = _one_experiment(d, e, labelled, donors, experiments, replicate)
-        others = int(labelled.sum() - kept.sum())
-        labelled = kept
-        if twice:
-            notes.append(
-                f"{len(twice)} donors are in several experiments (column {experiment!r}): the one "
-                f"with most cells is kept, {others} cells of the others are left out: "
-                f"{listing(twice)}"
-            )
-
-    d, t = np.where(labelled, d, -1), np.where(labelled, t, -1)
-    counts = np.zeros((len(donors), len(celltypes)), dtype=np.int64)
-    np.add.at(counts, (d[labelled], t[labelled]), 1)
-    grid = _filter(counts, donors, celltypes, thresholds)
+    cells = _label(obs, donor, celltype, experiment, replicate)
+    d, t, notes = cells.donor, cells.celltype, cells.notes
+    counts = np.zeros((len(cells.donors), len(cells.celltypes)), dtype=np.int64)
+    np.add.at(counts, (d[d >= 0], t[d >= 0]), 1)
+    grid = _filter(counts, thresholds)
     filters: dict[str, object] = {
         **vars(thresholds),
         "cells": len(obs),
-        "cells_without_label": sum(unlabelled.values()),
-        "cells_of_other_experiments": others,
+        "cells_without_label": sum(cells.unlabelled.values()),
+        "cells_of_other_experiments": cells.others,
         "cells_of_donors_left_out": int(counts[~grid.donors].sum()),
         "cells_of_celltypes_left_out": int(counts[grid.donors][:, ~grid.celltypes].sum()),
         "cells_of_missing_pairs": int(counts[grid.rows][~grid.observed].sum()),
         "cells_used": int(counts[grid.rows][grid.observed].sum()),
-        "donors_left_out": _texts(donors[~grid.donors]),
-        "celltypes_left_out": _texts(celltypes[~grid.celltypes]),
+        "donors_left_out": _texts(cells.donors[~grid.donors]),
+        "celltypes_left_out": _texts(cells.celltypes[~grid.celltypes]),
         "pairs": int(grid.observed.size),
         "pairs_missing": int((~grid.observed).sum()),
     }
     if not grid.observed.any():
-        raise DataError(_nothing_left(obs, counts, filters, unlabelled, thresholds))
-    notes += _filter_notes(counts, donors, celltypes, grid, thresholds)
+        raise DataError(_nothing_left(obs, counts, cells, thresholds))
     return Pairs(
-        donors=donors[grid.donors],
-        celltypes=celltypes[grid.celltypes],
+        donors=cells.donors[grid.donors],
+        celltypes=cells.celltypes[grid.celltypes],
         donor=_renumber(grid.donors)[d],
         celltype=_renumber(grid.celltypes)[t],
         n_cells=counts[grid.rows],
         observed=grid.observed,
         filters=filters,
-        notes=notes,
+        notes=notes + _filter_notes(counts, cells.donors, cells.celltypes, grid, thresholds),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Codes of the cells, -1 in both for those without a label or of other experiments."""
+
+    donor: np.ndarray
+    celltype: np.ndarray
+    donors: pd.Index
+    celltypes: pd.Index
+    unlabelled: dict[str, int]
+    others: int
+    notes: list[str]
+
+
+def _label(
+    obs: pd.DataFrame, donor: str, celltype: str, experiment: str | None, replicate: str
+) -> _Cells:
+    """Donor and cell type of each cell that has both, from one experiment per donor."""
+    d, donors = _codes(obs, donor, "donor")
+    t, celltypes = _codes(obs, celltype, "cell type")
+    kept = (d >= 0) & (t >= 0)
+    unlabelled = {donor: int((d < 0).sum()), celltype: int(((t < 0) & (d >= 0)).sum())}
+    others, repeats = 0, []
+    if experiment is not None:
+        e, experiments = _codes(obs, experiment, "experiment")
+        unlabelled[experiment] = int((kept & (e < 0)).sum())
+        labelled = kept & (e >= 0)
+        kept, twice = _one_experiment(d, e, labelled, donors, experiments, replicate)
+        others = int(labelled.sum() - kept.sum())
+        if twice:
+            repeats.append(
+                f"{len(twice)} donors are in several experiments (column {experiment!r}): the one "
+                f"with most cells is kept, {others} cells of the others are left out: "
+                f"{listing(twice)}"
+            )
+    notes = [
+        f"{count} of {len(obs)} cells are left out, they have no label in column {name!r}"
+        for name, count in unlabelled.items()
+        if count
+    ]
+    d, t = np.where(kept, d, -1), np.where(kept, t, -1)
+    return _Cells(d, t, donors, celltypes, unlabelled, others, notes + repeats)
 
 
 def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Index]:
@@ -213,9 +225,7 @@ class _Grid:
         return np.ix_(self.donors, self.celltypes)
 
 
-def _filter(
-    counts: np.ndarray, donors: pd.Index, celltypes: pd.Index, thresholds: Thresholds
-) -> _Grid:
+def _filter(counts: np.ndarray, thresholds: Thresholds) -> _Grid:
     """Donors by their cells, pairs by theirs, cell types by their donors, then empty donors."""
     keep = counts.sum(axis=1) > thresholds.min_cells_donor
     # one cell has no variance
@@ -263,17 +273,13 @@ def _filter_notes(
 
 
 def _nothing_left(
-    obs: pd.DataFrame,
-    counts: np.ndarray,
-    filters: dict[str, object],
-    unlabelled: Mapping[str, int],
-    thresholds: Thresholds,
+    obs: pd.DataFrame, counts: np.ndarray, cells: _Cells, thresholds: Thresholds
 ) -> str:
     """Which filter took what, where nothing is left."""
     total = counts.sum(axis=1)
-    parts = [f"{n} have no label in {name!r}" for name, n in unlabelled.items() if n]
-    if filters["cells_of_other_experiments"]:
-        parts.append(f"{filters['cells_of_other_experiments']} are of other experiments")
+    parts = [f"{n} have no label in {name!r}" for name, n in cells.unlabelled.items() if n]
+    if cells.others:
+        parts.append(f"{cells.others} are of other experiments")
     if counts.size and counts.sum():
         few = total <= thresholds.min_cells_donor
         parts.append(

@@ -160,14 +160,11 @@ def pseudobulk(
         source.close()
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
     notes = [*pairs.notes, *_left_out_notes(left_out), *notes]
+    matrix = "raw" if raw else "X" if layer is None else f"layer {layer}"
     record: dict[str, object] = {
         "format": FORMAT,
         "kind": "ctp",
-        "source": {
-            **names,
-            "matrix": "raw" if raw else "X" if layer is None else f"layer {layer}",
-            "normalize": normalize or "none",
-        },
+        "source": {**names, "matrix": matrix, "normalize": normalize or "none"},
         "filters": pairs.filters,
         "columns_left_out": np.array(list(left_out), dtype=object),
         "notes": np.array(notes, dtype=object),
