@@ -7,14 +7,16 @@ failure.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import ctmm_formula as ctmm
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "r_bridge" / "ctmmFormula"
@@ -83,25 +85,98 @@ def run_r(library: Path, code: str, timeout: float = 300) -> str:
     return call.stdout
 
 
-FILES = sorted(
-    path.stem.removeprefix("test-") for path in (SOURCE / "tests/testthat").glob("test-*.R")
-)
+FILES = sorted(path.name for path in (SOURCE / "tests" / "testthat").glob("test-*.R"))
+
+
+@pytest.fixture(scope="module")
+def outcome(library) -> dict[str, list[tuple[int, int, int, str]]]:
+    """Passed, skipped and failed expectations of all test files, run in one R process."""
+    code = """
+    library(testthat)
+    library(ctmmFormula)
+    results <- test_dir(".", package = "ctmmFormula", load_package = "installed",
+                        reporter = "silent", stop_on_failure = FALSE)
+    for (one in results) {
+      is <- function(what) vapply(one$results, inherits, NA, what)
+      bad <- is("expectation_failure") | is("expectation_error") | is("expectation_warning")
+      text <- vapply(one$results[bad], function(r) conditionMessage(r), "")
+      cat("@@", one$file, "|", sum(is("expectation_success")), "|", sum(is("expectation_skip")),
+          "|", sum(bad), "|", gsub("[\n|]", " ", paste(one$test, text, collapse = "; ")), "\n")
+    }
+    """
+    out: dict[str, list[tuple[int, int, int, str]]] = {}
+    for line in run_r(library, code).splitlines():
+        if line.startswith("@@"):
+            file, passed, skipped, bad, text = (part.strip() for part in line[2:].split("|"))
+            out.setdefault(file, []).append((int(passed), int(skipped), int(bad), text))
+    return out
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_testthat(library, name):
+def test_testthat(outcome, name):
+    results = outcome[name]
+    assert not [text for _, _, bad, text in results if bad]
+    assert sum(passed + skipped for passed, skipped, _, _ in results) > 0
+    if os.environ.get("CTMM_REQUIRE_R") == "1":
+        assert not sum(skipped for _, skipped, _, _ in results)
+
+
+STATEMENTS = {
+    "free": ("expr ~ celltype + sex + PC1", "free", "reml", "batch"),
+    "full": ("expr ~ 0 + celltype", "full", "ml", None),
+    "iid": ("expr ~ celltype * sex", "iid", "reml", None),
+    "hom": ("expr ~ celltype + sex", "hom", "he", "batch"),
+    "banded(1)": ("expr ~ celltype + poly", "banded(1)", "reml", "batch"),
+}
+EXACT = 1e-12
+"""Relative: both ends run the same code on matrices with the same span."""
+
+
+def test_the_same_numbers_as_from_python(library, tmp_path):
+    """One table, the formulas of both languages: log-likelihood, components, means and tests."""
+    df = ctmm.load_example()
+    df["poly"] = df["PC1"] ** 2 / 100
+    df.to_csv(tmp_path / "data.csv", index=False, float_format="%.17g")
+    rows = ", ".join(
+        f"list('{name}', {formula}, '{structure}', '{method}', {random and '~ ' + random})"
+        for name, (formula, structure, method, random) in STATEMENTS.items()
+    ).replace("None", "NULL")
     code = f"""
-    library(testthat)
     library(ctmmFormula)
-    out <- as.data.frame(test_file("test-{name}.R", package = "ctmmFormula",
-        load_package = "installed", reporter = "check", stop_on_failure = TRUE))
-    cat("passed:", sum(out$passed), "skipped:", sum(out$skipped), "warnings:", sum(out$warning))
+    d <- read.csv('{tmp_path / "data.csv"}', stringsAsFactors = TRUE)
+    for (s in list({rows})) {{
+      fit <- ctmm(s[[2]], data = d, structure = s[[3]], method = s[[4]], random = s[[5]])
+      show <- function(what, x) cat(sprintf('@@%s|%s|%.17g\n', s[[1]], what, x), sep = '')
+      if (s[[4]] != 'he') show('llf', as.numeric(logLik(fit)))
+      show('vcomp', fit$vcomp)
+      show('means', celltype_means(fit)$estimate)
+      show('shares', variance_explained(fit)$share)
+      show('fitted', unname(fitted(fit)))
+      show('mean test', test_mean(fit)$p.value)
+      show('jackknife', test_variance(fit)$p.value)
+      show('score', test_variance(fit, 'score')$p.value)
+    }}
     """
-    out = run_r(library, code)
-    found = re.search(r"passed: (\d+) skipped: (\d+) warnings: (\d+)$", out)
-    assert found, out
-    passed, skipped, warnings = map(int, found.groups())
-    assert passed > 0, out
-    assert warnings == 0, out
-    if skipped and os.environ.get("CTMM_REQUIRE_R") == "1":
-        pytest.fail(out)
+    got: dict[tuple[str, str], list[float]] = {}
+    for line in run_r(library, code).splitlines():
+        if line.startswith("@@"):
+            name, what, value = line[2:].split("|")
+            got.setdefault((name, what), []).append(float(value.replace("NA", "nan")))
+    assert len(got) == 8 * len(STATEMENTS) - 1
+    for name, (formula, structure, method, random) in STATEMENTS.items():
+        text = formula.replace("celltype", "C(celltype)")
+        res = ctmm.fit(text, structure=structure, method=method, random=random, data=df)
+        expected = {
+            "vcomp": res.vcomp,
+            "means": res.means()["estimate"],
+            "shares": res.variance_explained(by_celltype=True)["share"],
+            "fitted": res.fittedvalues,
+            "mean test": res.test_mean().pvalue,
+            "jackknife": res.test_variance().pvalue,
+            "score": res.test_variance("score").pvalue,
+        } | ({} if method == "he" else {"llf": res.llf})
+        for what, value in expected.items():
+            value = np.atleast_1d(np.asarray(value, dtype=float))
+            np.testing.assert_allclose(
+                got[name, what], value, rtol=EXACT, atol=EXACT, err_msg=f"{name}: {what}"
+            )

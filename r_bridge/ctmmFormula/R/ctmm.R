@@ -3,7 +3,7 @@
 ctmm <- function(formula, data, random = NULL, structure = "free", method = "reml",
                  donor = NULL, celltype = NULL, noise = NULL, n_cells = NULL,
                  proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
-                 contrasts = NULL, offset) {
+                 contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
   data <- as_table(data)
   spec <- split_formula(formula, random)
@@ -11,7 +11,7 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = "rem
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, n_cells = n_cells,
                            proportions = proportions), data, spec)
   made <- make_frame(spec, data, roles, call, contrasts)
-  fit <- design(spec, data, roles, made, contrasts)
+  fit <- design(spec, data, roles, made, contrasts, singular.ok)
   fit$call <- call
   request <- list(model = fit$sent, structure = structure_out(structure, fit$celltypes),
                   method = tolower(as.character(method)[1L]), bounds = bounds,
@@ -54,7 +54,7 @@ banded <- function(width) {
 }
 
 # What lm keeps of the design, and the model as it crosses to Python.
-design <- function(spec, data, roles, made, contrasts) {
+design <- function(spec, data, roles, made, contrasts, singular.ok) {
   frame <- made$frame
   terms <- attr(frame, "terms")
   rows <- frame[["(row)"]]
@@ -77,6 +77,14 @@ design <- function(spec, data, roles, made, contrasts) {
   fit$contrasts <- attr(X, "contrasts")
   fit$xlevels <- stats::.getXlevels(terms, frame)
   fit$assign <- attr(X, "assign")
+  if (singular.ok && length(out <- aliased(X))) {
+    message("the fixed part is not of full rank, dropping ", listing(out))
+    keep <- !colnames(X) %in% out
+    fit$dropped <- out
+    fit$X_full <- X
+    fit$assign <- fit$assign[keep]
+    X <- structure(X[, keep, drop = FALSE], assign = fit$assign, contrasts = fit$contrasts)
+  }
   fit$na.action <- attr(frame, "na.action")
   fit$X <- X
   fit$offset <- stats::model.offset(frame)
@@ -113,9 +121,11 @@ model_out <- function(fit, data, dropped) {
     list(name = name, values = f8(as_numbers(data[[name]], name, role)[fit$rows]))
   }
   fixed <- plain_factors(fit)
-  notes <- if (length(dropped)) sprintf(
+  notes <- if (length(fit$dropped)) paste("dropped from the fixed part, which is not of full rank:",
+                                          listing(fit$dropped))
+  if (length(dropped)) notes <- c(notes, sprintf(
     "%d %s dropped: missing %s", sum(dropped), if (sum(dropped) == 1L) "row" else "rows",
-    paste0(names(dropped), " (", dropped, ")", collapse = ", "))
+    paste0(names(dropped), " (", dropped, ")", collapse = ", ")))
   factors <- c(fit$labels, fixed[setdiff(names(fixed), names(fit$labels))])
   P <- fit$frame[["(proportions)"]]
   list(

@@ -133,14 +133,14 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   if (is.list(na.action) || is.numeric(na.action)) na.action <- stats::na.omit
   frame <- ask(na.action)
   if (!nrow(frame)) {
-    counts <- missing_by(ask("na.pass"))
+    counts <- missing_by(ask("na.pass"), roles)
     fail("DataError", "no row of ", nrow(data), " is complete",
          if (length(counts)) paste0(" (missing ", paste(names(counts), counts, sep = ": ",
                                                       collapse = ", "), ")"),
          ": correct these columns, or the subset")
   }
   dropped <- length(attr(frame, "na.action"))
-  reasons <- if (dropped) missing_by(ask("na.pass")) else integer()
+  reasons <- if (dropped) missing_by(ask("na.pass"), roles) else integer()
   list(frame = frame, dropped = reasons)
 }
 
@@ -158,14 +158,16 @@ check_variables <- function(terms, data, roles, env) {
 }
 
 # How many rows each column costs; a row counts for the first.
-missing_by <- function(frame) {
+missing_by <- function(frame, roles) {
   taken <- rep(FALSE, nrow(frame))
   out <- integer()
   for (name in names(frame)) {
     gone <- is.na(frame[[name]])
     if (is.matrix(gone)) gone <- rowSums(gone) > 0
     gone <- gone & !taken
-    if (any(gone)) out[[sub("^\\((random\\.)?(.*)\\)$", "\\2", name)]] <- sum(gone)
+    own <- sub("^\\((random\\.)?(.*)\\)$", "\\2", name)
+    if (startsWith(name, "(") && own %in% names(roles) && own != "proportions") own <- roles[[own]]
+    if (any(gone)) out[[own]] <- sum(gone)
     taken <- taken | gone
   }
   out
@@ -236,6 +238,12 @@ celltype_names <- function(columns) {
     substring(columns, nchar(part[1L]) + 1L) else columns
 }
 
+# Columns that are combinations of earlier ones, as lm finds them.
+aliased <- function(X) {
+  q <- qr(X)
+  colnames(X)[q$pivot[seq_len(ncol(X)) > q$rank]]
+}
+
 # One-level factors before model.matrix stumbles over them.
 check_factors <- function(frame, terms) {
   classes <- attr(terms, "dataClasses")
@@ -285,6 +293,7 @@ new_matrix <- function(object, newdata, na.action = stats::na.pass) {
   P <- NULL
   if (object$kind == "op") P <- new_proportions(object, newdata)
   X <- matrix_rows(terms, frame, object$contrasts, P, object$celltypes)
+  if (length(object$dropped)) X <- X[, colnames(object$X), drop = FALSE]
   offset <- rep(0, nrow(frame))
   for (i in attr(terms, "offset"))
     offset <- offset + eval(attr(terms, "variables")[[i + 1L]], newdata, environment(terms))

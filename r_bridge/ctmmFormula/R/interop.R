@@ -13,6 +13,13 @@ emm_basis.ctmm <- function(object, trms, xlev, grid, covariance = NULL, ...) {
   X <- stats::model.matrix(trms, frame, contrasts.arg = object$contrasts)
   errors <- errors_of(object, covariance)
   p <- names(object$beta)
-  list(X = X, bhat = unname(object$beta), nbasis = matrix(NA), V = errors$cov[p, p],
+  beta <- object$beta
+  nbasis <- matrix(NA)
+  if (length(object$dropped)) {
+    beta <- named(rep(NA_real_, ncol(X)), colnames(X))
+    beta[p] <- object$beta
+    nbasis <- estimability::nonest.basis(qr(object$X_full))
+  }
+  list(X = X, bhat = unname(beta), nbasis = nbasis, V = errors$cov[p, p],
        dffun = function(k, dfargs) dfargs$df, dfargs = list(df = errors$df), misc = list())
 }

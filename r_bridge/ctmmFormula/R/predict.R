@@ -138,7 +138,8 @@ simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
     on.exit(assign(".Random.seed", before, envir = globalenv()))
   }
   mean <- marginal(object)
-  drawn <- vapply(seq_len(nsim), function(k) mean + draw_noise(object), numeric(length(mean)))
+  draw <- drawing(object)
+  drawn <- vapply(seq_len(nsim), function(k) mean + draw(), numeric(length(mean)))
   out <- as.data.frame(matrix(drawn, length(mean)), optional = TRUE)
   names(out) <- paste0("sim_", seq_len(nsim))
   rownames(out) <- names(mean)
@@ -146,36 +147,38 @@ simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
   out
 }
 
-# One draw from N(0, Sigma): random effects with a variance by level, the rest by blocks of donors.
-draw_noise <- function(object) {
+# A function that draws from N(0, Sigma): random effects with a variance by level, the rest by
+# blocks of rows: donors, or all rows where a random effect has a negative variance.
+drawing <- function(object) {
   H <- row_types(object)
-  donor <- factor(as.character(used_rows(object)[[object$roles$donor]]), object$donors)
-  out <- numeric(object$n)
-  negative <- character()
-  for (name in object$random_names) {
-    g <- object$vcomp[[name]]
-    if (g < 0) negative <- c(negative, name)
-    else {
-      Z <- level_weights(object, name)
-      u <- stats::rnorm(nlevels(Z$level), sd = sqrt(g))
-      out <- out + Z$weight * u[as.integer(Z$level)]
-    }
-  }
+  donor <- match(as.character(used_rows(object)[[object$roles$donor]]), object$donors)
+  g <- object$vcomp[object$random_names]
+  Z <- lapply(named(names(g), names(g)), function(name) level_weights(object, name))
+  negative <- names(g)[g < 0]
   blocks <- if (length(negative)) list(seq_len(object$n)) else split(seq_len(object$n), donor)
-  for (rows in blocks) {
+  roots <- lapply(blocks, function(rows) {
     S <- H[rows, , drop = FALSE] %*% object$A %*% t(H[rows, , drop = FALSE])
     S <- S * outer(donor[rows], donor[rows], `==`) + diag(object$nu[rows], length(rows))
     for (name in negative) {
-      Z <- level_weights(object, name)
-      same <- outer(Z$level[rows], Z$level[rows], `==`)
-      S <- S + object$vcomp[[name]] * same * outer(Z$weight[rows], Z$weight[rows])
+      level <- Z[[name]]$level[rows]
+      S <- S + g[[name]] * outer(level, level, `==`) * tcrossprod(Z[[name]]$weight[rows])
     }
-    root <- tryCatch(chol(S), error = function(e)
+    tryCatch(chol(S), error = function(e)
       fail("ConvergenceError", "the fitted covariance is not positive definite, there is nothing ",
            "to draw from: fit by method = \"reml\""))
-    out[rows] <- out[rows] + drop(crossprod(root, stats::rnorm(length(rows))))
+  })
+  function() {
+    out <- numeric(object$n)
+    for (name in setdiff(names(g), negative)) {
+      u <- stats::rnorm(max(Z[[name]]$level), sd = sqrt(g[[name]]))
+      out <- out + Z[[name]]$weight * u[Z[[name]]$level]
+    }
+    for (k in seq_along(blocks)) {
+      rows <- blocks[[k]]
+      out[rows] <- out[rows] + drop(crossprod(roots[[k]], stats::rnorm(length(rows))))
+    }
+    out
   }
-  out
 }
 
 row_types <- function(object) {
@@ -192,7 +195,7 @@ level_weights <- function(object, name) {
     type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
     weight <- row_types(object)[, match(type, object$celltypes)]
   }
-  list(level = factor(labels), weight = weight)
+  list(level = match(labels, unique(labels)), weight = weight)
 }
 
 # A fit of the same model to another response (generic of lme4).

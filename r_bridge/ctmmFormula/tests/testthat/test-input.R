@@ -1,0 +1,178 @@
+# Bad and odd input: the right answer or an error that names column, rows and the fix.
+
+refused <- function(data, text, class = "ctmm_DataError", ...) {
+  expect_error(ctmm(expr ~ celltype + sex + PC1, data = data, ...), text, class = class)
+}
+
+test_that("missing values of every type in every column leave their rows out", {
+  need_python()
+  d <- pseudobulk
+  d$expr_i <- as.integer(round(100 * d$expr))
+  d$flag <- d$PC2 > 0
+  d$day <- as.Date("2024-01-01") + as.integer(d$donor)
+  d$text <- as.character(d$sex)
+  gone <- c(3L, 40L, 111L)
+  formula <- expr ~ celltype + text + PC1 + flag + day
+  expected <- ctmm(formula, data = d[-gone, ], random = ~ batch)
+  columns <- c("expr", "celltype", "text", "PC1", "flag", "day", "batch", "donor", "nu")
+  for (name in columns) {
+    holes <- d
+    holes[[name]][gone] <- NA
+    fit <- ctmm(formula, data = holes, random = ~ batch)
+    expect_identical(unname(fit$rows), setdiff(seq_len(nrow(d)), gone), label = name)
+    expect_equal(fit$vcomp, expected$vcomp, tolerance = 1e-12, label = name)
+    expect_equal(predict(fit), predict(expected), tolerance = 1e-12, label = name)
+  }
+  # NA of integers, characters, and NaN
+  holes <- d
+  holes$expr <- holes$expr_i
+  holes$expr[gone] <- NA_integer_
+  whole <- d[-gone, ]
+  whole$expr <- whole$expr_i
+  expect_equal(ctmm(expr ~ celltype, data = holes)$vcomp, ctmm(expr ~ celltype, data = whole)$vcomp)
+  holes <- transform(d, celltype = as.character(celltype), donor = as.character(donor))
+  holes$celltype[gone] <- NA_character_
+  holes$PC1[gone] <- NaN
+  expect_equal(ctmm(formula, data = holes, random = ~ batch)$vcomp, expected$vcomp)
+  # a number of cells that is not known costs no row
+  holes <- pseudobulk
+  holes$n_cells[gone] <- NA
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = holes)
+  expect_identical(nobs(fit), nrow(pseudobulk))
+  expect_match(fit$notes, "'n_cells' is missing in rows 3, 40, 111", all = FALSE)
+})
+
+test_that("an NA level of a factor is missing as a label and a level as a covariate", {
+  need_python()
+  d <- pseudobulk
+  d$sex[c(1, 5)] <- NA
+  d$sex <- addNA(d$sex)
+  fit <- ctmm(expr ~ celltype + sex, data = d)
+  expect_equal(model.matrix(fit), model.matrix(lm(expr ~ celltype + sex, d)), ignore_attr = TRUE)
+  d <- pseudobulk
+  d$donor[1:2] <- NA
+  d$donor <- addNA(d$donor)
+  refused(d, "column 'donor' \\(donor\\) is missing in row 1, 2")
+})
+
+test_that("values that cannot be are named with their rows as R counts them", {
+  need_python()
+  with <- function(name, rows, value) {
+    d <- pseudobulk
+    d[[name]][rows] <- value
+    d
+  }
+  refused(with("nu", c(2, 7), 0), "'nu' \\(noise variance\\) must be positive.*rows 2, 7, donors")
+  refused(with("nu", 9, -1), "row 9")
+  refused(with("nu", 9, Inf), "row 9")
+  refused(with("expr", 5, Inf), "response 'expr' is inf in row 5")
+  refused(with("PC1", 6, -Inf), "'PC1' is not finite in row 6")
+  refused(with("n_cells", 4, -2), "number of cells\\) must be positive, found -2.0 in row 4")
+  refused(transform(pseudobulk, expr = 1), "is constant")
+  refused(transform(pseudobulk, expr = "a"), "one column of numbers, got character")
+  refused(transform(pseudobulk, nu = as.character(nu)), "'nu' \\(noise\\) must hold numbers")
+  refused(transform(pseudobulk, nu = Sys.Date()), "must hold numbers, got Date")
+  refused(transform(pseudobulk, expr = NA_real_), "no row of 275 is complete \\(missing expr: 275\\)")
+  refused(transform(pseudobulk, sex = "F"), "'sex' has one level, 'F'")
+  refused(pseudobulk[1, ], "one level")
+  refused(pseudobulk[1:3, ], "one level")
+  refused(pseudobulk[0, ], "no row of 0")
+  refused(rbind(pseudobulk, pseudobulk[8, ]), "several rows for one donor and cell type.*rows 8, 276")
+  refused(subset(pseudobulk, donor == "donor02"), "one level|one donor")
+  refused(pseudobulk[rep(1:275, 20), ], "if they are cells, aggregate the cells")
+  d <- pseudobulk
+  d$PC2 <- NULL
+  d$PC1 <- lapply(d$PC1, identity)
+  expect_error(ctmm(expr ~ celltype + PC1, data = d), "invalid type")
+})
+
+test_that("large integers and long labels cross whole", {
+  need_python()
+  d <- pseudobulk
+  d$expr <- d$expr * 1e9
+  d$nu <- d$nu * 1e18
+  d$n_cells <- rep(.Machine$integer.max, nrow(d))
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+  expect_equal(fit$vcomp / 1e18, example_fit()$vcomp, tolerance = 1e-6)
+  expect_equal(fit$shares, example_fit()$shares * c(1e18, 1)[col(fit$shares)], tolerance = 1)
+  levels(d$donor) <- paste0("donor \u00e9\u00df\u4e2d 'quoted' ", seq_along(levels(d$donor)))
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+  expect_identical(rownames(ranef(fit)$donor), levels(d$donor))
+})
+
+test_that("settings that cannot be are refused with what can be", {
+  need_python()
+  refused(pseudobulk, "unknown method 'gls': choose from ml, reml, he", "ctmm_CTMMError",
+          method = "gls")
+  refused(pseudobulk, "unknown structure 'us'", "ctmm_CTMMError", structure = "us")
+  refused(pseudobulk, "unknown bounds", "ctmm_CTMMError", bounds = "box")
+  refused(pseudobulk, "noise_floor must lie", "ctmm_CTMMError", noise_floor = 2)
+  refused(pseudobulk, "must be 4 x 4", "ctmm_CTMMError", structure = list(diag(3)))
+  refused(pseudobulk, "linearly dependent", "ctmm_CTMMError", structure = list(diag(4), 2 * diag(4)))
+  refused(pseudobulk, "no column 'individual' of donors", donor = "individual")
+  refused(NULL, "data is missing")
+  refused("df", "data must be a data frame")
+  expect_error(ctmm(expr ~ celltype + age, data = pseudobulk), "no column 'age'")
+  expect_error(ctmm("expr", data = pseudobulk), class = "error")
+  expect_error(ctmm(pseudobulk, expr ~ celltype), "got formula", class = "ctmm_DataError")
+  caught <- tryCatch(ctmm(expr ~ celltype, data = pseudobulk, method = "x"), error = identity)
+  expect_s3_class(caught, c("ctmm_CTMMError", "ctmm_error"), exact = FALSE)
+  expect_match(caught$python_traceback, "CTMMError")
+})
+
+test_that("a fit on the edge warns with a class, once", {
+  need_python()
+  d <- subset(pseudobulk, donor %in% levels(donor)[1:14])
+  d$expr <- with(d, ave(expr, donor) * 0 + sin(seq_along(expr)) / 50)
+  seen <- list()
+  fit <- withCallingHandlers(
+    ctmm(expr ~ celltype, data = d),
+    warning = function(w) {
+      seen[[length(seen) + 1L]] <<- w
+      invokeRestart("muffleWarning")
+    })
+  expect_length(seen, 1L)
+  expect_s3_class(seen[[1L]], "ctmm_BoundaryWarning")
+  expect_s3_class(seen[[1L]], "ctmm_warning")
+  expect_true(glance(fit)$boundary)
+  expect_output(print(fit), "edge of its domain")
+})
+
+test_that("structures may be banded or matrices of one's own", {
+  need_python()
+  fit <- function(structure) ctmm(expr ~ celltype, data = pseudobulk, structure = structure)
+  free <- fit("free")
+  types <- levels(pseudobulk$celltype)
+  own <- c(list(hom = matrix(1, 4, 4)), lapply(seq_along(types), function(k) diag(4) * (1:4 == k)))
+  names(own) <- names(free$vcomp)
+  expect_equal(fit(own)$vcomp, free$vcomp, tolerance = 1e-8)
+  back <- rev(types)
+  turned <- lapply(own, function(m) `dimnames<-`(m, list(types, types))[back, back])
+  expect_equal(fit(turned)$vcomp, free$vcomp, tolerance = 1e-8)
+  near <- fit(banded(1))
+  expect_identical(near$structure, "banded(1)")
+  expect_length(near$vcomp, 8L)
+  expect_error(banded(-1), class = "ctmm_CTMMError")
+})
+
+test_that("overall pseudobulk takes its proportions by columns or as a table", {
+  need_python()
+  fit <- overall_fit()
+  expect_identical(names(coef(fit)), c(paste0("celltypeday", 0:3), "sexM", "PC1"))
+  expect_identical(fit$celltypes, paste0("day", 0:3))
+  expect_identical(fit$bounds, "psd")
+  shares <- overall_pseudobulk[paste0("prop_day", 0:3)]
+  rownames(shares) <- overall_pseudobulk$donor
+  again <- ctmm(expr ~ sex + PC1, data = overall_pseudobulk, structure = "hom",
+                proportions = shares[rev(seq_len(nrow(shares))), ])
+  expect_equal(again$vcomp, fit$vcomp, tolerance = 1e-12)
+  X <- cbind(as.matrix(shares), model.matrix(~ sex + PC1, overall_pseudobulk)[, -1])
+  expect_equal(model.matrix(fit), X, ignore_attr = TRUE)
+  new <- overall_pseudobulk[4:6, ]
+  expect_equal(unname(predict(fit, new, re.form = NA)), unname(drop(X[4:6, ] %*% coef(fit))))
+  expect_equal(predict(fit, overall_pseudobulk), predict(fit), tolerance = 1e-10)
+  expect_error(ctmm(expr ~ celltype + sex, data = overall_pseudobulk, proportions = names(shares)),
+               "leave the cell type out of the formula")
+  bad <- transform(overall_pseudobulk, prop_day0 = prop_day0 + 0.1)
+  expect_error(ctmm(expr ~ sex, data = bad, proportions = names(shares)), "must sum to one")
+})

@@ -1,0 +1,46 @@
+# The Python package by reticulate alone, as scripts do that know nothing of this one.  Data go as
+# lists of columns, which every reticulate can give to every numpy.
+
+plain <- function() {
+  need_python()
+  python <- reticulate::import("ctmm_formula")
+  probe <- tryCatch(python$fit("y ~ 1", data = list(y = 1:2)), error = conditionMessage)
+  if (any(grepl("call stack", probe)))
+    skip("this ctmm_formula.fit can be called by Python code only")
+  python
+}
+
+FORMULA <- "expr ~ C(celltype) + sex + PC1"
+
+test_that("fits, tables and texts come back as R values", {
+  plain()
+  # without conversion nothing is asked of numpy; py_to_r takes what is plain
+  python <- reticulate::import("ctmm_formula", convert = FALSE)
+  r <- reticulate::py_to_r
+  fit <- python$fit(FORMULA, random = "batch", data = as.list(pseudobulk))
+  expect_equal(r(fit$llf), as.numeric(logLik(example_fit())), tolerance = 1e-10)
+  expect_identical(r(fit$structure), "free")
+  expect_identical(unlist(r(fit$celltypes)), example_fit()$celltypes)
+  expect_equal(unlist(r(fit$vcomp$to_dict())), example_fit()$vcomp, tolerance = 1e-8)
+  table <- as.data.frame(r(fit$tidy()$to_dict("list")))
+  expect_equal(table$estimate, unname(c(coef(example_fit()), example_fit()$vcomp)),
+               tolerance = 1e-8)
+  expect_equal(r(fit$test_mean()$pvalue), test_mean(example_fit())$p.value, tolerance = 1e-6)
+  expect_type(r(fit$to_json()), "character")
+  expect_match(r(fit$summary()$as_text()), "Cell type-specific mixed model")
+})
+
+test_that("R's ways of writing values are understood", {
+  python <- plain()
+  expected <- python$fit(FORMULA, random = "batch", data = as.list(pseudobulk))$llf
+  llf <- function(d, ...) python$fit(FORMULA, data = as.list(d), ...)$llf
+  expect_equal(llf(pseudobulk, random = list("batch")), expected)
+  expect_equal(llf(transform(pseudobulk, donor = as.character(donor)), random = "batch"), expected)
+  expect_equal(llf(transform(pseudobulk, batch = as.integer(batch)), random = "batch"), expected)
+  expect_equal(llf(transform(pseudobulk, n_cells = as.numeric(n_cells)), random = "batch"), expected)
+  d <- pseudobulk
+  d$count <- as.integer(d$n_cells)
+  d$count[3] <- NA
+  expect_error(python$fit("expr ~ C(celltype) + count", data = as.list(d)), "-2147483648")
+  expect_error(python$fit("expr ~ C(celltype) + nobody", data = as.list(d)), "nobody")
+})

@@ -1,0 +1,253 @@
+"""The wire: the same numbers as the formula interface, in plain values only."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctmm_formula as ctmm
+from ctmm_formula import wire
+
+EXACT = 1e-12  # relative: the same arrays through the same code
+FORMULA = "expr ~ C(celltype) + sex + PC1"
+
+
+@pytest.fixture(scope="module")
+def df():
+    return ctmm.load_example()
+
+
+def factor(name, values):
+    values = pd.Categorical(values)
+    codes = np.asarray(values.codes, dtype=np.int32)
+    return {
+        "name": name,
+        "codes": wire.encode(codes),
+        "levels": [str(v) for v in values.categories],
+    }
+
+
+def make_request(df, res, **settings):
+    """The request that a caller makes of the design of `res`."""
+    design = res.design
+    op = design.kind == "op"
+    model = {
+        "formula": res.formula,
+        "response": "expr",
+        "fixed": design.spec.fixed,
+        "rows": wire.encode(design.rows + 1),
+        "y": wire.encode(design.y),
+        "X": wire.encode(design.X),
+        "names": list(design.names),
+        "donor": "donor",
+        "celltype": None if op else "celltype",
+        "noise": {"name": "nu", "values": wire.encode(design.nu)},
+        "n_cells": {"name": "n_cells", "values": wire.encode(design.n_cells)},
+        "share": None,
+        "proportions": None,
+        "factors": [factor("donor", df["donor"]), factor("batch", df["batch"])],
+        "fixed_factors": [],
+        "random": [{"left": t.left, "groups": list(t.groups)} for t in design.spec.random],
+        "mean_rows": wire.encode(design.mean_rows),
+        "dropped": {},
+        "notes": [],
+    }
+    if op:
+        columns = list(design.proportion_cols)
+        values = wire.encode(df[columns].to_numpy())
+        model["proportions"] = {"names": columns, "values": values}
+    else:
+        model["factors"].append(factor("celltype", df["celltype"]))
+    return {
+        "model": model,
+        "structure": res.structure,
+        "method": res.method,
+        "bounds": None,
+        "noise_floor": 0.1,
+    } | settings
+
+
+def stored(sent, reply):
+    """A fit as callers give it back."""
+    value = reply["value"]
+    keep = {key: sent[key] for key in ("model", "structure", "noise_floor")}
+    return keep | {"bounds": value["bounds"], "estimate": value["estimate"]}
+
+
+def plain(value):
+    """Whether a value is made of what every language has."""
+    if isinstance(value, dict):
+        return all(type(k) is str and plain(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(map(plain, value))
+    return value is None or type(value) in (str, int, float, bool, bytearray)
+
+
+def call(name, sent):
+    reply = wire.call(name, sent)
+    assert plain(reply)
+    assert reply["ok"], reply["message"]
+    return reply["value"]
+
+
+def fitted(method):
+    """A table and its fit by formula."""
+    if method == "op":
+        df = ctmm.load_example(kind="op")
+        props = [c for c in df if c.startswith("prop_")]
+        return df, ctmm.fit("expr ~ sex + PC1", data=df, proportions=props, structure="hom")
+    df = ctmm.load_example()
+    return df, ctmm.fit(FORMULA, random="batch", method=method, data=df)
+
+
+@pytest.fixture(scope="module", params=["reml", "ml", "he", "op"])
+def case(request):
+    df, res = fitted(request.param)
+    sent = make_request(df, res)
+    return res, sent, wire.call("fit", sent)
+
+
+def test_fit_is_that_of_the_formula(case):
+    res, _, reply = case
+    assert reply["ok"], reply
+    assert plain(reply)
+    assert not reply["warnings"]
+    value = reply["value"]
+    at = value["estimate"]
+    for key in ("theta", "beta", "cov_beta", "information", "observed"):
+        expected = getattr(res.estimate, key)
+        np.testing.assert_allclose(wire.decode(at[key]), expected, rtol=EXACT, equal_nan=True)
+    np.testing.assert_equal(at["llf"], float(res.estimate.llf))
+    assert value["names"] == list(res.params.index)
+    table = {name: wire.decode(column) for name, column in value["table"]["columns"].items()}
+    for name, column in res.table().items():
+        np.testing.assert_allclose(table[name], column, rtol=EXACT)
+    np.testing.assert_allclose(wire.decode(value["cov"]), res.cov_params(), rtol=EXACT)
+    np.testing.assert_allclose(wire.decode(value["fitted"]), res.fittedvalues, rtol=EXACT)
+    shares = wire.decode(value["shares"]["columns"]["share"])
+    np.testing.assert_allclose(shares, res.variance_explained(by_celltype=True)["share"])
+    for name, frame in res.random_effects.items():
+        np.testing.assert_allclose(wire.decode(value["effects"][name]), frame, rtol=EXACT)
+    assert value["notes"] == list(res.notes)
+
+
+def test_a_fit_that_was_sent_out_answers_like_the_one_that_stayed(case):
+    res, sent, reply = case
+    fit = stored(sent, reply)
+    for ask, expected in [
+        ({"what": "variance", "method": "jackknife"}, lambda: res.test_variance()),
+        ({"what": "variance", "method": "score"}, lambda: res.test_variance("score")),
+        ({"what": "mean", "covariance": "model"}, lambda: res.test_mean("model")),
+        ({"what": "component", "name": "hom", "method": "t"}, lambda: res.test_component("hom")),
+    ]:
+        got = call("test", {"fit": fit, "n_jobs": 1} | ask)
+        expected = expected().to_dict()
+        df = got.pop("df")
+        np.testing.assert_equal(df, np.atleast_1d(expected.pop("df")).tolist())
+        for key in ("statistic", "pvalue"):
+            np.testing.assert_allclose(got.pop(key), expected.pop(key), rtol=1e-9)
+        np.testing.assert_equal(got, expected)
+    jack = call("jackknife", {"fit": fit, "blocks": None, "one_step": False, "n_jobs": 2})
+    own = res.jackknife()
+    np.testing.assert_allclose(wire.decode(jack["cov"]), own.cov_params(), rtol=1e-9)
+    assert jack["left_out"] == list(own.estimates.index)
+    ask = {"fit": fit, "what": "mean", "covariance": jack}
+    assert call("test", ask)["pvalue"] == pytest.approx(res.test_mean().pvalue, rel=1e-9)
+
+
+def test_a_bootstrap_may_be_asked_piece_by_piece(df):
+    res = ctmm.fit(FORMULA, structure="hom", data=df)
+    sent = make_request(df, res)
+    fit = stored(sent, wire.call("fit", sent))
+    ask = {"fit": fit, "seed": 3, "n_jobs": 2}
+    pieces = [
+        wire.decode(call("bootstrap", ask | {"start": a, "stop": b})["replicates"])
+        for a, b in [(0, 3), (3, 5)]
+    ]
+    expected = res.bootstrap(5, rng=3).replicates
+    np.testing.assert_allclose(np.vstack(pieces), expected, rtol=EXACT)
+
+
+def test_anova_is_that_of_results(df):
+    fits = [ctmm.fit(FORMULA, structure=name, data=df) for name in ("free", "hom")]
+    asked = []
+    for res in fits:
+        sent = make_request(df, res)
+        asked.append(stored(sent, wire.call("fit", sent)))
+    got = call("anova", {"fits": asked, "labels": ["large", "small"]})
+    assert got["index"] == ["small", "large"]
+    expected = ctmm.anova(*fits).table["statistic"]
+    np.testing.assert_allclose(wire.decode(got["columns"]["statistic"]), expected, rtol=EXACT)
+
+
+def test_matrices_of_the_caller(df):
+    named = ctmm.fit(FORMULA, structure="free", data=df)
+    labels, basis = named.structure_.labels, named.structure_.basis
+    matrices = {label: wire.encode(B) for label, B in zip(labels, basis, strict=True)}
+    got = call("fit", make_request(df, named, structure=matrices))
+    np.testing.assert_allclose(wire.decode(got["estimate"]["theta"]), named.vcomp, rtol=1e-8)
+
+
+def test_errors_and_warnings_are_part_of_the_reply(df):
+    res = ctmm.fit(FORMULA, data=df)
+    reply = wire.call("fit", make_request(df, res, method="magic"))
+    assert not reply["ok"]
+    assert reply["classes"] == ["CTMMError", "ValueError", "Exception"]
+    assert "choose from ml, reml, he" in reply["message"]
+    sent = make_request(df, res)
+    sent["model"]["noise"]["values"] = wire.encode(np.where(np.arange(275) == 6, 0.0, df["nu"]))
+    reply = wire.call("fit", sent)
+    assert reply["type"] == "DataError"
+    assert "row 7" in reply["message"]  # as the caller counts
+    X = res.design.X.copy()
+    X[:, 1] = X[:, 2]
+    sent = make_request(df, res)
+    sent["model"]["X"] = wire.encode(X)
+    assert "not of full rank" in wire.call("fit", sent)["message"]
+    sent = make_request(df, res)
+    del sent["model"]["y"]
+    reply = wire.call("fit", sent)
+    assert (reply["ok"], reply["type"]) == (False, "KeyError")
+
+    y = np.sin(np.arange(275)) / 50  # less variance than noise
+    sent = make_request(df, res)
+    sent["model"]["y"] = wire.encode(y)
+    reply = wire.call("fit", sent)
+    assert reply["ok"]
+    assert [note["classes"][0] for note in reply["warnings"]] == ["BoundaryWarning"]
+
+
+def test_a_call_can_be_interrupted(df, monkeypatch):
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(wire.CALLS, "fit", interrupted)
+    assert wire.call("fit", {})["type"] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1.5, np.nan, np.inf, -0.0]),
+        np.arange(6, dtype=np.int64).reshape(2, 3),
+        np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+        np.zeros((0, 3)),
+    ],
+)
+def test_arrays_survive_the_wire(array):
+    sent = wire.encode(array)
+    assert type(sent["data"]) is bytearray
+    json.dumps(sent["shape"])
+    back = wire.decode(sent)
+    np.testing.assert_array_equal(back, array)
+    assert (np.signbit(back) == np.signbit(array)).all()
+
+
+def test_what_does_not_fit_is_refused():
+    sent = wire.encode(np.arange(6.0))
+    with pytest.raises(ctmm.CTMMError, match=r"6 numbers arrived for an array of shape \(2, 4\)"):
+        wire.decode(sent | {"shape": [2, 4]})
+    assert wire.decode(sent | {"shape": 6}).shape == (6,)
