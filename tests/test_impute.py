@@ -107,6 +107,11 @@ def test_a_seed_gives_the_same_again(pb):
     assert first.uns["ctmm"]["imputed"]["mean"]["penalty"] > 0.0
 
 
+def test_numbers_of_numpy_will_do(pb):
+    full = ctmm.impute(pb, folds=np.int64(3), penalty=np.float32(2.0), rng=np.random.default_rng(0))
+    assert full.uns["ctmm"]["imputed"]["mean"]["penalty"] == 2.0
+
+
 def test_mean_and_noise_are_filled_apart(pb):
     full = ctmm.impute(pb, penalty=(3.0, 8.0))
     record = full.uns["ctmm"]["imputed"]
@@ -234,12 +239,15 @@ def test_a_gene_that_is_zero_everywhere_is_filled_with_zero(pb):
         ({"engine": "r", "method": "mvn"}, "is for method='softimpute'"),
         ({"folds": 1}, "folds"),
         ({"folds": 2.5}, "folds"),
+        ({"folds": True}, "folds"),
+        ({"penalty": "auto"}, "penalty must be"),
         ({"penalty": 0.0}, "penalty must be"),
         ({"penalty": -1.0}, "penalty must be"),
         ({"penalty": np.nan}, "penalty must be"),
         ({"penalty": (1.0, 2.0, 3.0)}, "penalty must be"),
         ({"penalty": 1.0, "method": "mvn"}, "has none"),
         ({"prior": -1.0}, "prior"),
+        ({"prior": "weak"}, "prior"),
     ],
 )
 def test_settings_that_make_no_sense(pb, settings, message):

@@ -11,7 +11,7 @@ import pandas as pd
 from ..errors import CTMMError, DataError, choose
 from .fill import METHODS
 from .holes import copied_holes, split
-from .impute import impute
+from .impute import at_least, impute
 from .tables import Grid, read_grid
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def evaluate_imputation(
     """
     settings = _settings(methods)
     choose("hide", hide, ["copied", "random"])
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise CTMMError(f"repeats must be a whole number of at least 1, got {repeats!r}")
+    at_least("repeats", repeats, 1)
     rng = np.random.default_rng(rng)
     grid = read_grid(pb)
     scores: dict[str, list[np.ndarray]] = {name: [] for name in settings}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +63,8 @@ def impute(
     holdout : {"pairs", "entries"}
         What the folds of cross-validation hide: whole pairs, in the patterns of missing pairs that
         occur (see :func:`ctmm_formula.evaluate_imputation`), or random entries as in the published
-        analysis.  Random entries are easier than missing pairs, and take hours for a
-        transcriptome.
+        analysis.  Random entries are easier to guess than missing pairs, and take minutes where
+        pairs take seconds.
     folds : int
     scale : bool
         Divide the columns by their standard deviations, so that genes count alike.  Columns are
@@ -184,11 +185,23 @@ def _options(
         raise CTMMError("method='mvn' works gene by gene: a covariance of all genes needs far more "
                         "donors than there are; use by='gene', or method='softimpute'")  # fmt: skip
     choose("holdout", holdout, ["pairs", "entries"])
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise CTMMError(f"folds must be a whole number of at least 2, got {folds!r}")
-    if not 0.0 <= prior < np.inf:
-        raise CTMMError(f"prior must be zero or positive, got {prior!r}")
-    return Options(method=method, by=by, holdout=holdout, folds=folds, scale=scale, prior=prior)
+    at_least("folds", folds, 2)
+    if not isinstance(prior, Real) or not 0.0 <= prior < np.inf:
+        raise CTMMError(f"prior must be zero or a positive number, got {prior!r}")
+    return Options(
+        method=method,
+        by=by,
+        holdout=holdout,
+        folds=int(folds),
+        scale=bool(scale),
+        prior=float(prior),
+    )
+
+
+def at_least(name: str, value: object, low: int) -> None:
+    """Refuse what is no whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise CTMMError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
 def _penalties(penalty: Any, method: str) -> tuple[float | None, float | None]:
@@ -197,7 +210,10 @@ def _penalties(penalty: Any, method: str) -> tuple[float | None, float | None]:
         return None, None
     if method != "softimpute":
         raise CTMMError(f"penalty= is for method='softimpute', {method!r} has none")
-    both = np.atleast_1d(np.asarray(penalty, dtype=float))
+    try:
+        both = np.atleast_1d(np.asarray(penalty, dtype=float))
+    except (TypeError, ValueError):
+        both = np.empty(0)
     if both.shape not in [(1,), (2,)] or not np.isfinite(both).all() or (both <= 0.0).any():
         raise CTMMError(
             "penalty must be one positive number, or two (for the mean and for the noise), got "
