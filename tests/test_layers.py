@@ -14,7 +14,8 @@ PACKAGE = "ctmm_formula"
 
 # Every module may import only modules named after it (`datasets` counts as one module).
 LAYERS = [
-    "wire",
+    # wire/
+    "wire", "transcriptome", "received", "codec",
     # scan/
     "genes", "scan", "store", "worker", "patterns", "responses", "columns",
     "api",

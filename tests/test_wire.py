@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
-from ctmm_formula import wire
+from ctmm_formula.wire import codec, wire
 
 EXACT = 1e-12  # relative: the same arrays through the same code
 FORMULA = "expr ~ C(celltype) + sex + PC1"
@@ -25,7 +25,7 @@ def factor(name, values):
     codes = np.asarray(values.codes, dtype=np.int32)
     return {
         "name": name,
-        "codes": wire.encode(codes),
+        "codes": codec.encode(codes),
         "levels": [str(v) for v in values.categories],
     }
 
@@ -38,26 +38,26 @@ def make_request(df, res, **settings):
         "formula": res.formula,
         "response": "expr",
         "fixed": design.spec.fixed,
-        "rows": wire.encode(design.rows + 1),
-        "y": wire.encode(design.y),
-        "X": wire.encode(design.X),
+        "rows": codec.encode(design.rows + 1),
+        "y": codec.encode(design.y),
+        "X": codec.encode(design.X),
         "names": list(design.names),
         "donor": "donor",
         "celltype": None if op else "celltype",
-        "noise": {"name": "nu", "values": wire.encode(design.nu)},
-        "n_cells": {"name": "n_cells", "values": wire.encode(design.n_cells)},
+        "noise": {"name": "nu", "values": codec.encode(design.nu)},
+        "n_cells": {"name": "n_cells", "values": codec.encode(design.n_cells)},
         "share": None,
         "proportions": None,
         "factors": [factor("donor", df["donor"]), factor("batch", df["batch"])],
         "fixed_factors": [],
         "random": [{"left": t.left, "groups": list(t.groups)} for t in design.spec.random],
-        "mean_rows": wire.encode(design.mean_rows),
+        "mean_rows": codec.encode(design.mean_rows),
         "dropped": {},
         "notes": [],
     }
     if op:
         columns = list(design.proportion_cols)
-        values = wire.encode(df[columns].to_numpy())
+        values = codec.encode(df[columns].to_numpy())
         model["proportions"] = {"names": columns, "values": values}
     else:
         model["factors"].append(factor("celltype", df["celltype"]))
@@ -119,18 +119,18 @@ def test_fit_is_that_of_the_formula(case):
     at = value["estimate"]
     for key in ("theta", "beta", "cov_beta", "information", "observed"):
         expected = getattr(res.estimate, key)
-        np.testing.assert_allclose(wire.decode(at[key]), expected, rtol=EXACT, equal_nan=True)
+        np.testing.assert_allclose(codec.decode(at[key]), expected, rtol=EXACT, equal_nan=True)
     np.testing.assert_equal(at["llf"], float(res.estimate.llf))
     assert value["names"] == list(res.params.index)
-    table = {name: wire.decode(column) for name, column in value["table"]["columns"].items()}
+    table = {name: codec.decode(column) for name, column in value["table"]["columns"].items()}
     for name, column in res.table().items():
         np.testing.assert_allclose(table[name], column, rtol=EXACT)
-    np.testing.assert_allclose(wire.decode(value["cov"]), res.cov_params(), rtol=EXACT)
-    np.testing.assert_allclose(wire.decode(value["fitted"]), res.fittedvalues, rtol=EXACT)
-    shares = wire.decode(value["shares"]["columns"]["share"])
+    np.testing.assert_allclose(codec.decode(value["cov"]), res.cov_params(), rtol=EXACT)
+    np.testing.assert_allclose(codec.decode(value["fitted"]), res.fittedvalues, rtol=EXACT)
+    shares = codec.decode(value["shares"]["columns"]["share"])
     np.testing.assert_allclose(shares, res.variance_explained(by_celltype=True)["share"])
     for name, frame in res.random_effects.items():
-        np.testing.assert_allclose(wire.decode(value["effects"][name]), frame, rtol=EXACT)
+        np.testing.assert_allclose(codec.decode(value["effects"][name]), frame, rtol=EXACT)
     assert value["notes"] == list(res.notes)
 
 
@@ -152,7 +152,7 @@ def test_a_fit_that_was_sent_out_answers_like_the_one_that_stayed(case):
         np.testing.assert_equal(got, expected)
     jack = call("jackknife", {"fit": fit, "blocks": None, "one_step": False, "n_jobs": 2})
     own = res.jackknife()
-    np.testing.assert_allclose(wire.decode(jack["cov"]), own.cov_params(), rtol=1e-9)
+    np.testing.assert_allclose(codec.decode(jack["cov"]), own.cov_params(), rtol=1e-9)
     assert jack["left_out"] == list(own.estimates.index)
     ask = {"fit": fit, "what": "mean", "covariance": jack}
     assert call("test", ask)["pvalue"] == pytest.approx(res.test_mean().pvalue, rel=1e-9)
@@ -164,7 +164,7 @@ def test_a_bootstrap_may_be_asked_piece_by_piece(df):
     fit = stored(sent, wire.call("fit", sent))
     ask = {"fit": fit, "seed": 3, "n_jobs": 2}
     pieces = [
-        wire.decode(call("bootstrap", ask | {"start": a, "stop": b})["replicates"])
+        codec.decode(call("bootstrap", ask | {"start": a, "stop": b})["replicates"])
         for a, b in [(0, 3), (3, 5)]
     ]
     expected = res.bootstrap(5, rng=3).replicates
@@ -180,15 +180,15 @@ def test_anova_is_that_of_results(df):
     got = call("anova", {"fits": asked, "labels": ["large", "small"]})
     assert got["index"] == ["small", "large"]
     expected = ctmm.anova(*fits).table["statistic"]
-    np.testing.assert_allclose(wire.decode(got["columns"]["statistic"]), expected, rtol=EXACT)
+    np.testing.assert_allclose(codec.decode(got["columns"]["statistic"]), expected, rtol=EXACT)
 
 
 def test_matrices_of_the_caller(df):
     named = ctmm.fit(FORMULA, structure="free", data=df)
     labels, basis = named.structure_.labels, named.structure_.basis
-    matrices = {label: wire.encode(B) for label, B in zip(labels, basis, strict=True)}
+    matrices = {label: codec.encode(B) for label, B in zip(labels, basis, strict=True)}
     got = call("fit", make_request(df, named, structure=matrices))
-    np.testing.assert_allclose(wire.decode(got["estimate"]["theta"]), named.vcomp, rtol=1e-8)
+    np.testing.assert_allclose(codec.decode(got["estimate"]["theta"]), named.vcomp, rtol=1e-8)
 
 
 def test_errors_and_warnings_are_part_of_the_reply(df):
@@ -198,14 +198,14 @@ def test_errors_and_warnings_are_part_of_the_reply(df):
     assert reply["classes"] == ["CTMMError", "ValueError", "Exception"]
     assert "choose from ml, reml, he" in reply["message"]
     sent = make_request(df, res)
-    sent["model"]["noise"]["values"] = wire.encode(np.where(np.arange(275) == 6, 0.0, df["nu"]))
+    sent["model"]["noise"]["values"] = codec.encode(np.where(np.arange(275) == 6, 0.0, df["nu"]))
     reply = wire.call("fit", sent)
     assert reply["type"] == "DataError"
     assert "row 7" in reply["message"]  # as the caller counts
     X = res.design.X.copy()
     X[:, 1] = X[:, 2]
     sent = make_request(df, res)
-    sent["model"]["X"] = wire.encode(X)
+    sent["model"]["X"] = codec.encode(X)
     assert "not of full rank" in wire.call("fit", sent)["message"]
     sent = make_request(df, res)
     del sent["model"]["y"]
@@ -214,7 +214,7 @@ def test_errors_and_warnings_are_part_of_the_reply(df):
 
     y = np.sin(np.arange(275)) / 50  # less variance than noise
     sent = make_request(df, res)
-    sent["model"]["y"] = wire.encode(y)
+    sent["model"]["y"] = codec.encode(y)
     reply = wire.call("fit", sent)
     assert reply["ok"]
     assert [note["classes"][0] for note in reply["warnings"]] == ["BoundaryWarning"]
@@ -238,16 +238,16 @@ def test_a_call_can_be_interrupted(df, monkeypatch):
     ],
 )
 def test_arrays_survive_the_wire(array):
-    sent = wire.encode(array)
+    sent = codec.encode(array)
     assert type(sent["data"]) is bytearray
     json.dumps(sent["shape"])
-    back = wire.decode(sent)
+    back = codec.decode(sent)
     np.testing.assert_array_equal(back, array)
     assert (np.signbit(back) == np.signbit(array)).all()
 
 
 def test_what_does_not_fit_is_refused():
-    sent = wire.encode(np.arange(6.0))
+    sent = codec.encode(np.arange(6.0))
     with pytest.raises(ctmm.CTMMError, match=r"6 numbers arrived for an array of shape \(2, 4\)"):
-        wire.decode(sent | {"shape": [2, 4]})
-    assert wire.decode(sent | {"shape": 6}).shape == (6,)
+        codec.decode(sent | {"shape": [2, 4]})
+    assert codec.decode(sent | {"shape": 6}).shape == (6,)

@@ -10,7 +10,7 @@ wire <- function() {
   start_python()
   if (!reticulate::py_module_available(MODULE)) no_python(missing_module())
   module <- tryCatch(
-    reticulate::import("ctmm_formula.wire", convert = TRUE),
+    reticulate::import("ctmm_formula.wire.wire", convert = TRUE),
     error = function(e) no_python(paste0(
       "The Python package ", MODULE, " cannot be imported by ", python_in_use(), ":\n  ",
       conditionMessage(e))))

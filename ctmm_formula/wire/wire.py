@@ -5,14 +5,7 @@ crosses.  The caller builds the design; everything else is what :func:`ctmm_form
 :func:`call` never raises: errors and warnings are part of its reply.  Nothing is remembered
 between calls: a fit comes back with every request as the numbers that were sent out.
 
-=============  ==================================================================================
-value          on the wire
-=============  ==================================================================================
-array          ``{"dtype": "f8" | "i4", "shape": [...], "data": bytes}``, little-endian, columns
-               first (Fortran order)
-factor         ``{"name": str, "codes": array of i4 from 0, "levels": [str, ...]}``
-table          ``{"index": [str, ...], "columns": {name: array}}``
-=============  ==================================================================================
+Arrays and factors are written as :mod:`ctmm_formula.wire.codec` says.
 """
 
 from __future__ import annotations
@@ -26,30 +19,24 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from joblib import parallel_config
 
-from .api import DEFAULT_BOUNDS, _warn, anova, check_settings, fit_design
-from .design import arrays
-from .design.design import Design
-from .design.formula import FormulaSpec, RandomTerm
-from .design.matrix import Coding
-from .design.prepare import Prepared, Roles
-from .design.table import rows
-from .engine.domain import Domain
-from .engine.estimate import Convergence, Estimate
-from .errors import CTMMError, DataError, choose
-from .inference.jackknife import Jackknife as JackknifeRun
-from .results.resampling import Jackknife, labelled, refits
-from .results.results import CTMMResults
-from .results.summary import installed, versions
-from .structures import resolve
+from ..api import DEFAULT_BOUNDS, _warn, anova, check_settings, fit_design
+from ..engine.domain import Domain
+from ..engine.estimate import Convergence, Estimate
+from ..errors import CTMMError, choose
+from ..inference.jackknife import Jackknife as JackknifeRun
+from ..results.resampling import Jackknife, labelled, refits
+from ..results.results import CTMMResults
+from ..results.summary import installed, versions
+from ..structures import resolve
+from .codec import Plain, decode, encode, table
+from .received import structure_of, to_design
+from .transcriptome import scan_genes
 
 PROTOCOL = 1
 """Raised with every change that an older caller would not understand."""
 
-Plain = dict[str, Any]
-_KINDS = {"f8": "<f8", "i4": "<i4"}
 _ESTIMATE_ARRAYS = ("theta", "beta", "cov_beta", "information", "observed")
 _NEEDED = ("numpy", "scipy", "pandas", "patsy", "statsmodels", "numba", "joblib", "anndata")
 
@@ -121,178 +108,16 @@ def _classes(kind: type) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# values
-
-
-def encode(array: np.ndarray) -> Plain:
-    """An array of numbers as bytes.
-
-    >>> sent = encode(np.array([[1.0, 2.0], [3.0, np.nan]]))
-    >>> sent["dtype"], sent["shape"], decode(sent)[1].tolist()
-    ('f8', [2, 2], [3.0, nan])
-    """
-    array = np.asarray(array)
-    kind = "i4" if array.dtype.kind in "biu" else "f8"
-    data = bytearray(array.astype(_KINDS[kind]).tobytes("F"))
-    return {"dtype": kind, "shape": list(array.shape), "data": data}
-
-
-def decode(value: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of :func:`encode`; integers come out as int64."""
-    kind = _KINDS[choose("dtype", value["dtype"], _KINDS)]
-    flat = np.frombuffer(bytes(value["data"]), dtype=kind)
-    sent = value["shape"]  # a caller without scalars may send [n] back as n
-    shape = [int(size) for size in (sent if isinstance(sent, Sequence) else [sent])]
-    if int(np.prod(shape)) != len(flat):
-        raise CTMMError(f"{len(flat)} numbers arrived for an array of shape {tuple(shape)}")
-    return np.array(flat.reshape(shape, order="F"), dtype=np.int64 if kind == "<i4" else np.float64)
-
-
-def _factor(value: Mapping[str, Any]) -> pd.Categorical:
-    levels = pd.Index([str(level) for level in value["levels"]], dtype=object)
-    return pd.Categorical.from_codes(decode(value["codes"]), categories=levels)
-
-
-def _table(frame: pd.DataFrame) -> Plain:
-    """A table whose index and column names are text."""
-    columns = {str(name): encode(column.to_numpy(dtype=float)) for name, column in frame.items()}
-    return {"index": [str(label) for label in frame.index], "columns": columns}
-
-
-def _optional(value: Mapping[str, Any] | None) -> np.ndarray | None:
-    return None if value is None else decode(value)
-
-
-# ---------------------------------------------------------------------------------------------
-# the design that the caller built
-
-
-def _design(model: Mapping[str, Any]) -> Design:
-    """The labelled arrays of a request, with the checks of the formula interface."""
-    ready = _prepared(model)
-    y, X = decode(model["y"]), decode(model["X"])
-    names = tuple(str(name) for name in model["names"])
-    terms = tuple(_term(term) for term in model["random"])
-    text = str(model["formula"])
-    spec = FormulaSpec(text, str(model["response"]), str(model["fixed"]), terms)
-    arrays.check_levels(ready)
-    _check_response(y, spec.response, ready.keep)
-    nu, given = arrays.noise(ready), arrays.counts(ready)
-    P, celltypes, H = arrays.observation(ready)
-    notes = [*ready.notes, *arrays.few_donors(ready, celltypes, H)]
-    notes += arrays.count_notes(ready, given)
-    counts = arrays.fill_counts(given, H)
-    arrays.check_design(X, names, ready.keep)
-    random = arrays.random(spec, ready, X, H, celltypes)
-    mean_rows = decode(model["mean_rows"])
-    if P is None and len(mean_rows) > 1 and (mean_rows == mean_rows[0]).all():
-        notes.append("no cell type in the fixed part: the cell types share one mean")
-    donors = ready.labels[ready.roles.donor]
-    design = Design(
-        spec=spec,
-        kind="ctp" if P is None else "op",
-        engine="caller",
-        frame=ready.frame,
-        rows=ready.keep,
-        index=ready.index,
-        donor_col=ready.roles.donor,
-        celltype_col=ready.roles.celltype,
-        response_name=spec.response,
-        donors=tuple(donors.categories),
-        celltypes=celltypes,
-        donor_codes=np.asarray(donors.codes, dtype=np.int64),
-        y=y,
-        nu=nu,
-        X=X,
-        H=H,
-        n_cells=counts,
-        names=names,
-        random_names=tuple(name for name, _, _ in random),
-        random_levels=tuple(levels for _, levels, _ in random),
-        random=tuple(component for _, _, component in random),
-        proportions=arrays.shares(ready, H, counts),
-        proportion_cols=ready.roles.proportions,
-        dropped=ready.dropped,
-        notes=tuple(notes),
-        coding=Coding("1", ready.frame[[]], {}, "patsy"),  # the caller codes new rows itself
-    )
-    design.__dict__["mean_rows"] = mean_rows  # as the caller's formula has it
-    return design
-
-
-def _prepared(model: Mapping[str, Any]) -> Prepared:
-    """The caller's columns as the checks see them; rows are counted as the caller does."""
-    keep = decode(model["rows"])
-    labels = {str(value["name"]): _factor(value) for value in model["factors"]}
-    columns: dict[str, Any] = dict(labels)
-    for role in ("noise", "n_cells", "share"):
-        if model.get(role) is not None:
-            columns[str(model[role]["name"])] = decode(model[role]["values"])
-    proportions: tuple[str, ...] = ()
-    if model.get("proportions") is not None:
-        proportions = tuple(str(name) for name in model["proportions"]["names"])
-        columns |= dict(zip(proportions, decode(model["proportions"]["values"]).T, strict=True))
-    frame = pd.DataFrame(columns, index=pd.RangeIndex(len(keep)))
-    celltype = model.get("celltype")
-    roles = Roles(
-        response=(),
-        fixed=tuple(str(name) for name in model["fixed_factors"]),
-        groups=tuple(
-            dict.fromkeys(str(name) for term in model["random"] for name in term["groups"])
-        ),
-        donor=str(model["donor"]),
-        celltype=None if celltype is None else str(celltype),
-        noise=str(model["noise"]["name"]),
-        n_cells=_name(model, "n_cells"),
-        share=_name(model, "share"),
-        proportions=proportions,
-    )
-    dropped = {str(reason): int(count) for reason, count in dict(model["dropped"]).items()}
-    notes = tuple(str(note) for note in model["notes"])
-    return Prepared(roles, frame, labels, keep, pd.Index(keep), dropped, notes, {})
-
-
-def _name(model: Mapping[str, Any], role: str) -> str | None:
-    value = model.get(role)
-    return None if value is None else str(value["name"])
-
-
-def _term(term: Mapping[str, Any]) -> RandomTerm:
-    groups = tuple(str(name) for name in term["groups"])
-    left = str(term["left"])
-    return RandomTerm(groups, left != "1", ":".join(groups), left)
-
-
-def _check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(y))
-    if len(bad):
-        raise DataError(
-            f"the response {name!r} is {y[bad[0]]} in {rows(positions[bad])}: correct the "
-            "values, or make them missing to leave the rows out"
-        )
-    if len(y) and y.max() == y.min():
-        raise DataError(f"the response {name!r} is constant ({y[0]}): there is no variance to "
-                        "estimate")  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------
 # fits
-
-
-def _structure(value: Any) -> Any:
-    """A structure by name, or its matrices by label."""
-    if isinstance(value, str):
-        return value
-    return {str(label): decode(matrix) for label, matrix in value.items()}
 
 
 def _fit(request: Mapping[str, Any]) -> Plain:
     """Fit a model: request {model, structure, method, bounds, noise_floor}."""
-    structure, floor = _structure(request["structure"]), float(request["noise_floor"])
+    structure, floor = structure_of(request["structure"]), float(request["noise_floor"])
     bounds = request.get("bounds")
     noise = request["model"]["noise"]["name"]
     method = check_settings(request["method"], structure, None, noise, bounds, floor, "patsy")
-    design = _design(request["model"])
+    design = to_design(request["model"])
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], floor)
     res = fit_design(design, structure, method, domain)
     _warn(res.estimate, domain)
@@ -301,8 +126,8 @@ def _fit(request: Mapping[str, Any]) -> Plain:
 
 def _stored(fit: Mapping[str, Any]) -> CTMMResults:
     """A fit that was sent out, as it was."""
-    design = _design(fit["model"])
-    cells = resolve(_structure(fit["structure"]), design.celltypes)
+    design = to_design(fit["model"])
+    cells = resolve(structure_of(fit["structure"]), design.celltypes)
     at = fit["estimate"]
     record = {key: at["convergence"][key] for key in Convergence.__dataclass_fields__}
     whole = ("n_evaluations", "n_starts")
@@ -339,7 +164,7 @@ def _described(res: CTMMResults) -> Plain:
         "labels": list(res.structure_.labels),
         "random_names": list(res._random_names),
         "cov": encode(res.cov_params().to_numpy()),
-        "table": _table(res.table()),
+        "table": table(res.table()),
         "aic": float(res.aic) if likelihood else float("nan"),
         "bic": float(res.bic) if likelihood else float("nan"),
         "df_resid": res.df_resid,
@@ -349,8 +174,8 @@ def _described(res: CTMMResults) -> Plain:
         "A": encode(res.A.to_numpy()),
         "V": encode(res.V.to_numpy()),
         "corr": encode(res.corr.to_numpy()),
-        "shares": _table(res.variance_explained(by_celltype=True)),
-        "icc": _table(res.icc()),
+        "shares": table(res.variance_explained(by_celltype=True)),
+        "icc": table(res.icc()),
         "notes": list(res.notes),
         "versions": dict(res.versions),
         **_effects(res),
@@ -475,8 +300,8 @@ def _bootstrap(request: Mapping[str, Any]) -> Plain:
 def _anova(request: Mapping[str, Any]) -> Plain:
     """Likelihood ratio table: request {fits, labels}."""
     fits = [_stored(fit) for fit in request["fits"]]
-    table = anova(*fits, labels=[str(label) for label in request["labels"]]).table
-    return {**_table(table.drop(columns="note")), "notes": [str(note) for note in table["note"]]}
+    ratios = anova(*fits, labels=[str(label) for label in request["labels"]]).table
+    return {**table(ratios.drop(columns="note")), "notes": [str(note) for note in ratios["note"]]}
 
 
 CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
@@ -485,5 +310,6 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "test": _test,
     "bootstrap": _bootstrap,
     "anova": _anova,
+    "genes": scan_genes,
 }
 """What :func:`call` can run."""

@@ -1,0 +1,61 @@
+"""Arrays, factors and tables as plain values.
+
+=============  ==================================================================================
+value          on the wire
+=============  ==================================================================================
+array          ``{"dtype": "f8" | "i4", "shape": [...], "data": bytes}``, little-endian, columns
+               first (Fortran order)
+factor         ``{"name": str, "codes": array of i4 from 0, "levels": [str, ...]}``
+table          ``{"index": [str, ...], "columns": {name: array}}``
+=============  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import CTMMError, choose
+
+Plain = dict[str, Any]
+_KINDS = {"f8": "<f8", "i4": "<i4"}
+
+
+def encode(array: np.ndarray) -> Plain:
+    """An array of numbers as bytes.
+
+    >>> sent = encode(np.array([[1.0, 2.0], [3.0, np.nan]]))
+    >>> sent["dtype"], sent["shape"], decode(sent)[1].tolist()
+    ('f8', [2, 2], [3.0, nan])
+    """
+    array = np.asarray(array)
+    kind = "i4" if array.dtype.kind in "biu" else "f8"
+    data = bytearray(array.astype(_KINDS[kind]).tobytes("F"))
+    return {"dtype": kind, "shape": list(array.shape), "data": data}
+
+
+def decode(value: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of :func:`encode`; integers come out as int64."""
+    kind = _KINDS[choose("dtype", value["dtype"], _KINDS)]
+    flat = np.frombuffer(value["data"], dtype=kind)
+    sent = value["shape"]  # a caller without scalars may send [n] back as n
+    shape = [int(size) for size in (sent if isinstance(sent, Sequence) else [sent])]
+    if int(np.prod(shape)) != len(flat):
+        raise CTMMError(f"{len(flat)} numbers arrived for an array of shape {tuple(shape)}")
+    own = flat.astype(np.int64 if kind == "<i4" else np.float64)  # a copy in our byte order
+    return own.reshape(shape, order="F")
+
+
+def to_factor(value: Mapping[str, Any]) -> pd.Categorical:
+    """A factor as a categorical."""
+    levels = pd.Index([str(level) for level in value["levels"]], dtype=object)
+    return pd.Categorical.from_codes(decode(value["codes"]), categories=levels)
+
+
+def table(frame: pd.DataFrame) -> Plain:
+    """A table whose index and column names are text."""
+    columns = {str(name): encode(column.to_numpy(dtype=float)) for name, column in frame.items()}
+    return {"index": [str(label) for label in frame.index], "columns": columns}

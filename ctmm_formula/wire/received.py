@@ -1,0 +1,143 @@
+"""The design that a caller built, with the checks of the formula interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..design import arrays
+from ..design.design import Design
+from ..design.formula import FormulaSpec, RandomTerm
+from ..design.matrix import Coding
+from ..design.prepare import Prepared, Roles
+from ..design.table import rows
+from ..errors import DataError
+from .codec import decode, to_factor
+
+
+def structure_of(value: Any) -> Any:
+    """A structure by name, or its matrices by label."""
+    if isinstance(value, str):
+        return value
+    return {str(label): decode(matrix) for label, matrix in value.items()}
+
+
+def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
+    """The labelled arrays of a request; of many genes, without response, rows `at` of them."""
+    ready = _prepared(model, at)
+    X = _rows(decode(model["X"]), at)
+    y = decode(model["y"]) if at is None else np.full(len(at), np.nan)
+    names = tuple(str(name) for name in model["names"])
+    terms = tuple(_term(term) for term in model["random"])
+    text = str(model["formula"])
+    spec = FormulaSpec(text, str(model["response"]), str(model["fixed"]), terms)
+    arrays.check_levels(ready)
+    if at is None:
+        _check_response(y, spec.response, ready.keep)
+    nu, given = arrays.noise(ready), arrays.counts(ready)
+    P, celltypes, H = arrays.observation(ready)
+    notes = [*ready.notes, *arrays.few_donors(ready, celltypes, H)]
+    notes += arrays.count_notes(ready, given)
+    counts = arrays.fill_counts(given, H)
+    arrays.check_design(X, names, ready.keep)
+    random = arrays.random(spec, ready, X, H, celltypes)
+    means = decode(model["mean_rows"])  # (C, p), or of every row, (C, rows, p)
+    mean_rows = means if means.ndim == 2 else means[:, slice(None) if at is None else at].mean(1)
+    if P is None and len(mean_rows) > 1 and (mean_rows == mean_rows[0]).all():
+        notes.append("no cell type in the fixed part: the cell types share one mean")
+    donors = ready.labels[ready.roles.donor]
+    design = Design(
+        spec=spec,
+        kind="ctp" if P is None else "op",
+        engine="caller",
+        frame=ready.frame,
+        rows=ready.keep if at is None else np.arange(len(at)),
+        index=ready.index,
+        donor_col=ready.roles.donor,
+        celltype_col=ready.roles.celltype,
+        response_name=spec.response,
+        donors=tuple(donors.categories),
+        celltypes=celltypes,
+        donor_codes=np.asarray(donors.codes, dtype=np.int64),
+        y=y,
+        nu=nu,
+        X=X,
+        H=H,
+        n_cells=counts,
+        names=names,
+        random_names=tuple(name for name, _, _ in random),
+        random_levels=tuple(levels for _, levels, _ in random),
+        random=tuple(component for _, _, component in random),
+        proportions=arrays.shares(ready, H, counts),
+        proportion_cols=ready.roles.proportions,
+        dropped=ready.dropped,
+        notes=tuple(notes),
+        coding=Coding("1", ready.frame[[]], {}, "patsy"),  # the caller codes new rows itself
+    )
+    design.__dict__["mean_rows"] = mean_rows  # as the caller's formula has it
+    return design
+
+
+def _rows(values: Any, at: np.ndarray | None) -> Any:
+    return values if at is None else values[at]
+
+
+def _prepared(model: Mapping[str, Any], at: np.ndarray | None) -> Prepared:
+    """The caller's columns as the checks see them; rows are counted as the caller does."""
+    keep = _rows(decode(model["rows"]), at)
+    labels = {str(value["name"]): to_factor(value) for value in model["factors"]}
+    if at is not None:
+        labels = {name: f[at].remove_unused_categories() for name, f in labels.items()}
+    columns: dict[str, Any] = dict(labels)
+    for role in ("noise", "n_cells", "share"):
+        if model.get(role) is not None:
+            columns[str(model[role]["name"])] = _rows(decode(model[role]["values"]), at)
+    proportions: tuple[str, ...] = ()
+    if model.get("proportions") is not None:
+        proportions = tuple(str(name) for name in model["proportions"]["names"])
+        shares = _rows(decode(model["proportions"]["values"]), at)
+        columns |= dict(zip(proportions, shares.T, strict=True))
+    frame = pd.DataFrame(columns, index=pd.RangeIndex(len(keep)))
+    celltype = model.get("celltype")
+    roles = Roles(
+        response=(),
+        fixed=tuple(str(name) for name in model["fixed_factors"]),
+        groups=tuple(
+            dict.fromkeys(str(name) for term in model["random"] for name in term["groups"])
+        ),
+        donor=str(model["donor"]),
+        celltype=None if celltype is None else str(celltype),
+        noise=_name(model, "noise"),
+        n_cells=_name(model, "n_cells"),
+        share=_name(model, "share"),
+        proportions=proportions,
+    )
+    dropped = {str(reason): int(count) for reason, count in dict(model["dropped"]).items()}
+    notes = tuple(str(note) for note in model["notes"])
+    return Prepared(roles, frame, labels, keep, pd.Index(keep), dropped, notes, {})
+
+
+def _name(model: Mapping[str, Any], role: str) -> str | None:
+    value = model.get(role)
+    return None if value is None else str(value["name"])
+
+
+def _term(term: Mapping[str, Any]) -> RandomTerm:
+    groups = tuple(str(name) for name in term["groups"])
+    left = str(term["left"])
+    return RandomTerm(groups, left != "1", ":".join(groups), left)
+
+
+def _check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(y))
+    if len(bad):
+        raise DataError(
+            f"the response {name!r} is {y[bad[0]]} in {rows(positions[bad])}: correct the "
+            "values, or make them missing to leave the rows out"
+        )
+    if len(y) and y.max() == y.min():
+        raise DataError(f"the response {name!r} is constant ({y[0]}): there is no variance to "
+                        "estimate")  # fmt: skip
