@@ -6,9 +6,11 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.parallel import get_active_backend
 
 import ctmm_formula as ctmm
 from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan import worker
 from ctmm_formula.scan.responses import Responses
 
 FORMULA = "~ C(celltype) + sex"
@@ -43,7 +45,15 @@ def test_threads_and_processes_give_the_same_table(data, serial):
         pd.testing.assert_frame_equal(scan(data), serial, check_exact=True)
 
 
-def test_dask_gives_the_same_table(data, serial):
+def test_dask_gives_the_same_table(data, serial, monkeypatch):
+    inside = set()
+
+    def jackknife(*arguments, **settings):  # itself parallel: must not become tasks
+        inside.add(type(get_active_backend()[0]).__name__)
+        return exact(*arguments, **settings)
+
+    exact = worker.jackknife
+    monkeypatch.setattr(worker, "jackknife", jackknife)
     distributed = pytest.importorskip("distributed")
     with warnings.catch_warnings():  # of dask about itself
         warnings.simplefilter("ignore")
@@ -55,7 +65,9 @@ def test_dask_gives_the_same_table(data, serial):
             joblib.parallel_config("dask"),
         ):
             spread = scan(data)
+            scan(data, tests=["mean"], genes=["gene001"])
     pd.testing.assert_frame_equal(spread, serial, check_exact=True)
+    assert inside == {"SequentialBackend"}
 
 
 def test_draws_depend_on_the_gene_alone(data):

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
+from joblib import parallel_config
 
 from ..design.table import rows as in_rows
 from ..engine.domain import Domain
@@ -81,7 +82,8 @@ def scan_block(
     dict of ndarray, length g each
     """
     found: list[Row] = [{} for _ in names]
-    with np.errstate(all="ignore"):
+    # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
+    with np.errstate(all="ignore"), parallel_config("sequential"):
         for members in _by_pattern(Y, NU):
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
             try:
