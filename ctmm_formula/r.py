@@ -200,10 +200,9 @@ def to_r(frame: pd.DataFrame) -> Any:
     """
     frame = as_frame(frame)
     with _r() as robjects:
-        from rpy2.rlike.container import OrdDict
-
-        columns = [(str(name), _vector(robjects, frame[name])) for name in frame.columns]
-        table = robjects.DataFrame(OrdDict(columns))
+        columns = {str(name): _vector(robjects, frame[name]) for name in frame.columns}
+        table = robjects.DataFrame(columns)
+        table.colnames = robjects.StrVector(list(columns))  # R's own rules would change some
         table.rownames = robjects.StrVector([str(label) for label in frame.index])
         return table
 

@@ -280,6 +280,12 @@ def test_what_r_sees(engine, frame):
     assert list(table.rownames) == ["a", "b", "c"]
 
 
+def test_odd_column_names_stay(engine):
+    frame = pd.DataFrame({"a b": [1.0], "check_names": [2.0], "1x": [3.0], "ä": [4.0]})
+    assert list(r.to_r(frame).colnames) == list(frame.columns)
+    assert list(r.from_r(r.to_r(frame)).columns) == list(frame.columns)
+
+
 def test_large_integers_become_numbers(engine):
     table = r.to_r(pd.DataFrame({"n": [2**40, 1]}))
     assert table.rx2("n").rclass[0] == "numeric"

@@ -11,7 +11,8 @@ decomposition of those rows.  f does not change when Y_g becomes Y_g Q and Z_g b
 some minimiser has its Z_g in the row space of Y_g[o].  So the k columns can be replaced by at most
 as many columns as there are rows.  Missing pairs (donor, cell type) are missing for all genes: a
 matrix of 94 donors x (4 cell types x 11,000 genes) becomes 94 x 376, whatever the number of genes,
-for the path of lambda and for all folds of the cross-validation.
+for the path of lambda and for all folds of the cross-validation.  The time of a step grows with
+the cube of the number of donors.
 
 Gram matrix.  Each step needs S_lambda(X), X = P(Y) + Z - P(Z), whose left singular vectors and
 values are those of the small matrix X X'.
