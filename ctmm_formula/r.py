@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from threading import RLock
 from typing import Any
 
@@ -73,10 +74,8 @@ def check(*packages: str) -> dict[str, str]:
     {'R': '4.2.2', 'rpy2': '3.5.17', 'softImpute': '1.4.3'}
     """
     with _r() as robjects:
-        import rpy2
-
         major, minor = (robjects.r["R.version"].rx2(part)[0] for part in ("major", "minor"))
-        found = {"R": f"{major}.{minor}", "rpy2": str(rpy2.__version__)}
+        found = {"R": f"{major}.{minor}", "rpy2": _rpy2_version()}
         for package in packages:
             if not robjects.r["requireNamespace"](package, quietly=True)[0]:
                 folders = ", ".join(robjects.r[".libPaths"]())
@@ -84,9 +83,17 @@ def check(*packages: str) -> dict[str, str]:
                     f"the R package {package} is not installed in {folders}; in R: "
                     f'install.packages("{package}")'
                 )
-            version = robjects.r["packageVersion"](package)
-            found[package] = str(robjects.r["as.character"](version)[0])
+            number = robjects.r["packageVersion"](package)
+            found[package] = str(robjects.r["as.character"](number)[0])
     return found
+
+
+def _rpy2_version() -> str:
+    """Of the whole, else of the part that talks to R."""
+    for name in ("rpy2", "rpy2-rinterface"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
 
 
 def softimpute(
