@@ -5,6 +5,14 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = "rem
                  proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
                  contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
+  if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
+    gene <- intersect(all.vars(stats::as.formula(formula)[[2L]]), rownames(data$expr))
+    if (length(gene) != 1L)
+      fail("DataError", "the response must name one gene of the pseudobulk, such as ",
+           listing(utils::head(rownames(data$expr), 3L)))
+    if (is.null(proportions)) proportions <- data$proportions
+    data <- as.data.frame(data, gene = gene)
+  }
   data <- as_table(data)
   spec <- split_formula(formula, random)
   spec$given <- stats::as.formula(formula, env = parent.frame())
@@ -96,8 +104,9 @@ design <- function(spec, data, roles, made, contrasts, singular.ok) {
   fit$frame <- frame
   fit$rows <- rows
   fit$nu <- as_numbers(frame[["(noise)"]], roles$noise, "noise")
-  fit$mean_rows <- mean_rows(fit, data, rows, X)
-  dimnames(fit$mean_rows) <- list(fit$celltypes, colnames(X))
+  fit$type_rows <- type_rows(fit, data, rows, X)
+  means <- do.call(rbind, lapply(fit$type_rows, colMeans))
+  fit$mean_rows <- matrix(means, length(fit$celltypes), dimnames = list(fit$celltypes, colnames(X)))
   fit$sent <- model_out(fit, data, made$dropped)
   fit
 }
@@ -220,7 +229,7 @@ effects_in <- function(fit, got) {
 # The object of the user: numbers and R's own records, in a class.
 finish <- function(fit) {
   fit$n <- length(fit$y)
-  fit$sent <- fit$labels <- NULL
+  fit$sent <- fit$labels <- fit$type_rows <- NULL
   fit$model <- fit$frame
   fit$frame <- NULL
   structure(fit, class = "ctmm")

@@ -263,25 +263,25 @@ check_factors <- function(frame, terms) {
   invisible(classes)
 }
 
-# Mean of the rows of X over all rows with the cell type set to each in turn.
-mean_rows <- function(fit, data, rows, X) {
+# Matrices of all rows with the cell type set to each in turn; their column means are the rows L_c
+# with L_c b = mean of the cell type.
+type_rows <- function(fit, data, rows, X) {
   types <- fit$celltypes
   size <- length(types)
-  if (fit$kind == "op") {
-    other <- matrix(colMeans(X)[-seq_len(size)], size, ncol(X) - size, byrow = TRUE)
-    return(cbind(diag(size), other))
-  }
+  if (fit$kind == "op")
+    return(lapply(seq_len(size), function(k) {
+      X[, seq_len(size)] <- rep(as.double(seq_len(size) == k), each = nrow(X))
+      X
+    }))
   column <- fit$roles$celltype
   if (!column %in% all.vars(stats::delete.response(fit$terms)))
-    return(matrix(colMeans(X), size, ncol(X), byrow = TRUE))
+    return(rep(list(X), size))
   own <- data[rows, , drop = FALSE]
-  labels <- as.character(data[[column]])
-  out <- vapply(types, function(type) {
-    at <- match(type, labels)
-    own[[column]] <- rep(data[[column]][at], nrow(own))
-    colMeans(new_matrix(fit, own))
-  }, numeric(ncol(X)))
-  t(matrix(out, ncol(X), size))
+  at <- match(types, as.character(data[[column]]))
+  lapply(at, function(k) {
+    own[[column]] <- rep(data[[column]][k], nrow(own))
+    new_matrix(fit, own)
+  })
 }
 
 # Model matrix of new data as lm does it: same bases, levels and contrasts; NA where one is missing.

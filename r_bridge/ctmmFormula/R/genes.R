@@ -1,0 +1,255 @@
+#' Fit and test all genes
+#' @export
+ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, structure = "free",
+                       models = list(), method = "reml", tests = "score", genes = NULL,
+                       donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
+                       bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
+                       one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
+                       progress = FALSE) {
+  call <- match.call()
+  if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
+    if (!is.null(expr) || !is.null(nu))
+      fail("DataError", "expr = and nu = belong to a table of samples; this pseudobulk has its own")
+    if (is.null(proportions)) proportions <- data$proportions
+    expr <- data$expr
+    nu <- data$nu
+    data <- data$obs
+  }
+  data <- as_table(data)
+  values <- gene_matrices(expr, nu, nrow(data), genes)
+  if (length(stats::as.formula(formula)) > 2L)
+    fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",
+         as_text(stats::as.formula(formula)[[3L]]))
+  # the rules of ctmm() on a response and a noise that are there in every row
+  data$.response <- 0
+  data$.noise <- 1
+  formula <- stats::as.formula(formula, env = parent.frame())
+  formula[[3L]] <- formula[[2L]]
+  formula[[2L]] <- quote(.response)
+  spec <- split_formula(formula, random)
+  spec$given <- formula
+  roles <- find_roles(list(donor = donor, celltype = celltype, noise = ".noise", n_cells = n_cells,
+                           proportions = proportions), data, spec)
+  if (is.null(celltype) && is.null(proportions) && !roles$celltype %in% names(data))
+    no_column(roles$celltype, "celltype", data)
+  used <- !is.na(values$expr) & !is.na(values$nu)
+  some <- colSums(used) > 0
+  if (!any(some)) fail("DataError", "no gene has both an expression and a noise variance in any row")
+  own <- data[some, , drop = FALSE]
+  attr(own, "ctmm_roles") <- attr(data, "ctmm_roles")
+  made <- make_frame(spec, own, roles, call, contrasts)
+  fit <- design(spec, own, roles, made, contrasts, FALSE)
+  rows <- which(some)[fit$rows]
+  Y <- values$expr[, rows, drop = FALSE]
+  NU <- values$nu[, rows, drop = FALSE]
+  pooled <- integer(nrow(Y))
+  if (fit$kind == "ctp" && !is.null(roles$n_cells)) {
+    filled <- pooled_noise(NU, data[[roles$n_cells]][rows], fit$labels[[roles$celltype]])
+    NU <- filled$nu
+    pooled <- filled$count
+  }
+  bad <- bad_values(Y, NU, rownames(data)[rows])
+  model <- fit$sent
+  model$y <- model$noise <- NULL
+  model$rows <- i4(rows)
+  model$formula <- sub("^\\.response ", "", model$formula)
+  model$mean_rows <- f8(aperm(array(unlist(fit$type_rows), c(dim(fit$X), length(fit$celltypes))),
+                              c(3L, 1L, 2L)))
+  seed <- if ("bootstrap" %in% tests) seed_of(seed) else 0L
+  request <- list(
+    model = model, structure = structure_out(structure, fit$celltypes),
+    models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
+    method = tolower(as.character(method)[1L]), bounds = bounds,
+    noise_floor = as.double(noise_floor), tests = as.list(tests), one_step = isTRUE(one_step),
+    n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
+    n_jobs = threads_of(threads))
+  Y[bad != "", ] <- NA_real_
+  out <- run_genes(request, Y, NU, progress)
+  out$table$reason[bad != ""] <- bad[bad != ""]
+  out$table$n_pooled <- pooled
+  table <- adjusted(out$table, out$tested)
+  attr(table, "ctmm") <- list(
+    formula = model$formula, structure = structure, method = request$method, tested = out$tested,
+    components = out$components, celltypes = out$celltypes, bounds = out$bounds,
+    notes = out$notes)
+  class(table) <- c("ctmm_genes", "data.frame")
+  tell(table$status)
+  table
+}
+
+gene_matrices <- function(expr, nu, rows, genes) {
+  if (is.null(expr) || is.null(nu))
+    fail("DataError", "expr = and nu = are missing: matrices of genes (rows) by samples (columns)")
+  expr <- as_matrix(expr, "expr")
+  nu <- as_matrix(nu, "nu")
+  if (ncol(expr) != rows || !identical(dim(expr), dim(nu)))
+    fail("DataError", sprintf(paste0(
+      "data has %d rows, expr is %d x %d and nu %d x %d: all need genes in rows and one column for ",
+      "each row of data"), rows, nrow(expr), ncol(expr), nrow(nu), ncol(nu)))
+  names <- rownames(expr) %||% paste0("gene", seq_len(nrow(expr)))
+  if (!is.null(rownames(nu)) && !identical(rownames(nu), rownames(expr)))
+    fail("DataError", "rows of expr and nu are of different genes")
+  if (anyDuplicated(names)) fail("DataError", "gene ", listing(unique(names[duplicated(names)])),
+                                 " is there several times")
+  rownames(expr) <- rownames(nu) <- names
+  if (!is.null(genes)) {
+    absent <- setdiff(genes, names)
+    if (length(absent)) fail("DataError", "there is no gene ", listing(absent))
+    expr <- expr[genes, , drop = FALSE]
+    nu <- nu[genes, , drop = FALSE]
+  }
+  list(expr = expr, nu = nu)
+}
+
+as_matrix <- function(x, name) {
+  x <- as.matrix(x)
+  if (!is.numeric(x)) fail("DataError", name, " = must be a numeric matrix of genes by samples")
+  storage.mode(x) <- "double"
+  x
+}
+
+# What makes a gene fail before it is fitted, named by its sample.
+bad_values <- function(Y, NU, samples) {
+  there <- !is.na(Y) & !is.na(NU)
+  y <- there & !is.finite(Y)
+  nu <- there & !(NU > 0 & is.finite(NU))
+  say <- function(wrong, text, values) apply(wrong, 1L, function(w) {
+    if (!any(w)) return("")
+    at <- which(w)
+    sprintf("%s in %s: correct it, or make it NA to leave the %s out", text,
+            listing(samples[at], 3L), if (length(at) == 1L) "row" else "rows")
+  })
+  first <- say(y, "expression is not finite")
+  ifelse(first != "", first, say(nu, "noise variance is not positive and finite"))
+}
+
+# Noise variances of zero, where all cells of a pair are alike, give way to the cell type's variance
+# between cells, pooled over its pairs, over the number of cells.
+pooled_noise <- function(nu, n_cells, celltype) {
+  zero <- which(nu == 0, arr.ind = TRUE)
+  count <- integer(nrow(nu))
+  if (!nrow(zero)) return(list(nu = nu, count = count))
+  n <- matrix(as.double(n_cells), nrow(nu), ncol(nu), byrow = TRUE)
+  several <- !is.na(n) & n > 1
+  weight <- ifelse(is.na(nu) | !several, 0, n - 1)
+  squares <- ifelse(weight > 0, weight * n * nu, 0)
+  types <- as.integer(factor(celltype))
+  H <- outer(types, seq_len(max(types)), `==`) + 0
+  pooled <- (squares %*% H) / pmax(weight %*% H, 1)
+  value <- pooled[cbind(zero[, 1L], types[zero[, 2L]])] / n[zero]
+  good <- several[zero] & value > 0
+  nu[zero[good, , drop = FALSE]] <- value[good]
+  list(nu = nu, count = tabulate(zero[good, 1L], nrow(nu)))
+}
+
+# One crossing, or some with a progress bar between them.
+run_genes <- function(request, Y, NU, progress) {
+  count <- nrow(Y)
+  step <- if (isTRUE(progress)) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
+  bar <- progress_bar(progress, count)
+  on.exit(bar$close())
+  parts <- list()
+  for (start in seq(1L, count, by = step)) {
+    stop <- min(start + step - 1L, count)
+    at <- start:stop
+    got <- ask("genes", c(request, list(
+      expr = f8(unname(Y[at, , drop = FALSE])), nu = f8(unname(NU[at, , drop = FALSE])),
+      genes = as.list(rownames(Y)[at]))))
+    parts[[length(parts) + 1L]] <- gene_columns(got)
+    bar$set(stop)
+  }
+  list(table = do.call(rbind, parts), tested = text(got$tested), components = text(got$components),
+       celltypes = text(got$celltypes), bounds = got$bounds, notes = text(got$notes))
+}
+
+gene_columns <- function(got) {
+  columns <- Map(function(x, kind) switch(
+    kind, text = text(x), flag = array_in(x) == 1L, count = array_in(x), array_in(x)),
+    got$columns, got$kinds[names(got$columns)])
+  structure(columns, class = "data.frame", row.names = seq_along(columns$gene))
+}
+
+# P values adjusted over genes, beside each; those that are missing do not count.
+adjusted <- function(table, tested) {
+  for (name in tested) {
+    at <- match(name, names(table))
+    more <- list(stats::p.adjust(table[[name]], "bonferroni"), stats::p.adjust(table[[name]], "BH"))
+    names(more) <- paste0(name, c("_bonferroni", "_bh"))
+    table <- c(unclass(table)[seq_len(at)], more, unclass(table)[-seq_len(at)])
+  }
+  structure(table, class = "data.frame", row.names = seq_along(table$gene))
+}
+
+# At most one warning for all genes.
+tell <- function(status) {
+  counts <- table(factor(status, c("boundary", "not converged", "failed")))
+  counts <- counts[counts > 0]
+  if (!length(counts)) return(invisible())
+  words <- c(boundary = "on the edge of their domain (prefer the score test there)",
+             `not converged` = "not converged", failed = "failed")
+  class <- c(if (identical(names(counts), "boundary")) "ctmm_BoundaryWarning", "ctmm_CTMMWarning",
+             "ctmm_warning")
+  warning(condition(sprintf("of %d genes, %s: see columns status and reason", length(status),
+                            paste(counts, words[names(counts)], collapse = ", ")), class, "warning"))
+}
+
+#' @rdname ctmm_genes
+#' @export
+top_genes <- function(x, n = 10, by = NULL) {
+  if (!inherits(x, "ctmm_genes")) fail("CTMMError", "top_genes() takes what ctmm_genes() returned")
+  tested <- attr(x, "ctmm")$tested
+  if (is.null(by)) by <- tested[1L]
+  if (length(by) != 1L || is.na(by))
+    fail("CTMMError", "there are no tests: name a column, top_genes(x, by = \"hom\")")
+  if (paste0("p_", by) %in% names(x)) by <- paste0("p_", by)
+  if (!by %in% names(x) || !is.numeric(x[[by]]))
+    fail("CTMMError", "there is no column of numbers ", listing(by))
+  x <- x[!is.na(x[[by]]), ]
+  first <- order(x[[by]], decreasing = !startsWith(by, "p_"))
+  as.data.frame(utils::head(x[first, ], n))
+}
+
+#' @export
+as.data.frame.ctmm_genes <- function(x, ...) {
+  attr(x, "ctmm") <- NULL
+  class(x) <- "data.frame"
+  x
+}
+
+#' @export
+print.ctmm_genes <- function(x, n = 6, ...) {
+  about <- attr(x, "ctmm")
+  if (is.null(about)) return(print(as.data.frame(x), ...))
+  counts <- table(x$status)
+  name <- if (is.character(about$structure)) about$structure else "own matrices"
+  cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name, toupper(about$method),
+              paste(counts, names(counts), collapse = ", ")))
+  cat(about$formula, "\n\n", sep = "")
+  shown <- intersect(c("gene", "status", about$components, about$tested), names(x))
+  best <- if (length(about$tested)) top_genes(x, n) else utils::head(as.data.frame(x), n)
+  print(best[shown], row.names = FALSE, digits = 3, ...)
+  if (nrow(x) > n) cat(sprintf("... %d columns; see top_genes() and as.data.frame()\n", ncol(x)))
+  invisible(x)
+}
+
+#' @export
+plot.ctmm_genes <- function(x, which = c("pvalues", "variance"), ...) {
+  which <- match.arg(which)
+  about <- attr(x, "ctmm")
+  if (which == "variance") {
+    graphics::boxplot(unclass(x)[about$components], ylab = "Variance", las = 2, ...)
+    graphics::abline(h = 0, col = "grey")
+    return(invisible(x))
+  }
+  tested <- setdiff(about$tested, "p_score_cauchy")
+  if (!length(tested)) fail("CTMMError", "there are no tests to draw: plot(x, \"variance\")")
+  p <- lapply(unclass(x)[tested], function(p) sort(p[!is.na(p)]))
+  expected <- lapply(p, function(v) -log10(stats::ppoints(length(v))))
+  observed <- lapply(p, function(v) -log10(pmax(v, 1e-300)))
+  graphics::plot(range(unlist(expected)), range(unlist(observed)), type = "n",
+                 xlab = "Expected -log10 p", ylab = "Observed -log10 p", ...)
+  graphics::abline(0, 1, col = "grey")
+  for (k in seq_along(p)) graphics::points(expected[[k]], observed[[k]], pch = 20, col = k)
+  graphics::legend("topleft", sub("^p_", "", tested), pch = 20, col = seq_along(p), bty = "n")
+  invisible(x)
+}

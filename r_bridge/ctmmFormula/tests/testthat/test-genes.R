@@ -1,0 +1,250 @@
+# Many genes in one call, and pseudobulk from cells.
+
+# Genes drawn from the example's fit, with noise variances that differ between genes.
+genes <- function(count = 6) {
+  Y <- t(as.matrix(simulate(example_fit(), count, seed = 1)))
+  rownames(Y) <- paste0("g", seq_len(count))
+  nu <- outer(seq(0.8, 1.2, length.out = count), pseudobulk$nu)
+  list(Y = Y, nu = `dimnames<-`(nu, dimnames(Y)))
+}
+
+scan <- function(g, ...) {
+  ctmm_genes(~ celltype + sex + PC1, data = pseudobulk, expr = g$Y, nu = g$nu, random = ~ batch, ...)
+}
+
+one <- function(g, gene, ...) {
+  d <- pseudobulk
+  d$expr <- g$Y[gene, ]
+  d$nu <- g$nu[gene, ]
+  ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, ...)
+}
+
+EXACT <- 1e-9  # relative: the same optimiser from the same start
+
+test_that("every gene has the numbers of a fit of its own", {
+  need_python()
+  g <- genes()
+  g$Y["g3", 5] <- NA
+  g$nu["g4", 1:2] <- NA
+  found <- scan(g, tests = c("score", "jackknife", "mean"), models = list("hom"))
+  expect_s3_class(found, c("ctmm_genes", "data.frame"))
+  expect_identical(found$gene, rownames(g$Y))
+  for (k in c(1, 3, 4)) {
+    fit <- suppressWarnings(one(g, k))
+    row <- found[k, ]
+    expect_equal(unlist(as.data.frame(row)[names(fit$vcomp)]), fit$vcomp, tolerance = EXACT)
+    expect_equal(row$llf, as.numeric(logLik(fit)), tolerance = EXACT)
+    expect_equal(unlist(row[paste0("b[", names(coef(fit)), "]")]), coef(fit), ignore_attr = TRUE,
+                 tolerance = EXACT)
+    expect_equal(unlist(row[paste0("mean[", fit$celltypes, "]")]), celltype_means(fit)$estimate,
+                 ignore_attr = TRUE, tolerance = EXACT)
+    expect_equal(row$p_score, test_variance(fit, "score")$p.value, tolerance = 1e-6)
+    expect_equal(row$p_jackknife, test_variance(fit)$p.value, tolerance = 1e-6)
+    expect_equal(row$p_mean, test_mean(fit)$p.value, tolerance = 1e-6)
+    expect_equal(row[["p_lrt[hom:free]"]], test_variance(fit, "lrt")$p.value, tolerance = 1e-6)
+    expect_identical(row$n_obs, nobs(fit))
+  }
+  expect_equal(found$p_score_bh, p.adjust(found$p_score, "BH"))
+  expect_output(pieces <- scan(g, tests = c("score", "jackknife", "mean"), models = list("hom"),
+                               progress = TRUE), "100%")
+  expect_equal(pieces, found)
+})
+
+test_that("genes that cannot be fitted are rows with a reason, and one warning", {
+  need_python()
+  g <- genes()
+  g$Y[2, ] <- 1
+  g$nu[3, 4] <- 0
+  g$nu[4, 7] <- -1
+  g$Y[5, 9] <- Inf
+  g$Y[6, -(1:20)] <- NA
+  expect_warning(found <- scan(g), "of 6 genes, 4 failed", class = "ctmm_CTMMWarning")
+  expect_identical(found$status, c("ok", "failed", "ok", "failed", "failed", "failed"))
+  expect_match(found$reason[2], "expression is constant")
+  expect_identical(found$n_pooled[3], 1L)
+  expect_match(found$reason[4], "noise variance is not positive and finite in '7'")
+  expect_match(found$reason[5], "expression is not finite in '9'")
+  expect_true(all(is.na(found$p_score[found$status == "failed"])))
+  expect_equal(found$p_score_bonferroni, p.adjust(found$p_score, "bonferroni"))
+  expect_identical(top_genes(found, 5)$gene, found$gene[order(found$p_score)][1:2])
+  expect_identical(nrow(top_genes(found, 1, "hom")), 1L)
+  expect_error(top_genes(found, by = "wald"), "no column of numbers 'wald'")
+  expect_output(print(found), "4 failed, 2 ok")
+  pdf(NULL)
+  on.exit(dev.off())
+  expect_invisible(plot(found))
+  expect_invisible(plot(found, "variance"))
+})
+
+test_that("what fits no gene is an error before any is fitted", {
+  need_python()
+  g <- genes(2)
+  refused <- function(text, ..., class = "ctmm_DataError")
+    expect_error(ctmm_genes(...), text, class = class)
+  refused("without response", expr ~ celltype, pseudobulk, g$Y, g$nu, class = "ctmm_FormulaError")
+  refused("expr = and nu = are missing", ~ celltype, pseudobulk)
+  refused("data has 275 rows, expr is 275 x 2", ~ celltype, pseudobulk, t(g$Y), t(g$nu))
+  refused("no gene 'nobody'", ~ celltype, pseudobulk, g$Y, g$nu, genes = "nobody")
+  refused("unknown test", ~ celltype, pseudobulk, g$Y, g$nu, tests = "luck", class = "ctmm_CTMMError")
+  refused("of different genes", ~ celltype, pseudobulk, g$Y, g$nu[2:1, ])
+  g$Y[] <- NA
+  refused("no gene has both", ~ celltype, pseudobulk, g$Y, g$nu)
+})
+
+test_that("missing covariates and a subset leave samples out", {
+  need_python()
+  g <- genes(2)
+  d <- pseudobulk
+  d$PC1[3] <- NA
+  found <- ctmm_genes(~ celltype + sex + PC1, data = d, expr = g$Y, nu = g$nu, random = ~ batch,
+                      subset = donor != "donor01")
+  d <- transform(pseudobulk, expr = g$Y[2, ], nu = g$nu[2, ])[-3, ]
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, subset = donor != "donor01")
+  expect_equal(found$llf[2], as.numeric(logLik(fit)), tolerance = EXACT)
+  expect_identical(found$n_obs[2], nobs(fit))
+})
+
+test_that("overall pseudobulk of many genes", {
+  need_python()
+  Y <- t(as.matrix(simulate(overall_fit(), 2, seed = 1)))
+  nu <- rbind(overall_pseudobulk$nu, overall_pseudobulk$nu)
+  shares <- paste0("prop_day", 0:3)
+  found <- suppressWarnings(ctmm_genes(~ sex + PC1, data = overall_pseudobulk, expr = Y, nu = nu,
+                                       structure = "hom", proportions = shares, tests = character()))
+  d <- transform(overall_pseudobulk, expr = Y[2, ])
+  fit <- ctmm(expr ~ sex + PC1, data = d, structure = "hom", proportions = shares)
+  expect_equal(found$hom[2], fit$vcomp[["hom"]], tolerance = EXACT)
+  expect_equal(unlist(found[2, paste0("mean[day", 0:3, "]")]), celltype_means(fit)$estimate,
+               ignore_attr = TRUE, tolerance = EXACT)
+})
+
+# ---- cells
+
+# 12 donors, 3 cell types; one pair has 4 cells, one donor 9, and two cells have no label.
+cells <- function() {
+  set.seed(3)
+  size <- matrix(15 + (1:36) %% 7, 12)
+  size[2, 3] <- 4
+  size[12, ] <- 3
+  d <- data.frame(donor = rep(rep(sprintf("d%02d", 1:12), 3), size),
+                  celltype = rep(rep(c("B", "NK", "T"), each = 12), size))
+  d$sex <- c("F", "M")[as.integer(substring(d$donor, 2)) %% 2 + 1]
+  d$day <- paste(d$donor, d$celltype)
+  d$depth <- seq_len(nrow(d))
+  d <- d[sample(nrow(d)), ]
+  d$celltype[c(5, 9)] <- c(NA, "")
+  rownames(d) <- paste0("cell", seq_len(nrow(d)))
+  x <- matrix(rexp(8 * nrow(d)) * (runif(8 * nrow(d)) < 0.5), 8,
+              dimnames = list(paste0("g", 1:8), rownames(d)))
+  x[8, ] <- x[8, ] + 1e6  # what E[x^2] - E[x]^2 cannot bear
+  list(x = x, d = d)
+}
+
+test_that("means and noise variances are those of the cells, dense and sparse", {
+  all <- cells()
+  pb <- ctmm_pseudobulk(all$x, cells = all$d, min_cells_donor = 20)
+  expect_identical(dim(pb), c(8L, 33L))
+  expect_identical(pb$obs$n_cells[pb$obs$donor == "d02" & pb$obs$celltype == "T"], 4L)
+  for (pair in c("d01|B", "d11|T")) {
+    at <- which(paste(all$d$donor, all$d$celltype, sep = "|") == pair)
+    expect_equal(pb$expr[, pair], rowMeans(all$x[, at]), tolerance = 1e-12)
+    expect_equal(pb$nu[, pair], apply(all$x[, at], 1, var) / length(at), tolerance = 1e-9)
+  }
+  expect_true(all(is.na(pb$expr[, "d02|T"])) && all(is.na(pb$nu[, "d02|T"])))
+  expect_equal(sum(is.na(pb$expr[1, ])), 1)
+  expect_true("sex" %in% names(pb$obs) && !"depth" %in% names(pb$obs))
+  expect_equal(pb$obs$proportion[1:3], pb$obs$n_cells[1:3] / sum(pb$obs$n_cells[1:3]))
+  expect_match(pb$notes, "2 of [0-9]+ cells are left out", all = FALSE)
+  expect_match(pb$notes, "'d12'", all = FALSE)
+  expect_match(pb$notes, "'depth' of the cells is left out", all = FALSE)
+  expect_output(print(pb), "8 genes, 11 donors x 3 cell types \\(1 pairs are missing\\)")
+  need("Matrix")
+  sparse <- as(all$x, "CsparseMatrix")
+  expect_equal(ctmm_pseudobulk(sparse, cells = all$d, min_cells_donor = 20), pb, tolerance = 1e-9)
+  counts <- round(all$x[1:7, ] * 3)
+  a <- ctmm_pseudobulk(counts, cells = all$d, min_cells_donor = 20, normalize = "log_cp10k")
+  b <- ctmm_pseudobulk(log1p(1e4 * sweep(counts, 2, pmax(colSums(counts), 1), "/")), cells = all$d,
+                       min_cells_donor = 20)
+  expect_equal(a$expr, b$expr)
+  expect_equal(ctmm_pseudobulk(as(counts, "CsparseMatrix"), cells = all$d, min_cells_donor = 20,
+                               normalize = "log_cp10k")$nu, a$nu)
+})
+
+test_that("cells that cannot be aggregated are refused", {
+  all <- cells()
+  refused <- function(text, ...) expect_error(ctmm_pseudobulk(...), text, class = "ctmm_DataError")
+  refused("table of cells", all$x, cells = all$d[-1, ])
+  refused("another order", all$x, cells = all$d[rev(seq_len(nrow(all$d))), ])
+  refused("cells = must be", all$x)
+  refused("no column 'who'", all$x, cells = all$d, donor = "who")
+  refused("expression is negative", -all$x, cells = all$d, min_cells_donor = 20)
+  refused("no pair of donor and cell type is left", all$x, cells = all$d, min_cells_donor = 1e4)
+  expect_warning(ctmm_pseudobulk(round(all$x), cells = all$d, min_cells_donor = 20), "raw counts",
+                 class = "ctmm_warning")
+})
+
+test_that("containers of single cells give the same pseudobulk", {
+  all <- cells()
+  pb <- ctmm_pseudobulk(all$x, cells = all$d, min_cells_donor = 20)
+  need("SingleCellExperiment")
+  sce <- SingleCellExperiment::SingleCellExperiment(
+    assays = list(counts = all$x, logcounts = all$x), colData = all$d)
+  expect_equal(ctmm_pseudobulk(sce, min_cells_donor = 20), pb)
+  expect_error(ctmm_pseudobulk(sce, assay = "scaled"), "no assay 'scaled'", class = "ctmm_DataError")
+  need("SeuratObject")
+  seurat <- suppressWarnings(SeuratObject::CreateSeuratObject(all$x, meta.data = all$d))
+  found <- ctmm_pseudobulk(seurat, min_cells_donor = 20)
+  expect_equal(found$expr, pb$expr)
+  expect_equal(found$nu, pb$nu)
+
+  # an aggregate as muscat and dreamlet make it: one assay per cell type, pairs without cells are 0
+  grid <- function(values) lapply(stats::setNames(levels(pb$obs$celltype), levels(pb$obs$celltype)),
+                                  function(type) {
+    out <- values[, pb$obs$celltype == type]
+    out[is.na(out)] <- 0
+    colnames(out) <- levels(pb$obs$donor)
+    out
+  })
+  n <- matrix(pb$obs$n_cells, 3, dimnames = list(levels(pb$obs$celltype), levels(pb$obs$donor)))
+  aggregate <- function(values) {
+    out <- SingleCellExperiment::SingleCellExperiment(
+      assays = grid(values),
+      colData = data.frame(sex = pb$obs$sex[match(levels(pb$obs$donor), pb$obs$donor)],
+                           row.names = levels(pb$obs$donor)))
+    S4Vectors::metadata(out)$agg_pars <- list(assay = "logcounts", by = c("celltype", "donor"))
+    SingleCellExperiment::int_colData(out)$n_cells <- lapply(
+      stats::setNames(colnames(n), colnames(n)), function(donor) n[, donor])
+    out
+  }
+  found <- ctmm_pseudobulk(aggregate(pb$expr), sem = aggregate(sqrt(pb$nu)))
+  expect_equal(found$expr, pb$expr)
+  expect_equal(found$nu, pb$nu)
+  expect_identical(as.character(found$obs$sex), as.character(pb$obs$sex))
+  expect_error(ctmm_pseudobulk(aggregate(pb$expr)), "means only", class = "ctmm_DataError")
+
+  processed <- lapply(grid(pb$expr), function(E) list(E = E))
+  weights <- lapply(grid(pb$nu), function(nu) 1 / nu)
+  for (type in names(processed)) processed[[type]]$weights <- weights[[type]]
+  attr(processed, "data") <- data.frame(sex = rep("F", 11), row.names = levels(pb$obs$donor))
+  class(processed) <- "dreamletProcessedData"
+  found <- ctmm_pseudobulk(processed)
+  there <- !is.na(pb$nu)
+  expect_equal(found$nu[there], pb$nu[there])
+  expect_true(is.na(found$nu[1, "d02|T"]))
+})
+
+test_that("a pseudobulk is fitted by naming a gene, and scanned as it is", {
+  need_python()
+  all <- cells()
+  pb <- ctmm_pseudobulk(all$x[1:7, ], cells = all$d, min_cells_donor = 20)
+  fit <- suppressWarnings(ctmm(g2 ~ celltype + sex, data = pb, structure = "hom"))
+  expect_identical(nobs(fit), 32L)
+  long <- as.data.frame(pb, gene = "g2")
+  expect_equal(suppressWarnings(ctmm(expr ~ celltype + sex, data = long, structure = "hom"))$vcomp,
+               fit$vcomp)
+  found <- suppressWarnings(ctmm_genes(~ celltype + sex, data = pb, structure = "hom",
+                                       tests = character()))
+  expect_equal(found$hom[2], fit$vcomp[["hom"]], tolerance = EXACT)
+  expect_error(ctmm(nobody ~ celltype, data = pb), "must name one gene", class = "ctmm_DataError")
+  expect_error(as.data.frame(pb, gene = "nobody"), "must name one gene", class = "ctmm_DataError")
+})
