@@ -21,8 +21,10 @@ from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
+from ctmm_formula.inference.tails import cumulants
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -249,6 +251,22 @@ def test_score_test_prototype(golden, make_model):
     pvalues = [*got.pvalue_celltype, got.pvalue_sum]
     theirs = [*golden["p_celltype"], golden["p_sum"]]
     np.testing.assert_allclose(pvalues, theirs, rtol=SADDLEPOINT)
+
+
+@pytest.mark.parametrize("setting", ["none", "batch", "crossed"])
+@kinds
+@pytest.mark.parametrize("block", [0, 256], ids=["levels kept", "levels eliminated"])
+def test_score_test_of_many_donors(setting, kind, block, monkeypatch):
+    """Cumulants by determinants over groups are those of the eigenvalues."""
+    model = make("free", kind, setting, True, 4)
+    monkeypatch.setattr(score, "_BLOCK", block)
+    for direction in score._directions(model, score.working_noise(model)[0])[0]:
+        lam = direction._eigenvalues()
+        got, want = score._Implicit(direction).at, cumulants(lam)
+        for share in (0.0, 0.1, 0.6, 0.97):  # of the way to the pole
+            s = share * 0.5 / lam.max()
+            np.testing.assert_allclose(got(s), want(s), rtol=1e-8, atol=1e-10)
+        assert np.isnan(got(1.01 * 0.5 / lam.max())).all()
 
 
 def test_score_test_far_in_the_tail(make_model):

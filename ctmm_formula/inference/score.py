@@ -15,15 +15,19 @@ statistic.
 
 The omnibus test sums A_c over cell types.  The rank of A_c is at most 2 N + q (donor loadings and
 levels): that is the size of the eigenproblem; with many donors the cumulants come from
-determinants over donors instead, at a cost linear in N.
+determinants over blocks instead, at a cost linear in N.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import blas, lapack
+from scipy.sparse.linalg import LinearOperator, eigs
 from scipy.stats import cauchy
 
 from ..engine.domain import Domain
@@ -34,7 +38,8 @@ from .tails import saddlepoint, upper_tail
 
 _DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse products
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
-_EXACT = 400  # factors up to which the eigenproblem is solved; its tail is exact, not a saddlepoint
+_EXACT = 400  # size up to which the eigenproblem is solved; its tail is exact, not a saddlepoint
+_BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 
 
 @dataclass(frozen=True)
@@ -100,26 +105,14 @@ def score_test(model: Model) -> ScoreTest:
         The null model cannot be fitted.
     """
     C = model.H.shape[1]
-    w, weights = working_noise(model)
-    null = replace(model.with_basis(np.ones((1, C, C))), nu=w)
-    theta = fit(null, "reml", Domain("nonnegative")).theta
-    directions = np.concatenate([np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])])
-    at = np.concatenate([theta[:1], np.zeros(C), theta[1:]])
-    fisher = evaluate(model.with_basis(directions).with_response(model.y, w), at, "reml").expected
-    kept = np.r_[0, 1 + C : len(at)]
-    types = np.arange(1, 1 + C)
-    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])  # (1 + Kr, C)
-
-    pre = Precision(null, theta)
-    excess = np.where(model.active_rows, model.nu - w, 0.0)
-    shared = [_Direction(pre, excess, np.eye(C)[c], a[0, c], a[1:, c]) for c in range(C)]
-    shared.append(_Direction(pre, excess, np.ones(C), a[0].sum(), a[1:].sum(axis=1)))
-    inner = fisher[np.ix_(types, types)]
-    efficient = inner - fisher[np.ix_(types, kept)] @ a
-    share = np.append(np.diag(efficient) / np.diag(inner), efficient.sum() / inner.sum())
+    noise, weights = working_noise(model)
+    directions, share = _directions(model, noise)
     # where the null's own components explain a direction there is nothing left to test
     statistic, pvalue = np.array(
-        [d.test() if s > _NOTHING else (np.nan, np.nan) for d, s in zip(shared, share, strict=True)]
+        [
+            direction.test() if left > _NOTHING else (np.nan, np.nan)
+            for direction, left in zip(directions, share, strict=True)
+        ]
     ).T
     return ScoreTest(
         statistic=statistic[:C],
@@ -127,9 +120,32 @@ def score_test(model: Model) -> ScoreTest:
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
         pvalue_cauchy=cauchy_combination(pvalue[:C]),
-        theta_null=theta,
+        theta_null=directions[0].law.pre.theta,
         weights=weights,
     )
+
+
+def _directions(model: Model, noise: np.ndarray) -> tuple[list[_Direction], np.ndarray]:
+    """Efficient scores of every cell type and of their sum, under the null fitted with `noise`.
+
+    Also the share of each one's information that the null's components leave, (C + 1,).
+    """
+    C = model.H.shape[1]
+    null = replace(model.with_basis(np.ones((1, C, C))), nu=noise)
+    theta = fit(null, "reml", Domain("nonnegative")).theta
+    axes = np.concatenate([np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])])
+    at = np.concatenate([theta[:1], np.zeros(C), theta[1:]])
+    fisher = evaluate(replace(model.with_basis(axes), nu=noise), at, "reml").expected
+    kept = np.r_[0, 1 + C : len(at)]
+    types = np.arange(1, 1 + C)
+    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])  # (1 + Kr, C)
+    law = _Null(Precision(null, theta), model.nu)
+    directions = [_Direction(law, np.eye(C)[c], a[0, c], a[1:, c]) for c in range(C)]
+    directions.append(_Direction(law, np.ones(C), a[0].sum(), a[1:].sum(axis=1)))
+    inner = fisher[np.ix_(types, types)]
+    efficient = inner - fisher[np.ix_(types, kept)] @ a
+    share = np.append(np.diag(efficient) / np.diag(inner), efficient.sum() / inner.sum())
+    return directions, share
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -145,106 +161,203 @@ def cauchy_combination(pvalues: np.ndarray) -> float:
     return float(1.0 / (mean * np.pi)) if mean > 1e15 else float(cauchy.sf(mean))
 
 
-class _Direction:
-    """One efficient score: Delta = sum_c d_c Sigma_c - a Sigma_shared - sum_m a_m Z_m Z_m'.
+class _Null:
+    """The law of P y under the null: mean zero, covariance M = P Sigma^ P = P + P E P.
 
-    A = P Delta P.  Its null law has the eigenvalues of Delta M, M = P Sigma^ P = P + P E P with
-    E = diag(nu - w): exactly from the factors of Delta where they are few, else through
-    determinants that are products over donors times one of the size of the low-rank part.
+    E = diag(nu - w) is what the measured noise has beyond the working noise.  With S = Sigma^-1
+    of groups of rows (:class:`_Groups`) and q levels that remain,
+
+        M = M_0 + L Theta L',  M_0 = S + S E S,  L = [S Z, U, S E S Z, S E U]
+
+    Attributes
+    ----------
+    rows : int ndarray, shape (n',)
+        Rows in use.
+    donor : int ndarray, shape (n',)
+        Donor in use of each of them, from 0 on.
+    M0 : ndarray, shape (g, m, m); the identity where a group is padded
+    L : ndarray, shape (n, 2 (p + q)); theta : ndarray, shape (2 (p + q), 2 (p + q))
     """
 
-    def __init__(
-        self, pre: Precision, excess: np.ndarray, d: np.ndarray, a: float, a_levels: np.ndarray
-    ) -> None:
-        self.pre, self.excess = pre, excess
+    def __init__(self, pre: Precision, nu: np.ndarray) -> None:
+        model = pre.model
+        self.pre = pre
+        self.rows = np.flatnonzero(model.active_rows)
+        self.donor = np.searchsorted(pre.donors, model.row_donor[self.rows])
+        self.groups = groups = _Groups(pre)
+        excess = np.where(model.active_rows, nu - model.nu, 0.0)
+        S, E = groups.inverse, np.where(groups.mask, excess[groups.rows], 0.0)
+        index = np.arange(S.shape[1])
+        self.M0 = S + S @ (E[:, :, None] * S)
+        self.M0[:, index, index] += ~groups.mask
+        # P = S - Phi Omega Phi' over the groups, Phi = [S Z, U] as in Precision.project
+        q, p = groups.Z.shape[1], pre.U.shape[1]
+        phi = np.hstack([groups.DZ, pre.U])
+        omega = np.zeros((q + p, q + p))
+        omega[:q, :q], omega[q:, q:] = groups.K, np.eye(p)
+        ep = excess[:, None] * phi
+        self.L = np.hstack([phi, groups.solve(ep)])
+        self.theta = np.block(
+            [[omega @ (phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
+        )
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """M of the rows in use, dense, shape (n', n')."""
+        groups = self.groups
+        out = (self.L @ self.theta) @ self.L.T
+        i, a, b = np.nonzero(groups.mask[:, :, None] & groups.mask[:, None, :])
+        out[groups.rows[i, a], groups.rows[i, b]] += self.M0[i, a, b]
+        return out if len(self.rows) == len(out) else out[np.ix_(self.rows, self.rows)]
+
+
+class _Direction:
+    """One efficient score A = P Delta P, whose null law has the eigenvalues of Delta M.
+
+    Delta = sum_c d_c Sigma_c - a Sigma_shared - sum_m a_m Z_m Z_m' = F' diag(f) F, one row of F
+    for every donor and axis of diag(d) - a, and for every level.
+    """
+
+    def __init__(self, law: _Null, d: np.ndarray, a: float, a_levels: np.ndarray) -> None:
+        pre = law.pre
+        self.law = law
         self.inner = np.diag(d) - a  # Delta of a donor is H_i inner H_i'
         self.levels = -a_levels[pre.level_component] if len(pre.g) else np.zeros(0)
+        signs, axes = np.linalg.eigh(self.inner)
+        kept = np.abs(signs) > 1e-12
+        loadings = pre.model.H[law.rows] @ axes[:, kept]
+        n, N, k = len(law.rows), len(pre.donors), int(kept.sum())
+        level, row = np.nonzero(pre.Z[law.rows].T)
+        weight = pre.Z[law.rows[row], level]
+        which = np.concatenate([(law.donor[:, None] + N * np.arange(k)).ravel(), N * k + level])
+        place = np.concatenate([np.repeat(np.arange(n), k), row])
+        values = np.concatenate([loadings.ravel(), weight])
+        self.f = np.concatenate([np.repeat(signs[kept], N), self.levels])
+        self.F = sp.csr_matrix((values, (which, place)), shape=(len(self.f), n))
 
     def test(self) -> tuple[float, float]:
         """Standardised statistic and upper-tail p value."""
-        value = float(self.pre.Py @ self.apply(self.pre.Py))
-        signs, axes = np.linalg.eigh(self.inner)
-        axes, signs = axes[:, abs(signs) > 1e-12], signs[abs(signs) > 1e-12]
-        if len(self.pre.donors) * len(signs) + len(self.levels) <= _EXACT:
-            lam = self._weights(axes, signs)
+        value = float(self.f @ np.square(self.F @ self.law.pre.Py[self.law.rows]))
+        if min(self.F.shape) <= _EXACT:
+            lam = self._eigenvalues()
             mean, spread = lam.sum(), np.sqrt(2.0 * np.square(lam).sum())
             return (value - mean) / spread, upper_tail(value, lam)
         implicit = _Implicit(self)
         _, mean, variance = implicit.at(0.0)
         return (value - mean) / np.sqrt(variance), saddlepoint(value, implicit.at)
 
-    def _weights(self, axes: np.ndarray, signs: np.ndarray) -> np.ndarray:
-        """Eigenvalues of Delta M from Delta = F diag(f) F' with few columns F."""
-        model, pre = self.pre.model, self.pre
-        rows = np.flatnonzero(model.active_rows)
-        loadings = np.zeros((len(model.y), len(pre.donors), len(signs)))
-        donor = np.searchsorted(pre.donors, model.row_donor[rows])
-        loadings[rows, donor] = model.H[rows] @ axes
-        F = np.hstack([loadings.reshape(len(model.y), -1), pre.Z])
-        f = np.concatenate([np.tile(signs, len(pre.donors)), self.levels])
-        PF = pre.project(F)
-        G = F.T @ PF + PF.T @ (self.excess[:, None] * PF)
-        values, vectors = np.linalg.eigh(G)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return np.linalg.eigvalsh(root.T @ (f[:, None] * root))
+    def _eigenvalues(self) -> np.ndarray:
+        """Eigenvalues of Delta M that can differ from zero, by its smaller side.
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """Delta x, shape (n,)."""
-        model = self.pre.model
-        donors = sp.csr_matrix(
-            (np.ones(len(x)), (model.row_donor, np.arange(len(x)))), (len(model.active), len(x))
-        )
-        pull = donors @ (model.H * x[:, None])
-        own = np.einsum("nc,cd,nd->n", model.H, self.inner, pull[model.row_donor])
-        return own + self.pre.Z @ (self.levels * (self.pre.Z.T @ x))
+        With |f|^1/2 F M F' |f|^1/2 = B B' they are those of B' sign(f) B = B'B - 2 B_-'B_-.
+        """
+        M = self.law.covariance
+        if self.F.shape[0] <= 1.1 * self.F.shape[1]:
+            size = np.sqrt(np.abs(self.f))
+            B, order = _root((self.F @ (self.F @ M).T) * size * size[:, None])
+            sign = np.sign(self.f[order])
+        else:
+            B, order = _root(M)
+            B = self.F[:, order] @ B * np.sqrt(np.abs(self.f))[:, None]
+            sign = np.sign(self.f)
+        A = blas.dsyrk(1.0, B, trans=1)
+        A = blas.dsyrk(-2.0, B[sign < 0.0], trans=1, beta=1.0, c=A, overwrite_c=1)
+        return np.linalg.eigvalsh(A.T, UPLO="L")
+
+
+def _root(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """B and order with B B' = G[order][:, order], G positive semidefinite, B of full rank."""
+    factor, pivot, rank, _ = lapack.dpstrf(G.T)
+    return np.triu(factor)[:rank].T, pivot - 1
+
+
+class _Groups:
+    """Donors, or whole blocks with their levels where these are small: independent given X.
+
+    Attributes
+    ----------
+    rows, mask : ndarray, shape (g, m)
+        Rows of each group, padded; which are real.
+    inverse : ndarray, shape (g, m, m)
+        Sigma^-1 of each group, without the levels that remain.
+    Z, DZ, K : ndarray
+        Levels that remain, as in :class:`~ctmm_formula.engine.precision.Precision`.
+    """
+
+    def __init__(self, pre: Precision) -> None:
+        model = pre.model
+        rows = np.flatnonzero(model.active_rows)
+        block = model.donor_block[model.row_donor[rows]]
+        self.Z, self.DZ, self.K = pre.Z, pre.DZ, pre.K
+        if not len(pre.g) or np.bincount(block).max() > _BLOCK:
+            self.rows, self.mask, self.inverse = pre.rows, pre.mask, pre.inverse
+            return
+        size = np.bincount(np.unique(block, return_inverse=True)[1])
+        first = np.cumsum(size) - size
+        offset = np.arange(size.max())
+        self.mask = offset < size[:, None]
+        self.rows = rows[first[:, None] + np.where(self.mask, offset, 0)]
+        # donors of a block lie side by side: their inverses fill its diagonal
+        place = np.zeros(len(model.y), dtype=np.int64)
+        group = np.zeros(len(model.y), dtype=np.int64)
+        place[self.rows[self.mask]] = np.nonzero(self.mask)[1]
+        group[self.rows[self.mask]] = np.nonzero(self.mask)[0]
+        self.inverse = np.zeros((*self.mask.shape, self.mask.shape[1]))
+        i, a, b = np.nonzero(pre.mask[:, :, None] & pre.mask[:, None, :])
+        left, right = pre.rows[i, a], pre.rows[i, b]
+        self.inverse[group[left], place[left], place[right]] = pre.inverse[i, a, b]
+        DZ = np.where(self.mask[..., None], pre.DZ[self.rows], 0.0)
+        self.inverse -= DZ @ pre.K @ DZ.transpose(0, 2, 1)
+        self.Z, self.DZ, self.K = pre.Z[:, :0], pre.DZ[:, :0], pre.K[:0, :0]
+
+    def solve(self, B: np.ndarray) -> np.ndarray:
+        """inverse B for B (n, j)."""
+        out = np.zeros_like(B)
+        part = self.inverse @ np.where(self.mask[..., None], B[self.rows], 0.0)
+        out[self.rows[self.mask]] = part[self.mask]
+        return out
 
 
 class _Implicit:
     """Cumulants of the eigenvalues of Delta M without forming it, linear in donors.
 
-    M = M_0 + L Theta L' with M_0 block-diagonal over donors and L = [S Z, U, S E S Z, S E U] of
-    2 (p + q) columns, and M_0 Z = L T.  So Delta M = Delta_0 M_0 + [Delta_0 L, Z] Psi L', and with
-    every donor's block diagonalised (eigenvalues l_j)
+    M = M_0 + L Theta L' as in :class:`_Null` and M_0 Z = L T for the levels that remain, so
+    Delta M = Delta_0 M_0 + [Delta_0 L, Z] Psi L', and with every group's block diagonalised
+    (eigenvalues l_j)
 
         det(I - 2 s Delta M) = prod_j (1 - 2 s l_j) det R(s)
         R(s) = I - 2 s sum_j b_j a_j' Psi / (1 - 2 s l_j)
 
     where b_j are rows of L and a_j of [Delta_0 L, Z], both sparse when there are many levels.
+    K ends at the poles of Delta M, which may lie beyond those of its groups.
     """
 
     def __init__(self, direction: _Direction) -> None:
-        pre, mask = direction.pre, direction.pre.mask
-        real = mask[..., None]
-        rows = pre.rows
+        self.direction = direction
+        law, groups = direction.law, direction.law.groups
+        pre, rows, L = law.pre, groups.rows, law.L
+        real = groups.mask[..., None]
+        q, p = groups.Z.shape[1], pre.U.shape[1]
         H = np.where(real, pre.model.H[rows], 0.0)
-        E = np.where(mask, direction.excess[rows], 0.0)
-        S = pre.inverse
-        delta = H @ direction.inner @ H.transpose(0, 2, 1)
-        index = np.arange(S.shape[1])
-        M0 = S + S @ (E[:, :, None] * S)
-        M0[:, index, index] += ~mask  # padding: any positive value, Delta is zero there
-        root = np.linalg.cholesky(M0)
+        donor = pre.model.row_donor[rows]
+        delta = (H @ direction.inner @ H.transpose(0, 2, 1)) * (donor[:, :, None] == donor[:, None])
+        if not q and len(pre.g):
+            Z = np.where(real, pre.Z[rows], 0.0)
+            delta += (Z * direction.levels) @ Z.transpose(0, 2, 1)
+        root = np.linalg.cholesky(law.M0)
         values, axes = np.linalg.eigh(root.transpose(0, 2, 1) @ delta @ root)
-        self.values = values.ravel()
-        # P = S - Phi Omega Phi' over the donors, Phi = [S Z, U] as in Precision.project
-        q, p = pre.DZ.shape[1], pre.U.shape[1]
-        phi = np.hstack([pre.DZ, pre.U])
-        omega = np.zeros((q + p, q + p))
-        omega[:q, :q], omega[q:, q:] = pre.K, np.eye(p)
-        ep = direction.excess[:, None] * phi
-        L = np.hstack([phi, pre.solve_donors(ep)])
-        theta = np.block(
-            [[omega @ (phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
-        )
         T = np.zeros((2 * (p + q), q))
         T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
-        through_levels = direction.levels[:, None] * (T.T + pre.Z.T @ L @ theta)
-        self.psi = np.vstack([theta, through_levels])
+        through_levels = direction.levels[:q, None] * (T.T + groups.Z.T @ L @ law.theta)
         turn = axes.transpose(0, 2, 1)
         lead = delta @ np.where(real, L[rows], 0.0)
-        A = np.concatenate([lead, np.where(real, pre.Z[rows], 0.0)], axis=2)
+        A = np.concatenate([lead, np.where(real, groups.Z[rows], 0.0)], axis=2)
         A = (turn @ root.transpose(0, 2, 1) @ A).reshape(-1, A.shape[2])
         B = (turn @ np.linalg.solve(root, np.where(real, L[rows], 0.0))).reshape(-1, L.shape[1])
+        # rows without a part in Delta or the levels add nothing
+        used = (np.abs(A).max(axis=1, initial=0.0) > 0.0) | (values.ravel() != 0.0)
+        self.values, A, B = values.ravel()[used], A[used], B[used]
+        self.psi = np.vstack([law.theta, through_levels])
         many = q > _DENSE_LEVELS
         self.A: np.ndarray | sp.csr_matrix = sp.csr_matrix(A) if many else A
         self.B_t: np.ndarray | sp.csc_matrix = sp.csr_matrix(B).T if many else B.T
@@ -255,21 +368,45 @@ class _Implicit:
             return (self.B_t @ (sp.diags(weight) @ self.A)) @ self.psi
         return (self.B_t @ (weight[:, None] * self.A)) @ self.psi
 
+    @cached_property
+    def _poles(self) -> tuple[float, float]:
+        """The poles 1 / (2 lambda) of Delta M next to zero."""
+        law, F, f = self.direction.law, self.direction.F, self.direction.f
+        groups, L = law.groups, law.L
+        place = np.searchsorted(law.rows, groups.rows)
+
+        def product(x: np.ndarray) -> np.ndarray:
+            x = x.ravel()
+            out = L[law.rows] @ (law.theta @ (L[law.rows].T @ x))
+            part = law.M0 @ np.where(groups.mask, x[place], 0.0)[..., None]
+            out[place[groups.mask]] += part[groups.mask, 0]
+            return F.T @ (f * (F @ out))
+
+        operator = LinearOperator((F.shape[1],) * 2, matvec=product, dtype=float)
+        start = np.ones(F.shape[1])
+        ends = [
+            float(eigs(operator, 1, which=which, v0=start, return_eigenvectors=False)[0].real)
+            for which in ("SR", "LR")
+        ]
+        low, high = (0.5 / end if end else math.inf for end in ends)
+        return (low if low < 0.0 else -math.inf), (high if high > 0.0 else math.inf)
+
     def at(self, s: float) -> tuple[float, float, float]:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
         shrink = 1.0 - 2.0 * s * self.values
-        if not (shrink > 0.0).all():
-            return np.nan, np.nan, np.nan
+        outside = (math.nan,) * 3
+        if not (shrink > 0.0).all() and not self._poles[0] < s < self._poles[1]:
+            return outside
         R = np.eye(len(self.psi[0])) - 2.0 * s * self._inner(1.0 / shrink)
         sign, logdet = np.linalg.slogdet(R)
-        if sign <= 0.0:
-            return np.nan, np.nan, np.nan
+        if sign * (-1.0) ** (shrink < 0.0).sum() <= 0.0:
+            return outside
         R1 = -2.0 * self._inner(1.0 / shrink**2)
         R2 = -8.0 * self._inner(self.values / shrink**3)
         first, second = np.split(np.linalg.solve(R, np.hstack([R1, R2])), 2, axis=1)
         scaled = self.values / shrink
         return (
-            -0.5 * float(np.log(shrink).sum() + logdet),
+            -0.5 * float(np.log(np.abs(shrink)).sum() + logdet),
             float(scaled.sum() - 0.5 * np.trace(first)),
             float(
                 2.0 * np.square(scaled).sum()

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import norm
 
-_STEP, _REACH = 0.04, 12.0  # trapezoid in x, see upper_tail; |s| grows like exp(x)
+# trapezoid in x, see upper_tail; |s| grows like exp(x)
+_FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
+_DIGITS, _NOTHING = 1e-11, 1e-18  # relative change at which steps are fine enough; and the end
 
 
 def upper_tail(value: float, weights: np.ndarray) -> float:
@@ -54,15 +56,52 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
         cross = math.copysign(0.5 * width, saddle)
         while not math.isfinite(at(cross)[0]):
             cross *= 0.5
-    x = np.arange(0.0, _REACH, _STEP)
     bend = 0.5 * np.sign(value)
-    s = cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
-    slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
-    k = -0.5 * np.log(1.0 - 2.0 * s[:, None] * lam).sum(axis=1)
-    integrand = np.imag(np.exp(k - s * value) / s * slope)
-    integrand[0] *= 0.5
-    tail = float(integrand.sum()) * _STEP / math.pi
+
+    signed = [(lam[lam > 0.0], -2.0 * math.pi), (lam[lam < 0.0], 2.0 * math.pi)]
+
+    def path(x: np.ndarray) -> np.ndarray:
+        return cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
+
+    def integrand(x: np.ndarray) -> np.ndarray:
+        s = path(x)
+        slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
+        k = -0.5 * sum(_log_pairs(s[:, None], part, turn) for part, turn in signed)
+        return np.imag(np.exp(k - s * value) / s * slope)
+
+    x = np.arange(0.0, _REACH, _FIRST_STEP)  # where does it end?  Absolute values will do
+    s = path(x)
+    square = np.square(1.0 - 2.0 * s.real[:, None] * lam) + np.square(s.imag[:, None] * 2.0 * lam)
+    size = x - 0.25 * np.log(square).sum(axis=1) - s.real * value
+    end = x[size > size.max() + math.log(_NOTHING)].max() + _FIRST_STEP
+    tail = _trapezoid(integrand, end) / math.pi
     return min(max(tail if cross > 0.0 else 1.0 + tail, 0.0), 1.0)
+
+
+def _log_pairs(s: np.ndarray, lam: np.ndarray, turn: float) -> np.ndarray:
+    """Sum of log(1 - 2 s lambda) over weights of one sign, s (., 1) in the upper half-plane.
+
+    A pair goes through one logarithm: both arguments lie on the same side of the real axis, so
+    that a sum of the wrong sign is a whole turn off.
+    """
+    even = np.append(lam, 0.0) if len(lam) % 2 else lam
+    first, second = even[0::2], even[1::2]
+    log = np.log(1.0 + s * (-2.0 * (first + second)) + s * s * (4.0 * first * second))
+    wrong = (log.imag * turn < 0.0).sum(axis=1)
+    return log.sum(axis=1) + 1j * turn * wrong
+
+
+def _trapezoid(integrand: Callable[[np.ndarray], np.ndarray], end: float) -> float:
+    """Integral from 0 to `end`, where it has vanished; the step halved until it matters no more."""
+    step = _FIRST_STEP
+    f = integrand(np.arange(0.0, end, step))
+    total = step * float(f.sum() - 0.5 * f[0])
+    while True:
+        step *= 0.5
+        finer = 0.5 * total + step * float(integrand(np.arange(step, end, 2.0 * step)).sum())
+        if abs(finer - total) <= _DIGITS * abs(finer) or step < _LAST_STEP:
+            return finer
+        total = finer
 
 
 def cumulants(lam: np.ndarray) -> Callable[[float], tuple[float, float, float]]:
