@@ -369,37 +369,32 @@ class _Implicit:
         return (self.B_t @ (weight[:, None] * self.A)) @ self.psi
 
     @cached_property
-    def _poles(self) -> tuple[float, float]:
-        """The poles 1 / (2 lambda) of Delta M next to zero."""
+    def _pole(self) -> float:
+        """The first pole 1 / (2 lambda) of Delta M, to a per cent and rather too far."""
         law, F, f = self.direction.law, self.direction.F, self.direction.f
-        groups, L = law.groups, law.L
+        groups, L, back = law.groups, law.L[law.rows], self.direction.F.T.tocsr()
         place = np.searchsorted(law.rows, groups.rows)
 
         def product(x: np.ndarray) -> np.ndarray:
-            x = x.ravel()
-            out = L[law.rows] @ (law.theta @ (L[law.rows].T @ x))
-            part = law.M0 @ np.where(groups.mask, x[place], 0.0)[..., None]
+            out = L @ (law.theta @ (x.ravel() @ L))
+            part = law.M0 @ np.where(groups.mask, x.ravel()[place], 0.0)[..., None]
             out[place[groups.mask]] += part[groups.mask, 0]
-            return F.T @ (f * (F @ out))
+            return back @ (f * (F @ out))
 
         operator = LinearOperator((F.shape[1],) * 2, matvec=product, dtype=float)
         start = np.ones(F.shape[1])
-        ends = [
-            float(eigs(operator, 1, which=which, v0=start, return_eigenvectors=False)[0].real)
-            for which in ("SR", "LR")
-        ]
-        low, high = (0.5 / end if end else math.inf for end in ends)
-        return (low if low < 0.0 else -math.inf), (high if high > 0.0 else math.inf)
+        top = eigs(operator, 1, which="LR", v0=start, tol=1e-2, return_eigenvectors=False)
+        return 0.5 / float(top[0].real) if top[0].real > 0.0 else math.inf
 
     def at(self, s: float) -> tuple[float, float, float]:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
         shrink = 1.0 - 2.0 * s * self.values
         outside = (math.nan,) * 3
-        if not (shrink > 0.0).all() and not self._poles[0] < s < self._poles[1]:
+        if not (shrink > 0.0).all() and not 0.0 < s < self._pole:
             return outside
         R = np.eye(len(self.psi[0])) - 2.0 * s * self._inner(1.0 / shrink)
         sign, logdet = np.linalg.slogdet(R)
-        if sign * (-1.0) ** (shrink < 0.0).sum() <= 0.0:
+        if sign * (-1.0) ** (shrink < 0.0).sum() <= 0.0:  # just beyond the pole
             return outside
         R1 = -2.0 * self._inner(1.0 / shrink**2)
         R2 = -8.0 * self._inner(self.values / shrink**3)
