@@ -230,7 +230,7 @@ def table_of_kills(genes: int, large: int) -> pd.DataFrame:
     rng = np.random.default_rng()
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_scan as b; "
-        "b.scan(b.simulate(1000, **b.STUDY), tests=['lrt'], out=sys.argv[1], n_jobs=2)"
+        "b.scan(b.simulate(2500, **b.STUDY), tests=['lrt'], out=sys.argv[1], n_jobs=2)"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.parquet"
@@ -241,13 +241,13 @@ def table_of_kills(genes: int, large: int) -> pd.DataFrame:
             before = len(list(parts.glob("block-*")))
             while process.poll() is None and len(list(parts.glob("block-*"))) == before:
                 time.sleep(0.002)  # it has begun to write
-            time.sleep(rng.uniform(0.0, 0.5))
+            time.sleep(rng.uniform(0.0, 0.3))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kept.append(len(list(parts.glob("block-*"))))
         left = len(list(parts.glob(".*.tmp")))
         ended = path.exists()
-        data = simulate(1000, **STUDY)
+        data = simulate(2500, **STUDY)
         resumed = scan(data, tests=["lrt"], out=path)
         equal = resumed.table.equals(scan(data, tests=["lrt"]).table)
     return pd.DataFrame(
@@ -267,6 +267,7 @@ def table_of_peers(genes: int, large: int) -> pd.DataFrame:
     """Per gene against a loop over lme4 with the residual pinned, same data."""
     rows = []
     data = simulate(100, **STUDY)
+    scan(simulate(2, **STUDY), tests=["jackknife"])  # loads the compiled code
     own = seconds(lambda: scan(data, tests=[], n_jobs=1)) / 100
     frame = data["data"].assign(expr=data["expr"]["g0"], nu=data["nu"]["g0"])
     whole, _, _ = bench_fit.lme4(frame, True, 5)

@@ -79,7 +79,8 @@ def run(genes: int, donors: int, folder: Path, jobs: int) -> dict[str, dict[str,
                     out=folder / f"null_{label}_{noise.split()[0]}.parquet", **settings,
                 )  # fmt: skip
             for column in scan.layout.tested:
-                name = f"{label} {column.removeprefix('p_')}".replace("REML score", "score")
+                name = f"{label} {column[2:]}".replace("REML score", "score")
+                name = name.replace("_cauchy", ", Cauchy")
                 out[noise][name] = scan.table[column].to_numpy()
             sys.stdout.write(
                 f"{noise}, {label}: {time.perf_counter() - begin:.0f} s, {scan.counts()}\n"
