@@ -7,13 +7,17 @@ failure.
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
@@ -63,21 +67,25 @@ def library(tmp_path_factory) -> Path:
     return folder
 
 
-def run_r(library: Path, code: str, timeout: float = 300) -> str:
-    """What R prints; every R process gets this Python and the package of this tree."""
-    environment = os.environ | {
+def environment_of(library: Path) -> dict[str, str]:
+    """Every R process gets this Python and the package of this tree."""
+    return os.environ | {
         "R_LIBS": str(library),
         "RETICULATE_PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "CTMM_GOLDEN": str(ROOT / "tests" / "golden" / "r"),
         "CTMM_REQUIRE_PYTHON": "true",
     }
+
+
+def run_r(library: Path, code: str, timeout: float = 300) -> str:
+    """What R prints."""
     call = subprocess.run(
         ["Rscript", "--vanilla", "-e", code],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=environment,
+        env=environment_of(library),
         cwd=SOURCE / "tests" / "testthat",
         check=False,
     )
@@ -180,3 +188,144 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
             np.testing.assert_allclose(
                 got[name, what], value, rtol=EXACT, atol=EXACT, err_msg=f"{name}: {what}"
             )
+
+
+def write_matrix(path: Path, values: np.ndarray) -> None:
+    np.savetxt(path, values, fmt="%.17g", delimiter=",")
+
+
+def test_the_same_scan_as_from_python(library, tmp_path):
+    """Twelve genes with missing values: every column of both tables."""
+    obs, expr, nu = ctmm.load_genes()
+    expr, nu = expr.iloc[:, :12].copy(), nu.iloc[:, :12].copy()
+    expr.iloc[4, 2] = np.nan
+    nu.iloc[:3, 5] = np.nan
+    nu.iloc[7, 6] = -1.0
+    obs.to_csv(tmp_path / "obs.csv", index=False, float_format="%.17g")
+    write_matrix(tmp_path / "expr.csv", expr.T)
+    write_matrix(tmp_path / "nu.csv", nu.T)
+    code = f"""
+    library(ctmmFormula)
+    obs <- read.csv('{tmp_path / "obs.csv"}', stringsAsFactors = TRUE)
+    read <- function(file) {{
+      x <- as.matrix(read.csv(file, header = FALSE))
+      dimnames(x) <- list(sprintf('gene%03d', seq_len(nrow(x))), NULL)
+      x
+    }}
+    found <- suppressWarnings(ctmm_genes(
+      ~ celltype + sex + PC1, data = obs, expr = read('{tmp_path / "expr.csv"}'),
+      nu = read('{tmp_path / "nu.csv"}'), random = ~ batch, models = list('hom'),
+      tests = c('score', 'jackknife', 'mean', 'bootstrap'), n_bootstrap = 9, seed = 5,
+      threads = 2))
+    out <- as.data.frame(found)
+    numbers <- vapply(out, is.numeric, NA)
+    out[numbers] <- lapply(out[numbers], function(x) sprintf('%.17g', x))
+    write.csv(out, '{tmp_path / "found.csv"}', row.names = FALSE)
+    """
+    run_r(library, code)
+    ours = pd.read_csv(tmp_path / "found.csv", keep_default_na=False, na_values=["NA", "NaN"])
+    with pytest.warns(ctmm.CTMMWarning, match="1 failed"):
+        scan = ctmm.fit_genes(
+            "~ C(celltype) + sex + PC1", data=obs, expr=expr, nu=nu, random="batch",
+            models=["hom"], tests=["score", "jackknife", "mean", "bootstrap"], n_bootstrap=9, rng=5,
+        )  # fmt: skip
+    theirs = scan.table
+    translated = {"b[Intercept]": "b[(Intercept)]", "b[sex[T.M]]": "b[sexM]"}
+    translated |= {f"b[C(celltype)[T.day{k}]]": f"b[celltypeday{k}]" for k in (1, 2, 3)}
+    for prefix in ("se", "se_jackknife"):
+        translated |= {f"{prefix}[{a}]": f"{prefix}[{b}]" for a, b in list(translated.items())}
+    assert list(ours["status"]) == list(theirs["status"])
+    for name in theirs.columns:
+        column = ours[translated.get(name, name)]
+        if name in ("gene", "status"):
+            assert column.tolist() == theirs[name].tolist()
+        elif name not in ("reason", "n_obs", "n_donors"):  # of the gene that failed
+            np.testing.assert_allclose(
+                column.astype(float), theirs[name].astype(float), rtol=SCAN, atol=EXACT,
+                err_msg=name,
+            )  # fmt: skip
+
+
+SCAN = 1e-8
+"""Relative: standard errors of a jackknife sum squares of differences between near equals."""
+
+
+def test_the_same_pseudobulk_as_from_python(library, tmp_path):
+    """Cells of uneven pairs, with every filter at work."""
+    anndata = pytest.importorskip("anndata")
+    rng = np.random.default_rng(4)
+    count = 900
+    donor = rng.choice([f"d{k:02d}" for k in range(12)], count, p=np.arange(1, 13) / 78)
+    celltype = rng.choice(["B", "NK", "T", "rare"], count, p=[0.4, 0.15, 0.43, 0.02])
+    celltype[::97] = ""
+    obs = pd.DataFrame({"donor": donor, "celltype": celltype})
+    obs["sex"] = np.where(obs["donor"].str[1:].astype(int) % 2, "F", "M")
+    obs.index = pd.Index([f"c{k}" for k in range(count)])
+    X = rng.gamma(1.0, size=(count, 5)) * (rng.random((count, 5)) < 0.4)
+    X[:, 4] += 1e5
+    cells = anndata.AnnData(X, obs=obs, var=pd.DataFrame(index=[f"g{k}" for k in range(5)]))
+    settings = {"min_cells": 12, "min_cells_donor": 30, "min_donor_share": 0.2}
+    pb = ctmm.pseudobulk(cells, **settings)
+    obs.to_csv(tmp_path / "obs.csv", index=False)
+    write_matrix(tmp_path / "x.csv", X.T)
+    filters = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    code = f"""
+    library(ctmmFormula)
+    x <- as.matrix(read.csv('{tmp_path / "x.csv"}', header = FALSE))
+    pb <- ctmm_pseudobulk(x, cells = read.csv('{tmp_path / "obs.csv"}'), {filters})
+    show <- function(x) apply(x, 1, function(r) paste(sprintf('%.17g', r), collapse = ','))
+    writeLines(c(show(pb$expr), show(pb$nu)), '{tmp_path / "pb.csv"}')
+    write.csv(pb$obs, '{tmp_path / "pairs.csv"}')
+    """
+    run_r(library, code)
+    values = pd.read_csv(tmp_path / "pb.csv", header=None).to_numpy()
+    np.testing.assert_allclose(values[:5].T, pb.X, rtol=EXACT)
+    np.testing.assert_allclose(values[5:].T, pb.layers["nu"], rtol=1e-9)
+    assert np.isnan(pb.X).any()
+    pairs = pd.read_csv(tmp_path / "pairs.csv", index_col=0)
+    assert pairs.index.tolist() == pb.obs_names.tolist()
+    for name in ("n_cells", "proportion"):
+        np.testing.assert_allclose(pairs[name], pb.obs[name], rtol=EXACT)
+    assert pairs["sex"].tolist() == pb.obs["sex"].tolist()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs a terminal")
+def test_an_interrupt_leaves_the_session_usable(library):
+    """Ctrl-C in a long bootstrap of an interactive session, then another fit."""
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["R", "--vanilla", "--interactive", "--quiet", "--no-readline"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment_of(library),
+        start_new_session=True,
+    )
+    os.close(slave)
+
+    def ask(line: str, answer: str, interrupt: bool = False) -> str:
+        os.write(master, f"{line}\n".encode())
+        seen, end = "", time.monotonic() + 60
+        while time.monotonic() < end:
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 65536).decode(errors="replace")
+            if interrupt and "AT WORK" in seen:
+                time.sleep(1.0)  # by now Python is in the middle of its draws
+                process.send_signal(signal.SIGINT)
+                interrupt = False
+            if answer in seen:
+                return seen
+        raise AssertionError(f"no {answer!r} in {seen!r}")
+
+    try:
+        ask("library(ctmmFormula); f <- ctmm(expr ~ celltype, data = pseudobulk)", "> ")
+        ask("invisible(jackknife(f)); cat('AT', 'FIRST', '\\n')", "AT FIRST")
+        long = "cat('AT', 'WORK', '\\n'); b <- bootstrap(f, n = 1e6, seed = 1)"
+        ask(long, "interrupted in Python", interrupt=True)
+        ask("cat('AND', round(update(f, structure = 'hom')$vcomp[['hom']], 3), '\\n')", "AND 0.")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
