@@ -38,7 +38,8 @@ dots <- function(value, ends, names, xlab, main, ...) {
   at <- rev(seq_along(value))
   old <- graphics::par(mar = c(4.5, max(4, 0.6 * max(nchar(names)) + 1), 2.5, 1))
   on.exit(graphics::par(old))
-  graphics::plot(value, at, xlim = range(ends, value, 0, na.rm = TRUE), yaxt = "n", ylab = "",
+  graphics::plot(value, at, xlim = range(ends, value, 0, na.rm = TRUE),
+                 ylim = c(0.5, length(at) + 0.5), yaxt = "n", ylab = "",
                  xlab = xlab, main = main, pch = 19, ...)
   graphics::abline(v = 0, col = "grey")
   drawn <- which(is.finite(ends[, 1L]))
