@@ -113,6 +113,23 @@ for setting, part in results.groupby("setting", sort=False):
     print(setting, part[shown].to_string(index=False), sep="\n", end="\n\n")
 
 # %% [markdown]
+# **Trust the fit of the rows there are.**
+#
+# - With known noise it has no bias, and score test and likelihood ratio keep their level.
+# - An imputed pair is no observation.  It lies on what the donor's other pairs and other genes say,
+#   without the variance of its own, but counts as if seen with noise `nu`.  So the variance of the
+#   rare type comes out too small, even below zero; soft-impute and means also shrink towards the
+#   cell type's mean and take from the shared variance.  With a quarter of the pairs missing, true
+#   hypotheses (V = 0 by likelihood ratio, equal means) are rejected in a third of the studies or
+#   more.  That soft-impute is closer to the hidden values than the others does not help.
+# - Complete donors alone have no bias, but less power: most donors are thrown away.
+# - Noise that is itself measured in ten cells biases V upward by any method, also without missing
+#   pairs; the score test is made for that.  There imputing can look better, as two errors cancel.
+#
+# Impute for methods that cannot do without complete data (principal components, overall pseudobulk
+# of all donors), and leave the marked pairs out of the fit.
+
+# %% [markdown]
 # Left: bias of the variance of the rarest type, with two standard errors.  Right: how often a test
 # at level .05 rejects what is true: V = 0 by the score test, equal means by Wald.
 
