@@ -36,7 +36,7 @@ def slow(*block):
 genes._numbered_block = slow
 ctmm.fit_genes(%r, data=ctmm.load_genes(), tests=["lrt"], out=sys.argv[1], n_jobs=2)
 """
-KILLS = 3  # the benchmark kills ten times
+KILLS = 2  # the benchmark kills ten times
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,7 @@ from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan, scan_block
 
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
+_SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 1000 rows
 _SAMPLES = 8  # blocks looked at to see which rows hold values
 _ALIASES = {"model": "wald"}
 
@@ -359,7 +360,7 @@ def _call(
             design.donor_codes, design.X, design.H, cells, *random,
             *(structure.basis for structure in plan.layout.structures),
         ),
-        "genes": fingerprint(list(responses.genes), BLOCK),
+        "genes": fingerprint(list(responses.genes), block_size(len(responses.obs))),
     }  # fmt: skip
 
 
@@ -422,9 +423,9 @@ class _Job:
 
     def _numbered(self) -> Iterator[tuple[int, int, int]]:
         """Number, first gene and end of every block."""
-        count = len(self.responses.genes)
-        for number, start in enumerate(range(0, count, BLOCK)):
-            yield number, start, min(start + BLOCK, count)
+        count, size = len(self.responses.genes), block_size(len(self.responses.obs))
+        for number, start in enumerate(range(0, count, size)):
+            yield number, start, min(start + size, count)
 
     def _tasks(self, skipped: Callable[[int], object]) -> Iterator[Any]:
         """Blocks to be done; an error here is kept, as workers' threads would lose it."""
@@ -442,6 +443,15 @@ class _Job:
                 yield delayed(_numbered_block)(number, *work)
         except Exception as error:
             self._failure.append(error)
+
+
+def block_size(rows: int) -> int:
+    """Genes in a block of a study with that many rows.
+
+    >>> block_size(400), block_size(2000), block_size(8000)
+    (50, 25, 10)
+    """
+    return min(BLOCK, max(_SMALL, BLOCK * _ROWS // rows))
 
 
 def _numbered_block(
