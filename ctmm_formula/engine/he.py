@@ -12,7 +12,6 @@ is unbiased whatever the distribution of the noise, may be negative, and has no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,9 @@ from .domain import Domain
 from .estimate import Convergence, Estimate
 from .likelihood import evaluate
 from .model import Model
+
+CONFOUNDED = 1e12
+"""Condition number of G from which the components cannot be told apart."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,55 @@ class Moments:
         Weight of each row's noise variance.
     Q : ndarray, shape (n, p)
         Orthonormal fixed effects of the rows in use, zero elsewhere.
+    factors : tuple of sparse (levels, n)
+        Z' of each factor (donor loadings, random effects), so that Sigma_f = Z Z'; zero in rows
+        that are not in use.
+    S : ndarray, shape (K, F)
+        Components to factors.
+    rows : bool ndarray, shape (n,)
+        Rows in use.
     """
 
     gram: np.ndarray
     noise: np.ndarray
     Q: np.ndarray
+    factors: tuple[sp.csr_array, ...]
+    S: np.ndarray
+    rows: np.ndarray
+
+    def residual(self, Y: np.ndarray) -> np.ndarray:
+        """Pi Y of responses (n, G), zero in rows that are not in use."""
+        Y = np.where(self.rows[:, None], Y, 0.0)
+        return Y - self.Q @ (self.Q.T @ Y)
+
+    def squares(self, E: np.ndarray) -> np.ndarray:
+        """E' Sigma_k E of each residual (n, G), shape (K, G)."""
+        return self.S @ np.array([np.square(Z @ E).sum(axis=0) for Z in self.factors])
+
+    def solve(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
+        """theta (G, K) of responses and noise variances (n, G).
+
+        Raises
+        ------
+        ConvergenceError
+            The components cannot be told apart in this design.
+        """
+        if np.linalg.cond(self.gram) > CONFOUNDED:
+            raise ConvergenceError(
+                "variance components cannot be told apart: singular moment matrix"
+            )
+        moments = self.squares(self.residual(Y)) - self.noise @ NU
+        return np.linalg.solve(self.gram, moments).T
 
 
 def moments(model: Model) -> Moments:
-    """Normal matrix and noise weights of the design of `model`, in O(n K p)."""
+    """Normal matrix and noise weights of the design of `model`, in O(n K p).
+
+    Raises
+    ------
+    ConvergenceError
+        The fixed effects are collinear in the donors in use.
+    """
     F = model.S.shape[1]
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
@@ -61,41 +103,62 @@ def moments(model: Model) -> Moments:
     Q = np.where(model.active_rows[:, None], model.Q, 0.0)
     if p and model.n_donors < len(model.active):  # orthonormal in the rows in use
         Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
-    noise = _noise_weights(model, Q)
-    return Moments(2.0 * model.S @ expected @ model.S.T, model.S @ noise, Q)
+    factors = tuple(_factors(model))
+    noise = np.array([_noise_weights(Z, Q) for Z in factors])
+    gram = 2.0 * model.S @ expected @ model.S.T
+    return Moments(gram, model.S @ noise, Q, factors, model.S, model.active_rows)
 
 
-def solve(model: Model, design: Moments) -> np.ndarray:
-    """theta of the response of `model`, shape (K,)."""
-    e = np.where(model.active_rows, model.y, 0.0)
-    e = e - design.Q @ (design.Q.T @ e)
-    q = [float(np.square(group @ (w * e)).sum()) for group, w in _factors(model)]
-    return np.linalg.solve(design.gram, model.S @ q - design.noise @ model.nu)
+def fit_many(
+    model: Model, Y: np.ndarray, NU: np.ndarray, design: Moments | None = None
+) -> list[Estimate]:
+    """Moment estimates of many responses of one design.
 
+    b is by GLS where Sigma is positive definite, else by OLS.
 
-def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
-    """Moment estimate; b by GLS where Sigma is positive definite there, else by OLS.
+    Parameters
+    ----------
+    model : Model
+    Y, NU : ndarray, shape (n, G)
+        Responses and their noise variances, in kernel order.
+    design : Moments, optional
+        ``moments(model)``, where it is known.
 
     Raises
     ------
     ConvergenceError
         The components cannot be told apart in this design.
     """
-    del domain  # moments know no bounds
-    design = moments(model)
-    if np.linalg.cond(design.gram) > 1e12:
-        raise ConvergenceError("variance components cannot be told apart: singular moment matrix")
-    theta = solve(model, design)
+    design = moments(model) if design is None else design
+    thetas = design.solve(Y, NU)
+    return [
+        _estimate(model.with_response(y, nu), theta)
+        for y, nu, theta in zip(Y.T, NU.T, thetas, strict=True)
+    ]
+
+
+def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
+    """Moment estimate of one response, see :func:`fit_many`."""
+    del method, domain  # moments know no bounds
+    return _estimate(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
+
+
+def ols(model: Model) -> np.ndarray:
+    """b = (X'X)^-1 X'y of the rows in use, shape (p,)."""
+    rows = model.active_rows
+    return np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
+
+
+def _estimate(model: Model, theta: np.ndarray) -> Estimate:
+    """The estimate with these variance components."""
     K, p = len(theta), model.X.shape[1]
     at = evaluate(model, theta, "reml", full=False)
     gls = math.isfinite(at.llf)
-    rows = model.active_rows
-    beta = at.beta if gls else np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
     nan = np.full((K, K), math.nan)
     return Estimate(
-        method=method,
+        method="he",
         theta=theta,
-        beta=beta,
+        beta=at.beta if gls else ols(model),
         cov_beta=at.cov_beta if gls else np.full((p, p), math.nan),
         beta_by="gls" if gls else "ols",
         information=nan,
@@ -114,26 +177,21 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
     )
 
 
-def _factors(model: Model) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
-    """(sums over groups (g, n), weights (n,)) of each factor: donor loadings, random effects."""
-    donors = _group_sums(model.row_donor)
-    for r in range(model.W.shape[1]):
-        yield donors, model.W[:, r]
-    for component in model.random:
-        yield _group_sums(component.codes), component.values
+def _factors(model: Model) -> list[sp.csr_array]:
+    """Z' (levels, n) of every factor: donor loadings, then random effects."""
+    loadings = [_incidence(model.row_donor, w, model.active_rows) for w in model.W.T]
+    return loadings + [_incidence(*component, model.active_rows) for component in model.random]
 
 
-def _group_sums(codes: np.ndarray) -> sp.csr_matrix:
-    n = len(codes)
-    return sp.csr_matrix((np.ones(n), (codes, np.arange(n))), (codes.max() + 1, n))
+def _incidence(codes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> sp.csr_array:
+    used = np.flatnonzero(rows & (weights != 0.0))
+    used = used[np.argsort(codes[used], kind="stable")]
+    ptr = np.concatenate([[0], np.bincount(codes[used], minlength=codes.max() + 1).cumsum()])
+    return sp.csr_array((weights[used], used, ptr), (len(ptr) - 1, len(codes)))
 
 
-def _noise_weights(model: Model, Q: np.ndarray) -> np.ndarray:
-    """Diagonals of Pi W W' Pi, (F, n), for the group factors W: sum_g (w_ga - q_a' Y_g)^2."""
-    out = []
-    for group, weight in _factors(model):
-        w = np.where(model.active_rows, weight, 0.0)
-        Y = group @ (w[:, None] * Q)
-        cross = w * np.einsum("np,np->n", group.T @ Y, Q)
-        out.append(w**2 - 2.0 * cross + np.einsum("np,np->n", Q @ (Y.T @ Y), Q))
-    return np.array(out)
+def _noise_weights(Z: sp.csr_array, Q: np.ndarray) -> np.ndarray:
+    """Diagonal of Pi Z Z' Pi, (n,): sum over levels of (z - Q Y)^2 with Y = Z'Q."""
+    Y = Z @ Q
+    half = 0.5 * Q @ (Y.T @ Y) - Z.T @ Y
+    return np.bincount(Z.indices, Z.data**2, len(Q)) + 2.0 * (half * Q).sum(axis=1)

@@ -11,18 +11,19 @@ the first step and measures its distance from the exact one on the donors it mov
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..engine import he
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, best_of, leave_out, make_work
+from ..engine.refits import ALIASED, LeaveOut
 from ..errors import CTMMError
 
 Refits = tuple[np.ndarray, np.ndarray]  # theta (G, K), beta (G, p); NaN where there is none
@@ -30,7 +31,6 @@ _FIXED = "a fixed effect rests on these donors alone and cannot be estimated wit
 _COMPONENTS = "the variance components cannot be told apart without these donors"
 _NO_FIT = "no fit, or no positive definite covariance, without these donors"
 _CHORD_STEPS = 12
-_ALIASED = 1e-10  # smallest eigenvalue of Q'Q, with Q orthonormal over all donors
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
 
@@ -101,35 +101,54 @@ def jackknife(
     CTMMError
         `blocks` is not between 2 and the number of donors.
     """
-    donors = np.flatnonzero(model.active)
-    if blocks is not None and not 2 <= blocks <= len(donors):
-        raise CTMMError(f"blocks must lie between 2 and the {len(donors)} donors, got {blocks}")
-    groups = list(np.array_split(donors, blocks or len(donors)))
-    one_step = one_step and estimate.method in LIKELIHOODS  # the moment refit is closed form
+    groups = leave_out_groups(model, blocks)
+    kind = "donor" if blocks is None else "block"
+    if estimate.method not in LIKELIHOODS:  # closed form: no step to stop after
+        return MomentJackknife(model, groups, kind)(model, estimate, domain)
     domain = domain or Domain()
     theta = np.full((len(groups), len(estimate.theta)), np.nan)
     beta = np.full((len(groups), len(estimate.beta)), np.nan)
     reasons = dict.fromkeys(_aliasing(model, groups), _FIXED) | dict.fromkeys(
-        _confounding(model, estimate, groups), _COMPONENTS
+        _confounding(model, estimate, groups, _suspects(model, groups)), _COMPONENTS
     )
     kept = np.array([g not in reasons for g in range(len(groups))])
     usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
     error = 0.0
-    if not usual:
-        pass
-    elif estimate.method in LIKELIHOODS:
+    if usual:
         refit = _Refit(model, estimate, domain, groups)
         theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
         error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
-    else:
-        theta[kept], beta[kept] = _moment_refits(model, estimate, usual)
+    if one_step:
+        kind = "one-step"
+    return _gather(model, estimate, domain, groups, (theta, beta), reasons, kind, error)
+
+
+def leave_out_groups(model: Model, blocks: int | None) -> list[np.ndarray]:
+    """Donors to leave out together: one by one, or in this many contiguous groups."""
+    donors = np.flatnonzero(model.active)
+    if blocks is not None and not 2 <= blocks <= len(donors):
+        raise CTMMError(f"blocks must lie between 2 and the {len(donors)} donors, got {blocks}")
+    return list(np.array_split(donors, blocks or len(donors)))
+
+
+def _gather(
+    model: Model,
+    estimate: Estimate,
+    domain: Domain,
+    groups: list[np.ndarray],
+    refits: Refits,
+    reasons: dict[int, str],
+    kind: str,
+    error: float,
+) -> Jackknife:
+    """The jackknife of these refits, with what can still be had of groups without one."""
+    theta, beta = refits
     for g, reason in reasons.items():
         if reason == _FIXED:  # the variance components do not need those fixed effects
             theta[g], beta[g] = _refit_reduced(model.without(groups[g]), estimate, domain)
     failed = tuple(
         (int(g), reasons.get(int(g), _NO_FIT)) for g in np.flatnonzero(np.isnan(beta).any(axis=1))
     )
-    kind = "one-step" if one_step else "donor" if blocks is None else "block"
     return Jackknife(
         kind, theta, beta, tuple(groups), covariance(np.hstack([theta, beta])), failed, error
     )
@@ -228,26 +247,29 @@ def _aliasing(model: Model, groups: list[np.ndarray]) -> list[int]:
         return []
     outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.row_ptr[:-1])
     smallest = np.linalg.eigvalsh(outer.sum(axis=0) - _group_sums(outer, groups))[:, 0]
-    return [int(g) for g in np.flatnonzero(smallest < _ALIASED)]
+    return [int(g) for g in np.flatnonzero(smallest < ALIASED)]
 
 
-def _confounding(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> list[int]:
-    """Groups without which the information of theta is singular.
-
-    That can happen only where they leave some column of H to one donor, so only these are tried.
-    """
+def _suspects(model: Model, groups: list[np.ndarray]) -> list[int]:
+    """Groups that leave some column of H to one donor: only these can confound components."""
     seen = np.add.reduceat(model.H != 0.0, model.row_ptr[:-1]) & model.active[:, None]
     left = seen.sum(axis=0) - _group_sums(seen.astype(float), groups)
-    tried = np.flatnonzero((left <= 1).any(axis=1))
-    if not len(tried):
+    return [int(g) for g in np.flatnonzero((left <= 1).any(axis=1))]
+
+
+def _confounding(
+    model: Model, estimate: Estimate, groups: list[np.ndarray], suspects: Sequence[int]
+) -> list[int]:
+    """Those of the suspects without which the information of theta is singular."""
+    if not len(suspects):
         return []
     at = np.abs(estimate.theta)  # any point inside the domain does
     size = np.sqrt(np.diag(evaluate(model, at).expected))
     out = []
-    for g in tried:
+    for g in suspects:
         scaled = evaluate(model.without(groups[g]).full_rank(), at).expected / np.outer(size, size)
         if not np.linalg.eigvalsh(scaled)[0] > 1e-8:
-            out.append(int(g))
+            out.append(g)
     return out
 
 
@@ -272,19 +294,57 @@ def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _moment_refits(model: Model, estimate: Estimate, groups: list[np.ndarray]) -> Refits:
-    """HE without each group; b by the same rule (GLS or OLS) as in the full fit."""
-    K, p = len(estimate.theta), model.X.shape[1]
-    theta, beta = np.full((len(groups), K), np.nan), np.full((len(groups), p), np.nan)
-    for g, group in enumerate(groups):
-        try:
-            part = he.fit(model.without(group))
-        except CTMMError:
-            continue
-        theta[g] = part.theta
-        if part.beta_by == estimate.beta_by:
-            beta[g] = part.beta
-        elif estimate.beta_by == "ols":
-            rows = model.without(group).active_rows
-            beta[g] = np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
-    return theta, beta
+class MomentJackknife:
+    """Jackknife of moment estimates; holds what all responses of a design share.
+
+    Parameters
+    ----------
+    model : Model
+        Its response is not used.
+    groups : sequence of int ndarray, optional
+        Donors (kernel numbers) to leave out together; by default one by one.
+    kind : str
+        Of the jackknife.
+    """
+
+    def __init__(
+        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
+    ) -> None:
+        self.groups = leave_out_groups(model, None) if groups is None else list(groups)
+        self.kind = kind
+        self.left_out = LeaveOut(model, self.groups)
+        self.suspects = _suspects(model, self.groups)
+
+    def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
+        """Variance components (G, groups, K) of responses and noise variances (n, G)."""
+        return self.left_out.theta(Y, NU)
+
+    def __call__(
+        self,
+        model: Model,
+        estimate: Estimate,
+        domain: Domain | None = None,
+        theta: np.ndarray | None = None,
+    ) -> Jackknife:
+        """Jackknife of one response; b by the same rule (GLS or OLS) as in the full fit.
+
+        Parameters
+        ----------
+        model : Model; estimate : Estimate of it
+        domain : Domain, optional
+        theta : ndarray, shape (groups, K), optional
+            This response's part of :meth:`theta`, where it is known.
+        """
+        if theta is None:
+            theta = self.theta(model.y[:, None], model.nu[:, None])[0]
+        theta = theta.copy()
+        reasons = dict.fromkeys(map(int, np.flatnonzero(self.left_out.aliased)), _FIXED)
+        confounded = _confounding(model, estimate, self.groups, self.suspects)
+        theta[confounded] = np.nan
+        by_gls = estimate.beta_by == "gls"
+        beta = (self.left_out.gls if by_gls else self.left_out.ols)(model, theta)
+        reasons |= dict.fromkeys(confounded, _COMPONENTS)
+        refits = theta, beta
+        return _gather(
+            model, estimate, domain or Domain(), self.groups, refits, reasons, self.kind, 0.0
+        )

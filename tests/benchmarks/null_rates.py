@@ -23,7 +23,7 @@ from ctmm_formula.engine import he
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import build_model
 from ctmm_formula.errors import CTMMError
-from ctmm_formula.inference.jackknife import covariance, jackknife
+from ctmm_formula.inference.jackknife import MomentJackknife, covariance, jackknife
 from ctmm_formula.inference.score import score_test
 from ctmm_formula.structures import resolve
 
@@ -59,7 +59,7 @@ def wald(v, cov, df):
     return f.sf(v @ np.linalg.solve(cov, v) / 4, 4, df)
 
 
-def pvalues(model, designs):
+def pvalues(model, design):
     """p value of every method on one data set, and whether the free fit is on the edge."""
     N = model.n_donors
     df = N - 9
@@ -67,8 +67,8 @@ def pvalues(model, designs):
     free = estimate(model, "reml")
     hom = estimate(model.with_basis(HOM), "reml")
     jack = jackknife(model, free)
-    moment = he.solve(model, he.moments(model))
-    left = np.array([he.solve(model.without(i), designs[i]) for i in range(N)])
+    moment = he.fit(model).theta
+    left = design.theta(model.y[:, None], model.nu[:, None])[0]
     return [
         score.pvalue_sum,
         score.pvalue_cauchy,
@@ -82,11 +82,11 @@ def pvalues(model, designs):
 def cell(n_donors, cv, V, sets, seed, jobs):
     """Positive rates (methods,), share on the edge, failures of one cell of the table."""
     model = template(n_donors)
-    designs = [he.moments(model.without(i)) for i in range(n_donors)]
+    design = MomentJackknife(model)
 
     def one(stream):
         try:
-            return pvalues(draw(model, V, cv, np.random.default_rng(stream)), designs)
+            return pvalues(draw(model, V, cv, np.random.default_rng(stream)), design)
         except (CTMMError, np.linalg.LinAlgError) as error:
             return error
 
