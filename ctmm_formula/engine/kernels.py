@@ -277,6 +277,21 @@ def _unpack(flat, start, q, out):
             out[x, w] = flat[start + x * q + w]
 
 
+@njit(**_INNER)
+def _times_levels(blocks, K_all, ZV, KZ):
+    """KZ = K ZV for all blocks."""
+    for b in range(len(blocks.level_ptr) - 1):
+        l0 = blocks.level_ptr[b]
+        q = blocks.level_ptr[b + 1] - l0
+        for x in range(q):
+            for j in range(ZV.shape[1]):
+                KZ[l0 + x, j] = 0.0
+            for w in range(q):
+                f = K_all[blocks.pair_ptr[b] + x * q + w]
+                for j in range(ZV.shape[1]):
+                    KZ[l0 + x, j] += f * ZV[l0 + w, j]
+
+
 @njit(**_PART)
 def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
@@ -303,17 +318,14 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
             return False, logdet
         logdet += part
         for x in range(q):
-            for j in range(width):
-                KZ[l0 + x, j] = 0.0
             for w in range(q):
-                f = K[x, w]
-                K_all[start + x * q + w] = f
-                for j in range(width):
-                    KZ[l0 + x, j] += f * ZV[l0 + w, j]
-            for j in range(width):
-                f = ZV[l0 + x, j]
-                for k in range(j + 1):
-                    gram[j, k] -= f * KZ[l0 + x, k]
+                K_all[start + x * q + w] = K[x, w]
+    _times_levels(blocks, K_all, ZV, KZ)
+    for x in range(len(ZV)):
+        for j in range(width):
+            f = ZV[x, j]
+            for k in range(j + 1):
+                gram[j, k] -= f * KZ[x, k]
     return True, logdet
 
 
@@ -518,7 +530,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     turn = np.empty((p, p))
     _inverse_root(gram, p, turn)
     _project_rows(ZV, p, turn, gram)
-    _project_rows(KZ, p, turn, gram)
+    _times_levels(blocks, K_all, ZV, KZ)
     A = np.empty((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
     gK = np.empty((R, d, LANES))
     near_KZ = np.empty((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
