@@ -34,7 +34,7 @@ INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How an optimisation ended."""
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
-_REFIT_TOLERANCE = 1e-8  # of a leave-out refit, before its last step, which leaves about 1e-11
+_REFIT_TOLERANCE = 1e-9  # of a leave-out refit, before its last step
 _WAY_POINT = 1e-2  # barrier weight at which paths from different starts are compared
 _BARRIER_END = 1e-8
 _REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
