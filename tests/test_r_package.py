@@ -28,11 +28,11 @@ NEEDED = ("reticulate", "testthat", "nlme", "generics")
 
 
 @cache
-def missing() -> str:
-    """Why the R package cannot be tested here, or nothing."""
+def missing_of(*names: str) -> str:
+    """Why these R packages cannot be used here, or nothing."""
     if shutil.which("Rscript") is None:
         return "Rscript is not installed"
-    packages = ", ".join(f"'{name}'" for name in NEEDED)
+    packages = ", ".join(f"'{name}'" for name in names)
     code = (
         f"p <- c({packages}); cat(p[!vapply(p, requireNamespace, NA, quietly = TRUE)], sep = ', ')"
     )
@@ -42,8 +42,8 @@ def missing() -> str:
     return f"R packages are not installed: {call.stdout}" if call.stdout else ""
 
 
-def need_r() -> None:
-    reason = missing()
+def need_r(*names: str) -> None:
+    reason = missing_of(*names)
     if reason and os.environ.get("CTMM_REQUIRE_R") == "1":
         pytest.fail(reason)
     if reason:
@@ -53,7 +53,7 @@ def need_r() -> None:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
     """A library that holds the R package as it is in the tree."""
-    need_r()
+    need_r(*NEEDED)
     folder = tmp_path_factory.mktemp("library")
     source = folder / "source"
     shutil.copytree(SOURCE, source)  # R writes into what it installs from
@@ -329,3 +329,29 @@ def test_an_interrupt_leaves_the_session_usable(library):
         process.kill()
         process.wait()
         os.close(master)
+
+
+def test_examples_and_vignette_run(library, tmp_path):
+    """Every help page has its examples; both they and the vignette end without an error."""
+    need_r("knitr")
+    code = f"""
+    library(ctmmFormula)
+    pdf(NULL)
+    pages <- list.files('{SOURCE / "man"}', full.names = TRUE)
+    for (page in pages) {{
+      out <- file.path('{tmp_path}', sub('Rd$', 'R', basename(page)))
+      tools::Rd2ex(page, out)
+      if (file.exists(out)) {{
+        cat('@@', basename(page), '\n')
+        source(out, local = new.env(), echo = FALSE)
+      }}
+    }}
+    file <- knitr::purl('{SOURCE / "vignettes" / "ctmm.Rmd"}', file.path('{tmp_path}', 'v.R'),
+                        quiet = TRUE)
+    source(file, local = new.env(), echo = FALSE)
+    cat('@@ vignette')
+    """
+    ran = [line[2:].strip() for line in run_r(library, code).splitlines() if line[:2] == "@@"]
+    without = {"ctmmFormula-package.Rd", "reexports.Rd"}
+    pages = {path.name for path in (SOURCE / "man").glob("*.Rd")}
+    assert set(ran) == (pages - without) | {"vignette"}

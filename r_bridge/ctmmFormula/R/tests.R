@@ -203,13 +203,15 @@ progress_bar <- function(show, total) {
 anova.ctmm <- function(object, ...) {
   na <- function(x) ifelse(is.nan(x), NA_real_, x)
   fits <- list(object, ...)
-  labels <- vapply(as.list(match.call())[-1L], as_text, "")
-  labels <- unname(labels[seq_along(fits)])
+  given <- as.list(match.call())[-1L]
   if (length(fits) == 1L) return(anova_terms(object))
   wrong <- Filter(function(fit) !inherits(fit, "ctmm"), fits)
   if (length(wrong))
     fail("CTMMError", "anova compares fits of ctmm(), got ", class(wrong[[1L]])[1L])
-  if (anyDuplicated(labels) || any(nchar(labels) > 40L)) labels <- paste("fit", seq_along(fits))
+  # names of variables; else structures; else numbers
+  labels <- if (all(vapply(given, is.name, NA))) vapply(unname(given), as.character, "")
+            else vapply(fits, function(fit) fit$structure, "")
+  if (anyDuplicated(labels)) labels <- paste("fit", seq_along(fits))
   got <- ask("anova", list(fits = unname(lapply(fits, stored)), labels = as.list(labels)))
   table <- table_in(got)
   from <- match(rownames(table), labels)
