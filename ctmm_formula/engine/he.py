@@ -132,7 +132,7 @@ def fit_many(
     design = moments(model) if design is None else design
     thetas = design.solve(Y, NU)
     return [
-        _estimate(model.with_response(y, nu), theta)
+        complete(model.with_response(y, nu), theta)
         for y, nu, theta in zip(Y.T, NU.T, thetas, strict=True)
     ]
 
@@ -140,7 +140,7 @@ def fit_many(
 def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
     """Moment estimate of one response, see :func:`fit_many`."""
     del method, domain  # moments know no bounds
-    return _estimate(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
+    return complete(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
 
 
 def ols(model: Model) -> np.ndarray:
@@ -149,8 +149,8 @@ def ols(model: Model) -> np.ndarray:
     return np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
 
 
-def _estimate(model: Model, theta: np.ndarray) -> Estimate:
-    """The estimate with these variance components."""
+def complete(model: Model, theta: np.ndarray) -> Estimate:
+    """The estimate of one response with these variance components: b, and how it was had."""
     K, p = len(theta), model.X.shape[1]
     at = evaluate(model, theta, "reml", full=False)
     gls = math.isfinite(at.llf)

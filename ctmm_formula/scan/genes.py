@@ -405,6 +405,8 @@ class _Job:
                 self._digests[number] = fingerprint(*self.responses.read(start, stop)[:2])
             self.store.check(self.digest)
             return ended
+        if self.plan.method not in LIKELIHOODS:
+            self.patterns.prepare(self.plan.resampled)
         with _bar(len(self.responses.genes), progress) as bar:
             # results as they come; the next blocks are read when workers are free
             work = Parallel(

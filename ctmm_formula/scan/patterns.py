@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from ..design.design import Design, build_design
 from ..design.formula import FormulaSpec
 from ..design.size import check_size
 from ..design.table import listing
+from ..engine import he
 from ..engine.model import Model
 from ..errors import CTMMError, DataError
+from ..inference.jackknife import MomentJackknife
 from ..structures import Structure
 
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
@@ -42,6 +46,16 @@ class Pattern:
     rows: np.ndarray
     models: tuple[Model, ...]
     mean_rows: np.ndarray
+
+    @cached_property
+    def moments(self) -> tuple[he.Moments, ...]:
+        """What the moment estimates of all genes share, for each structure."""
+        return tuple(he.moments(model) for model in self.models)
+
+    @cached_property
+    def moment_jackknife(self) -> MomentJackknife:
+        """What their jackknives share, for the first structure."""
+        return MomentJackknife(self.models[0])
 
 
 @dataclass(eq=False)
@@ -93,6 +107,13 @@ class Patterns:
     def design(self, rows: np.ndarray) -> Design:
         """The design of these rows of the table."""
         return build_design(self.spec, self.table.iloc[rows], noise=None, **self.options)
+
+    def prepare(self, jackknife: bool) -> None:
+        """Let workers find what the moment estimates of most genes share, not compute it anew."""
+        if self._first is not None:
+            with suppress(CTMMError):  # a reason that every gene will have
+                _ = self._first[1].moments
+                _ = self._first[1].moment_jackknife if jackknife else None
 
     def of(self, rows: np.ndarray) -> Pattern:
         """The models of these rows of the table.

@@ -18,9 +18,11 @@ import numpy as np
 from joblib import parallel_config
 
 from ..design.table import rows as in_rows
+from ..engine import he
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
+from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..errors import CTMMError, DataError
 from ..inference import variance
@@ -142,8 +144,10 @@ def _scan_pattern(
         except DataError as error:
             out[k] = _failure(error)
     models = [_responses(model, Y[good], NU[good]) for model in pattern.models]
-    fits = [fit_all(genes, plan.method, plan.domain) for genes in models]
-    runs = jackknife_all(models[0], fits[0], plan) if plan.resampled else [None] * len(good)
+    fits = [fit_all(plan, pattern, k, genes) for k, genes in enumerate(models)]
+    runs = (
+        jackknife_all(plan, pattern, models[0], fits[0]) if plan.resampled else [None] * len(good)
+    )
     for at, k in enumerate(good):
         own = [genes[at] for genes in models]
         gene = _Gene(plan, pattern, own, [fit[at] for fit in fits], runs[at], streams[k])
@@ -181,28 +185,54 @@ def _responses(model: Model, Y: np.ndarray, NU: np.ndarray) -> list[Model]:
     return [model.with_response(y[order], nu[order]) for y, nu in zip(Y, NU, strict=True)]
 
 
-def fit_all(genes: Sequence[Model], method: str, domain: Domain) -> list[Estimate | Exception]:
-    """Estimates of many responses of one design."""
-    return [_attempt(partial(_fit, gene, method, domain)) for gene in genes]
+def fit_all(
+    plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]
+) -> list[Estimate | Exception]:
+    """Estimates of many responses of one design, under its structure number k."""
+    if plan.method in LIKELIHOODS:
+        fits = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
+    else:
+        thetas = _attempt(lambda: pattern.moments[k].solve(*_columns(genes)))
+        if isinstance(thetas, Exception):
+            return [thetas] * len(genes)
+        fits = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    return [_attempt(partial(_finite, fit)) for fit in fits]
 
 
-def _fit(model: Model, method: str, domain: Domain) -> Estimate:
-    fitted = estimate(model, method, domain)
+def _finite(fit: Callable[[], Estimate]) -> Estimate:
+    fitted = fit()
     if not (np.isfinite(fitted.theta).all() and np.isfinite(fitted.beta).all()):
         raise DataError("the estimates are not finite: rescale the expression of this gene")
     return fitted
 
 
+def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
+    """Responses and noise variances (n, genes), in kernel order."""
+    size = len(genes[0].y) if genes else 0
+    values = np.array([[gene.y, gene.nu] for gene in genes]).reshape(-1, 2, size)
+    return np.ascontiguousarray(values[:, 0].T), np.ascontiguousarray(values[:, 1].T)
+
+
 def jackknife_all(
-    genes: Sequence[Model], fits: Sequence[Estimate | Exception], plan: Plan
+    plan: Plan, pattern: Pattern, genes: Sequence[Model], fits: Sequence[Estimate | Exception]
 ) -> list[Jackknife | Exception | None]:
     """Jackknives of many responses of one design; None where there is no fit."""
-    return [
-        None
-        if isinstance(fitted, Exception)
-        else _attempt(partial(jackknife, gene, fitted, plan.domain, one_step=plan.one_step))
-        for gene, fitted in zip(genes, fits, strict=True)
-    ]
+    fitted = {j: fit for j, fit in enumerate(fits) if not isinstance(fit, Exception)}
+    if plan.method in LIKELIHOODS or not fitted:
+        work = {
+            j: partial(jackknife, genes[j], fit, plan.domain, one_step=plan.one_step)
+            for j, fit in fitted.items()
+        }
+    else:
+        columns = _columns([genes[j] for j in fitted])
+        thetas = _attempt(lambda: pattern.moment_jackknife.theta(*columns))
+        if isinstance(thetas, Exception):
+            return [thetas if j in fitted else None for j in range(len(genes))]
+        work = {
+            j: partial(pattern.moment_jackknife, genes[j], fit, plan.domain, theta)
+            for (j, fit), theta in zip(fitted.items(), thetas, strict=True)
+        }
+    return [_attempt(work[j]) if j in work else None for j in range(len(genes))]
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:
