@@ -1,9 +1,13 @@
 """Moment estimates of many genes and without each group of donors, against brute force."""
 
+import pickle
+
 import dense
 import numpy as np
+import pandas as pd
 import pytest
 
+import ctmm_formula as ctmm
 from ctmm_formula.engine import he, refits
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import RandomComponent, build_model
@@ -223,3 +227,18 @@ def test_moments_that_do_not_identify_the_components():
         he.fit_many(model, *responses(model))
     left = LeaveOut(model, [np.array([2])])
     assert np.isnan(left.theta(*responses(model))).all()
+
+
+def test_scans_with_any_number_of_workers():
+    """Bit for bit, also where what genes share has been sent to another process."""
+    obs, expr, nu = ctmm.load_genes()
+    data = {"data": obs, "expr": expr.iloc[:, :120], "nu": nu.iloc[:, :120]}
+    settings = {"random": "batch", "method": "he", "tests": ["jackknife", "mean"]}
+    one = ctmm.fit_genes("~ C(celltype) + sex", **data, **settings, n_jobs=1).table
+    two = ctmm.fit_genes("~ C(celltype) + sex", **data, **settings, n_jobs=2).table
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    model = make()
+    shared = MomentJackknife(model)
+    sent = pickle.loads(pickle.dumps(shared))
+    Y, NU = responses(model)
+    np.testing.assert_array_equal(sent.theta(Y, NU), shared.theta(Y, NU))
