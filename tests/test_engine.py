@@ -24,7 +24,7 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
-from ctmm_formula.inference.tails import cumulants
+from ctmm_formula.inference.tails import contour_tail, cumulants, upper_tail
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -262,11 +262,15 @@ def test_score_test_of_many_donors(setting, kind, block, monkeypatch):
     monkeypatch.setattr(score, "_BLOCK", block)
     for direction in score._directions(model, score.working_noise(model)[0])[0]:
         lam = direction._eigenvalues()
-        got, want = score._Implicit(direction).at, cumulants(lam)
+        law = score._Implicit(direction)
         for share in (0.0, 0.1, 0.6, 0.97):  # of the way to the pole
             s = share * 0.5 / lam.max()
-            np.testing.assert_allclose(got(s), want(s), rtol=1e-8, atol=1e-10)
-        assert np.isnan(got(1.01 * 0.5 / lam.max())).all()
+            np.testing.assert_allclose(law.at(s), cumulants(lam)(s), rtol=1e-8, atol=1e-10)
+        assert np.isnan(law.at(1.01 * 0.5 / lam.max())).all()
+        for distance in (-1.0, 0.0, 1.0, 5.0, 40.0):
+            value = lam.sum() + distance * np.sqrt(2.0 * np.square(lam).sum())
+            tail = contour_tail(value, law.at, law.log_moment, law.values, 1e-8)
+            assert tail == pytest.approx(upper_tail(value, lam), rel=1e-7)
 
 
 def test_score_test_far_in_the_tail(make_model):

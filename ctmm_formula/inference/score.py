@@ -14,8 +14,8 @@ statistic.
    Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.upper_tail`.
 
 The omnibus test sums A_c over cell types.  The rank of A_c is at most 2 N + q (donor loadings and
-levels): that is the size of the eigenproblem; with many donors the cumulants come from
-determinants over blocks instead, at a cost linear in N.
+levels): that is the size of the eigenproblem; with many donors the tail comes from determinants
+over blocks instead, as exact and at a cost linear in N.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit
 from ..engine.model import Model
 from ..engine.precision import Precision
-from .tails import saddlepoint, upper_tail
+from .tails import contour_tail, upper_tail
 
 _DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse products
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
-_EXACT = 400  # size up to which the eigenproblem is solved; its tail is exact, not a saddlepoint
+_EXACT = 300  # size up to which all eigenvalues are cheaper than determinants
+_DIGITS = 1e-8  # relative error of a tail from determinants
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 
 
@@ -242,9 +243,10 @@ class _Direction:
             lam = self._eigenvalues()
             mean, spread = lam.sum(), np.sqrt(2.0 * np.square(lam).sum())
             return (value - mean) / spread, upper_tail(value, lam)
-        implicit = _Implicit(self)
-        _, mean, variance = implicit.at(0.0)
-        return (value - mean) / np.sqrt(variance), saddlepoint(value, implicit.at)
+        law = _Implicit(self)
+        _, mean, variance = law.at(0.0)
+        tail = contour_tail(value, law.at, law.log_moment, law.values, _DIGITS)
+        return (value - mean) / np.sqrt(variance), tail
 
     def _eigenvalues(self) -> np.ndarray:
         """Eigenvalues of Delta M that can differ from zero, by its smaller side.
@@ -369,8 +371,16 @@ class _Implicit:
         return (self.B_t @ (weight[:, None] * self.A)) @ self.psi
 
     @cached_property
-    def _pole(self) -> float:
-        """The first pole 1 / (2 lambda) of Delta M, to a per cent and rather too far."""
+    def _above(self) -> float:
+        """The first pole 1 / (2 lambda) of Delta M above zero."""
+        return self._pole("LR")
+
+    @cached_property
+    def _below(self) -> float:
+        return -self._pole("SR")
+
+    def _pole(self, end: str) -> float:
+        """Distance of the first pole from zero, to a per cent and rather too far."""
         law, F, f = self.direction.law, self.direction.F, self.direction.f
         groups, L, back = law.groups, law.L[law.rows], self.direction.F.T.tocsr()
         place = np.searchsorted(law.rows, groups.rows)
@@ -383,14 +393,28 @@ class _Implicit:
 
         operator = LinearOperator((F.shape[1],) * 2, matvec=product, dtype=float)
         start = np.ones(F.shape[1])
-        top = eigs(operator, 1, which="LR", v0=start, tol=1e-2, return_eigenvectors=False)
-        return 0.5 / float(top[0].real) if top[0].real > 0.0 else math.inf
+        found = eigs(operator, 1, which=end, v0=start, tol=1e-2, return_eigenvectors=False)
+        size = float(found[0].real) if end == "LR" else -float(found[0].real)
+        return 0.5 / size if size > 0.0 else math.inf
+
+    def log_moment(self, start: float, s: np.ndarray) -> np.ndarray:
+        """K at complex s (k,) along a path from `start` on the real axis."""
+        s = s + 1e-300j  # the side from which the path comes
+        shrink = 1.0 - 2.0 * s[:, None] * self.values
+        weight = s[:, None] / shrink
+        eye = np.eye(len(self.psi[0]))
+        R = np.array([eye - 2.0 * (self._inner(w.real) + 1j * self._inner(w.imag)) for w in weight])
+        sign, size = np.linalg.slogdet(R)
+        # K is real at the start: the phase of det R makes up for the poles of groups before it
+        passed = math.pi * np.sign(start) * float((1.0 - 2.0 * start * self.values < 0.0).sum())
+        phase = np.unwrap(np.append(passed, np.angle(sign)))[1:]
+        return -0.5 * (np.log(shrink).sum(axis=1) + size + 1j * phase)
 
     def at(self, s: float) -> tuple[float, float, float]:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
         shrink = 1.0 - 2.0 * s * self.values
         outside = (math.nan,) * 3
-        if not (shrink > 0.0).all() and not 0.0 < s < self._pole:
+        if not (shrink > 0.0).all() and not (s < self._above if s > 0.0 else s > self._below):
             return outside
         R = np.eye(len(self.psi[0])) - 2.0 * s * self._inner(1.0 / shrink)
         sign, logdet = np.linalg.slogdet(R)

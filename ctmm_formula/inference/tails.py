@@ -6,21 +6,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import norm
 
 # trapezoid in x, see upper_tail; |s| grows like exp(x)
 _FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
-_DIGITS, _NOTHING = 1e-11, 1e-18  # relative change at which steps are fine enough; and the end
+_DIGITS = 1e-14  # relative error at which the step is fine enough
+_NOTHING = 1e-4  # of that, where the integrand has ended
 
 
 def upper_tail(value: float, weights: np.ndarray) -> float:
     """P(sum_j lambda_j chi2_1 > value), to about ten digits however small.
-
-    With cumulant function K the tail is (2 pi i)^-1 int exp(K(s) - s value) / s ds along any path
-    that crosses the real axis between 0 and the first pole.  It is taken through the saddlepoint
-    K'(s) = value and bent, as a hyperbola, to the side where exp(-s value) vanishes, so that a
-    trapezoid sum converges exponentially and loses nothing in the far tail.  (Imhof 1961 and
-    Davies 1980 integrate along the imaginary axis, where only the absolute error is small.)
 
     Parameters
     ----------
@@ -46,10 +40,47 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
         return 0.0
     if value <= 0.0 and (lam > 0.0).all():
         return 1.0
-    at = cumulants(lam)
+    signed = [(lam[lam > 0.0], -2.0 * math.pi), (lam[lam < 0.0], 2.0 * math.pi)]
+
+    def log_moment(start: float, s: np.ndarray) -> np.ndarray:
+        del start
+        parts = [_log_pairs(s[:, None], part, turn) for part, turn in signed]
+        return -0.5 * (parts[0] + parts[1])
+
+    return contour_tail(value, cumulants(lam), log_moment, lam, _DIGITS)
+
+
+def contour_tail(
+    value: float,
+    at: Callable[[float], tuple[float, float, float]],
+    log_moment: Callable[[float, np.ndarray], np.ndarray],
+    weights: np.ndarray,
+    digits: float,
+) -> float:
+    """Upper tail of the variable with cumulant function K.
+
+    It is (2 pi i)^-1 int exp(K(s) - s value) / s ds along any path that crosses the real axis
+    between 0 and the first pole.  The path goes through the saddlepoint K'(s) = value and is bent,
+    as a hyperbola, to the side where exp(-s value) vanishes, so that a trapezoid sum converges
+    exponentially and loses nothing in the far tail.  (Imhof 1961 and Davies 1980 integrate along
+    the imaginary axis, where only the absolute error is small.)
+
+    Parameters
+    ----------
+    value : float
+    at : callable
+        s -> K, K', K'' on the real axis, NaN beyond a pole.
+    log_moment : callable
+        K at complex s (k,) along a path, given where it starts on the real axis.
+    weights : ndarray
+        Weights whose K comes close to this one; they say where the integral ends.
+    digits : float
+        Relative error at which the step is fine enough.
+    """
+    mean = at(0.0)[1]
     saddle, _, curve = _solve(value, at)
     if not math.isfinite(saddle):
-        return 0.0 if value > lam.sum() else 1.0
+        return 0.0 if value > mean else 1.0
     width = 1.0 / math.sqrt(curve)
     cross = saddle
     if abs(saddle) < 0.5 * width:  # keep off the pole at zero, on the side of the saddlepoint
@@ -58,23 +89,21 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
             cross *= 0.5
     bend = 0.5 * np.sign(value)
 
-    signed = [(lam[lam > 0.0], -2.0 * math.pi), (lam[lam < 0.0], 2.0 * math.pi)]
-
     def path(x: np.ndarray) -> np.ndarray:
         return cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
 
     def integrand(x: np.ndarray) -> np.ndarray:
         s = path(x)
         slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
-        k = -0.5 * sum(_log_pairs(s[:, None], part, turn) for part, turn in signed)
-        return np.imag(np.exp(k - s * value) / s * slope)
+        return np.imag(np.exp(log_moment(cross, s) - s * value) / s * slope)
 
     x = np.arange(0.0, _REACH, _FIRST_STEP)  # where does it end?  Absolute values will do
     s = path(x)
-    square = np.square(1.0 - 2.0 * s.real[:, None] * lam) + np.square(s.imag[:, None] * 2.0 * lam)
+    square = np.square(1.0 - 2.0 * s.real[:, None] * weights)
+    square += np.square(2.0 * s.imag[:, None] * weights)
     size = x - 0.25 * np.log(square).sum(axis=1) - s.real * value
-    end = x[size > size.max() + math.log(_NOTHING)].max() + _FIRST_STEP
-    tail = _trapezoid(integrand, end) / math.pi
+    end = x[size > size.max() + math.log(_NOTHING * digits)].max() + _FIRST_STEP
+    tail = _trapezoid(integrand, end, digits) / math.pi
     return min(max(tail if cross > 0.0 else 1.0 + tail, 0.0), 1.0)
 
 
@@ -91,7 +120,7 @@ def _log_pairs(s: np.ndarray, lam: np.ndarray, turn: float) -> np.ndarray:
     return log.sum(axis=1) + 1j * turn * wrong
 
 
-def _trapezoid(integrand: Callable[[np.ndarray], np.ndarray], end: float) -> float:
+def _trapezoid(integrand: Callable[[np.ndarray], np.ndarray], end: float, digits: float) -> float:
     """Integral from 0 to `end`, where it has vanished; the step halved until it matters no more."""
     step = _FIRST_STEP
     f = integrand(np.arange(0.0, end, step))
@@ -99,7 +128,8 @@ def _trapezoid(integrand: Callable[[np.ndarray], np.ndarray], end: float) -> flo
     while True:
         step *= 0.5
         finer = 0.5 * total + step * float(integrand(np.arange(step, end, 2.0 * step)).sum())
-        if abs(finer - total) <= _DIGITS * abs(finer) or step < _LAST_STEP:
+        # the error falls with the square from one step to the next
+        if abs(finer - total) <= math.sqrt(digits) * abs(finer) or step < _LAST_STEP:
             return finer
         total = finer
 
@@ -119,23 +149,6 @@ def cumulants(lam: np.ndarray) -> Callable[[float], tuple[float, float, float]]:
         )
 
     return at
-
-
-def saddlepoint(value: float, at: Callable[[float], tuple[float, float, float]]) -> float:
-    """Lugannani-Rice upper tail of the variable with cumulants `at` (Kuonen 1999)."""
-    _, mean, variance = at(0.0)
-    sd = math.sqrt(variance)
-    h = 1e-4 / sd
-    skew = (at(h)[2] - at(-h)[2]) / (2.0 * h * sd**3)
-    z = (value - mean) / sd
-    if abs(z) < 1e-3:
-        return 0.5 - (skew / 6.0 + z) / math.sqrt(2.0 * math.pi)
-    s, k, curve = _solve(value, at)
-    if not math.isfinite(s):  # the root is beyond the end of the support
-        return 0.0 if z > 0.0 else 1.0
-    w = math.copysign(math.sqrt(max(2.0 * (s * value - k), 0.0)), s)
-    v = s * math.sqrt(curve)
-    return float(norm.sf(w + math.log(v / w) / w))
 
 
 def _solve(
