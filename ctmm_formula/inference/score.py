@@ -40,6 +40,7 @@ _DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse prod
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _EXACT = 300  # size up to which all eigenvalues are cheaper than determinants
 _DIGITS = 1e-8  # relative error of a tail from determinants
+_NEAR = 0.93  # of the way to a pole
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 
 
@@ -399,16 +400,18 @@ class _Implicit:
 
     def log_moment(self, start: float, s: np.ndarray) -> np.ndarray:
         """K at complex s (k,) along a path from `start` on the real axis."""
-        s = s + 1e-300j  # the side from which the path comes
         shrink = 1.0 - 2.0 * s[:, None] * self.values
         weight = s[:, None] / shrink
         eye = np.eye(len(self.psi[0]))
         R = np.array([eye - 2.0 * (self._inner(w.real) + 1j * self._inner(w.imag)) for w in weight])
         sign, size = np.linalg.slogdet(R)
-        # K is real at the start: the phase of det R makes up for the poles of groups before it
-        passed = math.pi * np.sign(start) * float((1.0 - 2.0 * start * self.values < 0.0).sum())
-        phase = np.unwrap(np.append(passed, np.angle(sign)))[1:]
-        return -0.5 * (np.log(shrink).sum(axis=1) + size + 1j * phase)
+        # poles of groups near the start, or before it, are none of Delta M: det R takes them back,
+        # and only the product with it has a phase that starts at zero and changes slowly
+        near = 2.0 * start * self.values > _NEAR
+        turned = sign * np.prod(shrink[:, near] / np.abs(shrink[:, near]), axis=1)
+        phase = np.unwrap(np.append(0.0, np.angle(turned)))[1:]
+        rest = np.log(shrink[:, ~near]).sum(axis=1)
+        return -0.5 * (rest + np.log(np.abs(shrink[:, near])).sum(axis=1) + size + 1j * phase)
 
     def at(self, s: float) -> tuple[float, float, float]:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
