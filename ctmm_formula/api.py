@@ -140,13 +140,13 @@ def fit(
         n_cells=n_cells,
         proportions=proportions,
         engine=formula_engine,
-        env=_caller(),
+        env=caller(),
     )
     if note:
         design = replace(design, notes=(*design.notes, note))
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
     results = fit_design(design, structure, method, domain)
-    _warn(results.estimate, domain)
+    warn_of(results.estimate, domain)
     return results
 
 
@@ -276,9 +276,12 @@ class Anova:
         return self.summary().as_html()
 
 
-def _caller() -> Mapping[str, object]:
-    """Names where fit was called, for functions in formulas."""
-    frame = sys._getframe(2)
+def caller() -> Mapping[str, object]:
+    """Names where the function that asks was called, for functions in formulas."""
+    try:
+        frame = sys._getframe(2)
+    except ValueError:  # called from another language
+        return {}
     return {**frame.f_globals, **frame.f_locals}
 
 
@@ -291,7 +294,7 @@ def _trouble(fitted: Estimate, domain: Domain) -> str:
     return edge * record.boundary
 
 
-def _warn(fitted: Estimate, domain: Domain) -> None:
+def warn_of(fitted: Estimate, domain: Domain) -> None:
     """At most one warning per fit."""
     text = _trouble(fitted, domain)
     if not fitted.convergence.converged:

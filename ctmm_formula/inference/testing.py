@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -288,22 +289,33 @@ def whole_number(name: str, value: object, low: int) -> int:
     >>> whole_number("n", np.int64(3), 1)
     3
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+    number = _whole(value)
+    if number is None or number < low:
         raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
-    return int(value)
+    return number
 
 
 def threads(n_jobs: object) -> int:
     """A number of threads as joblib takes it: a whole number but 0."""
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0:
+    number = _whole(n_jobs)
+    if not number:
         raise CTMMError(
             f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
         )
-    return int(n_jobs)
+    return number
+
+
+def _whole(value: object) -> int | None:
+    """A whole number; also 10.0, which is how R types ten."""
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value // 1:
+        return None
+    return math.floor(value)
 
 
 def generator(rng: Any) -> np.random.Generator:
     """:func:`numpy.random.default_rng` with an error of ours."""
+    if isinstance(rng, float) and _whole(rng) is not None:
+        rng = int(rng)
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ..api import DEFAULT_BOUNDS, check_settings, fit_design
+from ..api import DEFAULT_BOUNDS, caller, check_settings, fit_design
 from ..design.design import Design, build_design
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
@@ -154,18 +153,18 @@ def fit_genes(
         "n_cells": n_cells,
         "proportions": proportions,
         "engine": formula_engine,
-        "env": _caller(),
+        "env": caller(),
     }
     _check_flags(one_step=one_step, overwrite=overwrite, progress=progress)
     responses = open_responses(data, expr, nu, noise).chosen(genes)
     if responses.proportions is not None and proportions is None:
         options["proportions"] = responses.proportions
     spec = _without_response(formula, random)
-    asked = _tests(tests, method)
+    asked = asked_tests(tests, method)
     design, patterns = _designs(spec, responses, options, [structure, *_models(models)])
     out = None if out is None else Path(fspath(out))
     plan = Plan(
-        _layout(design, patterns.structures, method, asked),
+        table_layout(design, patterns.structures, method, asked),
         method,
         Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
         bool(one_step),
@@ -207,7 +206,7 @@ def read_scan(
         return Scan(table, layout, call)
     responses = open_responses(data, expr, nu, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
-    options |= {"engine": call["formula_engine"], "env": _caller()}
+    options |= {"engine": call["formula_engine"], "env": caller()}
     if responses.proportions is not None:
         options["proportions"] = responses.proportions
     domain = Domain(call["bounds"], call["noise_floor"])
@@ -218,12 +217,6 @@ def read_scan(
 
 # ---------------------------------------------------------------------------------------------
 # what to do
-
-
-def _caller() -> Mapping[str, object]:
-    """Names where fit_genes was called, for functions in formulas."""
-    frame = sys._getframe(2)
-    return {**frame.f_globals, **frame.f_locals}
 
 
 def _check_flags(**flags: object) -> None:
@@ -241,7 +234,7 @@ def _without_response(formula: str, random: object) -> FormulaSpec:
     return spec
 
 
-def _tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
+def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
     """Names of tests in the order asked for."""
     given = [tests] if isinstance(tests, str) else list(tests)
     names = [_ALIASES.get(name, name) if isinstance(name, str) else name for name in given]
@@ -286,9 +279,10 @@ def _designs(
     return design, patterns.start(design, tuple(resolved.values()))
 
 
-def _layout(
+def table_layout(
     design: Design, structures: tuple[Structure, ...], method: str, tests: tuple[str, ...]
 ) -> Layout:
+    """Columns of the table of a scan."""
     errors = ["se"] * (method in LIKELIHOODS)
     errors += ["se_jackknife"] * bool({"jackknife", "mean"} & set(tests))
     return Layout(

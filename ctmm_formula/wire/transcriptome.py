@@ -18,7 +18,7 @@ from ..engine.domain import Domain
 from ..errors import CTMMError
 from ..inference.testing import threads, whole_number
 from ..scan.columns import join
-from ..scan.genes import BLOCK, _layout, _tests
+from ..scan.genes import BLOCK, asked_tests, table_layout
 from ..scan.patterns import Patterns
 from ..scan.worker import Plan, scan_block
 from ..structures import Structure, resolve
@@ -59,7 +59,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     structures = [structure_of(given) for given in (request["structure"], *request["models"])]
     bounds = request.get("bounds")
     method = check_settings(request["method"], structures[0], None, "nu", bounds, floor, "patsy")
-    tests = _tests([str(name) for name in request["tests"]], method)
+    tests = asked_tests([str(name) for name in request["tests"]], method)
     Y, NU = decode(request["expr"]).T, decode(request["nu"]).T
     names = [str(name) for name in request["genes"]]
     if Y.shape != NU.shape or Y.shape[1] != len(names):
@@ -72,7 +72,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     resolved = {cells.name: cells for cells in (resolve(s, design.celltypes) for s in structures)}
     patterns = patterns.start(design, tuple(resolved.values()))
     plan = Plan(
-        _layout(design, patterns.structures, method, tests),
+        table_layout(design, patterns.structures, method, tests),
         method,
         Domain(bounds or DEFAULT_BOUNDS[design.kind], floor),
         bool(request["one_step"]),

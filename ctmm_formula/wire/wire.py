@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from joblib import parallel_config
 
-from ..api import DEFAULT_BOUNDS, _warn, anova, check_settings, fit_design
+from ..api import DEFAULT_BOUNDS, anova, check_settings, fit_design, warn_of
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..errors import CTMMError, choose
@@ -120,7 +120,7 @@ def _fit(request: Mapping[str, Any]) -> Plain:
     design = to_design(request["model"])
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], floor)
     res = fit_design(design, structure, method, domain)
-    _warn(res.estimate, domain)
+    warn_of(res.estimate, domain)
     return _described(res)
 
 
