@@ -9,7 +9,6 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -305,11 +304,12 @@ def threads(n_jobs: object) -> int:
     return number
 
 
-def _whole(value: object) -> int | None:
+def _whole(value: Any) -> int | None:
     """A whole number; also 10.0, which is how R types ten."""
-    if isinstance(value, bool) or not isinstance(value, Real) or value != value // 1:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or isinstance(value, bool) or value != value // 1:
         return None
-    return math.floor(value)
+    return int(value)
 
 
 def generator(rng: Any) -> np.random.Generator:
