@@ -105,22 +105,9 @@ def jackknife(
     kind = "donor" if blocks is None else "block"
     if estimate.method not in LIKELIHOODS:  # closed form: no step to stop after
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
-    domain = domain or Domain()
-    theta = np.full((len(groups), len(estimate.theta)), np.nan)
-    beta = np.full((len(groups), len(estimate.beta)), np.nan)
-    reasons = dict.fromkeys(_aliasing(model, groups), _FIXED) | dict.fromkeys(
-        _confounding(model, estimate, groups, _suspects(model, groups)), _COMPONENTS
+    return LikelihoodJackknife(model, groups, "one-step" if one_step else kind)(
+        model, estimate, domain, n_jobs
     )
-    kept = np.array([g not in reasons for g in range(len(groups))])
-    usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
-    error = 0.0
-    if usual:
-        refit = _Refit(model, estimate, domain, groups)
-        theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
-        error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
-    if one_step:
-        kind = "one-step"
-    return _gather(model, estimate, domain, groups, (theta, beta), reasons, kind, error)
 
 
 def leave_out_groups(model: Model, blocks: int | None) -> list[np.ndarray]:
@@ -161,6 +148,47 @@ def covariance(replicates: np.ndarray) -> np.ndarray:
     return (count - 1) / count * centred.T @ centred
 
 
+class LikelihoodJackknife:
+    """Jackknife of ML and REML estimates; holds what all responses of a design share.
+
+    Parameters
+    ----------
+    model : Model
+        Its response is not used.
+    groups : sequence of int ndarray, optional
+        Donors (kernel numbers) to leave out together; by default one by one.
+    kind : str
+        Of the jackknife; "one-step" takes one step from the full fit instead of refits.
+    """
+
+    def __init__(
+        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
+    ) -> None:
+        self.groups = leave_out_groups(model, None) if groups is None else list(groups)
+        self.kind = kind
+        self.aliased = _aliasing(model, self.groups)
+        self.suspects = _suspects(model, self.groups)
+
+    def __call__(
+        self, model: Model, estimate: Estimate, domain: Domain | None = None, n_jobs: int = 1
+    ) -> Jackknife:
+        """Jackknife of one response."""
+        domain, groups = domain or Domain(), self.groups
+        theta = np.full((len(groups), len(estimate.theta)), np.nan)
+        beta = np.full((len(groups), len(estimate.beta)), np.nan)
+        reasons = dict.fromkeys(self.aliased, _FIXED) | dict.fromkeys(
+            _confounding(model, estimate, groups, self.suspects), _COMPONENTS
+        )
+        kept = np.array([g not in reasons for g in range(len(groups))])
+        usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
+        one_step, error = self.kind == "one-step", 0.0
+        if usual:
+            refit = _Refit(model, estimate, domain, groups)
+            theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
+            error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
+        return _gather(model, estimate, domain, groups, (theta, beta), reasons, self.kind, error)
+
+
 class _Refit:
     """Leave-out refits by likelihood; holds what all groups share."""
 
@@ -189,7 +217,7 @@ class _Refit:
 
     def __call__(self, groups: list[np.ndarray], steps: int, n_jobs: int = 1) -> Refits:
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
-        parts = Parallel(n_jobs=n_jobs, prefer="threads")(
+        parts = Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(self._chunk)([groups[g] for g in chunk], steps) for chunk in chunks
         )
         theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*parts, strict=True))

@@ -23,7 +23,7 @@ from ..design.table import listing
 from ..engine import he
 from ..engine.model import Model
 from ..errors import CTMMError, DataError
-from ..inference.jackknife import MomentJackknife
+from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..structures import Structure
 
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
@@ -51,6 +51,16 @@ class Pattern:
     def moments(self) -> tuple[he.Moments, ...]:
         """What the moment estimates of all genes share, for each structure."""
         return tuple(he.moments(model) for model in self.models)
+
+    @cached_property
+    def exact_jackknife(self) -> LikelihoodJackknife:
+        """Left-out donors of the main structure, for ML and REML."""
+        return LikelihoodJackknife(self.models[0])
+
+    @cached_property
+    def one_step_jackknife(self) -> LikelihoodJackknife:
+        """The same by one step from the full fit."""
+        return LikelihoodJackknife(self.models[0], kind="one-step")
 
     @cached_property
     def moment_jackknife(self) -> MomentJackknife:

@@ -27,7 +27,7 @@ from ..engine.model import Model
 from ..errors import CTMMError, DataError
 from ..inference import variance
 from ..inference.comparison import Fitted, compare
-from ..inference.jackknife import Jackknife, jackknife
+from ..inference.jackknife import Jackknife
 from ..inference.testing import TestResult
 from .columns import Block, Layout, Row, stack
 from .patterns import Pattern, Patterns
@@ -218,11 +218,11 @@ def jackknife_all(
 ) -> list[Jackknife | Exception | None]:
     """Jackknives of many responses of one design; None where there is no fit."""
     fitted = {j: fit for j, fit in enumerate(fits) if not isinstance(fit, Exception)}
-    if plan.method in LIKELIHOODS or not fitted:
-        work = {
-            j: partial(jackknife, genes[j], fit, plan.domain, one_step=plan.one_step)
-            for j, fit in fitted.items()
-        }
+    if not fitted:
+        return [None] * len(genes)
+    if plan.method in LIKELIHOODS:
+        run = pattern.one_step_jackknife if plan.one_step else pattern.exact_jackknife
+        work = {j: partial(run, genes[j], fit, plan.domain) for j, fit in fitted.items()}
     else:
         columns = _columns([genes[j] for j in fitted])
         thetas = _attempt(lambda: pattern.moment_jackknife.theta(*columns))
