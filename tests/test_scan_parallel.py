@@ -9,6 +9,8 @@ import pytest
 from joblib.parallel import get_active_backend
 
 import ctmm_formula as ctmm
+from ctmm_formula.inference import bootstrap, jackknife
+from ctmm_formula.results import resampling
 from ctmm_formula.scan import genes as scan_genes
 from ctmm_formula.scan import worker
 from ctmm_formula.scan.responses import Responses
@@ -123,3 +125,28 @@ def test_an_error_while_reading_ends_the_scan(data, monkeypatch):
     expr.iloc[3, 75] = "high"  # not among those that are looked at first
     with pytest.raises(ctmm.DataError, match="do not hold numbers"):
         scan({**data, "expr": expr}, n_jobs=2)
+
+
+@pytest.mark.parametrize("what", ["jackknife", "bootstrap", "test"])
+def test_one_fit_keeps_to_threads_whatever_backend_is_set(what, monkeypatch):
+    """Compiled code in other processes would be compiled again, or not found."""
+    here = []
+    module, name = {
+        "jackknife": (jackknife._Refit, "_chunk"),
+        "bootstrap": (resampling, "run_estimator"),
+        "test": (bootstrap, "estimate"),
+    }[what]
+    run = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a: here.append(1) or run(*a))
+    call = {
+        "jackknife": lambda res, jobs: res.jackknife(n_jobs=jobs).estimates,
+        "bootstrap": lambda res, jobs: res.bootstrap(4, rng=1, n_jobs=jobs).replicates,
+        "test": lambda res, jobs: res.test_variance("bootstrap", n=4, rng=1, n_jobs=jobs).pvalue,
+    }[what]
+    fits = [ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()) for _ in range(2)]
+    expected = call(fits[0], 1)
+    here.clear()
+    with joblib.parallel_config("loky"):
+        found = call(fits[1], 2)
+    np.testing.assert_array_equal(found, expected)
+    assert here

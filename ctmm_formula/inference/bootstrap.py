@@ -116,7 +116,7 @@ def parametric_bootstrap_lrt(
 
     streams = generator(rng).spawn(n)
     draws = np.array(
-        Parallel(n_jobs=n_jobs, prefer="threads")(delayed(ratio)(stream) for stream in streams)
+        Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(ratio)(stream) for stream in streams)
     )
     good = draws[np.isfinite(draws)]
     return Bootstrap(2.0 * (estimate1.llf - estimate0.llf), good, n - len(good), clipped)

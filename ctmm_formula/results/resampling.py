@@ -252,7 +252,7 @@ def refits(
         return np.concatenate([fit.beta, fit.theta])
 
     n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
-    fits = Parallel(n_jobs=n_jobs, prefer="threads")(
+    fits = Parallel(n_jobs=n_jobs, require="sharedmem")(
         delayed(replicate)(stream) for stream in generator(rng).spawn(n)
     )
     failed = tuple((k, fit) for k, fit in enumerate(fits) if isinstance(fit, str))
