@@ -5,11 +5,14 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.engine.estimators import ESTIMATORS
 from ctmm_formula.engine.likelihood import LIKELIHOODS
+from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan import patterns
 from ctmm_formula.scan.scan import adjusted
 from ctmm_formula.scan.worker import TESTS, gene_seed
 from ctmm_formula.simulate import overall_table
@@ -216,6 +219,9 @@ def test_top_sorts_p_values_up_and_estimates_down(small):
     assert len(scan.top(2)) == 2
     with pytest.raises(ctmm.CTMMError, match="unknown column 'reason'"):
         scan.top(by="reason")
+    for n in (-1, 2.5):
+        with pytest.raises(ctmm.CTMMError, match="n= must be a whole number"):
+            scan.top(n)
     assert scan.summary().loc["score", "tested"] == 3
 
 
@@ -227,6 +233,10 @@ def test_top_sorts_p_values_up_and_estimates_down(small):
         ({"tests": "lrt", "method": "he"}, "no likelihood"),
         ({"genes": ["gene1"]}, "there is no gene 'gene1'"),
         ({"genes": "gene001"}, "list of names"),
+        ({"genes": []}, "genes= is empty"),
+        ({"tests": None}, "tests= must be a list"),
+        ({"models": None}, "models= must be a list"),
+        ({"out": 3}, "no name of a file"),
         ({"genes": ["gene001", "gene001"]}, "twice"),
         ({"expr": None}, "needs the expression and the noise"),
         ({"nu": np.ones((3, 3))}, "nu has 3 rows"),
@@ -257,15 +267,32 @@ def test_tables_must_fit_together(small):
         ctmm.fit_genes("~ C(celltype)", data=obs, expr=twice, nu=twice)
     with pytest.raises(ctmm.DataError, match="nu has no column for genes 'gene150'"):
         ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr, nu=nu[GENES[:2]])
+    with pytest.raises(ctmm.DataError, match="more than once in nu"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr, nu=twice)
+    with pytest.raises(ctmm.DataError, match=r"columns are: give expr\.T"):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.T, nu=nu.T)
+    for nobody in (np.nan, None, pd.NA, ""):
+        names = [GENES[0], nobody, GENES[2]]
+        with pytest.raises(ctmm.DataError, match="gene number 2 has no name"):
+            ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.set_axis(names, axis=1), nu=nu)
     settings = {"formula": "~ C(celltype)", "data": obs, "tests": []}
+    numbered = [frame.set_axis([7, 8, 9], axis=1) for frame in (expr, nu)]
+    scan = quietly(ctmm.fit_genes, expr=numbered[0], nu=numbered[1], **settings)
+    assert scan.genes == ["7", "8", "9"] and scan.gene(8).llf == scan.gene("8").llf
     turned = quietly(ctmm.fit_genes, expr=expr, nu=nu[GENES[::-1]], **settings)
     plain = quietly(ctmm.fit_genes, expr=expr.to_numpy(), nu=nu.to_numpy(), **settings)
     assert plain.genes == ["gene1", "gene2", "gene3"]
     close(turned.vcomp, plain.vcomp)
+    sparse = [frame.fillna(0.0).to_numpy() for frame in (expr, nu + 1)]
+    packed = quietly(
+        ctmm.fit_genes, expr=csr_matrix(sparse[0]), nu=csr_matrix(sparse[1]), **settings
+    )
+    close(packed.vcomp, quietly(ctmm.fit_genes, expr=sparse[0], nu=sparse[1], **settings).vcomp)
     text = expr.astype(object)
     text.iloc[0, 0] = "high"
-    with pytest.raises(ctmm.DataError, match="do not hold numbers"):
-        ctmm.fit_genes("~ C(celltype)", data=obs, expr=text, nu=nu)
+    for wrong in (text, expr + 1j):
+        with pytest.raises(ctmm.DataError, match="do not hold numbers"):
+            ctmm.fit_genes("~ C(celltype)", data=obs, expr=wrong, nu=nu)
 
 
 def pseudobulk(obs, expr, nu, shuffle=False):
@@ -297,8 +324,6 @@ def test_a_pseudobulk_anndata_is_read_wherever_it_is(small, tmp_path, how):
     expected = quietly(ctmm.fit_genes, data=obs, expr=expr, nu=nu, **settings).table
     data = pb
     if how == "sparse":
-        from scipy.sparse import csr_matrix
-
         pb.X, pb.layers["nu"] = csr_matrix(pb.X), csr_matrix(pb.layers["nu"])
     elif how == "zarr":
         pytest.importorskip("zarr")
@@ -359,3 +384,31 @@ def test_an_anndata_without_noise_says_so(small):
         ctmm.fit_genes("~ C(celltype)", data=pb, expr=expr)
     with pytest.raises(ctmm.DataError, match="no file"):
         ctmm.fit_genes("~ C(celltype)", data="absent.h5ad")
+
+
+def test_rows_that_few_genes_have_are_rows_of_the_scan(small, monkeypatch):
+    """The design is that of all rows with values, wherever in the data the genes are that have."""
+    obs, expr, nu = small
+    monkeypatch.setattr(scan_genes, "BLOCK", 1)
+    day = (obs["celltype"] == "day3").to_numpy()
+    names = [f"g{k}" for k in range(30)]
+    some = pd.DataFrame(np.repeat(expr[GENES[:1]].to_numpy(), 30, axis=1), columns=names)
+    noise = pd.DataFrame(np.repeat(nu[GENES[:1]].to_numpy(), 30, axis=1), columns=names)
+    some.loc[day, names[:28] + names[29:]] = np.nan
+    scan = quietly(ctmm.fit_genes, "~ C(celltype)", data=obs, expr=some, nu=noise, tests=[])
+    assert scan.counts() == {"ok": 1, "failed": 29}
+    assert scan.table["status"][28] == "ok" and "day3" in scan.table["reason"][0]
+
+
+@pytest.mark.parametrize("method", ["reml", "he"])
+def test_a_jackknife_that_no_gene_can_have_is_a_reason(small, monkeypatch, method):
+    def fail(*arguments):
+        raise ctmm.DataError("no donor can be left out")
+
+    for name in ("LikelihoodJackknife", "MomentJackknife"):
+        monkeypatch.setattr(patterns, name, fail)
+    obs, expr, nu = small
+    settings = {"data": obs, "expr": expr, "nu": nu, "tests": ["jackknife"], "method": method}
+    table = quietly(ctmm.fit_genes, "~ C(celltype)", **settings).table
+    assert np.isfinite(table["hom"]).all() and table["p_jackknife"].isna().all()
+    assert table["reason"].str.contains("no donor can be left out").all()

@@ -12,7 +12,6 @@ import ctmm_formula as ctmm
 from ctmm_formula.inference import bootstrap, jackknife
 from ctmm_formula.results import resampling
 from ctmm_formula.scan import genes as scan_genes
-from ctmm_formula.scan import worker
 from ctmm_formula.scan.responses import Responses
 
 FORMULA = "~ C(celltype) + sex"
@@ -50,12 +49,12 @@ def test_threads_and_processes_give_the_same_table(data, serial):
 def test_dask_gives_the_same_table(data, serial, monkeypatch):
     inside = set()
 
-    def jackknife(*arguments, **settings):  # itself parallel: must not become tasks
+    def refit(*arguments):  # itself parallel: must not become tasks
         inside.add(type(get_active_backend()[0]).__name__)
-        return exact(*arguments, **settings)
+        return run(*arguments)
 
-    exact = worker.jackknife
-    monkeypatch.setattr(worker, "jackknife", jackknife)
+    run = jackknife._Refit.__call__
+    monkeypatch.setattr(jackknife._Refit, "__call__", refit)
     distributed = pytest.importorskip("distributed")
     with warnings.catch_warnings():  # of dask about itself
         warnings.simplefilter("ignore")
@@ -110,8 +109,7 @@ def test_only_some_blocks_are_in_memory(data, monkeypatch):
     monkeypatch.setattr(scan_genes, "_numbered_block", slow)
     scan(data, n_jobs=2, tests=[])
     assert len(ended) == 50
-    samples = scan_genes._SAMPLES
-    assert max(ahead) <= samples + 2 * 2 + 3  # those looked at first, and two for each worker
+    assert max(ahead) <= 1 + 2 * 2 + 3  # the one looked at first, and two for each worker
 
 
 def test_a_progress_bar_counts_genes(data, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike, fspath
@@ -38,7 +38,6 @@ from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan, scan_block
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
 _SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 1000 rows
-_SAMPLES = 8  # blocks looked at to see which rows hold values
 _ALIASES = {"model": "wald"}
 
 
@@ -162,7 +161,7 @@ def fit_genes(
     spec = _without_response(formula, random)
     asked = asked_tests(tests, method)
     design, patterns = _designs(spec, responses, options, [structure, *_models(models)])
-    out = None if out is None else Path(fspath(out))
+    out = _path(out)
     plan = Plan(
         table_layout(design, patterns.structures, method, asked),
         method,
@@ -236,7 +235,7 @@ def _without_response(formula: str, random: object) -> FormulaSpec:
 
 def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
     """Names of tests in the order asked for."""
-    given = [tests] if isinstance(tests, str) else list(tests)
+    given = [tests] if isinstance(tests, str) else _list("tests", tests)
     names = [_ALIASES.get(name, name) if isinstance(name, str) else name for name in given]
     for name in names:
         choose("test", name, TESTS)
@@ -249,9 +248,21 @@ def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
 
 
 def _models(models: Sequence[object]) -> list[object]:
-    if isinstance(models, (str, Mapping)):
-        return [models]
-    return list(models)
+    return [models] if isinstance(models, (str, Mapping)) else _list("models", models)
+
+
+def _list(name: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
+    return list(values)
+
+
+def _path(out: object) -> Path | None:
+    if out is None:
+        return None
+    if not isinstance(out, (str, PathLike)) or not Path(out).name:
+        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
+    return Path(fspath(out))
 
 
 def _designs(
@@ -260,9 +271,11 @@ def _designs(
     """The design of the rows that genes have, and all others by their patterns of rows."""
     seen = np.zeros(len(responses.obs), dtype=bool)
     count = len(responses.genes)
-    for start in np.unique(np.linspace(0, max(count - BLOCK, 0), _SAMPLES).astype(int)):
-        Y, NU, _ = responses.read(int(start), min(int(start) + BLOCK, count))
+    for start in range(0, count, BLOCK):
+        Y, NU, _ = responses.read(start, min(start + BLOCK, count))
         seen |= ~(np.isnan(Y) | np.isnan(NU)).all(axis=1)
+        if seen.all():  # as a rule after the first
+            break
     if not seen.any():
         raise DataError("no gene has both an expression and a noise variance in any row")
     base = np.flatnonzero(seen)

@@ -7,7 +7,7 @@ of expression and noise, one column per gene.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_scalar
 
 from ..cells.tables import FORMAT, PREFIX, is_anndata, pooled_noise
 from ..design.table import as_frame, label, listing, near
@@ -72,6 +73,8 @@ class Responses:
             raise DataError(f"genes= is a list of names: genes=[{genes!r}]")
         where = dict(zip(self.genes, self.places, strict=True))
         names = tuple(label(name) for name in genes)
+        if not names:
+            raise DataError("genes= is empty: name genes, or leave it out for all")
         absent = [name for name in names if name not in where]
         if absent:
             raise DataError(f"there is no gene {listing(absent)}{near(absent[0], self.genes)}")
@@ -131,7 +134,10 @@ def _from_tables(obs: pd.DataFrame, expr: object, nu: object) -> Responses:
     frames = [_matrix(value, name) for value, name in ((expr, "expr"), (nu, "nu"))]
     for frame, name in zip(frames, ("expr", "nu"), strict=True):
         if len(frame) != len(obs):
-            raise DataError(f"{name} has {len(frame)} rows and data {len(obs)}: they must be alike")
+            turned = f"; its columns are: give {name}.T" if frame.shape[1] == len(obs) else ""
+            raise DataError(
+                f"{name} has {len(frame)} rows and data {len(obs)}: they must be alike{turned}"
+            )
         given = expr if name == "expr" else nu
         if isinstance(given, pd.DataFrame) and not given.index.equals(obs.index):
             raise DataError(
@@ -139,18 +145,18 @@ def _from_tables(obs: pd.DataFrame, expr: object, nu: object) -> Responses:
                 f"{name}.loc[data.index]"
             )
     own, other = frames
-    names = _gene_names([label(name) for name in own.columns])
+    names = _gene_names(own.columns)
     if isinstance(nu, pd.DataFrame) and isinstance(expr, pd.DataFrame):
-        columns = [label(name) for name in other.columns]
-        if columns != list(names):
+        columns = _gene_names(other.columns, " in nu")
+        if columns != names:
             absent = [name for name in names if name not in set(columns)]
             if absent:
                 raise DataError(f"nu has no column for genes {listing(absent)}")
-            other = other.set_axis(columns, axis=1)[list(names)]
+            other = other.set_axis(list(columns), axis=1)[list(names)]
     elif own.shape[1] != other.shape[1]:
         raise DataError(f"expr has {own.shape[1]} genes and nu {other.shape[1]}")
     elif isinstance(nu, pd.DataFrame):
-        names = _gene_names([label(name) for name in other.columns])
+        names = _gene_names(other.columns)
     return Responses(obs, names, np.arange(len(names)), own, other)
 
 
@@ -158,18 +164,24 @@ def _matrix(value: object, name: str) -> pd.DataFrame:
     """Rows x genes; an array's genes are called gene1, gene2, ..."""
     if isinstance(value, pd.DataFrame):
         return value
-    array = np.asarray(value)
+    array = _dense(value)
     if array.ndim != 2:
         raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
     columns = [f"gene{k}" for k in range(1, array.shape[1] + 1)]
     return pd.DataFrame(array, columns=columns)
 
 
-def _gene_names(names: Sequence[str]) -> tuple[str, ...]:
+def _gene_names(columns: Iterable[Any], where: str = "") -> tuple[str, ...]:
+    """Their names as text, all there and all different."""
+    names = []
+    for place, name in enumerate(columns):
+        names.append("" if is_scalar(name) and pd.isna(name) else label(name))
+        if not names[-1]:
+            raise DataError(f"gene number {place + 1}{where} has no name ({name!r}): give it one")
     again = _twice(names)
     if again:
         raise DataError(
-            f"genes {listing(again)} occur more than once: give them different names "
+            f"genes {listing(again)} occur more than once{where}: give them different names "
             "(AnnData: pb.var_names_make_unique())"
         )
     if not names:
@@ -187,6 +199,8 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
     if isinstance(source, pd.DataFrame):
         frame = source.iloc[:, places]
         try:
+            if any(kind.kind == "c" for kind in frame.dtypes):
+                raise TypeError("they are complex")
             return frame.to_numpy(dtype=np.float64, na_value=np.nan)
         except (TypeError, ValueError) as error:
             names = [label(name) for name in frame.columns]
@@ -212,7 +226,7 @@ def _from_anndata(data: Any, noise: str) -> Responses:
         return _from_file(Path(data.filename), noise)
     if noise not in data.layers:
         raise DataError(_no_layer(noise, list(data.layers)))
-    names = _gene_names([str(name) for name in data.var_names])
+    names = _gene_names(data.var_names)
     return _pseudobulk(
         data.obs, names, data.X, data.layers[noise], data.uns, data.obsm.get("proportions")
     )
@@ -259,7 +273,7 @@ def _from_file(path: Path, noise: str) -> Responses:
     layers = root.get("layers", {})
     if noise not in layers:
         raise DataError(_no_layer(noise, list(layers)))
-    genes = _gene_names([str(name) for name in read(root["var"]).index])
+    genes = _gene_names(read(root["var"]).index)
     uns = read(root["uns"]) if "uns" in root else {}
     shares = None
     if "obsm" in root and "proportions" in root["obsm"]:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from ..design.table import near
+from ..design.table import label, near
 from ..errors import CTMMError, DataError, choose
+from ..inference.testing import whole_number
 from ..results.parameters import is_covariance
 from ..results.results import CTMMResults
 from .columns import Block, Layout
@@ -123,14 +124,15 @@ class Scan:
             There is no such gene, it cannot be fitted (its ``reason``), or the scan was read from
             a file without the data.
         """
-        if name not in set(self.table["gene"]):
-            raise DataError(f"there is no gene {name!r} in the scan{near(str(name), self.genes)}")
+        found = label(name)
+        if found not in set(self.table["gene"]):
+            raise DataError(f"there is no gene {name!r} in the scan{near(found, self.genes)}")
         if self._refit is None:
             raise DataError(
                 "the scan was read from a file, without the data: read_scan(path, data=...) gives "
                 "genes as well"
             )
-        return self._refit(name)
+        return self._refit(found)
 
     def top(self, n: int = 10, by: str | None = None) -> pd.DataFrame:
         """The first rows of the table by one column.
@@ -159,6 +161,7 @@ class Scan:
         ``reml.table[(reml.table.p_jackknife_bonferroni < .05) &
         (he.table.p_jackknife_bonferroni < .05) & (reml.table.p_mean > .01)]``.
         """
+        n = whole_number("n", n, 0)
         if by is None:
             if not self.layout.tested:
                 raise CTMMError("the scan has no tests: name a column, top(by='hom')")

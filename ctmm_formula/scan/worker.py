@@ -221,7 +221,10 @@ def jackknife_all(
     if not fitted:
         return [None] * len(genes)
     if plan.method in LIKELIHOODS:
-        run = pattern.one_step_jackknife if plan.one_step else pattern.exact_jackknife
+        name = "one_step_jackknife" if plan.one_step else "exact_jackknife"
+        run = _attempt(partial(getattr, pattern, name))
+        if isinstance(run, Exception):
+            return [run if j in fitted else None for j in range(len(genes))]
         work = {j: partial(run, genes[j], fit, plan.domain) for j, fit in fitted.items()}
     else:
         columns = _columns([genes[j] for j in fitted])
