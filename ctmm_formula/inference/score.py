@@ -40,6 +40,7 @@ _DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse prod
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _EXACT = 300  # size up to which all eigenvalues are cheaper than determinants
 _DIGITS = 1e-8  # relative error of a tail from determinants
+_FAR = 6.0  # standard deviations beyond which the way to a pole is worth knowing
 _NEAR = 0.93  # of the way to a pole
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 
@@ -246,8 +247,9 @@ class _Direction:
             return (value - mean) / spread, upper_tail(value, lam)
         law = _Implicit(self)
         _, mean, variance = law.at(0.0)
-        tail = contour_tail(value, law.at, law.log_moment, law.values, _DIGITS)
-        return (value - mean) / np.sqrt(variance), tail
+        z = (value - mean) / np.sqrt(variance)
+        pole = law.pole("LR") if z > _FAR else math.inf
+        return z, contour_tail(value, law.at, law.log_moment, law.values, _DIGITS, pole)
 
     def _eigenvalues(self) -> np.ndarray:
         """Eigenvalues of Delta M that can differ from zero, by its smaller side.
@@ -337,6 +339,7 @@ class _Implicit:
 
     def __init__(self, direction: _Direction) -> None:
         self.direction = direction
+        self._poles: dict[str, float] = {}
         law, groups = direction.law, direction.law.groups
         pre, rows, L = law.pre, groups.rows, law.L
         real = groups.mask[..., None]
@@ -365,23 +368,23 @@ class _Implicit:
         self.A: np.ndarray | sp.csr_matrix = sp.csr_matrix(A) if many else A
         self.B_t: np.ndarray | sp.csc_matrix = sp.csr_matrix(B).T if many else B.T
 
-    def _inner(self, weight: np.ndarray) -> np.ndarray:
-        """sum_j weight_j b_j a_j' Psi, shape (r, r)."""
+    def _inner(self, weights: np.ndarray) -> np.ndarray:
+        """sum_j weight_j b_j a_j' Psi for each row of weights (k, .), shape (k, r, r)."""
         if sp.issparse(self.A):
-            return (self.B_t @ (sp.diags(weight) @ self.A)) @ self.psi
-        return (self.B_t @ (weight[:, None] * self.A)) @ self.psi
+            sums = [(self.B_t @ (sp.diags(weight) @ self.A)).toarray() for weight in weights]
+            return np.array(sums) @ self.psi
+        return (self.B_t @ (weights[:, :, None] * self.A)) @ self.psi
 
-    @cached_property
-    def _above(self) -> float:
-        """The first pole 1 / (2 lambda) of Delta M above zero."""
-        return self._pole("LR")
+    def pole(self, end: str) -> float:
+        """The pole of Delta M next to zero above ("LR") or below ("SR"), to a per cent.
 
-    @cached_property
-    def _below(self) -> float:
-        return -self._pole("SR")
+        Rather too far than too near.
+        """
+        if end not in self._poles:
+            self._poles[end] = self._find_pole(end)
+        return self._poles[end]
 
-    def _pole(self, end: str) -> float:
-        """Distance of the first pole from zero, to a per cent and rather too far."""
+    def _find_pole(self, end: str) -> float:
         law, F, f = self.direction.law, self.direction.F, self.direction.f
         groups, L, back = law.groups, law.L[law.rows], self.direction.F.T.tocsr()
         place = np.searchsorted(law.rows, groups.rows)
@@ -395,15 +398,17 @@ class _Implicit:
         operator = LinearOperator((F.shape[1],) * 2, matvec=product, dtype=float)
         start = np.ones(F.shape[1])
         found = eigs(operator, 1, which=end, v0=start, tol=1e-2, return_eigenvectors=False)
-        size = float(found[0].real) if end == "LR" else -float(found[0].real)
-        return 0.5 / size if size > 0.0 else math.inf
+        size, sign = float(found[0].real), 1.0 if end == "LR" else -1.0
+        return 0.5 / size if size * sign > 0.0 else sign * math.inf
 
     def log_moment(self, start: float, s: np.ndarray) -> np.ndarray:
         """K at complex s (k,) along a path from `start` on the real axis."""
         shrink = 1.0 - 2.0 * s[:, None] * self.values
         weight = s[:, None] / shrink
         eye = np.eye(len(self.psi[0]))
-        R = np.array([eye - 2.0 * (self._inner(w.real) + 1j * self._inner(w.imag)) for w in weight])
+        R = np.array(
+            [eye - 2.0 * _complex(self._inner(np.array([w.real, w.imag]))) for w in weight]
+        )
         sign, size = np.linalg.slogdet(R)
         # poles of groups near the start, or before it, are none of Delta M: det R takes them back,
         # and only the product with it has a phase that starts at zero and changes slowly
@@ -417,15 +422,17 @@ class _Implicit:
         """K(s), K'(s), K''(s); NaN beyond a pole."""
         shrink = 1.0 - 2.0 * s * self.values
         outside = (math.nan,) * 3
-        if not (shrink > 0.0).all() and not (s < self._above if s > 0.0 else s > self._below):
+        if not (shrink > 0.0).all() and not abs(s) < abs(self.pole("LR" if s > 0.0 else "SR")):
             return outside
-        R = np.eye(len(self.psi[0])) - 2.0 * s * self._inner(1.0 / shrink)
+        first, second, third = self._inner(
+            np.array([s / shrink, 1.0 / shrink**2, self.values / shrink**3])
+        )
+        R = np.eye(len(self.psi[0])) - 2.0 * first
         sign, logdet = np.linalg.slogdet(R)
         if sign * (-1.0) ** (shrink < 0.0).sum() <= 0.0:  # just beyond the pole
             return outside
-        R1 = -2.0 * self._inner(1.0 / shrink**2)
-        R2 = -8.0 * self._inner(self.values / shrink**3)
-        first, second = np.split(np.linalg.solve(R, np.hstack([R1, R2])), 2, axis=1)
+        both = np.hstack([-2.0 * second, -8.0 * third])
+        first, second = np.split(np.linalg.solve(R, both), 2, axis=1)
         scaled = self.values / shrink
         return (
             -0.5 * float(np.log(np.abs(shrink)).sum() + logdet),

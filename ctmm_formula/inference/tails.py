@@ -47,7 +47,8 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
         parts = [_log_pairs(s[:, None], part, turn) for part, turn in signed]
         return -0.5 * (parts[0] + parts[1])
 
-    return contour_tail(value, cumulants(lam), log_moment, lam, _DIGITS)
+    pole = 0.5 / (lam.max() if value > lam.sum() else lam.min())
+    return contour_tail(value, cumulants(lam), log_moment, lam, _DIGITS, pole)
 
 
 def contour_tail(
@@ -56,6 +57,7 @@ def contour_tail(
     log_moment: Callable[[float, np.ndarray], np.ndarray],
     weights: np.ndarray,
     digits: float,
+    pole: float = math.inf,
 ) -> float:
     """Upper tail of the variable with cumulant function K.
 
@@ -76,9 +78,11 @@ def contour_tail(
         Weights whose K comes close to this one; they say where the integral ends.
     digits : float
         Relative error at which the step is fine enough.
+    pole : float
+        Of K' on the side of `value`, if it is known, about; the saddlepoint is then found sooner.
     """
     mean = at(0.0)[1]
-    saddle, _, curve = _solve(value, at)
+    saddle, _, curve = _solve(value, at, pole)
     if not math.isfinite(saddle):
         return 0.0 if value > mean else 1.0
     width = 1.0 / math.sqrt(curve)
@@ -152,15 +156,21 @@ def cumulants(lam: np.ndarray) -> Callable[[float], tuple[float, float, float]]:
 
 
 def _solve(
-    value: float, at: Callable[[float], tuple[float, float, float]]
+    value: float, at: Callable[[float], tuple[float, float, float]], pole: float = math.inf
 ) -> tuple[float, float, float]:
-    """(s, K(s), K''(s)) with K'(s) = value: Newton kept on the near side of every pole."""
+    """(s, K(s), K''(s)) with K'(s) = value: Newton kept on the near side of every pole.
+
+    A pole that is known enters as K'(s) ~ c + a / (pole - s), which is what K' looks like there.
+    """
     s = 0.0
     k, slope, curve = at(s)
     for _ in range(200):
         step = (value - slope) / curve
         if abs(step) * math.sqrt(curve) < 1e-9:
             return s, k, curve
+        ahead = pole - s
+        if math.isfinite(pole) and ahead * step > 0.0:
+            step = step * ahead / (ahead + step)
         for _ in range(60):
             new_k, new_slope, new_curve = at(s + step)
             onward = (new_slope - slope) * step > 0.0  # K' grows with s up to the pole
