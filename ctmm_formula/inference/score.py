@@ -405,10 +405,8 @@ class _Implicit:
         """K at complex s (k,) along a path from `start` on the real axis."""
         shrink = 1.0 - 2.0 * s[:, None] * self.values
         weight = s[:, None] / shrink
-        eye = np.eye(len(self.psi[0]))
-        R = np.array(
-            [eye - 2.0 * _complex(self._inner(np.array([w.real, w.imag]))) for w in weight]
-        )
+        real, imaginary = np.split(self._inner(np.concatenate([weight.real, weight.imag])), 2)
+        R = np.eye(len(self.psi[0])) - 2.0 * (real + 1j * imaginary)
         sign, size = np.linalg.slogdet(R)
         # poles of groups near the start, or before it, are none of Delta M: det R takes them back,
         # and only the product with it has a phase that starts at zero and changes slowly
