@@ -15,6 +15,7 @@ import pytest
 
 import ctmm_formula as ctmm
 from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan import store as scan_store
 from ctmm_formula.scan.store import write_whole
 
 pytest.importorskip("pyarrow")
@@ -60,6 +61,19 @@ def scan(data, **settings):
 
 def same(one, two):
     pd.testing.assert_frame_equal(one.table, two.table, check_exact=True)
+
+
+def begin(path):
+    """A scan in another process."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT % FORMULA, str(path)], env=environment)
+
+
+def wait(ready, process):
+    """Until it is ready or the process has ended."""
+    end = time.monotonic() + 60
+    while not ready() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -139,20 +153,60 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("when", ["block", "start"])
+def test_a_full_disk_says_so_and_the_scan_goes_on(data, tmp_path, monkeypatch, when):
+    path, written, replace = tmp_path / "scan.parquet", [], Path.replace
+
+    def full(self, target):
+        written.append(target)
+        if len(written) > (3 if when == "block" else 0):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ctmm.DataError, match=r"cannot be written .*No space left.*goes on"):
+        scan(data, out=path, n_jobs=1)
+    monkeypatch.setattr(Path, "replace", replace)
+    same(scan(data, out=path), scan(data))
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
+    with pytest.raises(ctmm.DataError, match="cannot be written"):
+        scan(data).to_parquet(tmp_path)
+
+
+def test_a_kill_after_the_table_was_written_leaves_nothing_behind(data, tmp_path, monkeypatch):
+    path = tmp_path / "scan.parquet"
+    monkeypatch.setattr(scan_store.shutil, "rmtree", lambda *a, **k: None)
+    scan(data, out=path)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+    same(scan(data, out=path), scan(data))
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
+
+
+def test_two_processes_do_not_write_one_scan(data, tmp_path):
+    pytest.importorskip("fcntl")
+    path = tmp_path / "my scans" / "scan.parquet"
+    path.parent.mkdir()
+    parts = path.with_name("scan.parquet.parts")
+    process = begin(path)
+    wait(lambda: len(list(parts.glob("block-*"))) > 1, process)
+    whole = {"data": ctmm.load_genes()}
+    for overwrite in (False, True):
+        with pytest.raises(ctmm.DataError, match="another process is at work"):
+            scan(whole, out=path, overwrite=overwrite)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    same(scan(whole, out=path), scan(whole))
+
+
 def test_a_killed_scan_ends_with_the_same_table(tmp_path):
     path = tmp_path / "scan.parquet"
     parts = tmp_path / "scan.parquet.parts"
     rng = np.random.default_rng()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     for kill in range(KILLS):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT % FORMULA, str(path)], env=environment
-        )
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if len(list(parts.glob("block-*"))) > 4 * kill:
-                break
-            time.sleep(0.002)
+        process = begin(path)
+        wait(lambda least=4 * kill: len(list(parts.glob("block-*"))) > least, process)
         time.sleep(rng.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -183,6 +237,9 @@ def test_scans_are_not_mixed_up(data, tmp_path, count):
             scan(other, out=path)
         scan(data, out=path)
     same(scan(other, out=path, overwrite=True), scan(other))
+    scan(data).to_parquet(path)
+    with pytest.raises(ctmm.DataError, match="written by to_parquet"):
+        scan(data, out=path)
     path.write_text("no parquet")
     with pytest.raises(ctmm.DataError, match="cannot be read as parquet"):
         scan(data, out=path)

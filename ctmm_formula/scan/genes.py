@@ -173,11 +173,12 @@ def fit_genes(
     call = _call(spec, plan, design, responses, options, noise)
     store = None if out is None else Store(out, call, plan.layout.kinds(), bool(overwrite))
     job = _Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
-    block = job.run(bool(progress))
     refit = Refit(spec, responses, {**options, "env": design.coding.context}, plan)
-    scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
-    if store is not None and store.finished() is None:
-        store.finish(scan.table, plan.layout, job.digest)
+    with store or nullcontext():
+        block = job.run(bool(progress))
+        scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
+        if store is not None and store.finished() is None:
+            store.finish(scan.table, plan.layout, job.digest)
     _warn(scan)
     return scan
 
@@ -200,7 +201,7 @@ def read_scan(
     """
     if not isinstance(path, (str, PathLike)):
         raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
-    table, layout, call = load(Path(fspath(path)))
+    table, layout, call = load(Path(fspath(path)).expanduser())
     if data is None:
         return Scan(table, layout, call)
     responses = open_responses(data, expr, nu, call["noise"])
@@ -262,7 +263,7 @@ def _path(out: object) -> Path | None:
         return None
     if not isinstance(out, (str, PathLike)) or not Path(out).name:
         raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
-    return Path(fspath(out))
+    return Path(fspath(out)).expanduser()
 
 
 def _designs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,9 @@ class Scan:
         path : str or Path
             The file is complete or not there at all.
         """
-        write_table(Path(path), self.table, self.layout, self.call)
+        if not isinstance(path, (str, PathLike)):
+            raise DataError(f"to_parquet writes to the path of a file, got {type(path).__name__}")
+        write_table(Path(fspath(path)).expanduser(), self.table, self.layout, self.call)
 
     def __len__(self) -> int:
         return len(self.table)

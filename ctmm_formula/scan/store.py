@@ -1,9 +1,9 @@
 """Scans in parquet files: finished blocks as they come, the whole table at the end.
 
 While a scan runs, ``scan.parquet.parts/`` holds ``call.json``, which says what is being
-computed, and one file for each finished block of genes.  A file is written under another name and
-renamed when it is complete, so that a name is a promise.  In the end the table goes to
-``scan.parquet`` in the same way and the directory is removed.
+computed, a lock of the process at work, and one file for each finished block of genes.  A file is
+written under another name and renamed when it is complete, so that a name is a promise.  In the
+end the table goes to ``scan.parquet`` in the same way and the directory is removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from .columns import KINDS, Block, Layout
 
 KEY = b"ctmm_formula"
 FORMAT = 1
+LOCK = "lock"
 _OTHER = "give another out=, or overwrite=True to replace it"
 
 
@@ -58,7 +59,8 @@ class Store:
     Raises
     ------
     DataError
-        Pyarrow is missing, or there is a scan with other settings.
+        Pyarrow is missing; entered: there is a scan with other settings, another process is at
+        work on it, or nothing can be written there.
     """
 
     def __init__(
@@ -66,22 +68,45 @@ class Store:
     ) -> None:
         arrow()
         self.path, self.call, self.kinds = path, dict(call), dict(kinds)
-        self.parts = path.with_name(path.name + ".parts")
+        self.parts = _parts(path)
+        self.overwrite = overwrite
+        self._lock: IO[str] | None = None
         if path.is_dir():
             raise DataError(f"out={str(path)!r} is a directory: name a file, 'scan.parquet'")
         if not path.parent.is_dir():
             raise DataError(f"out={str(path)!r}: there is no directory {str(path.parent)!r}")
-        if overwrite:
-            path.unlink(missing_ok=True)
-            shutil.rmtree(self.parts, ignore_errors=True)
-        self._claim()
+
+    def __enter__(self) -> Store:
+        """Claim the place: one process at a time, and only for the same scan."""
+        if self.path.exists() and not self.overwrite:
+            self._compare(_information(self.path)["call"], self.path)
+            shutil.rmtree(self.parts, ignore_errors=True)  # of a kill after the table was written
+            return self
+        try:
+            self.parts.mkdir(exist_ok=True)
+            self._lock = _locked(self.parts / LOCK)
+            self._claim()
+        except OSError as error:
+            self.__exit__()
+            raise _unwritable(self.path, error) from None
+        except DataError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _claim(self) -> None:
         """Check what is there, and say what this scan is."""
-        if self.path.exists():
-            self._compare(_information(self.path)["call"], self.path)
-            return
         note = self.parts / "call.json"
+        if self.overwrite:
+            self.path.unlink(missing_ok=True)
+            for old in sorted(self.parts.glob("block-*.parquet")):
+                old.unlink()
+            note.unlink(missing_ok=True)
         if note.exists():
             try:
                 there = json.loads(note.read_text(encoding="utf-8"))
@@ -89,11 +114,10 @@ class Store:
                 raise DataError(f"{str(note)!r} cannot be read: {_OTHER}") from None
             self._compare(there, self.parts)
             return
-        if self.parts.exists() and any(self.parts.glob("block-*.parquet")):
+        if any(self.parts.glob("block-*.parquet")):
             raise DataError(
                 f"{str(self.parts)!r} holds blocks of nobody knows which scan: {_OTHER}"
             )
-        self.parts.mkdir(exist_ok=True)
         write_whole(note, lambda part: part.write_text(json.dumps(self.call), encoding="utf-8"))
 
     def _compare(self, there: Mapping[str, Any], where: Path) -> None:
@@ -107,11 +131,10 @@ class Store:
     @staticmethod
     def entropy(path: Path) -> int | None:
         """The seed of a scan that was begun there, if any."""
-        parts = path.with_name(path.name + ".parts")
         try:
             if path.is_file():
                 return int(_information(path)["call"]["entropy"])
-            text = (parts / "call.json").read_text(encoding="utf-8")
+            text = (_parts(path) / "call.json").read_text(encoding="utf-8")
             return int(json.loads(text)["entropy"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -122,7 +145,12 @@ class Store:
 
     def check(self, data: str) -> None:
         """The finished table must be that of these data (digests of all blocks)."""
-        if _information(self.path)["data"] != data:
+        there = _information(self.path)["data"]
+        if not there:
+            raise DataError(
+                f"{str(self.path)!r} was written by to_parquet and cannot be gone on with: {_OTHER}"
+            )
+        if there != data:
             raise DataError(
                 f"{str(self.path)!r} was made from other expression or noise values: {_OTHER}"
             )
@@ -154,11 +182,48 @@ class Store:
 
     def finish(self, table: pd.DataFrame, layout: Layout, data: str) -> None:
         """Write the table of all genes and remove the blocks."""
-        write_table(self.path, table, layout, self.call, data)
+        whole = self.parts / "table.parquet"
+        write_table(whole, table, layout, self.call, data)
+        whole.replace(self.path)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self.parts / f"block-{number:06d}.parquet"
+
+
+def _parts(path: Path) -> Path:
+    """Where the blocks of a scan to be written there are."""
+    return path.with_name(path.name + ".parts")
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, held by this process until it is closed or the process ends, however it does.
+
+    Raises
+    ------
+    DataError
+        Another process holds it.
+    """
+    file = path.open("a")
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise DataError(
+            f"another process is at work on {str(path.parent)!r}: wait for it, or give another out="
+        ) from None
+    except (ImportError, OSError):
+        pass  # no locks on this system or for these files: as safe as its user
+    return file
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{str(path)!r} cannot be written ({' '.join(str(error).split())}): finished blocks are "
+        "kept, so that the same call goes on when there is room, or give another place"
+    )
 
 
 def write_table(
@@ -257,7 +322,10 @@ def _write(
     types = {"text": pa.string(), "flag": pa.bool_(), "count": pa.int64(), "number": pa.float64()}
     table = pa.table({name: pa.array(block[name], types[kind]) for name, kind in kinds.items()})
     table = table.replace_schema_metadata({KEY: json.dumps(information).encode()})
-    write_whole(path, lambda part: pa.parquet.write_table(table, part))
+    try:
+        write_whole(path, lambda part: pa.parquet.write_table(table, part))
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def _table(path: Path, columns: list[str] | None = None) -> Any:
