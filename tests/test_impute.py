@@ -331,3 +331,21 @@ def test_evaluation_of_own_settings_and_random_pairs():
 def test_evaluation_settings_that_make_no_sense(pb, settings, message):
     with pytest.raises(CTMMError, match=message):
         ctmm.evaluate_imputation(pb, **settings)
+
+
+def test_a_fit_takes_imputed_pairs_whatever_their_number_of_cells():
+    """Their values come from no cells, so they have no number of cells."""
+    pb = simulated()[0]
+    hole = np.flatnonzero(np.isnan(pb.X[:, 0]))[0]
+    pb.obs.iloc[hole, pb.obs.columns.get_loc("n_cells")] = 0
+    imputed = ctmm.impute(pb)
+    table = ctmm.to_long(imputed, imputed.var_names[0])
+    filled = table["imputed"]
+    assert filled.any()
+    assert table["n_cells"].isna().tolist() == filled.tolist()
+    formula = f"{imputed.var_names[0]} ~ C(celltype)"
+    res = ctmm.fit(formula, data=imputed)
+    scan = ctmm.fit_genes("~ C(celltype)", data=imputed, genes=[imputed.var_names[0]])
+    assert res.nobs == len(table) == scan.table["n_obs"].item()
+    assert np.isfinite(res.test_variance("score").pvalue)
+    assert scan.table["p_score"].item() == res.test_variance("score").pvalue

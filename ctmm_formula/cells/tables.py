@@ -372,9 +372,16 @@ def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:
     return at
 
 
+def counted(obs: pd.DataFrame) -> pd.DataFrame:
+    """A copy of obs where imputed pairs have no number of cells: their values come from none."""
+    if "imputed" not in obs or "n_cells" not in obs:
+        return obs.copy()
+    return obs.assign(n_cells=obs["n_cells"].astype(float).mask(obs["imputed"].astype(bool)))
+
+
 def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:
     """obs, with proportions as columns for overall pseudobulk."""
-    frame = pb.obs.copy()
+    frame = counted(pb.obs)
     if kind == "op":
         shares = pb.obsm["proportions"]
         for name in shares:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
-from ..cells.tables import FORMAT, PREFIX, is_anndata, pooled_noise
+from ..cells.tables import FORMAT, PREFIX, counted, is_anndata, pooled_noise
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -255,6 +255,7 @@ def _pseudobulk(
             "make it anew by ctmm.pseudobulk"
         )
     kind = str(record.get("kind", ""))
+    obs = counted(obs)
     if kind != "op":
         return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind)
     if not isinstance(shares, pd.DataFrame):
