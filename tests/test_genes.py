@@ -382,6 +382,14 @@ def test_an_anndata_without_noise_says_so(small):
         ctmm.fit_genes("~ C(celltype)", data=pb, noise="noise")
     with pytest.raises(ctmm.DataError, match="leave expr= and nu= out"):
         ctmm.fit_genes("~ C(celltype)", data=pb, expr=expr)
+    lost = pb.copy()
+    del lost.obs["n_cells"]
+    with pytest.raises(ctmm.DataError, match="has lost .*n_cells"):
+        ctmm.fit_genes("~ C(celltype)", data=lost)
+    lost = pb.copy()
+    lost.X = None
+    with pytest.raises(ctmm.DataError, match="has no X"):
+        ctmm.fit_genes("~ C(celltype)", data=lost)
     with pytest.raises(ctmm.DataError, match="no file"):
         ctmm.fit_genes("~ C(celltype)", data="absent.h5ad")
 

@@ -224,6 +224,8 @@ def _dense(part: Any) -> np.ndarray:
 def _from_anndata(data: Any, noise: str) -> Responses:
     if getattr(data, "isbacked", False) and not getattr(data, "is_view", False):
         return _from_file(Path(data.filename), noise)
+    if data.X is None:
+        raise DataError("the AnnData has no X of expression: make pseudobulk from the cells anew")
     if noise not in data.layers:
         raise DataError(_no_layer(noise, list(data.layers)))
     names = _gene_names(data.var_names)
