@@ -384,7 +384,7 @@ def test_an_anndata_without_noise_says_so(small):
         ctmm.fit_genes("~ C(celltype)", data=pb, expr=expr)
     lost = pb.copy()
     del lost.obs["n_cells"]
-    with pytest.raises(ctmm.DataError, match="has lost .*n_cells"):
+    with pytest.raises(ctmm.DataError, match=r"has lost .*n_cells"):
         ctmm.fit_genes("~ C(celltype)", data=lost)
     lost = pb.copy()
     lost.X = None

@@ -257,6 +257,8 @@ def _pseudobulk(
             "make it anew by ctmm.pseudobulk"
         )
     kind = str(record.get("kind", ""))
+    if kind == "ctp" and not {"celltype", "n_cells"} <= set(obs):
+        raise DataError("the pseudobulk has lost obs['celltype'] or obs['n_cells']: make it anew")
     obs = counted(obs)
     if kind != "op":
         return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind)
