@@ -1,4 +1,4 @@
-"""Speed and memory of a scan of all genes, its growth, its workers, and ten kills.
+"""Speed and memory of a scan of all genes, its growth, its workers, ten kills and broken genes.
 
     python tests/benchmarks/bench_scan.py [--genes 200] [--large 16] [--parts ipsc workers ...]
 
@@ -263,6 +263,62 @@ def table_of_kills(genes: int, large: int) -> pd.DataFrame:
     )
 
 
+def table_of_broken(genes: int, large: int) -> pd.DataFrame:
+    """10,000 genes of which 50 cannot be fitted, every cheap test; what comes of them."""
+    data = simulate(10_000, **STUDY)
+    rng = np.random.default_rng(1)
+    bad = np.sort(rng.choice(10_000, 50, replace=False))
+    expr, nu = data["expr"].to_numpy(), data["nu"].to_numpy()
+    donor = data["data"]["donor"].to_numpy()
+    ways = {
+        "constant": lambda k: expr[:, k].fill(3.0),
+        "all missing": lambda k: expr[:, k].fill(np.nan),
+        "noise all zero": lambda k: nu[:, k].fill(0.0),
+        "one donor left": lambda k: np.putmask(expr[:, k], donor != donor[0], np.nan),
+        "absurd scale": lambda k: np.multiply(expr[:, k], 1e200, out=expr[:, k]),
+    }
+    kind = np.array(list(ways))[np.arange(50) % len(ways)]
+    for k, name in zip(bad, kind, strict=True):
+        ways[name](k)
+    names = list(data["expr"])
+    data |= {key: pd.DataFrame(a, columns=names) for key, a in (("expr", expr), ("nu", nu))}
+    covariates = [name for name in data["data"] if name.startswith("x")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = ctmm.fit_genes(
+            " + ".join(["~ C(celltype)", *covariates]), **data, random="batch",
+            tests=["lrt", "wald"], models=["hom"], n_jobs=2,
+        )  # fmt: skip
+    failed = (run.table["status"] == "failed").to_numpy()
+    fine = run.table[~failed]
+    rows = []
+    for name in ways:
+        reasons = run.table["reason"].iloc[bad[kind == name]]
+        rows.append(
+            {
+                "50 of 10,000 genes": name,
+                "genes": len(reasons),
+                "failed": int(failed[bad[kind == name]].sum()),
+                "reasons": reasons.str.replace(r"[\d.e+-]+", "#", regex=True).nunique(),
+                "the first": reasons.iloc[0][:60],
+            }
+        )
+    tested = [f"{name}_bh" for name in run.layout.tested]
+    finite = np.isfinite(fine[tested]).all(axis=1)
+    silent = int((~finite & (fine["reason"] == "")).sum())
+    whole = (
+        f"{len(caught)} warning; of the others {finite.sum():,} with all adjusted p values finite, "
+        f"{(~finite).sum()} with the reason why one is not, {silent} without"
+    )
+    rows.append(
+        {
+            "50 of 10,000 genes": "all", "genes": 50, "failed": int(failed.sum()), "reasons": "",
+            "the first": whole,
+        }
+    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def table_of_peers(genes: int, large: int) -> pd.DataFrame:
     """Per gene against a loop over lme4 with the residual pinned, same data."""
     rows = []
@@ -300,6 +356,7 @@ PARTS = {
     "growth": ("Growth of free REML + score + one-step jackknife, one worker", table_of_growth),
     "peers": ("Against lme4", table_of_peers),
     "kills": ("Ten kills", table_of_kills),
+    "broken": ("Broken genes", table_of_broken),
 }
 
 
