@@ -9,12 +9,12 @@ import numpy as np
 
 # trapezoid in x, see upper_tail; |s| grows like exp(x)
 _FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
-_DIGITS = 1e-14  # relative error at which the step is fine enough
+_DIGITS = 1e-12  # relative error at which the step is fine enough
 _NOTHING = 1e-4  # of that, where the integrand has ended
 
 
 def upper_tail(value: float, weights: np.ndarray) -> float:
-    """P(sum_j lambda_j chi2_1 > value), to about ten digits however small.
+    """P(sum_j lambda_j chi2_1 > value), to about ten digits however small it is.
 
     Parameters
     ----------
