@@ -14,9 +14,11 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
+from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.scan import genes as scan_genes
 from ctmm_formula.scan import store as scan_store
 from ctmm_formula.scan.store import write_whole
+from ctmm_formula.simulate import overall_table
 
 pytest.importorskip("pyarrow")
 
@@ -265,6 +267,9 @@ def test_a_scan_read_from_a_file_gives_genes_with_its_data(data, tmp_path):
     assert read.gene("gene003").params.equals(made.gene("gene003").params)
     with pytest.raises(ctmm.DataError, match=r"read_scan\(path, data=...\)"):
         ctmm.read_scan(path).gene("gene003")
+    with pytest.raises(ctmm.DataError, match="the data have no gene 'gene040' of the scan"):
+        ctmm.read_scan(path, **{**data, "expr": data["expr"].rename(columns={"gene040": "x"}),
+                                "nu": data["nu"].rename(columns={"gene040": "x"})})  # fmt: skip
     with pytest.raises(ctmm.DataError, match="there is no gene 'gene3' in the scan; did you mean"):
         read.gene("gene3")
 
@@ -296,3 +301,24 @@ def test_without_pyarrow_the_pip_line_is_named(data, tmp_path, monkeypatch):
     with pytest.raises(ctmm.DataError, match=r"pip install 'ctmm-formula\[scan\]'"):
         scan(data, out=tmp_path / "scan.parquet")
     assert len(scan(data)) == 40
+
+
+def test_proportions_from_a_table_are_given_again(tmp_path):
+    obs, expr, nu = ctmm.load_genes()
+    one = {
+        gene: overall_table(obs.assign(expr=expr[gene], nu=nu[gene]), CELLTYPES)
+        for gene in ("gene001", "gene002")
+    }
+    rows = one["gene001"]
+    table = rows.set_index("donor")[[f"prop_{name}" for name in CELLTYPES]]
+    table.columns = CELLTYPES
+    data = {"data": rows[["donor", "sex"]]}
+    data |= {key: pd.DataFrame({g: t[key] for g, t in one.items()}) for key in ("expr", "nu")}
+    path = tmp_path / "scan.parquet"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        made = ctmm.fit_genes("~ sex", **data, proportions=table, tests=[], out=path)
+    with pytest.raises(ctmm.DataError, match="give it, proportions="):
+        ctmm.read_scan(path, **data)
+    again = ctmm.read_scan(path, **data, proportions=table).gene("gene002")
+    assert again.llf == made.table["llf"][1]

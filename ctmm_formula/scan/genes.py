@@ -18,6 +18,7 @@ from ..api import DEFAULT_BOUNDS, caller, check_settings, fit_design
 from ..design.design import Design, build_design
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
+from ..design.table import listing
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..engine.likelihood import LIKELIHOODS
@@ -39,6 +40,7 @@ BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
 _SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 1000 rows
 _ALIASES = {"model": "wald"}
+_TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
 
 def fit_genes(
@@ -184,7 +186,12 @@ def fit_genes(
 
 
 def read_scan(
-    path: str | Path, data: object = None, expr: object = None, nu: object = None
+    path: str | Path,
+    data: object = None,
+    expr: object = None,
+    nu: object = None,
+    *,
+    proportions: pd.DataFrame | None = None,
 ) -> Scan:
     """Read a scan that was written by ``out=`` or :meth:`Scan.to_parquet`.
 
@@ -193,11 +200,13 @@ def read_scan(
     path : str or Path
     data, expr, nu : optional
         The data of the scan, as in :func:`fit_genes`, for ``scan.gene(name)``.
+    proportions : DataFrame, optional
+        Where the scan was given them as a table.
 
     Raises
     ------
     DataError
-        There is no such file, or it holds no scan.
+        There is no such file, or it holds no scan; or the data lack its genes.
     """
     if not isinstance(path, (str, PathLike)):
         raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
@@ -207,8 +216,15 @@ def read_scan(
     responses = open_responses(data, expr, nu, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
     options |= {"engine": call["formula_engine"], "env": caller()}
+    lost = sorted(set(table["gene"]) - set(responses.genes))
+    if lost:
+        raise DataError(f"the data have no gene {listing(lost)} of the scan")
     if responses.proportions is not None:
         options["proportions"] = responses.proportions
+    elif proportions is not None or options["proportions"] == _TABLE:
+        if proportions is None:
+            raise DataError("the scan took its proportions from a table: give it, proportions=")
+        options["proportions"] = proportions
     domain = Domain(call["bounds"], call["noise_floor"])
     plan = Plan(layout, call["method"], domain, call["one_step"], 1, 0)
     spec = parse(call["formula"], response_required=False)
@@ -341,7 +357,7 @@ def _call(
 ) -> dict[str, Any]:
     """All that a scan's numbers depend on but the values of the genes."""
     given = options["proportions"]
-    share: Any = given if given is None or isinstance(given, str) else "a table"
+    share: Any = given if given is None or isinstance(given, str) else _TABLE
     if isinstance(given, (list, tuple)):
         share = [str(name) for name in given]
     random = [part for c in design.random for part in (c.codes, c.values)]
