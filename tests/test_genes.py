@@ -1,5 +1,6 @@
 """The scan of all genes: the numbers of single fits, and no gene that can stop it."""
 
+import re
 import warnings
 
 import numpy as np
@@ -208,6 +209,23 @@ def test_adjusted_p_values_pass_over_missing_ones():
     assert np.array_equal(adjusted(p, "bonferroni"), [0.03, np.nan, 0.12, 0.09, np.nan], True)
     np.testing.assert_allclose(adjusted(p, "fdr_bh")[[0, 2, 3]], [0.03, 0.04, 0.04])
     assert np.isnan(adjusted(np.full(3, np.nan), "fdr_bh")).all()
+
+
+def test_the_published_rule_is_one_line():
+    """As the docstring of ``Scan.top`` has it: the words there are run here."""
+    obs, expr, nu = ctmm.load_genes()
+    names = ["gene001", "gene034", "gene050", "gene120", "gene180"]
+    rows = {"data": obs, "expr": expr, "nu": nu, "genes": names, "random": "batch"}
+    reml = quietly(ctmm.fit_genes, "~ C(celltype)", tests=["score", "jackknife", "mean"], **rows)
+    he = quietly(ctmm.fit_genes, "~ C(celltype)", tests="jackknife", method="he", **rows)
+    notes = re.sub(r"\s+", " ", ctmm.Scan.top.__doc__)
+    rule, both = re.findall(r"(?:scan|reml)\.table(?:\.query\(.*?\)|\[.*?\])(?=``| They)", notes)
+    p = reml.table.set_index("gene")
+    for text, other in ((rule, p["p_score"]), (both, he.table.set_index("gene")["p_jackknife"])):
+        found = eval(text, {"scan": reml, "reml": reml, "he": he})
+        expected = (p["p_jackknife"] * 5 < 0.05) & (other * 5 < 0.05) & (p["p_mean"] > 0.01)
+        assert found["gene"].tolist() == expected.index[expected].tolist()
+        assert 0 < expected.sum() < 5
 
 
 def test_top_sorts_p_values_up_and_estimates_down(small):
