@@ -426,6 +426,23 @@ def test_rows_that_few_genes_have_are_rows_of_the_scan(small, monkeypatch):
     assert scan.table["status"][28] == "ok" and "day3" in scan.table["reason"][0]
 
 
+def test_a_one_step_jackknife_says_how_far_it_is_from_the_exact_one(small, tmp_path):
+    obs, expr, nu = small
+    settings = {"data": obs, "expr": expr, "nu": nu, "tests": ["jackknife"], "one_step": True}
+    scan = quietly(ctmm.fit_genes, "~ C(celltype)", **settings)
+    for k, gene in enumerate(GENES):
+        single = scan.gene(gene).jackknife(one_step=True)
+        close(scan.table["error_jackknife"][k], single.error)
+        close(scan.table["se_jackknife[hom]"][k], single.bse["hom"])
+    assert (scan.table["error_jackknife"] > 0).all()
+    for more in ({"one_step": False}, {"method": "he"}):
+        table = quietly(ctmm.fit_genes, "~ C(celltype)", **settings | more).table
+        assert "error_jackknife" not in table
+    pytest.importorskip("pyarrow")
+    scan.to_parquet(tmp_path / "scan.parquet")
+    assert ctmm.read_scan(tmp_path / "scan.parquet").table.equals(scan.table)
+
+
 @pytest.mark.parametrize("method", ["reml", "he"])
 def test_a_jackknife_that_no_gene_can_have_is_a_reason(small, monkeypatch, method):
     def fail(*arguments):

@@ -39,6 +39,8 @@ class Layout:
         Prefixes of standard errors: "se", "se_jackknife".
     ratios : tuple of (int, int)
         Nested pairs of structures compared by likelihood ratios, (small, large).
+    one_step : bool
+        Whether jackknives take one step, and how far that is from exact refits.
     """
 
     celltypes: tuple[str, ...]
@@ -48,6 +50,7 @@ class Layout:
     tests: tuple[str, ...]
     errors: tuple[str, ...]
     ratios: tuple[tuple[int, int], ...]
+    one_step: bool = False
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -73,6 +76,7 @@ class Layout:
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
+        numbers += ["error_jackknife"] * self.one_step
         for test in self.tests:
             numbers += [f"stat_{test}", f"p_{test}"]
             if test == "score":

@@ -165,7 +165,7 @@ def fit_genes(
     design, patterns = _designs(spec, responses, options, [structure, *_models(models)])
     out = _path(out)
     plan = Plan(
-        table_layout(design, patterns.structures, method, asked),
+        table_layout(design, patterns.structures, method, asked, bool(one_step)),
         method,
         Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
         bool(one_step),
@@ -310,7 +310,11 @@ def _designs(
 
 
 def table_layout(
-    design: Design, structures: tuple[Structure, ...], method: str, tests: tuple[str, ...]
+    design: Design,
+    structures: tuple[Structure, ...],
+    method: str,
+    tests: tuple[str, ...],
+    one_step: bool = False,
 ) -> Layout:
     """Columns of the table of a scan."""
     errors = ["se"] * (method in LIKELIHOODS)
@@ -323,6 +327,7 @@ def table_layout(
         tests,
         tuple(errors),
         nested_pairs(structures) if method in LIKELIHOODS else (),
+        one_step and method in LIKELIHOODS and "se_jackknife" in errors,
     )
 
 

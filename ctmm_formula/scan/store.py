@@ -245,6 +245,7 @@ def write_table(
             "tests": layout.tests,
             "errors": layout.errors,
             "ratios": layout.ratios,
+            "one_step": layout.one_step,
         },
     }
     kinds = layout.kinds()
@@ -276,6 +277,7 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
         tuple(raw["tests"]),
         tuple(raw["errors"]),
         tuple((int(a), int(b)) for a, b in raw["ratios"]),
+        bool(raw.get("one_step", False)),
     )
     kinds = layout.kinds()
     block, _ = _read(path, None)

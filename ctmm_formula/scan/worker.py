@@ -282,6 +282,8 @@ class _Gene:
         out |= self._errors(main)
         if isinstance(self.run, Exception):
             reasons.append(f"jackknife: {self.run}")
+        elif self.run is not None:
+            out["error_jackknife"] = self.run.error
         for name in layout.tests:
             test = self._test(name)
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
