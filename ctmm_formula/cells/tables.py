@@ -219,7 +219,7 @@ def to_long(
     name = gene if name is None else name
     mean, nu = _dense(pb.X[:, at]), _dense(pb.layers["nu"][:, at])
     if zero_noise == "pool" and kind == "ctp":
-        nu = pooled_noise(nu, pb.obs["n_cells"].to_numpy(float), pb.obs["celltype"])[0]
+        nu = pooled_noise(nu, counted(pb.obs)["n_cells"].to_numpy(float), pb.obs["celltype"])[0]
     frame = _obs_table(pb, kind)
     for new in (name, "nu"):
         if new in frame:

@@ -79,7 +79,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
         int(request["seed"]),
     )
-    blocks = Parallel(n_jobs=threads(int(request["n_jobs"])), prefer="threads")(
+    blocks = Parallel(n_jobs=threads(int(request["n_jobs"])), require="sharedmem")(
         delayed(scan_block)(plan, patterns, names[a : a + BLOCK], Y[:, a : a + BLOCK],
                             NU[:, a : a + BLOCK])
         for a in range(0, len(names), BLOCK)
