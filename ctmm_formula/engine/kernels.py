@@ -34,7 +34,9 @@ from .model import LANES, Blocks
 _FAST = {"reassoc", "contract", "nsz", "arcp"}  # lets sums vectorise; keeps NaN and inf exact
 _OPTIONS = {"cache": True, "nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 # called from compiled code only: no wrapper for Python, which is much of the compile time
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER = {
+    **_OPTIONS, "cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
 # a callee of its own may be compiled to other roundings than the caller's copy of it, and which
 # of the two runs depends on whether the code came from the cache: inlined there is one only
 _PART = {**_INNER, "forceinline": True}

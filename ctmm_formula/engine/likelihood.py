@@ -10,21 +10,27 @@ The term log|X'X| makes REML independent of the coding of X (metafor has it, lme
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+from numba import typeof
 from scipy.linalg import lapack
 
 from ..errors import ConvergenceError, choose
 from . import kernels
 from .domain import Constraint, Domain, constrain
 from .estimate import Convergence, Estimate
-from .model import Model
-from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work
+from .model import Model, build_model
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work, newton
 
 LIKELIHOODS = ("ml", "reml")
 
@@ -192,10 +198,12 @@ def response_scale(model: Model) -> float:
     return spread if spread > 0.0 else 1.0
 
 
-def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float) -> Problem:
+def make_problem(
+    model: Model, constraint: Constraint, reml: bool, scale: float, kernel: int | None = None
+) -> Problem:
     """The kernels' view of `model` with response y / scale."""
     return Problem(
-        kernel=kernels.kernel_address(),
+        kernel=_kernel() if kernel is None else kernel,
         S=model.S,
         y=model.tiles.put(residual(model) / scale),
         nu=model.tiles.put(model.nu / scale**2, 1.0),
@@ -211,6 +219,40 @@ def make_problem(model: Model, constraint: Constraint, reml: bool, scale: float)
         noisy=bool((constraint.nu > 0.0).all()) and len(constraint.nu) > 0,
         by_donor=constraint.by_donor,
     )
+
+
+@functools.cache
+def _kernel() -> int:
+    """Address of the kernel.
+
+    After installation it must be compiled, and so must the optimiser, which needs only the
+    kernel's type: a process of its own does that at the same time and leaves it in the cache.
+    """
+    folder = newton.stats.cache_path
+    child = None
+    if folder and sys.executable and not any(Path(folder).glob("optimize.newton-*.nbi")):
+        code = f"from {__name__} import compile_newton; compile_newton()"
+        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        with contextlib.suppress(OSError):
+            child = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+            )  # fmt: skip
+    address = kernels.kernel_address()
+    if child is not None:
+        child.wait()
+    return address
+
+
+def compile_newton() -> None:
+    """Compile the optimiser for the types it always gets, into the cache."""
+    H = np.tile(np.eye(2), (3, 1))
+    donor = np.repeat(np.arange(3), 2)
+    model = build_model(np.arange(6.0), np.ones(6), H, H, donor, np.ones((1, 2, 2)))
+    problem = make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
+    types = [typeof(value) for value in (problem, np.zeros(1), 0.0, 0.0, make_work(problem), 0)]
+    newton.compile(tuple(types))
 
 
 def centre(model: Model, scale: float) -> np.ndarray:

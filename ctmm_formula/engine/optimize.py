@@ -40,6 +40,7 @@ _BARRIER_END = 1e-8
 _REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
 _BARRIER_ENOUGH = 1e-6  # a path that settled down to here is on the edge; the rest is rounding
 _MAX_STEPS = 60
+_PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
 
 
 class Problem(NamedTuple):
@@ -241,7 +242,7 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
 
 
 @njit(**_OPTIONS)
-def newton(pr, theta, mu, tolerance, wk, patience=3):
+def newton(pr, theta, mu, tolerance, wk, patience):
     """Climb from `theta` (changed in place) at barrier weight mu.
 
     A step that meets a lower bound stops on it; bounds need no barrier.
@@ -410,7 +411,7 @@ def _follow(
     while mu > 0.5 * mu_end:
         for reach in _REACH if stage > 1 else (0.0,):
             ahead = np.maximum(theta + reach * (theta - before), pr.lower)
-            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk, _PATIENCE)
             n_eval += used
             if status != INFEASIBLE:
                 break
@@ -419,7 +420,7 @@ def _follow(
         for _ in range(10):  # a long walk along a curved wall: settle before going closer to it
             if status in (INTERIOR, INFEASIBLE):
                 break
-            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk)
+            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk, _PATIENCE)
             n_eval += used
         before[:], theta[:], llf = theta, ahead, new_llf
         if status == INTERIOR:
@@ -440,7 +441,7 @@ def climb(
     evaluations).
     """
     start = theta.copy()
-    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk)
+    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk, _PATIENCE)
     if status in (INTERIOR, INFEASIBLE):
         return status, llf, decrement, n_eval
     theta[:] = start
