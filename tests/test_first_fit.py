@@ -1,4 +1,4 @@
-"""The first fit after installation: two processes compile, and the numbers are those of later ones."""
+"""The first fit after installation: two processes compile, and later ones get the same numbers."""
 
 import os
 import subprocess
