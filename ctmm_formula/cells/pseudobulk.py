@@ -45,8 +45,9 @@ def pseudobulk(
     """Aggregate cells to donors x cell types: mean, noise variance, number of cells.
 
     The noise variance of a mean of n cells is nu = sample variance (ddof 1) / n.  It is computed
-    in one reading, in blocks of some 64 MB, without cancellation.  Memory beyond the data: the
-    result, 16 bytes for each pair and gene, and a few blocks.
+    in one reading (two, for counts stored gene by gene that are normalised), in blocks of some
+    64 MB, without cancellation.  Memory beyond the data: the result, 16 bytes for each pair and
+    gene, and a few blocks.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def pseudobulk(
     experiment : str, optional
         Column of experiments, where donors may have been measured several times.
     replicate : {"largest", "error"}
-        Keep of such donors the experiment with most cells, or refuse them.
+        Keep of such donors the experiment with most cells (the first of equals), or refuse them.
     covariates : sequence of str, optional
         Columns of obs to carry along; default all that are constant within donors, cell types or
         pairs.
@@ -206,7 +207,8 @@ def _stream(
     sizes = _sizes(source, block_size) if normalize and by_genes else None
     seen: list[tuple[float, bool]] = []
     empty = np.zeros(len(codes), dtype=bool)
-    for first, block in blocks(source, block_size):
+    copies = normalize is not None or places is not None
+    for first, block in blocks(source, block_size, copies=copies):
         cell, gene = (0, first) if by_genes else (first, 0)
         span = slice(cell, cell + block.shape[0])
         if normalize:
@@ -221,6 +223,7 @@ def _stream(
         else:
             bad = moments.add_cells(block, codes[span])
         _refuse(bad, source.cells[cell:], kept[targets])
+        del block
     if not normalize:
         seen.append((moments.top, moments.whole))
     top, whole = max(top for top, _ in seen), all(whole for _, whole in seen)
@@ -233,7 +236,7 @@ def _stream(
 def _sizes(source: Source, block_size: int | None) -> np.ndarray:
     """Counts of each cell, from a matrix stored gene by gene."""
     out = np.zeros(len(source.obs))
-    for _, block in blocks(source, block_size):
+    for _, block in blocks(source, block_size, copies=True):
         out += libraries(block)
     return out
 

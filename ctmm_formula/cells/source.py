@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..design.table import as_frame, listing, near
-from ..errors import DataError
+from ..errors import CTMMError, DataError
 from .tables import is_anndata, require_anndata
 
 BLOCK = 2**26
@@ -117,28 +117,17 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
         from anndata.io import read_elem, sparse_dataset
     except ImportError:  # anndata < 0.11
         from anndata.experimental import read_elem, sparse_dataset
+    path = path.expanduser()
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}")
-    if path.suffix == ".zarr" or path.is_dir():
-        import zarr
-
-        root = zarr.open_group(str(path), mode="r")
-
-        def close() -> None:
-            """A zarr store holds no file open."""
-    else:
-        import h5py
-
-        try:
-            root = h5py.File(path, "r")
-        except OSError as error:
-            raise DataError(f"{str(path)!r} is no h5ad file: {error}") from None
-        close = root.close
+    root, close = _root(path)
     home = "raw/" if raw else ""
     where = f"layers/{layer}" if layer is not None else f"{home}X"
-    if where not in root:
-        close()
-        raise DataError(f"the file {str(path)!r} has no {where}")
+    for part in ("obs", f"{home}var", where):
+        if part not in root:
+            close()
+            hint = "; it holds no AnnData: read it into one first" if part == "obs" else ""
+            raise DataError(f"the file {str(path)!r} has no {part}{hint}")
     elem = root[where]
     dense = hasattr(elem, "dtype")
     matrix = elem if dense else sparse_dataset(elem)
@@ -146,9 +135,33 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
     return Source(matrix, _form(matrix), obs, var, obs.index, close)
 
 
+def _root(path: Path) -> tuple[Any, Callable[[], None]]:
+    """The open file, and what closes it."""
+    if path.suffix == ".zarr" or path.is_dir():
+        try:
+            import zarr
+        except ImportError:
+            raise CTMMError("zarr is not installed: pip install zarr") from None
+        try:
+            # a zarr store holds no file open
+            return zarr.open_group(str(path), mode="r"), lambda: None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{str(path)!r} is no zarr file: {error}") from None
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(
+            f"{str(path)!r} is no h5ad file: {error}; read other formats into an AnnData or a "
+            "table first"
+        ) from None
+    return file, file.close
+
+
 def _from_table(data: object, obs: pd.DataFrame | None, genes: Sequence[str] | None) -> Source:
     """Columns of genes, and obs beside them or among them."""
-    table = as_frame(data)
+    table = as_frame(data).rename(columns=str)
     if obs is None:
         if genes is None:
             raise DataError(
@@ -160,11 +173,10 @@ def _from_table(data: object, obs: pd.DataFrame | None, genes: Sequence[str] | N
         table = table[names]
     else:
         obs = _aligned(as_frame(obs, "obs"), table)
-    table = table.rename(columns=str)
     odd = [c for c in table if not pd.api.types.is_numeric_dtype(table[c].dtype)]
     if odd:
         raise DataError(f"columns {listing(odd)} hold no numbers: leave them out of the genes")
-    if all(isinstance(kind, pd.SparseDtype) for kind in table.dtypes):
+    if all(isinstance(k, pd.SparseDtype) and k.fill_value == 0 for k in table.dtypes):
         matrix: Any = table.sparse.to_coo().tocsr()  # type: ignore[attr-defined]
     else:
         matrix = table.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -193,7 +205,7 @@ def _aligned(obs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 def _known(names: pd.Index, genes: Sequence[str]) -> list[str]:
     """Genes as given, once each, all of them known."""
-    wanted = list(dict.fromkeys(genes))
+    wanted = list(dict.fromkeys(str(gene) for gene in genes))
     lost = [gene for gene in wanted if gene not in names]
     if lost:
         hint = near(str(lost[0]), names).replace("the columns are", "the genes are")
@@ -231,7 +243,9 @@ def _form(matrix: Any) -> str:
 # reading
 
 
-def blocks(source: Source, size: int | None = None) -> Iterator[tuple[int, Any]]:
+def blocks(
+    source: Source, size: int | None = None, *, copies: bool = False
+) -> Iterator[tuple[int, Any]]:
     """Blocks of cells (of genes, where these are stored together) and their first position.
 
     Parameters
@@ -239,45 +253,68 @@ def blocks(source: Source, size: int | None = None) -> Iterator[tuple[int, Any]]
     source : Source
     size : int, optional
         Cells (genes) per block; by default so many as take some 64 MB, learned from the blocks
-        before.
+        before, and all where the matrix in memory is read as it stands.
+    copies : bool
+        Whether the caller copies its blocks, so that one of all cells would cost memory.
 
     Yields
     ------
     first : int
-    block : CSR or C-ordered ndarray (CSC), float32 or float64, without duplicates
+    block : CSR or C-ordered ndarray (CSC), float32 or float64, without duplicates; whatever the
+        chunks of a lazy array are
     """
     matrix, by_genes = source.matrix, source.form == "csc"
     total = matrix.shape[1] if by_genes else matrix.shape[0]
     width = matrix.shape[0] if by_genes else matrix.shape[1]
-    if size is None and _ready(matrix):
+    at_once = _ready(matrix)
+    if size is None and at_once and not copies:
         size = total
     step = size or max(1, BLOCK // (8 * max(width, 1)))
     first = 0
     while first < total:
         here = slice(first, min(first + step, total))
-        whole = here == slice(0, total) and _ready(matrix)
-        block = _plain(matrix if whole else matrix[:, here] if by_genes else matrix[here])
-        yield first, block
-        first = here.stop
+        whole = here == slice(0, total) and at_once
+        block = matrix if whole else _cut(matrix, here, by_genes)
+        block = _plain(block, "csc" if by_genes else "csr")
         if size is None and sparse.issparse(block):
             stored = block.data.nbytes + block.indices.nbytes + 1
             step = max(1, min(8 * step, int((here.stop - here.start) * BLOCK / stored)))
+        yield first, block
+        del block  # two blocks at once are one too many
+        first = here.stop
 
 
 def _ready(matrix: Any) -> bool:
     """Whether a matrix in memory needs no conversion, so one block will do."""
-    return (
-        sparse.issparse(matrix) or (isinstance(matrix, np.ndarray) and matrix.flags.c_contiguous)
-    ) and matrix.dtype in (np.float32, np.float64)
+    if matrix.dtype not in (np.float32, np.float64):
+        return False
+    if sparse.issparse(matrix):
+        return bool(matrix.has_canonical_format)
+    return type(matrix) is np.ndarray and matrix.flags.c_contiguous
 
 
-def _plain(block: Any) -> Any:
-    """A block in memory, as the kernels read it."""
+def _cut(matrix: Any, here: slice, by_genes: bool) -> Any:
+    """Some cells (genes); of a sparse matrix in memory without copying its values."""
+    if not sparse.issparse(matrix):
+        return matrix[:, here] if by_genes else matrix[here]
+    start, stop = matrix.indptr[here.start], matrix.indptr[here.stop]
+    indptr = matrix.indptr[here.start : here.stop + 1] - start
+    n = here.stop - here.start
+    shape = (matrix.shape[0], n) if by_genes else (n, matrix.shape[1])
+    parts = (matrix.data[start:stop], matrix.indices[start:stop], indptr)
+    return type(matrix)(parts, shape=shape)
+
+
+def _plain(block: Any, form: str) -> Any:
+    """A block in memory, as the kernels read it; sparse ones in format `form`."""
     if hasattr(block, "compute"):
         block = block.compute()
     if not sparse.issparse(block):
         kind = np.float32 if np.dtype(block.dtype) == np.float32 else np.float64
+        if np.ma.isMaskedArray(block):
+            block = np.ma.filled(block.astype(kind), np.nan)
         return np.ascontiguousarray(block, dtype=kind)
+    block = block.asformat(form)
     if block.dtype not in (np.float32, np.float64):
         block = block.astype(np.float64)
     if not block.has_canonical_format:
