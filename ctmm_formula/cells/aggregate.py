@@ -16,6 +16,9 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
+EPS = np.finfo(float).eps / 2
+"""A sum of n values of one sign is off by less than n times this share of it."""
+
 
 class BadValue(NamedTuple):
     """A value that no expression can have: row and gene within the block."""
@@ -107,8 +110,12 @@ class Moments:
     def noise(self) -> np.ndarray:
         """Squared standard errors, sample variance (ddof 1) / n; overwrites `m2`.
 
-        Pairs of fewer than two cells have none: NaN.
+        Pairs of fewer than two cells have none: NaN.  Where all cells are alike it is zero, not
+        the rounding of their mean.
         """
+        for cells, mean, m2 in zip(self.count, self.mean, self.m2, strict=True):
+            rounding = cells * EPS * np.abs(mean)
+            m2[m2 <= cells * rounding * rounding] = 0.0
         n = np.where(self.count > 1, self.count, np.nan)
         self.m2 /= (n * (n - 1.0))[:, None]
         return self.m2

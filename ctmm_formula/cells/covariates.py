@@ -15,6 +15,7 @@ from .pairs import Pairs
 OWN = ("donor", "celltype", "n_cells", "proportion", "nu")
 """Columns that pseudobulk makes itself, and the name of the noise."""
 VARIES = "it varies within pairs"
+TWICE = "several columns have this name"
 HEAD = 10_000
 """Cells that are looked at first: most columns of quality measures show there that they vary."""
 
@@ -46,7 +47,7 @@ def carry(
     Raises
     ------
     DataError
-        A wanted column does not exist, or varies within pairs.
+        A wanted column does not exist, varies within pairs, or holds nothing to carry.
     """
     names = _names(obs, taken, wanted)
     N, C = pairs.n_cells.shape
@@ -58,7 +59,8 @@ def carry(
         ("pair", cell, np.arange(N * C)),
     )
     found: dict[str, dict[str, pd.Series]] = {kind: {} for kind, _, _ in kinds}
-    left_out: dict[str, str] = {}
+    columns = list(obs.columns)
+    left_out = {} if wanted else {c: TWICE for c in columns if columns.count(c) > 1}
     for name in names:
         if name in OWN:
             left_out[name] = "its name is that of a column of the result"
@@ -85,8 +87,11 @@ def carry(
             left_out[name] = VARIES
             if wanted is not None:
                 _refuse(name, codes, values, pairs)
-    columns = {name: c for kind in found.values() for name, c in kind.items()}
-    return pd.DataFrame(columns, index=pd.RangeIndex(N * C)), left_out
+    if wanted is not None and left_out:
+        name, reason = next(iter(left_out.items()))
+        raise DataError(f"covariates= names {name!r}, which cannot be carried along: {reason}")
+    carried = {name: c for kind in found.values() for name, c in kind.items()}
+    return pd.DataFrame(carried, index=pd.RangeIndex(N * C)), left_out
 
 
 def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -100,6 +105,8 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
     for name in wanted:
         if name not in columns:
             raise DataError(f"covariates= names {name!r}, not a column of obs{near(name, columns)}")
+        if columns.count(name) > 1:
+            raise DataError(f"covariates= names {name!r}: {TWICE} in obs, rename them")
         if name in OWN and name not in taken:
             raise DataError(
                 f"covariates= names {name!r}, a column that pseudobulk makes itself: rename yours"
@@ -125,7 +132,7 @@ def _column(column: pd.Series, values: list[Any], codes: np.ndarray) -> pd.Serie
     kind: Any = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
         out = pd.Series(pd.Categorical(_take(values, codes), dtype=kind)).cat
-        return out.remove_unused_categories()
+        return _as_text(out.remove_unused_categories())
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
         if (codes >= 0).all():
             return pd.Series(_take(values, codes)).astype(kind)
@@ -134,6 +141,15 @@ def _column(column: pd.Series, values: list[Any], codes: np.ndarray) -> pd.Serie
         return pd.Series(_take(values, codes)).astype(kind)
     texts = [None if code < 0 else label(values[code]) for code in codes]
     return pd.Series(pd.Categorical(texts))
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    """Categories that no file holds, such as intervals of age, become texts."""
+    categories = column.cat.categories
+    texts = [label(value) for value in categories]
+    if pd.api.types.is_numeric_dtype(categories.dtype) or len(set(texts)) < len(texts):
+        return column
+    return column.cat.rename_categories(texts)
 
 
 def _take(values: list[Any], codes: np.ndarray) -> list[Any]:
