@@ -1,6 +1,7 @@
 """Cells to pseudobulk: equal to plain formulas and to scanpy, whatever the cells come in."""
 
 import logging
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -163,11 +164,79 @@ def test_blocks_learn_their_size(tmp_path, monkeypatch):
     same(ctmm.pseudobulk(path, **LOOSE), *plain(X, obs))
 
 
-def test_lazy_arrays(tmp_path):
+@pytest.mark.parametrize(
+    "chunk", [None, sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix, sparse.csr_array]
+)
+def test_lazy_arrays(chunk):
     da = pytest.importorskip("dask.array")
     X, obs, genes = cells()
-    lazy = adata_of(da.from_array(X, chunks=(50, -1)), obs, genes)
-    same(ctmm.pseudobulk(lazy, **LOOSE), *plain(X, obs))
+    lazy = da.from_array(X, chunks=(50, 3 if chunk is None else -1))
+    adata = adata_of(lazy if chunk is None else lazy.map_blocks(chunk), obs, genes)
+    same(ctmm.pseudobulk(adata, **LOOSE), *plain(X, obs))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("kinds", [(np.int64, np.int64), (np.int64, np.int32)])
+def test_indices_of_huge_matrices(form, kinds, tmp_path):
+    # above 2^31 stored values they have 64 bits; anndata on disk may mix them
+    X, obs, genes = cells()
+    adata, _ = in_form(form, X, obs, genes, tmp_path)
+    adata.X.indptr, adata.X.indices = (
+        part.astype(kind)
+        for part, kind in zip((adata.X.indptr, adata.X.indices), kinds, strict=True)
+    )
+    for more in ({}, {"block_size": 3}, {"genes": genes}):
+        same(ctmm.pseudobulk(adata, **LOOSE, **more), *plain(X, obs))
+
+
+@pytest.mark.parametrize("kind", [np.float16, ">f4", ">f8"])
+def test_floats_of_other_kinds(kind):
+    X, obs, genes = cells()
+    X = X.astype(kind)
+    same(ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE), *plain(X, obs))
+
+
+def test_arrays_that_may_not_be_written():
+    X, obs, genes = cells()
+    csr = sparse.csr_matrix(X)
+    for part in (X, csr.data, csr.indices, csr.indptr):
+        part.flags.writeable = False
+    for data in (X, csr):
+        for more in ({}, {"block_size": 7}):
+            same(ctmm.pseudobulk(adata_of(data, obs, genes), **LOOSE, **more), *plain(X, obs))
+
+
+@pytest.mark.parametrize("case", ["normalize", "genes", "csc normalize", "unsorted", "plain"])
+def test_cells_in_memory_are_not_copied(case, monkeypatch):
+    # counted in blocks: the bound is a few of them, a copy of the matrix would be ten
+    block = 2**18
+    monkeypatch.setattr("ctmm_formula.cells.source.BLOCK", block)
+    rng = np.random.default_rng(8)
+    X = sparse.random(6000, 400, density=0.1, format="csr", rng=rng)
+    X.data = np.ceil(30 * X.data)
+    options = {}
+    if case == "genes":
+        options["genes"] = [f"g{k}" for k in range(399)]
+    if case.endswith("normalize"):
+        options["normalize"] = "log_cp10k"
+    else:
+        X.data += 0.5
+    if case == "unsorted":
+        rows = zip(X.indptr[:-1], X.indptr[1:], strict=True)
+        X.indices = np.concatenate([X.indices[a:b][::-1] for a, b in rows])
+        X = sparse.csr_matrix((X.data, X.indices, X.indptr), shape=X.shape)
+    if case.startswith("csc"):
+        X = X.tocsc()
+    assert X.data.nbytes + X.indices.nbytes > 10 * block
+    obs = pd.DataFrame({"donor": "a", "celltype": "t"}, index=map(str, range(6000)))
+    adata = adata_of(X, obs, [f"g{k}" for k in range(400)])
+    ctmm.pseudobulk(adata[:50].copy(), **LOOSE, **options)  # compiled
+    tracemalloc.start()
+    ctmm.pseudobulk(adata, **LOOSE, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    labels_and_result = 2**20
+    assert peak < 6 * block + labels_and_result
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint16, bool])
@@ -252,6 +321,21 @@ def test_stored_duplicates_and_zeros_of_a_sparse_matrix():
     pb = ctmm.pseudobulk(adata_of(twice, obs, genes), **LOOSE)
     same(pb, *plain(X.toarray(), obs))
     assert twice.nnz == 60  # the user's matrix is left as it was
+
+
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
+@pytest.mark.parametrize("block_size", [None, 20])
+def test_cells_that_are_all_alike_have_no_noise(make, block_size):
+    # 0.1 is no binary number: its mean is off by a rounding, which would be noise of 1e-35
+    _, obs, genes = cells()
+    X = np.full((len(obs), len(genes)), 0.1)
+    X[:, 1] = np.where(np.arange(len(obs)) % 2, 0.1, np.nextafter(0.1, 1) + 1e-12)
+    pb = ctmm.pseudobulk(adata_of(make(X), obs, genes), **LOOSE, block_size=block_size)
+    assert (pb.layers["nu"][:, [0, *range(2, 7)]] == 0).all()
+    np.testing.assert_allclose(pb.layers["nu"][:, 1], plain(X, obs)[1][:, 1], rtol=1e-3)
+    varied = pb.copy()
+    varied.X[:, 1] = np.arange(pb.n_obs)
+    assert list(ctmm.filter_genes(varied).var_names) == ["g1"]
 
 
 def test_moments_join_in_any_division():
@@ -407,6 +491,15 @@ def test_covariates_of_donors_cell_types_and_pairs():
     assert "obs column 'n_cells' is left out: its name is that of a column of the result" in notes
 
 
+def test_intervals_become_texts(tmp_path):
+    X, obs, genes = cells()
+    obs["age"] = pd.cut(obs["donor"].str[1:].astype(int), [-1, 2, 9])
+    pb = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
+    assert list(pb.obs["age"].cat.categories) == ["(-1, 2]", "(2, 9]"]
+    assert pb.obs["age"].cat.ordered
+    pb.write_h5ad(tmp_path / "pb.h5ad")
+
+
 def test_columns_that_vary_late_are_found_too(monkeypatch):
     X, obs, genes = cells()
     obs["late"] = 1.0
@@ -444,6 +537,21 @@ def test_covariates_by_name():
         DataError, match=r"covariates= names 'sx', not a column.*did you mean 'sex'"
     ):
         ctmm.pseudobulk(adata, **LOOSE, covariates=["sx"])
+    adata.obs["boxes"] = [[1]] * len(obs)
+    adata.obs["nothing"] = np.nan
+    for name, reason in (("boxes", "its values are objects"), ("nothing", "missing in all cells")):
+        with pytest.raises(DataError, match=rf"names '{name}', which cannot be .*{reason}"):
+            ctmm.pseudobulk(adata, **LOOSE, covariates=[name, "sex"])
+
+
+def test_columns_of_one_name_are_left_out_and_said():
+    X, obs, genes = cells()
+    adata = adata_of(X, pd.concat([obs, obs[["sex"]]], axis=1), genes)
+    pb = ctmm.pseudobulk(adata, **LOOSE)
+    assert "sex" not in pb.obs
+    assert "obs column 'sex' is left out: several columns have this name" in pb.uns["ctmm"]["notes"]
+    with pytest.raises(DataError, match="'sex': several columns have this name"):
+        ctmm.pseudobulk(adata, **LOOSE, covariates=["sex"])
 
 
 def test_nothing_is_lost_without_a_word(caplog):
@@ -473,6 +581,20 @@ def test_survives_h5ad(tmp_path):
     )
 
 
+def test_survives_zarr(pb, tmp_path):
+    steps = ctmm.principal_components(ctmm.standardize(pb), 2)
+    for k, data in enumerate((steps, ctmm.overall(steps))):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Writing zarr v2 data", UserWarning)
+            data.write_zarr(tmp_path / f"{k}.zarr")
+        back = ad.read_zarr(tmp_path / f"{k}.zarr")
+        pd.testing.assert_frame_equal(back.obs, data.obs)
+        np.testing.assert_equal(back.uns["ctmm"], data.uns["ctmm"])
+        one, two = (ctmm.fit("g25 ~ C(celltype)" if k == 0 else "g25 ~ 1", data=d, structure="hom")
+                    for d in (data, back))  # fmt: skip
+        np.testing.assert_array_equal(one.params, two.params)
+
+
 def test_genes_can_be_chosen_in_any_form(tmp_path):
     X, obs, genes = cells()
     whole = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
@@ -491,6 +613,21 @@ def test_one_table_with_labels_and_genes():
     assert "sex" in pb.obs
     with pytest.raises(DataError, match=r"which columns are genes"):
         ctmm.pseudobulk(table, **LOOSE)
+
+
+def test_columns_whose_names_are_numbers():
+    X, obs, _ = cells()
+    table = pd.DataFrame(X, index=obs.index)
+    same(ctmm.pseudobulk(pd.concat([obs, table], axis=1), genes=range(7), **LOOSE), *plain(X, obs))
+    assert list(ctmm.pseudobulk(table, obs=obs, genes=[5, 0], **LOOSE).var_names) == ["5", "0"]
+
+
+def test_sparse_tables_whose_gaps_are_no_zeros():
+    X, obs, genes = cells()
+    table = pd.DataFrame(np.where(X == 0, np.nan, X), index=obs.index, columns=genes)
+    table = table.astype(pd.SparseDtype(float, np.nan))
+    with pytest.raises(DataError, match=r"expression is nan in cell 'cell\d+'"):
+        ctmm.pseudobulk(table, obs=obs, **LOOSE)
 
 
 def test_table_and_obs_meet_by_cell():
@@ -725,12 +862,33 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*nowhere\.h5ad"):
         ctmm.pseudobulk(tmp_path / "nowhere.h5ad")
     (tmp_path / "text.h5ad").write_text("cells")
-    with pytest.raises(DataError, match=r"is no h5ad file"):
+    with pytest.raises(DataError, match=r"is no h5ad file.*read other formats into an AnnData"):
         ctmm.pseudobulk(tmp_path / "text.h5ad")
+    with pytest.raises(DataError, match=r"is no zarr file"):
+        ctmm.pseudobulk(tmp_path)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["X"] = np.ones((3, 3))
+    with pytest.raises(DataError, match=r"other\.h5' has no obs; it holds no AnnData"):
+        ctmm.pseudobulk(tmp_path / "other.h5")
     path, _ = in_form("h5ad", *cells(), tmp_path)
     with pytest.raises(DataError, match=r"has no layers/counts"):
         ctmm.pseudobulk(path, layer="counts")
     ad.read_h5ad(path, backed="r+").file.close()  # nobody holds it open
+
+
+def test_masked_values_are_no_expression():
+    X, obs, genes = cells()
+    masked = np.ma.masked_array(X, mask=np.arange(X.size).reshape(X.shape) == 123 * 7 + 4)
+    with pytest.raises(DataError, match=r"expression is nan in cell 'cell123', gene 'g4'"):
+        ctmm.pseudobulk(adata_of(masked, obs, genes), **LOOSE)
+
+
+def test_path_from_home(tmp_path, monkeypatch):
+    X, obs, genes = cells()
+    in_form("h5ad", X, obs, genes, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same(ctmm.pseudobulk("~/cells.h5ad", **LOOSE), *plain(X, obs))
 
 
 def test_labels_that_would_read_the_same():
@@ -871,6 +1029,23 @@ def test_tables(pb):
         DataError, match=r"has a column 'g3' in obs already: give the expression an"
     ):
         ctmm.to_long(other, "g3")
+    with pytest.raises(DataError, match=r"gene= must be one name, got list: ctmm\.to_frame"):
+        ctmm.to_long(pb, ["g3", "g1"])
+
+
+def test_a_gene_called_nu(pb):
+    other = pb.copy()
+    other.var_names = ["nu", *pb.var_names[1:]]
+    for step in (
+        lambda: ctmm.to_long(other, "nu"),
+        lambda: ctmm.fit("nu ~ C(celltype)", data=other),
+        lambda: ctmm.to_long(other, "g1", name="nu"),
+    ):
+        with pytest.raises(DataError, match=r"'nu' is the column of noise variances: give .*name="):
+            step()
+    table = ctmm.to_long(other, "nu", name="y")
+    np.testing.assert_array_equal(table["y"], pb.X[:, 0])
+    np.testing.assert_array_equal(table["nu"], pb.layers["nu"][:, 0])
 
 
 def test_without_anndata_says_what_to_install(monkeypatch):

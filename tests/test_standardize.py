@@ -324,6 +324,13 @@ def test_missing_pairs_do_not_count_as_donors(pb):
     assert "g1" in filtered(lose(pb, *[f"d{k}|t1" for k in range(20, 30)]))  # in 3 of 20
 
 
+def test_a_cell_type_of_one_donor_or_none_takes_no_gene(pb):
+    pb.X[:, 4] = 0.25
+    rare = [f"d{k:02d}|t2" for k in range(30)]
+    for lost in (rare[1:], rare):
+        assert filtered(lose(pb, *lost)) == {f"g{k}" for k in range(20)} - {"g4"}
+
+
 def test_genes_of_overall_pseudobulk(pb):
     op = ctmm.overall(pb)
     op.X[3:, 1] = 0
@@ -336,6 +343,10 @@ def test_no_gene_left(pb):
         ctmm.filter_genes(pb)
     with pytest.raises(DataError, match="min_share= must be a share"):
         ctmm.filter_genes(pb, min_share=10)
+    with pytest.raises(DataError, match="min_share= must be a share"):
+        ctmm.filter_genes(pb, min_share="0.1")
+    with pytest.raises(DataError, match="above= must be a number"):
+        ctmm.filter_genes(pb, above=np.nan)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -357,6 +368,19 @@ def test_a_pair_missing_in_some_genes_is_refused(pb):
         DataError, match=r"pair 'd01\|t1' is missing in some genes only, 'g1', 'g3'"
     ):
         ctmm.overall(pb)
+
+
+def test_proportions_and_noise_that_are_none_are_refused(pb):
+    other = pb.copy()
+    other.obs.loc["d01|t1", "proportion"] = np.nan
+    other.obs.loc["d02|t1", "proportion"] = -0.1
+    lone = pb.copy()
+    lone.layers["nu"][4, 3] = np.nan
+    for step in (ctmm.overall, ctmm.standardize, ctmm.principal_components, ctmm.filter_genes):
+        with pytest.raises(DataError, match=r"'proportion'\] is nan in pairs 'd01\|t1', 'd02\|t1'"):
+            step(other)
+        with pytest.raises(DataError, match=r"nu\"\] has values where .*none .*, in 'd01\|t1'"):
+            step(lone)
 
 
 def test_steps_know_their_kind(pb):

@@ -18,6 +18,7 @@ Imputed pairs count with their proportion.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,7 +210,7 @@ def principal_components(pb: AnnData, n: int = 6, *, missing: str = "observed") 
     choose("missing", missing, MISSING)
     kind = kind_of(pb)
     values, used, text = _overall_values(pb, missing)
-    if not isinstance(n, (int, np.integer)) or n < 1:
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise DataError(f"n= must be a whole number of at least 1, got {n!r}")
     names = [f"PC{k + 1}" for k in range(n)]
     clash = [name for name in names if name in pb.obs]
@@ -252,7 +253,7 @@ def filter_genes(
         cell type.
     celltypes : {"every", "any"}
         Whether this, and a variance between donors above zero, is asked of every cell type or of
-        one at least.
+        one at least.  Cell types of one donor are asked for no variance, those of none nothing.
     above : float
         Expressed is a mean above this.
 
@@ -280,17 +281,25 @@ def filter_genes(
     ['CD19', 'ACTB']
     """
     choose("celltypes", celltypes, ["every", "any"])
-    if not 0 <= min_share < 1:
+    if not isinstance(above, Real) or not np.isfinite(above):
+        raise DataError(f"above= must be a number, got {above!r}")
+    if not isinstance(min_share, Real) or not 0 <= min_share < 1:
         raise DataError(f"min_share= must be a share from 0 to below 1, got {min_share!r}")
     kind = kind_of(pb)
     values = matrices(pb)[0][:, None, :] if kind == "op" else read_grid(pb).mean
     there = ~np.isnan(values)
     counts = np.maximum(there.sum(axis=0), 1)
     share = (there & (np.where(there, values, 0.0) > above)).sum(axis=0) / counts
+    seen = there.any(axis=(0, 2))
     low = np.where(there, values, np.inf).min(axis=0)
     high = np.where(there, values, -np.inf).max(axis=0)
+    with np.errstate(invalid="ignore"):  # cell types nobody has
+        differs = high - low > CONSTANT * np.maximum(np.abs(high), np.abs(low))
     rule = np.all if celltypes == "every" else np.any
-    expressed, varies = rule(share > min_share, axis=0), rule(high > low, axis=0)
+    expressed = rule(share[seen] > min_share, axis=0)
+    # one donor alone cannot differ
+    several = there.sum(axis=0).max(axis=1) > 1
+    varies = rule(differs[several], axis=0)
     keep = expressed & varies
     record = {
         "min_share": float(min_share), "celltypes": celltypes, "above": float(above),

@@ -34,6 +34,7 @@ log = logging.getLogger("ctmm_formula")
 FORMAT = 1
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
+OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
 PREFIX = "prop_"
 """Of the columns of proportions in tables of overall pseudobulk."""
 
@@ -126,7 +127,8 @@ def read_grid(pb: AnnData) -> Grid:
     Raises
     ------
     DataError
-        No pseudobulk, a grid with holes, or a pair that is missing in some genes only.
+        No pseudobulk, a grid with holes, a pair that is missing in some genes only or has a mean
+        without noise variance, or proportions that are none.
     """
     kind_of(pb, "ctp")
     donors = pd.Index(pb.obs["donor"].astype(str).unique(), dtype=object)
@@ -140,6 +142,13 @@ def read_grid(pb: AnnData) -> Grid:
             f"({len(found)} rows): leave out whole donors or whole cell types, and keep the order"
         )
     mean, nu = matrices(pb)
+    P = pb.obs["proportion"].to_numpy(dtype=float)
+    bad = np.flatnonzero(~(np.isfinite(P) & (P >= 0)))
+    if len(bad):
+        raise DataError(
+            f"obs['proportion'] is {P[bad[0]]:g} in pairs {listing(list(pb.obs_names[bad]))}: "
+            "give each the share of its cell type in the donor, 0 or more"
+        )
     gone = np.isnan(mean)
     missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
     partly = np.flatnonzero(gone.any(axis=1) & ~missing)
@@ -149,6 +158,12 @@ def read_grid(pb: AnnData) -> Grid:
             f"pair {pb.obs_names[partly[0]]!r} is missing in some genes only, {listing(genes)}: "
             "leave these genes out, or the whole pair"
         )
+    odd = np.flatnonzero((np.isnan(nu) != gone).any(axis=1))
+    if len(odd):
+        raise DataError(
+            'layers["nu"] has values where the pair is missing, or none where it is not, in '
+            f"{listing(list(pb.obs_names[odd]))}: a missing pair is NaN in both X and it"
+        )
     return Grid(
         donors=donors,
         celltypes=celltypes,
@@ -156,7 +171,7 @@ def read_grid(pb: AnnData) -> Grid:
         nu=nu.reshape(N, C, -1),
         missing=missing.reshape(N, C),
         n_cells=pb.obs["n_cells"].to_numpy(dtype=float).reshape(N, C),
-        proportions=pb.obs["proportion"].to_numpy(dtype=float).reshape(N, C),
+        proportions=P.reshape(N, C),
     )
 
 
@@ -215,15 +230,22 @@ def to_long(
     """
     choose("zero_noise", zero_noise, ["keep", "pool"])
     kind = kind_of(pb)
+    if not isinstance(gene, str):
+        raise DataError(
+            f"gene= must be one name, got {type(gene).__name__}: ctmm.to_frame(pb, genes) takes "
+            "several"
+        )
     at = _genes(pb, [gene])
     name = gene if name is None else name
     mean, nu = _dense(pb.X[:, at]), _dense(pb.layers["nu"][:, at])
     if zero_noise == "pool" and kind == "ctp":
         nu = pooled_noise(nu, counted(pb.obs)["n_cells"].to_numpy(float), pb.obs["celltype"])[0]
     frame = _obs_table(pb, kind)
+    if name == "nu":
+        raise DataError(f"{name!r} is the column of noise variances: {OTHER_NAME}")
     for new in (name, "nu"):
         if new in frame:
-            fix = "give the expression another, name=" if new == name else "rename that one"
+            fix = OTHER_NAME if new == name else "rename that one"
             raise DataError(f"the pseudobulk has a column {new!r} in obs already: {fix}")
     return frame.assign(**{name: mean[:, 0], "nu": nu[:, 0]})
 
