@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -1052,3 +1053,22 @@ def test_without_anndata_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "anndata", None)
     with pytest.raises(CTMMError, match=r"pip install 'ctmm-formula\[anndata\]'"):
         ctmm.pseudobulk(Path("cells.h5ad"))
+
+
+def test_the_authors_package_has_the_same_pseudobulk():
+    """Where the two agree: pairs of one cell, which it drops in one of two ways, are left out."""
+    cells = pd.read_csv(GOLDEN / "pseudobulk_cells.csv", index_col=0)
+    theirs = pd.read_csv(GOLDEN / "pseudobulk_ctmm.csv")
+    genes = sorted(theirs["gene"].unique())
+    pb = ctmm.pseudobulk(
+        cells[genes], obs=cells[["donor", "celltype"]], min_cells=5, min_cells_donor=10
+    )
+    ours = ctmm.to_frame(pb).merge(
+        theirs, on=["donor", "celltype", "gene"], how="outer", suffixes=("", "_theirs")
+    )
+    missing = ours["nu_theirs"].isna()
+    assert missing.sum() == ours["expr"].isna().sum() == 5 * int((pb.obs["n_cells"] <= 5).sum()) > 0
+    kept = ours[~missing]
+    for name, other in [("expr", "mean"), ("nu", "nu_theirs"), ("proportion", "proportion_theirs")]:
+        np.testing.assert_allclose(kept[name], kept[other], rtol=1e-12)
+    assert (kept["n_cells"] == kept["n_cells_theirs"]).all()
