@@ -190,6 +190,20 @@ def test_indices_of_huge_matrices(form, kinds, tmp_path):
         same(ctmm.pseudobulk(adata, **LOOSE, **more), *plain(X, obs))
 
 
+def test_parts_of_a_backed_file(tmp_path):
+    X, obs, genes = cells()
+    adata, _ = in_form("csr", X, obs, genes, tmp_path)
+    adata.raw, adata.layers["logs"] = adata.copy(), adata.X.copy()
+    adata.write_h5ad(tmp_path / "parts.h5ad")
+    backed = ad.read_h5ad(tmp_path / "parts.h5ad", backed="r")
+    for options in ({"raw": True}, {"layer": "logs"}):
+        same(ctmm.pseudobulk(backed, **options, **LOOSE), *plain(X, obs))
+    half = (np.arange(len(obs)) % 2).astype(bool)
+    view = backed[half, ["g3", "g1"]]
+    same(ctmm.pseudobulk(view, **LOOSE), *plain(X[half][:, [3, 1]], obs[half]))
+    backed.file.close()
+
+
 @pytest.mark.parametrize("kind", [np.float16, ">f4", ">f8"])
 def test_floats_of_other_kinds(kind):
     X, obs, genes = cells()

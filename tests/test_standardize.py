@@ -252,6 +252,15 @@ def test_components_of_both_kinds_and_any_scale_agree(pb):
         np.testing.assert_allclose(other.obs[names], one, atol=1e-9)
 
 
+def test_order_of_donors_and_genes_does_not_turn_components(pb):
+    rng = np.random.default_rng(1)
+    names = ["PC1", "PC2", "PC3"]
+    rows = (3 * rng.permutation(30)[:, None] + np.arange(3)).ravel()
+    moved = pb[rows, rng.permutation(20)].copy()
+    one, two = (ctmm.principal_components(data, 3).obs[names] for data in (pb, moved))
+    np.testing.assert_allclose(two.loc[one.index], one, atol=1e-9)
+
+
 def test_components_of_complete_donors_only(pb):
     out = ctmm.principal_components(lose(pb, "d03|t2"), 2, missing="complete")
     gone = out.obs["PC1"].isna()

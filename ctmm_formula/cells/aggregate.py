@@ -75,7 +75,8 @@ class Moments:
         start = np.concatenate([[0], np.cumsum(size)])
         state = (self.count, self.mean, self.m2, self.lowest)
         if sparse.issparse(block):
-            seen = _add_sparse(block.data, block.indices, block.indptr, order, start, *state)
+            indptr = block.indptr.astype(np.int64)
+            seen = _add_sparse(block.data, block.indices, indptr, order, start, *state)
         else:
             seen = _add_dense(block, order, start, *state)
         self.count += size
@@ -93,7 +94,7 @@ class Moments:
         """
         self.count = np.bincount(codes[codes >= 0], minlength=len(self.count))
         seen = _set_columns(
-            block.data, block.indices, block.indptr, codes, targets,
+            block.data, block.indices, block.indptr.astype(np.int64), codes, targets,
             self.count, self.mean, self.m2, self.lowest,
         )  # fmt: skip
         return self._note(seen, block)
