@@ -683,6 +683,28 @@ def test_counts_are_normalised_by_all_genes_of_the_cell(form, method, tmp_path):
     np.testing.assert_allclose(part.X, pb[:, "g2"].X, rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("form", ["memory", "file"])
+def test_counts_of_a_selection_of_genes_are_pointed_out(form, tmp_path):
+    X, obs, genes = counts()
+    adata = adata_of(sparse.csr_matrix(X), obs, genes)
+    adata.raw = adata.copy()
+    whole = adata
+    part = adata[:, :4].copy()
+    for data, known in ((whole, True), (part, False)):
+        if form == "file":
+            data.write_h5ad(tmp_path / "cells.h5ad")
+            data = tmp_path / "cells.h5ad"
+        if known:
+            ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
+            ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k", raw=True, genes=["g1"])
+            continue
+        message = r"by their counts in 4 genes, but raw has 6: normalise before"
+        with pytest.warns(CTMMWarning, match=message) as caught:
+            pb = ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
+        assert caught[0].filename == __file__
+        assert any("but raw has 6" in note for note in pb.uns["ctmm"]["notes"])
+
+
 def test_normalised_as_scanpy_does():
     X, obs, genes = counts()
     X[:, 0] += 1  # scanpy warns of cells without counts

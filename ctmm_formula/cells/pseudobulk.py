@@ -66,7 +66,8 @@ def pseudobulk(
         Genes to keep; default all.  In a table without `obs`, its columns that are genes.
     normalize : {"log_cp10k", "log2_cpm"}, optional
         For raw counts: scale each cell to 10,000 counts and take ln(1 + x), or to a million and
-        take log2(1 + x).  Default: the data are logarithms already.
+        take log2(1 + x).  A cell's counts are those in all genes of the matrix, which should not
+        be a selection such as the highly variable ones.  Default: the data are logarithms already.
     min_cells : int
         A pair of donor and cell type must have more cells; else it is missing.  A pair of one
         cell is always missing: it has no variance.
@@ -106,7 +107,8 @@ def pseudobulk(
     Warns
     -----
     CTMMWarning
-        All values are whole numbers: raw counts, where logarithms are expected.
+        All values are whole numbers: raw counts, where logarithms are expected.  Counts to be
+        normalised are of fewer genes than the AnnData's raw.
 
     Notes
     -----
@@ -228,6 +230,13 @@ def _stream(
         seen.append((moments.top, moments.whole))
     top, whole = max(top for top, _ in seen), all(whole for _, whole in seen)
     notes = _judge(top, whole, normalize)
+    if normalize and source.raw_genes > len(source.genes):
+        text = (
+            f"cells are scaled by their counts in {len(source.genes)} genes, but raw has "
+            f"{source.raw_genes}: normalise before genes are chosen, or take the logarithms of raw"
+        )
+        warnings.warn(text, CTMMWarning, stacklevel=3)
+        notes.append(text)
     if empty.any():
         notes.append(f"{empty.sum()} cells have no counts, they are taken as zero")
     return moments, notes

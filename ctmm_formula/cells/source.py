@@ -32,6 +32,8 @@ class Source:
     var : DataFrame, one row per gene
     cells : Index
     close : callable
+    raw_genes : int
+        Genes of the AnnData's raw, where another of its matrices is read; else 0.
     """
 
     matrix: Any
@@ -40,6 +42,7 @@ class Source:
     var: pd.DataFrame
     cells: pd.Index
     close: Callable[[], None] = field(default=lambda: None)
+    raw_genes: int = 0
 
     @property
     def genes(self) -> pd.Index:
@@ -107,7 +110,8 @@ def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
     matrix = home.X if layer is None else data.layers[layer]
     if matrix is None:
         raise DataError("the AnnData has no X: name a layer=, or raw=True")
-    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names)
+    raw_genes = 0 if raw or data.raw is None else data.raw.shape[1]
+    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names, raw_genes=raw_genes)
 
 
 def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
@@ -132,7 +136,8 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
     dense = hasattr(elem, "dtype")
     matrix = elem if dense else sparse_dataset(elem)
     obs, var = read_elem(root["obs"]), read_elem(root[f"{home}var"])
-    return Source(matrix, _form(matrix), obs, var, obs.index, close)
+    raw_genes = 0 if raw or "raw/var" not in root else len(read_elem(root["raw/var"]))
+    return Source(matrix, _form(matrix), obs, var, obs.index, close, raw_genes)
 
 
 def _root(path: Path) -> tuple[Any, Callable[[], None]]:
