@@ -136,22 +136,6 @@ def em_step(
     return filled, mean, cov / (N + prior)
 
 
-def log_likelihood(
-    W: np.ndarray, observed: np.ndarray, mean: np.ndarray, cov: np.ndarray, prior: float = 0.0
-) -> np.ndarray:
-    """Penalised log-likelihood of the observed entries, shape (B,)."""
-    _, logdet = np.linalg.slogdet(cov)
-    inverse = np.linalg.inv(cov) if prior else np.zeros_like(cov)
-    value = -0.5 * prior * (logdet + np.trace(inverse, axis1=1, axis2=2))
-    for rows, o, _ in patterns(observed):
-        sigma = cov[:, o[:, None], o]
-        deviation = W[:, rows[:, None], o] - mean[:, None, o]
-        distance = deviation * _solve(sigma, deviation.swapaxes(1, 2)).swapaxes(1, 2)
-        logdet = np.linalg.slogdet(sigma)[1] + len(o) * np.log(2.0 * np.pi)
-        value = value - 0.5 * (len(rows) * logdet + distance.sum(axis=(1, 2)))
-    return value
-
-
 def patterns(observed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows with the same entries observed, those entries, and the missing ones."""
     kinds, of_row = np.unique(observed, axis=0, return_inverse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -131,6 +132,43 @@ def fill_counts(counts: np.ndarray | None, H: np.ndarray) -> np.ndarray | None:
     mean = np.full(H.shape[1], counts[known].mean())
     np.divide(H[known].T @ counts[known], weight, out=mean, where=weight > 0)
     return np.where(known, counts, H @ mean)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the rows say besides response and fixed part.
+
+    Attributes
+    ----------
+    nu : ndarray, shape (n,)
+    n_cells : ndarray, shape (n,), or None
+    P : ndarray, shape (n, C), or None
+        Proportions, for overall pseudobulk.
+    celltypes : tuple of str, length C
+    H : ndarray, shape (n, C)
+    notes : tuple of str
+    """
+
+    nu: np.ndarray
+    n_cells: np.ndarray | None
+    P: np.ndarray | None
+    celltypes: tuple[str, ...]
+    H: np.ndarray
+    notes: tuple[str, ...]
+
+
+def observed(ready: Prepared) -> Observed:
+    """Noise, numbers of cells and observation matrix of the clean rows.
+
+    Raises
+    ------
+    DataError
+        Values that cannot be, by column and rows.
+    """
+    nu, given = noise(ready), counts(ready)
+    P, celltypes, H = observation(ready)
+    notes = (*ready.notes, *few_donors(ready, celltypes, H), *count_notes(ready, given))
+    return Observed(nu, fill_counts(given, H), P, celltypes, H, notes)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:

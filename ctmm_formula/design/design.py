@@ -21,7 +21,7 @@ from ..structures import Structure
 from . import arrays
 from .formula import FormulaSpec
 from .matrix import Coding
-from .prepare import prepare
+from .prepare import Prepared, prepare
 from .table import (
     as_frame,
     column_name,
@@ -77,6 +77,8 @@ class Design:
     notes : tuple of str
     coding : Coding
         How the fixed part becomes numbers.
+    known_means : ndarray, shape (C, p), or None
+        ``mean_rows``, where they do not follow from `coding`, or need not.
     """
 
     spec: FormulaSpec
@@ -105,10 +107,13 @@ class Design:
     dropped: dict[str, int]
     notes: tuple[str, ...]
     coding: Coding = field(repr=False)
+    known_means: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def mean_rows(self) -> np.ndarray:
         """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
+        if self.known_means is not None:
+            return self.known_means
         return arrays.mean_rows(self.coding, self.X, self.celltype_col, self.celltypes)
 
     @property
@@ -281,49 +286,79 @@ def build_design(
     roles, frame = ready.roles, ready.frame
     arrays.check_levels(ready)
     y = arrays.response(spec, ready)
-    nu = arrays.noise(ready)
-    given = arrays.counts(ready)
-    P, celltypes, H = arrays.observation(ready)
-    notes = [*ready.notes, *arrays.few_donors(ready, celltypes, H)]
-    notes += arrays.count_notes(ready, given)
-    counts = arrays.fill_counts(given, H)
+    seen = arrays.observed(ready)
     # overall pseudobulk has a mean per cell type in place of the intercept
     fixed = f"{spec.fixed} + 1" if roles.proportions else spec.fixed
     coding = Coding(fixed, frame[list(roles.fixed)], ready.context, engine)
-    X = arrays.design_rows(coding, frame, P)
-    names = arrays.design_names(coding, celltypes if roles.proportions else ())
+    X = arrays.design_rows(coding, frame, seen.P)
+    names = arrays.design_names(coding, seen.celltypes if roles.proportions else ())
+    one_mean = roles.celltype is not None and roles.celltype not in roles.fixed
+    return assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
+
+
+def assemble(
+    spec: FormulaSpec,
+    ready: Prepared,
+    seen: arrays.Observed,
+    y: np.ndarray,
+    X: np.ndarray,
+    names: tuple[str, ...],
+    engine: str,
+    coding: Coding,
+    *,
+    one_mean: bool,
+    means: np.ndarray | None = None,
+) -> Design:
+    """The design of clean rows whose fixed part is coded, after the checks of that part.
+
+    Parameters
+    ----------
+    spec : FormulaSpec; ready : Prepared; seen : Observed
+    y : ndarray, shape (n,); X : ndarray, shape (n, p); names : tuple of str, length p
+    engine, coding
+        How the fixed part became numbers.
+    one_mean : bool
+        Whether the fixed part leaves the cell types one mean, which is worth a note.
+    means : ndarray, shape (C, p), optional
+        ``Design.mean_rows``, where `coding` cannot tell.
+
+    Raises
+    ------
+    DataError
+        Aliased columns, or random effects that cannot be estimated.
+    """
     arrays.check_design(X, names, ready.keep)
-    random = arrays.random(spec, ready, X, H, celltypes)
-    if roles.celltype is not None and roles.celltype not in roles.fixed:
-        notes.append("no cell type in the fixed part: the cell types share one mean")
-    donor_labels = ready.labels[roles.donor]
+    random = arrays.random(spec, ready, X, seen.H, seen.celltypes)
+    note = "no cell type in the fixed part: the cell types share one mean"
+    donors = ready.labels[ready.roles.donor]
     return Design(
         spec=spec,
-        kind="op" if roles.proportions else "ctp",
+        kind="op" if ready.roles.proportions else "ctp",
         engine=engine,
-        frame=frame,
+        frame=ready.frame,
         rows=ready.keep,
         index=ready.index,
-        donor_col=roles.donor,
-        celltype_col=roles.celltype,
+        donor_col=ready.roles.donor,
+        celltype_col=ready.roles.celltype,
         response_name=spec.response,
-        donors=tuple(donor_labels.categories),
-        celltypes=celltypes,
-        donor_codes=np.asarray(donor_labels.codes, dtype=np.int64),
+        donors=tuple(donors.categories),
+        celltypes=seen.celltypes,
+        donor_codes=np.asarray(donors.codes, dtype=np.int64),
         y=y,
-        nu=nu,
+        nu=seen.nu,
         X=X,
-        H=H,
-        n_cells=counts,
+        H=seen.H,
+        n_cells=seen.n_cells,
         names=names,
         random_names=tuple(name for name, _, _ in random),
         random_levels=tuple(levels for _, levels, _ in random),
         random=tuple(component for _, _, component in random),
-        proportions=arrays.shares(ready, H, counts),
-        proportion_cols=roles.proportions,
+        proportions=arrays.shares(ready, seen.H, seen.n_cells),
+        proportion_cols=ready.roles.proportions,
         dropped=ready.dropped,
-        notes=tuple(notes),
+        notes=(*seen.notes, *([note] if one_mean else [])),
         coding=coding,
+        known_means=means,
     )
 
 

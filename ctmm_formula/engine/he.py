@@ -109,36 +109,17 @@ def moments(model: Model) -> Moments:
     return Moments(gram, model.S @ noise, Q, factors, model.S, model.active_rows)
 
 
-def fit_many(
-    model: Model, Y: np.ndarray, NU: np.ndarray, design: Moments | None = None
-) -> list[Estimate]:
-    """Moment estimates of many responses of one design.
+def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
+    """Moment estimate of one response; b by GLS where Sigma is positive definite, else by OLS.
 
-    b is by GLS where Sigma is positive definite, else by OLS.
-
-    Parameters
-    ----------
-    model : Model
-    Y, NU : ndarray, shape (n, G)
-        Responses and their noise variances, in kernel order.
-    design : Moments, optional
-        ``moments(model)``, where it is known.
+    Many responses of one design share :func:`moments`: ``complete(gene, theta)`` for each gene and
+    row of ``moments(model).solve(Y, NU)`` are their estimates.
 
     Raises
     ------
     ConvergenceError
         The components cannot be told apart in this design.
     """
-    design = moments(model) if design is None else design
-    thetas = design.solve(Y, NU)
-    return [
-        complete(model.with_response(y, nu), theta)
-        for y, nu, theta in zip(Y.T, NU.T, thetas, strict=True)
-    ]
-
-
-def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
-    """Moment estimate of one response, see :func:`fit_many`."""
     del method, domain  # moments know no bounds
     return complete(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
 

@@ -148,8 +148,8 @@ def covariance(replicates: np.ndarray) -> np.ndarray:
     return (count - 1) / count * centred.T @ centred
 
 
-class LikelihoodJackknife:
-    """Jackknife of ML and REML estimates; holds what all responses of a design share.
+class _LeftOut:
+    """Donors to leave out, and what all responses of a design share about them.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ class LikelihoodJackknife:
     groups : sequence of int ndarray, optional
         Donors (kernel numbers) to leave out together; by default one by one.
     kind : str
-        Of the jackknife; "one-step" takes one step from the full fit instead of refits.
+        Of the jackknife.
     """
 
     def __init__(
@@ -166,8 +166,19 @@ class LikelihoodJackknife:
     ) -> None:
         self.groups = leave_out_groups(model, None) if groups is None else list(groups)
         self.kind = kind
-        self.aliased = _aliasing(model, self.groups)
         self.suspects = _suspects(model, self.groups)
+        self._share(model)
+
+    def _share(self, model: Model) -> None:
+        """Find what the estimator's refits share."""
+        raise NotImplementedError
+
+
+class LikelihoodJackknife(_LeftOut):
+    """Jackknife of ML and REML estimates; of kind "one-step" by one step from the full fit."""
+
+    def _share(self, model: Model) -> None:
+        self.aliased = _aliasing(model, self.groups)
 
     def __call__(
         self, model: Model, estimate: Estimate, domain: Domain | None = None, n_jobs: int = 1
@@ -322,26 +333,11 @@ def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
     return out
 
 
-class MomentJackknife:
-    """Jackknife of moment estimates; holds what all responses of a design share.
+class MomentJackknife(_LeftOut):
+    """Jackknife of moment estimates."""
 
-    Parameters
-    ----------
-    model : Model
-        Its response is not used.
-    groups : sequence of int ndarray, optional
-        Donors (kernel numbers) to leave out together; by default one by one.
-    kind : str
-        Of the jackknife.
-    """
-
-    def __init__(
-        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
-    ) -> None:
-        self.groups = leave_out_groups(model, None) if groups is None else list(groups)
-        self.kind = kind
+    def _share(self, model: Model) -> None:
         self.left_out = LeaveOut(model, self.groups)
-        self.suspects = _suspects(model, self.groups)
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """Variance components (G, groups, K) of responses and noise variances (n, G)."""

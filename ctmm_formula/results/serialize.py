@@ -275,13 +275,11 @@ def _to_design(content: Mapping) -> Design:
     context = {**ALWAYS, **_decode(stored["context"])}
     frame = known["frame"][stored["columns"]]
     coding = Coding(stored["fixed"], frame, context, stored["engine"])
-    design = Design(**known, coding=coding)
     # as numbers: whoever looks at a file that was read does not evaluate its formula
-    design.__dict__["mean_rows"] = _decode(content["mean_rows"])
-    return design
+    return Design(**known, coding=coding, known_means=_decode(content["mean_rows"]))
 
 
-_DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name != "coding")
+_DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name not in {"coding", "known_means"})
 _ENCODERS: dict[Any, Callable[[Any], Any]] = {
     np.ndarray: _array,
     pd.Index: _index,

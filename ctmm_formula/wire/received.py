@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..design import arrays
-from ..design.design import Design
+from ..design.design import Design, assemble
 from ..design.formula import FormulaSpec, RandomTerm
 from ..design.matrix import Coding
 from ..design.prepare import Prepared, Roles
@@ -37,48 +38,23 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     arrays.check_levels(ready)
     if at is None:
         _check_response(y, spec.response, ready.keep)
-    nu, given = arrays.noise(ready), arrays.counts(ready)
-    P, celltypes, H = arrays.observation(ready)
-    notes = [*ready.notes, *arrays.few_donors(ready, celltypes, H)]
-    notes += arrays.count_notes(ready, given)
-    counts = arrays.fill_counts(given, H)
-    arrays.check_design(X, names, ready.keep)
-    random = arrays.random(spec, ready, X, H, celltypes)
+    seen = arrays.observed(ready)
     means = decode(model["mean_rows"])  # (C, p), or of every row, (C, rows, p)
     mean_rows = means if means.ndim == 2 else means[:, slice(None) if at is None else at].mean(1)
-    if P is None and len(mean_rows) > 1 and (mean_rows == mean_rows[0]).all():
-        notes.append("no cell type in the fixed part: the cell types share one mean")
-    donors = ready.labels[ready.roles.donor]
-    design = Design(
-        spec=spec,
-        kind="ctp" if P is None else "op",
-        engine="caller",
-        frame=ready.frame,
-        rows=ready.keep if at is None else np.arange(len(at)),
-        index=ready.index,
-        donor_col=ready.roles.donor,
-        celltype_col=ready.roles.celltype,
-        response_name=spec.response,
-        donors=tuple(donors.categories),
-        celltypes=celltypes,
-        donor_codes=np.asarray(donors.codes, dtype=np.int64),
-        y=y,
-        nu=nu,
-        X=X,
-        H=H,
-        n_cells=counts,
-        names=names,
-        random_names=tuple(name for name, _, _ in random),
-        random_levels=tuple(levels for _, levels, _ in random),
-        random=tuple(component for _, _, component in random),
-        proportions=arrays.shares(ready, H, counts),
-        proportion_cols=ready.roles.proportions,
-        dropped=ready.dropped,
-        notes=tuple(notes),
-        coding=Coding("1", ready.frame[[]], {}, "patsy"),  # the caller codes new rows itself
+    one_mean = seen.P is None and len(mean_rows) > 1 and bool((mean_rows == mean_rows[0]).all())
+    design = assemble(
+        spec,
+        ready,
+        seen,
+        y,
+        X,
+        names,
+        "caller",
+        Coding("1", ready.frame[[]], {}, "patsy"),  # the caller codes new rows itself
+        one_mean=one_mean,
+        means=mean_rows,
     )
-    design.__dict__["mean_rows"] = mean_rows  # as the caller's formula has it
-    return design
+    return design if at is None else replace(design, rows=np.arange(len(at)))
 
 
 def _rows(values: Any, at: np.ndarray | None) -> Any:
