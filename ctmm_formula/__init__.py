@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import r as r
+    from . import simulate as simulate
     from .api import anova as anova
     from .api import fit as fit
     from .cells.evaluation import evaluate_imputation as evaluate_imputation
@@ -72,6 +73,7 @@ _HOME = {
     "r": "",
     "read_scan": "scan.genes",
     "show_versions": "results.summary",
+    "simulate": "",
     "simulate_pseudobulk": "simulate",
     "standardize": "cells.standardize",
     "to_frame": "cells.tables",

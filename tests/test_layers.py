@@ -51,16 +51,18 @@ TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
 # Nobody who only imports the package pays for these.
 LATE = {"numba", "rpy2", "matplotlib", "seaborn", "scanpy", "anndata", "formulaic", "dask", "ray"}
 
+# Folders whose files are one layer.
+WHOLE = {"datasets", "simulate"}
 FILES = sorted(
     path
     for path in (ROOT / PACKAGE).rglob("*.py")
-    if path.name != "__init__.py" or path.parent.name == "datasets"
+    if path.name != "__init__.py" or path.parent.name in WHOLE
 )
 
 
 def module_of(path):
-    """Layer of a file: its name; the files of `datasets` are one layer."""
-    return "datasets" if path.parent.name == "datasets" else path.stem
+    """Layer of a file: its name; the files of some folders are one layer."""
+    return path.parent.name if path.parent.name in WHOLE else path.stem
 
 
 def imports_of(source, package):
@@ -79,7 +81,7 @@ def imports_of(source, package):
 def internal(names):
     """Layers among dotted names: the file, whatever folder it is in."""
     parts = [name.split(".")[1:] for name in names if name.startswith(f"{PACKAGE}.")]
-    rooms = {path.name for path in (ROOT / PACKAGE).iterdir() if path.is_dir()} - {"datasets"}
+    rooms = {path.name for path in (ROOT / PACKAGE).iterdir() if path.is_dir()} - WHOLE
     return {part[1] if part[0] in rooms and len(part) > 1 else part[0] for part in parts}
 
 

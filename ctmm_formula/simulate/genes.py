@@ -1,0 +1,208 @@
+"""Many genes, or replicates of one, that share their donors: what a scan takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from ..errors import CTMMError, choose
+from .draws import Rng
+from .noise import CellNoise, NoiseError
+from .tables import make_study, overall_obs, shaped
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedGenes:
+    """Many responses of the same donors; ``fit_genes(formula, data=genes)`` takes it as it is.
+
+    Attributes
+    ----------
+    obs : DataFrame, n rows
+        Donor, celltype, covariates, n_cells of every pair; of overall pseudobulk the proportions.
+    expr, nu : DataFrame, shape (n, genes)
+        Expression and measured noise variance, rows as `obs`.
+    truth : Series
+        What they were drawn with: ``hom``, ``V[T1]``, ..., ``mean[T1]``, ..., ``batch``.
+    celltypes : tuple of str
+    proportions : list of str, or None
+        Their columns in `obs`: ``fit_genes(..., proportions=genes.proportions)``.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> genes = simulate_genes(3, 40, ["T", "B"], V=(0.5, 0.1), rng=1)
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=genes, tests="score")
+    >>> bool((scan.table["p_score"] < 0.01).all())
+    True
+    """
+
+    obs: pd.DataFrame
+    expr: pd.DataFrame
+    nu: pd.DataFrame
+    truth: pd.Series
+    celltypes: tuple[str, ...]
+    proportions: list[str] | None = None
+
+    def gene(self, name: str) -> pd.DataFrame:
+        """One gene as a table for ``fit``: columns of `obs`, ``expr`` and ``nu``."""
+        choose("gene", name, map(str, self.expr.columns))
+        return self.obs.assign(expr=self.expr[name], nu=self.nu[name])
+
+    def overall(self) -> SimulatedGenes:
+        """Overall pseudobulk: y_i = sum_c P_ic y_ic, nu_i = sum_c P_ic^2 nu_ic.
+
+        P is the column ``proportion`` where there is one, else the share of cells.
+        """
+        if self.proportions is not None:
+            return self
+        share, obs = overall_obs(self.obs, self.celltypes)
+        donor = pd.factorize(self.obs["donor"])[0]
+        expr = self.expr.mul(share, axis=0).groupby(donor).sum()
+        nu = self.nu.mul(share**2, axis=0).groupby(donor).sum()
+        columns = [f"prop_{name}" for name in self.celltypes]
+        return SimulatedGenes(obs, expr, nu, self.truth, self.celltypes, columns)
+
+    def to_anndata(self) -> AnnData:
+        """The pseudobulk AnnData of :func:`ctmm_formula.pseudobulk`, missing pairs as NaN."""
+        anndata = require_anndata()
+        if self.proportions is not None:
+            obs = self.obs.drop(columns=self.proportions)
+            obs.index = pd.Index(obs["donor"].astype(str))
+            at = np.arange(len(obs))
+        else:
+            obs, at = _grid(self.obs, self.celltypes)
+        there = (at >= 0)[:, None]
+        expr, nu = (np.where(there, part.to_numpy()[at], np.nan) for part in (self.expr, self.nu))
+        var = pd.DataFrame(index=pd.Index(self.expr.columns.astype(str)))
+        kind = "ctp" if self.proportions is None else "op"
+        record = {"format": 1, "kind": kind, "notes": np.array(["simulated"], dtype=object)}
+        out = anndata.AnnData(expr, obs=obs, var=var, layers={"nu": nu}, uns={"ctmm": record})
+        if self.proportions is not None:
+            shares = self.obs[self.proportions].set_axis(list(self.celltypes), axis=1)
+            out.obsm["proportions"] = shares.set_axis(obs.index, axis=0)
+        return out
+
+
+def simulate_genes(
+    n_genes: int = 100,
+    n_donors: int = 50,
+    celltypes: int | Sequence[str] = 4,
+    *,
+    kind: str = "ctp",
+    gene_variance: ArrayLike = 1.0,
+    cell_cv: float = 0.0,
+    cell_noise: CellNoise | None = None,
+    noise_error: NoiseError | None = None,
+    rng: Rng = None,
+    **study: Any,
+) -> SimulatedGenes:
+    """Simulate many genes, or replicates of one, of the same donors.
+
+    Parameters
+    ----------
+    n_genes, n_donors : int
+    celltypes : int or sequence of str
+    kind : {"ctp", "op"}
+        Cell type-specific or overall pseudobulk.
+    gene_variance : float or array, shape (n_genes,)
+        Factor of the variance between cells in each gene.
+    cell_cv : float
+        Coefficient of variation, between pairs and genes, of the variance between cells.
+    cell_noise : callable, optional
+        Draws errors of means and measured noise variances together: :func:`gamma_cells`; by
+        default the errors are normal and their variances known.
+    noise_error : callable, optional
+        Further errors of the noise variances: :func:`beta_error`, :func:`cell_error`.
+    rng : numpy Generator or seed, optional
+    **study
+        sigma2, V, beta, n_pcs, effects, n_batches, batch_variance, cells, min_cells,
+        cell_variance, missing, as in :func:`simulate_pseudobulk`.
+
+    Returns
+    -------
+    SimulatedGenes
+
+    Raises
+    ------
+    CTMMError
+        As :func:`simulate_pseudobulk`.
+
+    Examples
+    --------
+    >>> genes = simulate_genes(5, 20, ["T", "B"], V=(0.5, 0.1), cell_cv=0.4, rng=1)
+    >>> genes.expr.shape, genes.truth["V[T]"]
+    ((40, 5), np.float64(0.5))
+    >>> genes.overall().obs.columns[-3:].tolist()
+    ['prop_T', 'prop_B', 'n_cells']
+    """
+    choose("kind", kind, ["ctp", "op"])
+    if n_genes < 1 or not cell_cv >= 0.0:
+        raise CTMMError(f"n_genes must be 1 or more and cell_cv not negative: {n_genes}, {cell_cv}")
+    rng = np.random.default_rng(rng)
+    level = shaped("gene_variance", gene_variance, (n_genes,))
+    if (level < 0).any():
+        raise CTMMError("gene_variance must not be negative")
+    made = make_study(rng, n_donors, celltypes, **study)
+    n_cells = made.obs["n_cells"].to_numpy()
+    Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))
+    for g in range(n_genes):
+        nu = made.nu * level[g]
+        if cell_cv:
+            nu = nu * rng.gamma(cell_cv**-2, cell_cv**2, nu.shape)
+        if cell_noise is None:
+            Y[g] = made.draw(nu, rng)
+        else:
+            Y[g] = made.draw(np.zeros_like(nu), rng)
+            error, nu = cell_noise(rng, nu, n_cells)
+            Y[g] += error
+        NU[g] = noise_error(rng, nu, n_cells) if noise_error else nu
+    names = gene_names(n_genes)
+    expr, noise = (pd.DataFrame(values.T, columns=names) for values in (Y, NU))
+    out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes)
+    return out if kind == "ctp" else out.overall()
+
+
+def gene_names(count: int) -> list[str]:
+    """Names of simulated genes.
+
+    >>> gene_names(2)
+    ['g1', 'g2']
+    """
+    return [f"g{k}" for k in range(1, count + 1)]
+
+
+def _grid(obs: pd.DataFrame, celltypes: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """obs of every pair of donor and cell type, and the row of each, -1 where it is missing."""
+    donors = obs["donor"].astype(str).drop_duplicates()
+    full = pd.MultiIndex.from_product([donors, list(celltypes)], names=["donor", "celltype"])
+    own = pd.MultiIndex.from_arrays([obs["donor"].astype(str), obs["celltype"]])
+    at = own.get_indexer(full)
+    carried = obs.drop_duplicates("donor").drop(columns=["celltype", "n_cells", "proportion"],
+                                                errors="ignore")  # fmt: skip
+    table = carried.iloc[np.repeat(np.arange(len(donors)), len(celltypes))].reset_index(drop=True)
+    types = pd.Categorical(full.get_level_values(1), list(celltypes))
+    table.insert(1, "celltype", pd.Series(types))
+    table["n_cells"] = np.where(at >= 0, obs["n_cells"].to_numpy()[at], 0)
+    total = table.groupby("donor", sort=False)["n_cells"].transform("sum")
+    table["proportion"] = table["n_cells"] / total
+    if "proportion" in obs:
+        table["proportion"] = np.where(at >= 0, obs["proportion"].to_numpy()[at], 0.0)
+    table.index = pd.Index([f"{donor}|{name}" for donor, name in full])
+    return table, at
+
+
+def require_anndata() -> Any:
+    """The module, or an error with the line that installs it."""
+    try:
+        import anndata
+    except ImportError:
+        raise CTMMError("anndata is not installed: pip install 'ctmm-formula[anndata]'") from None
+    return anndata

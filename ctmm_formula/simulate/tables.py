@@ -1,0 +1,288 @@
+"""Pseudobulk tables of one gene with known parameters.
+
+The tables follow the model as it is written (see :mod:`ctmm_formula.engine.model`):
+
+    y_ic = beta_c + x_i'b + alpha_i + Gamma_ic + u_batch(i) + delta_ic
+    alpha_i ~ N(0, sigma2)   Gamma_i ~ N(0, V)   u ~ N(0, r)   delta_ic ~ N(0, nu_ic)
+
+with nu_ic = s2_ic / n_ic, the variance between cells over the number of cells.  The noise variance
+a study sees is itself measured; ``noise_error`` says how badly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from ..engine.model import Model, RandomComponent, build_model
+from ..errors import CTMMError, choose
+from .draws import Rng, draw
+from .noise import CellNumbers, NoiseError, log_uniform_cells
+
+
+class Pseudobulk(NamedTuple):
+    """Simulated tables of one gene: cell type-specific (`ctp`) and overall (`op`) pseudobulk."""
+
+    ctp: pd.DataFrame
+    op: pd.DataFrame
+
+
+def simulate_pseudobulk(
+    n_donors: int = 50,
+    celltypes: int | Sequence[str] = 4,
+    *,
+    sigma2: float = 0.25,
+    V: ArrayLike = 0.0,
+    beta: ArrayLike = 0.0,
+    n_pcs: int = 2,
+    effects: Mapping[str, float] | None = None,
+    n_batches: int = 8,
+    batch_variance: float = 0.0,
+    cells: CellNumbers | None = None,
+    min_cells: int = 2,
+    cell_variance: ArrayLike = 4.0,
+    noise_error: NoiseError | None = None,
+    missing: float = 0.0,
+    rng: Rng = None,
+) -> Pseudobulk:
+    """Simulate pseudobulk expression of one gene with known parameters.
+
+    Parameters
+    ----------
+    n_donors : int
+    celltypes : int or sequence of str
+        Number C of cell types (named T1, T2, ...) or their names.
+    sigma2 : float
+        Variance between donors that all cell types share.
+    V : float, or array, shape (C,) or (C, C)
+        Cell type-specific variance: v I, diag(V), or a covariance matrix.
+    beta : float or array, shape (C,)
+        Mean of each cell type.
+    n_pcs : int
+        Number of standard normal covariates PC1, PC2, ...
+    effects : dict, optional
+        Slopes of ``"sex"`` (M against F) and ``"PC1"``, ...; those not named are 0.
+    n_batches : int
+        Donors are dealt to this many batches at random, as evenly as possible.
+    batch_variance : float
+    cells : callable, optional
+        Draws the numbers of cells, by default ``log_uniform_cells(10, 120)``; see also
+        :func:`negative_binomial_cells`.
+    min_cells : int
+        Pairs of donor and cell type with fewer cells are missing.
+    cell_variance : float, or array, shape (C,) or (n_donors, C)
+        Variance s2 between the cells of a donor and cell type.
+    noise_error : callable, optional
+        Turns the true noise variances into measured ones (column ``nu``): :func:`beta_error`,
+        :func:`cell_error`; none by default.
+    missing : float
+        Probability of a pair to be missing whatever its cells.
+    rng : numpy Generator or seed, optional
+
+    Returns
+    -------
+    Pseudobulk
+        ``ctp``: one row per donor and cell type, columns donor, celltype, batch, sex, PC1, ...,
+        n_cells, expr, nu.  ``op``: one row per donor, with the share prop_<cell type> of each
+        cell type P_ic, expr = sum_c P_ic y_ic and nu = sum_c P_ic^2 nu_ic.  A donor without any
+        pair is in neither.
+
+    Raises
+    ------
+    CTMMError
+        An unknown covariate in `effects`, a negative variance, or arrays of wrong shape.
+
+    Examples
+    --------
+    >>> data = simulate_pseudobulk(20, ["T", "B"], V=[0.5, 0.1], effects={"sex": 0.3}, rng=1)
+    >>> list(data.ctp)
+    ['donor', 'celltype', 'batch', 'sex', 'PC1', 'PC2', 'n_cells', 'expr', 'nu']
+    >>> data.ctp.shape, data.op.shape
+    ((40, 9), (20, 10))
+    """
+    rng = np.random.default_rng(rng)
+    study = make_study(
+        rng, n_donors, celltypes, sigma2=sigma2, V=V, beta=beta, n_pcs=n_pcs, effects=effects,
+        n_batches=n_batches, batch_variance=batch_variance, cells=cells, min_cells=min_cells,
+        cell_variance=cell_variance, missing=missing,
+    )  # fmt: skip
+    n_cells, nu = study.obs["n_cells"].to_numpy(), study.nu
+    ctp = study.obs.assign(expr=study.draw(nu, rng))
+    ctp["nu"] = noise_error(rng, nu, n_cells) if noise_error else nu
+    return Pseudobulk(ctp, overall_table(ctp, study.celltypes))
+
+
+class Study(NamedTuple):
+    """Donors, pairs and parameters, before any response.
+
+    Attributes
+    ----------
+    obs : DataFrame, n rows
+    celltypes : tuple of str
+    nu : ndarray, shape (n,)
+    model : Model
+        Its one component is A.
+    fixed : ndarray, shape (p,)
+    truth : Series
+    """
+
+    obs: pd.DataFrame
+    celltypes: tuple[str, ...]
+    nu: np.ndarray
+    model: Model
+    fixed: np.ndarray
+    truth: pd.Series
+
+    def draw(self, nu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One response (n,) with these noise variances."""
+        model = self.model.with_response(self.model.y, nu[self.model.order])
+        return model.unsort(draw(model, [1.0, self.truth["batch"]], self.fixed, rng))
+
+
+def make_study(
+    rng: np.random.Generator,
+    n_donors: int,
+    celltypes: int | Sequence[str],
+    *,
+    sigma2: float = 0.25,
+    V: ArrayLike = 0.0,
+    beta: ArrayLike = 0.0,
+    n_pcs: int = 2,
+    effects: Mapping[str, float] | None = None,
+    n_batches: int = 8,
+    batch_variance: float = 0.0,
+    cells: CellNumbers | None = None,
+    min_cells: int = 2,
+    cell_variance: ArrayLike = 4.0,
+    missing: float = 0.0,
+) -> Study:
+    """Arguments as in :func:`simulate_pseudobulk`."""
+    names = [f"T{c + 1}" for c in range(celltypes)] if isinstance(celltypes, int) else celltypes
+    C = len(names)
+    V = shaped("V", V, (C, C)) if np.ndim(V) == 2 else np.diag(shaped("V", V, (C,)))
+    A = sigma2 + V
+    means = shaped("beta", beta, (C,))
+    donors = _donor_table(n_donors, n_batches, n_pcs, rng)
+    slopes = _slopes(donors, effects or {})
+
+    n_cells = (cells or log_uniform_cells())(rng, (n_donors, C))
+    keep = (n_cells >= max(min_cells, 2)) & (rng.random((n_donors, C)) >= missing)
+    donor, celltype = np.nonzero(keep)
+    n_cells = n_cells[keep]
+    nu = shaped("cell_variance", cell_variance, keep.shape)[keep] / n_cells
+    if (A != A.T).any() or (nu < 0).any():
+        raise CTMMError("V must be symmetric and cell_variance >= 0")
+    if batch_variance < 0:
+        raise CTMMError(f"batch_variance must not be negative, got {batch_variance}")
+
+    H = np.eye(C)[celltype]
+    covariates = donors.assign(sex=donors["sex"] == "M")[list(slopes)].to_numpy(dtype=float)
+    X = np.column_stack([H, covariates[donor]])
+    batch = RandomComponent(pd.factorize(donors["batch"])[0][donor], np.ones(len(donor)))
+    codes = np.unique(donor, return_inverse=True)[1]
+    model = build_model(np.zeros(len(nu)), nu, X, H, codes, A[None], [batch])
+    obs = donors.iloc[donor].reset_index(drop=True)
+    obs.insert(1, "celltype", np.array(names, dtype=object)[celltype])
+    obs["n_cells"] = n_cells
+    truth = truth_of(names, sigma2, V, means) | {"batch": float(batch_variance), **slopes}
+    fixed = np.concatenate([means, list(slopes.values())])
+    return Study(obs, tuple(names), nu, model, fixed, pd.Series(truth, dtype=float))
+
+
+def truth_of(
+    names: Sequence[str], sigma2: float, V: np.ndarray, means: np.ndarray
+) -> dict[str, float]:
+    """Parameters by the names that results have; covariances where there are any.
+
+    >>> truth_of(["T", "B"], 0.2, np.diag([0.5, 0.1]), np.zeros(2))
+    {'hom': 0.2, 'V[T]': 0.5, 'V[B]': 0.1, 'mean[T]': 0.0, 'mean[B]': 0.0}
+    """
+    out = {"hom": float(sigma2)}
+    for r in range(len(names)):
+        for c in range(r):
+            if V[r, c]:
+                out[f"V[{names[r]},{names[c]}]"] = float(V[r, c])
+        out[f"V[{names[r]}]"] = float(V[r, r])
+    return out | {f"mean[{name}]": float(m) for name, m in zip(names, means, strict=True)}
+
+
+def shaped(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """The value as floats, broadcast to `shape`."""
+    array = np.asarray(value, dtype=float)
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise CTMMError(f"{name} must have shape {shape}, got {array.shape}") from None
+
+
+def _donor_table(
+    n_donors: int, n_batches: int, n_pcs: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Donors with batch, sex and standard normal covariates."""
+    batch = rng.permutation(np.arange(n_donors) % max(n_batches, 1))
+    table = {
+        "donor": [f"d{i + 1:03d}" for i in range(n_donors)],
+        "batch": [f"b{b + 1:02d}" for b in batch],
+        "sex": rng.choice(["F", "M"], n_donors),
+    }
+    return pd.DataFrame(table | {f"PC{k + 1}": rng.standard_normal(n_donors) for k in range(n_pcs)})
+
+
+def _slopes(donors: pd.DataFrame, effects: Mapping[str, float]) -> dict[str, float]:
+    """Slope of every covariate, 0 where `effects` does not name it."""
+    covariates = [str(name) for name in donors if name not in ("donor", "batch")]
+    for name in effects:
+        choose("covariate in effects", name, covariates)
+    return {name: float(effects.get(name, 0.0)) for name in covariates}
+
+
+def overall_table(ctp: pd.DataFrame, celltypes: Sequence[str]) -> pd.DataFrame:
+    """Overall pseudobulk of a cell type-specific table: cells, not cell types, weigh equally.
+
+    Parameters
+    ----------
+    ctp : DataFrame
+        Columns donor, celltype, n_cells, expr, nu; all others must be constant within donors.
+    celltypes : sequence of str
+        Order of the columns prop_<cell type>.
+
+    Returns
+    -------
+    DataFrame
+        One row per donor, with P_ic = n_ic / n_i over the pairs in the table, expr = sum_c P_ic
+        y_ic, nu = sum_c P_ic^2 nu_ic, n_cells = n_i.
+
+    Examples
+    --------
+    >>> ctp = pd.DataFrame({"donor": ["a", "a"], "celltype": ["T", "B"], "n_cells": [30, 10],
+    ...                     "expr": [1.0, 2.0], "nu": [0.16, 0.32]})
+    >>> op = overall_table(ctp, ["T", "B"])
+    >>> op[["prop_T", "prop_B", "expr", "nu"]].iloc[0].round(3).tolist()
+    [0.75, 0.25, 1.25, 0.11]
+    """
+    share, op = overall_obs(ctp.drop(columns=["expr", "nu"]), celltypes)
+    donor = pd.factorize(ctp["donor"])[0]
+    for name, weight in (("expr", share), ("nu", share**2)):
+        op[name] = np.bincount(donor, weights=weight * ctp[name])
+    return op
+
+
+def overall_obs(obs: pd.DataFrame, celltypes: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Share of every pair in its donor (n,), and the table of donors with prop_<cell type>."""
+    cells = obs["n_cells"]
+    share = cells / cells.groupby(obs["donor"]).transform("sum")
+    if "proportion" in obs:
+        share = obs["proportion"]
+    names = [f"prop_{name}" for name in celltypes]
+    parts = obs.drop(columns=["celltype", "proportion"], errors="ignore").assign(
+        **{f"prop_{name}": share * (obs["celltype"] == name) for name in celltypes}
+    )
+    how = {name: "sum" if name in ("n_cells", *names) else "first" for name in parts}
+    del how["donor"]
+    table = parts.groupby("donor", sort=False).agg(how).reset_index()
+    others = [name for name in table if name not in ("n_cells", *names)]
+    return share.to_numpy(dtype=float), table[[*others, *names, "n_cells"]]
