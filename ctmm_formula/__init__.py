@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import CTMMWarning as CTMMWarning
     from .errors import DataError as DataError
     from .errors import FormulaError as FormulaError
+    from .planning import power as power
     from .results.results import CTMMResults as CTMMResults
     from .results.summary import show_versions as show_versions
     from .scan.genes import fit_genes as fit_genes
@@ -68,6 +69,7 @@ _HOME = {
     "load_genes": "datasets",
     "load_truth": "datasets",
     "overall": "cells.standardize",
+    "power": "planning",
     "principal_components": "cells.standardize",
     "pseudobulk": "cells.pseudobulk",
     "r": "",

@@ -16,6 +16,7 @@ PACKAGE = "ctmm_formula"
 LAYERS = [
     # wire/
     "wire", "transcriptome", "received", "codec",
+    "planning",
     # scan/
     "genes", "scan", "store", "worker", "patterns", "responses", "columns",
     "api",

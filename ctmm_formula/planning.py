@@ -1,0 +1,405 @@
+"""Plan a study: how often tests are positive, by simulation over a grid of settings.
+
+Replicates of one setting are genes of one simulated study, so that they share the design and its
+kernels; :data:`PER_STUDY` of them, then donors, numbers of cells and batches are drawn anew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from .errors import CTMMError, CTMMWarning, choose
+from .inference.testing import generator, threads, whole_number
+from .scan.genes import fit_genes
+from .simulate import (
+    Rng,
+    SimulatedGenes,
+    cell_error,
+    gamma_cells,
+    relative_error,
+    simulate_genes,
+    spread_cells,
+)
+from .structures import resolve
+
+PER_STUDY = 25
+"""Replicates that share donors, numbers of cells and batches."""
+
+
+class _Test(NamedTuple):
+    """How a scan makes a test, and the columns of its p values; {type} stands for every type."""
+
+    method: str
+    test: str
+    column: str
+
+
+TESTS: dict[str, _Test] = {
+    "score": _Test("", "score", "p_score"),
+    "score_cauchy": _Test("", "score", "p_score_cauchy"),
+    "score_celltype": _Test("", "score", "p_score[{type}]"),
+    "lrt": _Test("reml", "lrt", "p_lrt"),
+    "wald": _Test("reml", "wald", "p_wald"),
+    "jackknife": _Test("reml", "jackknife", "p_jackknife"),
+    "bootstrap": _Test("reml", "bootstrap", "p_bootstrap"),
+    "mean": _Test("reml", "mean", "p_mean"),
+    "ml:lrt": _Test("ml", "lrt", "p_lrt"),
+    "ml:wald": _Test("ml", "wald", "p_wald"),
+    "he:jackknife": _Test("he", "jackknife", "p_jackknife"),
+    "he:mean": _Test("he", "mean", "p_mean"),
+}
+"""Name -> test; those without a method go with any."""
+
+SETTINGS = (
+    "n_donors", "celltypes", "V", "sigma2", "beta", "cells", "fold", "cell_variance", "cell_cv",
+    "noise_cv", "kurtosis", "missing", "n_batches", "batch_variance", "kind", "structure",
+)  # fmt: skip
+"""Settings of a grid, in the order of the columns."""
+
+
+def power(
+    n_donors: Any = 50,
+    celltypes: Any = 4,
+    *,
+    V: Any = 0.0,
+    sigma2: Any = 0.25,
+    beta: Any = 0.0,
+    cells: Any = 50.0,
+    fold: Any = 1.0,
+    cell_variance: Any = 4.0,
+    cell_cv: Any = 0.0,
+    noise_cv: Any = 0.0,
+    kurtosis: Any = 0.0,
+    missing: Any = 0.0,
+    n_batches: Any = 0,
+    batch_variance: Any = 0.0,
+    kind: Any = "ctp",
+    structure: Any = "free",
+    tests: str | Sequence[str] = ("score",),
+    alpha: float = 0.05,
+    n_sim: int = 200,
+    one_step: bool = False,
+    n_bootstrap: int = 199,
+    n_jobs: int | None = None,
+    rng: Rng = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """How often tests are positive: power where there is an effect, false positives where none.
+
+    Every setting takes one value or a list of values; all combinations of the lists are
+    simulated.  A tuple or array is one value: ``V=[0, (0.05, 0.02, 0.02, 0.02)]``.
+
+    Parameters
+    ----------
+    n_donors : int
+    celltypes : int
+        Number C of cell types.
+    V : float, or tuple of C floats, or (C, C) covariance
+        Cell type-specific variance between donors.  With 0 in all of them the rates of the tests
+        of V are false positives.
+    sigma2 : float
+        Variance between donors that cell types share.
+    beta : float, or tuple of C floats
+        Means of the cell types; where they are equal, the rate of "mean" is of false positives.
+    cells : float
+        Mean number of cells of a donor and cell type.
+    fold : float
+        Most cells over fewest, log-uniform between; 1 for balanced cells.
+    cell_variance : float
+        Variance between the cells of a donor and cell type, in units of sigma2 and V.
+    cell_cv : float
+        Its coefficient of variation between donors and cell types.
+    noise_cv : float
+        Coefficient of variation of further errors in the measured noise variances, 0 to below 1.
+    kurtosis : float, or None
+        Excess kurtosis of cells, from which noise variances are measured: 0 normal, above 0
+        skewed with heavy tails.  None: noise variances are known.
+    missing : float
+        Share of pairs of donor and cell type that are missing.
+    n_batches : int
+        0: no batches; else donors are dealt to so many, and the fit has ``(1|batch)``.
+    batch_variance : float
+    kind : {"ctp", "op"}
+        Cell type-specific or overall pseudobulk.
+    structure : str
+        That is fitted and tested.
+    tests : str or sequence of str
+        - "score" (the sum over cell types), "score_cauchy", "score_celltype" (a row for each)
+        - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald"; "he:jackknife"
+        - of means: "mean" by REML, "he:mean"
+    alpha : float
+        Level; for a scan of 10,000 genes with Bonferroni's rule 0.05 / 10_000.
+    n_sim : int
+        Simulated genes for each combination.
+    one_step : bool
+        One-step jackknives in place of exact ones.
+    n_bootstrap : int
+        Draws of "bootstrap".
+    n_jobs : int, optional
+        Workers; by default 1, or what ``joblib.parallel_config`` says.  The same numbers.
+    rng : numpy Generator or seed, optional
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        A row for each combination and test: the settings, ``test``, ``alpha``, ``rate`` (share
+        of the tested genes with p < alpha), ``se`` (binomial standard error of the rate), ``n``
+        (genes tested), ``n_failed`` (genes without a p value).
+
+    Raises
+    ------
+    CTMMError
+        Unknown tests, or settings that are none.
+
+    Notes
+    -----
+    The standard error is (r (1 - r) / n)^1/2 with r moved towards 1/2 by two positive and two
+    negative outcomes (Agresti and Coull 1998), so that it is not 0 at a rate of 0 or 1.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> table = ctmm.power([20, 40], V=[0, (0.3, 0.1, 0.1, 0.1)], tests="score", n_sim=25, rng=1)
+    >>> table[["n_donors", "V", "test", "rate", "n"]]
+       n_donors                   V   test  rate   n
+    0        20                   0  score  0.08  25
+    1        20  0.3, 0.1, 0.1, 0.1  score  1.00  25
+    2        40                   0  score  0.04  25
+    3        40  0.3, 0.1, 0.1, 0.1  score  1.00  25
+    """
+    given = locals()
+    grid = [
+        dict(zip(SETTINGS, values, strict=True))
+        for values in product(*(_values(name, given[name]) for name in SETTINGS))
+    ]
+    names = [tests] if isinstance(tests, str) else list(tests)
+    for name in names:
+        choose("test", name, TESTS)
+    if not names or not isinstance(alpha, float) or not 0.0 < alpha < 1.0:
+        raise CTMMError(f"power needs tests and a level alpha between 0 and 1, got {alpha!r}")
+    n_sim = whole_number("n_sim", n_sim, 1)
+    options = {"one_step": one_step, "n_bootstrap": whole_number("n_bootstrap", n_bootstrap, 1)}
+    for setting in grid:
+        _check(setting)
+    studies = -(-n_sim // PER_STUDY)
+    streams: Any = generator(rng).bit_generator.seed_seq
+    seeds = [seed.spawn(studies) for seed in streams.spawn(len(grid))]
+    work = [
+        _Study(grid[k], names, min(PER_STUDY, n_sim - at * PER_STUDY), seeds[k][at], options)
+        for k in range(len(grid))
+        for at in range(studies)
+    ]
+    run = Parallel(n_jobs=None if n_jobs is None else threads(n_jobs), return_as="generator")
+    found = list(_shown(run(delayed(_pvalues)(study) for study in work), len(work), progress))
+    rows = []
+    for k, setting in enumerate(grid):
+        parts = found[k * studies : (k + 1) * studies]
+        for test in parts[0]:
+            p = np.concatenate([part[test] for part in parts])
+            shown = {name: _label(value) for name, value in setting.items()}
+            rows.append({**shown, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
+    return pd.DataFrame(rows)
+
+
+def positive_rate(pvalues: np.ndarray, alpha: float = 0.05) -> dict[str, float | int]:
+    """Rate of p < alpha among those there are, its standard error, how many, and how many not.
+
+    >>> positive_rate(np.array([0.01, 0.2, 0.3, np.nan]))["n_failed"]
+    1
+    """
+    p = np.asarray(pvalues, dtype=float)
+    good = p[np.isfinite(p)]
+    positive, n = int((good < alpha).sum()), len(good)
+    near = (positive + 2) / (n + 4)
+    rate = positive / n if n else float("nan")
+    se = float(np.sqrt(near * (1 - near) / (n + 4))) if n else float("nan")
+    return {"rate": rate, "se": se, "n": n, "n_failed": len(p) - n}
+
+
+def pvalues_of(
+    genes: SimulatedGenes,
+    tests: Sequence[str],
+    *,
+    random: str | None = None,
+    structure: str = "free",
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """P values of every gene by every test, NaN where a test cannot be had.
+
+    Parameters
+    ----------
+    genes : SimulatedGenes
+    tests : sequence of str
+        As in :func:`power`.
+    random : str, optional
+        Random effects of the fit.
+    structure : str
+    **options
+        Of ``fit_genes``.
+
+    Returns
+    -------
+    dict of ndarray, shape (genes,)
+
+    Examples
+    --------
+    >>> from ctmm_formula.simulate import simulate_genes
+    >>> genes = simulate_genes(2, 30, ["T", "B"], V=(0.5, 0.1), rng=1)
+    >>> {name: p.round(3).tolist() for name, p in pvalues_of(genes, ["lrt"]).items()}
+    {'lrt': [0.0, 0.04]}
+    """
+    asked = [TESTS[choose("test", name, TESTS)] for name in tests]
+    methods = list(dict.fromkeys(test.method for test in asked if test.method)) or ["he"]
+    tables = {}
+    for method in methods:
+        own = dict.fromkeys(test.test for test in asked if test.method in (method, ""))
+        if method != methods[0]:  # tests of no method are made once
+            own = dict.fromkeys(test.test for test in asked if test.method == method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CTMMWarning)  # the rates say what failed
+            tables[method] = fit_genes(
+                "~ C(celltype)" if genes.proportions is None else "~ 1", random, data=genes,
+                structure=structure, method=method, tests=list(own),
+                proportions=genes.proportions, n_jobs=1, **options,
+            ).table  # fmt: skip
+    out = {}
+    for name, test in zip(tests, asked, strict=True):
+        table = tables[test.method or methods[0]]
+        if "{type}" in test.column:
+            for celltype in genes.celltypes:
+                column = test.column.format(type=celltype)
+                out[f"score[{celltype}]"] = table[column].to_numpy(dtype=float)
+        else:
+            out[name] = table[test.column].to_numpy(dtype=float)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# one setting
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Replicates of one setting that share a design."""
+
+    setting: Mapping[str, Any]
+    tests: Sequence[str]
+    count: int
+    seed: np.random.SeedSequence
+    options: Mapping[str, Any]
+
+
+def simulate_setting(
+    setting: Mapping[str, Any], count: int, rng: np.random.Generator
+) -> SimulatedGenes:
+    """Replicates of one combination of settings of :func:`power`."""
+    kurtosis = setting["kurtosis"]
+    cv_error = relative_error(setting["noise_cv"])
+    from_cells = cell_error(0.0) if kurtosis == 0 else None
+
+    def error(rng: np.random.Generator, nu: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
+        for part in (from_cells, cv_error):
+            nu = nu if part is None else part(rng, nu, n_cells)
+        return nu
+
+    return simulate_genes(
+        count, setting["n_donors"], setting["celltypes"], kind=setting["kind"],
+        cell_cv=setting["cell_cv"], cell_noise=gamma_cells(kurtosis) if kurtosis else None,
+        noise_error=error, rng=rng, sigma2=setting["sigma2"], V=setting["V"],
+        beta=setting["beta"], n_pcs=0, n_batches=setting["n_batches"],
+        batch_variance=setting["batch_variance"] if setting["n_batches"] else 0.0,
+        cells=spread_cells(setting["cells"], setting["fold"]),
+        cell_variance=setting["cell_variance"], missing=setting["missing"],
+    )  # fmt: skip
+
+
+def _pvalues(study: _Study) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(study.seed)
+    genes = simulate_setting(study.setting, study.count, rng)
+    batch = "batch" if study.setting["n_batches"] else None
+    structure = study.setting["structure"]
+    return pvalues_of(
+        genes, study.tests, random=batch, structure=structure, rng=rng, **study.options
+    )
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    """The values of one setting."""
+    if isinstance(value, list):
+        if not value:
+            raise CTMMError(f"{name}= is an empty list: give it a value")
+        return value
+    if isinstance(value, (pd.Series, range)):
+        return list(value)
+    return [value]
+
+
+def _label(value: Any) -> Any:
+    """A setting as one cell of a table."""
+    if np.ndim(value) == 0:
+        return value
+    if np.ndim(value) == 1:
+        return ", ".join(f"{number:g}" for number in value)
+    return "; ".join(str(_label(row)) for row in np.asarray(value))
+
+
+_LIMITS: dict[str, tuple[float, float, str]] = {
+    "cells": (2.0, np.inf, "2 or more"),
+    "fold": (1.0, np.inf, "1 or more"),
+    "sigma2": (0.0, np.inf, "0 or more"),
+    "cell_variance": (1e-300, np.inf, "positive"),
+    "cell_cv": (0.0, np.inf, "0 or more"),
+    "noise_cv": (0.0, 1.0 - 1e-9, "0 or more and below 1"),
+    "missing": (0.0, 1.0 - 1e-9, "a share from 0 to below 1"),
+    "batch_variance": (0.0, np.inf, "0 or more"),
+}
+
+
+def _check(setting: Mapping[str, Any]) -> None:
+    """Errors of a setting before anything is simulated."""
+    whole_number("n_donors", setting["n_donors"], 3)
+    C = whole_number("celltypes", setting["celltypes"], 2)
+    whole_number("n_batches", setting["n_batches"], 0)
+    choose("kind", setting["kind"], ["ctp", "op"])
+    resolve(setting["structure"], [f"T{c + 1}" for c in range(C)])
+    limits = dict(_LIMITS)
+    if setting["kurtosis"] is not None:
+        limits["kurtosis"] = (0.0, np.inf, "0 or more, or None")
+    for name, (least, most, text) in limits.items():
+        value = setting[name]
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not number or not least <= value <= most or not np.isfinite(value):
+            raise CTMMError(f"{name}= must be {text}, got {value!r}; a list gives several values")
+    if setting["kind"] == "op" and setting["fold"] == 1.0:
+        raise CTMMError(
+            "kind='op' needs fold= above 1: where all donors have the same proportions, overall "
+            "pseudobulk cannot tell cell types apart"
+        )
+    for name, shapes in (("V", [(), (C,), (C, C)]), ("beta", [(), (C,)])):
+        if np.shape(setting[name]) not in shapes:
+            raise CTMMError(
+                f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
+                f"number or a tuple of {C}, and a list gives several values"
+            )
+    V = np.asarray(setting["V"], dtype=float)
+    lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
+    if not lowest >= -1e-12:
+        raise CTMMError(f"V= must not be negative, got {_label(setting['V'])}")
+
+
+def _shown(results: Any, total: int, progress: bool) -> Iterator[Any]:
+    if not progress:
+        return iter(results)
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(results, total=total, desc="studies", unit="study"))

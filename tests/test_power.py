@@ -1,0 +1,190 @@
+"""Power by simulation: rates are those of the tests, whatever the workers, and errors are clear."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import ctmm_formula as ctmm
+from ctmm_formula.errors import CTMMError
+from ctmm_formula.planning import PER_STUDY, SETTINGS, positive_rate, pvalues_of, simulate_setting
+from ctmm_formula.simulate import simulate_genes
+
+# with a fixed seed a test passes or fails for ever; 4.5 leaves 1 in 150,000 to bad luck
+Z_MAX = 4.5
+EFFECT = (0.3, 0.1, 0.1, 0.1)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ctmm.power(
+        [20, 60], V=[0, EFFECT], noise_cv=[0.0, 0.45], tests=["score", "score_celltype", "lrt"],
+        n_sim=40, kurtosis=None, rng=1,
+    )  # fmt: skip
+
+
+def rate(table, **where):
+    keep = np.logical_and.reduce([table[name] == value for name, value in where.items()])
+    assert keep.sum() == 1
+    return table.loc[keep, "rate"].item()
+
+
+def test_a_row_for_each_combination_and_test(table):
+    assert list(table) == [*SETTINGS, "test", "alpha", "rate", "se", "n", "n_failed"]
+    assert len(table) == 2 * 2 * 2 * 6
+    tests = ["score", *(f"score[T{c}]" for c in range(1, 5)), "lrt"]
+    assert table["test"].unique().tolist() == tests
+    assert table["V"].unique().tolist() == [0, "0.3, 0.1, 0.1, 0.1"]
+    assert (table["n"] + table["n_failed"] == 40).all()
+    assert table["rate"].between(0, 1).all() and (table["se"] > 0).all()
+
+
+def test_power_grows_with_donors_and_effect_and_errors_of_noise_fool_the_lrt(table):
+    label = "0.3, 0.1, 0.1, 0.1"
+    for test in ("score", "score[T1]"):
+        null, effect = (rate(table, n_donors=60, V=V, noise_cv=0.0, test=test) for V in (0, label))
+        assert effect > null + 0.5
+    # T1 has three times the variance of T2
+    first, second = (rate(table, n_donors=20, V=label, noise_cv=0.0, test=f"score[T{c}]")
+                     for c in (1, 2))  # fmt: skip
+    assert first >= second
+    assert rate(table, n_donors=60, V=0, noise_cv=0.45, test="lrt") > 0.3
+    assert rate(table, n_donors=60, V=0, noise_cv=0.45, test="score") < 0.25
+
+
+def test_same_numbers_for_any_workers_and_a_new_setting_changes_no_other():
+    options = {"tests": ["score", "he:jackknife"], "n_sim": PER_STUDY + 3, "rng": 5}
+    alone = ctmm.power([15, 25], 2, **options)
+    pd.testing.assert_frame_equal(alone, ctmm.power([15, 25], 2, n_jobs=2, **options))
+    first = alone[alone["n_donors"] == 15]
+    pd.testing.assert_frame_equal(first, ctmm.power(15, 2, **options))
+    rng = np.random.default_rng(5)
+    moved = [ctmm.power(15, 2, **{**options, "rng": rng})["rate"].tolist() for _ in range(2)]
+    assert moved[0] == first["rate"].tolist() and moved[0] != moved[1]
+
+
+def test_every_test_is_the_one_a_scan_makes():
+    genes = simulate_genes(4, 25, 3, V=0.2, n_batches=5, rng=2)
+    tests = ["score", "score_cauchy", "score_celltype", "lrt", "wald", "jackknife", "mean",
+             "ml:lrt", "ml:wald", "he:jackknife", "he:mean"]  # fmt: skip
+    found = pvalues_of(genes, tests, random="batch")
+    columns = {"score_cauchy": "p_score_cauchy"}
+    for method in ("reml", "ml", "he"):
+        mine = [name for name in found if name.partition(":")[0] == method]
+        mine += [name for name in found if ":" not in name] if method == "reml" else []
+        asked = {name.rpartition(":")[2].split("[")[0].removesuffix("_cauchy") for name in mine}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ctmm.CTMMWarning)
+            scan = ctmm.fit_genes("~ C(celltype)", "batch", data=genes, method=method,
+                                  tests=sorted(asked))  # fmt: skip
+        for name in mine:
+            column = columns.get(name, f"p_{name.rpartition(':')[2]}")
+            np.testing.assert_array_equal(found[name], scan.table[column].to_numpy())
+    assert "score[T3]" in found
+
+
+def setting(**changes):
+    values = {"n_donors": 400, "celltypes": 2, "V": (0.6, 0.1), "sigma2": 0.4, "beta": (1.0, -1.0),
+              "cells": 40.0, "fold": 1.0, "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0,
+              "kurtosis": None, "missing": 0.0, "n_batches": 0, "batch_variance": 0.5,
+              "kind": "ctp", "structure": "free"}  # fmt: skip
+    assert set(values) == set(SETTINGS)
+    return values | changes
+
+
+def simulated(**changes):
+    return simulate_setting(setting(**changes), 20, np.random.default_rng(3))
+
+
+def test_a_setting_simulates_what_it_says():
+    genes = simulated()
+    y = genes.expr.to_numpy().reshape(400, 2, 20).transpose(2, 0, 1).reshape(-1, 2)
+    assert (genes.obs["n_cells"] == 40).all() and np.allclose(genes.nu, 0.1)
+    expected = 0.4 + np.diag([0.7, 0.2])  # no batches: their variance does not count
+    S = np.cov(y.T)
+    d = np.diag(expected)
+    assert (np.abs(S - expected) / np.sqrt((np.outer(d, d) + expected**2) / 8000) < Z_MAX).all()
+    assert (np.abs(y.mean(axis=0) - [1, -1]) / np.sqrt(d / 8000) < Z_MAX).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "cv"),
+    [
+        ({}, 0.0),
+        ({"noise_cv": 0.3}, 0.3),
+        ({"kurtosis": 0.0}, np.sqrt(2 / 39)),
+        # (1 + a)(1 + b) - 1 for the two errors
+        ({"kurtosis": 6.0, "noise_cv": 0.3}, np.sqrt((1 + 2 / 39 + 6 / 40) * 1.09 - 1)),
+        ({"cell_cv": 0.4}, 0.4),
+    ],
+)
+def test_noise_is_off_by_as_much_as_asked(changes, cv):
+    ratio = simulated(**changes).nu.to_numpy() / 0.1
+    assert abs(ratio.mean() - 1) < max(Z_MAX * cv / np.sqrt(ratio.size), 1e-12)
+    squares = (ratio - 1) ** 2
+    assert abs(squares.mean() - cv**2) <= Z_MAX * squares.std() / np.sqrt(ratio.size) + 1e-12
+
+
+def test_missing_uneven_batches_and_overall():
+    genes = simulated(missing=0.2, fold=10.0, n_batches=20)
+    n_cells = genes.obs["n_cells"]
+    assert abs(len(genes.obs) / 800 - 0.8) < Z_MAX * np.sqrt(0.8 * 0.2 / 800)
+    assert n_cells.max() / n_cells.min() > 9 and genes.obs["batch"].nunique() == 20
+    between = genes.expr.groupby(genes.obs["batch"]).mean().var().mean()
+    assert between > 0.3  # 0.5 and what donors leave
+    overall = simulated(kind="op", fold=10.0)
+    assert overall.proportions == ["prop_T1", "prop_T2"] and len(overall.obs) == 400
+    rates = ctmm.power(30, 2, V=[0.0], kind="op", fold=5.0, tests=["score", "lrt"], n_sim=2, rng=1)
+    assert rates["n"].tolist() == [2, 2]
+
+
+def test_rates_and_their_standard_errors():
+    p = np.array([0.001, 0.04, 0.3, 0.9, np.nan])
+    found = positive_rate(p, 0.05)
+    assert found["rate"] == 0.5 and found["n"] == 4 and found["n_failed"] == 1
+    assert found["se"] == pytest.approx(np.sqrt(0.25 / 8))
+    assert positive_rate(p, 0.01)["rate"] == 0.25
+    assert positive_rate(np.zeros(0))["n"] == 0 and np.isnan(positive_rate(np.zeros(0))["rate"])
+    many = positive_rate(np.linspace(0, 1, 10_000))
+    assert many["se"] == pytest.approx(np.sqrt(0.05 * 0.95 / 10_000), rel=0.01)
+
+
+def test_null_rates_of_the_score_test_are_the_level():
+    found = ctmm.power(40, 3, tests="score", n_sim=400, cell_cv=0.4, fold=5.0, n_jobs=2, rng=4)
+    positives = round(found["rate"].item() * 400)
+    assert stats.binomtest(positives, 400, 0.05).pvalue > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tests": "t-test"}, "unknown test 't-test': choose from score, "),
+        ({"tests": []}, "needs tests"),
+        ({"alpha": 5}, "alpha between 0 and 1, got 5"),
+        ({"n_sim": 0}, "n_sim"),
+        ({"n_donors": 2}, "n_donors"),
+        ({"n_donors": []}, "n_donors= is an empty list"),
+        ({"V": (0.1, 0.2)}, r"V= has shape \(2,\) for 4 cell types"),
+        ({"V": -0.1}, "V= must not be negative"),
+        ({"beta": [(0.1, 0.2)]}, r"beta= has shape \(2,\)"),
+        ({"noise_cv": 1.5}, "noise_cv= must be 0 or more and below 1, got 1.5"),
+        ({"missing": [0.1, 1.0]}, "missing= must be a share"),
+        ({"cells": 1}, "cells= must be 2 or more, got 1"),
+        ({"kurtosis": -1.0}, "kurtosis= must be 0 or more, or None"),
+        ({"kurtosis": (0.0, 6.0)}, "a list gives several values"),
+        ({"kind": "cells"}, "unknown kind 'cells': choose from ctp, op"),
+        ({"kind": "op"}, "kind='op' needs fold= above 1"),
+        ({"structure": "fre"}, "unknown structure 'fre'"),
+        ({"rng": "one"}, "rng= must be a seed"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(CTMMError, match=message):
+        ctmm.power(**{"n_donors": 20, "n_sim": 2, **arguments})
+
+
+def test_progress(capsys):
+    ctmm.power(20, 2, n_sim=2, rng=1, progress=True)
+    assert "study" in capsys.readouterr().err
