@@ -16,20 +16,13 @@
 # The genes differ between donors, and most of them more so in T cells than elsewhere.
 
 # %%
-from pathlib import Path
-
 import anndata
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 import ctmm_formula as ctmm
-
-HERE = Path(__file__).parent
 
 
 def simulate_cells(donors: int = 80, genes: int = 300, seed: int = 0) -> anndata.AnnData:
@@ -104,8 +97,7 @@ print(pb.obs.head(8), end="\n\n")
 #
 # **Cells per pair.**  Pairs left of the line have too few cells and are missing; here mostly NK.
 
-# %%
-BLUE, VERMILION = "#0072B2", "#D55E00"
+# %% alt="Number of cells of each donor, by cell type; pairs with ten cells or fewer are missing"
 COLORS = dict(
     zip(["B", "Mono", "NK", "T"], ["#0072B2", "#E69F00", "#D55E00", "#009E73"], strict=True)
 )
@@ -114,10 +106,8 @@ missing = np.isnan(pb.X).all(axis=1)
 celltypes = list(obs["celltype"].cat.categories)
 rng = np.random.default_rng(0)
 
-figure, axes = plt.subplots(
-    1, 3, figsize=(13.0, 4.2), width_ratios=[1, 1.15, 1], layout="constrained"
-)
-left, middle, right = axes
+figure, left = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+left.spines[["top", "right"]].set_visible(False)
 for place, name in enumerate(celltypes):
     here = (obs["celltype"] == name).to_numpy()
     heights = place + rng.uniform(-0.28, 0.28, here.sum())
@@ -138,9 +128,11 @@ left.text(9.5, 3.0, "missing", ha="right", va="center", color="0.35", fontsize=9
 # **ν against n.**  The noise variance falls as 1/n: a line of slope -1 for each cell type, its
 # height the variance between cells.
 
-# %%
+# %% alt="Noise variance falls as one over the number of cells, with one line for each cell type"
 GENE = "gene010"
 table = ctmm.to_long(pb, GENE, zero_noise="pool")
+figure, middle = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+middle.spines[["top", "right"]].set_visible(False)
 for name in celltypes:
     part = table[(table["celltype"] == name) & table["nu"].notna()]
     middle.scatter(part["n_cells"], part["nu"], s=13, color=COLORS[name], linewidths=0, label=name)
@@ -162,9 +154,10 @@ middle.legend(frameon=False, fontsize=9, loc="lower left")
 # miss the scarce cell type.  A fit uses the observed pairs of every donor, so none need be imputed
 # for it.
 
-# %%
+# %% alt="Missing pairs of donor and cell type; donors with fewest cells on top"
 holes = missing.reshape(-1, len(celltypes))
 order = np.argsort(obs["n_cells"].to_numpy().reshape(holes.shape).sum(axis=1))
+figure, right = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
 right.imshow(holes[order], aspect="auto", cmap="Greys", vmin=0, vmax=1.15, interpolation="none")
 right.set_xticks(range(len(celltypes)), celltypes)
 right.set_xticks(np.arange(len(celltypes) - 1) + 0.5, minor=True)
@@ -175,7 +168,3 @@ share = ", ".join(
     f"{name} {part:.0%}" for name, part in zip(celltypes, holes.mean(axis=0), strict=True)
 )
 right.set_title(f"missing pairs ({share})", fontsize=10)
-for ax in (left, middle):
-    ax.spines[["top", "right"]].set_visible(False)
-figure.savefig(HERE / "from_cells.png", dpi=150)
-print(f"Picture: {HERE.name}/from_cells.png")

@@ -16,9 +16,6 @@
 # %%
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,7 +23,7 @@ from anndata import AnnData
 
 import ctmm_formula as ctmm
 
-HERE = Path(__file__).parent
+ROOT = Path(globals().get("__file__", "vignettes/notebook")).resolve().parents[1]
 rng = np.random.default_rng(1)
 
 # %% [markdown]
@@ -107,7 +104,7 @@ def read_tables(path):
     return pd.DataFrame(rows)
 
 
-results = read_tables(HERE.parent / "tests/benchmarks/missing_pairs.md")
+results = read_tables(ROOT / "tests/benchmarks/missing_pairs.md")
 shown = ["genes", "method", "hom2 - truth", "V_D - truth", "score", "jackknife", "means"]
 for setting, part in results.groupby("setting", sort=False):
     print(setting, part[shown].to_string(index=False), sep="\n", end="\n\n")
@@ -133,7 +130,7 @@ for setting, part in results.groupby("setting", sort=False):
 # Left: bias of the variance of the rarest type, with two standard errors.  Right: how often a test
 # at level .05 rejects what is true: V = 0 by the score test, equal means by Wald.
 
-# %%
+# %% alt="Bias of the variance of the rarest cell type and positive rates, by method and setting"
 COLORS = {"V = 0": "#0072B2", "V > 0": "#D55E00"}
 methods = list(dict.fromkeys(results["method"]))
 settings = list(dict.fromkeys(results["setting"]))
@@ -168,5 +165,3 @@ axes[-1, 0].set_xlabel("bias of V of the rarest cell type")
 axes[-1, 1].set_xlabel("rate of p < .05 where the hypothesis is true")
 handles = [handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]]
 figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-figure.savefig(HERE / "missing_pairs.png", dpi=150)
-print(f"Picture: {HERE.name}/missing_pairs.png")

@@ -13,18 +13,10 @@
 # package; 72 donors, 4 cell types (days of a differentiation), 24 batches.
 
 # %%
-import sys
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
 import ctmm_formula as ctmm
-
-HERE = Path(__file__).parent
 
 df = ctmm.load_example()
 print(df.drop(columns=[f"PC{k}" for k in range(2, 7)]).head(), end="\n\n")
@@ -36,10 +28,6 @@ print(df.drop(columns=[f"PC{k}" for k in range(2, 7)]).head(), end="\n\n")
 # (`V[day0]`, ...), over and above the noise `nu`.  Batches are random effects.
 
 # %%
-CALL = (
-    'ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure="free",\n'
-    '...                method="reml", data=df)'
-)
 res = ctmm.fit(
     "expr ~ C(celltype) + sex + PC1", random="batch", structure="free", method="reml", data=df
 )
@@ -88,7 +76,7 @@ for name, value in res.vcomp.items():
 # cell types share (dark), and of shared and cell type-specific variance together (light).
 # Right: the variance components with 95 % intervals, and the truth.
 
-# %%
+# %% alt="Expression by donor and cell type; variance components, estimated and true"
 BLUE, SKY, VERMILION = "#0072B2", "#9ecae1", "#D55E00"  # told apart also without red or green
 celltypes = list(res.celltypes)
 adjusted = df["expr"] - df["batch"].map(res.random_effects["batch"]["estimate"])
@@ -134,19 +122,25 @@ right.set_title("variance components", fontsize=11)
 right.legend(frameon=False, fontsize=9, loc="upper right")
 for ax in (left, right):
     ax.spines[["top", "right"]].set_visible(False)
+
+# %% tags=["active-py"]
+# as a script: keep the picture; with --readme put the output into the README, between its markers
+import sys
+from pathlib import Path
+
+HERE = Path(globals().get("__file__", "notebook")).resolve().parent
 figure.savefig(HERE / "quickstart.png", dpi=150)
 print(f"\nPicture: {HERE.name}/quickstart.png")
-
-# %% [markdown]
-# `python vignettes/quickstart.py --readme` puts this output into the README, between its markers.
-
-# %%
 if "--readme" in sys.argv:
+    call = (
+        'ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure="free",\n'
+        '...                method="reml", data=df)'
+    )
     readme = HERE.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition("<!-- quickstart: begin -->\n")
     _, end, after = rest.partition("<!-- quickstart: end -->\n")
-    lines = [">>> import ctmm_formula as ctmm", ">>> df = ctmm.load_example()", f">>> res = {CALL}"]
+    lines = [">>> import ctmm_formula as ctmm", ">>> df = ctmm.load_example()", f">>> res = {call}"]
     lines += [">>> print(res.summary())", str(res.summary())]
     for call, result in tests.items():
         lines += [f">>> {call}", str(result)]

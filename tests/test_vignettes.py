@@ -1,0 +1,126 @@
+"""The vignettes run, their pages are today's, and what they name exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VIGNETTES = ROOT / "vignettes"
+PAGES = VIGNETTES / "pages"
+BUILD = str(VIGNETTES / "build.py")
+VERSIONS = re.compile(r"^ctmm-formula \d[^>`<]*?\.$", re.MULTILINE)
+LARGEST = 300_000  # bytes of a page
+
+
+def scripts() -> list[str]:
+    """Names of the vignettes: the scripts in the percent format."""
+    return sorted(p.stem for p in VIGNETTES.glob("*.py") if "# %%" in p.read_text("utf-8")[:400])
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, without pictures and versions."""
+    html = re.sub(r"<style>.*?</style>|<img [^>]*>", "", html, flags=re.DOTALL)
+    return VERSIONS.sub("(versions)", unescape(re.sub(r"<[^>]+>", "", html)))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """All pages at small sizes; a page may only be left out for want of R, and says so."""
+    out = tmp_path_factory.mktemp("pages")
+    done = subprocess.run(
+        [sys.executable, BUILD, "--quick", "--out", str(out)],
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    left_out = re.findall(r"(\w+): left out, it needs", done.stdout)
+    assert {p.stem for p in out.glob("*.html")} == {*scripts(), "index"} - set(left_out)
+    if os.environ.get("CTMM_REQUIRE_R") == "1":
+        assert not left_out, done.stdout
+    return out
+
+
+def test_every_vignette_has_its_page():
+    assert {p.stem for p in PAGES.glob("*.html")} == {*scripts(), "index"}
+
+
+def test_pages_show_todays_scripts():
+    done = subprocess.run(
+        [sys.executable, BUILD, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_pages_show_todays_output(quick, name):
+    """Where no size differs between the quick and the full build, all numbers must be the same."""
+    if "# quick: " in (VIGNETTES / f"{name}.py").read_text("utf-8"):
+        pytest.skip("the quick page has other sizes")
+    if not (quick / f"{name}.html").exists():
+        pytest.skip("left out without R")
+    shown = (PAGES / f"{name}.html").read_text("utf-8")
+    assert text_of(shown) == text_of((quick / f"{name}.html").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.html")), ids=lambda page: page.stem)
+def test_pages_stand_alone(page):
+    html = page.read_text("utf-8")
+    assert len(html.encode()) < LARGEST
+    assert "<script" not in html
+    assert not re.search(r'(src|<link[^>]+href)="(?!data:)', html)
+    links = [link for link in re.findall(r'href="([^"#]+)', html) if "://" not in link]
+    assert links
+    assert [link for link in links if not (PAGES / link).exists()] == []
+
+
+def test_readme_shows_what_the_page_prints():
+    """The summary in the README, run as a script, is that of the page, run as a notebook."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = readme.partition("<!-- quickstart: begin -->")[2].partition("<!-- quickstart: end -->")
+    shown = VERSIONS.sub("(versions)", block[0])
+    summary = re.search(r" +Cell type-specific mixed model\n.*?\(versions\)", shown, re.DOTALL)
+    assert summary
+    page = text_of((PAGES / "quickstart.html").read_text("utf-8"))
+    assert summary[0] in page
+    for result in re.findall(r"^(?:variance|mean) \w+: .*(?:\n  .*)+", shown, re.MULTILINE):
+        assert result in page
+
+
+def test_formulas_name_functions_that_exist():
+    """Every `room.module.name` on the page of the mathematics can be imported."""
+    text = (VIGNETTES / "mathematics.py").read_text("utf-8")
+    names = re.findall(r"`([a-z_]+\.[\w.]+)`", text)
+    assert len(names) > 50
+    for name in names:
+        parts = name.split(".")
+        depth = len(parts) - 1
+        while True:
+            try:
+                found = import_module(".".join(["ctmm_formula", *parts[:depth]]))
+                break
+            except ModuleNotFoundError:
+                depth -= 1
+        assert depth, name
+        for part in parts[depth:]:
+            assert hasattr(found, part), name
+            found = getattr(found, part)
+
+
+def test_the_house_names_what_is_there():
+    text = (VIGNETTES / "house.py").read_text("utf-8")
+    rooms = "ctmm_formula|tests|vignettes|r_bridge|.ci"
+    paths = set(re.findall(rf"`((?:{rooms})/[\w/.-]*)`", text))
+    assert len(paths) > 25
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    # and leaves nothing out: every room and file of the package's top level is named
+    top = (ROOT / "ctmm_formula").iterdir()
+    there = {p.name + "/" * p.is_dir() for p in top if p.suffix in {"", ".py"}}
+    there -= {"__init__.py", "__pycache__/"}
+    assert [name for name in sorted(there) if f"`ctmm_formula/{name}`" not in text] == []

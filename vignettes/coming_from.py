@@ -1,0 +1,228 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Coming from ctmm, lme4, metafor or dream
+#
+# What is called what, and the same fit written in each.  The code of lme4 and metafor is run here, in
+# R, on the same data.  That of ctmm (the authors' package) and of dream is shown and not run.
+
+# %% [markdown]
+# ## Names
+#
+# | here | ctmm 1.1.0 | lme4 | metafor | dream, variancePartition |
+# |---|---|---|---|---|
+# | `fit(formula, data=df)` | files `y`, `P`, `nu` and a function for each model and method | `lmer(formula, df)` | `rma.mv(yi, V, mods=, random=)` | `dream(exprObj, formula, data)` |
+# | known noise `nu` of every row | `nu` | `weights = 1/nu` is not it: see below | `V = nu` | weights, up to a factor that is estimated |
+# | donor, shared effect `hom` | `hom2` | `(1 \| donor)` | `~ 1 \| donor` | `(1 \| donor)` |
+# | `V`, variance of each cell type | `V` | `(0 + dummy(celltype, "T") \| donor)` for each | `~ celltype \| donor`, `struct = "DIAG"` | a fit for each cell type (dreamlet) |
+# | `structure="hom"`, `"iid"`, `"free"`, `"full"` | `hom_`, `iid_`, `free_`, `full_` before the method | random terms | `struct=` | random terms |
+# | `random="batch"` | random covariates, as files | `(1 \| batch)` | `~ 1 \| batch` | `(1 \| batch)` |
+# | `method="reml"`, `"ml"`, `"he"` | `_REML`, `_ML`, `_HE` | `REML = TRUE`, `FALSE` | `method = "REML"`, `"ML"` | REML |
+# | cell type-specific, overall pseudobulk | modules `ctp`, `op` | | | |
+# | `proportions=` | `P` | | | |
+# | variances may be negative (`bounds="noise"`) | yes | no | no | no |
+# | `bounds="nonnegative"` | | always | always | always |
+# | `res.vcomp`, `res.fe_params` | `out["hom2"]`, `out["V"]`, `out["beta"]` | `VarCorr`, `fixef` | `$sigma2`, `$tau2`, `coef` | `fitExtractVarPartModel`, `topTable` |
+# | `res.test_variance("jackknife")` | `jack_knife=True` | | | |
+# | `res.test_variance("score")` | | | | |
+# | `res.test_mean()` | `ct_beta` | `lmerTest::anova` | `anova(fit, btt=)` | `topTable` of contrasts |
+# | `ctmm.anova(hom, res)` | `util.lrt(l, l0, k)` | `anova(m0, m1, refit=FALSE)` | `anova(m1, m0)` | |
+# | `res.random_effects` | | `ranef` | `ranef` | |
+# | `fit_genes(...)` | a loop of your own | a loop of your own | a loop of your own | `dream` on a matrix |
+# | missing pairs: leave the rows out | impute first | leave out | leave out | leave out |
+#
+# The log-likelihood of REML holds all constants here and in metafor; lme4 leaves out
+# $\tfrac12\log|X'X|$, ctmm all constants.  Differences between models of the same fixed part agree.
+
+# %% [markdown]
+# ## The same model in each
+#
+# Data: the embedded example.  Variances are held at zero or above (`bounds="nonnegative"`), as lme4
+# and metafor do.
+
+# %%
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import ctmm_formula as ctmm
+
+df = ctmm.load_example()
+res = ctmm.fit(
+    "expr ~ 0 + C(celltype) + sex + PC1", data=df, structure="free", bounds="nonnegative"
+)
+print(f"log-likelihood {res.llf:.4f}", res.vcomp.round(4).to_string(), sep="\n")
+
+# %% tags=["hide-input"]
+folder = tempfile.TemporaryDirectory()
+os.environ["CTMM_PAGE"] = folder.name
+df.to_csv(Path(folder.name) / "example.csv", index=False)
+
+
+def R(code):
+    """Run R and print what it prints; without R, R's error is this one's."""
+    run = subprocess.run(["Rscript", "--vanilla", "-"], input=code, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    print(run.stdout)
+
+
+# %% [markdown]
+# ### metafor
+
+# %%
+R(r"""
+suppressMessages(library(metafor))
+setwd(Sys.getenv("CTMM_PAGE"))
+df <- read.csv("example.csv", stringsAsFactors = TRUE)
+fit <- rma.mv(expr, nu, mods = ~ 0 + celltype + sex + PC1,
+              random = list(~ 1 | donor, ~ celltype | donor), struct = "DIAG", data = df)
+cat(sprintf("log-likelihood %.4f\n", logLik(fit)))
+print(round(c(hom = fit$sigma2, setNames(fit$tau2, levels(df$celltype))), 4))
+write.csv(data.frame(value = c(logLik(fit), fit$sigma2, fit$tau2)), "metafor.csv")
+""")
+
+# %% [markdown]
+# ### lme4
+#
+# `weights = 1/nu` alone gives another model: lme4 estimates a factor for the noise, which takes up
+# variance between donors.  Here are both: what `lmer` makes of it, and lme4's own criterion with the
+# factor held at one.
+
+# %%
+R(r"""
+suppressMessages(library(lme4))
+setwd(Sys.getenv("CTMM_PAGE"))
+df <- read.csv("example.csv", stringsAsFactors = TRUE)
+for (k in levels(df$celltype)) df[[k]] <- as.numeric(df$celltype == k)
+formula <- expr ~ 0 + celltype + sex + PC1 + (1 | donor) +
+    (0 + day0 | donor) + (0 + day1 | donor) + (0 + day2 | donor) + (0 + day3 | donor)
+control <- lmerControl(check.nobs.vs.nRE = "ignore")
+df$w <- 1 / df$nu
+
+free <- lmer(formula, df, weights = w, control = control)
+cat(sprintf("lmer, weights = 1/nu: factor of the noise %.2f, should be 1\n", sigma(free)^2))
+
+parts <- lFormula(formula, df, weights = w, control = control)
+deviance <- do.call(mkLmerDevfun, parts)
+env <- environment(deviance)
+p <- ncol(parts$X)
+criterion <- function(theta) {
+    deviance(theta)
+    env$pp$ldL2() + env$pp$ldRX2() + env$resp$wrss() + env$pp$sqrL(1) +
+        (nrow(df) - p) * log(2 * pi) + sum(log(df$nu)) - determinant(crossprod(parts$X))$modulus
+}
+best <- nlminb(env$pp$theta / 2, criterion, lower = 0, control = list(rel.tol = 1e-12))
+names(best$par) <- vapply(parts$reTrms$cnms, paste, "")
+cat(sprintf("factor held at 1: log-likelihood %.4f\n", -best$objective / 2))
+print(round(best$par^2, 4))
+write.csv(data.frame(value = c(-best$objective / 2, best$par^2)), "lme4.csv")
+""")
+
+# %% [markdown]
+# All three agree (in log-likelihood to 1e-5, in estimates to the digits that the searches of the
+# others allow):
+
+# %%
+mine = np.r_[res.llf, np.sort(res.vcomp)]
+for name in ("metafor", "lme4"):
+    values = pd.read_csv(Path(folder.name) / f"{name}.csv")["value"].to_numpy()
+    theirs = np.r_[values[0], np.sort(values[1:])]  # lme4 has an order of its own
+    assert abs(mine[0] - theirs[0]) < 1e-5
+    assert np.allclose(mine, theirs, rtol=2e-3)
+    print(f"{name}: the same")
+folder.cleanup()
+
+# %% [markdown]
+# ### ctmm
+#
+# The authors' package takes files of numbers, donors by cell types, without names, complete.
+#
+# ::: columns
+# ```python
+# # ctmm 1.1.0 (not run here)
+# from ctmm import ctp
+# out, p = ctp.free_REML(
+#     "y.txt", "P.txt", "nu.txt", method="BFGS",
+#     jack_knife=True, optim_by_R=True,
+# )
+# out["hom2"], out["V"]
+# ```
+#
+# ```python
+# # ctmm_formula
+# res = ctmm.fit(
+#     "expr ~ C(celltype)", data=df,
+#     structure="free", method="reml",
+# )
+# res.vcomp
+# res.test_variance("jackknife")
+# ```
+# :::
+#
+# On regular data both give the same numbers (`tests/benchmarks/authors_package.md`: components to
+# 6e-6, p values to 0.2 %).  They differ where the maximum lies on the edge of the domain: there
+# ctmm may stop short of it and say that it converged; here the constrained maximum is reported with a
+# `BoundaryWarning`.  Tables of numbers become a long table so:
+
+# %%
+rng = np.random.default_rng(0)
+types = ["B", "Mono", "NK", "T"]
+n = rng.integers(12, 90, (40, 4))  # as in the files: donors by cell types
+y = rng.normal(size=(40, 1)) + rng.normal(0, 0.5, (40, 4)) + rng.normal(size=(40, 4)) / np.sqrt(n)
+nu = 1 / n
+
+long = pd.DataFrame(
+    {
+        "donor": np.repeat(np.arange(40), 4),
+        "celltype": types * 40,
+        "expr": y.ravel(),
+        "nu": nu.ravel(),
+        "n_cells": n.ravel(),
+    }
+)
+print(ctmm.fit("expr ~ C(celltype)", data=long, structure="free").vcomp.round(3).to_string())
+
+# %% [markdown]
+# ### dream and dreamlet
+#
+# They ask another question: whether *means* differ (between conditions, say), with random effects as
+# a nuisance and precision weights up to a factor.  dreamlet fits each cell type by itself, so the
+# variance that cell types share is not seen.  For shares of variance over genes they have
+# `fitExtractVarPartModel`; the nearest thing here is `res.variance_explained()`, where the noise is
+# known and cell types are fitted together.
+#
+# ::: columns
+# ```r
+# # variancePartition (not run here)
+# form <- ~ sex + (1 | donor) + (1 | batch)
+# vobj <- voomWithDreamWeights(counts, form, info)
+# fit <- dream(vobj, form, info)
+# vp <- fitExtractVarPartModel(vobj, form, info)
+# ```
+#
+# ```python
+# # ctmm_formula
+# scan = ctmm.fit_genes(
+#     "~ C(celltype) + sex", random="batch",
+#     data=pb, tests=["score", "mean"],
+# )
+# scan.gene("POU5F1").variance_explained()
+# ```
+# :::
+#
+# ## Which to use
+#
+# - Differences of means between conditions: dream or dreamlet.
+# - Any mixed model of one gene with known noise, variances not negative: metafor (few rows) or lme4
+#   as above.
+# - Variance between donors by cell type, its tests, all genes: this package.

@@ -1,0 +1,284 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # The mathematics, formula by formula
+#
+# Each formula stands beside the function that computes it (module and function, below
+# `ctmm_formula`).  Some are computed once more here, with dense matrices and in the open, and must
+# agree with the package.
+#
+# Symbols: $N$ donors $i$, $C$ cell types $c$, $n$ rows (observed pairs of donor and cell type), $p$
+# fixed effects, $K$ variance components $\theta_k$.
+
+# %% [markdown]
+# ## The model
+#
+# $$ y_{ic} = x_{ic}'b + \alpha_i + \Gamma_{ic} + \sum_k z_{ik}'u_k + \delta_{ic} $$
+#
+# $$ \alpha_i \sim N(0, \sigma^2), \quad \Gamma_i \sim N(0, V), \quad u_k \sim N(0, r_k I),
+# \quad \delta_{ic} \sim N(0, \nu_{ic}) $$
+#
+# $y_{ic}$ is the mean expression of the $n_{ic}$ cells of a pair, $\nu_{ic}$ its known noise
+# variance.  Let $H_i$ hold the rows of $I_C$ of the cell types seen in donor $i$; in overall
+# pseudobulk it is the one row $P_i'$ of proportions.  Then, for both kinds of data and every
+# structure,
+#
+# $$ y_i \sim N(X_i b, \Sigma_i), \quad \Sigma_i = H_i A H_i' + \mathrm{diag}(\nu_i), \quad
+# A = \sigma^2 J + V = \sum_k \theta_k B_k $$
+#
+# and random effects add $r_k Z_k Z_k'$ over donors that share a level.
+#
+# | what | where |
+# |---|---|
+# | mean and noise of a pair, $\nu = s^2 / n$ | `cells.aggregate.Moments`, `cells.pseudobulk.pseudobulk` |
+# | overall pseudobulk, $y_i = \sum_c P_{ic} y_{ic}$, $\nu_i = \sum_c P_{ic}^2 \nu_{ic}$ | `cells.standardize.overall` |
+# | each gene to variance 1 of overall pseudobulk | `cells.standardize.standardize` |
+# | basis matrices $B_k$ of a structure | `structures.STRUCTURES`, `structures.resolve` |
+# | $A = \sum_k \theta_k B_k$ | `structures.Structure.covariance` |
+# | $B_k$ as sums of rank-one factors $v v'$ | `engine.model.rank_one_factors` |
+# | rows, donors, $H$, blocks | `engine.model.Model`, `engine.model.build_model` |
+# | fixed part to $X$ | `design.matrix.ENGINES` |
+
+# %%
+import numpy as np
+import pandas as pd
+from patsy import dmatrix
+from scipy.stats import norm
+
+import ctmm_formula as ctmm
+
+df = ctmm.load_example()
+res = ctmm.fit("expr ~ C(celltype) + sex", data=df, structure="free", method="reml")
+
+X = np.asarray(dmatrix("C(celltype) + sex", df))
+y, nu = df["expr"].to_numpy(), df["nu"].to_numpy()
+donor = pd.factorize(df["donor"])[0]
+same = donor[:, None] == donor  # rows of one donor
+H = pd.get_dummies(df["celltype"]).to_numpy(float)
+n, p = X.shape
+
+# Sigma = sum_k theta_k Sigma_k + diag(nu), for J and E_11 ... E_CC
+parts = [same * 1.0] + [same * np.outer(h, h) for h in H.T]
+theta = res.vcomp.to_numpy()
+Sigma = sum(t * S for t, S in zip(theta, parts, strict=True)) + np.diag(nu)
+print(f"{n} rows, {p} fixed effects, {len(theta)} variance components")
+
+
+def agree(what, dense, package, tolerance=1e-7):
+    """The largest relative difference must be rounding, or where two searches stop."""
+    dense, package = np.atleast_1d(dense), np.atleast_1d(package)
+    off = np.abs(dense - package).max() / np.abs(package).max()
+    assert off < tolerance, (what, off)
+    print(f"{what}: {np.round(dense[:3], 4)} agrees")
+
+
+# %% [markdown]
+# ## Likelihood
+#
+# With $e = y - Xb$, $b = (X'\Sigma^{-1}X)^{-1}X'\Sigma^{-1}y$ and
+# $P = \Sigma^{-1} - \Sigma^{-1}X(X'\Sigma^{-1}X)^{-1}X'\Sigma^{-1}$:
+#
+# $$ \ell_{ML} = -\tfrac12 [ n \log 2\pi + \log|\Sigma| + e'\Sigma^{-1}e ] $$
+#
+# $$ \ell_{REML} = -\tfrac12 [ (n - p) \log 2\pi + \log|\Sigma| + \log|X'\Sigma^{-1}X|
+# - \log|X'X| + y'Py ] $$
+#
+# All constants are there, also $\log|X'X|$, without which REML would depend on the coding of the
+# fixed part (metafor has it, lme4 and glmmTMB leave it out).  Derivatives, for
+# $\Sigma_k = \partial\Sigma / \partial\theta_k$:
+#
+# $$ \mathrm{score}_k = \tfrac12 ( y'P\Sigma_k Py - \mathrm{tr}\,P\Sigma_k ), \quad
+# \mathrm{average}_{kl} = \tfrac12 y'P\Sigma_k P\Sigma_l Py, \quad
+# \mathrm{expected}_{kl} = \tfrac12 \mathrm{tr}\,P\Sigma_k P\Sigma_l $$
+#
+# The observed information is twice the average less the expected.  Standard errors of variance
+# components are from the inverse of the expected one.  No matrix of all rows is ever formed: donors
+# go through one by one, and random effects by the Woodbury identity, so that the cost is linear in
+# the number of donors.
+#
+# | what | where |
+# |---|---|
+# | $\ell$, score, average and expected information, $b$ | `engine.kernels.evaluate`, called by `engine.likelihood.evaluate` |
+# | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
+# | the fit | `engine.likelihood.fit` |
+# | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.optimize.climb`, `engine.optimize.best_of` |
+# | starting points | `engine.likelihood.starting_points` |
+# | the domain: `bounds="noise"`, `"psd"`, `"nonnegative"` | `engine.domain.constrain` |
+# | products with $\Sigma^{-1}$ and $P$ in numpy | `engine.precision.Precision` |
+
+# %%
+S_inv = np.linalg.inv(Sigma)
+XSX = X.T @ S_inv @ X
+P = S_inv - S_inv @ X @ np.linalg.solve(XSX, X.T @ S_inv)
+logdet = [np.linalg.slogdet(M)[1] for M in (Sigma, XSX, X.T @ X)]
+llf = -0.5 * ((n - p) * np.log(2 * np.pi) + logdet[0] + logdet[1] - logdet[2] + y @ P @ y)
+score = [0.5 * (y @ P @ S @ P @ y - np.trace(P @ S)) for S in parts]
+expected = [[0.5 * np.trace(P @ S @ P @ T) for T in parts] for S in parts]
+
+agree("restricted log-likelihood", llf, res.llf)
+agree("fixed effects", np.linalg.solve(XSX, X.T @ S_inv @ y), res.fe_params.to_numpy())
+agree("standard errors of components", np.sqrt(np.diag(np.linalg.inv(expected))), res.bse[res.vcomp.index])
+assert np.abs(score).max() < 1e-4  # the estimate is a maximum
+
+# %% [markdown]
+# ## Moments (Haseman-Elston)
+#
+# With $\Pi = I - X(X'X)^{-1}X'$ and $D = \mathrm{diag}(\nu)$, least squares of $\Pi(yy' - D)\Pi$ on
+# the $\Pi\Sigma_k\Pi$:
+#
+# $$ G\theta = q, \quad G_{kl} = \mathrm{tr}(\Pi\Sigma_k\Pi\Sigma_l), \quad
+# q_k = (\Pi y)'\Sigma_k(\Pi y) - \mathrm{tr}(\Pi\Sigma_k\Pi D) $$
+#
+# Unbiased whatever the distribution of the noise, as long as $\nu$ is unbiased.  $G$ holds neither
+# $y$ nor $\nu$, so it is made once for all genes.
+#
+# | what | where |
+# |---|---|
+# | $G$, weights of $\nu$ | `engine.he.moments` |
+# | $\theta$ | `engine.he.Moments.solve` |
+# | $b$ after it: GLS where $\Sigma$ is positive definite, else OLS | `engine.he.complete` |
+# | without each donor, by updates of $G$ and $q$ | `engine.refits.LeaveOut` |
+
+# %%
+he = ctmm.fit("expr ~ C(celltype) + sex", data=df, structure="free", method="he")
+Pi = np.eye(n) - X @ np.linalg.solve(X.T @ X, X.T)
+inside = [Pi @ S @ Pi for S in parts]
+G = [[np.sum(A * B) for B in inside] for A in inside]
+q = [y @ A @ y - np.diag(A) @ nu for A in inside]
+agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
+
+# %% [markdown]
+# ## Jackknife
+#
+# Leave out one donor, estimate everything anew, $t_{(i)} = (\theta_{(i)}, b_{(i)})$:
+#
+# $$ \mathrm{Cov} = \frac{N-1}{N} \sum_i (t_{(i)} - \bar t)(t_{(i)} - \bar t)' $$
+#
+# | what | where |
+# |---|---|
+# | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.optimize.leave_out` |
+# | their covariance | `inference.jackknife.covariance` |
+# | delete-block and one-step versions | `inference.jackknife.leave_out_groups`, `inference.jackknife.LikelihoodJackknife` |
+
+# %%
+refits = np.array(
+    [
+        ctmm.fit("expr ~ C(celltype) + sex", data=df[df["donor"] != out]).vcomp
+        for out in df["donor"].unique()
+    ]
+)
+N = len(refits)
+jackknife = (N - 1) / N * (refits - refits.mean(axis=0)).T @ (refits - refits.mean(axis=0))
+bse = res.jackknife().bse[res.vcomp.index]
+agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1e-5)
+
+# %% [markdown]
+# ## Tests
+#
+# Denominator degrees of freedom are $N$ less all parameters: `inference.variance.df_resid`.
+#
+# | question | test | where |
+# |---|---|---|
+# | $L t = 0$ | $W = (Lt)'(L\,\mathrm{Cov}\,L')^{-1}(Lt)/q \sim F(q, N - n_{par})$ | `inference.testing.wald` |
+# | $V = 0$ | the same, $L$ of the structure | `structures.Structure.null_contrast` |
+# | equal means | the same, contrasts of cell type means, whatever the coding | `inference.testing.mean_differentiation` |
+# | one component $> 0$ | one-sided $t$ | `inference.testing.one_sided_t` |
+# | nested structures | $2(\ell_1 - \ell_0) \sim \chi^2$ with df from the basis | `inference.testing.likelihood_ratio`, `inference.comparison.compare` |
+# | the same, by simulation | parametric bootstrap | `inference.bootstrap.parametric_bootstrap_lrt` |
+# | one component $= 0$, exactly | restricted likelihood ratio with known noise | `inference.rlrt.exact_rlrt` |
+# | AIC, BIC | | `inference.comparison.aic`, `inference.comparison.bic` |
+# | $V = 0$, robust to errors of $\nu$ | score test, below | `inference.score.score_test` |
+#
+# ### The score test
+#
+# The likelihood weighs donors by the measured $\nu$, so that its errors look like differences
+# between cell types.  The score test weighs by something else and uses $\nu$ only where it is
+# unbiased.
+#
+# 1. Working noise $w_{ic} = \bar s_c^2 / n_{ic}$ with $\bar s_c^2$ the mean over donors of
+#    $n_{ic} \nu_{ic}$.  The null model ($V = 0$, components not negative) is fitted by REML with $w$
+#    for $\nu$; $P$ is its projection.
+# 2. For cell type $c$ the efficient score matrix is
+#    $A_c = P(\Sigma_c - \sum_m a_m \Sigma_m)P$, $a = I_{mm}^{-1} I_{mc}$ from the expected
+#    information of the null's components $m$.  The statistic is
+#    $T_c = y'A_c y - \mathrm{tr}(A_c \hat\Sigma)$, with the measured $\nu$ in $\hat\Sigma$.
+# 3. Under the null $y'A_c y \sim \sum_j \lambda_j \chi^2_1$, $\lambda$ the eigenvalues of
+#    $\hat\Sigma^{1/2} A_c \hat\Sigma^{1/2}$.  The omnibus test takes $\sum_c A_c$; the p values of the
+#    cell types are also combined by Cauchy's rule.
+#
+# | what | where |
+# |---|---|
+# | working noise | `inference.score.working_noise` |
+# | upper tail of $\sum_j \lambda_j \chi^2_1$ | `inference.tails.upper_tail`; with many donors `inference.tails.contour_tail` |
+# | combination of p values | `inference.score.cauchy_combination` |
+
+# %%
+cells = df["n_cells"].to_numpy()
+w = (H * (cells * nu)[:, None]).sum(axis=0) / H.sum(axis=0) @ H.T / cells
+null = ctmm.fit(
+    "expr ~ C(celltype) + sex", data=df.assign(w=w), noise="w", structure="hom",
+    bounds="nonnegative",
+)  # fmt: skip
+shared = float(null.vcomp.iloc[0])
+W_inv = np.linalg.inv(shared * parts[0] + np.diag(w))
+P = W_inv - W_inv @ X @ np.linalg.solve(X.T @ W_inv @ X, X.T @ W_inv)
+PS = [P @ S for S in parts]
+information = np.array([[0.5 * np.sum(A * B.T) for B in PS] for A in PS])
+A = sum(PS[c] @ P - information[0, c] / information[0, 0] * PS[0] @ P for c in range(1, 5))
+truth = shared * parts[0] + np.diag(nu)  # the null covariance with the measured noise
+statistic = y @ A @ y - np.trace(A @ truth)
+scale = np.sqrt(2 * np.trace(A @ truth @ A @ truth))
+test = res.test_variance("score")
+agree("score statistic, in standard deviations", statistic / scale, test.statistic, tolerance=1e-5)
+print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / scale):.1e}")
+
+# %% [markdown]
+# ## Predictions and shares
+#
+# With $r = Py$, the predicted shared effect of donor $i$ is $\sigma^2 1'H_i'r_i$, the cell
+# type-specific ones $V H_i'r_i$.  Overall pseudobulk has the variance
+#
+# $$ m'Sm + \mathrm{var}(f) + \sigma^2 + \frac1N\sum_i P_i'VP_i + \sum_k r_k
+# + \frac1N\sum_i \nu_i $$
+#
+# with $S$ the covariance of the proportions, $m$ the means of the cell types and $f$ the other fixed
+# effects.
+#
+# | what | where |
+# |---|---|
+# | predicted effects and their standard errors | `engine.blup.effects` |
+# | shares of variance | `results.shares.variance_parts`, `results.shares.celltype_parts` |
+# | draws from a model | `simulate.draws.draw` |
+
+# %% [markdown]
+# ## Imputation
+#
+# Soft-impute: minimise $\tfrac12 \lVert Y - Z \rVert^2_{observed} + \lambda \lVert Z \rVert_*$ over
+# $Z$, the penalty chosen on whole hidden pairs; or the conditional mean of a multivariate normal,
+# by EM.
+#
+# | what | where |
+# |---|---|
+# | soft-impute, and a bound on its distance from the optimum | `cells.softimpute.complete`, `cells.softimpute.certificate` |
+# | choice of $\lambda$ | `cells.softimpute.cross_validate` |
+# | EM of the multivariate normal | `cells.mvn.fit_normal`, `cells.mvn.em_step` |
+
+# %% [markdown]
+# ## All genes
+#
+# | what | where |
+# |---|---|
+# | one design, many responses | `engine.model.Model.with_response` |
+# | genes by their pattern of missing rows | `scan.patterns.Patterns` |
+# | Bonferroni and Benjamini-Hochberg, missing p values left out | `scan.scan.adjusted` |
+#
+# ## Source
+#
+# M. Chen and A. Dahl, A robust model for cell type-specific interindividual variation in
+# single-cell RNA sequencing data, Nat Commun 15:5229 (2024): the model, REML, moments, jackknife,
+# shares.  The score test, the domain and the optimiser are this package's own.
