@@ -285,6 +285,12 @@ CASES = [
         "expr ~ C(celltype) + lineage",
         change=lambda d: d.assign(lineage=d["celltype"].map(dict(B="L", T="L", Mono="M"))),
     ),
+    Case(
+        "squares that overflow",
+        DataError,
+        [r"squares of the response 'expr' \(up to 1e\+300\)", "rescale"],
+        change=lambda d: d.assign(expr=1e300 * (d["donor"] == "d01")),
+    ),
     Case("constant covariate", DataError, ["'PC1'", "is constant"], change=assign(PC1=2.5)),
     Case("one sex", DataError, ["'sex'", "one level", "'F'"], change=assign(sex="F")),
     Case(

@@ -161,7 +161,8 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
       show('shares', variance_explained(fit)$share)
       show('fitted', unname(fitted(fit)))
       show('mean test', test_mean(fit)$p.value)
-      show('jackknife', test_variance(fit)$p.value)
+      show('default', test_variance(fit)$p.value)
+      show('jackknife', test_variance(fit, 'jackknife')$p.value)
       show('score', test_variance(fit, 'score')$p.value)
     }}
     """
@@ -170,7 +171,7 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
         if line.startswith("@@"):
             name, what, value = line[2:].split("|")
             got.setdefault((name, what), []).append(float(value.replace("NA", "nan")))
-    assert len(got) == 8 * len(STATEMENTS) - 1
+    assert len(got) == 9 * len(STATEMENTS) - 1
     for name, (formula, structure, method, random) in STATEMENTS.items():
         text = formula.replace("celltype", "C(celltype)")
         res = ctmm.fit(text, structure=structure, method=method, random=random, data=df)
@@ -180,7 +181,8 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
             "shares": res.variance_explained(by_celltype=True)["share"],
             "fitted": res.fittedvalues,
             "mean test": res.test_mean().pvalue,
-            "jackknife": res.test_variance().pvalue,
+            "default": res.test_variance().pvalue,
+            "jackknife": res.test_variance("jackknife").pvalue,
             "score": res.test_variance("score").pvalue,
         } | ({} if method == "he" else {"llf": res.llf})
         for what, value in expected.items():

@@ -76,15 +76,26 @@ def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
         )
         raise DataError(f"{what} holds {kind}: it must be real numbers")
     y = array.astype(np.float64)
+    check_response(y, spec.response, ready.keep)
+    return y
+
+
+def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
+    """Finite, with finite squares, and not constant."""
+    what = f"the response {name!r}"
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
         raise DataError(
-            f"{what} is {y[bad[0]]} in {rows(ready.keep[bad])}: correct the values, or make them "
+            f"{what} is {y[bad[0]]} in {rows(positions[bad])}: correct the values, or make them "
             "NaN to leave the rows out"
         )
-    if y.max() == y.min():
+    if len(y) and y.max() == y.min():
         raise DataError(f"{what} is constant ({y[0]}): there is no variance to estimate")
-    return y
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.square(y).sum()):
+            raise DataError(
+                f"the squares of {what} (up to {np.abs(y).max():.0e}) are not finite: rescale it"
+            )
 
 
 def noise(ready: Prepared) -> np.ndarray:

@@ -7,7 +7,7 @@ deviations, not ratios: they are in squared units of the response), in ``params`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -208,23 +208,13 @@ class Parameters:
 
     @cached_property
     def _vc_names(self) -> list[str]:
-        """Names of the variance components: the structure's labels, then the random effects.
-
-        A label that is the name of a fixed effect as well becomes ``var(label)``.
-        """
-        own: list[str] = []
-        for label in self.structure_.labels:
-            own.append(_unlike(label, "var", {*own, *self.design.names}))
-        return [*own, *self._random_names]
+        labels, design = self.structure_.labels, self.design
+        return list(component_names(labels, design.names, design.random_names))
 
     @cached_property
     def _random_names(self) -> tuple[str, ...]:
-        """One name for each random effect everywhere; ``random(name)`` where it is taken."""
-        taken = {*RESERVED, *self.structure_.labels, *self.design.names}
-        out: list[str] = []
-        for name in self.design.random_names:
-            out.append(_unlike(name, "random", {*taken, *out}))
-        return tuple(out)
+        """One name for each random effect everywhere."""
+        return tuple(self._vc_names[len(self.structure_.labels) :])
 
     @property
     def fe_params(self) -> pd.Series:
@@ -453,6 +443,26 @@ def is_covariance(A: np.ndarray) -> bool:
         return False
     values = np.linalg.eigvalsh(A)
     return bool(values[0] >= -_ROUNDING * np.abs(values).max())
+
+
+def component_names(
+    labels: Sequence[str], fixed: Sequence[str], random: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of the variance components: the structure's labels, then the random effects.
+
+    A label that is the name of a fixed effect as well becomes ``var(label)``, a random effect
+    whose name is taken ``random(name)``.
+
+    >>> component_names(["hom", "V[T]"], ["Intercept", "hom"], ["batch", "hom"])
+    ('var(hom)', 'V[T]', 'batch', 'random(hom)')
+    """
+    own: list[str] = []
+    for label in labels:
+        own.append(_unlike(label, "var", {*own, *fixed}))
+    groups: list[str] = []
+    for name in random:
+        groups.append(_unlike(name, "random", {*RESERVED, *labels, *fixed, *groups}))
+    return (*own, *groups)
 
 
 def _unlike(name: str, wrap: str, taken: set[str]) -> str:

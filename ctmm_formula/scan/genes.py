@@ -20,11 +20,10 @@ from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.table import listing
 from ..engine.domain import Domain
-from ..engine.estimate import Convergence, Estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, FormulaError, choose
 from ..inference.testing import generator, threads, whole_number
-from ..results.parameters import Parameters
+from ..results.parameters import component_names
 from ..results.results import CTMMResults
 from ..results.summary import recorded_versions
 from ..simulate import Rng
@@ -298,15 +297,20 @@ def _designs(
     base = np.flatnonzero(seen)
     patterns = Patterns(spec, responses.obs, options, base)
     design = patterns.design(base)
+    return design, patterns.start(design, all_structures(structures, design.celltypes))
+
+
+def all_structures(given: Sequence[object], celltypes: Sequence[str]) -> tuple[Structure, ...]:
+    """The structures of a scan, each once; an error where two of one name differ."""
     resolved: dict[str, Structure] = {}
-    for given in structures:
-        structure = resolve(given, design.celltypes)
+    for one in given:
+        structure = resolve(one, celltypes)
         if structure.name in resolved and not np.array_equal(
             structure.basis, resolved[structure.name].basis
         ):
             raise CTMMError(f"models= holds two structures called {structure.name!r}: scan twice")
         resolved.setdefault(structure.name, structure)
-    return design, patterns.start(design, tuple(resolved.values()))
+    return tuple(resolved.values())
 
 
 def table_layout(
@@ -323,22 +327,12 @@ def table_layout(
         design.celltypes,
         design.names,
         structures,
-        tuple(_component_names(design, structure) for structure in structures),
+        tuple(component_names(s.labels, design.names, design.random_names) for s in structures),
         tests,
         tuple(errors),
         nested_pairs(structures) if method in LIKELIHOODS else (),
         one_step and method in LIKELIHOODS and "se_jackknife" in errors,
     )
-
-
-def _component_names(design: Design, structure: Structure) -> tuple[str, ...]:
-    """Names of the variance components as results have them."""
-    count = len(structure.labels) + len(design.random)
-    theta, beta = np.zeros(count), np.zeros(len(design.names))
-    nothing = Convergence(True, False, 0.0, 0, 0, "")
-    empty = np.zeros((count, count))
-    at = Estimate("he", theta, beta, np.zeros((len(beta),) * 2), "gls", empty, empty, 0.0, nothing)
-    return tuple(Parameters(design, structure, Domain(), at).vcomp.index)
 
 
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:

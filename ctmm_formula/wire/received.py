@@ -14,8 +14,6 @@ from ..design.design import Design, assemble
 from ..design.formula import FormulaSpec, RandomTerm
 from ..design.matrix import Coding
 from ..design.prepare import Prepared, Roles
-from ..design.table import rows
-from ..errors import DataError
 from .codec import decode, to_factor
 
 
@@ -37,7 +35,7 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     spec = FormulaSpec(text, str(model["response"]), str(model["fixed"]), terms)
     arrays.check_levels(ready)
     if at is None:
-        _check_response(y, spec.response, ready.keep)
+        arrays.check_response(y, spec.response, ready.keep)
     seen = arrays.observed(ready)
     means = decode(model["mean_rows"])  # (C, p), or of every row, (C, rows, p)
     mean_rows = means if means.ndim == 2 else means[:, slice(None) if at is None else at].mean(1)
@@ -105,15 +103,3 @@ def _term(term: Mapping[str, Any]) -> RandomTerm:
     groups = tuple(str(name) for name in term["groups"])
     left = str(term["left"])
     return RandomTerm(groups, left != "1", ":".join(groups), left)
-
-
-def _check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(y))
-    if len(bad):
-        raise DataError(
-            f"the response {name!r} is {y[bad[0]]} in {rows(positions[bad])}: correct the "
-            "values, or make them missing to leave the rows out"
-        )
-    if len(y) and y.max() == y.min():
-        raise DataError(f"the response {name!r} is constant ({y[0]}): there is no variance to "
-                        "estimate")  # fmt: skip

@@ -18,10 +18,10 @@ from ..engine.domain import Domain
 from ..errors import CTMMError
 from ..inference.testing import threads, whole_number
 from ..scan.columns import join
-from ..scan.genes import BLOCK, asked_tests, table_layout
+from ..scan.genes import BLOCK, all_structures, asked_tests, table_layout
 from ..scan.patterns import Patterns
 from ..scan.worker import Plan, scan_block
-from ..structures import Structure, resolve
+from ..structures import Structure
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
 
@@ -69,10 +69,9 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     table = pd.DataFrame(index=pd.RangeIndex(len(Y)))
     patterns = ReceivedPatterns(spec, table, {}, every, model=model)
     design = patterns.design(every)
-    resolved = {cells.name: cells for cells in (resolve(s, design.celltypes) for s in structures)}
-    patterns = patterns.start(design, tuple(resolved.values()))
+    patterns = patterns.start(design, all_structures(structures, design.celltypes))
     plan = Plan(
-        table_layout(design, patterns.structures, method, tests),
+        table_layout(design, patterns.structures, method, tests, bool(request["one_step"])),
         method,
         Domain(bounds or DEFAULT_BOUNDS[design.kind], floor),
         bool(request["one_step"]),

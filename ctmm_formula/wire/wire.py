@@ -253,7 +253,7 @@ def _covariance(res: CTMMResults, value: Any) -> Any:
 
 
 def _test(request: Mapping[str, Any]) -> Plain:
-    """One test: request {fit, what, method, name, covariance, seed, n, n_jobs}."""
+    """One test: request {fit, what, method, name, covariance, seed, n, n_jobs}; most may lack."""
     res = _stored(request["fit"])
     what = choose("test", request["what"], ("variance", "mean", "component"))
     covariance = _covariance(res, request.get("covariance"))
@@ -261,16 +261,16 @@ def _test(request: Mapping[str, Any]) -> Plain:
     draws: dict[str, Any] = {"rng": None if seed is None else int(seed)}
     if request.get("n") is not None:
         draws["n"] = int(request["n"])
+    if request.get("method") is not None:  # else the default of the method called
+        draws["method"] = str(request["method"])
     if what == "mean":
         test = res.test_mean(covariance or "jackknife")
     elif what == "variance":
         test = res.test_variance(
-            request["method"], covariance=covariance, n_jobs=int(request["n_jobs"]), **draws
+            covariance=covariance, n_jobs=int(request["n_jobs"]), **draws
         )
     else:
-        test = res.test_component(
-            str(request["name"]), request["method"], covariance=covariance, **draws
-        )
+        test = res.test_component(str(request["name"]), covariance=covariance, **draws)
     out = test.to_dict()
     df = out["df"]
     out["df"] = [float(value) for value in (df if isinstance(df, Sequence) else [df])]

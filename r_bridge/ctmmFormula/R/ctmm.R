@@ -22,10 +22,23 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = "rem
   fit <- design(spec, data, roles, made, contrasts, singular.ok)
   fit$call <- call
   request <- list(model = fit$sent, structure = structure_out(structure, fit$celltypes),
-                  method = tolower(as.character(method)[1L]), bounds = bounds,
-                  noise_floor = as.double(noise_floor))
+                  method = method_out(method), bounds = bounds_out(bounds),
+                  noise_floor = share_out(noise_floor))
   fit <- described(fit, request)
   finish(fit)
+}
+
+method_out <- function(method) tolower(single(method, "method", is.character))
+
+bounds_out <- function(bounds) if (!is.null(bounds)) single(bounds, "bounds", is.character)
+
+share_out <- function(share) as.double(single(share, "noise_floor", is.numeric))
+
+# A setting that is one value.
+single <- function(x, name, is) {
+  if (length(x) == 1L && is(x) && !is.na(x)) return(x)
+  fail("CTMMError", name, " = must be one ", if (identical(is, is.numeric)) "number" else "name",
+       ", got ", as_text(x))
 }
 
 # A structure by name; matrices as a named list.

@@ -32,8 +32,19 @@ as_table <- function(data) {
     fail("DataError", "data is no table: ", conditionMessage(e)))
   twice <- names(data)[duplicated(names(data))]
   if (length(twice)) fail("DataError", "data has several columns '", twice[1L], "'")
+  data[] <- lapply(data, plain_column)
   attr(data, "ctmm_roles") <- roles
   data
+}
+
+# Classes that keep their values where the functions of stats do not look for them.
+plain_column <- function(x) {
+  if (inherits(x, "POSIXlt")) return(as.POSIXct(x))
+  if (!inherits(x, "integer64")) return(x)
+  if (!requireNamespace("bit64", quietly = TRUE))
+    fail("DataError", "data has a column of class integer64: make it as.numeric(), which needs the ",
+         "package bit64")
+  as.double(x)
 }
 
 no_column <- function(name, role, data) {
@@ -110,6 +121,8 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   dot <- data[setdiff(names(data), setdiff(own, roles$celltype))]
   terms <- tryCatch(stats::terms(spec$fixed, data = dot), error = function(e)
     fail("FormulaError", conditionMessage(e)))
+  if (!roles$overall && !length(attr(terms, "term.labels")) && !attr(terms, "intercept"))
+    fail("FormulaError", "'", as_text(spec$fixed), "' has no fixed effect: keep at least the intercept")
   check_variables(terms, data, roles, env)
   fixed <- stats::formula(terms)
   environment(fixed) <- env
@@ -126,7 +139,7 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   ask <- function(na.action) {
     made <- c(list(quote(stats::model.frame), formula = fixed, data = data),
               as.list(call)[kept], list(na.action = na.action, drop.unused.levels = TRUE), extra)
-    eval(as.call(made), env)
+    tryCatch(eval(as.call(made), env), error = function(e) fail("DataError", conditionMessage(e)))
   }
   na.action <- if ("na.action" %in% names(call)) eval(call$na.action, parent.frame(2L))
   na.action <- na.action %||% attr(data, "na.action") %||% getOption("na.action") %||% "na.omit"
@@ -159,8 +172,8 @@ check_variables <- function(terms, data, roles, env) {
 
 # How many rows each column costs; a row counts for the first.
 missing_by <- function(frame, roles) {
-  taken <- rep(FALSE, nrow(frame))
-  out <- integer()
+  taken <- is.na(frame[["(row)"]])  # a subset that is NA
+  out <- if (any(taken)) c(subset = sum(taken)) else integer()
   for (name in names(frame)) {
     gone <- is.na(frame[[name]])
     if (is.matrix(gone)) gone <- rowSums(gone) > 0

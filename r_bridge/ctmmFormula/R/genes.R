@@ -59,8 +59,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   request <- list(
     model = model, structure = structure_out(structure, fit$celltypes),
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
-    method = tolower(as.character(method)[1L]), bounds = bounds,
-    noise_floor = as.double(noise_floor), tests = as.list(tests), one_step = isTRUE(one_step),
+    method = method_out(method), bounds = bounds_out(bounds),
+    noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = isTRUE(one_step),
     n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
     n_jobs = threads_of(threads))
   Y[bad != "", ] <- NA_real_

@@ -119,7 +119,11 @@ update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
   if (!missing(formula.)) call$formula <- stats::update(object$given, formula.)
   extra <- match.call(expand.dots = FALSE)$...
   for (name in names(extra)) call[[name]] <- extra[[name]]
-  if (evaluate) eval(call, parent.frame()) else call
+  if (!evaluate) return(call)
+  # a fit that a function made finds its data where its formula was written
+  here <- parent.frame()
+  away <- is.name(call$data) && !exists(as.character(call$data), here, mode = "list")
+  eval(call, if (away) environment(object$given) else here)
 }
 
 #' @export

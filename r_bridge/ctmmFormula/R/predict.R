@@ -201,7 +201,9 @@ level_weights <- function(object, name) {
 # A fit of the same model to another response (generic of lme4).
 refit_ctmm <- function(object, newresp, ...) {
   if (is.data.frame(newresp) && length(newresp) == 1L) newresp <- newresp[[1L]]
-  if (!is.numeric(newresp) || length(newresp) != object$n)
+  out <- object$na.action
+  if (length(out) && length(newresp) == object$n + length(out)) newresp <- newresp[-out]
+  if (!is.numeric(newresp) || length(newresp) != object$n || anyNA(newresp))
     fail("DataError", "newresp must hold ", object$n, " numbers, one per row of the fit")
   object$y <- named(as.double(newresp), names(object$y))
   object$model[[1L]] <- object$y

@@ -16,15 +16,13 @@ jackknife <- function(object, ...) UseMethod("jackknife")
 bootstrap <- function(object, ...) UseMethod("bootstrap")
 
 #' @export
-test_variance.ctmm <- function(object, method = c("jackknife", "model", "lrt", "bootstrap", "score"),
-                               covariance = NULL, n = 999, seed = NULL, threads = 1, ...) {
-  if (inherits(method, "ctmm_jackknife")) {
-    covariance <- method
-    method <- "jackknife"
-  }
-  method <- match.arg(method)
+test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999, seed = NULL,
+                               threads = 1, ...) {
+  if (inherits(method, "ctmm_jackknife")) covariance <- method
+  if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
+  else if (!is.null(method)) method <- single(method, "method", is.character)
   run_test(object, "variance", method = method, covariance = covariance, n = n,
-           seed = if (method == "bootstrap") seed_of(seed), threads = threads)
+           seed = if (identical(method, "bootstrap")) seed_of(seed), threads = threads)
 }
 
 #' @export

@@ -39,7 +39,7 @@ test_that("every gene has the numbers of a fit of its own", {
     expect_equal(unlist(row[paste0("mean[", fit$celltypes, "]")]), celltype_means(fit)$estimate,
                  ignore_attr = TRUE, tolerance = EXACT)
     expect_equal(row$p_score, test_variance(fit, "score")$p.value, tolerance = 1e-6)
-    expect_equal(row$p_jackknife, test_variance(fit)$p.value, tolerance = 1e-6)
+    expect_equal(row$p_jackknife, test_variance(fit, "jackknife")$p.value, tolerance = 1e-6)
     expect_equal(row$p_mean, test_mean(fit)$p.value, tolerance = 1e-6)
     expect_equal(row[["p_lrt[hom:free]"]], test_variance(fit, "lrt")$p.value, tolerance = 1e-6)
     expect_identical(row$n_obs, nobs(fit))
@@ -89,6 +89,21 @@ test_that("what fits no gene is an error before any is fitted", {
   refused("of different genes", ~ celltype, pseudobulk, g$Y, g$nu[2:1, ])
   g$Y[] <- NA
   refused("no gene has both", ~ celltype, pseudobulk, g$Y, g$nu)
+})
+
+test_that("one-step jackknives say how far they are from exact ones", {
+  need_python()
+  g <- genes(2)
+  found <- scan(g, tests = "jackknife", one_step = TRUE)
+  fit <- suppressWarnings(one(g, 2))
+  jack <- jackknife(fit, one_step = TRUE)
+  expect_equal(found$error_jackknife[2], jack$error, tolerance = 1e-6)
+  expect_gt(jack$error, 0)
+  expect_equal(found$p_jackknife[2], test_variance(fit, jack)$p.value, tolerance = 1e-6)
+  expect_false("error_jackknife" %in% names(scan(g, tests = "jackknife")))
+  own <- lapply(levels(pseudobulk$celltype), function(type) diag(4) * (levels(pseudobulk$celltype) == type))
+  expect_error(scan(g, structure = own, models = list(own[1:2])), "two structures called",
+               class = "ctmm_CTMMError")
 })
 
 test_that("missing covariates and a subset leave samples out", {

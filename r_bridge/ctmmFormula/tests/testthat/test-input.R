@@ -83,7 +83,10 @@ test_that("values that cannot be are named with their rows as R counts them", {
   d <- pseudobulk
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
-  expect_error(ctmm(expr ~ celltype + PC1, data = d), "invalid type")
+  expect_error(ctmm(expr ~ celltype + PC1, data = d), "invalid type", class = "ctmm_DataError")
+  refused(with("expr", 5, 1e300), "squares of the response 'expr' \\(up to 1e\\+300\\) are not finite")
+  expect_error(ctmm(expr ~ 0, data = pseudobulk), "keep at least the intercept",
+               class = "ctmm_FormulaError")
 })
 
 test_that("large integers and long labels cross whole", {
@@ -100,6 +103,29 @@ test_that("large integers and long labels cross whole", {
   expect_identical(rownames(ranef(fit)$donor), levels(d$donor))
 })
 
+test_that("dates are labels and 64-bit integers numbers", {
+  need_python()
+  expected <- example_fit()$vcomp
+  d <- pseudobulk
+  d$donor <- as.POSIXlt(as.Date("2024-01-01") + as.integer(d$donor))
+  expect_s3_class(d$donor, "POSIXlt")
+  expect_equal(ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)$vcomp, expected)
+  d <- pseudobulk
+  # what bit64 makes: integers in the bytes of doubles
+  whole <- function(x) {
+    low <- writeBin(as.integer(x), raw(), endian = "little")
+    bytes <- rbind(matrix(low, 4L), matrix(as.raw(0L), 4L, length(x)))
+    structure(readBin(as.raw(bytes), "double", length(x), endian = "little"), class = "integer64")
+  }
+  d$n_cells <- whole(d$n_cells)
+  if (requireNamespace("bit64", quietly = TRUE)) {
+    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+    expect_equal(fit$shares, example_fit()$shares)
+  } else {
+    refused(d, "class integer64")
+  }
+})
+
 test_that("settings that cannot be are refused with what can be", {
   need_python()
   refused(pseudobulk, "unknown method 'gls': choose from ml, reml, he", "ctmm_CTMMError",
@@ -107,6 +133,10 @@ test_that("settings that cannot be are refused with what can be", {
   refused(pseudobulk, "unknown structure 'us'", "ctmm_CTMMError", structure = "us")
   refused(pseudobulk, "unknown bounds", "ctmm_CTMMError", bounds = "box")
   refused(pseudobulk, "noise_floor must lie", "ctmm_CTMMError", noise_floor = 2)
+  refused(pseudobulk, "noise_floor = must be one number", "ctmm_CTMMError", noise_floor = NULL)
+  refused(pseudobulk, "noise_floor = must be one number", "ctmm_CTMMError", noise_floor = c(0.1, 0.2))
+  refused(pseudobulk, "bounds = must be one name", "ctmm_CTMMError", bounds = NA)
+  refused(pseudobulk, "method = must be one name, got NULL", "ctmm_CTMMError", method = NULL)
   refused(pseudobulk, "must be 4 x 4", "ctmm_CTMMError", structure = list(diag(3)))
   refused(pseudobulk, "linearly dependent", "ctmm_CTMMError", structure = list(diag(4), 2 * diag(4)))
   refused(pseudobulk, "no column 'individual' of donors", donor = "individual")

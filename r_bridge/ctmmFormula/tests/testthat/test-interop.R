@@ -69,4 +69,8 @@ test_that("generics of lme4 work where it is loaded", {
   expect_equal(logLik(again), logLik(direct), tolerance = 1e-10)
   expect_identical(lme4::fixef(fit), coef(fit))
   expect_error(lme4::refit(fit, 1:3), "275 numbers")
+  holes <- replace(pseudobulk$expr, 7, NA)
+  expect_error(lme4::refit(fit, holes), "275 numbers")
+  short <- update(fit, data = transform(pseudobulk, expr = holes))
+  expect_equal(lme4::refit(short, pseudobulk$expr)$vcomp, short$vcomp, tolerance = 1e-12)
 })

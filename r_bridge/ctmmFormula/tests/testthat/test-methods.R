@@ -70,6 +70,20 @@ test_that("update changes what it is told and drop1 and step follow it", {
   expect_true("celltype" %in% attr(terms(chosen), "term.labels"))
 })
 
+test_that("a fit that a function made is updated where it was made, with what is here", {
+  need_python()
+  make <- function(table, low) ctmm(expr ~ celltype + sex, data = table, subset = PC1 > low)
+  fit <- make(pseudobulk, -1)
+  same <- ctmm(expr ~ celltype, data = pseudobulk, subset = PC1 > -1, structure = "hom")
+  expect_equal(update(make(pseudobulk, -1), . ~ . - sex, structure = "hom")$vcomp, same$vcomp)
+  by_call <- do.call(ctmm, list(expr ~ celltype, data = pseudobulk, random = ~ batch))
+  expect_identical(names(update(by_call, random = NULL)$vcomp), names(fit$vcomp))
+  formulas <- lapply(c("PC1", "PC2"), function(name) reformulate(c("celltype", name), "expr"))
+  fits <- lapply(formulas, ctmm, data = pseudobulk)
+  expect_equal(as.numeric(logLik(fits[[2]])),
+               as.numeric(logLik(ctmm(expr ~ celltype + PC2, data = pseudobulk))))
+})
+
 test_that("anova compares nested fits in any order and refuses the others", {
   need_python()
   free <- example_fit()
@@ -200,12 +214,14 @@ test_that("tests, jackknife and bootstrap speak for themselves", {
   need_python()
   fit <- example_fit()
   jack <- jackknife(fit)
-  test <- test_variance(fit)
+  test <- test_variance(fit, "jackknife")
   expect_s3_class(test, "htest")
   expect_equal(test_variance(fit, jack)$p.value, test$p.value, tolerance = 1e-12)
   expect_output(print(test), "null hypothesis: no cell type-specific variance")
   expect_equal(unname(test$parameter), c(4, 60))
   score <- test_variance(fit, "score")
+  expect_error(test_variance(fit, "luck"), "unknown method 'luck': choose from", class = "ctmm_CTMMError")
+  expect_error(test_variance(fit, c("score", "lrt")), "must be one name", class = "ctmm_CTMMError")
   expect_named(score$extra$celltype, fit$celltypes)
   lrt <- test_variance(fit, "lrt")
   expect_equal(lrt$statistic[[1]], anova(update(fit, structure = "hom"), fit)$Chisq[2],
