@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "vignettes"))
+import messages  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 VIGNETTES = ROOT / "vignettes"
 PAGES = VIGNETTES / "pages"
@@ -124,3 +127,49 @@ def test_the_house_names_what_is_there():
     there = {p.name + "/" * p.is_dir() for p in top if p.suffix in {"", ".py"}}
     there -= {"__init__.py", "__pycache__/"}
     assert [name for name in sorted(there) if f"`ctmm_formula/{name}`" not in text] == []
+
+
+def test_every_message_has_an_entry():
+    """What the source raises and warns, and vignettes/errors.md, are the same texts."""
+    raised = {m.text for m in messages.Source().messages() if m.where not in messages.REPEATED}
+    explained = [text for entry in messages.entries() for text in entry.texts]
+    assert len(raised) > 300
+    assert all(messages.has_words(text) for text in raised), "a text that cannot be looked up"
+    assert sorted(raised - set(explained)) == [], "write entries in vignettes/errors.md"
+    assert sorted(set(explained) - raised) == [], "no longer in the source: take these out"
+    assert len(explained) == len(set(explained))
+
+
+@pytest.mark.parametrize("entry", messages.entries(), ids=lambda entry: entry.texts[0][:40])
+def test_entries_say_why_and_what_helps(entry):
+    why, mark, fix = entry.words.partition("**Fix:**")
+    assert mark
+    assert len(why) > 20
+    assert len(fix) > 8
+
+
+def test_messages_are_found_as_they_are_raised(tmp_path, monkeypatch):
+    """Texts put together from variables, helpers and conditions are seen."""
+    (tmp_path / "a.py").write_text(
+        "import warnings\n"
+        "class CTMMError(ValueError): pass\n"
+        "class Own(CTMMError): pass\n"
+        "class CTMMWarning(UserWarning): pass\n"
+        "def stop(place, message): raise CTMMError(f'{message} at {place}')\n"
+        "def words(x): return f'a {x} comes' + ' late'\n"
+        "def f(x):\n"
+        "    if x: raise Own(f'value {x} {x} too large')\n"
+        "    text = 'wanting ' + str(x) if x else 'plainly nothing'\n"
+        "    warnings.warn(text, CTMMWarning, stacklevel=2)\n"
+        "    stop(3, 'stopped by f')\n"
+        "    raise CTMMError(words(x))\n"
+    )
+    monkeypatch.setattr(messages, "PACKAGE", tmp_path)
+    found = {(m.kind, m.text) for m in messages.Source().messages()}
+    assert found == {
+        ("Own", "value … … too large"),
+        ("CTMMWarning", "wanting …"),
+        ("CTMMWarning", "plainly nothing"),
+        ("CTMMError", "stopped by f…"),
+        ("CTMMError", "a … comes late"),
+    }

@@ -57,6 +57,7 @@ PAGES = [
          ("reticulate", "generics", "nlme")),
     Page("mathematics", "Every formula, and the function that computes it."),
     Page("house", "For the next developer: rooms, rules, and how to add to them."),
+    Page("errors", "Every error and warning: why it comes, and what helps."),
 ]  # fmt: skip
 
 SETUP = """\

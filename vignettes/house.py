@@ -17,6 +17,7 @@
 # |---|---|---|
 # | `ctmm_formula/wire/` | the end of the wire to R | everything |
 # | `ctmm_formula/scan/` | `fit_genes`: all genes over one design, blocks, files that resume | tables and arrays |
+# | `ctmm_formula/planning.py` | `power`: positive rates of tests for a study to be planned | everything below |
 # | `ctmm_formula/api.py` | `fit` and `anova`: parse, design, estimate, results | the rooms below |
 # | `ctmm_formula/results/` | results: labels and accessors; summary, JSON, predictions | numbers from below |
 # | `ctmm_formula/cells/` | cells to pseudobulk, standardisation, imputation | tables and arrays |
@@ -76,7 +77,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # 4. **Trouble is data.** A fit carries its `Convergence`; a test that cannot be had has p value nan
 #    and a reason; a gene that fails is a row of the table.
 # 5. **Bad input is an error that names the column, the rows and the fix** (`CTMMError` and its
-#    children in `ctmm_formula/errors.py`).
+#    children in `ctmm_formula/errors.py`), and has an entry on the [page of errors](errors.html).
 # 6. **Libraries outside the model**: patsy, statsmodels, joblib, anndata, matplotlib.  Heavy ones are
 #    imported inside functions; `tests/test_layers.py` checks that importing the package loads none.
 # 7. **Tests compare with something independent**: dense algebra (`tests/dense.py`), R packages
@@ -95,6 +96,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # | a test of V = 0 | one function and a row of `VARIANCE_TESTS` in `ctmm_formula/inference/variance.py`; the scan offers it too | `tests/test_inference.py`; measure its level, `tests/benchmarks/null_rates.py` |
 # | bounds | a row in `ctmm_formula/engine/domain.py` | `tests/test_hard_genes.py` |
 # | a formula engine | a class in `ENGINES` of `ctmm_formula/design/matrix.py` | `tests/test_formula.py`, `tests/test_design.py` |
+# | an error message | raise it; write its entry in `vignettes/errors.md` | `tests/test_vignettes.py` |
 # | a vignette | a script in `vignettes/`, a row of `PAGES` in `vignettes/build.py` | `tests/test_vignettes.py` |
 #
 # A structure of one's own needs no change at all, so a new row of the registry can be tried first:
