@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vignettes"))
-import messages  # noqa: E402
+import messages
 
 ROOT = Path(__file__).parents[1]
 VIGNETTES = ROOT / "vignettes"
