@@ -172,10 +172,10 @@ def null_fit(model, steps: int = 200) -> np.ndarray:
     return theta
 
 
-def score_test(model, hom_basis: np.ndarray) -> SimpleNamespace:
+def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:
     """The noise-robust score test of V_c = 0 and of their sum: T / sd, p values by Imhof."""
     null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
-    theta = null_fit(null)
+    theta = null_fit(null) if theta is None else theta
     a = arrays(null)
     _, P = projection(covariance(a, theta), a.X)
     Sigma = covariance(a, theta) - a.D + np.diag(model.nu)  # null covariance, raw noise

@@ -24,7 +24,7 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
-from ctmm_formula.inference.tails import contour_tail, cumulants, upper_tail
+from ctmm_formula.inference.tails import tail, upper_tail
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -256,21 +256,20 @@ def test_score_test_prototype(golden, make_model):
 @pytest.mark.parametrize("setting", ["none", "batch", "crossed"])
 @kinds
 @pytest.mark.parametrize("block", [0, 256], ids=["levels kept", "levels eliminated"])
-def test_score_test_of_many_donors(setting, kind, block, monkeypatch):
-    """Cumulants by determinants over groups are those of the eigenvalues."""
+def test_law_of_the_score(setting, kind, block, monkeypatch):
+    """Groups and low rank have the law of the eigenvalues, of every direction at any distance."""
     model = make("free", kind, setting, True, 4)
     monkeypatch.setattr(score, "_BLOCK", block)
-    for direction in score._directions(model, score.working_noise(model)[0])[0]:
-        lam = direction._eigenvalues()
-        law = score._Implicit(direction)
-        for share in (0.0, 0.1, 0.6, 0.97):  # of the way to the pole
-            s = share * 0.5 / lam.max()
-            np.testing.assert_allclose(law.at(s), cumulants(lam)(s), rtol=1e-8, atol=1e-10)
-        assert np.isnan(law.at(1.01 * 0.5 / lam.max())).all()
-        for distance in (-1.0, 0.0, 1.0, 5.0, 40.0):
-            value = lam.sum() + distance * np.sqrt(2.0 * np.square(lam).sum())
-            tail = contour_tail(value, law.at, law.log_moment, law.values, 1e-8)
-            assert tail == pytest.approx(upper_tail(value, lam), rel=1e-7)
+    null, forms, _ = score._forms(model, score.working_noise(model)[0])
+    want = dense.score_test(model, np.ones((1, 3, 3)), null.pre.theta)
+    for (value, law), (same, lam) in zip(forms, want.form, strict=True):
+        _, mean, variance = tail(value, law)
+        assert value == pytest.approx(same, rel=EXACT)
+        assert mean == pytest.approx(lam.sum(), abs=EXACT * np.sqrt(variance))
+        assert variance == pytest.approx(2.0 * np.square(lam).sum(), rel=EXACT)
+        for distance in (-3.0, -1.0, 0.0, 1.0, 5.0, 40.0, 200.0):
+            value = mean + distance * np.sqrt(variance)
+            assert tail(value, law)[0] == pytest.approx(upper_tail(value, lam), rel=1e-7)
 
 
 def test_score_test_far_in_the_tail(make_model):

@@ -13,36 +13,26 @@ statistic.
 3. Under the null y'A_c y ~ sum_j lambda_j chi2_1, lambda the eigenvalues of
    Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.upper_tail`.
 
-The omnibus test sums A_c over cell types.  The rank of A_c is at most 2 N + q (donor loadings and
-levels): that is the size of the eigenproblem; with many donors the tail comes from determinants
-over blocks instead, as exact and at a cost linear in N.
+The omnibus test sums A_c over cell types.  No lambda is ever computed: their law comes from
+eigenvalues of single blocks of donors and determinants of low rank, at a cost linear in N.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.linalg import blas, lapack
-from scipy.sparse.linalg import LinearOperator, eigs
 from scipy.stats import cauchy
 
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit
 from ..engine.model import Model
 from ..engine.precision import Precision
-from .tails import contour_tail, upper_tail
+from .tails import Law, tail
 
-_DENSE_LEVELS = 60  # from more levels on, donors touch few of them: sparse products
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
-_EXACT = 300  # size up to which all eigenvalues are cheaper than determinants
-_DIGITS = 1e-8  # relative error of a tail from determinants
-_FAR = 6.0  # standard deviations beyond which the way to a pole is worth knowing
-_NEAR = 0.93  # of the way to a pole
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
+_ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 
 
 @dataclass(frozen=True)
@@ -109,26 +99,24 @@ def score_test(model: Model) -> ScoreTest:
     """
     C = model.H.shape[1]
     noise, weights = working_noise(model)
-    directions, share = _directions(model, noise)
-    # where the null's own components explain a direction there is nothing left to test
-    statistic, pvalue = np.array(
-        [
-            direction.test() if left > _NOTHING else (np.nan, np.nan)
-            for direction, left in zip(directions, share, strict=True)
-        ]
-    ).T
+    law, forms, share = _forms(model, noise)
+    statistic, pvalue = np.full((2, C + 1), np.nan)
+    for c, (value, form) in enumerate(forms):
+        if share[c] > _NOTHING:  # else the null's own components explain it
+            pvalue[c], mean, variance = tail(value, form)
+            statistic[c] = (value - mean) / np.sqrt(variance)
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
         pvalue_cauchy=cauchy_combination(pvalue[:C]),
-        theta_null=directions[0].law.pre.theta,
+        theta_null=law.pre.theta,
         weights=weights,
     )
 
 
-def _directions(model: Model, noise: np.ndarray) -> tuple[list[_Direction], np.ndarray]:
+def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[tuple[float, Law]], np.ndarray]:
     """Efficient scores of every cell type and of their sum, under the null fitted with `noise`.
 
     Also the share of each one's information that the null's components leave, (C + 1,).
@@ -143,12 +131,14 @@ def _directions(model: Model, noise: np.ndarray) -> tuple[list[_Direction], np.n
     types = np.arange(1, 1 + C)
     a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])  # (1 + Kr, C)
     law = _Null(Precision(null, theta), model.nu)
-    directions = [_Direction(law, np.eye(C)[c], a[0, c], a[1:, c]) for c in range(C)]
-    directions.append(_Direction(law, np.ones(C), a[0].sum(), a[1:].sum(axis=1)))
-    inner = fisher[np.ix_(types, types)]
-    efficient = inner - fisher[np.ix_(types, kept)] @ a
-    share = np.append(np.diag(efficient) / np.diag(inner), efficient.sum() / inner.sum())
-    return directions, share
+    inner = axes[1:] - a[0][:, None, None]  # of a donor: Delta = H_i inner H_i'
+    levels = -a[1:].T[:, law.pre.level_component]
+    forms = law.forms(inner, levels)
+    forms += law.forms(inner.sum(axis=0)[None], levels.sum(axis=0)[None])
+    own = fisher[np.ix_(types, types)]
+    efficient = own - fisher[np.ix_(types, kept)] @ a
+    share = np.append(np.diag(efficient) / np.diag(own), efficient.sum() / own.sum())
+    return law, forms, share
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -170,30 +160,24 @@ class _Null:
     E = diag(nu - w) is what the measured noise has beyond the working noise.  With S = Sigma^-1
     of groups of rows (:class:`_Groups`) and q levels that remain,
 
-        M = M_0 + L Theta L',  M_0 = S + S E S,  L = [S Z, U, S E S Z, S E U]
+        M = M_0 + L theta L',  M_0 = S + S E S,  L = [S Z, U, S E S Z, S E U],  M_0 Z = L T
 
     Attributes
     ----------
-    rows : int ndarray, shape (n',)
-        Rows in use.
-    donor : int ndarray, shape (n',)
-        Donor in use of each of them, from 0 on.
-    M0 : ndarray, shape (g, m, m); the identity where a group is padded
+    M0 : ndarray, shape (g, m, m)
     L : ndarray, shape (n, 2 (p + q)); theta : ndarray, shape (2 (p + q), 2 (p + q))
+    core : ndarray, shape (w, w), w = 2 (p + q) + q
+        Covariance of [L, Z] beyond M_0: with J = [F L, 0; 0, I] for loadings F of the groups,
+        [F; Z'] M [F; Z']' = diag(F M_0 F', 0) + J core J'.
     """
 
     def __init__(self, pre: Precision, nu: np.ndarray) -> None:
-        model = pre.model
         self.pre = pre
-        self.rows = np.flatnonzero(model.active_rows)
-        self.donor = np.searchsorted(pre.donors, model.row_donor[self.rows])
         self.groups = groups = _Groups(pre)
-        excess = np.where(model.active_rows, nu - model.nu, 0.0)
+        excess = np.where(pre.model.active_rows, nu - pre.model.nu, 0.0)
         S, E = groups.inverse, np.where(groups.mask, excess[groups.rows], 0.0)
-        index = np.arange(S.shape[1])
         self.M0 = S + S @ (E[:, :, None] * S)
-        self.M0[:, index, index] += ~groups.mask
-        # P = S - Phi Omega Phi' over the groups, Phi = [S Z, U] as in Precision.project
+        # P = S - Phi omega Phi' over the groups, Phi = [S Z, U] as in Precision.project
         q, p = groups.Z.shape[1], pre.U.shape[1]
         phi = np.hstack([groups.DZ, pre.U])
         omega = np.zeros((q + p, q + p))
@@ -203,77 +187,58 @@ class _Null:
         self.theta = np.block(
             [[omega @ (phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
         )
+        T = np.zeros((len(self.theta), q))
+        T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
+        LZ = self.L.T @ groups.Z
+        across = self.theta @ LZ + T
+        self.core = np.block([[self.theta, across], [across.T, LZ.T @ across]])
+        size, axes = np.linalg.eigh(self.core)
+        kept = np.abs(size) > _ROUNDING * np.abs(size).max(initial=0.0)
+        self.root, self.signs = axes[:, kept] * np.sqrt(np.abs(size[kept])), np.sign(size[kept])
 
-    @cached_property
-    def covariance(self) -> np.ndarray:
-        """M of the rows in use, dense, shape (n', n')."""
-        groups = self.groups
-        out = (self.L @ self.theta) @ self.L.T
-        i, a, b = np.nonzero(groups.mask[:, :, None] & groups.mask[:, None, :])
-        out[groups.rows[i, a], groups.rows[i, b]] += self.M0[i, a, b]
-        return out if len(self.rows) == len(out) else out[np.ix_(self.rows, self.rows)]
+    def forms(self, inner: np.ndarray, levels: np.ndarray) -> list[tuple[float, Law]]:
+        """Value and law of (P y)' Delta P y, Delta = sum_i H_i inner H_i' + Z diag(levels) Z'.
 
+        Parameters
+        ----------
+        inner : ndarray, shape (d, C, C); levels : ndarray, shape (d, q)
+            Of d directions, whose `inner` have the same rank.
 
-class _Direction:
-    """One efficient score A = P Delta P, whose null law has the eigenvalues of Delta M.
-
-    Delta = sum_c d_c Sigma_c - a Sigma_shared - sum_m a_m Z_m Z_m' = F' diag(f) F, one row of F
-    for every donor and axis of diag(d) - a, and for every level.
-    """
-
-    def __init__(self, law: _Null, d: np.ndarray, a: float, a_levels: np.ndarray) -> None:
-        pre = law.pre
-        self.law = law
-        self.inner = np.diag(d) - a  # Delta of a donor is H_i inner H_i'
-        self.levels = -a_levels[pre.level_component] if len(pre.g) else np.zeros(0)
-        signs, axes = np.linalg.eigh(self.inner)
-        kept = np.abs(signs) > 1e-12
-        loadings = pre.model.H[law.rows] @ axes[:, kept]
-        n, N, k = len(law.rows), len(pre.donors), int(kept.sum())
-        level, row = np.nonzero(pre.Z[law.rows].T)
-        weight = pre.Z[law.rows[row], level]
-        which = np.concatenate([(law.donor[:, None] + N * np.arange(k)).ravel(), N * k + level])
-        place = np.concatenate([np.repeat(np.arange(n), k), row])
-        values = np.concatenate([loadings.ravel(), weight])
-        self.f = np.concatenate([np.repeat(signs[kept], N), self.levels])
-        self.F = sp.csr_matrix((values, (which, place)), shape=(len(self.f), n))
-
-    def test(self) -> tuple[float, float]:
-        """Standardised statistic and upper-tail p value."""
-        value = float(self.f @ np.square(self.F @ self.law.pre.Py[self.law.rows]))
-        if min(self.F.shape) <= _EXACT:
-            lam = self._eigenvalues()
-            mean, spread = lam.sum(), np.sqrt(2.0 * np.square(lam).sum())
-            return (value - mean) / spread, upper_tail(value, lam)
-        law = _Implicit(self)
-        _, mean, variance = law.at(0.0)
-        z = (value - mean) / np.sqrt(variance)
-        pole = law.pole("LR") if z > _FAR else math.inf
-        return z, contour_tail(value, law.at, law.log_moment, law.values, _DIGITS, pole)
-
-    def _eigenvalues(self) -> np.ndarray:
-        """Eigenvalues of Delta M that can differ from zero, by its smaller side.
-
-        With |f|^1/2 F M F' |f|^1/2 = B B' they are those of B' sign(f) B = B'B - 2 B_-'B_-.
+        Notes
+        -----
+        In a group Delta = F' sign F; with F M_0 F' = B B' its part of Delta M has the eigenvalues
+        l of B' sign B = Q diag(l) Q', and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of
+        L is sign + 2 s c c' / (1 - 2 s l) with c = Q' B' sign F L.
         """
-        M = self.law.covariance
-        if self.F.shape[0] <= 1.1 * self.F.shape[1]:
-            size = np.sqrt(np.abs(self.f))
-            B, order = _root((self.F @ (self.F @ M).T) * size * size[:, None])
-            sign = np.sign(self.f[order])
-        else:
-            B, order = _root(M)
-            B = self.F[:, order] @ B * np.sqrt(np.abs(self.f))[:, None]
-            sign = np.sign(self.f)
-        A = blas.dsyrk(1.0, B, trans=1)
-        A = blas.dsyrk(-2.0, B[sign < 0.0], trans=1, beta=1.0, c=A, overwrite_c=1)
-        return np.linalg.eigvalsh(A.T, UPLO="L")
-
-
-def _root(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """B and order with B B' = G[order][:, order], G positive semidefinite, B of full rank."""
-    factor, pivot, rank, _ = lapack.dpstrf(G.T)
-    return np.triu(factor)[:rank].T, pivot - 1
+        groups = self.groups
+        F, sign = groups.loadings(inner, levels)
+        FL = F @ groups.spread(self.L)
+        signed = sign[..., None] * FL
+        N = F @ self.M0 @ F.swapaxes(-1, -2)
+        index = np.arange(N.shape[-1])
+        N[..., index, index] += _ROUNDING * N.max(axis=(-1, -2), initial=1e-300)[..., None]
+        Bt = np.linalg.cholesky(N).swapaxes(-1, -2)
+        values, Q = np.linalg.eigh(Bt @ (sign[..., None] * Bt.swapaxes(-1, -2)))
+        loads = Q.swapaxes(-1, -2) @ (Bt @ signed)
+        w, q = FL.shape[-1], groups.Z.shape[1]
+        fixed = np.zeros((len(F), w + q, w + q))
+        fixed[:, :w, :w] = (FL.swapaxes(-1, -2) @ signed).sum(axis=1)
+        fixed[:, w + np.arange(q), w + np.arange(q)] = levels[:, : q]
+        Py = self.pre.Py[:, None]
+        value = np.sum(sign * np.square(F @ groups.spread(Py))[..., 0], axis=(1, 2))
+        value += levels[:, :q] @ np.square(groups.Z.T @ Py)[:, 0]
+        columns = groups.columns(self.pre.U.shape[1])
+        loads = np.take_along_axis(loads, columns[None, :, None], axis=-1)
+        if (columns == columns[0]).all():  # all groups touch the same: one group
+            values = values.reshape(len(F), 1, -1)
+            loads = loads.reshape(len(F), 1, -1, loads.shape[-1])
+            columns = columns[:1]
+        return [
+            (float(value[d]), Law(
+                values[d], loads[d], columns, fixed[d], self.core, self.root, self.signs,
+            ))
+            for d in range(len(F))
+        ]  # fmt: skip
 
 
 class _Groups:
@@ -287,15 +252,22 @@ class _Groups:
         Sigma^-1 of each group, without the levels that remain.
     Z, DZ, K : ndarray
         Levels that remain, as in :class:`~ctmm_formula.engine.precision.Precision`.
+    own : ndarray, shape (g, e, m); own_levels : int ndarray, shape (g, e)
+        The levels of each group that do not remain, padded by zeros; which they are.
+    donors : ndarray, shape (g, j, m)
+        One row per donor of the group, true at its rows.
     """
 
     def __init__(self, pre: Precision) -> None:
         model = pre.model
         rows = np.flatnonzero(model.active_rows)
         block = model.donor_block[model.row_donor[rows]]
+        self.model = model
         self.Z, self.DZ, self.K = pre.Z, pre.DZ, pre.K
         if not len(pre.g) or np.bincount(block).max() > _BLOCK:
             self.rows, self.mask, self.inverse = pre.rows, pre.mask, pre.inverse
+            self.own, self.own_levels = np.zeros((len(self.rows), 0, 0)), np.zeros((0, 0), int)
+            self.donors = self.mask[:, None, :]
             return
         size = np.bincount(np.unique(block, return_inverse=True)[1])
         first = np.cumsum(size) - size
@@ -314,129 +286,60 @@ class _Groups:
         DZ = np.where(self.mask[..., None], pre.DZ[self.rows], 0.0)
         self.inverse -= DZ @ pre.K @ DZ.transpose(0, 2, 1)
         self.Z, self.DZ, self.K = pre.Z[:, :0], pre.DZ[:, :0], pre.K[:0, :0]
+        Z = self.spread(pre.Z)
+        self.own_levels = _padded((Z != 0.0).any(axis=1))
+        self.own = np.take_along_axis(Z, self.own_levels[:, None], axis=2).swapaxes(1, 2)
+        used = np.arange(self.own.shape[1]) < (Z != 0.0).any(axis=1).sum(axis=1)[:, None]
+        self.own = np.where(used[..., None], self.own, 0.0)
+        donor = model.row_donor[self.rows]
+        start = np.where(self.mask, donor, -1)
+        number = np.cumsum(np.diff(start, axis=1, prepend=start[:, :1]) != 0, axis=1)
+        most = int(number[self.mask].max()) + 1
+        self.donors = (number[:, None, :] == np.arange(most)[:, None]) & self.mask[:, None, :]
+
+    def spread(self, B: np.ndarray) -> np.ndarray:
+        """B (n, j) by groups, (g, m, j); zeros where padded."""
+        return np.where(self.mask[..., None], B[self.rows], 0.0)
+
+    def columns(self, p: int) -> np.ndarray:
+        """Columns of [S Z, U, S E S Z, S E U] that a group touches, (g, k); may repeat."""
+        q = self.Z.shape[1]
+        levels = _padded((self.spread(self.Z) != 0.0).any(axis=1))
+        fixed = np.broadcast_to(q + np.arange(p), (len(levels), p))
+        half = np.hstack([levels, fixed])
+        return np.hstack([half, q + p + half])
+
+    def loadings(self, inner: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """F (d, g, r, m) and sign (d, g, r): Delta of a group is F' sign F.
+
+        One row for every donor and axis of `inner` (d, C, C), and for every level of its own.
+        """
+        size, axes = np.linalg.eigh(inner)
+        rank = (np.abs(size) > 1e-12 * np.abs(size).max(axis=1, keepdims=True)).sum(axis=1).max()
+        kept = np.argsort(-np.abs(size), axis=1)[:, :rank]
+        size = np.take_along_axis(size, kept, axis=1)
+        axes = np.take_along_axis(axes, kept[:, None], axis=2) * np.sqrt(np.abs(size))[:, None]
+        H = self.spread(self.model.H)
+        load = (H @ axes[:, None]).swapaxes(-1, -2)  # (d, g, rank, m)
+        F = self.donors[None, :, :, None, :] * load[:, :, None]
+        d, g, j, _, m = F.shape
+        sign = np.broadcast_to(np.sign(size)[:, None, None], (d, g, j, rank))
+        F, sign = F.reshape(d, g, j * rank, m), sign.reshape(d, g, j * rank)
+        if not self.own.size:
+            return F, sign
+        level = levels[:, self.own_levels]
+        own = np.sqrt(np.abs(level))[..., None] * self.own
+        return np.concatenate([F, own], axis=2), np.concatenate([sign, np.sign(level)], axis=2)
 
     def solve(self, B: np.ndarray) -> np.ndarray:
         """inverse B for B (n, j)."""
         out = np.zeros_like(B)
-        part = self.inverse @ np.where(self.mask[..., None], B[self.rows], 0.0)
+        part = self.inverse @ self.spread(B)
         out[self.rows[self.mask]] = part[self.mask]
         return out
 
 
-class _Implicit:
-    """Cumulants of the eigenvalues of Delta M without forming it, linear in donors.
-
-    M = M_0 + L Theta L' as in :class:`_Null` and M_0 Z = L T for the levels that remain, so
-    Delta M = Delta_0 M_0 + [Delta_0 L, Z] Psi L', and with every group's block diagonalised
-    (eigenvalues l_j)
-
-        det(I - 2 s Delta M) = prod_j (1 - 2 s l_j) det R(s)
-        R(s) = I - 2 s sum_j b_j a_j' Psi / (1 - 2 s l_j)
-
-    where b_j are rows of L and a_j of [Delta_0 L, Z], both sparse when there are many levels.
-    K ends at the poles of Delta M, which may lie beyond those of its groups.
-    """
-
-    def __init__(self, direction: _Direction) -> None:
-        self.direction = direction
-        self._poles: dict[str, float] = {}
-        law, groups = direction.law, direction.law.groups
-        pre, rows, L = law.pre, groups.rows, law.L
-        real = groups.mask[..., None]
-        q, p = groups.Z.shape[1], pre.U.shape[1]
-        H = np.where(real, pre.model.H[rows], 0.0)
-        donor = pre.model.row_donor[rows]
-        delta = (H @ direction.inner @ H.transpose(0, 2, 1)) * (donor[:, :, None] == donor[:, None])
-        if not q and len(pre.g):
-            Z = np.where(real, pre.Z[rows], 0.0)
-            delta += (Z * direction.levels) @ Z.transpose(0, 2, 1)
-        root = np.linalg.cholesky(law.M0)
-        values, axes = np.linalg.eigh(root.transpose(0, 2, 1) @ delta @ root)
-        T = np.zeros((2 * (p + q), q))
-        T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
-        through_levels = direction.levels[:q, None] * (T.T + groups.Z.T @ L @ law.theta)
-        turn = axes.transpose(0, 2, 1)
-        lead = delta @ np.where(real, L[rows], 0.0)
-        A = np.concatenate([lead, np.where(real, groups.Z[rows], 0.0)], axis=2)
-        A = (turn @ root.transpose(0, 2, 1) @ A).reshape(-1, A.shape[2])
-        B = (turn @ np.linalg.solve(root, np.where(real, L[rows], 0.0))).reshape(-1, L.shape[1])
-        # rows without a part in Delta or the levels add nothing
-        used = (np.abs(A).max(axis=1, initial=0.0) > 0.0) | (values.ravel() != 0.0)
-        self.values, A, B = values.ravel()[used], A[used], B[used]
-        self.psi = np.vstack([law.theta, through_levels])
-        many = q > _DENSE_LEVELS
-        self.A: np.ndarray | sp.csr_matrix = sp.csr_matrix(A) if many else A
-        self.B_t: np.ndarray | sp.csc_matrix = sp.csr_matrix(B).T if many else B.T
-
-    def _inner(self, weights: np.ndarray) -> np.ndarray:
-        """sum_j weight_j b_j a_j' Psi for each row of weights (k, .), shape (k, r, r)."""
-        if sp.issparse(self.A):
-            sums = [(self.B_t @ (sp.diags(weight) @ self.A)).toarray() for weight in weights]
-            return np.array(sums) @ self.psi
-        return (self.B_t @ (weights[:, :, None] * self.A)) @ self.psi
-
-    def pole(self, end: str) -> float:
-        """The pole of Delta M next to zero above ("LR") or below ("SR"), to a per cent.
-
-        Rather too far than too near.
-        """
-        if end not in self._poles:
-            self._poles[end] = self._find_pole(end)
-        return self._poles[end]
-
-    def _find_pole(self, end: str) -> float:
-        law, F, f = self.direction.law, self.direction.F, self.direction.f
-        groups, L, back = law.groups, law.L[law.rows], self.direction.F.T.tocsr()
-        place = np.searchsorted(law.rows, groups.rows)
-
-        def product(x: np.ndarray) -> np.ndarray:
-            out = L @ (law.theta @ (x.ravel() @ L))
-            part = law.M0 @ np.where(groups.mask, x.ravel()[place], 0.0)[..., None]
-            out[place[groups.mask]] += part[groups.mask, 0]
-            return back @ (f * (F @ out))
-
-        operator = LinearOperator((F.shape[1],) * 2, matvec=product, dtype=float)
-        start = np.ones(F.shape[1])
-        found = eigs(operator, 1, which=end, v0=start, tol=1e-2, return_eigenvectors=False)
-        size, sign = float(found[0].real), 1.0 if end == "LR" else -1.0
-        return 0.5 / size if size * sign > 0.0 else sign * math.inf
-
-    def log_moment(self, start: float, s: np.ndarray) -> np.ndarray:
-        """K at complex s (k,) along a path from `start` on the real axis."""
-        shrink = 1.0 - 2.0 * s[:, None] * self.values
-        weight = s[:, None] / shrink
-        real, imaginary = np.split(self._inner(np.concatenate([weight.real, weight.imag])), 2)
-        R = np.eye(len(self.psi[0])) - 2.0 * (real + 1j * imaginary)
-        sign, size = np.linalg.slogdet(R)
-        # poles of groups near the start, or before it, are none of Delta M: det R takes them back,
-        # and only the product with it has a phase that starts at zero and changes slowly
-        near = 2.0 * start * self.values > _NEAR
-        turned = sign * np.prod(shrink[:, near] / np.abs(shrink[:, near]), axis=1)
-        phase = np.unwrap(np.append(0.0, np.angle(turned)))[1:]
-        rest = np.log(shrink[:, ~near]).sum(axis=1)
-        return -0.5 * (rest + np.log(np.abs(shrink[:, near])).sum(axis=1) + size + 1j * phase)
-
-    def at(self, s: float) -> tuple[float, float, float]:
-        """K(s), K'(s), K''(s); NaN beyond a pole."""
-        shrink = 1.0 - 2.0 * s * self.values
-        outside = (math.nan,) * 3
-        if not (shrink > 0.0).all() and not abs(s) < abs(self.pole("LR" if s > 0.0 else "SR")):
-            return outside
-        first, second, third = self._inner(
-            np.array([s / shrink, 1.0 / shrink**2, self.values / shrink**3])
-        )
-        R = np.eye(len(self.psi[0])) - 2.0 * first
-        sign, logdet = np.linalg.slogdet(R)
-        if sign * (-1.0) ** (shrink < 0.0).sum() <= 0.0:  # just beyond the pole
-            return outside
-        both = np.hstack([-2.0 * second, -8.0 * third])
-        first, second = np.split(np.linalg.solve(R, both), 2, axis=1)
-        scaled = self.values / shrink
-        return (
-            -0.5 * float(np.log(np.abs(shrink)).sum() + logdet),
-            float(scaled.sum() - 0.5 * np.trace(first)),
-            float(
-                2.0 * np.square(scaled).sum()
-                - 0.5 * (np.trace(second) - np.einsum("ab,ba->", first, first))
-            ),
-        )
+def _padded(used: np.ndarray) -> np.ndarray:
+    """Numbers of the true entries of every row, padded by those of false ones to a matrix."""
+    most = int(used.sum(axis=1).max(initial=0))
+    return np.argsort(~used, axis=1, kind="stable")[:, :most]

@@ -1,16 +1,72 @@
-"""Upper tails of quadratic forms in normal variables, sum_j lambda_j chi2_1."""
+"""Upper tails of quadratic forms in normal variables, sum_j lambda_j chi2_1, compiled.
+
+The form y'A y with y ~ N(0, M) is known by its cumulant function, in the shape that it has when A
+and M are sums over groups of rows but for a low-rank part (see :class:`Law`); plain weights lambda
+are the case without one.  P(form > value) is
+
+    (2 pi i)^-1 int exp(K(s) - s value) / s ds
+
+along any path that crosses the real axis between 0 and the first pole of K.  The path goes through
+the saddlepoint K'(s) = value and is bent, as a hyperbola, to the side where exp(-s value) vanishes,
+so that a trapezoid sum converges exponentially and loses nothing in the far tail.  (Imhof 1961 and
+Davies 1980 integrate along the imaginary axis, where only the absolute error is small.)
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
-# trapezoid in x, see upper_tail; |s| grows like exp(x)
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# called from compiled code only: no wrapper for Python, which is much of the compile time
+_INNER = {
+    **_OPTIONS, "cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
+# trapezoid in x along the path; |s| grows like exp(x)
 _FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
-_DIGITS = 1e-12  # relative error at which the step is fine enough
+_DIGITS = 1e-10  # relative error at which the step is fine enough
 _NOTHING = 1e-4  # of that, where the integrand has ended
+_NEAR = 1.5  # to a group's pole, in widths
+_ASIDE = 1e-3  # step into the complex plane for K', in widths
+_CLOSE = 0.05  # to the saddlepoint, in widths
+_APART = 0.5  # of the path from the pole of the integrand at 0, in widths
+
+
+class Law(NamedTuple):
+    """A quadratic form by its cumulant function, with a part of low rank w.
+
+        K(s) = -1/2 [sum_j log(1 - 2 s l_j) + log det(I - 2 s G(s) core)]
+        G(s) = fixed + 2 s sum_j c_j c_j' / (1 - 2 s l_j)
+
+    Attributes
+    ----------
+    values : ndarray, shape (g, r)
+        l_j, in groups.
+    loads : ndarray, shape (g, r, k)
+        c_j in the columns that a group touches; columns : int ndarray, shape (g, k), which.
+    fixed, core : ndarray, shape (w, w), symmetric
+    root : ndarray, shape (w, w'), signs : ndarray, shape (w',)
+        core = root diag(signs) root', w' its rank.
+    """
+
+    values: np.ndarray
+    loads: np.ndarray
+    columns: np.ndarray
+    fixed: np.ndarray
+    core: np.ndarray
+    root: np.ndarray
+    signs: np.ndarray
+
+
+def weighted(weights: np.ndarray) -> Law:
+    """The law of sum_j lambda_j chi2_1 for weights lambda (m,)."""
+    none = np.zeros((0, 0))
+    values = np.ascontiguousarray(weights, dtype=float)[None]
+    columns = np.zeros((1, 0), dtype=np.int64)
+    return Law(values, np.zeros((1, len(weights), 0)), columns, none, none, none, np.zeros(0))
 
 
 def upper_tail(value: float, weights: np.ndarray) -> float:
@@ -40,144 +96,263 @@ def upper_tail(value: float, weights: np.ndarray) -> float:
         return 0.0
     if value <= 0.0 and (lam > 0.0).all():
         return 1.0
-    signed = [(lam[lam > 0.0], -2.0 * math.pi), (lam[lam < 0.0], 2.0 * math.pi)]
-
-    def log_moment(start: float, s: np.ndarray) -> np.ndarray:
-        del start
-        parts = [_log_pairs(s[:, None], part, turn) for part, turn in signed]
-        return -0.5 * (parts[0] + parts[1])
-
-    pole = 0.5 / (lam.max() if value > lam.sum() else lam.min())
-    return contour_tail(value, cumulants(lam), log_moment, lam, _DIGITS, pole)
+    return float(tail(value, weighted(lam))[0])
 
 
-def contour_tail(
-    value: float,
-    at: Callable[[float], tuple[float, float, float]],
-    log_moment: Callable[[float, np.ndarray], np.ndarray],
-    weights: np.ndarray,
-    digits: float,
-    pole: float = math.inf,
-) -> float:
-    """Upper tail of the variable with cumulant function K.
+@njit(**_INNER)
+def _products(law):
+    """c_j c_j' of every j, lower triangles, (g, r, k (k + 1) / 2)."""
+    groups, r, k = law.loads.shape
+    out = np.empty((groups, r, k * (k + 1) // 2))
+    for g in range(groups):
+        for j in range(r):
+            at = 0
+            for a in range(k):
+                for b in range(a + 1):
+                    out[g, j, at] = law.loads[g, j, a] * law.loads[g, j, b]
+                    at += 1
+    return out
 
-    It is (2 pi i)^-1 int exp(K(s) - s value) / s ds along any path that crosses the real axis
-    between 0 and the first pole.  The path goes through the saddlepoint K'(s) = value and is bent,
-    as a hyperbola, to the side where exp(-s value) vanishes, so that a trapezoid sum converges
-    exponentially and loses nothing in the far tail.  (Imhof 1961 and Davies 1980 integrate along
-    the imaginary axis, where only the absolute error is small.)
 
-    Parameters
-    ----------
-    value : float
-    at : callable
-        s -> K, K', K'' on the real axis, NaN beyond a pole.
-    log_moment : callable
-        K at complex s (k,) along a path, given where it starts on the real axis.
-    weights : ndarray
-        Weights whose K comes close to this one; they say where the integral ends.
-    digits : float
-        Relative error at which the step is fine enough.
-    pole : float
-        Of K' on the side of `value`, if it is known, about; the saddlepoint is then found sooner.
+@njit(**_INNER)
+def _low_rank(law, products, s):
+    """G(s) at complex s (n,), shape (2 n, w, w): real parts, then imaginary parts."""
+    n, w, k = len(s), len(law.fixed), law.columns.shape[1]
+    out = np.zeros((2 * n, w, w))
+    if w == 0:
+        return out
+    out[:n] = law.fixed
+    weight = np.empty((2 * n, law.values.shape[1]))
+    for g in range(law.values.shape[0]):
+        for i in range(n):
+            for j in range(weight.shape[1]):
+                z = 2.0 * s[i] / (1.0 - 2.0 * s[i] * law.values[g, j])
+                weight[i, j] = z.real
+                weight[n + i, j] = z.imag
+        sums = np.dot(weight, products[g])
+        for i in range(2 * n):
+            at = 0
+            for a in range(k):
+                row = law.columns[g, a]
+                for b in range(a + 1):
+                    column = law.columns[g, b]
+                    out[i, row, column] += sums[i, at]
+                    if a != b:
+                        out[i, column, row] += sums[i, at]
+                    at += 1
+    return out
+
+
+@njit(**_INNER)
+def _log_determinants(law, s, G, near_to):
+    """log|.| and phase of det(I - 2 s Delta M) at complex s (n,), given G(s).
+
+    Factors of groups with a pole between 0 and real `near_to` may be none of the whole: det R
+    takes them back, and only the product with it has a phase that starts at zero and changes
+    slowly along a path.  That phase is returned apart, in (-pi, pi].
     """
-    mean = at(0.0)[1]
-    saddle, _, curve = _solve(value, at, pole)
-    if not math.isfinite(saddle):
-        return 0.0 if value > mean else 1.0
+    n, w = len(s), len(law.fixed)
+    size = np.zeros(n)
+    phase = np.zeros(n)
+    slow = np.zeros(n)
+    R = np.empty((w, w), dtype=np.complex128)
+    C = np.dot(G.reshape(-1, w), law.core).reshape(G.shape) if w > 0 else G
+    for i in range(n):
+        near = complex(1.0, 0.0)
+        product = 1.0  # one logarithm for many factors
+        for g in range(law.values.shape[0]):
+            for j in range(law.values.shape[1]):
+                value = law.values[g, j]
+                z = 1.0 - 2.0 * s[i] * value
+                square = z.real * z.real + z.imag * z.imag
+                product *= square
+                if not 1e-150 < product < 1e150:
+                    size[i] += 0.5 * math.log(product)
+                    product = 1.0
+                if 2.0 * near_to * value > 1.0:
+                    near *= z / math.sqrt(square)
+                else:
+                    phase[i] += math.atan2(z.imag, z.real)
+        size[i] += 0.5 * math.log(product)
+        if w > 0:
+            for a in range(w):
+                for b in range(w):
+                    R[a, b] = -2.0 * s[i] * complex(C[i, a, b], C[n + i, a, b])
+                R[a, a] += 1.0
+            sign, logdet = np.linalg.slogdet(R)
+            near *= sign
+            size[i] += logdet.real
+        slow[i] = math.atan2(near.imag, near.real)
+    return size, phase, slow
+
+
+@njit(**_INNER)
+def _moments(law, products):
+    """Mean and variance of the form: G(s) = fixed + 2 s second + ..."""
+    w, k = len(law.fixed), law.columns.shape[1]
+    mean = law.values.sum()
+    variance = 2.0 * np.square(law.values).sum()
+    first = np.zeros((w, w))
+    for a in range(w):
+        for b in range(w):
+            for c in range(w):
+                first[a, b] += law.fixed[a, c] * law.core[c, b]
+        mean += first[a, a]
+    for a in range(w):
+        for b in range(w):
+            variance += 2.0 * first[a, b] * first[b, a]
+    for g in range(products.shape[0]):
+        at = 0
+        for a in range(k):
+            for b in range(a + 1):
+                weight = law.core[law.columns[g, a], law.columns[g, b]]
+                weight *= 4.0 if a == b else 8.0
+                total = 0.0
+                for j in range(products.shape[1]):
+                    total += products[g, j, at]
+                variance += weight * total
+                at += 1
+    return mean, variance
+
+
+@njit(**_INNER)
+def _within(law, s, G):
+    """Whether no eigenvalue of Delta M has its pole between 0 and real s, by Sylvester's law."""
+    passed = 0
+    for value in law.values.ravel():
+        if 2.0 * s * value > 1.0:
+            passed += 1
+    if passed == 0 or len(law.fixed) == 0:
+        return passed == 0
+    whole = np.diag(law.signs / (2.0 * s)) - np.dot(np.dot(law.root.T, G), law.root)
+    new = (np.linalg.eigvalsh(whole) < 0.0).sum() - (law.signs / s < 0.0).sum()
+    return passed + (new if s > 0.0 else -new) == 0
+
+
+@njit(**_INNER)
+def _slope(law, products, s, value, width):
+    """K'(s) at real s where it is about `value`; NaN beyond a pole."""
+    aside = _ASIDE * min(width, 10.0 / max(abs(value), 1e-300))
+    beside = np.array([complex(s, aside)])
+    G = _low_rank(law, products, beside)
+    _, phase, slow = _log_determinants(law, beside, G, 0.0)
+    turn = phase[0] + slow[0]
+    turn -= 2.0 * math.pi * round(turn / (2.0 * math.pi))
+    if abs(turn) < 1.0 and _within(law, s, G[0]):
+        return -0.5 * turn / aside
+    return math.nan
+
+
+@njit(**_INNER)
+def _crossing(law, products, value, mean, variance):
+    """Where the path crosses the real axis, and K'' there; NaN where K' never is `value`.
+
+    That is about the saddlepoint, or half a width from the pole at 0.  K' - mean is taken for
+    a s / (1 - b s), which is what it looks like on the way to a pole, through zero and the last
+    two points, within the bounds that they are known to set.
+    """
+    side = math.copysign(1.0, value - mean)
+    target = max(abs(value - mean), _APART * math.sqrt(variance))
+    end = law.values.max() if side > 0.0 else -law.values.min()
+    a, b = variance, max(2.0 * end, 0.0)
+    s = target / (a + b * target)
+    low, high, bottom = 0.0, math.inf, 0.0
+    before, x_before = 0.0, 0.0
+    for _ in range(200):
+        x = _slope(law, products, side * s, value, (1.0 - b * s) / math.sqrt(a))
+        x = side * (x - mean)
+        if not x > bottom:  # beyond a pole
+            high = s
+            s = 0.5 * (low + high)
+            continue
+        if before == 0.0:
+            b = (1.0 - a * s / x) / s
+        else:
+            b = (x / s - x_before / before) / (x - x_before)
+            a = x / s - b * x
+        curve = a / (1.0 - b * s) ** 2
+        if abs(x - target) < _CLOSE * math.sqrt(curve):
+            return side * s, curve
+        if x < target:
+            low, bottom = s, x
+        else:
+            high = s
+        before, x_before = s, x
+        s = target / (a + b * target)
+        if not low < s < high:
+            s = 0.5 * (low + high) if math.isfinite(high) else 2.0 * low
+    return math.nan, math.nan
+
+
+@njit(**_INNER)
+def _integrand(law, products, value, cross, width, bend, x):
+    """Imaginary part of the integrand at nodes x (n,) of the path."""
+    s = cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
+    slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
+    near_to = cross + math.copysign(_NEAR * width, cross) if len(law.fixed) > 0 else 0.0
+    G = _low_rank(law, products, s)
+    size, phase, slow = _log_determinants(law, s, G, near_to)
+    out = np.empty(len(x))
+    before = 0.0
+    for i in range(len(x)):
+        turn = slow[i] - before
+        before += turn - 2.0 * math.pi * round(turn / (2.0 * math.pi))
+        log = -0.5 * complex(size[i], phase[i] + before) - s[i] * value
+        out[i] = (np.exp(log) / s[i] * slope[i]).imag
+    return out
+
+
+@njit(**_INNER)
+def _end(law, value, cross, width, bend):
+    """Where along the path the integrand has vanished; absolute values will do."""
+    most = -math.inf
+    end = 0.0
+    x = 0.0
+    while x < _REACH:
+        real = cross + width * bend * (math.cosh(x) - 1.0)
+        imaginary = width * math.sinh(x)
+        size = x - real * value
+        product = 1.0
+        for weight in law.values.ravel():
+            u, v = 1.0 - 2.0 * real * weight, 2.0 * imaginary * weight
+            product *= u * u + v * v
+            if not 1e-150 < product < 1e150:
+                size -= 0.25 * math.log(product)
+                product = 1.0
+        size -= 0.25 * math.log(product)
+        most = max(most, size)
+        if size > most + math.log(_NOTHING * _DIGITS):
+            end = x
+        x += _FIRST_STEP
+    return end + _FIRST_STEP
+
+
+@njit(**_OPTIONS)
+def tail(value, law):
+    """P(form > value) for a :class:`Law`, and the mean and variance of the form."""
+    products = _products(law)
+    mean, variance = _moments(law, products)
+    if not variance > 0.0:
+        return math.nan, mean, variance
+    cross, curve = _crossing(law, products, value, mean, variance)
+    if math.isnan(cross):
+        return (0.0 if value > mean else 1.0), mean, variance
     width = 1.0 / math.sqrt(curve)
-    cross = saddle
-    if abs(saddle) < 0.5 * width:  # keep off the pole at zero, on the side of the saddlepoint
-        cross = math.copysign(0.5 * width, saddle)
-        while not math.isfinite(at(cross)[0]):
-            cross *= 0.5
     bend = 0.5 * np.sign(value)
-
-    def path(x: np.ndarray) -> np.ndarray:
-        return cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
-
-    def integrand(x: np.ndarray) -> np.ndarray:
-        s = path(x)
-        slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
-        return np.imag(np.exp(log_moment(cross, s) - s * value) / s * slope)
-
-    x = np.arange(0.0, _REACH, _FIRST_STEP)  # where does it end?  Absolute values will do
-    s = path(x)
-    square = np.square(1.0 - 2.0 * s.real[:, None] * weights)
-    square += np.square(2.0 * s.imag[:, None] * weights)
-    size = x - 0.25 * np.log(square).sum(axis=1) - s.real * value
-    end = x[size > size.max() + math.log(_NOTHING * digits)].max() + _FIRST_STEP
-    tail = _trapezoid(integrand, end, digits) / math.pi
-    return min(max(tail if cross > 0.0 else 1.0 + tail, 0.0), 1.0)
-
-
-def _log_pairs(s: np.ndarray, lam: np.ndarray, turn: float) -> np.ndarray:
-    """Sum of log(1 - 2 s lambda) over weights of one sign, s (., 1) in the upper half-plane.
-
-    A pair goes through one logarithm: both arguments lie on the same side of the real axis, so
-    that a sum of the wrong sign is a whole turn off.
-    """
-    even = np.append(lam, 0.0) if len(lam) % 2 else lam
-    first, second = even[0::2], even[1::2]
-    log = np.log(1.0 + s * (-2.0 * (first + second)) + s * s * (4.0 * first * second))
-    wrong = (log.imag * turn < 0.0).sum(axis=1)
-    return log.sum(axis=1) + 1j * turn * wrong
-
-
-def _trapezoid(integrand: Callable[[np.ndarray], np.ndarray], end: float, digits: float) -> float:
-    """Integral from 0 to `end`, where it has vanished; the step halved until it matters no more."""
+    end = _end(law, value, cross, width, bend)
+    # the integral from 0 to `end`; the step is halved until it matters no more
     step = _FIRST_STEP
-    f = integrand(np.arange(0.0, end, step))
-    total = step * float(f.sum() - 0.5 * f[0])
+    f = _integrand(law, products, value, cross, width, bend, np.arange(0.0, end, step))
+    total = step * (f.sum() - 0.5 * f[0])
     while True:
         step *= 0.5
-        finer = 0.5 * total + step * float(integrand(np.arange(step, end, 2.0 * step)).sum())
+        x = np.arange(step, end, 2.0 * step)
+        f = _integrand(law, products, value, cross, width, bend, x)
+        finer = 0.5 * total + step * f.sum()
         # the error falls with the square from one step to the next
-        if abs(finer - total) <= math.sqrt(digits) * abs(finer) or step < _LAST_STEP:
-            return finer
+        done = abs(finer - total) <= math.sqrt(_DIGITS) * abs(finer) or step < _LAST_STEP
         total = finer
-
-
-def cumulants(lam: np.ndarray) -> Callable[[float], tuple[float, float, float]]:
-    """s -> K, K', K'' of sum_j lambda_j chi2_1, K(s) = -1/2 sum log(1 - 2 s lambda)."""
-
-    def at(s: float) -> tuple[float, float, float]:
-        shrink = 1.0 - 2.0 * s * lam
-        if not (shrink > 0.0).all():
-            return math.nan, math.nan, math.nan
-        scaled = lam / shrink
-        return (
-            -0.5 * float(np.log(shrink).sum()),
-            float(scaled.sum()),
-            2.0 * float(scaled @ scaled),
-        )
-
-    return at
-
-
-def _solve(
-    value: float, at: Callable[[float], tuple[float, float, float]], pole: float = math.inf
-) -> tuple[float, float, float]:
-    """(s, K(s), K''(s)) with K'(s) = value: Newton kept on the near side of every pole.
-
-    A pole that is known enters as K'(s) ~ c + a / (pole - s), which is what K' looks like there.
-    """
-    s = 0.0
-    k, slope, curve = at(s)
-    for _ in range(200):
-        step = (value - slope) / curve
-        if abs(step) * math.sqrt(curve) < 1e-9:
-            return s, k, curve
-        ahead = pole - s
-        if math.isfinite(pole) and ahead * step > 0.0:
-            step = step * ahead / (ahead + step)
-        for _ in range(60):
-            new_k, new_slope, new_curve = at(s + step)
-            onward = (new_slope - slope) * step > 0.0  # K' grows with s up to the pole
-            if math.isfinite(new_k) and new_curve > 0.0 and onward:
-                break
-            step *= 0.5
-        else:
-            return (s, k, curve) if abs(value - slope) < 1e-6 * abs(value) else (math.nan,) * 3
-        s, k, slope, curve = s + step, new_k, new_slope, new_curve
-    return math.nan, math.nan, math.nan
+        if done:
+            break
+    p = total / math.pi if cross > 0.0 else 1.0 + total / math.pi
+    return min(max(p, 0.0), 1.0), mean, variance
