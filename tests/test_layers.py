@@ -18,7 +18,7 @@ LAYERS = [
     "wire", "transcriptome", "received", "codec",
     "planning",
     # scan/
-    "genes", "scan", "store", "worker", "patterns", "responses", "columns",
+    "genes", "job", "scan", "store", "worker", "patterns", "responses", "columns",
     "api",
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",

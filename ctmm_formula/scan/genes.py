@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from ..api import DEFAULT_BOUNDS, caller, check_settings, fit_design
 from ..design.design import Design, build_design
@@ -28,16 +27,14 @@ from ..results.results import CTMMResults
 from ..results.summary import recorded_versions
 from ..simulate import Rng
 from ..structures import Structure, resolve
-from .columns import Block, Layout, join, nested_pairs
+from .columns import Layout, nested_pairs
+from .job import BLOCK, Job, block_size
 from .patterns import Patterns
 from .responses import Responses, open_responses
 from .scan import Scan, full_table, notice
 from .store import Store, fingerprint, load
-from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan, scan_block
+from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan
 
-BLOCK = 50
-"""Genes computed, written and lost by a kill together; the numbers do not depend on it."""
-_SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 1000 rows
 _ALIASES = {"model": "wald"}
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
@@ -173,7 +170,7 @@ def fit_genes(
     )
     call = _call(spec, plan, design, responses, options, noise)
     store = None if out is None else Store(out, call, plan.layout.kinds(), bool(overwrite))
-    job = _Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
+    job = Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     refit = Refit(spec, responses, {**options, "env": design.coding.context}, plan)
     with store or nullcontext():
         block = job.run(bool(progress))
@@ -228,10 +225,6 @@ def read_scan(
     plan = Plan(layout, call["method"], domain, call["one_step"], 1, 0)
     spec = parse(call["formula"], response_required=False)
     return Scan(table, layout, call, Refit(spec, responses, options, plan))
-
-
-# ---------------------------------------------------------------------------------------------
-# what to do
 
 
 def _check_flags(**flags: object) -> None:
@@ -396,115 +389,6 @@ def _warn(scan: Scan) -> None:
     worst = any(name in counts for name in (FAILED, NOT_CONVERGED))
     only = BOUNDARY in counts and not worst
     warnings.warn(text, BoundaryWarning if only else CTMMWarning, stacklevel=3)
-
-
-# ---------------------------------------------------------------------------------------------
-# doing it
-
-
-@dataclass(eq=False)
-class _Job:
-    """Blocks of genes through workers; what is finished is kept."""
-
-    plan: Plan
-    patterns: Patterns
-    responses: Responses
-    store: Store | None
-    n_jobs: int | None
-    _blocks: dict[int, Block] = field(default_factory=dict)
-    _digests: dict[int, str] = field(default_factory=dict)
-    _failure: list[BaseException] = field(default_factory=list)
-
-    @property
-    def digest(self) -> str:
-        """Of the values of all genes."""
-        return fingerprint([self._digests[k] for k in sorted(self._digests)])
-
-    def run(self, progress: bool) -> Block:
-        """The columns of all genes."""
-        ended = None if self.store is None else self.store.finished()
-        if ended is not None and self.store is not None:
-            for number, start, stop in self._numbered():
-                self._digests[number] = fingerprint(*self.responses.read(start, stop)[:2])
-            self.store.check(self.digest)
-            return ended
-        if self.plan.method not in LIKELIHOODS:
-            self.patterns.prepare(self.plan.resampled)
-        with _bar(len(self.responses.genes), progress) as bar:
-            # results as they come; the next blocks are read when workers are free
-            work = Parallel(
-                n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered",
-                pre_dispatch="2*n_jobs", batch_size=1,
-            )(self._tasks(bar.update))  # fmt: skip
-            for number, block in work:
-                if self.store is not None:
-                    self.store.add(number, self._digests[number], block)
-                self._blocks[number] = block
-                bar.update(len(block["gene"]))
-        if self._failure:
-            raise self._failure[0]
-        ordered = [self._blocks[number] for number in sorted(self._blocks)]
-        return join(ordered, self.plan.layout.kinds())
-
-    def _numbered(self) -> Iterator[tuple[int, int, int]]:
-        """Number, first gene and end of every block."""
-        count, size = len(self.responses.genes), block_size(len(self.responses.obs))
-        for number, start in enumerate(range(0, count, size)):
-            yield number, start, min(start + size, count)
-
-    def _tasks(self, skipped: Callable[[int], object]) -> Iterator[Any]:
-        """Blocks to be done; an error here is kept, as workers' threads would lose it."""
-        try:
-            for number, start, stop in self._numbered():
-                Y, NU, pooled = self.responses.read(start, stop)
-                self._digests[number] = digest = fingerprint(Y, NU)
-                done = None if self.store is None else self.store.block(number, digest)
-                if done is not None:
-                    self._blocks[number] = done
-                    skipped(stop - start)
-                    continue
-                names = self.responses.genes[start:stop]
-                work = self.plan, self.patterns, names, Y, NU, pooled
-                yield delayed(_numbered_block)(number, *work)
-        except Exception as error:
-            self._failure.append(error)
-
-
-def block_size(rows: int) -> int:
-    """Genes in a block of a study with that many rows.
-
-    >>> block_size(400), block_size(2000), block_size(8000)
-    (50, 25, 10)
-    """
-    return min(BLOCK, max(_SMALL, BLOCK * _ROWS // rows))
-
-
-def _numbered_block(
-    number: int,
-    plan: Plan,
-    patterns: Patterns,
-    names: Sequence[str],
-    Y: np.ndarray,
-    NU: np.ndarray,
-    pooled: np.ndarray,
-) -> tuple[int, Block]:
-    """A block with its number: workers end in any order."""
-    return number, {**scan_block(plan, patterns, names, Y, NU), "n_pooled": pooled}
-
-
-class _Silent:
-    """A progress bar that is not shown."""
-
-    def update(self, count: int) -> None:
-        """Nothing."""
-
-
-def _bar(total: int, shown: bool) -> Any:
-    if not shown:
-        return nullcontext(_Silent())
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="genes", unit="gene")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from ..engine.domain import Domain
 from ..errors import CTMMError
 from ..inference.testing import threads, whole_number
 from ..scan.columns import join
-from ..scan.genes import BLOCK, all_structures, asked_tests, table_layout
+from ..scan.genes import all_structures, asked_tests, table_layout
+from ..scan.job import BLOCK
 from ..scan.patterns import Patterns
 from ..scan.worker import Plan, scan_block
 from ..structures import Structure
