@@ -80,8 +80,13 @@ def environment_of(library: Path) -> dict[str, str]:
 
 def run_r(library: Path, code: str, timeout: float = 300) -> str:
     """What R prints."""
+    return rscript(library, "-e", code, timeout=timeout)
+
+
+def rscript(library: Path, *arguments: str, timeout: float = 300) -> str:
+    """What Rscript prints."""
     call = subprocess.run(
-        ["Rscript", "--vanilla", "-e", code],
+        ["Rscript", "--vanilla", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -333,9 +338,8 @@ def test_an_interrupt_leaves_the_session_usable(library):
         os.close(master)
 
 
-def test_examples_and_vignette_run(library, tmp_path):
-    """Every help page has its examples; both they and the vignette end without an error."""
-    need_r("knitr")
+def test_examples_run(library, tmp_path):
+    """Every help page has its examples, and they end without an error."""
     code = f"""
     library(ctmmFormula)
     pdf(NULL)
@@ -348,12 +352,24 @@ def test_examples_and_vignette_run(library, tmp_path):
         source(out, local = new.env(), echo = FALSE)
       }}
     }}
-    file <- knitr::purl('{SOURCE / "vignettes" / "ctmm.Rmd"}', file.path('{tmp_path}', 'v.R'),
-                        quiet = TRUE)
-    source(file, local = new.env(), echo = FALSE)
-    cat('@@ vignette')
     """
     ran = [line[2:].strip() for line in run_r(library, code).splitlines() if line[:2] == "@@"]
     without = {"ctmmFormula-package.Rd", "reexports.Rd"}
     pages = {path.name for path in (SOURCE / "man").glob("*.Rd")}
-    assert set(ran) == (pages - without) | {"vignette"}
+    assert set(ran) == pages - without
+
+
+def test_the_tour_is_the_vignette_with_its_output(library, tmp_path):
+    """Made anew: the same text and code, as many lines of output, and the pictures."""
+    need_r("knitr", "emmeans")
+    rscript(library, str(ROOT / "r_bridge" / "knit.R"), str(tmp_path))
+    made, kept = (
+        (folder / "ctmm-in-r.md").read_text(encoding="utf-8").splitlines()
+        for folder in (tmp_path, ROOT / "r_bridge")
+    )
+    shown = [[line for line in lines if line.startswith("#>")] for lines in (made, kept)]
+    assert len(shown[0]) == len(shown[1]) > 100
+    assert not [line for line in shown[0] if "Error" in line and "Std. Error" not in line]
+    assert [x for x in made if x[:2] != "#>"] == [x for x in kept if x[:2] != "#>"]
+    for name in ("varcorr-1.png", "genes-1.png"):
+        assert (tmp_path / "ctmm-in-r_files" / name).stat().st_size > 2000

@@ -307,13 +307,18 @@ new_matrix <- function(object, newdata, na.action = stats::na.pass) {
   if (object$kind == "op") P <- new_proportions(object, newdata)
   X <- matrix_rows(terms, frame, object$contrasts, P, object$celltypes)
   if (length(object$dropped)) X <- X[, colnames(object$X), drop = FALSE]
-  offset <- rep(0, nrow(frame))
-  for (i in attr(terms, "offset"))
-    offset <- offset + eval(attr(terms, "variables")[[i + 1L]], newdata, environment(terms))
-  own <- object$call$offset
-  if (!is.null(own)) offset <- offset + eval(own, newdata, environment(terms))
-  attr(X, "offset_values") <- offset
+  given <- c(lapply(attr(terms, "offset"), function(i) attr(terms, "variables")[[i + 1L]]),
+             object$call$offset)
+  offset <- Reduce(`+`, lapply(given, new_offset, object, newdata), rep(0, nrow(newdata)))
+  attr(X, "offset_values") <- offset[match(rownames(X), rownames(newdata))]  # na.action may drop rows
   X
+}
+
+new_offset <- function(given, object, newdata) {
+  offset <- eval(given, newdata, environment(object$terms))
+  if (length(offset) %in% c(1L, nrow(newdata))) return(offset)
+  fail("DataError", "newdata has ", nrow(newdata), " rows, but the offset has ", length(offset),
+       ": to predict for other rows, make it of columns of the data")
 }
 
 new_proportions <- function(object, newdata) {

@@ -236,6 +236,8 @@ print.ctmm_genes <- function(x, n = 6, ...) {
 plot.ctmm_genes <- function(x, which = c("pvalues", "variance"), ...) {
   which <- match.arg(which)
   about <- attr(x, "ctmm")
+  old <- graphics::par(mar = c(4.5, 4.5, 2, 1))
+  on.exit(graphics::par(old))
   if (which == "variance") {
     graphics::boxplot(unclass(x)[about$components], ylab = "Variance", las = 2, ...)
     graphics::abline(h = 0, col = "grey")

@@ -91,6 +91,14 @@ extractAIC.ctmm <- function(fit, scale = 0, k = 2, ...) {
   c(df, -2 * as.numeric(value) + k * df)
 }
 
+# The scope of the default method would count random effects among the terms to add.
+#' @export
+add1.ctmm <- function(object, scope, ...) {
+  if (!is.character(scope))
+    scope <- stats::add.scope(object$terms, stats::update.formula(stats::formula(object$terms), scope))
+  utils::getS3method("add1", "default")(object, scope = scope, ...)
+}
+
 #' @export
 fitted.ctmm <- function(object, re.form = NULL, ...) {
   out <- if (no_random(re.form)) marginal(object) else conditional(object)

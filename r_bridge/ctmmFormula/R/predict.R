@@ -137,6 +137,7 @@ simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
     state <- structure(seed, kind = as.list(RNGkind()))
     on.exit(assign(".Random.seed", before, envir = globalenv()))
   }
+  nsim <- whole(nsim, "nsim", 1L)
   mean <- marginal(object)
   draw <- drawing(object)
   drawn <- vapply(seq_len(nsim), function(k) mean + draw(), numeric(length(mean)))

@@ -6,6 +6,9 @@ MODULE <- "ctmm_formula"
 # The Python end of the wire.
 wire <- function() {
   module <- state$wire
+  if (!identical(state$process %||% Sys.getpid(), Sys.getpid()))
+    fail("CTMMError", "this R process is a fork of one in which Python runs, where calls would hang: ",
+         "use threads =, or processes of their own (parallel::makePSOCKcluster, future::multisession)")
   if (!is.null(module) && !reticulate::py_is_null_xptr(module)) return(module)
   start_python()
   if (!reticulate::py_module_available(MODULE)) no_python(missing_module())
@@ -23,6 +26,7 @@ wire <- function() {
       "version %d: update %s"), PROTOCOL, as.integer(theirs), update))
   }
   state$wire <- module
+  state$process <- Sys.getpid()
   module
 }
 

@@ -153,6 +153,12 @@ test_that("subset, na.action and offset work as in lm", {
   same(fitted(half), fitted(moved) + d$PC1 / 50)
   same(residuals(half), residuals(moved))
   same(predict(half, d[1:9, ], re.form = NA), predict(inside, d[1:9, ], re.form = NA))
+  new <- transform(d[1:9, ], celltype = replace(celltype, 4, NA))
+  same(predict(half, new, re.form = NA, na.action = na.omit), predict(half, re.form = NA)[c(1:3, 5:9)])
+  outside <- d$PC1 / 50
+  half <- ctmm(expr ~ celltype, data = d, offset = outside)
+  same(coef(half), coef(moved))
+  expect_error(predict(half, d[1:9, ], re.form = NA), "the offset has 275", class = "ctmm_DataError")
 })
 
 test_that("functions and values of the caller are found where the formula was written", {

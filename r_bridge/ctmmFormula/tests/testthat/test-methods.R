@@ -66,6 +66,9 @@ test_that("update changes what it is told and drop1 and step follow it", {
   ml <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk, method = "ml")
   table <- drop1(ml)
   expect_equal(table["sex", "AIC"], AIC(update(ml, . ~ . - sex)), tolerance = 1e-6)
+  table <- add1(ml, ~ . + PC2 + PC3)
+  expect_identical(rownames(table), c("<none>", "PC2", "PC3"))
+  expect_equal(table["PC2", "AIC"], AIC(update(ml, . ~ . + PC2)), tolerance = 1e-6)
   chosen <- step(ml, trace = 0)
   expect_true("celltype" %in% attr(terms(chosen), "term.labels"))
 })
@@ -203,6 +206,7 @@ test_that("simulate draws from the fitted model and keeps the state of the rando
   # 5 standard errors of a covariance of 2000 draws
   expect_lt(max(abs(cov(t(many[i, ])) - S)), 5 * max(S) * sqrt(2 / 2000))
   expect_lt(max(abs(rowMeans(many[i, ]) - predict(fit, re.form = NA)[i])), 5 * sqrt(max(S) / 2000))
+  expect_error(simulate(fit, 0), "nsim = must be a whole number", class = "ctmm_CTMMError")
   again <- update(fit, data = transform(pseudobulk, expr = a$sim_1))
   expect_true(again$convergence$converged)
   # a negative variance of a random effect can be drawn from too

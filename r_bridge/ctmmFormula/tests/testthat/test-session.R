@@ -80,6 +80,21 @@ test_that("a Python that runs already is used, also where it runs in another fol
   expect_match(out$out[length(out$out)], "^TRUE [0-9.]+ TRUE$")
 })
 
+test_that("a forked process is told what to use instead, a process of its own works", {
+  need_python()
+  skip_on_os("windows")
+  example_fit()
+  forked <- parallel::mclapply(1:2, function(k)
+    tryCatch(ctmm(expr ~ celltype, data = pseudobulk), error = conditionMessage), mc.cores = 2)
+  expect_match(unlist(forked), "fork of one in which Python runs.*makePSOCKcluster")
+  cluster <- parallel::makePSOCKcluster(1)
+  on.exit(parallel::stopCluster(cluster))
+  parallel::clusterCall(cluster, function(paths) .libPaths(paths), .libPaths())
+  own <- parallel::clusterCall(cluster, function()
+    logLik(ctmmFormula::ctmm(expr ~ celltype, data = ctmmFormula::pseudobulk)))
+  expect_equal(own[[1]], logLik(ctmm(expr ~ celltype, data = pseudobulk)), tolerance = 1e-12)
+})
+
 test_that("packages of different protocols say which one to update", {
   need_python()
   state <- ctmmFormula:::state
