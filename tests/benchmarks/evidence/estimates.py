@@ -34,17 +34,18 @@ def settings() -> list[Setting]:
     out: list[Setting] = []
 
     def add(figure: str, design: str, kinds: str, methods: str, structure: str = "free",
-            **changes: Any) -> None:  # fmt: skip
+            bounds: str | None = None, **changes: Any) -> None:  # fmt: skip
         for kind in kinds.split():
             for method in methods.split():
                 out.append({"figure": figure, "design": design, "kind": kind, "method": method,
-                            "structure": structure, "changes": changes})  # fmt: skip
+                            "structure": structure, "bounds": bounds,
+                            "changes": changes})  # fmt: skip
 
     for model in ("free", "hom"):
         for N in (20, 50, 100, 300):
             add("by donors", f"published/{model}", "ctp op", "reml ml he", n_donors=N)
     for share in (0.10, 0.20, 0.30, 0.40):
-        shares = (0.25, 0.5 - share, share, 0.25)
+        shares = (0.25, round(0.5 - share, 2), share, 0.25)
         add("by share of V", "published/free", "ctp", "reml ml he", shares=shares)
     for ratio in ((64, 16, 4, 1), (27, 9, 3, 1), (8, 4, 2, 1), (2, 1, 1, 1), (1, 1, 1, 1)):
         add("by ratio of V", "published/free", "ctp", "reml he", V=ratio)
@@ -54,6 +55,9 @@ def settings() -> list[Setting]:
         add("by cell types", f"published/free-{C}", "ctp", "reml he")
     for N in (20, 50, 100, 300):
         add("full", "published/full", "ctp", "reml he", "full", n_donors=N)
+    for model in ("free", "hom"):
+        for N in (20, 50, 100, 300):
+            add("bounds noise", f"published/{model}", "op", "reml", bounds="noise", n_donors=N)
     return out
 
 
@@ -77,7 +81,7 @@ def run(number: int, setting: Setting, replicates: int) -> pd.DataFrame:
             scan = ctmm.fit_genes(
                 "~ C(celltype)" if setting["kind"] == "ctp" else "~ 1", data=genes, tests=[],
                 structure=setting["structure"], method=setting["method"],
-                proportions=genes.proportions,
+                proportions=genes.proportions, bounds=setting["bounds"],
             )  # fmt: skip
         tables.append(scan.vcomp)
         status.append(scan.table[["converged", "boundary"]])

@@ -15,7 +15,13 @@ import combinations
 import numpy as np
 
 from ctmm_formula.planning import PER_STUDY, pvalues_of, simulate_setting
-from ctmm_formula.simulate import SimulatedGenes, simulate_design
+from ctmm_formula.simulate import (
+    SimulatedGenes,
+    bootstrap_cells,
+    negative_binomial_cells,
+    simulate_cells,
+    simulate_design,
+)
 
 CHUNK = 100
 """Replicates of a unit of work; PER_STUDY of them share their donors."""
@@ -66,7 +72,7 @@ class Experiment:
             for k, setting in enumerate(self.settings)
             for group in GROUPS
         }
-        ordered = sorted(aims.items(), key=lambda item: _large(self.settings[item[0][0]]))
+        ordered = sorted(aims.items(), key=lambda at: _large(self.settings[at[0][0]], at[0][1]))
         for chunk in range(max(aims.values())):
             for (k, group), chunks in ordered:
                 if chunk < chunks:
@@ -93,8 +99,9 @@ class Experiment:
         }  # fmt: skip
 
 
-def _large(setting: dict[str, Any]) -> bool:
-    return bool(setting.get("n_donors", 0) >= 300 and setting.get("celltypes", 0) >= 8)
+def _large(setting: dict[str, Any], group: str) -> bool:
+    N, C = setting.get("n_donors", 0), setting.get("celltypes", 0)
+    return C >= 8 and (N >= 300 or group == "jackknife")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,16 +199,23 @@ def _draw_study(setting: dict[str, Any], count: int, rng: np.random.Generator) -
     return simulate_setting(whole, count, rng)
 
 
+def _half(setting: dict[str, Any]) -> bool:
+    """Every level of every factor, in half the combinations."""
+    odd = setting["fold"] > 1.0, setting["n_batches"] > 0, setting["kurtosis"] is not None
+    return sum(odd) % 2 == 0
+
+
 def _aim_grid(setting: dict[str, Any], group: str) -> int:
-    N, C = setting["n_donors"], setting["celltypes"]
+    N, few = setting["n_donors"], setting["celltypes"] == 4
     aims = {
         "ml": {},
-        "jackknife": {20: 400, 50: 400, 100: 200} if C == 4 else {20: 200, 50: 100, 100: 100},
-        "one-step": {300: 100},
-        "score": {20: 1000, 50: 1000, 100: 1000, 300: 200} if C == 4
-        else {20: 1000, 50: 500, 100: 400, 300: 100},
+        "jackknife": {20: 100, 50: 100, 100: 100} if few or _half(setting) else {20: 100},
+        "one-step": {300: 100} if few else {},
+        "score": {20: 500, 50: 500, 100: 300, 300: 100}
+        if few
+        else {20: 500, 50: 300, 100: 200, 300: 100 if _half(setting) else 0},
     }
-    return aims.get(group, {20: 400, 50: 400, 100: 400, 300: 200}).get(N, 0)
+    return aims.get(group, {20: 200, 50: 200, 100: 200, 300: 100}).get(N, 0)
 
 
 def _aim_power(setting: dict[str, Any], group: str) -> int:
@@ -213,9 +227,35 @@ def _batches(setting: dict[str, Any]) -> str | None:
     return "batch" if setting["n_batches"] else None
 
 
+# ---------------------------------------------------------------------------------------------
+# cell types resampled from the cells of donors
+
+
+def _bootstrap() -> list[dict[str, Any]]:
+    grid = product((1.0, 0.1), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+    return [{"depth": depth, "permuted": share} for depth, share in grid]
+
+
+def _draw_bootstrap(
+    setting: dict[str, Any], count: int, rng: np.random.Generator
+) -> SimulatedGenes:
+    """Counts of one cell type of 94 donors, simulated: no real matrix is ours to ship."""
+    cells = simulate_cells(
+        count, 94, 1, scale="counts", sigma2=0.25, n_batches=1, depth=5.0,
+        cells=negative_binomial_cells(96, 1.75), min_cells=11, rng=rng,
+    )  # fmt: skip
+    total = np.full(cells.n_obs, 5000.0)
+    return bootstrap_cells(cells, cells.obs["donor"].astype(str), total=total, rng=rng, **setting)
+
+
+def _aim_bootstrap(setting: dict[str, Any], group: str) -> int:
+    return {"ml": 0, "one-step": 0, "jackknife": 200}.get(group, 400)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "figure1": Experiment(1, _figure1(), _draw_design, _aim1),
     "figure2": Experiment(2, _figure2(), _draw_design, _aim2),
     "calibration": Experiment(3, _calibration(), _draw_study, _aim_grid, _batches),
     "power": Experiment(4, _power(), _draw_study, _aim_power),
+    "bootstrap": Experiment(5, _bootstrap(), _draw_bootstrap, _aim_bootstrap),
 }

@@ -136,7 +136,7 @@ def figure1() -> None:
             ax.set_xlabel("donors")
         for ax in axes[:, 0]:
             ax.set_ylabel("positive rate at .05")
-        axes[0, 1].legend(fontsize=8, frameon=False, loc="upper right")
+        axes[1, 1].legend(fontsize=8, frameon=False, loc="upper left")
         figure.suptitle(f"Figure 1, {version} parameters", fontsize=11)
         pictures.append(save(figure, f"figure1_{version}"))
     page(
@@ -260,6 +260,22 @@ def power() -> None:
     )  # fmt: skip
 
 
+def bootstrap() -> None:
+    table = rates("bootstrap")
+    tests = [test for test in VARIANCE if test != "jackknife, one step"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+    for ax, depth in zip(axes, (1.0, 0.1), strict=True):
+        lines(ax, table[table["depth"] == depth], "permuted", tests)
+        ax.set(xlabel="share of donors permuted (0: V = 0)", title=f"depth {depth:g}")
+    axes[0].set_ylabel("positive rate at .05")
+    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    picture = save(figure, "bootstrap")
+    page(
+        "bootstrap", "Cell types resampled from the cells of 94 donors", NOTE, picture,
+        markdown(wide(table, ["depth", "permuted"], [*tests, *MEANS])),
+    )  # fmt: skip
+
+
 def estimates() -> None:
     table = pd.read_csv(HERE / "estimates.csv")
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True)
@@ -302,6 +318,6 @@ def estimates() -> None:
 
 
 if __name__ == "__main__":
-    for make in (figure1, figure2, calibration, power, estimates):
+    for make in (figure1, figure2, calibration, power, bootstrap, estimates):
         if (HERE / f"{make.__name__}.csv").exists():
             make()
