@@ -51,6 +51,7 @@ PAGES = [
     Page("quickstart", "One gene: fit, tests, the truth, a picture."),
     Page("from_cells", "A matrix of cells becomes pseudobulk, with all that was left out."),
     Page("missing_pairs", "Donors without some cell types: fit what is there, or impute?"),
+    Page("planning", "How many donors and cells: power and false positives by simulation."),
     Page("coming_from", "Names and calls beside those of ctmm, lme4, dream and metafor.",
          ("lme4", "metafor")),
     Page("r_users", "The R package: quick start with its output.",
@@ -85,7 +86,7 @@ def run(name: str, quick: bool) -> nbformat.NotebookNode:
     book = notebook_of(name, quick)
     book.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     client = NotebookClient(
-        book, timeout=3600, kernel_name="python3", record_timing=False,
+        book, timeout=3600, kernel_name="python3", record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(ROOT)}}, extra_arguments=["--log-level=ERROR"],
     )  # fmt: skip
     client.execute(env=os.environ | ENVIRONMENT)
@@ -130,7 +131,7 @@ def build(page: Page, out: Path, quick: bool) -> str:
     if lacking:
         return f"{page.name}: left out, it needs {lacking}"
     book = run(page.name, quick)
-    html = page_html(book, page.name, PAGES)
+    html = page_html(book, page.name)
     for trace in (str(ROOT), str(Path.home()), " at 0x"):
         if trace in html:
             raise SystemExit(f"{page.name}: the page shows {trace!r}, which differs elsewhere")
@@ -153,7 +154,7 @@ def stale(pages: list[Page]) -> list[str]:
     for page in pages:
         path = HERE / "pages" / f"{page.name}.html"
         shown = OUTPUTS.sub("", path.read_text(encoding="utf-8")) if path.exists() else ""
-        if shown != OUTPUTS.sub("", page_html(notebook_of(page.name, False), page.name, PAGES)):
+        if shown != OUTPUTS.sub("", page_html(notebook_of(page.name, False), page.name)):
             out.append(page.name)
     return out
 

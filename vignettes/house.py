@@ -17,6 +17,7 @@
 # |---|---|---|
 # | `ctmm_formula/wire/` | the end of the wire to R | everything |
 # | `ctmm_formula/scan/` | `fit_genes`: all genes over one design, blocks, files that resume | tables and arrays |
+# | `ctmm_formula/plots/` | pictures: Axes in, Axes out, and the numbers they draw | results and tables |
 # | `ctmm_formula/planning.py` | `power`: positive rates of tests for a study to be planned | everything below |
 # | `ctmm_formula/api.py` | `fit` and `anova`: parse, design, estimate, results | the rooms below |
 # | `ctmm_formula/results/` | results: labels and accessors; summary, JSON, predictions | numbers from below |

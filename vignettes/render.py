@@ -118,17 +118,12 @@ def title_of(text: str) -> str:
     return next(line[2:] for line in text.splitlines() if line.startswith("# "))
 
 
-def page_html(book: NotebookNode, name: str, pages: Sequence[Page]) -> str:
-    """A whole page with links to its neighbours."""
+def page_html(book: NotebookNode, name: str) -> str:
+    """A whole page."""
     md = markdown()
-    names = [page.name for page in pages]
-    place = names.index(name)
-    links = ['<a href="index.html">all pages</a>']
-    links += [f'<a href="{other}.html">{other}</a>' for other in names[max(place - 1, 0) : place]]
-    links += [f'<a href="{other}.html">{other}</a>' for other in names[place + 1 : place + 2]]
     return TEMPLATE.substitute(
         title=escape(title_of(book.cells[0].source)),
-        nav=" · ".join(links),
+        nav='<a href="index.html">all pages</a>',
         source=f'<a href="../{name}.py">vignettes/{name}.py</a>',
         style=HtmlFormatter(style="friendly").get_style_defs(".code"),
         body="\n".join(cell_html(cell, md) for cell in book.cells),
