@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from test_layers import LAYERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vignettes"))
 import messages
@@ -127,6 +128,18 @@ def test_the_house_names_what_is_there():
     there = {p.name + "/" * p.is_dir() for p in top if p.suffix in {"", ".py"}}
     there -= {"__init__.py", "__pycache__/"}
     assert [name for name in sorted(there) if f"`ctmm_formula/{name}`" not in text] == []
+
+
+def test_rooms_stand_in_the_order_of_imports():
+    text = (VIGNETTES / "house.py").read_text("utf-8")
+    rooms = re.findall(r"^# \| `ctmm_formula/([\w.]+)/?` \|", text, re.MULTILINE)
+    assert len(rooms) > 12
+    floors = []
+    for room in rooms:
+        path = ROOT / "ctmm_formula" / room
+        files = [path] if path.stem in LAYERS else path.glob("[a-z]*.py")
+        floors.append(min(LAYERS.index(f.stem) for f in files if f.stem in LAYERS))
+    assert floors == sorted(floors)
 
 
 def test_every_message_has_an_entry():

@@ -16,11 +16,11 @@
 # | room | holds | sees |
 # |---|---|---|
 # | `ctmm_formula/wire/` | the end of the wire to R | everything |
-# | `ctmm_formula/scan/` | `fit_genes`: all genes over one design, blocks, files that resume | tables and arrays |
-# | `ctmm_formula/plots/` | pictures: Axes in, Axes out, and the numbers they draw | results and tables |
 # | `ctmm_formula/planning.py` | `power`: positive rates of tests for a study to be planned | everything below |
+# | `ctmm_formula/scan/` | `fit_genes`: all genes over one design, blocks, files that resume | tables and arrays |
 # | `ctmm_formula/api.py` | `fit` and `anova`: parse, design, estimate, results | the rooms below |
 # | `ctmm_formula/results/` | results: labels and accessors; summary, JSON, predictions | numbers from below |
+# | `ctmm_formula/plots/` | pictures: Axes in, Axes out, and the numbers they draw | fits and tables |
 # | `ctmm_formula/cells/` | cells to pseudobulk, standardisation, imputation | tables and arrays |
 # | `ctmm_formula/r.py` | the bridge to R, for the R package softImpute | tables and arrays |
 # | `ctmm_formula/design/` | formulas (strings), then tables, one mask of missing rows, $X$, blocks | no numerics |
@@ -51,7 +51,7 @@ df = ctmm.load_example()
 res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=df)
 model = res.model  # the arrays; strings and tables end here
 again = estimate(model, "reml")  # what fit, jackknife, bootstrap and scan all call
-print(dict(zip(res.vcomp.index, again.theta.round(4), strict=True)))
+print(dict(zip(res.vcomp.index, again.theta.round(4).tolist(), strict=True)))
 print("structures:", *STRUCTURES)
 print("estimators:", *ESTIMATORS)
 print("tests of V = 0:", *VARIANCE_TESTS)

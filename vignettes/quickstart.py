@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown]
-# # Does expression vary between donors, and in which cell types?
+# # Quick start: does expression vary between donors, and in which cell types?
 #
 # The table has one row per donor and cell type: mean expression of the cells (`expr`), the squared
 # standard error of that mean (`nu`), and covariates.  The data are simulated and come with the
