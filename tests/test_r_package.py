@@ -7,6 +7,7 @@ failure.
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -336,6 +337,18 @@ def test_an_interrupt_leaves_the_session_usable(library):
         process.kill()
         process.wait()
         os.close(master)
+
+
+@pytest.mark.parametrize("file", ["README.md", "r_bridge/README.md"])
+def test_the_r_code_of_the_readmes_runs(library, file):
+    """Pasted line by line into one session, but for the choice of a Python."""
+    blocks = re.findall(r"```r\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == {"README.md": 1, "r_bridge/README.md": 3}[file]
+    lines = [line for line in "".join(blocks).splitlines() if "RETICULATE_PYTHON" not in line]
+    assert len(lines) < sum(block.count("\n") for block in blocks)
+    shown = run_r(library, "pdf(NULL)\n" + "\n".join(lines))
+    assert "Pr(>Chisq)" in shown
+    assert "variance differentiation: score" in shown
 
 
 def test_examples_run(library, tmp_path):

@@ -41,13 +41,15 @@ start_python <- function() {
 
 missing_module <- function() {
   paste0("The Python package ", MODULE, " is not installed in the Python that R is using,\n  ",
-         python_in_use(), "\nInstall it there:\n  ", pip_line(), "\n", choose_python())
+         python_in_use(), "\nInstall it there:\n  ", pip_line(),
+         "\nor in an environment of its own:\n",
+         "  python3 -m venv ~/ctmm && ~/ctmm/bin/pip install ctmm-formula\n", choose_python())
 }
 
 choose_python <- function() {
-  paste0("Or choose another Python, in a new R session before anything uses Python:\n",
-         "  Sys.setenv(RETICULATE_PYTHON = \"/path/to/venv/bin/python\")\n",
-         "  reticulate::use_virtualenv(\"/path/to/venv\")\n",
+  paste0("Choose the Python in a new R session, before anything uses Python, by one of\n",
+         "  Sys.setenv(RETICULATE_PYTHON = \"~/ctmm/bin/python\")\n",
+         "  reticulate::use_virtualenv(\"~/ctmm\")\n",
          "ctmm_check() shows what R has found.")
 }
 
