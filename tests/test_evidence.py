@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "benchmarks" / "evidence"
 def scripts(monkeypatch, tmp_path):
     """Modules of the scripts, with units of 25 replicates that write elsewhere."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("combinations", "experiments", "run", "targets", "report")
+    names = ("combinations", "experiments", "run", "report")
     modules = {name: importlib.import_module(name) for name in names}
     monkeypatch.setattr(modules["experiments"], "CHUNK", 25)
     for name in ("run", "report"):
@@ -83,7 +83,7 @@ def test_every_experiment_can_be_drawn(scripts):
     for experiment in scripts["experiments"].EXPERIMENTS.values():
         assert len({repr(setting) for setting in experiment.settings}) == len(experiment.settings)
         for setting in experiment.settings[:: max(len(experiment.settings) // 7, 1)]:
-            genes = experiment.draw(setting, 1, rng)
+            genes = experiment.draw(setting, 4, rng)
             assert np.isfinite(genes.expr.to_numpy()).all() and (genes.nu > 0).all(axis=None)
 
 
@@ -112,3 +112,5 @@ def test_report_reads_the_counts(scripts, monkeypatch):
     row = table[table["test"] == "lrt"].iloc[0]
     assert wide["LRT"].item().startswith(f"{row['positive'] / row['tested']:.3f} (")
     assert scripts["report"].cell(pd.Series({"tested": 0})) == "-"
+    for page in ("figure1", "figure2", "calibration", "power", "bootstrap", "estimates"):
+        assert len(scripts["report"].target(page)) == 1, page

@@ -1,11 +1,12 @@
 """Tables and pictures of the counts: ``python tests/benchmarks/evidence/report.py``.
 
 Reads ``<experiment>.csv`` as ``run.py`` and ``estimates.py`` keep them and writes a page (.md) and
-a picture (.png) for each.  What a page says of the published targets is in ``targets.py``.
+a picture (.png) for each.  What a page says of the published targets is in ``targets.md``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from experiments import EXPERIMENTS
-from targets import TEXTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -23,6 +23,8 @@ HERE = Path(__file__).parent
 SHORT = {"score_cauchy": "score, Cauchy", "lrt": "LRT", "wald": "Wald", "jackknife": "jackknife",
          "mean": "means", "he:jackknife": "HE jackknife", "he:mean": "HE means",
          "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
+FEW = 30
+"""Fewer genes tested make no point of a picture."""
 VARIANCE = ["score", "score_cauchy", "lrt", "wald", "jackknife", "jackknife, one step",
             "he:jackknife"]  # fmt: skip
 MEANS = ["mean", "he:mean"]
@@ -92,7 +94,7 @@ def pooled(table: pd.DataFrame, by: Sequence[str], tests: Sequence[str]) -> pd.D
 def lines(ax: Any, table: pd.DataFrame, x: str, tests: Sequence[str]) -> None:
     """Rates with two standard errors, a line for each test."""
     for test in tests:
-        part = table[(table["test"] == test) & (table["tested"] > 0)].sort_values(x)
+        part = table[(table["test"] == test) & (table["tested"] >= FEW)].sort_values(x)
         if len(part):
             color, marker = STYLE[test]
             ax.errorbar(part[x], part["rate"], 2 * part["se"], color=color, marker=marker, ms=5,
@@ -102,14 +104,29 @@ def lines(ax: Any, table: pd.DataFrame, x: str, tests: Sequence[str]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def legend(axes: Any, at: Any, loc: str) -> None:
+    """The lines of all axes, named in one of them."""
+    found = [ax.get_legend_handles_labels() for ax in axes.flat]
+    named = {label: handle for part in found for handle, label in zip(*part, strict=True)}
+    at.legend(named.values(), named.keys(), fontsize=8, frameon=False, loc=loc)
+
+
 def save(figure: Any, name: str) -> str:
     figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return f"![{name}]({name}.png)"
 
 
+def target(name: str) -> list[str]:
+    """What ``targets.md`` says of a page."""
+    text = (Path(__file__).parent / "targets.md").read_text(encoding="utf-8")
+    parts = re.split(r"<!-- (\w+) -->", text)[1:]
+    return [body.strip() for own, body in zip(parts[::2], parts[1::2], strict=True) if own == name]
+
+
 def page(name: str, title: str, *parts: str) -> None:
-    text = "\n\n".join([f"# {title}", *parts, *TEXTS.get(name, [])])
+    head, *tables = parts
+    text = "\n\n".join([f"# {title}", head, *target(name), *tables])
     (HERE / f"{name}.md").write_text(text + "\n")
 
 
@@ -136,7 +153,7 @@ def figure1() -> None:
             ax.set_xlabel("donors")
         for ax in axes[:, 0]:
             ax.set_ylabel("positive rate at .05")
-        axes[1, 1].legend(fontsize=8, frameon=False, loc="upper left")
+        legend(axes, axes[1, 1], "upper left")
         figure.suptitle(f"Figure 1, {version} parameters", fontsize=11)
         pictures.append(save(figure, f"figure1_{version}"))
     page(
@@ -159,7 +176,7 @@ def figure2() -> None:
     lines(axes[2], table[~hom], "V1", tests)
     axes[2].set(xlabel="V of the first cell type (others .1; at 0 all 0)", title="V free, b = 5")
     axes[0].set_ylabel("positive rate at .05")
-    axes[1].legend(fontsize=8, frameon=False, loc="upper left")
+    legend(axes, axes[1], "upper left")
     picture = save(figure, "figure2")
     shown = [*tests, "mean", "he:mean"]
     page(
@@ -182,7 +199,8 @@ def calibration() -> None:
     for N, ax in zip((20, 50, 100, 300), axes.flat, strict=True):
         for k, test in enumerate(tests):
             color, marker = STYLE[test]
-            part = table[(table["n_donors"] == N) & (table["test"] == test) & (table["tested"] > 0)]
+            part = table[(table["n_donors"] == N) & (table["test"] == test)]
+            part = part[part["tested"] >= FEW]
             spread = (part["setting"].rank() / max(len(part), 1) - 0.5) * 0.6
             ax.scatter(k + spread, part["rate"], s=9, color=color, marker=marker, lw=0.8)
         ax.axhspan(0.04, 0.06, color="0.88", zorder=0)
@@ -245,7 +263,7 @@ def power() -> None:
         ax.set_xlabel("donors")
     for ax in axes[:, 0]:
         ax.set_ylabel("positive rate at .05")
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+    legend(axes, axes[0, 0], "lower right")
     picture = save(figure, "power")
     by = ["effect", "celltypes", "n_donors", "noise_cv", "fold"]
     order = table.sort_values(["setting"], kind="stable")
@@ -268,7 +286,7 @@ def bootstrap() -> None:
         lines(ax, table[table["depth"] == depth], "permuted", tests)
         ax.set(xlabel="share of donors permuted (0: V = 0)", title=f"depth {depth:g}")
     axes[0].set_ylabel("positive rate at .05")
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    legend(axes, axes[1], "lower right")
     picture = save(figure, "bootstrap")
     page(
         "bootstrap", "Cell types resampled from the cells of 94 donors", NOTE, picture,
