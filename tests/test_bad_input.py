@@ -766,9 +766,14 @@ def test_labels_that_differ_only_by_blanks_are_noted():
     assert "'sex' has levels that differ only by blanks: ' F', 'F'" in second + first
 
 
-def test_text_that_may_mean_missing_is_noted():
+def test_text_that_may_mean_missing_is_refused_and_a_category_noted():
     data = good_table()
     data.loc[6:8, "batch"] = "NA"
+    with pytest.raises(DataError, match=r"'batch' .* has the text 'NA' in rows 6, 7, 8: .*missing"):
+        run(GOOD, {"random": "batch"}, data)
+    with pytest.raises(DataError, match=r"'sex' .* has the text 'NA' in row 4"):
+        run(GOOD, {}, data.assign(sex=data["sex"].where(data.index != 4, "NA")))
+    data["batch"] = data["batch"].astype("category")
     assert (
         "'batch' has a level 'NA' (rows 6, 7, 8)" in run(GOOD, {"random": "batch"}, data).notes[0]
     )

@@ -179,6 +179,12 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
             raise DataError(f"{what} holds {kind.__name__} values: labels must be text or numbers")
         if pd.api.types.is_numeric_dtype(column.dtype):
             _refuse_r_missing(_floats(column), what)
+        missing = given.index[given == "NA"]
+        if len(missing):
+            raise DataError(
+                f"{what} has the text 'NA' in {rows(missing)}: this is what R's missing text "
+                "becomes; make it None or NaN, or the column categorical if it is a label"
+            )
         ordered = sorted(set(given))
         index = {value: code for code, value in enumerate(ordered)}
         codes = np.full(len(column), -1)

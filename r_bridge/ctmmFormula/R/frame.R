@@ -41,9 +41,9 @@ as_table <- function(data) {
 plain_column <- function(x) {
   if (inherits(x, "POSIXlt")) return(as.POSIXct(x))
   if (!inherits(x, "integer64")) return(x)
-  if (!requireNamespace("bit64", quietly = TRUE))
-    fail("DataError", "data has a column of class integer64: make it as.numeric(), which needs the ",
-         "package bit64")
+  if (!isNamespaceLoaded("bit64"))
+    fail("DataError", "data has a column of class integer64: library(bit64) first, or as.numeric() it ",
+         "where that package is")
   as.double(x)
 }
 

@@ -118,7 +118,7 @@ test_that("dates are labels and 64-bit integers numbers", {
     structure(readBin(as.raw(bytes), "double", length(x), endian = "little"), class = "integer64")
   }
   d$n_cells <- whole(d$n_cells)
-  if (requireNamespace("bit64", quietly = TRUE)) {
+  if (isNamespaceLoaded("bit64")) {
     fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
     expect_equal(fit$shares, example_fit()$shares)
   } else {

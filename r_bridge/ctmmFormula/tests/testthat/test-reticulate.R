@@ -43,4 +43,15 @@ test_that("R's ways of writing values are understood", {
   d$count[3] <- NA
   expect_error(python$fit("expr ~ C(celltype) + count", data = as.list(d)), "-2147483648")
   expect_error(python$fit("expr ~ C(celltype) + nobody", data = as.list(d)), "nobody")
+  # what R's missing text becomes is refused, in texts and in factors that cross as lists
+  for (name in c("sex", "donor", "celltype", "batch")) for (as in c(as.character, as.factor)) {
+    d <- pseudobulk
+    d[[name]] <- as(replace(d[[name]], 3, NA))
+    expect_error(python$fit("expr ~ C(celltype) + sex", random = "batch", data = as.list(d)),
+                 paste0("'", name, "' .* has the text 'NA' in row 2"))
+  }
+  # numbers of R are doubles, whole or not
+  fit <- python$fit("expr ~ C(celltype) + sex", data = as.list(pseudobulk))
+  expect_equal(fit$jackknife(blocks = 6)$groups, 6)
+  expect_error(fit$bootstrap(5.5, rng = 1), "whole number")
 })
