@@ -22,7 +22,7 @@ LAYERS = [
     "api",
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
-    "plots", "style",
+    "plots", "fits", "checks", "data", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
     "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",

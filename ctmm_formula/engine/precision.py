@@ -93,6 +93,14 @@ class Precision:
         y = np.where(self.model.active_rows, self.model.y, 0.0)
         return self.project(y[:, None])[:, 0]
 
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """Diagonal of P, shape (n,)."""
+        out = np.zeros(len(self.model.y))
+        own = np.diagonal(self.inverse, axis1=1, axis2=2)
+        out[self.rows[self.mask]] = own[self.mask]
+        return out - ((self.DZ @ self.K) * self.DZ).sum(axis=1) - (self.U**2).sum(axis=1)
+
     def donor_blocks(self) -> np.ndarray:
         """H_i' P_ii H_i for every donor in use, shape (N, C, C)."""
         H = np.where(self.mask[..., None], self.model.H[self.rows], 0.0)
