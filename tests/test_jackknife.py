@@ -1,11 +1,15 @@
 """Jackknife: what a left-out donor can take with it, and what the answer must not depend on."""
 
+import dense
 import numpy as np
 import pytest
 
-from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.domain import Domain, constrain
 from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.leave_out import inside, left_out_scores
+from ctmm_formula.engine.likelihood import make_problem
 from ctmm_formula.engine.model import RandomComponent, build_model
+from ctmm_formula.engine.optimize import make_work
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.structures import resolve
 
@@ -111,3 +115,111 @@ def test_expression_far_from_zero():
     np.testing.assert_allclose(
         jackknife(shifted, other).cov_theta, jackknife(model, fit).cov_theta, rtol=1e-4
     )
+
+
+def shaped(kind, structure, seed=9, n_donors=15, n_types=3):
+    """Missing pairs or overall pseudobulk; batches, a crossed effect of a cell type, or none."""
+    rng = np.random.default_rng(seed)
+    donor, celltype = np.divmod(np.arange(n_donors * n_types), n_types)
+    H = np.eye(n_types)[celltype]
+    if kind == "overall":
+        donor, H = np.arange(2 * n_donors), rng.dirichlet(np.ones(n_types), 2 * n_donors)
+    else:
+        keep = rng.random(len(donor)) > 0.15
+        donor, H = np.unique(donor[keep], return_inverse=True)[1], H[keep]
+    n, many = len(donor), int(donor.max()) + 1
+    batch, site = rng.integers(0, 4, (2, many))[:, donor]
+    levels = rng.normal(size=4)[batch] + rng.normal(size=4)[site] * H[:, 1]
+    y = 2.0 + rng.normal(size=many)[donor] + rng.normal(size=n) + levels
+    random = [RandomComponent(batch, np.ones(n)), RandomComponent(site, H[:, 1])]
+    basis = resolve(structure, [f"c{k}" for k in range(n_types)]).basis
+    X = np.column_stack([H, rng.normal(size=many)[donor]])
+    number = {"crossed": 2, "batches": 1}.get(kind, 0)
+    return build_model(y, rng.uniform(0.2, 0.5, n), X, H, donor, basis, random[:number])
+
+
+SHAPES = ["alone", "batches", "crossed", "overall"]
+
+
+@pytest.mark.parametrize("structure", ["hom", "iid", "free", "full"])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_scores_without_donors_are_those_of_the_textbook(kind, method, structure):
+    model = shaped(kind, structure)
+    problem = make_problem(model, constrain(model, Domain()), method == "reml", 1.0)
+    theta = 0.3 + 0.02 * np.arange(model.n_components)
+    singles = [np.array([i]) for i in range(model.n_donors)]
+    for groups in (singles, [np.array([0, 1, 2]), np.array([4, 9, 11]), np.array([3])]):
+        found = left_out_scores(problem, theta, groups, model.X.shape[1])
+        assert found.found.all()
+        for g, group in enumerate(groups):
+            part = model.without(group)
+            score = dense.score(part, theta, method)
+            np.testing.assert_allclose(found.grad[g], score, rtol=1e-9, atol=1e-9)
+            beta = model.back @ (found.beta[g] + model.Q.T @ model.y)
+            np.testing.assert_allclose(beta, dense.gls(part, theta)[0], rtol=1e-9, atol=1e-9)
+            for k, e in enumerate(np.eye(len(theta))):
+                a, b = (dense.gls(part, theta + h * e)[0] for h in (1e-4, -1e-4))
+                slope = model.back @ found.slope[g, k]
+                np.testing.assert_allclose(slope, (a - b) / 2e-4, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [None, 6])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_one_step_is_that_of_the_textbook(kind, method, blocks):
+    model = shaped(kind, "hom")
+    domain = Domain("noise")
+    fit = estimate(model, method, domain)
+    assert not fit.convergence.boundary
+    jack = jackknife(model, fit, domain, blocks=blocks, one_step=True)
+    share = 1.0 / len(jack.left_out)
+    inverse = np.linalg.inv(fit.observed) / (1.0 - share)
+    stepped = 0
+    for g, group in enumerate(jack.left_out):
+        part = model.without(group)
+        step = inverse @ dense.score(part, fit.theta, method)
+        a = dense.arrays(part)
+        if np.linalg.eigvalsh(dense.covariance(a, fit.theta + step) - 0.1 * a.D)[0] <= 0.0:
+            continue  # outside the domain: climbed
+        stepped += 1
+        np.testing.assert_allclose(jack.theta[g], fit.theta + step, rtol=1e-9, atol=1e-9)
+        a, b = (dense.gls(part, fit.theta + h * step)[0] for h in (1e-4, -1e-4))
+        beta = dense.gls(part, fit.theta)[0] + (a - b) / 2e-4
+        np.testing.assert_allclose(jack.beta[g], beta, rtol=1e-6, atol=1e-8)
+    assert stepped >= 0.6 * len(jack.left_out)
+
+
+@pytest.mark.parametrize("bounds", ["noise", "psd"])
+def test_thetas_inside_the_domain_are_told_from_the_others(bounds):
+    model = shaped("batches", "full")
+    problem = make_problem(model, constrain(model, Domain(bounds)), True, 1.0)
+    rng = np.random.default_rng(7)
+    thetas = rng.uniform(-0.2, 0.6, (model.n_donors, model.n_components))
+    thetas[:, -1] = 0.2
+    groups = [np.array([i]) for i in range(model.n_donors)]
+    work = make_work(problem)
+    alone = [inside(problem, t[None], [g], work)[0] for t, g in zip(thetas, groups, strict=True)]
+    assert 0 < sum(alone) < len(alone)
+    np.testing.assert_array_equal(inside(problem, thetas, groups, work), alone)
+    for theta, group, said in zip(thetas, groups, alone, strict=True):
+        A = model.effect_covariance(theta)
+        least = []
+        for i in np.setdiff1d(np.arange(model.n_donors), group if bounds == "noise" else []):
+            rows = model.row_donor == i
+            noise = 0.9 * np.diag(model.nu[rows]) if bounds == "noise" else 0.0
+            sigma = model.H[rows] @ A @ model.H[rows].T + noise
+            least.append(np.linalg.eigvalsh(sigma)[0])
+        # batch variances are positive: single donors decide for psd, and are needed for noise
+        assert said == (min(least) > 0.0) if bounds == "psd" else said >= (min(least) > 0.0)
+
+
+def test_steps_that_leave_the_domain_are_climbed():
+    model = example(np.random.default_rng(8), n_donors=16, structure="full")
+    domain = Domain("psd")
+    fit = estimate(model, "reml", domain)
+    jack = jackknife(model, fit, domain, one_step=True)
+    assert not jack.failed
+    for theta in jack.theta:
+        assert np.linalg.eigvalsh(model.effect_covariance(theta))[0] > -1e-9
+        assert theta[-1] >= 0.0

@@ -34,7 +34,6 @@ INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How an optimisation ended."""
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
-_REFIT_TOLERANCE = 1e-9  # of a leave-out refit, before its last step
 _WAY_POINT = 1e-2  # barrier weight at which paths from different starts are compared
 _BARRIER_END = 1e-8
 _REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
@@ -304,97 +303,10 @@ def newton(pr, theta, mu, tolerance, wk, patience):
     return STALLED, llf, decrement, n_eval
 
 
-@njit(**_INNER)
-def _chord(pr, theta, full_inverse, steps, wk):
-    """Quasi-Newton from a nearby fit: its inverse information, corrected by rank-one updates.
-
-    `theta` is moved in place; True where it settled inside the domain (or after one step, if
-    `steps` is 1).
-    """
-    K = len(theta)
-    inverse = full_inverse.copy()
-    before = np.empty(K)
-    miss = np.empty(K)
-    last = math.inf
-    for it in range(steps + 1):
-        llf = evaluate(
-            pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
-            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
-        )  # fmt: skip
-        if llf == -math.inf:
-            return False
-        for k in range(K):
-            wk.grad[k] = 0.0
-            for f in range(pr.S.shape[1]):
-                wk.grad[k] += pr.S[k, f] * wk.score[f]
-        if it > 0:  # secant: inverse (before - grad) should have been the last step
-            along = 0.0
-            for k in range(K):
-                miss[k] = wk.step[k]
-                for h in range(K):
-                    miss[k] -= inverse[k, h] * (before[h] - wk.grad[h])
-                along += miss[k] * (before[k] - wk.grad[k])
-            if abs(along) > 1e-300:
-                for k in range(K):
-                    for h in range(K):
-                        inverse[k, h] += miss[k] * miss[h] / along
-        decrement = 0.0
-        for k in range(K):
-            wk.step[k] = 0.0
-            for h in range(K):
-                wk.step[k] += inverse[k, h] * wk.grad[h]
-            decrement += wk.step[k] * wk.grad[k]
-            before[k] = wk.grad[k]
-        if it == steps and steps == 1:
-            break
-        if not abs(decrement) < 10.0 * last or it == steps:
-            return False
-        last = abs(decrement)
-        for k in range(K):
-            theta[k] += wk.step[k]
-        if last < _REFIT_TOLERANCE:
-            break
-    for k in range(K):
-        held = inverse[k, k] == 0.0
-        if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
-            return False
-    return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
-
-
 @njit(**_OPTIONS)
 def refresh(pr, theta, wk):
     """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
     return _objective(pr, theta, 0.0, INFORMATION, wk)[1]
-
-
-@njit(**_OPTIONS)
-def leave_out(pr, groups, group_ptr, theta_hat, inverse, steps, wk, thetas, betas, settled):
-    """Refit without each group of donors, from the full fit by quasi-Newton steps.
-
-    Parameters
-    ----------
-    groups : (sum of sizes,) donors; group_ptr : (G + 1,)
-    theta_hat : (K,); inverse : (K, K) inverse information to start from
-    steps : most steps; 1 gives the one-step jackknife
-    thetas : (G, K), betas : (G, p), settled : (G,) bool out; what has not settled needs a climb
-    """
-    theta = np.empty(len(theta_hat))
-    for g in range(len(group_ptr) - 1):
-        for x in range(group_ptr[g], group_ptr[g + 1]):
-            pr.active[groups[x]] = False
-            if pr.by_donor:
-                pr.cactive[groups[x]] = False
-        for k in range(len(theta)):
-            theta[k] = theta_hat[k]
-        settled[g] = _chord(pr, theta, inverse, steps, wk)
-        for k in range(len(theta)):
-            thetas[g, k] = theta[k]
-        for j in range(betas.shape[1]):
-            betas[g, j] = wk.beta[j]
-        for x in range(group_ptr[g], group_ptr[g + 1]):
-            pr.active[groups[x]] = True
-            if pr.by_donor:
-                pr.cactive[groups[x]] = True
 
 
 def _follow(

@@ -4,14 +4,16 @@ Leave out one donor, refit everything (variance components and fixed effects):
 
     Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (theta, beta)
 
-ML and REML refits start at the full fit and take chord steps with its information; each is
-carried to convergence, so the result is the exact jackknife.  The one-step version stops after
-the first step and measures its distance from the exact one on the donors it moved most.
+ML and REML refits start at the full fit, where the score of the others is had for all donors at
+once (:mod:`ctmm_formula.engine.leave_out`), and take quasi-Newton steps; each is carried to
+convergence, so the result is the exact jackknife.  The one-step version stops after the first
+step, by the information of the full fit, at a cost linear in donors, and measures its distance
+from the exact one on the donors it moved most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +22,10 @@ from joblib import Parallel, delayed
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
+from ..engine.leave_out import inside, leave_out, left_out_scores, packed, without
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
-from ..engine.optimize import INFEASIBLE, best_of, leave_out, make_work
+from ..engine.optimize import INFEASIBLE, Problem, Work, best_of, make_work
 from ..engine.refits import ALIASED, LeaveOut
 from ..errors import CTMMError
 
@@ -30,7 +33,7 @@ Refits = tuple[np.ndarray, np.ndarray]  # theta (G, K), beta (G, p); NaN where t
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
 _COMPONENTS = "the variance components cannot be told apart without these donors"
 _NO_FIT = "no fit, or no positive definite covariance, without these donors"
-_CHORD_STEPS = 12
+_STEPS = 12
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
 
@@ -195,7 +198,7 @@ class LikelihoodJackknife(_LeftOut):
         one_step, error = self.kind == "one-step", 0.0
         if usual:
             refit = _Refit(model, estimate, domain, groups)
-            theta[kept], beta[kept] = refit(usual, 1 if one_step else _CHORD_STEPS, n_jobs)
+            theta[kept], beta[kept] = refit(usual, one_step, n_jobs)
             error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
         return _gather(model, estimate, domain, groups, (theta, beta), reasons, self.kind, error)
 
@@ -211,11 +214,12 @@ class _Refit:
         self.problem = make_problem(
             model, constrain(model, domain), estimate.method == "reml", self.scale
         )
+        self.at = estimate.theta / self.scale**2
         self.centre = centre(model, self.scale)
         self.back = model.back * self.scale
         self.offset = model.back @ (model.Q.T @ model.y)
         # components held on their lower bound do not move: zero rows and columns
-        free = np.flatnonzero(estimate.theta / self.scale**2 > self.problem.lower)
+        free = np.flatnonzero(self.at > self.problem.lower)
         part = np.ix_(free, free)
         curvature = estimate.observed[part] * self.scale**4
         if len(free) and np.linalg.eigvalsh(curvature)[0] <= 0.0:
@@ -226,41 +230,85 @@ class _Refit:
             share = np.mean([len(group) for group in groups]) / model.n_donors
             self.inverse[part] = np.linalg.inv(curvature) / (1.0 - share)
 
-    def __call__(self, groups: list[np.ndarray], steps: int, n_jobs: int = 1) -> Refits:
+    def __call__(self, groups: list[np.ndarray], one_step: bool, n_jobs: int = 1) -> Refits:
+        scores = left_out_scores(self.problem, self.at, groups, self.model.X.shape[1])
+        # of all groups together: a matrix product may round by its size
+        step = scores.grad @ self.inverse
+        theta = self.at + step if one_step else np.tile(self.at, (len(groups), 1))
+        beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
+        refit = self._check if one_step else self._converge
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
-        parts = Parallel(n_jobs=n_jobs, require="sharedmem")(
-            delayed(self._chunk)([groups[g] for g in chunk], steps) for chunk in chunks
-        )
-        theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*parts, strict=True))
+        done = Parallel(n_jobs=n_jobs, require="sharedmem")(
+            delayed(self._chunk)(
+                refit, [groups[g] for g in chunk], scores.grad[chunk],
+                scores.found[chunk] & self.settles, theta[chunk], beta[chunk],
+            )
+            for chunk in chunks
+        )  # fmt: skip
+        theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*done, strict=True))
         bad = np.flatnonzero(infeasible)
         theta[bad], beta[bad] = np.nan, np.nan
-        return theta, beta
+        return theta * self.scale**2, beta @ self.back.T + self.offset
 
-    def _chunk(self, groups: list[np.ndarray], steps: int) -> tuple[np.ndarray, ...]:
-        K, p = len(self.estimate.theta), self.model.X.shape[1]
-        theta, beta = np.zeros((len(groups), K)), np.zeros((len(groups), p))
-        settled = np.zeros(len(groups), dtype=bool)
-        ptr = np.concatenate([[0], np.cumsum([len(g) for g in groups])]).astype(np.int64)
+    def _chunk(
+        self,
+        refit: Callable[..., np.ndarray],
+        groups: list[np.ndarray],
+        grad: np.ndarray,
+        found: np.ndarray,
+        theta: np.ndarray,
+        beta: np.ndarray,
+    ) -> tuple[np.ndarray, ...]:
+        """Refits of some groups: `theta` and `beta` changed in place, and which have none."""
         problem = self.problem._replace(
             active=self.problem.active.copy(), cactive=self.problem.cactive.copy()
         )
         work = make_work(problem)
-        at = self.estimate.theta / self.scale**2
-        if self.settles:
-            leave_out(
-                problem, np.concatenate(groups).astype(np.int64), ptr, at, self.inverse, steps,
-                work, theta, beta, settled,
-            )  # fmt: skip
+        settled = refit(problem, groups, grad, found, theta, beta, work)
         infeasible = np.zeros(len(groups), dtype=bool)
         for g in np.flatnonzero(~settled):
-            part = problem._replace(active=_switched_off(problem.active, groups[g]))
-            if problem.by_donor:
-                part = part._replace(cactive=_switched_off(problem.cactive, groups[g]))
-            starts = [0.95 * at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
+            part = without(problem, groups[g])
+            starts = [0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
             status, theta[g], *_ = best_of(part, starts, not part.reml, work)
             infeasible[g] = status == INFEASIBLE
             beta[g] = work.beta
-        return theta * self.scale**2, beta @ self.back.T + self.offset, infeasible
+        return theta, beta, infeasible
+
+    def _check(
+        self,
+        problem: Problem,
+        groups: list[np.ndarray],
+        grad: np.ndarray,
+        found: np.ndarray,
+        theta: np.ndarray,
+        beta: np.ndarray,
+        work: Work,
+    ) -> np.ndarray:
+        """Which first steps end in the domain, and not on a bound that they should leave."""
+        del beta
+        leaves = ((self.inverse.diagonal() == 0.0) & (grad > 0.0)).any(axis=1)
+        settled = found & ~leaves & (theta >= problem.lower).all(axis=1)
+        usual = np.flatnonzero(settled)
+        settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
+        return settled
+
+    def _converge(
+        self,
+        problem: Problem,
+        groups: list[np.ndarray],
+        grad: np.ndarray,
+        found: np.ndarray,
+        theta: np.ndarray,
+        beta: np.ndarray,
+        work: Work,
+    ) -> np.ndarray:
+        """Which of the refits reach their optimum by steps."""
+        settled = np.zeros(len(groups), dtype=bool)
+        if self.settles:
+            leave_out(
+                problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
+            )
+        return settled & found
 
     def distance(self, groups: list[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
@@ -269,7 +317,7 @@ class _Refit:
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.nanmax(np.abs(rough - rough.mean(axis=0)) / se, axis=1)
         worst = np.argsort(moved)[-_CHECKED:]
-        exact = np.hstack(self([groups[g] for g in worst], _CHORD_STEPS))
+        exact = np.hstack(self([groups[g] for g in worst], False))
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
 
 
@@ -325,12 +373,6 @@ def _refit_reduced(
     _, _, axes = np.linalg.svd(X / size)
     null = axes[reduced.X.shape[1] :]  # directions of b that X does not see
     return fit.theta, np.where(np.abs(null).max(axis=0) > 1e-8, np.nan, beta)
-
-
-def _switched_off(active: np.ndarray, donors: np.ndarray) -> np.ndarray:
-    out = active.copy()
-    out[donors] = False
-    return out
 
 
 class MomentJackknife(_LeftOut):
