@@ -34,8 +34,8 @@ LAYERS = [
     "tails",
     "simulate",
     # engine/
-    "blup", "precision", "estimators", "refits", "he", "likelihood", "leave_out", "optimize",
-    "domain", "kernels", "lanes", "model", "estimate",
+    "blup", "precision", "estimators", "refits", "he", "likelihood", "leave_out", "downdate",
+    "optimize", "domain", "kernels", "lanes", "model", "estimate",
     "structures", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -5,7 +5,7 @@ Leave out one donor, refit everything (variance components and fixed effects):
     Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (theta, beta)
 
 ML and REML refits start at the full fit, where the score of the others is had for all donors at
-once (:mod:`ctmm_formula.engine.leave_out`), and take quasi-Newton steps; each is carried to
+once (:mod:`ctmm_formula.engine.downdate`), and take quasi-Newton steps; each is carried to
 convergence, so the result is the exact jackknife.  The one-step version stops after the first
 step, by the information of the full fit, at a cost linear in donors, and measures its distance
 from the exact one on the donors it moved most.
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
 
 from ..engine.domain import Domain, constrain
+from ..engine.downdate import left_out_scores, packed
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
-from ..engine.leave_out import inside, leave_out, left_out_scores, packed, without
+from ..engine.leave_out import inside, leave_out, without
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, Problem, Work, best_of, make_work
@@ -203,6 +205,15 @@ class LikelihoodJackknife(_LeftOut):
         return _gather(model, estimate, domain, groups, (theta, beta), reasons, self.kind, error)
 
 
+class _Start(NamedTuple):
+    """Scores (G, K) without each group, whether they were found (G,), and where refits begin."""
+
+    grad: np.ndarray
+    found: np.ndarray
+    theta: np.ndarray
+    beta: np.ndarray
+
+
 class _Refit:
     """Leave-out refits by likelihood; holds what all groups share."""
 
@@ -234,81 +245,64 @@ class _Refit:
         scores = left_out_scores(self.problem, self.at, groups, self.model.X.shape[1])
         # of all groups together: a matrix product may round by its size
         step = scores.grad @ self.inverse
-        theta = self.at + step if one_step else np.tile(self.at, (len(groups), 1))
-        beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
+        start = _Start(
+            scores.grad,
+            scores.found & self.settles,
+            self.at + step if one_step else np.tile(self.at, (len(groups), 1)),
+            scores.beta + (step[:, None, :] @ scores.slope)[:, 0],
+        )
         refit = self._check if one_step else self._converge
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
         done = Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(self._chunk)(
-                refit, [groups[g] for g in chunk], scores.grad[chunk],
-                scores.found[chunk] & self.settles, theta[chunk], beta[chunk],
+                refit, [groups[g] for g in chunk], _Start(*(part[chunk] for part in start))
             )
             for chunk in chunks
-        )  # fmt: skip
+        )
         theta, beta, infeasible = (np.concatenate(piece) for piece in zip(*done, strict=True))
         bad = np.flatnonzero(infeasible)
         theta[bad], beta[bad] = np.nan, np.nan
         return theta * self.scale**2, beta @ self.back.T + self.offset
 
     def _chunk(
-        self,
-        refit: Callable[..., np.ndarray],
-        groups: list[np.ndarray],
-        grad: np.ndarray,
-        found: np.ndarray,
-        theta: np.ndarray,
-        beta: np.ndarray,
+        self, refit: Callable[..., np.ndarray], groups: list[np.ndarray], start: _Start
     ) -> tuple[np.ndarray, ...]:
-        """Refits of some groups: `theta` and `beta` changed in place, and which have none."""
+        """theta and beta of some groups, and which of them have no fit."""
         problem = self.problem._replace(
             active=self.problem.active.copy(), cactive=self.problem.cactive.copy()
         )
         work = make_work(problem)
-        settled = refit(problem, groups, grad, found, theta, beta, work)
+        settled = refit(problem, groups, start, work)
         infeasible = np.zeros(len(groups), dtype=bool)
         for g in np.flatnonzero(~settled):
             part = without(problem, groups[g])
             starts = [0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
-            status, theta[g], *_ = best_of(part, starts, not part.reml, work)
+            status, start.theta[g], *_ = best_of(part, starts, not part.reml, work)
             infeasible[g] = status == INFEASIBLE
-            beta[g] = work.beta
-        return theta, beta, infeasible
+            start.beta[g] = work.beta
+        return start.theta, start.beta, infeasible
 
     def _check(
-        self,
-        problem: Problem,
-        groups: list[np.ndarray],
-        grad: np.ndarray,
-        found: np.ndarray,
-        theta: np.ndarray,
-        beta: np.ndarray,
-        work: Work,
+        self, problem: Problem, groups: list[np.ndarray], start: _Start, work: Work
     ) -> np.ndarray:
         """Which first steps end in the domain, and not on a bound that they should leave."""
-        del beta
-        leaves = ((self.inverse.diagonal() == 0.0) & (grad > 0.0)).any(axis=1)
-        settled = found & ~leaves & (theta >= problem.lower).all(axis=1)
+        leaves = ((self.inverse.diagonal() == 0.0) & (start.grad > 0.0)).any(axis=1)
+        settled = start.found & ~leaves & (start.theta >= problem.lower).all(axis=1)
         usual = np.flatnonzero(settled)
-        settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
+        settled[usual] = inside(problem, start.theta[usual], [groups[g] for g in usual], work)
         return settled
 
     def _converge(
-        self,
-        problem: Problem,
-        groups: list[np.ndarray],
-        grad: np.ndarray,
-        found: np.ndarray,
-        theta: np.ndarray,
-        beta: np.ndarray,
-        work: Work,
+        self, problem: Problem, groups: list[np.ndarray], start: _Start, work: Work
     ) -> np.ndarray:
-        """Which of the refits reach their optimum by steps."""
+        """Which refits reach their optimum by steps; theta and beta moved in place."""
         settled = np.zeros(len(groups), dtype=bool)
         if self.settles:
             leave_out(
-                problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
-            )
-        return settled & found
+                problem, *packed(groups), start.grad, self.inverse, _STEPS, work,
+                start.theta, start.beta, settled,
+            )  # fmt: skip
+        return settled & start.found
 
     def distance(self, groups: list[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
