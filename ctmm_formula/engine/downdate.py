@@ -369,16 +369,10 @@ def _scores(pr, theta, groups, group_ptr, grad, beta, slope, found):
         for i in members:
             several = several or b.block[i] != b.block[members[0]]
         nested = n_blocks > 0 and not several
-        if nested and around != b.block[members[0]]:
-            around = b.block[members[0]]
-            kept = around
-            _block_sums(pr, around, first[around], last[around], sums, whole)
-            _copy(total, rest)
-            _add_levels(pr, phi, around, -1.0, whole, room, rest)
-        _copy(rest if nested else total, one)
+        if not nested:
+            _copy(total, one)
         definite = True
         for i in members:
-            _add_donor(pr, i, -1.0, sums, one)
             x = b.block[i]
             if n_blocks == 0 or done[x] == g:
                 continue
@@ -386,13 +380,20 @@ def _scores(pr, theta, groups, group_ptr, grad, beta, slope, found):
             if kept != x:
                 kept = x
                 _block_sums(pr, x, first[x], last[x], sums, whole)
-            if several:
-                _add_levels(pr, phi, x, -1.0, whole, room, one)
             _copy_block(pr, x, whole, block)
             for other in members:
                 if b.block[other] == x:
                     _add_to_block(pr, other, -1.0, sums, block)
-            definite = definite and _add_levels(pr, phi, x, 1.0, block, room, one)
+            if nested:
+                _copy(rest if around == x else total, one)
+            for anew in range(nested and around == x, 2):  # its levels out, and in again
+                levels, sign = (block, 1.0) if anew else (whole, -1.0)
+                definite = _add_levels(pr, phi, x, sign, levels, room, one) and definite
+                if nested and not anew:
+                    around = x
+                    _copy(one, rest)
+        for i in members:
+            _add_donor(pr, i, -1.0, sums, one)
         found[g] = definite and _score(pr, one, inverse, turn, grad[g], beta[g], slope[g])
 
 
