@@ -12,8 +12,7 @@ import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.engine.estimators import ESTIMATORS
 from ctmm_formula.engine.likelihood import LIKELIHOODS
-from ctmm_formula.scan import genes as scan_genes
-from ctmm_formula.scan import patterns
+from ctmm_formula.scan import job, patterns
 from ctmm_formula.scan.scan import adjusted
 from ctmm_formula.scan.worker import TESTS, gene_seed
 from ctmm_formula.simulate import overall_table
@@ -415,7 +414,7 @@ def test_an_anndata_without_noise_says_so(small):
 def test_rows_that_few_genes_have_are_rows_of_the_scan(small, monkeypatch):
     """The design is that of all rows with values, wherever in the data the genes are that have."""
     obs, expr, nu = small
-    monkeypatch.setattr(scan_genes, "BLOCK", 1)
+    monkeypatch.setattr(job, "BLOCK", 1)
     day = (obs["celltype"] == "day3").to_numpy()
     names = [f"g{k}" for k in range(30)]
     some = pd.DataFrame(np.repeat(expr[GENES[:1]].to_numpy(), 30, axis=1), columns=names)

@@ -34,7 +34,7 @@ LAYERS = [
     "tails",
     "simulate",
     # engine/
-    "blup", "precision", "estimators", "refits", "he", "likelihood", "leave_out", "downdate",
+    "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood", "leave_out",
     "optimize", "domain", "kernels", "lanes", "model", "estimate",
     "structures", "errors",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from joblib.parallel import get_active_backend
 import ctmm_formula as ctmm
 from ctmm_formula.inference import bootstrap, jackknife
 from ctmm_formula.results import resampling
-from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan import job
 from ctmm_formula.scan.responses import Responses
 
 FORMULA = "~ C(celltype) + sex"
@@ -83,7 +83,7 @@ def test_draws_depend_on_the_gene_alone(data):
 
 
 def test_the_partition_into_blocks_changes_nothing(data, serial, monkeypatch):
-    monkeypatch.setattr(scan_genes, "BLOCK", 7)
+    monkeypatch.setattr(job, "BLOCK", 7)
     table = scan(data, genes=list(data["expr"])[55:76])
     expected = serial.iloc[55:76].reset_index(drop=True)
     adjusted = [name for name in table if name.endswith(("_bonferroni", "_bh"))]
@@ -93,9 +93,9 @@ def test_the_partition_into_blocks_changes_nothing(data, serial, monkeypatch):
 
 
 def test_only_some_blocks_are_in_memory(data, monkeypatch):
-    monkeypatch.setattr(scan_genes, "BLOCK", 3)
+    monkeypatch.setattr(job, "BLOCK", 3)
     read, asked, ended = Responses.read, [], []
-    run = scan_genes._numbered_block
+    run = job._numbered_block
 
     def counted(self, start, stop):
         asked.append(start)
@@ -109,7 +109,7 @@ def test_only_some_blocks_are_in_memory(data, monkeypatch):
 
     ahead: list[int] = []
     monkeypatch.setattr(Responses, "read", counted)
-    monkeypatch.setattr(scan_genes, "_numbered_block", slow)
+    monkeypatch.setattr(job, "_numbered_block", slow)
     scan(data, n_jobs=2, tests=[])
     assert len(ended) == 50
     assert max(ahead) <= 1 + 2 * 2 + 3  # the one looked at first, and two for each worker
@@ -121,7 +121,7 @@ def test_a_progress_bar_counts_genes(data, capsys):
 
 
 def test_an_error_while_reading_ends_the_scan(data, monkeypatch):
-    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+    monkeypatch.setattr(job, "BLOCK", 10)
     expr = data["expr"].astype(object)
     expr.iloc[3, 75] = "high"  # not among those that are looked at first
     with pytest.raises(ctmm.DataError, match="do not hold numbers"):

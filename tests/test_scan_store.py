@@ -15,7 +15,7 @@ import pytest
 
 import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
-from ctmm_formula.scan import genes as scan_genes
+from ctmm_formula.scan import job
 from ctmm_formula.scan import store as scan_store
 from ctmm_formula.scan.store import write_whole
 from ctmm_formula.simulate import overall_table
@@ -27,16 +27,16 @@ SCRIPT = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 import ctmm_formula as ctmm
-from ctmm_formula.scan import genes
+from ctmm_formula.scan import job
 
-genes.BLOCK = 10
-run = genes._numbered_block
+job.BLOCK = 10
+run = job._numbered_block
 
 def slow(*block):
     time.sleep(0.05)
     return run(*block)
 
-genes._numbered_block = slow
+job._numbered_block = slow
 ctmm.fit_genes(%r, data=ctmm.load_genes(), tests=["lrt"], out=sys.argv[1], n_jobs=2)
 """
 KILLS = 2  # the benchmark kills ten times
@@ -44,7 +44,7 @@ KILLS = 2  # the benchmark kills ten times
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+    monkeypatch.setattr(job, "BLOCK", 10)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def wait(ready, process):
 @pytest.fixture
 def count(monkeypatch):
     """Numbers of the blocks that are computed; may interrupt at one of them."""
-    run, done = scan_genes._numbered_block, []
+    run, done = job._numbered_block, []
     done_and_stop = {"done": done, "stop": None}
 
     def counted(number, *rest):
@@ -91,7 +91,7 @@ def count(monkeypatch):
         done.append(number)
         return out
 
-    monkeypatch.setattr(scan_genes, "_numbered_block", counted)
+    monkeypatch.setattr(job, "_numbered_block", counted)
     return done_and_stop
 
 
@@ -181,7 +181,7 @@ def test_a_kill_after_the_table_was_written_leaves_nothing_behind(data, tmp_path
     scan(data, out=path)
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(scan_genes, "BLOCK", 10)
+    monkeypatch.setattr(job, "BLOCK", 10)
     same(scan(data, out=path), scan(data))
     assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
 

@@ -103,6 +103,12 @@ def leave_out(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, s
                 pr.cactive[groups[x]] = True
 
 
+def packed(groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of donors one after the other, and where each begins (G + 1,)."""
+    ptr = np.concatenate([[0], np.cumsum([len(group) for group in groups])])
+    return np.concatenate(groups).astype(np.int64), ptr.astype(np.int64)
+
+
 def without(pr: Problem, donors: np.ndarray) -> Problem:
     """The problem of the other donors."""
     active, cactive = pr.active.copy(), pr.cactive.copy()

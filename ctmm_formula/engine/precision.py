@@ -55,7 +55,7 @@ class Precision:
             raise ConvergenceError("a donor's covariance is not positive definite") from error
         inverse = np.linalg.inv(sigma)
         self.inverse = inverse * (self.mask[:, :, None] & self.mask[:, None, :])
-        self.Z, self.level_component, self.level_code = _level_matrix(model)
+        self.Z, self.level_component, self.level_code = level_matrix(model)
         self.g = self.theta[count:][self.level_component]
         self.DZ = self.solve_donors(self.Z)
         inner = np.eye(len(self.g)) + self.g[:, None] * (self.Z.T @ self.DZ)
@@ -113,7 +113,7 @@ class Precision:
         return out - Y @ Y.transpose(0, 2, 1)
 
 
-def _level_matrix(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def level_matrix(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Z (n, q) of all levels with data, the component and the code of every level."""
     columns, component, code = [], [], []
     active = model.active_rows

@@ -21,10 +21,10 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from ..engine.domain import Domain, constrain
-from ..engine.downdate import left_out_scores, packed
+from ..engine.downdate import Groups, grouped, left_out_scores
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
-from ..engine.leave_out import inside, leave_out, without
+from ..engine.leave_out import inside, leave_out, packed, without
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, Problem, Work, best_of, make_work
@@ -184,6 +184,7 @@ class LikelihoodJackknife(_LeftOut):
 
     def _share(self, model: Model) -> None:
         self.aliased = _aliasing(model, self.groups)
+        self.grouped = grouped(model, self.groups)
 
     def __call__(
         self, model: Model, estimate: Estimate, domain: Domain | None = None, n_jobs: int = 1
@@ -195,13 +196,12 @@ class LikelihoodJackknife(_LeftOut):
         reasons = dict.fromkeys(self.aliased, _FIXED) | dict.fromkeys(
             _confounding(model, estimate, groups, self.suspects), _COMPONENTS
         )
-        kept = np.array([g not in reasons for g in range(len(groups))])
-        usual = [group for group, keep in zip(groups, kept, strict=True) if keep]
+        usual = np.array([g for g in range(len(groups)) if g not in reasons], dtype=np.int64)
         one_step, error = self.kind == "one-step", 0.0
-        if usual:
-            refit = _Refit(model, estimate, domain, groups)
-            theta[kept], beta[kept] = refit(usual, one_step, n_jobs)
-            error = refit.distance(usual, theta[kept], beta[kept]) if one_step else 0.0
+        if len(usual):
+            refit = _Refit(model, estimate, domain, groups, self.grouped)
+            theta[usual], beta[usual] = refit(usual, one_step, n_jobs)
+            error = refit.distance(usual, theta[usual], beta[usual]) if one_step else 0.0
         return _gather(model, estimate, domain, groups, (theta, beta), reasons, self.kind, error)
 
 
@@ -218,9 +218,15 @@ class _Refit:
     """Leave-out refits by likelihood; holds what all groups share."""
 
     def __init__(
-        self, model: Model, estimate: Estimate, domain: Domain, groups: list[np.ndarray]
+        self,
+        model: Model,
+        estimate: Estimate,
+        domain: Domain,
+        groups: list[np.ndarray],
+        grouped: Groups,
     ) -> None:
         self.model, self.estimate = model, estimate
+        self.groups, self.grouped = groups, grouped
         self.scale = response_scale(model)
         self.problem = make_problem(
             model, constrain(model, domain), estimate.method == "reml", self.scale
@@ -241,15 +247,20 @@ class _Refit:
             share = np.mean([len(group) for group in groups]) / model.n_donors
             self.inverse[part] = np.linalg.inv(curvature) / (1.0 - share)
 
-    def __call__(self, groups: list[np.ndarray], one_step: bool, n_jobs: int = 1) -> Refits:
-        scores = left_out_scores(self.problem, self.at, groups, self.model.X.shape[1])
+    def __call__(self, which: np.ndarray, one_step: bool, n_jobs: int = 1) -> Refits:
+        """theta and beta without each of these groups; NaN where there is no fit."""
+        groups = [self.groups[g] for g in which]
+        part, reml = self.grouped.part(which), self.estimate.method == "reml"
+        scores = left_out_scores(self.model, self.estimate.theta, part, reml)
         # of all groups together: a matrix product may round by its size
-        step = scores.grad @ self.inverse
+        grad = scores.grad * self.scale**2
+        step = grad @ self.inverse
+        beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0] * self.scale**2
         start = _Start(
-            scores.grad,
+            grad,
             scores.found & self.settles,
             self.at + step if one_step else np.tile(self.at, (len(groups), 1)),
-            scores.beta + (step[:, None, :] @ scores.slope)[:, 0],
+            (beta - self.model.Q.T @ self.model.y) / self.scale,
         )
         refit = self._check if one_step else self._converge
         chunks = np.array_split(np.arange(len(groups)), min(max(abs(n_jobs), 1), len(groups)))
@@ -304,14 +315,14 @@ class _Refit:
             )  # fmt: skip
         return settled & start.found
 
-    def distance(self, groups: list[np.ndarray], theta: np.ndarray, beta: np.ndarray) -> float:
+    def distance(self, which: np.ndarray, theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
         rough = np.hstack([theta, beta])
         se = np.sqrt(np.diag(covariance(rough)))
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.nanmax(np.abs(rough - rough.mean(axis=0)) / se, axis=1)
         worst = np.argsort(moved)[-_CHECKED:]
-        exact = np.hstack(self([groups[g] for g in worst], False))
+        exact = np.hstack(self(which[worst], False))
         return float(np.nanmax(np.abs(exact - rough[worst]) / se))
 
 
