@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plots as plots
     from . import r as r
     from . import simulate as simulate
     from .api import anova as anova
@@ -69,6 +70,7 @@ _HOME = {
     "load_genes": "datasets",
     "load_truth": "datasets",
     "overall": "cells.standardize",
+    "plots": "",
     "power": "planning",
     "principal_components": "cells.standardize",
     "pseudobulk": "cells.pseudobulk",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from ..errors import CTMMError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
@@ -41,6 +42,18 @@ def axes(ax: Axes | None, width: float = 4.5, height: float = 3.4) -> Axes:
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
+def panels(ax: Sequence[Axes] | None, count: int, width: float, height: float) -> list[Axes]:
+    """Axes side by side, those given or new ones."""
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        return list(Figure(figsize=(width, height), layout="constrained").subplots(1, count))
+    given = list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(given) != count:
+        raise CTMMError(f"ax= must be {count} Axes, one per panel, got {len(given)}")
+    return given
+
+
 def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Axes:
     """Labels, small ticks, no box."""
     if xlabel:
@@ -68,3 +81,69 @@ def require(table: pd.DataFrame, columns: Iterable[str], fix: str) -> None:
     lost = [name for name in columns if name not in table.columns]
     if lost:
         raise CTMMError(f"there is no column {', '.join(map(repr, lost))}: {fix}")
+
+
+def fitted(res: object) -> Any:
+    """`res`, if it is a fit."""
+    if all(hasattr(res, name) for name in ("design", "vcomp", "estimate")):
+        return res
+    raise CTMMError(f"expected a fit, what ctmm.fit returns, got {type(res).__name__}")
+
+
+def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of the figure, or part of one, that holds the axes."""
+    box = ax.figure.bbox
+    return box.width / ax.figure.dpi, box.height / ax.figure.dpi
+
+
+def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names along the x axis, slanted where they would touch."""
+    ax.set_xticks(list(places), list(names))
+    room = ax.get_position().width * inches(ax)[0] / max(len(names), 1)
+    if _width(names, SMALL) + 0.1 > room:
+        for text in ax.get_xticklabels():
+            text.set(rotation=40, ha="right", rotation_mode="anchor")
+
+
+def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
+    """Legend outside the axes: above them, or to the right; below where the names are long."""
+    from matplotlib.transforms import ScaledTranslation
+
+    handles: Any
+    handles, names = ax.get_legend_handles_labels()
+    size = SMALL - 1 if len(names) <= len(PALETTE) else SMALL - 2
+    width = inches(ax)[0]
+    longest = _width(names, size) + 0.4
+    if where == "right" and longest > width / 3:
+        where = "below"
+    spots: Any = {
+        "above": ("lower left", (0.0, 1.0)),
+        "right": ("upper left", (1.0, 1.0)),
+        "below": ("upper right", (1.0, 0.0)),
+    }
+    loc, anchor = spots[where]
+    down = -0.42 if where == "below" else 0.0  # inches: the axis and its label
+    shifted = ax.transAxes + ScaledTranslation(0.0, down, ax.figure.dpi_scale_trans)
+    columns = 1 if where == "right" else int(0.95 * width / longest)
+    ax.legend(
+        handles, names, loc=loc, bbox_to_anchor=anchor, bbox_transform=shifted, borderaxespad=0.3,
+        handlelength=1.2, columnspacing=0.8, labelspacing=0.3, handletextpad=0.5, frameon=False,
+        fontsize=size, ncols=max(1, min(columns, len(names))), markerscale=markerscale,
+    )  # fmt: skip
+
+
+def plain(axis: Axis) -> None:
+    """Numbers of a logarithmic axis as 20, 50, 100, or powers of ten where there are many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if low <= 0 or high / low > 1e3:
+        return
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _width(names: Sequence[str], size: float) -> float:
+    """Width in inches of the longest of the names."""
+    return 0.55 * size / 72 * max(map(len, names), default=0)

@@ -617,7 +617,32 @@ class CTMMResults(Parameters):
         )
 
     # -----------------------------------------------------------------------------------------
-    # tables, text, files
+    # pictures, tables, text, files
+
+    def plot(self, kind: str = "gene", ax: Any = None, **options: Any) -> Any:
+        """Draw the fit; the pictures are the functions of :mod:`ctmm_formula.plots`.
+
+        Parameters
+        ----------
+        kind : {"gene", "shares", "components", "residuals", "influence", "missing", "noise"}
+        ax : Axes, optional
+            Where to draw (two of them for "residuals"); default a new figure, ``ax.figure``.
+        **options
+            Of the function of that name.
+
+        Returns
+        -------
+        Axes, or an array of them
+        """
+        from ..plots.fits import OF_A_FIT
+
+        return OF_A_FIT[choose("kind", kind, OF_A_FIT)][0](self, ax=ax, **options)
+
+    def plot_data(self, kind: str = "gene", **options: Any) -> pd.DataFrame:
+        """Return the numbers that :meth:`plot` draws."""
+        from ..plots.fits import OF_A_FIT
+
+        return OF_A_FIT[choose("kind", kind, OF_A_FIT)][1](self, **options)
 
     def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
         """Describe the fit as text, HTML (notebooks) and LaTeX.

@@ -1,0 +1,297 @@
+"""Pictures of the data of a fit: which pairs are there, and how noisy they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..cells.tables import counted, is_anndata, kind_of, to_long
+from ..design.table import as_frame, labels, numbers, pick
+from ..errors import DataError
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OVERALL = "overall"
+"""Stands for the cell type in overall pseudobulk."""
+_MARKS = ("o", "^", "s", "D")
+_NAMED = 40  # donors: more names than this cannot be read below an axis
+
+
+def missing(
+    data: object,
+    *,
+    value: str | None = None,
+    donor: str = "donor",
+    celltype: str = "celltype",
+    n_cells: str = "n_cells",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw which pairs of donor and cell type are there, shaded by their numbers of cells.
+
+    Parameters
+    ----------
+    data : DataFrame, pseudobulk AnnData, or CTMMResults
+        One row per pair.  Pairs without a row are missing.
+    value : str, optional
+        Column (of AnnData: gene) whose missing values make a pair missing.  Default: of AnnData
+        the pairs that are missing for all genes, of tables none.
+    donor, celltype, n_cells : str
+        Columns of a table; `n_cells` may be absent, then pairs are there or not.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Cell types with their numbers of donors from top to bottom, donors from left to right,
+        complete ones first.
+
+    Raises
+    ------
+    DataError
+        Columns that are not there, pairs with two rows, or overall pseudobulk, which has no pairs.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> ax = ctmm.plots.missing(ctmm.load_example())
+    >>> [text.get_text() for text in ax.get_yticklabels()]
+    ['day0 (70)', 'day1 (68)', 'day2 (70)', 'day3 (67)']
+    """
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    table = missing_data(data, value=value, donor=donor, celltype=celltype, n_cells=n_cells)
+    wide = table.pivot(index="celltype", columns="donor", values="observed")
+    # donors that miss the same cell types stand together
+    values = wide.to_numpy(dtype=bool)
+    order = wide.columns[np.lexsort((*~values[::-1], -values.sum(axis=0)))]
+    there = wide[order].to_numpy(dtype=bool)
+    C, N = there.shape
+    ax = style.axes(ax, 5.5, max(1.6, 0.9 + 0.22 * C))
+    shown = table.pivot(index="celltype", columns="donor", values="n_cells")[order].to_numpy(float)
+    known = bool(np.isfinite(shown[there]).any())
+    grid: Any = {"aspect": "auto", "interpolation": "nearest"}
+    if not (known and np.isfinite(shown[there]).all()):  # under the shades, or all there is
+        plain = ListedColormap([style.MUTED if known else style.SPECIFIC])
+        ax.imshow(np.where(there, 1.0, np.nan), cmap=plain, **grid)
+    if known:
+        shades = np.where(there & (shown > 0), shown, np.nan)
+        image = ax.imshow(shades, cmap="viridis_r", norm=LogNorm(), **grid)
+        bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
+        style.plain(bar.ax.yaxis)
+        bar.ax.tick_params(labelsize=style.SMALL)
+        bar.set_label("cells", fontsize=style.SMALL + 1)
+    counts = zip(wide.index, there.sum(axis=1), strict=True)
+    ax.set_yticks(range(C), [f"{name} ({count})" for name, count in counts])
+    ax.set_yticks(np.arange(0.5, C - 1), minor=True)
+    ax.grid(which="minor", axis="y", color="white", linewidth=1.5)
+    ax.tick_params(which="both", length=0)
+    style.finish(ax, f"{N} donors")
+    ax.spines[:].set_visible(False)
+    if N <= _NAMED:
+        ax.set_xticks(range(N), [str(name) for name in order], rotation=90)
+        ax.tick_params(axis="x", labelsize=style.SMALL - 2)
+    else:
+        ax.set_xticks([])
+    lost = int((~there).sum())
+    style.note(ax, f"{lost} of {there.size} pairs missing (white)" if lost else "no pair missing")
+    return ax
+
+
+def missing_data(
+    data: object,
+    *,
+    value: str | None = None,
+    donor: str = "donor",
+    celltype: str = "celltype",
+    n_cells: str = "n_cells",
+) -> pd.DataFrame:
+    """Numbers that :func:`missing` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per possible pair: celltype, donor, observed, n_cells (NaN where unknown).
+    """
+    table = _rows(data, donor=donor, celltype=celltype, n_cells=n_cells, value=value, gene=value)
+    if (table["celltype"] == OVERALL).all() and table.attrs.get("kind") == "op":
+        raise DataError(
+            "overall pseudobulk has one row per donor, no pairs of donor and cell type: draw the "
+            "table of pairs it was made of"
+        )
+    twice = table.duplicated(["donor", "celltype"])
+    if twice.any():
+        who = table[twice].iloc[0]
+        raise DataError(
+            f"donor {who['donor']!r} has several rows of cell type {who['celltype']!r}: choose one "
+            "gene, or name the columns by donor= and celltype="
+        )
+    pairs = pd.MultiIndex.from_product(
+        [table[name].cat.categories for name in ("celltype", "donor")], names=["celltype", "donor"]
+    )
+    out = table.set_index(["celltype", "donor"])[["observed", "n_cells"]].reindex(pairs)
+    out["observed"] = out["observed"].eq(True)
+    out = out.reset_index()
+    for name in ("celltype", "donor"):
+        out[name] = pd.Categorical(out[name], table[name].cat.categories)
+    return out
+
+
+def noise(
+    data: object,
+    *,
+    gene: str | None = None,
+    nu: str = "nu",
+    donor: str = "donor",
+    celltype: str = "celltype",
+    n_cells: str = "n_cells",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw noise variances against numbers of cells, with the line of a pooled cell variance.
+
+    Under equal variance s^2 between the cells of all donors, nu = s^2 / n but for sampling:
+    points scatter about a line of slope -1.  What lies far above it has unusual cells, and what
+    lies far below (few cells that happen to be alike) weighs too much in a fit.
+
+    Parameters
+    ----------
+    data : DataFrame, pseudobulk AnnData, or CTMMResults
+    gene : str, optional
+        Of AnnData: which gene.
+    nu, donor, celltype, n_cells : str
+        Columns of a table.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Logarithmic; one colour and line per cell type.
+
+    Raises
+    ------
+    DataError
+        There are no numbers of cells, or no noise variances.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> ax = ctmm.plots.noise(ctmm.load_example())
+    >>> ax.get_xlabel(), ax.get_xscale()
+    ('cells', 'log')
+    """
+    table = noise_data(data, gene=gene, nu=nu, donor=donor, celltype=celltype, n_cells=n_cells)
+    drawn = table[(table["nu"] > 0) & (table["n_cells"] > 0)]
+    ax = style.axes(ax, 5.2, 3.6)
+    names = [str(name) for name in table["celltype"].cat.categories]
+    for k, name in enumerate(names):
+        round_ = k // len(style.PALETTE)  # colours repeat with another mark
+        own = drawn[drawn["celltype"] == name].sort_values("n_cells")
+        ax.plot(
+            own["n_cells"], own["nu"], _MARKS[round_ % len(_MARKS)], ms=3, mew=0, alpha=0.6,
+            color=style.PALETTE[k % len(style.PALETTE)], label=name,
+        )  # fmt: skip
+        ax.plot(
+            own["n_cells"], own["pooled"], linewidth=1.2, linestyle="--" if round_ % 2 else "-",
+            color=style.PALETTE[k % len(style.PALETTE)],
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    if len(drawn):
+        style.plain(ax.xaxis)
+        style.plain(ax.yaxis)
+    style.finish(ax, "cells", "noise variance\n(expression²)")
+    lost = len(table) - len(drawn)
+    style.note(ax, "line: pooled s²/n" + f"; {lost} rows without noise or cells" * bool(lost))
+    if len(names) > 1:
+        style.key(ax, markerscale=1.6)
+    return ax
+
+
+def noise_data(
+    data: object,
+    *,
+    gene: str | None = None,
+    nu: str = "nu",
+    donor: str = "donor",
+    celltype: str = "celltype",
+    n_cells: str = "n_cells",
+) -> pd.DataFrame:
+    """Numbers that :func:`noise` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair (of overall pseudobulk, per donor): celltype, donor, n_cells, nu, and
+        pooled = s^2 / n with s^2 the cell type's variance between cells, pooled over donors with
+        n - 1 degrees of freedom each.
+    """
+    if is_anndata(data) and gene is None:
+        raise DataError("noise of a pseudobulk AnnData is one gene's: name it, gene='...'")
+    columns = {"donor": donor, "celltype": celltype, "n_cells": n_cells, "nu": nu}
+    table = _rows(data, gene=gene, **columns)
+    if table["n_cells"].isna().all():
+        raise DataError(
+            "there are no numbers of cells to draw noise against: the data need a column of them "
+            f"(n_cells={n_cells!r})"
+        )
+    n = table["n_cells"]
+    degrees = (n - 1.0).where(table["nu"].notna() & (n > 1))
+    squares = degrees * n * table["nu"]
+    by = table["celltype"]
+    sums = [part.groupby(by, observed=False).sum() for part in (squares, degrees)]
+    s2 = (sums[0] / sums[1].where(sums[1] > 0)).reindex(by).to_numpy()
+    return table[["celltype", "donor", "n_cells", "nu"]].assign(pooled=s2 / n)
+
+
+def _rows(data: object, *, gene: str | None = None, **columns: str | None) -> pd.DataFrame:
+    """Donor, celltype, n_cells, nu and observed of every row, from whatever holds them."""
+    if hasattr(data, "design") and hasattr(data, "vcomp"):
+        return _rows_of_fit(data)
+    kind = "ctp"
+    if is_anndata(data):
+        pb: Any = data
+        kind = kind_of(pb)
+        frame = counted(pb.obs) if gene is None else to_long(pb, gene, name="expr")
+        if gene is None:  # missing pairs are NaN throughout
+            X = pb.X.toarray() if hasattr(pb.X, "toarray") else np.asarray(pb.X)
+            frame = frame.assign(expr=np.where(np.isnan(X).all(axis=1), np.nan, 0.0))
+        columns = {"n_cells": "n_cells", "donor": "donor", "celltype": "celltype", "value": "expr"}
+        columns |= {"nu": "nu"} if gene is not None else {}
+    else:
+        frame = as_frame(data)
+    out = pd.DataFrame(index=range(len(frame)))
+    for name in ("donor", "celltype"):
+        column = str(columns[name])
+        if name == "celltype" and kind == "op":
+            out[name] = pd.Categorical([OVERALL] * len(frame))
+            continue
+        out[name] = labels(pick(frame, column, name), column, name)
+    for name in ("n_cells", "nu", "value"):
+        given = columns.get(name)
+        absent = name == "n_cells" and given == "n_cells" and given not in frame
+        if given is None or absent:
+            out[name] = np.nan
+        else:
+            out[name] = numbers(pick(frame, given, name), given, name)
+    out["observed"] = True if columns.get("value") is None else out["value"].notna()
+    lost = np.flatnonzero(out[["donor", "celltype"]].isna().any(axis=1))
+    if len(lost):
+        raise DataError(f"donor or cell type is missing in row {lost[0]}: drop or name such rows")
+    out.attrs["kind"] = kind
+    return out
+
+
+def _rows_of_fit(res: Any) -> pd.DataFrame:
+    d = res.design
+    names: Any = [OVERALL] if d.kind == "op" else list(d.celltypes)
+    codes: Any = np.zeros(len(d.y), dtype=int) if d.kind == "op" else d.H.argmax(axis=1)
+    out = pd.DataFrame(index=range(len(d.y)))
+    out["donor"] = pd.Categorical.from_codes(d.donor_codes, pd.Index(d.donors, dtype=object))
+    out["celltype"] = pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
+    out["n_cells"] = np.nan if d.n_cells is None else d.n_cells
+    out["nu"], out["observed"] = d.nu, True
+    out.attrs["kind"] = d.kind
+    return out
