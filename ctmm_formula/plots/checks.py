@@ -44,7 +44,7 @@ def influence(
     >>> import ctmm_formula as ctmm
     >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example(), structure="hom")
     >>> ctmm.plots.influence(res).get_xlabel()
-    'influence of a donor (standard errors)'
+    'influence (standard errors)'
     """
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
         raise CTMMError(f"label= must be a whole number, the donors to name, got {label!r}")
@@ -64,11 +64,11 @@ def influence(
         )
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    style.finish(ax, "influence of a donor (standard errors)")
     lost = table.loc[table["influence"].isna(), "donor"].nunique()
-    style.note(ax, f"no estimate without {lost} of the donors" if lost else "")
+    some = f"\nno estimate without {lost} of the donors" if lost else ""
+    style.finish(ax, f"influence (standard errors){some}")
     if label:
-        style.key(ax)
+        style.key(ax, "above")
     return ax
 
 
