@@ -161,7 +161,8 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 #
 # | what | where |
 # |---|---|
-# | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.optimize.leave_out` |
+# | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.leave_out.leave_out` |
+# | the score without a donor, from quantities of the full fit | `engine.downdate.left_out_scores` |
 # | their covariance | `inference.jackknife.covariance` |
 # | delete-block and one-step versions | `inference.jackknife.leave_out_groups`, `inference.jackknife.LikelihoodJackknife` |
 
