@@ -17,7 +17,6 @@
 
 # %%
 import anndata
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -95,76 +94,21 @@ print(pb.obs.head(8), end="\n\n")
 # %% [markdown]
 # ## Look
 #
-# **Cells per pair.**  Pairs left of the line have too few cells and are missing; here mostly NK.
+# **Which pairs are there**, and of how many cells; donors sorted by what they lack, mostly NK.  A
+# fit uses the observed pairs of every donor, so none need be imputed for it.
 
-# %% alt="Number of cells of each donor, by cell type; pairs with ten cells or fewer are missing"
-COLORS = dict(
-    zip(["B", "Mono", "NK", "T"], ["#0072B2", "#E69F00", "#D55E00", "#009E73"], strict=True)
-)
-obs = pb.obs
-missing = np.isnan(pb.X).all(axis=1)
-celltypes = list(obs["celltype"].cat.categories)
-rng = np.random.default_rng(0)
-
-figure, left = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-left.spines[["top", "right"]].set_visible(False)
-for place, name in enumerate(celltypes):
-    here = (obs["celltype"] == name).to_numpy()
-    heights = place + rng.uniform(-0.28, 0.28, here.sum())
-    n = obs.loc[here, "n_cells"].clip(lower=0.7)  # no cell at all: the leftmost points
-    gone = missing[here]
-    left.scatter(n[~gone], heights[~gone], s=12, color=COLORS[name], linewidths=0)
-    left.scatter(n[gone], heights[gone], s=16, color="0.35", marker="x", linewidths=0.9)
-left.axvline(10.5, color="0.4", linewidth=1, linestyle="--")
-left.set_xscale("log")
-left.set_xticks([1, 10, 100], ["1", "10", "100"])
-left.set_yticks(range(len(celltypes)), celltypes)
-left.invert_yaxis()
-left.set_xlabel("cells of the pair")
-left.set_title("cells per donor and cell type", fontsize=11)
-left.text(9.5, 3.0, "missing", ha="right", va="center", color="0.35", fontsize=9)
+# %% alt="Pairs of donor and cell type, shaded by their number of cells; missing pairs are marked"
+ctmm.plots.missing(pb).figure
 
 # %% [markdown]
-# **ν against n.**  The noise variance falls as 1/n: a line of slope -1 for each cell type, its
-# height the variance between cells.
+# **The noise variance falls as 1/n**: a line of slope -1 for each cell type, its height the variance
+# between cells.
 
-# %% alt="Noise variance falls as one over the number of cells, with one line for each cell type"
-GENE = "gene010"
-table = ctmm.to_long(pb, GENE, zero_noise="pool")
-figure, middle = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-middle.spines[["top", "right"]].set_visible(False)
-for name in celltypes:
-    part = table[(table["celltype"] == name) & table["nu"].notna()]
-    middle.scatter(part["n_cells"], part["nu"], s=13, color=COLORS[name], linewidths=0, label=name)
-    # variance between cells, pooled over donors
-    s2 = np.average(part["nu"] * part["n_cells"], weights=part["n_cells"] - 1)
-    ends = np.array([part["n_cells"].min(), part["n_cells"].max()])
-    middle.plot(ends, s2 / ends, color=COLORS[name], linewidth=1)
-middle.set_xscale("log")
-middle.set_yscale("log")
-middle.set_xticks([10, 30, 100, 300], ["10", "30", "100", "300"])
-middle.minorticks_off()
-middle.set_xlabel("cells of the pair, n")
-middle.set_ylabel("noise variance ν")
-middle.set_title(f"{GENE}: ν falls as 1 / n", fontsize=11)
-middle.legend(frameon=False, fontsize=9, loc="lower left")
+# %% alt="Noise variance against the number of cells, with a line for each cell type"
+ctmm.plots.noise(ctmm.to_long(pb, "gene010", zero_noise="pool")).figure
 
 # %% [markdown]
-# **Missing pairs** (dark), donors sorted by their number of cells: mostly the smaller donors
-# miss the scarce cell type.  A fit uses the observed pairs of every donor, so none need be imputed
-# for it.
+# **The gene itself**: pseudobulk, means, and standard deviations between donors.
 
-# %% alt="Missing pairs of donor and cell type; donors with fewest cells on top"
-holes = missing.reshape(-1, len(celltypes))
-order = np.argsort(obs["n_cells"].to_numpy().reshape(holes.shape).sum(axis=1))
-figure, right = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
-right.imshow(holes[order], aspect="auto", cmap="Greys", vmin=0, vmax=1.15, interpolation="none")
-right.set_xticks(range(len(celltypes)), celltypes)
-right.set_xticks(np.arange(len(celltypes) - 1) + 0.5, minor=True)
-right.grid(which="minor", axis="x", color="0.8", linewidth=0.8)
-right.tick_params(which="minor", length=0)
-right.set_ylabel("donors, fewest cells on top")
-share = ", ".join(
-    f"{name} {part:.0%}" for name, part in zip(celltypes, holes.mean(axis=0), strict=True)
-)
-right.set_title(f"missing pairs ({share})", fontsize=10)
+# %% alt="Expression of gene010 by donor and cell type, with means and standard deviations"
+res.plot("gene").figure
