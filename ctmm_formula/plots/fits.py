@@ -88,10 +88,12 @@ def gene(
             if what == "specific" or not without_shared:
                 ax.plot(place[~there], middle[~there], "x", ms=4, color=color, label="variance < 0")
     own = table[parts["mean"]]
+    tight = style.room(ax, len(names)) < 0.3
     reach = (own["value"] - own["low"]).to_numpy()
     ax.errorbar(
-        at[parts["mean"]] + _SLOT["mean"], own["value"], reach, fmt="o", ms=3.5, linewidth=1.3,
-        capsize=2, color=style.MARK, label=f"mean, {100 * (1 - alpha):g} % CI",
+        at[parts["mean"]] + _SLOT["mean"], own["value"], reach, fmt="o", ms=2 if tight else 3.5,
+        linewidth=1.3, capsize=0 if tight else 2, color=style.MARK,
+        label=f"mean, {100 * (1 - alpha):g} % CI",
     )  # fmt: skip
     style.names_below(ax, range(len(names)), names)
     ax.use_sticky_edges = False  # bars do not stand on an axis
@@ -212,7 +214,8 @@ def shares(
         right, left = right + np.maximum(value, 0.0), left + np.minimum(value, 0.0)
     ax.axvline(0.0, color=style.LINE, linewidth=0.8)
     ax.set_yticks(range(len(bars)), bars)
-    ax.invert_yaxis()
+    room = 0.9 if len(bars) == 1 else 0.5  # one bar alone would fill the page
+    ax.set_ylim(len(bars) - 1 + room, -room)
     what = {"share": "share of variance", "variance": "variance (expression²)"}[scale]
     style.finish(ax, what)
     style.note(ax, "of overall pseudobulk")

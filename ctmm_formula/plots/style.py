@@ -96,11 +96,15 @@ def inches(ax: Axes) -> tuple[float, float]:
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
+def room(ax: Axes, count: int) -> float:
+    """Inches that each of `count` things has on the x axis."""
+    return ax.get_position().width * inches(ax)[0] / max(count, 1)
+
+
 def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None:
     """Names along the x axis, slanted where they would touch."""
     ax.set_xticks(list(places), list(names))
-    room = ax.get_position().width * inches(ax)[0] / max(len(names), 1)
-    if _width(names, SMALL) + 0.1 > room:
+    if _width(names, SMALL) + 0.1 > room(ax, len(names)):
         for text in ax.get_xticklabels():
             text.set(rotation=40, ha="right", rotation_mode="anchor")
 
@@ -117,18 +121,19 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     if where == "right" and longest > width / 3:
         where = "below"
     spots: Any = {
-        "above": ("lower left", (0.0, 1.0)),
+        "above": ("lower right", (1.0, 1.0)),
         "right": ("upper left", (1.0, 1.0)),
         "below": ("upper right", (1.0, 0.0)),
     }
     loc, anchor = spots[where]
     down = -0.42 if where == "below" else 0.0  # inches: the axis and its label
     shifted = ax.transAxes + ScaledTranslation(0.0, down, ax.figure.dpi_scale_trans)
-    columns = 1 if where == "right" else int(0.95 * width / longest)
+    columns = 1 if where == "right" else max(1, int(0.95 * width / longest))
+    lines = -(-len(names) // columns)
     ax.legend(
         handles, names, loc=loc, bbox_to_anchor=anchor, bbox_transform=shifted, borderaxespad=0.3,
         handlelength=1.2, columnspacing=0.8, labelspacing=0.3, handletextpad=0.5, frameon=False,
-        fontsize=size, ncols=max(1, min(columns, len(names))), markerscale=markerscale,
+        fontsize=size, ncols=max(1, -(-len(names) // max(1, lines))), markerscale=markerscale,
     )  # fmt: skip
 
 
