@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +163,8 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
       show <- function(what, x) cat(sprintf('@@%s|%s|%.17g\n', s[[1]], what, x), sep = '')
       if (s[[4]] != 'he') show('llf', as.numeric(logLik(fit)))
       show('vcomp', fit$vcomp)
+      show('b', coef(fit))
+      show('se', sqrt(diag(vcov(fit))))
       show('means', celltype_means(fit)$estimate)
       show('shares', variance_explained(fit)$share)
       show('fitted', unname(fitted(fit)))
@@ -177,12 +179,14 @@ def test_the_same_numbers_as_from_python(library, tmp_path):
         if line.startswith("@@"):
             name, what, value = line[2:].split("|")
             got.setdefault((name, what), []).append(float(value.replace("NA", "nan")))
-    assert len(got) == 9 * len(STATEMENTS) - 1
+    assert len(got) == 11 * len(STATEMENTS) - 1
     for name, (formula, structure, method, random) in STATEMENTS.items():
         text = formula.replace("celltype", "C(celltype)")
         res = ctmm.fit(text, structure=structure, method=method, random=random, data=df)
         expected = {
             "vcomp": res.vcomp,
+            "b": res.fe_params,
+            "se": res.bse_fe,
             "means": res.means()["estimate"],
             "shares": res.variance_explained(by_celltype=True)["share"],
             "fitted": res.fittedvalues,
@@ -337,6 +341,25 @@ def test_an_interrupt_leaves_the_session_usable(library):
         process.kill()
         process.wait()
         os.close(master)
+
+
+def test_r_cmd_check_finds_nothing(library, tmp_path):
+    """Without examples, tests and vignette, which run in tests of their own."""
+    call = partial(
+        subprocess.run,
+        cwd=tmp_path,
+        env=environment_of(library) | {"_R_CHECK_FORCE_SUGGESTS_": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    built = call(["R", "CMD", "build", "--no-build-vignettes", str(SOURCE)])
+    assert built.returncode == 0, built.stderr
+    (archive,) = tmp_path.glob("ctmmFormula_*.tar.gz")
+    skip = ["--no-manual", "--no-examples", "--no-tests", "--ignore-vignettes"]
+    found = call(["R", "CMD", "check", *skip, archive.name])
+    assert found.returncode == 0, found.stdout
+    assert "Status: OK" in found.stdout, found.stdout
 
 
 @pytest.mark.parametrize("file", ["README.md", "r_bridge/README.md"])

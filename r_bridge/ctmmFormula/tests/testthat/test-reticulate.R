@@ -35,6 +35,12 @@ test_that("R's ways of writing values are understood", {
   expected <- python$fit(FORMULA, random = "batch", data = as.list(pseudobulk))$llf
   llf <- function(d, ...) python$fit(FORMULA, data = as.list(d), ...)$llf
   expect_equal(llf(pseudobulk, random = list("batch")), expected)
+  # a data frame as it is, in scripts like these
+  frame <- tryCatch(reticulate::r_to_py(pseudobulk), error = function(e)
+    skip(paste("this reticulate cannot convert data frames to this numpy:", conditionMessage(e))))
+  expect_equal(python$fit(FORMULA, random = "batch", data = pseudobulk)$llf, expected)
+  d <- transform(pseudobulk, sex = replace(sex, 3, NA))
+  expect_equal(python$fit(FORMULA, data = d)$nobs, 274)
   expect_equal(llf(transform(pseudobulk, donor = as.character(donor)), random = "batch"), expected)
   expect_equal(llf(transform(pseudobulk, batch = as.integer(batch)), random = "batch"), expected)
   expect_equal(llf(transform(pseudobulk, n_cells = as.numeric(n_cells)), random = "batch"), expected)
