@@ -135,7 +135,7 @@ def test_no_residual_degrees_of_freedom_is_a_note(small):
     assert any("no residual degrees of freedom" in note for note in res.notes)
     assert res.pvalues.isna().all()
     assert "no residual degrees of freedom" in str(res.summary())
-    assert np.isnan(res.test_variance().pvalue)
+    assert np.isnan(res.test_variance("jackknife").pvalue)
 
 
 def test_bounds_by_kind_of_data(table):

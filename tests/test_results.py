@@ -552,7 +552,10 @@ def test_t_test(res):
 
 
 def test_named_tests(res):
-    variance = res.test_variance()
+    assert res.test_variance() == res.test_variance("score")
+    jack = res.jackknife()
+    assert res.test_variance(covariance=jack) == res.test_variance("jackknife")
+    variance = res.test_variance("jackknife")
     assert variance.df == (4, 60)
     assert variance.pvalue < 1e-4
     assert res.test_variance("wald").method == "wald (model)"
@@ -598,7 +601,7 @@ def test_moments_have_no_likelihood(he, res):
     assert he.cov_params("model").loc["hom"].drop(FIXED).isna().all()
     assert he.glance()[["log_lik", "aic", "bic"]].isna().all(axis=None)
     assert np.isnan(he.test_variance("lrt").pvalue)
-    assert he.test_variance().pvalue < 0.01
+    assert he.test_variance("jackknife").pvalue < 0.01
 
 
 # ---------------------------------------------------------------------------------------------
@@ -867,8 +870,8 @@ def test_shares_without_proportions(table):
 
 def test_advice_on_the_jackknife(res, he):
     """Advice comes with small p values of the jackknife, and only there."""
-    assert "confirm by test_variance('score')" in res.test_variance().note
-    assert res.test_variance("model").note == he.test_variance().note == ""
+    assert "confirm by test_variance('score')" in res.test_variance("jackknife").note
+    assert res.test_variance("model").note == he.test_variance("jackknife").note == ""
 
 
 # ---------------------------------------------------------------------------------------------

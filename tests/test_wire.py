@@ -138,7 +138,8 @@ def test_a_fit_that_was_sent_out_answers_like_the_one_that_stayed(case):
     res, sent, reply = case
     fit = stored(sent, reply)
     for ask, expected in [
-        ({"what": "variance", "method": "jackknife"}, lambda: res.test_variance()),
+        ({"what": "variance"}, lambda: res.test_variance()),
+        ({"what": "variance", "method": "jackknife"}, lambda: res.test_variance("jackknife")),
         ({"what": "variance", "method": "score"}, lambda: res.test_variance("score")),
         ({"what": "mean", "covariance": "model"}, lambda: res.test_mean("model")),
         ({"what": "component", "name": "hom", "method": "t"}, lambda: res.test_component("hom")),

@@ -19,6 +19,7 @@ eigenvalues of single blocks of donors and determinants of low rank, at a cost l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from .tails import Law, tail
 
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
+_HIGH = 0.99  # what a p value counts at most in a combination
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 
 
@@ -48,7 +50,8 @@ class ScoreTest:
     statistic_sum, pvalue_sum : float
         Omnibus, from the sum of the scores.
     pvalue_cauchy : float
-        Cauchy combination of the p values per cell type.
+        Cauchy combination of `pvalue_sum`, strongest where all cell types vary, with that of the
+        cell types, strongest where one does.
     theta_null : ndarray, shape (1 + Kr,)
         Null variance components: shared, then the random effects.
     weights : str
@@ -110,7 +113,9 @@ def score_test(model: Model) -> ScoreTest:
         pvalue_celltype=pvalue[:C],
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
-        pvalue_cauchy=cauchy_combination(pvalue[:C]),
+        pvalue_cauchy=cauchy_combination(
+            np.array([pvalue[C], cauchy_combination(pvalue[:C])])
+        ),
         theta_null=law.pre.theta,
         weights=weights,
     )
@@ -144,10 +149,17 @@ def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[tuple[float, La
 def cauchy_combination(pvalues: np.ndarray) -> float:
     """Cauchy combination of p values, valid under dependence (Liu & Xie 2020).
 
+    P values near 1 count as .99, as one of them could undo any other; missing ones do not count.
+
     >>> round(cauchy_combination(np.array([0.01, 0.5, 0.9])), 4)
     0.0331
+    >>> round(cauchy_combination(np.array([0.001, 0.5, 1.0])), 4)
+    0.0033
     """
-    p = np.clip(np.asarray(pvalues, dtype=float), 0.0, 1.0 - 1e-16)
+    p = np.asarray(pvalues, dtype=float)
+    p = np.clip(p[~np.isnan(p)], 0.0, _HIGH)
+    if not len(p):
+        return math.nan
     tiny = p < 1e-15
     scores = np.where(tiny, 1.0 / (np.maximum(p, 1e-300) * np.pi), np.tan((0.5 - p) * np.pi))
     mean = scores.mean()

@@ -65,10 +65,12 @@ class CTMMResults(Parameters):
     >>> res.means().loc["day0"].round(2).to_dict()
     {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.42, 'conf_high': 1.05}
     >>> print(res.test_variance())
-    variance differentiation: wald (jackknife)
+    variance differentiation: score
       null hypothesis: no cell type-specific variance (V = 0)
-      F(4, 61) = 10.38, p = 1.769e-06
-      note: near V = 0 the jackknife test rejects too often: confirm by test_variance('score')
+      statistic = 27.94, p = 8.684e-32
+      celltype: day0 1.458e-06, day1 1.255e-09, day2 1.429e-16, day3 1.377e-34
+      cauchy: 1.095e-33
+      weights: n_cells
     >>> print(res.wald_test("sex[T.M] = 0, hom = batch"))
     linear hypothesis: wald (model)
       null hypothesis: sex[T.M] = 0, hom - batch = 0
@@ -441,7 +443,7 @@ class CTMMResults(Parameters):
 
     def test_variance(
         self,
-        method: str = "jackknife",
+        method: str | None = None,
         *,
         covariance: Jackknife | None = None,
         rng: Rng = None,
@@ -450,19 +452,18 @@ class CTMMResults(Parameters):
     ) -> TestResult:
         """Test V = 0: donors differ in the same way in all cell types.
 
-        .. warning:: After ML and REML the jackknife rejects too often near V = 0 (rates in
-           ``tests/benchmarks/null_rates.md``): confirm what it finds by ``method="score"``,
-           which keeps its level.
-
         Parameters
         ----------
-        method : {"jackknife", "model", "lrt", "bootstrap", "score"}
+        method : {"score", "jackknife", "model", "lrt", "bootstrap"}, optional
+            Default "score", the one test that keeps its level where the noise is itself only
+            measured; the others reject too often then (rates in the vignette on tests).
+
             - "jackknife": F test of the components of V with their jackknife covariance, the
-              test of Chen and Dahl, Nat Commun 15:5229 (2024)
+              test of Chen and Dahl, Nat Commun 15:5229 (2024); default where `covariance` is given
             - "model": the same with the inverse expected information
             - "lrt": likelihood ratio to the fit of "hom", chi2
             - "bootstrap": the same ratio against draws from the fit of "hom"
-            - "score": noise-robust score test
+            - "score": noise-robust score test, with p values per cell type
         covariance : Jackknife, optional
             Another jackknife than that over single donors, for ``method="jackknife"``.
         rng : numpy Generator or seed, optional; n : int
@@ -476,6 +477,8 @@ class CTMMResults(Parameters):
             nan with the reason in ``note`` where the test cannot be had, e.g. likelihood ratios
             after moments ("he").
         """
+        if method is None:
+            method = "score" if covariance is None else "jackknife"
         needs = method == "jackknife"
         n_jobs = threads(n_jobs)
         if covariance is not None and not (needs and isinstance(covariance, Jackknife)):
