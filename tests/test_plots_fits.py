@@ -305,6 +305,27 @@ def test_pooled_noise_is_the_pooled_variance_over_cells(table, res):
     assert (np.sort(fitted["pooled"]) == np.sort(got["pooled"])).all()
 
 
+def test_noise_of_overall_pseudobulk_is_one_group(table):
+    cells = table.groupby("donor")["n_cells"].sum()
+    overall = ctmm.load_example(kind="op").drop(columns="n_cells", errors="ignore")
+    overall["n_cells"] = overall["donor"].map(cells)
+    got = plots.noise_data(overall, celltype=None)
+    assert set(got["celltype"]) == {"overall"}
+    n = got["n_cells"]
+    expected = np.average(got["nu"] * n, weights=n - 1)
+    np.testing.assert_allclose(got["pooled"] * n, expected)
+    assert plots.noise(overall, celltype=None).get_legend() is None
+
+
+def test_pairs_without_cells_are_there_all_the_same(table):
+    """A number of cells that is 0 or unknown is no missing pair."""
+    for odd in (0, np.nan):
+        ax = plots.missing(table.assign(n_cells=table["n_cells"].where(table.index > 5, odd)))
+        under, shades = (np.ma.masked_invalid(image.get_array()) for image in ax.images)
+        assert under.count() == len(table)
+        assert shades.count() == len(table) - 6
+
+
 # -------------------------------------------------------------------------------------------------
 # what is drawn
 
@@ -446,6 +467,8 @@ def test_tables_without_what_is_drawn_are_refused(table, op, many):
         plots.noise(table.drop(columns="n_cells"))
     with pytest.raises(ctmm.DataError, match="no column 'nu'"):
         plots.noise(table.drop(columns="nu"))
+    with pytest.raises(ctmm.DataError, match="no row has a noise variance above 0"):
+        plots.noise(table.assign(nu=0.0))
     with pytest.raises(ctmm.DataError, match="must be a pandas DataFrame"):
         plots.noise(3)
     plots.missing(table.drop(columns="n_cells"))  # there or not

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 OVERALL = "overall"
 """Stands for the cell type in overall pseudobulk."""
+_ROLES = {
+    "donor": "donor", "celltype": "cell type", "n_cells": "number of cells",
+    "nu": "noise variance", "value": "response",
+}  # fmt: skip
 _MARKS = ("o", "^", "s", "D")
 _NAMED = 40  # donors: more names than this cannot be read below an axis
 
@@ -72,13 +76,13 @@ def missing(
     C, N = there.shape
     ax = style.axes(ax, 5.5, max(1.6, 0.9 + 0.22 * C))
     shown = table.pivot(index="celltype", columns="donor", values="n_cells")[order].to_numpy(float)
-    known = bool(np.isfinite(shown[there]).any())
+    shades = np.where(there & (shown > 0), shown, np.nan)
+    known = bool(np.isfinite(shades).any())
     grid: Any = {"aspect": "auto", "interpolation": "nearest"}
-    if not (known and np.isfinite(shown[there]).all()):  # under the shades, or all there is
+    if not (known and np.isfinite(shades[there]).all()):  # under the shades, or all there is
         plain = ListedColormap([style.MUTED if known else style.SPECIFIC])
         ax.imshow(np.where(there, 1.0, np.nan), cmap=plain, **grid)
     if known:
-        shades = np.where(there & (shown > 0), shown, np.nan)
         image = ax.imshow(shades, cmap="viridis_r", norm=LogNorm(), **grid)
         bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
         style.plain(bar.ax.yaxis)
@@ -146,7 +150,7 @@ def noise(
     gene: str | None = None,
     nu: str = "nu",
     donor: str = "donor",
-    celltype: str = "celltype",
+    celltype: str | None = "celltype",
     n_cells: str = "n_cells",
     ax: Axes | None = None,
 ) -> Axes:
@@ -162,7 +166,7 @@ def noise(
     gene : str, optional
         Of AnnData: which gene.
     nu, donor, celltype, n_cells : str
-        Columns of a table.
+        Columns of a table; ``celltype=None`` for one of overall pseudobulk.
     ax : Axes, optional
 
     Returns
@@ -173,7 +177,7 @@ def noise(
     Raises
     ------
     DataError
-        There are no numbers of cells, or no noise variances.
+        There are no numbers of cells, or no noise variances above 0.
 
     Examples
     --------
@@ -184,6 +188,8 @@ def noise(
     """
     table = noise_data(data, gene=gene, nu=nu, donor=donor, celltype=celltype, n_cells=n_cells)
     drawn = table[(table["nu"] > 0) & (table["n_cells"] > 0)]
+    if drawn.empty:
+        raise DataError("no row has a noise variance above 0 and a number of cells")
     ax = style.axes(ax, 5.2, 3.6)
     names = [str(name) for name in table["celltype"].cat.categories]
     for k, name in enumerate(names):
@@ -199,9 +205,8 @@ def noise(
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
-    if len(drawn):
-        style.plain(ax.xaxis)
-        style.plain(ax.yaxis)
+    style.plain(ax.xaxis)
+    style.plain(ax.yaxis)
     style.finish(ax, "cells", "noise variance\n(expression²)")
     lost = len(table) - len(drawn)
     style.note(ax, "line: pooled s²/n" + f"; {lost} rows without noise or cells" * bool(lost))
@@ -216,7 +221,7 @@ def noise_data(
     gene: str | None = None,
     nu: str = "nu",
     donor: str = "donor",
-    celltype: str = "celltype",
+    celltype: str | None = "celltype",
     n_cells: str = "n_cells",
 ) -> pd.DataFrame:
     """Numbers that :func:`noise` draws.
@@ -262,20 +267,21 @@ def _rows(data: object, *, gene: str | None = None, **columns: str | None) -> pd
         columns |= {"nu": "nu"} if gene is not None else {}
     else:
         frame = as_frame(data)
+        kind = "ctp" if columns["celltype"] is not None else "op"
     out = pd.DataFrame(index=range(len(frame)))
     for name in ("donor", "celltype"):
         column = str(columns[name])
         if name == "celltype" and kind == "op":
             out[name] = pd.Categorical([OVERALL] * len(frame))
             continue
-        out[name] = labels(pick(frame, column, name), column, name)
+        out[name] = labels(pick(frame, column, _ROLES[name]), column, _ROLES[name])
     for name in ("n_cells", "nu", "value"):
         given = columns.get(name)
         absent = name == "n_cells" and given == "n_cells" and given not in frame
         if given is None or absent:
             out[name] = np.nan
         else:
-            out[name] = numbers(pick(frame, given, name), given, name)
+            out[name] = numbers(pick(frame, given, _ROLES[name]), given, _ROLES[name])
     out["observed"] = True if columns.get("value") is None else out["value"].notna()
     lost = np.flatnonzero(out[["donor", "celltype"]].isna().any(axis=1))
     if len(lost):
