@@ -22,7 +22,8 @@ LAYERS = [
     "api",
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
-    "plots", "fits", "checks", "data", "style",
+    "plots", "fits", "checks", "data",
+    "scans", "differentiation", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
     "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",

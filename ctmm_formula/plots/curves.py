@@ -1,0 +1,157 @@
+"""How often tests are positive, by the settings of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..errors import CTMMError, DataError
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINES = ("-", "--", ":", "-.")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COUNTS = ("n", "n_failed", "alpha")
+_LABELS = {
+    "n_donors": "donors", "cells": "cells per donor and cell type", "celltypes": "cell types",
+    "noise_cv": "CV of measured noise variances", "rate": "positive rate",
+}  # fmt: skip
+
+
+def power_curves(
+    table: pd.DataFrame,
+    x: str = "n_donors",
+    y: str = "rate",
+    *,
+    error: str | None = "se",
+    by: str = "test",
+    split: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw positive rates by one setting, with bars of one standard error.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per setting and test: what :func:`ctmm_formula.power` returns, or any such table.
+    x, y, error : str
+        Columns of the setting along the axis, the rate and its standard error (None: no bars).
+    by : str
+        Column that gets colours.
+    split : str or list of str, optional
+        Columns that get lines and markers; default all others that vary.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Dashed grey: the level of the tests, where the column ``alpha`` has one value.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import ctmm_formula as ctmm
+    >>> table = pd.DataFrame({"n_donors": [25, 50] * 2, "test": ["score"] * 2 + ["lrt"] * 2,
+    ...                       "rate": [0.3, 0.6, 0.4, 0.7], "se": 0.02})
+    >>> ctmm.plots.power_curves(table).get_xlabel()
+    'donors'
+    """
+    data = power_curves_data(table, x, y, error=error, by=by, split=split)
+    ax = style.axes(ax, 4.6, 3.2)
+    tests, lines = (list(dict.fromkeys(data[name])) for name in ("series", "line"))
+    places = _places(data["x"])
+    names = style.colors(tests)
+    shapes = {line: (_LINES[k % 4], _MARKS[k % 8]) for k, line in enumerate(lines)}
+    for (test, line), own in data.groupby(["series", "line"], sort=False):
+        dash, mark = shapes[str(line)]
+        at = [places[value] for value in own["x"]]
+        ax.errorbar(
+            at, own["y"], None if error is None else own["error"], color=names[str(test)],
+            linestyle=dash, marker=mark, ms=4, linewidth=1.3, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+    levels = list(table["alpha"].unique()) if "alpha" in table.columns else []
+    if len(levels) == 1:
+        ax.axhline(float(levels[0]), color=style.LINE, linewidth=0.8, linestyle=(0, (4, 3)))
+    for test in tests:
+        ax.plot([], [], color=names[test], linewidth=2, label=test)
+    if len(lines) > 1:
+        for line, (dash, mark) in shapes.items():
+            ax.plot([], [], color=style.LINE, linestyle=dash, marker=mark, ms=4, label=line)
+    values = list(places.values())
+    if any(place != value for value, place in places.items()):
+        style.names_below(ax, values, [_text(value) for value in places])
+    elif len(values) <= 8:
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+    high = float((data["y"] + data["error"].fillna(0.0)).max())
+    ax.set_ylim(0.0, 1.03 if high > 0.5 else 1.15 * max(high, 0.05))
+    style.finish(ax, _LABELS.get(x, x), _LABELS.get(y, y) + " ± 1 SE" * bool(error))
+    lost = int(data["y"].isna().sum())
+    style.note(ax, f"{lost} settings without a rate left out" if lost else "")
+    if len(tests) + len(lines) > 2:
+        style.key(ax)
+    return ax
+
+
+def power_curves_data(
+    table: pd.DataFrame,
+    x: str = "n_donors",
+    y: str = "rate",
+    *,
+    error: str | None = "se",
+    by: str = "test",
+    split: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Numbers that :func:`power_curves` draws.
+
+    Returns
+    -------
+    DataFrame
+        series (value of `by`), line (values of `split` as text), x, y, error; sorted by x.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise CTMMError(f"expected a table, what ctmm.power returns, got {type(table).__name__}")
+    wanted = [split] if isinstance(split, str) else list(split or [])
+    used = [x, y, by, *([error] if error else [])]
+    style.require(table, [*used, *wanted], "name the columns by x=, y=, error=, by= and split=")
+    if split is None:
+        others = [c for c in table.columns if c not in {*used, *_COUNTS}]
+        wanted = [c for c in others if table[c].map(_text).nunique() > 1]
+    lines = [", ".join(f"{c} {_text(row[c])}" for c in wanted) for _, row in table.iterrows()]
+    out = pd.DataFrame(
+        {"series": table[by].map(_text).to_numpy(), "line": lines, "x": table[x].to_numpy(),
+         "y": table[y].to_numpy(dtype=float),
+         "error": table[error].to_numpy(dtype=float) if error else np.nan}
+    )  # fmt: skip
+    keys = out.assign(x=out["x"].map(_text))
+    twice = keys.duplicated(["series", "line", "x"])
+    if twice.any():
+        first = keys[twice].iloc[0]
+        raise DataError(
+            f"{by} {first['series']!r} has several rows at {x} {first['x']}: name the columns "
+            "that tell them apart by split="
+        )
+    places = _places(out["x"])
+    order = np.argsort([places[value] for value in out["x"]], kind="stable")
+    return out.iloc[order].reset_index(drop=True)
+
+
+def _places(values: pd.Series) -> dict[object, float]:
+    """Where each value stands: numbers at themselves, others side by side as they come."""
+    try:
+        return {value: float(value) for value in values}
+    except (TypeError, ValueError):
+        return {value: float(k) for k, value in enumerate(dict.fromkeys(values))}
+
+
+def _text(value: object) -> str:
+    """Short text of a setting."""
+    if isinstance(value, (float, np.floating)):
+        return f"{value:g}"
+    if isinstance(value, (tuple, list, np.ndarray)):
+        return "(" + ", ".join(map(_text, value)) + ")"
+    return str(value)

@@ -1,0 +1,189 @@
+"""Two tests of all genes against each other: what differs in mean, in variance, or in both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..design.table import near
+from ..errors import CTMMError
+from . import style
+from .pvalues import at_edge, columns_of, minus_log10
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def differentiation(
+    scan: object,
+    x: str = "mean",
+    y: str | None = None,
+    *,
+    genes: int | Sequence[str] = 5,
+    alpha: float = 0.05,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw -log10 p of two tests against each other, by default means against variances.
+
+    Parameters
+    ----------
+    scan : Scan or DataFrame
+        A table with columns ``gene`` and ``p_<test>`` will do, such as that of two scans merged.
+    x, y : str
+        Tests; `y` by default the first of the scan's tests that is not `x`.
+    genes : int or list of str
+        Genes to name; a number: those with the smallest p values of `y` below its threshold.
+    alpha : float
+        Dashed lines: p = alpha over the number of genes tested (Bonferroni).
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        The lighter a point, the more genes are near it.  Genes without one of the p values are
+        left out; p values of exactly 0 stand at the edge; the note counts both.
+
+    Notes
+    -----
+    Figure 4 of Chen and Dahl, Nat Commun 15:5229 (2024).
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), tests=["score", "mean"],
+    ...                       genes=["gene001", "gene002", "gene101", "gene102"])
+    >>> scan.plot_differentiation().get_ylabel()
+    '−log10 p (score)'
+    """
+    table = differentiation_data(scan, x, y)
+    x, y = (name.removeprefix("p_") for name in table.columns[1:3])
+    shown = table[table[["x", "y"]].notna().all(axis=1)].reset_index(drop=True)
+    if shown.empty:
+        raise CTMMError(f"no gene has p values of both {x} and {y}: see reason in the table")
+    named = _chosen(shown, table, y, genes, alpha)
+    ax = style.axes(ax, 4.2, 3.6)
+    infinite = np.isinf(shown[["x", "y"]].to_numpy()).any(axis=1)
+    place = np.column_stack([at_edge(shown["x"]), at_edge(shown["y"])])
+    order = np.argsort(density := _density(place), kind="stable")
+    for some, marker in ((~infinite, "o"), (infinite, "^")):
+        own = order[some[order]]
+        ax.scatter(
+            place[own, 0], place[own, 1], s=9, c=density[own], cmap="viridis", marker=marker,
+            vmin=0.0, vmax=1.0, linewidths=0, rasterized=True,
+        )  # fmt: skip
+    tested = table[["x", "y"]].notna().sum()
+    ax.axvline(-np.log10(alpha / tested["x"]), color=style.LINE, linewidth=0.8, linestyle="--")
+    ax.axhline(-np.log10(alpha / tested["y"]), color=style.LINE, linewidth=0.8, linestyle="--")
+    ax.margins(0.06)
+    style.finish(ax, f"−log10 p ({x})", f"−log10 p ({y})")
+    _name(ax, place[named], shown["gene"].iloc[named].tolist())
+    lost = len(table) - len(shown)
+    parts = [f"{lost} of {len(table)} genes without p left out"] * bool(lost)
+    parts += [f"{infinite.sum()} with p = 0 at the edge (▲)"] * bool(infinite.any())
+    style.note(ax, "\n".join(parts))
+    return ax
+
+
+def differentiation_data(scan: object, x: str = "mean", y: str | None = None) -> pd.DataFrame:
+    """Numbers that :func:`differentiation` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene: gene, p_<x>, p_<y>, x, y (their -log10; infinite where p is 0, NaN where
+        there is none).
+    """
+    if y is None:
+        tests = [name for name in columns_of(scan) if name != x]
+        # the test of variances that was asked for first
+        y = tests[0] if tests else "score"
+    found = columns_of(scan, [x, y])
+    if x == y:
+        raise CTMMError(f"x and y are the same test, {x!r}")
+    table: Any = getattr(scan, "table", scan)
+    style.require(table, ["gene"], "the names of the genes")
+    out = pd.DataFrame({"gene": table["gene"].astype(str).to_numpy()})
+    for name, p in found.items():
+        out[f"p_{name}"] = p
+    return out.assign(x=minus_log10(found[x]), y=minus_log10(found[y]))
+
+
+def _chosen(
+    shown: pd.DataFrame, table: pd.DataFrame, y: str, genes: int | Sequence[str], alpha: float
+) -> list[int]:
+    """Rows of the genes to name."""
+    if isinstance(genes, (int, np.integer)) and not isinstance(genes, bool):
+        cut = -np.log10(alpha / table["y"].notna().sum())
+        best = shown["y"].sort_values(ascending=False, kind="stable")
+        return [int(k) for k in best[best >= cut].index[: max(int(genes), 0)]]
+    wanted = [genes] if isinstance(genes, str) else [str(name) for name in genes]  # type: ignore
+    everything = set(table["gene"])
+    for name in wanted:
+        if name not in everything:
+            raise CTMMError(f"genes=: there is no gene {name!r}{near(name, sorted(everything))}")
+    row = {name: k for k, name in enumerate(shown["gene"])}
+    without = [name for name in wanted if name not in row]
+    if without:
+        raise CTMMError(f"genes=: {', '.join(without)} has no p value of {y} or of the other test")
+    return [row[name] for name in wanted]
+
+
+def _density(place: np.ndarray) -> np.ndarray:
+    """How many points are near each, from 0 to 1: a smoothed histogram, fast for any number."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    bins = 80
+    low, high = place.min(axis=0), place.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    scaled = (place - low) / span * (bins - 1)
+    edges = np.arange(bins + 1) - 0.5
+    counts = np.histogram2d(scaled[:, 0], scaled[:, 1], bins=[edges, edges])[0]
+    near_by = map_coordinates(gaussian_filter(counts, 1.5), scaled.T, order=1, mode="nearest")
+    logs = np.log1p(near_by - near_by.min())
+    return logs / (logs.max() or 1.0)
+
+
+def _name(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
+    """Rings and names, each name where it is free of those before it, with a line if far."""
+    if not names:
+        return
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    size, letter = style.SMALL - 1, 0.6 * (style.SMALL - 1)
+    box = ax.get_position()
+    width, height = np.array([box.width, box.height]) * style.inches(ax) * 72
+    points = (place - [x0, y0]) / [x1 - x0, y1 - y0] * [width, height]
+    ax.plot(place[:, 0], place[:, 1], "o", ms=5, mfc="none", mec=style.MARK, mew=1)
+    taken: list[tuple[float, float, float, float]] = [(x, y, x, y) for x, y in points]
+    line: Any = {"arrowstyle": "-", "color": style.LINE, "linewidth": 0.6}
+    for k in np.argsort(-points[:, 1]):
+        reach = letter * len(names[k])
+        best = None
+        for ring in (5.0, 14.0, 23.0, 32.0, 44.0, 58.0):
+            for dx, dy in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)):
+                left = points[k, 0] + ring * dx - (reach if dx < 0 else reach / 2 if dx == 0 else 0)
+                middle = points[k, 1] + ring * dy
+                spot = (left, middle - size / 2, left + reach, middle + size / 2)
+                inside = spot[0] > 0 and spot[2] < width and spot[1] > 0 and spot[3] < height
+                if inside and not any(_touch(spot, other) for other in taken):
+                    best = (ring, spot)
+                    break
+            if best:
+                break
+        ring, spot = best or (5.0, (points[k, 0] + 5, points[k, 1], points[k, 0] + 5 + reach, 0.0))
+        taken.append(spot)
+        middle = (spot[1] + spot[3]) / 2 if best else points[k, 1]
+        side = "right" if spot[2] < points[k, 0] else "left" if spot[0] > points[k, 0] else "center"
+        anchor = {"right": spot[2], "left": spot[0], "center": (spot[0] + spot[2]) / 2}[side]
+        ax.annotate(
+            names[k], place[k], xytext=(anchor - points[k, 0], middle - points[k, 1]), ha=side,
+            textcoords="offset points", va="center", fontsize=size,
+            arrowprops=line if ring > 9 else None,
+        )  # fmt: skip
+
+
+def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    apart = one[0] > other[2] or other[0] > one[2] or one[1] > other[3] or other[1] > one[3]
+    return not apart

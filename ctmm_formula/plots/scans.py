@@ -1,0 +1,287 @@
+"""Pictures of all genes of a scan: their variances, and correlations between cell types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import CTMMError, choose
+from . import style
+from .differentiation import differentiation, differentiation_data
+from .pvalues import qq, qq_data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NUMBERED = 8
+"""Cell types: numbers of more than these do not fit beside each other."""
+
+
+# ---------------------------------------------------------------------------------------------
+# variance components over genes
+
+
+def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the variance components of all genes as violins, with their medians.
+
+    Parameters
+    ----------
+    scan : Scan
+    clip : float, optional
+        Variances beyond -clip and clip are drawn there; default what 99 % of them lie within.
+        The paper takes 2 for expression standardised to a variance of 1.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Squared units of expression.  The note says what was clipped and how many genes have no
+        estimates; medians are those of the variances before they are clipped.
+
+    Notes
+    -----
+    Figure 3A of Chen and Dahl, Nat Commun 15:5229 (2024).
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(),
+    ...                       genes=["gene001", "gene002", "gene101", "gene102"])
+    >>> [text.get_text() for text in scan.plot_variances().get_xticklabels()]
+    ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]']
+    """
+    table = variances_data(scan)
+    names = list(dict.fromkeys(table["component"]))
+    values = [table["variance"][table["component"] == name].dropna().to_numpy() for name in names]
+    everything = np.concatenate(values)
+    if not everything.size:
+        raise CTMMError("no gene of the scan has estimates: see reason in scan.table")
+    edge = _edge(everything) if clip is None else _positive("clip", clip)
+    ax = style.axes(ax, max(4.5, 1.2 + 0.42 * len(names)), 3.4)
+    fills = [style.SHARED if name == "hom" else style.SPECIFIC for name in names]
+    fills = [
+        fill if name == "hom" or name.startswith("V[") else style.PALETTE[1]
+        for name, fill in zip(names, fills, strict=True)
+    ]
+    ax.axhline(0.0, color=style.LINE, linewidth=0.6)
+    _violins(ax, [own.clip(-edge, edge) for own in values], fills, [np.median(v) for v in values])
+    style.names_below(ax, range(len(names)), names)
+    style.finish(ax, "", "variance (expression²)")
+    beyond = int((np.abs(everything) > edge).sum())
+    lost = table["variance"].isna().groupby(table["gene"]).any().sum()
+    parts = [f"{beyond} of {everything.size} clipped at ±{edge:g}"] * bool(beyond)
+    parts += [f"{lost} genes without estimates left out"] * bool(lost)
+    style.note(ax, "\n".join(parts))
+    return ax
+
+
+def variances_data(scan: object) -> pd.DataFrame:
+    """Numbers that :func:`variances` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene and component: gene, component, variance (not clipped; NaN where a gene
+        could not be fitted).  Covariances of cell types are not in it: see
+        :func:`correlations_data`.
+    """
+    found = scanned(scan)
+    names = found.layout.celltypes
+    between = [f"V[{one},{other}]" for one in names for other in names if one != other]
+    wide = found.vcomp.drop(columns=between, errors="ignore").reset_index()
+    return wide.melt("gene", var_name="component", value_name="variance")
+
+
+def _edge(values: np.ndarray) -> float:
+    """What 99 % of the values lie within, to two digits."""
+    reach = float(np.quantile(np.abs(values), 0.99))
+    if reach <= 0.0:
+        return 1.0
+    unit = 10.0 ** (np.floor(np.log10(reach)) - 1)
+    return float(f"{np.ceil(reach / unit) * unit:.2g}")
+
+
+def _violins(
+    ax: Axes, values: Sequence[np.ndarray], fills: Sequence[Any], medians: Sequence[float]
+) -> None:
+    """Violins side by side, a line at the median and its number above."""
+    there = [k for k, own in enumerate(values) if own.size]
+    shapes: Any = ax.violinplot([values[k] for k in there], there, widths=0.85, showextrema=False)
+    for k, body in zip(there, shapes["bodies"], strict=True):
+        body.set(facecolor=fills[k], alpha=0.75, edgecolor=style.LINE, linewidth=0.5)
+        ax.plot([k - 0.25, k + 0.25], [medians[k]] * 2, color=style.MARK, linewidth=1.6)
+    ax.set_xlim(-0.6, len(values) - 0.4)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.1 * (high - low))
+    upright = len(values) > _NUMBERED
+    if upright:
+        ax.set_ylim(low, high + 0.2 * (high - low))
+    for k in there:
+        ax.annotate(
+            f"{medians[k]:.2f}" if abs(medians[k]) >= 0.1 else f"{medians[k]:.2g}", (k, 1.0),
+            xycoords=("data", "axes fraction"), xytext=(0, -2), textcoords="offset points",
+            ha="center", va="top", fontsize=style.SMALL - 1, color=style.MARK,
+            rotation=90 if upright else 0,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# correlations between cell types over genes
+
+
+def correlations(
+    scan: object, *, kind: str | None = None, ordered: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Draw the correlations of true expression between cell types, over all genes.
+
+    Parameters
+    ----------
+    scan : Scan
+        With ``structure="full"`` or ``models=["full"]``; or another structure in which the
+        correlations differ between pairs.
+    kind : {"violin", "heatmap"}, optional
+        A violin per pair, or the medians of all pairs; default violins of up to six cell types.
+    ordered : bool
+        The cell types are ordered (stages, days): pairs are sorted by distance and adjacent ones
+        marked, dark violins or framed cells.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Notes
+    -----
+    Figure 3B of Chen and Dahl, Nat Commun 15:5229 (2024).  Genes without a covariance (a variance
+    that is not positive, a correlation beyond 1) are left out, as there, and counted in the note.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), models=["full"],
+    ...                       genes=["gene001", "gene002", "gene101", "gene102"])
+    >>> ax = scan.plot_correlations(ordered=True)
+    >>> [text.get_text() for text in ax.get_xticklabels()][:2]
+    ['day0–day1', 'day1–day2']
+    """
+    table = correlations_data(scan)
+    if not table["correlation"].notna().any():
+        raise CTMMError("no gene of the scan has correlations: see reason in scan.table")
+    types = list(scanned(scan).layout.celltypes)
+    if kind is None:
+        kind = "violin" if len(types) <= 6 else "heatmap"
+    choose("kind", kind, ["violin", "heatmap"])
+    ax = (_pairs if kind == "violin" else _heatmap)(table, types, ordered, ax)
+    empty = table["correlation"].isna().groupby(table["gene"])
+    lost, part = int(empty.all().sum()), int((empty.any() & ~empty.all()).sum())
+    parts = [f"{lost} of {empty.ngroups} genes without a covariance left out"] * bool(lost)
+    parts += [f"{part} genes with some of the pairs only"] * bool(part)
+    style.note(ax, "\n".join(parts))
+    return ax
+
+
+def correlations_data(scan: object) -> pd.DataFrame:
+    """Numbers that :func:`correlations` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene and pair: gene, first, second (cell types), distance (places between
+        them in the order of the cell types: 1 if adjacent), correlation.
+    """
+    found = scanned(scan)
+    names = found.layout.celltypes
+    if max(len(structure.labels) for structure in found.layout.structures) <= 2:
+        raise CTMMError(
+            "in this scan all pairs of cell types have one correlation: fit_genes(..., "
+            'models=["full"]) estimates one for each pair'
+        )
+    wide = found.corr
+    lower = [(r, c) for r in range(len(names)) for c in range(r)]
+    parts = [
+        pd.DataFrame(
+            {"gene": wide.index, "first": names[c], "second": names[r], "distance": r - c,
+             "correlation": wide.iloc[:, k].to_numpy()}
+        )
+        for k, (r, c) in enumerate(lower)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pairs(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None) -> Axes:
+    order = [(r, c) for c in range(len(types)) for r in range(c + 1, len(types))]
+    if ordered:
+        order.sort(key=lambda pair: (pair[0] - pair[1], pair[1]))
+    by_pair = {key: own for key, own in table.groupby(["first", "second"], sort=False)}
+    chosen = [by_pair[types[c], types[r]]["correlation"].dropna().to_numpy() for r, c in order]
+    ax = style.axes(ax, max(4.5, 1.2 + 0.42 * len(order)), 3.4)
+    ax.axhline(0.0, color=style.LINE, linewidth=0.6)
+    fills = [style.SPECIFIC if not ordered or r - c == 1 else "#A6CEE3" for r, c in order]
+    _violins(ax, chosen, fills, [np.median(own) if own.size else np.nan for own in chosen])
+    style.names_below(ax, range(len(order)), [f"{types[c]}–{types[r]}" for r, c in order])
+    label = "correlation between cell types"
+    return style.finish(ax, "dark: adjacent cell types" if ordered else "", label)
+
+
+def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None) -> Axes:
+    from matplotlib.patches import Rectangle
+
+    middle = table.groupby(["first", "second"], sort=False)["correlation"].median()
+    C = len(types)
+    grid = np.full((C, C), np.nan)
+    for row in middle.reset_index().itertuples():
+        grid[types.index(str(row.second)), types.index(str(row.first))] = row.correlation
+    ax = style.axes(ax, max(3.6, 1.8 + 0.28 * C), max(3.0, 1.3 + 0.26 * C))
+    image = ax.imshow(grid[1:, :-1], cmap="RdBu_r", vmin=-1.0, vmax=1.0)
+    if C <= _NUMBERED:
+        for r, c in zip(*np.nonzero(np.isfinite(grid)), strict=True):
+            color = "white" if abs(grid[r, c]) > 0.65 else "black"
+            ax.text(
+                c, r - 1, f"{grid[r, c]:.2f}", ha="center", va="center", color=color,
+                fontsize=style.SMALL - 1,
+            )  # fmt: skip
+    if ordered:
+        for k in range(C - 1):
+            corner = (k - 0.5, k - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    ax.set_yticks(range(C - 1), types[1:])
+    tilt: Any = {"rotation": 90} if C > _NUMBERED else {
+        "rotation": 40, "ha": "right", "rotation_mode": "anchor",
+    }  # fmt: skip
+    ax.set_xticks(range(C - 1), types[:-1], **tilt)
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.03)
+    bar.set_label("median correlation", fontsize=style.SMALL + 1)
+    bar.ax.tick_params(labelsize=style.SMALL)
+    style.finish(ax, "framed: adjacent cell types" if ordered else "")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labelsize=style.SMALL - 2 if C > _NUMBERED else style.SMALL)
+    return ax
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def scanned(scan: object) -> Any:
+    """`scan`, if it is one."""
+    if all(hasattr(scan, name) for name in ("table", "layout", "vcomp")):
+        return scan
+    raise CTMMError(f"expected a scan, what ctmm.fit_genes returns, got {type(scan).__name__}")
+
+
+def _positive(name: str, value: object) -> float:
+    good = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not good or not 0.0 < float(value) < np.inf:  # type: ignore[arg-type]
+        raise CTMMError(f"{name}= must be a positive number, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+OF_A_SCAN: dict[str, tuple[Callable[..., Any], Callable[..., pd.DataFrame]]] = {
+    "variances": (variances, variances_data),
+    "correlations": (correlations, correlations_data),
+    "differentiation": (differentiation, differentiation_data),
+    "qq": (qq, qq_data),
+}
+"""What ``scan.plot_<kind>()`` draws and ``scan.plot_data(kind)`` returns."""

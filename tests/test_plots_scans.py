@@ -1,0 +1,370 @@
+"""Pictures of scans, p values and power: their numbers, what is drawn, and what they refuse."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import images
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from scipy import stats
+
+import ctmm_formula as ctmm
+from ctmm_formula import plots
+from ctmm_formula.plots.scans import OF_A_SCAN
+from ctmm_formula.structures import resolve
+
+matplotlib.use("Agg")
+
+LONG = [
+    "CD4 naive", "CD4 effector memory", "CD8 naive", "CD8 effector memory", "NK CD56 bright",
+    "NK recruiting", "B naive", "B memory", "Plasma cells", "Monocyte classical",
+    "Monocyte non-classical", "Dendritic cells", "CD4 SOX4", "CD8 S100B",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scan():
+    genes = [f"gene{k:03d}" for k in (*range(1, 11), *range(101, 111))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.BoundaryWarning)
+        return ctmm.fit_genes(
+            "~ C(celltype) + sex", data=ctmm.load_genes(), random="batch", models=["full"],
+            tests=["score", "mean"], genes=genes, progress=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Fourteen cell types with long names and known correlations, as a scan holds them."""
+    rng = np.random.default_rng(14)
+    lower = [(r, c) for r in range(14) for c in range(r)]
+    genes = pd.Index([f"g{k}" for k in range(30)], name="gene")
+    noise = rng.normal(0, 0.1, (30, 91))
+    corr = pd.DataFrame(
+        np.clip(np.array([0.9 ** (r - c) for r, c in lower]) + noise, -1, 1), genes,
+        [f"corr[{LONG[r]},{LONG[c]}]" for r, c in lower],
+    )  # fmt: skip
+    corr.iloc[0] = np.nan
+    corr.iloc[1, :3] = np.nan
+    structure = resolve("full", LONG)
+    vcomp = pd.DataFrame(rng.gamma(2, 0.2, (30, len(structure.labels))), genes, structure.labels)
+    vcomp.iloc[0] = np.nan
+    layout = SimpleNamespace(celltypes=tuple(LONG), structures=(structure,))
+    return SimpleNamespace(table=pd.DataFrame(), layout=layout, vcomp=vcomp, corr=corr)
+
+
+@pytest.fixture(scope="module")
+def two_tests():
+    """P values of 400 genes, two of them 0, three missing."""
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"gene": [f"g{k}" for k in range(400)]})
+    table["p_mean"] = rng.random(400) ** rng.choice([1, 8], 400)
+    table["p_score"] = rng.random(400) ** rng.choice([1, 5], 400)
+    table.loc[[0, 1], "p_mean"] = 0.0
+    table.loc[[2, 3, 4], "p_score"] = np.nan
+    return table
+
+
+@pytest.fixture(scope="module")
+def rates():
+    rows = [
+        (n, test, V, 0.1 * k + n / 400, 0.02, 0.05)
+        for n in (100, 25, 50)
+        for k, test in enumerate(["score", "lrt"])
+        for V in (0.0, (0.1, 0.0))
+    ]
+    return pd.DataFrame(rows, columns=["n_donors", "test", "V", "rate", "se", "alpha"])
+
+
+def small():
+    """Axes one column wide."""
+    return Figure(figsize=(3.3, 2.8), layout="constrained").subplots()
+
+
+def laid_out(ax):
+    """Nothing that is drawn reaches beyond the page."""
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()
+    box = ax.figure.get_tightbbox(canvas.get_renderer())
+    width, height = ax.figure.get_size_inches()
+    assert min(box.x0, box.y0) > -0.03
+    assert box.x1 < width + 0.03
+    assert box.y1 < height + 0.03
+
+
+def notes(ax):
+    return " ".join(text.get_text() for text in ax.texts)
+
+
+# ---------------------------------------------------------------------------------------------
+# variances
+
+
+def test_variances_are_those_of_the_scan(scan):
+    data = scan.plot_data("variances")
+    wide = data.pivot(index="gene", columns="component", values="variance")[scan.vcomp.columns]
+    pd.testing.assert_frame_equal(
+        wide.rename_axis(columns=None), scan.vcomp, check_column_type=False
+    )
+
+
+def test_medians_are_written_and_do_not_depend_on_the_clip(scan):
+    middle = scan.vcomp.median()
+    free, clipped = (plots.variances(scan, clip=clip) for clip in (1e6, 0.05))
+    for ax in (free, clipped):
+        written = [float(text.get_text()) for text in ax.texts if "clip" not in text.get_text()]
+        np.testing.assert_allclose(written, middle, atol=0.0051)
+    assert "clipped" not in notes(free)
+    beyond = int((scan.vcomp.abs() > 0.05).sum().sum())
+    assert f"{beyond} of {scan.vcomp.size} clipped at ±0.05" in notes(clipped)
+
+
+def test_variances_leave_out_covariances_and_count_failed_genes(many):
+    ax = plots.variances(many, ax=small())
+    assert [text.get_text() for text in ax.get_xticklabels()] == [f"V[{name}]" for name in LONG]
+    assert "1 genes without estimates left out" in notes(ax)
+    laid_out(ax)
+
+
+@pytest.mark.parametrize("clip", [0, -1, np.inf, "2", True])
+def test_clip_is_a_positive_number(scan, clip):
+    with pytest.raises(ctmm.CTMMError, match="clip= must be a positive number"):
+        plots.variances(scan, clip=clip)
+
+
+# ---------------------------------------------------------------------------------------------
+# correlations
+
+
+def test_correlations_are_those_of_the_scan_with_their_distances(scan):
+    data = scan.plot_data("correlations")
+    assert len(data) == len(scan) * 6
+    for (first, second), own in data.groupby(["first", "second"]):
+        np.testing.assert_array_equal(own["correlation"], scan.corr[f"corr[{second},{first}]"])
+        assert set(own["distance"]) == {int(second[-1]) - int(first[-1])}
+
+
+def test_adjacent_pairs_come_first_and_look_different(scan):
+    ax = scan.plot_correlations(ordered=True)
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "day0–day1", "day1–day2", "day2–day3", "day0–day2", "day1–day3", "day0–day3",
+    ]  # fmt: skip
+    fills = [tuple(body.get_facecolor()[0]) for body in ax.collections]
+    assert len(set(fills[:3])) == len(set(fills[3:])) == 1
+    assert fills[0] != fills[3]
+    plain = {tuple(body.get_facecolor()[0]) for body in scan.plot_correlations().collections}
+    assert len(plain) == 1
+
+
+def test_heat_map_shows_medians_of_every_pair(many):
+    ax = plots.correlations(many, ordered=True, ax=small())
+    shown = ax.images[0].get_array()
+    r, c = 5, 2
+    expected = many.corr[f"corr[{LONG[r]},{LONG[c]}]"].median()
+    assert shown[r - 1, c] == pytest.approx(expected)
+    assert np.isnan(np.ma.filled(shown, np.nan)[0, 1])
+    assert len(ax.patches) == 13  # one frame for each adjacent pair
+    assert "1 of 30 genes without a covariance left out" in notes(ax)
+    assert "1 genes with some of the pairs only" in notes(ax)
+    laid_out(ax)
+
+
+def test_one_correlation_for_all_pairs_is_refused(scan):
+    hom = resolve("hom", list(scan.layout.celltypes))
+    layout = SimpleNamespace(celltypes=scan.layout.celltypes, structures=(hom,))
+    short = SimpleNamespace(table=scan.table, layout=layout, vcomp=scan.vcomp, corr=scan.corr)
+    with pytest.raises(ctmm.CTMMError, match=r'models=\["full"\]'):
+        plots.correlations(short)
+
+
+# ---------------------------------------------------------------------------------------------
+# means against variances
+
+
+def test_differentiation_has_the_logarithms(two_tests):
+    data = plots.differentiation_data(two_tests, "mean", "score")
+    assert list(data) == ["gene", "p_mean", "p_score", "x", "y"]
+    np.testing.assert_allclose(10.0 ** -data["x"], two_tests["p_mean"], rtol=1e-12)
+    assert np.isinf(data["x"][:2]).all()
+    assert data["y"][2:5].isna().all()
+
+
+def test_thresholds_are_bonferroni_over_genes_that_were_tested(two_tests):
+    ax = plots.differentiation(two_tests, "mean", "score", alpha=0.1)
+    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert dashed[0].get_xdata()[0] == pytest.approx(-np.log10(0.1 / 400))
+    assert dashed[1].get_ydata()[0] == pytest.approx(-np.log10(0.1 / 397))
+    assert "3 of 400 genes without p left out" in notes(ax)
+    assert "2 with p = 0 at the edge" in notes(ax)
+    finite = np.isfinite(plots.differentiation_data(two_tests, "mean", "score")["x"])
+    assert len(ax.collections[0].get_offsets()) == finite.sum() - 3
+    assert len(ax.collections[1].get_offsets()) == 2
+
+
+def test_genes_are_named_by_number_or_by_name(two_tests):
+    best = two_tests.sort_values("p_score")["gene"][:3].tolist()
+    said = notes(plots.differentiation(two_tests, "mean", "score", genes=3)).split()
+    assert set(best) <= set(said)
+    said = notes(plots.differentiation(two_tests, "mean", "score", genes=["g77"])).split()
+    assert "g77" in said
+    assert best[0] not in said
+    with pytest.raises(ctmm.CTMMError, match="there is no gene 'g777'"):
+        plots.differentiation(two_tests, "mean", "score", genes=["g777"])
+    with pytest.raises(ctmm.CTMMError, match="g2 has no p value"):
+        plots.differentiation(two_tests, "mean", "score", genes=["g2"])
+
+
+def test_crowded_names_do_not_touch(two_tests):
+    ax = plots.differentiation(two_tests, "mean", "score", genes=8)
+    laid_out(ax)
+    boxes = [Text.get_window_extent(t) for t in ax.texts if t.get_text().startswith("g")]
+    assert len(boxes) == 8
+    for k, one in enumerate(boxes):
+        for other in boxes[:k]:
+            apart = (one.x0 > other.x1 or other.x0 > one.x1
+                     or one.y0 > other.y1 - 3 or other.y0 > one.y1 - 3)  # fmt: skip
+            assert apart
+
+
+def test_default_tests_of_a_scan(scan):
+    ax = scan.plot_differentiation()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("−log10 p (mean)", "−log10 p (score)")
+    with pytest.raises(ctmm.CTMMError, match=r'tests=\["jackknife"\]'):
+        scan.plot_differentiation(y="jackknife")
+    with pytest.raises(ctmm.CTMMError, match="the same test"):
+        scan.plot_differentiation(y="mean")
+
+
+# ---------------------------------------------------------------------------------------------
+# quantiles of p values
+
+
+def test_quantiles_and_lambda_by_hand():
+    p = np.array([0.2, np.nan, 0.01, 0.7, 0.4])
+    data = plots.qq_data({"mine": p}, level=0.9)
+    assert data["p"].tolist() == [0.01, 0.2, 0.4, 0.7]
+    np.testing.assert_allclose(10 ** -data["expected"], [0.125, 0.375, 0.625, 0.875])
+    # smallest of 4 uniforms is below t with probability 1 - (1 - t)^4
+    np.testing.assert_allclose(10 ** -data["low"][0], 1 - 0.05**0.25)
+    np.testing.assert_allclose(10 ** -data["high"][0], 1 - 0.95**0.25)
+    assert data["lambda_gc"][0] == pytest.approx(stats.chi2.isf(0.3, 1) / stats.chi2.isf(0.5, 1))
+    assert data.attrs["missing"] == 1
+    assert "1 missing p left out" in notes(plots.qq({"mine": p}))
+
+
+def test_quantiles_of_uniform_values_lie_on_the_line_and_in_the_band():
+    n = 1000
+    data = plots.qq_data((np.arange(n) + 0.5) / n)
+    np.testing.assert_allclose(data["observed"], data["expected"])
+    assert data["lambda_gc"][0] == pytest.approx(1.0, abs=1e-9)
+    assert (data["low"] < data["observed"]).all()
+    assert (data["observed"] < data["high"]).all()
+
+
+def test_quantiles_of_a_scan(scan):
+    data = scan.plot_data("qq")
+    assert list(dict.fromkeys(data["test"])) == ["score", "mean", "score_cauchy", "lrt[free:full]"]
+    own = scan.plot_data("qq", tests="mean")["p"]
+    np.testing.assert_array_equal(own, scan.table["p_mean"].dropna().sort_values())
+    with pytest.raises(ctmm.CTMMError, match=r'tests=\["bootstrap"\]'):
+        scan.plot_qq(tests=["bootstrap"])
+    with pytest.raises(ctmm.CTMMError, match=r"models="):
+        scan.plot_qq(tests=["lrt[hom:free]"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([0.1, 1.2], "between 0 and 1: 1.2 in row 1"), (["a"], "numbers"), ([np.nan], "missing")],
+)
+def test_no_p_values(values, message):
+    with pytest.raises(ctmm.DataError, match=message):
+        plots.qq({"mine": values})
+
+
+# ---------------------------------------------------------------------------------------------
+# power
+
+
+def test_power_curves_sort_and_split(rates):
+    data = plots.power_curves_data(rates)
+    assert set(data["series"]) == {"score", "lrt"}
+    assert set(data["line"]) == {"V 0", "V (0.1, 0)"}
+    own = data[(data["series"] == "lrt") & (data["line"] == "V 0")]
+    assert own["x"].tolist() == [25, 50, 100]
+    np.testing.assert_allclose(own["y"], [0.1625, 0.225, 0.35])
+    ax = plots.power_curves(rates)
+    laid_out(ax)
+    assert ax.get_legend_handles_labels()[1] == ["score", "lrt", "V 0", "V (0.1, 0)"]
+    level = [line for line in ax.lines if list(line.get_ydata()) == [0.05, 0.05]]
+    assert len(level) == 1
+
+
+def test_power_table_is_drawn_as_it_is():
+    table = ctmm.power(n_donors=[20, 30], V=[0.0, 0.2], n_sim=4, tests="score", rng=1)
+    data = plots.power_curves_data(table)
+    np.testing.assert_array_equal(np.sort(data["y"]), np.sort(table["rate"]))
+    assert set(data["line"]) == {"V 0", "V 0.2"}
+
+
+def test_power_curves_refuse(rates):
+    with pytest.raises(ctmm.CTMMError, match="there is no column 'noise_cv'"):
+        plots.power_curves(rates, x="noise_cv")
+    with pytest.raises(ctmm.DataError, match="several rows at n_donors 100"):
+        plots.power_curves(rates, split=[])
+    with pytest.raises(ctmm.CTMMError, match=r"what ctmm\.power returns, got dict"):
+        plots.power_curves({})
+
+
+# ---------------------------------------------------------------------------------------------
+# all of them
+
+
+def test_methods_are_the_functions(scan):
+    for kind, (draw, data) in OF_A_SCAN.items():
+        ax = small()
+        assert getattr(scan, f"plot_{kind}")(ax=ax) is ax
+        pd.testing.assert_frame_equal(scan.plot_data(kind), data(scan))
+        assert draw is getattr(plots, kind)
+        assert data is getattr(plots, f"{kind}_data")
+    with pytest.raises(ctmm.CTMMError, match="unknown kind 'volcano'"):
+        scan.plot_data("volcano")
+    with pytest.raises(ctmm.CTMMError, match="expected a scan"):
+        plots.variances(scan.table)
+
+
+def test_nothing_is_shown_written_or_set(scan, many, two_tests, rates, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("written"))
+    before, figures = dict(matplotlib.rcParams), plt.get_fignums()
+    for kind in OF_A_SCAN:
+        getattr(scan, f"plot_{kind}")()
+    plots.correlations(many)
+    plots.differentiation(two_tests, y="score")
+    plots.power_curves(rates)
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == figures
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["variances", "correlations", "heatmap", "differentiation", "qq", "power"]
+)
+def test_pictures_look_as_they_did(name, scan, two_tests, rates):
+    draw = {
+        "variances": lambda ax: plots.variances(scan, ax=ax),
+        "correlations": lambda ax: plots.correlations(scan, ordered=True, ax=ax),
+        "heatmap": lambda ax: plots.correlations(scan, kind="heatmap", ordered=True, ax=ax),
+        "differentiation": lambda ax: plots.differentiation(two_tests, y="score", ax=ax),
+        "qq": lambda ax: plots.qq(two_tests, ax=ax),
+        "power": lambda ax: plots.power_curves(rates, ax=ax),
+    }
+    ax = draw[name](Figure(figsize=(4, 3)).add_axes((0.15, 0.2, 0.6, 0.7)))
+    images.check(ax.figure, f"scan_{name}")
