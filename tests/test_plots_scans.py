@@ -75,7 +75,7 @@ def two_tests():
 @pytest.fixture(scope="module")
 def rates():
     rows = [
-        (n, test, V, 0.1 * k + n / 400, 0.02, 0.05)
+        (n, test, V, 0.1 * k + n / 400 + 0.3 * (V != 0), 0.02, 0.05)
         for n in (100, 25, 50)
         for k, test in enumerate(["score", "lrt"])
         for V in (0.0, (0.1, 0.0))
@@ -304,6 +304,23 @@ def test_power_curves_sort_and_split(rates):
     assert ax.get_legend_handles_labels()[1] == ["score", "lrt", "V 0", "V (0.1, 0)"]
     level = [line for line in ax.lines if list(line.get_ydata()) == [0.05, 0.05]]
     assert len(level) == 1
+
+
+def test_settings_that_are_no_numbers_stand_side_by_side(rates):
+    some = rates[rates["n_donors"] == 25]
+    ax = plots.power_curves(some, x="V", ax=small())
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "(0.1, 0)"]
+    laid_out(ax)
+
+
+def test_one_gene_is_drawn(scan):
+    genes = scan.table["gene"].iloc[:1].tolist()
+    one = SimpleNamespace(
+        table=scan.table.iloc[:1], layout=scan.layout, vcomp=scan.vcomp.loc[genes],
+        corr=scan.corr.loc[genes],
+    )  # fmt: skip
+    for ax in (plots.variances(one), plots.differentiation(one), plots.qq(one)):
+        laid_out(ax)
 
 
 def test_power_table_is_drawn_as_it_is():

@@ -245,8 +245,8 @@ def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | No
             )  # fmt: skip
     if ordered:
         for k in range(C - 1):
-            corner = (k - 0.5, k - 0.5)
-            ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+            frame: Any = {"fill": False, "edgecolor": "black", "linewidth": 1.2, "clip_on": False}
+            ax.add_patch(Rectangle((k - 0.5, k - 0.5), 1, 1, **frame))
     ax.set_yticks(range(C - 1), types[1:])
     tilt: Any = {"rotation": 90} if C > _NUMBERED else {
         "rotation": 40, "ha": "right", "rotation_mode": "anchor",
