@@ -118,9 +118,11 @@ def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) 
     -----
     The residual of a row is its distance from its best linear unbiased prediction by all other
     rows, (P y)_a / P_aa with P = Sigma^-1 - Sigma^-1 X (X' Sigma^-1 X)^-1 X' Sigma^-1, over its
-    standard deviation 1 / sqrt(P_aa).  It is at once the conditional residual over its own
-    standard deviation.  Unlike residuals against fitted values these two are uncorrelated where
-    the model holds (Christensen, Pearson and Johnson, Technometrics 34:38, 1992).
+    standard deviation 1 / sqrt(P_aa) (case deletion: Christensen, Pearson and Johnson,
+    Technometrics 34:38, 1992).  It is at once the conditional residual nu_a (P y)_a over its own
+    standard deviation.  Residuals against fitted values have a trend where noise is small, as
+    the fit follows its own row; the error of a prediction by other rows has none, but for the
+    uncertainty of the fixed effects.
 
     Examples
     --------
