@@ -182,8 +182,8 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
         missing = given.index[given == "NA"]
         if len(missing):
             raise DataError(
-                f"{what} has the text 'NA' in {rows(missing.to_numpy())}: this is what R's missing text "
-                "becomes; make it None or NaN, or the column categorical if it is a label"
+                f"{what} has the text 'NA' in {rows(missing.to_numpy())}: this is what R's missing "
+                "text becomes; make it None or NaN, or the column categorical if it is a label"
             )
         ordered = sorted(set(given))
         index = {value: code for code, value in enumerate(ordered)}
