@@ -161,7 +161,7 @@ def _name(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
     for k in np.argsort(-points[:, 1]):
         reach = letter * len(names[k])
         best = None
-        for ring in (5.0, 14.0, 23.0, 32.0, 44.0, 58.0):
+        for ring in (5.0, 9.0, 14.0, 23.0, 32.0, 44.0, 58.0):
             for dx, dy in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)):
                 left = points[k, 0] + ring * dx - (reach if dx < 0 else reach / 2 if dx == 0 else 0)
                 middle = points[k, 1] + ring * dy
