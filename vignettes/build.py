@@ -51,6 +51,7 @@ PAGES = [
     Page("quickstart", "One gene: fit, tests, the truth, a picture."),
     Page("from_cells", "A matrix of cells becomes pseudobulk, with all that was left out."),
     Page("missing_pairs", "Donors without some cell types: fit what is there, or impute?"),
+    Page("scan", "All genes: one scan, its table, and every picture of it."),
     Page("planning", "How many donors and cells: power and false positives by simulation."),
     Page("coming_from", "Names and calls beside those of ctmm, lme4, dream and metafor.",
          ("lme4", "metafor")),

@@ -62,35 +62,13 @@ shown = by_donors.assign(V=by_donors["V"].astype(str), rate=by_donors["rate"].ro
 shown.pivot(index=["V", "test"], columns="n_donors", values="rate")
 
 # %% alt="Positive rates of four tests by number of donors, without and with cell type-specific variance"
-COLORS = {"score": "#0072B2", "lrt": "#E69F00", "jackknife": "#D55E00", "he:jackknife": "#009E73"}
-
-
-def curves(table, x, ax, title, level=None):
-    """Rates with two standard errors, a line for each test."""
-    for test, part in table.groupby("test", sort=False):
-        ax.errorbar(
-            part[x], part["rate"], yerr=2 * part["se"], marker="o", markersize=5, capsize=2,
-            color=COLORS.get(test, "0.3"), label=test,
-        )  # fmt: skip
-    if level is not None:
-        ax.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(set(table[x])), [f"{v:g}" for v in sorted(set(table[x]))])
-    ax.minorticks_off()
-    ax.set_title(title, fontsize=11)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained", sharey=True)
 null = by_donors["V"].astype(str) == "0"
-curves(by_donors[null], "n_donors", left, "false positives (V = 0)", 0.05)
-curves(by_donors[~null], "n_donors", right, "power")
-left.set_ylim(0, None)
-right.set_ylim(0, 1.02)
-for ax in (left, right):
-    ax.set_xlabel("donors")
-left.set_ylabel("share of p < .05")
-right.legend(frameon=False, fontsize=9)
+for ax, part, title in zip(
+    axes, (null, ~null), ("false positives (V = 0)", "power"), strict=True
+):
+    ctmm.plots.power_curves(by_donors[part], ax=ax)
+    ax.set_title(title, fontsize=10)
 
 # %% [markdown]
 # ## More donors or more cells?
