@@ -131,7 +131,9 @@ def _aim1(setting: dict[str, Any], group: str) -> int:
     if group == "jackknife":
         aims = {20: 1000, 50: 600, 100: 300, 300: 100 if published else 0}
         return 100 if more else aims[N] // (1 if published else 3)
-    return 300 if group == "score" and (more or N == 300) else 1000
+    if more and group != "moments":
+        return 100
+    return 300 if group == "score" and N == 300 else 1000
 
 
 def _draw_design(

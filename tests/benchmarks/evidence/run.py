@@ -12,10 +12,12 @@ OPENBLAS_NUM_THREADS=1 and OMP_NUM_THREADS=1.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -63,7 +65,13 @@ def todo(name: str, groups: list[str], full: bool) -> list[tuple[int, str, int]]
 
 
 def keep(name: str, rows: list[dict[str, Any]]) -> None:
-    """Add counts to the file."""
+    """Add counts to the file, one process at a time."""
+    with open(Path(gettempdir()) / f"evidence-{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _add(name, rows)
+
+
+def _add(name: str, rows: list[dict[str, Any]]) -> None:
     table = pd.concat([part for part in (read(name), pd.DataFrame(rows)) if len(part)])
     table = table.groupby(KEYS, sort=False, as_index=False)[COUNTS].sum()
     table["seconds"] = table["seconds"].round(2)
