@@ -97,6 +97,14 @@ def test_readme_shows_what_the_page_prints():
         assert result in page
 
 
+def test_readme_shows_the_scan_of_the_page():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = readme.partition("<!-- scan: begin -->\n```text\n")[2].partition("\n```\n")[0]
+    assert len(shown.splitlines()) > 4
+    page = text_of((PAGES / "scan.html").read_text("utf-8"))
+    assert shown in "\n".join(line.rstrip() for line in page.splitlines())
+
+
 def test_formulas_name_functions_that_exist():
     """Every `room.module.name` on the page of the mathematics can be imported."""
     text = (VIGNETTES / "mathematics.py").read_text("utf-8")

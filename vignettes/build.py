@@ -117,8 +117,9 @@ def fill_readme(book: nbformat.NotebookNode) -> None:
         name = cell.metadata.get("readme")
         if not name:
             continue
-        shown = "".join(out.text for out in cell.outputs if out.output_type == "stream")
-        block = f"<!-- {name}: begin -->\n```text\n{shown.rstrip()}\n```\n<!-- {name}: end -->"
+        shown = "".join(out.text for out in cell.outputs if out.output_type == "stream").rstrip()
+        shown = "\n".join(line.rstrip() for line in shown.splitlines())
+        block = f"<!-- {name}: begin -->\n```text\n{shown}\n```\n<!-- {name}: end -->"
         text = path.read_text(encoding="utf-8")
         old = re.search(rf"<!-- {name}: begin -->.*?<!-- {name}: end -->", text, flags=re.DOTALL)
         if old is None:
