@@ -70,7 +70,8 @@ def test_pages_show_todays_output(quick, name):
     if not (quick / f"{name}.html").exists():
         pytest.skip("left out without R")
     shown = (PAGES / f"{name}.html").read_text("utf-8")
-    assert text_of(shown) == text_of((quick / f"{name}.html").read_text("utf-8"))
+    today = (quick / f"{name}.html").read_text("utf-8")
+    assert text_of(shown) == text_of(today), f"python vignettes/build.py {name}"
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.html")), ids=lambda page: page.stem)

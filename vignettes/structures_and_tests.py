@@ -1,0 +1,184 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Structures and tests: which to fit, which to trust
+#
+# A structure says what the covariance V of the cell type-specific effects may be.  The test of V = 0
+# asks whether there is any.  Several tests answer this question, and they do not agree; this page
+# shows how often each is wrong, so that you can choose.
+
+# %% [markdown]
+# ## Structures
+#
+# | structure | V | parameters | use it for |
+# |---|---|---|---|
+# | `"hom"` | 0 | 1 | the null model: all variance is shared |
+# | `"iid"` | v I | 2 | one number for "how specific": few donors |
+# | `"free"` | diag(V_1 ... V_C) | 1 + C | the default: which cell types vary |
+# | `ctmm.banded(w)` | entries at most w off the diagonal | 1 + C + ... | ordered cell types, such as days |
+# | `"full"` | any symmetric matrix | C (C + 1) / 2 | correlations between cell types; many donors |
+#
+# All of them on the example, and what the likelihood says:
+
+# %%
+import re
+import textwrap
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import ctmm_formula as ctmm
+
+ROOT = Path(globals().get("__file__", "vignettes/notebook")).resolve().parents[1]
+EVIDENCE = ROOT / "tests" / "benchmarks" / "evidence"
+
+df = ctmm.load_example()
+fits = {
+    name: ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure=structure, data=df)
+    for name, structure in {
+        "hom": "hom", "iid": "iid", "free": "free", "banded(1)": ctmm.banded(1), "full": "full",
+    }.items()
+}  # fmt: skip
+print(ctmm.anova(*fits.values()))
+
+# %% [markdown]
+# The correlations of true expression between cell types, by the structures that differ in them:
+
+# %%
+for name in ("free", "banded(1)", "full"):
+    print(name, fits[name].corr.round(2).to_string(), sep="\n", end="\n\n")
+
+# %% [markdown]
+# A structure of your own is a list of symmetric matrices (see [the house](house.html)).
+#
+# ## Bounds
+#
+# In cell type-specific data variance components may be negative, which keeps them unbiased
+# (`bounds="noise"`).  `bounds="psd"` keeps the covariance of true expression positive semidefinite,
+# `bounds="nonnegative"` every variance.  With few donors the maximum may lie on the edge of what is
+# allowed; then the fit says so.  Here is a gene with V = 0, in 15 donors:
+
+# %%
+null = ctmm.load_example("gene010")
+few = null[null["donor"].isin(null["donor"].unique()[:15])]
+rows = {}
+for bounds in ("noise", "psd", "nonnegative"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        res = ctmm.fit("expr ~ C(celltype)", data=few, structure="free", bounds=bounds)
+    rows[bounds] = {**res.vcomp.round(3), "llf": round(res.llf, 3), "on the edge": res.boundary}
+print(textwrap.fill(f"{type(caught[-1].message).__name__}: {caught[-1].message}", 80))
+pd.DataFrame(rows).T
+
+# %% [markdown]
+# ## Tests of V = 0
+#
+# | test | what it takes for granted |
+# |---|---|
+# | `"score"` | the fit without V, which has no edge; numbers of cells; the measured noise only on average right |
+# | `"lrt"` | the measured noise is exact |
+# | `"wald"` (`"model"`) | that, and estimates that are normal |
+# | `"jackknife"` | estimates that are normal enough, away from the edge |
+# | HE `"jackknife"` | the same for moment estimates |
+# | `"bootstrap"` | the measured noise is exact |
+#
+# How often does each call p < .05?  First where there is nothing to be found
+# (`tests/benchmarks/evidence/calibration.md`); rates should be near .05.
+
+
+# %% tags=["hide-input"]
+def sections(name):
+    """Heading -> lines of a page of evidence, without its pictures."""
+    text = re.sub(r"!\[.*?\n", "", (EVIDENCE / f"{name}.md").read_text(encoding="utf-8"))
+    out = {}
+    for part in text.split("\n## ")[1:]:
+        heading, *lines = part.splitlines()
+        out[heading] = lines
+    return out
+
+
+def frame(lines):
+    """Lines of a markdown table as a table."""
+    rows = [line for line in lines if line.startswith("|")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return pd.DataFrame(cells[2:], columns=cells[0])
+
+
+calibration = sections("calibration")
+
+# %% tags=["hide-input", "markdown"]
+print(*(line for line in calibration["What it says"] if not line.startswith("A point is")), sep="\n")
+
+# %% [markdown]
+# Rates with their standard errors in brackets; "failed" counts data sets without a p value.
+
+# %% tags=["hide-input", "markdown"]
+for heading in ("Over all settings", "By n_donors", "By noise_cv", "By celltypes", "By kurtosis"):
+    print(f"### {heading}\n", *calibration[heading], sep="\n", end="\n\n")
+
+# %% [markdown]
+# Each point is one setting of the grid; grey, .04 to .06.
+
+# %% tags=["hide-input"] alt="Positive rates under the null of each test, one point for each setting, by number of donors"
+grid = frame(calibration["The whole grid"])
+tests = list(grid.columns[6:])
+COLORS = ["#0072B2", "#56B4E9", "#D55E00", "#999999", "#009E73", "#00634a", "#CC79A7", "#E69F00", "#8c6d00"]
+counts = sorted(grid["n_donors"].astype(int).unique())
+figure, axes = plt.subplots(
+    1, len(counts), figsize=(10.0, 3.9), sharey=True, layout="constrained", squeeze=False
+)
+for N, ax in zip(counts, axes[0], strict=True):
+    part = grid[grid["n_donors"] == str(N)]
+    for k, test in enumerate(tests):
+        rate = pd.to_numeric(part[test].str.split(" ").str[0], errors="coerce").dropna()
+        place = k + (rate.rank(method="first") / max(len(rate), 1) - 0.5) * 0.6
+        ax.scatter(place, rate, s=7, color=COLORS[k % len(COLORS)], linewidths=0)
+    ax.axhspan(0.04, 0.06, color="0.85", zorder=0)
+    ax.set_xticks(range(len(tests)), tests, rotation=90, fontsize=8)
+    ax.set_title(f"{N} donors", fontsize=10)
+    ax.spines[["top", "right"]].set_visible(False)
+axes[0, 0].set_ylabel("share of p < .05 where V = 0")
+axes[0, 0].set_ylim(0, None)
+
+# %% [markdown]
+# How many settings lie inside .04 to .06, and how many are off by more than chance explains:
+
+# %% tags=["hide-input", "markdown"]
+heading = next(name for name in calibration if name.startswith("Settings outside"))
+print("\n".join(calibration[heading]))
+
+# %% [markdown]
+# ## Power
+#
+# How often each finds V where it is there (`tests/benchmarks/evidence/power.md`).
+
+# %% tags=["hide-input", "markdown"]
+power = sections("power")
+print(*power["What it says"], sep="\n")
+print("\nRates with 4 cell types and cells 10-fold uneven:\n")
+power = frame(power["All settings"])
+part = power[(power["celltypes"] == "4") & (power["fold"].astype(float) == 10.0)]
+part = part.drop(columns=["celltypes", "fold"]).rename(columns={"noise_cv": "errors of nu"})
+for row in (list(part.columns), ["---"] * part.shape[1], *part.to_numpy()):
+    print("| " + " | ".join(row) + " |")
+
+# %% [markdown]
+# ## What to use
+#
+# | you have | use |
+# |---|---|
+# | numbers of cells (`n_cells`) | `test_variance("score")` |
+# | many cell types and expect one or two to differ | its combined p value (`.extra["cauchy"]`, in a scan `p_score_cauchy`), which weighs the sum and every cell type, and the p values of the cell types |
+# | all cell types may differ a little | its `pvalue`, of the sum |
+# | known noise, from another source than the same cells | `"lrt"`, or `"bootstrap"` with few donors |
+# | the published analysis to be repeated | `"jackknife"`; confirm hits by `"score"` |
+# | no numbers of cells | `"score"` with the mean noise of each cell type; the result says so |
+#
+# Every table here is made by `tests/benchmarks/evidence/run.py` and `report.py`, with seeds.
