@@ -132,7 +132,8 @@ def power(
     structure : str
         That is fitted and tested.
     tests : str or sequence of str
-        - "score" (the sum over cell types), "score_cauchy", "score_celltype" (a row for each)
+        - "score" (the sum over cell types), "score_celltype" (a row for each), "score_cauchy"
+          (sum and cell types combined)
         - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald"; "he:jackknife"
         - of means: "mean" by REML, "he:mean"
     alpha : float

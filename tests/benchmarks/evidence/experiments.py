@@ -33,7 +33,8 @@ GROUPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "moments": (["he:jackknife", "he:mean"], {}),
     "jackknife": (["jackknife", "mean"], {}),
     "one-step": (["jackknife"], {"one_step": True}),
-    "score": (["score", "score_cauchy", "score_celltype"], {}),
+    "score": (["score", "score_celltype"], {}),
+    "combined": (["score_cauchy"], {}),
 }
 """Group -> tests and options of fit_genes."""
 
@@ -89,14 +90,15 @@ class Experiment:
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if group == "one-step":
             return {"jackknife, one step": found["jackknife"]}
+        if group == "combined":
+            return {"score_combined": found["score_cauchy"]}
         if group != "score":
             return found
         types = np.array([found[name] for name in found if name.startswith("score[")])
         more = {name: combine(types) for name, combine in combinations.RULES.items()}
         first, last = types[0], types[-1]
-        return {name: found[name] for name in ("score", "score_cauchy")} | {
-            "score[first]": first, "score[last]": last, **more,
-        }  # fmt: skip
+        ends = {"score[first]": first, "score[last]": last}
+        return {"score": found["score"], **ends, **more}
 
 
 def _large(setting: dict[str, Any], group: str) -> bool:
@@ -126,7 +128,7 @@ def _figure1() -> list[dict[str, Any]]:
 def _aim1(setting: dict[str, Any], group: str) -> int:
     N, more = setting["n_donors"], "-" in setting["design"]  # with 8 or 12 cell types
     published = setting["design"].startswith("published")
-    if group == "one-step":
+    if group in ("one-step", "combined"):
         return 0
     if group == "jackknife":
         aims = {20: 1000, 50: 600, 100: 300, 300: 100 if published else 0}
@@ -158,7 +160,7 @@ def _figure2() -> list[dict[str, Any]]:
 
 
 def _aim2(setting: dict[str, Any], group: str) -> int:
-    return {"one-step": 0, "ml": 0}.get(group, 1000)
+    return {"one-step": 0, "ml": 0, "combined": 0}.get(group, 1000)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,6 +215,7 @@ def _aim_grid(setting: dict[str, Any], group: str) -> int:
         "ml": {},
         "jackknife": {20: 100, 50: 100, 100: 100} if few or _half(setting) else {20: 100},
         "one-step": {300: 100} if few else {},
+        "combined": {20: 100, 50: 100, 100: 100} if few or _half(setting) else {20: 100, 50: 100},
         "score": {20: 500, 50: 500, 100: 300, 300: 100}
         if few
         else {20: 500, 50: 300, 100: 200, 300: 100 if _half(setting) else 0},
@@ -222,7 +225,7 @@ def _aim_grid(setting: dict[str, Any], group: str) -> int:
 
 def _aim_power(setting: dict[str, Any], group: str) -> int:
     few = 100 if setting["celltypes"] == 4 else 0
-    return {"ml": 0, "one-step": 0, "jackknife": few}.get(group, 500)
+    return {"ml": 0, "one-step": 0, "jackknife": few, "combined": 0}.get(group, 500)
 
 
 def _batches(setting: dict[str, Any]) -> str | None:
@@ -251,7 +254,7 @@ def _draw_bootstrap(
 
 
 def _aim_bootstrap(setting: dict[str, Any], group: str) -> int:
-    return {"ml": 0, "one-step": 0, "jackknife": 200}.get(group, 400)
+    return {"ml": 0, "one-step": 0, "jackknife": 200, "combined": 0}.get(group, 400)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

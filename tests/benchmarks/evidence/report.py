@@ -20,21 +20,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-SHORT = {"score_cauchy": "score, Cauchy", "lrt": "LRT", "wald": "Wald", "jackknife": "jackknife",
-         "mean": "means", "he:jackknife": "HE jackknife", "he:mean": "HE means",
-         "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
+TYPES = "cauchy, p < .99"
+"""The cell types' score tests; the package's combined p value weighs their sum as well."""
+SHORT = {TYPES: "score, Cauchy", "score_combined": "score, combined", "lrt": "LRT",
+         "wald": "Wald", "jackknife": "jackknife", "mean": "means",
+         "he:jackknife": "HE jackknife", "he:mean": "HE means", "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
 FEW = 30
 """Fewer genes tested make no point of a picture."""
-VARIANCE = ["score", "score_cauchy", "lrt", "wald", "jackknife", "jackknife, one step",
+VARIANCE = ["score", TYPES, "score_combined", "lrt", "wald", "jackknife", "jackknife, one step",
             "he:jackknife"]  # fmt: skip
 MEANS = ["mean", "he:mean"]
 # colours that colour-blind readers can tell apart (Okabe and Ito), and markers
 STYLE = dict(
     zip(
         [*VARIANCE, *MEANS, "ml:lrt", "ml:wald"],
-        [("#0072B2", "o"), ("#56B4E9", "s"), ("#D55E00", "^"), ("#999999", "v"), ("#009E73", "D"),
-         ("#009E73", "d"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#F0E442", "*"), ("#D55E00", "2"),
-         ("#999999", "1")],
+        [("#0072B2", "o"), ("#56B4E9", "s"), ("#000000", "h"), ("#D55E00", "^"), ("#999999", "v"),
+         ("#009E73", "D"), ("#009E73", "d"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#F0E442", "*"),
+         ("#D55E00", "2"), ("#999999", "1")],
         strict=True,
     )
 )  # fmt: skip
@@ -104,11 +106,11 @@ def lines(ax: Any, table: pd.DataFrame, x: str, tests: Sequence[str]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend(axes: Any, at: Any, loc: str) -> None:
-    """The lines of all axes, named in one of them."""
+def legend(axes: Any, at: Any, loc: str, **options: Any) -> None:
+    """The lines of all axes, named in one of them or above them."""
     found = [ax.get_legend_handles_labels() for ax in axes.flat]
     named = {label: handle for part in found for handle, label in zip(*part, strict=True)}
-    at.legend(named.values(), named.keys(), fontsize=8, frameon=False, loc=loc)
+    at.legend(named.values(), named.keys(), fontsize=8, frameon=False, loc=loc, **options)
 
 
 def save(figure: Any, name: str) -> str:
@@ -136,7 +138,7 @@ NOTE = ("Rate of p < .05 with its standard error in brackets; genes without a p 
 
 def figure1() -> None:
     table = rates("figure1")
-    tests = ["score", "score_cauchy", "lrt", "ml:lrt", "wald", "jackknife", "he:jackknife"]
+    tests = ["score", TYPES, "lrt", "ml:lrt", "wald", "jackknife", "he:jackknife"]
     pictures = []
     for version in ("published", "preprint"):
         figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
@@ -167,7 +169,7 @@ def figure2() -> None:
     cv = {20: 0.109, 10: 0.196, 5: 0.327, 3: 0.447, 2: 0.548}
     table["cv"] = table["b"].map(cv).fillna(0.0)
     table["V1"] = table["V"].map(lambda v: v[0] if isinstance(v, tuple) else np.nan)
-    tests = ["score", "score_cauchy", "lrt", "wald", "jackknife", "he:jackknife"]
+    tests = ["score", TYPES, "lrt", "wald", "jackknife", "he:jackknife"]
     hom = table["design"] == "ipsc/hom"
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for ax, sigma2 in zip(axes, (0.25, 0.01), strict=False):
@@ -187,7 +189,7 @@ def figure2() -> None:
 
 
 GRID = ["n_donors", "celltypes", "noise_cv", "fold", "n_batches", "kurtosis"]
-RULES = ["score", "score_cauchy", "cauchy, p < .99", "cauchy, p < .95", "cauchy, p < .9",
+RULES = ["score", TYPES, "cauchy, p < .95", "cauchy, p < .9",
          "cauchy, p < 1 - 1/C", "half-Cauchy", "bonferroni", "simes"]  # fmt: skip
 
 
@@ -248,7 +250,7 @@ def outside(table: pd.DataFrame, tests: Sequence[str]) -> pd.DataFrame:
 
 def power() -> None:
     table = rates("power")
-    tests = [test for test in VARIANCE if test != "jackknife, one step"]
+    tests = [test for test in VARIANCE if test not in ("jackknife, one step", "score_combined")]
     effects = list(dict.fromkeys(table["effect"]))
     figure, axes = plt.subplots(2, len(effects), figsize=(12, 7), sharex=True, sharey=True)
     for column, effect in enumerate(effects):
@@ -263,7 +265,7 @@ def power() -> None:
         ax.set_xlabel("donors")
     for ax in axes[:, 0]:
         ax.set_ylabel("positive rate at .05")
-    legend(axes, axes[0, 0], "lower right")
+    legend(axes, figure, "upper center", ncols=len(tests), bbox_to_anchor=(0.5, 0.98))
     picture = save(figure, "power")
     by = ["effect", "celltypes", "n_donors", "noise_cv", "fold"]
     order = table.sort_values(["setting"], kind="stable")
@@ -280,7 +282,7 @@ def power() -> None:
 
 def bootstrap() -> None:
     table = rates("bootstrap")
-    tests = [test for test in VARIANCE if test != "jackknife, one step"]
+    tests = [test for test in VARIANCE if test not in ("jackknife, one step", "score_combined")]
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
     for ax, depth in zip(axes, (1.0, 0.1), strict=True):
         lines(ax, table[table["depth"] == depth], "permuted", tests)
