@@ -24,7 +24,8 @@ TYPES = "cauchy, p < .99"
 """The cell types' score tests; the package's combined p value weighs their sum as well."""
 SHORT = {TYPES: "score, Cauchy", "score_combined": "score, combined", "lrt": "LRT",
          "wald": "Wald", "jackknife": "jackknife", "mean": "means",
-         "he:jackknife": "HE jackknife", "he:mean": "HE means", "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
+         "he:jackknife": "HE jackknife", "he:mean": "HE means",
+         "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
 FEW = 30
 """Fewer genes tested make no point of a picture."""
 VARIANCE = ["score", TYPES, "score_combined", "lrt", "wald", "jackknife", "jackknife, one step",
