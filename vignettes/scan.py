@@ -115,7 +115,7 @@ scan.plot_correlations(kind="heatmap").figure
 # Colours: how many genes lie there.  Lines: Bonferroni at .05.
 
 # %% alt="Minus log10 p values of the tests of variance and of means, a point for each gene" picture="scan.png"
-scan.plot_differentiation().figure
+scan.plot_differentiation(genes=3).figure
 
 # %% [markdown]
 # ## Do the tests hold their level?
