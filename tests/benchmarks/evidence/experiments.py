@@ -203,24 +203,16 @@ def _draw_study(setting: dict[str, Any], count: int, rng: np.random.Generator) -
     return simulate_setting(whole, count, rng)
 
 
-def _half(setting: dict[str, Any]) -> bool:
-    """Every level of every factor, in half the combinations."""
-    odd = setting["fold"] > 1.0, setting["n_batches"] > 0, setting["kurtosis"] is not None
-    return sum(odd) % 2 == 0
-
-
 def _aim_grid(setting: dict[str, Any], group: str) -> int:
-    N, few = setting["n_donors"], setting["celltypes"] == 4
+    few = setting["celltypes"] == 4
     aims = {
         "ml": {},
-        "jackknife": {20: 100, 50: 100, 100: 100} if few or _half(setting) else {20: 100},
-        "one-step": {300: 100} if few else {},
-        "combined": {20: 100, 50: 100, 100: 100} if few or _half(setting) else {20: 100, 50: 100},
-        "score": {20: 500, 50: 500, 100: 300, 300: 100}
-        if few
-        else {20: 500, 50: 300, 100: 200, 300: 100 if _half(setting) else 0},
+        "jackknife": {20: 100, 50: 100, 100: 100},
+        "one-step": {300: 100},
+        "combined": {20: 100, 50: 100, 100: 100, 300: 100},
+        "score": {20: 500, 50: 500 if few else 300, 100: 300 if few else 200, 300: 100},
     }
-    return aims.get(group, {20: 200, 50: 200, 100: 200, 300: 100}).get(N, 0)
+    return aims.get(group, {20: 200, 50: 200, 100: 200, 300: 100}).get(setting["n_donors"], 0)
 
 
 def _aim_power(setting: dict[str, Any], group: str) -> int:
