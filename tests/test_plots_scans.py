@@ -1,6 +1,7 @@
 """Pictures of scans, p values and power: their numbers, what is drawn, and what they refuse."""
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from scipy import stats
 import ctmm_formula as ctmm
 from ctmm_formula import plots
 from ctmm_formula.plots.scans import OF_A_SCAN
+from ctmm_formula.plots.style import shortened
 from ctmm_formula.structures import resolve
 
 matplotlib.use("Agg")
@@ -127,7 +129,7 @@ def test_medians_are_written_and_do_not_depend_on_the_clip(scan):
 
 
 def test_variances_leave_out_covariances_and_count_failed_genes(many):
-    ax = plots.variances(many, ax=small())
+    ax = plots.variances(many)
     assert [text.get_text() for text in ax.get_xticklabels()] == [f"V[{name}]" for name in LONG]
     assert "1 genes without estimates left out" in notes(ax)
     laid_out(ax)
@@ -385,3 +387,121 @@ def test_pictures_look_as_they_did(name, scan, two_tests, rates):
     }
     ax = draw[name](Figure(figsize=(4, 3)).add_axes((0.15, 0.2, 0.6, 0.7)))
     images.check(ax.figure, f"scan_{name}")
+
+
+# ---------------------------------------------------------------------------------------------
+# what users bring
+
+
+def test_p_values_of_zero_lie_beyond_the_threshold():
+    """Whatever the other p values are: a gene with p = 0 is not drawn as one without an effect."""
+    table = pd.DataFrame({"gene": list("abcd"), "p_mean": [0.0, 0.5, 0.6, 0.7]})
+    ax = plots.differentiation(table.assign(p_score=[0.0, 0.3, 0.4, 0.9]), alpha=1e-6)
+    place = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
+    cut = -np.log10(1e-6 / 4)
+    assert (place.max(axis=0) > cut).all()
+    assert (np.sort(place, axis=0)[:-1] < cut).all()
+
+
+def test_p_values_of_zero_lie_beyond_the_band():
+    p = np.zeros(20)
+    ax = plots.qq(p)
+    heights = np.concatenate([np.asarray(line.get_ydata()) for line in ax.lines[1:]])
+    assert heights.min() > plots.qq_data(p)["high"].max()
+
+
+def test_a_test_without_p_values_is_named_and_the_others_are_drawn():
+    p = {"a": np.linspace(0.01, 0.99, 30), "b": np.full(5, np.nan)}
+    ax = plots.qq(p)
+    assert "no p at all of b" in notes(ax)
+    assert "5 missing p left out" in notes(ax)
+    assert set(plots.qq_data(p)["test"]) == {"a"}
+
+
+def test_the_key_of_quantiles_does_not_cover_points():
+    ax = plots.qq(np.full(50, 1e-30) * np.arange(1, 51))
+    ax.figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    points = ax.transData.transform(np.column_stack(ax.lines[1].get_data()))
+    assert not any(box.contains(x, y) for x, y in points)
+
+
+def test_few_genes_are_not_clipped(scan):
+    few = SimpleNamespace(table=scan.table, layout=scan.layout, vcomp=scan.vcomp.iloc[:5])
+    assert "clipped" not in notes(plots.variances(few))
+
+
+def test_power_without_some_numbers(rates):
+    """Settings that are missing stand as such; rates that all are, are refused."""
+    mixed = rates[rates["V"] == 0.0].assign(kurtosis=[None, 0.0] * 3, n_donors=range(6))
+    data = plots.power_curves_data(mixed, x="kurtosis", split="n_donors")
+    assert set(data["x"]) == {"none", 0.0}
+    plots.power_curves(mixed, x="kurtosis", split="n_donors")
+    for table in (rates.assign(rate=np.nan), rates.iloc[:0]):
+        with pytest.raises(ctmm.CTMMError, match="all of 'rate' are missing"):
+            plots.power_curves(table)
+    with pytest.raises(ctmm.CTMMError, match="column 'rate'"):
+        plots.power_curves(rates.assign(rate="high"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"genes": True}, "genes= must be a whole number of at least 0, got True"),
+        ({"genes": None}, "genes= must be a whole number of at least 0, got None"),
+        ({"genes": -1}, "genes= must be a whole number"),
+        ({"genes": ["zzz"]}, "there is no gene 'zzz'; there are 'g0', "),
+        ({"alpha": 0}, "alpha must lie between 0 and 1, got 0"),
+        ({"alpha": "a"}, "alpha must lie between 0 and 1, got 'a'"),
+    ],
+)
+def test_wrong_options_of_differentiation(two_tests, options, message):
+    with pytest.raises(ctmm.CTMMError, match=message):
+        plots.differentiation(two_tests, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [({}, {}, "there are no p values"), ([0.3], {"level": "a"}, "level= must lie between 0 and 1")],
+)
+def test_wrong_quantiles(values, options, message):
+    with pytest.raises(ctmm.CTMMError, match=message):
+        plots.qq(values, **options)
+
+
+def test_longer_names_are_cut_where_they_still_differ():
+    names = [f"CD4+ T, naive [{k}] (effector memory)" for k in range(14)]
+    short = shortened(names, 0.5)
+    assert len(set(short)) == 14
+    assert max(map(len, short)) < len(names[0])
+    assert shortened(["T", "B"], 0.1) == ["T", "B"]
+    assert shortened([], 1.0) == []
+
+
+@pytest.mark.parametrize("draw", [plots.variances, plots.correlations])
+def test_fourteen_longer_names_in_one_column_leave_room_for_the_picture(draw, many):
+    ax = draw(many, ax=small())
+    laid_out(ax)
+    texts = [text.get_window_extent() for text in ax.get_xticklabels()]
+    assert all(a.x1 < b.x0 + 2 for a, b in pairwise(texts))
+    assert ax.get_position().height > 0.3
+
+
+def test_the_key_stays_in_its_part_of_the_figure():
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
+    for ax in axes:
+        res.plot("gene", ax=ax)
+    FigureCanvasAgg(figure).draw()
+    boxes = [ax.get_legend().get_window_extent() for ax in axes]
+    assert boxes[0].x0 > 0
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_points_and_notes_are_seen_on_dark_pages(scan):
+    with plt.style.context("dark_background"):
+        res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
+        points = res.plot("gene").lines[0].get_color()
+        note = scan.plot_variances().texts[-1].get_color()
+    assert matplotlib.colors.to_rgb(points) == matplotlib.colors.to_rgb(note) == (1.0, 1.0, 1.0)

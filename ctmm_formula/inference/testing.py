@@ -294,6 +294,13 @@ def whole_number(name: str, value: object, low: int) -> int:
     return number
 
 
+def check_alpha(alpha: Any) -> None:
+    """One less the confidence of an interval, or the level of a test, or an error."""
+    known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
+    if not known or not 0 < float(alpha) < 1:
+        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
+
+
 def threads(n_jobs: object) -> int:
     """A number of threads as joblib takes it: a whole number but 0."""
     number = _whole(n_jobs)

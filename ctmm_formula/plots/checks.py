@@ -62,7 +62,7 @@ def influence(
         ax.plot(
             table["influence"][own], place[own], "o", ms=4.5, color=color, label=name, zorder=3
         )
-    ax.set_yticks(range(len(rows)), rows)
+    style.names_beside(ax, rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     lost = table.loc[table["influence"].isna(), "donor"].nunique()
     some = f"\nno estimate without {lost} of the donors" if lost else ""

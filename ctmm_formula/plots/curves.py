@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..design.table import numbers
 from ..errors import CTMMError, DataError
 from . import style
 
@@ -87,7 +88,7 @@ def power_curves(
         style.names_below(ax, values, [_text(value) for value in places])
     elif len(values) <= 8:
         ax.set_xticks(values, [f"{value:g}" for value in values])
-    high = float((data["y"] + data["error"].fillna(0.0)).max())
+    high = float((data["y"] + data["error"].fillna(0.0)).fillna(0.0).max())
     ax.set_ylim(0.0, 1.03 if high > 0.5 else 1.15 * max(high, 0.05))
     style.finish(ax, _LABELS.get(x, x), _LABELS.get(y, y) + " ± 1 SE" * bool(error))
     lost = int(data["y"].isna().sum())
@@ -118,14 +119,17 @@ def power_curves_data(
     wanted = [split] if isinstance(split, str) else list(split or [])
     used = [x, y, by, *([error] if error else [])]
     style.require(table, [*used, *wanted], "name the columns by x=, y=, error=, by= and split=")
+    rates = [numbers(table[name], name, "rate") for name in (y, error or y)]
+    if np.isnan(rates[0]).all():
+        raise CTMMError(f"all of {y!r} are missing: there is nothing to draw")
     if split is None:
         others = [c for c in table.columns if c not in {*used, *_COUNTS}]
         wanted = [c for c in others if table[c].map(_text).nunique() > 1]
+    at = ["none" if pd.isna(value) is True else value for value in table[x]]
     lines = [", ".join(f"{c} {_text(row[c])}" for c in wanted) for _, row in table.iterrows()]
     out = pd.DataFrame(
-        {"series": table[by].map(_text).to_numpy(), "line": lines, "x": table[x].to_numpy(),
-         "y": table[y].to_numpy(dtype=float),
-         "error": table[error].to_numpy(dtype=float) if error else np.nan}
+        {"series": table[by].map(_text).to_numpy(), "line": lines, "x": pd.Series(at).to_numpy(),
+         "y": rates[0], "error": rates[1] if error else np.nan}
     )  # fmt: skip
     keys = out.assign(x=out["x"].map(_text))
     twice = keys.duplicated(["series", "line", "x"])

@@ -88,8 +88,8 @@ def missing(
         style.plain(bar.ax.yaxis)
         bar.ax.tick_params(labelsize=style.SMALL)
         bar.set_label("cells", fontsize=style.SMALL + 1)
-    counts = zip(wide.index, there.sum(axis=1), strict=True)
-    ax.set_yticks(range(C), [f"{name} ({count})" for name, count in counts])
+    counts = [f" ({count})" for count in there.sum(axis=1)]
+    style.names_beside(ax, [str(name) for name in wide.index], counts)
     ax.set_yticks(np.arange(0.5, C - 1), minor=True)
     ax.grid(which="minor", axis="y", color="white", linewidth=1.5)
     ax.tick_params(which="both", length=0)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..design.table import near
 from ..errors import CTMMError
+from ..inference.testing import check_alpha, whole_number
 from . import style
 from .pvalues import at_edge, columns_of, minus_log10
 
@@ -58,6 +59,7 @@ def differentiation(
     >>> scan.plot_differentiation().get_ylabel()
     '−log10 p (score)'
     """
+    check_alpha(alpha)
     table = differentiation_data(scan, x, y)
     x, y = (name.removeprefix("p_") for name in table.columns[1:3])
     shown = table[table[["x", "y"]].notna().all(axis=1)].reset_index(drop=True)
@@ -66,7 +68,8 @@ def differentiation(
     named = _chosen(shown, table, y, genes, alpha)
     ax = style.axes(ax, 4.2, 3.6)
     infinite = np.isinf(shown[["x", "y"]].to_numpy()).any(axis=1)
-    place = np.column_stack([at_edge(shown["x"]), at_edge(shown["y"])])
+    cuts = -np.log10(alpha / table[["x", "y"]].notna().sum())
+    place = np.column_stack([at_edge(shown[name], cuts[name]) for name in ("x", "y")])
     order = np.argsort(density := _density(place), kind="stable")
     for some, marker in ((~infinite, "o"), (infinite, "^")):
         own = order[some[order]]
@@ -74,9 +77,8 @@ def differentiation(
             place[own, 0], place[own, 1], s=9, c=density[own], cmap="viridis", marker=marker,
             vmin=0.0, vmax=1.0, linewidths=0, rasterized=True,
         )  # fmt: skip
-    tested = table[["x", "y"]].notna().sum()
-    ax.axvline(-np.log10(alpha / tested["x"]), color=style.LINE, linewidth=0.8, linestyle="--")
-    ax.axhline(-np.log10(alpha / tested["y"]), color=style.LINE, linewidth=0.8, linestyle="--")
+    ax.axvline(cuts["x"], color=style.LINE, linewidth=0.8, linestyle="--")
+    ax.axhline(cuts["y"], color=style.LINE, linewidth=0.8, linestyle="--")
     ax.margins(0.06)
     style.finish(ax, f"−log10 p ({x})", f"−log10 p ({y})")
     _name(ax, place[named], shown["gene"].iloc[named].tolist())
@@ -115,15 +117,17 @@ def _chosen(
     shown: pd.DataFrame, table: pd.DataFrame, y: str, genes: int | Sequence[str], alpha: float
 ) -> list[int]:
     """Rows of the genes to name."""
-    if isinstance(genes, (int, np.integer)) and not isinstance(genes, bool):
+    if np.ndim(genes) == 0 and not isinstance(genes, str):
+        count = whole_number("genes", genes, 0)
         cut = -np.log10(alpha / table["y"].notna().sum())
         best = shown["y"].sort_values(ascending=False, kind="stable")
-        return [int(k) for k in best[best >= cut].index[: max(int(genes), 0)]]
+        return [int(k) for k in best[best >= cut].index[:count]]
     wanted = [genes] if isinstance(genes, str) else [str(name) for name in genes]  # type: ignore
     everything = set(table["gene"])
     for name in wanted:
         if name not in everything:
-            raise CTMMError(f"genes=: there is no gene {name!r}{near(name, sorted(everything))}")
+            close = near(name, sorted(everything)).replace("; the columns are", "; there are")
+            raise CTMMError(f"genes=: there is no gene {name!r}{close}")
     row = {name: k for k, name in enumerate(shown["gene"])}
     without = [name for name in wanted if name not in row]
     if without:

@@ -146,6 +146,7 @@ def _block(what: str, names: Sequence[str], value: Any, low: Any, high: Any) -> 
 
 def _violin(ax: Axes, place: float, values: np.ndarray, label: str) -> None:
     """Half a violin to the left of `place`, its points spread inside (without chance)."""
+    from matplotlib import rcParams
     from scipy.stats import gaussian_kde
 
     width = np.full(len(values), 0.15)
@@ -160,7 +161,8 @@ def _violin(ax: Axes, place: float, values: np.ndarray, label: str) -> None:
         width = 0.4 * density(values) / outline.max()
     spread = (np.arange(1, len(values) + 1) * _GOLDEN) % 1.0
     inside = place - width * spread
-    ax.plot(inside, values, "o", ms=2.2, mew=0, color=style.LINE, alpha=0.7, label=label or None)
+    color = rcParams["text.color"]  # to be seen on dark pages too
+    ax.plot(inside, values, "o", ms=2.2, mew=0, color=color, alpha=0.4, label=label or None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def shares(
         )  # fmt: skip
         right, left = right + np.maximum(value, 0.0), left + np.minimum(value, 0.0)
     ax.axvline(0.0, color=style.LINE, linewidth=0.8)
-    ax.set_yticks(range(len(bars)), bars)
+    style.names_beside(ax, bars)
     room = 0.9 if len(bars) == 1 else 0.5  # one bar alone would fill the page
     ax.set_ylim(len(bars) - 1 + room, -room)
     what = {"share": "share of variance", "variance": "variance (expression²)"}[scale]
@@ -300,7 +302,7 @@ def components(
             part["estimate"], place, xerr=reach, fmt="o", ms=4, linewidth=1.3, capsize=2,
             color=shades[name], label=name,
         )  # fmt: skip
-    ax.set_yticks(range(len(rows)), rows)
+    style.names_beside(ax, rows)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     style.finish(ax, "variance (expression²)")
     lost = table["conf_low"].isna()

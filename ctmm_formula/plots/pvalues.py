@@ -51,7 +51,8 @@ def qq(
     >>> ax.get_legend_handles_labels()[1]
     ['uniform: λ 1.00']
     """
-    if isinstance(level, bool) or not 0.0 < float(level) < 1.0:
+    known = isinstance(level, (int, float, np.number)) and not isinstance(level, bool)
+    if not known or not 0.0 < level < 1.0:
         raise CTMMError(f"level= must lie between 0 and 1, got {level!r}")
     table = qq_data(pvalues, tests, level=level)
     ax = style.axes(ax, 3.8, 3.6)
@@ -64,7 +65,7 @@ def qq(
     end = float(longest["expected"].max())
     ax.plot([0, end], [0, end], color=style.LINE, linewidth=0.8)
     shades = style.colors(list(by_test))
-    top = at_edge(table["observed"])
+    top = at_edge(table["observed"], float(longest["high"].max()))
     for name, own in by_test.items():
         heights, infinite = top[own.index], np.isinf(own["observed"].to_numpy())
         label = f"{name}: λ {own['lambda_gc'].iloc[0]:.2f}"
@@ -76,13 +77,18 @@ def qq(
     ax.set_ylim(bottom=0)
     style.finish(ax, "expected −log10 p", "observed −log10 p")
     handles, names = ax.get_legend_handles_labels()
+    left = table["expected"].to_numpy() < end / 2
+    high = ax.get_ylim()[1] * 0.6
+    crowded = (top[left] > high).any()  # signal in most genes: the key stands below it
     ax.legend(
-        handles, names, loc="upper left", frameon=False, fontsize=style.SMALL - 1, markerscale=2,
-        handletextpad=0.2, borderaxespad=0.2, labelspacing=0.25,
+        handles, names, loc="center right" if crowded else "upper left", frameon=False,
+        fontsize=style.SMALL - 1, markerscale=2, handletextpad=0.2, borderaxespad=0.2,
+        labelspacing=0.25,
     )  # fmt: skip
     lost = int(table.attrs["missing"])
     zeros = int((table["p"] == 0).sum())
     parts = [f"{lost} missing p left out"] * bool(lost)
+    parts += [f"no p at all of {', '.join(table.attrs['empty'])}"] * bool(table.attrs["empty"])
     parts += [f"{zeros} with p = 0 at the edge (▲)"] * bool(zeros)
     style.note(ax, "\n".join(parts))
     return ax
@@ -98,17 +104,20 @@ def qq_data(
     DataFrame
         One row per p value that is there, smallest first within each test: test, p, observed
         (-log10 p), expected (of the median of its rank: (k - 1/2) / n), low and high (the band),
-        lambda_gc (of the test).  ``attrs["missing"]`` counts the p values that were not there.
+        lambda_gc (of the test).  ``attrs["missing"]`` counts the p values that were not there,
+        ``attrs["empty"]`` names the tests that have none at all.
     """
     from scipy.stats import beta, chi2
 
     wanted = [tests] if isinstance(tests, str) else tests
-    parts, missing = [], 0
-    for name, values in columns_of(pvalues, wanted).items():
+    parts, missing, empty = [], 0, []
+    found = columns_of(pvalues, wanted)
+    for name, values in found.items():
         p = np.sort(values[~np.isnan(values)])
         missing += len(values) - len(p)
         if not len(p):
-            raise DataError(f"all p values of {name} are missing")
+            empty.append(name)
+            continue
         n, k = len(p), np.arange(1, len(p) + 1)
         # the largest p of the band is the smallest -log10
         high, low = (beta.ppf(q, k, n + 1 - k) for q in ((1 - level) / 2, (1 + level) / 2))
@@ -120,8 +129,10 @@ def qq_data(
                  "lambda_gc": chi2.isf(np.median(p), 1) / chi2.ppf(0.5, 1)}
             )
         )  # fmt: skip
+    if not parts:
+        raise DataError(f"all p values of {', '.join(found)} are missing")
     out = pd.concat(parts, ignore_index=True)
-    out.attrs["missing"] = missing
+    out.attrs.update(missing=missing, empty=empty)
     return out
 
 
@@ -144,8 +155,6 @@ def columns_of(pvalues: object, tests: Sequence[str] | None = None) -> dict[str,
             own = [c for c in own if not c.endswith(("_bonferroni", "_bh"))]
             names = [c.removeprefix("p_") for c in own]
         chosen = list(tests) if tests is not None else names
-        if not chosen:
-            raise CTMMError('there are no p values: run the scan with tests=["score", "mean"]')
         for name in chosen:
             style.require(table, [f"p_{name}"], _remedy(name))
         found: dict[str, Any] = {name: table[f"p_{name}"] for name in chosen}
@@ -160,6 +169,8 @@ def columns_of(pvalues: object, tests: Sequence[str] | None = None) -> dict[str,
             given = ", ".join(found)
             raise CTMMError(f"there are no p values of {', '.join(lost)}: choose from {given}")
         found = {name: found[name] for name in tests}
+    if not found:
+        raise CTMMError('there are no p values: run the scan with tests=["score", "mean"]')
     return {name: _checked(name, values) for name, values in found.items()}
 
 
@@ -190,10 +201,10 @@ def minus_log10(p: np.ndarray) -> np.ndarray:
         return -np.log10(p) + 0.0
 
 
-def at_edge(values: pd.Series) -> np.ndarray:
-    """Values to draw: infinite ones a little beyond the largest of the others."""
+def at_edge(values: pd.Series, least: float) -> np.ndarray:
+    """Values to draw: infinite ones a little beyond all others, thresholds and bands (`least`)."""
     out = values.to_numpy(dtype=float).copy()
     infinite = np.isinf(out)
     rest = out[~infinite]
-    out[infinite] = 1.08 * max(float(rest.max(initial=0.0)), 1.0)
+    out[infinite] = 1.08 * max(float(rest.max(initial=0.0)), least, 1.0)
     return out

@@ -97,7 +97,7 @@ def variances_data(scan: object) -> pd.DataFrame:
 
 def _edge(values: np.ndarray) -> float:
     """What 99 % of the values lie within, to two digits."""
-    reach = float(np.quantile(np.abs(values), 0.99))
+    reach = float(np.quantile(np.abs(values), 0.99, method="higher"))  # of few values, all
     if reach <= 0.0:
         return 1.0
     unit = 10.0 ** (np.floor(np.log10(reach)) - 1)
@@ -221,7 +221,8 @@ def _pairs(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None
     ax.axhline(0.0, color=style.LINE, linewidth=0.6)
     fills = [style.SPECIFIC if not ordered or r - c == 1 else "#A6CEE3" for r, c in order]
     _violins(ax, chosen, fills, [np.median(own) if own.size else np.nan for own in chosen])
-    style.names_below(ax, range(len(order)), [f"{types[c]}–{types[r]}" for r, c in order])
+    short = style.shortened(types, 0.3 * style.cell(ax)[1])  # two in one name
+    style.names_below(ax, range(len(order)), [f"{short[c]}–{short[r]}" for r, c in order])
     label = "correlation between cell types"
     return style.finish(ax, "dark: adjacent cell types" if ordered else "", label)
 
@@ -247,11 +248,12 @@ def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | No
         for k in range(C - 1):
             frame: Any = {"fill": False, "edgecolor": "black", "linewidth": 1.2, "clip_on": False}
             ax.add_patch(Rectangle((k - 0.5, k - 0.5), 1, 1, **frame))
-    ax.set_yticks(range(C - 1), types[1:])
+    style.names_beside(ax, types[1:])
     tilt: Any = {"rotation": 90} if C > _NUMBERED else {
         "rotation": 40, "ha": "right", "rotation_mode": "anchor",
     }  # fmt: skip
-    ax.set_xticks(range(C - 1), types[:-1], **tilt)
+    below = style.shortened(types[:-1], 0.42 * style.cell(ax)[1])
+    ax.set_xticks(range(C - 1), below, **tilt)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.03)
     bar.set_label("median correlation", fontsize=style.SMALL + 1)
     bar.ax.tick_params(labelsize=style.SMALL)

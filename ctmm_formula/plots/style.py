@@ -72,7 +72,7 @@ def note(ax: Axes, text: str) -> None:
     if text:
         ax.annotate(
             text, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
-            ha="right", va="bottom", fontsize=SMALL - 1, color=LINE,
+            ha="right", va="bottom", fontsize=SMALL - 1, alpha=0.6,
         )  # fmt: skip
 
 
@@ -96,17 +96,55 @@ def inches(ax: Axes) -> tuple[float, float]:
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
+def cell(ax: Axes) -> tuple[float, float]:
+    """Width and height of what the axes share with no others, in inches."""
+    width, height = inches(ax)
+    spec = ax.get_subplotspec()
+    if spec is None:
+        return width, height
+    box, pars = spec.get_position(ax.figure), ax.figure.subplotpars  # type: ignore[arg-type]
+    across, up = box.width / (pars.right - pars.left), box.height / (pars.top - pars.bottom)
+    return width * min(across, 1.0), height * min(up, 1.0)
+
+
 def room(ax: Axes, count: int) -> float:
     """Inches that each of `count` things has on the x axis."""
     return ax.get_position().width * inches(ax)[0] / max(count, 1)
 
 
 def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None:
-    """Names along the x axis, slanted where they would touch."""
-    ax.set_xticks(list(places), list(names))
+    """Names along the x axis, slanted where they would touch, upright where these would too."""
+    upright = room(ax, len(names)) < 0.2
+    slope = 90.0 if upright else 40.0
+    names = shortened(names, 0.42 * cell(ax)[1] / np.sin(np.deg2rad(slope)))
+    ax.set_xticks(list(places), names)
     if _width(names, SMALL) + 0.1 > room(ax, len(names)):
         for text in ax.get_xticklabels():
-            text.set(rotation=40, ha="right", rotation_mode="anchor")
+            side = "center" if upright else "right"
+            text.set(rotation=slope, ha=side, rotation_mode="default" if upright else "anchor")
+
+
+def names_beside(ax: Axes, names: Sequence[str], ends: Sequence[str] | None = None) -> None:
+    """Names along the y axis, from place 0, with these ends, which are never shortened."""
+    ends = [""] * len(names) if ends is None else ends
+    short = shortened(names, 0.45 * cell(ax)[0] - _width(ends, SMALL))
+    ax.set_yticks(range(len(names)), [f"{n}{end}" for n, end in zip(short, ends, strict=True)])
+
+
+def shortened(names: Sequence[str], inches: float, size: float = SMALL) -> list[str]:
+    """Names as long as this, or as they must be to differ: longer ones lose a part inside.
+
+    >>> shortened(["CD4 effector memory", "NK"], 0.7)
+    ['CD4 eff…ory', 'NK']
+    """
+    most = max(int(inches / _width(["x"], size)), 8)
+    for length in range(most, max(map(len, names), default=0)):
+        for tail in (length // 3, 2 * length // 3, 1):
+            head = length - tail - 1
+            short = [n if len(n) <= length else f"{n[:head]}…{n[-tail:]}" for n in names]
+            if len(set(short)) == len(set(names)):
+                return short
+    return list(names)
 
 
 def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
@@ -116,7 +154,8 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     handles: Any
     handles, names = ax.get_legend_handles_labels()
     size = SMALL - 1 if len(names) <= len(PALETTE) else SMALL - 2
-    width = inches(ax)[0]
+    width = cell(ax)[0]
+    names = shortened(names, 0.45 * width - 0.4, size)
     longest = _width(names, size) + 0.4
     if where == "right" and longest > width / 3:
         where = "below"

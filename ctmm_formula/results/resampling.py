@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from ..engine.estimators import estimate as run_estimator
 from ..engine.model import Model
 from ..errors import CTMMError
 from ..inference import jackknife as engine
-from ..inference.testing import denominator, generator, threads, whole_number
+from ..inference.testing import check_alpha, denominator, generator, threads, whole_number
 from ..simulate import Rng, draw
 
 TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
@@ -37,13 +36,6 @@ def estimates(
     p = 2.0 * stats.t.sf(np.abs(t), df) if df > 0 else nothing
     reach = stats.t.isf(alpha / 2, df) * se if df > 0 else nothing
     return np.column_stack([value, se, t, p, value - reach, value + reach])
-
-
-def check_alpha(alpha: Any) -> None:
-    """One less the confidence of an interval, or an error."""
-    known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
-    if not known or not 0 < float(alpha) < 1:
-        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
