@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.integrate import quad
 
+from ctmm_formula.inference.tails import Law, tail
+
 
 def arrays(model) -> SimpleNamespace:
     """Rows in use, the derivatives Sigma_k (n x n) and the incidence matrices of the levels."""
@@ -216,6 +218,15 @@ def imhof(q: float, lam: np.ndarray) -> float:
         for low, high in pairwise(edges[: stop + 1])
     ]
     return float(0.5 + sum(parts) / np.pi)
+
+
+def upper_tail(value: float, lam: np.ndarray) -> float:
+    """P(sum_j lam_j chi2_1 > value) by the compiled contour, without a part of low rank."""
+    lam = lam[np.abs(lam) > 1e-12 * np.abs(lam).max()]
+    none = np.zeros((0, 0))
+    columns = np.zeros((1, 0), dtype=np.int64)
+    law = Law(lam[None], np.zeros((1, len(lam), 0)), columns, none, none, none, np.zeros(0))
+    return tail(value, law)[0]
 
 
 def tilted(q: float, lam: np.ndarray, draws: int, rng) -> tuple[float, float]:

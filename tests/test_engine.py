@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import GOLDEN
+from scipy import stats
 from scipy.optimize import minimize
 
 from ctmm_formula.engine.blup import effects
@@ -24,7 +25,7 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
-from ctmm_formula.inference.tails import tail, upper_tail
+from ctmm_formula.inference.tails import tail
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -35,6 +36,8 @@ LAST_STEP = 1e-6
 """Relative: a jackknife replicate's b is that of theta before the last, tiny step."""
 NULL_FIT = 1e-6
 """Relative: two null fits, each stopped at a small gradient."""
+TINY = 1e-9
+"""Relative: the contour's own tolerance is 1e-10."""
 TAIL = 1e-6
 """Absolute, of a p value against Imhof's integral (cut off at 1e-8) at nulls equal to 1e-6."""
 SADDLEPOINT = 0.15
@@ -258,6 +261,18 @@ def test_score_test_prototype(golden, make_model):
     np.testing.assert_allclose(pvalues, theirs, rtol=SADDLEPOINT)
 
 
+@pytest.mark.parametrize("distance", [0.02, 0.5, 1.0, 5.0, 40.0, 300.0])
+def test_tails_in_closed_form(distance):
+    """Equal weights: chi-square; pairs of both signs: Laplace; down to p = 1e-65."""
+    for count in (1, 2, 5, 50):
+        got = dense.upper_tail(2.0 * distance, np.full(count, 2.0))
+        assert got == pytest.approx(stats.chi2.sf(distance, count), rel=TINY)
+    pairs = np.array([0.5, 0.5, -0.5, -0.5])
+    want = stats.laplace.sf(distance)
+    assert dense.upper_tail(distance, pairs) == pytest.approx(want, rel=TINY)
+    assert dense.upper_tail(-distance, pairs) == pytest.approx(1.0 - want, rel=TINY)
+
+
 @pytest.mark.parametrize("setting", ["none", "batch", "crossed"])
 @kinds
 @pytest.mark.parametrize("block", [0, 256], ids=["levels kept", "levels eliminated"])
@@ -274,7 +289,7 @@ def test_law_of_the_score(setting, kind, block, monkeypatch):
         assert variance == pytest.approx(2.0 * np.square(lam).sum(), rel=EXACT)
         for distance in (-3.0, -1.0, 0.0, 1.0, 5.0, 40.0, 200.0):
             value = mean + distance * np.sqrt(variance)
-            assert tail(value, law)[0] == pytest.approx(upper_tail(value, lam), rel=1e-7)
+            assert tail(value, law)[0] == pytest.approx(dense.upper_tail(value, lam), rel=1e-7)
 
 
 def test_score_test_far_in_the_tail(make_model):

@@ -215,7 +215,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # | what | where |
 # |---|---|
 # | working noise | `inference.score.working_noise` |
-# | upper tail of $\sum_j \lambda_j \chi^2_1$ | `inference.tails.upper_tail`; of a form over blocks of donors `inference.tails.tail` |
+# | upper tail of $\sum_j \lambda_j \chi^2_1$ | `inference.tails.tail` |
 # | combination of p values | `inference.score.cauchy_combination` |
 
 # %%

@@ -11,7 +11,7 @@ statistic.
    a = I_mm^-1 I_mc from the Fisher information, and T_c = y'A_c y - tr(A_c Sigma^), Sigma^ the
    null covariance with the measured nu in place of w.
 3. Under the null y'A_c y ~ sum_j lambda_j chi2_1, lambda the eigenvalues of
-   Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.upper_tail`.
+   Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.tail`.
 
 The omnibus test sums A_c over cell types.  No lambda is ever computed: their law comes from
 eigenvalues of single blocks of donors and determinants of low rank, at a cost linear in N.

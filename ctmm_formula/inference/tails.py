@@ -61,44 +61,6 @@ class Law(NamedTuple):
     signs: np.ndarray
 
 
-def weighted(weights: np.ndarray) -> Law:
-    """The law of sum_j lambda_j chi2_1 for weights lambda (m,)."""
-    none = np.zeros((0, 0))
-    values = np.ascontiguousarray(weights, dtype=float)[None]
-    columns = np.zeros((1, 0), dtype=np.int64)
-    return Law(values, np.zeros((1, len(weights), 0)), columns, none, none, none, np.zeros(0))
-
-
-def upper_tail(value: float, weights: np.ndarray) -> float:
-    """P(sum_j lambda_j chi2_1 > value), to about ten digits however small it is.
-
-    Parameters
-    ----------
-    value : float
-    weights : ndarray, shape (m,)
-        lambda, of either sign.
-
-    Examples
-    --------
-    >>> round(upper_tail(3.841458820694124, np.array([1.0])), 10)
-    0.05
-    >>> from scipy.stats import chi2
-    >>> bool(abs(upper_tail(400.0, np.full(5, 2.0)) / chi2.sf(200.0, 5) - 1.0) < 1e-8)
-    True
-    """
-    lam = np.asarray(weights, dtype=float)
-    size = np.abs(lam).max(initial=0.0)
-    if not size > 0.0:
-        return math.nan if size != 0.0 or value == 0.0 else float(value < 0.0)
-    lam = lam[np.abs(lam) > 1e-12 * size] / size
-    value = value / size
-    if value >= 0.0 and (lam < 0.0).all():
-        return 0.0
-    if value <= 0.0 and (lam > 0.0).all():
-        return 1.0
-    return float(tail(value, weighted(lam))[0])
-
-
 @njit(**_INNER)
 def _products(law):
     """c_j c_j' of every j, lower triangles, (g, r, k (k + 1) / 2)."""

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CTMMError, choose
+from ..structures import SHARED
 from . import style
 from .differentiation import differentiation, differentiation_data
 from .pvalues import qq, qq_data
@@ -61,11 +62,9 @@ def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None
         raise CTMMError("no gene of the scan has estimates: see reason in scan.table")
     edge = _edge(everything) if clip is None else _positive("clip", clip)
     ax = style.axes(ax, max(4.5, 1.2 + 0.42 * len(names)), 3.4)
-    fills = [style.SHARED if name == "hom" else style.SPECIFIC for name in names]
-    fills = [
-        fill if name == "hom" or name.startswith("V[") else style.PALETTE[1]
-        for name, fill in zip(names, fills, strict=True)
-    ]
+    shades = dict.fromkeys(scanned(scan).layout.structures[0].labels, style.SPECIFIC)
+    shades |= {SHARED: style.SHARED}
+    fills = [shades.get(name, style.PALETTE[1]) for name in names]  # else a random effect
     ax.axhline(0.0, color=style.LINE, linewidth=0.6)
     _violins(ax, [own.clip(-edge, edge) for own in values], fills, [np.median(v) for v in values])
     style.names_below(ax, range(len(names)), names)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from ..engine.model import Model, RandomComponent, build_model
 from ..errors import CTMMError, choose
+from ..structures import SHARED
 from .draws import Rng, draw
 from .noise import CellNumbers, NoiseError, log_uniform_cells
 
@@ -201,7 +202,7 @@ def truth_of(
     >>> truth_of(["T", "B"], 0.2, np.diag([0.5, 0.1]), np.zeros(2))
     {'hom': 0.2, 'V[T]': 0.5, 'V[B]': 0.1, 'mean[T]': 0.0, 'mean[B]': 0.0}
     """
-    out = {"hom": float(sigma2)}
+    out = {SHARED: float(sigma2)}
     for r in range(len(names)):
         for c in range(r):
             if V[r, c]:
