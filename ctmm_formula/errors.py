@@ -6,6 +6,8 @@ Every message names the column or argument at fault, the first few rows, and the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 
 class CTMMError(ValueError):
@@ -42,3 +44,22 @@ def choose(name: str, value: object, choices: Iterable[str]) -> str:
     if isinstance(value, str) and value in choices:
         return value
     raise CTMMError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
+
+
+def whole_number(name: str, value: object, low: int) -> int:
+    """`value` as an int of at least `low`, or an error that names the argument.
+
+    >>> whole_number("n", 3.0, 1)
+    3
+    """
+    number = whole(value)
+    if number is None or number < low:
+        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
+    return number
+
+
+def whole(value: Any) -> int | None:
+    """A whole number; also 10.0, which is how R types ten."""
+    if not isinstance(value, Real) or isinstance(value, bool) or value != value // 1:
+        return None
+    return int(value)  # type: ignore[call-overload]

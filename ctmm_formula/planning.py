@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from .errors import CTMMError, CTMMWarning, choose
-from .inference.testing import generator, threads, whole_number
+from .errors import CTMMError, CTMMWarning, choose, whole_number
+from .inference.testing import threads
 from .scan.genes import fit_genes
 from .simulate import (
     Rng,
@@ -28,6 +28,8 @@ from .simulate import (
     simulate_genes,
     spread_cells,
 )
+from .simulate.draws import generator
+from .simulate.tables import floats
 from .structures import resolve
 
 PER_STUDY = 25
@@ -121,7 +123,7 @@ def power(
         Coefficient of variation of further errors in the measured noise variances, 0 to below 1.
     kurtosis : float, or None
         Excess kurtosis of cells, from which noise variances are measured: 0 normal, above 0
-        skewed with heavy tails.  None: noise variances are known.
+        skewed with heavy tails.  None: noise variances are known ("known" in the table).
     missing : float
         Share of pairs of donor and cell type that are missing.
     n_batches : int
@@ -143,7 +145,7 @@ def power(
     one_step : bool
         One-step jackknives in place of exact ones.
     n_bootstrap : int
-        Draws of "bootstrap".
+        Draws of "bootstrap", 1 / alpha or more: its smallest p value is 1 / (n_bootstrap + 1).
     n_jobs : int, optional
         Workers; by default 1, or what ``joblib.parallel_config`` says.  The same numbers.
     rng : numpy Generator or seed, optional
@@ -155,7 +157,8 @@ def power(
     DataFrame
         A row for each combination and test: the settings, ``test``, ``alpha``, ``rate`` (share
         of the tested genes with p < alpha), ``se`` (binomial standard error of the rate), ``n``
-        (genes tested), ``n_failed`` (genes without a p value).
+        (genes tested), ``n_failed`` (genes without a p value: all of them, and no rate, where the
+        structure has nothing to test, such as "lrt" of "hom").
 
     Raises
     ------
@@ -183,13 +186,14 @@ def power(
         dict(zip(SETTINGS, values, strict=True))
         for values in product(*(_values(name, given[name]) for name in SETTINGS))
     ]
-    names = [tests] if isinstance(tests, str) else list(tests)
+    names = list(tests) if np.iterable(tests) and not isinstance(tests, str) else [tests]
     for name in names:
         choose("test", name, TESTS)
     if not names or not isinstance(alpha, float) or not 0.0 < alpha < 1.0:
         raise CTMMError(f"power needs tests and a level alpha between 0 and 1, got {alpha!r}")
     n_sim = whole_number("n_sim", n_sim, 1)
-    options = {"one_step": one_step, "n_bootstrap": whole_number("n_bootstrap", n_bootstrap, 1)}
+    draws = int(1.0 / alpha) if "bootstrap" in names else 1  # of fewer no p value is below alpha
+    options = {"one_step": one_step, "n_bootstrap": whole_number("n_bootstrap", n_bootstrap, draws)}
     for setting in grid:
         _check(setting)
     studies = -(-n_sim // PER_STUDY)
@@ -347,6 +351,8 @@ def _values(name: str, value: Any) -> list[Any]:
 
 def _label(value: Any) -> Any:
     """A setting as one cell of a table."""
+    if value is None:
+        return "known"  # kurtosis
     if np.ndim(value) == 0:
         return value
     if np.ndim(value) == 1:
@@ -387,7 +393,7 @@ def _check(setting: Mapping[str, Any]) -> None:
             "pseudobulk cannot tell cell types apart"
         )
     for name, shapes in (("V", [(), (C,), (C, C)]), ("beta", [(), (C,)])):
-        if np.shape(setting[name]) not in shapes:
+        if floats(name, setting[name]).shape not in shapes:
             raise CTMMError(
                 f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
                 f"number or a tuple of {C}, and a list gives several values"

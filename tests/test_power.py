@@ -178,11 +178,25 @@ def test_null_rates_of_the_score_test_are_the_level():
         ({"kind": "op"}, "kind='op' needs fold= above 1"),
         ({"structure": "fre"}, "unknown structure 'fre'"),
         ({"rng": "one"}, "rng= must be a seed"),
+        ({"rng": np.random.RandomState(1)}, "rng= must be a seed"),
+        ({"tests": 5}, "unknown test 5: choose from score"),
+        ({"V": "a"}, "V must be finite numbers, got 'a'"),
+        ({"V": [((1.0, 0.5), (0.1,))]}, "V must be finite numbers"),
+        ({"beta": float("nan")}, "beta must be finite numbers"),
+        ({"missing": 0.99}, "pairs of donor and cell type are too few"),
+        ({"tests": "bootstrap", "n_bootstrap": 19}, "n_bootstrap= must be .* at least 20, got 19"),
+        ({"tests": "bootstrap", "alpha": 1e-4}, "n_bootstrap= must be .* at least 10000, got 199"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(CTMMError, match=message):
         ctmm.power(**{"n_donors": 20, "n_sim": 2, **arguments})
+
+
+def test_without_any_variance_between_donors():
+    found = ctmm.power(20, 2, sigma2=0.0, kurtosis=[None, 0.0], n_sim=5, rng=1)
+    assert list(found["n"]) == [5, 5]
+    assert list(found["kurtosis"]) == ["known", 0.0]
 
 
 def test_progress(capsys):

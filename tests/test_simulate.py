@@ -249,10 +249,32 @@ def test_numbers_of_cells(cells, mean, variance):
         ({"beta": np.zeros(3)}, r"beta must have shape \(4,\), got \(3,\)"),
         ({"V": np.tril(np.ones((4, 4)))}, "V must be symmetric"),
         ({"cell_variance": -1.0}, "cell_variance >= 0"),
+        ({"V": "large"}, "V must be finite numbers, got 'large'"),
+        ({"V": [[1.0, 0.0], [0.0]]}, "V must be finite numbers"),
+        ({"beta": np.nan}, "beta must be finite numbers"),
+        ({"n_donors": 2.5}, "n_donors= must be a whole number of at least 1, got 2.5"),
+        ({"n_donors": 1}, "4 pairs of donor and cell type are too few for 7 means and covariates"),
+        ({"missing": 1.0}, "0 pairs of donor and cell type are too few"),
+        ({"n_pcs": -1}, "n_pcs= must be a whole number"),
+        ({"celltypes": "TB"}, "celltypes= must be a whole number of at least 1, got 'TB'"),
+        ({"celltypes": ["T", "T"]}, "celltypes= must be names that differ"),
+        ({"cells": 1}, "mean of 2 or more"),
+        ({"rng": "one"}, "rng= must be a seed"),
+        ({"rng": np.random.RandomState(1)}, "rng= must be a seed"),
         ({"batch_variance": -1.0}, "batch_variance must not be negative"),
         ({"sigma2": -9.0}, "not positive semi-definite"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(CTMMError, match=message):
-        simulate_pseudobulk(10, **arguments, rng=0)
+        simulate_pseudobulk(**{"n_donors": 10, "rng": 0, **arguments})
+
+
+def test_a_number_of_cells_is_that_of_every_pair():
+    data = simulate_pseudobulk(5, 3, cells=30, rng=1)
+    assert set(data.ctp["n_cells"]) == {30}
+
+
+def test_donors_may_differ_by_noise_alone():
+    ctp = simulate_pseudobulk(2000, 2, sigma2=0.0, cells=40, cell_variance=4.0, rng=1).ctp
+    assert_covariance(ctp["expr"].to_numpy().reshape(2000, 2), np.diag([0.1, 0.1]))

@@ -156,7 +156,7 @@ def test_ipsc_design_has_its_size_and_noise():
     ("arguments", "message"),
     [
         (("published/fre",), "unknown design 'published/fre': choose from published/hom"),
-        (("published/free", 0), "n_genes and n_donors must be 1 or more"),
+        (("published/free", 0), "n_genes= must be a whole number of at least 1, got 0"),
     ],
 )
 def test_unknown_designs(arguments, message):
@@ -171,6 +171,13 @@ def test_unknown_designs(arguments, message):
         ({"alpha": (0.0, 2.0)}, "alpha of a design must be at least 0.001"),
         ({"shares": (0.5, 0.5, 0.5, -0.5)}, "shares of a design must be at least 0"),
         ({"kind": "cells"}, "unknown kind 'cells'"),
+        ({"n_donors": 20.5}, "n_donors= must be a whole number"),
+        ({"shares": (0.5, 0.3, 0.2)}, "shares are sigma2, beta, V and noise above 0"),
+        ({"shares": (0.5, 0.25, 0.25, 0.0)}, "shares are sigma2, beta, V and noise above 0"),
+        ({"alpha": 2.0}, "alpha has a number for each of two or more cell types, got 2.0"),
+        ({"V": "a"}, "V must be finite numbers"),
+        ({"V": (0.0, 0.0)}, "ratios beta and V must differ from 0"),
+        ({"correlation": (0.9, -0.9, 0.5)}, "V be a covariance"),
     ],
 )
 def test_wrong_changes(changes, message):
@@ -259,8 +266,9 @@ def test_genes_as_anndata(kind):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_genes": 0}, "n_genes must be 1 or more"),
-        ({"cell_cv": -1}, "cell_cv not negative"),
+        ({"n_genes": 0}, "n_genes= must be a whole number of at least 1, got 0"),
+        ({"cell_cv": -1}, "cell_cv must not be negative, got -1"),
+        ({"cell_cv": "a"}, "cell_cv must be finite numbers"),
         ({"kind": "cells"}, "unknown kind"),
         ({"gene_variance": [1.0, 2.0, 3.0]}, r"gene_variance must have shape \(2,\), got \(3,\)"),
         ({"V": -9.0}, "not positive semi-definite"),
@@ -278,6 +286,7 @@ def test_wrong_genes(arguments, message):
         (lambda: spread_cells(50, 0.5), "fold of 1 or more"),
         (lambda: relative_error(1.0), "CV from 0 to below 1, got 1.0"),
         (lambda: gamma_cells(0.0), "kurtosis above 0, got 0.0"),
+        (lambda: beta_error(0.0), "b above 0, got 0.0"),
     ],
 )
 def test_wrong_noise(make, message):
@@ -326,7 +335,8 @@ def test_same_seed_same_cells():
     ("arguments", "message"),
     [
         ({"scale": "log"}, "unknown scale 'log'"),
-        ({"n_genes": 0}, "must be positive"),
+        ({"n_genes": 0}, "n_genes= must be a whole number of at least 1, got 0"),
+        ({"depth": 0.0}, "depth must be positive"),
         ({"scale": "counts", "beta": 100.0}, "counts are too large"),
     ],
 )

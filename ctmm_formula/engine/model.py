@@ -371,7 +371,7 @@ def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for k, term in enumerate(terms):
         for r, weight in term.items():
             coef[k, r] = weight if abs(weight - round(weight)) > 1e-12 else round(weight)
-    return np.array(vectors).T, coef
+    return np.array(vectors).reshape(-1, size).T, coef
 
 
 @functools.lru_cache(maxsize=64)

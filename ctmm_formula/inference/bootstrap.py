@@ -12,9 +12,10 @@ from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError
+from ..errors import ConvergenceError, CTMMError, whole_number
 from ..simulate import Rng, draw
-from .testing import LLF_TOLERANCE, generator, threads, whole_number
+from ..simulate.draws import generator
+from .testing import LLF_TOLERANCE, threads
 
 _TIE = 1e-8  # ratios as near as this are equal: both fits on the same bound
 

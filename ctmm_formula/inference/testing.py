@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import stats
 
-from ..errors import CTMMError
+from ..errors import CTMMError, whole
 
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
@@ -282,18 +282,6 @@ def _no_df(df: float, q: int, groups: int | None) -> str:
     return f"{df:g} residual degrees of freedom: as many parameters as donors, or more"
 
 
-def whole_number(name: str, value: object, low: int) -> int:
-    """`value` as an int of at least `low`, or an error that names the argument.
-
-    >>> whole_number("n", np.int64(3), 1)
-    3
-    """
-    number = _whole(value)
-    if number is None or number < low:
-        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
-    return number
-
-
 def check_alpha(alpha: Any) -> None:
     """One less the confidence of an interval, or the level of a test, or an error."""
     known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
@@ -303,32 +291,12 @@ def check_alpha(alpha: Any) -> None:
 
 def threads(n_jobs: object) -> int:
     """A number of threads as joblib takes it: a whole number but 0."""
-    number = _whole(n_jobs)
+    number = whole(n_jobs)
     if not number:
         raise CTMMError(
             f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
         )
     return number
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number; also 10.0, which is how R types ten."""
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    if not number or isinstance(value, bool) or value != value // 1:
-        return None
-    return int(value)
-
-
-def generator(rng: Any) -> np.random.Generator:
-    """:func:`numpy.random.default_rng` with an error of ours."""
-    if isinstance(rng, float) and _whole(rng) is not None:
-        rng = int(rng)
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError):
-        raise CTMMError(
-            f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
-        ) from None
 
 
 def mean_differentiation(

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..design.table import near
-from ..errors import CTMMError
-from ..inference.testing import check_alpha, whole_number
+from ..errors import CTMMError, whole_number
+from ..inference.testing import check_alpha
 from . import style
 from .pvalues import at_edge, columns_of, minus_log10
 

@@ -22,11 +22,11 @@ from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, choose
+from ..errors import ConvergenceError, CTMMError, choose, whole_number
 from ..inference import variance
 from ..inference.jackknife import Jackknife as JackknifeRun
 from ..inference.jackknife import jackknife as run_jackknife
-from ..inference.testing import denominator, threads, whole_number
+from ..inference.testing import denominator, threads
 from ..structures import Structure
 from .resampling import TABLE, Jackknife, estimates, labelled
 from .summary import recorded_versions

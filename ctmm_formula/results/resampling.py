@@ -16,10 +16,11 @@ from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate as run_estimator
 from ..engine.model import Model
-from ..errors import CTMMError
+from ..errors import CTMMError, whole_number
 from ..inference import jackknife as engine
-from ..inference.testing import check_alpha, denominator, generator, threads, whole_number
+from ..inference.testing import check_alpha, denominator, threads
 from ..simulate import Rng, draw
+from ..simulate.draws import generator
 
 TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
 """Columns of every table of estimates, named as in broom."""

@@ -16,10 +16,10 @@ from statsmodels.stats.multitest import multipletests
 
 from ..engine import blup
 from ..engine.likelihood import LIKELIHOODS
-from ..errors import ConvergenceError, CTMMError, DataError, choose
+from ..errors import ConvergenceError, CTMMError, DataError, choose, whole_number
 from ..inference import variance
 from ..inference.hypotheses import Hypotheses, constraints
-from ..inference.testing import denominator, threads, whole_number
+from ..inference.testing import denominator, threads
 from ..inference.variance import TestResult
 from ..simulate import Rng
 from . import predictions, resampling, serialize, shares

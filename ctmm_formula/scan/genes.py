@@ -20,12 +20,21 @@ from ..design.formula import FormulaSpec, parse
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
-from ..errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, FormulaError, choose
-from ..inference.testing import generator, threads, whole_number
+from ..errors import (
+    BoundaryWarning,
+    CTMMError,
+    CTMMWarning,
+    DataError,
+    FormulaError,
+    choose,
+    whole_number,
+)
+from ..inference.testing import threads
 from ..results.parameters import component_names
 from ..results.results import CTMMResults
 from ..results.summary import recorded_versions
 from ..simulate import Rng
+from ..simulate.draws import generator
 from ..structures import Structure, resolve
 from .columns import Layout, nested_pairs
 from .job import BLOCK, Job, block_size

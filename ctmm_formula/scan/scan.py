@@ -14,8 +14,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from ..design.table import label, near
-from ..errors import CTMMError, DataError, choose
-from ..inference.testing import whole_number
+from ..errors import CTMMError, DataError, choose, whole_number
 from ..results.parameters import is_covariance
 from ..results.results import CTMMResults
 from .columns import Block, Layout

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import CTMMError, choose
-from .draws import Rng
+from ..errors import CTMMError, choose, whole_number
+from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, require_anndata
 from .tables import make_study
 
@@ -76,13 +76,14 @@ def simulate_cells(
     ((40, 5), ['PC1', 'PC2', 'batch', 'celltype', 'donor', 'n_cells', 'proportion', 'sex'])
     """
     choose("scale", scale, ["expression", "counts"])
-    if n_genes < 1 or not (kurtosis >= 0.0 and dispersion >= 0.0 and depth > 0.0):
+    n_genes = whole_number("n_genes", n_genes, 1)
+    if not (kurtosis >= 0.0 and dispersion >= 0.0 and depth > 0.0):
         raise CTMMError(
-            "n_genes and depth must be positive, kurtosis and dispersion not negative: "
-            f"{n_genes}, {depth}, {kurtosis}, {dispersion}"
+            "depth must be positive, kurtosis and dispersion not negative: "
+            f"{depth}, {kurtosis}, {dispersion}"
         )
     anndata = require_anndata()
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     pair = np.repeat(np.arange(len(n_cells)), n_cells)
@@ -181,11 +182,12 @@ def bootstrap_cells(
     >>> genes.expr.shape, sorted(genes.obs)
     ((80, 2), ['celltype', 'donor', 'n_cells', 'proportion'])
     """
+    celltypes = whole_number("celltypes", celltypes, 2)
     K, names = _counts(counts)
     code, donors = pd.factorize(pd.Series(np.asarray(donor)), sort=True)
     totals = K.sum(axis=1) if total is None else np.asarray(total, dtype=float)
-    _check_bootstrap(K, code, totals, celltypes, fraction, depth, permuted)
-    rng = np.random.default_rng(rng)
+    _check_bootstrap(K, code, totals, fraction, depth, permuted)
+    rng = generator(rng)
     cells = [np.flatnonzero(code == i) for i in range(len(donors))]
     kept = [i for i, own in enumerate(cells) if len(own) >= max(min_cells, 2)]
     seen = [g for g in range(K.shape[1]) if all(K[cells[i], g].any() for i in kept)]
@@ -238,7 +240,6 @@ def _check_bootstrap(
     K: np.ndarray,
     code: np.ndarray,
     totals: np.ndarray,
-    celltypes: int,
     fraction: float,
     depth: float,
     permuted: float,
@@ -254,10 +255,10 @@ def _check_bootstrap(
         raise CTMMError("bootstrap_cells resamples raw counts: whole numbers, not negative")
     if not (totals > 0).all() or (totals < K.max(axis=1, initial=0.0)).any():
         raise CTMMError("total= must be positive and no less than the counts of a gene")
-    if celltypes < 2 or not (fraction > 0 and depth > 0 and 0 <= permuted <= 1):
+    if not (fraction > 0 and depth > 0 and 0 <= permuted <= 1):
         raise CTMMError(
-            "celltypes must be 2 or more, fraction and depth positive, permuted from 0 to 1: "
-            f"{celltypes}, {fraction}, {depth}, {permuted}"
+            "fraction and depth must be positive, permuted from 0 to 1: "
+            f"{fraction}, {depth}, {permuted}"
         )
 
 

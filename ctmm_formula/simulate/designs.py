@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose
-from .draws import Rng
+from ..errors import CTMMError, choose, whole_number
+from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, simulate_genes
 from .noise import CellNumbers, beta_error, negative_binomial_cells
-from .tables import truth_of
+from .tables import floats, truth_of
 
 CELLS_PER_DONOR = 1000
 """Of a base design, which has proportions but no cells: the score test weighs by numbers."""
@@ -236,21 +236,37 @@ def simulate_design(
     for change in changes:
         choose(f"parameter of {name}", change, [field.name for field in fields(row)])
     if n_donors is not None:
-        changes["n_donors"] = n_donors
+        changes["n_donors"] = whole_number("n_donors", n_donors, 1)
     row = replace(row, **changes)
-    if n_genes < 1 or row.n_donors < 1:
-        raise CTMMError(f"n_genes and n_donors must be 1 or more: {n_genes}, {row.n_donors}")
+    n_genes = whole_number("n_genes", n_genes, 1)
     _check(row)
-    return row.genes(n_genes, kind, np.random.default_rng(rng))
+    return row.genes(n_genes, kind, generator(rng))
 
 
 def _check(row: BaseDesign | MeasuredDesign) -> None:
     """Shares and concentrations that are some."""
     limits: Mapping[str, float] = {"shares": 0.0, "V": 0.0, "noise_variance": 1e-300, "alpha": 1e-3}
     for name, least in limits.items():
-        values = np.atleast_1d(np.asarray(getattr(row, name, least), dtype=float))
-        if not (values >= least).all():
+        values = floats(name, getattr(row, name, least))
+        if (values < least).any():
             raise CTMMError(f"{name} of a design must be at least {least:g}, got {values.tolist()}")
+    if isinstance(row, BaseDesign):
+        _check_base(row)
+
+
+def _check_base(row: BaseDesign) -> None:
+    if np.shape(row.shares) != (4,) or not row.shares[3] > 0.0:
+        raise CTMMError(f"shares are sigma2, beta, V and noise above 0, got {row.shares}")
+    if np.ndim(row.alpha) != 1 or len(row.alpha) < 2:
+        raise CTMMError(f"alpha has a number for each of two or more cell types, got {row.alpha}")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        _, V, beta = row.parameters()
+    known = np.isfinite(V).all() and np.isfinite(beta).all()
+    if not known or np.linalg.eigvalsh(V)[0] < -1e-9 * np.abs(V).max():
+        raise CTMMError(
+            "ratios beta and V must differ from 0 where their share of the variance is not 0, and "
+            f"V be a covariance: got {row.beta}, {row.V} with correlation {row.correlation}"
+        )
 
 
 def _gamma(

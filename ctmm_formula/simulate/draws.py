@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..engine.model import Model
-from ..errors import CTMMError
+from ..errors import CTMMError, whole
 
 Rng: TypeAlias = np.random.Generator | int | None
 
 ROUNDING = 1e-13
 """Eigenvalues this small relative to the largest are zero: errors of eigh are some 1e-16."""
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """:func:`numpy.random.default_rng` with an error of ours."""
+    if isinstance(rng, float) and whole(rng) is not None:
+        rng = int(rng)
+    if isinstance(rng, np.random.RandomState):
+        rng = "a RandomState"  # cannot be split among workers
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise CTMMError(
+            f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
+        ) from None
 
 
 def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np.ndarray:
@@ -53,7 +67,7 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     >>> np.cov(y.T).round(1).tolist()
     [[2.0, 1.9], [1.9, 2.0]]
     """
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     theta, beta = np.asarray(theta, dtype=float), np.asarray(beta, dtype=float)
     _check_parameters(model, theta, beta)
     A = model.effect_covariance(theta)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import CTMMError, choose
-from .draws import Rng
+from ..errors import CTMMError, choose, whole_number
+from .draws import Rng, generator
 from .noise import CellNoise, NoiseError
 from .tables import make_study, overall_obs, shaped
 
@@ -144,9 +144,10 @@ def simulate_genes(
     ['prop_T', 'prop_B', 'n_cells']
     """
     choose("kind", kind, ["ctp", "op"])
-    if n_genes < 1 or not cell_cv >= 0.0:
-        raise CTMMError(f"n_genes must be 1 or more and cell_cv not negative: {n_genes}, {cell_cv}")
-    rng = np.random.default_rng(rng)
+    n_genes = whole_number("n_genes", n_genes, 1)
+    if (shaped("cell_cv", cell_cv, ()) < 0).any():
+        raise CTMMError(f"cell_cv must not be negative, got {cell_cv!r}")
+    rng = generator(rng)
     level = shaped("gene_variance", gene_variance, (n_genes,))
     if (level < 0).any():
         raise CTMMError("gene_variance must not be negative")

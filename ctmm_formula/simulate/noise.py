@@ -72,6 +72,8 @@ def beta_error(b: float) -> NoiseError:
     >>> round(float(measured.std()), 2)
     0.33
     """
+    if not b > 0.0:
+        raise CTMMError(f"Beta(2, b) needs b above 0, got {b!r}")
 
     def measure(rng: np.random.Generator, nu: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
         return nu * (1.0 + rng.choice([-1.0, 1.0], nu.shape) * rng.beta(2.0, b, nu.shape))

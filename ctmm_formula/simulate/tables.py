@@ -19,10 +19,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..engine.model import Model, RandomComponent, build_model
-from ..errors import CTMMError, choose
+from ..errors import CTMMError, choose, whole_number
 from ..structures import SHARED
-from .draws import Rng, draw
-from .noise import CellNumbers, NoiseError, log_uniform_cells
+from .draws import Rng, draw, generator
+from .noise import CellNumbers, NoiseError, log_uniform_cells, spread_cells
 
 
 class Pseudobulk(NamedTuple):
@@ -43,7 +43,7 @@ def simulate_pseudobulk(
     effects: Mapping[str, float] | None = None,
     n_batches: int = 8,
     batch_variance: float = 0.0,
-    cells: CellNumbers | None = None,
+    cells: CellNumbers | float | None = None,
     min_cells: int = 2,
     cell_variance: ArrayLike = 4.0,
     noise_error: NoiseError | None = None,
@@ -70,9 +70,9 @@ def simulate_pseudobulk(
     n_batches : int
         Donors are dealt to this many batches at random, as evenly as possible.
     batch_variance : float
-    cells : callable, optional
-        Draws the numbers of cells, by default ``log_uniform_cells(10, 120)``; see also
-        :func:`negative_binomial_cells`.
+    cells : callable or float, optional
+        A number: all pairs have so many.  Or draws the numbers of cells, by default
+        ``log_uniform_cells(10, 120)``; see also :func:`negative_binomial_cells`.
     min_cells : int
         Pairs of donor and cell type with fewer cells are missing.
     cell_variance : float, or array, shape (C,) or (n_donors, C)
@@ -95,7 +95,8 @@ def simulate_pseudobulk(
     Raises
     ------
     CTMMError
-        An unknown covariate in `effects`, a negative variance, or arrays of wrong shape.
+        An unknown covariate in `effects`, a negative variance, arrays of wrong shape, counts that
+        are none, cell types of one name, or too few pairs for the means and covariates.
 
     Examples
     --------
@@ -105,7 +106,7 @@ def simulate_pseudobulk(
     >>> data.ctp.shape, data.op.shape
     ((40, 9), (20, 10))
     """
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     study = make_study(
         rng, n_donors, celltypes, sigma2=sigma2, V=V, beta=beta, n_pcs=n_pcs, effects=effects,
         n_batches=n_batches, batch_variance=batch_variance, cells=cells, min_cells=min_cells,
@@ -156,20 +157,25 @@ def make_study(
     effects: Mapping[str, float] | None = None,
     n_batches: int = 8,
     batch_variance: float = 0.0,
-    cells: CellNumbers | None = None,
+    cells: CellNumbers | float | None = None,
     min_cells: int = 2,
     cell_variance: ArrayLike = 4.0,
     missing: float = 0.0,
 ) -> Study:
     """Arguments as in :func:`simulate_pseudobulk`."""
-    names = [f"T{c + 1}" for c in range(celltypes)] if isinstance(celltypes, int) else celltypes
+    names = _names(celltypes)
     C = len(names)
+    n_donors = whole_number("n_donors", n_donors, 1)
+    n_pcs, n_batches = whole_number("n_pcs", n_pcs, 0), whole_number("n_batches", n_batches, 0)
+    V = floats("V", V)
     V = shaped("V", V, (C, C)) if np.ndim(V) == 2 else np.diag(shaped("V", V, (C,)))
     A = sigma2 + V
     means = shaped("beta", beta, (C,))
     donors = _donor_table(n_donors, n_batches, n_pcs, rng)
     slopes = _slopes(donors, effects or {})
 
+    if isinstance(cells, (int, float, np.number)):
+        cells = spread_cells(float(cells))
     n_cells = (cells or log_uniform_cells())(rng, (n_donors, C))
     keep = (n_cells >= max(min_cells, 2)) & (rng.random((n_donors, C)) >= missing)
     donor, celltype = np.nonzero(keep)
@@ -183,6 +189,11 @@ def make_study(
     H = np.eye(C)[celltype]
     covariates = donors.assign(sex=donors["sex"] == "M")[list(slopes)].to_numpy(dtype=float)
     X = np.column_stack([H, covariates[donor]])
+    if len(X) < X.shape[1]:
+        raise CTMMError(
+            f"{len(X)} pairs of donor and cell type are too few for {X.shape[1]} means and "
+            "covariates: simulate more donors, or fewer missing pairs"
+        )
     batch = RandomComponent(pd.factorize(donors["batch"])[0][donor], np.ones(len(donor)))
     codes = np.unique(donor, return_inverse=True)[1]
     model = build_model(np.zeros(len(nu)), nu, X, H, codes, A[None], [batch])
@@ -192,6 +203,17 @@ def make_study(
     truth = truth_of(names, sigma2, V, means) | {"batch": float(batch_variance), **slopes}
     fixed = np.concatenate([means, list(slopes.values())])
     return Study(obs, tuple(names), nu, model, fixed, pd.Series(truth, dtype=float))
+
+
+def _names(celltypes: int | Sequence[str]) -> list[str]:
+    """Names of the cell types."""
+    if isinstance(celltypes, str) or np.ndim(celltypes) == 0:
+        count = whole_number("celltypes", celltypes, 1)
+        return [f"T{c + 1}" for c in range(count)]
+    names = [str(name) for name in celltypes]  # type: ignore[union-attr]
+    if not names or len(set(names)) < len(names):
+        raise CTMMError(f"celltypes= must be names that differ, or a number, got {names}")
+    return names
 
 
 def truth_of(
@@ -213,11 +235,22 @@ def truth_of(
 
 def shaped(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     """The value as floats, broadcast to `shape`."""
-    array = np.asarray(value, dtype=float)
+    array = floats(name, value)
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
         raise CTMMError(f"{name} must have shape {shape}, got {array.shape}") from None
+
+
+def floats(name: str, value: object) -> np.ndarray:
+    """The value as finite floats, or an error."""
+    try:
+        array = np.asarray(value, dtype=float)
+        if np.isfinite(array).all():
+            return array
+    except (TypeError, ValueError):
+        pass
+    raise CTMMError(f"{name} must be finite numbers, got {value!r}")
 
 
 def _donor_table(

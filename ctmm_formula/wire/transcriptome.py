@@ -15,8 +15,8 @@ from ..design.design import Design
 from ..design.formula import FormulaSpec
 from ..design.size import check_size
 from ..engine.domain import Domain
-from ..errors import CTMMError
-from ..inference.testing import threads, whole_number
+from ..errors import CTMMError, whole_number
+from ..inference.testing import threads
 from ..scan.columns import join
 from ..scan.genes import all_structures, asked_tests, table_layout
 from ..scan.job import BLOCK
