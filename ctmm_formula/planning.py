@@ -29,7 +29,7 @@ from .simulate import (
     spread_cells,
 )
 from .simulate.draws import generator
-from .simulate.tables import floats
+from .simulate.tables import celltype_names, floats
 from .structures import resolve
 
 PER_STUDY = 25
@@ -378,7 +378,7 @@ def _check(setting: Mapping[str, Any]) -> None:
     C = whole_number("celltypes", setting["celltypes"], 2)
     whole_number("n_batches", setting["n_batches"], 0)
     choose("kind", setting["kind"], ["ctp", "op"])
-    resolve(setting["structure"], [f"T{c + 1}" for c in range(C)])
+    resolve(setting["structure"], celltype_names(C))
     limits = dict(_LIMITS)
     if setting["kurtosis"] is not None:
         limits["kurtosis"] = (0.0, np.inf, "0 or more, or None")

@@ -12,6 +12,8 @@ from ctmm_formula.simulate import (
     draw,
     log_uniform_cells,
     negative_binomial_cells,
+    simulate_cells,
+    simulate_genes,
     simulate_pseudobulk,
 )
 
@@ -278,3 +280,16 @@ def test_a_number_of_cells_is_that_of_every_pair():
 def test_donors_may_differ_by_noise_alone():
     ctp = simulate_pseudobulk(2000, 2, sigma2=0.0, cells=40, cell_variance=4.0, rng=1).ctp
     assert_covariance(ctp["expr"].to_numpy().reshape(2000, 2), np.diag([0.1, 0.1]))
+
+
+@pytest.mark.parametrize("function", [simulate_genes, simulate_cells])
+def test_unknown_keywords_name_the_function(function):
+    message = rf"unknown argument of {function.__name__} 'n_donor': choose from n_genes, n_donors"
+    with pytest.raises(CTMMError, match=message):
+        function(5, n_donor=10)
+
+
+def test_ten_cell_types_sort_as_they_are_numbered():
+    names = simulate_pseudobulk(2, 10, n_pcs=0, rng=1).ctp["celltype"].unique().tolist()
+    assert names == sorted(names)
+    assert names[-1] == "T10"

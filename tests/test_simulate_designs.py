@@ -50,8 +50,8 @@ PUBLISHED_V = [
 
 @pytest.mark.parametrize(("name", "changes", "expected"), PUBLISHED_V)
 def test_specific_variances_are_the_published_ones(name, changes, expected):
-    truth = simulate_design(name, 1, n_donors=3, rng=0, **changes).truth
-    V = [truth[f"V[T{c + 1}]"] for c in range(len(expected))]
+    genes = simulate_design(name, 1, n_donors=3, rng=0, **changes)
+    V = [genes.truth[f"V[{celltype}]"] for celltype in genes.celltypes]
     four = (name == "preprint/free" and not changes) or name == "published/full"
     digits = 4 if four else 3
     np.testing.assert_allclose(V, expected, rtol=0, atol=0.51 * 10.0**-digits)

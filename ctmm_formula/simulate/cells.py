@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ..errors import CTMMError, choose, whole_number
 from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, require_anndata
-from .tables import make_study
+from .tables import celltype_names, known_keywords, make_study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,6 +84,7 @@ def simulate_cells(
         )
     anndata = require_anndata()
     rng = generator(rng)
+    known_keywords(simulate_cells, study)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     pair = np.repeat(np.arange(len(n_cells)), n_cells)
@@ -276,7 +277,7 @@ def _exchange(mean: np.ndarray, nu: np.ndarray, permuted: float, rng: np.random.
 def _bootstrap_obs(
     donors: Sequence[object], size: np.ndarray, celltypes: int
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    types = tuple(f"T{c + 1}" for c in range(celltypes))
+    types = tuple(celltype_names(celltypes))
     obs = pd.DataFrame({"donor": np.repeat([str(name) for name in donors], celltypes)})
     obs["celltype"] = np.tile(np.array(types, dtype=object), len(size))
     obs["proportion"] = 1.0 / celltypes

@@ -23,7 +23,7 @@ from ..errors import CTMMError, choose, whole_number
 from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, simulate_genes
 from .noise import CellNumbers, beta_error, negative_binomial_cells
-from .tables import floats, truth_of
+from .tables import celltype_names, floats, truth_of
 
 CELLS_PER_DONOR = 1000
 """Of a base design, which has proportions but no cells: the score test weighs by numbers."""
@@ -88,7 +88,7 @@ class BaseDesign:
         """Replicates that share donors and proportions."""
         sigma2, V, beta = self.parameters()
         N, C = self.n_donors, len(self.alpha)
-        names = [f"T{c + 1}" for c in range(C)]
+        names = celltype_names(C)
         P = rng.dirichlet(self.alpha, N)
         nu = _gamma(rng, self.shares[3], self.noise_variance, (n_genes, N))
         effects = rng.standard_normal((n_genes, N, C)) @ np.linalg.cholesky(V + _TINY * np.eye(C)).T

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ..errors import CTMMError, choose, whole_number
 from .draws import Rng, generator
 from .noise import CellNoise, NoiseError
-from .tables import make_study, overall_obs, shaped
+from .tables import known_keywords, make_study, overall_obs, shaped
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -151,6 +151,7 @@ def simulate_genes(
     level = shaped("gene_variance", gene_variance, (n_genes,))
     if (level < 0).any():
         raise CTMMError("gene_variance must not be negative")
+    known_keywords(simulate_genes, study)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))

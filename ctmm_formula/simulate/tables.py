@@ -11,8 +11,9 @@ a study sees is itself measured; ``noise_error`` says how badly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,14 @@ class Study(NamedTuple):
         return model.unsort(draw(model, [1.0, self.truth["batch"]], self.fixed, rng))
 
 
+def known_keywords(function: Callable[..., Any], study: Mapping[str, Any]) -> None:
+    """An error that names `function` where `study` is not for :func:`make_study`."""
+    own, shared = signature(function).parameters, signature(make_study).parameters
+    known = [name for name in dict.fromkeys([*own, *shared]) if name != "study"]
+    for name in study:
+        choose(f"argument of {function.__name__}", name, known)
+
+
 def make_study(
     rng: np.random.Generator,
     n_donors: int,
@@ -205,11 +214,21 @@ def make_study(
     return Study(obs, tuple(names), nu, model, fixed, pd.Series(truth, dtype=float))
 
 
+def celltype_names(count: int) -> list[str]:
+    """Names of simulated cell types, which sort as they are numbered.
+
+    >>> celltype_names(2), celltype_names(10)[::9]
+    (['T1', 'T2'], ['T01', 'T10'])
+    """
+    digits = len(str(count))
+    return [f"T{c:0{digits}d}" for c in range(1, count + 1)]
+
+
 def _names(celltypes: int | Sequence[str]) -> list[str]:
     """Names of the cell types."""
     if isinstance(celltypes, str) or np.ndim(celltypes) == 0:
         count = whole_number("celltypes", celltypes, 1)
-        return [f"T{c + 1}" for c in range(count)]
+        return celltype_names(count)
     names = [str(name) for name in celltypes]  # type: ignore[union-attr]
     if not names or len(set(names)) < len(names):
         raise CTMMError(f"celltypes= must be names that differ, or a number, got {names}")
