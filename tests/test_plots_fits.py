@@ -15,6 +15,7 @@ from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula import plots
+from ctmm_formula.plots import style
 from ctmm_formula.plots.fits import OF_A_FIT
 
 matplotlib.use("Agg")
@@ -204,7 +205,7 @@ def test_rows_that_a_fixed_effect_fits_exactly_have_no_residual(table):
     got = plots.residuals_data(res)
     assert np.flatnonzero(got["residual"].isna()).tolist() == [5]
     left, _ = plots.residuals(res)
-    assert any("1 row" in text.get_text() for text in left.texts)
+    assert any("1 row fitted exactly" in text.get_text() for text in left.texts)
 
 
 def test_influence_is_the_change_without_a_donor(res):
@@ -256,7 +257,7 @@ def test_missing_counts_pairs(table, res):
         assert (cells == given.reindex(cells.index)).all()
         assert got.loc[~got["observed"], "n_cells"].isna().all()
     ax = plots.missing(table)
-    assert f"{72 * 4 - len(table)} of 288 pairs missing (white)" in ax.texts[0].get_text()
+    assert f"{72 * 4 - len(table)} of 288 pairs missing (blank)" in ax.texts[0].get_text()
 
 
 def test_missing_values_make_a_pair_missing(table):
@@ -315,6 +316,39 @@ def test_noise_of_overall_pseudobulk_is_one_group(table):
     expected = np.average(got["nu"] * n, weights=n - 1)
     np.testing.assert_allclose(got["pooled"] * n, expected)
     assert plots.noise(overall, celltype=None).get_legend() is None
+
+
+def test_genes_as_they_are_loaded_are_drawn(table):
+    """All genes share their pairs; noise is that of one gene."""
+    genes = ctmm.load_genes()
+    pd.testing.assert_frame_equal(plots.missing_data(genes), plots.missing_data(table))
+    first = table.index[:3]
+    genes.expr.loc[first, "gene002"] = np.nan
+    assert plots.missing_data(genes)["observed"].sum() == len(table)
+    assert plots.missing_data(genes, value="gene002")["observed"].sum() == len(table) - 3
+    genes.expr.loc[first] = np.nan
+    assert plots.missing_data(genes)["observed"].sum() == len(table) - 3
+    got = plots.noise_data(genes, gene="gene001")
+    pd.testing.assert_frame_equal(got, plots.noise_data(table))
+    with pytest.raises(ctmm.DataError, match=r"noise is that of one gene: .* gene='gene001'"):
+        plots.noise(genes)
+    for draw in (lambda: plots.noise(genes, gene="gene"), lambda: plots.missing(genes, value="g")):
+        with pytest.raises(ctmm.DataError, match="no column 'g"):
+            draw()
+
+
+def test_simulated_genes_are_drawn():
+    genes = ctmm.simulate.simulate_genes(3, 20, ["T", "B"], rng=1)
+    name = genes.expr.columns[1]
+    got = plots.noise_data(genes, gene=name)
+    assert (got["nu"].to_numpy() == genes.nu[name].to_numpy()).all()
+    assert plots.missing_data(genes)["observed"].all()
+    overall = genes.overall()
+    got = plots.noise_data(overall, gene=name)
+    assert set(got["celltype"]) == {"overall"}
+    assert (got["nu"].to_numpy() == overall.nu[name].to_numpy()).all()
+    with pytest.raises(ctmm.DataError, match="no pairs of donor and cell type"):
+        plots.missing(overall)
 
 
 def test_pairs_without_cells_are_there_all_the_same(table):
@@ -411,6 +445,7 @@ def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
     ticks = [on_axis(ax.get_xticklabels(), 0, ax.get_xlim()),
              on_axis(ax.get_yticklabels(), 1, ax.get_ylim())]  # fmt: skip
     labels = [label for label in (ax.xaxis.label, ax.yaxis.label) if label.get_text()]
+    assert len({text.get_text() for text in ticks[1]}) == len(ticks[1])
     for text in (*ticks[0], *ticks[1], *ax.texts, *labels):
         assert inside(figure, text), text.get_text()
     if ax.get_legend() is not None:
@@ -419,6 +454,21 @@ def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
     assert rows and all(a.y1 < b.y0 + 2 or b.y1 < a.y0 + 2 for a, b in pairwise(rows))
     level = [text.get_window_extent() for text in ticks[0] if text.get_rotation() == 0]
     assert all(a.x1 < b.x0 for a, b in pairwise(level))
+
+
+def test_a_long_name_of_a_gene_stays_on_the_page(many):
+    """Layouts do not count the length of labels: they break where the page ends."""
+    name = "ENSG00000187608.10_interferon"
+    res = ctmm.fit(
+        f"Q('{name}') ~ C(celltype)", data=many.rename(columns={"expr": name}), structure="hom"
+    )
+    ax = res.plot("gene", ax=Figure(figsize=(3.3, 2.8), layout="constrained").add_subplot())
+    figure = drawn(ax)
+    assert ax.get_ylabel().startswith("Q('ENSG0")
+    assert inside(figure, ax.yaxis.label)
+    ax = plots.components(res, ax=Figure(figsize=(3.3, 1.6), layout="constrained").subplots())
+    style.finish(ax, "", "an axis with a label of many words")
+    assert inside(drawn(ax), ax.yaxis.label)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -448,9 +498,60 @@ def test_options_that_mean_nothing_are_refused(res):
         for label in (-1, 1.5, True, "all"):
             with pytest.raises(ctmm.CTMMError, match="label="):
                 draw(res, label=label)
-    with pytest.raises(ctmm.CTMMError, match="2 Axes, one per panel, got 1"):
+    with pytest.raises(ctmm.CTMMError, match=r"2 Axes, one per panel, got 1: .*subplots\(1, 2\)"):
         plots.residuals(res, ax=Figure().add_subplot())
 
+
+@pytest.mark.parametrize("kind", OF_A_FIT)
+def test_what_is_no_axes_is_refused(kind, res):
+    """A figure or several axes, as plt.subplots returns them, in place of one."""
+    for wrong in (Figure(), Figure().subplots(1, 3), "ax", 3):
+        with pytest.raises(ctmm.CTMMError, match=r"^ax= .* (Figure|ndarray|str|int|\d): .*ax="):
+            res.plot(kind, ax=wrong)
+    with pytest.raises(ctmm.CTMMError, match=r"^ax= takes one matplotlib Axes, got Figure"):
+        plots.residuals(res, ax=[Figure(), Figure()])
+
+
+def test_residuals_without_a_covariance_say_what_to_do():
+    table = ctmm.load_example("gene003", kind="op")
+    proportions = [name for name in table if name.startswith("prop_")]
+    how = {"data": table, "proportions": proportions, "structure": "full"}
+    with pytest.raises(ctmm.ConvergenceError, match=r"no standardised residuals.*method='reml'"):
+        plots.residuals(ctmm.fit("expr ~ sex", method="he", **how))
+    with pytest.warns(ctmm.BoundaryWarning):
+        res = ctmm.fit("expr ~ sex", method="reml", **how)
+    drawn(plots.residuals(res))
+    for gene in ("gene025", "gene153"):  # donors' own covariances are fine, that of the batch not
+        how |= {"data": ctmm.load_example(gene, kind="op"), "structure": "free"}
+        res = ctmm.fit("expr ~ sex", random="batch", method="he", **how)
+        assert res.vcomp["batch"] < 0
+        with pytest.raises(ctmm.ConvergenceError, match=r"not positive definite; fit by method="):
+            plots.residuals(res)
+
+
+def test_one_is_no_plural(many):
+    one = many[(many["donor"] == "d00") & (many["n_cells"] > 0)]
+    assert plots.missing(one).get_xlabel() == "1 donor"
+    assert plots.missing(many).get_xlabel() == "40 donors"
+    none = many.assign(nu=many["nu"].where(many.index != 3))
+    assert "; 1 row without noise or cells" in plots.noise(none).texts[0].get_text()
+
+
+def test_blank_pairs_and_lines_have_the_colour_of_the_page(table):
+    with matplotlib.style.context("dark_background"):
+        ax = plots.missing(table)
+        drawn(ax)
+    grid = [tick.gridline.get_color() for tick in ax.yaxis.get_minor_ticks()]
+    assert {matplotlib.colors.to_rgb(color) for color in grid} == {(0.0, 0.0, 0.0)}
+
+
+def test_names_of_donors_that_do_not_fit_are_left_out(many):
+    for width, named in ((3.3, False), (9.0, True)):
+        ax = plots.missing(many, ax=Figure(figsize=(width, 2.8), layout="constrained").subplots())
+        drawn(ax)
+        boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
+        assert bool(boxes) == named
+        assert all(a.x1 < b.x0 + 1 for a, b in pairwise(boxes))
 
 def test_tables_without_what_is_drawn_are_refused(table, op, many):
     with pytest.raises(ctmm.DataError, match="no column 'celltype'"):

@@ -131,7 +131,7 @@ def test_medians_are_written_and_do_not_depend_on_the_clip(scan):
 def test_variances_leave_out_covariances_and_count_failed_genes(many):
     ax = plots.variances(many)
     assert [text.get_text() for text in ax.get_xticklabels()] == [f"V[{name}]" for name in LONG]
-    assert "1 genes without estimates left out" in notes(ax)
+    assert "1 gene without estimates left out" in notes(ax)
     laid_out(ax)
 
 
@@ -174,7 +174,7 @@ def test_heat_map_shows_medians_of_every_pair(many):
     assert np.isnan(np.ma.filled(shown, np.nan)[0, 1])
     assert len(ax.patches) == 13  # one frame for each adjacent pair
     assert "1 of 30 genes without a covariance left out" in notes(ax)
-    assert "1 genes with some of the pairs only" in notes(ax)
+    assert "1 gene with some of the pairs only" in notes(ax)
     laid_out(ax)
 
 
@@ -308,6 +308,36 @@ def test_power_curves_sort_and_split(rates):
     assert len(level) == 1
 
 
+def points(ax):
+    """Markers of every curve, in pixels; shape (curves, settings, 2)."""
+    FigureCanvasAgg(ax.figure).draw()
+    curves = [bars.lines[0] for bars in ax.containers]
+    return np.array([c.get_transform().transform(np.column_stack(c.get_data())) for c in curves])
+
+
+@pytest.mark.parametrize("step", [1, 25])
+def test_curves_that_coincide_are_told_apart(rates, step):
+    """Markers stand beside each other, those of one setting nearer than those of others."""
+    alike = rates.assign(rate=0.4, n_donors=[step * (n // 25) for n in rates["n_donors"]])
+    ax = plots.power_curves(alike, ax=small())
+    place = points(ax)
+    assert ax.bbox.x0 + 2 < place[..., 0].min() < place[..., 0].max() < ax.bbox.x1 - 2
+    by_setting = np.sort(place[..., 0], axis=0)
+    assert np.diff(by_setting, axis=0).min() > 1.0
+    assert (by_setting[-1, :-1] < by_setting[0, 1:]).all()
+    assert np.ptp(place[..., 1]) < 0.01  # no rate is moved
+
+
+def test_bars_of_rates_are_not_cut():
+    table = pd.DataFrame({"n_donors": [20, 40] * 2, "test": ["a"] * 2 + ["b"] * 2,
+                          "rate": [0.95, 1.0, 0.02, 0.0], "se": 0.06})  # fmt: skip
+    for shown in (table, table[table["test"] == "b"]):
+        ax = plots.power_curves(shown)
+        low, high = ax.get_ylim()
+        assert low < (shown["rate"] - shown["se"]).min()
+        assert high > (shown["rate"] + shown["se"]).max()
+
+
 def test_settings_that_are_no_numbers_stand_side_by_side(rates):
     some = rates[rates["n_donors"] == 25]
     ax = plots.power_curves(some, x="V", ax=small())
@@ -356,6 +386,16 @@ def test_methods_are_the_functions(scan):
         scan.plot_data("volcano")
     with pytest.raises(ctmm.CTMMError, match="expected a scan"):
         plots.variances(scan.table)
+
+
+def test_what_is_no_axes_is_refused(scan, rates):
+    """A figure or several axes, as plt.subplots returns them, in place of one."""
+    draws = [getattr(scan, f"plot_{kind}") for kind in OF_A_SCAN]
+    for draw in (*draws, lambda ax: plots.power_curves(rates, ax=ax)):
+        for wrong in (Figure(), Figure().subplots(1, 2), "ax"):
+            kind = type(wrong).__name__
+            with pytest.raises(ctmm.CTMMError, match=f"one matplotlib Axes, got {kind}: .*ax="):
+                draw(ax=wrong)
 
 
 def test_nothing_is_shown_written_or_set(scan, many, two_tests, rates, tmp_path, monkeypatch):
@@ -437,6 +477,8 @@ def test_power_without_some_numbers(rates):
     data = plots.power_curves_data(mixed, x="kurtosis", split="n_donors")
     assert set(data["x"]) == {"none", 0.0}
     plots.power_curves(mixed, x="kurtosis", split="n_donors")
+    one = rates.assign(rate=rates["rate"].where(rates.index != 2))
+    assert "1 setting without a rate left out" in notes(plots.power_curves(one))
     for table in (rates.assign(rate=np.nan), rates.iloc[:0]):
         with pytest.raises(ctmm.CTMMError, match="all of 'rate' are missing"):
             plots.power_curves(table)
@@ -475,6 +517,24 @@ def test_longer_names_are_cut_where_they_still_differ():
     assert len(set(short)) == 14
     assert max(map(len, short)) < len(names[0])
     assert shortened(["T", "B"], 0.1) == ["T", "B"]
+
+
+def test_names_lose_the_ends_of_words_first():
+    """What tells names apart is mostly in every word of them, or in a number."""
+    short = dict(zip(LONG, shortened(LONG, 0.9), strict=True))
+    assert len(set(short.values())) == 14
+    assert max(map(len, short.values())) <= 14
+    assert short["CD4 effector memory"] == "CD4 eff. mem."
+    assert short["Monocyte non-classical"] == "Mon. non-cla."
+    assert short["B naive"] == "B naive"
+    assert shortened(["V[CD8_effector_memory]", "V[NK CD56 bright]"], 1.1) == [
+        "V[CD8_effe._memo.]", "V[NK CD56 bright]",
+    ]  # fmt: skip
+    numbered = [f"ENSG000001876{k:02d}" for k in range(9)]
+    assert len(set(shortened(numbered, 0.5))) == 9
+
+
+def test_no_names_are_no_names():
     assert shortened([], 1.0) == []
 
 
@@ -485,6 +545,39 @@ def test_fourteen_longer_names_in_one_column_leave_room_for_the_picture(draw, ma
     texts = [text.get_window_extent() for text in ax.get_xticklabels()]
     assert all(a.x1 < b.x0 + 2 for a, b in pairwise(texts))
     assert ax.get_position().height > 0.3
+
+
+@pytest.mark.parametrize("count", [4, 6])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_labels_of_small_axes_stay_on_the_page(count, ordered, many):
+    """Layouts do not count the length of a label: it is what `laid_out` cannot see."""
+    pairs = [f"corr[{LONG[r]},{LONG[c]}]" for r in range(count) for c in range(r)]
+    layout = SimpleNamespace(celltypes=LONG[:count], structures=(resolve("full", LONG[:count]),))
+    some = SimpleNamespace(table=many.table, layout=layout, vcomp=many.vcomp, corr=many.corr[pairs])
+    for ax in (
+        plots.correlations(some, ordered=ordered, ax=small()), plots.variances(many, ax=small()),
+        plots.correlations(some, kind="heatmap", ax=small()),
+    ):  # fmt: skip
+        FigureCanvasAgg(ax.figure).draw()
+        box, page = ax.yaxis.label.get_window_extent(), ax.figure.bbox
+        assert box.y0 >= 0
+        assert box.y1 <= page.y1
+
+
+@pytest.mark.parametrize("size", [(3.3, 2.8), (4.5, 3.4)])
+def test_medians_do_not_touch_violins_or_notes(size, many):
+    axes = [Figure(figsize=size, layout="constrained").subplots() for _ in range(2)]
+    wide = SimpleNamespace(table=many.table, layout=many.layout, vcomp=0.2 * many.vcomp)
+    plots.variances(wide, clip=0.05, ax=axes[0])
+    few = SimpleNamespace(celltypes=LONG, structures=many.layout.structures)
+    alike = many.vcomp.iloc[:, :3].clip(-0.1, 0.1)
+    plots.variances(SimpleNamespace(table=many.table, layout=few, vcomp=alike), ax=axes[1])
+    for ax in axes:
+        laid_out(ax)
+        *medians, note = [text.get_window_extent() for text in ax.texts]
+        tips = [body.get_paths()[0].get_extents(ax.transData).y1 for body in ax.collections]
+        assert min(box.y0 for box in medians) > max(tips)
+        assert max(box.y1 for box in medians) <= note.y0
 
 
 def test_the_key_stays_in_its_part_of_the_figure():

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..engine.precision import Precision
-from ..errors import CTMMError
+from ..errors import ConvergenceError, CTMMError
 from . import style
 
 if TYPE_CHECKING:
@@ -114,6 +114,11 @@ def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) 
         Left the residuals by the prediction from all other rows, right their quantiles.  Under
         the model both panels show standard normal scatter without trend.
 
+    Raises
+    ------
+    ConvergenceError
+        The fitted covariance is not positive definite (possible for HE).
+
     Notes
     -----
     The residual of a row is its distance from its best linear unbiased prediction by all other
@@ -147,7 +152,7 @@ def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) 
     style.finish(left, "prediction (expression)", "standardised residual")
     style.finish(right, "normal quantile")
     lost = len(table) - len(shown)
-    style.note(left, f"{lost} rows fitted exactly are not shown" if lost else "")
+    style.note(left, f"not shown: {style.count(lost, 'row')} fitted exactly" if lost else "")
     return np.array([left, right], dtype=object)
 
 
@@ -180,8 +185,15 @@ def residuals_data(res: object) -> pd.DataFrame:
 
     fit = style.fitted(res)
     d, model = fit.design, fit.model
-    pre = Precision(model, fit.estimate.theta)
-    diagonal = pre.diagonal
+    try:
+        pre = Precision(model, fit.estimate.theta)
+        diagonal = pre.diagonal
+        if (diagonal * model.nu < -1e-9).any():  # as negative variances of random effects can make
+            raise np.linalg.LinAlgError("the covariance is not positive definite")
+    except (ConvergenceError, np.linalg.LinAlgError) as error:
+        raise ConvergenceError(
+            f"there are no standardised residuals: {error}; fit by method='reml'"
+        ) from None
     free = diagonal * model.nu > 1e-9  # else a fixed effect fits the row exactly
     size = np.where(free, diagonal, np.nan)
     by_row = {"predicted": model.y - pre.Py / size, "residual": pre.Py / np.sqrt(size)}

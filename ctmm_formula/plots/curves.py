@@ -34,7 +34,9 @@ def power_curves(
     split: str | Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw positive rates by one setting, with bars of one standard error.
+    """Draw positive rates by one setting, with bars of one standard error to either side.
+
+    Curves stand a little beside each other, so that those that coincide are all seen.
 
     Parameters
     ----------
@@ -51,7 +53,8 @@ def power_curves(
     Returns
     -------
     Axes
-        Dashed grey: the level of the tests, where the column ``alpha`` has one value.
+        Dashed grey: the level of the tests, where the column ``alpha`` has one value.  Bars that
+        reach beyond 0 or 1 are drawn in full: cut off they would look like smaller errors.
 
     Examples
     --------
@@ -62,18 +65,24 @@ def power_curves(
     >>> ctmm.plots.power_curves(table).get_xlabel()
     'donors'
     """
+    from matplotlib.transforms import ScaledTranslation
+
     data = power_curves_data(table, x, y, error=error, by=by, split=split)
     ax = style.axes(ax, 4.6, 3.2)
     tests, lines = (list(dict.fromkeys(data[name])) for name in ("series", "line"))
     places = _places(data["x"])
     names = style.colors(tests)
     shapes = {line: (_LINES[k % 4], _MARKS[k % 8]) for k, line in enumerate(lines)}
-    for (test, line), own in data.groupby(["series", "line"], sort=False):
+    curves = list(data.groupby(["line", "series"], sort=False))
+    values = list(places.values())
+    shifts = _shifts(ax, values, len(curves))
+    for ((line, test), own), shift in zip(curves, shifts, strict=True):
         dash, mark = shapes[str(line)]
         at = [places[value] for value in own["x"]]
         ax.errorbar(
             at, own["y"], None if error is None else own["error"], color=names[str(test)],
             linestyle=dash, marker=mark, ms=4, linewidth=1.3, capsize=2, elinewidth=0.9,
+            transform=ax.transData + ScaledTranslation(shift, 0.0, ax.figure.dpi_scale_trans),
         )  # fmt: skip
     levels = list(table["alpha"].unique()) if "alpha" in table.columns else []
     if len(levels) == 1:
@@ -83,16 +92,18 @@ def power_curves(
     if len(lines) > 1:
         for line, (dash, mark) in shapes.items():
             ax.plot([], [], color=style.LINE, linestyle=dash, marker=mark, ms=4, label=line)
-    values = list(places.values())
     if any(place != value for value, place in places.items()):
         style.names_below(ax, values, [_text(value) for value in places])
     elif len(values) <= 8:
         ax.set_xticks(values, [f"{value:g}" for value in values])
-    high = float((data["y"] + data["error"].fillna(0.0)).fillna(0.0).max())
-    ax.set_ylim(0.0, 1.03 if high > 0.5 else 1.15 * max(high, 0.05))
+    reach = data["error"].fillna(0.0)
+    low, high = float((data["y"] - reach).min()), float((data["y"] + reach).max())
+    ends = min(low, 0.0), max(high, 1.0 if high > 0.5 else 0.055)
+    margin = 0.03 * (ends[1] - ends[0])
+    ax.set_ylim(ends[0] - margin, ends[1] + margin)
     style.finish(ax, _LABELS.get(x, x), _LABELS.get(y, y) + " ± 1 SE" * bool(error))
     lost = int(data["y"].isna().sum())
-    style.note(ax, f"{lost} settings without a rate left out" if lost else "")
+    style.note(ax, f"{style.count(lost, 'setting')} without a rate left out" if lost else "")
     if len(tests) + len(lines) > 2:
         style.key(ax)
     return ax
@@ -142,6 +153,20 @@ def power_curves_data(
     places = _places(out["x"])
     order = np.argsort([places[value] for value in out["x"]], kind="stable")
     return out.iloc[order].reset_index(drop=True)
+
+
+def _shifts(ax: Axes, values: Sequence[float], count: int) -> np.ndarray:
+    """Inches that each curve stands to the side, nearer to its setting than to the next one.
+
+    Sets the limits of x, which shifted curves do not find.
+    """
+    apart, width = np.diff(np.unique(values)), style.room(ax, 1)
+    span = float(np.ptp(values)) or 1.0
+    nearest = apart.min(initial=span) / span * width
+    shifts = (np.arange(count) - (count - 1) / 2) * min(3 / 72, 0.6 * nearest / count)
+    margin = span * (0.05 + 1.3 * shifts[-1] / width)  # the key takes some of the width
+    ax.set_xlim(min(values) - margin, max(values) + margin)
+    return shifts
 
 
 def _places(values: pd.Series) -> dict[object, float]:

@@ -22,7 +22,6 @@ _ROLES = {
     "nu": "noise variance", "value": "response",
 }  # fmt: skip
 _MARKS = ("o", "^", "s", "D")
-_NAMED = 40  # donors: more names than this cannot be read below an axis
 
 
 def missing(
@@ -38,11 +37,11 @@ def missing(
 
     Parameters
     ----------
-    data : DataFrame, pseudobulk AnnData, or CTMMResults
+    data : DataFrame, pseudobulk AnnData, genes (obs, expr, nu), or CTMMResults
         One row per pair.  Pairs without a row are missing.
     value : str, optional
-        Column (of AnnData: gene) whose missing values make a pair missing.  Default: of AnnData
-        the pairs that are missing for all genes, of tables none.
+        Column (of AnnData and genes: gene) whose missing values make a pair missing.  Default: of
+        AnnData and genes the pairs that are missing for all genes, of tables none.
     donor, celltype, n_cells : str
         Columns of a table; `n_cells` may be absent, then pairs are there or not.
     ax : Axes, optional
@@ -91,17 +90,17 @@ def missing(
     counts = [f" ({count})" for count in there.sum(axis=1)]
     style.names_beside(ax, [str(name) for name in wide.index], counts)
     ax.set_yticks(np.arange(0.5, C - 1), minor=True)
-    ax.grid(which="minor", axis="y", color="white", linewidth=1.5)
+    ax.grid(which="minor", axis="y", color=ax.get_facecolor(), linewidth=1.5)
     ax.tick_params(which="both", length=0)
-    style.finish(ax, f"{N} donors")
+    style.finish(ax, style.count(N, "donor"))
     ax.spines[:].set_visible(False)
-    if N <= _NAMED:
+    if 0.45 * style.cell(ax)[0] > N * (style.SMALL - 2) / 72:  # else they would touch
         ax.set_xticks(range(N), [str(name) for name in order], rotation=90)
         ax.tick_params(axis="x", labelsize=style.SMALL - 2)
     else:
         ax.set_xticks([])
     lost = int((~there).sum())
-    style.note(ax, f"{lost} of {there.size} pairs missing (white)" if lost else "no pair missing")
+    style.note(ax, f"{lost} of {there.size} pairs missing (blank)" if lost else "no pair missing")
     return ax
 
 
@@ -162,9 +161,9 @@ def noise(
 
     Parameters
     ----------
-    data : DataFrame, pseudobulk AnnData, or CTMMResults
+    data : DataFrame, pseudobulk AnnData, genes (obs, expr, nu), or CTMMResults
     gene : str, optional
-        Of AnnData: which gene.
+        Of AnnData and genes: which gene.
     nu, donor, celltype, n_cells : str
         Columns of a table; ``celltype=None`` for one of overall pseudobulk.
     ax : Axes, optional
@@ -209,7 +208,8 @@ def noise(
     style.plain(ax.yaxis)
     style.finish(ax, "cells", "noise variance\n(expression²)")
     lost = len(table) - len(drawn)
-    style.note(ax, "line: pooled s²/n" + f"; {lost} rows without noise or cells" * bool(lost))
+    some = f"; {style.count(lost, 'row')} without noise or cells" * bool(lost)
+    style.note(ax, f"line: pooled s²/n{some}")
     if len(names) > 1:
         style.key(ax, markerscale=1.6)
     return ax
@@ -233,8 +233,10 @@ def noise_data(
         pooled = s^2 / n with s^2 the cell type's variance between cells, pooled over donors with
         n - 1 degrees of freedom each.
     """
-    if is_anndata(data) and gene is None:
-        raise DataError("noise of a pseudobulk AnnData is one gene's: name it, gene='...'")
+    held: Any = data
+    names: Any = held.var_names if is_anndata(data) else held.nu.columns if _is_genes(data) else ()
+    if gene is None and len(names):
+        raise DataError(f"noise is that of one gene: name it, such as gene={str(names[0])!r}")
     columns = {"donor": donor, "celltype": celltype, "n_cells": n_cells, "nu": nu}
     table = _rows(data, gene=gene, **columns)
     if table["n_cells"].isna().all():
@@ -255,7 +257,6 @@ def _rows(data: object, *, gene: str | None = None, **columns: str | None) -> pd
     """Donor, celltype, n_cells, nu and observed of every row, from whatever holds them."""
     if hasattr(data, "design") and hasattr(data, "vcomp"):
         return _rows_of_fit(data)
-    kind = "ctp"
     if is_anndata(data):
         pb: Any = data
         kind = kind_of(pb)
@@ -266,8 +267,12 @@ def _rows(data: object, *, gene: str | None = None, **columns: str | None) -> pd
         columns = {"n_cells": "n_cells", "donor": "donor", "celltype": "celltype", "value": "expr"}
         columns |= {"nu": "nu"} if gene is not None else {}
     else:
-        frame = as_frame(data)
-        kind = "ctp" if columns["celltype"] is not None else "op"
+        overall = columns["celltype"] is None or getattr(data, "proportions", None) is not None
+        kind = "op" if overall else "ctp"
+        if _is_genes(data):
+            frame, columns = _of_genes(data, gene), columns | {"value": "expr"}
+        else:
+            frame = as_frame(data)
     out = pd.DataFrame(index=range(len(frame)))
     for name in ("donor", "celltype"):
         column = str(columns[name])
@@ -288,6 +293,20 @@ def _rows(data: object, *, gene: str | None = None, **columns: str | None) -> pd
         raise DataError(f"donor or cell type is missing in row {lost[0]}: drop or name such rows")
     out.attrs["kind"] = kind
     return out
+
+
+def _is_genes(data: object) -> bool:
+    """Whether `data` holds obs, expr and nu, as :func:`ctmm_formula.load_genes` returns them."""
+    parts = (getattr(data, name, None) for name in ("obs", "expr", "nu"))
+    return all(isinstance(part, pd.DataFrame) for part in parts)
+
+
+def _of_genes(genes: Any, gene: str | None) -> pd.DataFrame:
+    """The rows, with expr and nu of one gene; without a gene expr is NaN where all genes are."""
+    if gene is None:
+        return genes.obs.assign(expr=np.where(genes.expr.isna().all(axis=1), np.nan, 0.0))
+    parts = {name: pick(getattr(genes, name), gene, "gene", what=name) for name in ("expr", "nu")}
+    return genes.obs.assign(**{name: values.to_numpy() for name, values in parts.items()})
 
 
 def _rows_of_fit(res: Any) -> pd.DataFrame:

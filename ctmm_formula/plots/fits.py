@@ -99,7 +99,8 @@ def gene(
     ax.use_sticky_edges = False  # bars do not stand on an axis
     ax.autoscale_view()
     ax.set_xlim(-0.6, len(names) - 0.4)
-    style.finish(ax, "", f"{fit.design.response_name} (expression)")
+    name = style.shortened([fit.design.response_name], 0.5 * style.cell(ax)[1], style.SMALL + 1)[0]
+    style.finish(ax, "", f"{name} (expression)")
     style.key(ax, "above", markerscale=1.3)
     return ax
 

@@ -66,15 +66,14 @@ def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None
     shades |= {SHARED: style.SHARED}
     fills = [shades.get(name, style.PALETTE[1]) for name in names]  # else a random effect
     ax.axhline(0.0, color=style.LINE, linewidth=0.6)
-    _violins(ax, [own.clip(-edge, edge) for own in values], fills, [np.median(v) for v in values])
-    style.names_below(ax, range(len(names)), names)
-    style.finish(ax, "", "variance (expression²)")
     beyond = int((np.abs(everything) > edge).sum())
-    lost = table["variance"].isna().groupby(table["gene"]).any().sum()
+    lost = int(table["variance"].isna().groupby(table["gene"]).any().sum())
     parts = [f"{beyond} of {everything.size} clipped at ±{edge:g}"] * bool(beyond)
-    parts += [f"{lost} genes without estimates left out"] * bool(lost)
-    style.note(ax, "\n".join(parts))
-    return ax
+    parts += [f"{style.count(lost, 'gene')} without estimates left out"] * bool(lost)
+    clipped = [own.clip(-edge, edge) for own in values]
+    _violins(ax, clipped, fills, [np.median(own) for own in values], "\n".join(parts))
+    style.names_below(ax, range(len(names)), names)
+    return style.finish(ax, "", "variance (expression²)")
 
 
 def variances_data(scan: object) -> pd.DataFrame:
@@ -104,27 +103,28 @@ def _edge(values: np.ndarray) -> float:
 
 
 def _violins(
-    ax: Axes, values: Sequence[np.ndarray], fills: Sequence[Any], medians: Sequence[float]
+    ax: Axes,
+    values: Sequence[np.ndarray],
+    fills: Sequence[Any],
+    medians: Sequence[float],
+    remark: str,
 ) -> None:
-    """Violins side by side, a line at the median and its number above."""
+    """Violins side by side, a line at each median; above the axes its number, then a remark."""
     there = [k for k, own in enumerate(values) if own.size]
     shapes: Any = ax.violinplot([values[k] for k in there], there, widths=0.85, showextrema=False)
     for k, body in zip(there, shapes["bodies"], strict=True):
         body.set(facecolor=fills[k], alpha=0.75, edgecolor=style.LINE, linewidth=0.5)
         ax.plot([k - 0.25, k + 0.25], [medians[k]] * 2, color=style.MARK, linewidth=1.6)
     ax.set_xlim(-0.6, len(values) - 0.4)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.1 * (high - low))
-    upright = len(values) > _NUMBERED
-    if upright:
-        ax.set_ylim(low, high + 0.2 * (high - low))
+    size, upright = style.SMALL - 1, len(values) > _NUMBERED
+    numbers = [f"{m:.2f}" if abs(m) >= 0.1 else f"{m:#.2g}" for m in medians]
     for k in there:
         ax.annotate(
-            f"{medians[k]:.2f}" if abs(medians[k]) >= 0.1 else f"{medians[k]:.2g}", (k, 1.0),
-            xycoords=("data", "axes fraction"), xytext=(0, -2), textcoords="offset points",
-            ha="center", va="top", fontsize=style.SMALL - 1, color=style.MARK,
+            numbers[k], (k, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="center", va="bottom", fontsize=size, color=style.MARK,
             rotation=90 if upright else 0,
         )  # fmt: skip
+    style.note(ax, remark, 72 * style.extent(numbers, size) + 4 if upright else 1.3 * size)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -173,13 +173,12 @@ def correlations(
     if kind is None:
         kind = "violin" if len(types) <= 6 else "heatmap"
     choose("kind", kind, ["violin", "heatmap"])
-    ax = (_pairs if kind == "violin" else _heatmap)(table, types, ordered, ax)
     empty = table["correlation"].isna().groupby(table["gene"])
     lost, part = int(empty.all().sum()), int((empty.any() & ~empty.all()).sum())
     parts = [f"{lost} of {empty.ngroups} genes without a covariance left out"] * bool(lost)
-    parts += [f"{part} genes with some of the pairs only"] * bool(part)
-    style.note(ax, "\n".join(parts))
-    return ax
+    parts += [f"{style.count(part, 'gene')} with some of the pairs only"] * bool(part)
+    draw = _pairs if kind == "violin" else _heatmap
+    return draw(table, types, ordered, "\n".join(parts), ax)
 
 
 def correlations_data(scan: object) -> pd.DataFrame:
@@ -210,7 +209,9 @@ def correlations_data(scan: object) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _pairs(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None) -> Axes:
+def _pairs(
+    table: pd.DataFrame, types: list[str], ordered: bool, remark: str, ax: Axes | None
+) -> Axes:
     order = [(r, c) for c in range(len(types)) for r in range(c + 1, len(types))]
     if ordered:
         order.sort(key=lambda pair: (pair[0] - pair[1], pair[1]))
@@ -219,14 +220,18 @@ def _pairs(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None
     ax = style.axes(ax, max(4.5, 1.2 + 0.42 * len(order)), 3.4)
     ax.axhline(0.0, color=style.LINE, linewidth=0.6)
     fills = [style.SPECIFIC if not ordered or r - c == 1 else "#A6CEE3" for r, c in order]
-    _violins(ax, chosen, fills, [np.median(own) if own.size else np.nan for own in chosen])
-    short = style.shortened(types, 0.3 * style.cell(ax)[1])  # two in one name
+    medians = [np.median(own) if own.size else np.nan for own in chosen]
+    _violins(ax, chosen, fills, medians, remark)
+    longest = style.slope_below(ax, len(order))[1]
+    short = style.shortened(types, longest / 2 - style.extent("–", style.SMALL))  # two in one name
     style.names_below(ax, range(len(order)), [f"{short[c]}–{short[r]}" for r, c in order])
-    label = "correlation between cell types"
-    return style.finish(ax, "dark: adjacent cell types" if ordered else "", label)
+    return style.finish(ax, "dark: adjacent cell types" if ordered else "", "correlation")
 
 
-def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | None) -> Axes:
+def _heatmap(
+    table: pd.DataFrame, types: list[str], ordered: bool, remark: str, ax: Axes | None
+) -> Axes:
+    from matplotlib import rcParams
     from matplotlib.patches import Rectangle
 
     middle = table.groupby(["first", "second"], sort=False)["correlation"].median()
@@ -245,8 +250,9 @@ def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | No
             )  # fmt: skip
     if ordered:
         for k in range(C - 1):
-            frame: Any = {"fill": False, "edgecolor": "black", "linewidth": 1.2, "clip_on": False}
-            ax.add_patch(Rectangle((k - 0.5, k - 0.5), 1, 1, **frame))
+            frame: Any = {"fill": False, "linewidth": 1.2, "clip_on": False}
+            edge = rcParams["text.color"]  # to be seen on dark pages too
+            ax.add_patch(Rectangle((k - 0.5, k - 0.5), 1, 1, edgecolor=edge, **frame))
     style.names_beside(ax, types[1:])
     tilt: Any = {"rotation": 90} if C > _NUMBERED else {
         "rotation": 40, "ha": "right", "rotation_mode": "anchor",
@@ -257,6 +263,7 @@ def _heatmap(table: pd.DataFrame, types: list[str], ordered: bool, ax: Axes | No
     bar.set_label("median correlation", fontsize=style.SMALL + 1)
     bar.ax.tick_params(labelsize=style.SMALL)
     style.finish(ax, "framed: adjacent cell types" if ordered else "")
+    style.note(ax, remark)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=style.SMALL - 2 if C > _NUMBERED else style.SMALL)
     return ax

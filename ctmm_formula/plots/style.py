@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,10 +38,22 @@ def colors(names: Sequence[str]) -> dict[str, str | tuple[float, ...]]:
 def axes(ax: Axes | None, width: float = 4.5, height: float = 3.4) -> Axes:
     """`ax`, or new ones of this size in inches on a figure that no window manager knows."""
     if ax is not None:
-        return ax
+        return _given(ax)
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _given(ax: object) -> Axes:
+    """`ax`, if it is one."""
+    from matplotlib.axes import Axes
+
+    if isinstance(ax, Axes):
+        return ax
+    raise CTMMError(
+        f"ax= takes one matplotlib Axes, got {type(ax).__name__}: of a figure give "
+        "ax=figure.subplots(), of several axes one, ax=axes[0]"
+    )
 
 
 def panels(ax: Sequence[Axes] | None, count: int, width: float, height: float) -> list[Axes]:
@@ -50,8 +64,11 @@ def panels(ax: Sequence[Axes] | None, count: int, width: float, height: float) -
         return list(Figure(figsize=(width, height), layout="constrained").subplots(1, count))
     given = list(np.ravel(np.asarray(ax, dtype=object)))
     if len(given) != count:
-        raise CTMMError(f"ax= must be {count} Axes, one per panel, got {len(given)}")
-    return given
+        raise CTMMError(
+            f"ax= must be {count} Axes, one per panel, got {len(given)}: give "
+            f"ax=figure.subplots(1, {count})"
+        )
+    return [_given(one) for one in given]
 
 
 def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Axes:
@@ -59,7 +76,7 @@ def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Axe
     if xlabel:
         ax.set_xlabel(xlabel, fontsize=SMALL + 1)
     if ylabel:
-        ax.set_ylabel(ylabel, fontsize=SMALL + 1)
+        ax.set_ylabel(ylabel, fontsize=SMALL + 1, wrap=True)  # where it is longer than the page
     if title:
         ax.set_title(title, fontsize=SMALL + 2)
     ax.tick_params(labelsize=SMALL)
@@ -67,13 +84,22 @@ def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Axe
     return ax
 
 
-def note(ax: Axes, text: str) -> None:
-    """A remark below the picture, such as how many genes are not in it."""
+def note(ax: Axes, text: str, above: float = 0.0) -> None:
+    """A remark above the picture, such as how many genes are not in it; `above` in points."""
     if text:
         ax.annotate(
-            text, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
-            ha="right", va="bottom", fontsize=SMALL - 1, alpha=0.6,
+            text, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3 + above),
+            textcoords="offset points", ha="right", va="bottom", fontsize=SMALL - 1, alpha=0.6,
         )  # fmt: skip
+
+
+def count(number: int, thing: str) -> str:
+    """Number and name of things.
+
+    >>> count(1, "gene"), count(2, "gene")
+    ('1 gene', '2 genes')
+    """
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def require(table: pd.DataFrame, columns: Iterable[str], fix: str) -> None:
@@ -112,13 +138,19 @@ def room(ax: Axes, count: int) -> float:
     return ax.get_position().width * inches(ax)[0] / max(count, 1)
 
 
+def slope_below(ax: Axes, count: int) -> tuple[float, float]:
+    """Degrees at which so many names below the axes do not touch, and inches each may take."""
+    slope = 90.0 if room(ax, count) < 0.2 else 40.0
+    return slope, 0.42 * cell(ax)[1] / np.sin(np.deg2rad(slope))
+
+
 def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None:
     """Names along the x axis, slanted where they would touch, upright where these would too."""
-    upright = room(ax, len(names)) < 0.2
-    slope = 90.0 if upright else 40.0
-    names = shortened(names, 0.42 * cell(ax)[1] / np.sin(np.deg2rad(slope)))
+    slope, longest = slope_below(ax, len(names))
+    upright = slope == 90.0
+    names = shortened(names, longest)
     ax.set_xticks(list(places), names)
-    if _width(names, SMALL) + 0.1 > room(ax, len(names)):
+    if extent(names, SMALL) + 0.1 > room(ax, len(names)):
         for text in ax.get_xticklabels():
             side = "center" if upright else "right"
             text.set(rotation=slope, ha=side, rotation_mode="default" if upright else "anchor")
@@ -127,24 +159,35 @@ def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None
 def names_beside(ax: Axes, names: Sequence[str], ends: Sequence[str] | None = None) -> None:
     """Names along the y axis, from place 0, with these ends, which are never shortened."""
     ends = [""] * len(names) if ends is None else ends
-    short = shortened(names, 0.45 * cell(ax)[0] - _width(ends, SMALL))
+    short = shortened(names, 0.45 * cell(ax)[0] - extent(ends, SMALL))
     ax.set_yticks(range(len(names)), [f"{n}{end}" for n, end in zip(short, ends, strict=True)])
 
 
 def shortened(names: Sequence[str], inches: float, size: float = SMALL) -> list[str]:
-    """Names as long as this, or as they must be to differ: longer ones lose a part inside.
+    """Names as long as this, or as they must be to differ: longer ones lose ends of words.
 
-    >>> shortened(["CD4 effector memory", "NK"], 0.7)
-    ['CD4 eff…ory', 'NK']
+    Where that is not enough, as in a single word, they lose a part inside.
+
+    >>> shortened(["CD4 effector memory", "NK", "ENSG00000187608"], 0.9)
+    ['CD4 eff. mem.', 'NK', 'ENSG00000…7608']
     """
-    most = max(int(inches / _width(["x"], size)), 8)
+    most = max(int(inches / extent(["x"], size)), 8)
     for length in range(most, max(map(len, names), default=0)):
-        for tail in (length // 3, 2 * length // 3, 1):
-            head = length - tail - 1
-            short = [n if len(n) <= length else f"{n[:head]}…{n[-tail:]}" for n in names]
+        for words, tail in product((True, False), (length // 3, 2 * length // 3, 1)):
+            short = [n if len(n) <= length else _cut(n, length, words, tail) for n in names]
             if len(set(short)) == len(set(names)):
                 return short
     return list(names)
+
+
+def _cut(name: str, length: int, words: bool, tail: int) -> str:
+    """A name of this length: its words cut alike to 3 letters or more, or all before its tail."""
+    for letters in range(length, 2, -1) if words else ():
+        # whole words only: numbers, and letters beside them, tell names apart
+        long = rf"(?<![^\W_])([^\W\d_]{{{letters}}})[^\W\d_]{{2,}}(?![^\W_])"
+        if len(short := re.sub(long, r"\1.", name)) <= length:
+            return short
+    return f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
@@ -156,7 +199,7 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     size = SMALL - 1 if len(names) <= len(PALETTE) else SMALL - 2
     width = cell(ax)[0]
     names = shortened(names, 0.45 * width - 0.4, size)
-    longest = _width(names, size) + 0.4
+    longest = extent(names, size) + 0.4
     if where == "right" and longest > width / 3:
         where = "below"
     spots: Any = {
@@ -188,6 +231,6 @@ def plain(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _width(names: Sequence[str], size: float) -> float:
+def extent(names: Sequence[str], size: float) -> float:
     """Width in inches of the longest of the names."""
     return 0.55 * size / 72 * max(map(len, names), default=0)
