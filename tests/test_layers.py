@@ -23,7 +23,7 @@ LAYERS = [
     # results/
     "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
     "plots", "fits", "checks", "data",
-    "scans", "differentiation", "pvalues", "curves", "style",
+    "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
     "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",

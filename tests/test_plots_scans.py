@@ -18,6 +18,7 @@ from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula import plots
+from ctmm_formula.plots.names import places
 from ctmm_formula.plots.scans import OF_A_SCAN
 from ctmm_formula.plots.style import shortened
 from ctmm_formula.structures import resolve
@@ -223,16 +224,40 @@ def test_genes_are_named_by_number_or_by_name(two_tests):
         plots.differentiation(two_tests, "mean", "score", genes=["g2"])
 
 
-def test_crowded_names_do_not_touch(two_tests):
-    ax = plots.differentiation(two_tests, "mean", "score", genes=8)
+@pytest.mark.parametrize("size", [(3.3, 2.8), (6.0, 4.0)])
+@pytest.mark.parametrize("spread", [0.6, 2.0])
+def test_crowded_names_are_not_taken_for_each_others(size, spread):
+    rng = np.random.default_rng(3)
+    p = 10 ** -np.vstack([8 + spread * rng.standard_normal((12, 2)), rng.uniform(0, 3, (300, 2))])
+    table = pd.DataFrame({"gene": [f"GENE{k}" for k in range(len(p))]})
+    ax = small()
+    table = table.assign(p_mean=p[:, 0], p_score=p[:, 1])
+    plots.differentiation(table, genes=table["gene"][:12], ax=ax)
+    ax.figure.set_size_inches(*size)  # what is known only when it is drawn
     laid_out(ax)
-    boxes = [Text.get_window_extent(t) for t in ax.texts if t.get_text().startswith("g")]
-    assert len(boxes) == 8
-    for k, one in enumerate(boxes):
-        for other in boxes[:k]:
-            apart = (one.x0 > other.x1 or other.x0 > one.x1
-                     or one.y0 > other.y1 - 3 or other.y0 > one.y1 - 3)  # fmt: skip
-            assert apart
+    named = [text for text in ax.texts if text.get_text().startswith("GENE")]
+    assert len(named) == 12
+    points = ax.transData.transform([text.xy for text in named]) / ax.figure.dpi * 72
+    lined = 0
+    for k, text in enumerate(named):
+        low, high = Text.get_window_extent(text).get_points() / ax.figure.dpi * 72
+        gaps = np.linalg.norm(np.maximum(np.maximum(low - points, points - high), 0.0), axis=1)
+        assert gaps.min() > 2.5  # on no ring
+        assert text.arrow_patch.get_visible() == (gaps[k] > 8)
+        assert text.arrow_patch.get_visible() or gaps.argmin() == k
+        lined += text.arrow_patch.get_visible()
+        for other in named[:k]:
+            assert not Text.get_window_extent(text).overlaps(Text.get_window_extent(other))
+        inside = ax.get_window_extent().get_points() / ax.figure.dpi * 72
+        assert (low >= inside[0] - 0.01).all()
+        assert (high <= inside[1] + 0.01).all()
+    assert 0 < lined < 12
+
+
+def test_names_that_cannot_all_stand_apart_are_all_there():
+    corners, _ = places(np.full((40, 2), 20.0), np.full((40, 2), [35.0, 8.0]), np.full(2, 50.0))
+    assert corners.shape == (40, 2)
+    assert ((corners >= 0.0) & (corners <= [15.0, 42.0])).all()
 
 
 def test_default_tests_of_a_scan(scan):

@@ -59,6 +59,8 @@ def differentiation(
     >>> scan.plot_differentiation().get_ylabel()
     '−log10 p (score)'
     """
+    from .names import name_points
+
     check_alpha(alpha)
     table = differentiation_data(scan, x, y)
     x, y = (name.removeprefix("p_") for name in table.columns[1:3])
@@ -81,7 +83,7 @@ def differentiation(
     ax.axhline(cuts["y"], color=style.LINE, linewidth=0.8, linestyle="--")
     ax.margins(0.06)
     style.finish(ax, f"−log10 p ({x})", f"−log10 p ({y})")
-    _name(ax, place[named], shown["gene"].iloc[named].tolist())
+    name_points(ax, place[named], shown["gene"].iloc[named].tolist())
     lost = len(table) - len(shown)
     parts = [f"{lost} of {len(table)} genes without p left out"] * bool(lost)
     parts += [f"{infinite.sum()} with p = 0 at the edge (▲)"] * bool(infinite.any())
@@ -148,46 +150,3 @@ def _density(place: np.ndarray) -> np.ndarray:
     near_by = map_coordinates(gaussian_filter(counts, 1.5), scaled.T, order=1, mode="nearest")
     logs = np.log1p(near_by - near_by.min())
     return logs / (logs.max() or 1.0)
-
-
-def _name(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
-    """Rings and names, each name where it is free of those before it, with a line if far."""
-    if not names:
-        return
-    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    size, letter = style.SMALL - 1, 0.6 * (style.SMALL - 1)
-    box = ax.get_position()
-    width, height = np.array([box.width, box.height]) * style.inches(ax) * 72
-    points = (place - [x0, y0]) / [x1 - x0, y1 - y0] * [width, height]
-    ax.plot(place[:, 0], place[:, 1], "o", ms=5, mfc="none", mec=style.MARK, mew=1)
-    taken: list[tuple[float, float, float, float]] = [(x, y, x, y) for x, y in points]
-    line: Any = {"arrowstyle": "-", "color": style.LINE, "linewidth": 0.6}
-    for k in np.argsort(-points[:, 1]):
-        reach = letter * len(names[k])
-        best = None
-        for ring in (5.0, 9.0, 14.0, 23.0, 32.0, 44.0, 58.0):
-            for dx, dy in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)):
-                left = points[k, 0] + ring * dx - (reach if dx < 0 else reach / 2 if dx == 0 else 0)
-                middle = points[k, 1] + ring * dy
-                spot = (left, middle - size / 2, left + reach, middle + size / 2)
-                inside = spot[0] > 0 and spot[2] < width and spot[1] > 0 and spot[3] < height
-                if inside and not any(_touch(spot, other) for other in taken):
-                    best = (ring, spot)
-                    break
-            if best:
-                break
-        ring, spot = best or (5.0, (points[k, 0] + 5, points[k, 1], points[k, 0] + 5 + reach, 0.0))
-        taken.append(spot)
-        middle = (spot[1] + spot[3]) / 2 if best else points[k, 1]
-        side = "right" if spot[2] < points[k, 0] else "left" if spot[0] > points[k, 0] else "center"
-        anchor = {"right": spot[2], "left": spot[0], "center": (spot[0] + spot[2]) / 2}[side]
-        ax.annotate(
-            names[k], place[k], xytext=(anchor - points[k, 0], middle - points[k, 1]), ha=side,
-            textcoords="offset points", va="center", fontsize=size,
-            arrowprops=line if ring > 9 else None,
-        )  # fmt: skip
-
-
-def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    apart = one[0] > other[2] or other[0] > one[2] or one[1] > other[3] or other[1] > one[3]
-    return not apart

@@ -1,0 +1,164 @@
+"""Names of points in a picture: rings, and each name where nobody takes it for another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from scipy.spatial.distance import cdist
+
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
+
+RING = 3.0
+"""Points: radius of a ring, and what is free around all things."""
+_BESIDE = 8.0  # points; a name this near its ring needs no line
+_RADII = 5.0 * 1.4 ** np.arange(12)
+_ANGLES = np.deg2rad([0, 180, 45, 135, 315, 225, 90, 270, 20, 160, 340, 200, 65, 115, 295, 245])
+_REACH = np.repeat(_RADII, len(_ANGLES))
+_LOOKS = 2  # the second finds what the first took from names after it
+_COMPARED = 40  # candidates whose lines are looked at
+_CROSSING = 2.0  # points farther away are worth a line that touches one thing less,
+_RINGS = 15  # and so much more if that is a ring
+
+
+def name_points(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
+    """Rings around the points of `place` (k, 2), in data, and their names."""
+    if not len(names):
+        return
+    ax.plot(place[:, 0], place[:, 1], "o", ms=2 * RING - 1, mfc="none", mec=style.MARK, mew=1)
+    line: Any = {
+        "arrowstyle": "-", "color": style.LINE, "linewidth": 0.6, "shrinkA": 0, "shrinkB": RING
+    }  # fmt: skip
+    halo = [withStroke(linewidth=1.5, foreground=ax.get_facecolor())]
+    texts = [
+        ax.annotate(
+            name, spot, xytext=(0.0, 0.0), textcoords="offset points", fontsize=style.SMALL - 1,
+            ha="left", va="bottom", arrowprops=line, in_layout=False, path_effects=halo,
+        )
+        for name, spot in zip(names, place, strict=True)
+    ]  # fmt: skip
+    ax.add_artist(_Placement(place, texts))
+
+
+class _Placement(Artist):
+    """Places names anew whenever they are drawn: only then the size of the axes is known."""
+
+    zorder = 2.9  # names have 3
+
+    def __init__(self, place: np.ndarray, texts: Sequence[Any]) -> None:
+        super().__init__()
+        self.set_in_layout(False)
+        self.place, self.texts = place, texts
+
+    def draw(self, renderer: RendererBase) -> None:
+        pixels = renderer.points_to_pixels(1.0)
+        ax: Any = self.axes
+        box = ax.get_window_extent(renderer)
+        points = (ax.transData.transform(self.place) - [box.x0, box.y0]) / pixels
+        extents = [Text.get_window_extent(text, renderer) for text in self.texts]
+        sizes = np.array([[extent.width, extent.height] for extent in extents]) / pixels
+        corners, lines = places(points, sizes, np.array([box.width, box.height]) / pixels)
+        for text, corner, point, line in zip(self.texts, corners, points, lines, strict=True):
+            text.xyann = tuple(corner - point)
+            text.arrow_patch.set_visible(bool(line))
+
+
+def places(
+    points: np.ndarray, sizes: np.ndarray, area: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where names stand, as near to their points as can be without being taken for another's.
+
+    They touch neither each other nor a ring.  A name beside its ring is nearer to it than to any
+    other; one farther away has a line.  Where there is no such place these rules are broken as
+    little as can be.  A line may touch what is not its own where a way round would be long.
+
+    Parameters
+    ----------
+    points, sizes : array, shape (k, 2)
+        Points, and widths and heights of their names.
+    area : array, shape (2,)
+        Width and height to stay in.
+
+    Returns
+    -------
+    corners : array, shape (k, 2)
+        Lower left ends of the names.
+    lines : array of bool, shape (k,)
+        Which names have a line.
+
+    Examples
+    --------
+    >>> corners, lines = places(np.array([[50.0, 50.0]]), np.array([[20.0, 8.0]]), np.full(2, 99.0))
+    >>> corners.tolist(), lines.tolist()
+    ([[55.0, 46.0]], [False])
+    """
+    corners, lines = np.zeros_like(points), np.zeros(len(points), dtype=bool)
+    none = np.empty((0, 2))
+    surface, route = [none] * len(points), [none] * len(points)  # of names and lines, as points
+    # those at the edge have the fewest places
+    order = np.argsort(np.minimum(points, area - points).min(axis=1), kind="stable")
+    for k in [*order] * _LOOKS:
+        rings = np.delete(points, k, axis=0)
+        names = np.vstack([none, *surface[:k], *surface[k + 1 :]])
+        ways = np.vstack([none, *route[:k], *route[k + 1 :]])
+        corners[k], lines[k] = _place(points[k], sizes[k], area, rings, names, ways)
+        surface[k] = _inside(corners[k], sizes[k])
+        route[k] = _steps(corners[k] + sizes[k] / 2, points[k]) if lines[k] else none
+    return corners, lines
+
+
+def _place(
+    point: np.ndarray,
+    size: np.ndarray,
+    area: np.ndarray,
+    rings: np.ndarray,
+    names: np.ndarray,
+    ways: np.ndarray,
+) -> tuple[np.ndarray, bool]:
+    """Lower left end of one name and whether it has a line, given all others."""
+    low = _candidates(point, size, area)
+    apart, rest = _gaps(low, size, point[None])[:, 0], _gaps(low, size, rings)
+    line = apart > _BESIDE
+    faults = (rest < RING).sum(axis=1) + (_gaps(low, size, names) < RING).sum(axis=1)
+    faults += (apart < RING) + (~line & (rest.min(axis=1, initial=np.inf) < apart + RING))
+    best = np.argsort(faults, kind="stable")[:_COMPARED]
+    steps = _steps(low[best] + size / 2, point)
+    others = np.vstack([rings, names, ways])
+    near = cdist(steps.reshape(-1, 2), others).reshape(*steps.shape[:2], -1).min(axis=1) < RING
+    touched = (near.sum(axis=1) + _RINGS * near[:, : len(rings)].sum(axis=1)) * line[best]
+    touched += (_gaps(low[best], size, ways) < RING).sum(axis=1)
+    at = best[np.lexsort([_REACH[best] + _CROSSING * touched, faults[best]])[0]]
+    return low[at], bool(line[at])
+
+
+def _candidates(point: np.ndarray, size: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Lower left ends (m, 2) of places around a point, the best first, all of them in the area."""
+    way = np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)])
+    side = np.clip(1.5 * way, -1.0, 1.0)  # 1 if the name begins where it is anchored, -1 if it ends
+    low = point + _RADII[:, None, None] * way - size * (1.0 - side) / 2.0
+    return np.clip(low.reshape(-1, 2), 0.0, np.maximum(area - size, 0.0))
+
+
+def _gaps(low: np.ndarray, size: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distances (m, k) of points from names; 0 within."""
+    out = np.maximum(low[:, None] - points, points - (low + size)[:, None])
+    return np.linalg.norm(np.maximum(out, 0.0), axis=-1)
+
+
+def _steps(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Points (..., 30, 2) on the way from each start to the end."""
+    return start[..., None, :] + np.linspace(0.0, 1.0, 30)[:, None] * (end - start)[..., None, :]
+
+
+def _inside(low: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Points of a name, all its surface nearer than RING to one of them."""
+    x, y = (np.linspace(0.0, side, 2 + int(side / RING)) for side in size)
+    return low + np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
