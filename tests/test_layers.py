@@ -21,7 +21,8 @@ LAYERS = [
     "genes", "job", "scan", "store", "worker", "patterns", "responses", "columns",
     "api",
     # results/
-    "results", "parameters", "predictions", "resampling", "serialize", "shares", "summary",
+    "results", "hypothesis_tests", "parameters", "predictions", "resampling", "serialize",
+    "shares", "summary",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/

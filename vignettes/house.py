@@ -66,6 +66,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # | all of it to a design with a `Model` | `ctmm_formula/design/design.py`, `ctmm_formula/engine/model.py` |
 # | `Model` to `Estimate` | `ctmm_formula/engine/estimators.py` |
 # | `Estimate` with labels to results | `ctmm_formula/results/results.py` |
+# | results to `TestResult` | `ctmm_formula/results/hypothesis_tests.py`, `ctmm_formula/inference/` |
 
 # %% [markdown]
 # ## Rules
