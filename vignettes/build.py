@@ -26,25 +26,15 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from render import OUTPUTS, index_html, page_html, pictures
+from render import OUTPUTS, Page, index_html, page_html, pictures
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-
-
-@dataclass(frozen=True)
-class Page:
-    """One vignette: its file, what the index says of it, and the R packages it runs."""
-
-    name: str
-    about: str
-    r: tuple[str, ...] = ()
 
 
 PAGES = [

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -23,7 +24,6 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 if TYPE_CHECKING:
-    from build import Page
     from nbformat import NotebookNode
 
 TEMPLATE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
@@ -33,6 +33,15 @@ COLORS = 96
 """Of a picture's palette: plots need few, and so a page stays small."""
 OUTPUTS = re.compile(r"<output>.*?</output>\n?", re.DOTALL)
 """What the cells of a page gave."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One vignette: its file, what the index says of it, and the R packages it runs."""
+
+    name: str
+    about: str
+    r: tuple[str, ...] = ()
 
 
 def code_html(source: str, language: str) -> str:
