@@ -106,6 +106,16 @@ def test_readme_shows_the_scan_of_the_page():
     assert shown in "\n".join(line.rstrip() for line in page.splitlines())
 
 
+def test_readme_shows_the_rates_of_the_page():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = readme.partition("<!-- tests: begin -->\n")[2].partition("\n<!-- tests: end -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
+    assert len(rows) > 5
+    page = (PAGES / "structures_and_tests.html").read_text("utf-8").replace("\n", "")
+    for row in rows[2:]:
+        assert "".join(f"<td>{cell}</td>" for cell in row) in page
+
+
 def test_formulas_name_functions_that_exist():
     """Every `room.module.name` on the page of the mathematics can be imported."""
     text = (VIGNETTES / "mathematics.py").read_text("utf-8")

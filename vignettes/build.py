@@ -12,7 +12,8 @@ line of a cell may say:
 - `tags=["hide-input"]`: show what the cell gives, not the cell; `tags=["active-py"]`: only scripts
   run it (jupytext's own rule); `tags=["markdown"]`: what it prints is markdown.
 - `alt="..."`: the text of its picture; `picture="scan.png"`: the picture is also kept as this file.
-- `readme="NAME"`: what the cell prints also stands in the README, between the markers of that name.
+- `readme="NAME"`: what the cell prints also stands in the README, between the markers of that name;
+  with the tag "markdown" as markdown.
 
 A line `GENES = 2000  # quick: 60` has the second value under `--quick`.
 """
@@ -110,7 +111,9 @@ def fill_readme(book: nbformat.NotebookNode) -> None:
             continue
         shown = "".join(out.text for out in cell.outputs if out.output_type == "stream").rstrip()
         shown = "\n".join(line.rstrip() for line in shown.splitlines())
-        block = f"<!-- {name}: begin -->\n```text\n{shown}\n```\n<!-- {name}: end -->"
+        if "markdown" not in cell.metadata.get("tags", []):
+            shown = f"```text\n{shown}\n```"
+        block = f"<!-- {name}: begin -->\n{shown}\n<!-- {name}: end -->"
         text = path.read_text(encoding="utf-8")
         old = re.search(rf"<!-- {name}: begin -->.*?<!-- {name}: end -->", text, flags=re.DOTALL)
         if old is None:

@@ -95,7 +95,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # |---|---|---|
 # | a structure | one row of `STRUCTURES` in `ctmm_formula/structures.py`: labels and basis matrices | `tests/test_structures.py`, and `tests/test_engine.py` against dense algebra |
 # | an estimator | one function `(model, method, domain) -> Estimate` and a row of `ESTIMATORS` in `ctmm_formula/engine/estimators.py` | `tests/test_engine.py`, `tests/test_invariances.py` |
-# | a test of V = 0 | one function and a row of `VARIANCE_TESTS` in `ctmm_formula/inference/variance.py`; the scan offers it too | `tests/test_inference.py`; measure its level, `tests/benchmarks/null_rates.py` |
+# | a test of V = 0 | one function and a row of `VARIANCE_TESTS` in `ctmm_formula/inference/variance.py`; the scan offers it too | `tests/test_inference.py`; measure its level, `tests/benchmarks/evidence/run.py` |
 # | bounds | a row in `ctmm_formula/engine/domain.py` | `tests/test_hard_genes.py` |
 # | a formula engine | a class in `ENGINES` of `ctmm_formula/design/matrix.py` | `tests/test_formula.py`, `tests/test_design.py` |
 # | an error message | raise it; write its entry in `vignettes/errors.md` | `tests/test_vignettes.py` |

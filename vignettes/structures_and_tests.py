@@ -178,6 +178,27 @@ part = part.drop(columns=["celltypes", "fold"]).rename(columns={"noise_cv": "err
 show(part)
 
 # %% [markdown]
+# ## In short
+#
+# Some of both, with 4 cell types.  Of Wald, the data sets where it is defined.
+
+# %% tags=["hide-input", "markdown"] readme="tests"
+rates = frame(calibration["Four cell types, by donors, errors and tails of cells"])
+rates = rates.set_index(["n_donors", "noise_cv", "kurtosis"])
+found = part.set_index(["effect", "n_donors", "errors of nu"])
+rows = {
+    ("V = 0", "20", "none"): rates.loc[("20", "0.0", "0.0")],
+    ("V = 0", "50", "CV .33"): rates.loc[("50", "0.33", "0.0")],
+    ("V = 0", "100", "CV .45"): rates.loc[("100", "0.45", "0.0")],
+    ("V = 0", "100", "heavy-tailed cells"): rates.loc[("100", "0.0", "6.0")],
+    ("V = diag(.05, .02, .02, .02)", "20", "none"): found.loc[("mostly one", "20", "0.0")],
+    ("V = diag(.05, .02, .02, .02)", "50", "CV .33"): found.loc[("mostly one", "50", "0.33")],
+}
+table = pd.DataFrame(rows)[lambda table: table.index.isin(SHOWN[:-1])].T.reindex(columns=SHOWN[:-1])
+table = table.map(lambda text: str(text).split(" ")[0].replace("0.", ".").replace("nan", "-"))
+show(table.rename_axis(["truth", "donors", "errors of ν"]).reset_index())
+
+# %% [markdown]
 # ## What to use
 #
 # | you have | use |

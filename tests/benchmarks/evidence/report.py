@@ -221,6 +221,9 @@ def calibration() -> None:
         *(f"## By {name}\n\n" + markdown(pooled(table, [name], tests)) for name in GRID),
         "## By donors, cell types and errors\n\n"
         + markdown(pooled(table, ["n_donors", "celltypes", "noise_cv"], tests)),
+        "## Four cell types, by donors, errors and tails of cells\n\n"
+        + markdown(pooled(table[table["celltypes"] == 4], ["n_donors", "noise_cv", "kurtosis"],
+                          tests)),
         "## Settings outside [.04, .06]\n\n" + markdown(outside(table, tests)),
         "## One p value of those of the cell types\n\n"
         + markdown(pooled(table, ["celltypes", "n_donors"], RULES)),
