@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctmm_formula.design.expressions import column_of, is_condition, names_in, quote
-from ctmm_formula.design.formula import RandomTerm, parse
+from ctmm_formula.design.formula import parse
+from ctmm_formula.design.random_terms import RandomTerm
 from ctmm_formula.errors import CTMMError, FormulaError
 
 

@@ -29,7 +29,8 @@ LAYERS = [
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
     "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
-    "size", "design", "arrays", "prepare", "matrix", "formula", "expressions", "table",
+    "size", "design", "arrays", "prepare", "matrix", "formula",
+    "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/
     "variance", "score", "rlrt", "bootstrap", "comparison", "hypotheses", "testing", "jackknife",
@@ -41,7 +42,7 @@ LAYERS = [
     "structures", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
-STRINGS = {"formula", "expressions"}
+STRINGS = {"formula", "random_terms", "syntax", "expressions"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
 TABLES |= {"source", "covariates", "pairs", "tables", "evaluation"}
 NUMERICS = set(LAYERS[LAYERS.index("variance") : LAYERS.index("errors")]) - {

@@ -60,7 +60,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # %% [markdown]
 # | step | file |
 # |---|---|
-# | formula, `random=` to a spec of strings | `ctmm_formula/design/formula.py` |
+# | formula, `random=` to a spec of strings | `ctmm_formula/design/formula.py`, `random_terms.py` |
 # | table to one mask, labels, columns | `ctmm_formula/design/prepare.py` |
 # | columns to $X$ by patsy or formulaic | `ctmm_formula/design/matrix.py` |
 # | all of it to a design with a `Model` | `ctmm_formula/design/design.py`, `ctmm_formula/engine/model.py` |

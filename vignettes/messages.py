@@ -81,6 +81,19 @@ class Source:
                     out[path, node.name] = out[None, node.name] = node
         return out
 
+    @cached_property
+    def imports(self) -> dict[tuple[Path, Path], set[str]]:
+        """(file, other file) -> names that the first takes from the second."""
+        files = {path.stem: path for path in self.trees}
+        out: dict[tuple[Path, Path], set[str]] = defaultdict(set)
+        for path, tree in self.trees.items():
+            for node in ast.walk(tree):
+                source = node.module if isinstance(node, ast.ImportFrom) else None
+                if source and source.rpartition(".")[2] in files:
+                    names = {alias.name for alias in node.names}
+                    out[path, files[source.rpartition(".")[2]]] |= names
+        return out
+
     def messages(self) -> Iterator[Message]:
         """All messages, in order of files."""
         for place in self.places:
@@ -125,7 +138,7 @@ class Source:
         return [text]
 
     def _handed_over(self, place: Place, argument: str) -> list[str]:
-        """The texts that callers in the same file give for an argument."""
+        """The texts that callers give for an argument."""
         function = place.scopes[-1]
         names = [arg.arg for arg in function.args.args]
         if argument not in names:
@@ -134,7 +147,8 @@ class Source:
         return [
             text
             for other in self.places
-            if (other.path, other.name) == (place.path, function.name)
+            if other.name == function.name
+            and (other.path == place.path or function.name in self.imports[other.path, place.path])
             and len(other.call.args) > position
             for text in self._texts(other, other.call.args[position])
         ]

@@ -14,9 +14,10 @@ import pandas as pd
 
 from ..engine.model import RandomComponent
 from ..errors import DataError, FormulaError
-from .formula import FormulaSpec, RandomTerm
+from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
+from .random_terms import RandomTerm
 from .table import listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference

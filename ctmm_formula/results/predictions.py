@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..design.design import Design
-from ..design.formula import RandomTerm
+from ..design.random_terms import RandomTerm
 from ..design.table import label, pick
 from ..engine.blup import Effects
 from ..engine.model import Model

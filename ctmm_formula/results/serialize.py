@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from ..design.design import Design
-from ..design.formula import FormulaSpec, RandomTerm
+from ..design.formula import FormulaSpec
 from ..design.matrix import ALWAYS, Coding
+from ..design.random_terms import RandomTerm
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..engine.model import RandomComponent

@@ -11,9 +11,10 @@ import pandas as pd
 
 from ..design import arrays
 from ..design.design import Design, assemble
-from ..design.formula import FormulaSpec, RandomTerm
+from ..design.formula import FormulaSpec
 from ..design.matrix import Coding
 from ..design.prepare import Prepared, Roles
+from ..design.random_terms import RandomTerm
 from .codec import decode, to_factor
 
 
