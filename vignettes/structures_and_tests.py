@@ -206,6 +206,7 @@ show(table.rename_axis(["truth", "donors", "errors of ν"]).reset_index())
 # | numbers of cells (`n_cells`) | `test_variance("score")` |
 # | many cell types and expect one or two to differ | its combined p value (`.extra["cauchy"]`, in a scan `p_score_cauchy`), which weighs the sum and every cell type, and the p values of the cell types |
 # | all cell types may differ a little | its `pvalue`, of the sum |
+# | 20 donors, 8 or more cell types and numbers of cells so small that nu is a guess | the smallest of its p values per cell type, times their number |
 # | known noise, from another source than the same cells | `"lrt"`, or `"bootstrap"` with few donors |
 # | 300 donors or more | also the jackknife of moments, `method="he"`, `test_variance("jackknife")` |
 # | the published analysis to be repeated | `"jackknife"`; confirm hits by `"score"` |

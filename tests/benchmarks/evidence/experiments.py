@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "one-step": (["jackknife"], {"one_step": True}),
     "score": (["score", "score_celltype"], {}),
     "combined": (["score_cauchy"], {}),
+    "means": (["mean"], {}),
 }
 """Group -> tests and options of fit_genes."""
 
@@ -128,7 +129,7 @@ def _figure1() -> list[dict[str, Any]]:
 def _aim1(setting: dict[str, Any], group: str) -> int:
     N, more = setting["n_donors"], "-" in setting["design"]  # with 8 or 12 cell types
     published = setting["design"].startswith("published")
-    if group in ("one-step", "combined"):
+    if group in ("one-step", "combined", "means"):
         return 0
     if group == "jackknife":
         aims = {20: 1000, 50: 600, 100: 300, 300: 100 if published else 0}
@@ -160,7 +161,7 @@ def _figure2() -> list[dict[str, Any]]:
 
 
 def _aim2(setting: dict[str, Any], group: str) -> int:
-    return {"one-step": 0, "ml": 0, "combined": 0}.get(group, 1000)
+    return {"one-step": 0, "ml": 0, "combined": 0, "means": 0}.get(group, 1000)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -209,15 +210,17 @@ def _aim_grid(setting: dict[str, Any], group: str) -> int:
         "ml": {},
         "jackknife": {20: 100, 50: 100, 100: 100},
         "one-step": {300: 100},
-        "combined": {20: 100, 50: 100, 100: 100, 300: 100},
-        "score": {20: 500, 50: 500 if few else 300, 100: 300 if few else 200, 300: 100},
+        "means": {300: 100},  # of the others with the jackknife
     }
+    scores = {20: 500, 50: 500 if few else 300, 100: 300 if few else 200, 300: 100}
+    aims |= {"score": scores, "combined": scores}
     return aims.get(group, {20: 200, 50: 200, 100: 200, 300: 100}).get(setting["n_donors"], 0)
 
 
 def _aim_power(setting: dict[str, Any], group: str) -> int:
-    few = 100 if setting["celltypes"] == 4 else 0
-    return {"ml": 0, "one-step": 0, "jackknife": few, "combined": 0}.get(group, 500)
+    few = 500 if setting["celltypes"] == 4 else 0
+    aims = {"ml": 0, "one-step": 0, "jackknife": few, "combined": 500, "means": 0}
+    return aims.get(group, 500)
 
 
 def _batches(setting: dict[str, Any]) -> str | None:
@@ -246,7 +249,8 @@ def _draw_bootstrap(
 
 
 def _aim_bootstrap(setting: dict[str, Any], group: str) -> int:
-    return {"ml": 0, "one-step": 0, "jackknife": 200, "combined": 0}.get(group, 400)
+    aims = {"ml": 0, "one-step": 0, "jackknife": 200, "combined": 0, "means": 0}
+    return aims.get(group, 400)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -254,7 +254,7 @@ def outside(table: pd.DataFrame, tests: Sequence[str]) -> pd.DataFrame:
 
 def power() -> None:
     table = rates("power")
-    tests = [test for test in VARIANCE if test not in ("jackknife, one step", "score_combined")]
+    tests = [test for test in VARIANCE if test != "jackknife, one step"]
     effects = list(dict.fromkeys(table["effect"]))
     figure, axes = plt.subplots(2, len(effects), figsize=(12, 7), sharex=True, sharey=True)
     for column, effect in enumerate(effects):
