@@ -58,6 +58,17 @@ def whole_number(name: str, value: object, low: int) -> int:
     return number
 
 
+def on_off(name: str, value: object) -> bool:
+    """True or False, or an error that names the argument.
+
+    >>> on_off("progress", True)
+    True
+    """
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # numpy's
+        return bool(value)
+    raise CTMMError(f"{name}= must be True or False, got {value!r}")
+
+
 def whole(value: Any) -> int | None:
     """A whole number; also 10.0, which is how R types ten."""
     if not isinstance(value, Real) or isinstance(value, bool) or value != value // 1:

@@ -22,7 +22,7 @@ from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, choose, whole_number
+from ..errors import ConvergenceError, CTMMError, choose, on_off, whole_number
 from ..inference import variance
 from ..inference.jackknife import Jackknife as JackknifeRun
 from ..inference.jackknife import jackknife as run_jackknife
@@ -405,8 +405,7 @@ class Parameters:
         if blocks is not None:
             blocks = whole_number("blocks", blocks, 2)
         for name, value in (("one_step", one_step), ("progress", progress)):
-            if not isinstance(value, (bool, np.bool_)):
-                raise CTMMError(f"{name}= must be True or False, got {value!r}")
+            on_off(name, value)
         settings, n_jobs = (blocks, bool(one_step)), threads(n_jobs)
         if settings not in self._jackknives:
             with _bar(blocks or self.n_donors, bool(progress)):

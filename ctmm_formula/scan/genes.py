@@ -27,6 +27,7 @@ from ..errors import (
     DataError,
     FormulaError,
     choose,
+    on_off,
     whole_number,
 )
 from ..inference.testing import threads
@@ -238,8 +239,7 @@ def read_scan(
 
 def _check_flags(**flags: object) -> None:
     for name, value in flags.items():
-        if not isinstance(value, (bool, np.bool_)):
-            raise CTMMError(f"{name}= must be True or False, got {value!r}")
+        on_off(name, value)
 
 
 def _without_response(formula: str, random: object) -> FormulaSpec:
