@@ -256,20 +256,71 @@ def test_numbers_of_cells(cells, mean, variance):
         ({"beta": np.nan}, "beta must be finite numbers"),
         ({"n_donors": 2.5}, "n_donors= must be a whole number of at least 1, got 2.5"),
         ({"n_donors": 1}, "4 pairs of donor and cell type are too few for 7 means and covariates"),
-        ({"missing": 1.0}, "0 pairs of donor and cell type are too few"),
+        ({"missing": 1.0}, r"missing= must be a share from 0 to below 1, got 1\.0"),
         ({"n_pcs": -1}, "n_pcs= must be a whole number"),
         ({"celltypes": "TB"}, "celltypes= must be a whole number of at least 1, got 'TB'"),
         ({"celltypes": ["T", "T"]}, "celltypes= must be names that differ"),
-        ({"cells": 1}, "mean of 2 or more"),
+        ({"cells": 1}, r"cells= must be 2 or more, up to 1e12, got 1\.0"),
         ({"rng": "one"}, "rng= must be a seed"),
         ({"rng": np.random.RandomState(1)}, "rng= must be a seed"),
-        ({"batch_variance": -1.0}, "batch_variance must not be negative"),
+        ({"batch_variance": -1.0}, "batch_variance= must be 0 or more, got -1.0"),
         ({"sigma2": -9.0}, "not positive semi-definite"),
+        ({"sigma2": None}, "sigma2= must be a finite number, got None"),
+        ({"sigma2": np.inf}, "sigma2= must be a finite number, got inf"),
+        ({"V": "1"}, "V must be finite numbers, got '1'"),
+        ({"V": (True, False, True, True)}, "V must be finite numbers"),
+        ({"batch_variance": np.nan}, "batch_variance= must be 0 or more, got nan"),
+        ({"batch_variance": 0.5, "n_batches": 0}, "batch_variance=0.5 needs batches: set n_batch"),
+        ({"missing": -0.1}, "missing= must be a share from 0 to below 1, got -0.1"),
+        ({"missing": (0.1, 0.2)}, "missing= must be a share"),
+        ({"min_cells": "five"}, "min_cells= must be a whole number of at least 0, got 'five'"),
+        ({"effects": ["sex"]}, r"effects= must be a dict covariate -> slope, got \['sex'\]"),
+        ({"effects": 0}, "effects= must be a dict"),
+        ({"effects": {"sex": np.nan}}, "effects= must be a finite slope of each"),
+        ({"cells": "fifty"}, r"cells= must be a function such as spread_cells\(50, 10\)"),
+        ({"cells": 1e300}, "cells= must be 2 or more, up to 1e12"),
+        ({"cells": lambda rng, shape: rng.uniform(5, 9, shape)}, "cells= must draw whole numbers"),
+        ({"cells": lambda rng, shape: rng.poisson(9, 3)}, r"shape \(10, 4\), got shape \(3,\)"),
+        ({"noise_error": 0.3}, r"noise_error= must be a function such as beta_error\(5\), or None"),
+        ({"noise_error": lambda rng, nu, n: nu - 9}, r"shape \(40,\).* smallest of -8"),
+        ({"noise_error": lambda rng, nu, n: nu * np.nan}, "noise variances drawn .* finite"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(CTMMError, match=message):
         simulate_pseudobulk(**{"n_donors": 10, "rng": 0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("theta", "beta", "message"),
+    [
+        ([np.nan], [0, 0, 0], "theta must be finite numbers"),
+        (["a"], [0, 0, 0], "theta must be finite numbers"),
+        ([1.0], [0, np.nan, 0], "beta must be finite numbers"),
+    ],
+)
+def test_draws_need_numbers(theta, beta, message):
+    with pytest.raises(CTMMError, match=message):
+        draw(ctp_model(np.eye(3), NU, n=4), theta, beta, rng=0)
+    with pytest.raises(CTMMError, match="model= must be a Model, got DataFrame"):
+        draw(pd.DataFrame(), [1.0], [0.0])
+
+
+def test_labelled_parameters_are_those_of_their_cell_types():
+    V, beta = pd.Series({"B": 0.0, "T": 0.5}), pd.Series({"B": 7.0, "T": 0.0})
+    options = {"sigma2": 0.0, "cell_variance": 0.0, "rng": 1}
+    ctp = simulate_pseudobulk(20, ["T", "B"], V=V, beta=beta, **options).ctp
+    frame = pd.DataFrame(np.diag(V), V.index, V.index)
+    pd.testing.assert_frame_equal(
+        ctp, simulate_pseudobulk(20, ["T", "B"], V=frame, beta=(0.0, 7.0), **options).ctp
+    )
+    assert (ctp.loc[ctp["celltype"] == "B", "expr"] == 7.0).all()
+    assert ctp.loc[ctp["celltype"] == "T", "expr"].std() > 0.3
+    # other names than those of the cell types are no names of them: the order counts
+    other = simulate_pseudobulk(20, ["T", "B"], V=V.set_axis(["x", "y"]), beta=beta, **options).ctp
+    assert other.loc[other["celltype"] == "T", "expr"].std() == 0.0
+    with pytest.raises(CTMMError, match="V= is labelled B, X, the cell types are T, B"):
+        simulate_pseudobulk(20, ["T", "B"], V=V.set_axis(["B", "X"]))
 
 
 def test_a_number_of_cells_is_that_of_every_pair():

@@ -8,12 +8,15 @@ from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula.cells.tables import FORMAT, kind_of, read_grid
-from ctmm_formula.errors import CTMMError
+from ctmm_formula.errors import CTMMError, CTMMWarning
 from ctmm_formula.simulate import (
     DESIGNS,
     beta_error,
     bootstrap_cells,
+    cell_error,
     gamma_cells,
+    log_uniform_cells,
+    negative_binomial_cells,
     relative_error,
     simulate_cells,
     simulate_design,
@@ -168,21 +171,53 @@ def test_unknown_designs(arguments, message):
     ("changes", "message"),
     [
         ({"W": 1}, "unknown parameter of published/free 'W': choose from shares, beta, V, alpha"),
-        ({"alpha": (0.0, 2.0)}, "alpha of a design must be at least 0.001"),
-        ({"shares": (0.5, 0.5, 0.5, -0.5)}, "shares of a design must be at least 0"),
+        ({"alpha": (0.0, 2.0)}, r"alpha has a number of 0\.05 or more for each"),
+        ({"shares": (0.5, 0.5, 0.5, -0.5)}, "shares are sigma2, beta, V and noise above 0"),
         ({"kind": "cells"}, "unknown kind 'cells'"),
         ({"n_donors": 20.5}, "n_donors= must be a whole number"),
         ({"shares": (0.5, 0.3, 0.2)}, "shares are sigma2, beta, V and noise above 0"),
         ({"shares": (0.5, 0.25, 0.25, 0.0)}, "shares are sigma2, beta, V and noise above 0"),
-        ({"alpha": 2.0}, "alpha has a number for each of two or more cell types, got 2.0"),
+        ({"alpha": 2.0}, "for each of two or more cell types, got 2.0"),
         ({"V": "a"}, "V must be finite numbers"),
         ({"V": (0.0, 0.0)}, "ratios beta and V must differ from 0"),
         ({"correlation": (0.9, -0.9, 0.5)}, "V be a covariance"),
+        ({"correlation": 0.5}, "correlation has numbers for cell types 1, 2, ... 3 apart, got 0.5"),
+        ({"correlation": (0.9, 0.7, 0.5, 0.3)}, "correlation has numbers"),
+        ({"V": (8, 4, 2, 1, 5)}, "V of a design has a ratio for each of 4 cell types"),
+        ({"V": np.eye(2)}, "V of a design has a ratio"),
+        ({"beta": ()}, "beta of a design has a ratio"),
+        ({"beta": "a"}, "beta must be finite numbers"),
+        ({"alpha": (0.01, 2.0)}, "alpha has a number of 0.05 or more"),  # shares of 0 in draws
+        ({"noise_variance": 1e9}, "noise_variance= must be above 0 and at most 4 times"),  # endless
+        ({"noise_variance": (0.1, 0.2)}, "noise_variance= must be above 0"),
+        ({"own_noise": "no"}, "own_noise= must be True or False, got 'no'"),
+        ({"grid": (20, 50)}, "unknown parameter of published/free 'grid'"),
     ],
 )
 def test_wrong_changes(changes, message):
     with pytest.raises(CTMMError, match=message):
         simulate_design("published/free", 2, rng=0, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"V": 0.1}, "V has a variance for each of two or more cell types, got 0.1"),
+        ({"V": ((0.1, 0.0), (0.0, 0.1))}, "V has a variance for each"),
+        ({"cells": 50}, None),
+        ({"cells": "many"}, "cells= must be a function"),
+        ({"min_cells": "few"}, "min_cells= must be a whole number of at least 0, got 'few'"),
+        ({"min_cells": 10**20}, "cells= must draw whole numbers up to 1e12"),
+        ({"gene_sd": -1}, "gene_sd= must be from 0 to 20, got -1"),
+        ({"b": (3, 5)}, r"b= must be a number above 0, got \(3, 5\)"),
+    ],
+)
+def test_wrong_changes_of_the_ipsc_design(changes, message):
+    if message is None:
+        assert (simulate_design("ipsc/free", 1, rng=0, **changes).obs["n_cells"] == 50).all()
+        return
+    with pytest.raises(CTMMError, match=message):
+        simulate_design("ipsc/free", 2, rng=0, **changes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -267,11 +302,16 @@ def test_genes_as_anndata(kind):
     ("arguments", "message"),
     [
         ({"n_genes": 0}, "n_genes= must be a whole number of at least 1, got 0"),
-        ({"cell_cv": -1}, "cell_cv must not be negative, got -1"),
-        ({"cell_cv": "a"}, "cell_cv must be finite numbers"),
+        ({"cell_cv": -1}, "cell_cv= must be from 0 to 10, got -1"),
+        ({"cell_cv": "a"}, "cell_cv= must be from 0 to 10, got 'a'"),
         ({"kind": "cells"}, "unknown kind"),
         ({"gene_variance": [1.0, 2.0, 3.0]}, r"gene_variance must have shape \(2,\), got \(3,\)"),
         ({"V": -9.0}, "not positive semi-definite"),
+        ({"cell_cv": 1e300}, "cell_cv= must be from 0 to 10"),
+        ({"cell_noise": 6.0}, r"cell_noise= must be a function such as gamma_cells\(6\), or None"),
+        ({"cell_noise": lambda *given: (0.0, -given[1])}, "must give noise variances of 0 or more"),
+        ({"cell_noise": lambda *given: (np.nan, given[1])}, "errors drawn .* finite numbers"),
+        ({"noise_error": "beta"}, "noise_error= must be a function such as beta_error"),
     ],
 )
 def test_wrong_genes(arguments, message):
@@ -282,16 +322,28 @@ def test_wrong_genes(arguments, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: spread_cells(1), "mean of 2 or more"),
-        (lambda: spread_cells(50, 0.5), "fold of 1 or more"),
-        (lambda: relative_error(1.0), "CV from 0 to below 1, got 1.0"),
-        (lambda: gamma_cells(0.0), "kurtosis above 0, got 0.0"),
-        (lambda: beta_error(0.0), "b above 0, got 0.0"),
+        (lambda: spread_cells(1), "cells= must be 2 or more"),
+        (lambda: spread_cells(50, 0.5), "fold= must be 1 or more, got 0.5"),
+        (lambda: relative_error(1.0), "noise_cv= must be 0 or more and below 1, got 1.0"),
+        (lambda: gamma_cells(0.0), "kurtosis= must be above 0, up to 1,000"),
+        (lambda: cell_error(-5.0), "kurtosis= must be from 0"),
+        (lambda: log_uniform_cells(0, 5), "low= must be a whole number of at least 1, got 0"),
+        (lambda: log_uniform_cells(9, 5), "high= must be a whole number of at least 9, got 5"),
+        (lambda: negative_binomial_cells(-1, 2), "mean= must be a number above 0, got -1"),
+        (lambda: beta_error("5"), "b= must be a number above 0, got '5'"),
+        (lambda: beta_error(0.0), "b= must be a number above 0, got 0.0"),
     ],
 )
 def test_wrong_noise(make, message):
     with pytest.raises(CTMMError, match=message):
         make()
+
+
+@pytest.mark.parametrize("cv", [3, np.int64(3), 1e-300])
+def test_any_number_is_a_variation_of_cells(cv):
+    genes = simulate_genes(1, 200, 2, cell_cv=cv, cells=40, rng=1)
+    spread = genes.nu["g1"].std() / 0.1
+    assert (spread > 1) if cv == 3 else (spread < EXACT)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -331,13 +383,31 @@ def test_same_seed_same_cells():
     assert a.shape != c.shape or (a != c).all()
 
 
+def test_cell_types_of_cells_keep_their_order():
+    # whatever the first donor lacks
+    for seed in range(5):
+        cells = simulate_cells(1, 10, ["T", "B", "A"], missing=0.6, n_pcs=0, rng=seed)
+        assert cells.obs["celltype"].cat.categories.tolist() == ["T", "B", "A"]
+
+
+@pytest.mark.parametrize("kurtosis", [1e-300, 0.0])
+def test_cells_without_excess_kurtosis_are_normal(kurtosis):
+    # a gamma distribution of such a shape has lost all digits of its variance
+    X = simulate_cells(5, 5, 2, sigma2=0.0, kurtosis=kurtosis, cells=400, rng=1).X
+    assert X.var() == pytest.approx(4.0, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"scale": "log"}, "unknown scale 'log'"),
         ({"n_genes": 0}, "n_genes= must be a whole number of at least 1, got 0"),
-        ({"depth": 0.0}, "depth must be positive"),
+        ({"depth": 0.0}, "depth= must be a number above 0, got 0.0"),
         ({"scale": "counts", "beta": 100.0}, "counts are too large"),
+        ({"kurtosis": np.inf}, "kurtosis= must be from 0 to 1,000, got inf"),
+        ({"baseline": np.nan}, "baseline= must be a finite number, got nan"),
+        ({"scale": "counts", "dispersion": np.inf}, "dispersion= must be from 0 to 1e6, got inf"),
+        ({"dispersion": None}, "dispersion= must be from 0 to 1e6, got None"),
     ],
 )
 def test_wrong_cells(arguments, message):
@@ -386,10 +456,13 @@ def test_permuted_donors_are_specific_variance(counts):
 def test_bootstrap_takes_tables_and_leaves_out_what_has_no_counts(counts):
     K, donor, total = counts
     frame = pd.DataFrame(np.column_stack([K, np.zeros(1200)]), columns=["A", "B", "none"])
-    genes = bootstrap_cells(frame, donor, total=total, rng=17)
+    message = "left out: 0 of 30 donors with fewer than 11 cells, 1 of 3 genes without counts"
+    with pytest.warns(CTMMWarning, match=message):
+        genes = bootstrap_cells(frame, donor, total=total, rng=17)
     assert list(genes.expr) == ["A", "B"]
     few = np.where(donor < 29, donor, np.arange(1200))  # cells of the last donor are alone
-    assert bootstrap_cells(frame, few, total=total, rng=17).obs["donor"].nunique() == 29
+    with pytest.warns(CTMMWarning, match="left out: 40 of 69 donors"):
+        assert bootstrap_cells(frame, few, total=total, rng=17).obs["donor"].nunique() == 29
     adata = anndata.AnnData(K.astype(float), var=pd.DataFrame(index=["A", "B"]))
     pd.testing.assert_frame_equal(
         bootstrap_cells(adata, donor, total=total, rng=17).expr, bootstrap_cells(
@@ -402,12 +475,26 @@ def test_bootstrap_takes_tables_and_leaves_out_what_has_no_counts(counts):
     [
         ({"counts": np.full((1200, 1), 0.5)}, "raw counts"),
         ({"counts": np.ones(1200)}, "cells x genes"),
-        ({"donor": np.zeros(3)}, "must be alike"),
+        ({"donor": np.zeros(3)}, r"donor of each of the 1200 cells, got shape \(3,\)"),
         ({"donor": np.full(1200, np.nan)}, "donor= is missing"),
-        ({"total": np.zeros(1200)}, "total= must be positive"),
-        ({"permuted": 1.5}, "permuted from 0 to 1"),
+        ({"total": np.zeros(1200)}, "total= .by default the sum of the row. must be positive"),
+        ({"permuted": 1.5}, "permuted= must be a share from 0 to 1, got 1.5"),
         ({"min_cells": 99}, "no donor has 99 cells"),
         ({"depth": 1e-3}, "no gene keeps counts"),
+        ({"depth": 1e300}, r"counts are too large to draw: choose a smaller depth= than 1e\+300"),
+        ({"depth": None}, "depth= must be a number above 0"),
+        ({"fraction": np.inf}, "fraction= must be above 0"),
+        ({"min_cells": None}, "min_cells= must be a whole number"),
+        ({"noise_error": 1}, "noise_error= must be a function"),
+        ({"counts": [["a", "b"]]}, "counts must be finite numbers"),
+        ({"counts": pd.DataFrame({"A": range(3), "B": "x"})}, "counts must be finite numbers"),
+        ({"counts": pd.DataFrame(np.ones((1200, 2)), columns=["A", "A"])}, "several genes 'A'"),
+        ({"donor": "donor"}, r"donor of each of the 1200 cells, got shape \(\)"),
+        ({"donor": np.zeros((1200, 1))}, r"got shape \(1200, 1\)"),
+        ({"donor": [None, *range(1199)]}, r"donor= is missing for 1 cells \(the first: 0\)"),
+        ({"total": "all"}, "total must be finite numbers, got 'all'"),
+        ({"total": [500] * 3}, r"a number for each of the 1200 cells, got shape \(3,\)"),
+        ({"total": [0, *[500] * 1199]}, r"leave out 1 cells \(the first: 0\)"),
     ],
 )
 def test_wrong_bootstraps(counts, change, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import CTMMError, choose, whole_number
+from ..errors import CTMMError, CTMMWarning, choose, whole_number
 from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, require_anndata
+from .limits import NONE, drawing, floats, measured, number
 from .tables import celltype_names, known_keywords, make_study
 
 if TYPE_CHECKING:
@@ -77,11 +80,8 @@ def simulate_cells(
     """
     choose("scale", scale, ["expression", "counts"])
     n_genes = whole_number("n_genes", n_genes, 1)
-    if not (kurtosis >= 0.0 and dispersion >= 0.0 and depth > 0.0):
-        raise CTMMError(
-            "depth must be positive, kurtosis and dispersion not negative: "
-            f"{depth}, {kurtosis}, {dispersion}"
-        )
+    kurtosis, baseline = number("kurtosis", kurtosis), number("baseline", baseline)
+    depth, dispersion = number("depth", depth), number("dispersion", dispersion)
     anndata = require_anndata()
     rng = generator(rng)
     known_keywords(simulate_cells, study)
@@ -100,20 +100,21 @@ def simulate_cells(
         rate = depth * np.exp(true)[pair] * rng.gamma(4.0, 0.25, (len(pair), 1))
         if not (rate < _LARGEST_RATE).all():
             raise CTMMError("counts are too large to draw: exp(y) overflows, choose smaller beta")
-        if dispersion:
+        if dispersion > NONE:
             rate = rate * rng.gamma(1.0 / dispersion, dispersion, rate.shape)
         X = rng.poisson(rate).astype(float)
     obs = made.obs.drop(columns="n_cells").iloc[pair].reset_index(drop=True)
     obs.index = pd.Index([f"cell{k + 1}" for k in range(len(obs))])
-    for name in ("donor", "celltype"):
-        obs[name] = pd.Categorical(obs[name], pd.unique(made.obs[name]))
+    seen = [name for name in made.celltypes if name in set(made.obs["celltype"])]
+    for name, levels in (("donor", pd.unique(made.obs["donor"])), ("celltype", seen)):
+        obs[name] = pd.Categorical(obs[name], levels)
     var = pd.DataFrame(index=pd.Index(gene_names(n_genes)))
     return anndata.AnnData(X, obs=obs, var=var, uns={"truth": made.truth.to_dict()})
 
 
 def _cell_errors(rng: np.random.Generator, kurtosis: float, shape: tuple[int, ...]) -> np.ndarray:
     """Variables with mean 0, variance 1 and this excess kurtosis."""
-    if not kurtosis:
+    if kurtosis < NONE:
         return rng.standard_normal(shape)
     a = 6.0 / kurtosis
     return (rng.standard_gamma(a, shape) - a) / np.sqrt(a)
@@ -155,7 +156,7 @@ def bootstrap_cells(
     permuted : float
         From 0 (V = 0) to 1 (nothing shared).
     min_cells : int
-        Donors with fewer cells are left out.
+        Donors with fewer cells are left out, and counted in a warning.
     noise_error : callable, optional
         Further errors of the noise variances, as in :func:`simulate_genes`.
     rng : numpy Generator or seed, optional
@@ -164,7 +165,7 @@ def bootstrap_cells(
     -------
     SimulatedGenes
         nu is the expected noise variance: variance of the donor's thinned cells over the number
-        of cells drawn.  Genes without counts in some donor are left out.
+        of cells drawn.  Genes without counts in some donor are left out, and counted in a warning.
 
     Raises
     ------
@@ -184,10 +185,14 @@ def bootstrap_cells(
     ((80, 2), ['celltype', 'donor', 'n_cells', 'proportion'])
     """
     celltypes = whole_number("celltypes", celltypes, 2)
+    min_cells = whole_number("min_cells", min_cells, 0)
+    fraction, depth = number("fraction", fraction), number("depth", depth)
+    permuted = number("permuted", permuted)
+    noise_error = drawing("noise_error", noise_error, "beta_error(5)")
     K, names = _counts(counts)
-    code, donors = pd.factorize(pd.Series(np.asarray(donor)), sort=True)
-    totals = K.sum(axis=1) if total is None else np.asarray(total, dtype=float)
-    _check_bootstrap(K, code, totals, fraction, depth, permuted)
+    code, donors = _donors(donor, len(K))
+    totals = K.sum(axis=1) if total is None else floats("total", total)
+    _check_bootstrap(K, totals, depth)
     rng = generator(rng)
     cells = [np.flatnonzero(code == i) for i in range(len(donors))]
     kept = [i for i, own in enumerate(cells) if len(own) >= max(min_cells, 2)]
@@ -211,7 +216,7 @@ def bootstrap_cells(
         nu[:, at] = (y.var(axis=0, ddof=1) / size[at])[:, None]
     _exchange(mean, nu, permuted, rng)
     if noise_error is not None:
-        nu = noise_error(rng, nu, np.broadcast_to(size[:, None], nu.shape))
+        nu = measured(noise_error(rng, nu, np.broadcast_to(size[:, None], shape)), shape)
     obs, types = _bootstrap_obs(list(donors[kept]), size, celltypes)
     flat = [
         pd.DataFrame(values.reshape(len(seen), -1).T, columns=[names[g] for g in seen])
@@ -221,6 +226,14 @@ def bootstrap_cells(
     if not varies.any():
         raise CTMMError("no gene keeps counts in every donor: choose a larger depth=")
     flat = [frame.loc[:, varies] for frame in flat]
+    lost = len(donors) - len(kept), K.shape[1] - int(varies.sum())
+    if any(lost):
+        warnings.warn(
+            f"left out: {lost[0]} of {len(donors)} donors with fewer than {max(min_cells, 2)} "
+            f"cells, {lost[1]} of {K.shape[1]} genes without counts in some donor",
+            CTMMWarning,
+            stacklevel=2,
+        )
     truth = pd.Series({"permuted": float(permuted)})
     return SimulatedGenes(obs, flat[0], flat[1], truth, types)
 
@@ -232,35 +245,48 @@ def _counts(counts: Any) -> tuple[np.ndarray, list[str]]:
     values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     if values.ndim != 2:
         raise CTMMError(f"counts must be cells x genes, got shape {values.shape}")
-    return values.astype(float), gene_names(values.shape[1]) if names is None else [
-        str(name) for name in names
-    ]
+    values = floats("counts", values)
+    named = gene_names(values.shape[1]) if names is None else [str(name) for name in names]
+    twice = [name for name, count in Counter(named).items() if count > 1]
+    if twice:
+        raise CTMMError(f"counts have several genes {twice[0]!r}: give each a name of its own")
+    return values, named
 
 
-def _check_bootstrap(
-    K: np.ndarray,
-    code: np.ndarray,
-    totals: np.ndarray,
-    fraction: float,
-    depth: float,
-    permuted: float,
-) -> None:
-    if len(code) != len(K) or totals.shape != (len(K),):
+def _donors(donor: Any, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Donor of every cell as a code, and the donors."""
+    labels = np.asarray(donor)
+    if labels.shape != (cells,):
         raise CTMMError(
-            f"counts have {len(K)} cells, donor {len(code)} and total {totals.shape}: they must "
-            "be alike"
+            f"donor= must name the donor of each of the {cells} cells, got shape {labels.shape}"
         )
-    if (code < 0).any():
-        raise CTMMError("donor= is missing for some cells: leave them out")
+    gone = np.flatnonzero(pd.isna(labels))
+    if len(gone):
+        raise CTMMError(
+            f"donor= is missing for {len(gone)} cells (the first: {', '.join(map(str, gone[:3]))}):"
+            " leave them out"
+        )
+    names = pd.Series(labels)
+    mixed = names.map(type).nunique() > 1  # of which no order exists
+    codes, donors = pd.factorize(names.astype(str) if mixed else names, sort=True)
+    return codes, np.asarray(donors)
+
+
+def _check_bootstrap(K: np.ndarray, totals: np.ndarray, depth: float) -> None:
+    if totals.shape != (len(K),):
+        raise CTMMError(
+            f"total= must be a number for each of the {len(K)} cells, got shape {totals.shape}"
+        )
     if not (K >= 0).all() or (np.floor(K) != K).any():
         raise CTMMError("bootstrap_cells resamples raw counts: whole numbers, not negative")
-    if not (totals > 0).all() or (totals < K.max(axis=1, initial=0.0)).any():
-        raise CTMMError("total= must be positive and no less than the counts of a gene")
-    if not (fraction > 0 and depth > 0 and 0 <= permuted <= 1):
+    bad = np.flatnonzero((totals <= 0) | (totals < K.max(axis=1, initial=0.0)))
+    if len(bad):
         raise CTMMError(
-            "fraction and depth must be positive, permuted from 0 to 1: "
-            f"{fraction}, {depth}, {permuted}"
+            "total= (by default the sum of the row) must be positive and no less than the counts "
+            f"of a gene: leave out {len(bad)} cells (the first: {', '.join(map(str, bad[:3]))})"
         )
+    if depth * totals.max(initial=0.0) > _LARGEST_RATE:
+        raise CTMMError(f"counts are too large to draw: choose a smaller depth= than {depth:g}")
 
 
 def _exchange(mean: np.ndarray, nu: np.ndarray, permuted: float, rng: np.random.Generator) -> None:

@@ -12,18 +12,18 @@ Chen and Dahl, Nat Commun 15:5229 (2024), and its preprint, which used other num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose, whole_number
+from ..errors import CTMMError, choose, on_off, whole_number
 from .draws import Rng, generator
 from .genes import SimulatedGenes, gene_names, simulate_genes
+from .limits import floats, number
 from .noise import CellNumbers, beta_error, negative_binomial_cells
-from .tables import celltype_names, floats, truth_of
+from .tables import cell_numbers, celltype_names, truth_of
 
 CELLS_PER_DONOR = 1000
 """Of a base design, which has proportions but no cells: the score test weighs by numbers."""
@@ -41,7 +41,7 @@ class BaseDesign:
     shares : tuple of 4 floats
         sigma2, beta, V, nu.
     beta, V : tuple of float
-        Ratios of means and of variances between cell types, repeated to C.
+        Ratios of means and of variances between cell types: C of them, or a part of C, repeated.
     alpha : tuple of float, length C
         Of the Dirichlet distribution of the proportions.
     noise_variance : float
@@ -73,13 +73,13 @@ class BaseDesign:
         >>> sigma2, np.diag(V).round(3).tolist(), beta.round(3).tolist()
         (0.25, [1.6, 0.8, 0.4, 0.2], [4.476, 2.238, 1.119, 0.56])
         """
-        a = np.array(self.alpha)
+        a = np.array(self.alpha, dtype=float)
         C, total = len(a), a.sum()
         pi = a / total
         S = (np.diag(pi) - np.outer(pi, pi)) / (total + 1.0)
-        ratio = np.resize(self.beta, C)
+        ratio = np.resize(np.asarray(self.beta, dtype=float), C)
         beta = ratio * np.sqrt(self.shares[1] / (ratio @ S @ ratio))
-        sd = np.sqrt(np.resize(self.V, C))
+        sd = np.sqrt(np.resize(np.asarray(self.V, dtype=float), C))
         apart = np.abs(np.subtract.outer(np.arange(C), np.arange(C)))
         V = np.outer(sd, sd) * np.resize([1.0, *self.correlation, *np.zeros(C)], C)[apart]
         return self.shares[0], V * self.shares[2] / ((V * S).sum() + pi @ V @ pi), beta
@@ -114,6 +114,9 @@ class BaseDesign:
 
 
 _TINY = 1e-14  # keeps the root of a V with zeros on its diagonal
+_LEAST_ALPHA = 0.05  # below, proportions come out as 0
+_LARGEST_SHARE = 1e100  # squares and products stay finite
+_NOISE_VARIANCE = "above 0 and at most 4 times the square of the share of noise"
 
 
 _IPSC_CELLS = negative_binomial_cells(96, 1.75)
@@ -152,11 +155,12 @@ class MeasuredDesign:
 
     def genes(self, n_genes: int, kind: str, rng: np.random.Generator) -> SimulatedGenes:
         """Replicates of one study, each with its own level of noise."""
+        least = float(whole_number("min_cells", self.min_cells, 0))
 
         def at_least(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-            return np.maximum(self.cells(rng, shape), self.min_cells)
+            return np.maximum(cell_numbers(self.cells, shape, rng), least)
 
-        level = rng.lognormal(0.0, self.gene_sd, n_genes)
+        level = rng.lognormal(0.0, number("gene_sd", self.gene_sd), n_genes)
         return simulate_genes(
             n_genes, self.n_donors, len(self.V), kind=kind, sigma2=self.sigma2, V=self.V,
             cells=at_least, cell_variance=self.cell_variance, gene_variance=level,
@@ -234,7 +238,7 @@ def simulate_design(
     row = DESIGNS[choose("design", name, DESIGNS)]
     choose("kind", kind, ["ctp", "op"])
     for change in changes:
-        choose(f"parameter of {name}", change, [field.name for field in fields(row)])
+        choose(f"parameter of {name}", change, _parameters(row))
     if n_donors is not None:
         changes["n_donors"] = whole_number("n_donors", n_donors, 1)
     row = replace(row, **changes)
@@ -243,22 +247,46 @@ def simulate_design(
     return row.genes(n_genes, kind, generator(rng))
 
 
+def _parameters(row: BaseDesign | MeasuredDesign) -> list[str]:
+    """What may be changed; the grid only says what was simulated."""
+    return [field.name for field in fields(row) if field.name != "grid"]
+
+
 def _check(row: BaseDesign | MeasuredDesign) -> None:
-    """Shares and concentrations that are some."""
-    limits: Mapping[str, float] = {"shares": 0.0, "V": 0.0, "noise_variance": 1e-300, "alpha": 1e-3}
-    for name, least in limits.items():
-        values = floats(name, getattr(row, name, least))
-        if (values < least).any():
-            raise CTMMError(f"{name} of a design must be at least {least:g}, got {values.tolist()}")
+    """Shares, ratios and concentrations that are some."""
     if isinstance(row, BaseDesign):
         _check_base(row)
+    elif floats("V", row.V).ndim != 1 or len(row.V) < 2 or min(row.V) < 0.0:
+        raise CTMMError(f"V has a variance for each of two or more cell types, got {row.V!r}")
 
 
 def _check_base(row: BaseDesign) -> None:
-    if np.shape(row.shares) != (4,) or not row.shares[3] > 0.0:
+    shares, alpha, correlation = (
+        floats(name, getattr(row, name)) for name in ("shares", "alpha", "correlation")
+    )
+    if shares.shape != (4,) or shares.min() < 0.0 or not 0.0 < shares[3] <= _LARGEST_SHARE:
         raise CTMMError(f"shares are sigma2, beta, V and noise above 0, got {row.shares}")
-    if np.ndim(row.alpha) != 1 or len(row.alpha) < 2:
-        raise CTMMError(f"alpha has a number for each of two or more cell types, got {row.alpha}")
+    number("noise_variance", row.noise_variance, (1e-300, 4.0 * shares[3] ** 2, _NOISE_VARIANCE))
+    on_off("own_noise", row.own_noise)
+    if alpha.ndim != 1 or len(alpha) < 2 or alpha.min() < _LEAST_ALPHA:
+        raise CTMMError(
+            f"alpha has a number of {_LEAST_ALPHA} or more for each of two or more cell types, "
+            f"got {row.alpha}"
+        )
+    C = len(alpha)
+    for name in ("beta", "V"):
+        ratio = np.atleast_1d(floats(name, getattr(row, name)))
+        fits = ratio.ndim == 1 and C % (len(ratio) or C + 1) == 0
+        if not fits or np.abs(ratio).max() > _LARGEST_SHARE:
+            raise CTMMError(
+                f"{name} of a design has a ratio for each of {C} cell types, or some that are "
+                f"repeated to so many, got {getattr(row, name)!r}"
+            )
+    if correlation.ndim != 1 or len(correlation) >= C:
+        raise CTMMError(
+            f"correlation has numbers for cell types 1, 2, ... {C - 1} apart, got "
+            f"{row.correlation!r}"
+        )
     with np.errstate(invalid="ignore", divide="ignore"):
         _, V, beta = row.parameters()
     known = np.isfinite(V).all() and np.isfinite(beta).all()

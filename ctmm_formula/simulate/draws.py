@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..engine.model import Model
 from ..errors import CTMMError, whole
+from .limits import floats
 
 Rng: TypeAlias = np.random.Generator | int | None
 
@@ -68,7 +69,7 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     [[2.0, 1.9], [1.9, 2.0]]
     """
     rng = generator(rng)
-    theta, beta = np.asarray(theta, dtype=float), np.asarray(beta, dtype=float)
+    theta, beta = floats("theta", theta), floats("beta", beta)
     _check_parameters(model, theta, beta)
     A = model.effect_covariance(theta)
     variances = theta[model.n_donor_components :]
@@ -88,6 +89,8 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
 
 
 def _check_parameters(model: Model, theta: np.ndarray, beta: np.ndarray) -> None:
+    if not isinstance(model, Model):
+        raise CTMMError(f"model= must be a Model, got {type(model).__name__}")
     if theta.shape != (model.n_components,) or beta.shape != (model.X.shape[1],):
         raise CTMMError(
             f"the model has {model.n_components} variance components and {model.X.shape[1]} fixed "

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 
 from ..errors import CTMMError, choose, whole_number
 from .draws import Rng, generator
+from .limits import NONE, drawing, measured, number, shaped
 from .noise import CellNoise, NoiseError
-from .tables import known_keywords, make_study, overall_obs, shaped
+from .tables import known_keywords, make_study, overall_obs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -145,8 +146,9 @@ def simulate_genes(
     """
     choose("kind", kind, ["ctp", "op"])
     n_genes = whole_number("n_genes", n_genes, 1)
-    if (shaped("cell_cv", cell_cv, ()) < 0).any():
-        raise CTMMError(f"cell_cv must not be negative, got {cell_cv!r}")
+    cell_cv = number("cell_cv", cell_cv)
+    cell_noise = drawing("cell_noise", cell_noise, "gamma_cells(6)")
+    noise_error = drawing("noise_error", noise_error, "beta_error(5)")
     rng = generator(rng)
     level = shaped("gene_variance", gene_variance, (n_genes,))
     if (level < 0).any():
@@ -157,15 +159,16 @@ def simulate_genes(
     Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))
     for g in range(n_genes):
         nu = made.nu * level[g]
-        if cell_cv:
+        if cell_cv > NONE:
             nu = nu * rng.gamma(cell_cv**-2, cell_cv**2, nu.shape)
         if cell_noise is None:
             Y[g] = made.draw(nu, rng)
         else:
             Y[g] = made.draw(np.zeros_like(nu), rng)
             error, nu = cell_noise(rng, nu, n_cells)
-            Y[g] += error
-        NU[g] = noise_error(rng, nu, n_cells) if noise_error else nu
+            Y[g] += shaped("errors drawn by cell_noise=", error, nu.shape)
+        nu = noise_error(rng, nu, n_cells) if noise_error else nu
+        NU[g] = measured(nu, made.nu.shape)
     names = gene_names(n_genes)
     expr, noise = (pd.DataFrame(values.T, columns=names) for values in (Y, NU))
     out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes)

@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..errors import CTMMError
+from ..errors import whole_number
+from .limits import LIMITS, NONE, number
 
 CellNumbers: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 NoiseError: TypeAlias = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
@@ -16,12 +17,17 @@ CellNoise: TypeAlias = Callable[
 ]
 
 
+_SKEWED = "above 0, up to 1,000 (cell_error has normal cells)"
+
+
 def log_uniform_cells(low: int = 10, high: int = 120) -> CellNumbers:
     """Numbers of cells per donor and cell type, log-uniform from `low` to `high`.
 
     >>> log_uniform_cells(10, 20)(np.random.default_rng(0), (2, 2)).shape
     (2, 2)
     """
+    low = whole_number("low", low, 1)
+    high = whole_number("high", high, low)
 
     def cells(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return np.exp(rng.uniform(np.log(low), np.log(high + 1), shape)).astype(np.int64)
@@ -32,14 +38,13 @@ def log_uniform_cells(low: int = 10, high: int = 120) -> CellNumbers:
 def spread_cells(mean: float, fold: float = 1.0) -> CellNumbers:
     """Numbers of cells with this mean, the largest `fold` times the smallest.
 
-    Log-uniform between them; `fold` 1 gives every pair the same number.
+    Log-uniform between them, but never below 2; `fold` 1 gives every pair the same number.
 
     >>> cells = spread_cells(50, 10)(np.random.default_rng(0), (5000,))
     >>> int(cells.min()), int(cells.max()), round(float(cells.mean()))
     (13, 128, 50)
     """
-    if not (mean >= 2.0 and fold >= 1.0):
-        raise CTMMError(f"cells need a mean of 2 or more and a fold of 1 or more: {mean}, {fold}")
+    mean, fold = number("cells", mean), number("fold", fold)
     low = mean if fold == 1.0 else mean * np.log(fold) / (fold - 1.0)
 
     def cells(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -56,6 +61,7 @@ def negative_binomial_cells(mean: float, size: float) -> CellNumbers:
     >>> bool(abs(cells.mean() - 100) < 5)
     True
     """
+    mean, size = number("mean", mean), number("size", size)
 
     def cells(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.negative_binomial(size, size / (size + mean), shape)
@@ -72,8 +78,7 @@ def beta_error(b: float) -> NoiseError:
     >>> round(float(measured.std()), 2)
     0.33
     """
-    if not b > 0.0:
-        raise CTMMError(f"Beta(2, b) needs b above 0, got {b!r}")
+    b = number("b", b)
 
     def measure(rng: np.random.Generator, nu: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
         return nu * (1.0 + rng.choice([-1.0, 1.0], nu.shape) * rng.beta(2.0, b, nu.shape))
@@ -88,10 +93,9 @@ def relative_error(cv: float) -> NoiseError | None:
     >>> round(float(measured.std()), 2)
     0.45
     """
-    if not 0.0 <= cv < 1.0:
-        raise CTMMError(f"the errors of noise variances have a CV from 0 to below 1, got {cv}")
+    cv = number("noise_cv", cv)
     # E x^2 of Beta(2, b) is 6 / ((b + 2)(b + 3))
-    return beta_error((np.sqrt(1.0 + 24.0 / cv**2) - 5.0) / 2.0) if cv else None
+    return beta_error((np.sqrt(1.0 + 24.0 / cv**2) - 5.0) / 2.0) if cv > NONE else None
 
 
 def cell_error(kurtosis: float = 0.0) -> NoiseError:
@@ -112,6 +116,7 @@ def cell_error(kurtosis: float = 0.0) -> NoiseError:
     >>> round(float(measured.std()), 2)
     0.2
     """
+    kurtosis = number("kurtosis", kurtosis)
 
     def measure(rng: np.random.Generator, nu: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
         variance = 2.0 / (n_cells - 1) + kurtosis / n_cells
@@ -143,9 +148,7 @@ def gamma_cells(kurtosis: float) -> CellNoise:
     >>> round(float(error.var()), 1), round(float(nu.mean()), 1), round(float(nu.std()), 1)
     (1.0, 1.0, 0.4)
     """
-    if not kurtosis > 0.0:
-        raise CTMMError(f"gamma cells have a kurtosis above 0, got {kurtosis}: see cell_error")
-    shape = 6.0 / kurtosis
+    shape = 6.0 / number("kurtosis", kurtosis, (NONE, LIMITS["kurtosis"][1], _SKEWED))
 
     def measure(
         rng: np.random.Generator, nu: np.ndarray, n_cells: np.ndarray

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..engine.model import Model, RandomComponent, build_model
 from ..errors import CTMMError, choose, whole_number
 from ..structures import SHARED
 from .draws import Rng, draw, generator
+from .limits import LIMITS, drawing, floats, in_order, measured, needs_batches, number, shaped
 from .noise import CellNumbers, NoiseError, log_uniform_cells, spread_cells
 
 
@@ -61,7 +63,8 @@ def simulate_pseudobulk(
     sigma2 : float
         Variance between donors that all cell types share.
     V : float, or array, shape (C,) or (C, C)
-        Cell type-specific variance: v I, diag(V), or a covariance matrix.
+        Cell type-specific variance: v I, diag(V), or a covariance matrix.  A Series or DataFrame
+        with the names of the cell types as labels is put in their order, here and below.
     beta : float or array, shape (C,)
         Mean of each cell type.
     n_pcs : int
@@ -108,6 +111,7 @@ def simulate_pseudobulk(
     ((40, 9), (20, 10))
     """
     rng = generator(rng)
+    noise_error = drawing("noise_error", noise_error, "beta_error(5)")
     study = make_study(
         rng, n_donors, celltypes, sigma2=sigma2, V=V, beta=beta, n_pcs=n_pcs, effects=effects,
         n_batches=n_batches, batch_variance=batch_variance, cells=cells, min_cells=min_cells,
@@ -115,7 +119,7 @@ def simulate_pseudobulk(
     )  # fmt: skip
     n_cells, nu = study.obs["n_cells"].to_numpy(), study.nu
     ctp = study.obs.assign(expr=study.draw(nu, rng))
-    ctp["nu"] = noise_error(rng, nu, n_cells) if noise_error else nu
+    ctp["nu"] = measured(noise_error(rng, nu, n_cells), nu.shape) if noise_error else nu
     return Pseudobulk(ctp, overall_table(ctp, study.celltypes))
 
 
@@ -176,24 +180,25 @@ def make_study(
     C = len(names)
     n_donors = whole_number("n_donors", n_donors, 1)
     n_pcs, n_batches = whole_number("n_pcs", n_pcs, 0), whole_number("n_batches", n_batches, 0)
-    V = floats("V", V)
+    sigma2, missing = number("sigma2", sigma2), number("missing", missing)
+    batch_variance = number("batch_variance", batch_variance)
+    min_cells = whole_number("min_cells", min_cells, 0)
+    needs_batches(batch_variance, n_batches)
+    V = floats("V", in_order("V", V, names))
     V = shaped("V", V, (C, C)) if np.ndim(V) == 2 else np.diag(shaped("V", V, (C,)))
     A = sigma2 + V
-    means = shaped("beta", beta, (C,))
+    means = shaped("beta", in_order("beta", beta, names), (C,))
     donors = _donor_table(n_donors, n_batches, n_pcs, rng)
-    slopes = _slopes(donors, effects or {})
+    slopes = _slopes(donors, {} if effects is None else effects)
 
-    if isinstance(cells, (int, float, np.number)):
-        cells = spread_cells(float(cells))
-    n_cells = (cells or log_uniform_cells())(rng, (n_donors, C))
+    n_cells = cell_numbers(cells, (n_donors, C), rng)
     keep = (n_cells >= max(min_cells, 2)) & (rng.random((n_donors, C)) >= missing)
     donor, celltype = np.nonzero(keep)
     n_cells = n_cells[keep]
-    nu = shaped("cell_variance", cell_variance, keep.shape)[keep] / n_cells
+    s2 = shaped("cell_variance", in_order("cell_variance", cell_variance, names), keep.shape)
+    nu = s2[keep] / n_cells
     if (A != A.T).any() or (nu < 0).any():
         raise CTMMError("V must be symmetric and cell_variance >= 0")
-    if batch_variance < 0:
-        raise CTMMError(f"batch_variance must not be negative, got {batch_variance}")
 
     H = np.eye(C)[celltype]
     covariates = donors.assign(sex=donors["sex"] == "M")[list(slopes)].to_numpy(dtype=float)
@@ -252,24 +257,21 @@ def truth_of(
     return out | {f"mean[{name}]": float(m) for name, m in zip(names, means, strict=True)}
 
 
-def shaped(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    """The value as floats, broadcast to `shape`."""
-    array = floats(name, value)
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        raise CTMMError(f"{name} must have shape {shape}, got {array.shape}") from None
-
-
-def floats(name: str, value: object) -> np.ndarray:
-    """The value as finite floats, or an error."""
-    try:
-        array = np.asarray(value, dtype=float)
-        if np.isfinite(array).all():
-            return array
-    except (TypeError, ValueError):
-        pass
-    raise CTMMError(f"{name} must be finite numbers, got {value!r}")
+def cell_numbers(
+    cells: CellNumbers | float | None, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Numbers of cells of every pair."""
+    if isinstance(cells, Real) and not isinstance(cells, bool):
+        cells = spread_cells(float(cells))
+    drawn = drawing("cells", cells, "spread_cells(50, 10), a number of 2 or more")
+    n_cells = floats("numbers drawn by cells=", (drawn or log_uniform_cells())(rng, shape))
+    whole = n_cells == np.floor(n_cells)
+    if n_cells.shape != shape or not (whole & (n_cells <= LIMITS["cells"][1])).all():
+        raise CTMMError(
+            f"cells= must draw whole numbers up to 1e12 of shape {shape}, got shape "
+            f"{n_cells.shape} with {n_cells.flat[:3].tolist()}, ..."
+        )
+    return n_cells.astype(np.int64)
 
 
 def _donor_table(
@@ -288,9 +290,11 @@ def _donor_table(
 def _slopes(donors: pd.DataFrame, effects: Mapping[str, float]) -> dict[str, float]:
     """Slope of every covariate, 0 where `effects` does not name it."""
     covariates = [str(name) for name in donors if name not in ("donor", "batch")]
+    if not isinstance(effects, Mapping):
+        raise CTMMError(f"effects= must be a dict covariate -> slope, got {effects!r}")
     for name in effects:
         choose("covariate in effects", name, covariates)
-    return {name: float(effects.get(name, 0.0)) for name in covariates}
+    return {name: number("effects", effects.get(name, 0.0)) for name in covariates}
 
 
 def overall_table(ctp: pd.DataFrame, celltypes: Sequence[str]) -> pd.DataFrame:
