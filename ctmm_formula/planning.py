@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from .errors import CTMMError, CTMMWarning, choose, whole_number
+from .errors import CTMMError, CTMMWarning, choose, on_off, whole_number
 from .inference.testing import threads
 from .scan.genes import fit_genes
 from .simulate import (
@@ -29,7 +29,8 @@ from .simulate import (
     spread_cells,
 )
 from .simulate.draws import generator
-from .simulate.tables import celltype_names, floats
+from .simulate.limits import LIMITS, floats, needs_batches, number
+from .simulate.tables import celltype_names
 from .structures import resolve
 
 PER_STUDY = 25
@@ -129,9 +130,10 @@ def power(
     n_batches : int
         0: no batches; else donors are dealt to so many, and the fit has ``(1|batch)``.
     batch_variance : float
+        Where there are batches; with ``n_batches=[0, 8]`` it counts in the second.
     kind : {"ctp", "op"}
         Cell type-specific or overall pseudobulk.
-    structure : str
+    structure : str, or dict label -> (C, C) matrix, or tuple of matrices
         That is fitted and tested.
     tests : str or sequence of str
         - "score" (the sum over cell types), "score_celltype" (a row for each), "score_cauchy"
@@ -155,10 +157,11 @@ def power(
     Returns
     -------
     DataFrame
-        A row for each combination and test: the settings, ``test``, ``alpha``, ``rate`` (share
-        of the tested genes with p < alpha), ``se`` (binomial standard error of the rate), ``n``
-        (genes tested), ``n_failed`` (genes without a p value: all of them, and no rate, where the
-        structure has nothing to test, such as "lrt" of "hom").
+        A row for each combination and test: the settings (as text, "0" and "0.3, 0.1", where one
+        of a column is no number), ``test``, ``alpha``, ``rate`` (share of the tested genes with
+        p < alpha), ``se`` (binomial standard error of the rate), ``n`` (genes tested),
+        ``n_failed`` (genes without a p value: all of them, and no rate, where the structure has
+        nothing to test, such as "lrt" of "hom").
 
     Raises
     ------
@@ -189,13 +192,14 @@ def power(
     names = list(tests) if np.iterable(tests) and not isinstance(tests, str) else [tests]
     for name in names:
         choose("test", name, TESTS)
-    if not names or not isinstance(alpha, float) or not 0.0 < alpha < 1.0:
-        raise CTMMError(f"power needs tests and a level alpha between 0 and 1, got {alpha!r}")
+    if not names:
+        raise CTMMError(f"tests= is empty: choose from {', '.join(TESTS)}")
+    alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
+    one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
     n_sim = whole_number("n_sim", n_sim, 1)
     draws = int(1.0 / alpha) if "bootstrap" in names else 1  # of fewer no p value is below alpha
     options = {"one_step": one_step, "n_bootstrap": whole_number("n_bootstrap", n_bootstrap, draws)}
-    for setting in grid:
-        _check(setting)
+    _check_grid(grid)
     studies = -(-n_sim // PER_STUDY)
     streams: Any = generator(rng).bit_generator.seed_seq
     seeds = [seed.spawn(studies) for seed in streams.spawn(len(grid))]
@@ -206,13 +210,14 @@ def power(
     ]
     run = Parallel(n_jobs=None if n_jobs is None else threads(n_jobs), return_as="generator")
     found = list(_shown(run(delayed(_pvalues)(study) for study in work), len(work), progress))
+    shown = {name: _column([setting[name] for setting in grid]) for name in SETTINGS}
     rows = []
-    for k, setting in enumerate(grid):
+    for k in range(len(grid)):
         parts = found[k * studies : (k + 1) * studies]
         for test in parts[0]:
             p = np.concatenate([part[test] for part in parts])
-            shown = {name: _label(value) for name, value in setting.items()}
-            rows.append({**shown, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
+            own = {name: column[k] for name, column in shown.items()}
+            rows.append({**own, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
     return pd.DataFrame(rows)
 
 
@@ -349,10 +354,20 @@ def _values(name: str, value: Any) -> list[Any]:
     return [value]
 
 
+def _column(values: Sequence[Any]) -> list[Any]:
+    """Settings as a column of a table: numbers, or all of them texts, which can be sorted."""
+    labels = [_label(value) for value in values]
+    if not any(isinstance(label, str) for label in labels):
+        return labels
+    return [label if isinstance(label, str) else f"{label:g}" for label in labels]
+
+
 def _label(value: Any) -> Any:
     """A setting as one cell of a table."""
     if value is None:
         return "known"  # kurtosis
+    if isinstance(value, Mapping):
+        return ", ".join(map(str, value))  # labels of a structure
     if np.ndim(value) == 0:
         return value
     if np.ndim(value) == 1:
@@ -360,16 +375,14 @@ def _label(value: Any) -> Any:
     return "; ".join(str(_label(row)) for row in np.asarray(value))
 
 
-_LIMITS: dict[str, tuple[float, float, str]] = {
-    "cells": (2.0, np.inf, "2 or more"),
-    "fold": (1.0, np.inf, "1 or more"),
-    "sigma2": (0.0, np.inf, "0 or more"),
-    "cell_variance": (1e-300, np.inf, "positive"),
-    "cell_cv": (0.0, np.inf, "0 or more"),
-    "noise_cv": (0.0, 1.0 - 1e-9, "0 or more and below 1"),
-    "missing": (0.0, 1.0 - 1e-9, "a share from 0 to below 1"),
-    "batch_variance": (0.0, np.inf, "0 or more"),
+_POWER_LIMITS = {
+    "sigma2": LIMITS["batch_variance"],
+    "cell_variance": LIMITS["b"],
+    "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),
 }
+"""Those of a simulation, but where a table of rates needs others."""
+_NUMBERS = ("cells", "fold", "sigma2", "cell_variance", "cell_cv", "noise_cv", "missing",
+            "batch_variance", "kurtosis")  # fmt: skip
 
 
 def _check(setting: Mapping[str, Any]) -> None:
@@ -379,14 +392,9 @@ def _check(setting: Mapping[str, Any]) -> None:
     whole_number("n_batches", setting["n_batches"], 0)
     choose("kind", setting["kind"], ["ctp", "op"])
     resolve(setting["structure"], celltype_names(C))
-    limits = dict(_LIMITS)
-    if setting["kurtosis"] is not None:
-        limits["kurtosis"] = (0.0, np.inf, "0 or more, or None")
-    for name, (least, most, text) in limits.items():
-        value = setting[name]
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not least <= value <= most or not np.isfinite(value):
-            raise CTMMError(f"{name}= must be {text}, got {value!r}; a list gives several values")
+    for name in _NUMBERS:
+        if name != "kurtosis" or setting[name] is not None:
+            _one_number(name, setting[name])
     if setting["kind"] == "op" and setting["fold"] == 1.0:
         raise CTMMError(
             "kind='op' needs fold= above 1: where all donors have the same proportions, overall "
@@ -402,6 +410,20 @@ def _check(setting: Mapping[str, Any]) -> None:
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
     if not lowest >= -1e-12:
         raise CTMMError(f"V= must not be negative, got {_label(setting['V'])}")
+
+
+def _one_number(name: str, value: object) -> None:
+    try:
+        number(name, value, _POWER_LIMITS.get(name))
+    except CTMMError as error:
+        raise CTMMError(f"{error}; a list gives several values") from None
+
+
+def _check_grid(grid: Sequence[Mapping[str, Any]]) -> None:
+    """Errors of the settings, each and together."""
+    for setting in grid:
+        _check(setting)
+    needs_batches(*(max(s[name] for s in grid) for name in ("batch_variance", "n_batches")))
 
 
 def _shown(results: Any, total: int, progress: bool) -> Iterator[Any]:

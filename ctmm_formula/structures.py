@@ -186,6 +186,8 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
     ('hom', 'V[d0]', 'V[d1,d0]', 'V[d1]', 'V[d2,d1]', 'V[d2]')
     """
     names = tuple(str(name) for name in celltypes)
+    if isinstance(structure, np.ndarray) and not structure.ndim:
+        structure = structure.item()  # a number, which is no structure
     if isinstance(structure, Structure):
         if structure.celltypes != names:
             raise CTMMError("the Structure was built for other cell types than the data have")

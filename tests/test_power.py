@@ -36,7 +36,7 @@ def test_a_row_for_each_combination_and_test(table):
     assert len(table) == 2 * 2 * 2 * 6
     tests = ["score", *(f"score[T{c}]" for c in range(1, 5)), "lrt"]
     assert table["test"].unique().tolist() == tests
-    assert table["V"].unique().tolist() == [0, "0.3, 0.1, 0.1, 0.1"]
+    assert table["V"].unique().tolist() == ["0", "0.3, 0.1, 0.1, 0.1"]
     assert (table["n"] + table["n_failed"] == 40).all()
     assert table["rate"].between(0, 1).all() and (table["se"] > 0).all()
 
@@ -44,14 +44,15 @@ def test_a_row_for_each_combination_and_test(table):
 def test_power_grows_with_donors_and_effect_and_errors_of_noise_fool_the_lrt(table):
     label = "0.3, 0.1, 0.1, 0.1"
     for test in ("score", "score[T1]"):
-        null, effect = (rate(table, n_donors=60, V=V, noise_cv=0.0, test=test) for V in (0, label))
+        where = {"n_donors": 60, "noise_cv": 0.0, "test": test}
+        null, effect = (rate(table, V=V, **where) for V in ("0", label))
         assert effect > null + 0.5
     # T1 has three times the variance of T2
     first, second = (rate(table, n_donors=20, V=label, noise_cv=0.0, test=f"score[T{c}]")
                      for c in (1, 2))  # fmt: skip
     assert first >= second
-    assert rate(table, n_donors=60, V=0, noise_cv=0.45, test="lrt") > 0.3
-    assert rate(table, n_donors=60, V=0, noise_cv=0.45, test="score") < 0.25
+    assert rate(table, n_donors=60, V="0", noise_cv=0.45, test="lrt") > 0.3
+    assert rate(table, n_donors=60, V="0", noise_cv=0.45, test="score") < 0.25
 
 
 def test_same_numbers_for_any_workers_and_a_new_setting_changes_no_other():
@@ -161,8 +162,8 @@ def test_null_rates_of_the_score_test_are_the_level():
     ("arguments", "message"),
     [
         ({"tests": "t-test"}, "unknown test 't-test': choose from score, "),
-        ({"tests": []}, "needs tests"),
-        ({"alpha": 5}, "alpha between 0 and 1, got 5"),
+        ({"tests": []}, "tests= is empty: choose from score"),
+        ({"alpha": 5}, "alpha= must be a level above 0 and below 1, got 5"),
         ({"n_sim": 0}, "n_sim"),
         ({"n_donors": 2}, "n_donors"),
         ({"n_donors": []}, "n_donors= is an empty list"),
@@ -171,8 +172,8 @@ def test_null_rates_of_the_score_test_are_the_level():
         ({"beta": [(0.1, 0.2)]}, r"beta= has shape \(2,\)"),
         ({"noise_cv": 1.5}, "noise_cv= must be 0 or more and below 1, got 1.5"),
         ({"missing": [0.1, 1.0]}, "missing= must be a share"),
-        ({"cells": 1}, "cells= must be 2 or more, got 1"),
-        ({"kurtosis": -1.0}, "kurtosis= must be 0 or more, or None"),
+        ({"cells": 1}, "cells= must be 2 or more, up to 1e12, got 1; a list gives several values"),
+        ({"kurtosis": -1.0}, "kurtosis= must be from 0 to 1,000, or None, got -1.0"),
         ({"kurtosis": (0.0, 6.0)}, "a list gives several values"),
         ({"kind": "cells"}, "unknown kind 'cells': choose from ctp, op"),
         ({"kind": "op"}, "kind='op' needs fold= above 1"),
@@ -183,6 +184,15 @@ def test_null_rates_of_the_score_test_are_the_level():
         ({"V": "a"}, "V must be finite numbers, got 'a'"),
         ({"V": [((1.0, 0.5), (0.1,))]}, "V must be finite numbers"),
         ({"beta": float("nan")}, "beta must be finite numbers"),
+        ({"cell_cv": 1e300}, "cell_cv= must be from 0 to 10, got 1e.300; a list gives"),
+        ({"sigma2": 10**400}, "sigma2= must be 0 or more"),
+        ({"noise_cv": True}, "noise_cv= must be 0 or more and below 1, got True"),
+        ({"V": "0.1"}, "V must be finite numbers, got '0.1'"),
+        ({"batch_variance": [0.0, 0.5]}, "batch_variance=0.5 needs batches: set n_batches= above"),
+        ({"alpha": "0.05"}, "alpha= must be a level above 0 and below 1, got '0.05'"),
+        ({"one_step": "no"}, "one_step= must be True or False, got 'no'"),
+        ({"progress": pd.Series([1, 2])}, "progress= must be True or False"),
+        ({"structure": np.array(3)}, "structure must be a name"),
         ({"missing": 0.99}, "pairs of donor and cell type are too few"),
         ({"tests": "bootstrap", "n_bootstrap": 19}, "n_bootstrap= must be .* at least 20, got 19"),
         ({"tests": "bootstrap", "alpha": 1e-4}, "n_bootstrap= must be .* at least 10000, got 199"),
@@ -196,7 +206,21 @@ def test_wrong_arguments(arguments, message):
 def test_without_any_variance_between_donors():
     found = ctmm.power(20, 2, sigma2=0.0, kurtosis=[None, 0.0], n_sim=5, rng=1)
     assert list(found["n"]) == [5, 5]
-    assert list(found["kurtosis"]) == ["known", 0.0]
+    assert list(found["kurtosis"]) == ["known", "0"]
+
+
+def test_settings_are_columns_that_can_be_sorted_and_kept():
+    J = np.ones((2, 2))
+    structure = ["free", {"hom": J, "T": np.eye(2)}, (J, np.eye(2))]
+    found = ctmm.power(
+        15, 2, V=[0, 0.25, (0.3, 0.1)], structure=structure, noise_cv=[1e-300, 0.2],
+        cell_cv=[np.int64(2)], n_batches=[0, 3], batch_variance=0.2, n_sim=1, rng=1,
+    )  # fmt: skip
+    assert found["V"].unique().tolist() == ["0", "0.25", "0.3, 0.1"]
+    assert found["structure"].unique().tolist() == ["free", "hom, T", "1, 1; 1, 1; 1, 0; 0, 1"]
+    found = found.sort_values(list(SETTINGS), ascending=False)
+    assert found["V"].iloc[0] == "0.3, 0.1" and found["noise_cv"].dtype == float
+    assert (found["n"] == 1).all()
 
 
 def test_progress(capsys):
