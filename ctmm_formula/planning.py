@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -166,7 +166,8 @@ def power(
     Raises
     ------
     CTMMError
-        Unknown tests, or settings that are none.
+        Unknown tests, settings that are none, or one of which no simulated study can be fitted.
+        Where some cannot, a warning counts them.
 
     Notes
     -----
@@ -208,14 +209,24 @@ def power(
         for k in range(len(grid))
         for at in range(studies)
     ]
+    for k in range(len(grid)):
+        _try(work[k * studies : (k + 1) * studies], grid)
     run = Parallel(n_jobs=None if n_jobs is None else threads(n_jobs), return_as="generator")
-    found = list(_shown(run(delayed(_pvalues)(study) for study in work), len(work), progress))
+    found = list(_shown(run(delayed(_attempt)(study) for study in work), len(work), progress))
+    lost = [reason for _, reason in found if reason]
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(work)} simulated studies could not be fitted, their genes count "
+            f"as n_failed: {lost[0]}",
+            CTMMWarning,
+            stacklevel=2,
+        )
     shown = {name: _column([setting[name] for setting in grid]) for name in SETTINGS}
     rows = []
     for k in range(len(grid)):
-        parts = found[k * studies : (k + 1) * studies]
-        for test in parts[0]:
-            p = np.concatenate([part[test] for part in parts])
+        at = range(k * studies, (k + 1) * studies)
+        for test in next(found[j][0] for j in at if found[j][0]):
+            p = np.concatenate([found[j][0].get(test, np.full(work[j].count, np.nan)) for j in at])
             own = {name: column[k] for name, column in shown.items()}
             rows.append({**own, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
     return pd.DataFrame(rows)
@@ -333,6 +344,26 @@ def simulate_setting(
     )  # fmt: skip
 
 
+def _try(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]]) -> None:
+    """One gene of a setting, so that what cannot be fitted is told before hours of the others."""
+    reason = ""
+    for study in studies:  # with missing pairs some studies fail by chance
+        _, reason = _attempt(replace(study, count=1))
+        if not reason:
+            return
+    varied = [name for name in SETTINGS if len({str(own[name]) for own in grid}) > 1]
+    where = ", ".join(f"{name}={_label(studies[0].setting[name])}" for name in varied or SETTINGS)
+    raise CTMMError(f"no simulated study can be fitted with {where}: {reason}")
+
+
+def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:
+    """P values of a study, or none and the reason."""
+    try:
+        return _pvalues(study), ""
+    except CTMMError as error:
+        return {}, str(error)
+
+
 def _pvalues(study: _Study) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(study.seed)
     genes = simulate_setting(study.setting, study.count, rng)
@@ -389,7 +420,8 @@ def _check(setting: Mapping[str, Any]) -> None:
     """Errors of a setting before anything is simulated."""
     whole_number("n_donors", setting["n_donors"], 3)
     C = whole_number("celltypes", setting["celltypes"], 2)
-    whole_number("n_batches", setting["n_batches"], 0)
+    if setting["n_batches"]:
+        _batches(setting)
     choose("kind", setting["kind"], ["ctp", "op"])
     resolve(setting["structure"], celltype_names(C))
     for name in _NUMBERS:
@@ -410,6 +442,15 @@ def _check(setting: Mapping[str, Any]) -> None:
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
     if not lowest >= -1e-12:
         raise CTMMError(f"V= must not be negative, got {_label(setting['V'])}")
+
+
+def _batches(setting: Mapping[str, Any]) -> None:
+    batches, donors = whole_number("n_batches", setting["n_batches"], 0), setting["n_donors"]
+    if not 2 <= batches < donors:
+        raise CTMMError(
+            f"n_batches= must be 0, or from 2 to below the {donors} donors, got {batches}: one "
+            "batch, or a batch for each donor, has no variance of its own"
+        )
 
 
 def _one_number(name: str, value: object) -> None:

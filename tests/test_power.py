@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import ctmm_formula as ctmm
-from ctmm_formula.errors import CTMMError
+from ctmm_formula.errors import CTMMError, CTMMWarning
 from ctmm_formula.planning import PER_STUDY, SETTINGS, positive_rate, pvalues_of, simulate_setting
 from ctmm_formula.simulate import simulate_genes
 
@@ -189,6 +189,10 @@ def test_null_rates_of_the_score_test_are_the_level():
         ({"noise_cv": True}, "noise_cv= must be 0 or more and below 1, got True"),
         ({"V": "0.1"}, "V must be finite numbers, got '0.1'"),
         ({"batch_variance": [0.0, 0.5]}, "batch_variance=0.5 needs batches: set n_batches= above"),
+        ({"n_batches": 1}, "n_batches= must be 0, or from 2 to below the 20 donors, got 1"),
+        ({"n_batches": [0, 20]}, "from 2 to below the 20 donors, got 20"),
+        ({"n_batches": "all"}, "n_batches= must be a whole number of at least 0, got 'all'"),
+        ({"n_donors": [50, 3], "celltypes": 8}, "can be fitted with n_donors=3: 3 donors cannot"),
         ({"alpha": "0.05"}, "alpha= must be a level above 0 and below 1, got '0.05'"),
         ({"one_step": "no"}, "one_step= must be True or False, got 'no'"),
         ({"progress": pd.Series([1, 2])}, "progress= must be True or False"),
@@ -221,6 +225,13 @@ def test_settings_are_columns_that_can_be_sorted_and_kept():
     found = found.sort_values(list(SETTINGS), ascending=False)
     assert found["V"].iloc[0] == "0.3, 0.1" and found["noise_cv"].dtype == float
     assert (found["n"] == 1).all()
+
+
+def test_studies_that_cannot_be_fitted_are_counted():
+    # of 14 donors without 70 % of the pairs some have a cell type once
+    with pytest.warns(CTMMWarning, match=r"1 of 4 simulated studies could not be fitted.* count"):
+        found = ctmm.power(14, 4, missing=0.7, n_sim=3 * PER_STUDY + 5, rng=0)
+    assert found[["n", "n_failed"]].to_numpy().tolist() == [[3 * PER_STUDY, 5]]
 
 
 def test_progress(capsys):
