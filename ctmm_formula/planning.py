@@ -115,7 +115,7 @@ def power(
     cells : float
         Mean number of cells of a donor and cell type.
     fold : float
-        Most cells over fewest, log-uniform between; 1 for balanced cells.
+        Most cells over fewest, log-uniform between but never below 2; 1 for balanced cells.
     cell_variance : float
         Variance between the cells of a donor and cell type, in units of sigma2 and V.
     cell_cv : float

@@ -390,6 +390,15 @@ def test_power_table_is_drawn_as_it_is():
 def test_power_curves_refuse(rates):
     with pytest.raises(ctmm.CTMMError, match="there is no column 'noise_cv'"):
         plots.power_curves(rates, x="noise_cv")
+    with pytest.raises(ctmm.CTMMError, match=r"there is no column \['n_donors'\]: name"):
+        plots.power_curves(rates, x=["n_donors"])
+    with pytest.raises(ctmm.CTMMError, match="there is no column True"):
+        plots.power_curves(rates, split=True)
+    for wrong in ({"rate": np.inf}, {"se": -0.1}):
+        with pytest.raises(ctmm.CTMMError, match="'rate' and 'se' must be finite, and errors"):
+            plots.power_curves(rates.assign(**wrong))
+    with pytest.raises(ctmm.CTMMError, match="column 'alpha'"):
+        plots.power_curves(rates.assign(alpha="five"))
     with pytest.raises(ctmm.DataError, match="several rows at n_donors 100"):
         plots.power_curves(rates, split=[])
     with pytest.raises(ctmm.CTMMError, match=r"what ctmm\.power returns, got dict"):

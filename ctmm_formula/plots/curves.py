@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -84,8 +84,9 @@ def power_curves(
             linestyle=dash, marker=mark, ms=4, linewidth=1.3, capsize=2, elinewidth=0.9,
             transform=ax.transData + ScaledTranslation(shift, 0.0, ax.figure.dpi_scale_trans),
         )  # fmt: skip
-    levels = list(table["alpha"].unique()) if "alpha" in table.columns else []
-    if len(levels) == 1:
+    alpha = table["alpha"] if "alpha" in table.columns else pd.Series(dtype=float)
+    levels = np.unique(numbers(alpha, "alpha", "level"))
+    if len(levels) == 1 and np.isfinite(levels[0]):
         ax.axhline(float(levels[0]), color=style.LINE, linewidth=0.8, linestyle=(0, (4, 3)))
     for test in tests:
         ax.plot([], [], color=names[test], linewidth=2, label=test)
@@ -127,10 +128,13 @@ def power_curves_data(
     """
     if not isinstance(table, pd.DataFrame):
         raise CTMMError(f"expected a table, what ctmm.power returns, got {type(table).__name__}")
-    wanted = [split] if isinstance(split, str) else list(split or [])
+    given: Any = [] if split is None else split
+    wanted = list(given) if np.iterable(given) and not isinstance(given, str) else [given]
     used = [x, y, by, *([error] if error else [])]
     style.require(table, [*used, *wanted], "name the columns by x=, y=, error=, by= and split=")
     rates = [numbers(table[name], name, "rate") for name in (y, error or y)]
+    if any(np.isinf(values).any() for values in rates) or (error and (rates[1] < 0.0).any()):
+        raise DataError(f"{y!r} and {error!r} must be finite, and errors not negative")
     if np.isnan(rates[0]).all():
         raise CTMMError(f"all of {y!r} are missing: there is nothing to draw")
     if split is None:

@@ -104,7 +104,8 @@ def count(number: int, thing: str) -> str:
 
 def require(table: pd.DataFrame, columns: Iterable[str], fix: str) -> None:
     """An error that names the columns a picture lacks and what gives them."""
-    lost = [name for name in columns if name not in table.columns]
+    there = list(table.columns)  # of which lists, too, are none
+    lost = [name for name in columns if name not in there]
     if lost:
         raise CTMMError(f"there is no column {', '.join(map(repr, lost))}: {fix}")
 
