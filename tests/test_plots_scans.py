@@ -260,6 +260,32 @@ def test_names_that_cannot_all_stand_apart_are_all_there():
     assert ((corners >= 0.0) & (corners <= [15.0, 42.0])).all()
 
 
+def test_names_out_of_view_take_no_room(two_tests):
+    """After zooming: what matplotlib does not draw pushes no name away."""
+    chosen = two_tests.sort_values("p_score")["gene"][:30]
+    data = plots.differentiation_data(two_tests, "mean", "score").set_index("gene")
+    low = data.loc[chosen, "y"].sort_values().iloc[-4] - 0.01
+    places = []
+    for genes in (chosen, chosen[(data.loc[chosen, "y"] > low).to_numpy()]):
+        ax = plots.differentiation(two_tests, y="score", genes=genes, ax=small())
+        ax.set_ylim(low, data["y"].max() + 1)
+        ax.figure.draw_without_rendering()
+        named = {text.get_text(): text.xyann for text in ax.texts if text.get_text() in set(genes)}
+        places.append(named)
+    assert len(places[1]) == 4
+    assert {name: places[0][name] for name in places[1]} == places[1]
+
+
+def test_names_are_no_formulas():
+    """A dollar in a name is a dollar."""
+    table = pd.DataFrame({"gene": ["$a_b$", "x$\\no$y"], "p_mean": 0.1, "p_score": [1e-9, 1e-8]})
+    ax = plots.differentiation(table, genes=table["gene"])
+    laid_out(ax)
+    named = [text for text in ax.texts if "$" in text.get_text()]
+    assert [text.get_text() for text in named] == table["gene"].tolist()
+    assert not any(text.get_parse_math() for text in named)
+
+
 def test_default_tests_of_a_scan(scan):
     ax = scan.plot_differentiation()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("−log10 p (mean)", "−log10 p (score)")

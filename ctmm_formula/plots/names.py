@@ -27,6 +27,7 @@ _LOOKS = 2  # the second finds what the first took from names after it
 _COMPARED = 40  # candidates whose lines are looked at
 _CROSSING = 2.0  # points farther away are worth a line that touches one thing less,
 _RINGS = 15  # and so much more if that is a ring
+_STEPS = 30
 
 
 def name_points(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
@@ -42,6 +43,7 @@ def name_points(ax: Axes, place: np.ndarray, names: Sequence[str]) -> None:
         ax.annotate(
             name, spot, xytext=(0.0, 0.0), textcoords="offset points", fontsize=style.SMALL - 1,
             ha="left", va="bottom", arrowprops=line, in_layout=False, path_effects=halo,
+            parse_math=False,
         )
         for name, spot in zip(names, place, strict=True)
     ]  # fmt: skip
@@ -63,10 +65,14 @@ class _Placement(Artist):
         ax: Any = self.axes
         box = ax.get_window_extent(renderer)
         points = (ax.transData.transform(self.place) - [box.x0, box.y0]) / pixels
-        extents = [Text.get_window_extent(text, renderer) for text in self.texts]
-        sizes = np.array([[extent.width, extent.height] for extent in extents]) / pixels
-        corners, lines = places(points, sizes, np.array([box.width, box.height]) / pixels)
-        for text, corner, point, line in zip(self.texts, corners, points, lines, strict=True):
+        area = np.array([box.width, box.height]) / pixels
+        # matplotlib draws no others: they are to take no room
+        seen = np.flatnonzero(((points >= 0.0) & (points <= area)).all(axis=1))
+        texts = [self.texts[k] for k in seen.tolist()]
+        extents = [Text.get_window_extent(text, renderer) for text in texts]
+        sizes = np.array([[one.width, one.height] for one in extents]).reshape(-1, 2) / pixels
+        corners, lines = places(points[seen], sizes, area)
+        for text, corner, point, line in zip(texts, corners, points[seen], lines, strict=True):
             text.xyann = tuple(corner - point)
             text.arrow_patch.set_visible(bool(line))
 
@@ -100,18 +106,17 @@ def places(
     >>> corners.tolist(), lines.tolist()
     ([[55.0, 46.0]], [False])
     """
-    corners, lines = np.zeros_like(points), np.zeros(len(points), dtype=bool)
-    none = np.empty((0, 2))
-    surface, route = [none] * len(points), [none] * len(points)  # of names and lines, as points
+    corners, lines = np.full_like(points, np.inf), np.zeros(len(points), dtype=bool)
+    ways = np.full((len(points), _STEPS, 2), np.inf)  # of lines; what is not there yet is far
     # those at the edge have the fewest places
     order = np.argsort(np.minimum(points, area - points).min(axis=1), kind="stable")
     for k in [*order] * _LOOKS:
-        rings = np.delete(points, k, axis=0)
-        names = np.vstack([none, *surface[:k], *surface[k + 1 :]])
-        ways = np.vstack([none, *route[:k], *route[k + 1 :]])
-        corners[k], lines[k] = _place(points[k], sizes[k], area, rings, names, ways)
-        surface[k] = _inside(corners[k], sizes[k])
-        route[k] = _steps(corners[k] + sizes[k] / 2, points[k]) if lines[k] else none
+        others = np.arange(len(points)) != k
+        corners[k], lines[k] = _place(
+            points[k], sizes[k], area, points[others], corners[others], sizes[others],
+            ways[others].reshape(-1, 2),
+        )  # fmt: skip
+        ways[k] = _steps(corners[k] + sizes[k] / 2, points[k]) if lines[k] else np.inf
     return corners, lines
 
 
@@ -120,21 +125,25 @@ def _place(
     size: np.ndarray,
     area: np.ndarray,
     rings: np.ndarray,
-    names: np.ndarray,
+    corners: np.ndarray,
+    sizes: np.ndarray,
     ways: np.ndarray,
 ) -> tuple[np.ndarray, bool]:
     """Lower left end of one name and whether it has a line, given all others."""
     low = _candidates(point, size, area)
     apart, rest = _gaps(low, size, point[None])[:, 0], _gaps(low, size, rings)
     line = apart > _BESIDE
-    faults = (rest < RING).sum(axis=1) + (_gaps(low, size, names) < RING).sum(axis=1)
+    faults = (rest < RING).sum(axis=1) + _shared(low, size, corners, sizes)
     faults += (apart < RING) + (~line & (rest.min(axis=1, initial=np.inf) < apart + RING))
     best = np.argsort(faults, kind="stable")[:_COMPARED]
     steps = _steps(low[best] + size / 2, point)
-    others = np.vstack([rings, names, ways])
-    near = cdist(steps.reshape(-1, 2), others).reshape(*steps.shape[:2], -1).min(axis=1) < RING
-    touched = (near.sum(axis=1) + _RINGS * near[:, : len(rings)].sum(axis=1)) * line[best]
-    touched += (_gaps(low[best], size, ways) < RING).sum(axis=1)
+    flat = steps.reshape(-1, 2)
+    near = (cdist(flat, rings), cdist(flat, ways), _gaps(corners, sizes, flat).T)
+    on_rings, on_lines, on_names = (
+        (gaps < RING).any(axis=1).reshape(steps.shape[:2]) for gaps in near
+    )
+    touched = (on_rings | on_lines | on_names).sum(axis=1) + _RINGS * on_rings.sum(axis=1)
+    touched = touched * line[best] + (_gaps(low[best], size, ways) < RING).sum(axis=1)
     at = best[np.lexsort([_REACH[best] + _CROSSING * touched, faults[best]])[0]]
     return low[at], bool(line[at])
 
@@ -150,15 +159,18 @@ def _candidates(point: np.ndarray, size: np.ndarray, area: np.ndarray) -> np.nda
 def _gaps(low: np.ndarray, size: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Distances (m, k) of points from names; 0 within."""
     out = np.maximum(low[:, None] - points, points - (low + size)[:, None])
-    return np.linalg.norm(np.maximum(out, 0.0), axis=-1)
+    out = np.maximum(out, 0.0)
+    return np.hypot(out[..., 0], out[..., 1])
+
+
+def _shared(low: np.ndarray, size: np.ndarray, lows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """How much of each name (m,) other names take or come too near to, in squares of RING."""
+    ends = np.minimum((low + size)[:, None], lows + sizes + RING)
+    both = ends - np.maximum(low[:, None], lows - RING)
+    return np.ceil(np.prod(np.maximum(both, 0.0), axis=-1) / RING**2).sum(axis=1)
 
 
 def _steps(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Points (..., 30, 2) on the way from each start to the end."""
-    return start[..., None, :] + np.linspace(0.0, 1.0, 30)[:, None] * (end - start)[..., None, :]
-
-
-def _inside(low: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Points of a name, all its surface nearer than RING to one of them."""
-    x, y = (np.linspace(0.0, side, 2 + int(side / RING)) for side in size)
-    return low + np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    """Points (..., _STEPS, 2) on the way from each start to the end."""
+    along = np.linspace(0.0, 1.0, _STEPS)[:, None]
+    return start[..., None, :] + along * (end - start)[..., None, :]
