@@ -105,7 +105,7 @@ def read_tables(path):
 
 
 results = read_tables(ROOT / "tests/benchmarks/missing_pairs.md")
-shown = ["genes", "method", "hom2 - truth", "V_D - truth", "score", "jackknife", "means"]
+shown = ["genes", "method", "hom2 - truth", "V_D - truth", "score", "LRT", "jackknife", "means"]
 for setting, part in results.groupby("setting", sort=False):
     print(setting, part[shown].to_string(index=False), sep="\n", end="\n\n")
 
