@@ -1,7 +1,9 @@
 """Pictures of one fit: their numbers, what is drawn of them, and what they refuse."""
 
+import pickle
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import dense
 import images
@@ -54,6 +56,12 @@ def many():
     frame["expr"] = rng.normal(size=len(frame)) + rng.normal(size=40).repeat(14)
     frame["nu"] = 2.0 / frame["n_cells"].clip(lower=1)
     return frame[frame["n_cells"] > 10].reset_index(drop=True)
+
+
+def renamed(table, names):
+    """The table with these names of its cell types."""
+    new = dict(zip(dict.fromkeys(table["celltype"]), names, strict=True))
+    return table.assign(celltype=table["celltype"].map(new))
 
 
 def drawn(ax):
@@ -454,6 +462,63 @@ def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
     assert rows and all(a.y1 < b.y0 + 2 or b.y1 < a.y0 + 2 for a, b in pairwise(rows))
     level = [text.get_window_extent() for text in ticks[0] if text.get_rotation() == 0]
     assert all(a.x1 < b.x0 for a, b in pairwise(level))
+
+
+@pytest.mark.parametrize("layout", ["constrained", "tight"])
+def test_six_pictures_on_one_page_are_legible(layout, table):
+    """Their own words are whole, names do not touch, no label is cut."""
+    data = renamed(table, ["CD14 Mono", "CD16 Mono", "CD4 naive", "CD4 TCM"])
+    res = ctmm.fit("expr ~ C(celltype)", data=data, random="batch")
+    for size in ((7, 5), (12, 7)):
+        figure = Figure(figsize=size, layout=layout)
+        axes = figure.subplots(2, 3).ravel()
+        for ax, kind in zip(axes, sorted(set(OF_A_FIT) - {"residuals"}), strict=True):
+            res.plot(kind, ax=ax)
+        drawn(axes)
+        drawn(axes)  # a second time the layout is that of what was drawn
+        keys = {t.get_text() for ax in axes if ax.get_legend() for t in ax.get_legend().get_texts()}
+        assert {"pseudobulk", "SD specific", "mean, 95 % CI"} <= keys
+        assert any(text.startswith("shared ") for text in keys)
+        for ax in axes:
+            assert inside(figure, ax.xaxis.label)
+            rows = on_axis(ax.get_yticklabels(), 1, ax.get_ylim())
+            boxes = sorted((t.get_window_extent() for t in rows), key=lambda box: box.y0)
+            assert all(a.y1 < b.y0 + 2 for a, b in pairwise(boxes))
+            level = [t for t in on_axis(ax.get_xticklabels(), 0, ax.get_xlim())
+                     if t.get_rotation() == 0]  # fmt: skip
+            boxes = [text.get_window_extent() for text in level]
+            assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+@pytest.mark.parametrize("kind", OF_A_FIT)
+def test_figures_are_pickled(kind, res):
+    figure = np.ravel(res.plot(kind))[0].figure
+    again = pickle.loads(pickle.dumps(figure))
+    for one in (figure, again):
+        FigureCanvasAgg(one)
+    np.testing.assert_array_equal(*(images.pixels(one) for one in (figure, again)))
+
+
+def test_names_are_no_formulas(table):
+    names = ["CD4$a$", "NK_$b", "x$\\no$y", "50% B"]
+    res = ctmm.fit("expr ~ C(celltype)", data=renamed(table, names))
+    for kind in OF_A_FIT:
+        drawn(res.plot(kind))
+    ax = res.plot("noise")
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == set(names)
+    assert not any(text.get_parse_math() for text in ax.get_legend().get_texts())
+
+
+def test_a_share_that_rounds_to_nothing_has_no_sign(table):
+    class Fit:
+        design, vcomp, estimate = SimpleNamespace(response_name="y"), None, None
+
+        def variance_explained(self, by_celltype):
+            index = pd.Index(["shared", "specific", "total"], name="component")
+            return pd.DataFrame({"variance": [1.0, -1e-4, 1.0], "share": [1.0, -1e-4, 1.0]}, index)
+
+    labels = plots.shares(Fit()).get_legend_handles_labels()[1]
+    assert labels == ["shared 100 %", "specific 0 %"]
 
 
 def test_a_long_name_of_a_gene_stays_on_the_page(many):

@@ -62,11 +62,11 @@ def influence(
         ax.plot(
             table["influence"][own], place[own], "o", ms=4.5, color=color, label=name, zorder=3
         )
-    style.names_beside(ax, rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     lost = table.loc[table["influence"].isna(), "donor"].nunique()
     some = f"\nno estimate without {lost} of the donors" if lost else ""
     style.finish(ax, f"influence (standard errors){some}")
+    style.names_beside(ax, rows)
     if label:
         style.key(ax, "above")
     return ax
@@ -139,13 +139,16 @@ def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) 
     """
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
         raise CTMMError(f"label= must be a whole number, the rows to name, got {label!r}")
+    from .names import name_points
+
     table = residuals_data(res).reset_index(drop=True)
     left, right = style.panels(ax, 2, 6.2, 3.0)
     shown = table[table["residual"].notna()]
     far = shown["residual"].abs().nlargest(label).index
     for panel, x in ((left, "predicted"), (right, "quantile")):
         panel.plot(shown[x], shown["residual"], "o", ms=3, mew=0, alpha=0.6, color=style.SPECIFIC)
-    _name_points(left, shown.loc[far, "predicted"], shown.loc[far, "residual"], shown["donor"][far])
+    spots = shown.loc[far, ["predicted", "residual"]].to_numpy(dtype=float)
+    name_points(left, spots, [str(name) for name in shown["donor"][far]])
     left.axhline(0.0, color=style.LINE, linewidth=0.8)
     ends = shown["quantile"].min(), shown["quantile"].max()
     right.plot(ends, ends, color=style.MARK, linewidth=1)
@@ -154,21 +157,6 @@ def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) 
     lost = len(table) - len(shown)
     style.note(left, f"not shown: {style.count(lost, 'row')} fitted exactly" if lost else "")
     return np.array([left, right], dtype=object)
-
-
-def _name_points(ax: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> None:
-    """Names beside points, towards the middle, one below the other where they would touch."""
-    low, high = ax.get_ylim()
-    height = ax.get_position().height * style.inches(ax)[1]
-    line = (high - low) * (style.SMALL - 1) / 72 / height
-    middle, last = np.mean(ax.get_xlim()), np.inf
-    for k in np.argsort(-y.to_numpy()):
-        last = min(float(y.iloc[k]), last - line)
-        side = "left" if x.iloc[k] < middle else "right"
-        ax.annotate(
-            names.iloc[k], (x.iloc[k], last), xytext=(3 if side == "left" else -3, 0), ha=side,
-            textcoords="offset points", va="center", fontsize=style.SMALL - 2, color=style.LINE,
-        )  # fmt: skip
 
 
 def residuals_data(res: object) -> pd.DataFrame:

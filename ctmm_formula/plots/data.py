@@ -88,14 +88,14 @@ def missing(
         bar.ax.tick_params(labelsize=style.SMALL)
         bar.set_label("cells", fontsize=style.SMALL + 1)
     counts = [f" ({count})" for count in there.sum(axis=1)]
-    style.names_beside(ax, [str(name) for name in wide.index], counts)
     ax.set_yticks(np.arange(0.5, C - 1), minor=True)
     ax.grid(which="minor", axis="y", color=ax.get_facecolor(), linewidth=1.5)
     ax.tick_params(which="both", length=0)
     style.finish(ax, style.count(N, "donor"))
+    style.names_beside(ax, [str(name) for name in wide.index], counts)
     ax.spines[:].set_visible(False)
     if 0.45 * style.cell(ax)[0] > N * (style.SMALL - 2) / 72:  # else they would touch
-        ax.set_xticks(range(N), [str(name) for name in order], rotation=90)
+        ax.set_xticks(range(N), [str(name) for name in order], rotation=90, parse_math=False)
         ax.tick_params(axis="x", labelsize=style.SMALL - 2)
     else:
         ax.set_xticks([])

@@ -209,18 +209,19 @@ def shares(
     for name, color in _part_colors(parts).items():
         value = wide[name].to_numpy()
         start = np.where(value >= 0, right, left)
-        percent = f" {100 * value[0]:.0f} %" if len(bars) == 1 and scale == "share" else ""
+        alone = len(bars) == 1 and scale == "share"
+        percent = f" {round(100 * float(value[0]))} %" if alone else ""
         ax.barh(
             range(len(bars)), value, 0.7, start, color=color, edgecolor="white", linewidth=0.5,
             label=f"{name.replace('specific[', 'V[')}{percent}",
         )  # fmt: skip
         right, left = right + np.maximum(value, 0.0), left + np.minimum(value, 0.0)
     ax.axvline(0.0, color=style.LINE, linewidth=0.8)
-    style.names_beside(ax, bars)
     room = 0.9 if len(bars) == 1 else 0.5  # one bar alone would fill the page
     ax.set_ylim(len(bars) - 1 + room, -room)
     what = {"share": "share of variance", "variance": "variance (expression²)"}[scale]
     style.finish(ax, what)
+    style.names_beside(ax, bars)
     style.note(ax, "of overall pseudobulk")
     style.key(ax)
     return ax
@@ -303,9 +304,9 @@ def components(
             part["estimate"], place, xerr=reach, fmt="o", ms=4, linewidth=1.3, capsize=2,
             color=shades[name], label=name,
         )  # fmt: skip
-    style.names_beside(ax, rows)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     style.finish(ax, "variance (expression²)")
+    style.names_beside(ax, rows)
     lost = table["conf_low"].isna()
     some = "; none where there is no standard error" if lost.any() else ""
     style.note(ax, "no standard errors" if lost.all() else f"{100 * (1 - alpha):g} % CI{some}")

@@ -258,7 +258,7 @@ def _heatmap(
         "rotation": 40, "ha": "right", "rotation_mode": "anchor",
     }  # fmt: skip
     below = style.shortened(types[:-1], 0.42 * style.cell(ax)[1])
-    ax.set_xticks(range(C - 1), below, **tilt)
+    ax.set_xticks(range(C - 1), below, parse_math=False, **tilt)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.03, ticks=[-1.0, -0.5, 0.0, 0.5, 1.0])
     bar.set_label("median correlation", fontsize=style.SMALL + 1)
     bar.ax.tick_params(labelsize=style.SMALL)

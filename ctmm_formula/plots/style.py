@@ -74,9 +74,9 @@ def panels(ax: Sequence[Axes] | None, count: int, width: float, height: float) -
 def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> Axes:
     """Labels, small ticks, no box."""
     if xlabel:
-        ax.set_xlabel(xlabel, fontsize=SMALL + 1)
+        ax.set_xlabel(xlabel, fontsize=SMALL + 1, wrap=True)  # where it is longer than the page
     if ylabel:
-        ax.set_ylabel(ylabel, fontsize=SMALL + 1, wrap=True)  # where it is longer than the page
+        ax.set_ylabel(ylabel, fontsize=SMALL + 1, wrap=True)
     if title:
         ax.set_title(title, fontsize=SMALL + 2)
     ax.tick_params(labelsize=SMALL)
@@ -134,9 +134,12 @@ def cell(ax: Axes) -> tuple[float, float]:
     return width * min(across, 1.0), height * min(up, 1.0)
 
 
-def room(ax: Axes, count: int) -> float:
-    """Inches that each of `count` things has on the x axis."""
-    return ax.get_position().width * inches(ax)[0] / max(count, 1)
+def room(ax: Axes, count: float, axis: int = 0) -> float:
+    """Inches that each of `count` things has on the x axis (0) or y axis (1)."""
+    whole, own = inches(ax)[axis], cell(ax)[axis]
+    # of axes beside others a layout takes some for the names of these
+    part = ax.get_position().size[axis] * ((0.75, 0.6)[axis] if own < 0.99 * whole else 1.0)
+    return part * whole / max(count, 1)
 
 
 def slope_below(ax: Axes, count: int) -> tuple[float, float]:
@@ -150,7 +153,7 @@ def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None
     slope, longest = slope_below(ax, len(names))
     upright = slope == 90.0
     names = shortened(names, longest)
-    ax.set_xticks(list(places), names)
+    ax.set_xticks(list(places), names, parse_math=False)
     if extent(names, SMALL) + 0.1 > room(ax, len(names)):
         for text in ax.get_xticklabels():
             side = "center" if upright else "right"
@@ -158,10 +161,15 @@ def names_below(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None
 
 
 def names_beside(ax: Axes, names: Sequence[str], ends: Sequence[str] | None = None) -> None:
-    """Names along the y axis, from place 0, with these ends, which are never shortened."""
+    """Names along the y axis, from place 0, with these ends, which are never shortened.
+
+    Smaller ones where they would touch, to be called after :func:`finish`.
+    """
     ends = [""] * len(names) if ends is None else ends
     short = shortened(names, 0.45 * cell(ax)[0] - extent(ends, SMALL))
-    ax.set_yticks(range(len(names)), [f"{n}{end}" for n, end in zip(short, ends, strict=True)])
+    whole = [f"{name}{end}" for name, end in zip(short, ends, strict=True)]
+    ax.set_yticks(range(len(names)), whole, parse_math=False)
+    ax.tick_params(axis="y", labelsize=np.clip(72 * room(ax, len(names), 1) / 1.1, 5.0, SMALL))
 
 
 def shortened(names: Sequence[str], inches: float, size: float = SMALL) -> list[str]:
@@ -199,8 +207,8 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     handles, names = ax.get_legend_handles_labels()
     size = SMALL - 1 if len(names) <= len(PALETTE) else SMALL - 2
     width = cell(ax)[0]
-    names = shortened(names, 0.45 * width - 0.4, size)
-    longest = extent(names, size) + 0.4
+    names = shortened(names, 0.5 * width - 0.3, size)
+    longest = extent(names, size) + 0.3  # with its sign
     if where == "right" and longest > width / 3:
         where = "below"
     spots: Any = {
@@ -211,24 +219,29 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     loc, anchor = spots[where]
     down = -0.42 if where == "below" else 0.0  # inches: the axis and its label
     shifted = ax.transAxes + ScaledTranslation(0.0, down, ax.figure.dpi_scale_trans)
-    columns = 1 if where == "right" else max(1, int(0.95 * width / longest))
+    columns = 1 if where == "right" else max(1, int(width / longest))
     lines = -(-len(names) // columns)
-    ax.legend(
+    drawn = ax.legend(
         handles, names, loc=loc, bbox_to_anchor=anchor, bbox_transform=shifted, borderaxespad=0.3,
         handlelength=1.2, columnspacing=0.8, labelspacing=0.3, handletextpad=0.5, frameon=False,
         fontsize=size, ncols=max(1, -(-len(names) // max(1, lines))), markerscale=markerscale,
     )  # fmt: skip
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
 
 
 def plain(axis: Axis) -> None:
-    """Numbers of a logarithmic axis as 20, 50, 100, or powers of ten where there are many."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Numbers of a logarithmic axis as 20, 50, 100, fewer where these touch, or powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = sorted(axis.get_view_interval())
     if low <= 0 or high / low > 1e3:
         return
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    upright = int(axis is axis.axes.yaxis)
+    each = room(axis.axes, 3 * np.log10(high / low), upright)
+    touch = each < (0.3, 0.15)[upright]  # inches
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if touch else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
