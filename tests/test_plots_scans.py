@@ -379,6 +379,16 @@ def test_curves_that_coincide_are_told_apart(rates, step):
     assert np.ptp(place[..., 1]) < 0.01  # no rate is moved
 
 
+def test_numbers_of_settings_do_not_touch():
+    table = pd.DataFrame({"n_donors": [20, 25, 50, 1000], "test": "score", "rate": 0.5, "se": 0.01})
+    ax = Figure(figsize=(7, 5), layout="constrained").subplots(2, 3)[0, 0]
+    plots.power_curves(table, ax=ax)
+    FigureCanvasAgg(ax.figure).draw()
+    boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["20", "1000"]
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
 def test_bars_of_rates_are_not_cut():
     table = pd.DataFrame({"n_donors": [20, 40] * 2, "test": ["a"] * 2 + ["b"] * 2,
                           "rate": [0.95, 1.0, 0.02, 0.0], "se": 0.06})  # fmt: skip
@@ -518,8 +528,12 @@ def test_a_test_without_p_values_is_named_and_the_others_are_drawn():
     assert set(plots.qq_data(p)["test"]) == {"a"}
 
 
-def test_the_key_of_quantiles_does_not_cover_points():
-    ax = plots.qq(np.full(50, 1e-30) * np.arange(1, 51))
+@pytest.mark.parametrize("tail", [0.15, 1e-30])
+@pytest.mark.parametrize("size", [(2.2, 1.8), (3.8, 3.6)])
+def test_the_key_of_quantiles_does_not_cover_points(tail, size):
+    """Signal in all genes alike, or growing with the rank."""
+    p = {"a": np.linspace(0.001, 1, 999) ** 6} if tail == 0.15 else tail * np.arange(1, 51)
+    ax = plots.qq(p, ax=Figure(figsize=size, layout="constrained").subplots())
     ax.figure.draw_without_rendering()
     box = ax.get_legend().get_window_extent()
     points = ax.transData.transform(np.column_stack(ax.lines[1].get_data()))
@@ -577,6 +591,7 @@ def test_longer_names_are_cut_where_they_still_differ():
     assert len(set(short)) == 14
     assert max(map(len, short)) < len(names[0])
     assert shortened(["T", "B"], 0.1) == ["T", "B"]
+    assert shortened(["CD14 Mono", "CD16 Mono"], 0.5) == ["CD14 Mo…", "CD16 Mo…"]
 
 
 def test_names_lose_the_ends_of_words_first():
@@ -653,6 +668,15 @@ def test_the_key_stays_in_its_part_of_the_figure():
     boxes = [ax.get_legend().get_window_extent() for ax in axes]
     assert boxes[0].x0 > 0
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+@pytest.mark.parametrize("page", ["default", "dark_background"])
+def test_genes_that_stand_alone_are_seen_on_any_page(page, two_tests):
+    with plt.style.context(page):
+        ax = plots.differentiation(two_tests, y="score")
+    ax.figure.draw_without_rendering()
+    shades = ax.collections[0].get_facecolors()[:, :3]
+    assert np.abs(shades - matplotlib.colors.to_rgb(ax.get_facecolor())).max(axis=1).min() > 0.4
 
 
 def test_points_and_notes_are_seen_on_dark_pages(scan):

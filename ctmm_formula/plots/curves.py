@@ -96,7 +96,8 @@ def power_curves(
     if any(place != value for value, place in places.items()):
         style.names_below(ax, values, [_text(value) for value in places])
     elif len(values) <= 8:
-        ax.set_xticks(values, [f"{value:g}" for value in values])
+        shown = _apart(ax, values)
+        ax.set_xticks(shown, [f"{value:g}" for value in shown])
     reach = data["error"].fillna(0.0)
     low, high = float((data["y"] - reach).min()), float((data["y"] + reach).max())
     ends = min(low, 0.0), max(high, 1.0 if high > 0.5 else 0.055)
@@ -171,6 +172,18 @@ def _shifts(ax: Axes, values: Sequence[float], count: int) -> np.ndarray:
     margin = span * (0.05 + 1.3 * shifts[-1] / width)  # the key takes some of the width
     ax.set_xlim(min(values) - margin, max(values) + margin)
     return shifts
+
+
+def _apart(ax: Axes, values: Sequence[float]) -> list[float]:
+    """Those of the values whose numbers do not touch on the x axis, the first and what follows."""
+    low, high = ax.get_xlim()
+    per_inch = (high - low) / style.room(ax, 1)
+    shown: list[float] = []
+    for value in sorted(values):
+        number = style.extent([f"{value:g}"], style.SMALL) + 0.08
+        if not shown or value - shown[-1] >= number * per_inch:
+            shown.append(value)
+    return shown
 
 
 def _places(values: pd.Series) -> dict[object, float]:

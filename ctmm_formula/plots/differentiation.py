@@ -59,6 +59,8 @@ def differentiation(
     >>> scan.plot_differentiation().get_ylabel()
     '−log10 p (score)'
     """
+    from matplotlib.colors import to_rgb
+
     from .names import name_points
 
     check_alpha(alpha)
@@ -72,12 +74,14 @@ def differentiation(
     infinite = np.isinf(shown[["x", "y"]].to_numpy()).any(axis=1)
     cuts = -np.log10(alpha / table[["x", "y"]].notna().sum())
     place = np.column_stack([at_edge(shown[name], cuts[name]) for name in ("x", "y")])
+    # few genes are dark on light pages, but to be seen on dark ones
+    darkest = 0.0 if np.mean(to_rgb(ax.get_facecolor())) > 0.5 else -0.5
     order = np.argsort(density := _density(place), kind="stable")
     for some, marker in ((~infinite, "o"), (infinite, "^")):
         own = order[some[order]]
         ax.scatter(
             place[own, 0], place[own, 1], s=9, c=density[own], cmap="viridis", marker=marker,
-            vmin=0.0, vmax=1.0, linewidths=0, rasterized=True,
+            vmin=darkest, vmax=1.0, linewidths=0, rasterized=True,
         )  # fmt: skip
     ax.axvline(cuts["x"], color=style.LINE, linewidth=0.8, linestyle="--")
     ax.axhline(cuts["y"], color=style.LINE, linewidth=0.8, linestyle="--")

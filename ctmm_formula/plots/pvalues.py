@@ -76,15 +76,11 @@ def qq(
     ax.set_xlim(0, 1.04 * end)
     ax.set_ylim(bottom=0)
     style.finish(ax, "expected −log10 p", "observed −log10 p")
-    handles, names = ax.get_legend_handles_labels()
-    left = table["expected"].to_numpy() < end / 2
-    high = ax.get_ylim()[1] * 0.6
-    crowded = (top[left] > high).any()  # signal in most genes: the key stands below it
-    ax.legend(
-        handles, names, loc="center right" if crowded else "upper left", frameon=False,
-        fontsize=style.SMALL - 1, markerscale=2, handletextpad=0.2, borderaxespad=0.2,
-        labelspacing=0.25,
+    key = ax.legend(
+        loc="best", frameon=False, fontsize=style.SMALL - 1, markerscale=2, handletextpad=0.2,
+        borderaxespad=0.2, labelspacing=0.25,
     )  # fmt: skip
+    style.literal(key)
     lost = int(table.attrs["missing"])
     zeros = int((table["p"] == 0).sum())
     parts = [f"{lost} missing p left out"] * bool(lost)

@@ -15,6 +15,7 @@ from ..errors import CTMMError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.legend import Legend
 
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
@@ -190,12 +191,17 @@ def shortened(names: Sequence[str], inches: float, size: float = SMALL) -> list[
 
 
 def _cut(name: str, length: int, words: bool, tail: int) -> str:
-    """A name of this length: its words cut alike to 3 letters or more, or all before its tail."""
+    """A name of this length: its words cut alike to 3 letters or more, or what comes after them.
+
+    Else, as of a single word, what comes before its tail.
+    """
     for letters in range(length, 2, -1) if words else ():
         # whole words only: numbers, and letters beside them, tell names apart
         long = rf"(?<![^\W_])([^\W\d_]{{{letters}}})[^\W\d_]{{2,}}(?![^\W_])"
         if len(short := re.sub(long, r"\1.", name)) <= length:
             return short
+    if words and re.search(r"[\W_]", name):
+        return f"{name[: length - 1].rstrip()}…"
     return f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
@@ -221,12 +227,17 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     shifted = ax.transAxes + ScaledTranslation(0.0, down, ax.figure.dpi_scale_trans)
     columns = 1 if where == "right" else max(1, int(width / longest))
     lines = -(-len(names) // columns)
-    drawn = ax.legend(
+    key_of = ax.legend(
         handles, names, loc=loc, bbox_to_anchor=anchor, bbox_transform=shifted, borderaxespad=0.3,
         handlelength=1.2, columnspacing=0.8, labelspacing=0.3, handletextpad=0.5, frameon=False,
         fontsize=size, ncols=max(1, -(-len(names) // max(1, lines))), markerscale=markerscale,
     )  # fmt: skip
-    for text in drawn.get_texts():
+    literal(key_of)
+
+
+def literal(key_of: Legend) -> None:
+    """No formulas in a key: a dollar is a dollar."""
+    for text in key_of.get_texts():
         text.set_parse_math(False)
 
 
