@@ -45,12 +45,12 @@
 # Data: the embedded example.  Variances are held at zero or above (`bounds="nonnegative"`), as lme4
 # and metafor do.
 
-# %%
+# %% tags=["hide-input"]
 import os
 import subprocess
 import tempfile
-from pathlib import Path
 
+# %%
 import numpy as np
 import pandas as pd
 
@@ -63,9 +63,8 @@ res = ctmm.fit(
 print(f"log-likelihood {res.llf:.4f}", res.vcomp.round(4).to_string(), sep="\n")
 
 # %% tags=["hide-input"]
-folder = tempfile.TemporaryDirectory()
-os.environ["CTMM_PAGE"] = folder.name
-df.to_csv(Path(folder.name) / "example.csv", index=False)
+home, folder = os.getcwd(), tempfile.TemporaryDirectory()
+os.chdir(folder.name)
 
 
 def R(code):
@@ -77,12 +76,17 @@ def R(code):
 
 
 # %% [markdown]
+# R reads them from a file:
+
+# %%
+df.to_csv("example.csv", index=False)
+
+# %% [markdown]
 # ### metafor
 
 # %%
 R(r"""
 suppressMessages(library(metafor))
-setwd(Sys.getenv("CTMM_PAGE"))
 df <- read.csv("example.csv", stringsAsFactors = TRUE)
 fit <- rma.mv(expr, nu, mods = ~ 0 + celltype + sex + PC1,
               random = list(~ 1 | donor, ~ celltype | donor), struct = "DIAG", data = df)
@@ -101,7 +105,6 @@ write.csv(data.frame(value = c(logLik(fit), fit$sigma2, fit$tau2)), "metafor.csv
 # %%
 R(r"""
 suppressMessages(library(lme4))
-setwd(Sys.getenv("CTMM_PAGE"))
 df <- read.csv("example.csv", stringsAsFactors = TRUE)
 for (k in levels(df$celltype)) df[[k]] <- as.numeric(df$celltype == k)
 formula <- expr ~ 0 + celltype + sex + PC1 + (1 | donor) +
@@ -135,11 +138,14 @@ write.csv(data.frame(value = c(-best$objective / 2, best$par^2)), "lme4.csv")
 # %%
 mine = np.r_[res.llf, np.sort(res.vcomp)]
 for name in ("metafor", "lme4"):
-    values = pd.read_csv(Path(folder.name) / f"{name}.csv")["value"].to_numpy()
+    values = pd.read_csv(f"{name}.csv")["value"].to_numpy()
     theirs = np.r_[values[0], np.sort(values[1:])]  # lme4 has an order of its own
     assert abs(mine[0] - theirs[0]) < 1e-5
     assert np.allclose(mine, theirs, rtol=2e-3)
     print(f"{name}: the same")
+
+# %% tags=["hide-input"]
+os.chdir(home)
 folder.cleanup()
 
 # %% [markdown]
