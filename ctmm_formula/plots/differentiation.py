@@ -45,7 +45,9 @@ def differentiation(
     -------
     Axes
         The lighter a point, the more genes are near it.  Genes without one of the p values are
-        left out; p values of exactly 0 stand at the edge; the note counts both.
+        left out; p values of exactly 0 stand at the edge; the note counts both.  Names find their
+        places when the picture is drawn: of many, some stand elsewhere at another size or
+        resolution.
 
     Notes
     -----
