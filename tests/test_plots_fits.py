@@ -500,12 +500,13 @@ def test_figures_are_pickled(kind, res):
 
 
 def test_names_are_no_formulas(table):
-    names = ["CD4$a$", "NK_$b", "x$\\no$y", "50% B"]
+    """And one that begins with an underscore stands in the key as others do."""
+    names = ["CD4$a$", "NK_$b", "x$\\no$y", "_50% B"]
     res = ctmm.fit("expr ~ C(celltype)", data=renamed(table, names))
     for kind in OF_A_FIT:
         drawn(res.plot(kind))
     ax = res.plot("noise")
-    assert {text.get_text() for text in ax.get_legend().get_texts()} == set(names)
+    assert {text.get_text().strip() for text in ax.get_legend().get_texts()} == set(names)
     assert not any(text.get_parse_math() for text in ax.get_legend().get_texts())
 
 

@@ -60,8 +60,9 @@ def influence(
         first, *others = donor.split(", ")
         name = f"{first} and {len(others)} more" if others else donor
         ax.plot(
-            table["influence"][own], place[own], "o", ms=4.5, color=color, label=name, zorder=3
-        )
+            table["influence"][own], place[own], "o", ms=4.5, color=color, zorder=3,
+            label=style.in_key(name),
+        )  # fmt: skip
     ax.set_ylim(len(rows) - 0.5, -0.5)
     lost = table.loc[table["influence"].isna(), "donor"].nunique()
     some = f"\nno estimate without {lost} of the donors" if lost else ""

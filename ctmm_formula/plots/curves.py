@@ -89,10 +89,11 @@ def power_curves(
     if len(levels) == 1 and np.isfinite(levels[0]):
         ax.axhline(float(levels[0]), color=style.LINE, linewidth=0.8, linestyle=(0, (4, 3)))
     for test in tests:
-        ax.plot([], [], color=names[test], linewidth=2, label=test)
+        ax.plot([], [], color=names[test], linewidth=2, label=style.in_key(test))
     if len(lines) > 1:
         for line, (dash, mark) in shapes.items():
-            ax.plot([], [], color=style.LINE, linestyle=dash, marker=mark, ms=4, label=line)
+            shape: Any = {"linestyle": dash, "marker": mark, "ms": 4}
+            ax.plot([], [], color=style.LINE, label=style.in_key(line), **shape)
     if any(place != value for value, place in places.items()):
         style.names_below(ax, values, [_text(value) for value in places])
     elif len(values) <= 8:

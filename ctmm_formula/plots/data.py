@@ -196,7 +196,7 @@ def noise(
         own = drawn[drawn["celltype"] == name].sort_values("n_cells")
         ax.plot(
             own["n_cells"], own["nu"], _MARKS[round_ % len(_MARKS)], ms=3, mew=0, alpha=0.6,
-            color=style.PALETTE[k % len(style.PALETTE)], label=name,
+            color=style.PALETTE[k % len(style.PALETTE)], label=style.in_key(name),
         )  # fmt: skip
         ax.plot(
             own["n_cells"], own["pooled"], linewidth=1.2, linestyle="--" if round_ % 2 else "-",

@@ -213,7 +213,7 @@ def shares(
         percent = f" {round(100 * float(value[0]))} %" if alone else ""
         ax.barh(
             range(len(bars)), value, 0.7, start, color=color, edgecolor="white", linewidth=0.5,
-            label=f"{name.replace('specific[', 'V[')}{percent}",
+            label=style.in_key(f"{name.replace('specific[', 'V[')}{percent}"),
         )  # fmt: skip
         right, left = right + np.maximum(value, 0.0), left + np.minimum(value, 0.0)
     ax.axvline(0.0, color=style.LINE, linewidth=0.8)
@@ -302,7 +302,7 @@ def components(
         reach = (part["conf_high"] - part["estimate"]).to_numpy()
         ax.errorbar(
             part["estimate"], place, xerr=reach, fmt="o", ms=4, linewidth=1.3, capsize=2,
-            color=shades[name], label=name,
+            color=shades[name], label=style.in_key(name),
         )  # fmt: skip
     ax.set_ylim(len(rows) - 0.4, -0.6)
     style.finish(ax, "variance (expression²)")

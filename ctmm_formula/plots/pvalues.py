@@ -68,7 +68,7 @@ def qq(
     top = at_edge(table["observed"], float(longest["high"].max()))
     for name, own in by_test.items():
         heights, infinite = top[own.index], np.isinf(own["observed"].to_numpy())
-        label = f"{name}: λ {own['lambda_gc'].iloc[0]:.2f}"
+        label = style.in_key(f"{name}: λ {own['lambda_gc'].iloc[0]:.2f}")
         shape: Any = {"linestyle": "", "color": shades[name], "rasterized": True}
         x = own["expected"].to_numpy()
         ax.plot(x[~infinite], heights[~infinite], marker="o", ms=2.5, mew=0, label=label, **shape)

@@ -235,6 +235,15 @@ def key(ax: Axes, where: str = "right", markerscale: float = 1.0) -> None:
     literal(key_of)
 
 
+def in_key(name: str) -> str:
+    """A name as a key shows it: matplotlib leaves out those that begin with an underscore.
+
+    >>> in_key("NK"), in_key("_other")
+    ('NK', ' _other')
+    """
+    return f" {name}" if name.startswith("_") else name
+
+
 def literal(key_of: Legend) -> None:
     """No formulas in a key: a dollar is a dollar."""
     for text in key_of.get_texts():
