@@ -140,7 +140,7 @@ def _chosen(
     without = [name for name in wanted if name not in row]
     if without:
         raise CTMMError(f"genes=: {', '.join(without)} has no p value of {y} or of the other test")
-    return [row[name] for name in wanted]
+    return [row[name] for name in dict.fromkeys(wanted)]
 
 
 def _density(place: np.ndarray) -> np.ndarray:
