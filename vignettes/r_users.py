@@ -57,7 +57,8 @@ def R(code):
 # %% [markdown]
 # ## Quick start
 #
-# The example is that of the [Python quick start](quickstart.html), and so are the numbers.
+# The example is that of the [Python quick start](quickstart.html), and so are the numbers; its table
+# comes with the R package, as `pseudobulk`.
 
 # %%
 R(r"""
