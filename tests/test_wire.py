@@ -221,10 +221,17 @@ def test_errors_and_warnings_are_part_of_the_reply(df):
     assert [note["classes"][0] for note in reply["warnings"]] == ["BoundaryWarning"]
 
 
-def test_a_call_can_be_interrupted(df, monkeypatch):
-    def interrupted(request):
-        raise KeyboardInterrupt
+def _signal_handler(request):
+    """That of reticulate, when R has no answer for it."""
+    raise RuntimeError("(Unknown exception occurred)")
 
+
+def _interrupted(request):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", [_interrupted, _signal_handler])
+def test_a_call_can_be_interrupted(monkeypatch, interrupted):
     monkeypatch.setitem(wire.CALLS, "fit", interrupted)
     assert wire.call("fit", {})["type"] == "KeyboardInterrupt"
 

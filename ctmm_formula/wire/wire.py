@@ -95,11 +95,17 @@ def call(name: str, request: Mapping[str, Any]) -> Plain:
 def _failure(error: BaseException) -> Plain:
     return {
         "ok": False,
-        "type": type(error).__name__,
+        "type": "KeyboardInterrupt" if _interrupted(error) else type(error).__name__,
         "classes": _classes(type(error)),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Ctrl-C; also where R breaks off when reticulate's handler of the signal asks it for more."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, KeyboardInterrupt) or "_signal_handler" in {f.name for f in frames}
 
 
 def _classes(kind: type) -> list[str]:
