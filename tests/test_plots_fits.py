@@ -276,7 +276,7 @@ def test_missing_values_make_a_pair_missing(table):
 
 def test_missing_orders_donors_from_complete_to_incomplete(many):
     ax = plots.missing(many)
-    shown = ax.images[-1].get_array()
+    shown = ax.collections[-1].get_array()
     there = ~np.ma.getmaskarray(np.ma.masked_invalid(shown))
     assert (np.diff(there.sum(axis=0)) <= 0).all()
     assert there.sum() == len(many)
@@ -363,7 +363,7 @@ def test_pairs_without_cells_are_there_all_the_same(table):
     """A number of cells that is 0 or unknown is no missing pair."""
     for odd in (0, np.nan):
         ax = plots.missing(table.assign(n_cells=table["n_cells"].where(table.index > 5, odd)))
-        under, shades = (np.ma.masked_invalid(image.get_array()) for image in ax.images)
+        under, shades = (np.ma.masked_invalid(image.get_array()) for image in ax.collections)
         assert under.count() == len(table)
         assert shades.count() == len(table) - 6
 

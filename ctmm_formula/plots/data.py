@@ -77,16 +77,17 @@ def missing(
     shown = table.pivot(index="celltype", columns="donor", values="n_cells")[order].to_numpy(float)
     shades = np.where(there & (shown > 0), shown, np.nan)
     known = bool(np.isfinite(shades).any())
-    grid: Any = {"aspect": "auto", "interpolation": "nearest"}
+    edges = np.arange(N + 1) - 0.5, np.arange(C + 1) - 0.5
     if not (known and np.isfinite(shades[there]).all()):  # under the shades, or all there is
         plain = ListedColormap([style.MUTED if known else style.SPECIFIC])
-        ax.imshow(np.where(there, 1.0, np.nan), cmap=plain, **grid)
+        ax.pcolormesh(*edges, np.where(there, 1.0, np.nan), cmap=plain, rasterized=True)
     if known:
-        image = ax.imshow(shades, cmap="viridis_r", norm=LogNorm(), **grid)
+        image = ax.pcolormesh(*edges, shades, cmap="viridis_r", norm=LogNorm(), rasterized=True)
         bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
         style.plain(bar.ax.yaxis)
         bar.ax.tick_params(labelsize=style.SMALL)
         bar.set_label("cells", fontsize=style.SMALL + 1)
+    ax.invert_yaxis()
     counts = [f" ({count})" for count in there.sum(axis=1)]
     ax.set_yticks(np.arange(0.5, C - 1), minor=True)
     ax.grid(which="minor", axis="y", color=ax.get_facecolor(), linewidth=1.5)
