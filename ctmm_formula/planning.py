@@ -29,7 +29,7 @@ from .simulate import (
     spread_cells,
 )
 from .simulate.draws import generator
-from .simulate.limits import LIMITS, floats, needs_batches, number
+from .simulate.limits import ABOVE_0, LIMITS, NOT_NEGATIVE, floats, needs_batches, number
 from .simulate.tables import celltype_names
 from .structures import resolve
 
@@ -407,8 +407,8 @@ def _label(value: Any) -> Any:
 
 
 _POWER_LIMITS = {
-    "sigma2": LIMITS["batch_variance"],
-    "cell_variance": LIMITS["b"],
+    "sigma2": NOT_NEGATIVE,
+    "cell_variance": ABOVE_0,
     "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),
 }
 """Those of a simulation, but where a table of rates needs others."""

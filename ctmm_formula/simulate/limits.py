@@ -14,27 +14,27 @@ from ..errors import CTMMError
 BELOW_1 = 1.0 - 1e-9
 NONE = 1e-9
 """A coefficient of variation or kurtosis as small as this makes no difference."""
-_ABOVE_0 = (1e-300, 1e300, "a number above 0")
-_NOT_NEGATIVE = (0.0, 1e300, "0 or more")
+ABOVE_0 = (1e-300, 1e300, "a number above 0")
+NOT_NEGATIVE = (0.0, 1e300, "0 or more")
 
 LIMITS: dict[str, tuple[float, float, str]] = {
     "sigma2": (-1e300, 1e300, "a finite number"),
-    "batch_variance": _NOT_NEGATIVE,
+    "batch_variance": NOT_NEGATIVE,
     "missing": (0.0, BELOW_1, "a share from 0 to below 1"),
     "effects": (-1e300, 1e300, "a finite slope of each covariate"),
     "cells": (2.0, 1e12, "2 or more, up to 1e12"),
     "fold": (1.0, 1e300, "1 or more"),
     "cell_cv": (0.0, 10.0, "from 0 to 10"),
     "noise_cv": (0.0, BELOW_1, "0 or more and below 1"),
-    "b": _ABOVE_0,
+    "b": ABOVE_0,
     "kurtosis": (0.0, 1e3, "from 0 to 1,000"),
     "baseline": (-1e300, 1e300, "a finite number"),
-    "depth": _ABOVE_0,
+    "depth": ABOVE_0,
     "dispersion": (0.0, 1e6, "from 0 to 1e6"),
     "fraction": (1e-300, 1e6, "above 0, up to 1e6"),
     "permuted": (0.0, 1.0, "a share from 0 to 1"),
-    "mean": _ABOVE_0,
-    "size": _ABOVE_0,
+    "mean": ABOVE_0,
+    "size": ABOVE_0,
     "gene_sd": (0.0, 20.0, "from 0 to 20"),
 }
 """Argument -> least, most, and these in words."""
