@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from .arguments import choose
 from .cells.tables import gene_table, is_anndata
 from .design.design import Design, build_design
 from .design.expressions import names_in
@@ -18,7 +19,7 @@ from .design.size import check_size, n_parameters
 from .engine.domain import BOUNDS, Domain
 from .engine.estimate import Estimate
 from .engine.estimators import ESTIMATORS, estimate
-from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, choose
+from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.variance import compare
 from .results.results import CTMMResults
 from .results.summary import Summary, describe_anova

@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from .errors import CTMMError, CTMMWarning, choose, on_off, whole_number
-from .inference.testing import threads
+from .arguments import Rng, choose, floats, generator, on_off, threads, whole_number
+from .errors import CTMMError, CTMMWarning
 from .scan.genes import fit_genes
 from .simulate import (
-    Rng,
     SimulatedGenes,
     cell_error,
     gamma_cells,
@@ -28,8 +27,7 @@ from .simulate import (
     simulate_genes,
     spread_cells,
 )
-from .simulate.draws import generator
-from .simulate.limits import ABOVE_0, LIMITS, NOT_NEGATIVE, floats, needs_batches, number
+from .simulate.limits import ABOVE_0, LIMITS, NOT_NEGATIVE, needs_batches, number
 from .simulate.tables import celltype_names
 from .structures import resolve
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .arguments import choose
 from .cells.softimpute import Completion, certificate
 from .cells.stacks import as_stack, positive
 from .design.table import as_frame
-from .errors import CTMMError, DataError, choose
+from .errors import CTMMError, DataError
 
 _LOCK = RLock()
 

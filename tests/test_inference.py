@@ -15,6 +15,7 @@ from scipy import stats
 
 import ctmm_formula.inference.bootstrap as bootstrap_module
 from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.draws import draw
 from ctmm_formula.engine.estimate import Convergence, Estimate
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import RandomComponent, build_model
@@ -37,7 +38,6 @@ from ctmm_formula.inference.variance import (
     parametric_bootstrap_lrt,
     variance_differentiation,
 )
-from ctmm_formula.simulate import draw
 from ctmm_formula.structures import resolve
 
 EXACT = 1e-12

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ctmm_formula.engine.draws import draw
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.simulate import (
     beta_error,
     cell_error,
-    draw,
     log_uniform_cells,
     negative_binomial_cells,
     simulate_cells,

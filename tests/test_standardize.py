@@ -288,8 +288,9 @@ def test_components_that_do_not_exist(pb):
         ctmm.principal_components(pb, 21)
     with pytest.raises(DataError, match=r"4 donors and 20 genes that vary have at most 3"):
         ctmm.principal_components(pb[:12].copy(), 4)
-    with pytest.raises(DataError, match="n= must be a whole number"):
+    with pytest.raises(CTMMError, match="n= must be a whole number"):
         ctmm.principal_components(pb, 0)
+    assert ctmm.principal_components(pb, 2.0).obs.equals(ctmm.principal_components(pb, 2).obs)
     with pytest.raises(DataError, match="obs has columns 'PC1', 'PC2' already"):
         ctmm.principal_components(ctmm.principal_components(pb, 2), 3)
 

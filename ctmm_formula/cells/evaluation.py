@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, DataError, choose
+from ..arguments import choose, generator, whole_number
+from ..errors import CTMMError, DataError
 from .fill import METHODS
 from .holes import copied_holes, split
-from .impute import at_least, impute
+from .impute import impute
 from .tables import Grid, read_grid
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def evaluate_imputation(
     """
     settings = _settings(methods)
     choose("hide", hide, ["copied", "random"])
-    at_least("repeats", repeats, 1)
-    rng = np.random.default_rng(rng)
+    repeats, rng = whole_number("repeats", repeats, 1), generator(rng)
     grid = read_grid(pb)
     scores: dict[str, list[np.ndarray]] = {name: [] for name in settings}
     for _ in range(repeats):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..arguments import generator
 from ..errors import CTMMError
 
 DRAWS_PER_DONOR = 50
@@ -53,7 +54,7 @@ def copied_holes(
     """
     if not 0.0 < fraction < 1.0:
         raise CTMMError(f"the fraction of pairs to hide must be between 0 and 1, got {fraction}")
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     N, C = observed.shape
     hidden = np.zeros((N, C), dtype=bool)
     sources = np.flatnonzero(~observed.all(axis=1) & observed.any(axis=1))
@@ -80,7 +81,7 @@ def split(
     >>> sum(masks).tolist() == np.ones((4, 5)).tolist(), [int(m.sum()) for m in masks]
     (True, [7, 7, 6])
     """
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     places = rng.permutation(np.flatnonzero(observed))
     for fold in range(folds):
         mask = np.zeros(observed.size, dtype=bool)

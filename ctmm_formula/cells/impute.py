@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import choose, generator, whole_number
 from ..design.table import listing
-from ..errors import CTMMError, CTMMWarning, DataError, choose
+from ..errors import CTMMError, CTMMWarning, DataError
 from . import softimpute
 from .fill import METHODS, Complete, Filled, Options, fill
 from .tables import Grid, read_grid
@@ -124,7 +125,7 @@ def impute(
     both = _penalties(penalty, method)
     grid = read_grid(pb)
     _check(grid, pb)
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     mean, noise = (
         fill(values, replace(options, penalty=p), rng, complete)
         for values, p in zip((grid.mean, grid.nu), both, strict=True)
@@ -185,23 +186,16 @@ def _options(
         raise CTMMError("method='mvn' works gene by gene: a covariance of all genes needs far more "
                         "donors than there are; use by='gene', or method='softimpute'")  # fmt: skip
     choose("holdout", holdout, ["pairs", "entries"])
-    at_least("folds", folds, 2)
     if not isinstance(prior, Real) or not 0.0 <= prior < np.inf:
         raise CTMMError(f"prior must be zero or a positive number, got {prior!r}")
     return Options(
         method=method,
         by=by,
         holdout=holdout,
-        folds=int(folds),
+        folds=whole_number("folds", folds, 2),
         scale=bool(scale),
         prior=float(prior),
     )
-
-
-def at_least(name: str, value: object, low: int) -> None:
-    """Refuse what is no whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise CTMMError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
 def _penalties(penalty: Any, method: str) -> tuple[float | None, float | None]:

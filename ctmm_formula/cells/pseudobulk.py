@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose, whole_number
 from ..design.table import column_name, listing
-from ..errors import CTMMWarning, DataError, choose
+from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
 from .covariates import carry
 from .normalize import LARGEST_LOG, SCALES, libraries, normalise
@@ -152,7 +153,7 @@ def pseudobulk(
     if donor == celltype:
         raise DataError(f"donor= and celltype= name the same column, {donor!r}")
     if block_size is not None:
-        _whole("block_size", block_size, 1)
+        block_size = whole_number("block_size", block_size, 1)
 
     source = open_source(data, obs, layer, raw, genes)
     try:
@@ -179,18 +180,15 @@ def pseudobulk(
 
 
 def _thresholds(min_cells: int, min_cells_donor: int, min_donor_share: float) -> Thresholds:
-    _whole("min_cells", min_cells, 0)
-    _whole("min_cells_donor", min_cells_donor, 0)
     if not isinstance(min_donor_share, Real) or not 0 <= min_donor_share < 1:
         raise DataError(
             f"min_donor_share= must be a share from 0 to below 1, got {min_donor_share}"
         )
-    return Thresholds(int(min_cells), int(min_cells_donor), float(min_donor_share))
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise DataError(f"{name}= must be a whole number of at least {least}, got {value!r}")
+    return Thresholds(
+        whole_number("min_cells", min_cells, 0),
+        whole_number("min_cells_donor", min_cells_donor, 0),
+        float(min_donor_share),
+    )
 
 
 def _stream(

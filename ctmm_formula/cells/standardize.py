@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose, whole_number
 from ..design.table import listing
-from ..errors import DataError, choose
+from ..errors import DataError
 from .tables import Grid, kind_of, log, matrices, read_grid, require_anndata
 
 if TYPE_CHECKING:
@@ -210,8 +211,7 @@ def principal_components(pb: AnnData, n: int = 6, *, missing: str = "observed") 
     choose("missing", missing, MISSING)
     kind = kind_of(pb)
     values, used, text = _overall_values(pb, missing)
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
-        raise DataError(f"n= must be a whole number of at least 1, got {n!r}")
+    n = whole_number("n", n, 1)
     names = [f"PC{k + 1}" for k in range(n)]
     clash = [name for name in names if name in pb.obs]
     if clash:
@@ -225,7 +225,7 @@ def principal_components(pb: AnnData, n: int = 6, *, missing: str = "observed") 
             f"{len(part)} donors and {keep.sum()} genes that vary have at most {max(most, 0)} "
             f"components, not {n}"
         )
-    scores, share = _components((part[:, keep] - part[:, keep].mean(axis=0)) / sd[keep], int(n))
+    scores, share = _components((part[:, keep] - part[:, keep].mean(axis=0)) / sd[keep], n)
     full = np.full((len(values), n), np.nan)
     full[used] = scores
     out = pb.copy()
@@ -233,7 +233,7 @@ def principal_components(pb: AnnData, n: int = 6, *, missing: str = "observed") 
     for name, column in zip(names, np.repeat(full, repeats, axis=0).T, strict=True):
         out.obs[name] = column
     out.uns["ctmm"]["principal_components"] = {
-        "n": int(n), "missing": missing, "genes": int(keep.sum()), "variance_ratio": share,
+        "n": n, "missing": missing, "genes": int(keep.sum()), "variance_ratio": share,
     }  # fmt: skip
     _note(out, "principal_components", text)
     return out

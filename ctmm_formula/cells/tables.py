@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose
 from ..design.table import listing, near
-from ..errors import CTMMError, DataError, choose
+from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..errors import choose
+from ..arguments import choose
 
 __all__ = ["CELLTYPES", "PCS", "Genes", "load_example", "load_genes", "load_truth"]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ctmm_formula.engine.draws import draw
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.simulate import cell_error, draw, negative_binomial_cells
+from ctmm_formula.simulate import cell_error, negative_binomial_cells
 from ctmm_formula.structures import resolve
 
 from . import CELLTYPES, EXPRESSION, PCS, TRUTH

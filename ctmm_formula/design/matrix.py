@@ -20,7 +20,8 @@ import pandas as pd
 import patsy
 import patsy.builtins
 
-from ..errors import DataError, FormulaError, choose
+from ..arguments import choose
+from ..errors import DataError, FormulaError
 from .expressions import Names, is_condition, names_in
 from .formula import FormulaSpec, parse
 

@@ -33,7 +33,8 @@ from numbers import Real
 
 import numpy as np
 
-from ..errors import CTMMError, choose
+from ..arguments import choose
+from ..errors import CTMMError
 from .model import Blocks, Model, Tiles, rank_one_factors, tile
 
 BOUNDS = ("noise", "psd", "nonnegative")

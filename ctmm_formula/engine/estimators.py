@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import choose
+from ..arguments import choose
 from . import he, likelihood
 from .domain import Domain
 from .estimate import Estimate

@@ -25,7 +25,8 @@ import numpy as np
 from numba import typeof
 from scipy.linalg import lapack
 
-from ..errors import ConvergenceError, choose
+from ..arguments import choose
+from ..errors import ConvergenceError
 from . import kernels
 from .domain import Constraint, Domain, constrain
 from .estimate import Convergence, Estimate

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
+from ..arguments import Rng, generator, threads, whole_number
 from ..engine.domain import Domain
+from ..engine.draws import draw
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, whole_number
-from ..simulate import Rng, draw
-from ..simulate.draws import generator
-from .testing import LLF_TOLERANCE, threads
+from ..errors import ConvergenceError, CTMMError
+from .testing import LLF_TOLERANCE
 
 _TIE = 1e-8  # ratios as near as this are equal: both fits on the same bound
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arguments import Rng, generator, whole_number
 from ..engine.model import Model
 from ..errors import CTMMError
-from ..simulate import Rng
 
 _GRID = 100  # points in log lambda
 _STEPS = 25  # safeguarded Newton steps from the best point of the grid
@@ -176,7 +176,7 @@ def null_distribution(mu: np.ndarray, n_sim: int = 10_000, rng: Rng = None) -> n
     >>> bool(0.4 < (draws == 0).mean() < 0.6)
     True
     """
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     size = max(1, _CHUNK // max(len(mu), _GRID))
     parts = [
         maximise(mu, rng.standard_normal((min(size, n_sim - start), len(mu))) ** 2)[0]
@@ -212,8 +212,7 @@ def exact_rlrt(model: Model, n_sim: int = 10_000, rng: Rng = None) -> ExactRLRT:
     >>> exact_rlrt(model, rng=0).pvalue < 0.01
     True
     """
-    if n_sim < 1:
-        raise CTMMError(f"n_sim must be at least 1, got {n_sim}")
+    n_sim = whole_number("n_sim", n_sim, 1)
     data = spectrum(model)
     statistic, component = (float(v[0]) for v in maximise(data.mu, data.w[None] ** 2))
     null = null_distribution(data.mu, n_sim, rng)

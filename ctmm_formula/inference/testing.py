@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import stats
 
-from ..errors import CTMMError, whole
-
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
 
@@ -280,23 +278,6 @@ def _no_df(df: float, q: int, groups: int | None) -> str:
             "more blocks, or leave out single donors"
         )
     return f"{df:g} residual degrees of freedom: as many parameters as donors, or more"
-
-
-def check_alpha(alpha: Any) -> None:
-    """One less the confidence of an interval, or the level of a test, or an error."""
-    known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
-    if not known or not 0 < float(alpha) < 1:
-        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
-
-
-def threads(n_jobs: object) -> int:
-    """A number of threads as joblib takes it: a whole number but 0."""
-    number = whole(n_jobs)
-    if not number:
-        raise CTMMError(
-            f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
-        )
-    return number
 
 
 def mean_differentiation(

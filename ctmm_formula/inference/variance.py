@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import Rng, choose, generator
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate as fit_model
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, choose
-from ..simulate import Rng
+from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .bootstrap import parametric_bootstrap_lrt
 from .comparison import Fitted, aic, bic, compare, null_on_bound, on_bound
@@ -428,8 +428,9 @@ def _component_exact(ask: _Component) -> TestResult:
         "variance component", ask.null, "exact restricted likelihood ratio",
         math.nan, math.nan, math.nan, "chi2 mixture",
     )  # fmt: skip
+    rng = generator(ask.rng)
     try:
-        test = exact_rlrt(ask.model, ask.n, ask.rng)
+        test = exact_rlrt(ask.model, ask.n, rng)
     except CTMMError as error:
         return blank.without(str(error))
     except np.linalg.LinAlgError as error:

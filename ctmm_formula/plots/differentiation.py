@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import check_alpha, whole_number
 from ..design.table import near
-from ..errors import CTMMError, whole_number
-from ..inference.testing import check_alpha
+from ..errors import CTMMError
 from . import style
 from .pvalues import at_edge, columns_of, minus_log10
 

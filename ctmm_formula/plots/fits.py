@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose
+from ..arguments import choose
+from ..errors import CTMMError
 from . import style
 from .checks import influence, influence_data, residuals, residuals_data
 from .data import OVERALL, missing, missing_data, noise, noise_data

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose
+from ..arguments import choose
+from ..errors import CTMMError
 from ..structures import SHARED
 from . import style
 from .differentiation import differentiation, differentiation_data

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from statsmodels.stats.contrast import ContrastResults
 
+from ..arguments import Rng, choose, threads, whole_number
 from ..engine.likelihood import LIKELIHOODS
-from ..errors import CTMMError, choose, whole_number
+from ..errors import CTMMError
 from ..inference import variance
 from ..inference.hypotheses import Hypotheses, constraints
-from ..inference.testing import denominator, threads
+from ..inference.testing import denominator
 from ..inference.variance import TestResult
-from ..simulate import Rng
 from .parameters import COVARIANCES, Covariance, Parameters
 from .resampling import Jackknife
 

@@ -17,16 +17,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..arguments import choose, on_off, threads, whole_number
 from ..design.design import Design
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, choose, on_off, whole_number
+from ..errors import ConvergenceError, CTMMError
 from ..inference import variance
 from ..inference.jackknife import Jackknife as JackknifeRun
 from ..inference.jackknife import jackknife as run_jackknife
-from ..inference.testing import denominator, threads
+from ..inference.testing import denominator
 from ..structures import Structure
 from .resampling import TABLE, Jackknife, estimates, labelled
 from .summary import recorded_versions

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose
 from ..design.design import Design
 from ..design.random_terms import RandomTerm
 from ..design.table import label, pick
 from ..engine.blup import Effects
 from ..engine.model import Model
-from ..errors import CTMMError, choose
+from ..errors import CTMMError
 from ..structures import Structure
 
 DONOR_EFFECTS = ("shared", "specific")

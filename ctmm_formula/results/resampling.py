@@ -12,15 +12,15 @@ import pandas as pd
 from joblib import Parallel, delayed
 from scipy import stats
 
+from ..arguments import Rng, check_alpha, generator, threads, whole_number
 from ..engine.domain import Domain
+from ..engine.draws import draw
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate as run_estimator
 from ..engine.model import Model
-from ..errors import CTMMError, whole_number
+from ..errors import CTMMError
 from ..inference import jackknife as engine
-from ..inference.testing import check_alpha, denominator, threads
-from ..simulate import Rng, draw
-from ..simulate.draws import generator
+from ..inference.testing import denominator
 
 TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
 """Columns of every table of estimates, named as in broom."""
@@ -226,7 +226,8 @@ class Bootstrap:
 
 def draws(model: Model, at: Estimate, n: int, rng: Rng) -> np.ndarray:
     """Responses drawn from a fit, shape (rows, n), in the caller's order of rows."""
-    streams = generator(rng).spawn(whole_number("n", n, 1))
+    n = whole_number("n", n, 1)
+    streams = generator(rng).spawn(n)
     drawn = [model.unsort(draw(model, at.theta, at.beta, stream)) for stream in streams]
     return np.array(drawn).reshape(n, len(model.y)).T
 

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from ..arguments import Rng, choose, whole_number
 from ..engine import blup
 from ..engine.likelihood import LIKELIHOODS
-from ..errors import ConvergenceError, CTMMError, DataError, choose, whole_number
+from ..errors import ConvergenceError, CTMMError, DataError
 from ..inference.testing import denominator
-from ..simulate import Rng
 from . import predictions, resampling, serialize, shares
 from .hypothesis_tests import HypothesisTests
 from .parameters import Covariance
@@ -350,7 +350,7 @@ class CTMMResults(HypothesisTests):
             On the index of the data.
         """
         drawn = resampling.draws(self.model, self.estimate, n, rng)
-        return pd.DataFrame(drawn, index=self.design.index, columns=range(n))
+        return pd.DataFrame(drawn, index=self.design.index)
 
     def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
         """Parametric bootstrap: draw from the fitted model and fit again.

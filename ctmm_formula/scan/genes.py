@@ -14,28 +14,17 @@ import numpy as np
 import pandas as pd
 
 from ..api import DEFAULT_BOUNDS, caller, check_settings, fit_design
+from ..arguments import Rng, choose, generator, on_off, threads, whole_number
 from ..design.design import Design, build_design
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
-from ..errors import (
-    BoundaryWarning,
-    CTMMError,
-    CTMMWarning,
-    DataError,
-    FormulaError,
-    choose,
-    on_off,
-    whole_number,
-)
-from ..inference.testing import threads
+from ..errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, FormulaError
 from ..results.parameters import component_names
 from ..results.results import CTMMResults
 from ..results.summary import recorded_versions
-from ..simulate import Rng
-from ..simulate.draws import generator
 from ..structures import Structure, resolve
 from .columns import Layout, nested_pairs
 from .job import BLOCK, Job, block_size

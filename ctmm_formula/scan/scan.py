@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from ..arguments import choose, whole_number
 from ..design.table import label, near
-from ..errors import CTMMError, DataError, choose, whole_number
+from ..errors import CTMMError, DataError
 from ..results.parameters import is_covariance
 from ..results.results import CTMMResults
 from .columns import Block, Layout

@@ -17,9 +17,10 @@ Everything random comes from ``rng=``: the same seed gives the same numbers.
 ((80, 3), np.float64(1.6))
 """
 
+from ..arguments import Rng
+from ..engine.draws import draw
 from .cells import bootstrap_cells, simulate_cells
 from .designs import DESIGNS, simulate_design
-from .draws import Rng, draw
 from .genes import SimulatedGenes, simulate_genes
 from .noise import (
     beta_error,

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import CTMMError, CTMMWarning, choose, whole_number
-from .draws import Rng, generator
+from ..arguments import Rng, choose, floats, generator, whole_number
+from ..errors import CTMMError, CTMMWarning
 from .genes import SimulatedGenes, gene_names, require_anndata
-from .limits import NONE, drawing, floats, measured, number
+from .limits import NONE, drawing, measured, number
 from .tables import celltype_names, known_keywords, make_study
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose, on_off, whole_number
-from .draws import Rng, generator
+from ..arguments import Rng, choose, floats, generator, on_off, whole_number
+from ..errors import CTMMError
 from .genes import SimulatedGenes, gene_names, simulate_genes
-from .limits import floats, number
+from .limits import number
 from .noise import CellNumbers, beta_error, negative_binomial_cells
 from .tables import cell_numbers, celltype_names, truth_of
 

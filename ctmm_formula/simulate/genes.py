@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import CTMMError, choose, whole_number
-from .draws import Rng, generator
+from ..arguments import Rng, choose, generator, whole_number
+from ..errors import CTMMError
 from .limits import NONE, drawing, measured, number, shaped
 from .noise import CellNoise, NoiseError
 from .tables import known_keywords, make_study, overall_obs

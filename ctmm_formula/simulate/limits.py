@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arguments import floats
 from ..errors import CTMMError
 
 BELOW_1 = 1.0 - 1e-9
@@ -101,15 +102,3 @@ def shaped(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(array, shape)
     except ValueError:
         raise CTMMError(f"{name} must have shape {shape}, got {array.shape}") from None
-
-
-def floats(name: str, value: object) -> np.ndarray:
-    """The value as finite floats, or an error."""
-    try:
-        if np.asarray(value).dtype.kind in "iufO":
-            array = np.asarray(value, dtype=float)
-            if np.isfinite(array).all():
-                return array
-    except (TypeError, ValueError):
-        pass
-    raise CTMMError(f"{name} must be finite numbers, got {value!r}")

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..errors import whole_number
+from ..arguments import whole_number
 from .limits import LIMITS, NONE, number
 
 CellNumbers: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]

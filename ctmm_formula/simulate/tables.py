@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ..arguments import Rng, choose, floats, generator, whole_number
+from ..engine.draws import draw
 from ..engine.model import Model, RandomComponent, build_model
-from ..errors import CTMMError, choose, whole_number
+from ..errors import CTMMError
 from ..structures import SHARED
-from .draws import Rng, draw, generator
-from .limits import LIMITS, drawing, floats, in_order, measured, needs_batches, number, shaped
+from .limits import LIMITS, drawing, in_order, measured, needs_batches, number, shaped
 from .noise import CellNumbers, NoiseError, log_uniform_cells, spread_cells
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import CTMMError, choose
+from ..arguments import choose
+from ..errors import CTMMError
 
 Plain = dict[str, Any]
 _KINDS = {"f8": "<f8", "i4": "<i4"}

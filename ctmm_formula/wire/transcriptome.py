@@ -11,12 +11,12 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from ..api import DEFAULT_BOUNDS, check_settings
+from ..arguments import threads, whole_number
 from ..design.design import Design
 from ..design.formula import FormulaSpec
 from ..design.size import check_size
 from ..engine.domain import Domain
-from ..errors import CTMMError, whole_number
-from ..inference.testing import threads
+from ..errors import CTMMError
 from ..scan.columns import join
 from ..scan.genes import all_structures, asked_tests, table_layout
 from ..scan.job import BLOCK

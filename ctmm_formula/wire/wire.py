@@ -22,9 +22,10 @@ import numpy as np
 from joblib import parallel_config
 
 from ..api import DEFAULT_BOUNDS, anova, check_settings, fit_design, warn_of
+from ..arguments import choose
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
-from ..errors import CTMMError, choose
+from ..errors import CTMMError
 from ..inference.jackknife import Jackknife as JackknifeRun
 from ..results.resampling import Jackknife, labelled, refits
 from ..results.results import CTMMResults

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..engine.model import Model
-from ..errors import CTMMError, whole
-from .limits import floats
-
-Rng: TypeAlias = np.random.Generator | int | None
+from ..arguments import Rng, floats, generator
+from ..errors import CTMMError
+from .model import Model
 
 ROUNDING = 1e-13
 """Eigenvalues this small relative to the largest are zero: errors of eigh are some 1e-16."""
-
-
-def generator(rng: Any) -> np.random.Generator:
-    """:func:`numpy.random.default_rng` with an error of ours."""
-    if isinstance(rng, float) and whole(rng) is not None:
-        rng = int(rng)
-    if isinstance(rng, np.random.RandomState):
-        rng = "a RandomState"  # cannot be split among workers
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError):
-        raise CTMMError(
-            f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
-        ) from None
 
 
 def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np.ndarray:

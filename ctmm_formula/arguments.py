@@ -1,0 +1,99 @@
+"""Checks of arguments, one of each kind: the value as it is used, or an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .errors import CTMMError
+
+Rng: TypeAlias = np.random.Generator | int | None
+"""What ``rng=`` takes: a generator, a seed, or None for one from the system."""
+
+
+def choose(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`, else raise an error that lists them.
+
+    >>> choose("method", "reml", ["ml", "reml"])
+    'reml'
+    """
+    choices = list(choices)
+    if isinstance(value, str) and value in choices:
+        return value
+    raise CTMMError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
+
+
+def whole_number(name: str, value: object, low: int) -> int:
+    """`value` as an int of at least `low`, or an error that names the argument.
+
+    >>> whole_number("n", 3.0, 1)
+    3
+    """
+    number = whole(value)
+    if number is None or number < low:
+        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
+    return number
+
+
+def on_off(name: str, value: object) -> bool:
+    """True or False, or an error that names the argument.
+
+    >>> on_off("progress", True)
+    True
+    """
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # numpy's
+        return bool(value)
+    raise CTMMError(f"{name}= must be True or False, got {value!r}")
+
+
+def whole(value: Any) -> int | None:
+    """A whole number; also 10.0, which is how R types ten."""
+    if not isinstance(value, Real) or isinstance(value, bool) or value != value // 1:
+        return None
+    return int(value)  # type: ignore[call-overload]
+
+
+def floats(name: str, value: object) -> np.ndarray:
+    """The value as finite floats, or an error."""
+    try:
+        if np.asarray(value).dtype.kind in "iufO":
+            array = np.asarray(value, dtype=float)
+            if np.isfinite(array).all():
+                return array
+    except (TypeError, ValueError):
+        pass
+    raise CTMMError(f"{name} must be finite numbers, got {value!r}")
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """:func:`numpy.random.default_rng` with an error of ours."""
+    if isinstance(rng, float) and whole(rng) is not None:
+        rng = int(rng)
+    if isinstance(rng, np.random.RandomState):
+        rng = "a RandomState"  # cannot be split among workers
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise CTMMError(
+            f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
+        ) from None
+
+
+def check_alpha(alpha: Any) -> None:
+    """One less the confidence of an interval, or the level of a test, or an error."""
+    known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
+    if not known or not 0 < float(alpha) < 1:
+        raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
+
+
+def threads(n_jobs: object) -> int:
+    """A number of threads as joblib takes it: a whole number but 0."""
+    number = whole(n_jobs)
+    if not number:
+        raise CTMMError(
+            f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
+        )
+    return number
