@@ -37,7 +37,7 @@ LAYERS = [
     "tails",
     "simulate",
     # engine/
-    "draws", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
+    "draws", "plain", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
     "leave_out", "optimize", "domain", "kernels", "lanes", "model", "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
