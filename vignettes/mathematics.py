@@ -110,7 +110,7 @@ def agree(what, dense, package, tolerance=1e-7):
 # | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.optimize.climb`, `engine.optimize.best_of` |
 # | starting points | `engine.likelihood.starting_points` |
 # | the domain: `bounds="noise"`, `"psd"`, `"nonnegative"` | `engine.domain.constrain` |
-# | products with $\Sigma^{-1}$ and $P$ in numpy | `engine.precision.Precision` |
+# | $P$ in numpy, for predictions and score tests | `engine.precision.Precision` |
 
 # %%
 S_inv = np.linalg.inv(Sigma)
