@@ -37,8 +37,9 @@ LAYERS = [
     "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
-    "leave_out", "optimize", "domain", "kernels", "lanes", "model", "estimate",
+    "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
+    "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "model",
+    "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

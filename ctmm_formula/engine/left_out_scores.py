@@ -1,4 +1,4 @@
-"""Scores without some of the donors, from quantities of the full fit.
+"""Scores without each group of donors, from quantities of the full fit.
 
 To leave out the rows I of a group of donors is to give each of them a mean of its own.  So at the
 same theta, with P of the full data (see :mod:`ctmm_formula.engine.kernels`), v = P y and

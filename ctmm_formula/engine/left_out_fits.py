@@ -1,4 +1,4 @@
-"""Refits without some of the donors, from the full fit and the score that is left without them."""
+"""Likelihood fits without each group of donors, from the full fit and its scores without them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _chord(pr, theta, inverse, steps, wk):
 
 
 @njit(**_OPTIONS)
-def leave_out(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
+def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
     """Refit without each group of donors, by quasi-Newton steps from the full fit.
 
     Parameters

@@ -36,7 +36,7 @@ _LARGEST = 128  # rows of a group from which its moments are computed from the r
 _CHUNK = 2**21  # numbers in the largest array per block of genes
 
 
-class LeaveOut:
+class LeftOutMoments:
     """Moment estimates without each group of donors of one design, for any number of responses.
 
     Parameters
