@@ -38,14 +38,14 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
-    "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "model",
-    "estimate",
+    "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
+    "model", "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
-TABLES |= {"source", "covariates", "pairs", "tables", "evaluation"}
+TABLES |= {"source", "files", "covariates", "pairs", "tables", "evaluation"}
 NUMERICS = set(LAYERS[LAYERS.index("variance") : LAYERS.index("arguments")]) - {
     "simulate",  # returns tables
     "hypotheses",  # patsy reads the strings
