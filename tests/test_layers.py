@@ -26,8 +26,8 @@ LAYERS = [
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
-    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
-    "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
+    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
+    "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
     "size", "design", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",
