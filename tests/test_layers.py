@@ -40,7 +40,7 @@ LAYERS = [
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
     "model", "estimate",
-    "structures", "arguments", "errors",
+    "structures", "distributions", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions"}
@@ -158,11 +158,25 @@ def test_no_printing_and_no_exit(path):
             assert called not in {"sys.exit", "os._exit", "sys.stdout"}, f"line {node.lineno}"
 
 
-def test_import_is_light():
-    code = f"import sys, {PACKAGE}; print(*{{name.split('.')[0] for name in sys.modules}})"
+def loaded_by(code):
+    """Names of the modules that a process of its own has loaded after some code."""
+    code = f"import sys\n{code}\nprint(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    loaded = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout.split()
+    )
+    return set(done.stdout.split())
+
+
+def test_import_is_light():
+    loaded = loaded_by(f"import {PACKAGE}")
     assert PACKAGE in loaded
-    assert not LATE & set(loaded)
+    assert not LATE & {name.split(".")[0] for name in loaded}
+
+
+def test_first_fit_is_light():
+    """So are its tests and tables of estimates: the slow parts of scipy and statsmodels wait."""
+    fit = f"import {PACKAGE} as m; fit = m.fit('expr ~ C(celltype)', data=m.load_example())"
+    loaded = loaded_by(f"{fit}; fit.test_variance(); fit.test_mean(); fit.tidy()")
+    assert "numba" in loaded
+    assert not {"scipy.stats", "statsmodels", "formulaic"} & loaded

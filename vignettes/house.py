@@ -29,7 +29,8 @@
 # | `ctmm_formula/simulate/` | data with known truth | arrays and tables |
 # | `ctmm_formula/engine/` | the model as arrays, likelihood, moments, optimiser, compiled loops | arrays only |
 # | `ctmm_formula/structures.py` | covariance structures as lists of basis matrices | arrays only |
-# | `ctmm_formula/arguments.py` | one check of arguments for every door | nothing |
+# | `ctmm_formula/distributions.py` | tails of t, F, chi2 and Cauchy | nothing |
+# | `ctmm_formula/arguments.py` | checks of arguments, seeds, whole numbers | nothing |
 # | `ctmm_formula/errors.py` | exceptions and warnings | nothing |
 #
 # Beside the package: `r_bridge/` (the R package and its tour), `tests/` (with `tests/golden/` and

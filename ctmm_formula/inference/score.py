@@ -23,8 +23,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import cauchy
 
+from ..distributions import cauchy_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit
 from ..engine.model import Model
@@ -160,8 +160,7 @@ def cauchy_combination(pvalues: np.ndarray) -> float:
         return math.nan
     tiny = p < 1e-15
     scores = np.where(tiny, 1.0 / (np.maximum(p, 1e-300) * np.pi), np.tan((0.5 - p) * np.pi))
-    mean = scores.mean()
-    return float(1.0 / (mean * np.pi)) if mean > 1e15 else float(cauchy.sf(mean))
+    return cauchy_tail(float(scores.mean()))
 
 
 class _Null:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
+
+from ..distributions import chi2_tail, f_tail, t_tail
 
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
@@ -197,7 +198,7 @@ def wald(
     if smallest < _SINGULAR:
         return blank.without("the covariance of the tested combinations is singular")
     F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
-    return replace(blank, statistic=F, pvalue=float(stats.f.sf(F, q, df)))
+    return replace(blank, statistic=F, pvalue=f_tail(F, q, df))
 
 
 def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
@@ -239,7 +240,7 @@ def one_sided_t(
     if not se > 0:
         return blank.without("the estimate has no variance")
     t = float(value / se)
-    return replace(blank, statistic=t, pvalue=float(stats.t.sf(t, df)))
+    return replace(blank, statistic=t, pvalue=float(t_tail(t, df)))
 
 
 def likelihood_ratio(
@@ -268,7 +269,7 @@ def likelihood_ratio(
             "one of the fits has not found its maximum"
         )
     ratio = 2.0 * max(llf1 - llf0, 0.0)
-    return replace(blank, statistic=ratio, pvalue=float(stats.chi2.sf(ratio, df)))
+    return replace(blank, statistic=ratio, pvalue=chi2_tail(ratio, df))
 
 
 def _no_df(df: float, q: int, groups: int | None) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from statsmodels.stats.contrast import ContrastResults
 
 from ..arguments import Rng, choose, threads, whole_number
 from ..engine.likelihood import LIKELIHOODS
@@ -17,6 +16,9 @@ from ..inference.testing import denominator
 from ..inference.variance import TestResult
 from .parameters import COVARIANCES, Covariance, Parameters
 from .resampling import Jackknife
+
+if TYPE_CHECKING:
+    from statsmodels.stats.contrast import ContrastResults
 
 
 class HypothesisTests(Parameters):
@@ -72,6 +74,8 @@ class HypothesisTests(Parameters):
         statsmodels ContrastResults
             ``effect``, ``sd``, ``tvalue``, ``pvalue``, ``conf_int()``, ``summary_frame()``.
         """
+        from statsmodels.stats.contrast import ContrastResults
+
         L, rhs = constraints(list(self.params.index), hypotheses)
         used = np.flatnonzero((L != 0).any(axis=0))  # what is not tested may be unknown
         errors = self._errors(covariance)

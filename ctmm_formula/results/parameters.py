@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..arguments import choose, on_off, threads, whole_number
 from ..design.design import Design
+from ..distributions import t_tail
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.likelihood import LIKELIHOODS
@@ -294,7 +294,7 @@ class Parameters:
         out = estimates(self.params.to_numpy(), np.sqrt(np.diag(errors.cov)), df, alpha)
         own = slice(len(self.estimate.beta), None)
         if df > 0:  # a variance is tested against larger values
-            out[own, 3] = stats.t.sf(out[own, 2], df) if self.converged else np.nan
+            out[own, 3] = t_tail(out[own, 2], df) if self.converged else np.nan
         return pd.DataFrame(out, index=self.params.index, columns=list(TABLE))
 
     @property

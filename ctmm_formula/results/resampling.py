@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy import stats
 
 from ..arguments import Rng, check_alpha, generator, threads, whole_number
+from ..distributions import t_reach, t_tail
 from ..engine.domain import Domain
 from ..engine.draws import draw
 from ..engine.estimate import Estimate
@@ -34,8 +34,8 @@ def estimates(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (value - rhs) / se
     nothing = np.full(len(value), np.nan)
-    p = 2.0 * stats.t.sf(np.abs(t), df) if df > 0 else nothing
-    reach = stats.t.isf(alpha / 2, df) * se if df > 0 else nothing
+    p = 2.0 * t_tail(np.abs(t), df) if df > 0 else nothing
+    reach = t_reach(alpha / 2, df) * se if df > 0 else nothing
     return np.column_stack([value, se, t, p, value - reach, value + reach])
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from ..arguments import Rng, choose, whole_number
 from ..engine import blup
@@ -548,6 +547,8 @@ class CTMMResults(HypothesisTests):
 
 def _adjusted(p: np.ndarray, method: str) -> np.ndarray:
     """Adjusted p values of those that are there."""
+    from statsmodels.stats.multitest import multipletests
+
     out = np.full(len(p), np.nan)
     there = ~np.isnan(p)
     if not isinstance(method, str):

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from statsmodels.iolib.table import SimpleTable
+
+if TYPE_CHECKING:
+    from statsmodels.iolib.table import SimpleTable
 
 TITLE = "Cell type-specific mixed model"
 PACKAGES = ("numpy", "scipy", "pandas", "patsy", "statsmodels", "numba")
@@ -144,6 +146,8 @@ class Summary:
 
 def _simple(rows: list[list[str]], *, corner: str = "", **parts: Any) -> SimpleTable:
     """A statsmodels table; `corner` stands above the names of its rows."""
+    from statsmodels.iolib.table import SimpleTable
+
     formats = {"table_dec_above": "", "table_dec_below": "", "header_dec_below": _RULE}
     table = SimpleTable(
         rows,

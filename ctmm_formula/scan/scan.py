@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from ..arguments import choose, whole_number
 from ..design.table import label, near
@@ -284,6 +283,8 @@ def adjusted(p: np.ndarray, method: str) -> np.ndarray:
     >>> adjusted(np.array([0.01, np.nan, 0.5]), "bonferroni").tolist()
     [0.02, nan, 1.0]
     """
+    from statsmodels.stats.multitest import multipletests
+
     out = np.full(len(p), np.nan)
     there = ~np.isnan(p)
     if there.any():
