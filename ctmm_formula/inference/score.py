@@ -113,9 +113,7 @@ def score_test(model: Model) -> ScoreTest:
         pvalue_celltype=pvalue[:C],
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
-        pvalue_cauchy=cauchy_combination(
-            np.array([pvalue[C], cauchy_combination(pvalue[:C])])
-        ),
+        pvalue_cauchy=cauchy_combination(np.array([pvalue[C], cauchy_combination(pvalue[:C])])),
         theta_null=law.pre.theta,
         weights=weights,
     )
@@ -235,7 +233,7 @@ class _Null:
         w, q = FL.shape[-1], groups.Z.shape[1]
         fixed = np.zeros((len(F), w + q, w + q))
         fixed[:, :w, :w] = (FL.swapaxes(-1, -2) @ signed).sum(axis=1)
-        fixed[:, w + np.arange(q), w + np.arange(q)] = levels[:, : q]
+        fixed[:, w + np.arange(q), w + np.arange(q)] = levels[:, :q]
         Py = self.pre.Py[:, None]
         value = np.sum(sign * np.square(F @ groups.spread(Py))[..., 0], axis=(1, 2))
         value += levels[:, :q] @ np.square(groups.Z.T @ Py)[:, 0]

@@ -205,7 +205,7 @@ def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
             ("Variance components", _estimates(table.iloc[split:], "P>t", alpha)),
             ("Shares of overall variance", _shares(shares)),
         ),
-        tuple(_notes(fit, fit._errors(covariance))),
+        tuple(_notes(fit, fit.errors(covariance))),
     )
 
 

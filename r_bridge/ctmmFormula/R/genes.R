@@ -55,7 +55,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   model$formula <- sub("^\\.response ", "", model$formula)
   model$mean_rows <- f8(aperm(array(unlist(fit$type_rows), c(dim(fit$X), length(fit$celltypes))),
                               c(3L, 1L, 2L)))
-  seed <- if ("bootstrap" %in% tests) seed_of(seed) else 0L
+  seed <- if (draws("tests", tests)) seed_of(seed) else 0L
   request <- list(
     model = model, structure = structure_out(structure, fit$celltypes),
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),

@@ -1,6 +1,6 @@
 # The way to Python: found when first needed, never when the package is loaded.
 
-PROTOCOL <- 1L
+PROTOCOL <- 2L
 MODULE <- "ctmm_formula"
 
 # The Python end of the wire.
@@ -13,7 +13,7 @@ wire <- function() {
   start_python()
   if (!reticulate::py_module_available(MODULE)) no_python(missing_module())
   module <- tryCatch(
-    reticulate::import("ctmm_formula.wire.wire", convert = TRUE),
+    reticulate::import("ctmm_formula.wire.calls", convert = TRUE),
     error = function(e) no_python(paste0(
       "The Python package ", MODULE, " cannot be imported by ", python_in_use(), ":\n  ",
       conditionMessage(e))))

@@ -22,7 +22,14 @@ test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
   run_test(object, "variance", method = method, covariance = covariance, n = n,
-           seed = if (identical(method, "bootstrap")) seed_of(seed), threads = threads)
+           seed = if (draws("tests", method)) seed_of(seed), threads = threads)
+}
+
+# Whether one of these tests draws random numbers, by the registry of the Python package.
+draws <- function(registry, names) {
+  if (!length(names)) return(FALSE)
+  if (is.null(state$tests)) state$tests <- ask("tests", list())
+  any(vapply(state$tests[[registry]][as.character(names)], function(needs) "draws" %in% unlist(needs), NA))
 }
 
 #' @export
@@ -30,13 +37,15 @@ test_mean.ctmm <- function(object, covariance = "jackknife", ...)
   run_test(object, "mean", covariance = covariance)
 
 #' @export
-test_component.ctmm <- function(object, name, method = c("t", "exact"), covariance = NULL,
-                                n = 10000, seed = NULL, ...) {
-  method <- match.arg(method)
+test_component.ctmm <- function(object, name, method = NULL, covariance = NULL, n = 10000,
+                                seed = NULL, ...) {
+  if (inherits(method, "ctmm_jackknife")) covariance <- method
+  if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
+  else if (!is.null(method)) method <- single(method, "method", is.character)
   if (missing(name) || !is.character(name) || length(name) != 1L)
     fail("CTMMError", "name one variance component: ", listing(names(object$vcomp), 20L))
   run_test(object, "component", name = name, method = method, covariance = covariance, n = n,
-           seed = if (method == "exact") seed_of(seed))
+           seed = if (draws("component", method)) seed_of(seed))
 }
 
 run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL, n = NULL,
