@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .results.summary import show_versions as show_versions
     from .scan.genes import fit_genes as fit_genes
     from .scan.genes import read_scan as read_scan
-    from .scan.scan import Scan as Scan
+    from .scan.results import Scan as Scan
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
 
@@ -57,7 +57,7 @@ _HOME = {
     "ConvergenceError": "errors",
     "DataError": "errors",
     "FormulaError": "errors",
-    "Scan": "scan.scan",
+    "Scan": "scan.results",
     "anova": "api",
     "banded": "structures",
     "errors": "",

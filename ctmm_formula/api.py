@@ -11,9 +11,9 @@ import pandas as pd
 
 from .arguments import choose
 from .cells.tables import gene_table, is_anndata
-from .design.design import Design, build_design
 from .design.expressions import names_in
 from .design.formula import parse
+from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
 from .design.size import check_size, n_parameters
 from .engine.domain import Domain

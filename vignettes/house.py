@@ -63,9 +63,9 @@ print("tests of one component:", *COMPONENT_TESTS)
 # | formula, `random=` to a spec of strings | `ctmm_formula/design/formula.py`, `random_terms.py` |
 # | table to one mask, labels, columns | `ctmm_formula/design/prepare.py` |
 # | columns to $X$ by patsy or formulaic | `ctmm_formula/design/matrix.py` |
-# | all of it to a design with a `Model` | `ctmm_formula/design/design.py`, `ctmm_formula/engine/model.py` |
+# | all of it to a design with a `Model` | `ctmm_formula/design/labelled.py`, `ctmm_formula/engine/model.py` |
 # | `Model` to `Estimate` | `ctmm_formula/engine/estimators.py` |
-# | `Estimate` with labels to results | `ctmm_formula/results/results.py` |
+# | `Estimate` with labels to results | `ctmm_formula/results/fitted.py` |
 # | results to `TestResult` | `ctmm_formula/results/hypothesis_tests.py`, `ctmm_formula/inference/` |
 
 # %% [markdown]

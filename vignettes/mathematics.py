@@ -276,7 +276,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # |---|---|
 # | one design, many responses | `engine.model.Model.with_response` |
 # | genes by their pattern of missing rows | `scan.patterns.Patterns` |
-# | Bonferroni and Benjamini-Hochberg, missing p values left out | `scan.scan.adjusted` |
+# | Bonferroni and Benjamini-Hochberg, missing p values left out | `scan.results.adjusted` |
 #
 # ## Source
 #

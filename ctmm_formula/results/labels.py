@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..design.design import Design
+from ..design.labelled import Design
 from ..structures import Structure
 
 RESERVED = ("shared", "specific", "means", "fixed", "noise", "total", "none", "all")

@@ -10,8 +10,8 @@ from scipy import stats
 
 from ..arguments import choose
 from ..inference.testing import denominator
+from .estimates import TABLE, adjusted, estimates
 from .record import Covariance, Record
-from .tables import TABLE, adjusted, estimates
 
 
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
-from ..design.design import Design
+from ..design.labelled import Design
 from ..design.random_terms import RandomTerm
 from ..design.table import label, pick
 from ..errors import CTMMError

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, on_off, threads, whole_number
-from ..design.design import Design
+from ..design.labelled import Design
 from ..engine.blup import Effects
 from ..engine.blup import effects as predicted
 from ..engine.domain import Domain

@@ -12,7 +12,7 @@ import pandas as pd
 from ..arguments import check_alpha
 from ..inference.jackknife import JackknifeRun
 from ..inference.testing import denominator
-from .tables import estimates
+from .estimates import estimates
 
 
 @dataclass(frozen=True, eq=False, repr=False)

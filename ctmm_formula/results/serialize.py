@@ -15,8 +15,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ..design.design import Design
 from ..design.formula import FormulaSpec
+from ..design.labelled import Design
 from ..design.matrix import ALWAYS, Coding
 from ..design.random_terms import RandomTerm
 from ..engine.domain import Domain

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import whole_number
-from ..design.design import Design
+from ..design.labelled import Design
 from ..engine.model import RandomComponent
 from ..errors import CTMMError
 from ..structures import Structure

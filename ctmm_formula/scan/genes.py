@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..api import DEFAULT_BOUNDS, caller, check_formula, check_settings, fit_design
 from ..arguments import Rng, generator, on_off, threads, whole_number
-from ..design.design import Design, build_design
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
+from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
@@ -27,7 +27,7 @@ from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import Plan, all_structures, asked_tests, draws, make_plan, name_list
 from .responses import Responses, open_responses
-from .scan import Scan, full_table, notice
+from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
 from .worker import BOUNDARY, FAILED, NOT_CONVERGED
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from ..design.design import Design, build_design
 from ..design.formula import FormulaSpec
+from ..design.labelled import Design, build_design
 from ..design.size import check_size
 from ..design.table import listing
 from ..engine import he
@@ -89,7 +89,7 @@ class FromTable:
         Without response.
     table : DataFrame
     options : dict
-        Arguments of :func:`~ctmm_formula.design.design.build_design`.
+        Arguments of :func:`~ctmm_formula.design.labelled.build_design`.
     """
 
     spec: FormulaSpec

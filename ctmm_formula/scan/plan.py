@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import choose
-from ..design.design import Design
+from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..errors import CTMMError

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ..design import arrays
-from ..design.design import Design, assemble
 from ..design.formula import FormulaSpec
+from ..design.labelled import Design, assemble
 from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
 from .codec import decode, to_factor

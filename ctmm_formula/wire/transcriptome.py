@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..api import DEFAULT_BOUNDS, check_settings
 from ..arguments import threads, whole_number
-from ..design.design import Design
+from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..errors import CTMMError
 from ..scan.job import Job

@@ -16,8 +16,8 @@ from ..arguments import choose, whole_number
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
+from ..results.estimates import adjusted
 from ..results.fitted import CTMMResults
-from ..results.tables import adjusted
 from .columns import Block, Layout
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
