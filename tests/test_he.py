@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
-from ctmm_formula.engine import he, refits
+from ctmm_formula.engine import he, left_out_moments
 from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.left_out_moments import LeftOutMoments
 from ctmm_formula.engine.model import RandomComponent, build_model
-from ctmm_formula.engine.refits import LeaveOut
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference.jackknife import MomentJackknife, jackknife
 from ctmm_formula.structures import resolve
@@ -66,7 +66,7 @@ def close(actual, desired, tolerance):
 def check_refits(model, groups, count=2):
     """theta and b of every response without each group are those of the dense definition."""
     Y, NU = responses(model, count)
-    left = LeaveOut(model, groups)
+    left = LeftOutMoments(model, groups)
     thetas = left.theta(Y, NU)
     assert thetas.shape == (count, len(groups), model.n_components)
     for j in range(count):
@@ -100,9 +100,9 @@ def test_overall_pseudobulk(structure, random):
 
 
 @pytest.mark.parametrize("random", RANDOM)
-@pytest.mark.parametrize("largest", [refits._LARGEST, 1], ids=["update", "afresh"])
+@pytest.mark.parametrize("largest", [left_out_moments._LARGEST, 1], ids=["update", "afresh"])
 def test_groups_of_donors(random, largest, monkeypatch):
-    monkeypatch.setattr(refits, "_LARGEST", largest)
+    monkeypatch.setattr(left_out_moments, "_LARGEST", largest)
     model = make("ctp", "free", random, True)
     left = check_refits(model, list(np.array_split(np.arange(30), 7)))
     assert len(left.near) == (7 if largest > 1 else 0)
@@ -118,7 +118,7 @@ def test_no_fixed_effects():
     bare = build_model(
         model.y, model.nu, model.X[:, :0], model.H, model.row_donor, model.basis, model.random
     )
-    left = LeaveOut(bare, [np.array([2]), np.array([5, 7])])
+    left = LeftOutMoments(bare, [np.array([2]), np.array([5, 7])])
     theta = left.theta(bare.y[:, None], bare.nu[:, None])[0]
     for g, group in enumerate(left.groups):
         close(theta[g], dense.haseman_elston(bare.without(group))[0], EXACT)
@@ -133,7 +133,7 @@ def test_a_donor_that_all_but_holds_a_covariate_and_one_that_does():
         X = np.column_stack([base.X, spike])
         model = build_model(base.y, base.nu, X, base.H, base.row_donor, base.basis, base.random)
         donor = int(np.flatnonzero(model.donors == 4)[0])
-        left = LeaveOut(model, list(np.arange(30)[:, None]))
+        left = LeftOutMoments(model, list(np.arange(30)[:, None]))
         assert np.flatnonzero(left.aliased).tolist() == [donor] * aliased
         assert donor not in left.near
         theta = left.theta(model.y[:, None], model.nu[:, None])[0]
@@ -151,7 +151,7 @@ def test_a_donor_without_whom_components_cannot_be_told_apart():
         base.y[keep], base.nu[keep], base.X[keep], base.H[keep], base.row_donor[keep], base.basis
     )
     fit = estimate(model, "he")
-    assert np.isfinite(LeaveOut(model, [np.array([5])]).theta(*_own(model))).all()
+    assert np.isfinite(LeftOutMoments(model, [np.array([5])]).theta(*_own(model))).all()
     jack = jackknife(model, fit)
     failed = {int(model.donors[g]): reason for g, reason in jack.failed}
     assert set(failed) == {3, 9}
@@ -214,9 +214,9 @@ def test_many_genes_are_single_genes():
 def test_blocks_of_genes_change_nothing(monkeypatch):
     model = make("ctp", "full", "batch", True)
     Y, NU = responses(model, 7)
-    left = LeaveOut(model, list(np.arange(30)[:, None]))
+    left = LeftOutMoments(model, list(np.arange(30)[:, None]))
     whole = left.theta(Y, NU)
-    monkeypatch.setattr(refits, "_CHUNK", 1)
+    monkeypatch.setattr(left_out_moments, "_CHUNK", 1)
     close(left.theta(Y, NU), whole, SAME)
 
 
@@ -227,7 +227,7 @@ def test_moments_that_do_not_identify_the_components():
     )
     with pytest.raises(ConvergenceError, match="cannot be told apart"):
         he.moments(model).solve(*responses(model))
-    left = LeaveOut(model, [np.array([2])])
+    left = LeftOutMoments(model, [np.array([2])])
     assert np.isnan(left.theta(*responses(model))).all()
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ctmm_formula.engine.domain import Domain, constrain
-from ctmm_formula.engine.downdate import grouped, left_out_scores
 from ctmm_formula.engine.estimators import estimate
-from ctmm_formula.engine.leave_out import inside
+from ctmm_formula.engine.left_out_fits import inside
+from ctmm_formula.engine.left_out_scores import grouped, left_out_scores
 from ctmm_formula.engine.likelihood import make_problem
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.engine.optimize import make_work

@@ -26,8 +26,8 @@ LAYERS = [
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
-    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "covariates", "pairs",
-    "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
+    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
+    "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
     "size", "labelled", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",
@@ -37,14 +37,15 @@ LAYERS = [
     "jackknife", "tails",
     "simulate",
     # engine/
-    "draws", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
-    "leave_out", "optimize", "domain", "kernels", "lanes", "model", "estimate",
+    "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
+    "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
+    "model", "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
-TABLES |= {"source", "covariates", "pairs", "tables", "evaluation"}
+TABLES |= {"source", "files", "covariates", "pairs", "tables", "evaluation"}
 NUMERICS = set(LAYERS[LAYERS.index("tests") : LAYERS.index("arguments")]) - {
     "simulate",  # returns tables
     "hypotheses",  # patsy reads the strings

@@ -86,7 +86,8 @@ print("tests of one component:", *COMPONENT_TESTS)
 #    (`tests/golden/README.md`), data with known truth.  Warnings are errors.  Golden numbers come
 #    with the script that made them.
 # 8. **Compiled loops** live in `ctmm_formula/engine/kernels.py` and `ctmm_formula/engine/optimize.py`,
-#    with the cache of numba; parallel work is joblib's, above them.
+#    with the cache of numba; parallel work is joblib's, above them.  What they compute stands in plain
+#    numpy in `ctmm_formula/engine/plain.py`.
 
 # %% [markdown]
 # ## How to add

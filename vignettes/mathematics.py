@@ -104,12 +104,13 @@ def agree(what, dense, package, tolerance=1e-7):
 # | what | where |
 # |---|---|
 # | $\ell$, score, average and expected information, $b$ | `engine.kernels.evaluate`, called by `engine.likelihood.evaluate` |
+# | the same in plain numpy, for readers | `engine.plain.evaluate` |
 # | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
 # | the fit | `engine.likelihood.fit` |
 # | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.optimize.climb`, `engine.optimize.best_of` |
 # | starting points | `engine.likelihood.starting_points` |
 # | the domain: `bounds="noise"`, `"psd"`, `"nonnegative"` | `engine.domain.constrain` |
-# | products with $\Sigma^{-1}$ and $P$ in numpy | `engine.precision.Precision` |
+# | $P$ in numpy, for predictions and score tests | `engine.precision.Precision` |
 
 # %%
 S_inv = np.linalg.inv(Sigma)
@@ -142,7 +143,7 @@ assert np.abs(score).max() < 1e-4  # the estimate is a maximum
 # | $G$, weights of $\nu$ | `engine.he.moments` |
 # | $\theta$ | `engine.he.Moments.solve` |
 # | $b$ after it: GLS where $\Sigma$ is positive definite, else OLS | `engine.he.complete` |
-# | without each donor, by updates of $G$ and $q$ | `engine.refits.LeaveOut` |
+# | without each donor, by updates of $G$ and $q$ | `engine.left_out_moments.LeftOutMoments` |
 
 # %%
 he = ctmm.fit("expr ~ C(celltype) + sex", data=df, structure="free", method="he")
@@ -161,8 +162,8 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 #
 # | what | where |
 # |---|---|
-# | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.leave_out.leave_out` |
-# | the score without a donor, from quantities of the full fit | `engine.downdate.left_out_scores` |
+# | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.left_out_fits.left_out_fits` |
+# | the score without a donor, from quantities of the full fit | `engine.left_out_scores.left_out_scores` |
 # | their covariance | `inference.jackknife.covariance` |
 # | delete-block and one-step versions | `inference.jackknife.leave_out_groups`, `inference.jackknife.LikelihoodJackknife` |
 
@@ -254,7 +255,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # |---|---|
 # | predicted effects and their standard errors | `engine.blup.effects` |
 # | shares of variance | `results.shares.variance_parts`, `results.shares.celltype_parts` |
-# | draws from a model | `simulate.draws.draw` |
+# | draws from a model | `engine.draws.draw` |
 
 # %% [markdown]
 # ## Imputation

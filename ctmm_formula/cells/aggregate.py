@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
+from ..engine.options import EXACT
+
 EPS = np.finfo(float).eps / 2
 """A sum of n values of one sign is off by less than n times this share of it."""
 
@@ -122,7 +124,7 @@ class Moments:
         return self.m2
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**EXACT)
 def _join(n_old, n_new, mean, m2, k, s, q):
     """Join block moments with what came before; s holds the block's means, k its stored values."""
     n = n_old + n_new
@@ -138,7 +140,7 @@ def _join(n_old, n_new, mean, m2, k, s, q):
             m2[j] += squares + delta * delta * (n_old * weight)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**EXACT)
 def _add_sparse(data, indices, indptr, order, start, count, mean, m2, lowest):
     """Rows of a CSR block, pair by pair, so that one pair's sums stay in the cache."""
     genes = mean.shape[1]
@@ -174,7 +176,7 @@ def _add_sparse(data, indices, indptr, order, start, count, mean, m2, lowest):
     return top, whole, np.int64(-1), np.int64(-1)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**EXACT)
 def _add_dense(block, order, start, count, mean, m2, lowest):
     """Rows of a dense block, pair by pair."""
     genes = mean.shape[1]
@@ -211,7 +213,7 @@ def _add_dense(block, order, start, count, mean, m2, lowest):
     return top, whole, np.int64(-1), np.int64(-1)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**EXACT)
 def _set_columns(data, indices, indptr, codes, targets, count, mean, m2, lowest):
     """Columns of a CSC block, each over all cells."""
     pairs = mean.shape[0]

@@ -12,8 +12,9 @@ import pandas as pd
 from scipy import sparse
 
 from ..design.table import as_frame, listing, near
-from ..errors import CTMMError, DataError
-from .tables import is_anndata, require_anndata
+from ..errors import DataError
+from .files import lazy, open_file, read
+from .tables import is_anndata
 
 BLOCK = 2**26
 """Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
@@ -116,15 +117,7 @@ def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
 
 def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
     """An h5ad or zarr file, of which only obs and var are read now."""
-    require_anndata()
-    try:
-        from anndata.io import read_elem, sparse_dataset
-    except ImportError:  # anndata < 0.11
-        from anndata.experimental import read_elem, sparse_dataset
-    path = path.expanduser()
-    if not path.exists():
-        raise DataError(f"there is no file {str(path)!r}")
-    root, close = _root(path)
+    root, close = open_file(path)
     home = "raw/" if raw else ""
     where = f"layers/{layer}" if layer is not None else f"{home}X"
     for part in ("obs", f"{home}var", where):
@@ -132,36 +125,9 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
             close()
             hint = "; it holds no AnnData: read it into one first" if part == "obs" else ""
             raise DataError(f"the file {str(path)!r} has no {part}{hint}")
-    elem = root[where]
-    dense = hasattr(elem, "dtype")
-    matrix = elem if dense else sparse_dataset(elem)
-    obs, var = read_elem(root["obs"]), read_elem(root[f"{home}var"])
-    raw_genes = 0 if raw or "raw/var" not in root else len(read_elem(root["raw/var"]))
+    matrix, obs, var = lazy(root[where]), read(root["obs"]), read(root[f"{home}var"])
+    raw_genes = 0 if raw or "raw/var" not in root else len(read(root["raw/var"]))
     return Source(matrix, _form(matrix), obs, var, obs.index, close, raw_genes)
-
-
-def _root(path: Path) -> tuple[Any, Callable[[], None]]:
-    """The open file, and what closes it."""
-    if path.suffix == ".zarr" or path.is_dir():
-        try:
-            import zarr
-        except ImportError:
-            raise CTMMError("zarr is not installed: pip install zarr") from None
-        try:
-            # a zarr store holds no file open
-            return zarr.open_group(str(path), mode="r"), lambda: None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{str(path)!r} is no zarr file: {error}") from None
-    import h5py
-
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{str(path)!r} is no h5ad file: {error}; read other formats into an AnnData or a "
-            "table first"
-        ) from None
-    return file, file.close
 
 
 def _from_table(data: object, obs: pd.DataFrame | None, genes: Sequence[str] | None) -> Source:

@@ -369,8 +369,21 @@ def pooled_noise(
     [0.5, 0.10416666666666667, 0.25]
     """
     nu = np.array(nu, dtype=np.float64)
-    zero = nu == 0
-    filled = np.zeros(nu.shape, dtype=bool)
+    s2 = cell_variance(nu, n_cells, celltype)
+    filled = (nu == 0) & (n_cells > 1)[:, None] & (s2 > 0)
+    nu[filled] = s2[filled] / np.broadcast_to(n_cells[:, None], nu.shape)[filled]
+    return nu, filled
+
+
+def cell_variance(
+    nu: np.ndarray, n_cells: np.ndarray, celltype: Sequence[str] | pd.Series
+) -> np.ndarray:
+    """Variance between cells of each pair's cell type, pooled over donors; shape (pairs, genes).
+
+    From nu = s^2 / n (pairs, genes), with n - 1 degrees of freedom each; NaN where the cell type
+    has no pair of two cells.
+    """
+    s2 = np.full(nu.shape, np.nan)
     codes = pd.factorize(pd.Series(celltype).astype(object))[0]
     for c in np.unique(codes):
         rows = np.flatnonzero((codes == c) & (n_cells > 1))
@@ -378,11 +391,8 @@ def pooled_noise(
         known = ~np.isnan(nu[rows])
         degrees = np.where(known, n - 1.0, 0.0).sum(axis=0)
         squares = np.where(known, (n - 1.0) * n * nu[rows], 0.0).sum(axis=0)
-        pooled = squares / np.where(degrees > 0, degrees, 1.0)
-        here = zero[rows] & (pooled > 0)
-        nu[rows] = np.where(here, pooled / n, nu[rows])
-        filled[rows] = here
-    return nu, filled
+        s2[codes == c] = squares / np.where(degrees > 0, degrees, np.nan)
+    return s2
 
 
 def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:

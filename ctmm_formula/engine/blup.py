@@ -55,9 +55,8 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | Non
     n_donors, C = len(model.active), model.H.shape[1]
     sigma2 = 0.0 if shared is None else float(theta[shared])
     V = model.effect_covariance(theta) - sigma2
-    H = np.where(pre.mask[..., None], model.H[pre.rows], 0.0)
-    pull = np.einsum("imc,im->ic", H, np.where(pre.mask, pre.Py[pre.rows], 0.0))  # H_i' r_i
-    spread = pre.donor_blocks()
+    pull = np.einsum("imc,imj->ic", pre.spread(model.H), pre.spread(pre.Py[:, None]))  # H_i' r_i
+    spread = pre.blocks(model.H)
     alpha, alpha_se = np.full(n_donors, np.nan), np.full(n_donors, np.nan)
     gamma, gamma_se = np.full((n_donors, C), np.nan), np.full((n_donors, C), np.nan)
     alpha[pre.donors] = sigma2 * pull.sum(axis=1)
@@ -65,10 +64,8 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | Non
     gamma[pre.donors] = pull @ V
     gamma_se[pre.donors] = _root(np.diag(V) - np.einsum("cd,ide,ec->ic", V, spread, V))
 
-    levels, u = [], np.zeros(len(pre.g))
-    if len(pre.g):
-        u = pre.g * (pre.Z.T @ pre.Py)
-        u_se = _root(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
+    levels, u = [], pre.g * (pre.Z.T @ pre.Py)
+    u_se = _root(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
     for k, (codes, _) in enumerate(model.random):
         variance = theta[model.n_donor_components + k]
         value, se = np.zeros(codes.max() + 1), np.full(codes.max() + 1, _root(variance))

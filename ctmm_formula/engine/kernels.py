@@ -30,22 +30,13 @@ from numba.extending import intrinsic
 
 from .lanes import all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
-
-_FAST = {"reassoc", "contract", "nsz", "arcp"}  # lets sums vectorise; keeps NaN and inf exact
-_OPTIONS = {"cache": True, "nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-# called from compiled code only: no wrapper for Python, which is much of the compile time
-_INNER = {
-    **_OPTIONS, "cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
-}  # fmt: skip
-# a callee of its own may be compiled to other roundings than the caller's copy of it, and which
-# of the two runs depends on whether the code came from the cache: inlined there is one only
-_PART = {**_INNER, "forceinline": True}
+from .options import FAST, FAST_INNER, FAST_PART
 
 VALUE, SCORE, INFORMATION = 0, 1, 2
 """How much :func:`evaluate` computes."""
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def cholesky(a, m):
     """Factor the leading m x m of `a` in place (lower); False if not positive definite."""
     for j in range(m):
@@ -64,7 +55,7 @@ def cholesky(a, m):
     return True
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def cholesky_solve(low, m, b):
     """Solve (L L') x = b in place."""
     for i in range(m):
@@ -79,15 +70,15 @@ def cholesky_solve(low, m, b):
         b[i] = s / low[i, i]
 
 
-@njit(**_PART)
-def _fill(a, value):
+@njit(**FAST_PART)
+def fill(a, value):
     """a[:] = value for a matrix."""
     for i in range(a.shape[0]):
         for j in range(a.shape[1]):
             a[i, j] = value
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _dot(a, b, n):
     s = 0.0
     for j in range(n):
@@ -95,7 +86,7 @@ def _dot(a, b, n):
     return s
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _multiply(A, q, B, first, width, out):
     """out = A B for A (q, q) and rows `first` to `first` + q of B."""
     for x in range(q):
@@ -108,7 +99,7 @@ def _multiply(A, q, B, first, width, out):
                     out[x, j] += f * B[first + w, j]
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _inverse_root(low, p, out):
     """out = L^-T for the leading p x p of `low` (upper triangular)."""
     for c in range(p):
@@ -124,7 +115,7 @@ def _inverse_root(low, p, out):
 # -- one tile: LANES donors of at most m rows ----------------------------------------------------
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _covariance(V, nu, mask, phi, R, low):
     """low = sum_r phi_r w_r w_r' + D of every donor; the identity where the mask is zero."""
     for a in range(low.shape[0]):
@@ -137,7 +128,7 @@ def _covariance(V, nu, mask, phi, R, low):
             store(low, (a, c), s)
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _factor(low):
     """Cholesky factors in place, inverse pivots on the diagonal; (definite, product of pivots)."""
     m = low.shape[0]
@@ -161,7 +152,7 @@ def _factor(low):
     return definite, product
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _whiten(low, V, first):
     """Columns V[first:] <- L^-1 V."""
     for j in range(first, V.shape[0]):
@@ -172,7 +163,7 @@ def _whiten(low, V, first):
             store(V, (j, a), s * load(low, (a, a)))
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _inner(V, i, j):
     """Inner product of two columns, donor by donor."""
     s = load(V, (i, 0)) * load(V, (j, 0))
@@ -181,7 +172,7 @@ def _inner(V, i, j):
     return s
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _project(V, x0, p, turn, gram):
     """Columns [X y] (from x0) <- [X turn, y - X turn (turn' X'y)]: then X is U and y is P y."""
     for a in range(V.shape[1]):
@@ -196,7 +187,7 @@ def _project(V, x0, p, turn, gram):
         store(V, (x0 + p, a), s)
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _project_rows(rows, p, turn, gram):
     """The same for rows [X y] of levels."""
     for x in range(rows.shape[0]):
@@ -212,7 +203,7 @@ def _project_rows(rows, p, turn, gram):
 # -- random effects: one block of q levels after the other ---------------------------------------
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _woodbury(g, M, q, T, column, order, K):
     """K = (I + G M)^-1 G and log|I + G M|; False if the block is not positive definite.
 
@@ -271,7 +262,7 @@ def _woodbury(g, M, q, T, column, order, K):
     return True, logdet
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _unpack(flat, start, q, out):
     """out (q, q) = the pairs of one block."""
     for x in range(q):
@@ -279,7 +270,7 @@ def _unpack(flat, start, q, out):
             out[x, w] = flat[start + x * q + w]
 
 
-@njit(**_INNER)
+@njit(**FAST_INNER)
 def _times_levels(blocks, K_all, ZV, KZ):
     """KZ = K ZV for all blocks."""
     for b in range(len(blocks.level_ptr) - 1):
@@ -294,7 +285,7 @@ def _times_levels(blocks, K_all, ZV, KZ):
                     KZ[l0 + x, j] += f * ZV[l0 + w, j]
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
     width = ZV.shape[1]
@@ -331,7 +322,7 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     return True, logdet
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _levels(
     blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, c_all, YY
 ):
@@ -448,7 +439,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     KZ = np.zeros((n_levels, p1))
     M_all = np.zeros(n_pairs)
     K_all = np.zeros(n_pairs)
-    _fill(gram, 0.0)
+    fill(gram, 0.0)
     logdet = 0.0
     product = 1.0
     nobs = 0
@@ -527,8 +518,8 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     for r in range(F):
         score[r] = 0.0
     if full:
-        _fill(average, 0.0)
-        _fill(expected, 0.0)
+        fill(average, 0.0)
+        fill(expected, 0.0)
     turn = np.empty((p, p))
     _inverse_root(gram, p, turn)
     _project_rows(ZV, p, turn, gram)
@@ -621,7 +612,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     return llf
 
 
-@njit(**_PART)
+@njit(**FAST_PART)
 def _pair(blocks, donor, level):
     """Place of (level, 0) among the pairs of levels of the donor's block."""
     b = blocks.block[donor]
@@ -645,7 +636,7 @@ def kernel_address() -> int:
     Callers reach it through a pointer: linked into each of them it would be optimised anew for
     every one, which costs more than all other compilation together.
     """
-    options = {name: _OPTIONS[name] for name in ("cache", "fastmath", "error_model")}
+    options = {name: FAST[name] for name in ("cache", "fastmath", "error_model")}
     return cfunc(_SIGNATURE, **options)(_evaluate).address
 
 
@@ -667,7 +658,7 @@ def _call(typingctx, address, arguments):
     return types.float64(types.int64, arguments), codegen
 
 
-@njit(**_OPTIONS)
+@njit(**FAST)
 def evaluate(
     address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
 ):

@@ -17,18 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .kernels import (
-    _INNER,
-    _OPTIONS,
-    INFORMATION,
-    SCORE,
-    VALUE,
-    _fill,
-    cholesky,
-    cholesky_solve,
-    evaluate,
-)
+from .kernels import INFORMATION, SCORE, VALUE, cholesky, cholesky_solve, evaluate, fill
 from .model import Blocks
+from .options import FAST, FAST_INNER
 
 INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How an optimisation ended."""
@@ -102,8 +93,9 @@ def make_work(pr: Problem) -> Work:
     )  # fmt: skip
 
 
-@njit(**_INNER)
-def _factors(S, theta):
+@njit(**FAST_INNER)
+def factors(S, theta):
+    """phi = S' theta."""
     K, F = S.shape
     phi = np.zeros(F)
     for k in range(K):
@@ -112,7 +104,7 @@ def _factors(S, theta):
     return phi
 
 
-@njit(**_INNER)
+@njit(**FAST_INNER)
 def _add_congruence(S, inner, weight, out):
     """out += weight S inner S', skipping the zeros of S."""
     K, F = S.shape
@@ -126,8 +118,8 @@ def _add_congruence(S, inner, weight, out):
                         out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
 
 
-@njit(**_INNER)
-def _walls(pr, theta, mu, level, wk):
+@njit(**FAST_INNER)
+def walls(pr, theta, mu, level, wk):
     """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
 
     Adds mu times the gradient and curvature to wk.grad, wk.observed and wk.info.  A random
@@ -139,7 +131,7 @@ def _walls(pr, theta, mu, level, wk):
     total = 0.0
     if len(pr.cactive) == 0:
         return total
-    phi = _factors(pr.cS, theta)
+    phi = factors(pr.cS, theta)
     if level == VALUE and pr.noisy:  # noise plus a sum of positive parts needs no look
         for f in range(len(phi)):
             if phi[f] < 0.0:
@@ -176,7 +168,7 @@ def _walls(pr, theta, mu, level, wk):
     return total
 
 
-@njit(**_INNER)
+@njit(**FAST_INNER)
 def _objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
 
@@ -187,13 +179,13 @@ def _objective(pr, theta, mu, level, wk):
         if theta[k] < pr.lower[k]:
             return -math.inf, -math.inf
         wk.grad[k] = 0.0
-    _fill(wk.observed, 0.0)
-    _fill(wk.info, 0.0)
-    barrier = _walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
+    fill(wk.observed, 0.0)
+    fill(wk.info, 0.0)
+    barrier = walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
     if barrier == -math.inf:
         return barrier, barrier
     llf = evaluate(
-        pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
+        pr.kernel, factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
         level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
     )  # fmt: skip
     if llf == -math.inf:
@@ -209,7 +201,7 @@ def _objective(pr, theta, mu, level, wk):
     return llf + mu * barrier, llf
 
 
-@njit(**_INNER)
+@njit(**FAST_INNER)
 def _direction(lower, theta, matrix, grad, chol, step, held):
     """step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite.
 
@@ -240,7 +232,7 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
     return decrement
 
 
-@njit(**_OPTIONS)
+@njit(**FAST)
 def newton(pr, theta, mu, tolerance, wk, patience):
     """Climb from `theta` (changed in place) at barrier weight mu.
 
@@ -303,7 +295,7 @@ def newton(pr, theta, mu, tolerance, wk, patience):
     return STALLED, llf, decrement, n_eval
 
 
-@njit(**_OPTIONS)
+@njit(**FAST)
 def refresh(pr, theta, wk):
     """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
     return _objective(pr, theta, 0.0, INFORMATION, wk)[1]

@@ -1,7 +1,10 @@
-"""Sigma^-1 and P of a fitted model, in numpy, for predictions and score tests.
+"""P of a fitted model in numpy, for predictions, score tests and leave-out scores.
 
-Donors are stacked (padded to the largest number of rows), random effects enter by the Woodbury
-identity with all levels together.  The likelihood itself uses :mod:`ctmm_formula.engine.kernels`.
+    P = D - Phi Omega Phi',   Phi = [D Z, U],   Omega = blockdiag(K, I)
+
+D is block diagonal, the inverse covariances of donors or of whole blocks of them.  Levels Z of
+random effects that are not in D enter by the Woodbury identity, all together, and U takes out the
+fixed effects: K and U as in :mod:`ctmm_formula.engine.kernels`, which the likelihood itself uses.
 """
 
 from __future__ import annotations
@@ -14,8 +17,78 @@ from ..errors import ConvergenceError
 from .model import Model
 
 
-class Precision:
-    """Products with Sigma^-1 and P at given variance components.
+class Projection:
+    """P, from its blocks, the levels between them and the fixed effects.
+
+    Parameters
+    ----------
+    rows, mask : ndarray, shape (g, m)
+        Rows of each block, padded by repeats; which are real.
+    inverse : ndarray, shape (g, m, m)
+        D of each block, zero where padded.
+    Z : ndarray, shape (n, q); g : ndarray, shape (q,)
+        Levels that are not in D, and their variances.
+    X : ndarray, shape (n, p)
+        Fixed effects, zero in rows that are not in use.
+
+    Attributes
+    ----------
+    phi : ndarray, shape (n, q + p); omega : ndarray, shape (q + p, q + p)
+    U : ndarray, shape (n, p)
+        Sigma^-1 X L^-T with L L' = X' Sigma^-1 X, so that P = Sigma^-1 - U U'.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        mask: np.ndarray,
+        inverse: np.ndarray,
+        Z: np.ndarray,
+        g: np.ndarray,
+        X: np.ndarray,
+    ) -> None:
+        self.rows, self.mask, self.inverse = rows, mask, inverse
+        self.Z, self.g, self.X = Z, g, X
+        q, p = Z.shape[1], X.shape[1]
+        DZ = self.within(Z)
+        K = np.linalg.solve(np.eye(q) + g[:, None] * (Z.T @ DZ), np.diag(g))
+        SX = self.within(X) - DZ @ (K @ (DZ.T @ X))
+        self.U = np.linalg.solve(np.linalg.cholesky(X.T @ SX), SX.T).T
+        self.phi = np.hstack([DZ, self.U])
+        self.omega = np.eye(q + p)
+        self.omega[:q, :q] = K
+
+    def spread(self, B: np.ndarray) -> np.ndarray:
+        """B (n, j) by blocks, (g, m, j); zeros where padded."""
+        return np.where(self.mask[..., None], B[self.rows], 0.0)
+
+    def within(self, B: np.ndarray) -> np.ndarray:
+        """D B for B (n, j)."""
+        out = np.zeros_like(B)
+        part = self.inverse @ self.spread(B)
+        out[self.rows[self.mask]] = part[self.mask]
+        return out
+
+    def project(self, B: np.ndarray) -> np.ndarray:
+        """P B for B (n, j)."""
+        return self.within(B) - self.phi @ (self.omega @ (self.phi.T @ B))
+
+    def blocks(self, B: np.ndarray) -> np.ndarray:
+        """B_g' P_gg B_g of every block for B (n, j), shape (g, j, j)."""
+        B, phi = self.spread(B), self.spread(self.phi)
+        F = B.swapaxes(1, 2) @ phi
+        return B.swapaxes(1, 2) @ self.inverse @ B - F @ self.omega @ F.swapaxes(1, 2)
+
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """Diagonal of P, shape (n,)."""
+        out = np.zeros(len(self.phi))
+        out[self.rows[self.mask]] = np.diagonal(self.inverse, axis1=1, axis2=2)[self.mask]
+        return out - ((self.phi @ self.omega) * self.phi).sum(axis=1)
+
+
+class Precision(Projection):
+    """P of a model at given variance components, its blocks the donors in use.
 
     Parameters
     ----------
@@ -24,10 +97,10 @@ class Precision:
 
     Attributes
     ----------
-    rows : ndarray, shape (N, m)
-        Row of each donor's observations, padded by repeats; `mask` (N, m) says which are real.
-    Z : ndarray, shape (n, q)
-        Levels of all random effects; `level_component` (q,), `level_code` (q,).
+    donors : int ndarray, shape (N,)
+        Kernel number of each block.
+    level_component, level_code : int ndarray, shape (q,)
+        Random component of every level, and its code there.
 
     Raises
     ------
@@ -37,55 +110,24 @@ class Precision:
 
     def __init__(self, model: Model, theta: np.ndarray) -> None:
         self.model, self.theta = model, np.asarray(theta, dtype=float)
-        count = model.n_donor_components
-        ptr = model.row_ptr
-        donors = np.flatnonzero(model.active)
-        size = np.diff(ptr)[donors]
+        self.donors = np.flatnonzero(model.active)
+        size = np.diff(model.row_ptr)[self.donors]
         offsets = np.arange(size.max())
-        self.donors = donors
-        self.mask = offsets < size[:, None]
-        self.rows = ptr[donors][:, None] + np.where(self.mask, offsets, 0)
-        H = np.where(self.mask[..., None], model.H[self.rows], 0.0)
+        mask = offsets < size[:, None]
+        rows = model.row_ptr[self.donors][:, None] + np.where(mask, offsets, 0)
+        H = np.where(mask[..., None], model.H[rows], 0.0)
         sigma = H @ model.effect_covariance(theta) @ H.transpose(0, 2, 1)
         index = np.arange(sigma.shape[1])
-        sigma[:, index, index] += np.where(self.mask, model.nu[self.rows], 1.0)
+        sigma[:, index, index] += np.where(mask, model.nu[rows], 1.0)
         try:
             np.linalg.cholesky(sigma)
         except np.linalg.LinAlgError as error:
             raise ConvergenceError("a donor's covariance is not positive definite") from error
-        inverse = np.linalg.inv(sigma)
-        self.inverse = inverse * (self.mask[:, :, None] & self.mask[:, None, :])
-        self.Z, self.level_component, self.level_code = level_matrix(model)
-        self.g = self.theta[count:][self.level_component]
-        self.DZ = self.solve_donors(self.Z)
-        inner = np.eye(len(self.g)) + self.g[:, None] * (self.Z.T @ self.DZ)
-        self.K = np.linalg.solve(inner, np.diag(self.g)) if len(self.g) else np.zeros((0, 0))
-
-    def solve_donors(self, B: np.ndarray) -> np.ndarray:
-        """blockdiag(Sigma_i)^-1 B for B (n, j)."""
-        out = np.zeros_like(B)
-        part = self.inverse @ B[self.rows]
-        out[self.rows[self.mask]] = part[self.mask]
-        return out
-
-    def solve(self, B: np.ndarray) -> np.ndarray:
-        """Sigma^-1 B, shape (n, j)."""
-        DB = self.solve_donors(B)
-        return DB - self.DZ @ (self.K @ (self.DZ.T @ B))
-
-    @cached_property
-    def U(self) -> np.ndarray:
-        """Sigma^-1 X L^-T with L L' = X' Sigma^-1 X, so that P = Sigma^-1 - U U'; (n, p)."""
-        X = np.where(self.model.active_rows[:, None], self.model.Q, 0.0)
-        SX = self.solve(X)
-        if X.shape[1] == 0:
-            return SX
-        low = np.linalg.cholesky(X.T @ SX)
-        return np.linalg.solve(low, SX.T).T
-
-    def project(self, B: np.ndarray) -> np.ndarray:
-        """P B, shape (n, j)."""
-        return self.solve(B) - self.U @ (self.U.T @ B)
+        inverse = np.linalg.inv(sigma) * (mask[:, :, None] & mask[:, None, :])
+        Z, self.level_component, self.level_code = level_matrix(model)
+        g = self.theta[model.n_donor_components :][self.level_component]
+        X = np.where(model.active_rows[:, None], model.Q, 0.0)
+        super().__init__(rows, mask, inverse, Z, g, X)
 
     @cached_property
     def Py(self) -> np.ndarray:
@@ -93,24 +135,23 @@ class Precision:
         y = np.where(self.model.active_rows, self.model.y, 0.0)
         return self.project(y[:, None])[:, 0]
 
-    @cached_property
-    def diagonal(self) -> np.ndarray:
-        """Diagonal of P, shape (n,)."""
-        out = np.zeros(len(self.model.y))
-        own = np.diagonal(self.inverse, axis1=1, axis2=2)
-        out[self.rows[self.mask]] = own[self.mask]
-        return out - ((self.DZ @ self.K) * self.DZ).sum(axis=1) - (self.U**2).sum(axis=1)
-
-    def donor_blocks(self) -> np.ndarray:
-        """H_i' P_ii H_i for every donor in use, shape (N, C, C)."""
-        H = np.where(self.mask[..., None], self.model.H[self.rows], 0.0)
-        Ht = H.transpose(0, 2, 1)
-        out = Ht @ self.inverse @ H
-        if len(self.g):
-            F = Ht @ np.where(self.mask[..., None], self.DZ[self.rows], 0.0)
-            out -= F @ self.K @ F.transpose(0, 2, 1)
-        Y = Ht @ np.where(self.mask[..., None], self.U[self.rows], 0.0)
-        return out - Y @ Y.transpose(0, 2, 1)
+    def joined(self) -> Projection:
+        """The same P over blocks that share no level: all levels are in D."""
+        model, q = self.model, self.Z.shape[1]
+        used = np.flatnonzero(model.active_rows)  # rows of a block lie side by side
+        _, size = np.unique(model.donor_block[model.row_donor[used]], return_counts=True)
+        offsets = np.arange(size.max())
+        mask = offsets < size[:, None]
+        rows = used[(np.cumsum(size) - size)[:, None] + np.where(mask, offsets, 0)]
+        block, place = np.zeros((2, len(self.phi)), dtype=np.int64)
+        block[rows[mask]], place[rows[mask]] = np.nonzero(mask)
+        inverse = np.zeros((*mask.shape, mask.shape[1]))
+        i, a, b = np.nonzero(self.mask[:, :, None] & self.mask[:, None, :])
+        left, right = self.rows[i, a], self.rows[i, b]
+        inverse[block[left], place[left], place[right]] = self.inverse[i, a, b]
+        DZ = np.where(mask[..., None], self.phi[rows, :q], 0.0)
+        inverse -= DZ @ self.omega[:q, :q] @ DZ.transpose(0, 2, 1)
+        return Projection(rows, mask, inverse, self.Z[:, :0], self.g[:0], self.X)
 
 
 def level_matrix(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

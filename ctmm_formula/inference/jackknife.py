@@ -5,7 +5,7 @@ Leave out one donor, refit everything (variance components and fixed effects):
     Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (beta, theta)
 
 ML and REML refits start at the full fit, where the score of the others is had for all donors at
-once (:mod:`ctmm_formula.engine.downdate`), and take quasi-Newton steps; each is carried to
+once (:mod:`ctmm_formula.engine.left_out_scores`), and take quasi-Newton steps; each is carried to
 convergence, so the result is the exact jackknife.  The one-step version stops after the first
 step, by the information of the full fit, at a cost linear in donors, and measures its distance
 from the exact one on the donors it moved most.
@@ -21,14 +21,14 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from ..engine.domain import Domain, constrain
-from ..engine.downdate import Groups, grouped, left_out_scores
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
-from ..engine.leave_out import inside, leave_out, packed, without
+from ..engine.left_out_fits import inside, left_out_fits, packed, without
+from ..engine.left_out_moments import ALIASED, LeftOutMoments
+from ..engine.left_out_scores import Groups, grouped, left_out_scores
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, Problem, Work, best_of, make_work
-from ..engine.refits import ALIASED, LeaveOut
 from ..errors import CTMMError
 
 Refits = tuple[np.ndarray, np.ndarray]  # theta (G, K), beta (G, p); NaN where there is none
@@ -304,7 +304,7 @@ class _Refit:
         """Which refits reach their optimum by steps; theta and beta moved in place."""
         settled = np.zeros(len(groups), dtype=bool)
         if self.settles:
-            leave_out(
+            left_out_fits(
                 problem, *packed(groups), start.grad, self.inverse, _STEPS, work,
                 start.theta, start.beta, settled,
             )  # fmt: skip
@@ -379,7 +379,7 @@ class MomentJackknife(_LeftOut):
     """Jackknife of moment estimates."""
 
     def _share(self, model: Model) -> None:
-        self.left_out = LeaveOut(model, self.groups)
+        self.left_out = LeftOutMoments(model, self.groups)
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """Variance components (G, groups, K) of responses and noise variances (n, G)."""

@@ -184,22 +184,18 @@ class _Null:
     def __init__(self, pre: Precision, nu: np.ndarray) -> None:
         self.pre = pre
         self.groups = groups = _Groups(pre)
-        excess = np.where(pre.model.active_rows, nu - pre.model.nu, 0.0)
-        S, E = groups.inverse, np.where(groups.mask, excess[groups.rows], 0.0)
-        self.M0 = S + S @ (E[:, :, None] * S)
-        # P = S - Phi omega Phi' over the groups, Phi = [S Z, U] as in Precision.project
-        q, p = groups.Z.shape[1], pre.U.shape[1]
-        phi = np.hstack([groups.DZ, pre.U])
-        omega = np.zeros((q + p, q + p))
-        omega[:q, :q], omega[q:, q:] = groups.K, np.eye(p)
-        ep = excess[:, None] * phi
-        self.L = np.hstack([phi, groups.solve(ep)])
+        P = groups.P
+        excess = np.where(pre.model.active_rows, nu - pre.model.nu, 0.0)[:, None]
+        self.M0 = P.inverse + P.inverse @ (P.spread(excess) * P.inverse)
+        q, p, omega = P.Z.shape[1], P.X.shape[1], P.omega
+        ep = excess * P.phi
+        self.L = np.hstack([P.phi, P.within(ep)])
         self.theta = np.block(
-            [[omega @ (phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
+            [[omega @ (P.phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
         )
         T = np.zeros((len(self.theta), q))
         T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
-        LZ = self.L.T @ groups.Z
+        LZ = self.L.T @ P.Z
         across = self.theta @ LZ + T
         self.core = np.block([[self.theta, across], [across.T, LZ.T @ across]])
         size, axes = np.linalg.eigh(self.core)
@@ -220,9 +216,9 @@ class _Null:
         l of B' sign B = Q diag(l) Q', and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of
         L is sign + 2 s c c' / (1 - 2 s l) with c = Q' B' sign F L.
         """
-        groups = self.groups
+        groups, P = self.groups, self.groups.P
         F, sign = groups.loadings(inner, levels)
-        FL = F @ groups.spread(self.L)
+        FL = F @ P.spread(self.L)
         signed = sign[..., None] * FL
         N = F @ self.M0 @ F.swapaxes(-1, -2)
         index = np.arange(N.shape[-1])
@@ -230,14 +226,14 @@ class _Null:
         Bt = np.linalg.cholesky(N).swapaxes(-1, -2)
         values, Q = np.linalg.eigh(Bt @ (sign[..., None] * Bt.swapaxes(-1, -2)))
         loads = Q.swapaxes(-1, -2) @ (Bt @ signed)
-        w, q = FL.shape[-1], groups.Z.shape[1]
+        w, q = FL.shape[-1], P.Z.shape[1]
         fixed = np.zeros((len(F), w + q, w + q))
         fixed[:, :w, :w] = (FL.swapaxes(-1, -2) @ signed).sum(axis=1)
         fixed[:, w + np.arange(q), w + np.arange(q)] = levels[:, :q]
         Py = self.pre.Py[:, None]
-        value = np.sum(sign * np.square(F @ groups.spread(Py))[..., 0], axis=(1, 2))
-        value += levels[:, :q] @ np.square(groups.Z.T @ Py)[:, 0]
-        columns = groups.columns(self.pre.U.shape[1])
+        value = np.sum(sign * np.square(F @ P.spread(Py))[..., 0], axis=(1, 2))
+        value += levels[:, :q] @ np.square(P.Z.T @ Py)[:, 0]
+        columns = groups.columns()
         loads = np.take_along_axis(loads, columns[None, :, None], axis=-1)
         if (columns == columns[0]).all():  # all groups touch the same: one group
             values = values.reshape(len(F), 1, -1)
@@ -256,65 +252,31 @@ class _Groups:
 
     Attributes
     ----------
-    rows, mask : ndarray, shape (g, m)
-        Rows of each group, padded; which are real.
-    inverse : ndarray, shape (g, m, m)
-        Sigma^-1 of each group, without the levels that remain.
-    Z, DZ, K : ndarray
-        Levels that remain, as in :class:`~ctmm_formula.engine.precision.Precision`.
+    P : Projection
+        Its blocks are the groups.
     own : ndarray, shape (g, e, m); own_levels : int ndarray, shape (g, e)
-        The levels of each group that do not remain, padded by zeros; which they are.
+        The levels that are in its D, of each group, padded by zeros; which they are.
     donors : ndarray, shape (g, j, m)
         One row per donor of the group, true at its rows.
     """
 
     def __init__(self, pre: Precision) -> None:
-        model = pre.model
-        rows = np.flatnonzero(model.active_rows)
-        block = model.donor_block[model.row_donor[rows]]
-        self.model = model
-        self.Z, self.DZ, self.K = pre.Z, pre.DZ, pre.K
-        if not len(pre.g) or np.bincount(block).max() > _BLOCK:
-            self.rows, self.mask, self.inverse = pre.rows, pre.mask, pre.inverse
-            self.own, self.own_levels = np.zeros((len(self.rows), 0, 0)), np.zeros((0, 0), int)
-            self.donors = self.mask[:, None, :]
-            return
-        size = np.bincount(np.unique(block, return_inverse=True)[1])
-        first = np.cumsum(size) - size
-        offset = np.arange(size.max())
-        self.mask = offset < size[:, None]
-        self.rows = rows[first[:, None] + np.where(self.mask, offset, 0)]
-        # donors of a block lie side by side: their inverses fill its diagonal
-        place = np.zeros(len(model.y), dtype=np.int64)
-        group = np.zeros(len(model.y), dtype=np.int64)
-        place[self.rows[self.mask]] = np.nonzero(self.mask)[1]
-        group[self.rows[self.mask]] = np.nonzero(self.mask)[0]
-        self.inverse = np.zeros((*self.mask.shape, self.mask.shape[1]))
-        i, a, b = np.nonzero(pre.mask[:, :, None] & pre.mask[:, None, :])
-        left, right = pre.rows[i, a], pre.rows[i, b]
-        self.inverse[group[left], place[left], place[right]] = pre.inverse[i, a, b]
-        DZ = np.where(self.mask[..., None], pre.DZ[self.rows], 0.0)
-        self.inverse -= DZ @ pre.K @ DZ.transpose(0, 2, 1)
-        self.Z, self.DZ, self.K = pre.Z[:, :0], pre.DZ[:, :0], pre.K[:0, :0]
-        Z = self.spread(pre.Z)
+        self.model = model = pre.model
+        block = model.donor_block[model.row_donor[model.active_rows]]
+        whole = len(pre.g) > 0 and np.bincount(block).max() <= _BLOCK
+        self.P = P = pre.joined() if whole else pre
+        Z = P.spread(pre.Z[:, P.Z.shape[1] :])
         self.own_levels = _padded((Z != 0.0).any(axis=1))
         self.own = np.take_along_axis(Z, self.own_levels[:, None], axis=2).swapaxes(1, 2)
-        used = np.arange(self.own.shape[1]) < (Z != 0.0).any(axis=1).sum(axis=1)[:, None]
-        self.own = np.where(used[..., None], self.own, 0.0)
-        donor = model.row_donor[self.rows]
-        start = np.where(self.mask, donor, -1)
+        start = np.where(P.mask, model.row_donor[P.rows], -1)
         number = np.cumsum(np.diff(start, axis=1, prepend=start[:, :1]) != 0, axis=1)
-        most = int(number[self.mask].max()) + 1
-        self.donors = (number[:, None, :] == np.arange(most)[:, None]) & self.mask[:, None, :]
+        most = int(number[P.mask].max()) + 1
+        self.donors = (number[:, None, :] == np.arange(most)[:, None]) & P.mask[:, None, :]
 
-    def spread(self, B: np.ndarray) -> np.ndarray:
-        """B (n, j) by groups, (g, m, j); zeros where padded."""
-        return np.where(self.mask[..., None], B[self.rows], 0.0)
-
-    def columns(self, p: int) -> np.ndarray:
+    def columns(self) -> np.ndarray:
         """Columns of [S Z, U, S E S Z, S E U] that a group touches, (g, k); may repeat."""
-        q = self.Z.shape[1]
-        levels = _padded((self.spread(self.Z) != 0.0).any(axis=1))
+        q, p = self.P.Z.shape[1], self.P.X.shape[1]
+        levels = _padded((self.P.spread(self.P.Z) != 0.0).any(axis=1))
         fixed = np.broadcast_to(q + np.arange(p), (len(levels), p))
         half = np.hstack([levels, fixed])
         return np.hstack([half, q + p + half])
@@ -329,7 +291,7 @@ class _Groups:
         kept = np.argsort(-np.abs(size), axis=1)[:, :rank]
         size = np.take_along_axis(size, kept, axis=1)
         axes = np.take_along_axis(axes, kept[:, None], axis=2) * np.sqrt(np.abs(size))[:, None]
-        H = self.spread(self.model.H)
+        H = self.P.spread(self.model.H)
         load = (H @ axes[:, None]).swapaxes(-1, -2)  # (d, g, rank, m)
         F = self.donors[None, :, :, None, :] * load[:, :, None]
         d, g, j, _, m = F.shape
@@ -340,13 +302,6 @@ class _Groups:
         level = levels[:, self.own_levels]
         own = np.sqrt(np.abs(level))[..., None] * self.own
         return np.concatenate([F, own], axis=2), np.concatenate([sign, np.sign(level)], axis=2)
-
-    def solve(self, B: np.ndarray) -> np.ndarray:
-        """inverse B for B (n, j)."""
-        out = np.zeros_like(B)
-        part = self.inverse @ self.spread(B)
-        out[self.rows[self.mask]] = part[self.mask]
-        return out
 
 
 def _padded(used: np.ndarray) -> np.ndarray:

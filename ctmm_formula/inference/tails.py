@@ -20,11 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# called from compiled code only: no wrapper for Python, which is much of the compile time
-_INNER = {
-    **_OPTIONS, "cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
-}  # fmt: skip
+from ..engine.options import EXACT, EXACT_INNER
+
 # trapezoid in x along the path; |s| grows like exp(x)
 _FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
 _DIGITS = 1e-10  # relative error at which the step is fine enough
@@ -61,7 +58,7 @@ class Law(NamedTuple):
     signs: np.ndarray
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _products(law):
     """c_j c_j' of every j, lower triangles, (g, r, k (k + 1) / 2)."""
     groups, r, k = law.loads.shape
@@ -76,7 +73,7 @@ def _products(law):
     return out
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _low_rank(law, products, s):
     """G(s) at complex s (n,), shape (2 n, w, w): real parts, then imaginary parts."""
     n, w, k = len(s), len(law.fixed), law.columns.shape[1]
@@ -105,7 +102,7 @@ def _low_rank(law, products, s):
     return out
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _log_determinants(law, s, G, near_to):
     """log|.| and phase of det(I - 2 s Delta M) at complex s (n,), given G(s).
 
@@ -148,7 +145,7 @@ def _log_determinants(law, s, G, near_to):
     return size, phase, slow
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _moments(law, products):
     """Mean and variance of the form: G(s) = fixed + 2 s second + ..."""
     w, k = len(law.fixed), law.columns.shape[1]
@@ -177,7 +174,7 @@ def _moments(law, products):
     return mean, variance
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _within(law, s, G):
     """Whether no eigenvalue of Delta M has its pole between 0 and real s, by Sylvester's law."""
     passed = 0
@@ -191,7 +188,7 @@ def _within(law, s, G):
     return passed + (new if s > 0.0 else -new) == 0
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _slope(law, products, s, value, width):
     """K'(s) at real s where it is about `value`; NaN beyond a pole."""
     aside = _ASIDE * min(width, 10.0 / max(abs(value), 1e-300))
@@ -205,7 +202,7 @@ def _slope(law, products, s, value, width):
     return math.nan
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _crossing(law, products, value, mean, variance):
     """Where the path crosses the real axis, and K'' there; NaN where K' never is `value`.
 
@@ -246,7 +243,7 @@ def _crossing(law, products, value, mean, variance):
     return math.nan, math.nan
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _integrand(law, products, value, cross, width, bend, x):
     """Imaginary part of the integrand at nodes x (n,) of the path."""
     s = cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
@@ -264,7 +261,7 @@ def _integrand(law, products, value, cross, width, bend, x):
     return out
 
 
-@njit(**_INNER)
+@njit(**EXACT_INNER)
 def _end(law, value, cross, width, bend):
     """Where along the path the integrand has vanished; absolute values will do."""
     most = -math.inf
@@ -289,7 +286,7 @@ def _end(law, value, cross, width, bend):
     return end + _FIRST_STEP
 
 
-@njit(**_OPTIONS)
+@njit(**EXACT)
 def tail(value, law):
     """P(form > value) for a :class:`Law`, and the mean and variance of the form."""
     products = _products(law)

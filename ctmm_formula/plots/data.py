@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..cells.tables import counted, is_anndata, kind_of, to_long
+from ..cells.tables import cell_variance, counted, is_anndata, kind_of, to_long
 from ..design.table import as_frame, labels, numbers, pick
 from ..errors import DataError
 from . import style
@@ -246,11 +246,7 @@ def noise_data(
             f"(n_cells={n_cells!r})"
         )
     n = table["n_cells"]
-    degrees = (n - 1.0).where(table["nu"].notna() & (n > 1))
-    squares = degrees * n * table["nu"]
-    by = table["celltype"]
-    sums = [part.groupby(by, observed=False).sum() for part in (squares, degrees)]
-    s2 = (sums[0] / sums[1].where(sums[1] > 0)).reindex(by).to_numpy()
+    s2 = cell_variance(table[["nu"]].to_numpy(), n.to_numpy(), table["celltype"])[:, 0]
     return table[["celltype", "donor", "n_cells", "nu"]].assign(pooled=s2 / n)
 
 

@@ -17,11 +17,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
+from ..cells.files import lazy, open_file, read
 from ..cells.tables import FORMAT, PREFIX, counted, is_anndata, pooled_noise
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
-
-_HINT = "pip install 'ctmm-formula[anndata]'"
 
 
 @dataclass(frozen=True)
@@ -271,8 +270,7 @@ def _pseudobulk(
 
 def _from_file(path: Path, noise: str) -> Responses:
     """Rows and genes of a file; its numbers are read when they are needed."""
-    root = _open(path)
-    read = _reader()
+    root, _ = open_file(path)
     if "obs" not in root or "X" not in root:
         raise DataError(f"{str(path)!r} is no AnnData file: it has no obs or no X")
     layers = root.get("layers", {})
@@ -283,48 +281,4 @@ def _from_file(path: Path, noise: str) -> Responses:
     shares = None
     if "obsm" in root and "proportions" in root["obsm"]:
         shares = read(root["obsm"]["proportions"])
-    return _pseudobulk(
-        read(root["obs"]), genes, _lazy(root["X"]), _lazy(layers[noise]), uns, shares
-    )
-
-
-def _open(path: Path) -> Any:
-    """The root of an .h5ad or .zarr file."""
-    if not path.exists():
-        raise DataError(f"there is no file {str(path)!r}")
-    if path.suffix == ".zarr" or path.is_dir():
-        try:
-            import zarr
-        except ImportError:
-            raise DataError("reading a .zarr pseudobulk needs zarr: pip install zarr") from None
-        return zarr.open_group(str(path), mode="r")
-    try:
-        import h5py
-    except ImportError:
-        raise DataError(f"reading a .h5ad pseudobulk needs h5py: {_HINT}") from None
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read as .h5ad: {error}") from None
-
-
-def _reader() -> Any:
-    try:
-        from anndata.io import read_elem
-    except ImportError:
-        try:
-            from anndata.experimental import read_elem
-        except ImportError:
-            raise DataError(f"reading a pseudobulk file needs anndata: {_HINT}") from None
-    return read_elem
-
-
-def _lazy(element: Any) -> Any:
-    """A matrix in a file whose columns can be taken."""
-    if hasattr(element, "shape"):
-        return element
-    try:
-        from anndata.io import sparse_dataset
-    except ImportError:
-        from anndata.experimental import sparse_dataset
-    return sparse_dataset(element)
+    return _pseudobulk(read(root["obs"]), genes, lazy(root["X"]), lazy(layers[noise]), uns, shares)

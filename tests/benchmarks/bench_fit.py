@@ -100,7 +100,7 @@ def lme4(frame: pd.DataFrame, full: bool, repeats: int) -> tuple[float, float, f
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "data.csv"
         frame.to_csv(table, index=False, float_format="%.17g")
-        script = ["Rscript", "--vanilla", str(HERE / "lme4_pinned.R"), str(table)]
+        script = ["Rscript", "--vanilla", str(HERE.parent / "r" / "lme4_pinned.R"), str(table)]
         arguments = [str(int(full)), str(COVARIATES * full), str(repeats)]
         out = subprocess.run([*script, *arguments], capture_output=True, text=True, check=True)
     result = pd.read_csv(io.StringIO(out.stdout))

@@ -1,6 +1,6 @@
 # lme4's penalised least squares with the residual standard deviation held at 1 and weights 1 / nu:
 #   -2 l = log|L|^2 (+ log|R_X|^2) + penalised RSS + (n [- p]) log 2 pi + sum log nu
-# Sourced by fit.R and by the benchmark.  `timing` adds the seconds spent optimising alone.
+# fit.R sources it; the benchmark of speed runs it, see the end.  `timing`: seconds of optimising.
 suppressMessages(library(lme4))
 
 pinned_fit <- function(d, structure, reml, batch, covariates = character(), fast = FALSE) {
@@ -55,4 +55,21 @@ pinned_fit <- function(d, structure, reml, batch, covariates = character(), fast
        theta = c(if (structure != "full") of("donor", "(Intercept)")[1], V,
                  if (batch) of("batch", "(Intercept)")[1]),
        timing = timing)
+}
+
+# Rscript lme4_pinned.R DATA.csv BATCH COVARIATES REPEATS: free REML.  Prints per repeat: seconds of
+# the whole fit (formula, set-up, optimisation), of the optimisation alone, and the log-likelihood.
+# Loading R, lme4 and the table is not counted.
+if (sys.nframe() == 0L) {
+  args <- commandArgs(TRUE)
+  d <- read.csv(args[1], stringsAsFactors = TRUE)
+  covariates <- sprintf("x%d", seq_len(as.integer(args[3])))
+  cat("total,optimise,llf\n")
+  for (i in 0:as.integer(args[4])) {
+    total <- system.time(
+      f <- pinned_fit(d, "free", TRUE, args[2] == "1", covariates, fast = TRUE))[["elapsed"]]
+    X <- model.matrix(reformulate(c("0", "celltype", covariates)), d)
+    llf <- f$llf + 0.5 * as.numeric(determinant(crossprod(X))$modulus)
+    if (i > 0) cat(sprintf("%.5f,%.5f,%.8f\n", total, f$timing, llf))  # the first one warms up
+  }
 }

@@ -1,4 +1,4 @@
-"""Refits without some of the donors, from the full fit and the score that is left without them."""
+"""Likelihood fits without each group of donors, from the full fit and its scores without them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import numpy as np
 from numba import njit
 
-from .kernels import _INNER, _OPTIONS, SCORE, VALUE, evaluate
-from .optimize import Problem, Work, _factors, _walls
+from .kernels import SCORE, VALUE, evaluate
+from .optimize import Problem, Work, factors, walls
+from .options import FAST, FAST_INNER
 
 _TOLERANCE = 1e-9  # squared Newton decrement of a refit before its last step
 
 
-@njit(**_INNER)
+@njit(**FAST_INNER)
 def _chord(pr, theta, inverse, steps, wk):
     """Quasi-Newton to the optimum from a first step: `inverse` is corrected by rank-one updates.
 
@@ -36,7 +37,7 @@ def _chord(pr, theta, inverse, steps, wk):
         if it == steps:
             return False
         llf = evaluate(
-            pr.kernel, _factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
+            pr.kernel, factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
             wk.score, wk.average, wk.expected, wk.beta, wk.gram,
         )  # fmt: skip
         if llf == -math.inf:
@@ -68,11 +69,11 @@ def _chord(pr, theta, inverse, steps, wk):
         held = inverse[k, k] == 0.0
         if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
             return False
-    return _walls(pr, theta, 0.0, VALUE, wk) > -math.inf
+    return walls(pr, theta, 0.0, VALUE, wk) > -math.inf
 
 
-@njit(**_OPTIONS)
-def leave_out(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
+@njit(**FAST)
+def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
     """Refit without each group of donors, by quasi-Newton steps from the full fit.
 
     Parameters

@@ -25,9 +25,10 @@ from numba import njit
 from ..errors import ConvergenceError
 from . import he, kernels
 from .he import Moments
-from .kernels import _OPTIONS, VALUE, evaluate
+from .kernels import VALUE, evaluate
 from .likelihood import residual
 from .model import Blocks, Model
+from .options import FAST
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -36,7 +37,7 @@ _LARGEST = 128  # rows of a group from which its moments are computed from the r
 _CHUNK = 2**21  # numbers in the largest array per block of genes
 
 
-class LeaveOut:
+class LeftOutMoments:
     """Moment estimates without each group of donors of one design, for any number of responses.
 
     Parameters
@@ -125,7 +126,7 @@ class LeaveOut:
         return beta
 
 
-@njit(**_OPTIONS)
+@njit(**FAST)
 def _gls_without(
     kernel: int,
     phi: np.ndarray,

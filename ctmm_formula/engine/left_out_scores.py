@@ -1,4 +1,4 @@
-"""Scores without some of the donors, from quantities of the full fit.
+"""Scores without each group of donors, from quantities of the full fit.
 
 To leave out the rows I of a group of donors is to give each of them a mean of its own.  So at the
 same theta, with P of the full data (see :mod:`ctmm_formula.engine.kernels`), v = P y and
@@ -79,14 +79,12 @@ def grouped(model: Model, groups: Sequence[np.ndarray]) -> Groups:
 class _Sums(NamedTuple):
     """What all groups share, for F = R + Kr factors f.
 
-    phi (n, q + p), omega (q + p, q + p); DW (R, n) rows of D w, WP (R, N, q + p) w' Phi and tau
-    (R, N) w'v of every donor; inside (F, q + p, q + p), through (F, q + p), across (F, p, q + p):
-    parts of P Sigma_f P, P Sigma_f v, U' Sigma_f P that go through Phi; moment (F, p)
-    U' Sigma_f v; square (F,) v' Sigma_f v; trace (F,) tr(P Sigma_f).
+    DW (R, n) rows of D w, WP (R, N, q + p) w' Phi and tau (R, N) w'v of every donor; inside
+    (F, q + p, q + p), through (F, q + p), across (F, p, q + p): parts of P Sigma_f P, P Sigma_f v,
+    U' Sigma_f P that go through Phi; moment (F, p) U' Sigma_f v; square (F,) v' Sigma_f v; trace
+    (F,) tr(P Sigma_f).
     """
 
-    phi: np.ndarray
-    omega: np.ndarray
     DW: np.ndarray
     WP: np.ndarray
     tau: np.ndarray
@@ -107,9 +105,9 @@ def left_out_scores(model: Model, theta: np.ndarray, groups: Groups, reml: bool)
     own = (donors[:, :, None] == number[:, None, :]) & there[:, :, None]
     pair = columns[:, :, None], columns[:, None, :]
 
-    phi = np.take_along_axis(sums.phi[rows], columns[:, None], axis=2)
+    phi = np.take_along_axis(pre.phi[rows], columns[:, None], axis=2)
     phi *= real[..., None] & meant[:, None, :]
-    omega = sums.omega[pair]
+    omega = pre.omega[pair]
     U = np.where(real[..., None], pre.U[rows], 0.0)
     D = _inverses(pre, rows, number)
     dw = sums.DW[:, rows][:, :, None, :] * own
@@ -140,7 +138,7 @@ def left_out_scores(model: Model, theta: np.ndarray, groups: Groups, reml: bool)
     grad += np.einsum("ga,fga->gf", e, second - 2.0 * first)
 
     # b and its derivatives, in terms of U: Q = L U with L = Q'U
-    root = np.linalg.inv(np.where(model.active_rows[:, None], model.Q, 0.0).T @ pre.U).T
+    root = np.linalg.inv(pre.X.T @ pre.U).T
     y = np.where(model.active_rows, model.y, 0.0)
     beta = (pre.U.T @ y - np.einsum("gap,ga->gp", U, e)) @ root.T
     slope = np.einsum("gap,gab,fgb->gfp", U, inverse, first - second, optimize=True)
@@ -152,11 +150,8 @@ def left_out_scores(model: Model, theta: np.ndarray, groups: Groups, reml: bool)
 
 
 def _sums(pre: Precision, reml: bool) -> _Sums:
-    model = pre.model
+    model, phi, omega = pre.model, pre.phi, pre.omega
     q, v = pre.Z.shape[1], pre.Py
-    phi = np.hstack([pre.DZ, pre.U])
-    omega = np.eye(phi.shape[1])
-    omega[:q, :q] = pre.K
     W = np.where(pre.mask, model.W[pre.rows].transpose(2, 0, 1), 0.0)  # (R, N, m)
     tau = np.einsum("rnm,nm->rn", W, v[pre.rows])
     local = np.einsum("nab,rnb->rna", pre.inverse, W)
@@ -172,7 +167,7 @@ def _sums(pre: Precision, reml: bool) -> _Sums:
     levels = [part[used].T @ low @ part[used] for part in (PZ[:, mine] for mine in own)]
     through_w = [part.T @ t for part, t in zip(WP, tau, strict=True)]
     return _Sums(
-        phi, omega, DW, WP, tau,
+        DW, WP, tau,
         inside=np.array([omega @ c @ omega for c in C] + [t @ t.T for t in T]),
         through=np.array(
             [omega @ t for t in through_w] + [-t @ Zv[mine] for t, mine in zip(T, own, strict=True)]
