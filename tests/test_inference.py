@@ -11,6 +11,7 @@ import dense
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SHARED, not_here
 from scipy import stats
 
 import ctmm_formula.inference.bootstrap as bootstrap_module
@@ -742,9 +743,14 @@ def test_constraints_that_cannot_be_read(hypotheses, message):
 # the published analysis
 
 
+REFERENCE, GENE = "golden/ipsc_gene_reference.json", "data/ipsc_gene_ctp.csv"
+MISSING = not_here(REFERENCE, GENE)
+needs_published = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
 @pytest.fixture(scope="module")
-def published(shared):
-    fits = json.loads((shared / "golden/ipsc_gene_reference.json").read_text())["fits"]
+def published():
+    fits = json.loads((SHARED / REFERENCE).read_text())["fits"]
     return {
         (f["structure"], f["method"].lower(), f["jackknife"]): f["p"]
         for f in fits
@@ -753,14 +759,15 @@ def published(shared):
 
 
 @pytest.fixture(scope="module")
-def gene(shared):
-    return pd.read_csv(shared / "data/ipsc_gene_ctp.csv")
+def gene():
+    return pd.read_csv(SHARED / GENE)
 
 
 def named(frame, structure):
     return resolve(structure, sorted(frame["celltype"].unique()))
 
 
+@needs_published
 @pytest.mark.parametrize("structure", ["hom", "iid", "free"])
 @pytest.mark.parametrize("method", ["ml", "reml"])
 def test_published_fisher_tests(structure, method, published, gene, make_model):
@@ -779,6 +786,7 @@ def test_published_fisher_tests(structure, method, published, gene, make_model):
     assert got == pytest.approx(p, rel=early.get((structure, method), PUBLISHED))
 
 
+@needs_published
 @pytest.mark.parametrize(
     ("method", "tolerance"), [("reml", PUBLISHED_JACKKNIFE), ("he", PUBLISHED)]
 )
