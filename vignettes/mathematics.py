@@ -123,7 +123,8 @@ expected = [[0.5 * np.trace(P @ S @ P @ T) for T in parts] for S in parts]
 
 agree("restricted log-likelihood", llf, res.llf)
 agree("fixed effects", np.linalg.solve(XSX, X.T @ S_inv @ y), res.fe_params.to_numpy())
-agree("standard errors of components", np.sqrt(np.diag(np.linalg.inv(expected))), res.bse[res.vcomp.index])
+errors = np.sqrt(np.diag(np.linalg.inv(expected)))
+agree("standard errors of components", errors, res.bse[res.vcomp.index])
 assert np.abs(score).max() < 1e-4  # the estimate is a maximum
 
 # %% [markdown]

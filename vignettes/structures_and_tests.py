@@ -121,7 +121,8 @@ calibration = sections("calibration")
 SHOWN = ["score", "score, combined", "LRT", "Wald", "jackknife", "HE jackknife", "means"]
 
 # %% tags=["hide-input", "markdown"]
-print(*(line for line in calibration["What it says"] if not line.startswith("A point is")), sep="\n")
+said = [line for line in calibration["What it says"] if not line.startswith("A point is")]
+print(*said, sep="\n")
 
 # %% [markdown]
 # Rates with their standard errors in brackets; "failed" counts data sets without a p value.

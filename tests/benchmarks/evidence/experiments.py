@@ -139,9 +139,7 @@ def _aim1(setting: dict[str, Any], group: str) -> int:
     return 300 if group == "score" and N == 300 else 1000
 
 
-def _draw_design(
-    setting: dict[str, Any], count: int, rng: np.random.Generator
-) -> SimulatedGenes:
+def _draw_design(setting: dict[str, Any], count: int, rng: np.random.Generator) -> SimulatedGenes:
     options = {name: value for name, value in setting.items() if name != "design"}
     return simulate_design(setting["design"], count, rng=rng, **options)
 
