@@ -183,7 +183,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # %% [markdown]
 # ## Tests
 #
-# Denominator degrees of freedom are $N$ less all parameters: `inference.variance.df_resid`.
+# Denominator degrees of freedom are $N$ less all parameters: `inference.fit.Fit.df_resid`.
 #
 # | question | test | where |
 # |---|---|---|
@@ -192,9 +192,9 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # | equal means | the same, contrasts of cell type means, whatever the coding | `inference.testing.mean_differentiation` |
 # | one component $> 0$ | one-sided $t$ | `inference.testing.one_sided_t` |
 # | nested structures | $2(\ell_1 - \ell_0) \sim \chi^2$ with df from the basis | `inference.testing.likelihood_ratio`, `inference.comparison.compare` |
-# | the same, by simulation | parametric bootstrap | `inference.bootstrap.parametric_bootstrap_lrt` |
+# | the same, by simulation | parametric bootstrap | `inference.bootstrap.bootstrap_ratio` |
 # | one component $= 0$, exactly | restricted likelihood ratio with known noise | `inference.rlrt.exact_rlrt` |
-# | AIC, BIC | | `inference.comparison.aic`, `inference.comparison.bic` |
+# | AIC, BIC | | `inference.fit.Fit.aic`, `inference.fit.Fit.bic` |
 # | $V = 0$, robust to errors of $\nu$ | score test, below | `inference.score.score_test` |
 #
 # ### The score test

@@ -84,7 +84,7 @@ pd.DataFrame(rows).T
 # |---|---|
 # | `"score"` | the fit without V, which has no edge; numbers of cells; the measured noise only on average right |
 # | `"lrt"` | the measured noise is exact |
-# | `"wald"` (`"model"`) | that, and estimates that are normal |
+# | `"wald"` | that, and estimates that are normal |
 # | `"jackknife"` | estimates that are normal enough, away from the edge |
 # | HE `"jackknife"` | the same for moment estimates |
 # | `"bootstrap"` | the measured noise is exact |

@@ -7,13 +7,15 @@
 #'
 #' @param object a fit of \code{\link{ctmm}}.
 #' @param method of \code{test_variance}: \code{"score"}, the noise-robust score test;
-#' \code{"jackknife"} or \code{"model"}, an F test with the jackknife's or the model's covariance;
+#' \code{"jackknife"} or \code{"wald"}, an F test with the jackknife's or the model's covariance;
 #' \code{"lrt"} or \code{"bootstrap"}, the likelihood ratio to the structure \code{"hom"} against
 #' chi-squared or a parametric bootstrap. \code{NULL} leaves the choice to the Python package, and the
 #' result names it. After ML and REML the jackknife rejects too often near V = 0: confirm what
-#' it finds by the score test. Of \code{test_component}: a one-sided t test, or the exact restricted
-#' likelihood ratio test where the component is the model's only one.
-#' @param covariance \code{"model"}, \code{"jackknife"}, or what \code{\link{jackknife}} returned.
+#' it finds by the score test. Of \code{test_component}: \code{"wald"} (default after ML and REML) or
+#' \code{"jackknife"} (after HE), a one-sided t test by the same covariances, or \code{"exact"}, the
+#' exact restricted likelihood ratio test where the component is the model's only one.
+#' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
+#' \code{test_mean} also \code{"jackknife"} or \code{"model"}.
 #' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.
