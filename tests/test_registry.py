@@ -21,6 +21,7 @@ from ctmm_formula.inference.tests import (
     run_test,
 )
 from ctmm_formula.planning import known_tests
+from ctmm_formula.structures import STRUCTURES
 
 FORMULA = "expr ~ C(celltype) + sex"
 DRAWN = 19
@@ -169,6 +170,26 @@ def test_a_scan_of_an_unknown_test_can_be_read(monkeypatch, gene, tmp_path):
         path = tmp_path / "scan.parquet"
         scan = ctmm.fit_genes("~ C(celltype)", **gene, tests=["largest"], out=path)
     assert ctmm.read_scan(path).table.equals(scan.table)
+
+
+def test_one_row_is_a_new_structure_everywhere(monkeypatch, df, gene):
+    """Early and late cell types: two variances, as matrices of one's own have them."""
+
+    def rows(names):
+        early = (np.arange(len(names)) < len(names) / 2).astype(float)
+        V = [("V[early]", np.diag(early)), ("V[late]", np.diag(1 - early))]
+        return [("hom", np.ones((len(names), len(names)))), *V]
+
+    monkeypatch.setitem(STRUCTURES, "halves", rows)
+    own = ctmm.fit(FORMULA, structure=dict(rows(range(4))), data=df)
+    res = ctmm.fit(FORMULA, structure="halves", data=df)
+    assert res.vcomp.equals(own.vcomp)
+    scan = ctmm.fit_genes("~ C(celltype) + sex", **gene, structure="halves", models=["hom", "free"])
+    assert scan.vcomp.loc["expr"].to_dict() == pytest.approx(res.vcomp.to_dict(), rel=SAME)
+    assert {"p_lrt[hom:halves]", "p_lrt[halves:free]"} <= set(scan.table)
+    sent = make_request(df, res)
+    assert call("fit", sent)["labels"] == ["hom", "V[early]", "V[late]"]
+    assert len(ctmm.power(20, 4, structure="halves", tests="lrt", n_sim=2, rng=1)) == 1
 
 
 R_CODE = """

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
+from ctmm_formula.errors import DataError
 from ctmm_formula.wire import calls, codec
 
 EXACT = 1e-12  # relative: the same arrays through the same code
@@ -259,3 +260,16 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ctmm.CTMMError, match=r"6 numbers arrived for an array of shape \(2, 4\)"):
         codec.decode(sent | {"shape": [2, 4]})
     assert codec.decode(sent | {"shape": 6}).shape == (6,)
+
+
+def test_a_design_of_a_caller_codes_no_new_rows(df):
+    """It has columns of X and no formula: predicting is the caller's, and a file cannot hold it."""
+    res = ctmm.fit(FORMULA, data=df)
+    sent = make_request(df, res)
+    there = calls._stored(stored(sent, calls.call("fit", sent)))
+    assert there.predict().equals(there.marginal)
+    np.testing.assert_allclose(there.means(), res.means(), rtol=1e-9)
+    with pytest.raises(DataError, match="predict where it was fitted"):
+        there.predict(df.head(3))
+    with pytest.raises(DataError, match="keep it where it was fitted"):
+        there.to_json()

@@ -126,7 +126,7 @@ class Fit:
         n is the number of rows for ML and rows less fixed effects for REML, whose likelihood is a
         density of n - p contrasts: so do metafor and nlme, and R's generic ``BIC``.
         """
-        n = self.model.nobs - self.n_fixed * (self.estimate.method == "reml")
+        n = self.model.nobs - (self.n_fixed if self.estimate.method == "reml" else 0)
         return -2.0 * self.estimate.llf + (self.n_params * math.log(n) if n > 0 else math.nan)
 
     # -----------------------------------------------------------------------------------------
