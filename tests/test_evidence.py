@@ -12,7 +12,7 @@ from scipy import stats
 
 from ctmm_formula.inference.score import cauchy_combination
 
-FOLDER = Path(__file__).parent / "benchmarks" / "evidence"
+FOLDER = Path(__file__).parents[1] / "vignettes" / "evidence"
 
 
 @pytest.fixture

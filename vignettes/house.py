@@ -29,10 +29,12 @@
 # | `ctmm_formula/simulate/` | data with known truth | arrays and tables |
 # | `ctmm_formula/engine/` | the model as arrays, likelihood, moments, optimiser, compiled loops | arrays only |
 # | `ctmm_formula/structures.py` | covariance structures as lists of basis matrices | arrays only |
+# | `ctmm_formula/arguments.py` | one check of arguments for every door | nothing |
 # | `ctmm_formula/errors.py` | exceptions and warnings | nothing |
 #
 # Beside the package: `r_bridge/` (the R package and its tour), `tests/` (with `tests/golden/` and
-# `tests/benchmarks/`), `vignettes/` (these pages), `.ci/run` (all checks on a clean machine).
+# `tests/benchmarks/`), `vignettes/` (these pages, and in `vignettes/evidence/` the simulations that
+# they rest on), `.ci/run` (all checks on a clean machine).
 
 # %% [markdown]
 # ## One fit from end to end
@@ -96,7 +98,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # |---|---|---|
 # | a structure | one row of `STRUCTURES` in `ctmm_formula/structures.py`: labels and basis matrices | `tests/test_structures.py`, and `tests/test_engine.py` against dense algebra |
 # | an estimator | one function `(model, method, domain) -> Estimate` and a row of `ESTIMATORS` in `ctmm_formula/engine/estimators.py` | `tests/test_engine.py`, `tests/test_invariances.py` |
-# | a test of V = 0 | one function and a row of `TESTS` in `ctmm_formula/inference/tests.py`; `fit`, the scan, `power` and R read it | `tests/test_inference.py`; measure its level, `tests/benchmarks/evidence/run.py` |
+# | a test of V = 0 | one function and a row of `TESTS` in `ctmm_formula/inference/tests.py`; `fit`, the scan, `power` and R read it | `tests/test_registry.py`; measure its level, `vignettes/evidence/run.py` |
 # | bounds | a row in `ctmm_formula/engine/domain.py` | `tests/test_hard_genes.py` |
 # | a formula engine | a class in `ENGINES` of `ctmm_formula/design/matrix.py` | `tests/test_formula.py`, `tests/test_design.py` |
 # | an error message | raise it; write its entry in `vignettes/errors.md` | `tests/test_vignettes.py` |

@@ -37,7 +37,7 @@ import pandas as pd
 import ctmm_formula as ctmm
 
 ROOT = Path(globals().get("__file__", "vignettes/notebook")).resolve().parents[1]
-EVIDENCE = ROOT / "tests" / "benchmarks" / "evidence"
+EVIDENCE = ROOT / "vignettes" / "evidence"
 
 df = ctmm.load_example()
 fits = {
@@ -90,7 +90,7 @@ pd.DataFrame(rows).T
 # | `"bootstrap"` | the measured noise is exact |
 #
 # How often does each call p < .05?  First where there is nothing to be found
-# (`tests/benchmarks/evidence/calibration.md`); rates should be near .05.
+# (`vignettes/evidence/calibration.md`); rates should be near .05.
 
 
 # %% tags=["hide-input"]
@@ -170,7 +170,7 @@ print("\n".join(calibration[heading]))
 # %% [markdown]
 # ## Power
 #
-# How often each finds V where it is there (`tests/benchmarks/evidence/power.md`).
+# How often each finds V where it is there (`vignettes/evidence/power.md`).
 
 # %% tags=["hide-input", "markdown"]
 power = sections("power")
@@ -216,4 +216,4 @@ show(table.rename_axis(["truth", "donors", "errors of ν"]).reset_index())
 # | the published analysis to be repeated | `"jackknife"`; confirm hits by `"score"` |
 # | no numbers of cells | `"score"` with the mean noise of each cell type; the result says so |
 #
-# Every table here is made by `tests/benchmarks/evidence/run.py` and `report.py`, with seeds.
+# Every table here is made by `vignettes/evidence/run.py` and `report.py`, with seeds.

@@ -86,8 +86,10 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
     kind = str(record.get("kind"))
     choose("kind of pseudobulk", kind, KINDS)
     lost = [f"obs[{name!r}]" for name in KINDS[kind] if name not in pb.obs]
-    lost += ["layers['nu']"] * ("nu" not in pb.layers)
-    lost += ["obsm['proportions']"] * (kind == "op" and "proportions" not in pb.obsm)
+    if "nu" not in pb.layers:
+        lost.append("layers['nu']")
+    if kind == "op" and "proportions" not in pb.obsm:
+        lost.append("obsm['proportions']")
     if lost:
         raise DataError(f"the pseudobulk has lost {', '.join(lost)}: make it anew")
     if not pb.var_names.is_unique:

@@ -140,7 +140,7 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
             "variance components cannot be told apart: their information is singular"
         )
     on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
-    df = model.nobs - p * reml
+    df = model.nobs - p if reml else model.nobs
     constant = _coding_constant(model) if reml else 0.0
     beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
     return Estimate(

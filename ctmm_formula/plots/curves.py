@@ -104,7 +104,8 @@ def power_curves(
     ends = min(low, 0.0), max(high, 1.0 if high > 0.5 else 0.055)
     margin = 0.03 * (ends[1] - ends[0])
     ax.set_ylim(ends[0] - margin, ends[1] + margin)
-    style.finish(ax, _LABELS.get(x, x), _LABELS.get(y, y) + " ± 1 SE" * bool(error))
+    drawn = _LABELS.get(y, y)
+    style.finish(ax, _LABELS.get(x, x), f"{drawn} ± 1 SE" if error else drawn)
     lost = int(data["y"].isna().sum())
     style.note(ax, f"{style.count(lost, 'setting')} without a rate left out" if lost else "")
     if len(tests) + len(lines) > 2:

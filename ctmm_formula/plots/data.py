@@ -209,7 +209,7 @@ def noise(
     style.plain(ax.yaxis)
     style.finish(ax, "cells", "noise variance\n(expression²)")
     lost = len(table) - len(drawn)
-    some = f"; {style.count(lost, 'row')} without noise or cells" * bool(lost)
+    some = f"; {style.count(lost, 'row')} without noise or cells" if lost else ""
     style.note(ax, f"line: pooled s²/n{some}")
     if len(names) > 1:
         style.key(ax, markerscale=1.6)

@@ -91,9 +91,11 @@ def differentiation(
     style.finish(ax, f"−log10 p ({x})", f"−log10 p ({y})")
     name_points(ax, place[named], shown["gene"].iloc[named].tolist())
     lost = len(table) - len(shown)
-    parts = [f"{lost} of {len(table)} genes without p left out"] * bool(lost)
-    parts += [f"{infinite.sum()} with p = 0 at the edge (▲)"] * bool(infinite.any())
-    style.note(ax, "\n".join(parts))
+    remarks = style.remarks(
+        (lost, f"{lost} of {len(table)} genes without p left out"),
+        (infinite.any(), f"{infinite.sum()} with p = 0 at the edge (▲)"),
+    )
+    style.note(ax, remarks)
     return ax
 
 

@@ -205,7 +205,8 @@ def shares(
     bars = list(dict.fromkeys(table["fit"]))
     parts = list(dict.fromkeys(table["component"]))
     wide = table.pivot(index="fit", columns="component", values=scale).loc[bars, parts].fillna(0.0)
-    ax = style.axes(ax, 5.2, max(1.5, 0.8 + 0.4 * len(bars) + 0.06 * len(parts) * by_celltype))
+    legend = 0.06 * len(parts) if by_celltype else 0.0
+    ax = style.axes(ax, 5.2, max(1.5, 0.8 + 0.4 * len(bars) + legend))
     right, left = np.zeros(len(bars)), np.zeros(len(bars))
     for name, color in _part_colors(parts).items():
         value = wide[name].to_numpy()

@@ -83,10 +83,13 @@ def qq(
     style.literal(key)
     lost = int(table.attrs["missing"])
     zeros = int((table["p"] == 0).sum())
-    parts = [f"{lost} missing p left out"] * bool(lost)
-    parts += [f"no p at all of {', '.join(table.attrs['empty'])}"] * bool(table.attrs["empty"])
-    parts += [f"{zeros} with p = 0 at the edge (▲)"] * bool(zeros)
-    style.note(ax, "\n".join(parts))
+    empty = table.attrs["empty"]
+    remarks = style.remarks(
+        (lost, f"{lost} missing p left out"),
+        (empty, f"no p at all of {', '.join(empty)}"),
+        (zeros, f"{zeros} with p = 0 at the edge (▲)"),
+    )
+    style.note(ax, remarks)
     return ax
 
 

@@ -69,10 +69,12 @@ def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None
     ax.axhline(0.0, color=style.LINE, linewidth=0.6)
     beyond = int((np.abs(everything) > edge).sum())
     lost = int(table["variance"].isna().groupby(table["gene"]).any().sum())
-    parts = [f"{beyond} of {everything.size} clipped at ±{edge:g}"] * bool(beyond)
-    parts += [f"{style.count(lost, 'gene')} without estimates left out"] * bool(lost)
+    remarks = style.remarks(
+        (beyond, f"{beyond} of {everything.size} clipped at ±{edge:g}"),
+        (lost, f"{style.count(lost, 'gene')} without estimates left out"),
+    )
     clipped = [own.clip(-edge, edge) for own in values]
-    _violins(ax, clipped, fills, [np.median(own) for own in values], "\n".join(parts))
+    _violins(ax, clipped, fills, [np.median(own) for own in values], remarks)
     style.names_below(ax, range(len(names)), names)
     return style.finish(ax, "", "variance (expression²)")
 
@@ -176,10 +178,12 @@ def correlations(
     choose("kind", kind, ["violin", "heatmap"])
     empty = table["correlation"].isna().groupby(table["gene"])
     lost, part = int(empty.all().sum()), int((empty.any() & ~empty.all()).sum())
-    parts = [f"{lost} of {empty.ngroups} genes without a covariance left out"] * bool(lost)
-    parts += [f"{style.count(part, 'gene')} with some of the pairs only"] * bool(part)
+    remarks = style.remarks(
+        (lost, f"{lost} of {empty.ngroups} genes without a covariance left out"),
+        (part, f"{style.count(part, 'gene')} with some of the pairs only"),
+    )
     draw = _pairs if kind == "violin" else _heatmap
-    return draw(table, types, ordered, "\n".join(parts), ax)
+    return draw(table, types, ordered, remarks, ax)
 
 
 def correlations_data(scan: object) -> pd.DataFrame:

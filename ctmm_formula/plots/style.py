@@ -94,13 +94,22 @@ def note(ax: Axes, text: str, above: float = 0.0) -> None:
         )  # fmt: skip
 
 
+def remarks(*given: tuple[object, str]) -> str:
+    """Remarks for :func:`note`, one a line; each is given with what must be true of it.
+
+    >>> remarks((2, "2 left out"), (0, "0 at the edge"))
+    '2 left out'
+    """
+    return "\n".join(text for holds, text in given if holds)
+
+
 def count(number: int, thing: str) -> str:
     """Number and name of things.
 
     >>> count(1, "gene"), count(2, "gene")
     ('1 gene', '2 genes')
     """
-    return f"{number} {thing}" + "s" * (number != 1)
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def require(table: pd.DataFrame, columns: Iterable[str], fix: str) -> None:

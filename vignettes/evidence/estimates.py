@@ -1,6 +1,6 @@
 """Bias and spread of the variance components: supplementary figures S2 to S6 of the CTMM paper.
 
-    python tests/benchmarks/evidence/estimates.py [--replicates 500] [--minutes 30]
+    python vignettes/evidence/estimates.py [--replicates 500] [--minutes 30]
 
 Of each design, estimator and kind of data the distribution of every component over the
 replicates, :data:`PER_STUDY` of which share their donors.  Finished designs are kept in

@@ -1,4 +1,4 @@
-"""Tables and pictures of the counts: ``python tests/benchmarks/evidence/report.py``.
+"""Tables and pictures of the counts: ``python vignettes/evidence/report.py``.
 
 Reads ``<experiment>.csv`` as ``run.py`` and ``estimates.py`` keep them and writes a page (.md) and
 a picture (.png) for each.  What a page says of the published targets is in ``targets.md``.

@@ -1,6 +1,6 @@
 """Count positive tests of the experiments, and go on where the last run stopped.
 
-    python tests/benchmarks/evidence/run.py [figure1 ...] [--groups score ...] [--minutes 30]
+    python vignettes/evidence/run.py [figure1 ...] [--groups score ...] [--minutes 30]
                                             [--full] [--jobs 1]
 
 Finished units of work are kept in ``<experiment>.csv``: setting, test, positives at .05, genes

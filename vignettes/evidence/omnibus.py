@@ -1,6 +1,6 @@
 """One p value from those of the cell types and of their sum: rules side by side.
 
-    python tests/benchmarks/evidence/omnibus.py [--replicates 500]
+    python vignettes/evidence/omnibus.py [--replicates 500]
 
 Writes ``omnibus.md``.  Settings of ``experiments.py``'s power, with uneven cells and errors of nu
 of .33, and the same with V = 0; on the same p values
