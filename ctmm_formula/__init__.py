@@ -41,23 +41,23 @@ if TYPE_CHECKING:
     from .errors import DataError as DataError
     from .errors import FormulaError as FormulaError
     from .planning import power as power
-    from .results.results import CTMMResults as CTMMResults
+    from .results.fitted import CTMMResults as CTMMResults
     from .results.summary import show_versions as show_versions
     from .scan.genes import fit_genes as fit_genes
     from .scan.genes import read_scan as read_scan
-    from .scan.scan import Scan as Scan
+    from .scan.results import Scan as Scan
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
 
 _HOME = {
     "BoundaryWarning": "errors",
     "CTMMError": "errors",
-    "CTMMResults": "results.results",
+    "CTMMResults": "results.fitted",
     "CTMMWarning": "errors",
     "ConvergenceError": "errors",
     "DataError": "errors",
     "FormulaError": "errors",
-    "Scan": "scan.scan",
+    "Scan": "scan.results",
     "anova": "api",
     "banded": "structures",
     "errors": "",

@@ -11,17 +11,17 @@ import pandas as pd
 
 from .arguments import choose
 from .cells.tables import gene_table, is_anndata
-from .design.design import Design, build_design
 from .design.expressions import names_in
 from .design.formula import parse
+from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
 from .design.size import check_size, n_parameters
-from .engine.domain import BOUNDS, Domain
+from .engine.domain import Domain
 from .engine.estimate import Estimate
 from .engine.estimators import ESTIMATORS, estimate
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
-from .inference.variance import compare
-from .results.results import CTMMResults
+from .inference.comparison import compare
+from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
 from .structures import Structure, resolve
 
@@ -123,7 +123,8 @@ def fit(
     >>> list(res.vcomp.index)
     ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch']
     """
-    method = check_settings(method, structure, random, noise, bounds, noise_floor, formula_engine)
+    method = check_settings(method, structure, bounds, noise_floor)
+    check_formula(random, noise, formula_engine)
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
 
@@ -152,28 +153,25 @@ def fit(
 
 
 def check_settings(
-    method: object,
-    structure: object,
-    random: object,
-    noise: object,
-    bounds: str | None,
-    noise_floor: float,
-    formula_engine: str,
+    method: object, structure: object, bounds: str | None, noise_floor: float
 ) -> str:
     """Refuse settings that no data could make right; the method's name as the registry has it."""
     method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
-    choose("formula engine", formula_engine, ENGINES)
+    Domain("noise" if bounds is None else bounds, noise_floor)
+    if isinstance(structure, str):
+        resolve(structure, ("a", "b"))  # is there such a structure?
+    return method
+
+
+def check_formula(random: object, noise: object, engine: str) -> None:
+    """The same for what belongs to the formula."""
+    choose("formula engine", engine, ENGINES)
     if hasattr(random, "columns") or hasattr(random, "to_pandas"):
         raise DataError(
             "random= got a table; it names random effects, such as 'batch': did you mean data=?"
         )
-    choose("bounds", "noise" if bounds is None else bounds, BOUNDS)
-    Domain("noise", noise_floor)
-    if isinstance(structure, str):
-        resolve(structure, ("a", "b"))  # is there such a structure?
     if noise is None:
         raise DataError("noise= must name the column of noise variances")
-    return method
 
 
 def fit_design(design: Design, structure: object, method: str, domain: Domain) -> CTMMResults:
@@ -219,7 +217,7 @@ def anova(
     names = _labels(fits) if labels is None else [str(label) for label in labels]
     if len(names) != len(fits) or len(set(names)) < len(names):
         raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
-    rows = compare([fit._fitted(name) for name, fit in zip(names, fits, strict=True)])
+    rows = compare([fit.labelled(name) for name, fit in zip(names, fits, strict=True)])
     table = pd.DataFrame(rows).set_index("label")
     return Anova(table, fits[0].method)
 
@@ -291,8 +289,9 @@ def _trouble(fitted: Estimate, domain: Domain) -> str:
     record = fitted.convergence
     if not record.converged:
         return f"the optimisation did not converge: {record.message}"
-    edge = f"the estimate lies on the edge of its domain (bounds={domain.bounds!r})"
-    return edge * record.boundary
+    if record.boundary:
+        return f"the estimate lies on the edge of its domain (bounds={domain.bounds!r})"
+    return ""
 
 
 def warn_of(fitted: Estimate, domain: Domain) -> None:

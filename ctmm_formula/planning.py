@@ -17,8 +17,13 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from .arguments import Rng, choose, floats, generator, on_off, threads, whole_number
+from .engine.estimators import ESTIMATORS
+from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
+from .inference.tests import JACKKNIFE, LIKELIHOOD, TESTS
+from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
+from .scan.plan import draws
 from .simulate import (
     SimulatedGenes,
     cell_error,
@@ -35,29 +40,37 @@ PER_STUDY = 25
 """Replicates that share donors, numbers of cells and batches."""
 
 
-class _Test(NamedTuple):
-    """How a scan makes a test, and the columns of its p values; {type} stands for every type."""
+class Asked(NamedTuple):
+    """A test of a scan: by which method, its name there, and which of its p values.
+
+    `method` is "" where any will do, `detail` "" for the test's main p value.
+    """
 
     method: str
     test: str
-    column: str
+    detail: str
 
 
-TESTS: dict[str, _Test] = {
-    "score": _Test("", "score", "p_score"),
-    "score_cauchy": _Test("", "score", "p_score_cauchy"),
-    "score_celltype": _Test("", "score", "p_score[{type}]"),
-    "lrt": _Test("reml", "lrt", "p_lrt"),
-    "wald": _Test("reml", "wald", "p_wald"),
-    "jackknife": _Test("reml", "jackknife", "p_jackknife"),
-    "bootstrap": _Test("reml", "bootstrap", "p_bootstrap"),
-    "mean": _Test("reml", "mean", "p_mean"),
-    "ml:lrt": _Test("ml", "lrt", "p_lrt"),
-    "ml:wald": _Test("ml", "wald", "p_wald"),
-    "he:jackknife": _Test("he", "jackknife", "p_jackknife"),
-    "he:mean": _Test("he", "mean", "p_mean"),
-}
-"""Name -> test; those without a method go with any."""
+def known_tests() -> dict[str, Asked]:
+    """Tests of :func:`power` by name, read off the registry.
+
+    A test by the fit's estimates goes by REML, and by "ml:" or "he:" before its name by these
+    methods where it can; the further p values of a test are tests of their own.
+
+    >>> [name for name in known_tests() if "score" in name], known_tests()["he:mean"]
+    (['score', 'score_cauchy', 'score_celltype'], Asked(method='he', test='mean', detail=''))
+    """
+    out = {}
+    for name, test in TESTS.items():
+        fitted = bool(test.needs & {LIKELIHOOD, JACKKNIFE})  # else it needs no estimate
+        methods = [m for m in ESTIMATORS if LIKELIHOOD not in test.needs or m in LIKELIHOODS]
+        for method in ["reml", *(m for m in methods if m != "reml")] if fitted else [""]:
+            prefix = f"{method}:" if method not in ("", "reml") else ""
+            for detail in ("", *test.details):
+                asked = f"{prefix}{name}{f'_{detail}' if detail else ''}"
+                out[asked] = Asked(method, name, detail)
+    return out
+
 
 SETTINGS = (
     "n_donors", "celltypes", "V", "sigma2", "beta", "cells", "fold", "cell_variance", "cell_cv",
@@ -136,8 +149,8 @@ def power(
     tests : str or sequence of str
         - "score" (the sum over cell types), "score_celltype" (a row for each), "score_cauchy"
           (sum and cell types combined)
-        - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald"; "he:jackknife"
-        - of means: "mean" by REML, "he:mean"
+        - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald", ...; "he:jackknife"
+        - of means: "mean" by REML, "ml:mean", "he:mean"
     alpha : float
         Level; for a scan of 10,000 genes with Bonferroni's rule 0.05 / 10_000.
     n_sim : int
@@ -189,15 +202,16 @@ def power(
         for values in product(*(_values(name, given[name]) for name in SETTINGS))
     ]
     names = list(tests) if np.iterable(tests) and not isinstance(tests, str) else [tests]
-    for name in names:
-        choose("test", name, TESTS)
+    known = known_tests()
     if not names:
-        raise CTMMError(f"tests= is empty: choose from {', '.join(TESTS)}")
+        raise CTMMError(f"tests= is empty: choose from {', '.join(known)}")
+    asked = [known[choose("test", name, known)].test for name in names]
     alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
     one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
     n_sim = whole_number("n_sim", n_sim, 1)
-    draws = int(1.0 / alpha) if "bootstrap" in names else 1  # of fewer no p value is below alpha
-    options = {"one_step": one_step, "n_bootstrap": whole_number("n_bootstrap", n_bootstrap, draws)}
+    fewest = int(1.0 / alpha) if draws(asked) else 1  # of fewer no p value is below alpha
+    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest)
+    options = {"one_step": one_step, "n_bootstrap": n_bootstrap}
     _check_grid(grid)
     studies = -(-n_sim // PER_STUDY)
     streams: Any = generator(rng).bit_generator.seed_seq
@@ -277,7 +291,8 @@ def pvalues_of(
     >>> {name: p.round(3).tolist() for name, p in pvalues_of(genes, ["lrt"]).items()}
     {'lrt': [0.0, 0.04]}
     """
-    asked = [TESTS[choose("test", name, TESTS)] for name in tests]
+    known = known_tests()
+    asked = [known[choose("test", name, known)] for name in tests]
     methods = list(dict.fromkeys(test.method for test in asked if test.method)) or ["he"]
     tables = {}
     for method in methods:
@@ -294,12 +309,13 @@ def pvalues_of(
     out = {}
     for name, test in zip(tests, asked, strict=True):
         table = tables[test.method or methods[0]]
-        if "{type}" in test.column:
-            for celltype in genes.celltypes:
-                column = test.column.format(type=celltype)
-                out[f"score[{celltype}]"] = table[column].to_numpy(dtype=float)
+        if test.detail == BY_TYPE:
+            columns = {f"[{celltype}]": f"[{celltype}]" for celltype in genes.celltypes}
+            name = name.removesuffix(f"_{BY_TYPE}")
         else:
-            out[name] = table[test.column].to_numpy(dtype=float)
+            columns = {"": f"_{test.detail}" if test.detail else ""}
+        for end, column in columns.items():
+            out[f"{name}{end}"] = table[f"p_{test.test}{column}"].to_numpy(dtype=float)
     return out
 
 

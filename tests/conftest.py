@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,20 +14,33 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[1].parent / "shared"
-"""Real data that may not be copied into the project; tests that need it skip without it."""
+SHARED = Path(os.environ.get("CTMM_SHARED") or Path(__file__).parents[2] / "shared")
+"""Published numbers of a real gene, which may not be copied into the project."""
+
+
+def not_here(*names: str) -> str:
+    """Which published numbers are missing, and where they belong; nothing if all are there."""
+    missing = [name for name in names if not (SHARED / name).is_file()]
+    where = f"{SHARED} (another folder: CTMM_SHARED)"
+    return f"published numbers: no {', '.join(missing)} in {where}" if missing else ""
+
+
+def pytest_report_header() -> str:
+    return f"published numbers: {SHARED if SHARED.is_dir() else 'not here'} (CTMM_SHARED)"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was not compared, however quiet the run; -rs shows each skip with its reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum("published numbers: " in str(report.longrepr) for report in skipped)
+    if count:
+        where = f"not all in {SHARED} (another folder: CTMM_SHARED)"
+        terminalreporter.line(f"published numbers: {where}, {count} tests skipped")
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("the real gene is not kept with the project")
-    return SHARED
 
 
 def frame_model(

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmm_formula.design.design import build_design
 from ctmm_formula.design.formula import parse
+from ctmm_formula.design.labelled import build_design
 from ctmm_formula.errors import CTMMError, DataError, FormulaError
 
 GOOD = "expr ~ C(celltype) + sex + PC1"

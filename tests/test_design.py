@@ -12,8 +12,8 @@ import patsy
 import pytest
 
 from ctmm_formula.design.arrays import aliased
-from ctmm_formula.design.design import build_design
 from ctmm_formula.design.formula import parse
+from ctmm_formula.design.labelled import build_design
 from ctmm_formula.design.matrix import ALWAYS, Coding
 from ctmm_formula.errors import DataError, FormulaError
 from ctmm_formula.structures import resolve

@@ -1,5 +1,6 @@
 """The scan of all genes: the numbers of single fits, and no gene that can stop it."""
 
+import pickle
 import re
 import warnings
 
@@ -12,9 +13,10 @@ import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.engine.estimators import ESTIMATORS
 from ctmm_formula.engine.likelihood import LIKELIHOODS
+from ctmm_formula.inference.tests import TESTS
+from ctmm_formula.results.estimates import adjusted
 from ctmm_formula.scan import job, patterns
-from ctmm_formula.scan.scan import adjusted
-from ctmm_formula.scan.worker import TESTS, gene_seed
+from ctmm_formula.scan.worker import gene_seed
 from ctmm_formula.simulate import overall_table
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES
 
@@ -58,7 +60,7 @@ def single(results, test, gene):
     if test == "mean":
         return results.test_mean()
     rng = np.random.default_rng(gene_seed(7, gene)) if test == "bootstrap" else None
-    return results.test_variance("model" if test == "wald" else test, rng=rng, n=DRAWS)
+    return results.test_variance(test, rng=rng, n=DRAWS)
 
 
 def close(value, expected):
@@ -454,3 +456,28 @@ def test_a_jackknife_that_no_gene_can_have_is_a_reason(small, monkeypatch, metho
     table = quietly(ctmm.fit_genes, "~ C(celltype)", **settings).table
     assert np.isfinite(table["hom"]).all() and table["p_jackknife"].isna().all()
     assert table["reason"].str.contains("no donor can be left out").all()
+
+
+@pytest.mark.parametrize("method", ["reml", "he"])
+def test_a_gene_of_a_one_step_scan_has_the_p_values_of_the_table(small, tmp_path, method):
+    """Its jackknife is the one-step version too, and it says so, also after JSON and pickle."""
+    obs, expr, nu = small
+    path = tmp_path / "scan.parquet"
+    scan = quietly(
+        ctmm.fit_genes, "~ C(celltype) + sex", data=obs, expr=expr, nu=nu, one_step=True,
+        tests=["jackknife", "mean"], method=method, genes=GENES[:1], out=path,
+    )  # fmt: skip
+    row = scan.table.iloc[0]
+    again = ctmm.read_scan(path, data=obs, expr=expr, nu=nu)
+    results = scan.gene(GENES[0])
+    stored = [ctmm.CTMMResults.from_json(results.to_json()), pickle.loads(pickle.dumps(results))]
+    for one in (results, again.gene(GENES[0]), *stored):
+        variance, mean = one.test_variance("jackknife"), one.test_mean()
+        close(variance.pvalue, row["p_jackknife"])
+        close(mean.pvalue, row["p_mean"])
+        close(one.cov_params("jackknife").loc["hom", "hom"] ** 0.5, row["se_jackknife[hom]"])
+        step = ", one step" if method == "reml" else ""  # moments have a closed form
+        assert variance.method == mean.method == f"wald (jackknife{step})"
+    if method == "reml":
+        exact = results.jackknife()
+        assert results.test_mean(exact).pvalue != mean.pvalue

@@ -184,7 +184,7 @@ def test_jackknife_is_made_of_fits(blocks, scale):
         assert (g in failed) == (fit.beta_by == "gls" != alone.beta_by)
         if g not in failed:
             close(jack.beta[g], alone.beta if fit.beta_by == "gls" else he.ols(part), SAME)
-    G, both = len(jack.left_out), np.hstack([jack.theta, jack.beta])
+    G, both = len(jack.left_out), np.hstack([jack.beta, jack.theta])
     close(jack.cov, (G - 1) ** 2 / G * np.cov(both.T), SAME)
 
 

@@ -15,26 +15,26 @@ PACKAGE = "ctmm_formula"
 # Every module may import only modules named after it (`datasets` counts as one module).
 LAYERS = [
     # wire/
-    "wire", "transcriptome", "received", "codec",
+    "calls", "transcriptome", "received", "codec",
     "planning",
     # scan/
-    "genes", "job", "scan", "store", "worker", "patterns", "responses", "columns",
+    "genes", "job", "results", "store", "worker", "plan", "patterns", "responses", "columns",
     "api",
     # results/
-    "results", "hypothesis_tests", "parameters", "predictions", "resampling", "serialize",
-    "shares", "summary",
+    "fitted", "hypothesis_tests", "parameters", "predictions", "shares", "serialize", "record",
+    "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
-    "size", "design", "arrays", "prepare", "matrix", "formula",
+    "size", "labelled", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/
-    "variance", "score", "rlrt", "bootstrap", "comparison", "hypotheses", "testing", "jackknife",
-    "tails",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "hypotheses", "testing",
+    "jackknife", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
@@ -46,7 +46,7 @@ LAYERS = [
 STRINGS = {"formula", "random_terms", "syntax", "expressions"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
 TABLES |= {"source", "files", "covariates", "pairs", "tables", "evaluation"}
-NUMERICS = set(LAYERS[LAYERS.index("variance") : LAYERS.index("arguments")]) - {
+NUMERICS = set(LAYERS[LAYERS.index("tests") : LAYERS.index("arguments")]) - {
     "simulate",  # returns tables
     "hypotheses",  # patsy reads the strings
 }

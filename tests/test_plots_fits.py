@@ -619,6 +619,7 @@ def test_names_of_donors_that_do_not_fit_are_left_out(many):
         assert bool(boxes) == named
         assert all(a.x1 < b.x0 + 1 for a, b in pairwise(boxes))
 
+
 def test_tables_without_what_is_drawn_are_refused(table, op, many):
     with pytest.raises(ctmm.DataError, match="no column 'celltype'"):
         plots.missing(table.rename(columns={"celltype": "type"}))

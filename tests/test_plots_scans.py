@@ -363,8 +363,9 @@ def points(ax):
     """Markers of every curve, in pixels; shape (curves, settings, 2)."""
     FigureCanvasAgg(ax.figure).draw()
     curves = [bars.lines[0] for bars in ax.containers]
-    return np.array([c.get_transform().transform(np.column_stack(c.get_data()).astype(float))
-                     for c in curves])
+    return np.array(
+        [c.get_transform().transform(np.column_stack(c.get_data()).astype(float)) for c in curves]
+    )
 
 
 @pytest.mark.parametrize("step", [1, 25])

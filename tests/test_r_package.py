@@ -23,6 +23,8 @@ import pytest
 
 import ctmm_formula as ctmm
 
+pytestmark = pytest.mark.r
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "r_bridge" / "ctmmFormula"
 NEEDED = ("reticulate", "testthat", "nlme", "generics")
@@ -360,6 +362,32 @@ def test_r_cmd_check_finds_nothing(library, tmp_path):
     found = call(["R", "CMD", "check", *skip, archive.name])
     assert found.returncode == 0, found.stdout
     assert "Status: OK" in found.stdout, found.stdout
+
+
+def words(path: Path) -> str:
+    """A file of roxygen2 without what differs between its versions: spaces and its own lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    own = ("%", "#", "\\docType", "\\dontshow")
+    return "".join("".join(line.split()) for line in lines if not line.startswith(own))
+
+
+def test_namespace_and_help_pages_are_those_of_the_sources(tmp_path):
+    """roxygenise() changes nothing: they are not written by hand."""
+    need_r("roxygen2")
+    made = tmp_path / "ctmmFormula"
+    shutil.copytree(SOURCE, made)
+    shutil.rmtree(made / "man")
+    call = subprocess.run(
+        ["Rscript", "--vanilla", "-e", "roxygen2::roxygenise()"],
+        cwd=made, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert call.returncode == 0, call.stderr
+    assert "Warning" not in call.stderr
+    files, kept = (
+        {path.name: words(path) for path in (folder / "NAMESPACE", *folder.glob("man/*.Rd"))}
+        for folder in (made, SOURCE)
+    )
+    assert files == kept, "roxygen2::roxygenise('r_bridge/ctmmFormula')"
 
 
 @pytest.mark.parametrize("file", ["README.md", "r_bridge/README.md"])

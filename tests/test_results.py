@@ -12,7 +12,7 @@ from scipy import stats
 import ctmm_formula as ctmm
 from ctmm_formula import CTMMResults
 from ctmm_formula.errors import ConvergenceError, CTMMError, DataError, FormulaError
-from ctmm_formula.results.parameters import estimates
+from ctmm_formula.results.estimates import adjusted, estimates
 
 EXACT = 1e-12  # the same arithmetic in another order
 FORMULA = "expr ~ C(celltype) + sex + PC1"
@@ -277,12 +277,10 @@ def test_contrasts(res):
 
 
 def test_missing_p_values_stay_missing_and_do_not_count(res):
-    from ctmm_formula.results.results import _adjusted
-
     assert np.array_equal(
-        _adjusted(np.array([0.01, np.nan, 0.03]), "bonferroni"), [0.02, np.nan, 0.06], True
+        adjusted(np.array([0.01, np.nan, 0.03]), "bonferroni"), [0.02, np.nan, 0.06], True
     )
-    assert np.isnan(_adjusted(np.array([np.nan]), "holm")).all()
+    assert np.isnan(adjusted(np.array([np.nan]), "holm")).all()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -559,7 +557,6 @@ def test_named_tests(res):
     assert variance.df == (4, 60)
     assert variance.pvalue < 1e-4
     assert res.test_variance("wald").method == "wald (model)"
-    assert res.test_variance("wald") == res.test_variance("model")
     assert res.test_mean(None).method == "wald (model)"
     assert set(res.test_variance("score").extra["celltype"]) == set(TYPES)
     mean = res.test_mean()
@@ -569,13 +566,14 @@ def test_named_tests(res):
     assert model.statistic == pytest.approx(joint.statistic, rel=1e-10)
     batch = res.test_component("batch")
     assert batch.pvalue == pytest.approx(res.pvalues["batch"], rel=1e-10)
-    by_jackknife = res.test_component("V[day3]", covariance="jackknife")
+    by_jackknife = res.test_component("V[day3]", "jackknife")
+    assert res.test_component("V[day3]", covariance=jack) == by_jackknife
     expected = res.table("jackknife").loc["V[day3]", "p_value"]
     assert by_jackknife.pvalue == pytest.approx(expected, rel=1e-10)
     with pytest.raises(CTMMError, match="choose from hom, V"):
         res.test_component("pool")
-    with pytest.raises(CTMMError, match="choose from t, exact"):
-        res.test_component("batch", "wald")
+    with pytest.raises(CTMMError, match="choose from wald, jackknife, exact"):
+        res.test_component("batch", "score")
 
 
 def test_likelihood_ratio_is_that_of_anova(res, table):
@@ -632,7 +630,7 @@ def test_json_brings_everything_back(res, table, tmp_path):
     for source in (text, path, str(path)):
         back = CTMMResults.from_json(source)
         assert back.to_json() == text
-    assert json.loads(text)["version"] == 2
+    assert json.loads(text)["version"] == 3
     assert back.params.equals(res.params)
     assert back.cov_params("jackknife").equals(res.cov_params("jackknife"))
     assert back.llf == res.llf
@@ -840,8 +838,8 @@ def test_no_p_values_of_variances_that_did_not_settle(res):
     bad = stalled(res)
     assert bad.pvalues[VARIANCES].isna().all()
     assert bad.pvalues[FIXED].equals(res.pvalues[FIXED])
-    tests = [bad.test_variance(m, n=2) for m in ("jackknife", "model", "lrt", "bootstrap")]
-    tests += [bad.test_component("hom"), bad.test_component("hom", covariance="jackknife")]
+    tests = [bad.test_variance(m, n=2) for m in ("jackknife", "wald", "lrt", "bootstrap")]
+    tests += [bad.test_component("hom"), bad.test_component("hom", "jackknife")]
     tests += [bad.wald_test("hom = batch"), bad.compare_lr_test(smaller(res))]
     for test in tests:
         assert np.isnan(test.pvalue), test
@@ -871,7 +869,7 @@ def test_shares_without_proportions(table):
 def test_advice_on_the_jackknife(res, he):
     """Advice comes with small p values of the jackknife, and only there."""
     assert "confirm by test_variance('score')" in res.test_variance("jackknife").note
-    assert res.test_variance("model").note == he.test_variance("jackknife").note == ""
+    assert res.test_variance("wald").note == he.test_variance("jackknife").note == ""
 
 
 # ---------------------------------------------------------------------------------------------

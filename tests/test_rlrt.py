@@ -23,8 +23,10 @@ from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate
 from ctmm_formula.engine.model import build_model
 from ctmm_formula.errors import CTMMError
+from ctmm_formula.inference.fit import Fit
 from ctmm_formula.inference.rlrt import exact_rlrt, maximise, null_distribution, spectrum
-from ctmm_formula.inference.variance import component
+from ctmm_formula.inference.tests import COMPONENT_TESTS, run_test
+from ctmm_formula.structures import resolve
 
 SCRIPT = Path(__file__).parent / "r/rlrsim.R"
 RATIO = 1e-8
@@ -159,9 +161,16 @@ def test_p_values_are_uniform_under_the_null():
     assert stats.kstest(pvalues, "uniform").pvalue > KS
 
 
+def exact(model, **options):
+    """The test of the first component, as results ask for it."""
+    hom = resolve("hom", ["a", "b"])
+    fit = Fit(model, hom, Domain(), estimate(model), np.eye(2))
+    return run_test("exact", fit, registry=COMPONENT_TESTS, component=0, **options)
+
+
 def test_power_and_floor():
     model = hom_model(sigma2=4.0)
-    test = component(model, estimate(model), 0, "exact", label="hom", rng=1, n=200)
+    test = exact(model, label="hom", rng=1, n=200)
     assert test.pvalue == 1 / 201
     assert "no smaller than 1/(1 + 200 draws)" in test.note
     assert test.extra["draws"] == 200
@@ -198,7 +207,7 @@ def test_what_has_no_exact_test():
         exact_rlrt(everything)
     with pytest.raises(CTMMError, match="n_sim= must be a whole number of at least 1"):
         exact_rlrt(model, n_sim=0)
-    test = component(two, estimate(two), 0, "exact")
+    test = exact(two)
     assert math.isnan(test.pvalue)
     assert "single variance component" in test.note
 

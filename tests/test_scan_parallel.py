@@ -9,8 +9,7 @@ import pytest
 from joblib.parallel import get_active_backend
 
 import ctmm_formula as ctmm
-from ctmm_formula.inference import bootstrap, jackknife
-from ctmm_formula.results import resampling
+from ctmm_formula.inference import fit, jackknife
 from ctmm_formula.scan import job
 from ctmm_formula.scan.responses import Responses
 
@@ -134,8 +133,8 @@ def test_one_fit_keeps_to_threads_whatever_backend_is_set(what, monkeypatch):
     here = []
     module, name = {
         "jackknife": (jackknife._Refit, "_chunk"),
-        "bootstrap": (resampling, "run_estimator"),
-        "test": (bootstrap, "estimate"),
+        "bootstrap": (fit, "estimate"),
+        "test": (fit, "estimate"),
     }[what]
     run = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a: here.append(1) or run(*a))

@@ -10,8 +10,8 @@ import pytest
 
 import ctmm_formula as ctmm
 from ctmm_formula import CTMMResults
-from ctmm_formula.design.design import build_design
 from ctmm_formula.design.formula import parse
+from ctmm_formula.design.labelled import build_design
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimate import Convergence, Estimate
 from ctmm_formula.results import summary

@@ -47,7 +47,7 @@ import numpy as np
 
 import ctmm_formula as ctmm
 from ctmm_formula.engine.estimators import ESTIMATORS, estimate
-from ctmm_formula.inference.variance import COMPONENT_TESTS, VARIANCE_TESTS
+from ctmm_formula.inference.tests import COMPONENT_TESTS, TESTS
 from ctmm_formula.structures import STRUCTURES
 
 df = ctmm.load_example()
@@ -57,7 +57,7 @@ again = estimate(model, "reml")  # what fit, jackknife, bootstrap and scan all c
 print(dict(zip(res.vcomp.index, again.theta.round(4).tolist(), strict=True)))
 print("structures:", *STRUCTURES)
 print("estimators:", *ESTIMATORS)
-print("tests of V = 0:", *VARIANCE_TESTS)
+print("tests:", *TESTS)
 print("tests of one component:", *COMPONENT_TESTS)
 
 # %% [markdown]
@@ -66,9 +66,9 @@ print("tests of one component:", *COMPONENT_TESTS)
 # | formula, `random=` to a spec of strings | `ctmm_formula/design/formula.py`, `random_terms.py` |
 # | table to one mask, labels, columns | `ctmm_formula/design/prepare.py` |
 # | columns to $X$ by patsy or formulaic | `ctmm_formula/design/matrix.py` |
-# | all of it to a design with a `Model` | `ctmm_formula/design/design.py`, `ctmm_formula/engine/model.py` |
+# | all of it to a design with a `Model` | `ctmm_formula/design/labelled.py`, `ctmm_formula/engine/model.py` |
 # | `Model` to `Estimate` | `ctmm_formula/engine/estimators.py` |
-# | `Estimate` with labels to results | `ctmm_formula/results/results.py` |
+# | `Estimate` with labels to results | `ctmm_formula/results/fitted.py` |
 # | results to `TestResult` | `ctmm_formula/results/hypothesis_tests.py`, `ctmm_formula/inference/` |
 
 # %% [markdown]
@@ -99,7 +99,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # |---|---|---|
 # | a structure | one row of `STRUCTURES` in `ctmm_formula/structures.py`: labels and basis matrices | `tests/test_structures.py`, and `tests/test_engine.py` against dense algebra |
 # | an estimator | one function `(model, method, domain) -> Estimate` and a row of `ESTIMATORS` in `ctmm_formula/engine/estimators.py` | `tests/test_engine.py`, `tests/test_invariances.py` |
-# | a test of V = 0 | one function and a row of `VARIANCE_TESTS` in `ctmm_formula/inference/variance.py`; the scan offers it too | `tests/test_inference.py`; measure its level, `vignettes/evidence/run.py` |
+# | a test of V = 0 | one function and a row of `TESTS` in `ctmm_formula/inference/tests.py`; `fit`, the scan, `power` and R read it | `tests/test_registry.py`; measure its level, `vignettes/evidence/run.py` |
 # | bounds | a row in `ctmm_formula/engine/domain.py` | `tests/test_hard_genes.py` |
 # | a formula engine | a class in `ENGINES` of `ctmm_formula/design/matrix.py` | `tests/test_formula.py`, `tests/test_design.py` |
 # | an error message | raise it; write its entry in `vignettes/errors.md` | `tests/test_vignettes.py` |

@@ -123,7 +123,8 @@ expected = [[0.5 * np.trace(P @ S @ P @ T) for T in parts] for S in parts]
 
 agree("restricted log-likelihood", llf, res.llf)
 agree("fixed effects", np.linalg.solve(XSX, X.T @ S_inv @ y), res.fe_params.to_numpy())
-agree("standard errors of components", np.sqrt(np.diag(np.linalg.inv(expected))), res.bse[res.vcomp.index])
+errors = np.sqrt(np.diag(np.linalg.inv(expected)))
+agree("standard errors of components", errors, res.bse[res.vcomp.index])
 assert np.abs(score).max() < 1e-4  # the estimate is a maximum
 
 # %% [markdown]
@@ -182,7 +183,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # %% [markdown]
 # ## Tests
 #
-# Denominator degrees of freedom are $N$ less all parameters: `inference.variance.df_resid`.
+# Denominator degrees of freedom are $N$ less all parameters: `inference.fit.Fit.df_resid`.
 #
 # | question | test | where |
 # |---|---|---|
@@ -191,9 +192,9 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # | equal means | the same, contrasts of cell type means, whatever the coding | `inference.testing.mean_differentiation` |
 # | one component $> 0$ | one-sided $t$ | `inference.testing.one_sided_t` |
 # | nested structures | $2(\ell_1 - \ell_0) \sim \chi^2$ with df from the basis | `inference.testing.likelihood_ratio`, `inference.comparison.compare` |
-# | the same, by simulation | parametric bootstrap | `inference.bootstrap.parametric_bootstrap_lrt` |
+# | the same, by simulation | parametric bootstrap | `inference.bootstrap.bootstrap_ratio` |
 # | one component $= 0$, exactly | restricted likelihood ratio with known noise | `inference.rlrt.exact_rlrt` |
-# | AIC, BIC | | `inference.comparison.aic`, `inference.comparison.bic` |
+# | AIC, BIC | | `inference.fit.Fit.aic`, `inference.fit.Fit.bic` |
 # | $V = 0$, robust to errors of $\nu$ | score test, below | `inference.score.score_test` |
 #
 # ### The score test
@@ -277,7 +278,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # |---|---|
 # | one design, many responses | `engine.model.Model.with_response` |
 # | genes by their pattern of missing rows | `scan.patterns.Patterns` |
-# | Bonferroni and Benjamini-Hochberg, missing p values left out | `scan.scan.adjusted` |
+# | Bonferroni and Benjamini-Hochberg, missing p values left out | `scan.results.adjusted` |
 #
 # ## Source
 #

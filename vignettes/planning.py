@@ -64,9 +64,8 @@ shown.pivot(index=["V", "test"], columns="n_donors", values="rate")
 # %% alt="Positive rates of four tests by number of donors, without and with cell type-specific variance"
 figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained", sharey=True)
 null = by_donors["V"].astype(str) == "0"
-for ax, part, title in zip(
-    axes, (null, ~null), ("false positives (V = 0)", "power"), strict=True
-):
+panels = {"false positives (V = 0)": null, "power": ~null}
+for ax, (title, part) in zip(axes, panels.items(), strict=True):
     ctmm.plots.power_curves(by_donors[part], ax=ax)
     ax.set_title(title, fontsize=10)
 
@@ -80,12 +79,9 @@ for ax, part, title in zip(
 
 # %%
 TOTAL = 1600  # cells of each type
-budget = pd.concat(
-    [
-        ctmm.power(n, V=EFFECT, **(setting | {"cells": TOTAL / n}), tests="score", n_sim=N_SIM, rng=2)
-        for n in (12, *DONORS)
-    ]
-)
+options = {"V": EFFECT, "tests": "score", "n_sim": N_SIM, "rng": 2}
+studies = [ctmm.power(n, **(setting | options | {"cells": TOTAL / n})) for n in (12, *DONORS)]
+budget = pd.concat(studies)
 print(budget[["n_donors", "cells", "rate", "se"]].round(3).to_string(index=False))
 
 # %% [markdown]

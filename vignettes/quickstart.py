@@ -81,7 +81,8 @@ figure, (left, right) = plt.subplots(
 ctmm.plots.gene(res, ax=left)
 left.set_ylabel("expression of gene001")
 ctmm.plots.components(res, ax=right)
-right.plot(truth[list(res.vcomp.index)], right.get_yticks(), "x", color="#D55E00", markersize=8, mew=2)
+known = truth[list(res.vcomp.index)]
+right.plot(known, right.get_yticks(), "x", color="#D55E00", markersize=8, mew=2)
 right.set_title("variance components, × truth", loc="left", fontsize=10)
 
 # %% tags=["active-py"]
@@ -94,8 +95,8 @@ figure.savefig(HERE / "quickstart.png", dpi=150)
 print(f"\nPicture: {HERE.name}/quickstart.png")
 if "--readme" in sys.argv:
     call = (
-        'ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure="free",\n'
-        '...                method="reml", data=df)'
+        'ctmm.fit(\n...     "expr ~ C(celltype) + sex + PC1", random="batch", '
+        'structure="free", method="reml", data=df\n... )'
     )
     readme = HERE.parent / "README.md"
     text = readme.read_text(encoding="utf-8")

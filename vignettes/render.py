@@ -50,7 +50,9 @@ def code_html(source: str, language: str) -> str:
         lexer = get_lexer_by_name(language)
     except ClassNotFound:
         return f"<pre>{escape(source)}</pre>"
-    return f'<pre class="code">{highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip()}</pre>'
+    return (
+        f'<pre class="code">{highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip()}</pre>'
+    )
 
 
 def math_html(source: str, options: dict[str, bool]) -> str:

@@ -36,11 +36,12 @@ def simulate(obs, genes, seed=0):
     sd = np.sqrt(rng.gamma(1.5, 0.04, (genes, 4)) * specific[:, None]) * [0.7, 0.8, 1.0, 1.4]
     root = np.linalg.cholesky(0.45 ** np.abs(np.subtract.outer(range(4), range(4))))
     gamma = (rng.normal(size=(donor.max() + 1, genes, 4)) @ root.T * sd)[donor, :, day]
-    alpha = (rng.normal(size=(donor.max() + 1, genes)) * np.sqrt(rng.gamma(1.0, 0.04, genes)))[donor]
-    shift = (rng.normal(size=(batch.max() + 1, genes)) * np.sqrt(rng.gamma(1.0, 0.04, genes)))[batch]
+    alpha = rng.normal(size=(donor.max() + 1, genes)) * np.sqrt(rng.gamma(1.0, 0.04, genes))
+    shift = rng.normal(size=(batch.max() + 1, genes)) * np.sqrt(rng.gamma(1.0, 0.04, genes))
     mean = np.cumsum(rng.normal(0.0, 0.15, (4, genes)) * (rng.random(genes) < 0.8), axis=0)[day]
     s2 = 4.0 + rng.gamma(2.0, 3.0, genes)  # between cells
-    y = mean + alpha + gamma + shift + rng.normal(size=alpha.shape) * np.sqrt(s2 / n)
+    error = rng.normal(size=mean.shape) * np.sqrt(s2 / n)
+    y = mean + alpha[donor] + gamma + shift[batch] + error
     nu = s2 / n * rng.chisquare(n - 1, y.shape) / (n - 1)
     names = [f"gene{k:04d}" for k in range(1, genes + 1)]
     frames = (pd.DataFrame(values, obs.index, names) for values in (y, nu))

@@ -84,7 +84,7 @@ pd.DataFrame(rows).T
 # |---|---|
 # | `"score"` | the fit without V, which has no edge; numbers of cells; the measured noise only on average right |
 # | `"lrt"` | the measured noise is exact |
-# | `"wald"` (`"model"`) | that, and estimates that are normal |
+# | `"wald"` | that, and estimates that are normal |
 # | `"jackknife"` | estimates that are normal enough, away from the edge |
 # | HE `"jackknife"` | the same for moment estimates |
 # | `"bootstrap"` | the measured noise is exact |
@@ -121,7 +121,8 @@ calibration = sections("calibration")
 SHOWN = ["score", "score, combined", "LRT", "Wald", "jackknife", "HE jackknife", "means"]
 
 # %% tags=["hide-input", "markdown"]
-print(*(line for line in calibration["What it says"] if not line.startswith("A point is")), sep="\n")
+said = [line for line in calibration["What it says"] if not line.startswith("A point is")]
+print(*said, sep="\n")
 
 # %% [markdown]
 # Rates with their standard errors in brackets; "failed" counts data sets without a p value.

@@ -90,7 +90,7 @@ def prepare(
 ) -> Prepared:
     """Find, check and clean the columns, and drop incomplete rows.
 
-    Parameters are those of :func:`~ctmm_formula.design.design.build_design`.
+    Parameters are those of :func:`~ctmm_formula.design.labelled.build_design`.
     """
     table = as_frame(data)
     share = proportions if isinstance(proportions, str) else None

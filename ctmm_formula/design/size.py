@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import DataError
 from ..structures import ARGUMENTS, STRUCTURES, Structure, resolve
-from .design import Design
+from .labelled import Design
 
 
 def n_parameters(design: Design, structure: Structure) -> int:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from joblib import Parallel, delayed
 
-from ..arguments import Rng, generator, threads, whole_number
-from ..engine.domain import Domain
-from ..engine.draws import draw
-from ..engine.estimate import Estimate
-from ..engine.estimators import estimate
-from ..engine.likelihood import LIKELIHOODS
-from ..engine.model import Model
+from ..arguments import Rng
 from ..errors import ConvergenceError, CTMMError
+from .fit import Fit
 from .testing import LLF_TOLERANCE
 
 _TIE = 1e-8  # ratios as near as this are equal: both fits on the same bound
 
 
 @dataclass(frozen=True)
-class Bootstrap:
+class BootstrapRatio:
     """Bootstrapped likelihood ratio.
 
     Attributes
@@ -50,30 +44,19 @@ class Bootstrap:
         return (1 + hits) / (1 + len(self.statistics))
 
 
-def parametric_bootstrap_lrt(
-    model0: Model,
-    estimate0: Estimate,
-    model1: Model,
-    estimate1: Estimate,
-    domain: Domain,
-    n: int = 999,
-    rng: Rng = None,
-    n_jobs: int = 1,
-) -> Bootstrap:
+def bootstrap_ratio(
+    null: Fit, full: Fit, n: int = 999, rng: Rng = None, n_jobs: int = 1
+) -> BootstrapRatio:
     """Draw from the null fit, refit both models, compare the likelihood ratios.
 
     Parameters
     ----------
-    model0, model1 : Model
-        The null model and the larger one, of the same data in the same order of rows.
-    estimate0, estimate1 : Estimate
-        Their fits, by the same likelihood on `domain`.
+    null, full : Fit
+        Of the same data in the same order of rows, by the same likelihood.
     n : int
         Number of draws.
-    rng : numpy Generator or seed, optional
-        Every draw has its own stream, so the result does not depend on `n_jobs`.
-    n_jobs : int
-        Threads.
+    rng : numpy Generator or seed, optional; n_jobs : int
+        As in :meth:`~ctmm_formula.inference.fit.Fit.of_draws`.
 
     Raises
     ------
@@ -82,42 +65,38 @@ def parametric_bootstrap_lrt(
 
     Examples
     --------
+    >>> from ctmm_formula.engine.domain import Domain
+    >>> from ctmm_formula.engine.estimators import estimate
     >>> from ctmm_formula.engine.model import build_model
-    >>> H = np.tile(np.eye(2), (20, 1))
-    >>> model0 = build_model(np.random.default_rng(0).normal(size=40), np.full(40, 0.5), H, H,
-    ...                      np.repeat(np.arange(20), 2), np.ones((1, 2, 2)))
-    >>> model1 = model0.with_basis(np.array([np.ones((2, 2)), np.eye(2)]))
-    >>> boot = parametric_bootstrap_lrt(model0, estimate(model0), model1, estimate(model1),
-    ...                                 Domain(), n=19, rng=1)
+    >>> from ctmm_formula.structures import resolve
+    >>> H, iid = np.tile(np.eye(2), (20, 1)), resolve("iid", ["T", "B"])
+    >>> model = build_model(np.random.default_rng(0).normal(size=40), np.full(40, 0.5), H, H,
+    ...                     np.repeat(np.arange(20), 2), iid.basis)
+    >>> full = Fit(model, iid, Domain(), estimate(model), np.eye(2))
+    >>> boot = bootstrap_ratio(full.null(), full, n=19, rng=1)
     >>> len(boot.statistics), boot.failed, 0.05 <= boot.pvalue <= 1
     (19, 0, True)
     """
-    method = estimate0.method
-    if method not in LIKELIHOODS or estimate1.method != method:
+    methods = [fit.estimate.method for fit in (null, full)]
+    if not null.has_likelihood or methods[0] != methods[1]:
         raise CTMMError(
             "a likelihood ratio needs two fits by the same likelihood (reml or ml), got "
-            f"{estimate0.method} and {estimate1.method}"
+            f"{methods[0]} and {methods[1]}"
         )
-    n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
-    theta = estimate0.theta.copy()
-    random = slice(model0.n_donor_components, None)
-    clipped = bool((theta[random] < 0.0).any())
+    theta = null.estimate.theta.copy()
+    random = slice(null.model.n_donor_components, None)
     theta[random] = np.maximum(theta[random], 0.0)
+    clipped = bool((null.estimate.theta[random] < 0.0).any())
 
-    def ratio(stream: np.random.Generator) -> float:
-        y = draw(model0, theta, estimate0.beta, stream)
+    def ratio(y: np.ndarray) -> float:
         try:
-            llf0, llf1 = (
-                estimate(model.with_response(y, model.nu), method, domain).llf
-                for model in (model0, model1)
-            )
+            llf0, llf1 = (fit.refit(y).estimate.llf for fit in (null, full))
         except ConvergenceError:
             return float("nan")
         return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else float("nan")
 
-    streams = generator(rng).spawn(n)
-    draws = np.array(
-        Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(ratio)(stream) for stream in streams)
-    )
+    law = replace(null, estimate=replace(null.estimate, theta=theta))
+    draws = np.array(law.of_draws(ratio, n, rng, n_jobs))
     good = draws[np.isfinite(draws)]
-    return Bootstrap(2.0 * (estimate1.llf - estimate0.llf), good, n - len(good), clipped)
+    observed = 2.0 * (full.estimate.llf - null.estimate.llf)
+    return BootstrapRatio(observed, good, len(draws) - len(good), clipped)

@@ -131,3 +131,21 @@ def _from_text(names: list[str], parts: Sequence[str]) -> tuple[np.ndarray, np.n
             f"{', '.join(names)}"
         ) from error
     return np.asarray(found.coefs, dtype=float), np.asarray(found.constants, dtype=float).ravel()
+
+
+def in_words(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> str:
+    """Linear hypotheses L b = rhs as equations.
+
+    >>> in_words(np.array([[0.0, -2.0], [1.0, 1.0]]), np.zeros(2), ["a", "b"])
+    '- 2 b = 0, a + b = 0'
+    """
+    rows = []
+    for row, value in zip(L, rhs, strict=True):
+        used = [(w, name) for w, name in zip(row, names, strict=True) if w]
+        terms = [f"{'-' if w < 0 else '+'} {_times(abs(w))}{name}" for w, name in used]
+        rows.append(f"{' '.join(terms).removeprefix('+ ')} = {value + 0.0:g}")  # no -0
+    return ", ".join(rows)
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1.0 else f"{weight:g} "

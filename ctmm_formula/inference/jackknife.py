@@ -2,7 +2,7 @@
 
 Leave out one donor, refit everything (variance components and fixed effects):
 
-    Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (theta, beta)
+    Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (beta, theta)
 
 ML and REML refits start at the full fit, where the score of the others is had for all donors at
 once (:mod:`ctmm_formula.engine.left_out_scores`), and take quasi-Newton steps; each is carried to
@@ -40,7 +40,7 @@ _CHECKED = 8  # donors refitted exactly to measure the error of the one-step ver
 
 
 @dataclass(frozen=True)
-class Jackknife:
+class JackknifeRun:
     """Leave-out estimates and their covariance.
 
     Attributes
@@ -51,8 +51,8 @@ class Jackknife:
         Estimates without each group; NaN rows where the refit failed.
     left_out : tuple of int ndarray, length G
         Donors (kernel numbers) of each group.
-    cov : ndarray, shape (K + p, K + p)
-        Jackknife covariance of (theta, beta); NaN where a refit failed.
+    cov : ndarray, shape (p + K, p + K)
+        Jackknife covariance of (beta, theta); NaN where a refit failed.
     failed : tuple of (group, reason)
     error : float
         One-step version: largest distance from the exact refit among the groups checked, in
@@ -68,16 +68,11 @@ class Jackknife:
     error: float
 
     @property
-    def cov_theta(self) -> np.ndarray:
-        """Covariance of the variance components, shape (K, K)."""
-        K = self.theta.shape[1]
-        return self.cov[:K, :K]
-
-    @property
-    def cov_beta(self) -> np.ndarray:
-        """Covariance of the fixed effects, shape (p, p)."""
-        K = self.theta.shape[1]
-        return self.cov[K:, K:]
+    def name(self) -> str:
+        """What tests call it: "jackknife", "jackknife, 5 blocks", "jackknife, one step"."""
+        groups, donors = len(self.left_out), sum(len(group) for group in self.left_out)
+        blocks = "" if groups == donors else f", {groups} blocks"
+        return f"jackknife{blocks}{', one step' if self.kind == 'one-step' else ''}"
 
 
 def jackknife(
@@ -88,7 +83,7 @@ def jackknife(
     blocks: int | None = None,
     one_step: bool = False,
     n_jobs: int = 1,
-) -> Jackknife:
+) -> JackknifeRun:
     """Jackknife `estimate` over the donors in use.
 
     Parameters
@@ -132,7 +127,7 @@ def _gather(
     reasons: dict[int, str],
     kind: str,
     error: float,
-) -> Jackknife:
+) -> JackknifeRun:
     """The jackknife of these refits, with what can still be had of groups without one."""
     theta, beta = refits
     for g, reason in reasons.items():
@@ -141,8 +136,8 @@ def _gather(
     failed = tuple(
         (int(g), reasons.get(int(g), _NO_FIT)) for g in np.flatnonzero(np.isnan(beta).any(axis=1))
     )
-    return Jackknife(
-        kind, theta, beta, tuple(groups), covariance(np.hstack([theta, beta])), failed, error
+    return JackknifeRun(
+        kind, theta, beta, tuple(groups), covariance(np.hstack([beta, theta])), failed, error
     )
 
 
@@ -188,7 +183,7 @@ class LikelihoodJackknife(_LeftOut):
 
     def __call__(
         self, model: Model, estimate: Estimate, domain: Domain | None = None, n_jobs: int = 1
-    ) -> Jackknife:
+    ) -> JackknifeRun:
         """Jackknife of one response."""
         domain, groups = domain or Domain(), self.groups
         theta = np.full((len(groups), len(estimate.theta)), np.nan)
@@ -396,7 +391,7 @@ class MomentJackknife(_LeftOut):
         estimate: Estimate,
         domain: Domain | None = None,
         theta: np.ndarray | None = None,
-    ) -> Jackknife:
+    ) -> JackknifeRun:
         """Jackknife of one response; b by the same rule (GLS or OLS) as in the full fit.
 
         Parameters

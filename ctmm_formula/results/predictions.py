@@ -8,46 +8,14 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
-from ..design.design import Design
+from ..design.labelled import Design
 from ..design.random_terms import RandomTerm
 from ..design.table import label, pick
-from ..engine.blup import Effects
-from ..engine.model import Model
 from ..errors import CTMMError
-from ..structures import Structure
+from .record import Record
 
 DONOR_EFFECTS = ("shared", "specific")
 """Names of the donors' own effects among the random effects."""
-
-
-def effect_tables(
-    design: Design, model: Model, structure: Structure, effects: Effects, names: Sequence[str]
-) -> dict[str, pd.DataFrame]:
-    """Tables of predicted effects, columns estimate and std_error.
-
-    ``shared`` by donor and ``specific`` by donor and cell type, each where the structure has it,
-    then one by level for each random effect, under `names`.
-    """
-    N, C = len(design.donors), len(design.celltypes)
-    columns = ["estimate", "std_error"]
-    donors = pd.Index(design.donors, name=design.donor_col)
-    out: dict[str, pd.DataFrame] = {}
-    if structure.shared is not None:
-        shared = np.empty((N, 2))
-        shared[model.donors] = np.column_stack([effects.shared, effects.shared_se])
-        out["shared"] = pd.DataFrame(shared, donors, columns)
-    if len(structure.specific):
-        specific = np.empty((N, C, 2))
-        specific[model.donors] = np.stack([effects.specific, effects.specific_se], axis=-1)
-        pairs = pd.MultiIndex.from_product(
-            [donors, design.celltypes],
-            names=[design.donor_col, design.celltype_col or "celltype"],
-        )
-        out["specific"] = pd.DataFrame(specific.reshape(-1, 2), pairs, columns)
-    for name, levels, (value, se) in zip(names, design.random_levels, effects.random, strict=True):
-        index = pd.Index(levels, name="level")
-        out[name] = pd.DataFrame({"estimate": value, "std_error": se}, index=index)
-    return out
 
 
 def checked(random: object) -> str | list[str]:
@@ -130,3 +98,122 @@ def _labels(column: pd.Series) -> np.ndarray:
     missing = column.isna().to_numpy(dtype=bool)
     texts = [None if gone else label(v) for v, gone in zip(column, missing, strict=True)]
     return np.array(texts, dtype=object)
+
+
+# ---------------------------------------------------------------------------------------------
+# of a fit
+
+
+def random_effects(res: Record) -> dict[str, pd.DataFrame]:
+    """Predicted random effects (BLUPs) with prediction standard errors.
+
+    Returns
+    -------
+    dict of DataFrame
+        Columns estimate and std_error (NaN where a variance component is negative).
+        ``"shared"`` by donor, ``"specific"`` by donor and cell type (each where the structure
+        has it), and one frame by level for each random effect.
+
+    Raises
+    ------
+    ConvergenceError
+        The fitted covariance is not positive definite (possible for HE).
+    """
+    design, effects = res.design, res.blup
+    N, C = len(design.donors), len(design.celltypes)
+    columns = ["estimate", "std_error"]
+    donors = pd.Index(design.donors, name=design.donor_col)
+    out: dict[str, pd.DataFrame] = {}
+    if res.structure_.shared is not None:
+        shared = np.empty((N, 2))
+        shared[res.model.donors] = np.column_stack([effects.shared, effects.shared_se])
+        out["shared"] = pd.DataFrame(shared, donors, columns)
+    if len(res.structure_.specific):
+        specific = np.empty((N, C, 2))
+        specific[res.model.donors] = np.stack([effects.specific, effects.specific_se], axis=-1)
+        pairs = pd.MultiIndex.from_product(
+            [donors, design.celltypes],
+            names=[design.donor_col, design.celltype_col or "celltype"],
+        )
+        out["specific"] = pd.DataFrame(specific.reshape(-1, 2), pairs, columns)
+    for name, levels, (value, se) in zip(
+        res.labels.random, design.random_levels, effects.random, strict=True
+    ):
+        index = pd.Index(levels, name="level")
+        out[name] = pd.DataFrame({"estimate": value, "std_error": se}, index=index)
+    return out
+
+
+def _by_row(res: Record, values: np.ndarray, name: str) -> pd.Series:
+    """Kernel rows as a Series on the user's index."""
+    return pd.Series(res.model.unsort(values), index=res.design.index, name=name)
+
+
+def fittedvalues(res: Record) -> pd.Series:
+    """Fixed effects and all predicted random effects, on the index of the data."""
+    return _by_row(res, res.blup.fitted, "fittedvalues")
+
+
+def marginal(res: Record) -> pd.Series:
+    """Fixed effects X b, on the index of the data."""
+    return pd.Series(res.design.X @ res.estimate.beta, res.design.index, name="marginal")
+
+
+def resid(res: Record) -> pd.Series:
+    """Response less ``fittedvalues``."""
+    return (res.design.y - fittedvalues(res)).rename("resid")
+
+
+def predict(
+    res: Record, newdata: object = None, random: str | Sequence[str] | None = "none"
+) -> pd.Series:
+    """Predict expression.
+
+    Parameters
+    ----------
+    newdata : DataFrame or dict of columns, optional
+        The covariates and, for random effects, the columns of donor, cell type and groups;
+        by default the rows of the fit.
+    random : "none", "all", or list of names of ``random_effects``
+        Which predicted random effects to add: "shared" and "specific" are the donors' own,
+        the others carry the names in ``vcomp``.  None is "none".  Donors and levels that the
+        fit has not seen (or that are missing) get 0, the mean of their distribution.
+
+    Returns
+    -------
+    Series
+        On the index of `newdata`; NaN where a covariate is missing.
+
+    Raises
+    ------
+    FormulaError
+        A level of a fixed effect that the fit has not seen.
+    DataError
+        A column that is needed is not there.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ 0 + C(celltype)", data=ctmm.load_example(), structure="hom")
+    >>> new = {"celltype": ["day0", "day3"], "donor": ["unknown", "unknown"]}
+    >>> bool((res.predict(new, "all") == res.fe_params.iloc[[0, 3]].to_numpy()).all())
+    True
+    """
+    if newdata is None:
+        frame, X = res.design.frame.set_axis(res.design.index), res.design.X
+    else:
+        X, frame = res.design.matrix(newdata)
+    out = X @ res.estimate.beta
+    random = checked(random)
+    tables = {} if random == "none" else random_effects(res)
+    for name in wanted(random, list(tables)):
+        out = out + contribution(res.design, frame, name, tables[name], res.labels.random)
+    return pd.Series(out, index=frame.index, name=res.design.response_name)
+
+
+def augment(res: Record) -> pd.DataFrame:
+    """The columns in use with marginal, fitted and resid, on the index of the data."""
+    out = res.design.frame.set_axis(res.design.index)
+    return out.assign(
+        **{".marginal": marginal(res), ".fitted": fittedvalues(res), ".resid": resid(res)}
+    )

@@ -1,42 +1,18 @@
-"""Jackknife and parametric bootstrap with their labels, and draws from a fit."""
+"""Jackknife and parametric bootstrap with their labels."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
-from ..arguments import Rng, check_alpha, generator, threads, whole_number
-from ..distributions import t_reach, t_tail
-from ..engine.domain import Domain
-from ..engine.draws import draw
-from ..engine.estimate import Estimate
-from ..engine.estimators import estimate as run_estimator
-from ..engine.model import Model
-from ..errors import CTMMError
-from ..inference import jackknife as engine
+from ..arguments import check_alpha
+from ..inference.jackknife import JackknifeRun
 from ..inference.testing import denominator
-
-TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
-"""Columns of every table of estimates, named as in broom."""
-
-
-def estimates(
-    value: np.ndarray, se: np.ndarray, df: float, alpha: float, rhs: np.ndarray | float = 0.0
-) -> np.ndarray:
-    """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
-    check_alpha(alpha)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (value - rhs) / se
-    nothing = np.full(len(value), np.nan)
-    p = 2.0 * t_tail(np.abs(t), df) if df > 0 else nothing
-    reach = t_reach(alpha / 2, df) * se if df > 0 else nothing
-    return np.column_stack([value, se, t, p, value - reach, value + reach])
+from .estimates import estimates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +50,7 @@ class Jackknife:
     estimates: pd.DataFrame
     df_resid: int
     failed: dict[str, str]
-    _run: engine.Jackknife
+    _run: JackknifeRun
 
     @property
     def kind(self) -> str:
@@ -97,19 +73,7 @@ class Jackknife:
     @property
     def name(self) -> str:
         """What tests call it: "jackknife", "jackknife, 5 blocks", "jackknife, one step"."""
-        blocks = "" if self.groups == self._n_donors else f", {self.groups} blocks"
-        return f"jackknife{blocks}{', one step' if self.kind == 'one-step' else ''}"
-
-    @property
-    def _n_donors(self) -> int:
-        return sum(len(group) for group in self._run.left_out)
-
-    @cached_property
-    def _cov(self) -> np.ndarray:
-        """Covariance in the order of ``params``; the numbers below have (theta, b)."""
-        K = self._run.theta.shape[1]
-        order = np.r_[K : len(self.params), :K]
-        return self._run.cov[np.ix_(order, order)]
+        return self._run.name
 
     def cov_params(self) -> pd.DataFrame:
         """Covariance of all parameters, (G - 1)/G times the squares about the mean.
@@ -118,12 +82,12 @@ class Jackknife:
         -------
         DataFrame, shape (p + K, p + K)
         """
-        return pd.DataFrame(self._cov, self.params.index, self.params.index)
+        return pd.DataFrame(self._run.cov, self.params.index, self.params.index)
 
     @property
     def bse(self) -> pd.Series:
         """Standard errors of ``params``."""
-        return pd.Series(np.sqrt(np.diag(self._cov)), self.params.index, name="std_error")
+        return pd.Series(np.sqrt(np.diag(self._run.cov)), self.params.index, name="std_error")
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
         """Intervals by t with min(df_resid, G - 1) degrees of freedom.
@@ -159,13 +123,13 @@ class Jackknife:
 
 
 def labelled(
-    run: engine.Jackknife, params: pd.Series, fit_donors: Sequence[str], codes: np.ndarray
+    run: JackknifeRun, params: pd.Series, fit_donors: Sequence[str], codes: np.ndarray
 ) -> Jackknife:
     """The numbers of a jackknife with their labels, in the order of the fit's donors.
 
     Parameters
     ----------
-    run : engine's Jackknife; params : Series
+    run : JackknifeRun; params : Series
     fit_donors : sequence of str
         Names of the donors.
     codes : int ndarray
@@ -222,33 +186,3 @@ class Bootstrap:
         check_alpha(alpha)
         ends = self.replicates.quantile([alpha / 2, 1 - alpha / 2]).T
         return ends.set_axis(["conf_low", "conf_high"], axis=1)
-
-
-def draws(model: Model, at: Estimate, n: int, rng: Rng) -> np.ndarray:
-    """Responses drawn from a fit, shape (rows, n), in the caller's order of rows."""
-    n = whole_number("n", n, 1)
-    streams = generator(rng).spawn(n)
-    drawn = [model.unsort(draw(model, at.theta, at.beta, stream)) for stream in streams]
-    return np.array(drawn).reshape(n, len(model.y)).T
-
-
-def refits(
-    model: Model, at: Estimate, domain: Domain, n: int, rng: Rng, n_jobs: int
-) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
-    """(b, theta) of fits to `n` draws, shape (n, p + K), and what failed; same for any `n_jobs`."""
-
-    def replicate(stream: np.random.Generator) -> np.ndarray | str:
-        again = model.with_response(draw(model, at.theta, at.beta, stream), model.nu)
-        try:
-            fit = run_estimator(again, at.method, domain)
-        except CTMMError as error:
-            return str(error)
-        return np.concatenate([fit.beta, fit.theta])
-
-    n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
-    fits = Parallel(n_jobs=n_jobs, require="sharedmem")(
-        delayed(replicate)(stream) for stream in generator(rng).spawn(n)
-    )
-    failed = tuple((k, fit) for k, fit in enumerate(fits) if isinstance(fit, str))
-    nothing = np.full(len(at.beta) + len(at.theta), np.nan)
-    return np.array([nothing if isinstance(fit, str) else fit for fit in fits]), failed

@@ -15,40 +15,40 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ..design.design import Design
 from ..design.formula import FormulaSpec
+from ..design.labelled import Design
 from ..design.matrix import ALWAYS, Coding
 from ..design.random_terms import RandomTerm
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..engine.model import RandomComponent
 from ..errors import DataError
-from ..inference.jackknife import Jackknife
+from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 
 FORMAT = "ctmm_formula fit"
-VERSION = 2
+VERSION = 3
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Convergence, Domain, Estimate, FormulaSpec, Jackknife, RandomComponent, RandomTerm,
+        Convergence, Domain, Estimate, FormulaSpec, JackknifeRun, RandomComponent, RandomTerm,
         Structure,
     )
 }  # fmt: skip
 """The only classes a file can name."""
 
 Parts = tuple[
-    Design, Structure, Domain, Estimate, tuple[str, ...], dict[str, str],
-    dict[tuple[int | None, bool], Jackknife],
+    Design, Structure, Domain, Estimate, tuple[str, ...], dict[str, str], bool,
+    dict[tuple[int | None, bool], JackknifeRun],
 ]  # fmt: skip
-_PARTS = (Design, Structure, Domain, Estimate, tuple, dict, tuple)
+_PARTS = (Design, Structure, Domain, Estimate, tuple, dict, bool, tuple)
 _BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 """What a damaged file can make the reader raise."""
 
 
 def dumps(*parts: object) -> str:
-    """JSON text of design, structure, domain, estimate, notes, versions and jackknives."""
+    """JSON text of the parts of a record, in their order."""
     content = {"format": FORMAT, "version": VERSION, "parts": [_encode(part) for part in parts]}
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
@@ -252,6 +252,8 @@ def _to_column(content: Mapping) -> Any:
 def _design(value: Design) -> dict:
     content = {name: _encode(getattr(value, name)) for name in _DESIGN_FIELDS}
     coding = value.coding
+    if coding is None:
+        raise DataError("the caller coded the fixed part of this fit: keep it where it was fitted")
     own = {k: v for k, v in coding.context.items() if not (k in ALWAYS and v is ALWAYS[k])}
     for name, item in own.items():
         if not isinstance(item, (bool, int, float, str)):

@@ -17,10 +17,14 @@ of variance components may be negative, and so may their shares.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-from ..design.design import Design
+from ..arguments import whole_number
+from ..design.labelled import Design
 from ..engine.model import RandomComponent
+from ..errors import CTMMError
 from ..structures import Structure
+from .record import Record
 
 _ROUNDING = 1e-13  # relative error of a weighted sum
 
@@ -121,3 +125,71 @@ def _level_square(component: RandomComponent, donor: np.ndarray, w: np.ndarray) 
     levels = int(component.codes.max()) + 1
     _, pair = np.unique(donor * levels + component.codes, return_inverse=True)
     return float(np.square(np.bincount(pair, w * component.values)).sum())
+
+
+def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1) -> pd.DataFrame:
+    """Parts of the variance of overall pseudobulk, see this module.
+
+    Covariances between the fixed parts do not count, as published.
+
+    Parameters
+    ----------
+    by_celltype : bool
+        Split ``specific`` into ``specific[T]``, ... (and ``specific[covariances]`` where the
+        structure has covariances).
+    ddof : int
+        The fixed parts' variances between donors are divided by N - ddof.
+
+    Returns
+    -------
+    DataFrame
+        Rows means, fixed (other fixed effects), shared, specific, one per random effect,
+        noise, total; columns variance (squared units of the response) and share, which sum
+        to the total.
+
+    Notes
+    -----
+    Without numbers of cells or proportions the cell types of a donor count equally; with
+    proportions that do not vary between donors the part of the means is 0.
+    """
+    ddof = whole_number("ddof", ddof, 0)
+    if ddof >= res.n_donors:
+        raise CTMMError(f"ddof={ddof} leaves no degree of freedom of {res.n_donors} donors")
+    parts, specific = variance_parts(
+        res.design,
+        res.structure_,
+        res.estimate.theta,
+        res.estimate.beta,
+        random_names=res.labels.random,
+        ddof=ddof,
+    )
+    total = sum(parts.values())
+    rows: dict[str, float] = {}
+    for name, value in parts.items():
+        rows |= specific if by_celltype and name == "specific" else {name: value}
+    out = pd.DataFrame({"variance": {**rows, "total": total}})
+    out["share"] = out["variance"] / total if total else np.nan
+    return out.rename_axis("component")
+
+
+def icc(res: Record) -> pd.DataFrame:
+    """Intraclass correlation of each cell type.
+
+    The variance between donors over that of one row of the cell type, noise included, as in
+    Chen and Dahl, Nat Commun 15:5229 (2024).
+
+    Returns
+    -------
+    DataFrame
+        One row per cell type: the variances donor (A_cc), random (all random effects), noise
+        (mean) and total; ``icc`` = donor / total; ``shared`` = sigma^2 / donor, the part that
+        all cell types share (0 where the structure has no such component; NaN where ``corr``
+        is, as A is no covariance there).
+    """
+    parts = celltype_parts(res.design, res.structure_, res.estimate.theta)
+    sigma2 = parts.pop("shared")
+    out = pd.DataFrame(parts, index=pd.Index(res.celltypes, name="celltype"))
+    out["total"] = out.sum(axis=1)
+    out["icc"] = out["donor"] / out["total"]
+    out["shared"] = (sigma2 / out["donor"]).where(np.diag(res.corr.notna()))
+    return out

@@ -110,7 +110,9 @@ class Summary:
         """
         tables = "\n".join(table.as_latex_tabular() for table in self._tables(_latex))
         notes = "\n\n".join(f"\\noindent {_latex(note)}" for note in self.notes)
-        caption = f"\\caption{{{_latex(self.title)}}}" + f"\n\\label{{{label}}}" * bool(label)
+        caption = f"\\caption{{{_latex(self.title)}}}"
+        if label:
+            caption += f"\n\\label{{{label}}}"
         return f"\\begin{{table}}\n{caption}\n{tables}\n{notes}\n\\end{{table}}"
 
     def __str__(self) -> str:
@@ -209,7 +211,7 @@ def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
             ("Variance components", _estimates(table.iloc[split:], "P>t", alpha)),
             ("Shares of overall variance", _shares(shares)),
         ),
-        tuple(_notes(fit, fit._errors(covariance))),
+        tuple(_notes(fit, fit.errors(covariance))),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,9 @@ KINDS: dict[str, tuple[type, object]] = {
     "number": (np.float64, float("nan")),
 }
 """Kind of a column -> its type, and what stands there when a gene has none."""
+
+BY_TYPE = "celltype"
+"""The detail of a test that has a p value for every cell type."""
 
 Row = dict[str, object]
 Block = dict[str, np.ndarray]
@@ -34,7 +39,8 @@ class Layout:
         The main one first.
     components : tuple of tuple of str
         Names of the variance components of each.
-    tests : tuple of str
+    tests : dict of str to tuple of str
+        Tests, and the details of each: further p values, "celltype" for one of every type.
     errors : tuple of str
         Prefixes of standard errors: "se", "se_jackknife".
     ratios : tuple of (int, int)
@@ -47,7 +53,7 @@ class Layout:
     fixed: tuple[str, ...]
     structures: tuple[Structure, ...]
     components: tuple[tuple[str, ...], ...]
-    tests: tuple[str, ...]
+    tests: dict[str, tuple[str, ...]]
     errors: tuple[str, ...]
     ratios: tuple[tuple[int, int], ...]
     one_step: bool = False
@@ -66,8 +72,21 @@ class Layout:
     def tested(self) -> list[str]:
         """Columns of p values that are adjusted over genes."""
         names = [f"p_{test}" for test in self.tests]
-        names += ["p_score_cauchy"] * ("score" in self.tests)
+        for test, details in self.tests.items():
+            names += [f"p_{test}_{detail}" for detail in details if detail != BY_TYPE]
         return [*names, *(f"p_{self.ratio_name(pair)}" for pair in self.ratios)]
+
+    def details(self, test: str, extra: Mapping[str, Any]) -> Row:
+        """Columns of a test's further p values, read off ``TestResult.extra``."""
+        out: Row = {}
+        for detail in self.tests[test]:
+            value = extra.get(detail, math.nan)
+            if detail == BY_TYPE:
+                own = value if isinstance(value, Mapping) else {}
+                out |= {f"p_{test}[{name}]": own.get(name, math.nan) for name in self.celltypes}
+            else:
+                out[f"p_{test}_{detail}"] = value
+        return out
 
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
@@ -76,11 +95,10 @@ class Layout:
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
-        numbers += ["error_jackknife"] * self.one_step
+        if self.one_step:
+            numbers.append("error_jackknife")
         for test in self.tests:
-            numbers += [f"stat_{test}", f"p_{test}"]
-            if test == "score":
-                numbers += ["p_score_cauchy", *(f"p_score[{name}]" for name in self.celltypes)]
+            numbers += [f"stat_{test}", f"p_{test}", *self.details(test, {})]
         out |= dict.fromkeys(numbers, "number")
         for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
             out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..api import DEFAULT_BOUNDS, caller, check_settings, fit_design
-from ..arguments import Rng, choose, generator, on_off, threads, whole_number
-from ..design.design import Design, build_design
+from ..api import DEFAULT_BOUNDS, caller, check_formula, check_settings, fit_design
+from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
+from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine.domain import Domain
-from ..engine.likelihood import LIKELIHOODS
-from ..errors import BoundaryWarning, CTMMError, CTMMWarning, DataError, FormulaError
-from ..results.parameters import component_names
-from ..results.results import CTMMResults
+from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
+from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
-from ..structures import Structure, resolve
-from .columns import Layout, nested_pairs
-from .job import BLOCK, Job, block_size
-from .patterns import Patterns
+from .job import Job, block_size, used_rows
+from .patterns import FromTable, Patterns
+from .plan import Plan, all_structures, asked_tests, draws, make_plan, name_list
 from .responses import Responses, open_responses
-from .scan import Scan, full_table, notice
+from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
-from .worker import BOUNDARY, FAILED, NOT_CONVERGED, TESTS, Plan
+from .worker import BOUNDARY, FAILED, NOT_CONVERGED
 
-_ALIASES = {"model": "wald"}
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
 
@@ -91,7 +87,8 @@ def fit_genes(
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"reml", "ml", "he"}
     tests : str, or sequence of "score", "jackknife", "wald", "lrt", "bootstrap", "mean"
-        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife).
+        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife); all of
+        ``ctmm_formula.inference.tests.TESTS``.
     donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
@@ -142,7 +139,13 @@ def fit_genes(
     0  gene001     ok         0.0     0.0
     1  gene002     ok         0.0     0.0
     """
-    method = check_settings(method, structure, random, noise, bounds, noise_floor, formula_engine)
+    method = check_settings(method, structure, bounds, noise_floor)
+    check_formula(random, noise, formula_engine)
+    one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
+    progress, n_bootstrap = (
+        on_off("progress", progress),
+        whole_number("n_bootstrap", n_bootstrap, 1),
+    )
     options = {
         "donor": donor,
         "celltype": celltype,
@@ -151,28 +154,28 @@ def fit_genes(
         "engine": formula_engine,
         "env": caller(),
     }
-    _check_flags(one_step=one_step, overwrite=overwrite, progress=progress)
     responses = open_responses(data, expr, nu, noise).chosen(genes)
     if responses.proportions is not None and proportions is None:
         options["proportions"] = responses.proportions
     spec = _without_response(formula, random)
     asked = asked_tests(tests, method)
-    design, patterns = _designs(spec, responses, options, [structure, *_models(models)])
     out = _path(out)
-    plan = Plan(
-        table_layout(design, patterns.structures, method, asked, bool(one_step)),
-        method,
-        Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
-        bool(one_step),
-        whole_number("n_bootstrap", n_bootstrap, 1),
-        _entropy(rng, out, overwrite) if "bootstrap" in asked else 0,
-    )
+
+    make, base = FromTable(spec, responses.obs, options), used_rows(responses)
+    design = make(base)
+    structures = all_structures([structure, *_models(models)], design.celltypes)
+    patterns = Patterns.start(make.less(design), base, design, structures)
+    plan = make_plan(
+        design, structures, method, Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
+        asked, one_step=one_step, draws=n_bootstrap,
+        entropy=_entropy(rng, out, overwrite) if draws(asked) else 0,
+    )  # fmt: skip
     call = _call(spec, plan, design, responses, options, noise)
-    store = None if out is None else Store(out, call, plan.layout.kinds(), bool(overwrite))
+    store = None if out is None else Store(out, call, plan.layout.kinds(), overwrite)
     job = Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
-    refit = Refit(spec, responses, {**options, "env": design.coding.context}, plan)
+    refit = Refit(spec, responses, {**options, "env": design.context}, plan)
     with store or nullcontext():
-        block = job.run(bool(progress))
+        block = job.run(progress)
         scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
@@ -226,11 +229,6 @@ def read_scan(
     return Scan(table, layout, call, Refit(spec, responses, options, plan))
 
 
-def _check_flags(**flags: object) -> None:
-    for name, value in flags.items():
-        on_off(name, value)
-
-
 def _without_response(formula: str, random: object) -> FormulaSpec:
     spec = parse(formula, random, response_required=False)
     if spec.response:
@@ -240,28 +238,8 @@ def _without_response(formula: str, random: object) -> FormulaSpec:
     return spec
 
 
-def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
-    """Names of tests in the order asked for."""
-    given = [tests] if isinstance(tests, str) else _list("tests", tests)
-    names = [_ALIASES.get(name, name) if isinstance(name, str) else name for name in given]
-    for name in names:
-        choose("test", name, TESTS)
-        if name in ("lrt", "bootstrap", "wald") and method not in LIKELIHOODS:
-            raise CTMMError(
-                f"method={method!r} has no likelihood and so no test {name!r}: use 'jackknife', "
-                "'score' and 'mean', or fit by reml or ml"
-            )
-    return tuple(dict.fromkeys(names))
-
-
 def _models(models: Sequence[object]) -> list[object]:
-    return [models] if isinstance(models, (str, Mapping)) else _list("models", models)
-
-
-def _list(name: str, values: object) -> list[Any]:
-    if not isinstance(values, Iterable):
-        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
-    return list(values)
+    return [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
 
 
 def _path(out: object) -> Path | None:
@@ -270,60 +248,6 @@ def _path(out: object) -> Path | None:
     if not isinstance(out, (str, PathLike)) or not Path(out).name:
         raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
     return Path(fspath(out)).expanduser()
-
-
-def _designs(
-    spec: FormulaSpec, responses: Responses, options: dict[str, Any], structures: Sequence[object]
-) -> tuple[Design, Patterns]:
-    """The design of the rows that genes have, and all others by their patterns of rows."""
-    seen = np.zeros(len(responses.obs), dtype=bool)
-    count = len(responses.genes)
-    for start in range(0, count, BLOCK):
-        Y, NU, _ = responses.read(start, min(start + BLOCK, count))
-        seen |= ~(np.isnan(Y) | np.isnan(NU)).all(axis=1)
-        if seen.all():  # as a rule after the first
-            break
-    if not seen.any():
-        raise DataError("no gene has both an expression and a noise variance in any row")
-    base = np.flatnonzero(seen)
-    patterns = Patterns(spec, responses.obs, options, base)
-    design = patterns.design(base)
-    return design, patterns.start(design, all_structures(structures, design.celltypes))
-
-
-def all_structures(given: Sequence[object], celltypes: Sequence[str]) -> tuple[Structure, ...]:
-    """The structures of a scan, each once; an error where two of one name differ."""
-    resolved: dict[str, Structure] = {}
-    for one in given:
-        structure = resolve(one, celltypes)
-        if structure.name in resolved and not np.array_equal(
-            structure.basis, resolved[structure.name].basis
-        ):
-            raise CTMMError(f"models= holds two structures called {structure.name!r}: scan twice")
-        resolved.setdefault(structure.name, structure)
-    return tuple(resolved.values())
-
-
-def table_layout(
-    design: Design,
-    structures: tuple[Structure, ...],
-    method: str,
-    tests: tuple[str, ...],
-    one_step: bool = False,
-) -> Layout:
-    """Columns of the table of a scan."""
-    errors = ["se"] * (method in LIKELIHOODS)
-    errors += ["se_jackknife"] * bool({"jackknife", "mean"} & set(tests))
-    return Layout(
-        design.celltypes,
-        design.names,
-        structures,
-        tuple(component_names(s.labels, design.names, design.random_names) for s in structures),
-        tests,
-        tuple(errors),
-        nested_pairs(structures) if method in LIKELIHOODS else (),
-        one_step and method in LIKELIHOODS and "se_jackknife" in errors,
-    )
 
 
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
@@ -361,7 +285,7 @@ def _call(
         "bounds": plan.domain.bounds,
         "noise_floor": plan.domain.noise_floor,
         "one_step": plan.one_step,
-        "n_bootstrap": plan.draws if "bootstrap" in plan.layout.tests else 0,
+        "n_bootstrap": plan.draws if draws(plan.layout.tests) else 0,
         "entropy": plan.entropy,
         "donor": options["donor"],
         "celltype": options["celltype"],
@@ -410,7 +334,9 @@ class Refit:
         design = build_design(spec, table, noise=noise, **self.options)
         main = self.plan.layout.structures[0]
         structure = main if main.celltypes == design.celltypes else main.name
-        return fit_design(design, structure, self.plan.method, self.plan.domain)
+        results = fit_design(design, structure, self.plan.method, self.plan.domain)
+        # its jackknife is the one of the table
+        return replace(results, one_step=self.plan.layout.one_step)
 
 
 def _new_name(name: str, table: pd.DataFrame) -> str:

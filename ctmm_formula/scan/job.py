@@ -11,11 +11,13 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from ..engine.likelihood import LIKELIHOODS
+from ..errors import DataError
 from .columns import Block, join
 from .patterns import Patterns
+from .plan import Plan
 from .responses import Responses
 from .store import Store, fingerprint
-from .worker import Plan, scan_block
+from .worker import scan_block
 
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
@@ -88,6 +90,20 @@ class Job:
                 yield delayed(_numbered_block)(number, *work)
         except Exception as error:
             self._failure.append(error)
+
+
+def used_rows(responses: Responses) -> np.ndarray:
+    """Rows of the table that some gene has."""
+    seen = np.zeros(len(responses.obs), dtype=bool)
+    count = len(responses.genes)
+    for start in range(0, count, BLOCK):
+        Y, NU, _ = responses.read(start, min(start + BLOCK, count))
+        seen |= ~(np.isnan(Y) | np.isnan(NU)).all(axis=1)
+        if seen.all():  # as a rule after the first
+            break
+    if not seen.any():
+        raise DataError("no gene has both an expression and a noise variance in any row")
+    return np.flatnonzero(seen)
 
 
 def block_size(rows: int) -> int:

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from ..design.design import Design, build_design
 from ..design.formula import FormulaSpec
+from ..design.labelled import Design, build_design
 from ..design.size import check_size
 from ..design.table import listing
 from ..engine import he
@@ -68,62 +68,82 @@ class Pattern:
         return MomentJackknife(self.models[0])
 
 
-@dataclass(eq=False)
-class Patterns:
-    """Designs by pattern of rows; picklable, its store of patterns stays behind.
+class Maker(Protocol):
+    """Makes designs of some rows of a table; picklable."""
+
+    @property
+    def count(self) -> int:
+        """Rows of the table."""
+
+    def __call__(self, rows: np.ndarray) -> Design:
+        """The design of these rows of the table, without response."""
+
+
+@dataclass(frozen=True)
+class FromTable:
+    """Designs by a formula on the rows of a table.
 
     Attributes
     ----------
     spec : FormulaSpec
         Without response.
     table : DataFrame
-        One row per row of the responses.
     options : dict
-        Arguments of :func:`~ctmm_formula.design.design.build_design`.
-    base : int ndarray
-        Rows of the table that some gene has.
-    structures : tuple of Structure, or names of structures
-        Resolved when :meth:`start` knows the cell types.
+        Arguments of :func:`~ctmm_formula.design.labelled.build_design`.
     """
 
     spec: FormulaSpec
     table: pd.DataFrame
     options: Mapping[str, Any]
-    base: np.ndarray
-    structures: tuple[Structure, ...] = ()
-    names: tuple[str, ...] = ()
-    celltypes: tuple[str, ...] = ()
-    random_names: tuple[str, ...] = ()
-    _first: tuple[bytes, Pattern] | None = None
-    _seen: OrderedDict[bytes, Pattern | str] = field(default_factory=OrderedDict)
 
-    def start(self, design: Design, structures: tuple[Structure, ...]) -> Patterns:
-        """With the design of the base rows, which says how all others must look."""
-        for structure in structures:
-            check_size(design, structure)
-        first = _pattern(design, self.base, structures)
-        return Patterns(
-            self.spec,
-            self.table[[name for name in self.table.columns if name in set(design.frame.columns)]],
-            {**self.options, "env": design.coding.context},
-            self.base,
-            structures,
-            design.names,
-            design.celltypes,
-            design.random_names,
-            (_key(self.base, len(self.table)), first),
-        )
+    @property
+    def count(self) -> int:
+        """Rows of the table."""
+        return len(self.table)
 
-    def design(self, rows: np.ndarray) -> Design:
+    def __call__(self, rows: np.ndarray) -> Design:
         """The design of these rows of the table."""
         return build_design(self.spec, self.table.iloc[rows], noise=None, **self.options)
 
+    def less(self, design: Design) -> FromTable:
+        """The same with no column and no name that the design does not use: what workers get."""
+        used = [name for name in self.table.columns if name in set(design.frame.columns)]
+        options = {**self.options, "env": design.context}
+        return FromTable(self.spec, self.table[used], options)
+
+
+@dataclass(eq=False)
+class Patterns:
+    """Designs by pattern of rows; picklable, its store of patterns stays behind.
+
+    Attributes
+    ----------
+    make : Maker
+    structures : tuple of Structure
+    names : dict
+        What the designs of all patterns must have alike: cell types, fixed and random effects.
+    """
+
+    make: Maker
+    structures: tuple[Structure, ...]
+    names: dict[str, tuple[str, ...]]
+    _first: tuple[bytes, Pattern]
+    _seen: OrderedDict[bytes, Pattern | str] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def start(
+        cls, make: Maker, base: np.ndarray, design: Design, structures: tuple[Structure, ...]
+    ) -> Patterns:
+        """With the design of the `base` rows, which says how all others must look."""
+        first = _key(base, make.count), _pattern(design, base, structures)
+        return cls(make, structures, _names(design), first)
+
     def prepare(self, jackknife: bool) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
-        if self._first is not None:
-            with suppress(CTMMError):  # a reason that every gene will have
-                _ = self._first[1].moments
-                _ = self._first[1].moment_jackknife if jackknife else None
+        with suppress(CTMMError):  # a reason that every gene will have
+            _ = self._first[1].moments
+            if jackknife:
+                _ = self._first[1].moment_jackknife
 
     def of(self, rows: np.ndarray) -> Pattern:
         """The models of these rows of the table.
@@ -133,8 +153,8 @@ class Patterns:
         CTMMError
             These rows cannot carry the model, and why.
         """
-        key = _key(rows, len(self.table))
-        if self._first is not None and self._first[0] == key:
+        key = _key(rows, self.make.count)
+        if key == self._first[0]:
             return self._first[1]
         found = self._seen.get(key)
         if found is None:
@@ -155,27 +175,31 @@ class Patterns:
     def _build(self, rows: np.ndarray) -> Pattern:
         if not len(rows):
             raise DataError("no row has both an expression and a noise variance")
-        design = self.design(rows)
-        for what, own, whole in (
-            ("cell types", design.celltypes, self.celltypes),
-            ("fixed effects", design.names, self.names),
-            ("random effects", design.random_names, self.random_names),
-        ):
-            if own != whole:
-                lost = [name for name in whole if name not in own]
+        design = self.make(rows)
+        for what, own in _names(design).items():
+            if own != self.names[what]:
+                lost = [name for name in self.names[what] if name not in own]
+                which = f": {listing(lost)} is missing" if lost else ""
                 raise DataError(
-                    f"the rows of this gene leave other {what} than those of the scan"
-                    + f": {listing(lost)} is missing" * bool(lost)
+                    f"the rows of this gene leave other {what} than those of the scan{which}"
                 )
-        for structure in self.structures:
-            check_size(design, structure)
         return _pattern(design, rows, self.structures)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": OrderedDict()}
 
 
+def _names(design: Design) -> dict[str, tuple[str, ...]]:
+    return {
+        "cell types": design.celltypes,
+        "fixed effects": design.names,
+        "random effects": design.random_names,
+    }
+
+
 def _pattern(design: Design, rows: np.ndarray, structures: tuple[Structure, ...]) -> Pattern:
+    for structure in structures:
+        check_size(design, structure)
     models = tuple(design.model(structure) for structure in structures)
     return Pattern(rows[design.rows], models, design.mean_rows)
 

@@ -274,7 +274,7 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
             for s in raw["structures"]
         ),
         tuple(tuple(own) for own in raw["components"]),
-        tuple(raw["tests"]),
+        {name: tuple(details) for name, details in raw["tests"].items()},
         tuple(raw["errors"]),
         tuple((int(a), int(b)) for a, b in raw["ratios"]),
         bool(raw.get("one_step", False)),

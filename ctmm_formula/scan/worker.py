@@ -12,59 +12,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from joblib import parallel_config
 
 from ..design.table import rows as in_rows
 from ..engine import he
-from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..errors import CTMMError, DataError
-from ..inference import variance
-from ..inference.comparison import Fitted, compare
-from ..inference.jackknife import Jackknife
+from ..inference.comparison import Labelled, compare
+from ..inference.fit import Errors, Fit
+from ..inference.jackknife import JackknifeRun
 from ..inference.testing import TestResult
-from .columns import Block, Layout, Row, stack
+from ..inference.tests import run_test
+from .columns import Block, Row, stack
 from .patterns import Pattern, Patterns
+from .plan import Plan
 
 T = TypeVar("T")
 OK, BOUNDARY, NOT_CONVERGED, FAILED = "ok", "boundary", "not converged", "failed"
 STATUSES = (OK, BOUNDARY, NOT_CONVERGED, FAILED)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do with every gene.
-
-    Attributes
-    ----------
-    layout : Layout
-    method : str
-    domain : Domain
-    one_step : bool
-        One-step jackknife in place of the exact one.
-    draws : int
-        Of a bootstrap.
-    entropy : int
-        Seed of the scan; every gene has its own stream.
-    """
-
-    layout: Layout
-    method: str
-    domain: Domain
-    one_step: bool
-    draws: int
-    entropy: int
-
-    @property
-    def resampled(self) -> bool:
-        """Whether some test needs the jackknife."""
-        return bool({"jackknife", "mean"} & set(self.layout.tests))
 
 
 def scan_block(
@@ -145,12 +116,11 @@ def _scan_pattern(
             out[k] = _failure(error)
     models = [_responses(model, Y[good], NU[good]) for model in pattern.models]
     fits = [fit_all(plan, pattern, k, genes) for k, genes in enumerate(models)]
-    runs = (
-        jackknife_all(plan, pattern, models[0], fits[0]) if plan.resampled else [None] * len(good)
-    )
+    runs: list[JackknifeRun | Exception | None] = [None] * len(good)
+    if plan.resampled:
+        runs = jackknife_all(plan, pattern, fits[0])
     for at, k in enumerate(good):
-        own = [genes[at] for genes in models]
-        gene = _Gene(plan, pattern, own, [fit[at] for fit in fits], runs[at], streams[k])
+        gene = _Gene(plan, [fit[at] for fit in fits], runs[at], streams[k])
         try:
             out[k] = gene.row()
         except Exception as error:  # one gene must never be the end of a scan
@@ -185,25 +155,24 @@ def _responses(model: Model, Y: np.ndarray, NU: np.ndarray) -> list[Model]:
     return [model.with_response(y[order], nu[order]) for y, nu in zip(Y, NU, strict=True)]
 
 
-def fit_all(
-    plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]
-) -> list[Estimate | Exception]:
-    """Estimates of many responses of one design, under its structure number k."""
+def fit_all(plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
+    """Fits of many responses of one design, under its structure number k."""
     if plan.method in LIKELIHOODS:
-        fits = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
+        work = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
     else:
         thetas = _attempt(lambda: pattern.moments[k].solve(*_columns(genes)))
         if isinstance(thetas, Exception):
             return [thetas] * len(genes)
-        fits = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
-    return [_attempt(partial(_finite, fit)) for fit in fits]
+        work = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    structure = plan.layout.structures[k]
 
+    def fitted(model: Model, run: Callable[[], Estimate]) -> Fit:
+        found = run()
+        if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
+            raise DataError("the estimates are not finite: rescale the expression of this gene")
+        return Fit(model, structure, plan.domain, found, pattern.mean_rows)
 
-def _finite(fit: Callable[[], Estimate]) -> Estimate:
-    fitted = fit()
-    if not (np.isfinite(fitted.theta).all() and np.isfinite(fitted.beta).all()):
-        raise DataError("the estimates are not finite: rescale the expression of this gene")
-    return fitted
+    return [_attempt(partial(fitted, *one)) for one in zip(genes, work, strict=True)]
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
@@ -214,28 +183,39 @@ def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jackknife_all(
-    plan: Plan, pattern: Pattern, genes: Sequence[Model], fits: Sequence[Estimate | Exception]
-) -> list[Jackknife | Exception | None]:
-    """Jackknives of many responses of one design; None where there is no fit."""
+    plan: Plan, pattern: Pattern, fits: Sequence[Fit | Exception]
+) -> list[JackknifeRun | Exception | None]:
+    """Jackknives of many fits of one design; None where there is no fit."""
     fitted = {j: fit for j, fit in enumerate(fits) if not isinstance(fit, Exception)}
+    out: list[JackknifeRun | Exception | None] = [None] * len(fits)
     if not fitted:
-        return [None] * len(genes)
+        return out
+    try:
+        runs = _jackknives(plan, pattern, list(fitted.values()))
+    except Exception as error:  # the same for all
+        runs = [partial(_raise, error)] * len(fitted)
+    for j, run in zip(fitted, runs, strict=True):
+        out[j] = _attempt(run)
+    return out
+
+
+def _jackknives(
+    plan: Plan, pattern: Pattern, fits: Sequence[Fit]
+) -> list[Callable[[], JackknifeRun]]:
+    """A jackknife of each fit, to be run."""
     if plan.method in LIKELIHOODS:
-        name = "one_step_jackknife" if plan.one_step else "exact_jackknife"
-        run = _attempt(partial(getattr, pattern, name))
-        if isinstance(run, Exception):
-            return [run if j in fitted else None for j in range(len(genes))]
-        work = {j: partial(run, genes[j], fit, plan.domain) for j, fit in fitted.items()}
-    else:
-        columns = _columns([genes[j] for j in fitted])
-        thetas = _attempt(lambda: pattern.moment_jackknife.theta(*columns))
-        if isinstance(thetas, Exception):
-            return [thetas if j in fitted else None for j in range(len(genes))]
-        work = {
-            j: partial(pattern.moment_jackknife, genes[j], fit, plan.domain, theta)
-            for (j, fit), theta in zip(fitted.items(), thetas, strict=True)
-        }
-    return [_attempt(work[j]) if j in work else None for j in range(len(genes))]
+        run = pattern.one_step_jackknife if plan.one_step else pattern.exact_jackknife
+        return [partial(run, fit.model, fit.estimate, plan.domain) for fit in fits]
+    moments = pattern.moment_jackknife
+    thetas = moments.theta(*_columns([fit.model for fit in fits]))
+    return [
+        partial(moments, fit.model, fit.estimate, plan.domain, theta)
+        for fit, theta in zip(fits, thetas, strict=True)
+    ]
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _attempt(work: Callable[[], T]) -> T | Exception:
@@ -251,10 +231,8 @@ class _Gene:
     """One gene: its fits (one for each structure, the main one first) and what they say."""
 
     plan: Plan
-    pattern: Pattern
-    models: Sequence[Model]
-    fits: Sequence[Estimate | Exception]
-    run: Jackknife | Exception | None
+    fits: Sequence[Fit | Exception]
+    run: JackknifeRun | Exception | None
     stream: np.random.SeedSequence
 
     def row(self) -> Row:
@@ -262,9 +240,8 @@ class _Gene:
         main = self.fits[0]
         if isinstance(main, Exception):
             raise main
-        record, layout = main.convergence, self.plan.layout
-        reasons = []
-        status = OK
+        record, layout = main.estimate.convergence, self.plan.layout
+        status, reasons = OK, []
         if not record.converged:
             status = NOT_CONVERGED
             reasons.append(record.message)
@@ -272,55 +249,49 @@ class _Gene:
             status = BOUNDARY
             reasons.append("the estimate lies on the edge of its domain")
         out: Row = {
-            "n_obs": self.models[0].nobs,
-            "n_donors": self.models[0].n_donors,
+            "n_obs": main.model.nobs,
+            "n_donors": main.model.n_donors,
             "converged": record.converged,
             "boundary": record.boundary,
-            "llf": main.llf,
+            "llf": main.estimate.llf,
         }
-        out |= dict(zip(layout.estimates, self._values(main), strict=True))
-        out |= self._errors(main)
+        out |= dict(zip(layout.estimates, _values(main), strict=True))
+        for prefix, errors in self._errors(main).items():
+            names = [f"{prefix}[{name}]" for name in layout.estimates]
+            out |= dict(zip(names, _standard_errors(main, errors), strict=True))
         if isinstance(self.run, Exception):
             reasons.append(f"jackknife: {self.run}")
         elif self.run is not None:
             out["error_jackknife"] = self.run.error
         for name in layout.tests:
-            test = self._test(name)
+            test = self._test(name, main)
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
-            by_type = test.extra.get("celltype", {})
-            out |= {f"p_{name}[{key}]": value for key, value in by_type.items()}
-            if "cauchy" in test.extra:
-                out[f"p_{name}_cauchy"] = test.extra["cauchy"]
+            out |= layout.details(name, test.extra)
             if math.isnan(test.pvalue):
                 reasons.append(f"{name}: {test.note}")
         more, why = self._others()
         reasons += why
         return out | more | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
 
-    def _values(self, fitted: Estimate) -> np.ndarray:
-        """Variance components, cell type means, fixed effects."""
-        return np.concatenate([fitted.theta, self.pattern.mean_rows @ fitted.beta, fitted.beta])
-
-    def _errors(self, fitted: Estimate) -> Row:
-        """Standard errors of these by every covariance there is."""
-        out: Row = {}
-        L = self.pattern.mean_rows
+    def _errors(self, main: Fit) -> dict[str, Errors]:
+        """Where the standard errors of the table come from, by the prefix of their columns."""
+        out = {}
         for prefix in self.plan.layout.errors:
             if prefix == "se":
-                theta, beta = variance.information_cov(fitted), fitted.cov_beta
-            elif isinstance(self.run, Jackknife):
-                theta, beta = self.run.cov_theta, self.run.cov_beta
-            else:
-                continue
-            means = np.einsum("cp,pq,cq->c", L, beta, L)
-            se = np.sqrt(np.concatenate([np.diag(theta), means, np.diag(beta)]))
-            names = [f"{prefix}[{name}]" for name in self.plan.layout.estimates]
-            out |= dict(zip(names, se, strict=True))
+                out[prefix] = main.model_errors
+            elif isinstance(self.run, JackknifeRun):
+                out[prefix] = main.jackknife_errors(self.run)
         return out
 
-    def _test(self, name: str) -> TestResult:
+    def _test(self, name: str, main: Fit) -> TestResult:
+        def jackknife() -> Errors:
+            if isinstance(self.run, JackknifeRun):
+                return main.jackknife_errors(self.run)
+            raise CTMMError(f"there is no jackknife: {self.run}")
+
+        stream = np.random.default_rng(self.stream)
         try:
-            return TESTS[name](self)
+            return run_test(name, main, jackknife=jackknife, rng=stream, n=self.plan.draws)
         except (CTMMError, np.linalg.LinAlgError) as error:
             nan = math.nan
             return TestResult(name, "", name, nan, nan, nan, "", str(error))
@@ -328,19 +299,20 @@ class _Gene:
     def _others(self) -> tuple[Row, list[str]]:
         """The other structures and their likelihood ratios."""
         layout, out, reasons = self.plan.layout, Row(), []
-        for structure, names, fitted in zip(
+        for structure, names, fit in zip(
             layout.structures[1:], layout.components[1:], self.fits[1:], strict=True
         ):
-            if isinstance(fitted, Exception):
-                reasons.append(f"{structure.name}: {fitted}")
+            if isinstance(fit, Exception):
+                reasons.append(f"{structure.name}: {fit}")
                 continue
-            values = dict(zip(("llf", *names), (fitted.llf, *fitted.theta), strict=True))
-            values["converged"] = fitted.convergence.converged
-            values["boundary"] = fitted.convergence.boundary
+            at = fit.estimate
+            values = dict(zip(("llf", *names), (at.llf, *at.theta), strict=True))
+            values["converged"] = at.convergence.converged
+            values["boundary"] = at.convergence.boundary
             out |= {f"{structure.name}.{key}": value for key, value in values.items()}
         for pair in layout.ratios:
-            fits = [self._fitted(k) for k in pair]
-            ready = [fit for fit in fits if fit is not None]
+            fits = [self.fits[k] for k in pair]
+            ready = [Labelled(fit.structure.name, fit) for fit in fits if isinstance(fit, Fit)]
             if len(ready) == 2:
                 last = compare(ready)[-1]
                 name = layout.ratio_name(pair)
@@ -348,53 +320,16 @@ class _Gene:
                 reasons += [f"{name}: {last['note']}"] if math.isnan(last["pvalue"]) else []
         return out, reasons
 
-    def _fitted(self, k: int) -> Fitted | None:
-        """One structure's fit as a likelihood ratio test sees it."""
-        at, plan = self.fits[k], self.plan
-        if isinstance(at, Exception):
-            return None
-        structure = plan.layout.structures[k]
-        return Fitted(structure.name, self.models[k], structure, at, (), plan.domain)
+
+def _values(fit: Fit) -> np.ndarray:
+    """Variance components, cell type means, fixed effects."""
+    at = fit.estimate
+    return np.concatenate([at.theta, fit.mean_rows @ at.beta, at.beta])
 
 
-def _variance_test(method: str, gene: _Gene) -> TestResult:
-    """V = 0, as ``CTMMResults.test_variance`` has it."""
-    main, plan = gene.fits[0], gene.plan
-    if isinstance(main, Exception):
-        raise main
-    run = _run(gene) if method == "jackknife" else None
-    return variance.variance_differentiation(
-        gene.models[0],
-        plan.layout.structures[0],
-        main,
-        plan.domain,
-        method,
-        cov=None if run is None else run.cov_theta,
-        groups=None if run is None else len(run.left_out),
-        rng=np.random.default_rng(gene.stream) if method == "bootstrap" else None,
-        n=plan.draws,
-    )
-
-
-def _mean_test(gene: _Gene) -> TestResult:
-    """All cell types have the same mean, as ``CTMMResults.test_mean`` has it."""
-    main, run, L = gene.fits[0], _run(gene), gene.pattern.mean_rows
-    if isinstance(main, Exception):
-        raise main
-    df = variance.df_resid(gene.models[0])
-    return variance.mean_differentiation(L, main.beta, run.cov_beta, df, groups=len(run.left_out))
-
-
-def _run(gene: _Gene) -> Jackknife:
-    """The gene's jackknife, or why there is none."""
-    if isinstance(gene.run, Jackknife):
-        return gene.run
-    raise CTMMError(f"there is no jackknife: {gene.run}")
-
-
-_SHORT = {"model": "wald"}  # what a table calls the test by the model's own covariance
-TESTS: dict[str, Callable[[_Gene], TestResult]] = {
-    **{_SHORT.get(name, name): partial(_variance_test, name) for name in variance.VARIANCE_TESTS},
-    "mean": _mean_test,
-}
-"""Tests by name; those of V = 0 are the registry's."""
+def _standard_errors(fit: Fit, errors: Errors) -> np.ndarray:
+    """Of the same."""
+    p, L = fit.n_fixed, fit.mean_rows
+    theta, beta = errors.cov[p:, p:], errors.cov[:p, :p]
+    means = np.einsum("cp,pq,cq->c", L, beta, L)
+    return np.sqrt(np.concatenate([np.diag(theta), means, np.diag(beta)]))

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ..design import arrays
-from ..design.design import Design, assemble
 from ..design.formula import FormulaSpec
-from ..design.matrix import Coding
+from ..design.labelled import Design, assemble
 from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
 from .codec import decode, to_factor
@@ -49,7 +48,7 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
         X,
         names,
         "caller",
-        Coding("1", ready.frame[[]], {}, "patsy"),  # the caller codes new rows itself
+        None,  # the caller codes new rows itself
         one_mean=one_mean,
         means=mean_rows,
     )

@@ -1,53 +1,37 @@
-"""All genes of a caller in one call, by the blocks of :func:`ctmm_formula.fit_genes`."""
+"""All genes of a caller in one call: the scan of :func:`ctmm_formula.fit_genes` on its design."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from ..api import DEFAULT_BOUNDS, check_settings
 from ..arguments import threads, whole_number
-from ..design.design import Design
-from ..design.formula import FormulaSpec
-from ..design.size import check_size
+from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..errors import CTMMError
-from ..scan.columns import join
-from ..scan.genes import all_structures, asked_tests, table_layout
-from ..scan.job import BLOCK
+from ..scan.job import Job
 from ..scan.patterns import Patterns
-from ..scan.worker import Plan, scan_block
-from ..structures import Structure
+from ..scan.plan import all_structures, asked_tests, make_plan
+from ..scan.responses import Responses
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
 
 
-@dataclass(eq=False)
-class ReceivedPatterns(Patterns):
-    """Designs by pattern of rows, cut from the one that the caller sent."""
+@dataclass(frozen=True)
+class FromCaller:
+    """Designs of some rows, cut from the one that the caller sent."""
 
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any]
+    count: int
 
-    def design(self, rows: np.ndarray) -> Design:
+    def __call__(self, rows: np.ndarray) -> Design:
         """The design of these rows."""
         return to_design(self.model, rows)
-
-    def start(self, design: Design, structures: tuple[Structure, ...]) -> ReceivedPatterns:
-        """With the design of all rows, which says how all others must look."""
-        for structure in structures:
-            check_size(design, structure)
-        return replace(
-            self,
-            structures=structures,
-            names=design.names,
-            celltypes=design.celltypes,
-            random_names=design.random_names,
-        )
 
 
 def scan_genes(request: Mapping[str, Any]) -> Plain:
@@ -56,36 +40,24 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs.  Every row must have a
     value in some gene.  P values are not adjusted.
     """
-    model, floor = request["model"], float(request["noise_floor"])
-    structures = [structure_of(given) for given in (request["structure"], *request["models"])]
-    bounds = request.get("bounds")
-    method = check_settings(request["method"], structures[0], None, "nu", bounds, floor, "patsy")
+    floor, bounds = float(request["noise_floor"]), request.get("bounds")
+    given = [structure_of(one) for one in (request["structure"], *request["models"])]
+    method = check_settings(request["method"], given[0], bounds, floor)
     tests = asked_tests([str(name) for name in request["tests"]], method)
-    Y, NU = decode(request["expr"]).T, decode(request["nu"]).T
-    names = [str(name) for name in request["genes"]]
-    if Y.shape != NU.shape or Y.shape[1] != len(names):
-        raise CTMMError(f"{len(names)} genes, but expr is {Y.shape} and nu {NU.shape}")
-    every = np.arange(len(Y))
-    spec = FormulaSpec(str(model["formula"]), "", str(model["fixed"]), ())
-    table = pd.DataFrame(index=pd.RangeIndex(len(Y)))
-    patterns = ReceivedPatterns(spec, table, {}, every, model=model)
-    design = patterns.design(every)
-    patterns = patterns.start(design, all_structures(structures, design.celltypes))
-    plan = Plan(
-        table_layout(design, patterns.structures, method, tests, bool(request["one_step"])),
-        method,
-        Domain(bounds or DEFAULT_BOUNDS[design.kind], floor),
-        bool(request["one_step"]),
-        whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
-        int(request["seed"]),
-    )
-    blocks = Parallel(n_jobs=threads(int(request["n_jobs"])), require="sharedmem")(
-        delayed(scan_block)(plan, patterns, names[a : a + BLOCK], Y[:, a : a + BLOCK],
-                            NU[:, a : a + BLOCK])
-        for a in range(0, len(names), BLOCK)
+    responses = _responses(request)
+    make = FromCaller(request["model"], len(responses.obs))
+    every = np.arange(make.count)
+    design = make(every)
+    structures = all_structures(given, design.celltypes)
+    plan = make_plan(
+        design, structures, method, Domain(bounds or DEFAULT_BOUNDS[design.kind], floor), tests,
+        one_step=bool(request["one_step"]),
+        draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
+        entropy=int(request["seed"]),
     )  # fmt: skip
+    patterns = Patterns.start(make, every, design, structures)
+    block = Job(plan, patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
     kinds = plan.layout.kinds()
-    block = join(blocks, kinds)
     columns: Plain = {}
     for name, kind in kinds.items():
         columns[name] = list(map(str, block[name])) if kind == "text" else encode(block[name])
@@ -98,3 +70,12 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         "bounds": plan.domain.bounds,
         "notes": list(design.notes),
     }
+
+
+def _responses(request: Mapping[str, Any]) -> Responses:
+    """Expression and noise of the genes; their rows have no other columns here."""
+    Y, NU = decode(request["expr"]).T, decode(request["nu"]).T
+    names = tuple(str(name) for name in request["genes"])
+    if Y.shape != NU.shape or Y.shape[1] != len(names):
+        raise CTMMError(f"{len(names)} genes, but expr is {Y.shape} and nu {NU.shape}")
+    return Responses(pd.DataFrame(index=pd.RangeIndex(len(Y))), names, np.arange(len(names)), Y, NU)

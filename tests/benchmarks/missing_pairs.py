@@ -109,7 +109,7 @@ def measures(model):
         *free.theta,
         score_test(model).pvalue_sum,
         chi2.sf(max(2 * (free.llf - hom.llf), 0.0), C),
-        f.sf(V @ np.linalg.solve(jack.cov_theta[1:, 1:], V) / C, C, df),
+        f.sf(V @ np.linalg.solve(jack.cov[-C:, -C:], V) / C, C, df),
         f.sf(contrast @ np.linalg.solve(cov, contrast) / (C - 1), C - 1, model.n_donors - C),
     ]
 

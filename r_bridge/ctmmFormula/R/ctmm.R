@@ -1,4 +1,55 @@
-#' Fit the cell type-specific mixed model
+#' Fit the Cell Type-Specific Mixed Model
+#'
+#' Fits the model to one gene, from one row per donor and cell type, or from overall pseudobulk, one
+#' row per donor and the proportions of its cell types.
+#'
+#' @section Conditions:
+#' Errors are of class \code{ctmm_error} and, more narrowly, \code{ctmm_FormulaError},
+#' \code{ctmm_DataError}, \code{ctmm_ConvergenceError} or \code{ctmm_no_python}; warnings of class
+#' \code{ctmm_warning} (\code{ctmm_BoundaryWarning} where the estimate lies on the edge of its domain).
+#'
+#' @param formula a formula such as \code{expr ~ celltype + sex + PC1}, read by the rules of R
+#' (\code{\link{model.frame}}, \code{\link{model.matrix}}): \code{poly}, \code{splines::ns}, \code{I()},
+#' interactions and contrasts work as in \code{\link{lm}}. Random effects may stand in it as
+#' \code{(1 | batch)}, nested as \code{(1 | site/batch)}, or with one variance for each cell type as
+#' \code{(celltype | batch)}. A dot stands for all columns but those named below.
+#' @param data a data frame (or tibble, or list of columns).
+#' @param random more random effects: \code{~ batch}, \code{~ batch + site}, \code{~ site/batch},
+#' \code{"batch"}, or a list that maps each column to what it acts on,
+#' \code{list(batch = "celltype")}.
+#' @param structure covariance between cell types: \code{"hom"} (a variance that all share),
+#' \code{"iid"} (and one for each cell type, all equal), \code{"free"} (and one for each cell type),
+#' \code{"full"} (any covariance), \code{\link{banded}(width)}, or a list of symmetric matrices.
+#' @param method \code{"reml"}, \code{"ml"} or \code{"he"} (Haseman-Elston moments).
+#' @param donor,celltype,noise,n_cells names of columns: donors, cell types, noise variances (squared
+#' standard errors of the means) and numbers of cells. By default what \code{\link{ctmm_data}}
+#' remembers, else \code{"donor"}, \code{"celltype"} (or the one factor of the formula that with the
+#' donor identifies the rows), \code{"nu"}, and \code{"n_cells"} where there is such a column.
+#' @param proportions for overall pseudobulk: names of the columns of cell type proportions, or a table
+#' of donors (row names) by cell types. The formula then has covariates only, every cell type gets a
+#' mean. One name alone is, in cell type-specific data, each row's share of the donor's cells.
+#' @param bounds domain of the variance components: \code{"noise"} (they may be negative as long as
+#' every covariance keeps the share \code{noise_floor} of its noise), \code{"psd"} or
+#' \code{"nonnegative"} (as \pkg{lme4}). By default \code{"noise"}, for overall pseudobulk
+#' \code{"psd"}.
+#' @param noise_floor share of the noise below which no variance may fall.
+#' @param subset,na.action,contrasts,offset as in \code{\link{lm}}. A row is left out where anything
+#' that takes part is missing, but for numbers of cells.
+#' @param singular.ok what to do when the fixed part is not of full rank: stop and name the columns, or
+#' drop them with a message.
+#' @return
+#' An object of class \code{"ctmm"}, a plain list, with the methods in \code{\link{ctmm-methods}}.
+#' @seealso \code{\link{test_variance}}, \code{\link{jackknife}}, \code{\link{ctmm_genes}}
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+#' fit
+#' summary(fit)
+#' VarCorr(fit)
+#' anova(update(fit, structure = "hom"), fit)
+#'
+#' # overall pseudobulk
+#' ctmm(expr ~ sex + PC1, data = overall_pseudobulk, structure = "hom",
+#'      proportions = c("prop_day0", "prop_day1", "prop_day2", "prop_day3"))
 #' @export
 ctmm <- function(formula, data, random = NULL, structure = "free", method = "reml",
                  donor = NULL, celltype = NULL, noise = NULL, n_cells = NULL,
@@ -66,7 +117,15 @@ structure_out <- function(structure, celltypes) {
   named(structure, labels)
 }
 
-#' @rdname structures
+#' A Banded Structure
+#'
+#' Covariance of cell types that are near in order, such as time points, is free; that of others is what
+#' all share.
+#'
+#' @param width cell types at most so many places apart have a covariance of their own.
+#' @return The structure's name, for \code{\link{ctmm}}.
+#' @examples
+#' banded(1)
 #' @export
 banded <- function(width) {
   if (!is.numeric(width) || length(width) != 1L || is.na(width) || width < 0 || width != round(width))

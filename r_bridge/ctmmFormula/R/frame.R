@@ -3,7 +3,19 @@
 ROLES <- c("donor", "celltype", "noise", "n_cells")
 STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", n_cells = "n_cells")
 
-#' Remember which columns hold what
+#' Remember Which Columns Hold What
+#'
+#' Notes the columns of donors, cell types, noise variances and numbers of cells with the table, so that
+#' \code{\link{ctmm}} need not be told. Some verbs that make a new table lose the note.
+#'
+#' @param data a data frame.
+#' @param donor,celltype,noise,n_cells,proportions as in \code{\link{ctmm}}.
+#' @return The data frame with an attribute.
+#' @examples
+#' d <- setNames(pseudobulk, sub("^donor$", "individual", names(pseudobulk)))
+#' d <- ctmm_data(d, donor = "individual")
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' ctmm(expr ~ celltype, data = d, structure = "hom")
 #' @export
 ctmm_data <- function(data, donor = "donor", celltype = NULL, noise = "nu", n_cells = NULL,
                       proportions = NULL) {

@@ -1,4 +1,51 @@
-#' Fit and test all genes
+#' Fit and Test All Genes
+#'
+#' Fits the model of \code{\link{ctmm}} to every gene and tests it, in one call to Python. The numbers
+#' are those of single fits. A gene that fails is a row with a status and a reason.
+#'
+#' @details
+#' Where numbers of cells are known, a noise variance of 0, which a pair of cells that are all alike has,
+#' gives way to the variance between cells pooled over the cell type's pairs (column \code{n_pooled}).
+#'
+#' @param formula a formula without response: \code{~ celltype + sex + PC1}.
+#' @param data a table of samples, one row per donor and cell type (or per donor), or what
+#' \code{\link{ctmm_pseudobulk}} returned.
+#' @param expr,nu matrices of genes (rows) by samples (columns, in the order of \code{data}):
+#' expression and its noise variance. A gene uses the samples where both are there.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param models a list of more structures to fit; each is compared to the next smaller one nested in
+#' it.
+#' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
+#' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
+#' \code{\link{test_mean}}.
+#' @param genes only these.
+#' @param one_step one-step jackknife in place of the exact one, for many donors.
+#' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
+#' @param threads number of threads; the table does not depend on it.
+#' @param progress show a progress bar (the genes then cross in pieces).
+#' @param x what \code{ctmm_genes} returned.
+#' @param n number of rows.
+#' @param by a test, or a column: p values smallest first, others largest first.
+#' @param which a quantile plot of p values, or boxes of the variance components.
+#' @param ... graphical parameters.
+#' @return
+#' A data frame of class \code{"ctmm_genes"}, genes in their order: \code{gene}, \code{status}
+#' (\code{"ok"}, \code{"boundary"}, \code{"not converged"}, \code{"failed"}), \code{reason},
+#' \code{n_obs}, \code{n_donors}, \code{llf}, the variance components, means \code{mean[...]}, fixed
+#' effects \code{b[...]}, standard errors \code{se[...]} and \code{se_jackknife[...]}, with
+#' \code{one_step} the largest distance of the one-step jackknife's estimates from exact ones where it
+#' was checked, in standard errors (\code{error_jackknife}), and for every test
+#' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}.
+#' \code{top_genes} gives the first rows by one column, as \code{topTable} of \pkg{limma}.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' # genes drawn from a fit
+#' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
+#' expr <- t(as.matrix(simulate(fit, 10, seed = 1)))
+#' nu <- matrix(pseudobulk$nu, 10, nrow(pseudobulk), byrow = TRUE)
+#' found <- ctmm_genes(~ celltype + sex, data = pseudobulk, expr = expr, nu = nu)
+#' top_genes(found, 3)[c("gene", "hom", "p_score", "p_score_bh")]
+#' plot(found, "variance")
+#' @aliases print.ctmm_genes
 #' @export
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, structure = "free",
                        models = list(), method = "reml", tests = "score", genes = NULL,
@@ -55,7 +102,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   model$formula <- sub("^\\.response ", "", model$formula)
   model$mean_rows <- f8(aperm(array(unlist(fit$type_rows), c(dim(fit$X), length(fit$celltypes))),
                               c(3L, 1L, 2L)))
-  seed <- if ("bootstrap" %in% tests) seed_of(seed) else 0L
+  seed <- if (draws("tests", tests)) seed_of(seed) else 0L
   request <- list(
     model = model, structure = structure_out(structure, fit$celltypes),
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
@@ -232,6 +279,7 @@ print.ctmm_genes <- function(x, n = 6, ...) {
   invisible(x)
 }
 
+#' @rdname ctmm_genes
 #' @export
 plot.ctmm_genes <- function(x, which = c("pvalues", "variance"), ...) {
   which <- match.arg(which)

@@ -1,11 +1,13 @@
 # emmeans: registered when that package is loaded.
 
+#' @exportS3Method emmeans::recover_data
 recover_data.ctmm <- function(object, ...) {
   columns <- setdiff(names(object$model), grep("^\\(", names(object$model), value = TRUE))
   emmeans::recover_data(object$call, stats::delete.response(object$terms), object$na.action,
                         frame = object$model[columns], ...)
 }
 
+#' @exportS3Method emmeans::emm_basis
 emm_basis.ctmm <- function(object, trms, xlev, grid, covariance = NULL, ...) {
   if (object$kind == "op")
     fail("CTMMError", "in overall pseudobulk the cell types are no factor: see celltype_means()")

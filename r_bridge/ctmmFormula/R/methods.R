@@ -1,11 +1,75 @@
 # Methods for the generics of stats and nlme.  Everything here works without Python.
 
+#' Methods for Fits
+#'
+#' What can be asked of a fit of \code{\link{ctmm}}, mostly by the names and arguments of \pkg{lme4}.
+#'
+#' @details
+#' \code{coef} and \code{fixef} are the vector of fixed effects, so that functions of \pkg{car},
+#' \pkg{lmtest} and \pkg{emmeans} work on fits. There are also methods for \code{nobs},
+#' \code{df.residual} (donors less parameters, the denominator of all tests), \code{terms},
+#' \code{model.frame}, \code{model.matrix}, \code{weights} (one over the noise variance), \code{sigma}
+#' (1, as the noise is known), \code{family}, \code{extractAIC} (so \code{drop1} and \code{step} work
+#' after ML), \code{update}, and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
+#'
+#' Log-likelihoods have all constants; the restricted one has \eqn{\frac12 \log|X'X|}{1/2 log|X'X|}
+#' among them, so that it does not depend on the coding of the fixed part (\pkg{lme4} leaves it out).
+#' Their \code{df} counts fixed effects and variance components; their \code{nobs}, which \code{BIC}
+#' uses, is the number of rows, less that of fixed effects after REML, as in \pkg{nlme}.
+#'
+#' \code{anova} of several fits orders them by their numbers of parameters, compares neighbours by
+#' likelihood ratios, and refuses fits that are not nested, of other data, by different methods, or by
+#' REML with different fixed parts. Of one fit it gives Wald F tests of the terms in sequence.
+#'
+#' \code{VarCorr} shows the covariance of true expression between donors by cell type, with standard
+#' deviations and correlations. Negative variances, which the default \code{bounds} allow, have no
+#' standard deviation (\code{NA}).
+#'
+#' @param object,x a fit.
+#' @param covariance where standard errors come from: \code{"model"} (default for ML and REML),
+#' \code{"jackknife"} (default for moments), or what \code{\link{jackknife}} returned.
+#' @param full the covariance of the variance components too.
+#' @param parm names of parameters, \code{"beta_"} for the fixed effects or \code{"theta_"} for the
+#' variance components; default all.
+#' @param level of confidence.
+#' @param fixed.only leave the random terms out.
+#' @param newdata a table with the covariates and, for random effects, the columns of donors, cell types
+#' and groups.
+#' @param re.form random effects to add: \code{NULL} all, \code{NA} none, \code{~ (1 | batch)} some, or
+#' their names (\code{"shared"} and \code{"specific"} are the donors' own).
+#' @param se.fit,interval standard errors or intervals of the fixed part (with \code{re.form = NA}).
+#' @param allow.new.levels take the effects of unknown donors and levels as 0 instead of stopping.
+#' @param na.action for missing covariates in \code{newdata}.
+#' @param type \code{"pearson"} residuals are divided by the standard deviation of their noise.
+#' @param nsim,seed number of draws, and seed as in \code{\link{simulate}}.
+#' @param sigma not used: the noise is known.
+#' @param row.names,optional,order as for \code{VarCorr} of \pkg{lme4}.
+#' @param condVar attach prediction standard errors as attribute \code{"std.error"}.
+#' @param which what to draw: variance components or means with their intervals, residuals, or predicted
+#' effects of donors.
+#' @param ... more fits for \code{anova}; graphical parameters for \code{plot}; else not used.
+#' @return
+#' What the generics say. \code{ranef} gives a list with a data frame of donors (column
+#' \code{(Intercept)} for the shared effect and one for each cell type) and one for each random effect.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+#' confint(fit, "theta_")
+#' head(ranef(fit)$donor)
+#' as.data.frame(VarCorr(fit))
+#' new <- data.frame(celltype = c("day0", "day3"), sex = "F", PC1 = 0)
+#' predict(fit, new, re.form = NA, se.fit = TRUE)
+#' head(simulate(fit, 2, seed = 1))
+#' plot(fit)
+#' @name ctmm-methods
+NULL
+
 #' @export
 coef.ctmm <- function(object, ...) object$beta
 
 #' @export
 fixef.ctmm <- function(object, ...) object$beta
 
+#' @rdname ctmm-methods
 #' @export
 vcov.ctmm <- function(object, covariance = NULL, full = FALSE, ...) {
   cov <- errors_of(object, covariance)$cov
@@ -48,6 +112,7 @@ nobs.ctmm <- function(object, ...) object$n
 #' @export
 df.residual.ctmm <- function(object, ...) object$df.residual
 
+#' @rdname ctmm-methods
 #' @export
 formula.ctmm <- function(x, fixed.only = FALSE, ...) {
   if (fixed.only) stats::formula(x$terms) else x$formula
@@ -72,6 +137,7 @@ sigma.ctmm <- function(object, ...) 1
 weights.ctmm <- function(object, ...)
   stats::naresid(object$na.action, named(1 / object$nu, names(object$y)))
 
+#' @rdname ctmm-methods
 #' @export
 logLik.ctmm <- function(object, ...) {
   if (is.na(object$loglik))
@@ -99,6 +165,7 @@ add1.ctmm <- function(object, scope, ...) {
   utils::getS3method("add1", "default")(object, scope = scope, ...)
 }
 
+#' @rdname ctmm-methods
 #' @export
 fitted.ctmm <- function(object, re.form = NULL, ...) {
   out <- if (no_random(re.form)) marginal(object) else conditional(object)
@@ -113,6 +180,7 @@ conditional <- function(object) {
   object$fitted_values
 }
 
+#' @rdname ctmm-methods
 #' @export
 residuals.ctmm <- function(object, type = c("response", "pearson"), re.form = NULL, ...) {
   type <- match.arg(type)
@@ -134,6 +202,7 @@ update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
   eval(call, if (away) environment(object$given) else here)
 }
 
+#' @rdname ctmm-methods
 #' @export
 confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
   check_level(level)
@@ -180,7 +249,23 @@ estimates <- function(object, covariance = NULL) {
        df = df, name = errors$name)
 }
 
-#' Means of the cell types
+#' Means of Cell Types and Shares of Variance
+#'
+#' \code{celltype_means} gives the mean of each cell type at the observed covariates (their mean over
+#' all rows, offsets left out); \code{variance_explained} splits the variance of overall pseudobulk into
+#' means, other fixed effects, what all cell types share, what is specific to each, random effects and
+#' noise; \code{icc} is the variance between donors over that of one row, by cell type.
+#'
+#' @param object a fit of \code{\link{ctmm}}.
+#' @param level of the confidence intervals.
+#' @param covariance \code{"model"}, \code{"jackknife"}, or what \code{\link{jackknife}} returned.
+#' @return Data frames.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+#' celltype_means(fit)
+#' variance_explained(fit)
+#' icc(fit)
+#' @rdname means
 #' @export
 celltype_means <- function(object, level = 0.95, covariance = NULL) {
   check_fit(object)
@@ -195,14 +280,14 @@ celltype_means <- function(object, level = 0.95, covariance = NULL) {
              conf.low = ends[, 1L], conf.high = ends[, 2L], row.names = NULL)
 }
 
-#' Parts of the variance
+#' @rdname means
 #' @export
 variance_explained <- function(object) {
   check_fit(object)
   data.frame(component = rownames(object$shares), object$shares, row.names = NULL)
 }
 
-#' Intraclass correlation by cell type
+#' @rdname means
 #' @export
 icc <- function(object) {
   check_fit(object)
@@ -248,6 +333,7 @@ cat_state <- function(x) {
     cat(sprintf("\nThe estimate lies on the edge of its domain (bounds = \"%s\").\n", x$bounds))
 }
 
+#' @rdname ctmm-methods
 #' @export
 summary.ctmm <- function(object, covariance = NULL, ...) {
   tables <- estimates(object, covariance)

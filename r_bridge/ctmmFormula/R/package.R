@@ -1,4 +1,31 @@
-#' @keywords internal
+#' Cell Type-Specific Mixed Models of Expression Between Donors
+#'
+#' Does the expression of a gene vary between people, and does it vary more in some cell types than in
+#' others? The package answers from pseudobulk of single-cell RNA sequencing: one mean and its noise
+#' variance for each donor and cell type. It fits the model CTMM of Chen and Dahl (2024) by a formula
+#' and gives objects that behave like fits of \pkg{lme4} and \pkg{mmrm}.
+#'
+#' @details
+#' For donor \eqn{i} and cell type \eqn{c}, with the mean expression \eqn{y} of the cells and the known
+#' noise variance \eqn{\nu}{nu} of that mean,
+#' \deqn{y_{ic} = x_{ic}'b + \alpha_i + \Gamma_{ic} + \mbox{(batch, ...)} + \delta_{ic}}{%
+#' y_ic = x_ic'b + alpha_i + Gamma_ic + (batch, ...) + delta_ic}
+#' \deqn{\alpha_i \sim N(0, \sigma^2),\ \Gamma_i \sim N(0, V),\ \delta_{ic} \sim N(0, \nu_{ic})}{%
+#' alpha_i ~ N(0, sigma^2), Gamma_i ~ N(0, V), delta_ic ~ N(0, nu_ic)}
+#'
+#' Start with \code{\link{ctmm}}; \code{\link{ctmm_genes}} fits all genes in one call,
+#' \code{\link{ctmm_pseudobulk}} makes pseudobulk from cells. The numbers are computed by the Python
+#' package \code{ctmm_formula}, which \pkg{reticulate} finds when it is first needed; see
+#' \code{\link{ctmm_check}}. Fits are plain R lists: what has been fitted can be saved, printed and
+#' predicted from in a session without Python.
+#'
+#' @references
+#' Chen, M. and Dahl, A. (2024). A robust model for cell type-specific interindividual variation in
+#' single-cell RNA sequencing data. \emph{Nature Communications} 15, 5229.
+#' \doi{10.1038/s41467-024-49242-9}
+#'
+#' @importFrom stats add1 anova coef confint df.residual extractAIC family fitted formula logLik
+#'   model.frame model.matrix nobs predict residuals sigma simulate terms update vcov weights
 "_PACKAGE"
 
 # What the session knows of Python; never part of a fit.

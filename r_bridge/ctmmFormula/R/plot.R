@@ -1,3 +1,4 @@
+#' @rdname ctmm-methods
 #' @export
 plot.ctmm <- function(x, which = c("variance", "means", "residuals", "ranef"), ...) {
   which <- match.arg(which)

@@ -26,6 +26,7 @@ wanted <- function(object, re.form) {
   re.form
 }
 
+#' @rdname ctmm-methods
 #' @export
 predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
                          allow.new.levels = FALSE, na.action = stats::na.pass,
@@ -125,6 +126,7 @@ observation <- function(object, frame, column) {
   outer(column(object$roles$celltype), object$celltypes, function(a, b) !is.na(a) & a == b) + 0
 }
 
+#' @rdname ctmm-methods
 #' @export
 simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
   # as stats:::simulate.lm keeps and gives back the state of the random numbers
@@ -200,6 +202,7 @@ level_weights <- function(object, name) {
 }
 
 # A fit of the same model to another response (generic of lme4).
+#' @rawNamespace S3method(lme4::refit, ctmm, refit_ctmm)
 refit_ctmm <- function(object, newresp, ...) {
   if (is.data.frame(newresp) && length(newresp) == 1L) newresp <- newresp[[1L]]
   out <- object$na.action
@@ -214,4 +217,5 @@ refit_ctmm <- function(object, newresp, ...) {
   described(object, request)
 }
 
+#' @rawNamespace S3method(lme4::isREML, ctmm, isREML_ctmm)
 isREML_ctmm <- function(x, ...) x$method == "reml"

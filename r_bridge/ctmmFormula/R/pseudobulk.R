@@ -1,4 +1,40 @@
-#' Aggregate cells to donors and cell types
+#' Aggregate Cells to Donors and Cell Types
+#'
+#' Means of the cells of each donor and cell type, their noise variances (sample variance over number of
+#' cells) and numbers of cells. Pairs with too few cells are missing, never zero. This needs no Python.
+#'
+#' @param x one of
+#' \itemize{
+#' \item a matrix of genes (rows) by cells (columns), dense or sparse (\code{dgCMatrix}), with the
+#' logarithms of expression, and \code{cells}, the table of the cells;
+#' \item a \code{SingleCellExperiment} of cells (\code{assay = "logcounts"});
+#' \item a \code{Seurat} object (\code{assay} its default, \code{layer = "data"});
+#' \item an aggregate of \pkg{muscat} or \pkg{dreamlet} with one assay of means for each cell type, and
+#' \code{sem}, one of their standard errors (\code{dreamlet::aggregateToPseudoBulk(fun = "sem")});
+#' \item \code{dreamletProcessedData} of \code{dreamlet::aggregateNonCountSignal}.
+#' }
+#' @param ... arguments for cells:
+#' \code{donor = "donor"} and \code{celltype = "celltype"}, columns of their table;
+#' \code{normalize}, \code{"log_cp10k"} or \code{"log2_cpm"} for raw counts;
+#' \code{min_cells = 10}, pairs must have more cells; \code{min_cells_donor = 100}, donors must have
+#' more; \code{min_donor_share = 0}, cell types must be observed in a larger share of the donors;
+#' \code{covariates}, columns to carry along (default all that do not vary within donors or pairs).
+#' @param row.names,optional not used.
+#' @param gene name of one gene.
+#' @return
+#' An object of class \code{"ctmm_pseudobulk"}: a list of \code{expr} and \code{nu}, genes by pairs;
+#' \code{obs}, the table of pairs with \code{donor}, \code{celltype}, \code{n_cells}, \code{proportion}
+#' and covariates; \code{notes} on what was left out. \code{\link{ctmm}} and \code{\link{ctmm_genes}}
+#' take it as \code{data}; \code{as.data.frame} gives the table of one gene.
+#' @examples
+#' set.seed(1)
+#' cells <- data.frame(donor = rep(paste0("d", 1:20), each = 60),
+#'                     celltype = rep(c("B", "T", "NK"), 400))
+#' x <- matrix(rexp(5 * 1200), 5, dimnames = list(paste0("gene", 1:5), NULL))
+#' pb <- ctmm_pseudobulk(x, cells = cells, min_cells_donor = 50)
+#' pb
+#' head(as.data.frame(pb, gene = "gene1"))
+#' @aliases print.ctmm_pseudobulk
 #' @export
 ctmm_pseudobulk <- function(x, ...) {
   if (inherits(x, "SingleCellExperiment") || inherits(x, "SummarizedExperiment"))
@@ -312,6 +348,7 @@ pseudobulk_seurat <- function(x, ..., assay = NULL, layer = "data") {
   pseudobulk_cells(do.call(get, args), x[[]], ...)
 }
 
+#' @rdname ctmm_pseudobulk
 #' @export
 as.data.frame.ctmm_pseudobulk <- function(x, row.names = NULL, optional = FALSE, gene, ...) {
   if (missing(gene) || length(gene) != 1L || !gene %in% rownames(x$expr))

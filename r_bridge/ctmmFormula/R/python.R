@@ -1,6 +1,6 @@
 # The way to Python: found when first needed, never when the package is loaded.
 
-PROTOCOL <- 1L
+PROTOCOL <- 2L
 MODULE <- "ctmm_formula"
 
 # The Python end of the wire.
@@ -13,7 +13,7 @@ wire <- function() {
   start_python()
   if (!reticulate::py_module_available(MODULE)) no_python(missing_module())
   module <- tryCatch(
-    reticulate::import("ctmm_formula.wire.wire", convert = TRUE),
+    reticulate::import("ctmm_formula.wire.calls", convert = TRUE),
     error = function(e) no_python(paste0(
       "The Python package ", MODULE, " cannot be imported by ", python_in_use(), ":\n  ",
       conditionMessage(e))))
@@ -82,7 +82,28 @@ ask <- function(name, request) {
   stop(condition(reply$message, class, "error", python_traceback = reply$traceback))
 }
 
-#' Is everything there?
+#' Is Everything There?
+#'
+#' Starts Python if it has not started, and lists versions and what is missing.
+#'
+#' @details
+#' \pkg{reticulate} takes the Python that the environment variable \code{RETICULATE_PYTHON} names, else
+#' that of \code{reticulate::use_virtualenv()} and its like, else the one on the path. The choice is made
+#' once in a session. To install the Python package:
+#' \preformatted{python3 -m venv ~/ctmm
+#' ~/ctmm/bin/pip install ctmm-formula}
+#' and in R, before anything uses Python,
+#' \preformatted{Sys.setenv(RETICULATE_PYTHON = "~/ctmm/bin/python")}
+#' The first fit of a fresh installation compiles for about half a minute; later sessions do not.
+#'
+#' Work is shared among threads. Do not fork a session (\code{parallel::mclapply}) after the first fit;
+#' clusters of new sessions (\code{parallel::makePSOCKcluster}) are fine.
+#'
+#' @return
+#' A list of class \code{"ctmm_check"}: versions; \code{missing}, packages of Python that are not there
+#' (\code{anndata} is not needed from R); \code{problem}, empty when all is well.
+#' @examples
+#' ctmm_check()
 #' @export
 ctmm_check <- function() {
   out <- list(

@@ -1,20 +1,79 @@
 # What is asked of Python about a fit: tests, jackknife, bootstrap, comparisons.
 
+#' Tests of Variances and Means
+#'
+#' \code{test_variance} asks whether donors differ alike in all cell types (V = 0), \code{test_mean}
+#' whether all cell types have the same mean, \code{test_component} whether one variance is positive.
+#'
+#' @param object a fit of \code{\link{ctmm}}.
+#' @param method of \code{test_variance}: \code{"score"}, the noise-robust score test;
+#' \code{"jackknife"} or \code{"wald"}, an F test with the jackknife's or the model's covariance;
+#' \code{"lrt"} or \code{"bootstrap"}, the likelihood ratio to the structure \code{"hom"} against
+#' chi-squared or a parametric bootstrap. \code{NULL} leaves the choice to the Python package, and the
+#' result names it. After ML and REML the jackknife rejects too often near V = 0: confirm what
+#' it finds by the score test. Of \code{test_component}: \code{"wald"} (default after ML and REML) or
+#' \code{"jackknife"} (after HE), a one-sided t test by the same covariances, or \code{"exact"}, the
+#' exact restricted likelihood ratio test where the component is the model's only one.
+#' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
+#' \code{test_mean} also \code{"jackknife"} or \code{"model"}.
+#' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
+#' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
+#' \code{\link{set.seed}} governs.
+#' @param threads number of threads; the numbers do not depend on it.
+#' @param ... not used.
+#' @return
+#' An object of classes \code{"ctmm_test"} and \code{"htest"}: \code{statistic}, \code{parameter},
+#' \code{p.value} (\code{NaN} where the test cannot be had), \code{note} with the reason or a caution,
+#' and \code{extra}, for example p values by cell type.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+#' test_variance(fit, "jackknife")
+#' test_variance(fit, "score")$extra$celltype
+#' test_mean(fit)
+#' test_component(fit, "batch")
+#' @rdname tests
 #' @export
 test_variance <- function(object, ...) UseMethod("test_variance")
 
+#' @rdname tests
 #' @export
 test_mean <- function(object, ...) UseMethod("test_mean")
 
+#' @rdname tests
 #' @export
 test_component <- function(object, ...) UseMethod("test_component")
 
+#' Jackknife over Donors and Parametric Bootstrap
+#'
+#' Covariances of all parameters without trust in the model's information matrix.
+#'
+#' @param object a fit of \code{\link{ctmm}}.
+#' @param blocks leave out this many groups of donors in turn instead of single donors.
+#' @param one_step one step from the full fit in place of complete refits, for many donors.
+#' @param n,seed number of draws and their seed.
+#' @param threads number of threads; the numbers do not depend on it.
+#' @param progress show a progress bar.
+#' @param ... not used.
+#' @return
+#' Objects with methods for \code{print}, \code{vcov} and \code{confint}. A jackknife has the leave-out
+#' \code{estimates} and can be given as \code{covariance} to \code{vcov}, \code{confint},
+#' \code{summary}, \code{predict} and the tests of the same fit; a bootstrap has its
+#' \code{replicates}.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk, structure = "hom")
+#' jack <- jackknife(fit)
+#' jack
+#' coef(summary(fit, covariance = jack))
+#' bootstrap(fit, n = 20, seed = 1)
+#' @rdname jackknife
 #' @export
 jackknife <- function(object, ...) UseMethod("jackknife")
 
+#' @rdname jackknife
 #' @export
 bootstrap <- function(object, ...) UseMethod("bootstrap")
 
+#' @rdname tests
 #' @export
 test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999, seed = NULL,
                                threads = 1, ...) {
@@ -22,21 +81,32 @@ test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
   run_test(object, "variance", method = method, covariance = covariance, n = n,
-           seed = if (identical(method, "bootstrap")) seed_of(seed), threads = threads)
+           seed = if (draws("tests", method)) seed_of(seed), threads = threads)
 }
 
+# Whether one of these tests draws random numbers, by the registry of the Python package.
+draws <- function(registry, names) {
+  if (!length(names)) return(FALSE)
+  if (is.null(state$tests)) state$tests <- ask("tests", list())
+  any(vapply(state$tests[[registry]][as.character(names)], function(needs) "draws" %in% unlist(needs), NA))
+}
+
+#' @rdname tests
 #' @export
 test_mean.ctmm <- function(object, covariance = "jackknife", ...)
   run_test(object, "mean", covariance = covariance)
 
+#' @rdname tests
 #' @export
-test_component.ctmm <- function(object, name, method = c("t", "exact"), covariance = NULL,
-                                n = 10000, seed = NULL, ...) {
-  method <- match.arg(method)
+test_component.ctmm <- function(object, name, method = NULL, covariance = NULL, n = 10000,
+                                seed = NULL, ...) {
+  if (inherits(method, "ctmm_jackknife")) covariance <- method
+  if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
+  else if (!is.null(method)) method <- single(method, "method", is.character)
   if (missing(name) || !is.character(name) || length(name) != 1L)
     fail("CTMMError", "name one variance component: ", listing(names(object$vcomp), 20L))
   run_test(object, "component", name = name, method = method, covariance = covariance, n = n,
-           seed = if (method == "exact") seed_of(seed))
+           seed = if (draws("component", method)) seed_of(seed))
 }
 
 run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL, n = NULL,
@@ -98,6 +168,7 @@ threads_of <- function(threads) {
   if (identical(as.double(threads), -1)) -1L else whole(threads, "threads", 1L)
 }
 
+#' @rdname jackknife
 #' @export
 jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1, progress = FALSE,
                            ...) {
@@ -143,6 +214,7 @@ print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), 
   invisible(x)
 }
 
+#' @rdname jackknife
 #' @export
 bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress = FALSE, ...) {
   n <- whole(n, "n", 1L)
@@ -197,6 +269,7 @@ progress_bar <- function(show, total) {
   list(set = function(k) utils::setTxtProgressBar(bar, k), close = function() close(bar))
 }
 
+#' @rdname ctmm-methods
 #' @export
 anova.ctmm <- function(object, ...) {
   na <- function(x) ifelse(is.nan(x), NA_real_, x)

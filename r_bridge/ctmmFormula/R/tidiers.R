@@ -1,5 +1,28 @@
 # Tables as broom and broom.mixed make them.
 
+#' Tables in the Style of broom
+#'
+#' \code{tidy} has one row per parameter, \code{glance} one row per fit, \code{augment} one row per row
+#' of the data.
+#'
+#' @param x a fit of \code{\link{ctmm}}.
+#' @param effects some of \code{"fixed"}, \code{"ran_pars"} (variance components) and \code{"ran_vals"}
+#' (predicted effects).
+#' @param scales variance components as they are, tested one-sidedly, or standard deviations and
+#' correlations of the cell types under the names of \pkg{broom.mixed} (\code{sd__}, \code{cor__}).
+#' @param conf.int,conf.level add intervals, and their level.
+#' @param covariance \code{"model"}, \code{"jackknife"}, or what \code{\link{jackknife}} returned.
+#' @param data the table of the fit; by default the model frame, with a dot before columns that are not
+#' in the formula.
+#' @param ... not used.
+#' @return Data frames.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
+#' tidy(fit, conf.int = TRUE)
+#' glance(fit)
+#' head(augment(fit, pseudobulk))
+#' @name ctmm-tidiers
+#' @rdname tidiers
 #' @export
 tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "sdcor"),
                       conf.int = FALSE, conf.level = 0.95, covariance = NULL, ...) {
@@ -58,6 +81,7 @@ value_rows <- function(x, ends, level) {
   out
 }
 
+#' @rdname tidiers
 #' @export
 glance.ctmm <- function(x, ...) {
   likelihood <- !is.na(x$loglik)
@@ -70,6 +94,7 @@ glance.ctmm <- function(x, ...) {
     boundary = x$convergence$boundary)
 }
 
+#' @rdname tidiers
 #' @export
 augment.ctmm <- function(x, data = NULL, ...) {
   frame <- x$model

@@ -1,3 +1,4 @@
+#' @rdname ctmm-methods
 #' @export
 VarCorr.ctmm <- function(x, sigma = 1, ...) {
   donor <- x$A
@@ -17,6 +18,7 @@ VarCorr.ctmm <- function(x, sigma = 1, ...) {
 # Negative variances are estimates like any other, but have no square root.
 sqrt_or_na <- function(x) ifelse(x >= 0, sqrt(abs(x)), NA_real_)
 
+#' @rdname ctmm-methods
 #' @export
 as.data.frame.VarCorr.ctmm <- function(x, row.names = NULL, optional = FALSE,
                                        order = c("cov.last", "lower.tri"), ...) {
@@ -70,6 +72,7 @@ print.VarCorr.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L), ..
   invisible(x)
 }
 
+#' @rdname ctmm-methods
 #' @export
 ranef.ctmm <- function(object, condVar = TRUE, ...) {
   if (is.null(object$effects)) fail("ConvergenceError", object$no_effects)
@@ -98,6 +101,7 @@ ranef.ctmm <- function(object, condVar = TRUE, ...) {
   structure(out, class = "ranef.ctmm")
 }
 
+#' @rdname ctmm-methods
 #' @export
 as.data.frame.ranef.ctmm <- function(x, ...) {
   rows <- lapply(names(x), function(group) {

@@ -101,7 +101,7 @@ test_that("packages of different protocols say which one to update", {
   module <- state$wire
   on.exit(state$wire <- module)
   state$wire <- NULL
-  python <- reticulate::import("ctmm_formula.wire.wire")
+  python <- reticulate::import("ctmm_formula.wire.calls")
   old <- python$PROTOCOL
   python$PROTOCOL <- 0L
   expect_error(ctmm(expr ~ celltype, data = pseudobulk), "update the Python package: .*--upgrade",

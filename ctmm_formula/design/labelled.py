@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..engine.model import Model, RandomComponent, build_model
-from ..errors import FormulaError
+from ..errors import DataError, FormulaError
 from ..structures import Structure
 from . import arrays
 from .formula import FormulaSpec
@@ -75,8 +75,8 @@ class Design:
     dropped : dict
         Reason -> number of rows dropped, each row under its first reason.
     notes : tuple of str
-    coding : Coding
-        How the fixed part becomes numbers.
+    coding : Coding, or None
+        How the fixed part becomes numbers; None where the caller coded it.
     known_means : ndarray, shape (C, p), or None
         ``mean_rows``, where they do not follow from `coding`, or need not.
     """
@@ -106,7 +106,7 @@ class Design:
     proportion_cols: tuple[str, ...]
     dropped: dict[str, int]
     notes: tuple[str, ...]
-    coding: Coding = field(repr=False)
+    coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
@@ -114,7 +114,20 @@ class Design:
         """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
         if self.known_means is not None:
             return self.known_means
-        return arrays.mean_rows(self.coding, self.X, self.celltype_col, self.celltypes)
+        return arrays.mean_rows(self._coding(), self.X, self.celltype_col, self.celltypes)
+
+    def _coding(self) -> Coding:
+        if self.coding is None:
+            raise DataError(
+                "the caller coded the fixed part of this fit, so Python cannot code new rows: "
+                "predict where it was fitted"
+            )
+        return self.coding
+
+    @property
+    def context(self) -> dict[str, object]:
+        """Functions and values of the caller that the formula uses."""
+        return {} if self.coding is None else self.coding.context
 
     @property
     def n_possible(self) -> int:
@@ -184,9 +197,10 @@ class Design:
         DataError
             A covariate that `newdata` lacks, or that is infinite there.
         """
+        coding = self._coding()
         table = as_frame(newdata, "newdata", may_be_empty=True)
         frame = pd.DataFrame(index=pd.RangeIndex(len(table)))
-        needed = list(self.coding.frame.columns) + list(self.proportion_cols)
+        needed = list(coding.frame.columns) + list(self.proportion_cols)
         for name in self.frame.columns:
             if name in needed:
                 column = pick(table, name, "covariate", what="newdata")
@@ -206,7 +220,7 @@ class Design:
             if self.proportion_cols:
                 P = part[list(self.proportion_cols)].to_numpy(dtype=float)
                 arrays.check_proportions(P, self.proportion_cols, np.flatnonzero(complete))
-            X[complete] = arrays.design_rows(self.coding, part, P)
+            X[complete] = arrays.design_rows(coding, part, P)
             arrays.check_finite(X[complete], self.names, np.flatnonzero(complete))
         frame.index = table.index
         return X, frame
@@ -304,7 +318,7 @@ def assemble(
     X: np.ndarray,
     names: tuple[str, ...],
     engine: str,
-    coding: Coding,
+    coding: Coding | None,
     *,
     one_mean: bool,
     means: np.ndarray | None = None,

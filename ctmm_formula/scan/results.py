@@ -15,8 +15,9 @@ import pandas as pd
 from ..arguments import choose, whole_number
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
-from ..results.parameters import is_covariance
-from ..results.results import CTMMResults
+from ..inference.fit import correlation
+from ..results.estimates import adjusted
+from ..results.fitted import CTMMResults
 from .columns import Block, Layout
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
@@ -99,7 +100,7 @@ class Scan:
         names = self.layout.celltypes
         theta = self._components(k).to_numpy()[:, : len(structures[k].labels)]
         lower = [(r, c) for r in range(len(names)) for c in range(r)]
-        values = [_correlation(structures[k].covariance(row)) for row in theta]
+        values = [correlation(structures[k].covariance(row)) for row in theta]
         array = np.array([[R[pair] for pair in lower] for R in values]).reshape(-1, len(lower))
         columns = [f"corr[{names[r]},{names[c]}]" for r, c in lower]
         return pd.DataFrame(array, self._index(), columns)
@@ -277,21 +278,6 @@ def full_table(block: Block, layout: Layout) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def adjusted(p: np.ndarray, method: str) -> np.ndarray:
-    """P values adjusted over those that are there; the others stay NaN.
-
-    >>> adjusted(np.array([0.01, np.nan, 0.5]), "bonferroni").tolist()
-    [0.02, nan, 1.0]
-    """
-    from statsmodels.stats.multitest import multipletests
-
-    out = np.full(len(p), np.nan)
-    there = ~np.isnan(p)
-    if there.any():
-        out[there] = multipletests(p[there], method=method)[1]
-    return out
-
-
 def notice(counts: Mapping[str, int]) -> str:
     """What went wrong in a scan, in one sentence; nothing where nothing did."""
     bad = {name: count for name, count in counts.items() if name != OK}
@@ -304,15 +290,6 @@ def notice(counts: Mapping[str, int]) -> str:
     }
     parts = ", ".join(f"{count} {words[name]}" for name, count in bad.items())
     return f"of {sum(counts.values())} genes, {parts}: see status and reason in scan.table"
-
-
-def _correlation(A: np.ndarray) -> np.ndarray:
-    """Correlation matrix of a covariance, NaN where there is none."""
-    sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
-    there = np.isfinite(sd)
-    if not is_covariance(A[np.ix_(there, there)]):
-        sd = np.full(len(A), np.nan)
-    return A / np.outer(sd, sd)
 
 
 def _is_number(column: pd.Series) -> bool:

@@ -18,24 +18,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from joblib import parallel_config
 
 from ..api import DEFAULT_BOUNDS, anova, check_settings, fit_design, warn_of
-from ..arguments import choose
+from ..arguments import choose, generator
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..errors import CTMMError
-from ..inference.jackknife import Jackknife as JackknifeRun
-from ..results.resampling import Jackknife, labelled, refits
-from ..results.results import CTMMResults
+from ..inference.jackknife import JackknifeRun
+from ..inference.tests import COMPONENT_TESTS, TESTS
+from ..results.fitted import CTMMResults
+from ..results.resampling import Jackknife, labelled
 from ..results.summary import installed, versions
 from ..structures import resolve
 from .codec import Plain, decode, encode, table
 from .received import structure_of, to_design
 from .transcriptome import scan_genes
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised with every change that an older caller would not understand."""
 
 _ESTIMATE_ARRAYS = ("theta", "beta", "cov_beta", "information", "observed")
@@ -46,7 +46,7 @@ def hello() -> Plain:
     """Protocol and versions, for the first contact.
 
     >>> hello()["protocol"]
-    1
+    2
     """
     return {
         "protocol": PROTOCOL,
@@ -122,8 +122,7 @@ def _fit(request: Mapping[str, Any]) -> Plain:
     """Fit a model: request {model, structure, method, bounds, noise_floor}."""
     structure, floor = structure_of(request["structure"]), float(request["noise_floor"])
     bounds = request.get("bounds")
-    noise = request["model"]["noise"]["name"]
-    method = check_settings(request["method"], structure, None, noise, bounds, floor, "patsy")
+    method = check_settings(request["method"], structure, bounds, floor)
     design = to_design(request["model"])
     domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], floor)
     res = fit_design(design, structure, method, domain)
@@ -169,7 +168,7 @@ def _described(res: CTMMResults) -> Plain:
         "names": [str(name) for name in res.params.index],
         "n_fixed": len(at.beta),
         "labels": list(res.structure_.labels),
-        "random_names": list(res._random_names),
+        "random_names": list(res.labels.random),
         "cov": encode(res.cov_params().to_numpy()),
         "table": table(res.table()),
         "aic": float(res.aic) if likelihood else float("nan"),
@@ -197,7 +196,7 @@ def _effects(res: CTMMResults) -> Plain:
         return {"effects": None, "fitted": None, "no_effects": str(error)}
     effects = {name: encode(frame.to_numpy(dtype=float)) for name, frame in tables.items()}
     levels = {name: list(own) for name, own in
-              zip(res._random_names, res.design.random_levels, strict=True)}  # fmt: skip
+              zip(res.labels.random, res.design.random_levels, strict=True)}  # fmt: skip
     fitted = encode(res.fittedvalues.to_numpy())
     return {"effects": effects, "levels": levels, "fitted": fitted, "no_effects": ""}
 
@@ -273,15 +272,22 @@ def _test(request: Mapping[str, Any]) -> Plain:
     if what == "mean":
         test = res.test_mean(covariance or "jackknife")
     elif what == "variance":
-        test = res.test_variance(
-            covariance=covariance, n_jobs=int(request["n_jobs"]), **draws
-        )
+        test = res.test_variance(covariance=covariance, n_jobs=int(request["n_jobs"]), **draws)
     else:
         test = res.test_component(str(request["name"]), covariance=covariance, **draws)
     out = test.to_dict()
     df = out["df"]
     out["df"] = [float(value) for value in (df if isinstance(df, Sequence) else [df])]
     return out
+
+
+def _tests(request: Mapping[str, Any]) -> Plain:
+    """The registry of tests: name -> what it needs, for V = 0 and means, and for components."""
+    del request
+    rows = {"tests": TESTS, "component": COMPONENT_TESTS}
+    return {
+        key: {name: sorted(test.needs) for name, test in own.items()} for key, own in rows.items()
+    }
 
 
 def _bootstrap(request: Mapping[str, Any]) -> Plain:
@@ -291,12 +297,10 @@ def _bootstrap(request: Mapping[str, Any]) -> Plain:
     """
     res = _stored(request["fit"])
     start, stop = int(request["start"]), int(request["stop"])
-    rng = np.random.default_rng(int(request["seed"]))
+    rng = generator(int(request["seed"]))
     if start:
         rng.spawn(start)
-    values, failed = refits(
-        res.model, res.estimate, res.domain, stop - start, rng, int(request["n_jobs"])
-    )
+    values, failed = res.numbers.replicates(stop - start, rng, int(request["n_jobs"]))
     return {
         "names": [str(name) for name in res.params.index],
         "replicates": encode(values),
@@ -315,6 +319,7 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "fit": _fit,
     "jackknife": _jackknife,
     "test": _test,
+    "tests": _tests,
     "bootstrap": _bootstrap,
     "anova": _anova,
     "genes": scan_genes,

@@ -1,0 +1,290 @@
+"""A fit in numbers, and everything that is asked of one: errors, degrees of freedom, refits.
+
+Results, scans, comparisons and resampling all hold a :class:`Fit`; a test
+(:mod:`ctmm_formula.inference.tests`) is a function of it.
+
+Order of all parameters: fixed effects b (p), then variance components theta (K).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from ..arguments import Rng, generator, threads, whole_number
+from ..engine.domain import Domain
+from ..engine.draws import draw
+from ..engine.estimate import Estimate
+from ..engine.estimators import estimate
+from ..engine.likelihood import LIKELIHOODS
+from ..engine.model import Model
+from ..errors import ConvergenceError, CTMMError
+from ..structures import Structure
+from .jackknife import JackknifeRun, jackknife
+
+T = TypeVar("T")
+_ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
+
+
+class Errors(NamedTuple):
+    """Where standard errors come from.
+
+    Attributes
+    ----------
+    cov : ndarray, shape (p + K, p + K)
+    name : str
+        "model", "jackknife", "jackknife, 5 blocks", ...
+    groups : int, optional
+        Groups of donors that a jackknife left out, one after the other.
+    reason : str
+        Why nothing can be said of the variance components, or "".
+    """
+
+    cov: np.ndarray
+    name: str
+    groups: int | None = None
+    reason: str = ""
+
+    @property
+    def title(self) -> str:
+        """What Wald tests by these errors call themselves."""
+        return f"wald ({self.name})"
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A model, how it was fitted, and the estimate.
+
+    Attributes
+    ----------
+    model : Model
+    structure : Structure
+        Whose basis matrices the model has.
+    domain : Domain
+    estimate : Estimate
+    mean_rows : ndarray, shape (C, p)
+        ``mean_rows @ b`` are the means of the cell types.
+    """
+
+    model: Model
+    structure: Structure
+    domain: Domain
+    estimate: Estimate
+    mean_rows: np.ndarray = field(repr=False)
+
+    @property
+    def n_fixed(self) -> int:
+        """Number of fixed effects p."""
+        return len(self.estimate.beta)
+
+    @property
+    def n_params(self) -> int:
+        """Number of fixed effects and variance components, p + K."""
+        return len(self.estimate.beta) + len(self.estimate.theta)
+
+    @property
+    def df_resid(self) -> int:
+        """N - n_par: donors less parameters (as in the CTMM paper)."""
+        return self.model.n_donors - self.n_params
+
+    @property
+    def params(self) -> np.ndarray:
+        """All parameters, shape (p + K,)."""
+        return np.concatenate([self.estimate.beta, self.estimate.theta])
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether it was fitted by a likelihood (moments have none)."""
+        return self.estimate.method in LIKELIHOODS
+
+    @property
+    def trouble(self) -> str:
+        """Why variance components of this fit cannot be tested, or ""."""
+        record = self.estimate.convergence
+        return "" if record.converged else f"the fit did not converge: {record.message}"
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the estimate lies on the edge of its domain."""
+        return self.estimate.convergence.boundary
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, -2 llf + 2 n_params."""
+        return -2.0 * self.estimate.llf + 2.0 * self.n_params
+
+    @property
+    def bic(self) -> float:
+        """Bayesian criterion, -2 llf + n_params log(n).
+
+        n is the number of rows for ML and rows less fixed effects for REML, whose likelihood is a
+        density of n - p contrasts: so do metafor and nlme, and R's generic ``BIC``.
+        """
+        n = self.model.nobs - (self.n_fixed if self.estimate.method == "reml" else 0)
+        return -2.0 * self.estimate.llf + (self.n_params * math.log(n) if n > 0 else math.nan)
+
+    # -----------------------------------------------------------------------------------------
+    # errors
+
+    @cached_property
+    def model_errors(self) -> Errors:
+        """Errors by the model: (X' Sigma^-1 X)^-1 and the inverse expected information."""
+        p = self.n_fixed
+        cov = np.zeros((self.n_params, self.n_params))
+        cov[:p, :p] = self.estimate.cov_beta
+        cov[p:, p:] = information_cov(self.estimate.information)
+        if not self.has_likelihood:
+            reason = "HE has no information matrix: use the jackknife"
+        elif self.trouble or self.on_edge:
+            reason = self.trouble or edge_note("the information matrix is no valid guide")
+        else:
+            singular = "the information matrix of the variance components is singular"
+            reason = singular if np.isnan(cov[p:, p:]).any() else ""
+        return Errors(cov, "model", None, reason)
+
+    def jackknife_errors(self, run: JackknifeRun) -> Errors:
+        """Errors by a jackknife of this fit."""
+        p = self.n_fixed
+        failed = (
+            "there is no jackknife covariance: a refit without some donors failed, see "
+            "jackknife().failed"
+        )
+        whole = np.isfinite(run.cov[p:, p:]).all()
+        return Errors(
+            run.cov, run.name, len(run.left_out), self.trouble or ("" if whole else failed)
+        )
+
+    def jackknife(
+        self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
+    ) -> JackknifeRun:
+        """Leave out donors, see :func:`ctmm_formula.inference.jackknife.jackknife`."""
+        return jackknife(
+            self.model, self.estimate, self.domain, blocks=blocks, one_step=one_step, n_jobs=n_jobs
+        )
+
+    # -----------------------------------------------------------------------------------------
+    # refits
+
+    def refit(self, y: np.ndarray) -> Fit:
+        """The same model fitted to another response (n,), in kernel order."""
+        model = self.model.with_response(y, self.model.nu)
+        return replace(self, model=model, estimate=self._estimate(model))
+
+    def null(self) -> Fit:
+        """The fit of hom (V = 0) by the same method.
+
+        Raises
+        ------
+        CTMMError
+            There is none that a likelihood ratio could be taken to, and why.
+        """
+        null = self.structure.null()
+        if not self.has_likelihood:
+            raise CTMMError(
+                "HE has no likelihood: use the jackknife or score test, or fit by reml or ml"
+            )
+        if not self.structure.contains(null):
+            raise CTMMError(
+                f"structure {self.structure.name} does not contain hom: the models are not nested"
+            )
+        if self.trouble:
+            raise CTMMError(self.trouble)
+        model = self.model.with_basis(null.basis)
+        try:
+            fit = replace(self, model=model, structure=null, estimate=self._estimate(model))
+        except ConvergenceError as error:
+            raise CTMMError(f"the null model could not be fitted: {error}") from None
+        if fit.trouble:
+            raise CTMMError(f"in the null model, {fit.trouble}")
+        return fit
+
+    def _estimate(self, model: Model) -> Estimate:
+        return estimate(model, self.estimate.method, self.domain)
+
+    # -----------------------------------------------------------------------------------------
+    # draws
+
+    def draw(self, rng: Rng = None) -> np.ndarray:
+        """A response drawn from the fit, shape (n,), in kernel order."""
+        return draw(self.model, self.estimate.theta, self.estimate.beta, rng)
+
+    def of_draws(
+        self, measure: Callable[[np.ndarray], T], n: int, rng: Rng = None, n_jobs: int = 1
+    ) -> list[T]:
+        """What `measure` finds in each of `n` responses drawn from the fit.
+
+        Every draw has its own stream, so the result does not depend on `n_jobs` (threads).
+        """
+        n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
+        return Parallel(n_jobs=n_jobs, require="sharedmem")(
+            delayed(lambda stream: measure(self.draw(stream)))(stream)
+            for stream in generator(rng).spawn(n)
+        )
+
+    def replicates(
+        self, n: int, rng: Rng = None, n_jobs: int = 1
+    ) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
+        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed."""
+
+        def params(y: np.ndarray) -> np.ndarray | str:
+            try:
+                return self.refit(y).params
+            except CTMMError as error:
+                return str(error)
+
+        found = self.of_draws(params, n, rng, n_jobs)
+        failed = tuple((k, fit) for k, fit in enumerate(found) if isinstance(fit, str))
+        nothing = np.full(self.n_params, np.nan)
+        return np.array([nothing if isinstance(fit, str) else fit for fit in found]), failed
+
+
+def information_cov(information: np.ndarray) -> np.ndarray:
+    """Inverse of the information of theta, shape (K, K); nan where there is none.
+
+    >>> information_cov(np.array([[4.0]]))
+    array([[0.25]])
+    """
+    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = information / np.outer(scale, scale)  # units of the components drop out
+    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] < 1e-12:
+        return np.full_like(information, math.nan)
+    return np.linalg.inv(scaled) / np.outer(scale, scale)
+
+
+def edge_note(what: str) -> str:
+    """What is said of a fit on the edge of its domain."""
+    return f"the estimate lies on the edge of its domain, where {what}"
+
+
+def correlation(A: np.ndarray) -> np.ndarray:
+    """Correlations (C, C) of a covariance of cell types.
+
+    NaN where a variance is not positive, and all NaN where what is left is no covariance (not
+    positive semidefinite): variance components may be negative, and for overall pseudobulk only
+    the observed mixtures of cell types need a variance >= 0.
+
+    >>> correlation(np.array([[4.0, 1.0], [1.0, 1.0]]))[0, 1]
+    np.float64(0.5)
+    """
+    sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
+    there = np.isfinite(sd)
+    if not is_covariance(A[np.ix_(there, there)]):
+        sd = np.full(len(A), np.nan)
+    return A / np.outer(sd, sd)
+
+
+def is_covariance(A: np.ndarray) -> bool:
+    """Whether a symmetric matrix is positive semidefinite up to rounding; (0, 0) is."""
+    if not A.size:
+        return True
+    if not np.isfinite(A).all():
+        return False
+    values = np.linalg.eigvalsh(A)
+    return bool(values[0] >= -_ROUNDING * np.abs(values).max())

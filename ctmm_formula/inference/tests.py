@@ -1,0 +1,359 @@
+"""The registry of tests: what can be asked of a fit by name.
+
+A test is a function of a :class:`~ctmm_formula.inference.fit.Fit` and what it :class:`Ask` s for
+beside it, and a row of ``TESTS`` (or of ``COMPONENT_TESTS``, for one variance component).  The
+row says what the test needs and which p values it has; ``fit``, ``fit_genes``, ``power``, R and
+the documentation read it.  A test that cannot be had has p value nan and its reason in ``note``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ..arguments import Rng, choose, generator, whole_number
+from ..errors import CTMMError
+from .bootstrap import bootstrap_ratio
+from .comparison import null_on_bound, on_bound
+from .fit import Errors, Fit, edge_note
+from .rlrt import exact_rlrt
+from .score import score_test
+from .testing import TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
+
+LIKELIHOOD, JACKKNIFE, DRAWS, CELLS = "likelihood", "jackknife", "draws", "cells"
+"""What a test may need: a fit by ML or REML; a jackknife of it; random draws; numbers of cells
+(without them it does what it can, and says so)."""
+
+_NEAR_ZERO = "near V = 0 the jackknife test rejects too often: confirm by test_variance('score')"
+_DOUBTED = 0.05  # p values of the jackknife below this come with advice
+_JACKKNIFE_ON_EDGE = edge_note("jackknife p values tend to be too small")
+
+
+class Ask(NamedTuple):
+    """What a test gets beside the fit.
+
+    Attributes
+    ----------
+    errors : Errors, optional
+        By the jackknife for tests that need it, else by the model.
+    component : int
+        Its number, for tests of one.
+    null : str
+        The hypothesis in words, where the row of the test cannot know it.
+    rng : numpy Generator or seed, optional; n : int; n_jobs : int
+        Draws and threads.
+    """
+
+    errors: Errors
+    component: int = -1
+    null: str = ""
+    rng: Rng = None
+    n: int = 999
+    n_jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Test:
+    """A row of the registry.
+
+    Attributes
+    ----------
+    question : {"variance", "mean", "component"}
+        Which method of the results asks it: ``test_<question>``.
+    run : callable (Fit, Ask) -> TestResult
+    needs : frozenset of {"likelihood", "jackknife", "draws", "cells"}
+    details : tuple of str
+        Further p values in ``TestResult.extra``: "celltype" (one for each), "cauchy", ...
+    asserts : str
+        What a small p value says, and how it is found.
+    """
+
+    __test__: ClassVar[bool] = False  # its name makes pytest think it holds tests
+
+    question: str
+    run: Callable[[Fit, Ask], TestResult]
+    needs: frozenset[str]
+    details: tuple[str, ...]
+    asserts: str
+
+
+def run_test(
+    name: str,
+    fit: Fit,
+    *,
+    registry: Mapping[str, Test] | None = None,
+    jackknife: Callable[[], Errors] | None = None,
+    component: int = -1,
+    label: str = "",
+    rng: Rng = None,
+    n: int = 999,
+    n_jobs: int = 1,
+) -> TestResult:
+    """Run the test of that name.
+
+    Parameters
+    ----------
+    name : str
+        Of ``TESTS``, or of another `registry`.
+    fit : Fit
+    jackknife : callable, optional
+        Gives the errors of a jackknife, for tests that need it; by default the exact one over
+        single donors is run.
+    component : int; label : str, optional
+        Number and name of the component, for tests of one.
+    rng : numpy Generator or seed, optional; n : int; n_jobs : int
+        Draws and threads.
+
+    Raises
+    ------
+    CTMMError
+        Unknown test or component.
+
+    Examples
+    --------
+    >>> from ctmm_formula.engine.domain import Domain
+    >>> from ctmm_formula.engine.estimators import estimate
+    >>> from ctmm_formula.engine.model import build_model
+    >>> from ctmm_formula.structures import resolve
+    >>> rng = np.random.default_rng(1)
+    >>> y = np.repeat(rng.normal(size=60), 2) + rng.normal(size=120) * np.tile([1.0, 0.4], 60)
+    >>> H, free = np.tile(np.eye(2), (60, 1)), resolve("free", ["T", "B"])
+    >>> model = build_model(y, np.full(120, 0.1), H, H, np.repeat(np.arange(60), 2), free.basis)
+    >>> test = run_test("lrt", Fit(model, free, Domain(), estimate(model), np.eye(2)))
+    >>> test.df, bool(test.pvalue < 1e-6)
+    (2.0, True)
+    """
+    rows = TESTS if registry is None else registry
+    test = rows[choose("test", name, rows)]
+    if test.question == "component" and not 0 <= component < len(fit.estimate.theta):
+        raise CTMMError(
+            f"there is no variance component {component}: theta has {len(fit.estimate.theta)} "
+            "components"
+        )
+    if JACKKNIFE not in test.needs:
+        errors = fit.model_errors
+    elif jackknife is None:
+        errors = fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs))
+    else:
+        errors = jackknife()
+    if DRAWS in test.needs:
+        rng, n = generator(rng), whole_number("n", n, 1)
+    null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
+    return test.run(fit, Ask(errors, component, null, rng, n, n_jobs))
+
+
+def named(question: str) -> list[str]:
+    """Names of the tests of a question.
+
+    >>> named("variance")
+    ['score', 'jackknife', 'wald', 'lrt', 'bootstrap']
+    """
+    return [name for name, test in TESTS.items() if test.question == question]
+
+
+# ---------------------------------------------------------------------------------------------
+# V = 0
+
+
+def _blank(method: str, distribution: str) -> TestResult:
+    return TestResult(
+        "variance differentiation", "no cell type-specific variance (V = 0)", method,
+        math.nan, math.nan, math.nan, distribution,
+    )  # fmt: skip
+
+
+def _nothing(fit: Fit) -> str:
+    """Why V = 0 is no question for this structure, or nothing."""
+    empty = not len(fit.structure.null_contrast)
+    return f"structure {fit.structure.name} has no V to test" if empty else ""
+
+
+def _score(fit: Fit, ask: Ask) -> TestResult:
+    """Noise-robust score test: makes the fit of hom that it needs by itself."""
+    blank = _blank("score", "chi2 mixture")
+    try:
+        test = score_test(fit.model)
+    except CTMMError as error:
+        return blank.without(str(error))
+    except np.linalg.LinAlgError as error:
+        return blank.without(f"the score test could not be computed: {error}")
+    if not math.isfinite(test.pvalue_sum):
+        return blank.without("the tail probability could not be computed")
+    note = "" if test.weights == "n_cells" else f"no numbers of cells: weighted by {test.weights}"
+    pvalues = zip(fit.structure.celltypes, test.pvalue_celltype.tolist(), strict=True)
+    return replace(
+        blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum), note=note,
+        extra={
+            "celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy),
+            "weights": test.weights,
+        },
+    )  # fmt: skip
+
+
+def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
+    """F test of the components of V by the errors given."""
+    errors = ask.errors
+    blank = _blank(errors.title, "F")
+    reason = _nothing(fit) or errors.reason
+    if reason:
+        return blank.without(reason)
+    contrast = fit.structure.null_contrast
+    before, after = fit.n_fixed, len(fit.model.random)
+    L = np.pad(contrast, ((0, 0), (before, after)))
+    by_jackknife = errors.groups is not None
+    test = wald(
+        fit.params, errors.cov, L, fit.df_resid,
+        name=blank.name, null=blank.null, method=blank.method,
+        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "", groups=errors.groups,
+    )  # fmt: skip
+    # of moments the null rates are not known
+    if by_jackknife and fit.has_likelihood and test.pvalue < _DOUBTED:
+        test = replace(test, note="; ".join(filter(None, (test.note, _NEAR_ZERO))))
+    return test
+
+
+def _lrt(fit: Fit, ask: Ask) -> TestResult:
+    """Likelihood ratio to the fit of hom."""
+    blank = _blank(f"likelihood ratio ({fit.estimate.method})", "chi2")
+    try:
+        null = _null(fit)
+    except CTMMError as error:
+        return blank.without(str(error))
+    edges = [name for name, at in (("null", null), ("full", fit)) if at.on_edge]
+    where = f"the {' and the '.join(edges)} fit on the edge of its domain"
+    notes = [f"{where}: chi2 is approximate, see the bootstrap"] if edges else []
+    if null_on_bound(null.structure, fit.structure, fit.domain.bounds):
+        notes.append(on_bound(fit.domain.bounds))
+    return likelihood_ratio(
+        null.estimate.llf, fit.estimate.llf, len(fit.structure.null_contrast),
+        name=blank.name, null=blank.null, method=blank.method, note="; ".join(notes),
+    )  # fmt: skip
+
+
+def _bootstrap(fit: Fit, ask: Ask) -> TestResult:
+    """Likelihood ratio to the fit of hom against its distribution under that fit."""
+    blank = _blank(f"bootstrap likelihood ratio ({fit.estimate.method})", "bootstrap")
+    try:
+        null = _null(fit)
+    except CTMMError as error:
+        return blank.without(str(error))
+    checked = likelihood_ratio(null.estimate.llf, fit.estimate.llf, 1)
+    if math.isnan(checked.pvalue):
+        return blank.without(checked.note)
+    boot = bootstrap_ratio(null, fit, ask.n, ask.rng, ask.n_jobs)
+    if not len(boot.statistics):
+        return blank.without("no draw could be fitted")
+    notes = []
+    if boot.failed:
+        notes.append(f"{boot.failed} of {ask.n} draws could not be fitted and do not count")
+    if boot.clipped:
+        notes.append("a negative variance of a random effect was set to 0 in the null model")
+    return replace(
+        blank, statistic=checked.statistic, pvalue=boot.pvalue, note="; ".join(notes),
+        extra={"draws": len(boot.statistics)},
+    )  # fmt: skip
+
+
+def _null(fit: Fit) -> Fit:
+    if _nothing(fit):
+        raise CTMMError(_nothing(fit))
+    return fit.null()
+
+
+# ---------------------------------------------------------------------------------------------
+# equal means
+
+
+def _mean(fit: Fit, ask: Ask) -> TestResult:
+    """F test of the contrasts of the cell types' means by the errors given."""
+    p = fit.n_fixed
+    return mean_differentiation(
+        fit.mean_rows, fit.estimate.beta, ask.errors.cov[:p, :p], fit.df_resid,
+        method=ask.errors.title, groups=ask.errors.groups,
+    )  # fmt: skip
+
+
+TESTS: dict[str, Test] = {
+    "score": Test(
+        "variance", _score, frozenset({CELLS}), ("cauchy", "celltype"),
+        "V > 0, by a score test that keeps its level where the noise is only measured",
+    ),
+    "jackknife": Test(
+        "variance", _variance_wald, frozenset({JACKKNIFE}), (),
+        "V is not 0, by an F test with the jackknife covariance (Chen and Dahl 2024)",
+    ),
+    "wald": Test(
+        "variance", _variance_wald, frozenset({LIKELIHOOD}), (),
+        "V is not 0, by an F test with the inverse expected information",
+    ),
+    "lrt": Test(
+        "variance", _lrt, frozenset({LIKELIHOOD}), (),
+        "V is not 0, by the likelihood ratio to the fit of hom, chi2",
+    ),
+    "bootstrap": Test(
+        "variance", _bootstrap, frozenset({LIKELIHOOD, DRAWS}), (),
+        "V is not 0, by the likelihood ratio against draws from the fit of hom",
+    ),
+    "mean": Test(
+        "mean", _mean, frozenset({JACKKNIFE}), (),
+        "means differ between cell types, by an F test with the jackknife covariance",
+    ),
+}  # fmt: skip
+"""Tests by name, the same in ``fit``, ``fit_genes``, ``power`` and R."""
+
+
+# ---------------------------------------------------------------------------------------------
+# one component
+
+
+def _component_wald(fit: Fit, ask: Ask) -> TestResult:
+    """One-sided t test by the errors given."""
+    errors, at = ask.errors, fit.n_fixed + ask.component
+    variance = float(errors.cov[at, at])
+    note = _JACKKNIFE_ON_EDGE if fit.on_edge else ""
+    result = one_sided_t(
+        float(fit.params[at]), math.sqrt(variance) if variance >= 0.0 else math.nan, fit.df_resid,
+        null=ask.null, method=errors.title, note=note, groups=errors.groups,
+    )  # fmt: skip
+    return result.without(errors.reason) if errors.reason else result
+
+
+def _component_exact(fit: Fit, ask: Ask) -> TestResult:
+    """Exact restricted likelihood ratio; p = 1 where the component is estimated at zero."""
+    blank = TestResult(
+        "variance component", ask.null, "exact restricted likelihood ratio",
+        math.nan, math.nan, math.nan, "chi2 mixture",
+    )  # fmt: skip
+    try:
+        test = exact_rlrt(fit.model, ask.n, ask.rng)
+    except CTMMError as error:
+        return blank.without(str(error))
+    except np.linalg.LinAlgError as error:
+        return blank.without(f"the exact test could not be computed: {error}")
+    floor = 1 / (1 + ask.n)
+    note = f"p is no smaller than 1/(1 + {ask.n} draws)" if test.pvalue <= floor else ""
+    return replace(
+        blank, statistic=test.statistic, pvalue=test.pvalue, note=note,
+        extra={"draws": ask.n, "mass at zero": test.mass_at_zero},
+    )  # fmt: skip
+
+
+COMPONENT_TESTS: dict[str, Test] = {
+    "wald": Test(
+        "component", _component_wald, frozenset({LIKELIHOOD}), (),
+        "the component is above 0, by a one-sided t test with the inverse expected information",
+    ),
+    "jackknife": Test(
+        "component", _component_wald, frozenset({JACKKNIFE}), (),
+        "the component is above 0, by a one-sided t test with the jackknife covariance",
+    ),
+    "exact": Test(
+        "component", _component_exact, frozenset({DRAWS}), (),
+        "the model's only component is above 0, by its exact restricted likelihood ratio",
+    ),
+}  # fmt: skip
+"""Tests of one variance component by name."""

@@ -1,0 +1,247 @@
+"""Results of a fit, as users hold them: a record and its methods, each in the file of its kind."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..arguments import Rng, choose, generator, whole_number
+from ..errors import DataError
+from . import hypothesis_tests, parameters, predictions, serialize, shares
+from .record import Covariance, Record
+from .resampling import Bootstrap
+from .summary import Summary, summarise
+
+
+class CTMMResults(Record):
+    """A fitted model.
+
+    Made by :func:`ctmm_formula.fit`.  n rows, N donors, C cell types, p fixed effects, K variance
+    components.
+
+    Standard errors and tests use ``cov_type``: "model" (inverse expected information and
+    (X' Sigma^-1 X)^-1; default for ML and REML) or "jackknife" (delete one donor; default for HE,
+    which has no information).  Methods take ``covariance=`` to choose the other one, or an object
+    that :meth:`jackknife` returned.  The jackknife is run when first needed and kept.
+
+    Variance components are in squared units of the response.
+
+    Attributes
+    ----------
+    design : Design
+        The labelled arrays: formula, rows, levels.
+    structure_ : Structure
+        The covariance structure with its basis matrices.
+    domain : Domain
+    estimate : Estimate
+        The bare numbers.
+    notes : tuple of str
+        What to know about the data and the fit.
+    versions : dict
+        Of the libraries that made the numbers.
+    one_step : bool
+        "jackknife" means the one-step version here, as in the scan that the gene is from.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=df)
+    >>> res.vcomp.round(2).to_dict()
+    {'hom': 0.49, 'V[day0]': 0.13, 'V[day1]': 0.38, 'V[day2]': 0.38, 'V[day3]': 1.27, 'batch': 0.31}
+    >>> res.means().loc["day0"].round(2).to_dict()
+    {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.42, 'conf_high': 1.05}
+    >>> print(res.test_variance())
+    variance differentiation: score
+      null hypothesis: no cell type-specific variance (V = 0)
+      statistic = 27.94, p = 8.684e-32
+      celltype: day0 1.458e-06, day1 1.255e-09, day2 1.429e-16, day3 1.377e-34
+      cauchy: 1.095e-33
+      weights: n_cells
+    >>> print(res.wald_test("sex[T.M] = 0, hom = batch"))
+    linear hypothesis: wald (model)
+      null hypothesis: sex[T.M] = 0, hom - batch = 0
+      F(2, 61) = 0.8866, p = 0.4173
+    >>> res.predict(df.head(2), random=["batch"]).round(2).tolist()
+    [1.08, 0.59]
+    """
+
+    # parameters, cell types
+    table = parameters.table
+    tidy = parameters.tidy
+    glance = parameters.glance
+    bse = property(parameters.bse)
+    bse_fe = property(parameters.bse_fe)
+    tvalues = property(parameters.tvalues)
+    pvalues = property(parameters.pvalues)
+    conf_int = parameters.conf_int
+    cov_params = parameters.cov_params
+    means = parameters.means
+    contrasts = parameters.contrasts
+
+    # tests
+    test_variance = hypothesis_tests.test_variance
+    test_mean = hypothesis_tests.test_mean
+    test_component = hypothesis_tests.test_component
+    wald_test = hypothesis_tests.wald_test
+    t_test = hypothesis_tests.t_test
+    compare_lr_test = hypothesis_tests.compare_lr_test
+
+    # shares of variance
+    variance_explained = shares.variance_explained
+    icc = shares.icc
+
+    # predicted effects and values
+    random_effects = property(predictions.random_effects)
+    fittedvalues = property(predictions.fittedvalues)
+    marginal = property(predictions.marginal)
+    resid = property(predictions.resid)
+    predict = predictions.predict
+    augment = predictions.augment
+
+    def simulate(self, rng: Rng = None, n: int = 1) -> pd.DataFrame:
+        """Draw `n` new responses from the fitted model.
+
+        Parameters
+        ----------
+        rng : numpy Generator or seed, optional
+        n : int
+            Number of draws.
+
+        Returns
+        -------
+        DataFrame, shape (rows, n)
+            On the index of the data.
+        """
+        streams = generator(rng).spawn(whole_number("n", n, 1))
+        drawn = [self.model.unsort(self.numbers.draw(stream)) for stream in streams]
+        return pd.DataFrame(np.array(drawn).T, index=self.design.index)
+
+    def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
+        """Parametric bootstrap: draw from the fitted model and fit again.
+
+        Parameters
+        ----------
+        n : int
+        rng : numpy Generator or seed, optional
+        n_jobs : int
+            Threads; the numbers do not depend on it.
+
+        Returns
+        -------
+        Bootstrap
+            ``replicates``, ``bse``, ``cov_params()``, ``conf_int()``, ``failed``.
+        """
+        values, failed = self.numbers.replicates(n, rng, n_jobs)
+        return Bootstrap(pd.DataFrame(values, columns=self.labels.params), failed)
+
+    def plot(self, kind: str = "gene", ax: Any = None, **options: Any) -> Any:
+        """Draw the fit; the pictures are the functions of :mod:`ctmm_formula.plots`.
+
+        Parameters
+        ----------
+        kind : {"gene", "shares", "components", "residuals", "influence", "missing", "noise"}
+        ax : Axes, optional
+            Where to draw (two of them for "residuals"); default a new figure, ``ax.figure``.
+        **options
+            Of the function of that name.
+
+        Returns
+        -------
+        Axes, or an array of them
+        """
+        from ..plots.fits import OF_A_FIT
+
+        return OF_A_FIT[choose("kind", kind, OF_A_FIT)][0](self, ax=ax, **options)
+
+    def plot_data(self, kind: str = "gene", **options: Any) -> pd.DataFrame:
+        """Return the numbers that :meth:`plot` draws."""
+        from ..plots.fits import OF_A_FIT
+
+        return OF_A_FIT[choose("kind", kind, OF_A_FIT)][1](self, **options)
+
+    def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
+        """Describe the fit as text, HTML (notebooks) and LaTeX.
+
+        Parameters
+        ----------
+        covariance, alpha
+            As in :meth:`table`.
+
+        Returns
+        -------
+        Summary
+            Prints itself; ``as_text()``, ``as_html()``, ``as_latex()``.
+        """
+        return summarise(self, covariance, alpha)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Everything about the fit as JSON text, floats in full precision.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            File to write as well.
+
+        Raises
+        ------
+        DataError
+            The formula uses functions of your own, which text cannot hold; pickle the results.
+        """
+        text = serialize.dumps(
+            self.design,
+            self.structure_,
+            self.domain,
+            self.estimate,
+            self.notes,
+            dict(self.versions),
+            self.one_step,
+            tuple(self._jackknives.items()),
+        )
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> CTMMResults:
+        """Read results from JSON text or a file; runs no code of the file.
+
+        Neither do display, tests, means and shares of what was read.  Only
+        ``predict(newdata)`` evaluates the formula, as after a fit: do not call it on a file from
+        someone you do not trust.
+
+        Parameters
+        ----------
+        source : str or Path
+            Text of :meth:`to_json`, or the path of a file.
+
+        Returns
+        -------
+        CTMMResults
+            With the ``versions`` that made the numbers.
+
+        Raises
+        ------
+        DataError
+            There is no such file, or it holds no fit.
+        """
+        if not isinstance(source, (str, PathLike)):
+            raise DataError(
+                "from_json reads the text of to_json or the path of a file, got "
+                f"{type(source).__name__}"
+            )
+        if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", ""):
+            return cls(*serialize.loads(source))
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            name = str(source) if len(str(source)) < 200 else f"{str(source)[:200]}..."
+            raise DataError(f"{name!r} is neither a fit as JSON nor a file: {error}") from None
+        return cls(*serialize.loads(text))
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()

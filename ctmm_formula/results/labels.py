@@ -1,0 +1,65 @@
+"""The names of a fit's parameters, one for each thing everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..design.labelled import Design
+from ..structures import Structure
+
+RESERVED = ("shared", "specific", "means", "fixed", "noise", "total", "none", "all")
+"""Names with a meaning among random effects and shares of variance."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names of fixed effects, of the structure's components and of the random effects'."""
+
+    fixed: tuple[str, ...]
+    donor: tuple[str, ...]
+    random: tuple[str, ...]
+
+    @classmethod
+    def of(cls, design: Design, structure: Structure) -> Labels:
+        """The names in a fit of `design` under `structure`."""
+        names = component_names(structure.labels, design.names, design.random_names)
+        count = len(structure.labels)
+        return cls(tuple(design.names), names[:count], names[count:])
+
+    @property
+    def components(self) -> list[str]:
+        """Of all variance components."""
+        return [*self.donor, *self.random]
+
+    @property
+    def params(self) -> list[str]:
+        """Of all parameters, in their order."""
+        return [*self.fixed, *self.donor, *self.random]
+
+
+def component_names(
+    labels: Sequence[str], fixed: Sequence[str], random: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of the variance components: the structure's labels, then the random effects.
+
+    A label that is the name of a fixed effect as well becomes ``var(label)``, a random effect
+    whose name is taken ``random(name)``.
+
+    >>> component_names(["hom", "V[T]"], ["Intercept", "hom"], ["batch", "hom"])
+    ('var(hom)', 'V[T]', 'batch', 'random(hom)')
+    """
+    own: list[str] = []
+    for label in labels:
+        own.append(_unlike(label, "var", {*own, *fixed}))
+    groups: list[str] = []
+    for name in random:
+        groups.append(_unlike(name, "random", {*RESERVED, *labels, *fixed, *groups}))
+    return (*own, *groups)
+
+
+def _unlike(name: str, wrap: str, taken: set[str]) -> str:
+    """`name`, wrapped until it is none of those taken."""
+    while name in taken:
+        name = f"{wrap}({name})"
+    return name
