@@ -114,8 +114,6 @@ class Source:
             return [text]
         if isinstance(node, ast.IfExp):
             return self._texts(place, node.body) + self._texts(place, node.orelse)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):  # text * condition
-            return self._texts(place, node.left)
         if isinstance(node, ast.Name) and place.scopes:
             given = _assigned(place.scopes[-1], node.id)
             if given:
