@@ -62,6 +62,7 @@ def test_pages_show_todays_scripts():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("name", scripts())
 def test_pages_show_todays_output(quick, name):
     """Where no size differs between the quick and the full build, all numbers must be the same."""
