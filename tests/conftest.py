@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if count:
         where = f"not all in {SHARED} (another folder: CTMM_SHARED)"
         terminalreporter.line(f"published numbers: {where}, {count} tests skipped")
+
+
+def quick_first(values: Iterable, quick: int = 1) -> list:
+    """Parameters of which the first are tried by quick tests, and all by the slow ones."""
+    values = list(values)
+    return [*values[:quick], *(pytest.param(v, marks=pytest.mark.slow) for v in values[quick:])]
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ def truth():
     return load_truth()
 
 
+@pytest.mark.slow
 def test_regenerating_gives_the_same_numbers(genes, truth):
     expression, parameters = generate.make()
     obs, expr, nu = genes
@@ -44,6 +45,7 @@ def test_regenerating_gives_the_same_numbers(genes, truth):
     pd.testing.assert_frame_equal(parameters, truth, rtol=LAST_DIGIT, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_writing_gives_the_same_bytes_twice_and_small_files(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -12,6 +12,8 @@ from scipy import stats
 
 from ctmm_formula.inference.score import cauchy_combination
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "vignettes" / "evidence"
 
 

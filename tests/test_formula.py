@@ -311,6 +311,7 @@ def test_a_ratio_on_the_left_may_share_a_column_with_the_right():
 TEXT = st.text(alphabet="y~x+-*/:|()01 bCQ\"'[],.^`#$é\\{}=<&@!;\n", max_size=16)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(TEXT, TEXT)
 def test_no_text_makes_the_parser_fail_in_a_foreign_way(text, random):

@@ -81,6 +81,7 @@ def random_start(model: Model, rng: np.random.Generator) -> np.ndarray:
     return theta
 
 
+@pytest.mark.slow
 @genes
 def test_no_restart_is_better(gene):
     model, fit = hard_gene(gene), reported(gene)
@@ -129,6 +130,7 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_same_bits_again():
     """Here twice, and once in a fresh process."""
     first = fingerprint()
@@ -156,6 +158,7 @@ def simulated_gene(V: np.ndarray, missing: float, error: bool, rng: np.random.Ge
     return y, nu, np.eye(4)[celltype], donor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [False, True], ids=["exact noise", "noise off by half"])
 @pytest.mark.parametrize("missing", [0.0, 0.2], ids=["complete", "missing"])
 @pytest.mark.parametrize("V", [(0.0,) * 4, (0.5, 0.2, 0.1, 0.05)], ids=["null", "V"])

@@ -75,6 +75,7 @@ def test_only_missing_pairs_are_filled(pb, settings):
     assert "imputed" not in pb.obs and "imputed" not in pb.uns["ctmm"]
 
 
+@pytest.mark.slow
 def test_imputed_values_are_near_the_hidden_ones():
     pb, mean, _ = simulated(1, N=40, G=60)
     missing = np.isnan(pb.X).all(axis=1)
@@ -101,6 +102,7 @@ def test_units_of_genes_do_not_matter(pb, settings):
     )
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_again(pb):
     first, second = (ctmm.impute(pb, rng=7) for _ in range(2))
     np.testing.assert_array_equal(first.X, second.X)
@@ -121,6 +123,7 @@ def test_mean_and_noise_are_filled_apart(pb):
     np.testing.assert_array_equal(ctmm.impute(other, penalty=(3.0, 8.0)).X, full.X)
 
 
+@pytest.mark.slow
 def test_cross_validation_is_recorded(pb):
     record = ctmm.impute(pb, rng=0).uns["ctmm"]["imputed"]["mean"]
     grid, loss = record["relative_grid"], record["cv_loss"]
@@ -163,6 +166,7 @@ def test_negative_noise_is_mended_and_counted():
         np.testing.assert_array_equal(full.layers["nu"][~below], kept.layers["nu"][~below])
 
 
+@pytest.mark.slow
 def test_the_record_survives_h5ad(pb, tmp_path):
     for settings in ({}, {"by": "gene"}, {"method": "mvn"}):
         full = ctmm.impute(pb, rng=0, **settings)
@@ -177,6 +181,7 @@ def test_the_record_survives_h5ad(pb, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_fit_without_the_imputed_pairs_is_the_fit_before(pb):
     full = ctmm.impute(pb, rng=0)
     formula = "g0 ~ C(celltype) + sex"
@@ -194,6 +199,7 @@ def test_nothing_missing_changes_nothing():
         assert not full.obs["imputed"].any()
 
 
+@pytest.mark.slow
 def test_imputing_again_keeps_the_marks(pb):
     once = ctmm.impute(pb, rng=0)
     twice = ctmm.impute(once, rng=0)
@@ -215,6 +221,7 @@ def test_donors_and_cell_types_without_pairs_stay_missing(pb):
     assert full.uns["ctmm"]["imputed"]["pairs_left_missing"] == rows.sum()
 
 
+@pytest.mark.slow
 def test_a_gene_that_is_zero_everywhere_is_filled_with_zero(pb):
     other = pb.copy()
     gone = np.isnan(other.X[:, 0])
@@ -273,6 +280,7 @@ def test_bad_data(pb):
         ctmm.impute(pd.DataFrame({"a": [1.0]}))
 
 
+@pytest.mark.slow
 def test_evaluation_compares_on_hidden_pairs():
     pb, _, _ = simulated(4)
     table = ctmm.evaluate_imputation(pb, repeats=3, rng=0)
@@ -333,6 +341,7 @@ def test_evaluation_settings_that_make_no_sense(pb, settings, message):
         ctmm.evaluate_imputation(pb, **settings)
 
 
+@pytest.mark.slow
 def test_a_fit_takes_imputed_pairs_whatever_their_number_of_cells():
     """Their values come from no cells, so they have no number of cells."""
     pb = simulated()[0]

@@ -471,6 +471,7 @@ def test_bootstrap_counts_refits_of_draws_from_the_null():
     assert ask(fit, "bootstrap", rng=7, n=19, n_jobs=2) == test
 
 
+@pytest.mark.slow
 def test_bootstrap_is_uniform_under_the_null():
     """Skewed noise, few donors: 80 null data sets, KS test at 1 %."""
     data = ctp(n_donors=12, V=(0.0, 0.0))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import quick_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ SIMULATED = ctmm.simulate_pseudobulk(
 """A gene whose estimates are interior for every structure."""
 
 few = settings(max_examples=6, derandomize=True, deadline=None, database=None)
-methods = pytest.mark.parametrize("method", ["reml", "ml", "he"])
+methods = pytest.mark.parametrize("method", quick_first(["reml", "he", "ml"], 2))
 
 
 def fitted(data=SIMULATED, formula=FORMULA, structure="free", **options):
@@ -126,6 +127,7 @@ def test_shifting_y_shifts_the_means(method, shift):
     assert np.allclose(res.fe_params.iloc[3:], base.fe_params.iloc[3:], **SAME)
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize(
     "coding",

@@ -20,6 +20,8 @@ import pytest
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 
+pytestmark = pytest.mark.r
+
 SCRIPTS = Path(__file__).parent / "r"
 TOOLS = ("metafor", "lme4", "glmmTMB")
 LLF = 1e-6

@@ -28,6 +28,7 @@ about sqrt(1e-6) standard errors, which are as large as the components themselve
 
 NONNEGATIVE = Domain("nonnegative", 0.1)
 FILES = ("sim_complete", "sim_batch_cov", "sim_missing", "ipsc_gene")
+QUICK = 8
 MISSING = not_here("golden/ipsc_gene.metafor.json", "data/ipsc_gene_ctp.csv")
 
 
@@ -36,7 +37,15 @@ def load(name: str) -> list[tuple]:
     if name == "ipsc_gene" and MISSING:
         return [pytest.param(name, 0, marks=pytest.mark.skip(reason=MISSING))]
     fits = json.loads(golden_path(name).read_text())["fits"]
-    return [pytest.param(name, i, id="-".join([name, *label(fit)])) for i, fit in enumerate(fits)]
+    return [
+        pytest.param(name, i, id="-".join([name, *label(fit)]), marks=quick(i))
+        for i, fit in enumerate(fits)
+    ]
+
+
+def quick(number: int) -> tuple:
+    """The first fits of a file are tried by quick tests."""
+    return () if number < QUICK else (pytest.mark.slow,)
 
 
 def golden_path(name: str) -> Path:
@@ -92,10 +101,11 @@ def compare(model, got, llf: float, theta: np.ndarray, beta: np.ndarray, se: np.
         np.testing.assert_allclose(np.sqrt(np.diag(got.cov_beta)), se, rtol=ESTIMATES)
 
 
-def lme4_cases() -> list[tuple]:
+def lme4_cases() -> list:
     table = pd.read_csv(GOLDEN / "r/golden.csv")
     keys = ["fixture", "structure", "method", "batch"]
-    return list(table[keys].drop_duplicates().itertuples(index=False, name=None))
+    cases = table[keys].drop_duplicates().itertuples(index=False, name=None)
+    return [pytest.param(*case, marks=quick(i)) for i, case in enumerate(cases)]
 
 
 @pytest.mark.parametrize(("fixture", "structure", "method", "batch"), lme4_cases())

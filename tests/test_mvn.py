@@ -66,6 +66,7 @@ def log_likelihood(W, observed, mean, cov, prior=0.0):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", [0.0, 2.5])
 def test_em_finds_the_maximum(prior):
     W, seen = standard(draw(N=25))

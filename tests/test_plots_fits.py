@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import quick_first
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
@@ -372,7 +373,7 @@ def test_pairs_without_cells_are_there_all_the_same(table):
 # what is drawn
 
 
-@pytest.mark.parametrize("kind", OF_A_FIT)
+@pytest.mark.parametrize("kind", quick_first(OF_A_FIT, 3))
 def test_every_picture_draws_into_given_axes_and_changes_nothing_else(
     kind, res, tmp_path, monkeypatch
 ):
@@ -440,6 +441,7 @@ def on_axis(texts, axis, limits):
     return sorted(shown, key=lambda text: text.get_position()[axis])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("kind", sorted(set(OF_A_FIT) - {"residuals"}))
 def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
@@ -464,6 +466,7 @@ def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
     assert all(a.x1 < b.x0 for a, b in pairwise(level))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["constrained", "tight"])
 def test_six_pictures_on_one_page_are_legible(layout, table):
     """Their own words are whole, names do not touch, no label is cut."""
@@ -490,7 +493,7 @@ def test_six_pictures_on_one_page_are_legible(layout, table):
             assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
-@pytest.mark.parametrize("kind", OF_A_FIT)
+@pytest.mark.parametrize("kind", quick_first(OF_A_FIT))
 def test_figures_are_pickled(kind, res):
     figure = np.ravel(res.plot(kind))[0].figure
     again = pickle.loads(pickle.dumps(figure))
@@ -499,6 +502,7 @@ def test_figures_are_pickled(kind, res):
     np.testing.assert_array_equal(*(images.pixels(one) for one in (figure, again)))
 
 
+@pytest.mark.slow
 def test_names_are_no_formulas(table):
     """And one that begins with an underscore stands in the key as others do."""
     names = ["CD4$a$", "NK_$b", "x$\\no$y", "_50% B"]
@@ -522,6 +526,7 @@ def test_a_share_that_rounds_to_nothing_has_no_sign(table):
     assert labels == ["shared 100 %", "specific 0 %"]
 
 
+@pytest.mark.slow
 def test_a_long_name_of_a_gene_stays_on_the_page(many):
     """Layouts do not count the length of labels: they break where the page ends."""
     name = "ENSG00000187608.10_interferon"

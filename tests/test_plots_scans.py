@@ -254,6 +254,7 @@ def test_crowded_names_are_not_taken_for_each_others(size, spread):
     assert 0 < lined < 12
 
 
+@pytest.mark.slow
 def test_names_that_cannot_all_stand_apart_are_all_there():
     corners, _ = places(np.full((40, 2), 20.0), np.full((40, 2), [35.0, 8.0]), np.full(2, 50.0))
     assert corners.shape == (40, 2)
@@ -624,6 +625,7 @@ def test_fourteen_longer_names_in_one_column_leave_room_for_the_picture(draw, ma
     assert ax.get_position().height > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 6])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_labels_of_small_axes_stay_on_the_page(count, ordered, many):
@@ -660,6 +662,7 @@ def test_medians_do_not_touch_violins_or_notes(size, many):
         assert max(box.y1 for box in medians) <= note.y0
 
 
+@pytest.mark.slow
 def test_the_key_stays_in_its_part_of_the_figure():
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, 3)

@@ -31,6 +31,7 @@ def rate(table, **where):
     return table.loc[keep, "rate"].item()
 
 
+@pytest.mark.slow
 def test_a_row_for_each_combination_and_test(table):
     assert list(table) == [*SETTINGS, "test", "alpha", "rate", "se", "n", "n_failed"]
     assert len(table) == 2 * 2 * 2 * 6
@@ -41,6 +42,7 @@ def test_a_row_for_each_combination_and_test(table):
     assert table["rate"].between(0, 1).all() and (table["se"] > 0).all()
 
 
+@pytest.mark.slow
 def test_power_grows_with_donors_and_effect_and_errors_of_noise_fool_the_lrt(table):
     label = "0.3, 0.1, 0.1, 0.1"
     for test in ("score", "score[T1]"):
@@ -55,6 +57,7 @@ def test_power_grows_with_donors_and_effect_and_errors_of_noise_fool_the_lrt(tab
     assert rate(table, n_donors=60, V="0", noise_cv=0.45, test="score") < 0.25
 
 
+@pytest.mark.slow
 def test_same_numbers_for_any_workers_and_a_new_setting_changes_no_other():
     options = {"tests": ["score", "he:jackknife"], "n_sim": PER_STUDY + 3, "rng": 5}
     alone = ctmm.power([15, 25], 2, **options)
@@ -152,6 +155,7 @@ def test_rates_and_their_standard_errors():
     assert many["se"] == pytest.approx(np.sqrt(0.05 * 0.95 / 10_000), rel=0.01)
 
 
+@pytest.mark.slow
 def test_null_rates_of_the_score_test_are_the_level():
     found = ctmm.power(40, 3, tests="score", n_sim=400, cell_cv=0.4, fold=5.0, n_jobs=2, rng=4)
     positives = round(found["rate"].item() * 400)
@@ -213,6 +217,7 @@ def test_without_any_variance_between_donors():
     assert list(found["kurtosis"]) == ["known", "0"]
 
 
+@pytest.mark.slow
 def test_settings_are_columns_that_can_be_sorted_and_kept():
     J = np.ones((2, 2))
     structure = ["free", {"hom": J, "T": np.eye(2)}, (J, np.eye(2))]
@@ -227,6 +232,7 @@ def test_settings_are_columns_that_can_be_sorted_and_kept():
     assert (found["n"] == 1).all()
 
 
+@pytest.mark.slow
 def test_studies_that_cannot_be_fitted_are_counted():
     # of 14 donors without 70 % of the pairs some have a cell type once
     with pytest.warns(CTMMWarning, match=r"1 of 4 simulated studies could not be fitted.* count"):

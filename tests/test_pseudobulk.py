@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, quick_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -132,7 +132,7 @@ def by_scanpy(adata):
 # numbers
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", quick_first([np.float64, np.float32]))
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_of_cells_give_the_plain_formulas(form, dtype, tmp_path):
     X, obs, genes = cells(dtype=dtype)
@@ -176,6 +176,7 @@ def test_lazy_arrays(chunk):
     same(ctmm.pseudobulk(adata, **LOOSE), *plain(X, obs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("kinds", [(np.int64, np.int64), (np.int64, np.int32)])
 def test_indices_of_huge_matrices(form, kinds, tmp_path):
@@ -365,6 +366,7 @@ def test_moments_join_in_any_division():
     np.testing.assert_allclose(parts.m2, whole.m2, rtol=ROUNDING)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 60), form=st.sampled_from(["csr", "dense"]))
 def test_order_and_names_of_cells_and_donors_do_not_matter(seed, size, form):
@@ -596,6 +598,7 @@ def test_survives_h5ad(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_survives_zarr(pb, tmp_path):
     steps = ctmm.principal_components(ctmm.standardize(pb), 2)
     for k, data in enumerate((steps, ctmm.overall(steps))):
@@ -610,6 +613,7 @@ def test_survives_zarr(pb, tmp_path):
         np.testing.assert_array_equal(one.params, two.params)
 
 
+@pytest.mark.slow
 def test_genes_can_be_chosen_in_any_form(tmp_path):
     X, obs, genes = cells()
     whole = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)

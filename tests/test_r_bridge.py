@@ -149,12 +149,14 @@ def test_importing_the_package_and_the_bridge_starts_no_r():
     assert shown.strip() == "False"
 
 
+@pytest.mark.r
 def test_check_names_a_missing_package(engine):
     assert set(r.check("stats")) == {"R", "rpy2", "stats"}
     with pytest.raises(r.RUnavailableError, match=r"noSuchPackage is not installed in .*install\."):
         r.check("stats", "noSuchPackage")
 
 
+@pytest.mark.r
 def test_environment_is_left_as_found(engine):
     """In a fresh process: there rpy2 is imported for the first time."""
     code = (
@@ -174,6 +176,7 @@ def test_environment_is_left_as_found(engine):
     assert shown.stdout.strip() == "None", shown.stderr
 
 
+@pytest.mark.r
 @pytest.mark.parametrize("k", range(6))
 def test_the_r_package_through_the_bridge(soft, golden, matrix, k):
     expected = json.loads((golden / "softimpute_expected.json").read_text(encoding="utf-8"))
@@ -188,6 +191,7 @@ def test_the_r_package_through_the_bridge(soft, golden, matrix, k):
     assert 0.0 <= found.objective[0] - ours.objective[0] + 1e-9 <= found.gap[0] + 1e-9
 
 
+@pytest.mark.r
 def test_a_stack_through_the_bridge(soft):
     rng = np.random.default_rng(0)
     stack = rng.normal(size=(3, 12, 5))
@@ -200,12 +204,14 @@ def test_a_stack_through_the_bridge(soft):
     np.testing.assert_allclose(ours.values[2], theirs.values[2], atol=COMPLETED)
 
 
+@pytest.mark.r
 def test_r_that_runs_out_of_steps_says_so_without_a_word(soft, matrix, capfd):
     assert not r.softimpute(matrix, 0.5, max_steps=2).converged.any()
     shown = capfd.readouterr()
     assert shown.out == shown.err == ""
 
 
+@pytest.mark.r
 def test_random_states_stay(soft, matrix):
     import rpy2.robjects as robjects
 
@@ -219,6 +225,7 @@ def test_random_states_stay(soft, matrix):
     assert random.getstate() == state
 
 
+@pytest.mark.r
 def test_impute_with_either_engine(soft):
     anndata = pytest.importorskip("anndata")
     del anndata
@@ -232,6 +239,7 @@ def test_impute_with_either_engine(soft):
     assert theirs.uns["ctmm"]["imputed"]["engine"] == "r"
 
 
+@pytest.mark.r
 def test_other_threads_may_call(engine):
     found = []
     thread = threading.Thread(target=lambda: found.append(r.check("stats")))
@@ -257,6 +265,7 @@ def frame():
     )
 
 
+@pytest.mark.r
 def test_a_table_to_r_and_back(engine, frame):
     back = r.from_r(r.to_r(frame))
     pd.testing.assert_frame_equal(
@@ -264,6 +273,7 @@ def test_a_table_to_r_and_back(engine, frame):
     )
 
 
+@pytest.mark.r
 def test_what_r_sees(engine, frame):
     import rpy2.robjects as robjects
 
@@ -280,18 +290,21 @@ def test_what_r_sees(engine, frame):
     assert list(table.rownames) == ["a", "b", "c"]
 
 
+@pytest.mark.r
 def test_odd_column_names_stay(engine):
     frame = pd.DataFrame({"a b": [1.0], "check_names": [2.0], "1x": [3.0], "ä": [4.0]})
     assert list(r.to_r(frame).colnames) == list(frame.columns)
     assert list(r.from_r(r.to_r(frame)).columns) == list(frame.columns)
 
 
+@pytest.mark.r
 def test_large_integers_become_numbers(engine):
     table = r.to_r(pd.DataFrame({"n": [2**40, 1]}))
     assert table.rx2("n").rclass[0] == "numeric"
     assert r.from_r(table)["n"].tolist() == [2.0**40, 1.0]
 
 
+@pytest.mark.r
 def test_what_does_not_fit_into_r(engine):
     for column in ([object()], [1j], pd.to_datetime(["2020-01-01"])):
         with pytest.raises(DataError, match="no counterpart in R"):
@@ -300,6 +313,7 @@ def test_what_does_not_fit_into_r(engine):
         r.from_r(pd.DataFrame())
 
 
+@pytest.mark.r
 def test_a_matrix_in_a_table_of_r(engine):
     import rpy2.robjects as robjects
 

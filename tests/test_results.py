@@ -468,6 +468,7 @@ def test_simulate(res):
     assert not one.equals(res.simulate(rng=2, n=3))
 
 
+@pytest.mark.slow
 def test_simulated_data_have_the_fitted_moments(res):
     draws = res.simulate(rng=0, n=4000).to_numpy()
     wanted = res.A.loc["day0", "day0"] + res.vcomp["batch"] + res.design.nu[0]
@@ -739,6 +740,7 @@ def test_one_line(res):
 POISON = "C(celltype) + I(PC1 + 0 * __import__('os').mkdir('poisoned'))"
 
 
+@pytest.mark.slow
 def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = json.loads(res.to_json())

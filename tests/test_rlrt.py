@@ -130,6 +130,7 @@ def test_null_distribution_in_closed_form():
     assert stats.ks_2samp(draws[draws > 0], expected[expected > 0]).pvalue > KS
 
 
+@pytest.mark.slow
 def test_null_distribution_is_that_of_refits():
     """600 responses drawn from the null and fitted, and the short cut."""
     model = hom_model()
@@ -148,6 +149,7 @@ def test_null_distribution_is_that_of_refits():
     assert stats.ks_2samp(ratios[ratios > zero], null[null > zero]).pvalue > KS
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_under_the_null():
     """p = 1 holds the mass of a zero estimate: spread over its interval, p is uniform."""
     model = hom_model(n_donors=15)
@@ -240,6 +242,7 @@ def one_type(seed=5):
     return frame
 
 
+@pytest.mark.r
 def test_rlrsim(tmp_path):
     reason = missing_rlrsim()
     if reason and os.environ.get("CTMM_REQUIRE_R") == "1":

@@ -38,6 +38,7 @@ def serial(data):
     return scan(data, n_jobs=1)
 
 
+@pytest.mark.slow
 def test_threads_and_processes_give_the_same_table(data, serial):
     assert (serial["status"] == "failed").sum() == 1
     pd.testing.assert_frame_equal(scan(data, n_jobs=2), serial, check_exact=True)
@@ -48,6 +49,7 @@ def test_threads_and_processes_give_the_same_table(data, serial):
 # threads of the cluster may still be closing connections when the machine is busy
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_dask_gives_the_same_table(data, serial, monkeypatch):
     inside = set()
 

@@ -155,6 +155,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["block", "start"])
 def test_a_full_disk_says_so_and_the_scan_goes_on(data, tmp_path, monkeypatch, when):
     path, written, replace = tmp_path / "scan.parquet", [], Path.replace
@@ -175,6 +176,7 @@ def test_a_full_disk_says_so_and_the_scan_goes_on(data, tmp_path, monkeypatch, w
         scan(data).to_parquet(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kill_after_the_table_was_written_leaves_nothing_behind(data, tmp_path, monkeypatch):
     path = tmp_path / "scan.parquet"
     monkeypatch.setattr(scan_store.shutil, "rmtree", lambda *a, **k: None)
@@ -186,6 +188,7 @@ def test_a_kill_after_the_table_was_written_leaves_nothing_behind(data, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_scan(data, tmp_path):
     pytest.importorskip("fcntl")
     path = tmp_path / "my scans" / "scan.parquet"
@@ -202,6 +205,7 @@ def test_two_processes_do_not_write_one_scan(data, tmp_path):
     same(scan(whole, out=path), scan(whole))
 
 
+@pytest.mark.slow
 def test_a_killed_scan_ends_with_the_same_table(tmp_path):
     path = tmp_path / "scan.parquet"
     parts = tmp_path / "scan.parquet.parts"
@@ -218,6 +222,7 @@ def test_a_killed_scan_ends_with_the_same_table(tmp_path):
     same(ctmm.read_scan(path), resumed)
 
 
+@pytest.mark.slow
 def test_scans_are_not_mixed_up(data, tmp_path, count):
     path = tmp_path / "scan.parquet"
     count["stop"] = 2
@@ -247,6 +252,7 @@ def test_scans_are_not_mixed_up(data, tmp_path, count):
         scan(data, out=path)
 
 
+@pytest.mark.slow
 def test_draws_go_on_with_the_seed_of_the_start(data, tmp_path, count):
     path, settings = tmp_path / "scan.parquet", {"tests": ["bootstrap"], "n_bootstrap": 3}
     settings["genes"] = list(data["expr"])[:20]

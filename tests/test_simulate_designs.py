@@ -133,6 +133,7 @@ def test_overall_pseudobulk_is_made_of_the_cell_types_or_has_its_own_noise():
     pd.testing.assert_frame_equal(own.nu, made.nu)
 
 
+@pytest.mark.slow
 def test_designs_fit_and_recover():
     genes = simulate_design("published/free", 60, n_donors=200, rng=4)
     scan = ctmm.fit_genes("~ C(celltype)", data=genes, tests=["score"])
@@ -143,6 +144,7 @@ def test_designs_fit_and_recover():
     assert (scan.table["p_score"] < 0.05).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_ipsc_design_has_its_size_and_noise():
     genes = simulate_design("ipsc/free", 200, rng=5)
     exact = simulate_design("ipsc/free", 200, b=None, rng=5)
@@ -350,6 +352,7 @@ def test_any_number_is_a_variation_of_cells(cv):
 # cells
 
 
+@pytest.mark.slow
 def test_pseudobulk_of_simulated_cells_follows_the_model():
     cells = simulate_cells(
         150, 60, ["T", "B"], sigma2=0.3, V=(0.6, 0.1), beta=(1.0, 0.0), kurtosis=3.0,

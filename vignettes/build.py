@@ -51,7 +51,7 @@ PAGES = [
          ("reticulate", "generics", "nlme")),
     Page("mathematics", "Every formula, and the function that computes it."),
     Page("house", "For the next developer: rooms, rules, and how to add to them."),
-    Page("errors", "Every error and warning: why it comes, and what helps."),
+    Page("errors", "Every error and warning, and where more is to be said, why and what helps."),
 ]  # fmt: skip
 
 SETUP = """\

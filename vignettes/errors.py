@@ -8,8 +8,9 @@
 # %% [markdown]
 # # Errors and warnings
 #
-# What the package says, why, and what helps.  In a message here … stands for a value; the real one
-# names the column, the rows and often the fix.  Search this page for words of yours.
+# What the package says, read from its source, and where a message leaves something open, why it
+# comes and what helps.  In a message here … stands for a value; the real one names the column, the
+# rows and often the fix.  Search this page for words of yours.
 #
 # | class | raised when |
 # |---|---|

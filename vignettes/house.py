@@ -82,12 +82,11 @@ print("tests of one component:", *COMPONENT_TESTS)
 # 4. **Trouble is data.** A fit carries its `Convergence`; a test that cannot be had has p value nan
 #    and a reason; a gene that fails is a row of the table.
 # 5. **Bad input is an error that names the column, the rows and the fix** (`CTMMError` and its
-#    children in `ctmm_formula/errors.py`), and has an entry on the [page of errors](errors.html).
+#    children in `ctmm_formula/errors.py`); the [page of errors](errors.html) is made from the source.
 # 6. **Libraries outside the model**: patsy, statsmodels, joblib, anndata, matplotlib.  Heavy ones are
 #    imported inside functions; `tests/test_layers.py` checks that importing the package loads none.
 # 7. **Tests compare with something independent**: dense algebra (`tests/dense.py`), R packages
-#    (`tests/golden/README.md`), data with known truth.  Warnings are errors.  Golden numbers come
-#    with the script that made them.
+#    (`tests/golden/README.md`), data with known truth.
 # 8. **Compiled loops** live in `ctmm_formula/engine/kernels.py` and `ctmm_formula/engine/optimize.py`,
 #    with the cache of numba; parallel work is joblib's, above them.  What they compute stands in plain
 #    numpy in `ctmm_formula/engine/plain.py`.
@@ -95,15 +94,8 @@ print("tests of one component:", *COMPONENT_TESTS)
 # %% [markdown]
 # ## How to add
 #
-# | you add | do | it is tested by |
-# |---|---|---|
-# | a structure | one row of `STRUCTURES` in `ctmm_formula/structures.py`: labels and basis matrices | `tests/test_structures.py`, and `tests/test_engine.py` against dense algebra |
-# | an estimator | one function `(model, method, domain) -> Estimate` and a row of `ESTIMATORS` in `ctmm_formula/engine/estimators.py` | `tests/test_engine.py`, `tests/test_invariances.py` |
-# | a test of V = 0 | one function and a row of `TESTS` in `ctmm_formula/inference/tests.py`; `fit`, the scan, `power` and R read it | `tests/test_registry.py`; measure its level, `vignettes/evidence/run.py` |
-# | bounds | a row in `ctmm_formula/engine/domain.py` | `tests/test_hard_genes.py` |
-# | a formula engine | a class in `ENGINES` of `ctmm_formula/design/matrix.py` | `tests/test_formula.py`, `tests/test_design.py` |
-# | an error message | raise it; write its entry in `vignettes/errors.md` | `tests/test_vignettes.py` |
-# | a vignette | a script in `vignettes/`, a row of `PAGES` in `vignettes/build.py` | `tests/test_vignettes.py` |
+# `CONTRIBUTING.md` says what to touch to add a structure, an estimator, a test, a picture and so on,
+# and which commands check it.
 #
 # A structure of one's own needs no change at all, so a new row of the registry can be tried first:
 
@@ -111,14 +103,3 @@ print("tests of one component:", *COMPONENT_TESTS)
 C = len(res.celltypes)
 late = {"hom": np.ones((C, C)), "V[late]": np.diag([0.0, 0.0, 1.0, 1.0])}
 print(ctmm.fit("expr ~ C(celltype) + sex", structure=late, data=df).vcomp.round(4).to_string())
-
-# %% [markdown]
-# ## Checks
-#
-# ```
-# .ci/run                             all of it, on a clean Debian machine
-# ruff check . && mypy                style and types
-# python -m pytest -q                 tests and doctests
-# python vignettes/build.py           these pages, the pictures and the blocks of the README
-# python tests/benchmarks/NAME.py     measurements, by hand, on an idle machine
-# ```

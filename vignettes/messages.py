@@ -1,8 +1,9 @@
-"""Every message of the package, read from its source; the page of errors and its test use it.
+"""Every message of the package, read from its source: the page of errors is made from them.
 
 A message is the text of an error class of the package wherever it is called, and of a warning, with
 … for every value.  Where it is put together before it is raised, the pieces are looked up: variables
 of the function, texts that a helper returns, texts handed to a function that raises them.
+`errors.md` adds to some of them what they do not say themselves.
 """
 
 from __future__ import annotations
@@ -17,17 +18,28 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ctmm_formula"
 VALUE = "…"
-REPEATED = {"scan/patterns.py: of"}
-"""Places that raise once more what an error said before."""
+ROOMS = {
+    "arguments": "Arguments", "api": "Fits", "design": "Formulas and tables",
+    "structures": "Structures", "engine": "Estimation", "results": "Results", "inference": "Tests",
+    "cells": "Cells and pseudobulk", "scan": "All genes", "simulate": "Simulation",
+    "planning": "Planning a study", "plots": "Pictures", "r": "The bridge to R",
+    "wire": "From the R package",
+}  # fmt: skip
+"""Titles on the page, in its order; a room without one comes first, under its own name."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message: class, text, and the places (file: function) that make it."""
+    """One message: class, text, and the place (file: function) that makes it."""
 
     kind: str
     text: str
     where: str
+
+    @property
+    def room(self) -> str:
+        """Folder or file of the package."""
+        return re.split(r"[/.]", self.where, maxsplit=1)[0]
 
 
 @dataclass(frozen=True)
@@ -81,19 +93,6 @@ class Source:
                     out[path, node.name] = out[None, node.name] = node
         return out
 
-    @cached_property
-    def imports(self) -> dict[tuple[Path, Path], set[str]]:
-        """(file, other file) -> names that the first takes from the second."""
-        files = {path.stem: path for path in self.trees}
-        out: dict[tuple[Path, Path], set[str]] = defaultdict(set)
-        for path, tree in self.trees.items():
-            for node in ast.walk(tree):
-                source = node.module if isinstance(node, ast.ImportFrom) else None
-                if source and source.rpartition(".")[2] in files:
-                    names = {alias.name for alias in node.names}
-                    out[path, files[source.rpartition(".")[2]]] |= names
-        return out
-
     def messages(self) -> Iterator[Message]:
         """All messages, in order of files."""
         for place in self.places:
@@ -145,9 +144,7 @@ class Source:
         return [
             text
             for other in self.places
-            if other.name == function.name
-            and (other.path == place.path or function.name in self.imports[other.path, place.path])
-            and len(other.call.args) > position
+            if other.name == function.name and len(other.call.args) > position
             for text in self._texts(other, other.call.args[position])
         ]
 
@@ -195,43 +192,45 @@ def _calls(path: Path, node: ast.AST, scopes: tuple[ast.FunctionDef, ...]) -> It
 
 
 # ---------------------------------------------------------------------------------------------
-# the entries of the page
+# the page
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Messages with one reason: their texts as in the source, and what to say of them."""
+    """What messages with one reason do not say: a fragment of each, and words."""
 
-    section: str
-    texts: tuple[str, ...]
+    fragments: tuple[str, ...]
     words: str
 
 
 def entries() -> list[Entry]:
-    """Entries of `errors.md`: lines of texts marked by >, then a paragraph with the fix."""
-    found, section = [], ""
+    """Entries of `errors.md`: lines of fragments marked by >, then a paragraph."""
+    found = []
     for block in (Path(__file__).parent / "errors.md").read_text(encoding="utf-8").split("\n\n"):
         lines = block.strip().splitlines()
-        if lines and lines[0].startswith("## "):
-            section = lines.pop(0)[3:]
-        texts = tuple(line[2:] for line in lines if line.startswith("> "))
-        if texts:
-            words = " ".join(line for line in lines if not line.startswith("> "))
-            found.append(Entry(section, texts, words))
+        fragments = tuple(line[2:] for line in lines if line.startswith("> "))
+        found.append(Entry(fragments, " ".join(lines[len(fragments) :])))
     return found
 
 
 def page() -> str:
-    """The entries as markdown, each message with its class."""
+    """All messages with their classes, by room; those of one entry share a point with its words."""
     kinds = defaultdict(set)
     for message in Source().messages():
-        kinds[message.text] |= set(message.kind.split(" or "))
-    out, section = [], ""
-    for entry in entries():
-        if entry.section != section:
-            section = entry.section
-            out.append(f"## {section}")
-        of = sorted(set().union(*(kinds[text] for text in entry.texts)))
-        shown = [", ".join(f"**{kind}**" for kind in of), *(f"`{text}`" for text in entry.texts)]
-        out += ["\\\n".join(shown), entry.words]
-    return "\n\n".join(out)
+        if has_words(message.text):
+            kinds[message.room, message.text] |= set(message.kind.split(" or "))
+    known, order = entries(), list(ROOMS)
+    points = defaultdict(list)  # (room, without words, words or the only text) -> messages
+    for (room, text), names in kinds.items():
+        words = next((e.words for e in known if any(f in text for f in e.fragments)), "")
+        line = f"{', '.join(f'**{name}**' for name in sorted(names))} `{text}`"
+        points[room, not words, words or text].append(line)
+    out, last = [], ""
+    rank = {room: order.index(room) if room in order else -1 for room, *_ in points}
+    for room, plain, words in sorted(points, key=lambda point: (rank[point[0]], point[1])):
+        if room != last:
+            out.append(f"\n## {ROOMS.get(room, room)}\n")
+        shown = points[room, plain, words] + ([] if plain else [words])
+        out.append("- " + "\\\n  ".join(shown))
+        last = room
+    return "\n".join(out)
