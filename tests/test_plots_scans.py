@@ -1,6 +1,7 @@
 """Pictures of scans, p values and power: their numbers, what is drawn, and what they refuse."""
 
 import warnings
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,14 +156,14 @@ def test_correlations_are_those_of_the_scan_with_their_distances(scan):
 
 
 def test_adjacent_pairs_come_first_and_look_different(scan):
-    ax = scan.plot_correlations(ordered=True)
+    ax = scan.plot("correlations", ordered=True)
     assert [text.get_text() for text in ax.get_xticklabels()] == [
         "day0–day1", "day1–day2", "day2–day3", "day0–day2", "day1–day3", "day0–day3",
     ]  # fmt: skip
     fills = [tuple(body.get_facecolor()[0]) for body in ax.collections]
     assert len(set(fills[:3])) == len(set(fills[3:])) == 1
     assert fills[0] != fills[3]
-    plain = {tuple(body.get_facecolor()[0]) for body in scan.plot_correlations().collections}
+    plain = {tuple(body.get_facecolor()[0]) for body in scan.plot("correlations").collections}
     assert len(plain) == 1
 
 
@@ -288,12 +289,12 @@ def test_names_are_no_formulas():
 
 
 def test_default_tests_of_a_scan(scan):
-    ax = scan.plot_differentiation()
+    ax = scan.plot("differentiation")
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("−log10 p (mean)", "−log10 p (score)")
     with pytest.raises(ctmm.CTMMError, match=r'tests=\["jackknife"\]'):
-        scan.plot_differentiation(y="jackknife")
+        scan.plot("differentiation", y="jackknife")
     with pytest.raises(ctmm.CTMMError, match="the same test"):
-        scan.plot_differentiation(y="mean")
+        scan.plot("differentiation", y="mean")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -328,9 +329,9 @@ def test_quantiles_of_a_scan(scan):
     own = scan.plot_data("qq", tests="mean")["p"]
     np.testing.assert_array_equal(own, scan.table["p_mean"].dropna().sort_values())
     with pytest.raises(ctmm.CTMMError, match=r'tests=\["bootstrap"\]'):
-        scan.plot_qq(tests=["bootstrap"])
+        scan.plot("qq", tests=["bootstrap"])
     with pytest.raises(ctmm.CTMMError, match=r"models="):
-        scan.plot_qq(tests=["lrt[hom:free]"])
+        scan.plot("qq", tests=["lrt[hom:free]"])
 
 
 @pytest.mark.parametrize(
@@ -451,7 +452,7 @@ def test_power_curves_refuse(rates):
 def test_methods_are_the_functions(scan):
     for kind, (draw, data) in OF_A_SCAN.items():
         ax = small()
-        assert getattr(scan, f"plot_{kind}")(ax=ax) is ax
+        assert scan.plot(kind, ax=ax) is ax
         pd.testing.assert_frame_equal(scan.plot_data(kind), data(scan))
         assert draw is getattr(plots, kind)
         assert data is getattr(plots, f"{kind}_data")
@@ -463,7 +464,7 @@ def test_methods_are_the_functions(scan):
 
 def test_what_is_no_axes_is_refused(scan, rates):
     """A figure or several axes, as plt.subplots returns them, in place of one."""
-    draws = [getattr(scan, f"plot_{kind}") for kind in OF_A_SCAN]
+    draws = [partial(scan.plot, kind) for kind in OF_A_SCAN]
     for draw in (*draws, lambda ax: plots.power_curves(rates, ax=ax)):
         for wrong in (Figure(), Figure().subplots(1, 2), "ax"):
             kind = type(wrong).__name__
@@ -477,7 +478,7 @@ def test_nothing_is_shown_written_or_set(scan, many, two_tests, rates, tmp_path,
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("written"))
     before, figures = dict(matplotlib.rcParams), plt.get_fignums()
     for kind in OF_A_SCAN:
-        getattr(scan, f"plot_{kind}")()
+        scan.plot(kind)
     plots.correlations(many)
     plots.differentiation(two_tests, y="score")
     plots.power_curves(rates)
@@ -688,5 +689,5 @@ def test_points_and_notes_are_seen_on_dark_pages(scan):
     with plt.style.context("dark_background"):
         res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
         points = res.plot("gene").lines[0].get_color()
-        note = scan.plot_variances().texts[-1].get_color()
+        note = scan.plot("variances").texts[-1].get_color()
     assert matplotlib.colors.to_rgb(points) == matplotlib.colors.to_rgb(note) == (1.0, 1.0, 1.0)

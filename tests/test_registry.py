@@ -192,6 +192,25 @@ def test_one_row_is_a_new_structure_everywhere(monkeypatch, df, gene):
     assert len(ctmm.power(20, 4, structure="halves", tests="lrt", n_sim=2, rng=1)) == 1
 
 
+def test_one_row_is_a_new_picture(monkeypatch, res, gene):
+    """Of a fit and of a scan: asked for by name, with its numbers."""
+    pytest.importorskip("matplotlib").use("Agg")
+    from ctmm_formula.plots.fits import OF_A_FIT
+    from ctmm_formula.plots.scans import OF_A_SCAN
+
+    def numbers(thing):
+        return thing.vcomp.to_frame() if thing is res else thing.vcomp
+
+    def draw(thing, ax=None):
+        return numbers(thing).plot.bar(ax=ax)
+
+    scan = ctmm.fit_genes("~ C(celltype)", **gene, tests=[])
+    for rows, thing in ((OF_A_FIT, res), (OF_A_SCAN, scan)):
+        monkeypatch.setitem(rows, "bars", (draw, numbers))
+        assert thing.plot("bars").patches
+        assert thing.plot_data("bars").equals(numbers(thing))
+
+
 R_CODE = """
 library(ctmmFormula)
 reticulate::py_run_string("

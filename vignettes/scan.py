@@ -95,7 +95,7 @@ pd.DataFrame(found).T.round(3)
 # variance is zero, half of them are.
 
 # %% alt="Violins of the shared and the cell type-specific variances over genes, with their medians"
-scan.plot_variances().figure
+scan.plot("variances").figure
 
 # %% [markdown]
 # ## Correlations between days
@@ -104,10 +104,10 @@ scan.plot_variances().figure
 # next to each other.
 
 # %% alt="Violins of the correlations of true expression between days"
-scan.plot_correlations(ordered=True).figure
+scan.plot("correlations", ordered=True).figure
 
 # %% alt="Heat map of the median correlations between days"
-scan.plot_correlations(kind="heatmap").figure
+scan.plot("correlations", kind="heatmap").figure
 
 # %% [markdown]
 # ## Variance against mean
@@ -116,7 +116,7 @@ scan.plot_correlations(kind="heatmap").figure
 # Colours: how many genes lie there.  Lines: Bonferroni at .05.
 
 # %% alt="Minus log10 p values of the tests of variance and of means, a point for each gene" picture="scan.png"
-scan.plot_differentiation(genes=3).figure
+scan.plot("differentiation", genes=3).figure
 
 # %% [markdown]
 # ## Do the tests hold their level?
@@ -148,4 +148,4 @@ res.plot("influence").figure
 
 # %% [markdown]
 # Every picture has its numbers: `scan.plot_data("differentiation")`, `res.plot_data("gene")`.
-# Pictures go where you want them: `scan.plot_qq(ax=ax)`, `ax.figure.savefig("qq.pdf")`.
+# Pictures go where you want them: `scan.plot("qq", ax=ax)`, `ax.figure.savefig("qq.pdf")`.

@@ -58,7 +58,7 @@ def differentiation(
     >>> import ctmm_formula as ctmm
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), tests=["score", "mean"],
     ...                       genes=["gene001", "gene002", "gene101", "gene102"])
-    >>> scan.plot_differentiation().get_ylabel()
+    >>> scan.plot("differentiation").get_ylabel()
     '−log10 p (score)'
     """
     from matplotlib.colors import to_rgb

@@ -52,7 +52,7 @@ def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None
     >>> import ctmm_formula as ctmm
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(),
     ...                       genes=["gene001", "gene002", "gene101", "gene102"])
-    >>> [text.get_text() for text in scan.plot_variances().get_xticklabels()]
+    >>> [text.get_text() for text in scan.plot("variances").get_xticklabels()]
     ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]']
     """
     table = variances_data(scan)
@@ -165,7 +165,7 @@ def correlations(
     >>> import ctmm_formula as ctmm
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), models=["full"],
     ...                       genes=["gene001", "gene002", "gene101", "gene102"])
-    >>> ax = scan.plot_correlations(ordered=True)
+    >>> ax = scan.plot("correlations", ordered=True)
     >>> [text.get_text() for text in ax.get_xticklabels()][:2]
     ['day0–day1', 'day1–day2']
     """
@@ -297,4 +297,4 @@ OF_A_SCAN: dict[str, tuple[Callable[..., Any], Callable[..., pd.DataFrame]]] = {
     "differentiation": (differentiation, differentiation_data),
     "qq": (qq, qq_data),
 }
-"""What ``scan.plot_<kind>()`` draws and ``scan.plot_data(kind)`` returns."""
+"""What ``scan.plot(kind)`` and ``scan.plot_data(kind)`` can be asked for."""

@@ -201,39 +201,30 @@ class Scan:
         columns = ["tested", "smallest", "p<0.05", *ADJUSTMENTS]
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("test")
 
-    def plot_variances(self, **options: Any) -> Any:
-        """Draw the variance components of all genes: :func:`ctmm_formula.plots.variances`."""
-        return self._draw("variances", options)
-
-    def plot_correlations(self, **options: Any) -> Any:
-        """Draw correlations between cell types: :func:`ctmm_formula.plots.correlations`."""
-        return self._draw("correlations", options)
-
-    def plot_differentiation(self, **options: Any) -> Any:
-        """Draw tests of means against variances: :func:`ctmm_formula.plots.differentiation`."""
-        return self._draw("differentiation", options)
-
-    def plot_qq(self, **options: Any) -> Any:
-        """Draw quantiles of the p values: :func:`ctmm_formula.plots.qq`."""
-        return self._draw("qq", options)
-
-    def plot_data(self, kind: str, **options: Any) -> pd.DataFrame:
-        """Return the numbers that ``plot_<kind>`` draws.
+    def plot(self, kind: str = "variances", /, **options: Any) -> Any:
+        """Draw the scan; the pictures are the functions of :mod:`ctmm_formula.plots`.
 
         Parameters
         ----------
         kind : {"variances", "correlations", "differentiation", "qq"}
+            Variance components of all genes, correlations between cell types, tests of means
+            against tests of variances, quantiles of the p values.
         **options
-            Of ``ctmm.plots.<kind>_data``.
+            Of the function of that name.
+
+        Returns
+        -------
+        Axes
         """
         from ..plots.scans import OF_A_SCAN
 
-        return OF_A_SCAN[choose("kind", kind, OF_A_SCAN)][1](self, **options)
+        return OF_A_SCAN[choose("kind", kind, OF_A_SCAN)][0](self, **options)
 
-    def _draw(self, kind: str, options: dict[str, Any]) -> Any:
+    def plot_data(self, kind: str = "variances", /, **options: Any) -> pd.DataFrame:
+        """Return the numbers that :meth:`plot` draws."""
         from ..plots.scans import OF_A_SCAN
 
-        return OF_A_SCAN[kind][0](self, **options)
+        return OF_A_SCAN[choose("kind", kind, OF_A_SCAN)][1](self, **options)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the scan; :func:`ctmm_formula.read_scan` reads it.
