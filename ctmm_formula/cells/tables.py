@@ -72,8 +72,36 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
         raise DataError(
             f"expected a pseudobulk AnnData as ctmm.pseudobulk returns it, got {type(pb).__name__}"
         )
-    record = pb.uns.get("ctmm")
-    if record is None:
+    lost = [] if "nu" in pb.layers else ["layers['nu']"]
+    kind = stored_kind(pb.uns, pb.obs, "proportions" in pb.obsm, lost)
+    if not pb.var_names.is_unique:
+        twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
+        raise DataError(f"genes have the same name, {listing(twice)}: pb.var_names_make_unique()")
+    if need == "ctp" and kind == "op":
+        raise DataError("this step needs the pairs of donor and cell type, not overall pseudobulk")
+    if need == "op" and kind == "ctp":
+        raise DataError("this step needs overall pseudobulk: ctmm.overall(pb)")
+    return kind
+
+
+def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] = ()) -> str:
+    """Kind of pseudobulk by what an AnnData, in memory or in a file, says and holds.
+
+    Parameters
+    ----------
+    uns : mapping; obs : DataFrame
+    shares : bool
+        Whether there is ``obsm["proportions"]``.
+    lost : sequence of str
+        Parts that are missing anyway.
+
+    Raises
+    ------
+    DataError
+        Cells instead of pseudobulk, another format, or parts missing.
+    """
+    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
+    if not hasattr(record, "get"):
         raise DataError(
             "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
             "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
@@ -83,22 +111,11 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
             f"the pseudobulk has format {record.get('format')!r}, this version reads {FORMAT}: "
             "make it anew by ctmm.pseudobulk"
         )
-    kind = str(record.get("kind"))
-    choose("kind of pseudobulk", kind, KINDS)
-    lost = [f"obs[{name!r}]" for name in KINDS[kind] if name not in pb.obs]
-    if "nu" not in pb.layers:
-        lost.append("layers['nu']")
-    if kind == "op" and "proportions" not in pb.obsm:
-        lost.append("obsm['proportions']")
-    if lost:
-        raise DataError(f"the pseudobulk has lost {', '.join(lost)}: make it anew")
-    if not pb.var_names.is_unique:
-        twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
-        raise DataError(f"genes have the same name, {listing(twice)}: pb.var_names_make_unique()")
-    if need == "ctp" and kind == "op":
-        raise DataError("this step needs the pairs of donor and cell type, not overall pseudobulk")
-    if need == "op" and kind == "ctp":
-        raise DataError("this step needs overall pseudobulk: ctmm.overall(pb)")
+    kind = choose("kind of pseudobulk", str(record.get("kind")), KINDS)
+    missing = [f"obs[{name!r}]" for name in KINDS[kind] if name not in obs]
+    missing += [*lost, *([] if shares or kind == "ctp" else ["obsm['proportions']"])]
+    if missing:
+        raise DataError(f"the pseudobulk has lost {', '.join(missing)}: make it anew")
     return kind
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from pandas.api.types import is_scalar
 
 from ..cells.files import lazy, open_file, read
-from ..cells.tables import FORMAT, PREFIX, counted, is_anndata, pooled_noise
+from ..cells.tables import PREFIX, counted, is_anndata, pooled_noise, stored_kind
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -244,25 +244,10 @@ def _no_layer(noise: str, there: list[str]) -> str:
 def _pseudobulk(
     obs: pd.DataFrame, genes: tuple[str, ...], expr: Any, nu: Any, uns: Any, shares: Any
 ) -> Responses:
-    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
-    if not hasattr(record, "get"):
-        raise DataError(
-            "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
-            "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
-        )
-    if record.get("format") != FORMAT:
-        raise DataError(
-            f"the pseudobulk has format {record.get('format')!r}, this version reads {FORMAT}: "
-            "make it anew by ctmm.pseudobulk"
-        )
-    kind = str(record.get("kind", ""))
-    if kind == "ctp" and not {"celltype", "n_cells"} <= set(obs):
-        raise DataError("the pseudobulk has lost obs['celltype'] or obs['n_cells']: make it anew")
+    kind = stored_kind(uns, obs, isinstance(shares, pd.DataFrame))
     obs = counted(obs)
-    if kind != "op":
+    if kind == "ctp":
         return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind)
-    if not isinstance(shares, pd.DataFrame):
-        raise DataError("the pseudobulk has lost obsm['proportions']: make it anew")
     columns = {f"{PREFIX}{name}": shares[name].to_numpy() for name in shares.columns}
     obs = obs.assign(**columns)
     return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind, list(columns))
