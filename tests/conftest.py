@@ -13,6 +13,10 @@ import pytest
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
+# the workers of pytest-xdist inherit it: threads of BLAS would only wait for each other there
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(os.environ.get("CTMM_SHARED") or Path(__file__).parents[2] / "shared")
 """Published numbers of a real gene, which may not be copied into the project."""
