@@ -411,7 +411,7 @@ def test_jackknife_refits_everything(method, batch, make_model):
                 assert gradient @ np.linalg.solve(curvature, gradient) < 1e-8
             assert dense.llf(others, theta, method) >= estimate(others, method, domain).llf - 1e-6
             close(beta, dense.gls(others, theta)[0], LAST_STEP)
-    both = np.hstack([result.theta, result.beta])
+    both = np.hstack([result.beta, result.theta])
     gap = both - both.mean(axis=0)
     close(result.cov, (len(kept) - 1) / len(kept) * gap.T @ gap)
 
