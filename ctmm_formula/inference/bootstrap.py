@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,10 +39,8 @@ class BootstrapRatio:
     @property
     def pvalue(self) -> float:
         """(1 + #{T* >= T}) / (1 + number of draws that count); nan where none does."""
-        if not len(self.statistics) or not np.isfinite(self.observed):
-            return float("nan")
-        hits = int((self.statistics >= self.observed - _TIE).sum())
-        return (1 + hits) / (1 + len(self.statistics))
+        hits, draws = int((self.statistics >= self.observed - _TIE).sum()), len(self.statistics)
+        return (1 + hits) / (1 + draws) if draws and np.isfinite(self.observed) else math.nan
 
 
 def bootstrap_ratio(
@@ -83,20 +82,18 @@ def bootstrap_ratio(
             "a likelihood ratio needs two fits by the same likelihood (reml or ml), got "
             f"{methods[0]} and {methods[1]}"
         )
-    theta = null.estimate.theta.copy()
-    random = slice(null.model.n_donor_components, None)
-    theta[random] = np.maximum(theta[random], 0.0)
-    clipped = bool((null.estimate.theta[random] < 0.0).any())
+    at = null.estimate.theta
+    negative = (np.arange(len(at)) >= null.model.n_donor_components) & (at < 0.0)
+    law = replace(null, estimate=replace(null.estimate, theta=np.where(negative, 0.0, at)))
 
     def ratio(y: np.ndarray) -> float:
         try:
             llf0, llf1 = (fit.refit(y).estimate.llf for fit in (null, full))
         except ConvergenceError:
-            return float("nan")
-        return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else float("nan")
+            return math.nan
+        return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else math.nan
 
-    law = replace(null, estimate=replace(null.estimate, theta=theta))
     draws = np.array(law.of_draws(ratio, n, rng, n_jobs))
     good = draws[np.isfinite(draws)]
     observed = 2.0 * (full.estimate.llf - null.estimate.llf)
-    return BootstrapRatio(observed, good, len(draws) - len(good), clipped)
+    return BootstrapRatio(observed, good, len(draws) - len(good), bool(negative.any()))

@@ -57,12 +57,12 @@ class TestResult:
     __test__: ClassVar[bool] = False  # its name makes pytest think it holds tests
 
     name: str
-    null: str
-    method: str
-    statistic: float
-    df: float | tuple[float, float]
-    pvalue: float
-    distribution: str
+    null: str = ""
+    method: str = ""
+    statistic: float = math.nan
+    df: float | tuple[float, float] = math.nan
+    pvalue: float = math.nan
+    distribution: str = ""
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -77,32 +77,21 @@ class TestResult:
         return f"{symbol}{f'({inside})' if inside else ''} = {self.statistic:.4g}"
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("null hypothesis", self.null)] if self.null else []
-        rows += [("note", self.note)] if self.note else []
-        for key, value in self.extra.items():
-            text = (
-                ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-                if isinstance(value, Mapping)
-                else _short(value)
-            )
-            rows.append((str(key), text))
-        return rows
+        rows = {"null hypothesis": self.null, "note": self.note}
+        extra = {str(key): _text(value) for key, value in self.extra.items()}
+        return [*((key, text) for key, text in rows.items() if text), *extra.items()]
 
     def __str__(self) -> str:
-        rows = self._rows()
-        lines = [f"{self.name}: {self.method}"]
-        lines += [f"  {key}: {text}" for key, text in rows if key == "null hypothesis"]
-        lines.append(f"  {self._outcome()}, p = {self.pvalue:.4g}")
-        lines += [f"  {key}: {text}" for key, text in rows if key != "null hypothesis"]
-        return "\n".join(lines)
+        lines = [f"  {key}: {text}" for key, text in self._rows()]
+        at = 1 if self.null else 0
+        outcome = f"  {self._outcome()}, p = {self.pvalue:.4g}"
+        return "\n".join([f"{self.name}: {self.method}", *lines[:at], outcome, *lines[at:]])
 
     def _repr_html_(self) -> str:
         cells = [("method", self.method), ("statistic", self._outcome())]
         cells += [("p value", f"{self.pvalue:.4g}"), *self._rows()]
-        body = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(text)}</td></tr>"
-            for key, text in cells
-        )
+        rows = [f"<th>{html.escape(key)}</th><td>{html.escape(text)}</td>" for key, text in cells]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +108,9 @@ class TestResult:
         return cls(**known)
 
 
-def _short(value: object) -> str:
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -177,7 +168,7 @@ def wald(
     C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
     df = denominator(df_resid, q, groups)
-    blank = TestResult(name, null, method, math.nan, (float(q), df), math.nan, "F", note)
+    blank = TestResult(name, null, method, df=(float(q), df), distribution="F", note=note)
     if q == 0:
         return blank.without("there is nothing to test")
     if not df > 0:
@@ -231,7 +222,7 @@ def one_sided_t(
     0.5
     """
     df, given = denominator(df, 1, groups), df
-    blank = TestResult(name, null, method, math.nan, df, math.nan, "t", note)
+    blank = TestResult(name, null, method, df=df, distribution="t", note=note)
     if not df > 0:
         return blank.without(_no_df(given, 1, groups))
     if not (math.isfinite(value) and math.isfinite(se)):
@@ -257,7 +248,7 @@ def likelihood_ratio(
     >>> round(likelihood_ratio(-101.92, -100.0, 1).pvalue, 3)
     0.05
     """
-    blank = TestResult(name, null, method, math.nan, float(df), math.nan, "chi2", note)
+    blank = TestResult(name, null, method, df=float(df), distribution="chi2", note=note)
     if not df > 0:
         return blank.without("there is nothing to test")
     if not (math.isfinite(llf0) and math.isfinite(llf1)):
@@ -289,7 +280,7 @@ def mean_differentiation(
     method: str = "wald",
     groups: int | None = None,
 ) -> TestResult:
-    """Test that all cell types have the same mean, whatever coding the fixed part has.
+    """Wald test that all cell types have the same mean, whatever coding the fixed part has.
 
     Parameters
     ----------
@@ -297,18 +288,9 @@ def mean_differentiation(
         Row c times beta is the mean of cell type c.
     beta : array, shape (p,); cov_beta : array, shape (p, p)
         Fixed effects and their model or jackknife covariance.
-    df_resid : float
-        N - n_par.
-    method : str
-        How the result calls itself, e.g. "wald (jackknife)".
-    groups : int, optional
-        Groups of donors of a jackknife covariance, see :func:`wald`.
-
-    Returns
-    -------
-    TestResult
-        F on (C - 1, df_resid) of the contrasts mu_c - mu_C; nan where the fixed part leaves the
-        cell types' means equal or partly so.
+    df_resid, method, groups
+        As in :func:`wald`; F is that of the contrasts mu_c - mu_C, nan where the fixed part
+        leaves the cell types' means equal or partly so.
 
     Examples
     --------
@@ -317,16 +299,14 @@ def mean_differentiation(
     """
     L_means = np.atleast_2d(np.asarray(L_means, dtype=float))
     contrasts = L_means[:-1] - L_means[-1]
-    name, null = "mean differentiation", "all cell types have the same mean"
     largest = np.abs(L_means).max(axis=0)
     scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
-    rank = np.linalg.matrix_rank(scaled, tol=_SINGULAR) if len(scaled) else 0
-    if rank < len(contrasts):
-        df = (float(len(contrasts)), denominator(df_resid, len(contrasts), groups))
-        blank = TestResult(name, null, method, math.nan, df, math.nan, "F")
-        return blank.without("the fixed part does not let every cell type have its own mean")
     # rounding in a covariate's mean is no part of the contrast
     contrasts[np.abs(scaled) < _SINGULAR] = 0.0
-    return wald(
-        beta, cov_beta, contrasts, df_resid, name=name, null=null, method=method, groups=groups
-    )
+    test = wald(
+        beta, cov_beta, contrasts, df_resid, name="mean differentiation",
+        null="all cell types have the same mean", method=method, groups=groups,
+    )  # fmt: skip
+    if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):
+        return test.without("the fixed part does not let every cell type have its own mean")
+    return test
