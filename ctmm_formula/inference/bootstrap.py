@@ -64,14 +64,8 @@ def bootstrap_ratio(
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> H, iid = np.tile(np.eye(2), (20, 1)), resolve("iid", ["T", "B"])
-    >>> model = build_model(np.random.default_rng(0).normal(size=40), np.full(40, 0.5), H, H,
-    ...                     np.repeat(np.arange(20), 2), iid.basis)
-    >>> full = Fit(model, iid, Domain(), estimate(model), np.eye(2))
+    >>> import ctmm_formula as ctmm
+    >>> full = ctmm.fit("expr ~ C(celltype)", structure="iid", data=ctmm.load_example()).numbers
     >>> boot = bootstrap_ratio(full.null(), full, n=19, rng=1)
     >>> len(boot.statistics), boot.failed, 0.05 <= boot.pvalue <= 1
     (19, 0, True)

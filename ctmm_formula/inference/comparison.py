@@ -51,18 +51,11 @@ def compare(fits: Iterable[Labelled]) -> list[dict[str, Any]]:
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> y = np.random.default_rng(1).normal(size=80)
-    >>> H, donor = np.tile(np.eye(2), (40, 1)), np.repeat(np.arange(40), 2)
+    >>> import ctmm_formula as ctmm
     >>> fits = []
     >>> for name in ("free", "hom"):
-    ...     structure = resolve(name, ["T", "B"])
-    ...     model = build_model(y, np.full(80, 0.1), H, H, donor, structure.basis)
-    ...     fit = Fit(model, structure, Domain(), estimate(model), np.eye(2))
-    ...     fits.append(Labelled(name, fit))
+    ...     res = ctmm.fit("expr ~ C(celltype)", structure=name, data=ctmm.load_example())
+    ...     fits.append(Labelled(name, res.numbers))
     >>> [(row["label"], row["df"]) for row in compare(fits)]
     [('hom', nan), ('free', 2.0)]
     """
@@ -134,16 +127,12 @@ def null_on_bound(small: Structure, large: Structure, bounds: str) -> bool:
 
     "psd" bounds A, "nonnegative" bounds V, and under "noise" both may be negative.
     """
-    if bounds == "noise":
-        return False
-    ranks = []
-    for structure in (small, large):
-        used = [
-            B for k, B in enumerate(structure.basis) if bounds == "psd" or k != structure.shared
-        ]
-        reach = sum((B @ B.T for B in used), np.zeros((len(structure.celltypes),) * 2))
-        ranks.append(np.linalg.matrix_rank(reach))
-    return bool(ranks[0] < ranks[1])
+
+    def rank(structure: Structure) -> int:
+        used = structure.basis if bounds == "psd" else structure.basis[structure.specific]
+        return int(np.linalg.matrix_rank((used @ used.transpose(0, 2, 1)).sum(axis=0)))
+
+    return bounds != "noise" and rank(small) < rank(large)
 
 
 def _not_comparable(one: Labelled, first: Labelled) -> Iterator[str]:

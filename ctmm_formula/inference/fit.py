@@ -267,14 +267,8 @@ def correlation(A: np.ndarray) -> np.ndarray:
     """
     sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
     there = np.isfinite(sd)
-    if not is_covariance(A[np.ix_(there, there)]):
+    part = A[np.ix_(there, there)]
+    values = np.linalg.eigvalsh(part) if np.isfinite(part).all() else np.array([np.nan])
+    if not (values >= -_ROUNDING * np.abs(values).max(initial=0.0)).all():
         sd = np.full(len(A), np.nan)
     return A / np.outer(sd, sd)
-
-
-def is_covariance(A: np.ndarray) -> bool:
-    """Whether a symmetric matrix is positive semidefinite up to rounding; (0, 0) is."""
-    if not A.size or not np.isfinite(A).all():
-        return not A.size
-    values = np.linalg.eigvalsh(A)
-    return bool(values[0] >= -_ROUNDING * np.abs(values).max())

@@ -122,31 +122,33 @@ def covariance(replicates: np.ndarray) -> np.ndarray:
     return (count - 1) / count * centred.T @ centred
 
 
+@dataclass(eq=False)
 class _LeftOut:
     """Donors to leave out, and what all responses of a design share about them.
 
-    Parameters
+    Attributes
     ----------
     model : Model
         Its response is not used.
-    groups : sequence of int ndarray, optional
+    groups : sequence of int ndarray
         Donors (kernel numbers) to leave out together; by default one by one.
     kind : str
         Of the jackknife.
     """
 
-    def __init__(
-        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
-    ) -> None:
-        self.groups = leave_out_groups(model, None) if groups is None else list(groups)
-        self.kind = kind
+    model: Model
+    groups: Sequence[np.ndarray] = ()
+    kind: str = "donor"
+
+    def __post_init__(self) -> None:
+        self.groups, model = self.groups or leave_out_groups(self.model, None), self.model
         seen = np.add.reduceat(model.H != 0.0, model.row_ptr[:-1]) & model.active[:, None]
         left = self._others(seen.astype(float))
         self.suspects = np.flatnonzero((left <= 1).any(axis=1))  # a column of H in one donor
 
     def _others(self, values: np.ndarray) -> np.ndarray:
         """Sums of `values` (N, ...) over the donors outside of each group, (G, ...)."""
-        donors, ptr = packed(self.groups)
+        donors, ptr = packed(list(self.groups))
         return values.sum(axis=0) - np.add.reduceat(values[donors], ptr[:-1])
 
     def _reasons(self, model: Model, estimate: Estimate, aliased: Iterable[int]) -> dict[int, str]:
@@ -199,11 +201,9 @@ def _refit_reduced(
 class MomentJackknife(_LeftOut):
     """Jackknife of moment estimates; ``theta`` is that of :class:`LeftOutMoments`."""
 
-    def __init__(
-        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
-    ) -> None:
-        super().__init__(model, groups, kind)
-        self.left_out = LeftOutMoments(model, self.groups)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.left_out = LeftOutMoments(self.model, self.groups)
         self.theta = self.left_out.theta
 
     def __call__(
@@ -235,16 +235,13 @@ class MomentJackknife(_LeftOut):
 class LikelihoodJackknife(_LeftOut):
     """Jackknife of ML and REML estimates; of kind "one-step" by one step from the full fit."""
 
-    def __init__(
-        self, model: Model, groups: Sequence[np.ndarray] | None = None, kind: str = "donor"
-    ) -> None:
-        super().__init__(model, groups, kind)
-        self.grouped = grouped(model, self.groups)
-        # groups without which X loses rank
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        model, self.grouped = self.model, grouped(self.model, self.groups)
         Q = np.where(model.active_rows[:, None], model.Q, 0.0)
         outer = np.add.reduceat(Q[:, :, None] * Q[:, None, :], model.row_ptr[:-1])
         smallest = np.linalg.eigvalsh(self._others(outer)).min(axis=1, initial=np.inf)
-        self.aliased = np.flatnonzero(smallest < ALIASED)
+        self.aliased = np.flatnonzero(smallest < ALIASED)  # without them X loses rank
 
     def __call__(
         self, model: Model, estimate: Estimate, domain: Domain | None = None, n_jobs: int = 1

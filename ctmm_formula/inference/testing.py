@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 from scipy import stats
@@ -102,9 +102,7 @@ class TestResult:
     def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
         """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
         known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
-        df = known["df"]
-        known["df"] = tuple(map(_number, df)) if isinstance(df, Sequence) else _number(df)
-        known |= {key: _number(known[key]) for key in ("statistic", "pvalue")}
+        known |= {key: _number(known[key]) for key in ("statistic", "df", "pvalue")}
         return cls(**known)
 
 
@@ -114,7 +112,9 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_number, value))
     return math.nan if value is None else float(value)
 
 
@@ -127,6 +127,15 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
+class Labels(TypedDict, total=False):
+    """What a result says of itself; the note is kept where the test can be had."""
+
+    name: str
+    null: str
+    method: str
+    note: str
+
+
 def wald(
     value: np.ndarray,
     cov: np.ndarray,
@@ -134,11 +143,8 @@ def wald(
     df_resid: float,
     *,
     rhs: np.ndarray | float = 0.0,
-    name: str = "linear hypothesis",
-    null: str = "",
-    method: str = "wald",
-    note: str = "",
     groups: int | None = None,
+    **labels: Unpack[Labels],
 ) -> TestResult:
     """F test of L t = rhs: F = d' (L C L')^-1 d / q with d = L t - rhs, on (q, df_resid).
 
@@ -150,11 +156,11 @@ def wald(
         Their covariance C.
     L : array, shape (q, K), of full row rank; rhs : array, shape (q,), or float
     df_resid : float
-    name, null, method, note : str
-        Labels of the result; `note` is kept where the test can be had.
     groups : int, optional
         Groups of donors that a jackknife C rests on: the denominator has at most groups - q
         degrees of freedom.
+    name, null, method, note : str
+        See :class:`Labels`.
 
     Examples
     --------
@@ -168,7 +174,8 @@ def wald(
     C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
     df = denominator(df_resid, q, groups)
-    blank = TestResult(name, null, method, df=(float(q), df), distribution="F", note=note)
+    kept: Labels = {"name": "linear hypothesis", "method": "wald", **labels}
+    blank = TestResult(**kept, df=(float(q), df), distribution="F")
     if q == 0:
         return blank.without("there is nothing to test")
     if not df > 0:
@@ -204,15 +211,7 @@ def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
 
 
 def one_sided_t(
-    value: float,
-    se: float,
-    df: float,
-    *,
-    name: str = "variance component",
-    null: str = "",
-    method: str = "wald",
-    note: str = "",
-    groups: int | None = None,
+    value: float, se: float, df: float, *, groups: int | None = None, **labels: Unpack[Labels]
 ) -> TestResult:
     """One-sided t test against value > 0: p = P(T_df > value / se).
 
@@ -222,7 +221,8 @@ def one_sided_t(
     0.5
     """
     df, given = denominator(df, 1, groups), df
-    blank = TestResult(name, null, method, df=df, distribution="t", note=note)
+    kept: Labels = {"name": "variance component", "method": "wald", **labels}
+    blank = TestResult(**kept, df=df, distribution="t")
     if not df > 0:
         return blank.without(_no_df(given, 1, groups))
     if not (math.isfinite(value) and math.isfinite(se)):
@@ -233,22 +233,14 @@ def one_sided_t(
     return replace(blank, statistic=t, pvalue=float(stats.t.sf(t, df)))
 
 
-def likelihood_ratio(
-    llf0: float,
-    llf1: float,
-    df: int,
-    *,
-    name: str = "likelihood ratio",
-    null: str = "",
-    method: str = "likelihood ratio",
-    note: str = "",
-) -> TestResult:
+def likelihood_ratio(llf0: float, llf1: float, df: int, **labels: Unpack[Labels]) -> TestResult:
     """Likelihood ratio test of nested fits, 2 (llf1 - llf0) against chi2(df).
 
     >>> round(likelihood_ratio(-101.92, -100.0, 1).pvalue, 3)
     0.05
     """
-    blank = TestResult(name, null, method, df=float(df), distribution="chi2", note=note)
+    kept: Labels = {"name": "likelihood ratio", "method": "likelihood ratio", **labels}
+    blank = TestResult(**kept, df=float(df), distribution="chi2")
     if not df > 0:
         return blank.without("there is nothing to test")
     if not (math.isfinite(llf0) and math.isfinite(llf1)):

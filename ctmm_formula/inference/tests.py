@@ -113,15 +113,9 @@ def run_test(
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> rng = np.random.default_rng(1)
-    >>> y = np.repeat(rng.normal(size=60), 2) + rng.normal(size=120) * np.tile([1.0, 0.4], 60)
-    >>> H, free = np.tile(np.eye(2), (60, 1)), resolve("free", ["T", "B"])
-    >>> model = build_model(y, np.full(120, 0.1), H, H, np.repeat(np.arange(60), 2), free.basis)
-    >>> test = run_test("lrt", Fit(model, free, Domain(), estimate(model), np.eye(2)))
+    >>> import ctmm_formula as ctmm
+    >>> fit = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()).numbers
+    >>> test = run_test("lrt", fit)
     >>> test.df, bool(test.pvalue < 1e-6)
     (2.0, True)
     """
@@ -195,8 +189,8 @@ def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
     L = np.pad(contrast, ((0, 0), (fit.n_fixed, len(fit.model.random))))
     test = wald(
         fit.params, errors.cov, L, fit.df_resid,
-        name=blank.name, null=blank.null, method=blank.method,
-        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "", groups=errors.groups,
+        name=blank.name, null=blank.null, method=blank.method, groups=errors.groups,
+        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "",
     )  # fmt: skip
     # of moments the null rates are not known
     if errors.groups is not None and fit.has_likelihood and test.pvalue < _DOUBTED:
