@@ -57,7 +57,7 @@ def compare(fits: Iterable[Labelled]) -> list[dict[str, Any]]:
     ...     res = ctmm.fit("expr ~ C(celltype)", structure=name, data=ctmm.load_example())
     ...     fits.append(Labelled(name, res.numbers))
     >>> [(row["label"], row["df"]) for row in compare(fits)]
-    [('hom', nan), ('free', 2.0)]
+    [('hom', nan), ('free', 4.0)]
     """
     ordered = sorted(fits, key=lambda one: one.fit.n_params)
     if len(ordered) < 2:

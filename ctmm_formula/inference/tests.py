@@ -117,7 +117,7 @@ def run_test(
     >>> fit = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()).numbers
     >>> test = run_test("lrt", fit)
     >>> test.df, bool(test.pvalue < 1e-6)
-    (2.0, True)
+    (4.0, True)
     """
     rows = TESTS if registry is None else registry
     test = rows[choose("test", name, rows)]
