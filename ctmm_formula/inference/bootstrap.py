@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,10 +39,8 @@ class BootstrapRatio:
     @property
     def pvalue(self) -> float:
         """(1 + #{T* >= T}) / (1 + number of draws that count); nan where none does."""
-        if not len(self.statistics) or not np.isfinite(self.observed):
-            return float("nan")
-        hits = int((self.statistics >= self.observed - _TIE).sum())
-        return (1 + hits) / (1 + len(self.statistics))
+        hits, draws = int((self.statistics >= self.observed - _TIE).sum()), len(self.statistics)
+        return (1 + hits) / (1 + draws) if draws and np.isfinite(self.observed) else math.nan
 
 
 def bootstrap_ratio(
@@ -65,14 +64,8 @@ def bootstrap_ratio(
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> H, iid = np.tile(np.eye(2), (20, 1)), resolve("iid", ["T", "B"])
-    >>> model = build_model(np.random.default_rng(0).normal(size=40), np.full(40, 0.5), H, H,
-    ...                     np.repeat(np.arange(20), 2), iid.basis)
-    >>> full = Fit(model, iid, Domain(), estimate(model), np.eye(2))
+    >>> import ctmm_formula as ctmm
+    >>> full = ctmm.fit("expr ~ C(celltype)", structure="iid", data=ctmm.load_example()).numbers
     >>> boot = bootstrap_ratio(full.null(), full, n=19, rng=1)
     >>> len(boot.statistics), boot.failed, 0.05 <= boot.pvalue <= 1
     (19, 0, True)
@@ -83,20 +76,18 @@ def bootstrap_ratio(
             "a likelihood ratio needs two fits by the same likelihood (reml or ml), got "
             f"{methods[0]} and {methods[1]}"
         )
-    theta = null.estimate.theta.copy()
-    random = slice(null.model.n_donor_components, None)
-    theta[random] = np.maximum(theta[random], 0.0)
-    clipped = bool((null.estimate.theta[random] < 0.0).any())
+    at = null.estimate.theta
+    negative = (np.arange(len(at)) >= null.model.n_donor_components) & (at < 0.0)
+    law = replace(null, estimate=replace(null.estimate, theta=np.where(negative, 0.0, at)))
 
     def ratio(y: np.ndarray) -> float:
         try:
             llf0, llf1 = (fit.refit(y).estimate.llf for fit in (null, full))
         except ConvergenceError:
-            return float("nan")
-        return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else float("nan")
+            return math.nan
+        return 2.0 * max(llf1 - llf0, 0.0) if llf1 >= llf0 - LLF_TOLERANCE else math.nan
 
-    law = replace(null, estimate=replace(null.estimate, theta=theta))
     draws = np.array(law.of_draws(ratio, n, rng, n_jobs))
     good = draws[np.isfinite(draws)]
     observed = 2.0 * (full.estimate.llf - null.estimate.llf)
-    return BootstrapRatio(observed, good, len(draws) - len(good), clipped)
+    return BootstrapRatio(observed, good, len(draws) - len(good), bool(negative.any()))

@@ -5,9 +5,9 @@ Fits by REML have comparable criteria only with the same fixed part.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..engine.model import Model, RandomComponent
 from ..errors import CTMMError
 from ..structures import Structure
 from .fit import Fit
-from .testing import likelihood_ratio
+from .testing import TestResult, likelihood_ratio
 
 _SPAN = 1e-8  # relative to a column's length: what lies outside the other design's span
 
@@ -51,77 +51,58 @@ def compare(fits: Iterable[Labelled]) -> list[dict[str, Any]]:
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> y = np.random.default_rng(1).normal(size=80)
-    >>> H, donor = np.tile(np.eye(2), (40, 1)), np.repeat(np.arange(40), 2)
+    >>> import ctmm_formula as ctmm
     >>> fits = []
     >>> for name in ("free", "hom"):
-    ...     structure = resolve(name, ["T", "B"])
-    ...     model = build_model(y, np.full(80, 0.1), H, H, donor, structure.basis)
-    ...     fit = Fit(model, structure, Domain(), estimate(model), np.eye(2))
-    ...     fits.append(Labelled(name, fit))
+    ...     res = ctmm.fit("expr ~ C(celltype)", structure=name, data=ctmm.load_example())
+    ...     fits.append(Labelled(name, res.numbers))
     >>> [(row["label"], row["df"]) for row in compare(fits)]
-    [('hom', nan), ('free', 2.0)]
+    [('hom', nan), ('free', 4.0)]
     """
     ordered = sorted(fits, key=lambda one: one.fit.n_params)
     if len(ordered) < 2:
         raise CTMMError("a comparison needs at least two fits")
-    for one in ordered:
-        _check_likelihood(one, ordered[0])
-        _check_data(one, ordered[0])
-    for small, large in pairwise(ordered):
-        _check_nested(small, large)
-    rows = [_row(ordered[0])]
-    for small, large in pairwise(ordered):
+    pairs = list(pairwise(ordered))
+    objections = (
+        *(_not_comparable(one, ordered[0]) for one in ordered),
+        *(_not_nested(small, large) for small, large in pairs),
+    )
+    objection = next(chain(*objections), None)
+    if objection:
+        raise CTMMError(objection)
+    rows = [_row(ordered[0], TestResult("the first has nothing before it"))]
+    for small, large in pairs:
+        inner, outer = small.fit, large.fit
         test = likelihood_ratio(
-            small.fit.estimate.llf, large.fit.estimate.llf,
-            large.fit.n_params - small.fit.n_params,
-            note="; ".join(filter(None, (_edge(small, large), _bounds(small, large)))),
+            inner.estimate.llf, outer.estimate.llf, outer.n_params - inner.n_params,
+            note="; ".join(_doubts(small, large)),
         )  # fmt: skip
         stalled = [one.label for one in (small, large) if one.fit.trouble]
         if stalled:
             test = test.without(f"{' and '.join(stalled)} did not converge")
-        numbers = {key: getattr(test, key) for key in ("df", "statistic", "pvalue", "note")}
-        rows.append(_row(large) | numbers)
+        rows.append(_row(large, test))
     return rows
 
 
-def _row(one: Labelled) -> dict[str, Any]:
+def _row(one: Labelled, test: TestResult) -> dict[str, Any]:
     fit = one.fit
-    return {
-        "label": one.label,
-        "n_params": fit.n_params,
-        "llf": fit.estimate.llf,
-        "aic": fit.aic,
-        "bic": fit.bic,
-        "df": math.nan,
-        "statistic": math.nan,
-        "pvalue": math.nan,
-        "note": "",
-    }
+    row = {"label": one.label, "n_params": fit.n_params, "llf": fit.estimate.llf}
+    row |= {"aic": fit.aic, "bic": fit.bic}
+    return row | {key: getattr(test, key) for key in ("df", "statistic", "pvalue", "note")}
 
 
-def _edge(*fits: Labelled) -> str:
-    labels = [one.label for one in fits if one.fit.on_edge]
-    return (
-        f"{' and '.join(labels)} on the edge of its domain: chi2 is approximate" if labels else ""
-    )
-
-
-def _bounds(small: Labelled, large: Labelled) -> str:
-    """What the bounds of two nested fits do to chi2, or nothing."""
+def _doubts(small: Labelled, large: Labelled) -> Iterator[str]:
+    """What the edges and bounds of two nested fits do to chi2."""
+    edges = [one.label for one in (small, large) if one.fit.on_edge]
+    if edges:
+        yield f"{' and '.join(edges)} on the edge of its domain: chi2 is approximate"
     inner, outer = small.fit, large.fit
-    notes = []
     if inner.domain != outer.domain:
-        notes.append(f"fitted with different bounds ({_name(inner.domain)}, {_name(outer.domain)})")
+        yield f"fitted with different bounds ({_name(inner.domain)}, {_name(outer.domain)})"
     bounds = outer.domain.bounds
     more = len(outer.model.random) > len(inner.model.random)
     if (more and bounds != "noise") or null_on_bound(inner.structure, outer.structure, bounds):
-        notes.append(on_bound(bounds))
-    return "; ".join(notes)
+        yield on_bound(bounds)
 
 
 def _name(domain: Domain) -> str:
@@ -146,89 +127,77 @@ def null_on_bound(small: Structure, large: Structure, bounds: str) -> bool:
 
     "psd" bounds A, "nonnegative" bounds V, and under "noise" both may be negative.
     """
-    if bounds == "noise":
-        return False
-    ranks = []
-    for structure in (small, large):
-        used = [
-            B for k, B in enumerate(structure.basis) if bounds == "psd" or k != structure.shared
-        ]
-        reach = sum((B @ B.T for B in used), np.zeros((len(structure.celltypes),) * 2))
-        ranks.append(np.linalg.matrix_rank(reach))
-    return bool(ranks[0] < ranks[1])
+
+    def rank(structure: Structure) -> int:
+        used = structure.basis if bounds == "psd" else structure.basis[structure.specific]
+        return int(np.linalg.matrix_rank((used @ used.transpose(0, 2, 1)).sum(axis=0)))
+
+    return bounds != "noise" and rank(small) < rank(large)
 
 
-def _check_likelihood(one: Labelled, first: Labelled) -> None:
+def _not_comparable(one: Labelled, first: Labelled) -> Iterator[str]:
+    """Objections to a comparison of two fits: likelihoods, or rows and all that is in them."""
     method, other = one.fit.estimate.method, first.fit.estimate.method
+    a, b = one.fit.model, first.fit.model
     if not one.fit.has_likelihood:
-        raise CTMMError(
+        yield (
             f"{one.label!r} was fitted by {method}, which has no likelihood to compare: "
             "fit it by reml or ml"
         )
     if method != other:
-        raise CTMMError(
+        yield (
             f"{one.label!r} was fitted by {method} and {first.label!r} by {other}: their "
             "likelihoods are not comparable, fit all by the same method"
         )
-
-
-def _rows_of(model: Model) -> np.ndarray:
-    """Rows in use, in the caller's order."""
-    return model.unsort(model.active_rows)
-
-
-def _check_data(one: Labelled, first: Labelled) -> None:
-    """Same rows with the same response, noise, cell types and donors."""
-    a, b = one.fit.model, first.fit.model
-    same = len(a.y) == len(b.y) and np.array_equal(_rows_of(a), _rows_of(b))
-    if same:
-        rows = _rows_of(a)
-        same = all(
-            np.array_equal(a.unsort(left)[rows], b.unsort(right)[rows])
-            for left, right in (
-                (a.y, b.y),
-                (a.nu, b.nu),
-                (a.H, b.H),
-                (a.donors[a.row_donor], b.donors[b.row_donor]),
-            )
-        )
-    if not same:
-        raise CTMMError(
+    if not all(map(np.array_equal, _data(a), _data(b))):
+        yield (
             f"{one.label!r} and {first.label!r} were fitted to different data ({a.nobs} and "
             f"{b.nobs} rows; response, noise, donors and cell types must be the same): fit both "
             "to one table, without the rows that either has to drop"
         )
 
 
-def _check_nested(small: Labelled, large: Labelled) -> None:
+def _used(model: Model, *columns: np.ndarray) -> list[np.ndarray]:
+    """These columns of the rows in use, in the caller's order."""
+    rows = model.unsort(model.active_rows)
+    return [model.unsort(values)[rows] for values in columns]
+
+
+def _data(model: Model) -> list[np.ndarray]:
+    """Which rows are in use, and their response, noise, cell types and donors."""
+    donors = model.donors[model.row_donor]
+    return [model.unsort(model.active_rows), *_used(model, model.y, model.nu, model.H, donors)]
+
+
+def _not_nested(small: Labelled, large: Labelled) -> Iterator[str]:
+    """Objections to `small` as a special case of `large`."""
     inner, outer = small.fit, large.fit
     pair = f"{small.label!r} and {large.label!r}"
     if inner.n_params == outer.n_params:
-        raise CTMMError(
+        yield (
             f"{pair} have the same number of parameters ({inner.n_params}), so neither is a "
             "special case of the other: compare their aic or bic"
         )
     inside, outside = _spans(outer.model, inner.model), _spans(inner.model, outer.model)
     if inner.estimate.method == "reml" and not (inside and outside):
-        raise CTMMError(
+        yield (
             f"{pair} have different fixed parts, whose restricted likelihoods are not comparable: "
             "fit both with method='ml'"
         )
     if not inside:
-        raise CTMMError(
+        yield (
             f"the fixed part of {small.label!r} is no special case of that of {large.label!r}: "
             "compare their aic or bic"
         )
-    if inner.structure.celltypes != outer.structure.celltypes or not outer.structure.contains(
-        inner.structure
-    ):
-        raise CTMMError(
+    same = inner.structure.celltypes == outer.structure.celltypes
+    if not (same and outer.structure.contains(inner.structure)):
+        yield (
             f"structure {inner.structure.name} of {small.label!r} is no special case of "
             f"{outer.structure.name} of {large.label!r}: compare their aic or bic"
         )
     missing = _missing_random(small, outer.model)
     if missing:
-        raise CTMMError(
+        yield (
             f"{large.label!r} lacks the random effect {', '.join(missing)} of {small.label!r}: "
             "the models are not nested, compare their aic or bic"
         )
@@ -236,24 +205,21 @@ def _check_nested(small: Labelled, large: Labelled) -> None:
 
 def _spans(large: Model, small: Model) -> bool:
     """Whether the fixed part of `large` has every column of that of `small` in its span."""
-    rows = _rows_of(large)
-    X, Y = (model.unsort(model.Q)[rows] for model in (large, small))
+    (X,), (Y,) = _used(large, large.Q), _used(small, small.Q)
     Q = np.linalg.qr(X)[0]
-    length = np.linalg.norm(Y, axis=0)
-    return bool((np.linalg.norm(Y - Q @ (Q.T @ Y), axis=0) <= _SPAN * length).all())
+    outside = np.linalg.norm(Y - Q @ (Q.T @ Y), axis=0)
+    return bool((outside <= _SPAN * np.linalg.norm(Y, axis=0)).all())
 
 
 def _missing_random(small: Labelled, large: Model) -> list[str]:
     """Random effects of `small` that `large` has not, by what they are and not by their names."""
-    theirs = [_signature(large, component) for component in large.random]
-    missing = []
-    own = small.fit.model.random
-    names = small.random_names or tuple(f"{k + 1}" for k in range(len(own)))
+    theirs = Counter(_signature(large, component) for component in large.random)
+    own, missing = small.fit.model.random, []
+    names = small.random_names or [f"{k + 1}" for k in range(len(own))]
     for name, component in zip(names, own, strict=True):
         signature = _signature(small.fit.model, component)
-        if signature in theirs:
-            theirs.remove(signature)
-        else:
+        theirs[signature] -= 1
+        if theirs[signature] < 0:
             missing.append(name)
     return missing
 

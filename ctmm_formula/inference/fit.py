@@ -63,11 +63,8 @@ class Fit:
 
     Attributes
     ----------
-    model : Model
-    structure : Structure
-        Whose basis matrices the model has.
-    domain : Domain
-    estimate : Estimate
+    model : Model; structure : Structure whose basis matrices it has
+    domain : Domain; estimate : Estimate
     mean_rows : ndarray, shape (C, p)
         ``mean_rows @ b`` are the means of the cell types.
     """
@@ -129,7 +126,6 @@ class Fit:
         n = self.model.nobs - (self.n_fixed if self.estimate.method == "reml" else 0)
         return -2.0 * self.estimate.llf + (self.n_params * math.log(n) if n > 0 else math.nan)
 
-    # -----------------------------------------------------------------------------------------
     # errors
 
     @cached_property
@@ -139,26 +135,24 @@ class Fit:
         cov = np.zeros((self.n_params, self.n_params))
         cov[:p, :p] = self.estimate.cov_beta
         cov[p:, p:] = information_cov(self.estimate.information)
+        reason = ""
         if not self.has_likelihood:
             reason = "HE has no information matrix: use the jackknife"
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
-        else:
-            singular = "the information matrix of the variance components is singular"
-            reason = singular if np.isnan(cov[p:, p:]).any() else ""
-        return Errors(cov, "model", None, reason)
+        elif np.isnan(cov[p:, p:]).any():
+            reason = "the information matrix of the variance components is singular"
+        return Errors(cov, "model", reason=reason)
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
         """Errors by a jackknife of this fit."""
-        p = self.n_fixed
-        failed = (
-            "there is no jackknife covariance: a refit without some donors failed, see "
-            "jackknife().failed"
-        )
-        whole = np.isfinite(run.cov[p:, p:]).all()
-        return Errors(
-            run.cov, run.name, len(run.left_out), self.trouble or ("" if whole else failed)
-        )
+        reason = self.trouble
+        if not reason and not np.isfinite(run.cov[self.n_fixed :, self.n_fixed :]).all():
+            reason = (
+                "there is no jackknife covariance: a refit without some donors failed, see "
+                "jackknife().failed"
+            )
+        return Errors(run.cov, run.name, len(run.left_out), reason)
 
     def jackknife(
         self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
@@ -168,7 +162,6 @@ class Fit:
             self.model, self.estimate, self.domain, blocks=blocks, one_step=one_step, n_jobs=n_jobs
         )
 
-    # -----------------------------------------------------------------------------------------
     # refits
 
     def refit(self, y: np.ndarray) -> Fit:
@@ -207,7 +200,6 @@ class Fit:
     def _estimate(self, model: Model) -> Estimate:
         return estimate(model, self.estimate.method, self.domain)
 
-    # -----------------------------------------------------------------------------------------
     # draws
 
     def draw(self, rng: Rng = None) -> np.ndarray:
@@ -238,10 +230,10 @@ class Fit:
             except CTMMError as error:
                 return str(error)
 
-        found = self.of_draws(params, n, rng, n_jobs)
-        failed = tuple((k, fit) for k, fit in enumerate(found) if isinstance(fit, str))
-        nothing = np.full(self.n_params, np.nan)
-        return np.array([nothing if isinstance(fit, str) else fit for fit in found]), failed
+        found = dict(enumerate(self.of_draws(params, n, rng, n_jobs)))
+        failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))
+        found |= dict.fromkeys(dict(failed), np.full(self.n_params, np.nan))
+        return np.array(list(found.values())), failed
 
 
 def information_cov(information: np.ndarray) -> np.ndarray:
@@ -275,16 +267,8 @@ def correlation(A: np.ndarray) -> np.ndarray:
     """
     sd = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), np.nan))
     there = np.isfinite(sd)
-    if not is_covariance(A[np.ix_(there, there)]):
+    part = A[np.ix_(there, there)]
+    values = np.linalg.eigvalsh(part) if np.isfinite(part).all() else np.array([np.nan])
+    if not (values >= -_ROUNDING * np.abs(values).max(initial=0.0)).all():
         sd = np.full(len(A), np.nan)
     return A / np.outer(sd, sd)
-
-
-def is_covariance(A: np.ndarray) -> bool:
-    """Whether a symmetric matrix is positive semidefinite up to rounding; (0, 0) is."""
-    if not A.size:
-        return True
-    if not np.isfinite(A).all():
-        return False
-    values = np.linalg.eigvalsh(A)
-    return bool(values[0] >= -_ROUNDING * np.abs(values).max())

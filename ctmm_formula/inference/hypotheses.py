@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,10 +65,7 @@ def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarra
 
 
 def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    unknown = [str(name) for name in values if name not in names]
-    if unknown or not values:
-        raise _unknown(unknown, names)
-    L = np.eye(len(names))[[names.index(name) for name in values]]
+    L = np.eye(len(names))[_places(names, values)]
     try:
         rhs = np.array(list(values.values()), dtype=float)
     except (TypeError, ValueError):
@@ -84,9 +81,7 @@ def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndar
 def _from_frame(names: list[str], frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows of weights by the names of their columns."""
     columns = [str(name) for name in frame.columns]
-    unknown = [name for name in columns if name not in names]
-    if unknown or not columns or not len(frame):
-        raise _unknown(unknown, names)
+    places = _places(names, columns, len(frame))
     if len(set(columns)) < len(columns):
         raise CTMMError("a column of the hypotheses occurs twice: give every parameter once")
     try:
@@ -94,15 +89,19 @@ def _from_frame(names: list[str], frame: pd.DataFrame) -> tuple[np.ndarray, np.n
     except (TypeError, ValueError):
         raise CTMMError("a DataFrame of hypotheses must hold numbers, the weights") from None
     L = np.zeros((len(frame), len(names)))
-    L[:, [names.index(name) for name in columns]] = weights
+    L[:, places] = weights
     return _from_array(names, list(L))
 
 
-def _unknown(unknown: Sequence[str], names: Sequence[str]) -> CTMMError:
-    return CTMMError(
-        f"unknown parameters in the hypothesis: {', '.join(unknown) or 'none given'}; the "
-        f"parameters are {', '.join(names)}"
-    )
+def _places(names: list[str], used: Collection[str], rows: int = 1) -> list[int]:
+    """Numbers of the parameters that hypotheses in so many rows use."""
+    unknown = [str(name) for name in used if name not in names]
+    if unknown or not used or not rows:
+        raise CTMMError(
+            f"unknown parameters in the hypothesis: {', '.join(unknown) or 'none given'}; the "
+            f"parameters are {', '.join(names)}"
+        )
+    return [names.index(name) for name in used]
 
 
 def _from_array(names: list[str], parts: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,11 +140,9 @@ def in_words(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> str:
     """
     rows = []
     for row, value in zip(L, rhs, strict=True):
-        used = [(w, name) for w, name in zip(row, names, strict=True) if w]
-        terms = [f"{'-' if w < 0 else '+'} {_times(abs(w))}{name}" for w, name in used]
-        rows.append(f"{' '.join(terms).removeprefix('+ ')} = {value + 0.0:g}")  # no -0
+        terms = ""
+        for weight, name in zip(row, names, strict=True):
+            times = "" if abs(weight) == 1.0 else f"{abs(weight):g} "
+            terms += f" {'-' if weight < 0 else '+'} {times}{name}" if weight else ""
+        rows.append(f"{terms[1:].removeprefix('+ ')} = {value + 0.0:g}")  # no -0
     return ", ".join(rows)
-
-
-def _times(weight: float) -> str:
-    return "" if weight == 1.0 else f"{weight:g} "

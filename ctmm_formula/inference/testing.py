@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 
@@ -58,12 +58,12 @@ class TestResult:
     __test__: ClassVar[bool] = False  # its name makes pytest think it holds tests
 
     name: str
-    null: str
-    method: str
-    statistic: float
-    df: float | tuple[float, float]
-    pvalue: float
-    distribution: str
+    null: str = ""
+    method: str = ""
+    statistic: float = math.nan
+    df: float | tuple[float, float] = math.nan
+    pvalue: float = math.nan
+    distribution: str = ""
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -78,32 +78,21 @@ class TestResult:
         return f"{symbol}{f'({inside})' if inside else ''} = {self.statistic:.4g}"
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("null hypothesis", self.null)] if self.null else []
-        rows += [("note", self.note)] if self.note else []
-        for key, value in self.extra.items():
-            text = (
-                ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-                if isinstance(value, Mapping)
-                else _short(value)
-            )
-            rows.append((str(key), text))
-        return rows
+        rows = {"null hypothesis": self.null, "note": self.note}
+        extra = {str(key): _text(value) for key, value in self.extra.items()}
+        return [*((key, text) for key, text in rows.items() if text), *extra.items()]
 
     def __str__(self) -> str:
-        rows = self._rows()
-        lines = [f"{self.name}: {self.method}"]
-        lines += [f"  {key}: {text}" for key, text in rows if key == "null hypothesis"]
-        lines.append(f"  {self._outcome()}, p = {self.pvalue:.4g}")
-        lines += [f"  {key}: {text}" for key, text in rows if key != "null hypothesis"]
-        return "\n".join(lines)
+        lines = [f"  {key}: {text}" for key, text in self._rows()]
+        at = 1 if self.null else 0
+        outcome = f"  {self._outcome()}, p = {self.pvalue:.4g}"
+        return "\n".join([f"{self.name}: {self.method}", *lines[:at], outcome, *lines[at:]])
 
     def _repr_html_(self) -> str:
         cells = [("method", self.method), ("statistic", self._outcome())]
         cells += [("p value", f"{self.pvalue:.4g}"), *self._rows()]
-        body = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(text)}</td></tr>"
-            for key, text in cells
-        )
+        rows = [f"<th>{html.escape(key)}</th><td>{html.escape(text)}</td>" for key, text in cells]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,17 +103,19 @@ class TestResult:
     def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
         """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
         known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
-        df = known["df"]
-        known["df"] = tuple(map(_number, df)) if isinstance(df, Sequence) else _number(df)
-        known |= {key: _number(known[key]) for key in ("statistic", "pvalue")}
+        known |= {key: _number(known[key]) for key in ("statistic", "df", "pvalue")}
         return cls(**known)
 
 
-def _short(value: object) -> str:
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_number, value))
     return math.nan if value is None else float(value)
 
 
@@ -137,6 +128,15 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
+class Labels(TypedDict, total=False):
+    """What a result says of itself; the note is kept where the test can be had."""
+
+    name: str
+    null: str
+    method: str
+    note: str
+
+
 def wald(
     value: np.ndarray,
     cov: np.ndarray,
@@ -144,11 +144,8 @@ def wald(
     df_resid: float,
     *,
     rhs: np.ndarray | float = 0.0,
-    name: str = "linear hypothesis",
-    null: str = "",
-    method: str = "wald",
-    note: str = "",
     groups: int | None = None,
+    **labels: Unpack[Labels],
 ) -> TestResult:
     """F test of L t = rhs: F = d' (L C L')^-1 d / q with d = L t - rhs, on (q, df_resid).
 
@@ -160,11 +157,11 @@ def wald(
         Their covariance C.
     L : array, shape (q, K), of full row rank; rhs : array, shape (q,), or float
     df_resid : float
-    name, null, method, note : str
-        Labels of the result; `note` is kept where the test can be had.
     groups : int, optional
         Groups of donors that a jackknife C rests on: the denominator has at most groups - q
         degrees of freedom.
+    name, null, method, note : str
+        See :class:`Labels`.
 
     Examples
     --------
@@ -178,7 +175,8 @@ def wald(
     C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
     df = denominator(df_resid, q, groups)
-    blank = TestResult(name, null, method, math.nan, (float(q), df), math.nan, "F", note)
+    kept: Labels = {"name": "linear hypothesis", "method": "wald", **labels}
+    blank = TestResult(**kept, df=(float(q), df), distribution="F")
     if q == 0:
         return blank.without("there is nothing to test")
     if not df > 0:
@@ -214,15 +212,7 @@ def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
 
 
 def one_sided_t(
-    value: float,
-    se: float,
-    df: float,
-    *,
-    name: str = "variance component",
-    null: str = "",
-    method: str = "wald",
-    note: str = "",
-    groups: int | None = None,
+    value: float, se: float, df: float, *, groups: int | None = None, **labels: Unpack[Labels]
 ) -> TestResult:
     """One-sided t test against value > 0: p = P(T_df > value / se).
 
@@ -232,7 +222,8 @@ def one_sided_t(
     0.5
     """
     df, given = denominator(df, 1, groups), df
-    blank = TestResult(name, null, method, math.nan, df, math.nan, "t", note)
+    kept: Labels = {"name": "variance component", "method": "wald", **labels}
+    blank = TestResult(**kept, df=df, distribution="t")
     if not df > 0:
         return blank.without(_no_df(given, 1, groups))
     if not (math.isfinite(value) and math.isfinite(se)):
@@ -243,22 +234,14 @@ def one_sided_t(
     return replace(blank, statistic=t, pvalue=float(t_tail(t, df)))
 
 
-def likelihood_ratio(
-    llf0: float,
-    llf1: float,
-    df: int,
-    *,
-    name: str = "likelihood ratio",
-    null: str = "",
-    method: str = "likelihood ratio",
-    note: str = "",
-) -> TestResult:
+def likelihood_ratio(llf0: float, llf1: float, df: int, **labels: Unpack[Labels]) -> TestResult:
     """Likelihood ratio test of nested fits, 2 (llf1 - llf0) against chi2(df).
 
     >>> round(likelihood_ratio(-101.92, -100.0, 1).pvalue, 3)
     0.05
     """
-    blank = TestResult(name, null, method, math.nan, float(df), math.nan, "chi2", note)
+    kept: Labels = {"name": "likelihood ratio", "method": "likelihood ratio", **labels}
+    blank = TestResult(**kept, df=float(df), distribution="chi2")
     if not df > 0:
         return blank.without("there is nothing to test")
     if not (math.isfinite(llf0) and math.isfinite(llf1)):
@@ -290,7 +273,7 @@ def mean_differentiation(
     method: str = "wald",
     groups: int | None = None,
 ) -> TestResult:
-    """Test that all cell types have the same mean, whatever coding the fixed part has.
+    """Wald test that all cell types have the same mean, whatever coding the fixed part has.
 
     Parameters
     ----------
@@ -298,18 +281,9 @@ def mean_differentiation(
         Row c times beta is the mean of cell type c.
     beta : array, shape (p,); cov_beta : array, shape (p, p)
         Fixed effects and their model or jackknife covariance.
-    df_resid : float
-        N - n_par.
-    method : str
-        How the result calls itself, e.g. "wald (jackknife)".
-    groups : int, optional
-        Groups of donors of a jackknife covariance, see :func:`wald`.
-
-    Returns
-    -------
-    TestResult
-        F on (C - 1, df_resid) of the contrasts mu_c - mu_C; nan where the fixed part leaves the
-        cell types' means equal or partly so.
+    df_resid, method, groups
+        As in :func:`wald`; F is that of the contrasts mu_c - mu_C, nan where the fixed part
+        leaves the cell types' means equal or partly so.
 
     Examples
     --------
@@ -318,16 +292,14 @@ def mean_differentiation(
     """
     L_means = np.atleast_2d(np.asarray(L_means, dtype=float))
     contrasts = L_means[:-1] - L_means[-1]
-    name, null = "mean differentiation", "all cell types have the same mean"
     largest = np.abs(L_means).max(axis=0)
     scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
-    rank = np.linalg.matrix_rank(scaled, tol=_SINGULAR) if len(scaled) else 0
-    if rank < len(contrasts):
-        df = (float(len(contrasts)), denominator(df_resid, len(contrasts), groups))
-        blank = TestResult(name, null, method, math.nan, df, math.nan, "F")
-        return blank.without("the fixed part does not let every cell type have its own mean")
     # rounding in a covariate's mean is no part of the contrast
     contrasts[np.abs(scaled) < _SINGULAR] = 0.0
-    return wald(
-        beta, cov_beta, contrasts, df_resid, name=name, null=null, method=method, groups=groups
-    )
+    test = wald(
+        beta, cov_beta, contrasts, df_resid, name="mean differentiation",
+        null="all cell types have the same mean", method=method, groups=groups,
+    )  # fmt: skip
+    if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):
+        return test.without("the fixed part does not let every cell type have its own mean")
+    return test

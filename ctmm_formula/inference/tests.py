@@ -38,13 +38,11 @@ class Ask(NamedTuple):
 
     Attributes
     ----------
-    errors : Errors, optional
+    errors : Errors
         By the jackknife for tests that need it, else by the model.
-    component : int
-        Its number, for tests of one.
-    null : str
-        The hypothesis in words, where the row of the test cannot know it.
-    rng : numpy Generator or seed, optional; n : int; n_jobs : int
+    component : int; null : str
+        For tests of one component: its number, and the hypothesis in words.
+    rng : numpy Generator; n : int; n_jobs : int
         Draws and threads.
     """
 
@@ -115,17 +113,11 @@ def run_test(
 
     Examples
     --------
-    >>> from ctmm_formula.engine.domain import Domain
-    >>> from ctmm_formula.engine.estimators import estimate
-    >>> from ctmm_formula.engine.model import build_model
-    >>> from ctmm_formula.structures import resolve
-    >>> rng = np.random.default_rng(1)
-    >>> y = np.repeat(rng.normal(size=60), 2) + rng.normal(size=120) * np.tile([1.0, 0.4], 60)
-    >>> H, free = np.tile(np.eye(2), (60, 1)), resolve("free", ["T", "B"])
-    >>> model = build_model(y, np.full(120, 0.1), H, H, np.repeat(np.arange(60), 2), free.basis)
-    >>> test = run_test("lrt", Fit(model, free, Domain(), estimate(model), np.eye(2)))
+    >>> import ctmm_formula as ctmm
+    >>> fit = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()).numbers
+    >>> test = run_test("lrt", fit)
     >>> test.df, bool(test.pvalue < 1e-6)
-    (2.0, True)
+    (4.0, True)
     """
     rows = TESTS if registry is None else registry
     test = rows[choose("test", name, rows)]
@@ -136,10 +128,8 @@ def run_test(
         )
     if JACKKNIFE not in test.needs:
         errors = fit.model_errors
-    elif jackknife is None:
-        errors = fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs))
     else:
-        errors = jackknife()
+        errors = jackknife() if jackknife else fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs))
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
@@ -155,15 +145,12 @@ def named(question: str) -> list[str]:
     return [name for name, test in TESTS.items() if test.question == question]
 
 
-# ---------------------------------------------------------------------------------------------
 # V = 0
 
 
 def _blank(method: str, distribution: str) -> TestResult:
-    return TestResult(
-        "variance differentiation", "no cell type-specific variance (V = 0)", method,
-        math.nan, math.nan, math.nan, distribution,
-    )  # fmt: skip
+    null = "no cell type-specific variance (V = 0)"
+    return TestResult("variance differentiation", null, method, distribution=distribution)
 
 
 def _nothing(fit: Fit) -> str:
@@ -185,33 +172,28 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
         return blank.without("the tail probability could not be computed")
     note = "" if test.weights == "n_cells" else f"no numbers of cells: weighted by {test.weights}"
     pvalues = zip(fit.structure.celltypes, test.pvalue_celltype.tolist(), strict=True)
+    extra = {"celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy)}
     return replace(
         blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum), note=note,
-        extra={
-            "celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy),
-            "weights": test.weights,
-        },
+        extra=extra | {"weights": test.weights},
     )  # fmt: skip
 
 
 def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
     """F test of the components of V by the errors given."""
-    errors = ask.errors
+    errors, contrast = ask.errors, fit.structure.null_contrast
     blank = _blank(errors.title, "F")
     reason = _nothing(fit) or errors.reason
     if reason:
         return blank.without(reason)
-    contrast = fit.structure.null_contrast
-    before, after = fit.n_fixed, len(fit.model.random)
-    L = np.pad(contrast, ((0, 0), (before, after)))
-    by_jackknife = errors.groups is not None
+    L = np.pad(contrast, ((0, 0), (fit.n_fixed, len(fit.model.random))))
     test = wald(
         fit.params, errors.cov, L, fit.df_resid,
-        name=blank.name, null=blank.null, method=blank.method,
-        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "", groups=errors.groups,
+        name=blank.name, null=blank.null, method=blank.method, groups=errors.groups,
+        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "",
     )  # fmt: skip
     # of moments the null rates are not known
-    if by_jackknife and fit.has_likelihood and test.pvalue < _DOUBTED:
+    if errors.groups is not None and fit.has_likelihood and test.pvalue < _DOUBTED:
         test = replace(test, note="; ".join(filter(None, (test.note, _NEAR_ZERO))))
     return test
 
@@ -264,7 +246,6 @@ def _null(fit: Fit) -> Fit:
     return fit.null()
 
 
-# ---------------------------------------------------------------------------------------------
 # equal means
 
 
@@ -306,36 +287,33 @@ TESTS: dict[str, Test] = {
 """Tests by name, the same in ``fit``, ``fit_genes``, ``power`` and R."""
 
 
-# ---------------------------------------------------------------------------------------------
 # one component
 
 
 def _component_wald(fit: Fit, ask: Ask) -> TestResult:
     """One-sided t test by the errors given."""
     errors, at = ask.errors, fit.n_fixed + ask.component
-    variance = float(errors.cov[at, at])
-    note = _JACKKNIFE_ON_EDGE if fit.on_edge else ""
+    with np.errstate(invalid="ignore"):  # of a negative variance there is no root
+        se = float(np.sqrt(errors.cov[at, at]))
     result = one_sided_t(
-        float(fit.params[at]), math.sqrt(variance) if variance >= 0.0 else math.nan, fit.df_resid,
-        null=ask.null, method=errors.title, note=note, groups=errors.groups,
+        float(fit.params[at]), se, fit.df_resid, null=ask.null, method=errors.title,
+        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "", groups=errors.groups,
     )  # fmt: skip
     return result.without(errors.reason) if errors.reason else result
 
 
 def _component_exact(fit: Fit, ask: Ask) -> TestResult:
     """Exact restricted likelihood ratio; p = 1 where the component is estimated at zero."""
-    blank = TestResult(
-        "variance component", ask.null, "exact restricted likelihood ratio",
-        math.nan, math.nan, math.nan, "chi2 mixture",
-    )  # fmt: skip
+    method = "exact restricted likelihood ratio"
+    blank = TestResult("variance component", ask.null, method, distribution="chi2 mixture")
     try:
         test = exact_rlrt(fit.model, ask.n, ask.rng)
     except CTMMError as error:
         return blank.without(str(error))
     except np.linalg.LinAlgError as error:
         return blank.without(f"the exact test could not be computed: {error}")
-    floor = 1 / (1 + ask.n)
-    note = f"p is no smaller than 1/(1 + {ask.n} draws)" if test.pvalue <= floor else ""
+    least = test.pvalue <= 1 / (1 + ask.n)
+    note = f"p is no smaller than 1/(1 + {ask.n} draws)" if least else ""
     return replace(
         blank, statistic=test.statistic, pvalue=test.pvalue, note=note,
         extra={"draws": ask.n, "mass at zero": test.mass_at_zero},
