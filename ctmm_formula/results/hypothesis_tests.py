@@ -25,8 +25,8 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
         As statsmodels takes them: ``"sex[T.M] = 0, PC1 = 0.1"``, ``"hom = V[T]"``,
         ``{"PC1": 0.1}``; or weights tested against 0, one column per parameter (of a
         DataFrame by name, those left out count 0).
-    covariance : {"model", "jackknife"} or Jackknife, optional
-        Default ``cov_type``.
+    covariance
+        As in :meth:`table`.
 
     Returns
     -------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,25 @@ from ..arguments import check_alpha
 from ..inference.jackknife import JackknifeRun
 from ..inference.testing import denominator
 from .estimates import estimates
+
+
+@contextmanager
+def progress_bar(
+    shown: bool, what: str, unit: str, total: int
+) -> Iterator[Callable[[int], object]]:
+    """What to call with every number of units that are done."""
+    if not shown:
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit) as bar:
+        yield bar.update
+
+
+def _html(shown: Jackknife | Bootstrap, *estimates: pd.Series) -> str:
+    table = pd.concat([*estimates, shown.bse, shown.conf_int()], axis=1)
+    return f"<p>{html.escape(repr(shown)[1:-1])}</p>\n{table.to_html()}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,20 +126,14 @@ class Jackknife:
         out = estimates(self.params.to_numpy(), self.bse.to_numpy(), df, alpha)
         return pd.DataFrame(out[:, 4:], self.params.index, ["conf_low", "conf_high"])
 
-    def _title(self) -> str:
+    def __repr__(self) -> str:
         what = f"{self.groups} blocks of donors" if "block" in self.name else "one donor"
         step = ", one step" if self.kind == "one-step" else ""
-        bad = len(self.failed)
-        failed = f"{bad} failed" if bad else "none failed"
-        return f"leave out {what}{step}, {self.groups} refits, {failed}"
-
-    def __repr__(self) -> str:
-        return f"<Jackknife: {self._title()}>"
+        failed = f"{len(self.failed) or 'none'} failed"
+        return f"<Jackknife: leave out {what}{step}, {self.groups} refits, {failed}>"
 
     def _repr_html_(self) -> str:
-        table = self.conf_int().assign(estimate=self.params, std_error=self.bse)
-        table = table[["estimate", "std_error", "conf_low", "conf_high"]]
-        return f"<p>Jackknife: {html.escape(self._title())}</p>\n{table.to_html()}"
+        return _html(self, self.params.rename("estimate"))
 
 
 def labelled(
@@ -162,9 +176,7 @@ class Bootstrap:
         return f"<Bootstrap: {len(self.replicates)} refits, {len(self.failed) or 'none'} failed>"
 
     def _repr_html_(self) -> str:
-        table = self.conf_int()
-        table.insert(0, "std_error", self.bse)
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>\n{table.to_html()}"
+        return _html(self)
 
     @property
     def bse(self) -> pd.Series:

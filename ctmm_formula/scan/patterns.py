@@ -6,12 +6,11 @@ exactly as if it were fitted alone; designs are kept by their pattern of missing
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,17 +67,6 @@ class Pattern:
         return MomentJackknife(self.models[0])
 
 
-class Maker(Protocol):
-    """Makes designs of some rows of a table; picklable."""
-
-    @property
-    def count(self) -> int:
-        """Rows of the table."""
-
-    def __call__(self, rows: np.ndarray) -> Design:
-        """The design of these rows of the table, without response."""
-
-
 @dataclass(frozen=True)
 class FromTable:
     """Designs by a formula on the rows of a table.
@@ -96,11 +84,6 @@ class FromTable:
     table: pd.DataFrame
     options: Mapping[str, Any]
 
-    @property
-    def count(self) -> int:
-        """Rows of the table."""
-        return len(self.table)
-
     def __call__(self, rows: np.ndarray) -> Design:
         """The design of these rows of the table."""
         return build_design(self.spec, self.table.iloc[rows], noise=None, **self.options)
@@ -112,38 +95,36 @@ class FromTable:
         return FromTable(self.spec, self.table[used], options)
 
 
-@dataclass(eq=False)
 class Patterns:
-    """Designs by pattern of rows; picklable, its store of patterns stays behind.
+    """Designs by pattern of rows; picklable, all but the first pattern stay behind.
 
-    Attributes
+    Parameters
     ----------
-    make : Maker
+    make : callable, rows -> Design
+        Makes designs of some rows of a table, without response; picklable.
+    base : int ndarray
+        Rows of the first pattern.
+    design : Design
+        Of these rows; all others must have its cell types, fixed and random effects.
     structures : tuple of Structure
-    names : dict
-        What the designs of all patterns must have alike: cell types, fixed and random effects.
     """
 
-    make: Maker
-    structures: tuple[Structure, ...]
-    names: dict[str, tuple[str, ...]]
-    _first: tuple[bytes, Pattern]
-    _seen: OrderedDict[bytes, Pattern | str] = field(default_factory=OrderedDict)
-
-    @classmethod
-    def start(
-        cls, make: Maker, base: np.ndarray, design: Design, structures: tuple[Structure, ...]
-    ) -> Patterns:
-        """With the design of the `base` rows, which says how all others must look."""
-        first = _key(base, make.count), _pattern(design, base, structures)
-        return cls(make, structures, _names(design), first)
+    def __init__(
+        self,
+        make: Callable[[np.ndarray], Design],
+        base: np.ndarray,
+        design: Design,
+        structures: tuple[Structure, ...],
+    ) -> None:
+        self.make, self.structures, self.names = make, structures, _names(design)
+        self._key, self._first = base.tobytes(), _pattern(design, base, structures)
 
     def prepare(self, jackknife: bool) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
         with suppress(CTMMError):  # a reason that every gene will have
-            _ = self._first[1].moments
+            _ = self._first.moments
             if jackknife:
-                _ = self._first[1].moment_jackknife
+                _ = self._first.moment_jackknife
 
     def of(self, rows: np.ndarray) -> Pattern:
         """The models of these rows of the table.
@@ -153,40 +134,34 @@ class Patterns:
         CTMMError
             These rows cannot carry the model, and why.
         """
-        key = _key(rows, self.make.count)
-        if key == self._first[0]:
-            return self._first[1]
-        found = self._seen.get(key)
-        if found is None:
-            try:
-                found = self._build(rows)
-            except CTMMError as error:
-                found = str(error)
-            self._seen[key] = found
-            while len(self._seen) > _KEPT:
-                try:
-                    self._seen.popitem(last=False)
-                except KeyError:  # another thread was faster
-                    break
+        key = rows.tobytes()
+        found = self._first if key == self._key else self._found(key)
         if isinstance(found, str):
             raise DataError(found)
         return found
 
-    def _build(self, rows: np.ndarray) -> Pattern:
+    @cached_property
+    def _found(self) -> Callable[[bytes], Pattern | str]:
+        """Patterns by their rows, or why there is none."""
+        return lru_cache(_KEPT)(self._build)
+
+    def _build(self, key: bytes) -> Pattern | str:
+        rows = np.frombuffer(key, dtype=np.intp)
         if not len(rows):
-            raise DataError("no row has both an expression and a noise variance")
-        design = self.make(rows)
-        for what, own in _names(design).items():
-            if own != self.names[what]:
-                lost = [name for name in self.names[what] if name not in own]
-                which = f": {listing(lost)} is missing" if lost else ""
-                raise DataError(
-                    f"the rows of this gene leave other {what} than those of the scan{which}"
-                )
-        return _pattern(design, rows, self.structures)
+            return "no row has both an expression and a noise variance"
+        try:
+            design = self.make(rows)
+            for what, own in _names(design).items():
+                if own != self.names[what]:
+                    lost = [name for name in self.names[what] if name not in own]
+                    which = f": {listing(lost)} is missing" if lost else ""
+                    return f"the rows of this gene leave other {what} than those of the scan{which}"
+            return _pattern(design, rows, self.structures)
+        except CTMMError as error:
+            return str(error)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_found"}
 
 
 def _names(design: Design) -> dict[str, tuple[str, ...]]:
@@ -202,9 +177,3 @@ def _pattern(design: Design, rows: np.ndarray, structures: tuple[Structure, ...]
         check_size(design, structure)
     models = tuple(design.model(structure) for structure in structures)
     return Pattern(rows[design.rows], models, design.mean_rows)
-
-
-def _key(rows: np.ndarray, count: int) -> bytes:
-    mask = np.zeros(count, dtype=bool)
-    mask[rows] = True
-    return np.packbits(mask).tobytes()

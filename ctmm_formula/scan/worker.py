@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from joblib import parallel_config
@@ -59,15 +59,14 @@ def scan_block(
     with np.errstate(all="ignore"), parallel_config("sequential"):
         for members in _by_pattern(Y, NU):
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
-            try:
-                pattern = patterns.of(rows)
-            except CTMMError as error:
-                found_here = [_failure(error) for _ in members]
+            pattern = _attempt(patterns.of, rows)
+            if isinstance(pattern, Exception):
+                own = [_failure(pattern)] * len(members)
             else:
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
                 streams = [gene_seed(plan.entropy, names[k]) for k in members]
-                found_here = _scan_pattern(plan, pattern, y, nu, streams)
-            for k, row in zip(members, found_here, strict=True):
+                own = _scan_pattern(plan, pattern, y, nu, streams)
+            for k, row in zip(members, own, strict=True):
                 found[k] = {"gene": names[k], **row}
     return stack(found, plan.layout.kinds())
 
@@ -106,26 +105,17 @@ def _scan_pattern(
     streams: Sequence[np.random.SeedSequence],
 ) -> list[Row]:
     """Genes (g, n) on the same rows, in the order of the design."""
-    out: list[Row] = [{} for _ in Y]
-    good = []
-    for k, (y, nu) in enumerate(zip(Y, NU, strict=True)):
-        try:
-            _check(y, nu, pattern.rows)
-            good.append(k)
-        except DataError as error:
-            out[k] = _failure(error)
-    models = [_responses(model, Y[good], NU[good]) for model in pattern.models]
-    fits = [fit_all(plan, pattern, k, genes) for k, genes in enumerate(models)]
-    runs: list[JackknifeRun | Exception | None] = [None] * len(good)
-    if plan.resampled:
-        runs = jackknife_all(plan, pattern, fits[0])
+    bad = [_attempt(_check, y, nu, pattern.rows) for y, nu in zip(Y, NU, strict=True)]
+    good = [k for k, error in enumerate(bad) if error is None]
+    fits = []
+    for k, model in enumerate(pattern.models):
+        pairs = zip(Y[good][:, model.order], NU[good][:, model.order], strict=True)
+        fits.append(fit_all(plan, pattern, k, [model.with_response(*pair) for pair in pairs]))
+    runs = jackknife_all(plan, pattern, fits[0]) if plan.resampled else [None] * len(good)
+    rows: list[Row | Exception | None] = list(bad)
     for at, k in enumerate(good):
-        gene = _Gene(plan, [fit[at] for fit in fits], runs[at], streams[k])
-        try:
-            out[k] = gene.row()
-        except Exception as error:  # one gene must never be the end of a scan
-            out[k] = _failure(error)
-    return out
+        rows[k] = _attempt(_Gene(plan, [fit[at] for fit in fits], runs[at], streams[k]).row)
+    return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
 
 def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
@@ -149,30 +139,26 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
         raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
 
 
-def _responses(model: Model, Y: np.ndarray, NU: np.ndarray) -> list[Model]:
-    """The model with each response (g, n)."""
-    order = model.order
-    return [model.with_response(y[order], nu[order]) for y, nu in zip(Y, NU, strict=True)]
-
-
 def fit_all(plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
+    found: Sequence[Estimate | Exception]
     if plan.method in LIKELIHOODS:
-        work = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
+        found = [_attempt(estimate, gene, plan.method, plan.domain) for gene in genes]
     else:
         thetas = _attempt(lambda: pattern.moments[k].solve(*_columns(genes)))
         if isinstance(thetas, Exception):
             return [thetas] * len(genes)
-        work = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
-    structure = plan.layout.structures[k]
-
-    def fitted(model: Model, run: Callable[[], Estimate]) -> Fit:
-        found = run()
-        if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
-            raise DataError("the estimates are not finite: rescale the expression of this gene")
-        return Fit(model, structure, plan.domain, found, pattern.mean_rows)
-
-    return [_attempt(partial(fitted, *one)) for one in zip(genes, work, strict=True)]
+        found = [_attempt(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    structure, bad = plan.layout.structures[k], "the estimates are not finite: rescale the "
+    out: list[Fit | Exception] = []
+    for model, at in zip(genes, found, strict=True):
+        if isinstance(at, Exception):
+            out.append(at)
+        elif np.isfinite(at.theta).all() and np.isfinite(at.beta).all():
+            out.append(Fit(model, structure, plan.domain, at, pattern.mean_rows))
+        else:
+            out.append(DataError(f"{bad}expression of this gene"))
+    return out
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
@@ -186,17 +172,11 @@ def jackknife_all(
     plan: Plan, pattern: Pattern, fits: Sequence[Fit | Exception]
 ) -> list[JackknifeRun | Exception | None]:
     """Jackknives of many fits of one design; None where there is no fit."""
-    fitted = {j: fit for j, fit in enumerate(fits) if not isinstance(fit, Exception)}
-    out: list[JackknifeRun | Exception | None] = [None] * len(fits)
-    if not fitted:
-        return out
-    try:
-        runs = _jackknives(plan, pattern, list(fitted.values()))
-    except Exception as error:  # the same for all
-        runs = [partial(_raise, error)] * len(fitted)
-    for j, run in zip(fitted, runs, strict=True):
-        out[j] = _attempt(run)
-    return out
+    fitted = [fit for fit in fits if isinstance(fit, Fit)]
+    work = _attempt(_jackknives, plan, pattern, fitted) if fitted else []
+    failed = isinstance(work, Exception)  # the same for all
+    runs = iter([work] * len(fitted) if failed else map(_attempt, work))
+    return [next(runs) if isinstance(fit, Fit) else None for fit in fits]
 
 
 def _jackknives(
@@ -214,14 +194,10 @@ def _jackknives(
     ]
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def _attempt(work: Callable[[], T]) -> T | Exception:
+def _attempt(work: Callable[..., T], *given: Any) -> T | Exception:
     """The result, or what went wrong."""
     try:
-        return work()
+        return work(*given)
     except Exception as error:  # one gene must never be the end of a scan
         return error
 
@@ -240,54 +216,37 @@ class _Gene:
         main = self.fits[0]
         if isinstance(main, Exception):
             raise main
-        record, layout = main.estimate.convergence, self.plan.layout
+        record, layout, run = main.estimate.convergence, self.plan.layout, self.run
         status, reasons = OK, []
         if not record.converged:
-            status = NOT_CONVERGED
-            reasons.append(record.message)
+            status, reasons = NOT_CONVERGED, [record.message]
         elif record.boundary:
-            status = BOUNDARY
-            reasons.append("the estimate lies on the edge of its domain")
-        out: Row = {
-            "n_obs": main.model.nobs,
-            "n_donors": main.model.n_donors,
-            "converged": record.converged,
-            "boundary": record.boundary,
-            "llf": main.estimate.llf,
-        }
-        out |= dict(zip(layout.estimates, _values(main), strict=True))
-        for prefix, errors in self._errors(main).items():
+            status, reasons = BOUNDARY, ["the estimate lies on the edge of its domain"]
+        out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
+        out |= _outcome("", main) | dict(zip(layout.estimates, _values(main), strict=True))
+        errors = {"se": main.model_errors}
+        if isinstance(run, JackknifeRun):
+            errors["se_jackknife"] = main.jackknife_errors(run)
+            out["error_jackknife"] = run.error
+        elif run is not None:
+            reasons.append(f"jackknife: {run}")
+        for prefix in set(layout.errors) & set(errors):
             names = [f"{prefix}[{name}]" for name in layout.estimates]
-            out |= dict(zip(names, _standard_errors(main, errors), strict=True))
-        if isinstance(self.run, Exception):
-            reasons.append(f"jackknife: {self.run}")
-        elif self.run is not None:
-            out["error_jackknife"] = self.run.error
+            out |= dict(zip(names, _standard_errors(main, errors[prefix]), strict=True))
         for name in layout.tests:
-            test = self._test(name, main)
+            test = self._test(name, main, errors.get("se_jackknife"))
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
             out |= layout.details(name, test.extra)
             if math.isnan(test.pvalue):
                 reasons.append(f"{name}: {test.note}")
-        more, why = self._others()
-        reasons += why
-        return out | more | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
+        self._others(out, reasons)
+        return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
 
-    def _errors(self, main: Fit) -> dict[str, Errors]:
-        """Where the standard errors of the table come from, by the prefix of their columns."""
-        out = {}
-        for prefix in self.plan.layout.errors:
-            if prefix == "se":
-                out[prefix] = main.model_errors
-            elif isinstance(self.run, JackknifeRun):
-                out[prefix] = main.jackknife_errors(self.run)
-        return out
-
-    def _test(self, name: str, main: Fit) -> TestResult:
+    def _test(self, name: str, main: Fit, errors: Errors | None) -> TestResult:
         def jackknife() -> Errors:
-            if isinstance(self.run, JackknifeRun):
-                return main.jackknife_errors(self.run)
-            raise CTMMError(f"there is no jackknife: {self.run}")
+            if errors is None:
+                raise CTMMError(f"there is no jackknife: {self.run}")
+            return errors
 
         stream = np.random.default_rng(self.stream)
         try:
@@ -296,29 +255,31 @@ class _Gene:
             nan = math.nan
             return TestResult(name, "", name, nan, nan, nan, "", str(error))
 
-    def _others(self) -> tuple[Row, list[str]]:
+    def _others(self, out: Row, reasons: list[str]) -> None:
         """The other structures and their likelihood ratios."""
-        layout, out, reasons = self.plan.layout, Row(), []
-        for structure, names, fit in zip(
-            layout.structures[1:], layout.components[1:], self.fits[1:], strict=True
-        ):
+        layout = self.plan.layout
+        more = zip(layout.structures, layout.components, self.fits, strict=True)
+        for structure, names, fit in list(more)[1:]:
             if isinstance(fit, Exception):
                 reasons.append(f"{structure.name}: {fit}")
                 continue
-            at = fit.estimate
-            values = dict(zip(("llf", *names), (at.llf, *at.theta), strict=True))
-            values["converged"] = at.convergence.converged
-            values["boundary"] = at.convergence.boundary
-            out |= {f"{structure.name}.{key}": value for key, value in values.items()}
+            theta = zip(names, fit.estimate.theta, strict=True)
+            out |= _outcome(f"{structure.name}.", fit)
+            out |= {f"{structure.name}.{name}": value for name, value in theta}
         for pair in layout.ratios:
             fits = [self.fits[k] for k in pair]
             ready = [Labelled(fit.structure.name, fit) for fit in fits if isinstance(fit, Fit)]
             if len(ready) == 2:
-                last = compare(ready)[-1]
-                name = layout.ratio_name(pair)
+                last, name = compare(ready)[-1], layout.ratio_name(pair)
                 out |= {f"stat_{name}": last["statistic"], f"p_{name}": last["pvalue"]}
                 reasons += [f"{name}: {last['note']}"] if math.isnan(last["pvalue"]) else []
-        return out, reasons
+
+
+def _outcome(prefix: str, fit: Fit) -> Row:
+    """How a fit ended."""
+    record = fit.estimate.convergence
+    values = {"converged": record.converged, "boundary": record.boundary, "llf": fit.estimate.llf}
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def _values(fit: Fit) -> np.ndarray:
