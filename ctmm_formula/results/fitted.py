@@ -168,10 +168,7 @@ class CTMMResults(Record):
     def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
         """Describe the fit as text, HTML (notebooks) and LaTeX.
 
-        Parameters
-        ----------
-        covariance, alpha
-            As in :meth:`table`.
+        `covariance` and `alpha` are as in :meth:`table`.
 
         Returns
         -------

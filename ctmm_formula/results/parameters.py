@@ -83,10 +83,7 @@ def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) ->
 def means(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """Means of the cell types at the mean of the covariates.
 
-    Parameters
-    ----------
-    covariance, alpha
-        As in :meth:`~ctmm_formula.CTMMResults.table`.
+    `covariance` and `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------
@@ -148,12 +145,8 @@ def _linear(
 def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """One row per parameter, with broom's column names.
 
-    P values of variances are one-sided, those of fixed effects two-sided.
-
-    Parameters
-    ----------
-    covariance, alpha
-        As in :meth:`~ctmm_formula.CTMMResults.table`.
+    P values of variances are one-sided, those of fixed effects two-sided; `covariance` and
+    `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------

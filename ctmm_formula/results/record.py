@@ -23,7 +23,7 @@ from ..inference.fit import Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 from .labels import Labels
-from .resampling import Jackknife, labelled, progress_bar
+from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
 COVARIANCES = ("model", "jackknife")
@@ -75,46 +75,32 @@ class Record:
         """Names of the parameters."""
         return Labels.of(self.design, self.structure_)
 
-    formula = Of(lambda res: res.design.spec.text, "Canonical formula, random terms included.")
-    structure = Of(lambda res: res.structure_.name, "Name of the covariance structure.")
-    method = Of(lambda res: res.estimate.method, 'One of "ml", "reml" and "he".')
+    formula = Of(lambda r: r.design.spec.text, "Canonical formula, random terms included.")
+    structure = Of(lambda r: r.structure_.name, "Name of the covariance structure.")
+    method = Of(lambda r: r.estimate.method, 'One of "ml", "reml" and "he".')
     bounds = Of(
         lambda res: res.domain.bounds if res.numbers.has_likelihood else "none",
         'Name of the domain of the variance components; moments ("he") know no bounds.',
     )
-    kind = Of(
-        lambda res: res.design.kind,
-        'Kind of data: "ctp" or "op", cell type-specific or overall pseudobulk.',
-    )
-    celltypes = Of(lambda res: res.design.celltypes, "Names of the cell types.")
-    donors = Of(lambda res: res.design.donors, "Names of the donors.")
-    dropped = Of(lambda res: dict(res.design.dropped), "Rows left out, by reason.")
-    nobs = Of(lambda res: len(res.design.y), "Rows in the fit.")
-    n_donors = Of(lambda res: len(res.design.donors), "Number of donors N.")
-    n_celltypes = Of(lambda res: len(res.design.celltypes), "Number of cell types C.")
+    kind = Of(lambda r: r.design.kind, '"ctp" or "op": cell type-specific or overall pseudobulk.')
+    celltypes = Of(lambda r: r.design.celltypes, "Names of the cell types.")
+    donors = Of(lambda r: r.design.donors, "Names of the donors.")
+    dropped = Of(lambda r: dict(r.design.dropped), "Rows left out, by reason.")
+    nobs = Of(lambda r: len(r.design.y), "Rows in the fit.")
+    n_donors = Of(lambda r: len(r.design.donors), "Number of donors N.")
+    n_celltypes = Of(lambda r: len(r.design.celltypes), "Number of cell types C.")
     n_possible = Of(
-        lambda res: res.design.n_possible,
-        "Rows there would be with no pair of donor and cell type missing.",
+        lambda r: r.design.n_possible, "Rows with no pair of donor and cell type missing."
     )
-    df_model = Of(
-        lambda res: res.numbers.n_params,
-        "Number of parameters, fixed effects and variance components.",
-    )
+    df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
     df_resid = Of(
-        lambda res: res.numbers.df_resid,
-        "Donors less parameters: denominator degrees of freedom of all tests.",
+        lambda r: r.numbers.df_resid, "Donors less parameters, the denominator df of tests."
     )
-    converged = Of(
-        lambda res: res.estimate.convergence.converged,
-        "Whether the optimisation reached its tolerance.",
-    )
-    boundary = Of(
-        lambda res: res.numbers.on_edge, "Whether the estimate lies on the edge of its domain."
-    )
-    aic = Of(lambda res: res._likely.aic, "-2 llf + 2 df_model.")
+    converged = Of(lambda r: r.estimate.convergence.converged, "Whether the tolerance was reached.")
+    boundary = Of(lambda r: r.numbers.on_edge, "Whether the estimate is on the edge of its domain.")
+    aic = Of(lambda r: r._likely.aic, "-2 llf + 2 df_model.")
     bic = Of(
-        lambda res: res._likely.bic,
-        "-2 llf + log(n) df_model, n the rows (REML: rows less fixed effects).",
+        lambda r: r._likely.bic, "-2 llf + log(n) df_model; n rows, for REML less fixed effects."
     )
     cov_type = Of(
         lambda res: "model" if res.numbers.has_likelihood else "jackknife",
@@ -188,13 +174,7 @@ class Record:
         return pd.DataFrame(matrix, index=list(self.celltypes), columns=list(self.celltypes))
 
     def errors(self, covariance: Covariance = None) -> Errors:
-        """What ``covariance=`` asks for, in numbers.
-
-        Parameters
-        ----------
-        covariance : {"model", "jackknife"} or Jackknife, optional
-            Default ``cov_type``.
-        """
+        """What ``covariance=`` asks for ("model", "jackknife", or a Jackknife), in numbers."""
         if isinstance(covariance, Jackknife):
             if not covariance.params.equals(self.params):
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
@@ -251,8 +231,18 @@ class Record:
                     blocks, one_step=one_step, n_jobs=n_jobs
                 )
             done(count)  # refits run as one batch
-        run = self._jackknives[settings]
-        return labelled(run, self.params, self.donors, self.model.donors)
+        return self.jackknife_of(self._jackknives[settings])
+
+    def jackknife_of(self, run: JackknifeRun) -> Jackknife:
+        """The numbers of a jackknife with their labels, in the order of the donors."""
+        groups = [np.sort(self.model.donors[group]) for group in run.left_out]
+        names = [", ".join(self.donors[code] for code in group) for group in groups]
+        order = np.argsort([group[0] for group in groups])
+        index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
+        values = np.hstack([run.beta, run.theta])[order]
+        table = pd.DataFrame(values, index, self.params.index)
+        failed = {names[g]: reason for g, reason in run.failed}
+        return Jackknife(self.params, table, self.df_resid, failed, run)
 
     @cached_property
     def blup(self) -> Effects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -96,12 +96,7 @@ class Jackknife:
         return self._run.name
 
     def cov_params(self) -> pd.DataFrame:
-        """Covariance of all parameters, (G - 1)/G times the squares about the mean.
-
-        Returns
-        -------
-        DataFrame, shape (p + K, p + K)
-        """
+        """Covariance (p + K, p + K) of ``params``: (G - 1)/G times the squares about the mean."""
         return pd.DataFrame(self._run.cov, self.params.index, self.params.index)
 
     @property
@@ -110,17 +105,9 @@ class Jackknife:
         return pd.Series(np.sqrt(np.diag(self._run.cov)), self.params.index, name="std_error")
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Intervals by t with min(df_resid, G - 1) degrees of freedom.
+        """Intervals (conf_low, conf_high) by t with min(df_resid, G - 1) degrees of freedom.
 
-        Parameters
-        ----------
-        alpha : float
-            One less the confidence.
-
-        Returns
-        -------
-        DataFrame
-            Columns conf_low and conf_high.
+        `alpha` is one less their confidence.
         """
         df = denominator(self.df_resid, 1, self.groups)
         out = estimates(self.params.to_numpy(), self.bse.to_numpy(), df, alpha)
@@ -134,28 +121,6 @@ class Jackknife:
 
     def _repr_html_(self) -> str:
         return _html(self, self.params.rename("estimate"))
-
-
-def labelled(
-    run: JackknifeRun, params: pd.Series, fit_donors: Sequence[str], codes: np.ndarray
-) -> Jackknife:
-    """The numbers of a jackknife with their labels, in the order of the fit's donors.
-
-    Parameters
-    ----------
-    run : JackknifeRun; params : Series
-    fit_donors : sequence of str
-        Names of the donors.
-    codes : int ndarray
-        Their numbers among these, of the kernel's donors.
-    """
-    groups = [np.sort(codes[group]) for group in run.left_out]
-    names = [", ".join(fit_donors[code] for code in group) for group in groups]
-    order = np.argsort([group[0] for group in groups])
-    index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
-    values = pd.DataFrame(np.hstack([run.beta, run.theta])[order], index, params.index)
-    failed = {names[g]: reason for g, reason in run.failed}
-    return Jackknife(params, values, len(fit_donors) - len(params), failed, run)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,13 +153,7 @@ class Bootstrap:
         return self.replicates.cov()
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Percentile intervals, columns conf_low and conf_high.
-
-        Parameters
-        ----------
-        alpha : float
-            One less the confidence.
-        """
+        """Percentile intervals (conf_low, conf_high); `alpha` is one less their confidence."""
         check_alpha(alpha)
         ends = self.replicates.quantile([alpha / 2, 1 - alpha / 2]).T
         return ends.set_axis(["conf_low", "conf_high"], axis=1)

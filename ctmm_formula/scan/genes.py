@@ -21,15 +21,16 @@ from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
+from ..inference.tests import DRAWS
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, draws, make_plan, name_list
+from .plan import Plan, all_structures, asked_tests, make_plan, name_list, needs_of
 from .responses import Responses, open_responses
 from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
-from .worker import BOUNDARY, FAILED, NOT_CONVERGED
+from .worker import FAILED, NOT_CONVERGED
 
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
@@ -147,7 +148,7 @@ def fit_genes(
     responses = open_responses(data, expr, nu, noise).chosen(genes)
     if proportions is None:
         proportions = responses.proportions
-    options = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
+    options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "engine": formula_engine, "env": caller()}
     spec = parse(formula, random, response_required=False)
     if spec.response:
@@ -155,22 +156,24 @@ def fit_genes(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
     asked = asked_tests(tests, method)
-    path = None if out is None else _path(out)
+    if out is not None and not (isinstance(out, (str, PathLike)) and Path(out).name):
+        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
+    path = None if out is None else Path(fspath(out)).expanduser()
 
     make, base = FromTable(spec, responses.obs, options), used_rows(responses)
     design = make(base)
     more = [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
     structures = all_structures([structure, *more], design.celltypes)
-    patterns = Patterns(make.less(design), base, design, structures)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), asked,
         one_step=one_step, draws=n_bootstrap,
-        entropy=_entropy(rng, path, overwrite) if draws(asked) else 0,
+        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked) else 0,
     )  # fmt: skip
-    call = _call(spec, plan, design, responses, options, noise)
-    store = None if path is None else Store(path, call, plan.layout.kinds(), overwrite)
-    job = Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
+    call = refit.call(design, noise)
+    store = None if path is None else Store(path, call, plan.layout.kinds(), overwrite)
+    patterns = Patterns(plan, make.less(design), base, design)
+    job = Job(patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     with store or nullcontext():
         block = job.run(progress)
         scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
@@ -228,12 +231,6 @@ def read_scan(
     return Scan(table, layout, call, Refit(spec, responses, options, plan))
 
 
-def _path(out: object) -> Path:
-    if not isinstance(out, (str, PathLike)) or not Path(out).name:
-        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
-    return Path(fspath(out)).expanduser()
-
-
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
     """The seed of all genes; one that was drawn for a scan to be gone on with is kept."""
     if rng is None:
@@ -241,45 +238,6 @@ def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
         return begun or int(np.random.SeedSequence().generate_state(2, np.uint64)[0])
     own = generator(rng)  # or an error of ours
     return int(rng) if isinstance(rng, (int, np.integer)) else int(own.integers(2**63))
-
-
-def _call(
-    spec: FormulaSpec,
-    plan: Plan,
-    design: Design,
-    responses: Responses,
-    options: Mapping[str, Any],
-    noise: str,
-) -> dict[str, Any]:
-    """All that a scan's numbers depend on but the values of the genes."""
-    given = options["proportions"]
-    share: Any = given if given is None or isinstance(given, str) else _TABLE
-    if isinstance(given, (list, tuple)):
-        share = [str(name) for name in given]
-    random = [part for c in design.random for part in (c.codes, c.values)]
-    cells = np.zeros(0) if design.n_cells is None else design.n_cells
-    return {
-        "version": recorded_versions()["ctmm-formula"],
-        "formula": spec.text,
-        "structures": [structure.name for structure in plan.layout.structures],
-        "method": plan.method,
-        "tests": list(plan.layout.tests),
-        "bounds": plan.domain.bounds,
-        "noise_floor": plan.domain.noise_floor,
-        "one_step": plan.one_step,
-        "n_bootstrap": plan.draws if draws(plan.layout.tests) else 0,
-        "entropy": plan.entropy,
-        **{name: options[name] for name in ("donor", "celltype", "n_cells")},
-        "proportions": share,
-        "formula_engine": options["engine"],
-        "noise": noise,
-        "data": fingerprint(
-            list(design.names), list(design.celltypes), list(design.donors), design.rows,
-            design.donor_codes, design.X, design.H, cells, *random,
-            *(structure.basis for structure in plan.layout.structures),
-        ),
-        "genes": fingerprint(list(responses.genes), block_size(len(responses.obs))),
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -309,3 +267,35 @@ class Refit:
         results = fit_design(design, structure, method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
         return replace(results, one_step=self.plan.layout.one_step)
+
+    def call(self, design: Design, noise: str) -> dict[str, Any]:
+        """All that a scan's numbers depend on but the values of the genes."""
+        plan = self.plan
+        given = self.options["proportions"]
+        share: Any = given if given is None or isinstance(given, str) else _TABLE
+        if isinstance(given, (list, tuple)):
+            share = [str(name) for name in given]
+        random = [part for c in design.random for part in (c.codes, c.values)]
+        cells = np.zeros(0) if design.n_cells is None else design.n_cells
+        return {
+            "version": recorded_versions()["ctmm-formula"],
+            "formula": self.spec.text,
+            "structures": [structure.name for structure in plan.layout.structures],
+            "method": plan.method,
+            "tests": list(plan.layout.tests),
+            "bounds": plan.domain.bounds,
+            "noise_floor": plan.domain.noise_floor,
+            "one_step": plan.one_step,
+            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
+            "entropy": plan.entropy,
+            **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
+            "proportions": share,
+            "formula_engine": self.options["engine"],
+            "noise": noise,
+            "data": fingerprint(
+                list(design.names), list(design.celltypes), list(design.donors), design.rows,
+                design.donor_codes, design.X, design.H, cells, *random,
+                *(structure.basis for structure in plan.layout.structures),
+            ),
+            "genes": fingerprint(list(self.responses.genes), block_size(len(self.responses.obs))),
+        }  # fmt: skip

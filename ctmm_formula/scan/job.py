@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..engine.likelihood import LIKELIHOODS
 from ..errors import DataError
 from ..results.resampling import progress_bar
-from .columns import Block, join
+from .columns import Block
 from .patterns import Patterns
-from .plan import Plan
 from .responses import Responses
 from .store import Store, fingerprint
 from .worker import scan_block
@@ -28,7 +26,6 @@ _SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 
 class Job:
     """Blocks of genes through workers; what is finished is kept."""
 
-    plan: Plan
     patterns: Patterns
     responses: Responses
     store: Store | None
@@ -50,8 +47,7 @@ class Job:
                 pass
             store.check(self.digest)
             return ended
-        if self.plan.method not in LIKELIHOODS:
-            self.patterns.prepare(self.plan.resampled)
+        self.patterns.prepare()
         blocks: dict[int, Block] = {}
         with progress_bar(progress, "genes", "gene", len(self.responses.genes)) as done:
             # results as they come; the next blocks are read when workers are free
@@ -66,7 +62,9 @@ class Job:
                 done(len(block["gene"]))
         if self._failure:
             raise self._failure[0]
-        return join([blocks[number] for number in sorted(blocks)], self.plan.layout.kinds())
+        ordered = [blocks[number] for number in sorted(blocks)]
+        names = self.patterns.plan.layout.kinds()
+        return {name: np.concatenate([block[name] for block in ordered]) for name in names}
 
     def _read(self) -> Iterator[tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]]:
         """Names, expression, noise and numbers of pooled variances of every block of genes."""
@@ -83,7 +81,7 @@ class Job:
             for number, task in enumerate(self._read()):
                 old = None if self.store is None else self.store.block(number, self._digests[-1])
                 if old is None:
-                    yield delayed(_numbered_block)(number, self.plan, self.patterns, *task)
+                    yield delayed(_numbered_block)(number, self.patterns, *task)
                 else:
                     blocks[number] = old
                     done(len(task[0]))
@@ -114,14 +112,6 @@ def block_size(rows: int) -> int:
     return min(BLOCK, max(_SMALL, BLOCK * _ROWS // rows))
 
 
-def _numbered_block(
-    number: int,
-    plan: Plan,
-    patterns: Patterns,
-    names: Sequence[str],
-    Y: np.ndarray,
-    NU: np.ndarray,
-    pooled: np.ndarray,
-) -> tuple[int, Block]:
+def _numbered_block(number: int, patterns: Patterns, *genes: Any) -> tuple[int, Block]:
     """A block with its number: workers end in any order."""
-    return number, {**scan_block(plan, patterns, names, Y, NU), "n_pooled": pooled}
+    return number, scan_block(patterns, *genes)

@@ -20,28 +20,24 @@ from ..design.labelled import Design, build_design
 from ..design.size import check_size
 from ..design.table import listing
 from ..engine import he
+from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import CTMMError, DataError
+from ..errors import CTMMError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
-from ..structures import Structure
+from .plan import Plan
 
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """The models of all genes with the same rows.
+    """The models of all genes with the same rows, one for each structure, without response.
 
-    Attributes
-    ----------
-    rows : int ndarray, shape (n,)
-        Rows of the table in use, in the order of the design.
-    models : tuple of Model
-        One for each structure, with no response.
-    mean_rows : ndarray, shape (C, p)
-        ``mean_rows @ b`` are the cell type means.
+    ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
+    type means.
     """
 
+    plan: Plan
     rows: np.ndarray
     models: tuple[Model, ...]
     mean_rows: np.ndarray
@@ -52,32 +48,19 @@ class Pattern:
         return tuple(he.moments(model) for model in self.models)
 
     @cached_property
-    def exact_jackknife(self) -> LikelihoodJackknife:
-        """Left-out donors of the main structure, for ML and REML."""
-        return LikelihoodJackknife(self.models[0])
-
-    @cached_property
-    def one_step_jackknife(self) -> LikelihoodJackknife:
-        """The same by one step from the full fit."""
-        return LikelihoodJackknife(self.models[0], kind="one-step")
-
-    @cached_property
-    def moment_jackknife(self) -> MomentJackknife:
-        """What their jackknives share, for the first structure."""
-        return MomentJackknife(self.models[0])
+    def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
+        """What the jackknives of all genes share, for the main structure."""
+        if self.plan.method not in LIKELIHOODS:
+            return MomentJackknife(self.models[0])
+        kind = "one-step" if self.plan.one_step else "donor"
+        return LikelihoodJackknife(self.models[0], None, kind)
 
 
 @dataclass(frozen=True)
 class FromTable:
-    """Designs by a formula on the rows of a table.
+    """Designs by a formula without response on the rows of a table.
 
-    Attributes
-    ----------
-    spec : FormulaSpec
-        Without response.
-    table : DataFrame
-    options : dict
-        Arguments of :func:`~ctmm_formula.design.labelled.build_design`.
+    `options` are arguments of :func:`~ctmm_formula.design.labelled.build_design`.
     """
 
     spec: FormulaSpec
@@ -98,51 +81,39 @@ class FromTable:
 class Patterns:
     """Designs by pattern of rows; picklable, all but the first pattern stay behind.
 
-    Parameters
-    ----------
-    make : callable, rows -> Design
-        Makes designs of some rows of a table, without response; picklable.
-    base : int ndarray
-        Rows of the first pattern.
-    design : Design
-        Of these rows; all others must have its cell types, fixed and random effects.
-    structures : tuple of Structure
+    `make` makes designs of some rows of a table, without response; all must have the cell types,
+    fixed and random effects of `design`, that of the `base` rows.
     """
 
     def __init__(
-        self,
-        make: Callable[[np.ndarray], Design],
-        base: np.ndarray,
-        design: Design,
-        structures: tuple[Structure, ...],
+        self, plan: Plan, make: Callable[[np.ndarray], Design], base: np.ndarray, design: Design
     ) -> None:
-        self.make, self.structures, self.names = make, structures, _names(design)
-        self._key, self._first = base.tobytes(), _pattern(design, base, structures)
+        self.plan, self.make, self.names = plan, make, _names(design)
+        self._key, self._first = base.tobytes(), self._pattern(design, base)
 
-    def prepare(self, jackknife: bool) -> None:
+    def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
+        structures = self.plan.layout.structures
+        for structure in structures:
+            check_size(design, structure)
+        models = tuple(design.model(structure) for structure in structures)
+        return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
+
+    def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
+        if self.plan.method in LIKELIHOODS:
+            return
         with suppress(CTMMError):  # a reason that every gene will have
             _ = self._first.moments
-            if jackknife:
-                _ = self._first.moment_jackknife
+            if self.plan.resampled:
+                _ = self._first.jackknife
 
-    def of(self, rows: np.ndarray) -> Pattern:
-        """The models of these rows of the table.
-
-        Raises
-        ------
-        CTMMError
-            These rows cannot carry the model, and why.
-        """
+    def of(self, rows: np.ndarray) -> Pattern | str:
+        """The models of these rows of the table, or why they cannot carry the model."""
         key = rows.tobytes()
-        found = self._first if key == self._key else self._found(key)
-        if isinstance(found, str):
-            raise DataError(found)
-        return found
+        return self._first if key == self._key else self._found(key)
 
     @cached_property
     def _found(self) -> Callable[[bytes], Pattern | str]:
-        """Patterns by their rows, or why there is none."""
         return lru_cache(_KEPT)(self._build)
 
     def _build(self, key: bytes) -> Pattern | str:
@@ -156,7 +127,7 @@ class Patterns:
                     lost = [name for name in self.names[what] if name not in own]
                     which = f": {listing(lost)} is missing" if lost else ""
                     return f"the rows of this gene leave other {what} than those of the scan{which}"
-            return _pattern(design, rows, self.structures)
+            return self._pattern(design, rows)
         except CTMMError as error:
             return str(error)
 
@@ -170,10 +141,3 @@ def _names(design: Design) -> dict[str, tuple[str, ...]]:
         "fixed effects": design.names,
         "random effects": design.random_names,
     }
-
-
-def _pattern(design: Design, rows: np.ndarray, structures: tuple[Structure, ...]) -> Pattern:
-    for structure in structures:
-        check_size(design, structure)
-    models = tuple(design.model(structure) for structure in structures)
-    return Pattern(rows[design.rows], models, design.mean_rows)

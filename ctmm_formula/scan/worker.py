@@ -8,10 +8,11 @@ estimator can do the work of many responses at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..engine.model import Model
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
 from ..inference.fit import Errors, Fit
-from ..inference.jackknife import JackknifeRun
+from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import run_test
 from .columns import Block, Row, stack
@@ -39,36 +40,24 @@ STATUSES = (OK, BOUNDARY, NOT_CONVERGED, FAILED)
 
 
 def scan_block(
-    plan: Plan, patterns: Patterns, names: Sequence[str], Y: np.ndarray, NU: np.ndarray
+    patterns: Patterns, names: Sequence[str], Y: np.ndarray, NU: np.ndarray, pooled: np.ndarray
 ) -> Block:
-    """Fit and test some genes.
-
-    Parameters
-    ----------
-    plan : Plan; patterns : Patterns
-    names : sequence of str, length g
-    Y, NU : ndarray, shape (rows of the table, g)
-        Expression and noise variance, NaN where missing.
-
-    Returns
-    -------
-    dict of ndarray, length g each
-    """
+    """Columns of some genes (g), from expression and noise (rows of the table, g) with NaN."""
     found: list[Row] = [{} for _ in names]
     # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
     with np.errstate(all="ignore"), parallel_config("sequential"):
         for members in _by_pattern(Y, NU):
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
-            pattern = _attempt(patterns.of, rows)
-            if isinstance(pattern, Exception):
-                own = [_failure(pattern)] * len(members)
+            pattern = patterns.of(rows)
+            if isinstance(pattern, str):
+                own = [_failure(DataError(pattern))] * len(members)
             else:
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
-                streams = [gene_seed(plan.entropy, names[k]) for k in members]
-                own = _scan_pattern(plan, pattern, y, nu, streams)
+                streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
+                own = _scan_pattern(pattern, y, nu, streams)
             for k, row in zip(members, own, strict=True):
-                found[k] = {"gene": names[k], **row}
-    return stack(found, plan.layout.kinds())
+                found[k] = {"gene": names[k], "n_pooled": pooled[k], **row}
+    return stack(found, patterns.plan.layout.kinds())
 
 
 def gene_seed(entropy: int, gene: str) -> np.random.SeedSequence:
@@ -98,23 +87,21 @@ def _failure(error: Exception) -> Row:
 
 
 def _scan_pattern(
-    plan: Plan,
-    pattern: Pattern,
-    Y: np.ndarray,
-    NU: np.ndarray,
-    streams: Sequence[np.random.SeedSequence],
+    pattern: Pattern, Y: np.ndarray, NU: np.ndarray, streams: Sequence[np.random.SeedSequence]
 ) -> list[Row]:
     """Genes (g, n) on the same rows, in the order of the design."""
-    bad = [_attempt(_check, y, nu, pattern.rows) for y, nu in zip(Y, NU, strict=True)]
-    good = [k for k, error in enumerate(bad) if error is None]
-    fits = []
-    for k, model in enumerate(pattern.models):
-        pairs = zip(Y[good][:, model.order], NU[good][:, model.order], strict=True)
-        fits.append(fit_all(plan, pattern, k, [model.with_response(*pair) for pair in pairs]))
-    runs = jackknife_all(plan, pattern, fits[0]) if plan.resampled else [None] * len(good)
-    rows: list[Row | Exception | None] = list(bad)
+    checks = [_attempt(_check, y, nu, pattern.rows) for y, nu in zip(Y, NU, strict=True)]
+    good = [k for k, error in enumerate(checks) if error is None]
+    fits: list[list[Fit | Exception]] = []
+    for k, model in enumerate(pattern.models if good else ()):
+        genes = [model.with_response(Y[g, model.order], NU[g, model.order]) for g in good]
+        fits.append(fit_all(pattern, k, genes))
+    resampled = bool(good) and pattern.plan.resampled
+    runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
+    rows: list[Row | Exception | None] = list(checks)
     for at, k in enumerate(good):
-        rows[k] = _attempt(_Gene(plan, [fit[at] for fit in fits], runs[at], streams[k]).row)
+        gene = _Gene(pattern.plan, [fit[at] for fit in fits], runs[at], streams[k])
+        rows[k] = _attempt(gene.row)
     return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
 
@@ -139,59 +126,50 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
         raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
 
 
-def fit_all(plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
+def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
-    found: Sequence[Estimate | Exception]
+    plan = pattern.plan
     if plan.method in LIKELIHOODS:
-        found = [_attempt(estimate, gene, plan.method, plan.domain) for gene in genes]
+        work = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
     else:
         thetas = _attempt(lambda: pattern.moments[k].solve(*_columns(genes)))
         if isinstance(thetas, Exception):
             return [thetas] * len(genes)
-        found = [_attempt(he.complete, *one) for one in zip(genes, thetas, strict=True)]
-    structure, bad = plan.layout.structures[k], "the estimates are not finite: rescale the "
-    out: list[Fit | Exception] = []
-    for model, at in zip(genes, found, strict=True):
-        if isinstance(at, Exception):
-            out.append(at)
-        elif np.isfinite(at.theta).all() and np.isfinite(at.beta).all():
-            out.append(Fit(model, structure, plan.domain, at, pattern.mean_rows))
-        else:
-            out.append(DataError(f"{bad}expression of this gene"))
-    return out
+        work = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    structure = plan.layout.structures[k]
+
+    def fitted(model: Model, run: Callable[[], Estimate]) -> Fit:
+        found = run()
+        if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
+            raise DataError("the estimates are not finite: rescale the expression of this gene")
+        return Fit(model, structure, plan.domain, found, pattern.mean_rows)
+
+    return [_attempt(fitted, *one) for one in zip(genes, work, strict=True)]
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
     """Responses and noise variances (n, genes), in kernel order."""
-    size = len(genes[0].y) if genes else 0
-    values = np.array([[gene.y, gene.nu] for gene in genes]).reshape(-1, 2, size)
-    return np.ascontiguousarray(values[:, 0].T), np.ascontiguousarray(values[:, 1].T)
+    return np.array([gene.y for gene in genes]).T.copy(), np.array([g.nu for g in genes]).T.copy()
 
 
 def jackknife_all(
-    plan: Plan, pattern: Pattern, fits: Sequence[Fit | Exception]
+    pattern: Pattern, fits: Sequence[Fit | Exception]
 ) -> list[JackknifeRun | Exception | None]:
     """Jackknives of many fits of one design; None where there is no fit."""
     fitted = [fit for fit in fits if isinstance(fit, Fit)]
-    work = _attempt(_jackknives, plan, pattern, fitted) if fitted else []
-    failed = isinstance(work, Exception)  # the same for all
-    runs = iter([work] * len(fitted) if failed else map(_attempt, work))
+    work = _attempt(_jackknives, pattern, fitted) if fitted else []
+    runs: Iterator[JackknifeRun | Exception]
+    runs = repeat(work) if isinstance(work, Exception) else map(_attempt, work)
     return [next(runs) if isinstance(fit, Fit) else None for fit in fits]
 
 
-def _jackknives(
-    plan: Plan, pattern: Pattern, fits: Sequence[Fit]
-) -> list[Callable[[], JackknifeRun]]:
+def _jackknives(pattern: Pattern, fits: Sequence[Fit]) -> list[Callable[[], JackknifeRun]]:
     """A jackknife of each fit, to be run."""
-    if plan.method in LIKELIHOODS:
-        run = pattern.one_step_jackknife if plan.one_step else pattern.exact_jackknife
-        return [partial(run, fit.model, fit.estimate, plan.domain) for fit in fits]
-    moments = pattern.moment_jackknife
-    thetas = moments.theta(*_columns([fit.model for fit in fits]))
-    return [
-        partial(moments, fit.model, fit.estimate, plan.domain, theta)
-        for fit, theta in zip(fits, thetas, strict=True)
-    ]
+    run, given = pattern.jackknife, [(fit.model, fit.estimate, fit.domain) for fit in fits]
+    if isinstance(run, LikelihoodJackknife):
+        return [partial(run, *one) for one in given]
+    thetas = run.theta(*_columns([fit.model for fit in fits]))
+    return [partial(run, *one, theta) for one, theta in zip(given, thetas, strict=True)]
 
 
 def _attempt(work: Callable[..., T], *given: Any) -> T | Exception:

@@ -27,7 +27,6 @@ from ..errors import CTMMError
 from ..inference.jackknife import JackknifeRun
 from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
-from ..results.resampling import labelled
 from ..results.summary import installed, versions
 from ..structures import resolve
 from .codec import Plain, encode, from_plain, table, to_plain
@@ -205,7 +204,7 @@ def _covariance(res: CTMMResults, sent: Any) -> Any:
     run = from_plain(JackknifeRun, {**sent, **sent["run"]})
     if (run.theta.shape[1], run.beta.shape[1]) != (len(res.vcomp), len(res.fe_params)):
         raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
-    return labelled(run, res.params, res.donors, res.model.donors)
+    return res.jackknife_of(run)
 
 
 def _test(request: Mapping[str, Any]) -> Plain:
@@ -215,7 +214,9 @@ def _test(request: Mapping[str, Any]) -> Plain:
     covariance = _covariance(res, request.get("covariance"))
     kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
     # what is not there is left to the defaults of the method called
-    draws = {to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None}
+    draws: dict[str, Any] = {
+        to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
+    }
     if what == "mean":
         test = res.test_mean(covariance or "jackknife")
     elif what == "variance":

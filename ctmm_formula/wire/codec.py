@@ -86,7 +86,7 @@ def from_plain(kind: Any, value: Any) -> Any:
         first, *rest = get_args(kind)
         kinds = [first] * len(value) if rest == [...] else [first, *rest]
         return tuple(from_plain(own, item) for own, item in zip(kinds, value, strict=True))
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(kind, type):
         fields = get_type_hints(kind).items()
         return kind(**{name: from_plain(own, value[name]) for name, own in fields})
     return kind(value)

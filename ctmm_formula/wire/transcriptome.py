@@ -40,8 +40,8 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
         entropy=int(request["seed"]),
     )  # fmt: skip
-    patterns = Patterns(make, every, design, structures)
-    block = Job(plan, patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
+    patterns = Patterns(plan, make, every, design)
+    block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
     kinds = plan.layout.kinds()
     return {
         "columns": {
