@@ -165,10 +165,8 @@ def test_component(
         with the jackknife covariance (default after HE, and where `covariance` is given); or
         the exact restricted likelihood ratio of Crainiceanu and Ruppert (2004), where the
         component is the model's only one.
-    covariance : Jackknife, optional
-        Another jackknife than that over single donors, for ``method="jackknife"``.
-    rng, n
-        Randomness and number of draws of the exact test.
+    covariance, rng, n
+        As in :meth:`test_variance`; the exact test draws.
 
     Returns
     -------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,9 +37,8 @@ class Of(property, Generic[T]):
     def __init__(self, get: Callable[[Record], T], doc: str | None = None) -> None:
         super().__init__(get, doc=doc or get.__doc__)
 
-    if TYPE_CHECKING:
-
-        def __get__(self, of: Any, owner: type | None = None) -> T: ...  # type: ignore[override]
+    def __get__(self, of: Any, owner: type | None = None) -> T:  # type: ignore[override]
+        return super().__get__(of, owner)
 
 
 @dataclass(eq=False, repr=False)

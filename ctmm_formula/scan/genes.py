@@ -251,7 +251,8 @@ class Refit:
 
     def __call__(self, name: str) -> CTMMResults:
         """The results of one gene."""
-        k, table = self.responses.genes.index(name), self.responses.obs
+        plan, table = self.plan, self.responses.obs
+        k = self.responses.genes.index(name)
         Y, NU, _ = self.responses.read(k, k + 1)
         response, noise = name, "nu"
         while response in table.columns:
@@ -261,12 +262,11 @@ class Refit:
         table = table.assign(**{response: Y[:, 0], noise: NU[:, 0]})
         spec = parse(f"{quote(response)} {self.spec.text}")
         design = build_design(spec, table, noise=noise, **self.options)
-        main, domain = self.plan.layout.structures[0], self.plan.domain
+        main, domain = plan.layout.structures[0], plan.domain
         structure = main if main.celltypes == design.celltypes else main.name
-        method = self.plan.method
-        results = fit_design(design, structure, method, domain.bounds, domain.noise_floor)
+        results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
-        return replace(results, one_step=self.plan.layout.one_step)
+        return replace(results, one_step=plan.layout.one_step)
 
     def call(self, design: Design, noise: str) -> dict[str, Any]:
         """All that a scan's numbers depend on but the values of the genes."""

@@ -41,8 +41,7 @@ class Job:
     def run(self, progress: bool) -> Block:
         """The columns of all genes."""
         store = self.store
-        ended = None if store is None else store.finished()
-        if store is not None and ended is not None:
+        if store is not None and (ended := store.finished()) is not None:
             for _ in self._read():
                 pass
             store.check(self.digest)

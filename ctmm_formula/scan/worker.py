@@ -81,8 +81,7 @@ def _by_pattern(Y: np.ndarray, NU: np.ndarray) -> list[np.ndarray]:
 
 def _failure(error: Exception) -> Row:
     """The row of a gene that cannot be fitted."""
-    ours = isinstance(error, CTMMError)
-    text = str(error) if ours else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, CTMMError) else f"{type(error).__name__}: {error}"
     return {"status": FAILED, "reason": " ".join(text.split())}
 
 
@@ -201,7 +200,10 @@ class _Gene:
         elif record.boundary:
             status, reasons = BOUNDARY, ["the estimate lies on the edge of its domain"]
         out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
-        out |= _outcome("", main) | dict(zip(layout.estimates, _values(main), strict=True))
+        out |= _outcome("", main)
+        L, beta, p = main.mean_rows, main.estimate.beta, main.n_fixed
+        values = np.concatenate([main.estimate.theta, L @ beta, beta])
+        out |= dict(zip(layout.estimates, values, strict=True))
         errors = {"se": main.model_errors}
         if isinstance(run, JackknifeRun):
             errors["se_jackknife"] = main.jackknife_errors(run)
@@ -209,8 +211,10 @@ class _Gene:
         elif run is not None:
             reasons.append(f"jackknife: {run}")
         for prefix in set(layout.errors) & set(errors):
-            names = [f"{prefix}[{name}]" for name in layout.estimates]
-            out |= dict(zip(names, _standard_errors(main, errors[prefix]), strict=True))
+            names, cov = [f"{prefix}[{name}]" for name in layout.estimates], errors[prefix].cov
+            means = np.einsum("cp,pq,cq->c", L, cov[:p, :p], L)
+            squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
+            out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
             test = self._test(name, main, errors.get("se_jackknife"))
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
@@ -258,17 +262,3 @@ def _outcome(prefix: str, fit: Fit) -> Row:
     record = fit.estimate.convergence
     values = {"converged": record.converged, "boundary": record.boundary, "llf": fit.estimate.llf}
     return {f"{prefix}{name}": value for name, value in values.items()}
-
-
-def _values(fit: Fit) -> np.ndarray:
-    """Variance components, cell type means, fixed effects."""
-    at = fit.estimate
-    return np.concatenate([at.theta, fit.mean_rows @ at.beta, at.beta])
-
-
-def _standard_errors(fit: Fit, errors: Errors) -> np.ndarray:
-    """Of the same."""
-    p, L = fit.n_fixed, fit.mean_rows
-    theta, beta = errors.cov[p:, p:], errors.cov[:p, :p]
-    means = np.einsum("cp,pq,cq->c", L, beta, L)
-    return np.sqrt(np.concatenate([np.diag(theta), means, np.diag(beta)]))

@@ -56,12 +56,7 @@ def hello() -> Plain:
 
 
 def call(name: str, request: Mapping[str, Any]) -> Plain:
-    """Run one of ``CALLS`` and report how it went.
-
-    Parameters
-    ----------
-    name : str
-    request : dict of plain values
+    """Run one of ``CALLS`` with a `request` of plain values, and report how it went.
 
     Returns
     -------
@@ -212,8 +207,8 @@ def _test(request: Mapping[str, Any]) -> Plain:
     res = _stored(request["fit"])
     what = choose("test", request["what"], ("variance", "mean", "component"))
     covariance = _covariance(res, request.get("covariance"))
-    kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
     # what is not there is left to the defaults of the method called
+    kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
     draws: dict[str, Any] = {
         to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
     }
