@@ -230,9 +230,9 @@ class Record:
                     blocks, one_step=one_step, n_jobs=n_jobs
                 )
             done(count)  # refits run as one batch
-        return self.jackknife_of(self._jackknives[settings])
+        return self._jackknife_of(self._jackknives[settings])
 
-    def jackknife_of(self, run: JackknifeRun) -> Jackknife:
+    def _jackknife_of(self, run: JackknifeRun) -> Jackknife:
         """The numbers of a jackknife with their labels, in the order of the donors."""
         groups = [np.sort(self.model.donors[group]) for group in run.left_out]
         names = [", ".join(self.donors[code] for code in group) for group in groups]

@@ -211,7 +211,8 @@ class _Gene:
         elif run is not None:
             reasons.append(f"jackknife: {run}")
         for prefix in set(layout.errors) & set(errors):
-            names, cov = [f"{prefix}[{name}]" for name in layout.estimates], errors[prefix].cov
+            cov = errors[prefix].cov
+            names = [f"{prefix}[{name}]" for name in layout.estimates]
             means = np.einsum("cp,pq,cq->c", L, cov[:p, :p], L)
             squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
             out |= dict(zip(names, np.sqrt(squares), strict=True))

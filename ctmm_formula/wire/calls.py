@@ -199,7 +199,7 @@ def _covariance(res: CTMMResults, sent: Any) -> Any:
     run = from_plain(JackknifeRun, {**sent, **sent["run"]})
     if (run.theta.shape[1], run.beta.shape[1]) != (len(res.vcomp), len(res.fe_params)):
         raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
-    return res.jackknife_of(run)
+    return res._jackknife_of(run)
 
 
 def _test(request: Mapping[str, Any]) -> Plain:

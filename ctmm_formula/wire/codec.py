@@ -13,7 +13,7 @@ table          ``{"index": [str, ...], "columns": {name: array}}``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -70,7 +70,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
     if is_dataclass(value):
-        return {name: to_plain(item) for name, item in vars(value).items()}
+        return {own.name: to_plain(getattr(value, own.name)) for own in fields(value)}
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -85,8 +85,8 @@ def from_plain(kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         first, *rest = get_args(kind)
         kinds = [first] * len(value) if rest == [...] else [first, *rest]
-        return tuple(from_plain(own, item) for own, item in zip(kinds, value, strict=True))
+        return tuple(from_plain(*pair) for pair in zip(kinds, value, strict=True))
     if is_dataclass(kind) and isinstance(kind, type):
-        fields = get_type_hints(kind).items()
-        return kind(**{name: from_plain(own, value[name]) for name, own in fields})
+        own = get_type_hints(kind)
+        return kind(**{name: from_plain(own[name], value[name]) for name in own})
     return kind(value)
