@@ -89,13 +89,16 @@ class Record:
     n_donors = Of(lambda r: len(r.design.donors), "Number of donors N.")
     n_celltypes = Of(lambda r: len(r.design.celltypes), "Number of cell types C.")
     n_possible = Of(
-        lambda r: r.design.n_possible, "Rows with no pair of donor and cell type missing."
+        lambda r: r.design.n_possible, "Rows, were no pair of donor and cell type missing."
     )
     df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
     df_resid = Of(
         lambda r: r.numbers.df_resid, "Donors less parameters, the denominator df of tests."
     )
-    converged = Of(lambda r: r.estimate.convergence.converged, "Whether the tolerance was reached.")
+    converged = Of(
+        lambda r: r.estimate.convergence.converged,
+        "Whether the optimisation reached its tolerance.",
+    )
     boundary = Of(lambda r: r.numbers.on_edge, "Whether the estimate is on the edge of its domain.")
     aic = Of(lambda r: r._likely.aic, "-2 llf + 2 df_model.")
     bic = Of(
