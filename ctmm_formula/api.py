@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -15,15 +16,14 @@ from .design.expressions import names_in
 from .design.formula import parse
 from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
-from .design.size import check_size, n_parameters
+from .design.size import check_size
 from .engine.domain import Domain
-from .engine.estimate import Estimate
 from .engine.estimators import ESTIMATORS, estimate
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
 from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
-from .structures import Structure, resolve
+from .structures import resolve
 
 DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
 """Bounds of the variance components by kind of data, where none are named."""
@@ -146,9 +146,8 @@ def fit(
     )
     if note:
         design = replace(design, notes=(*design.notes, note))
-    domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
-    results = fit_design(design, structure, method, domain)
-    warn_of(results.estimate, domain)
+    results = fit_design(design, structure, method, bounds, noise_floor)
+    warn_of(results)
     return results
 
 
@@ -174,12 +173,21 @@ def check_formula(random: object, noise: object, engine: str) -> None:
         raise DataError("noise= must name the column of noise variances")
 
 
-def fit_design(design: Design, structure: object, method: str, domain: Domain) -> CTMMResults:
+def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
+    """The domain of a design, by default that of its kind of data."""
+    return Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
+
+
+def fit_design(
+    design: Design, structure: object, method: str, bounds: str | None, noise_floor: float
+) -> CTMMResults:
     """Fit a design; what there is to say about the fit is in its notes."""
     cells = resolve(structure, design.celltypes)
     check_size(design, cells)
-    fitted = estimate(design.model(cells), method, domain)
-    return CTMMResults(design, cells, domain, fitted, _notes(design, cells, domain, fitted))
+    domain = domain_of(design, bounds, noise_floor)
+    results = CTMMResults(design, cells, domain, estimate(design.model(cells), method, domain))
+    results.notes = (*design.notes, *_notes(results))
+    return results
 
 
 def anova(
@@ -213,7 +221,13 @@ def anova(
     >>> ctmm.anova(*fits).table["df"].tolist()
     [nan, 4.0]
     """
-    fits = _fits(results)
+    one_list = len(results) == 1 and isinstance(results[0], Sequence)
+    fits: list[Any] = list(*results) if one_list else list(results)
+    for fit in fits:
+        if not isinstance(fit, CTMMResults):
+            raise CTMMError(
+                f"anova compares results of fit(), got {type(fit).__name__}: anova(small, large)"
+            )
     names = _labels(fits) if labels is None else [str(label) for label in labels]
     if len(names) != len(fits) or len(set(names)) < len(names):
         raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
@@ -222,26 +236,10 @@ def anova(
     return Anova(table, fits[0].method)
 
 
-def _fits(results: Sequence[object]) -> list[CTMMResults]:
-    """Fits one by one or in one list; anything else is an error."""
-    if len(results) == 1 and isinstance(results[0], Sequence):
-        results = results[0]
-    fits = [fit for fit in results if isinstance(fit, CTMMResults)]
-    if len(fits) < len(results):
-        other = next(fit for fit in results if not isinstance(fit, CTMMResults))
-        raise CTMMError(
-            f"anova compares results of fit(), got {type(other).__name__}: anova(small, large)"
-        )
-    return fits
-
-
 def _labels(results: Sequence[CTMMResults]) -> list[str]:
     """The shortest names that tell the fits apart."""
-    for names in (
-        [fit.structure for fit in results],
-        [fit.formula for fit in results],
-        [f"{fit.formula}; {fit.structure}" for fit in results],
-    ):
+    for form in ("{0.structure}", "{0.formula}", "{0.formula}; {0.structure}"):
+        names = [form.format(fit) for fit in results]
         if len(set(names)) == len(names):
             return names
     return [f"fit {k}" for k in range(1, len(results) + 1)]
@@ -284,48 +282,41 @@ def caller() -> Mapping[str, object]:
     return {**frame.f_globals, **frame.f_locals}
 
 
-def _trouble(fitted: Estimate, domain: Domain) -> str:
+def warn_of(results: CTMMResults) -> None:
+    """At most one warning per fit."""
+    text, kind = _trouble(results), CTMMWarning
+    if results.converged and text:
+        text += ": variance components there are pinned by the bound; prefer test_variance('score')"
+        kind = BoundaryWarning
+    if text:
+        warnings.warn(text, kind, stacklevel=3)
+
+
+def _trouble(results: CTMMResults) -> str:
     """What the optimisation has to say, or nothing."""
-    record = fitted.convergence
+    record = results.estimate.convergence
     if not record.converged:
         return f"the optimisation did not converge: {record.message}"
-    if record.boundary:
-        return f"the estimate lies on the edge of its domain (bounds={domain.bounds!r})"
-    return ""
+    edge = f"the estimate lies on the edge of its domain (bounds={results.domain.bounds!r})"
+    return edge if record.boundary else ""
 
 
-def warn_of(fitted: Estimate, domain: Domain) -> None:
-    """At most one warning per fit."""
-    text = _trouble(fitted, domain)
-    if not fitted.convergence.converged:
-        warnings.warn(text, CTMMWarning, stacklevel=3)
-    elif text:
-        text += ": variance components there are pinned by the bound; prefer test_variance('score')"
-        warnings.warn(text, BoundaryWarning, stacklevel=3)
-
-
-def _notes(
-    design: Design, structure: Structure, domain: Domain, fitted: Estimate
-) -> tuple[str, ...]:
+def _notes(results: CTMMResults) -> Iterator[str]:
     """What to know about this fit."""
-    notes = list(design.notes)
-    text = _trouble(fitted, domain)
-    if text and fitted.convergence.converged:
+    text, at = _trouble(results), results.estimate
+    if text and results.converged:
         text += ", where standard errors and Wald tests of variance components are no guide"
-    notes += [text] if text else []
-    if fitted.beta_by == "ols":
-        notes.append(
+    if text:
+        yield text
+    if at.beta_by == "ols":
+        yield (
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
-    df = len(design.donors) - n_parameters(design, structure)
-    if df <= 0:
-        notes.append(
-            f"{len(design.donors)} donors and as many parameters: no residual degrees of freedom, "
+    if results.n_donors <= len(at.beta) + len(at.theta):
+        yield (
+            f"{results.n_donors} donors and as many parameters: no residual degrees of freedom, "
             "so no tests"
         )
-    if design.n_cells is None:
-        notes.append(
-            "no numbers of cells: the score test is weighted by the mean noise of each cell type"
-        )
-    return tuple(notes)
+    if results.design.n_cells is None:
+        yield "no numbers of cells: the score test is weighted by the mean noise of each cell type"

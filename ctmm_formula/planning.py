@@ -20,10 +20,10 @@ from .arguments import Rng, choose, floats, generator, on_off, threads, whole_nu
 from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
-from .inference.tests import JACKKNIFE, LIKELIHOOD, TESTS
+from .inference.tests import DRAWS, JACKKNIFE, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
-from .scan.plan import draws
+from .scan.plan import needs_of
 from .simulate import (
     SimulatedGenes,
     cell_error,
@@ -209,7 +209,8 @@ def power(
     alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
     one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
     n_sim = whole_number("n_sim", n_sim, 1)
-    fewest = int(1.0 / alpha) if draws(asked) else 1  # of fewer no p value is below alpha
+    # of fewer draws no p value is below alpha
+    fewest = int(1.0 / alpha) if DRAWS in needs_of(asked) else 1
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest)
     options = {"one_step": one_step, "n_bootstrap": n_bootstrap}
     _check_grid(grid)

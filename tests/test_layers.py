@@ -18,7 +18,7 @@ LAYERS = [
     "calls", "transcriptome", "received", "codec",
     "planning",
     # scan/
-    "genes", "job", "results", "store", "worker", "plan", "patterns", "responses", "columns",
+    "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
     "fitted", "hypothesis_tests", "parameters", "predictions", "shares", "serialize", "record",

@@ -255,7 +255,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # | what | where |
 # |---|---|
 # | predicted effects and their standard errors | `engine.blup.effects` |
-# | shares of variance | `results.shares.variance_parts`, `results.shares.celltype_parts` |
+# | shares of variance | `results.shares.variance_explained`, `results.shares.icc` |
 # | draws from a model | `engine.draws.draw` |
 
 # %% [markdown]

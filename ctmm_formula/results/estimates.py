@@ -12,13 +12,11 @@ TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high
 """Columns of every table of estimates, named as in broom."""
 
 
-def estimates(
-    value: np.ndarray, se: np.ndarray, df: float, alpha: float, rhs: np.ndarray | float = 0.0
-) -> np.ndarray:
+def estimates(value: np.ndarray, se: np.ndarray, df: float, alpha: float) -> np.ndarray:
     """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
     check_alpha(alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = (value - rhs) / se
+        t = value / se
     nothing = np.full(len(value), np.nan)
     p = 2.0 * t_tail(np.abs(t), df) if df > 0 else nothing
     reach = t_reach(alpha / 2, df) * se if df > 0 else nothing
@@ -28,11 +26,7 @@ def estimates(
 def adjusted(p: np.ndarray, method: str) -> np.ndarray:
     """P values adjusted over those that are there; the others stay NaN and do not count.
 
-    Parameters
-    ----------
-    p : ndarray
-    method : str
-        Of :func:`statsmodels.stats.multitest.multipletests`, or "none".
+    `method` is one of :func:`statsmodels.stats.multitest.multipletests`, or "none".
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 from ..arguments import Rng, choose, generator, whole_number
 from ..errors import DataError
 from . import hypothesis_tests, parameters, predictions, serialize, shares
-from .record import Covariance, Record
+from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
 
@@ -74,10 +75,10 @@ class CTMMResults(Record):
     table = parameters.table
     tidy = parameters.tidy
     glance = parameters.glance
-    bse = property(parameters.bse)
-    bse_fe = property(parameters.bse_fe)
-    tvalues = property(parameters.tvalues)
-    pvalues = property(parameters.pvalues)
+    bse = Of(parameters.bse)
+    bse_fe = Of(parameters.bse_fe)
+    tvalues = Of(parameters.tvalues)
+    pvalues = Of(parameters.pvalues)
     conf_int = parameters.conf_int
     cov_params = parameters.cov_params
     means = parameters.means
@@ -96,10 +97,10 @@ class CTMMResults(Record):
     icc = shares.icc
 
     # predicted effects and values
-    random_effects = property(predictions.random_effects)
-    fittedvalues = property(predictions.fittedvalues)
-    marginal = property(predictions.marginal)
-    resid = property(predictions.resid)
+    random_effects = Of(predictions.random_effects)
+    fittedvalues = Of(predictions.fittedvalues)
+    marginal = Of(predictions.marginal)
+    resid = Of(predictions.resid)
     predict = predictions.predict
     augment = predictions.augment
 
@@ -167,10 +168,7 @@ class CTMMResults(Record):
     def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
         """Describe the fit as text, HTML (notebooks) and LaTeX.
 
-        Parameters
-        ----------
-        covariance, alpha
-            As in :meth:`table`.
+        `covariance` and `alpha` are as in :meth:`table`.
 
         Returns
         -------
@@ -192,16 +190,8 @@ class CTMMResults(Record):
         DataError
             The formula uses functions of your own, which text cannot hold; pickle the results.
         """
-        text = serialize.dumps(
-            self.design,
-            self.structure_,
-            self.domain,
-            self.estimate,
-            self.notes,
-            dict(self.versions),
-            self.one_step,
-            tuple(self._jackknives.items()),
-        )
+        *parts, runs = (getattr(self, own.name) for own in fields(self))
+        text = serialize.dumps(*parts, tuple(runs.items()))
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -234,12 +224,12 @@ class CTMMResults(Record):
                 "from_json reads the text of to_json or the path of a file, got "
                 f"{type(source).__name__}"
             )
-        if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", ""):
-            return cls(*serialize.loads(source))
+        text = str(source)
         try:
-            text = Path(source).read_text(encoding="utf-8")
+            if not isinstance(source, str) or source.lstrip()[:1] not in ("{", "[", ""):
+                text = Path(source).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            name = str(source) if len(str(source)) < 200 else f"{str(source)[:200]}..."
+            name = text if len(text) < 200 else f"{text[:200]}..."
             raise DataError(f"{name!r} is neither a fit as JSON nor a file: {error}") from None
         return cls(*serialize.loads(text))
 

@@ -29,8 +29,8 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
         As statsmodels takes them: ``"sex[T.M] = 0, PC1 = 0.1"``, ``"hom = V[T]"``,
         ``{"PC1": 0.1}``; or weights tested against 0, one column per parameter (of a
         DataFrame by name, those left out count 0).
-    covariance : {"model", "jackknife"} or Jackknife, optional
-        Default ``cov_type``.
+    covariance
+        As in :meth:`table`.
 
     Returns
     -------
@@ -171,10 +171,8 @@ def test_component(
         with the jackknife covariance (default after HE, and where `covariance` is given); or
         the exact restricted likelihood ratio of Crainiceanu and Ruppert (2004), where the
         component is the model's only one.
-    covariance : Jackknife, optional
-        Another jackknife than that over single donors, for ``method="jackknife"``.
-    rng, n
-        Randomness and number of draws of the exact test.
+    covariance, rng, n
+        As in :meth:`test_variance`; the exact test draws.
 
     Returns
     -------

@@ -49,17 +49,11 @@ def component_names(
     >>> component_names(["hom", "V[T]"], ["Intercept", "hom"], ["batch", "hom"])
     ('var(hom)', 'V[T]', 'batch', 'random(hom)')
     """
-    own: list[str] = []
-    for label in labels:
-        own.append(_unlike(label, "var", {*own, *fixed}))
-    groups: list[str] = []
-    for name in random:
-        groups.append(_unlike(name, "random", {*RESERVED, *labels, *fixed, *groups}))
-    return (*own, *groups)
-
-
-def _unlike(name: str, wrap: str, taken: set[str]) -> str:
-    """`name`, wrapped until it is none of those taken."""
-    while name in taken:
-        name = f"{wrap}({name})"
-    return name
+    out: list[list[str]] = [[], []]
+    kinds = ("var", labels, fixed), ("random", random, (*RESERVED, *labels, *fixed))
+    for own, (wrap, names, taken) in zip(out, kinds, strict=True):
+        for name in names:
+            while name in {*taken, *own}:
+                name = f"{wrap}({name})"
+            own.append(name)
+    return (*out[0], *out[1])

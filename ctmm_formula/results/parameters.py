@@ -17,10 +17,7 @@ from .record import Covariance, Record
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     """Covariance of all parameters, shape (p + K, p + K); NaN where the method has none.
 
-    Parameters
-    ----------
-    covariance : {"model", "jackknife"} or Jackknife, optional
-        Default ``cov_type``.
+    `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     names = res.labels.params
     return pd.DataFrame(res.errors(covariance).cov, index=names, columns=names)
@@ -77,12 +74,8 @@ def pvalues(res: Record) -> pd.Series:
 def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
     """Wald intervals by t with ``df_resid``, columns conf_low and conf_high.
 
-    Those of variance components may reach below zero, as the estimates may.
-
-    Parameters
-    ----------
-    alpha, covariance
-        As in :meth:`~ctmm_formula.CTMMResults.table`.
+    Those of variance components may reach below zero, as the estimates may; `alpha` and
+    `covariance` are as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     return table(res, covariance, alpha)[["conf_low", "conf_high"]]
 
@@ -90,10 +83,7 @@ def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) ->
 def means(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """Means of the cell types at the mean of the covariates.
 
-    Parameters
-    ----------
-    covariance, alpha
-        As in :meth:`~ctmm_formula.CTMMResults.table`.
+    `covariance` and `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------
@@ -155,12 +145,8 @@ def _linear(
 def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """One row per parameter, with broom's column names.
 
-    P values of variances are one-sided, those of fixed effects two-sided.
-
-    Parameters
-    ----------
-    covariance, alpha
-        As in :meth:`~ctmm_formula.CTMMResults.table`.
+    P values of variances are one-sided, those of fixed effects two-sided; `covariance` and
+    `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------
@@ -177,22 +163,15 @@ def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.
 
 def glance(res: Record) -> pd.DataFrame:
     """One row about the fit; log_lik, aic and bic are NaN for HE."""
-    likelihood = res.numbers.has_likelihood
-    row = {
-        "formula": res.formula,
-        "structure": res.structure,
-        "method": res.method,
-        "bounds": res.bounds,
-        "kind": res.kind,
-        "nobs": res.nobs,
-        "n_donors": res.n_donors,
-        "n_celltypes": res.n_celltypes,
+    fit = res.numbers
+    same = ("formula", "structure", "method", "bounds", "kind", "nobs", "n_donors", "n_celltypes")
+    row = {name: getattr(res, name) for name in same} | {
         "n_dropped": sum(res.dropped.values()),
         "df_model": res.df_model,
         "df_residual": res.df_resid,
-        "log_lik": res.llf if likelihood else np.nan,
-        "aic": res.aic if likelihood else np.nan,
-        "bic": res.bic if likelihood else np.nan,
+        "log_lik": fit.estimate.llf,
+        "aic": fit.aic,
+        "bic": fit.bic,
         "converged": res.converged,
         "boundary": res.boundary,
     }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,35 +23,31 @@ from ..inference.fit import Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 from .labels import Labels
-from .resampling import Jackknife, labelled
+from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
 COVARIANCES = ("model", "jackknife")
+T = TypeVar("T")
 Covariance: TypeAlias = str | Jackknife | None
+
+
+class Of(property, Generic[T]):
+    """A property that is one expression, with its type and what help() says of it."""
+
+    def __init__(self, get: Callable[[Record], T], doc: str | None = None) -> None:
+        super().__init__(get, doc=doc or get.__doc__)
+
+    def __get__(self, of: Any, owner: type | None = None) -> T:  # type: ignore[override]
+        return super().__get__(of, owner)
 
 
 @dataclass(eq=False, repr=False)
 class Record:
     """A fit with its design: what the methods of :class:`ctmm_formula.CTMMResults` work on.
 
-    Parameters are on one natural scale everywhere: fixed effects, then variance components (not
-    standard deviations, not ratios: they are in squared units of the response).
-
-    Attributes
-    ----------
-    design : Design
-        The labelled arrays: formula, rows, levels.
-    structure_ : Structure
-        The covariance structure with its basis matrices.
-    domain : Domain
-    estimate : Estimate
-        The bare numbers.
-    notes : tuple of str
-        What to know about the data and the fit.
-    versions : dict
-        Of the libraries that made the numbers.
-    one_step : bool
-        "jackknife" means the one-step version here, as in the scan that the gene is from.
+    Its fields are described there.  Parameters are on one natural scale everywhere: fixed
+    effects, then variance components (not standard deviations, not ratios: they are in squared
+    units of the response).
     """
 
     design: Design
@@ -79,85 +74,40 @@ class Record:
         """Names of the parameters."""
         return Labels.of(self.design, self.structure_)
 
-    @property
-    def formula(self) -> str:
-        """The formula in canonical form, random terms included."""
-        return self.design.spec.text
-
-    @property
-    def structure(self) -> str:
-        """Name of the covariance structure."""
-        return self.structure_.name
-
-    @property
-    def method(self) -> str:
-        """One of "ml", "reml" and "he"."""
-        return self.estimate.method
-
-    @property
-    def bounds(self) -> str:
-        """Name of the domain of the variance components; moments ("he") know no bounds."""
-        return self.domain.bounds if self.numbers.has_likelihood else "none"
-
-    @property
-    def kind(self) -> str:
-        """Kind of data: "ctp" or "op", cell type-specific or overall pseudobulk."""
-        return self.design.kind
-
-    @property
-    def celltypes(self) -> tuple[str, ...]:
-        """Names of the cell types."""
-        return self.design.celltypes
-
-    @property
-    def donors(self) -> tuple[str, ...]:
-        """Names of the donors."""
-        return self.design.donors
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Rows left out, by reason."""
-        return dict(self.design.dropped)
-
-    @property
-    def nobs(self) -> int:
-        """Rows in the fit."""
-        return len(self.design.y)
-
-    @property
-    def n_donors(self) -> int:
-        """Number of donors N."""
-        return len(self.design.donors)
-
-    @property
-    def n_celltypes(self) -> int:
-        """Number of cell types C."""
-        return len(self.design.celltypes)
-
-    @property
-    def n_possible(self) -> int:
-        """Rows there would be with no pair of donor and cell type missing."""
-        return self.design.n_possible
-
-    @property
-    def df_model(self) -> int:
-        """Number of parameters, fixed effects and variance components."""
-        return self.numbers.n_params
-
-    @property
-    def df_resid(self) -> int:
-        """Donors less parameters: denominator degrees of freedom of all tests."""
-        return self.numbers.df_resid
-
-    @property
-    def converged(self) -> bool:
-        """Whether the optimisation reached its tolerance."""
-        return self.estimate.convergence.converged
-
-    @property
-    def boundary(self) -> bool:
-        """Whether the estimate lies on the edge of its domain."""
-        return self.numbers.on_edge
+    formula = Of(lambda r: r.design.spec.text, "Canonical formula, random terms included.")
+    structure = Of(lambda r: r.structure_.name, "Name of the covariance structure.")
+    method = Of(lambda r: r.estimate.method, 'One of "ml", "reml" and "he".')
+    bounds = Of(
+        lambda res: res.domain.bounds if res.numbers.has_likelihood else "none",
+        'Name of the domain of the variance components; moments ("he") know no bounds.',
+    )
+    kind = Of(lambda r: r.design.kind, '"ctp" or "op": cell type-specific or overall pseudobulk.')
+    celltypes = Of(lambda r: r.design.celltypes, "Names of the cell types.")
+    donors = Of(lambda r: r.design.donors, "Names of the donors.")
+    dropped = Of(lambda r: dict(r.design.dropped), "Rows left out, by reason.")
+    nobs = Of(lambda r: len(r.design.y), "Rows in the fit.")
+    n_donors = Of(lambda r: len(r.design.donors), "Number of donors N.")
+    n_celltypes = Of(lambda r: len(r.design.celltypes), "Number of cell types C.")
+    n_possible = Of(
+        lambda r: r.design.n_possible, "Rows, were no pair of donor and cell type missing."
+    )
+    df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
+    df_resid = Of(
+        lambda r: r.numbers.df_resid, "Donors less parameters, the denominator df of tests."
+    )
+    converged = Of(
+        lambda r: r.estimate.convergence.converged,
+        "Whether the optimisation reached its tolerance.",
+    )
+    boundary = Of(lambda r: r.numbers.on_edge, "Whether the estimate is on the edge of its domain.")
+    aic = Of(lambda r: r._likely.aic, "-2 llf + 2 df_model.")
+    bic = Of(
+        lambda r: r._likely.bic, "-2 llf + log(n) df_model; n rows, for REML less fixed effects."
+    )
+    cov_type = Of(
+        lambda res: "model" if res.numbers.has_likelihood else "jackknife",
+        "Covariance that standard errors and tests use unless told otherwise.",
+    )
 
     @property
     def llf(self) -> float:
@@ -168,27 +118,17 @@ class Record:
         ConvergenceError
             The method of moments has none.
         """
-        self._need_likelihood()
-        return self.estimate.llf
+        return self._likely.estimate.llf
 
     @property
-    def aic(self) -> float:
-        """-2 llf + 2 df_model."""
-        self._need_likelihood()
-        return self.numbers.aic
-
-    @property
-    def bic(self) -> float:
-        """-2 llf + log(n) df_model, n the rows (REML: rows less fixed effects)."""
-        self._need_likelihood()
-        return self.numbers.bic
-
-    def _need_likelihood(self) -> None:
+    def _likely(self) -> Fit:
+        """The fit in numbers, if it has a likelihood."""
         if not self.numbers.has_likelihood:
             raise ConvergenceError(
                 "method='he' matches moments and has no likelihood: for llf, aic, bic and "
                 "likelihood ratio tests fit by method='reml' or 'ml'"
             )
+        return self.numbers
 
     @property
     def fe_params(self) -> pd.Series:
@@ -214,8 +154,13 @@ class Record:
     @property
     def V(self) -> pd.DataFrame:
         """Cell type-specific covariance, shape (C, C); without a shared component, all of A."""
+        return self.A - self._sigma2
+
+    @property
+    def _sigma2(self) -> float:
+        """Variance shared by all cell types."""
         shared = self.structure_.shared
-        return self.A - (0.0 if shared is None else self.estimate.theta[shared])
+        return 0.0 if shared is None else float(self.estimate.theta[shared])
 
     @property
     def corr(self) -> pd.DataFrame:
@@ -230,19 +175,8 @@ class Record:
     def _celltype_frame(self, matrix: np.ndarray) -> pd.DataFrame:
         return pd.DataFrame(matrix, index=list(self.celltypes), columns=list(self.celltypes))
 
-    @property
-    def cov_type(self) -> str:
-        """Covariance that standard errors and tests use unless told otherwise."""
-        return "model" if self.numbers.has_likelihood else "jackknife"
-
     def errors(self, covariance: Covariance = None) -> Errors:
-        """What ``covariance=`` asks for, in numbers.
-
-        Parameters
-        ----------
-        covariance : {"model", "jackknife"} or Jackknife, optional
-            Default ``cov_type``.
-        """
+        """What ``covariance=`` asks for ("model", "jackknife", or a Jackknife), in numbers."""
         if isinstance(covariance, Jackknife):
             if not covariance.params.equals(self.params):
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
@@ -292,14 +226,25 @@ class Record:
         if blocks is not None:
             blocks = whole_number("blocks", blocks, 2)
         one_step, n_jobs = on_off("one_step", one_step), threads(n_jobs)
-        settings = (blocks, one_step)
-        with _bar(blocks or self.n_donors, on_off("progress", progress)):
+        settings, count = (blocks, one_step), blocks or self.n_donors
+        with progress_bar(on_off("progress", progress), "jackknife", "refit", count) as done:
             if settings not in self._jackknives:
                 self._jackknives[settings] = self.numbers.jackknife(
                     blocks, one_step=one_step, n_jobs=n_jobs
                 )
-        run = self._jackknives[settings]
-        return labelled(run, self.params, self.donors, self.model.donors)
+            done(count)  # refits run as one batch
+        return self._jackknife_of(self._jackknives[settings])
+
+    def _jackknife_of(self, run: JackknifeRun) -> Jackknife:
+        """The numbers of a jackknife with their labels, in the order of the donors."""
+        groups = [np.sort(self.model.donors[group]) for group in run.left_out]
+        names = [", ".join(self.donors[code] for code in group) for group in groups]
+        order = np.argsort([group[0] for group in groups])
+        index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
+        values = np.hstack([run.beta, run.theta])[order]
+        table = pd.DataFrame(values, index, self.params.index)
+        failed = {names[g]: reason for g, reason in run.failed}
+        return Jackknife(self.params, table, self.df_resid, failed, run)
 
     @cached_property
     def blup(self) -> Effects:
@@ -314,23 +259,17 @@ class Record:
         try:
             return predicted(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:
-            donors = self._degenerate_donors()
+            d, A = self.design, self.A.to_numpy()
+            donors = []  # whose covariance H A H' + D is not positive definite
+            for code, name in enumerate(self.donors):
+                rows = d.donor_codes == code
+                own = d.H[rows] @ A @ d.H[rows].T + np.diag(d.nu[rows])
+                donors += [name] if np.linalg.eigvalsh(own)[0] <= 0.0 else []
             shown = ", ".join(donors if len(donors) <= 3 else [*donors[:3], "..."])
             raise ConvergenceError(
                 f"there are no predicted random effects: {error}{f' ({shown})' if donors else ''}; "
                 "fit by method='reml', or predict(random='none')"
             ) from None
-
-    def _degenerate_donors(self) -> list[str]:
-        """Donors whose covariance H A H' + D at the estimate is not positive definite."""
-        d, A = self.design, self.A.to_numpy()
-        out = []
-        for code, name in enumerate(self.donors):
-            rows = d.donor_codes == code
-            own = d.H[rows] @ A @ d.H[rows].T + np.diag(d.nu[rows])
-            if np.linalg.eigvalsh(own)[0] <= 0.0:
-                out.append(name)
-        return out
 
     def labelled(self, label: str) -> Labelled:
         """The fit under a name, as comparisons take it."""
@@ -344,16 +283,3 @@ class Record:
             f"<CTMMResults: {self.formula}, {self.structure} by {self.method.upper()}, "
             f"{self.n_donors} donors, {self.n_celltypes} cell types, {self.nobs} rows>"
         )
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[None]:
-    """A progress bar of leave-out refits, which run as one batch."""
-    if not shown:
-        yield
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="jackknife", unit="refit") as bar:
-        yield
-        bar.update(total)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,25 @@ from ..arguments import check_alpha
 from ..inference.jackknife import JackknifeRun
 from ..inference.testing import denominator
 from .estimates import estimates
+
+
+@contextmanager
+def progress_bar(
+    shown: bool, what: str, unit: str, total: int
+) -> Iterator[Callable[[int], object]]:
+    """What to call with every number of units that are done."""
+    if not shown:
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit) as bar:
+        yield bar.update
+
+
+def _html(shown: Jackknife | Bootstrap, *estimates: pd.Series) -> str:
+    table = pd.concat([*estimates, shown.bse, shown.conf_int()], axis=1)
+    return f"<p>{html.escape(repr(shown)[1:-1])}</p>\n{table.to_html()}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,12 +96,7 @@ class Jackknife:
         return self._run.name
 
     def cov_params(self) -> pd.DataFrame:
-        """Covariance of all parameters, (G - 1)/G times the squares about the mean.
-
-        Returns
-        -------
-        DataFrame, shape (p + K, p + K)
-        """
+        """Covariance (p + K, p + K) of ``params``: (G - 1)/G times the squares about the mean."""
         return pd.DataFrame(self._run.cov, self.params.index, self.params.index)
 
     @property
@@ -90,58 +105,22 @@ class Jackknife:
         return pd.Series(np.sqrt(np.diag(self._run.cov)), self.params.index, name="std_error")
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Intervals by t with min(df_resid, G - 1) degrees of freedom.
+        """Intervals (conf_low, conf_high) by t with min(df_resid, G - 1) degrees of freedom.
 
-        Parameters
-        ----------
-        alpha : float
-            One less the confidence.
-
-        Returns
-        -------
-        DataFrame
-            Columns conf_low and conf_high.
+        `alpha` is one less their confidence.
         """
         df = denominator(self.df_resid, 1, self.groups)
         out = estimates(self.params.to_numpy(), self.bse.to_numpy(), df, alpha)
         return pd.DataFrame(out[:, 4:], self.params.index, ["conf_low", "conf_high"])
 
-    def _title(self) -> str:
+    def __repr__(self) -> str:
         what = f"{self.groups} blocks of donors" if "block" in self.name else "one donor"
         step = ", one step" if self.kind == "one-step" else ""
-        bad = len(self.failed)
-        failed = f"{bad} failed" if bad else "none failed"
-        return f"leave out {what}{step}, {self.groups} refits, {failed}"
-
-    def __repr__(self) -> str:
-        return f"<Jackknife: {self._title()}>"
+        failed = f"{len(self.failed) or 'none'} failed"
+        return f"<Jackknife: leave out {what}{step}, {self.groups} refits, {failed}>"
 
     def _repr_html_(self) -> str:
-        table = self.conf_int().assign(estimate=self.params, std_error=self.bse)
-        table = table[["estimate", "std_error", "conf_low", "conf_high"]]
-        return f"<p>Jackknife: {html.escape(self._title())}</p>\n{table.to_html()}"
-
-
-def labelled(
-    run: JackknifeRun, params: pd.Series, fit_donors: Sequence[str], codes: np.ndarray
-) -> Jackknife:
-    """The numbers of a jackknife with their labels, in the order of the fit's donors.
-
-    Parameters
-    ----------
-    run : JackknifeRun; params : Series
-    fit_donors : sequence of str
-        Names of the donors.
-    codes : int ndarray
-        Their numbers among these, of the kernel's donors.
-    """
-    groups = [np.sort(codes[group]) for group in run.left_out]
-    names = [", ".join(fit_donors[code] for code in group) for group in groups]
-    order = np.argsort([group[0] for group in groups])
-    index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
-    values = pd.DataFrame(np.hstack([run.beta, run.theta])[order], index, params.index)
-    failed = {names[g]: reason for g, reason in run.failed}
-    return Jackknife(params, values, len(fit_donors) - len(params), failed, run)
+        return _html(self, self.params.rename("estimate"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,9 +141,7 @@ class Bootstrap:
         return f"<Bootstrap: {len(self.replicates)} refits, {len(self.failed) or 'none'} failed>"
 
     def _repr_html_(self) -> str:
-        table = self.conf_int()
-        table.insert(0, "std_error", self.bse)
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>\n{table.to_html()}"
+        return _html(self)
 
     @property
     def bse(self) -> pd.Series:
@@ -176,13 +153,7 @@ class Bootstrap:
         return self.replicates.cov()
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Percentile intervals, columns conf_low and conf_high.
-
-        Parameters
-        ----------
-        alpha : float
-            One less the confidence.
-        """
+        """Percentile intervals (conf_low, conf_high); `alpha` is one less their confidence."""
         check_alpha(alpha)
         ends = self.replicates.quantile([alpha / 2, 1 - alpha / 2]).T
         return ends.set_axis(["conf_low", "conf_high"], axis=1)

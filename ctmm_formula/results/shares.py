@@ -16,115 +16,17 @@ of variance components may be negative, and so may their shares.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from ..arguments import whole_number
-from ..design.labelled import Design
 from ..engine.model import RandomComponent
 from ..errors import CTMMError
-from ..structures import Structure
 from .record import Record
 
 _ROUNDING = 1e-13  # relative error of a weighted sum
-
-
-def row_weights(design: Design) -> np.ndarray:
-    """Weights (n,) of the rows in their donor's overall pseudobulk; they sum to one per donor.
-
-    Cell types without a known share count equally.
-    """
-    codes = design.donor_codes
-    P = design.proportions
-    raw = np.ones(len(codes)) if P is None else np.einsum("nc,nc->n", P[codes], design.H)
-    return raw / np.bincount(codes, raw)[codes]
-
-
-def variance_parts(
-    design: Design,
-    structure: Structure,
-    theta: np.ndarray,
-    beta: np.ndarray,
-    *,
-    random_names: tuple[str, ...],
-    ddof: int = 1,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Parts of the variance of overall pseudobulk.
-
-    Parameters
-    ----------
-    design : Design; structure : Structure
-    theta : ndarray, shape (K,); beta : ndarray, shape (p,)
-    random_names : tuple of str
-        What to call the random effects' parts.
-    ddof : int
-        Divisor N - ddof of the variances between donors of the fixed parts.
-
-    Returns
-    -------
-    parts : dict
-        means, fixed, shared, specific, one entry per random effect, noise.
-    specific : dict
-        The cell type-specific part by cell type, and what covariances add.
-    """
-    count, N = len(structure.labels), len(design.donors)
-    w = row_weights(design)
-    P = np.zeros((N, design.H.shape[1]))
-    np.add.at(P, design.donor_codes, w[:, None] * design.H)
-    sigma2 = 0.0 if structure.shared is None else float(theta[structure.shared])
-    V = structure.covariance(theta[:count]) - sigma2
-    specific = V * (P.T @ P / N)
-    own = np.diag(specific)
-    by_type = {f"specific[{c}]": float(v) for c, v in zip(design.celltypes, own, strict=True)}
-    if np.any(V - np.diag(np.diag(V))):
-        by_type["specific[covariances]"] = float(specific.sum() - own.sum())
-    means = design.mean_rows @ beta
-    fixed = np.bincount(design.donor_codes, w * (design.X @ beta), N) - P @ means
-    parts = {
-        "means": _spread(P @ means, np.abs(means), ddof),
-        "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
-        "shared": sigma2,
-        "specific": float(specific.sum()),
-    }
-    for name, component, r in zip(random_names, design.random, theta[count:], strict=True):
-        parts[name] = float(r) * _level_square(component, design.donor_codes, w) / N
-    parts["noise"] = float((w**2 * design.nu).sum()) / N
-    return parts, by_type
-
-
-def celltype_parts(
-    design: Design, structure: Structure, theta: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Variance of a row of each cell type: between donors, random effects, noise; each (C,).
-
-    Rows count with their weight on the cell type (all of it, or the proportion).
-    """
-    count = len(structure.labels)
-    A = structure.covariance(theta[:count])
-    sigma2 = 0.0 if structure.shared is None else float(theta[structure.shared])
-    weight = design.H / design.H.sum(axis=0)
-    random = np.zeros(A.shape[0])
-    for component, r in zip(design.random, theta[count:], strict=True):
-        random += r * (weight.T @ component.values**2)
-    return {
-        "donor": np.diag(A).copy(),
-        "shared": np.full(len(A), sigma2),
-        "random": random,
-        "noise": weight.T @ design.nu,
-    }
-
-
-def _spread(values: np.ndarray, size: np.ndarray, ddof: int) -> float:
-    """Variance of values that come from numbers of this size; 0 where it is their rounding."""
-    out = float(values.var(ddof=ddof))
-    return out if out > (_ROUNDING * size.max(initial=0.0)) ** 2 else 0.0
-
-
-def _level_square(component: RandomComponent, donor: np.ndarray, w: np.ndarray) -> float:
-    """Sum over donors and levels of (weighted sum of z)^2."""
-    levels = int(component.codes.max()) + 1
-    _, pair = np.unique(donor * levels + component.codes, return_inverse=True)
-    return float(np.square(np.bincount(pair, w * component.values)).sum())
 
 
 def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1) -> pd.DataFrame:
@@ -155,18 +57,33 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     ddof = whole_number("ddof", ddof, 0)
     if ddof >= res.n_donors:
         raise CTMMError(f"ddof={ddof} leaves no degree of freedom of {res.n_donors} donors")
-    parts, specific = variance_parts(
-        res.design,
-        res.structure_,
-        res.estimate.theta,
-        res.estimate.beta,
-        random_names=res.labels.random,
-        ddof=ddof,
-    )
+    design, N, beta = res.design, res.n_donors, res.estimate.beta
+    donor, sigma2, V = design.donor_codes, res._sigma2, res.V.to_numpy()
+    shares = design.proportions
+    raw = np.ones(res.nobs) if shares is None else np.einsum("nc,nc->n", shares[donor], design.H)
+    w = raw / np.bincount(donor, raw)[donor]
+    P = np.zeros((N, res.n_celltypes))
+    np.add.at(P, donor, w[:, None] * design.H)
+    specific = V * (P.T @ P / N)
+    own = np.diag(specific)
+    by_type = {f"specific[{c}]": float(v) for c, v in zip(res.celltypes, own, strict=True)}
+    if np.any(V - np.diag(np.diag(V))):
+        by_type["specific[covariances]"] = float(specific.sum() - own.sum())
+    means = design.mean_rows @ beta
+    fixed = np.bincount(donor, w * (design.X @ beta), N) - P @ means
+    parts = {
+        "means": _spread(P @ means, np.abs(means), ddof),
+        "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
+        "shared": sigma2,
+        "specific": float(specific.sum()),
+    }
+    for name, component, r in _random(res):
+        parts[name] = r * _level_square(component, donor, w) / N
+    parts["noise"] = float((w**2 * design.nu).sum()) / N
     total = sum(parts.values())
     rows: dict[str, float] = {}
     for name, value in parts.items():
-        rows |= specific if by_celltype and name == "specific" else {name: value}
+        rows |= by_type if by_celltype and name == "specific" else {name: value}
     out = pd.DataFrame({"variance": {**rows, "total": total}})
     out["share"] = out["variance"] / total if total else np.nan
     return out.rename_axis("component")
@@ -186,10 +103,35 @@ def icc(res: Record) -> pd.DataFrame:
         all cell types share (0 where the structure has no such component; NaN where ``corr``
         is, as A is no covariance there).
     """
-    parts = celltype_parts(res.design, res.structure_, res.estimate.theta)
-    sigma2 = parts.pop("shared")
+    # rows count with their weight on the cell type: all of it, or the proportion
+    weight = res.design.H / res.design.H.sum(axis=0)
+    squares = (r * (weight.T @ component.values**2) for _, component, r in _random(res))
+    parts = {
+        "donor": np.diag(res.A),
+        "random": sum(squares, np.zeros(res.n_celltypes)),
+        "noise": weight.T @ res.design.nu,
+    }
     out = pd.DataFrame(parts, index=pd.Index(res.celltypes, name="celltype"))
     out["total"] = out.sum(axis=1)
     out["icc"] = out["donor"] / out["total"]
-    out["shared"] = (sigma2 / out["donor"]).where(np.diag(res.corr.notna()))
+    out["shared"] = (res._sigma2 / out["donor"]).where(np.diag(res.corr.notna()))
     return out
+
+
+def _random(res: Record) -> Iterator[tuple[str, RandomComponent, float]]:
+    """Name, design and variance of every random effect."""
+    theta = res.estimate.theta[len(res.labels.donor) :].tolist()
+    return zip(res.labels.random, res.design.random, theta, strict=True)
+
+
+def _spread(values: np.ndarray, size: np.ndarray, ddof: int) -> float:
+    """Variance of values that come from numbers of this size; 0 where it is their rounding."""
+    out = float(values.var(ddof=ddof))
+    return out if out > (_ROUNDING * size.max(initial=0.0)) ** 2 else 0.0
+
+
+def _level_square(component: RandomComponent, donor: np.ndarray, w: np.ndarray) -> float:
+    """Sum over donors and levels of (weighted sum of z)^2."""
+    levels = int(component.codes.max()) + 1
+    _, pair = np.unique(donor * levels + component.codes, return_inverse=True)
+    return float(np.square(np.bincount(pair, w * component.values)).sum())

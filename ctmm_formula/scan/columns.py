@@ -115,15 +115,12 @@ def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]
     >>> nested_pairs([resolve(name, ["T", "B", "NK"]) for name in ("free", "hom", "full")])
     ((1, 0), (0, 2))
     """
-    order = sorted(range(len(structures)), key=lambda k: len(structures[k].labels))
+    size = [len(structure.labels) for structure in structures]
+    order = sorted(range(len(size)), key=size.__getitem__)
     out = []
-    for at, large in enumerate(order):
-        inside = [
-            small
-            for small in order[:at]
-            if len(structures[small].labels) < len(structures[large].labels)
-            and structures[large].contains(structures[small])
-        ]
+    for large in order:
+        smaller = (small for small in order if size[small] < size[large])
+        inside = [k for k in smaller if structures[large].contains(structures[k])]
         out += [(inside[-1], large)] if inside else []
     return tuple(out)
 
@@ -137,8 +134,3 @@ def stack(rows: Sequence[Row], kinds: dict[str, str]) -> Block:
         column[:] = [row.get(name, empty) for row in rows]
         out[name] = column
     return out
-
-
-def join(blocks: Sequence[Block], kinds: dict[str, str]) -> Block:
-    """Blocks of genes one below the other."""
-    return {name: np.concatenate([block[name] for block in blocks]) for name in kinds}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..api import DEFAULT_BOUNDS, caller, check_formula, check_settings, fit_design
+from ..api import caller, check_formula, check_settings, domain_of, fit_design
 from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
@@ -21,15 +21,16 @@ from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
+from ..inference.tests import DRAWS
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, draws, make_plan, name_list
+from .plan import Plan, all_structures, asked_tests, make_plan, name_list, needs_of
 from .responses import Responses, open_responses
 from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
-from .worker import BOUNDARY, FAILED, NOT_CONVERGED
+from .worker import FAILED, NOT_CONVERGED
 
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
@@ -142,44 +143,46 @@ def fit_genes(
     method = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
-    progress, n_bootstrap = (
-        on_off("progress", progress),
-        whole_number("n_bootstrap", n_bootstrap, 1),
-    )
-    options = {
-        "donor": donor,
-        "celltype": celltype,
-        "n_cells": n_cells,
-        "proportions": proportions,
-        "engine": formula_engine,
-        "env": caller(),
-    }
+    progress = on_off("progress", progress)
+    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1)
     responses = open_responses(data, expr, nu, noise).chosen(genes)
-    if responses.proportions is not None and proportions is None:
-        options["proportions"] = responses.proportions
-    spec = _without_response(formula, random)
+    if proportions is None:
+        proportions = responses.proportions
+    options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
+    options |= {"proportions": proportions, "engine": formula_engine, "env": caller()}
+    spec = parse(formula, random, response_required=False)
+    if spec.response:
+        raise FormulaError(
+            f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
+        )
     asked = asked_tests(tests, method)
-    out = _path(out)
+    if out is not None and not (isinstance(out, (str, PathLike)) and Path(out).name):
+        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
+    path = None if out is None else Path(fspath(out)).expanduser()
 
     make, base = FromTable(spec, responses.obs, options), used_rows(responses)
     design = make(base)
-    structures = all_structures([structure, *_models(models)], design.celltypes)
-    patterns = Patterns.start(make.less(design), base, design, structures)
+    more = [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
+    structures = all_structures([structure, *more], design.celltypes)
     plan = make_plan(
-        design, structures, method, Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor),
-        asked, one_step=one_step, draws=n_bootstrap,
-        entropy=_entropy(rng, out, overwrite) if draws(asked) else 0,
+        design, structures, method, domain_of(design, bounds, noise_floor), asked,
+        one_step=one_step, draws=n_bootstrap,
+        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked) else 0,
     )  # fmt: skip
-    call = _call(spec, plan, design, responses, options, noise)
-    store = None if out is None else Store(out, call, plan.layout.kinds(), overwrite)
-    job = Job(plan, patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
+    call = refit.call(design, noise)
+    store = None if path is None else Store(path, call, plan.layout.kinds(), overwrite)
+    patterns = Patterns(plan, make.less(design), base, design)
+    job = Job(patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     with store or nullcontext():
         block = job.run(progress)
         scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
-    _warn(scan)
+    counts = scan.counts()
+    if text := notice(counts):
+        worst = FAILED in counts or NOT_CONVERGED in counts
+        warnings.warn(text, CTMMWarning if worst else BoundaryWarning, stacklevel=2)
     return scan
 
 
@@ -217,37 +220,15 @@ def read_scan(
     lost = sorted(set(table["gene"]) - set(responses.genes))
     if lost:
         raise DataError(f"the data have no gene {listing(lost)} of the scan")
-    if responses.proportions is not None:
-        options["proportions"] = responses.proportions
-    elif proportions is not None or options["proportions"] == _TABLE:
-        if proportions is None:
-            raise DataError("the scan took its proportions from a table: give it, proportions=")
-        options["proportions"] = proportions
+    given = proportions if responses.proportions is None else responses.proportions
+    if given is not None:
+        options["proportions"] = given
+    elif options["proportions"] == _TABLE:
+        raise DataError("the scan took its proportions from a table: give it, proportions=")
     domain = Domain(call["bounds"], call["noise_floor"])
     plan = Plan(layout, call["method"], domain, call["one_step"], 1, 0)
     spec = parse(call["formula"], response_required=False)
     return Scan(table, layout, call, Refit(spec, responses, options, plan))
-
-
-def _without_response(formula: str, random: object) -> FormulaSpec:
-    spec = parse(formula, random, response_required=False)
-    if spec.response:
-        raise FormulaError(
-            f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
-        )
-    return spec
-
-
-def _models(models: Sequence[object]) -> list[object]:
-    return [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
-
-
-def _path(out: object) -> Path | None:
-    if out is None:
-        return None
-    if not isinstance(out, (str, PathLike)) or not Path(out).name:
-        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
-    return Path(fspath(out)).expanduser()
 
 
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
@@ -255,62 +236,8 @@ def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
     if rng is None:
         begun = None if out is None or overwrite else Store.entropy(out)
         return begun or int(np.random.SeedSequence().generate_state(2, np.uint64)[0])
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**63))
-    generator(rng)  # an error of ours
-    return int(rng) if isinstance(rng, (int, np.integer)) else int(generator(rng).integers(2**63))
-
-
-def _call(
-    spec: FormulaSpec,
-    plan: Plan,
-    design: Design,
-    responses: Responses,
-    options: Mapping[str, Any],
-    noise: str,
-) -> dict[str, Any]:
-    """All that a scan's numbers depend on but the values of the genes."""
-    given = options["proportions"]
-    share: Any = given if given is None or isinstance(given, str) else _TABLE
-    if isinstance(given, (list, tuple)):
-        share = [str(name) for name in given]
-    random = [part for c in design.random for part in (c.codes, c.values)]
-    cells = np.zeros(0) if design.n_cells is None else design.n_cells
-    return {
-        "version": recorded_versions()["ctmm-formula"],
-        "formula": spec.text,
-        "structures": [structure.name for structure in plan.layout.structures],
-        "method": plan.method,
-        "tests": list(plan.layout.tests),
-        "bounds": plan.domain.bounds,
-        "noise_floor": plan.domain.noise_floor,
-        "one_step": plan.one_step,
-        "n_bootstrap": plan.draws if draws(plan.layout.tests) else 0,
-        "entropy": plan.entropy,
-        "donor": options["donor"],
-        "celltype": options["celltype"],
-        "n_cells": options["n_cells"],
-        "proportions": share,
-        "formula_engine": options["engine"],
-        "noise": noise,
-        "data": fingerprint(
-            list(design.names), list(design.celltypes), list(design.donors), design.rows,
-            design.donor_codes, design.X, design.H, cells, *random,
-            *(structure.basis for structure in plan.layout.structures),
-        ),
-        "genes": fingerprint(list(responses.genes), block_size(len(responses.obs))),
-    }  # fmt: skip
-
-
-def _warn(scan: Scan) -> None:
-    """At most one warning per scan."""
-    counts = scan.counts()
-    text = notice(counts)
-    if not text:
-        return
-    worst = any(name in counts for name in (FAILED, NOT_CONVERGED))
-    only = BOUNDARY in counts and not worst
-    warnings.warn(text, BoundaryWarning if only else CTMMWarning, stacklevel=3)
+    own = generator(rng)  # or an error of ours
+    return int(rng) if isinstance(rng, (int, np.integer)) else int(own.integers(2**63))
 
 
 @dataclass(frozen=True)
@@ -324,23 +251,51 @@ class Refit:
 
     def __call__(self, name: str) -> CTMMResults:
         """The results of one gene."""
+        plan, table = self.plan, self.responses.obs
         k = self.responses.genes.index(name)
         Y, NU, _ = self.responses.read(k, k + 1)
-        obs = self.responses.obs
-        response = _new_name(name, obs)
-        noise = _new_name("nu", obs)
-        table = obs.assign(**{response: Y[:, 0], noise: NU[:, 0]})
+        response, noise = name, "nu"
+        while response in table.columns:
+            response += "_"
+        while noise in table.columns:
+            noise += "_"
+        table = table.assign(**{response: Y[:, 0], noise: NU[:, 0]})
         spec = parse(f"{quote(response)} {self.spec.text}")
         design = build_design(spec, table, noise=noise, **self.options)
-        main = self.plan.layout.structures[0]
+        main, domain = plan.layout.structures[0], plan.domain
         structure = main if main.celltypes == design.celltypes else main.name
-        results = fit_design(design, structure, self.plan.method, self.plan.domain)
+        results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
-        return replace(results, one_step=self.plan.layout.one_step)
+        return replace(results, one_step=plan.layout.one_step)
 
-
-def _new_name(name: str, table: pd.DataFrame) -> str:
-    """`name`, longer where the table has such a column."""
-    while name in table.columns:
-        name += "_"
-    return name
+    def call(self, design: Design, noise: str) -> dict[str, Any]:
+        """All that a scan's numbers depend on but the values of the genes."""
+        plan = self.plan
+        given = self.options["proportions"]
+        share: Any = given if given is None or isinstance(given, str) else _TABLE
+        if isinstance(given, (list, tuple)):
+            share = [str(name) for name in given]
+        random = [part for c in design.random for part in (c.codes, c.values)]
+        cells = np.zeros(0) if design.n_cells is None else design.n_cells
+        return {
+            "version": recorded_versions()["ctmm-formula"],
+            "formula": self.spec.text,
+            "structures": [structure.name for structure in plan.layout.structures],
+            "method": plan.method,
+            "tests": list(plan.layout.tests),
+            "bounds": plan.domain.bounds,
+            "noise_floor": plan.domain.noise_floor,
+            "one_step": plan.one_step,
+            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
+            "entropy": plan.entropy,
+            **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
+            "proportions": share,
+            "formula_engine": self.options["engine"],
+            "noise": noise,
+            "data": fingerprint(
+                list(design.names), list(design.celltypes), list(design.donors), design.rows,
+                design.donor_codes, design.X, design.H, cells, *random,
+                *(structure.basis for structure in plan.layout.structures),
+            ),
+            "genes": fingerprint(list(self.responses.genes), block_size(len(self.responses.obs))),
+        }  # fmt: skip

@@ -6,12 +6,11 @@ exactly as if it were fitted alone; designs are kept by their pattern of missing
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,28 +20,24 @@ from ..design.labelled import Design, build_design
 from ..design.size import check_size
 from ..design.table import listing
 from ..engine import he
+from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..errors import CTMMError, DataError
+from ..errors import CTMMError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
-from ..structures import Structure
+from .plan import Plan
 
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """The models of all genes with the same rows.
+    """The models of all genes with the same rows, one for each structure, without response.
 
-    Attributes
-    ----------
-    rows : int ndarray, shape (n,)
-        Rows of the table in use, in the order of the design.
-    models : tuple of Model
-        One for each structure, with no response.
-    mean_rows : ndarray, shape (C, p)
-        ``mean_rows @ b`` are the cell type means.
+    ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
+    type means.
     """
 
+    plan: Plan
     rows: np.ndarray
     models: tuple[Model, ...]
     mean_rows: np.ndarray
@@ -53,53 +48,24 @@ class Pattern:
         return tuple(he.moments(model) for model in self.models)
 
     @cached_property
-    def exact_jackknife(self) -> LikelihoodJackknife:
-        """Left-out donors of the main structure, for ML and REML."""
-        return LikelihoodJackknife(self.models[0])
-
-    @cached_property
-    def one_step_jackknife(self) -> LikelihoodJackknife:
-        """The same by one step from the full fit."""
-        return LikelihoodJackknife(self.models[0], kind="one-step")
-
-    @cached_property
-    def moment_jackknife(self) -> MomentJackknife:
-        """What their jackknives share, for the first structure."""
-        return MomentJackknife(self.models[0])
-
-
-class Maker(Protocol):
-    """Makes designs of some rows of a table; picklable."""
-
-    @property
-    def count(self) -> int:
-        """Rows of the table."""
-
-    def __call__(self, rows: np.ndarray) -> Design:
-        """The design of these rows of the table, without response."""
+    def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
+        """What the jackknives of all genes share, for the main structure."""
+        if self.plan.method not in LIKELIHOODS:
+            return MomentJackknife(self.models[0])
+        kind = "one-step" if self.plan.one_step else "donor"
+        return LikelihoodJackknife(self.models[0], None, kind)
 
 
 @dataclass(frozen=True)
 class FromTable:
-    """Designs by a formula on the rows of a table.
+    """Designs by a formula without response on the rows of a table.
 
-    Attributes
-    ----------
-    spec : FormulaSpec
-        Without response.
-    table : DataFrame
-    options : dict
-        Arguments of :func:`~ctmm_formula.design.labelled.build_design`.
+    `options` are arguments of :func:`~ctmm_formula.design.labelled.build_design`.
     """
 
     spec: FormulaSpec
     table: pd.DataFrame
     options: Mapping[str, Any]
-
-    @property
-    def count(self) -> int:
-        """Rows of the table."""
-        return len(self.table)
 
     def __call__(self, rows: np.ndarray) -> Design:
         """The design of these rows of the table."""
@@ -112,81 +78,61 @@ class FromTable:
         return FromTable(self.spec, self.table[used], options)
 
 
-@dataclass(eq=False)
 class Patterns:
-    """Designs by pattern of rows; picklable, its store of patterns stays behind.
+    """Designs by pattern of rows; picklable, all but the first pattern stay behind.
 
-    Attributes
-    ----------
-    make : Maker
-    structures : tuple of Structure
-    names : dict
-        What the designs of all patterns must have alike: cell types, fixed and random effects.
+    `make` makes designs of some rows of a table, without response; all must have the cell types,
+    fixed and random effects of `design`, that of the `base` rows.
     """
 
-    make: Maker
-    structures: tuple[Structure, ...]
-    names: dict[str, tuple[str, ...]]
-    _first: tuple[bytes, Pattern]
-    _seen: OrderedDict[bytes, Pattern | str] = field(default_factory=OrderedDict)
+    def __init__(
+        self, plan: Plan, make: Callable[[np.ndarray], Design], base: np.ndarray, design: Design
+    ) -> None:
+        self.plan, self.make, self.names = plan, make, _names(design)
+        self._key, self._first = base.tobytes(), self._pattern(design, base)
 
-    @classmethod
-    def start(
-        cls, make: Maker, base: np.ndarray, design: Design, structures: tuple[Structure, ...]
-    ) -> Patterns:
-        """With the design of the `base` rows, which says how all others must look."""
-        first = _key(base, make.count), _pattern(design, base, structures)
-        return cls(make, structures, _names(design), first)
+    def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
+        structures = self.plan.layout.structures
+        for structure in structures:
+            check_size(design, structure)
+        models = tuple(design.model(structure) for structure in structures)
+        return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
 
-    def prepare(self, jackknife: bool) -> None:
+    def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
+        if self.plan.method in LIKELIHOODS:
+            return
         with suppress(CTMMError):  # a reason that every gene will have
-            _ = self._first[1].moments
-            if jackknife:
-                _ = self._first[1].moment_jackknife
+            _ = self._first.moments
+            if self.plan.resampled:
+                _ = self._first.jackknife
 
-    def of(self, rows: np.ndarray) -> Pattern:
-        """The models of these rows of the table.
+    def of(self, rows: np.ndarray) -> Pattern | str:
+        """The models of these rows of the table, or why they cannot carry the model."""
+        key = rows.tobytes()
+        return self._first if key == self._key else self._found(key)
 
-        Raises
-        ------
-        CTMMError
-            These rows cannot carry the model, and why.
-        """
-        key = _key(rows, self.make.count)
-        if key == self._first[0]:
-            return self._first[1]
-        found = self._seen.get(key)
-        if found is None:
-            try:
-                found = self._build(rows)
-            except CTMMError as error:
-                found = str(error)
-            self._seen[key] = found
-            while len(self._seen) > _KEPT:
-                try:
-                    self._seen.popitem(last=False)
-                except KeyError:  # another thread was faster
-                    break
-        if isinstance(found, str):
-            raise DataError(found)
-        return found
+    @cached_property
+    def _found(self) -> Callable[[bytes], Pattern | str]:
+        return lru_cache(_KEPT)(self._build)
 
-    def _build(self, rows: np.ndarray) -> Pattern:
+    def _build(self, key: bytes) -> Pattern | str:
+        rows = np.frombuffer(key, dtype=np.intp)
         if not len(rows):
-            raise DataError("no row has both an expression and a noise variance")
-        design = self.make(rows)
-        for what, own in _names(design).items():
-            if own != self.names[what]:
-                lost = [name for name in self.names[what] if name not in own]
-                which = f": {listing(lost)} is missing" if lost else ""
-                raise DataError(
-                    f"the rows of this gene leave other {what} than those of the scan{which}"
-                )
-        return _pattern(design, rows, self.structures)
+            return "no row has both an expression and a noise variance"
+        try:
+            design = self.make(rows)
+            for what, own in _names(design).items():
+                if own != self.names[what]:
+                    lost = [name for name in self.names[what] if name not in own]
+                    which = f": {listing(lost)} is missing" if lost else ""
+                    return f"the rows of this gene leave other {what} than those of the scan{which}"
+            return self._pattern(design, rows)
+        except CTMMError as error:
+            return str(error)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_found"}
 
 
 def _names(design: Design) -> dict[str, tuple[str, ...]]:
@@ -195,16 +141,3 @@ def _names(design: Design) -> dict[str, tuple[str, ...]]:
         "fixed effects": design.names,
         "random effects": design.random_names,
     }
-
-
-def _pattern(design: Design, rows: np.ndarray, structures: tuple[Structure, ...]) -> Pattern:
-    for structure in structures:
-        check_size(design, structure)
-    models = tuple(design.model(structure) for structure in structures)
-    return Pattern(rows[design.rows], models, design.mean_rows)
-
-
-def _key(rows: np.ndarray, count: int) -> bytes:
-    mask = np.zeros(count, dtype=bool)
-    mask[rows] = True
-    return np.packbits(mask).tobytes()

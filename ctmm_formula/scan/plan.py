@@ -13,7 +13,7 @@ from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..errors import CTMMError
-from ..inference.tests import DRAWS, JACKKNIFE, LIKELIHOOD, TESTS
+from ..inference.tests import JACKKNIFE, LIKELIHOOD, TESTS
 from ..results.labels import component_names
 from ..structures import Structure, resolve
 from .columns import Layout, nested_pairs
@@ -23,17 +23,8 @@ from .columns import Layout, nested_pairs
 class Plan:
     """What to do with every gene.
 
-    Attributes
-    ----------
-    layout : Layout
-    method : str
-    domain : Domain
-    one_step : bool
-        One-step jackknife in place of the exact one.
-    draws : int
-        For every test that draws.
-    entropy : int
-        Seed of the scan; every gene has its own stream.
+    ``one_step`` stands for the one-step jackknife in place of the exact one, ``draws`` is for
+    every test that draws, ``entropy`` the seed of the scan.
     """
 
     layout: Layout
@@ -56,11 +47,6 @@ def needs_of(tests: Iterable[str]) -> frozenset[str]:
     ['jackknife', 'likelihood']
     """
     return frozenset().union(*(TESTS[name].needs for name in tests))
-
-
-def draws(tests: Iterable[str]) -> bool:
-    """Whether one of these tests draws random numbers."""
-    return DRAWS in needs_of(tests)
 
 
 def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:

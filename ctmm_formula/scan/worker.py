@@ -8,11 +8,12 @@ estimator can do the work of many responses at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import NoReturn, TypeVar
+from itertools import repeat
+from typing import Any, TypeVar
 
 import numpy as np
 from joblib import parallel_config
@@ -26,7 +27,7 @@ from ..engine.model import Model
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
 from ..inference.fit import Errors, Fit
-from ..inference.jackknife import JackknifeRun
+from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import run_test
 from .columns import Block, Row, stack
@@ -39,37 +40,24 @@ STATUSES = (OK, BOUNDARY, NOT_CONVERGED, FAILED)
 
 
 def scan_block(
-    plan: Plan, patterns: Patterns, names: Sequence[str], Y: np.ndarray, NU: np.ndarray
+    patterns: Patterns, names: Sequence[str], Y: np.ndarray, NU: np.ndarray, pooled: np.ndarray
 ) -> Block:
-    """Fit and test some genes.
-
-    Parameters
-    ----------
-    plan : Plan; patterns : Patterns
-    names : sequence of str, length g
-    Y, NU : ndarray, shape (rows of the table, g)
-        Expression and noise variance, NaN where missing.
-
-    Returns
-    -------
-    dict of ndarray, length g each
-    """
+    """Columns of some genes (g), from expression and noise (rows of the table, g) with NaN."""
     found: list[Row] = [{} for _ in names]
     # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
     with np.errstate(all="ignore"), parallel_config("sequential"):
         for members in _by_pattern(Y, NU):
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
-            try:
-                pattern = patterns.of(rows)
-            except CTMMError as error:
-                found_here = [_failure(error) for _ in members]
+            pattern = patterns.of(rows)
+            if isinstance(pattern, str):
+                own = [_failure(DataError(pattern))] * len(members)
             else:
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
-                streams = [gene_seed(plan.entropy, names[k]) for k in members]
-                found_here = _scan_pattern(plan, pattern, y, nu, streams)
-            for k, row in zip(members, found_here, strict=True):
-                found[k] = {"gene": names[k], **row}
-    return stack(found, plan.layout.kinds())
+                streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
+                own = _scan_pattern(pattern, y, nu, streams)
+            for k, row in zip(members, own, strict=True):
+                found[k] = {"gene": names[k], "n_pooled": pooled[k], **row}
+    return stack(found, patterns.plan.layout.kinds())
 
 
 def gene_seed(entropy: int, gene: str) -> np.random.SeedSequence:
@@ -93,39 +81,27 @@ def _by_pattern(Y: np.ndarray, NU: np.ndarray) -> list[np.ndarray]:
 
 def _failure(error: Exception) -> Row:
     """The row of a gene that cannot be fitted."""
-    ours = isinstance(error, CTMMError)
-    text = str(error) if ours else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, CTMMError) else f"{type(error).__name__}: {error}"
     return {"status": FAILED, "reason": " ".join(text.split())}
 
 
 def _scan_pattern(
-    plan: Plan,
-    pattern: Pattern,
-    Y: np.ndarray,
-    NU: np.ndarray,
-    streams: Sequence[np.random.SeedSequence],
+    pattern: Pattern, Y: np.ndarray, NU: np.ndarray, streams: Sequence[np.random.SeedSequence]
 ) -> list[Row]:
     """Genes (g, n) on the same rows, in the order of the design."""
-    out: list[Row] = [{} for _ in Y]
-    good = []
-    for k, (y, nu) in enumerate(zip(Y, NU, strict=True)):
-        try:
-            _check(y, nu, pattern.rows)
-            good.append(k)
-        except DataError as error:
-            out[k] = _failure(error)
-    models = [_responses(model, Y[good], NU[good]) for model in pattern.models]
-    fits = [fit_all(plan, pattern, k, genes) for k, genes in enumerate(models)]
-    runs: list[JackknifeRun | Exception | None] = [None] * len(good)
-    if plan.resampled:
-        runs = jackknife_all(plan, pattern, fits[0])
+    checks = [_attempt(_check, y, nu, pattern.rows) for y, nu in zip(Y, NU, strict=True)]
+    good = [k for k, error in enumerate(checks) if error is None]
+    fits: list[list[Fit | Exception]] = []
+    for k, model in enumerate(pattern.models if good else ()):
+        genes = [model.with_response(Y[g, model.order], NU[g, model.order]) for g in good]
+        fits.append(fit_all(pattern, k, genes))
+    resampled = bool(good) and pattern.plan.resampled
+    runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
+    rows: list[Row | Exception | None] = list(checks)
     for at, k in enumerate(good):
-        gene = _Gene(plan, [fit[at] for fit in fits], runs[at], streams[k])
-        try:
-            out[k] = gene.row()
-        except Exception as error:  # one gene must never be the end of a scan
-            out[k] = _failure(error)
-    return out
+        gene = _Gene(pattern.plan, [fit[at] for fit in fits], runs[at], streams[k])
+        rows[k] = _attempt(gene.row)
+    return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
 
 def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
@@ -149,14 +125,9 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
         raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
 
 
-def _responses(model: Model, Y: np.ndarray, NU: np.ndarray) -> list[Model]:
-    """The model with each response (g, n)."""
-    order = model.order
-    return [model.with_response(y[order], nu[order]) for y, nu in zip(Y, NU, strict=True)]
-
-
-def fit_all(plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
+def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
+    plan = pattern.plan
     if plan.method in LIKELIHOODS:
         work = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
     else:
@@ -172,56 +143,38 @@ def fit_all(plan: Plan, pattern: Pattern, k: int, genes: Sequence[Model]) -> lis
             raise DataError("the estimates are not finite: rescale the expression of this gene")
         return Fit(model, structure, plan.domain, found, pattern.mean_rows)
 
-    return [_attempt(partial(fitted, *one)) for one in zip(genes, work, strict=True)]
+    return [_attempt(fitted, *one) for one in zip(genes, work, strict=True)]
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
     """Responses and noise variances (n, genes), in kernel order."""
-    size = len(genes[0].y) if genes else 0
-    values = np.array([[gene.y, gene.nu] for gene in genes]).reshape(-1, 2, size)
-    return np.ascontiguousarray(values[:, 0].T), np.ascontiguousarray(values[:, 1].T)
+    return np.array([gene.y for gene in genes]).T.copy(), np.array([g.nu for g in genes]).T.copy()
 
 
 def jackknife_all(
-    plan: Plan, pattern: Pattern, fits: Sequence[Fit | Exception]
+    pattern: Pattern, fits: Sequence[Fit | Exception]
 ) -> list[JackknifeRun | Exception | None]:
     """Jackknives of many fits of one design; None where there is no fit."""
-    fitted = {j: fit for j, fit in enumerate(fits) if not isinstance(fit, Exception)}
-    out: list[JackknifeRun | Exception | None] = [None] * len(fits)
-    if not fitted:
-        return out
-    try:
-        runs = _jackknives(plan, pattern, list(fitted.values()))
-    except Exception as error:  # the same for all
-        runs = [partial(_raise, error)] * len(fitted)
-    for j, run in zip(fitted, runs, strict=True):
-        out[j] = _attempt(run)
-    return out
+    fitted = [fit for fit in fits if isinstance(fit, Fit)]
+    work = _attempt(_jackknives, pattern, fitted) if fitted else []
+    runs: Iterator[JackknifeRun | Exception]
+    runs = repeat(work) if isinstance(work, Exception) else map(_attempt, work)
+    return [next(runs) if isinstance(fit, Fit) else None for fit in fits]
 
 
-def _jackknives(
-    plan: Plan, pattern: Pattern, fits: Sequence[Fit]
-) -> list[Callable[[], JackknifeRun]]:
+def _jackknives(pattern: Pattern, fits: Sequence[Fit]) -> list[Callable[[], JackknifeRun]]:
     """A jackknife of each fit, to be run."""
-    if plan.method in LIKELIHOODS:
-        run = pattern.one_step_jackknife if plan.one_step else pattern.exact_jackknife
-        return [partial(run, fit.model, fit.estimate, plan.domain) for fit in fits]
-    moments = pattern.moment_jackknife
-    thetas = moments.theta(*_columns([fit.model for fit in fits]))
-    return [
-        partial(moments, fit.model, fit.estimate, plan.domain, theta)
-        for fit, theta in zip(fits, thetas, strict=True)
-    ]
+    run, given = pattern.jackknife, [(fit.model, fit.estimate, fit.domain) for fit in fits]
+    if isinstance(run, LikelihoodJackknife):
+        return [partial(run, *one) for one in given]
+    thetas = run.theta(*_columns([fit.model for fit in fits]))
+    return [partial(run, *one, theta) for one, theta in zip(given, thetas, strict=True)]
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def _attempt(work: Callable[[], T]) -> T | Exception:
+def _attempt(work: Callable[..., T], *given: Any) -> T | Exception:
     """The result, or what went wrong."""
     try:
-        return work()
+        return work(*given)
     except Exception as error:  # one gene must never be the end of a scan
         return error
 
@@ -240,54 +193,43 @@ class _Gene:
         main = self.fits[0]
         if isinstance(main, Exception):
             raise main
-        record, layout = main.estimate.convergence, self.plan.layout
+        record, layout, run = main.estimate.convergence, self.plan.layout, self.run
         status, reasons = OK, []
         if not record.converged:
-            status = NOT_CONVERGED
-            reasons.append(record.message)
+            status, reasons = NOT_CONVERGED, [record.message]
         elif record.boundary:
-            status = BOUNDARY
-            reasons.append("the estimate lies on the edge of its domain")
-        out: Row = {
-            "n_obs": main.model.nobs,
-            "n_donors": main.model.n_donors,
-            "converged": record.converged,
-            "boundary": record.boundary,
-            "llf": main.estimate.llf,
-        }
-        out |= dict(zip(layout.estimates, _values(main), strict=True))
-        for prefix, errors in self._errors(main).items():
+            status, reasons = BOUNDARY, ["the estimate lies on the edge of its domain"]
+        out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
+        out |= _outcome("", main)
+        L, beta, p = main.mean_rows, main.estimate.beta, main.n_fixed
+        values = np.concatenate([main.estimate.theta, L @ beta, beta])
+        out |= dict(zip(layout.estimates, values, strict=True))
+        errors = {"se": main.model_errors}
+        if isinstance(run, JackknifeRun):
+            errors["se_jackknife"] = main.jackknife_errors(run)
+            out["error_jackknife"] = run.error
+        elif run is not None:
+            reasons.append(f"jackknife: {run}")
+        for prefix in set(layout.errors) & set(errors):
+            cov = errors[prefix].cov
             names = [f"{prefix}[{name}]" for name in layout.estimates]
-            out |= dict(zip(names, _standard_errors(main, errors), strict=True))
-        if isinstance(self.run, Exception):
-            reasons.append(f"jackknife: {self.run}")
-        elif self.run is not None:
-            out["error_jackknife"] = self.run.error
+            means = np.einsum("cp,pq,cq->c", L, cov[:p, :p], L)
+            squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
+            out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
-            test = self._test(name, main)
+            test = self._test(name, main, errors.get("se_jackknife"))
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
             out |= layout.details(name, test.extra)
             if math.isnan(test.pvalue):
                 reasons.append(f"{name}: {test.note}")
-        more, why = self._others()
-        reasons += why
-        return out | more | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
+        self._others(out, reasons)
+        return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
 
-    def _errors(self, main: Fit) -> dict[str, Errors]:
-        """Where the standard errors of the table come from, by the prefix of their columns."""
-        out = {}
-        for prefix in self.plan.layout.errors:
-            if prefix == "se":
-                out[prefix] = main.model_errors
-            elif isinstance(self.run, JackknifeRun):
-                out[prefix] = main.jackknife_errors(self.run)
-        return out
-
-    def _test(self, name: str, main: Fit) -> TestResult:
+    def _test(self, name: str, main: Fit, errors: Errors | None) -> TestResult:
         def jackknife() -> Errors:
-            if isinstance(self.run, JackknifeRun):
-                return main.jackknife_errors(self.run)
-            raise CTMMError(f"there is no jackknife: {self.run}")
+            if errors is None:
+                raise CTMMError(f"there is no jackknife: {self.run}")
+            return errors
 
         stream = np.random.default_rng(self.stream)
         try:
@@ -296,40 +238,28 @@ class _Gene:
             nan = math.nan
             return TestResult(name, "", name, nan, nan, nan, "", str(error))
 
-    def _others(self) -> tuple[Row, list[str]]:
+    def _others(self, out: Row, reasons: list[str]) -> None:
         """The other structures and their likelihood ratios."""
-        layout, out, reasons = self.plan.layout, Row(), []
-        for structure, names, fit in zip(
-            layout.structures[1:], layout.components[1:], self.fits[1:], strict=True
-        ):
+        layout = self.plan.layout
+        more = zip(layout.structures, layout.components, self.fits, strict=True)
+        for structure, names, fit in list(more)[1:]:
             if isinstance(fit, Exception):
                 reasons.append(f"{structure.name}: {fit}")
                 continue
-            at = fit.estimate
-            values = dict(zip(("llf", *names), (at.llf, *at.theta), strict=True))
-            values["converged"] = at.convergence.converged
-            values["boundary"] = at.convergence.boundary
-            out |= {f"{structure.name}.{key}": value for key, value in values.items()}
+            theta = zip(names, fit.estimate.theta, strict=True)
+            out |= _outcome(f"{structure.name}.", fit)
+            out |= {f"{structure.name}.{name}": value for name, value in theta}
         for pair in layout.ratios:
             fits = [self.fits[k] for k in pair]
             ready = [Labelled(fit.structure.name, fit) for fit in fits if isinstance(fit, Fit)]
             if len(ready) == 2:
-                last = compare(ready)[-1]
-                name = layout.ratio_name(pair)
+                last, name = compare(ready)[-1], layout.ratio_name(pair)
                 out |= {f"stat_{name}": last["statistic"], f"p_{name}": last["pvalue"]}
                 reasons += [f"{name}: {last['note']}"] if math.isnan(last["pvalue"]) else []
-        return out, reasons
 
 
-def _values(fit: Fit) -> np.ndarray:
-    """Variance components, cell type means, fixed effects."""
-    at = fit.estimate
-    return np.concatenate([at.theta, fit.mean_rows @ at.beta, at.beta])
-
-
-def _standard_errors(fit: Fit, errors: Errors) -> np.ndarray:
-    """Of the same."""
-    p, L = fit.n_fixed, fit.mean_rows
-    theta, beta = errors.cov[p:, p:], errors.cov[:p, :p]
-    means = np.einsum("cp,pq,cq->c", L, beta, L)
-    return np.sqrt(np.concatenate([np.diag(theta), means, np.diag(beta)]))
+def _outcome(prefix: str, fit: Fit) -> Row:
+    """How a fit ended."""
+    record = fit.estimate.convergence
+    values = {"converged": record.converged, "boundary": record.boundary, "llf": fit.estimate.llf}
+    return {f"{prefix}{name}": value for name, value in values.items()}

@@ -15,30 +15,27 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from joblib import parallel_config
 
-from ..api import DEFAULT_BOUNDS, anova, check_settings, fit_design, warn_of
+from ..api import anova, check_settings, fit_design, warn_of
 from ..arguments import choose, generator
 from ..engine.domain import Domain
-from ..engine.estimate import Convergence, Estimate
+from ..engine.estimate import Estimate
 from ..errors import CTMMError
 from ..inference.jackknife import JackknifeRun
 from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
-from ..results.resampling import Jackknife, labelled
 from ..results.summary import installed, versions
 from ..structures import resolve
-from .codec import Plain, decode, encode, table
+from .codec import Plain, encode, from_plain, table, to_plain
 from .received import structure_of, to_design
 from .transcriptome import scan_genes
 
 PROTOCOL = 2
 """Raised with every change that an older caller would not understand."""
 
-_ESTIMATE_ARRAYS = ("theta", "beta", "cov_beta", "information", "observed")
 _NEEDED = ("numpy", "scipy", "pandas", "patsy", "statsmodels", "numba", "joblib", "anndata")
 
 
@@ -59,12 +56,7 @@ def hello() -> Plain:
 
 
 def call(name: str, request: Mapping[str, Any]) -> Plain:
-    """Run one of ``CALLS`` and report how it went.
-
-    Parameters
-    ----------
-    name : str
-    request : dict of plain values
+    """Run one of ``CALLS`` with a `request` of plain values, and report how it went.
 
     Returns
     -------
@@ -94,19 +86,16 @@ def call(name: str, request: Mapping[str, Any]) -> Plain:
 
 
 def _failure(error: BaseException) -> Plain:
+    # Ctrl-C; also where R breaks off when reticulate's handler of the signal asks it for more
+    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    ended = isinstance(error, KeyboardInterrupt) or "_signal_handler" in frames
     return {
         "ok": False,
-        "type": "KeyboardInterrupt" if _interrupted(error) else type(error).__name__,
+        "type": "KeyboardInterrupt" if ended else type(error).__name__,
         "classes": _classes(type(error)),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
-
-
-def _interrupted(error: BaseException) -> bool:
-    """Ctrl-C; also where R breaks off when reticulate's handler of the signal asks it for more."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, KeyboardInterrupt) or "_signal_handler" in {f.name for f in frames}
 
 
 def _classes(kind: type) -> list[str]:
@@ -124,9 +113,8 @@ def _fit(request: Mapping[str, Any]) -> Plain:
     bounds = request.get("bounds")
     method = check_settings(request["method"], structure, bounds, floor)
     design = to_design(request["model"])
-    domain = Domain(bounds or DEFAULT_BOUNDS[design.kind], floor)
-    res = fit_design(design, structure, method, domain)
-    warn_of(res.estimate, domain)
+    res = fit_design(design, structure, method, bounds, floor)
+    warn_of(res)
     return _described(res)
 
 
@@ -134,56 +122,30 @@ def _stored(fit: Mapping[str, Any]) -> CTMMResults:
     """A fit that was sent out, as it was."""
     design = to_design(fit["model"])
     cells = resolve(structure_of(fit["structure"]), design.celltypes)
-    at = fit["estimate"]
-    record = {key: at["convergence"][key] for key in Convergence.__dataclass_fields__}
-    whole = ("n_evaluations", "n_starts")
-    record |= {key: int(record[key]) for key in whole}
-    fitted = Estimate(
-        method=str(at["method"]),
-        beta_by=str(at["beta_by"]),
-        llf=float(at["llf"]),
-        convergence=Convergence(**record),
-        **{key: decode(at[key]) for key in _ESTIMATE_ARRAYS},
-    )
     domain = Domain(str(fit["bounds"]), float(fit["noise_floor"]))
-    return CTMMResults(design, cells, domain, fitted)
+    return CTMMResults(design, cells, domain, from_plain(Estimate, fit["estimate"]))
 
 
 def _described(res: CTMMResults) -> Plain:
     """Everything that a caller needs to know of a fit without asking again."""
-    at = res.estimate
-    likelihood = res.cov_type == "model"
+    same = ("structure", "kind", "cov_type", "df_resid", "n_possible")
+    lists = {"celltypes": res.celltypes, "donors": res.donors, "notes": res.notes}
+    lists |= {"labels": res.structure_.labels, "random_names": res.labels.random}
     return {
-        "estimate": {
-            "method": at.method,
-            "beta_by": at.beta_by,
-            "llf": float(at.llf),
-            "convergence": asdict(at.convergence),
-            **{key: encode(getattr(at, key)) for key in _ESTIMATE_ARRAYS},
-        },
-        "structure": res.structure,
+        "estimate": to_plain(res.estimate),
         "bounds": res.domain.bounds,
-        "kind": res.kind,
-        "cov_type": res.cov_type,
-        "names": [str(name) for name in res.params.index],
-        "n_fixed": len(at.beta),
-        "labels": list(res.structure_.labels),
-        "random_names": list(res.labels.random),
+        "names": list(map(str, res.params.index)),
+        "n_fixed": res.numbers.n_fixed,
         "cov": encode(res.cov_params().to_numpy()),
         "table": table(res.table()),
-        "aic": float(res.aic) if likelihood else float("nan"),
-        "bic": float(res.bic) if likelihood else float("nan"),
-        "df_resid": res.df_resid,
-        "n_possible": res.n_possible,
-        "celltypes": list(res.celltypes),
-        "donors": list(res.donors),
-        "A": encode(res.A.to_numpy()),
-        "V": encode(res.V.to_numpy()),
-        "corr": encode(res.corr.to_numpy()),
+        "aic": float(res.numbers.aic),
+        "bic": float(res.numbers.bic),
         "shares": table(res.variance_explained(by_celltype=True)),
         "icc": table(res.icc()),
-        "notes": list(res.notes),
         "versions": dict(res.versions),
+        **{name: getattr(res, name) for name in same},
+        **{name: list(values) for name, values in lists.items()},
+        **{name: encode(getattr(res, name).to_numpy()) for name in ("A", "V", "corr")},
         **_effects(res),
     }
 
@@ -195,8 +157,8 @@ def _effects(res: CTMMResults) -> Plain:
     except CTMMError as error:
         return {"effects": None, "fitted": None, "no_effects": str(error)}
     effects = {name: encode(frame.to_numpy(dtype=float)) for name, frame in tables.items()}
-    levels = {name: list(own) for name, own in
-              zip(res.labels.random, res.design.random_levels, strict=True)}  # fmt: skip
+    own = map(list, res.design.random_levels)
+    levels = dict(zip(res.labels.random, own, strict=True))
     fitted = encode(res.fittedvalues.to_numpy())
     return {"effects": effects, "levels": levels, "fitted": fitted, "no_effects": ""}
 
@@ -214,48 +176,30 @@ def _jackknife(request: Mapping[str, Any]) -> Plain:
         one_step=bool(request["one_step"]),
         n_jobs=int(request["n_jobs"]),
     )
-    run = jack._run
+    run = to_plain(jack._run)
     return {
-        "names": [str(name) for name in jack.params.index],
-        "left_out": [str(name) for name in jack.estimates.index],
+        "names": list(map(str, jack.params.index)),
+        "left_out": list(map(str, jack.estimates.index)),
         "estimates": encode(jack.estimates.to_numpy()),
         "cov": encode(jack.cov_params().to_numpy()),
         "df_resid": jack.df_resid,
         "groups": jack.groups,
-        "kind": jack.kind,
+        "kind": run.pop("kind"),
         "name": jack.name,
-        "error": float(jack.error),
+        "error": run.pop("error"),
         "failed": dict(jack.failed),
-        "run": {
-            "theta": encode(run.theta),
-            "beta": encode(run.beta),
-            "cov": encode(run.cov),
-            "left_out": [encode(group) for group in run.left_out],
-            "failed": [[int(group), str(reason)] for group, reason in run.failed],
-        },
+        "run": run,
     }
 
 
-def _to_jackknife(res: CTMMResults, sent: Mapping[str, Any]) -> Jackknife:
-    """A jackknife that was sent out, for a fit."""
-    run = sent["run"]
-    theta, beta = decode(run["theta"]), decode(run["beta"])
-    if theta.shape[1] != len(res.estimate.theta) or beta.shape[1] != len(res.estimate.beta):
+def _covariance(res: CTMMResults, sent: Any) -> Any:
+    """What covariance= asks for: a word, or a jackknife that was sent out."""
+    if not isinstance(sent, Mapping):
+        return sent
+    run = from_plain(JackknifeRun, {**sent, **sent["run"]})
+    if (run.theta.shape[1], run.beta.shape[1]) != (len(res.vcomp), len(res.fe_params)):
         raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
-    back = JackknifeRun(
-        kind=str(sent["kind"]),
-        theta=theta,
-        beta=beta,
-        left_out=tuple(decode(group) for group in run["left_out"]),
-        cov=decode(run["cov"]),
-        failed=tuple((int(group), str(reason)) for group, reason in run["failed"]),
-        error=float(sent["error"]),
-    )
-    return labelled(back, res.params, res.donors, res.model.donors)
-
-
-def _covariance(res: CTMMResults, value: Any) -> Any:
-    return _to_jackknife(res, value) if isinstance(value, Mapping) else value
+    return res._jackknife_of(run)
 
 
 def _test(request: Mapping[str, Any]) -> Plain:
@@ -263,12 +207,11 @@ def _test(request: Mapping[str, Any]) -> Plain:
     res = _stored(request["fit"])
     what = choose("test", request["what"], ("variance", "mean", "component"))
     covariance = _covariance(res, request.get("covariance"))
-    seed = request.get("seed")
-    draws: dict[str, Any] = {"rng": None if seed is None else int(seed)}
-    if request.get("n") is not None:
-        draws["n"] = int(request["n"])
-    if request.get("method") is not None:  # else the default of the method called
-        draws["method"] = str(request["method"])
+    # what is not there is left to the defaults of the method called
+    kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
+    draws: dict[str, Any] = {
+        to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
+    }
     if what == "mean":
         test = res.test_mean(covariance or "jackknife")
     elif what == "variance":
@@ -285,9 +228,7 @@ def _tests(request: Mapping[str, Any]) -> Plain:
     """The registry of tests: name -> what it needs, for V = 0 and means, and for components."""
     del request
     rows = {"tests": TESTS, "component": COMPONENT_TESTS}
-    return {
-        key: {name: sorted(test.needs) for name, test in own.items()} for key, own in rows.items()
-    }
+    return {key: {name: sorted(own[name].needs) for name in own} for key, own in rows.items()}
 
 
 def _bootstrap(request: Mapping[str, Any]) -> Plain:
@@ -302,7 +243,7 @@ def _bootstrap(request: Mapping[str, Any]) -> Plain:
         rng.spawn(start)
     values, failed = res.numbers.replicates(stop - start, rng, int(request["n_jobs"]))
     return {
-        "names": [str(name) for name in res.params.index],
+        "names": list(map(str, res.params.index)),
         "replicates": encode(values),
         "failed": [[start + k, reason] for k, reason in failed],
     }

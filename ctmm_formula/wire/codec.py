@@ -13,7 +13,8 @@ table          ``{"index": [str, ...], "columns": {name: array}}``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -60,3 +61,32 @@ def table(frame: pd.DataFrame) -> Plain:
     """A table whose index and column names are text."""
     columns = {str(name): encode(column.to_numpy(dtype=float)) for name, column in frame.items()}
     return {"index": [str(label) for label in frame.index], "columns": columns}
+
+
+def to_plain(value: Any) -> Any:
+    """A record of numbers, arrays and texts as a dict."""
+    if isinstance(value, np.ndarray):
+        return encode(value)
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    if is_dataclass(value):
+        return {own.name: to_plain(getattr(value, own.name)) for own in fields(value)}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """The inverse of :func:`to_plain`, for a class of records or a type of their fields.
+
+    >>> from_plain(tuple[tuple[int, str], ...], [[1, "no fit"]])
+    ((1, 'no fit'),)
+    """
+    if kind is np.ndarray:
+        return decode(value)
+    if get_origin(kind) is tuple:
+        first, *rest = get_args(kind)
+        kinds = [first] * len(value) if rest == [...] else [first, *rest]
+        return tuple(from_plain(*pair) for pair in zip(kinds, value, strict=True))
+    if is_dataclass(kind) and isinstance(kind, type):
+        own = get_type_hints(kind)
+        return kind(**{name: from_plain(own[name], value[name]) for name in own})
+    return kind(value)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..api import DEFAULT_BOUNDS, check_settings
+from ..api import check_settings, domain_of
 from ..arguments import threads, whole_number
-from ..design.labelled import Design
-from ..engine.domain import Domain
 from ..errors import CTMMError
 from ..scan.job import Job
 from ..scan.patterns import Patterns
@@ -20,18 +18,6 @@ from ..scan.plan import all_structures, asked_tests, make_plan
 from ..scan.responses import Responses
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
-
-
-@dataclass(frozen=True)
-class FromCaller:
-    """Designs of some rows, cut from the one that the caller sent."""
-
-    model: Mapping[str, Any]
-    count: int
-
-    def __call__(self, rows: np.ndarray) -> Design:
-        """The design of these rows."""
-        return to_design(self.model, rows)
 
 
 def scan_genes(request: Mapping[str, Any]) -> Plain:
@@ -45,25 +31,24 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     method = check_settings(request["method"], given[0], bounds, floor)
     tests = asked_tests([str(name) for name in request["tests"]], method)
     responses = _responses(request)
-    make = FromCaller(request["model"], len(responses.obs))
-    every = np.arange(make.count)
+    make, every = partial(to_design, request["model"]), np.arange(len(responses.obs))
     design = make(every)
     structures = all_structures(given, design.celltypes)
     plan = make_plan(
-        design, structures, method, Domain(bounds or DEFAULT_BOUNDS[design.kind], floor), tests,
+        design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),
         draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
         entropy=int(request["seed"]),
     )  # fmt: skip
-    patterns = Patterns.start(make, every, design, structures)
-    block = Job(plan, patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
+    patterns = Patterns(plan, make, every, design)
+    block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
     kinds = plan.layout.kinds()
-    columns: Plain = {}
-    for name, kind in kinds.items():
-        columns[name] = list(map(str, block[name])) if kind == "text" else encode(block[name])
     return {
-        "columns": columns,
-        "kinds": dict(kinds),
+        "columns": {
+            name: list(map(str, block[name])) if kind == "text" else encode(block[name])
+            for name, kind in kinds.items()
+        },
+        "kinds": kinds,
         "tested": plan.layout.tested,
         "components": list(plan.layout.components[0]),
         "celltypes": list(design.celltypes),
