@@ -53,7 +53,7 @@ class Pattern:
         if self.plan.method not in LIKELIHOODS:
             return MomentJackknife(self.models[0])
         kind = "one-step" if self.plan.one_step else "donor"
-        return LikelihoodJackknife(self.models[0], None, kind)
+        return LikelihoodJackknife(self.models[0], kind=kind)
 
 
 @dataclass(frozen=True)
