@@ -1,0 +1,317 @@
+"""Noise-robust moment estimates: weights from pooled noise, centred by the measured noise.
+
+The measured nu_ic comes from the same cells as y_ic and, for counts, rises with it.  Whatever
+weights by it (likelihoods, generalised least squares) is biased, the more so in cell types with
+few cells; whatever only subtracts it is not.  So with working noise w
+(:func:`~ctmm_formula.engine.noise.working_noise`) and a working covariance
+
+    S = (sum_k theta+_k Sigma_k + diag(w))^-1,   P = S - S X (X'SX)^-1 X'S
+
+the estimates solve equations that are unbiased at any fixed S, whatever the distribution:
+
+    b     = (X'SX)^-1 X'S y
+    theta = F^-1 (q - h),  q_k = y'P Sigma_k P y,  F_kl = tr(P Sigma_k P Sigma_l),
+                           h_k = tr(P Sigma_k P diag(nu))
+
+theta is free in sign; theta+ is its part that is a covariance, and only serves the weights.  They
+start equal, where theta is the Haseman-Elston estimate, and are made anew :data:`REWEIGHTINGS`
+times.  Without noise in w and at the fixed point F / 2 is the Fisher information and theta the
+REML estimate (Rao's iterated MINQUE).  All of it is sums over units, donors or blocks of donors
+that share levels of random effects (:mod:`ctmm_formula.engine.unit_sums`), so leaving one out is
+a subtraction.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from ..errors import ConvergenceError
+from . import unit_sums
+from .domain import Domain
+from .estimate import Convergence, Estimate
+from .model import Model
+from .noise import working_noise
+from .unit_sums import Layout, State
+
+REWEIGHTINGS = 4
+"""From the third on theta moves by less than 1e-3 of its distance from the start, as a rule."""
+
+_FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
+_PROBLEMS = {
+    unit_sums.COLLINEAR: "the fixed effects are collinear in the donors in use",
+    unit_sums.CONFOUNDED: "variance components cannot be told apart: singular moment matrix",
+    unit_sums.SINGULAR: "a donor's covariance is not positive definite",
+}
+ONE_UNIT = (
+    "random effects join all donors to one block: there are no independent units to leave out"
+)
+
+
+class Units(NamedTuple):
+    """What a covariance of the fixed effects needs of the independent units.
+
+    remains (U, p), turned (U, p, p) of the X'SX that is left without the unit, see
+    :func:`ctmm_formula.engine.unit_sums.leverages`; score (U, p) X_u'S_u (y_u - X_u b) and root
+    (p, p) with root root' = (X'SX)^-1.  In terms of the orthonormal columns Q = X back (p, p).
+    """
+
+    remains: np.ndarray
+    turned: np.ndarray
+    score: np.ndarray
+    root: np.ndarray
+    back: np.ndarray
+
+
+class Replicates(NamedTuple):
+    """Estimates without each of U units, at the weights of the full fit.
+
+    theta (U, K), NaN where the components cannot be told apart without the unit; beta (U, p), NaN
+    where a fixed effect rests on the unit alone (theta is then that without the effect).
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+
+    def covariance(self) -> np.ndarray:
+        """(U - 1)/U times the sum of squares about the mean, of (theta, beta); (K + p, K + p).
+
+        NaN for parameters that have a replicate missing, and for all with fewer than two units.
+        """
+        both = np.hstack([self.theta, self.beta])
+        if len(both) < 2:
+            return np.full((both.shape[1],) * 2, math.nan)
+        centred = both - both.mean(axis=0)
+        return (len(both) - 1) / len(both) * centred.T @ centred
+
+
+@dataclass(frozen=True)
+class RobustFit:
+    """An estimate with its weights, which its covariances need; made by :func:`weigh`.
+
+    Attributes
+    ----------
+    estimate : Estimate
+    A : ndarray, shape (C, C); g : ndarray, shape (Kr,)
+        Working covariance of the true expression, working variances of the random effects.
+    noise : ndarray, shape (n,)
+        Working noise w.
+    weights : str
+        How it was made: "n_cells", or "mean noise" where cell counts are missing.
+    unit : str
+        "donor", or "block" of donors joined by random effects.
+    donors : tuple of int ndarray, length U
+        Donors (kernel numbers) of each independent unit.
+    """
+
+    estimate: Estimate
+    A: np.ndarray
+    g: np.ndarray
+    noise: np.ndarray
+    weights: str
+    unit: str
+    layout: Layout
+    state: State
+    back: np.ndarray
+    donors: tuple[np.ndarray, ...]
+
+    @property
+    def n_units(self) -> int:
+        """Number U of independent units."""
+        return len(self.donors)
+
+    @cached_property
+    def units(self) -> Units:
+        """The units' shares of the fixed effects."""
+        state, p = self.state, self.layout.p
+        remains, turned = np.empty((self.n_units, p)), np.empty((self.n_units, p, p))
+        unit_sums.leverages(state.unit_gram, state.root, remains, turned)
+        return Units(remains, turned, state.unit_score, state.root, self.back)
+
+    @cached_property
+    def cov_working(self) -> np.ndarray:
+        """2 F^-1: covariance of theta for normal data, were the working covariance the true one."""
+        return 2.0 * np.linalg.inv(self.state.F)
+
+    @cached_property
+    def replicates(self) -> Replicates:
+        """Delete-one-unit estimates, by subtracting the unit's sums: no refits.
+
+        All of them are NaN where random effects join all donors to one block (:data:`ONE_UNIT`).
+        """
+        U, K = self.n_units, len(self.estimate.theta)
+        theta, beta = np.full((U, K), math.nan), np.full((U, self.layout.p), math.nan)
+        if U > 1:
+            remains, turned, *_ = self.units
+            unit_sums.delete_units(self.layout, self.state, remains, turned, theta, beta)
+        # the sums are those of y - X b0: a replicate differs from the estimate by what it does there
+        moved = (beta - self.state.beta) @ self.back.T
+        return Replicates(theta, self.estimate.beta + moved)
+
+    def component_errors(self) -> np.ndarray:
+        """Standard errors of theta (K,): the larger of the jackknife's and of 2 F^-1.
+
+        The jackknife's are too small where an estimate happens to lie below zero, those of the
+        working covariance where donors differ by more than the normal law allows.  NaN of one is
+        passed over.
+        """
+        K = len(self.estimate.theta)
+        jackknife = np.diag(self.replicates.covariance())[:K]
+        return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
+
+    def component_intervals(self, level: float = 0.95) -> np.ndarray:
+        """Confidence intervals of theta (K, 2): theta -+ t standard errors, U - 1 df."""
+        width = special.stdtrit(max(self.n_units - 1, 1), 0.5 * (1.0 + level))
+        half = width * self.component_errors()
+        return self.estimate.theta[:, None] + half[:, None] * [-1.0, 1.0]
+
+
+def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> Estimate:
+    """Noise-robust estimate of one response; :func:`weigh` keeps its weights too.
+
+    Raises
+    ------
+    ConvergenceError
+        X, or the moment matrix of the components, lacks rank.
+
+    Examples
+    --------
+    >>> from ctmm_formula.engine.model import build_model
+    >>> H = np.tile(np.eye(2), (4, 1))
+    >>> y = np.array([1.0, 1.2, -0.3, -0.1, 0.4, 0.9, -1.5, -1.0])
+    >>> model = build_model(y, np.full(8, 0.1), H, H, np.repeat(np.arange(4), 2),
+    ...                     np.ones((1, 2, 2)))
+    >>> round(float(fit(model).theta[0]), 4)
+    1.0208
+    """
+    del method, domain  # moments know no bounds
+    return weigh(model).estimate
+
+
+def weigh(model: Model, layout: Layout | None = None) -> RobustFit:
+    """Noise-robust estimate of one response and its weights.
+
+    Parameters
+    ----------
+    model : Model
+    layout : Layout, optional
+        :func:`lay_out` of the design, where many responses share it.
+
+    Raises
+    ------
+    ConvergenceError
+        X, or the moment matrix of the components, lacks rank.
+    """
+    layout = lay_out(model) if layout is None else layout
+    start = _ols(model)
+    r = np.where(model.active_rows, model.y - model.Q @ start, 0.0)
+    noise, weights = _floored(model, r)
+    state = unit_sums.make_state(layout)
+    outcome = unit_sums.reweight(layout, noise, model.nu, r, REWEIGHTINGS, state)
+    if outcome != unit_sums.DONE:
+        raise ConvergenceError(_PROBLEMS[outcome])
+    joined = bool(len(layout.level_comp))
+    used = np.flatnonzero(model.active)
+    return RobustFit(
+        estimate=_estimate(model, state, start),
+        A=state.A,
+        g=state.g,
+        noise=noise,
+        weights=weights,
+        unit="block" if joined else "donor",
+        layout=layout,
+        state=state,
+        back=model.back,
+        donors=tuple(np.split(used, layout.unit_ptr[1:-1])),
+    )
+
+
+def lay_out(model: Model) -> Layout:
+    """Arrays of the compiled loops, the same for all responses of a design."""
+    b, place = model.blocks, model.tiles.place
+    tiles, columns, m, lanes = b.design.shape
+    rows = b.design.transpose(0, 2, 3, 1).reshape(tiles * m * lanes, columns)[place]
+    at = b.R + b.p
+    used = np.flatnonzero(model.active)
+    blocks, first = np.unique(model.donor_block[used], return_index=True)
+    return Layout(
+        columns=np.hstack([rows[:, :at], np.zeros((len(rows), 1)), rows[:, at:]]),
+        H=model.H,
+        R=b.R,
+        p=b.p,
+        start=model.row_ptr[:-1][used],
+        stop=model.row_ptr[1:][used],
+        unit_ptr=np.append(first, len(used)),
+        level=b.level[used],
+        level_start=b.level_ptr[:-1][blocks] if len(b.level_ptr) > 1 else np.zeros_like(blocks),
+        level_stop=b.level_ptr[1:][blocks] if len(b.level_ptr) > 1 else np.zeros_like(blocks),
+        level_comp=b.level_comp,
+        S=model.S,
+        basis=model.basis,
+        variance=_variances(model.basis.tobytes(), model.basis.shape),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Which components are held >= 0 by themselves in the weights, (K,) bool.
+
+    All, where every basis matrix is a covariance; else the shared one only, and the others are
+    held together.
+    """
+    basis = np.frombuffer(basis_bytes).reshape(shape)
+    size = np.linalg.eigvalsh(basis)
+    covariance = size[:, 0] >= -1e-12 * np.abs(size).max(axis=1)
+    return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
+
+
+def _ols(model: Model) -> np.ndarray:
+    """OLS effects of the orthonormal columns in the rows in use, (p,)."""
+    if model.active.all():
+        return model.Q.T @ model.y
+    rows = model.active_rows
+    return np.linalg.lstsq(model.Q[rows], model.y[rows], rcond=None)[0]
+
+
+def _floored(model: Model, r: np.ndarray) -> tuple[np.ndarray, str]:
+    """Working noise, nowhere much below its mean, and how it was made."""
+    noise, weights = working_noise(model)
+    rows = model.active_rows
+    mean = float(noise[rows].mean())
+    if mean > 0.0:
+        return np.maximum(noise, _FLOOR * mean), weights
+    # nothing was measured to vary: weigh all rows alike, in units of the response
+    return np.full(len(noise), float(np.square(r[rows]).mean()) or 1.0), weights
+
+
+def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:
+    """The fit without its weights."""
+    information = 0.5 * state.F
+    step = state.theta - state.before
+    distance = math.sqrt(max(float(step @ information @ step), 0.0))
+    turn = model.back @ state.root
+    return Estimate(
+        method="robust",
+        theta=state.theta,
+        beta=model.back @ (start + state.beta),
+        cov_beta=turn @ turn.T,
+        beta_by="gls",
+        information=information,
+        observed=np.full_like(information, math.nan),
+        llf=math.nan,
+        convergence=Convergence(
+            converged=True,
+            boundary=False,
+            gradient_norm=distance,
+            n_evaluations=REWEIGHTINGS + 1,
+            n_starts=1,
+            message=f"closed form at fixed weights, made anew {REWEIGHTINGS} times; the last time "
+            f"moved the components by {distance:.1g} standard errors",
+        ),
+    )
