@@ -13,17 +13,28 @@ import numpy as np
 from .model import Model
 
 
-def working_noise(model: Model) -> tuple[np.ndarray, str]:
-    """w (n,) and how it was made: pooled cell variance / n_cells, or the mean noise.
-
-    w_ic = s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic.  Rows are pooled with those of the same
-    row of H (one cell type), or all together where rows of H differ throughout (overall
-    pseudobulk).
-    """
+def noise_groups(model: Model) -> np.ndarray:
+    """Rows whose cells are pooled, as codes (n,): of one cell type, or all together where rows of
+    H differ throughout (overall pseudobulk).
+    """  # fmt: skip
     patterns, code = np.unique(model.H, axis=0, return_inverse=True)
     if len(patterns) > model.H.shape[1]:
-        code = np.zeros(len(model.y), dtype=np.int64)
-    code = code.ravel()
+        return np.zeros(len(model.y), dtype=np.int64)
+    return code.ravel().astype(np.int64)
+
+
+def working_noise(model: Model, groups: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """w (n,) and how it was made: pooled cell variance / n_cells, or the mean noise.
+
+    w_ic = s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group.
+
+    Parameters
+    ----------
+    model : Model
+    groups : int ndarray, shape (n,), optional
+        :func:`noise_groups`, where many responses share them.
+    """
+    code = noise_groups(model) if groups is None else groups
     rows = model.active_rows
     cells = model.n_cells
     counted = cells is not None and bool(np.isfinite(cells[rows]).all() and (cells[rows] > 0).all())

@@ -37,7 +37,7 @@ from . import unit_sums
 from .domain import Domain
 from .estimate import Convergence, Estimate
 from .model import Model
-from .noise import working_noise
+from .noise import noise_groups, working_noise
 from .unit_sums import Layout, State
 
 REWEIGHTINGS = 4
@@ -57,16 +57,15 @@ ONE_UNIT = (
 class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
-    remains (U, p), turned (U, p, p) of the X'SX that is left without the unit, see
-    :func:`ctmm_formula.engine.unit_sums.leverages`; score (U, p) X_u'S_u (y_u - X_u b) and root
-    (p, p) with root root' = (X'SX)^-1.  In terms of the orthonormal columns Q = X back (p, p).
+    remains (U, p), axes (U, p, p): what is left of X'SX without each unit, see
+    :func:`ctmm_formula.engine.unit_sums.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
+    with root root' = (X'SX)^-1; all of the orthonormal columns.
     """
 
     remains: np.ndarray
-    turned: np.ndarray
+    axes: np.ndarray
     score: np.ndarray
     root: np.ndarray
-    back: np.ndarray
 
 
 class Replicates(NamedTuple):
@@ -106,8 +105,12 @@ class RobustFit:
         How it was made: "n_cells", or "mean noise" where cell counts are missing.
     unit : str
         "donor", or "block" of donors joined by random effects.
-    donors : tuple of int ndarray, length U
-        Donors (kernel numbers) of each independent unit.
+    layout, state : Layout, State
+        Of the compiled loops.
+    back : ndarray, shape (p, p)
+        Orthonormal fixed-effect columns from those of X.
+    used : int ndarray, shape (N',)
+        Donors in use (kernel numbers).
     """
 
     estimate: Estimate
@@ -119,20 +122,25 @@ class RobustFit:
     layout: Layout
     state: State
     back: np.ndarray
-    donors: tuple[np.ndarray, ...]
+    used: np.ndarray
 
     @property
     def n_units(self) -> int:
         """Number U of independent units."""
-        return len(self.donors)
+        return len(self.layout.level_start)
+
+    @property
+    def donors(self) -> list[np.ndarray]:
+        """Donors (kernel numbers) of each independent unit."""
+        return np.split(self.used, self.layout.unit_ptr[1:-1])
 
     @cached_property
     def units(self) -> Units:
         """The units' shares of the fixed effects."""
-        state, p = self.state, self.layout.p
-        remains, turned = np.empty((self.n_units, p)), np.empty((self.n_units, p, p))
-        unit_sums.leverages(state.unit_gram, state.root, remains, turned)
-        return Units(remains, turned, state.unit_score, state.root, self.back)
+        state = self.state
+        remains, axes = unit_sums.leverages(state.unit_gram, state.root)
+        score = state.unit_score - state.unit_gram @ state.beta
+        return Units(remains, axes, score, state.root)
 
     @cached_property
     def cov_working(self) -> np.ndarray:
@@ -148,8 +156,10 @@ class RobustFit:
         U, K = self.n_units, len(self.estimate.theta)
         theta, beta = np.full((U, K), math.nan), np.full((U, self.layout.p), math.nan)
         if U > 1:
-            remains, turned, *_ = self.units
-            unit_sums.delete_units(self.layout, self.state, remains, turned, theta, beta)
+            unit_sums.sweep(
+                self.layout, self.noise, self.noise, self.noise, 0, self.state,
+                self.units.remains, self.state.root @ self.units.axes, theta, beta,
+            )  # fmt: skip
         # the sums are those of y - X b0: a replicate differs from the estimate by what it does there
         moved = (beta - self.state.beta) @ self.back.T
         return Replicates(theta, self.estimate.beta + moved)
@@ -211,24 +221,26 @@ def weigh(model: Model, layout: Layout | None = None) -> RobustFit:
     layout = lay_out(model) if layout is None else layout
     start = _ols(model)
     r = np.where(model.active_rows, model.y - model.Q @ start, 0.0)
-    noise, weights = _floored(model, r)
+    noise, weights = _floored(model, layout, r)
     state = unit_sums.make_state(layout)
-    outcome = unit_sums.reweight(layout, noise, model.nu, r, REWEIGHTINGS, state)
+    p, K = layout.p, len(layout.S)
+    outcome = unit_sums.sweep(
+        layout, noise, model.nu, r, REWEIGHTINGS + 1, state,
+        np.empty((0, p)), np.empty((0, p, p)), np.empty((0, K)), np.empty((0, p)),
+    )  # fmt: skip
     if outcome != unit_sums.DONE:
         raise ConvergenceError(_PROBLEMS[outcome])
-    joined = bool(len(layout.level_comp))
-    used = np.flatnonzero(model.active)
     return RobustFit(
         estimate=_estimate(model, state, start),
         A=state.A,
         g=state.g,
         noise=noise,
         weights=weights,
-        unit="block" if joined else "donor",
+        unit="block" if model.random else "donor",
         layout=layout,
         state=state,
         back=model.back,
-        donors=tuple(np.split(used, layout.unit_ptr[1:-1])),
+        used=np.flatnonzero(model.active),
     )
 
 
@@ -255,6 +267,7 @@ def lay_out(model: Model) -> Layout:
         S=model.S,
         basis=model.basis,
         variance=_variances(model.basis.tobytes(), model.basis.shape),
+        groups=noise_groups(model),
     )
 
 
@@ -279,9 +292,9 @@ def _ols(model: Model) -> np.ndarray:
     return np.linalg.lstsq(model.Q[rows], model.y[rows], rcond=None)[0]
 
 
-def _floored(model: Model, r: np.ndarray) -> tuple[np.ndarray, str]:
+def _floored(model: Model, layout: Layout, r: np.ndarray) -> tuple[np.ndarray, str]:
     """Working noise, nowhere much below its mean, and how it was made."""
-    noise, weights = working_noise(model)
+    noise, weights = working_noise(model, layout.groups)
     rows = model.active_rows
     mean = float(noise[rows].mean())
     if mean > 0.0:
