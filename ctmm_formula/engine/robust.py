@@ -33,21 +33,22 @@ import numpy as np
 from scipy import special
 
 from ..errors import ConvergenceError
-from . import unit_sums
+from . import sweeps
 from .domain import Domain
 from .estimate import Convergence, Estimate
-from .model import Model
+from .model import Model, Tiles, tile
 from .noise import noise_groups, working_noise
-from .unit_sums import Layout, State
+from .sweeps import State
+from .unit_sums import Layout
 
 REWEIGHTINGS = 4
 """From the third on theta moves by less than 1e-3 of its distance from the start, as a rule."""
 
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _PROBLEMS = {
-    unit_sums.COLLINEAR: "the fixed effects are collinear in the donors in use",
-    unit_sums.CONFOUNDED: "variance components cannot be told apart: singular moment matrix",
-    unit_sums.SINGULAR: "a donor's covariance is not positive definite",
+    sweeps.COLLINEAR: "the fixed effects are collinear in the donors in use",
+    sweeps.CONFOUNDED: "variance components cannot be told apart: singular moment matrix",
+    sweeps.SINGULAR: "a donor's covariance is not positive definite",
 }
 ONE_UNIT = (
     "random effects join all donors to one block: there are no independent units to leave out"
@@ -58,7 +59,7 @@ class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
     remains (U, p), axes (U, p, p): what is left of X'SX without each unit, see
-    :func:`ctmm_formula.engine.unit_sums.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
+    :func:`ctmm_formula.engine.sweeps.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
     with root root' = (X'SX)^-1; all of the orthonormal columns.
     """
 
@@ -90,6 +91,22 @@ class Replicates(NamedTuple):
         return (len(both) - 1) / len(both) * centred.T @ centred
 
 
+class Design(NamedTuple):
+    """What all responses of a design share; made by :func:`lay_out`.
+
+    layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
+    used (N',) rows and donors in use (kernel numbers); ols (p, n') effects of the orthonormal
+    columns from responses; groups (n,) rows whose cells are pooled.
+    """
+
+    layout: Layout
+    tiles: Tiles
+    rows: np.ndarray
+    used: np.ndarray
+    ols: np.ndarray
+    groups: np.ndarray
+
+
 @dataclass(frozen=True)
 class RobustFit:
     """An estimate with its weights, which its covariances need; made by :func:`weigh`.
@@ -97,48 +114,41 @@ class RobustFit:
     Attributes
     ----------
     estimate : Estimate
-    A : ndarray, shape (C, C); g : ndarray, shape (Kr,)
-        Working covariance of the true expression, working variances of the random effects.
-    noise : ndarray, shape (n,)
-        Working noise w.
     weights : str
-        How it was made: "n_cells", or "mean noise" where cell counts are missing.
+        How the working noise was made: "n_cells", or "mean noise" where cell counts are missing.
     unit : str
         "donor", or "block" of donors joined by random effects.
-    layout, state : Layout, State
-        Of the compiled loops.
+    design : Design; state : State
+        Working covariance and sums over units.
     back : ndarray, shape (p, p)
         Orthonormal fixed-effect columns from those of X.
-    used : int ndarray, shape (N',)
-        Donors in use (kernel numbers).
+    inputs : tuple of ndarray, shape (T, m, LANES)
+        Working noise, measured noise and residual in tiles.
     """
 
     estimate: Estimate
-    A: np.ndarray
-    g: np.ndarray
-    noise: np.ndarray
     weights: str
     unit: str
-    layout: Layout
+    design: Design
     state: State
     back: np.ndarray
-    used: np.ndarray
+    inputs: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @property
     def n_units(self) -> int:
         """Number U of independent units."""
-        return len(self.layout.level_start)
+        return len(self.design.layout.level_start)
 
     @property
     def donors(self) -> list[np.ndarray]:
         """Donors (kernel numbers) of each independent unit."""
-        return np.split(self.used, self.layout.unit_ptr[1:-1])
+        return np.split(self.design.used, self.design.layout.unit_ptr[1:-1])
 
     @cached_property
     def units(self) -> Units:
         """The units' shares of the fixed effects."""
         state = self.state
-        remains, axes = unit_sums.leverages(state.unit_gram, state.root)
+        remains, axes = sweeps.leverages(state.unit_gram, state.root)
         score = state.unit_score - state.unit_gram @ state.beta
         return Units(remains, axes, score, state.root)
 
@@ -154,10 +164,10 @@ class RobustFit:
         All of them are NaN where random effects join all donors to one block (:data:`ONE_UNIT`).
         """
         U, K = self.n_units, len(self.estimate.theta)
-        theta, beta = np.full((U, K), math.nan), np.full((U, self.layout.p), math.nan)
+        theta, beta = np.full((U, K), math.nan), np.full((U, len(self.back)), math.nan)
         if U > 1:
-            unit_sums.sweep(
-                self.layout, self.noise, self.noise, self.noise, 0, self.state,
+            sweeps.sweep(
+                self.design.layout, *self.inputs, 0, self.state,
                 self.units.remains, self.state.root @ self.units.axes, theta, beta,
             )  # fmt: skip
         # the sums are those of y - X b0: a replicate differs from the estimate by what it does there
@@ -204,71 +214,87 @@ def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> E
     return weigh(model).estimate
 
 
-def weigh(model: Model, layout: Layout | None = None) -> RobustFit:
+def weigh(model: Model, design: Design | None = None) -> RobustFit:
     """Noise-robust estimate of one response and its weights.
 
     Parameters
     ----------
     model : Model
-    layout : Layout, optional
-        :func:`lay_out` of the design, where many responses share it.
+    design : Design, optional
+        :func:`lay_out` of the model, where many responses share it.
 
     Raises
     ------
     ConvergenceError
         X, or the moment matrix of the components, lacks rank.
     """
-    layout = lay_out(model) if layout is None else layout
-    start = _ols(model)
-    r = np.where(model.active_rows, model.y - model.Q @ start, 0.0)
-    noise, weights = _floored(model, layout, r)
-    state = unit_sums.make_state(layout)
+    design = lay_out(model) if design is None else design
+    layout, rows = design.layout, design.rows
+    start = design.ols @ model.y[rows]
+    r = model.y[rows] - model.Q[rows] @ start
+    noise, weights = _floored(model, design, r)
+    inputs = (
+        design.tiles.put(noise, 1.0), design.tiles.put(model.nu[rows]), design.tiles.put(r),
+    )  # fmt: skip
+    state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
-    outcome = unit_sums.sweep(
-        layout, noise, model.nu, r, REWEIGHTINGS + 1, state,
+    outcome = sweeps.sweep(
+        layout, *inputs, REWEIGHTINGS + 1, state,
         np.empty((0, p)), np.empty((0, p, p)), np.empty((0, K)), np.empty((0, p)),
     )  # fmt: skip
-    if outcome != unit_sums.DONE:
+    if outcome != sweeps.DONE:
         raise ConvergenceError(_PROBLEMS[outcome])
     return RobustFit(
         estimate=_estimate(model, state, start),
-        A=state.A,
-        g=state.g,
-        noise=noise,
         weights=weights,
         unit="block" if model.random else "donor",
-        layout=layout,
+        design=design,
         state=state,
         back=model.back,
-        used=np.flatnonzero(model.active),
+        inputs=inputs,
     )
 
 
-def lay_out(model: Model) -> Layout:
-    """Arrays of the compiled loops, the same for all responses of a design."""
-    b, place = model.blocks, model.tiles.place
-    tiles, columns, m, lanes = b.design.shape
-    rows = b.design.transpose(0, 2, 3, 1).reshape(tiles * m * lanes, columns)[place]
-    at = b.R + b.p
+def lay_out(model: Model) -> Design:
+    """What all responses of a design share.
+
+    Raises
+    ------
+    ConvergenceError
+        The fixed effects are collinear in the donors in use.
+    """
+    b, rows = model.blocks, np.flatnonzero(model.active_rows)
     used = np.flatnonzero(model.active)
+    tiles = tile(np.append(0, np.cumsum(np.diff(model.row_ptr)[used])))
+    Z = _from_tiles(b.design[:, b.R + b.p :], model.tiles)
+    columns = np.hstack([model.W, model.Q, np.zeros((len(Z), 1)), Z])
     blocks, first = np.unique(model.donor_block[used], return_index=True)
-    return Layout(
-        columns=np.hstack([rows[:, :at], np.zeros((len(rows), 1)), rows[:, at:]]),
-        H=model.H,
+    level_ptr = b.level_ptr if model.random else np.zeros(blocks[-1] + 2, dtype=np.int64)
+    Q = model.Q[rows]
+    if np.linalg.matrix_rank(Q) < Q.shape[1]:
+        raise ConvergenceError(_PROBLEMS[sweeps.COLLINEAR])
+    layout = Layout(
+        columns=tiles.put(columns[rows]),
+        H=tiles.put(model.H[rows]),
         R=b.R,
         p=b.p,
-        start=model.row_ptr[:-1][used],
-        stop=model.row_ptr[1:][used],
         unit_ptr=np.append(first, len(used)),
         level=b.level[used],
-        level_start=b.level_ptr[:-1][blocks] if len(b.level_ptr) > 1 else np.zeros_like(blocks),
-        level_stop=b.level_ptr[1:][blocks] if len(b.level_ptr) > 1 else np.zeros_like(blocks),
+        level_start=level_ptr[blocks],
+        level_stop=level_ptr[blocks + 1],
         level_comp=b.level_comp,
         S=model.S,
         basis=model.basis,
         variance=_variances(model.basis.tobytes(), model.basis.shape),
-        groups=noise_groups(model),
     )
+    ols = Q.T if model.active.all() else np.linalg.pinv(Q)
+    return Design(layout, tiles, rows, used, ols, noise_groups(model))
+
+
+def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
+    """Columns (n, k) of an array (T, k, m, LANES)."""
+    T, k, m, lanes = values.shape
+    return values.transpose(0, 2, 3, 1).reshape(T * m * lanes, k)[tiles.place]
 
 
 @functools.lru_cache(maxsize=64)
@@ -284,23 +310,15 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
 
 
-def _ols(model: Model) -> np.ndarray:
-    """OLS effects of the orthonormal columns in the rows in use, (p,)."""
-    if model.active.all():
-        return model.Q.T @ model.y
-    rows = model.active_rows
-    return np.linalg.lstsq(model.Q[rows], model.y[rows], rcond=None)[0]
-
-
-def _floored(model: Model, layout: Layout, r: np.ndarray) -> tuple[np.ndarray, str]:
-    """Working noise, nowhere much below its mean, and how it was made."""
-    noise, weights = working_noise(model, layout.groups)
-    rows = model.active_rows
-    mean = float(noise[rows].mean())
+def _floored(model: Model, design: Design, r: np.ndarray) -> tuple[np.ndarray, str]:
+    """Working noise of the rows in use, nowhere much below its mean, and how it was made."""
+    noise, weights = working_noise(model, design.groups)
+    noise = noise[design.rows]
+    mean = float(noise.mean())
     if mean > 0.0:
         return np.maximum(noise, _FLOOR * mean), weights
     # nothing was measured to vary: weigh all rows alike, in units of the response
-    return np.full(len(noise), float(np.square(r[rows]).mean()) or 1.0), weights
+    return np.full(len(noise), float(np.square(r).mean()) or 1.0), weights
 
 
 def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:

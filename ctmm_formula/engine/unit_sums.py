@@ -1,4 +1,4 @@
-"""The compiled loops of the noise-robust estimator: sums over independent units.
+"""What an independent unit adds to the noise-robust estimate: compiled loops over its rows.
 
 A unit is a donor, or a block of donors joined through levels of random effects.  S is the inverse
 of its working covariance, D = diag(nu) its measured noise, r a residual, Sigma_f the derivative of
@@ -10,56 +10,44 @@ units are the sums (:class:`Sums`) of
     X'S Sigma_f S X, X'S Sigma_f S r, r'S Sigma_f S r        moments of the response
     tr(S Sigma_f S D), X'S Sigma_f S D S X, X'S D S X        moments of the noise
 
-from which :func:`_solve` makes the estimate.  Subtract a unit and the same function gives the
-estimate without it: the jackknife costs one more pass.
-
-A unit's covariance is blockdiag(Sigma_i) + Z G Z', so with M = sum_i Z_i'Sigma_i^-1 Z_i,
+from which :mod:`ctmm_formula.engine.sweeps` makes the estimate.  A unit's covariance is
+blockdiag(Sigma_i) + Z G Z', so with M = sum_i Z_i'Sigma_i^-1 Z_i,
 
     S = blockdiag(Sigma_i^-1) - (Sigma^-1 Z) K (Sigma^-1 Z)',    K = (I + G M)^-1 G
 
 and S [X r] = Sigma^-1 ([X r] - Z L), L = K Z'Sigma^-1 [X r]; S Z = Sigma^-1 Z (I - K M).  Donors
 enter through their two cross products [W X r Z]'Sigma_i^-1 [W X r Z] and the same with
-Sigma_i^-1 D Sigma_i^-1; the cost is linear in donors, whatever the size of the blocks.
+Sigma_i^-1 D Sigma_i^-1, LANES of them at once (:mod:`ctmm_formula.engine.lanes`); the cost is
+linear in donors, whatever the size of the blocks.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from .kernels import _INNER, _OPTIONS, _PART, _inverse_root, _woodbury, cholesky
-
-DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
-"""How a pass ends: an estimate; X, or the moment matrix, lacks rank; a covariance is singular."""
-
-_RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal
-_ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
-_JACOBI = 8  # size up to which rotations are faster than LAPACK
-_SWEEPS = 30  # most of these: each squares what is off the diagonal
-_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
+from .kernels import _INNER, _PART, _factor, _inner, _whiten, _woodbury
+from .lanes import load, spread, store
+from .model import LANES
 
 
 class Layout(NamedTuple):
-    """What all responses of a design share; n rows and N donors, of which those in use are named.
+    """What all responses of a design share; N donors in use, in :class:`~.model.Tiles` of LANES.
 
-    columns (n, R + p + 1 + d) = [W | X | . | Z]: factor loadings, orthonormal fixed effects, the
-    place of the residual, weights of the at most d levels of a donor; H (n, C); R, p; start, stop
-    (N',) rows of each donor in use; unit_ptr (U + 1,) donors of each unit; level (N', d) levels of
-    a donor or -1; level_start, level_stop (U,) levels of each unit; level_comp (q,) random
-    component of a level; S (K + Kr, R + Kr) components to factors; basis (K, C, C); variance (K,)
-    whether a component is a variance, to be held >= 0 by itself in the weights; groups (n,) rows
-    whose cells are pooled.
+    columns (T, R + p + 1 + d, m, LANES) = [W | X | . | Z]: factor loadings, orthonormal fixed
+    effects, the place of the residual, weights of the at most d levels of a donor; H
+    (T, C, m, LANES); R, p; unit_ptr (U + 1,) donors of each unit; level (N, d) levels of a donor
+    or -1; level_start, level_stop (U,) levels of each unit; level_comp (q,) random component of a
+    level; S (K + Kr, R + Kr) components to factors; basis (K, C, C); variance (K,) whether a
+    component is a variance, to be held >= 0 by itself in the weights.
     """
 
     columns: np.ndarray
     H: np.ndarray
     R: int
     p: int
-    start: np.ndarray
-    stop: np.ndarray
     unit_ptr: np.ndarray
     level: np.ndarray
     level_start: np.ndarray
@@ -68,7 +56,6 @@ class Layout(NamedTuple):
     S: np.ndarray
     basis: np.ndarray
     variance: np.ndarray
-    groups: np.ndarray
 
 
 class Sums(NamedTuple):
@@ -78,7 +65,8 @@ class Sums(NamedTuple):
     X'S Sigma_f S Sigma_g S X; square (F, p, p) X'S Sigma_f S X; mixed (F, p) X'S Sigma_f S r;
     value (F,) r'S Sigma_f S r; noise (F,) tr(S Sigma_f S D); noise_cross (F, p, p)
     X'S Sigma_f S D S X; noise_gram (p, p) X'S D S X.  Cross products enter traces with symmetric
-    matrices only, so which side is which does not matter.
+    matrices only, so which side is which does not matter.  Of a tile of units each has one more
+    axis, the LANES.
     """
 
     gram: np.ndarray
@@ -93,56 +81,40 @@ class Sums(NamedTuple):
     noise_gram: np.ndarray
 
 
-class State(NamedTuple):
-    """A fit, its weights and its sums; filled by :func:`sweep`.
+class Tile(NamedTuple):
+    """Memory for one tile of donors, LANES in the last axis.
 
-    theta, before (K,) estimate and the one that its weights are made of; beta (p,) fixed effects
-    of r; F (K, K) moment matrix; A (C, C), g (Kr,) working covariance; root (p, p) with
-    root root' = (X'SX)^-1; flat, the memory of :class:`Sums`; donor_gram, donor_noise
-    (N', c, c) cross products of donors; unit_gram (U, p, p), unit_score (U, p) each unit's X'SX
-    and X'Sr.
+    low (m, m), V and B (c, m): factor of Sigma_i, whitened columns, Sigma_i^-1 times the columns;
+    HA (C,); gram and noise (c, c): the two cross products.
     """
 
-    theta: np.ndarray
-    before: np.ndarray
-    beta: np.ndarray
-    F: np.ndarray
-    A: np.ndarray
-    g: np.ndarray
-    root: np.ndarray
-    flat: np.ndarray
-    donor_gram: np.ndarray
-    donor_noise: np.ndarray
-    unit_gram: np.ndarray
-    unit_score: np.ndarray
-
-
-def make_state(layout: Layout) -> State:
-    """Memory of a fit."""
-    K, F = layout.S.shape
-    C, p, count = layout.H.shape[1], layout.p, layout.columns.shape[1]
-    N, U = len(layout.start), len(layout.level_start)
-    pairs = F * (F + 1) // 2
-    size = 2 * p * p + p + pairs * (1 + p * p) + F * (2 * p * p + p + 2)
-    return State(
-        theta=np.zeros(K),
-        before=np.zeros(K),
-        beta=np.zeros(p),
-        F=np.zeros((K, K)),
-        A=np.zeros((C, C)),
-        g=np.zeros(K - len(layout.basis)),
-        root=np.zeros((p, p)),
-        flat=np.zeros(size),
-        donor_gram=np.empty((N, count, count)),
-        donor_noise=np.empty((N, count, count)),
-        unit_gram=np.empty((U, p, p)),
-        unit_score=np.empty((U, p)),
-    )
+    low: np.ndarray
+    V: np.ndarray
+    B: np.ndarray
+    HA: np.ndarray
+    gram: np.ndarray
+    noise: np.ndarray
 
 
 @njit(**_PART)
-def _parts(flat, F, p):
-    """The sums as parts of one vector, so that it can be copied as a whole."""
+def make_tile(layout):
+    """Memory for one tile."""
+    c, m, C = layout.columns.shape[1], layout.columns.shape[2], layout.H.shape[1]
+    return Tile(
+        np.empty((m, m, LANES)), np.empty((c, m, LANES)), np.empty((c, m, LANES)),
+        np.empty((C, LANES)), np.empty((c, c, LANES)), np.zeros((c, c, LANES)),
+    )  # fmt: skip
+
+
+def size_of(F: int, p: int) -> int:
+    """Length of the vector that holds the sums."""
+    pairs = F * (F + 1) // 2
+    return 2 * p * p + p + pairs * (1 + p * p) + F * (2 * p * p + p + 2)
+
+
+@njit(**_PART)
+def parts(flat, F, p):
+    """The sums as parts of one vector (size,), so that it can be copied as a whole."""
     P = F * (F + 1) // 2
     a = p * p
     b = a + p
@@ -161,90 +133,110 @@ def _parts(flat, F, p):
 
 
 @njit(**_PART)
-def _trace(a, b, p):
-    """tr(a'b)."""
-    s = 0.0
-    for j in range(p):
-        for k in range(p):
-            s += a[j, k] * b[j, k]
-    return s
+def lane_parts(flat, F, p):
+    """The same of a tile of units, (size, LANES)."""
+    P = F * (F + 1) // 2
+    a = p * p
+    b = a + p
+    c = b + P
+    d = c + P * p * p
+    e = d + F * p * p
+    f = e + F * p
+    g = f + F
+    h = g + F
+    i = h + F * p * p
+    return Sums(
+        flat[:a].reshape(p, p, LANES), flat[a:b], flat[b:c], flat[c:d].reshape(P, p, p, LANES),
+        flat[d:e].reshape(F, p, p, LANES), flat[e:f].reshape(F, p, LANES), flat[f:g], flat[g:h],
+        flat[h:i].reshape(F, p, p, LANES), flat[i : i + p * p].reshape(p, p, LANES),
+    )  # fmt: skip
 
 
-# -- one donor -----------------------------------------------------------------------------------
+# -- a tile of donors ----------------------------------------------------------------------------
 
 
 @njit(**_INNER)
-def _donors(layout, A, w, nu, r, gram, noise):
-    """[W X r Z]'Sigma_i^-1 [W X r Z] of every donor and, but for W'W off its diagonal and for r,
-    [W X r Z]'Sigma_i^-1 D Sigma_i^-1 [W X r Z]; False if a Sigma_i is not positive definite.
+def cross_products(layout, t, A, w, nu, r, wk):
+    """[W X r Z]'Sigma_i^-1 [W X r Z] of a tile of donors and, but for W'W off its diagonal and for
+    r, [W X r Z]'Sigma_i^-1 D Sigma_i^-1 [W X r Z]; False if a Sigma_i is not positive definite.
     """  # fmt: skip
-    count = layout.columns.shape[1]
+    count, m = layout.columns.shape[1], layout.columns.shape[2]
     C, R, at = layout.H.shape[1], layout.R, layout.R + layout.p
-    most = 0
-    for i in range(len(layout.start)):
-        most = max(most, layout.stop[i] - layout.start[i])
-    low = np.empty((most, most))
-    V = np.empty((most, count))
-    HA = np.empty(C)
-    for i in range(len(layout.start)):
-        first = layout.start[i]
-        m = layout.stop[i] - first
-        for a in range(m):
-            for c in range(C):
-                HA[c] = 0.0
+    for a in range(m):
+        for c in range(C):
+            s = spread(0.0)
             for e in range(C):
-                h = layout.H[first + a, e]
-                if h != 0.0:
-                    for c in range(C):
-                        HA[c] += h * A[e, c]
-            for b in range(a + 1):
-                s = 0.0
-                for c in range(C):
-                    s += HA[c] * layout.H[first + b, c]
-                low[a, b] = s
-            low[a, a] += w[first + a]
-        if not cholesky(low, m):
-            return False
-        own, other = gram[i], noise[i]
+                s += load(layout.H, (t, e, a)) * A[e, c]
+            store(wk.HA, c, s)
+        for b in range(a + 1):
+            s = spread(0.0)
+            for c in range(C):
+                s += load(wk.HA, c) * load(layout.H, (t, c, b))
+            if a == b:
+                s += load(w, (t, a))
+            store(wk.low, (a, b), s)
         for j in range(count):
-            for k in range(count):
-                own[j, k] = 0.0
-                other[j, k] = 0.0
-        for a in range(m):
-            for j in range(count):
-                V[a, j] = layout.columns[first + a, j]
-            V[a, at] = r[first + a]
-            for b in range(a):
-                f = low[a, b]
-                for j in range(count):
-                    V[a, j] -= f * V[b, j]
-            f = 1.0 / low[a, a]
-            for j in range(count):
-                V[a, j] *= f
-            for j in range(count):
-                f = V[a, j]
-                for k in range(count):
-                    own[j, k] += f * V[a, k]
+            store(wk.V, (j, a), load(layout.columns, (t, j, a)))
+        store(wk.V, (at, a), load(r, (t, a)))
+    definite, _ = _factor(wk.low)
+    if not definite:
+        return False
+    _whiten(wk.low, wk.V, 0)
+    for j in range(count):
+        for k in range(j + 1):
+            s = _inner(wk.V, j, k)
+            store(wk.gram, (j, k), s)
+            store(wk.gram, (k, j), s)
         for a in range(m - 1, -1, -1):
+            s = load(wk.V, (j, a))
             for b in range(a + 1, m):
-                f = low[b, a]
-                for j in range(count):
-                    V[a, j] -= f * V[b, j]
-            f = 1.0 / low[a, a]
-            for j in range(count):
-                V[a, j] *= f
-            d = nu[first + a]
-            for j in range(R):
-                other[j, j] += d * V[a, j] * V[a, j]
-            for j in range(R, count):
-                f = d * V[a, j]
-                if j != at:
-                    for k in range(count):
-                        other[j, k] += f * V[a, k]
+                s -= load(wk.low, (b, a)) * load(wk.B, (j, b))
+            store(wk.B, (j, a), s * load(wk.low, (a, a)))
+    for j in range(count):
+        for a in range(m):  # V is free: it now holds D Sigma_i^-1 times the columns
+            store(wk.V, (j, a), load(nu, (t, a)) * load(wk.B, (j, a)))
+        first = j if j < R else 0
+        for k in range(first, j + 1):
+            s = load(wk.V, (j, 0)) * load(wk.B, (k, 0))
+            for a in range(1, m):
+                s += load(wk.V, (j, a)) * load(wk.B, (k, a))
+            store(wk.noise, (j, k), s)
+            store(wk.noise, (k, j), s)
     return True
 
 
-# -- one unit ------------------------------------------------------------------------------------
+@njit(**_INNER)
+def donor_sums(layout, wk, own):
+    """Sums of a tile of units that are single donors without levels."""
+    R, p = layout.R, layout.p
+    r = R + p
+    pair = 0
+    for j in range(p):
+        store(own.score, j, load(wk.gram, (R + j, r)))
+        for k in range(p):
+            store(own.gram, (j, k), load(wk.gram, (R + j, R + k)))
+            store(own.noise_gram, (j, k), load(wk.noise, (R + j, R + k)))
+    for f in range(R):
+        residual = load(wk.gram, (f, r))
+        store(own.value, f, residual * residual)
+        store(own.noise, f, load(wk.noise, (f, f)))
+        for j in range(p):
+            along = load(wk.gram, (f, R + j))
+            store(own.mixed, (f, j), residual * along)
+            for k in range(p):
+                store(own.square, (f, j, k), along * load(wk.gram, (f, R + k)))
+                store(own.noise_cross, (f, j, k), along * load(wk.noise, (f, R + k)))
+        for h in range(f + 1):
+            shared = load(wk.gram, (f, h))
+            store(own.trace, pair, shared * shared)
+            for j in range(p):
+                along = shared * load(wk.gram, (f, R + j))
+                for k in range(p):
+                    store(own.cross, (pair, j, k), along * load(wk.gram, (h, R + k)))
+            pair += 1
+
+
+# -- a block of donors with levels ---------------------------------------------------------------
 
 
 @njit(**_INNER)
@@ -304,66 +296,36 @@ def _eliminate_levels(layout, u, gram, noise, g):
 
 
 @njit(**_PART)
-def _add_donor(layout, i, gram, noise, sign, sums, v, t):
-    """A donor's moments, of v = W'S [X r] and t = W'S D S X; see :func:`_add_unit`."""
+def _add_donor(layout, i, gram, noise, sums, v, t):
+    """A donor's moments, of v = W'S [X r] and t = W'S D S X; see :func:`block_sums`."""
     R, p = layout.R, layout.p
     pair = 0
     for f in range(R):
-        residual = sign * v[f, p]
+        residual = v[f, p]
         sums.value[f] += residual * v[f, p]
         for j in range(p):
-            along = sign * v[f, j]
+            along = v[f, j]
             sums.mixed[f, j] += residual * v[f, j]
             for k in range(p):
                 sums.square[f, j, k] += along * v[f, k]
                 sums.noise_cross[f, j, k] += along * t[f, k]
         for h in range(f + 1):
-            m = sign * gram[i, f, h]
+            m = gram[i, f, h]
             sums.trace[pair] += m * gram[i, f, h]
             for j in range(p):
                 along = m * v[f, j]
                 for k in range(p):
                     sums.cross[pair, j, k] += along * v[h, k]
             pair += 1
-        sums.noise[f] += sign * noise[i, f, f]
+        sums.noise[f] += noise[i, f, f]
 
 
 @njit(**_INNER)
-def _add_unit(layout, u, gram, noise, g, sign, sums, own_gram, own_score, v, t):
-    """Add (sign = 1) a unit to the sums or take it out (-1); own_gram, own_score: its X'S [X r].
+def block_sums(layout, u, gram, noise, g, sums, v, t):
+    """Sums of one unit, with or without levels, from the cross products (N, c, c) of its donors.
 
     v (R, p + 1) and t (R, p) are overwritten.
     """
-    p, R, x0 = layout.p, layout.R, layout.R
-    for j in range(p):
-        own_score[j] = 0.0
-        for k in range(p):
-            own_gram[j, k] = 0.0
-    for i in range(layout.unit_ptr[u], layout.unit_ptr[u + 1]):
-        for j in range(p):
-            own_score[j] += gram[i, x0 + j, x0 + p]
-            for k in range(p):
-                own_gram[j, k] += gram[i, x0 + j, x0 + k]
-                sums.noise_gram[j, k] += sign * noise[i, x0 + j, x0 + k]
-    if layout.level_stop[u] > layout.level_start[u]:
-        _add_block(layout, u, gram, noise, g, sign, sums, own_gram, own_score, v, t)
-    else:
-        for i in range(layout.unit_ptr[u], layout.unit_ptr[u + 1]):
-            for f in range(R):
-                for j in range(p):
-                    v[f, j] = gram[i, f, x0 + j]
-                    t[f, j] = noise[i, x0 + j, f]
-                v[f, p] = gram[i, f, x0 + p]
-            _add_donor(layout, i, gram, noise, sign, sums, v, t)
-    for j in range(p):
-        sums.score[j] += sign * own_score[j]
-        for k in range(p):
-            sums.gram[j, k] += sign * own_gram[j, k]
-
-
-@njit(**_INNER)
-def _add_block(layout, u, gram, noise, g, sign, sums, own_gram, own_score, v, t):
-    """The moments of a unit with levels, and what these take from its X'S [X r]."""
     p, R, x0 = layout.p, layout.R, layout.R
     z0 = x0 + p + 1
     d, l0 = layout.level.shape[1], layout.level_start[u]
@@ -376,14 +338,20 @@ def _add_block(layout, u, gram, noise, g, sign, sums, own_gram, own_score, v, t)
             for y in range(q):
                 s -= N[x, y] * L[y, j]
             through[x, j] = s
-            own_score[j] -= E[x, j] * L[x, p]
+            sums.score[j] -= E[x, j] * L[x, p]
             for k in range(p):
-                own_gram[j, k] -= E[x, j] * L[x, k]
+                sums.gram[j, k] -= E[x, j] * L[x, k]
+    for i in range(layout.unit_ptr[u], layout.unit_ptr[u + 1]):
+        for j in range(p):
+            sums.score[j] += gram[i, x0 + j, x0 + p]
+            for k in range(p):
+                sums.gram[j, k] += gram[i, x0 + j, x0 + k]
+                sums.noise_gram[j, k] += noise[i, x0 + j, x0 + k]
     for x in range(q):
         for j in range(p):
             for k in range(p):
                 s = L[x, j] * (N[x, q + k] + through[x, k]) + L[x, k] * (N[x, q + j] + through[x, j])
-                sums.noise_gram[j, k] -= sign * 0.5 * s
+                sums.noise_gram[j, k] -= 0.5 * s
 
     # GG = sum of g g' and VG = sum of v g' over donors, g = Z'D w
     GG, VG, Kg = np.zeros((R, q, q)), np.zeros((R, p, q)), np.zeros((R, d))
@@ -407,23 +375,23 @@ def _add_block(layout, u, gram, noise, g, sign, sums, own_gram, own_score, v, t)
                     if y >= 0:
                         Kg[f, a] += K[x, y] * gram[i, f, z0 + b]
                         GG[f, x, y] += gram[i, f, z0 + a] * gram[i, f, z0 + b]
-                sums.noise[f] -= sign * 2.0 * Kg[f, a] * noise[i, z0 + a, f]
+                sums.noise[f] -= 2.0 * Kg[f, a] * noise[i, z0 + a, f]
             for h in range(f + 1):
                 for a in range(d):
                     s = gram[i, f, h] * Kg[h, a] * gram[i, f, z0 + a]
-                    sums.trace[f * (f + 1) // 2 + h] -= sign * 2.0 * s
-        _add_donor(layout, i, gram, noise, sign, sums, v, t)
+                    sums.trace[f * (f + 1) // 2 + h] -= 2.0 * s
+        _add_donor(layout, i, gram, noise, sums, v, t)
         for a in range(d):
             x = layout.level[i, a] - l0
             if x >= 0:
                 for f in range(R):
                     for j in range(p):
                         VG[f, j, x] += v[f, j] * gram[i, f, z0 + a]
-    _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sign, sums)
+    _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sums)
 
 
 @njit(**_INNER)
-def _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sign, sums):
+def _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sums):
     """What goes through the levels of a unit: between its donors, and the levels as factors.
 
     With keep = I - K M, S Z = D Z keep.  Products share one call each, which is what there is to
@@ -456,315 +424,41 @@ def _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sign, sums):
         gf, vf = g0 + f * q, f * p
         for j in range(p):
             for k in range(p):
-                sums.noise_cross[f, j, k] -= sign * taken[vf + j, k]
+                sums.noise_cross[f, j, k] -= taken[vf + j, k]
         for x in range(q):
             for y in range(q):
-                sums.noise[f] += sign * both[q + x, y] * both[gf + y, x]
+                sums.noise[f] += both[q + x, y] * both[gf + y, x]
         for h in range(f + 1):
             pair, gh, vh = f * (f + 1) // 2 + h, g0 + h * q, p + h * p
             for j in range(p):
                 for k in range(p):
-                    sums.cross[pair, j, k] -= sign * taken[vf + j, vh + k]
+                    sums.cross[pair, j, k] -= taken[vf + j, vh + k]
             for x in range(q):
                 for y in range(q):
-                    sums.trace[pair] += sign * both[gf + x, y] * both[gh + y, x]
+                    sums.trace[pair] += both[gf + x, y] * both[gh + y, x]
         for x in range(q):  # a level and all donors
             level = R + layout.level_comp[l0 + x]
             pair = level * (level + 1) // 2 + f
             for y in range(q):
-                sums.trace[pair] += sign * sides[y, q + x] * both[gf + y, q + x]
+                sums.trace[pair] += sides[y, q + x] * both[gf + y, q + x]
             for j in range(p):
                 for k in range(p):
-                    sums.cross[pair, j, k] += sign * V[x, j] * both[v0 + vf + k, q + x]
+                    sums.cross[pair, j, k] += V[x, j] * both[v0 + vf + k, q + x]
     for x in range(q):
         f = R + layout.level_comp[l0 + x]
-        sums.value[f] += sign * V[x, p] * V[x, p]
+        sums.value[f] += V[x, p] * V[x, p]
         for y in range(q):
-            sums.noise[f] += sign * sides[y, q + x] * both[q + y, q + x]
+            sums.noise[f] += sides[y, q + x] * both[q + y, q + x]
         for j in range(p):
-            sums.mixed[f, j] += sign * V[x, j] * V[x, p]
+            sums.mixed[f, j] += V[x, j] * V[x, p]
             for k in range(p):
-                sums.square[f, j, k] += sign * V[x, j] * V[x, k]
-                sums.noise_cross[f, j, k] += sign * V[x, j] * V[x, p + 1 + k]
+                sums.square[f, j, k] += V[x, j] * V[x, k]
+                sums.noise_cross[f, j, k] += V[x, j] * V[x, p + 1 + k]
         for y in range(q):
             h = R + layout.level_comp[l0 + y]
             if h <= f:
-                pair, s = f * (f + 1) // 2 + h, sign * both[x, q + y]
+                pair, s = f * (f + 1) // 2 + h, both[x, q + y]
                 sums.trace[pair] += s * both[x, q + y]
                 for j in range(p):
                     for k in range(p):
                         sums.cross[pair, j, k] += s * V[x, j] * V[y, k]
-
-
-# -- all units -----------------------------------------------------------------------------------
-
-
-@njit(**_INNER)
-def _solve(sums, root, S, F, theta, beta):
-    """theta and beta from the sums, with K = root root' an inverse of X'SX.
-
-        beta = K X'Sr
-        q_f  = r'P Sigma_f P r,  F_fg = tr(P Sigma_f P Sigma_g),  h_f = tr(P Sigma_f P D)
-        theta = (S F S')^-1 S (q - h),    P = S - S X K X'S
-
-    False if the components cannot be told apart.
-    """
-    count, p = len(sums.value), len(sums.score)
-    back = _turned(root)
-    K = _product(root, back)
-    Fisher, excess = np.empty((count, count)), np.empty(count)
-    turned = np.empty((count + 1, p, p))  # root'(X'S Sigma_f S X)root; last, of the noise
-    for j in range(p):
-        s = 0.0
-        for k in range(p):
-            s += K[j, k] * sums.score[k]
-        beta[j] = s
-    turned[count] = _product(back, _product(sums.noise_gram, root))
-    for f in range(count):
-        turned[f] = _product(back, _product(sums.square[f], root))
-    for f in range(count):
-        s = sums.value[f] - sums.noise[f] + 2.0 * _trace(K, sums.noise_cross[f], p)
-        s -= _trace(turned[f], turned[count], p)
-        for j in range(p):
-            along = 0.0
-            for k in range(p):
-                along += sums.square[f, j, k] * beta[k]
-            s += beta[j] * (along - 2.0 * sums.mixed[f, j])
-        excess[f] = s
-        for h in range(f + 1):
-            pair = f * (f + 1) // 2 + h
-            s = sums.trace[pair] - 2.0 * _trace(K, sums.cross[pair], p)
-            s += _trace(turned[f], turned[h], p)
-            Fisher[f, h] = s
-            Fisher[h, f] = s
-    F[:] = _product(_product(S, Fisher), _turned(S))
-    for k in range(len(theta)):
-        theta[k] = 0.0
-        for f in range(count):
-            theta[k] += S[k, f] * excess[f]
-    return _divide(F, theta)
-
-
-@njit(**_INNER)
-def _divide(F, x):
-    """x <- F^-1 x for a positive definite F; False if it lacks rank."""
-    n = len(x)
-    low = F.copy()
-    for j in range(n):
-        pivot = low[j, j]
-        for k in range(j):
-            pivot -= low[j, k] * low[j, k]
-        if not pivot > _RANK * F[j, j]:
-            return False
-        low[j, j] = math.sqrt(pivot)
-        for i in range(j + 1, n):
-            s = low[i, j]
-            for k in range(j):
-                s -= low[i, k] * low[j, k]
-            low[i, j] = s / low[j, j]
-    for i in range(n):
-        for k in range(i):
-            x[i] -= low[i, k] * x[k]
-        x[i] /= low[i, i]
-    for i in range(n - 1, -1, -1):
-        for k in range(i + 1, n):
-            x[i] -= low[k, i] * x[k]
-        x[i] /= low[i, i]
-    return True
-
-
-@njit(**_INNER)
-def _rotate(B, axes):
-    """Eigenvalues of B on its diagonal, eigenvectors as columns, by Jacobi's rotations."""
-    p = len(B)
-    for j in range(p):
-        for k in range(p):
-            axes[j, k] = 1.0 if j == k else 0.0
-    for _ in range(_SWEEPS):
-        off, total = 0.0, 0.0
-        for j in range(p):
-            total += B[j, j] * B[j, j]
-            for k in range(j):
-                off += B[j, k] * B[j, k]
-        if not off > _SMALL * total:
-            return
-        for j in range(p - 1):
-            for k in range(j + 1, p):
-                if B[j, k] == 0.0:
-                    continue
-                h = 0.5 * (B[k, k] - B[j, j]) / B[j, k]
-                t = 1.0 / (abs(h) + math.sqrt(1.0 + h * h))
-                if h < 0.0:
-                    t = -t
-                c = 1.0 / math.sqrt(1.0 + t * t)
-                s = t * c
-                for i in range(p):
-                    left, right = B[i, j], B[i, k]
-                    B[i, j] = c * left - s * right
-                    B[i, k] = s * left + c * right
-                for i in range(p):
-                    left, right = B[j, i], B[k, i]
-                    B[j, i] = c * left - s * right
-                    B[k, i] = s * left + c * right
-                B[j, k] = B[k, j] = 0.0
-                for i in range(p):
-                    left, right = axes[i, j], axes[i, k]
-                    axes[i, j] = c * left - s * right
-                    axes[i, k] = s * left + c * right
-
-
-@njit(**_INNER)
-def _working(layout, theta, A, g):
-    """Working covariance of these components: variances held >= 0, the rest positive semidefinite.
-
-    A component whose basis matrix is no covariance belongs with all but the shared one: of their
-    sum the negative eigenvalues are cut off.
-    """
-    C, K = len(A), len(layout.basis)
-    rest, axes = np.zeros((C, C)), np.empty((C, C))
-    joint = False
-    for c in range(C):
-        for e in range(C):
-            A[c, e] = 0.0
-    for k in range(K):
-        alone = layout.variance[k]
-        joint = joint or not alone
-        for c in range(C):
-            for e in range(C):
-                if alone:
-                    A[c, e] += max(theta[k], 0.0) * layout.basis[k, c, e]
-                else:
-                    rest[c, e] += theta[k] * layout.basis[k, c, e]
-    if joint:
-        _rotate(rest, axes)
-        for a in range(C):
-            for c in range(C):
-                for e in range(C):
-                    A[c, e] += max(rest[a, a], 0.0) * axes[c, a] * axes[e, a]
-    for k in range(len(g)):
-        g[k] = max(theta[K + k], 0.0)
-
-
-@njit(**_PART)
-def _root(gram, low, root):
-    """root root' = gram^-1; False if gram lacks rank."""
-    p = len(gram)
-    for j in range(p):
-        for k in range(p):
-            low[j, k] = gram[j, k]
-    if not cholesky(low, p):
-        return False
-    for j in range(p):
-        if not low[j, j] * low[j, j] > _RANK * gram[j, j]:
-            return False
-    _inverse_root(low, p, root)
-    return True
-
-
-@njit(**_OPTIONS)
-def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
-    """Fit by `steps` passes, or, where there are none, the estimates without each unit.
-
-    Every pass adds units to the sums, or takes one out, and solves: in one loop, as each call of
-    :func:`_add_unit` is compiled anew.
-
-    Parameters
-    ----------
-    layout : Layout; w, nu, r : (n,) working noise, measured noise, residual
-    steps : int
-        Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
-        those of the estimate before.
-    state : State, out of a fit
-    remains, turned : (U, p), (U, p, p)
-        Of :func:`leverages`.
-    theta : (U, K) out, NaN where the components cannot be told apart without the unit
-    beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
-
-    Returns
-    -------
-    int : DONE, or what is wrong with the fit
-    """
-    K, p, units = len(layout.S), layout.p, len(state.unit_gram)
-    flat = state.flat if steps > 0 else np.empty(len(state.flat))
-    sums = _parts(flat, layout.S.shape[1], p)
-    root = state.root if steps > 0 else np.empty((p, p))
-    F = state.F if steps > 0 else np.empty((K, K))
-    v, t = np.empty((layout.R, p + 1)), np.empty((layout.R, p))
-    low, own_gram, own_score = np.empty((p, p)), np.empty((p, p)), np.empty(p)
-    new_theta, new_beta = np.empty(K), np.empty(p)
-    even = np.ones(len(w))
-    for step in range(steps if steps > 0 else units):
-        if steps > 0:
-            first, last, sign = 0, units, 1.0
-            if step > 0:
-                _working(layout, state.theta, state.A, state.g)
-            noise = w if step > 0 else even
-            if not _donors(layout, state.A, noise, nu, r, state.donor_gram, state.donor_noise):
-                return SINGULAR
-            for j in range(len(flat)):
-                flat[j] = 0.0
-        else:
-            first, last, sign = step, step + 1, -1.0
-            for j in range(len(flat)):
-                flat[j] = state.flat[j]
-        for u in range(first, last):
-            _add_unit(
-                layout, u, state.donor_gram, state.donor_noise, state.g, sign, sums,
-                own_gram, own_score, v, t,
-            )  # fmt: skip
-            for j in range(p):
-                state.unit_score[u, j] = own_score[j]
-                for k in range(p):
-                    state.unit_gram[u, j, k] = own_gram[j, k]
-        alone = False
-        if steps > 0:
-            if not _root(sums.gram, low, root):
-                return COLLINEAR
-        else:
-            for j in range(p):
-                alone = alone or remains[step, j] == 0.0
-                size = 1.0 / math.sqrt(remains[step, j]) if remains[step, j] > 0.0 else 0.0
-                for k in range(p):
-                    root[k, j] = turned[step, k, j] * size
-        found = _solve(sums, root, layout.S, F, new_theta, new_beta)
-        if steps > 0:
-            if not found:
-                return CONFOUNDED
-            for k in range(K):
-                state.before[k], state.theta[k] = state.theta[k], new_theta[k]
-            for j in range(p):
-                state.beta[j] = new_beta[j]
-        else:
-            for k in range(K):
-                theta[step, k] = new_theta[k] if found else math.nan
-            for j in range(p):
-                beta[step, j] = math.nan if alone else new_beta[j]
-    return DONE
-
-
-def leverages(unit_gram: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and axes of each unit's share of X'SX.
-
-    With K = root root' and root'(X_u'S_u X_u)root = Q diag(l) Q' this gives remains (U, p) = 1 - l,
-    zero where a fixed effect rests on the unit alone, and axes (U, p, p) = Q, so that with
-    turned = root Q
-
-        turned turned' = K,    turned remains^-1 turned' = (X'SX - X_u'S_u X_u)^-1
-    """
-    share = root.T @ unit_gram @ root
-    if len(root) > _JACOBI:
-        size, axes = np.linalg.eigh(share)
-    else:
-        size, axes = np.empty(share.shape[:2]), np.empty_like(share)
-        _axes(share, size, axes)
-    remains = 1.0 - size
-    return np.where(remains < _ALONE, 0.0, remains), axes
-
-
-@njit(**_OPTIONS)
-def _axes(share, size, axes):
-    """Eigenvalues (U, p) and eigenvectors (U, p, p) of matrices (U, p, p), which are overwritten."""
-    for u in range(len(share)):
-        _rotate(share[u], axes[u])
-        for j in range(len(share[u])):
-            size[u, j] = share[u, j, j]

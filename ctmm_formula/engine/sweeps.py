@@ -1,0 +1,478 @@
+"""Fits and leave-one-out estimates from sums over units: the compiled loops.
+
+With the sums of :mod:`ctmm_formula.engine.unit_sums` and K = root root' = (X'SX)^-1,
+
+    beta  = K X'Sr
+    q_f   = r'P Sigma_f P r,  F_fg = tr(P Sigma_f P Sigma_g),  h_f = tr(P Sigma_f P D)
+    theta = (S F S')^-1 S (q - h),    P = S - S X K X'S
+
+(S on the left and right of F takes components to factors.)  Subtract a unit's own sums and the
+same function gives the estimate without it, LANES units at once: the jackknife at fixed weights
+costs one more pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .kernels import _INNER, _OPTIONS, _PART, _inverse_root, cholesky
+from .lanes import load, root, spread, store, total
+from .model import LANES
+from .unit_sums import (
+    Layout,
+    block_sums,
+    cross_products,
+    donor_sums,
+    lane_parts,
+    make_tile,
+    parts,
+    size_of,
+)
+
+DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
+"""How a fit ends: an estimate; X, or the moment matrix, lacks rank; a covariance is singular."""
+
+_RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal
+_ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
+_JACOBI = 8  # size up to which rotations are faster than LAPACK
+_SWEEPS = 30  # most of these: each squares what is off the diagonal
+_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
+
+
+class State(NamedTuple):
+    """A fit, its weights and its sums; filled by :func:`sweep`.
+
+    theta, before (K,) estimate and the one that its weights are made of; beta (p,) fixed effects
+    of r; F (K, K) moment matrix; A (C, C), g (Kr,) working covariance; root (p, p) with
+    root root' = (X'SX)^-1; flat, the memory of the sums; donor_gram, donor_noise (N, c, c) cross
+    products of donors, kept where random effects join them; unit_gram (U, p, p), unit_score (U, p)
+    each unit's X'SX and X'Sr.
+    """
+
+    theta: np.ndarray
+    before: np.ndarray
+    beta: np.ndarray
+    F: np.ndarray
+    A: np.ndarray
+    g: np.ndarray
+    root: np.ndarray
+    flat: np.ndarray
+    donor_gram: np.ndarray
+    donor_noise: np.ndarray
+    unit_gram: np.ndarray
+    unit_score: np.ndarray
+
+
+class Solution(NamedTuple):
+    """Memory of :func:`_solve`, LANES in the last axis of all.
+
+    root, K, half (p, p); turned (F + 1, p, p); Fisher (F, F); excess (F,); beta (p,); theta (K,);
+    across (K, F); F, low (K, K).
+    """
+
+    root: np.ndarray
+    K: np.ndarray
+    half: np.ndarray
+    turned: np.ndarray
+    Fisher: np.ndarray
+    excess: np.ndarray
+    beta: np.ndarray
+    theta: np.ndarray
+    across: np.ndarray
+    F: np.ndarray
+    low: np.ndarray
+
+
+def make_state(layout: Layout) -> State:
+    """Memory of a fit."""
+    K, F = layout.S.shape
+    C, p, count = layout.H.shape[1], layout.p, layout.columns.shape[1]
+    N, U = len(layout.level), len(layout.level_start)
+    kept = N if len(layout.level_comp) else 0
+    return State(
+        theta=np.zeros(K),
+        before=np.zeros(K),
+        beta=np.zeros(p),
+        F=np.zeros((K, K)),
+        A=np.zeros((C, C)),
+        g=np.zeros(K - len(layout.basis)),
+        root=np.zeros((p, p)),
+        flat=np.zeros(size_of(F, p)),
+        donor_gram=np.empty((kept, count, count)),
+        donor_noise=np.empty((kept, count, count)),
+        unit_gram=np.empty((U, p, p)),
+        unit_score=np.empty((U, p)),
+    )
+
+
+@njit(**_PART)
+def _make_solution(K, F, p):
+    return Solution(
+        np.zeros((p, p, LANES)), np.empty((p, p, LANES)), np.empty((p, p, LANES)),
+        np.empty((F + 1, p, p, LANES)), np.empty((F, F, LANES)), np.empty((F, LANES)),
+        np.empty((p, LANES)), np.empty((K, LANES)), np.empty((K, F, LANES)),
+        np.empty((K, K, LANES)), np.empty((K, K, LANES)),
+    )  # fmt: skip
+
+
+@njit(**_PART)
+def _turn(square, sol, out, p):
+    """out = root' square root."""
+    for j in range(p):
+        for k in range(p):
+            s = spread(0.0)
+            for i in range(p):
+                s += load(square, (j, i)) * load(sol.root, (i, k))
+            store(sol.half, (j, k), s)
+    for j in range(p):
+        for k in range(p):
+            s = spread(0.0)
+            for i in range(p):
+                s += load(sol.root, (i, j)) * load(sol.half, (i, k))
+            store(out, (j, k), s)
+
+
+@njit(**_PART)
+def _trace(a, b, p):
+    """tr(a'b)."""
+    s = spread(0.0)
+    for j in range(p):
+        for k in range(p):
+            s += load(a, (j, k)) * load(b, (j, k))
+    return s
+
+
+@njit(**_INNER)
+def _solve(sums, S, sol):
+    """theta and beta from the sums of LANES sets of units; NaN where components are confounded."""
+    count, p = len(sums.value), len(sums.score)
+    for j in range(p):
+        for k in range(p):
+            s = spread(0.0)
+            for i in range(p):
+                s += load(sol.root, (j, i)) * load(sol.root, (k, i))
+            store(sol.K, (j, k), s)
+    for j in range(p):
+        s = spread(0.0)
+        for k in range(p):
+            s += load(sol.K, (j, k)) * load(sums.score, k)
+        store(sol.beta, j, s)
+    for f in range(count + 1):  # root'(X'S Sigma_f S X)root; last, of the noise
+        _turn(sums.square[f] if f < count else sums.noise_gram, sol, sol.turned[f], p)
+    for f in range(count):
+        s = load(sums.value, f) - load(sums.noise, f)
+        s += 2.0 * _trace(sol.K, sums.noise_cross[f], p)
+        s -= _trace(sol.turned[f], sol.turned[count], p)
+        for j in range(p):
+            along = -2.0 * load(sums.mixed, (f, j))
+            for k in range(p):
+                along += load(sums.square, (f, j, k)) * load(sol.beta, k)
+            s += load(sol.beta, j) * along
+        store(sol.excess, f, s)
+        for h in range(f + 1):
+            pair = f * (f + 1) // 2 + h
+            s = load(sums.trace, pair) - 2.0 * _trace(sol.K, sums.cross[pair], p)
+            s += _trace(sol.turned[f], sol.turned[h], p)
+            store(sol.Fisher, (f, h), s)
+            store(sol.Fisher, (h, f), s)
+    _to_components(S, sol)
+    _divide(sol)
+
+
+@njit(**_PART)
+def _to_components(S, sol):
+    """F = S Fisher S', theta = S excess."""
+    K, count = S.shape
+    for k in range(K):
+        s = spread(0.0)
+        for f in range(count):
+            s += S[k, f] * load(sol.excess, f)
+        store(sol.theta, k, s)
+        for h in range(count):
+            s = spread(0.0)
+            for f in range(count):
+                s += S[k, f] * load(sol.Fisher, (f, h))
+            store(sol.across, (k, h), s)
+    for k in range(K):
+        for i in range(K):
+            s = spread(0.0)
+            for h in range(count):
+                s += S[i, h] * load(sol.across, (k, h))
+            store(sol.F, (k, i), s)
+
+
+@njit(**_PART)
+def _divide(sol):
+    """theta <- F^-1 theta for positive definite F; NaN if F lacks rank."""
+    K = len(sol.theta)
+    for j in range(K):
+        pivot = load(sol.F, (j, j))
+        least = _RANK * pivot
+        for k in range(j):
+            f = load(sol.low, (j, k))
+            pivot -= f * f
+        scale = 1.0 / (root(pivot) + 0.0 * root(pivot - least))  # NaN below the least
+        store(sol.low, (j, j), scale)
+        for i in range(j + 1, K):
+            s = load(sol.F, (i, j))
+            for k in range(j):
+                s -= load(sol.low, (i, k)) * load(sol.low, (j, k))
+            store(sol.low, (i, j), s * scale)
+    for i in range(K):
+        s = load(sol.theta, i)
+        for k in range(i):
+            s -= load(sol.low, (i, k)) * load(sol.theta, k)
+        store(sol.theta, i, s * load(sol.low, (i, i)))
+    for i in range(K - 1, -1, -1):
+        s = load(sol.theta, i)
+        for k in range(i + 1, K):
+            s -= load(sol.low, (k, i)) * load(sol.theta, k)
+        store(sol.theta, i, s * load(sol.low, (i, i)))
+
+
+@njit(**_INNER)
+def _rotate(B, axes):
+    """Eigenvalues of B on its diagonal, eigenvectors as columns, by Jacobi's rotations."""
+    p = len(B)
+    for j in range(p):
+        for k in range(p):
+            axes[j, k] = 1.0 if j == k else 0.0
+    for _ in range(_SWEEPS):
+        off, total = 0.0, 0.0
+        for j in range(p):
+            total += B[j, j] * B[j, j]
+            for k in range(j):
+                off += B[j, k] * B[j, k]
+        if not off > _SMALL * total:
+            return
+        for j in range(p - 1):
+            for k in range(j + 1, p):
+                if B[j, k] == 0.0:
+                    continue
+                h = 0.5 * (B[k, k] - B[j, j]) / B[j, k]
+                t = 1.0 / (abs(h) + math.sqrt(1.0 + h * h))
+                if h < 0.0:
+                    t = -t
+                c = 1.0 / math.sqrt(1.0 + t * t)
+                s = t * c
+                for i in range(p):
+                    left, right = B[i, j], B[i, k]
+                    B[i, j] = c * left - s * right
+                    B[i, k] = s * left + c * right
+                for i in range(p):
+                    left, right = B[j, i], B[k, i]
+                    B[j, i] = c * left - s * right
+                    B[k, i] = s * left + c * right
+                B[j, k] = B[k, j] = 0.0
+                for i in range(p):
+                    left, right = axes[i, j], axes[i, k]
+                    axes[i, j] = c * left - s * right
+                    axes[i, k] = s * left + c * right
+
+
+@njit(**_INNER)
+def _working(layout, theta, A, g):
+    """Working covariance of these components: variances held >= 0, the rest positive semidefinite.
+
+    A component whose basis matrix is no covariance belongs with all but the shared one: of their
+    sum the negative eigenvalues are cut off.
+    """
+    C, K = len(A), len(layout.basis)
+    rest, axes = np.zeros((C, C)), np.empty((C, C))
+    joint = False
+    for c in range(C):
+        for e in range(C):
+            A[c, e] = 0.0
+    for k in range(K):
+        alone = layout.variance[k]
+        joint = joint or not alone
+        for c in range(C):
+            for e in range(C):
+                if alone:
+                    A[c, e] += max(theta[k], 0.0) * layout.basis[k, c, e]
+                else:
+                    rest[c, e] += theta[k] * layout.basis[k, c, e]
+    if joint:
+        _rotate(rest, axes)
+        for a in range(C):
+            for c in range(C):
+                for e in range(C):
+                    A[c, e] += max(rest[a, a], 0.0) * axes[c, a] * axes[e, a]
+    for k in range(len(g)):
+        g[k] = max(theta[K + k], 0.0)
+
+
+@njit(**_PART)
+def _root(gram, low, root):
+    """root root' = gram^-1; False if gram lacks rank."""
+    p = len(gram)
+    for j in range(p):
+        for k in range(p):
+            low[j, k] = gram[j, k]
+    if not cholesky(low, p):
+        return False
+    for j in range(p):
+        if not low[j, j] * low[j, j] > _RANK * gram[j, j]:
+            return False
+    _inverse_root(low, p, root)
+    return True
+
+
+@njit(**_PART)
+def _keep_products(wk, t, gram, noise):
+    """A tile's cross products, donor by donor."""
+    count = len(wk.gram)
+    for lane in range(min(LANES, len(gram) - t * LANES)):
+        for j in range(count):
+            for k in range(count):
+                gram[t * LANES + lane, j, k] = wk.gram[j, k, lane]
+                noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
+
+
+@njit(**_OPTIONS)
+def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
+    """Fit by `steps` passes, or, where there are none, the estimates without each unit.
+
+    Both in one loop, as each caller of a function is compiled with a copy of it.
+
+    Parameters
+    ----------
+    layout : Layout
+    w, nu, r : (T, m, LANES)
+        Working noise, measured noise, residual.
+    steps : int
+        Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
+        those of the estimate before.
+    state : State, out of a fit
+    remains, turned : (U, p), (U, p, p)
+        1 - leverages and root times their axes, see :func:`leverages`.
+    theta : (U, K) out, NaN where the components cannot be told apart without the unit
+    beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
+
+    Returns
+    -------
+    int : DONE, or what is wrong with the fit
+    """
+    K, p, units = len(layout.S), layout.p, len(state.unit_gram)
+    count, size = layout.S.shape[1], len(state.flat)
+    joined = len(layout.level_comp) > 0
+    wk, sol = make_tile(layout), _make_solution(K, count, p)
+    own, one = np.empty((size, LANES)), np.empty(size)
+    own_sums, one_sums = lane_parts(own, count, p), parts(one, count, p)
+    v, t, low = np.empty((layout.R, p + 1)), np.empty((layout.R, p)), np.empty((p, p))
+    sums = parts(state.flat, count, p)
+    noise = np.ones(w.shape)
+    for step in range(max(steps, 1)):
+        if steps > 0:
+            if step > 0:
+                _working(layout, state.theta, state.A, state.g)
+            for j in range(size):
+                state.flat[j] = 0.0
+        if step > 0 or steps == 0:
+            noise = w
+        if joined and steps > 0:
+            for tile in range(len(w)):
+                if not cross_products(layout, tile, state.A, noise, nu, r, wk):
+                    return SINGULAR
+                _keep_products(wk, tile, state.donor_gram, state.donor_noise)
+        for first in range(0, units, LANES):
+            used = min(LANES, units - first)
+            if joined:
+                for lane in range(LANES):
+                    for j in range(size):
+                        one[j] = 0.0
+                    if lane < used:
+                        block_sums(
+                            layout, first + lane, state.donor_gram, state.donor_noise, state.g,
+                            one_sums, v, t,
+                        )  # fmt: skip
+                    for j in range(size):
+                        own[j, lane] = one[j]
+            else:
+                if not cross_products(layout, first // LANES, state.A, noise, nu, r, wk):
+                    return SINGULAR
+                donor_sums(layout, wk, own_sums)
+            if steps > 0:
+                for j in range(size):
+                    state.flat[j] += total(load(own, j))
+                if step == steps - 1:
+                    for lane in range(used):
+                        for j in range(p):
+                            state.unit_score[first + lane, j] = own_sums.score[j, lane]
+                            for k in range(p):
+                                state.unit_gram[first + lane, j, k] = own_sums.gram[j, k, lane]
+                continue
+            for j in range(size):
+                store(own, j, state.flat[j] - load(own, j))
+            _roots(remains[first : first + used], turned[first : first + used], sol.root)
+            _solve(own_sums, layout.S, sol)
+            for lane in range(used):
+                alone = False
+                for j in range(p):
+                    alone = alone or remains[first + lane, j] == 0.0
+                for k in range(K):
+                    theta[first + lane, k] = sol.theta[k, lane]
+                for j in range(p):
+                    beta[first + lane, j] = math.nan if alone else sol.beta[j, lane]
+        if steps == 0:
+            return DONE
+        if not _root(sums.gram, low, state.root):
+            return COLLINEAR
+        for j in range(size):
+            store(own, j, spread(state.flat[j]))
+        for j in range(p):
+            for k in range(p):
+                store(sol.root, (j, k), spread(state.root[j, k]))
+        _solve(own_sums, layout.S, sol)
+        for k in range(K):
+            if math.isnan(sol.theta[k, 0]):
+                return CONFOUNDED
+            state.before[k], state.theta[k] = state.theta[k], sol.theta[k, 0]
+            for i in range(K):
+                state.F[k, i] = sol.F[k, i, 0]
+        for j in range(p):
+            state.beta[j] = sol.beta[j, 0]
+    return DONE
+
+
+@njit(**_PART)
+def _roots(remains, turned, root):
+    """root root' = (X'SX - X_u'S_u X_u)^-1 of some units, generalised where effects rest on one."""
+    for lane in range(len(remains)):
+        for j in range(remains.shape[1]):
+            left = remains[lane, j]
+            scale = 1.0 / math.sqrt(left) if left > 0.0 else 0.0
+            for k in range(remains.shape[1]):
+                root[k, j, lane] = turned[lane, k, j] * scale
+
+
+def leverages(unit_gram: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and axes of each unit's share of X'SX.
+
+    With K = root root' and root'(X_u'S_u X_u)root = Q diag(l) Q' this gives remains (U, p) = 1 - l,
+    zero where a fixed effect rests on the unit alone, and axes (U, p, p) = Q, so that with
+    turned = root Q
+
+        turned turned' = K,    turned remains^-1 turned' = (X'SX - X_u'S_u X_u)^-1
+    """
+    share = root.T @ unit_gram @ root
+    if len(root) > _JACOBI:
+        size, axes = np.linalg.eigh(share)
+    else:
+        size, axes = np.empty(share.shape[:2]), np.empty_like(share)
+        _axes(share, size, axes)
+    remains = 1.0 - size
+    return np.where(remains < _ALONE, 0.0, remains), axes
+
+
+@njit(**_OPTIONS)
+def _axes(share, size, axes):
+    """Eigenvalues (U, p) and eigenvectors (U, p, p) of matrices (U, p, p), which are overwritten."""
+    for u in range(len(share)):
+        _rotate(share[u], axes[u])
+        for j in range(len(share[u])):
+            size[u, j] = share[u, j, j]
