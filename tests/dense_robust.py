@@ -64,7 +64,7 @@ def fit(model, reweightings: int = 4) -> SimpleNamespace:
     a = dense.arrays(model)
     w = dense.working_noise(model)[model.active_rows]
     w = np.maximum(w, 1e-3 * w.mean())
-    Sigma, worst = np.eye(len(a.y)), 0.0
+    Sigma, worst, out = np.eye(len(a.y)), 0.0, None
     same = a.donor[:, None] == a.donor[None, :]
     for step in range(reweightings + 1):
         if step:

@@ -38,7 +38,8 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
-    "leave_out", "optimize", "domain", "kernels", "lanes", "model", "estimate",
+    "leave_out", "optimize", "sandwich", "robust", "sweeps", "unit_sums", "noise", "domain",
+    "kernels", "lanes", "model", "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

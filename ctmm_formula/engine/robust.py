@@ -37,7 +37,7 @@ from . import sweeps
 from .domain import Domain
 from .estimate import Convergence, Estimate
 from .model import Model, Tiles, tile
-from .noise import noise_groups, working_noise
+from .noise import Pooling, pooled, pooling
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -58,12 +58,13 @@ ONE_UNIT = (
 class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
-    remains (U, p), axes (U, p, p): what is left of X'SX without each unit, see
+    share, inflate (U, p), axes (U, p, p): the unit's part of X'SX, see
     :func:`ctmm_formula.engine.sweeps.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
     with root root' = (X'SX)^-1; all of the orthonormal columns.
     """
 
-    remains: np.ndarray
+    share: np.ndarray
+    inflate: np.ndarray
     axes: np.ndarray
     score: np.ndarray
     root: np.ndarray
@@ -96,7 +97,7 @@ class Design(NamedTuple):
 
     layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
     used (N',) rows and donors in use (kernel numbers); ols (p, n') effects of the orthonormal
-    columns from responses; groups (n,) rows whose cells are pooled.
+    columns from responses; how the noise is pooled.
     """
 
     layout: Layout
@@ -104,7 +105,7 @@ class Design(NamedTuple):
     rows: np.ndarray
     used: np.ndarray
     ols: np.ndarray
-    groups: np.ndarray
+    how: Pooling
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,8 @@ class RobustFit:
     def units(self) -> Units:
         """The units' shares of the fixed effects."""
         state = self.state
-        remains, axes = sweeps.leverages(state.unit_gram, state.root)
         score = state.unit_score - state.unit_gram @ state.beta
-        return Units(remains, axes, score, state.root)
+        return Units(*sweeps.leverages(state.unit_gram, state.root), score, state.root)
 
     @cached_property
     def cov_working(self) -> np.ndarray:
@@ -168,9 +168,9 @@ class RobustFit:
         if U > 1:
             sweeps.sweep(
                 self.design.layout, *self.inputs, 0, self.state,
-                self.units.remains, self.state.root @ self.units.axes, theta, beta,
+                self.units.inflate, self.state.root @ self.units.axes, theta, beta,
             )  # fmt: skip
-        # the sums are those of y - X b0: a replicate differs from the estimate by what it does there
+        # the sums are those of y - X b0, and so are the effects they give
         moved = (beta - self.state.beta) @ self.back.T
         return Replicates(theta, self.estimate.beta + moved)
 
@@ -232,10 +232,8 @@ def weigh(model: Model, design: Design | None = None) -> RobustFit:
     layout, rows = design.layout, design.rows
     start = design.ols @ model.y[rows]
     r = model.y[rows] - model.Q[rows] @ start
-    noise, weights = _floored(model, design, r)
-    inputs = (
-        design.tiles.put(noise, 1.0), design.tiles.put(model.nu[rows]), design.tiles.put(r),
-    )  # fmt: skip
+    put = design.tiles.put
+    inputs = put(_working_noise(model.nu, r, design), 1.0), put(model.nu[rows]), put(r)
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
     outcome = sweeps.sweep(
@@ -246,7 +244,7 @@ def weigh(model: Model, design: Design | None = None) -> RobustFit:
         raise ConvergenceError(_PROBLEMS[outcome])
     return RobustFit(
         estimate=_estimate(model, state, start),
-        weights=weights,
+        weights=design.how.weights,
         unit="block" if model.random else "donor",
         design=design,
         state=state,
@@ -288,7 +286,7 @@ def lay_out(model: Model) -> Design:
         variance=_variances(model.basis.tobytes(), model.basis.shape),
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
-    return Design(layout, tiles, rows, used, ols, noise_groups(model))
+    return Design(layout, tiles, rows, used, ols, pooling(model))
 
 
 def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
@@ -310,15 +308,14 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
 
 
-def _floored(model: Model, design: Design, r: np.ndarray) -> tuple[np.ndarray, str]:
-    """Working noise of the rows in use, nowhere much below its mean, and how it was made."""
-    noise, weights = working_noise(model, design.groups)
-    noise = noise[design.rows]
+def _working_noise(nu: np.ndarray, r: np.ndarray, design: Design) -> np.ndarray:
+    """Working noise of the rows in use, nowhere much below its mean."""
+    noise = pooled(nu, design.how)[design.rows]
     mean = float(noise.mean())
     if mean > 0.0:
-        return np.maximum(noise, _FLOOR * mean), weights
+        return np.maximum(noise, _FLOOR * mean)
     # nothing was measured to vary: weigh all rows alike, in units of the response
-    return np.full(len(noise), float(np.square(r).mean()) or 1.0), weights
+    return np.full(len(noise), float(np.square(r).mean()) or 1.0)
 
 
 def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:

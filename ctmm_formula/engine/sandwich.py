@@ -113,7 +113,9 @@ def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     return Contrasts(value, cov, 2.0 * expected**2 / variance, "")
 
 
-def hotelling(fit: RobustFit, L: np.ndarray, null: np.ndarray | float = 0.0) -> ApproximateHotelling:
+def hotelling(
+    fit: RobustFit, L: np.ndarray, null: np.ndarray | float = 0.0
+) -> ApproximateHotelling:
     """Test L b = null.
 
     Parameters
@@ -161,7 +163,7 @@ class _Loads:
     """Rows of L in the axes of each unit's share of X'SX.
 
     With K = root root' and root'G_u root = Q diag(l) Q', loads = Q' root' L' (U, p, q), so that
-    e_u = root Q (1 - l)^-1/2 loads.
+    e_u = root Q (1 - l)^-1/2 loads and root'h_u = Q l (1 - l)^-1/2 loads.
     """
 
     units: Units
@@ -171,22 +173,15 @@ class _Loads:
         """V_L, shape (q, q)."""
         units = self.units
         turned = (units.score @ units.root)[:, None, :] @ units.axes  # (U, 1, p)
-        g = ((turned * _power(units.remains, -0.5)[:, None, :]) @ self.loads)[:, 0]
+        g = ((turned * units.inflate[:, None, :]) @ self.loads)[:, 0]
         return g.T @ g
 
     def variances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """d, k (U, q, q) and root'h (U, p, q)."""
-        remains, taken = self.units.remains, 1.0 - self.units.remains
-        across = self.loads.swapaxes(1, 2)
-        d = across @ ((taken * _power(remains, -1.0))[..., None] * self.loads)
-        k = across @ ((taken**2 * _power(remains, -1.0))[..., None] * self.loads)
-        return d, k, self.units.axes @ ((taken * _power(remains, -0.5))[..., None] * self.loads)
-
-
-def _power(remains: np.ndarray, exponent: float) -> np.ndarray:
-    """Generalised powers: zero for what rests on the unit alone."""
-    alone = remains == 0.0
-    return np.where(alone, 0.0, np.where(alone, 1.0, remains) ** exponent)
+        units = self.units
+        h = (units.share * units.inflate)[..., None] * self.loads
+        d = self.loads.swapaxes(1, 2) @ (units.inflate[..., None] * h)
+        return d, h.swapaxes(1, 2) @ h, units.axes @ h
 
 
 def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
@@ -195,7 +190,7 @@ def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
         return ONE_UNIT
     units = fit.units
     loads = units.axes.swapaxes(1, 2) @ (units.root.T @ (L @ fit.back).T)
-    alone = units.remains == 0.0
+    alone = units.inflate == 0.0
     if alone.any():
         resting = np.square(np.where(alone[..., None], loads, 0.0)).sum(axis=1)
         if (resting > _TOUCHES * np.square(loads[0]).sum(axis=0)).any():

@@ -236,42 +236,42 @@ def _divide(sol):
 
 @njit(**_INNER)
 def _rotate(B, axes):
-    """Eigenvalues of B on its diagonal, eigenvectors as columns, by Jacobi's rotations."""
+    """Eigenvalues of symmetric B on its diagonal, eigenvectors as rows, by Jacobi's rotations."""
     p = len(B)
     for j in range(p):
         for k in range(p):
             axes[j, k] = 1.0 if j == k else 0.0
     for _ in range(_SWEEPS):
-        off, total = 0.0, 0.0
+        off, on = 0.0, 0.0
         for j in range(p):
-            total += B[j, j] * B[j, j]
+            on += B[j, j] * B[j, j]
             for k in range(j):
                 off += B[j, k] * B[j, k]
-        if not off > _SMALL * total:
+        if not off > _SMALL * on:
             return
         for j in range(p - 1):
             for k in range(j + 1, p):
-                if B[j, k] == 0.0:
+                both = B[j, k]
+                if both == 0.0:
                     continue
-                h = 0.5 * (B[k, k] - B[j, j]) / B[j, k]
+                h = 0.5 * (B[k, k] - B[j, j]) / both
                 t = 1.0 / (abs(h) + math.sqrt(1.0 + h * h))
                 if h < 0.0:
                     t = -t
                 c = 1.0 / math.sqrt(1.0 + t * t)
                 s = t * c
-                for i in range(p):
-                    left, right = B[i, j], B[i, k]
-                    B[i, j] = c * left - s * right
-                    B[i, k] = s * left + c * right
+                first, second = B[j, j] - t * both, B[k, k] + t * both
                 for i in range(p):
                     left, right = B[j, i], B[k, i]
                     B[j, i] = c * left - s * right
                     B[k, i] = s * left + c * right
-                B[j, k] = B[k, j] = 0.0
+                    left, right = axes[j, i], axes[k, i]
+                    axes[j, i] = c * left - s * right
+                    axes[k, i] = s * left + c * right
                 for i in range(p):
-                    left, right = axes[i, j], axes[i, k]
-                    axes[i, j] = c * left - s * right
-                    axes[i, k] = s * left + c * right
+                    B[i, j], B[i, k] = B[j, i], B[k, i]
+                B[j, j], B[k, k] = first, second
+                B[j, k] = B[k, j] = 0.0
 
 
 @njit(**_INNER)
@@ -301,7 +301,7 @@ def _working(layout, theta, A, g):
         for a in range(C):
             for c in range(C):
                 for e in range(C):
-                    A[c, e] += max(rest[a, a], 0.0) * axes[c, a] * axes[e, a]
+                    A[c, e] += max(rest[a, a], 0.0) * axes[a, c] * axes[a, e]
     for k in range(len(g)):
         g[k] = max(theta[K + k], 0.0)
 
@@ -334,7 +334,7 @@ def _keep_products(wk, t, gram, noise):
 
 
 @njit(**_OPTIONS)
-def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
+def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
 
     Both in one loop, as each caller of a function is compiled with a copy of it.
@@ -348,8 +348,8 @@ def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
         Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
         those of the estimate before.
     state : State, out of a fit
-    remains, turned : (U, p), (U, p, p)
-        1 - leverages and root times their axes, see :func:`leverages`.
+    inflate, turned : (U, p), (U, p, p)
+        Of :func:`leverages`.
     theta : (U, K) out, NaN where the components cannot be told apart without the unit
     beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
 
@@ -408,12 +408,12 @@ def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
                 continue
             for j in range(size):
                 store(own, j, state.flat[j] - load(own, j))
-            _roots(remains[first : first + used], turned[first : first + used], sol.root)
+            _roots(inflate[first : first + used], turned[first : first + used], sol.root)
             _solve(own_sums, layout.S, sol)
             for lane in range(used):
                 alone = False
                 for j in range(p):
-                    alone = alone or remains[first + lane, j] == 0.0
+                    alone = alone or inflate[first + lane, j] == 0.0
                 for k in range(K):
                     theta[first + lane, k] = sol.theta[k, lane]
                 for j in range(p):
@@ -440,39 +440,48 @@ def sweep(layout, w, nu, r, steps, state, remains, turned, theta, beta):
 
 
 @njit(**_PART)
-def _roots(remains, turned, root):
+def _roots(inflate, turned, root):
     """root root' = (X'SX - X_u'S_u X_u)^-1 of some units, generalised where effects rest on one."""
-    for lane in range(len(remains)):
-        for j in range(remains.shape[1]):
-            left = remains[lane, j]
-            scale = 1.0 / math.sqrt(left) if left > 0.0 else 0.0
-            for k in range(remains.shape[1]):
-                root[k, j, lane] = turned[lane, k, j] * scale
+    for lane in range(len(inflate)):
+        for j in range(inflate.shape[1]):
+            for k in range(inflate.shape[1]):
+                root[k, j, lane] = turned[lane, k, j] * inflate[lane, j]
 
 
-def leverages(unit_gram: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def leverages(
+    unit_gram: np.ndarray, root: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Eigenvalues and axes of each unit's share of X'SX.
 
-    With K = root root' and root'(X_u'S_u X_u)root = Q diag(l) Q' this gives remains (U, p) = 1 - l,
-    zero where a fixed effect rests on the unit alone, and axes (U, p, p) = Q, so that with
-    turned = root Q
+    With K = root root', root'(X_u'S_u X_u)root = Q diag(l) Q' and turned = root Q
 
-        turned turned' = K,    turned remains^-1 turned' = (X'SX - X_u'S_u X_u)^-1
+        turned turned' = K,    turned (1 - l)^-1 turned' = (X'SX - X_u'S_u X_u)^-1
+
+    Returns
+    -------
+    share : ndarray, shape (U, p)
+        l, one where a fixed effect rests on the unit alone.
+    inflate : ndarray, shape (U, p)
+        (1 - l)^-1/2, zero where that is so.
+    axes : ndarray, shape (U, p, p)
+        Q, axes in columns.
     """
-    share = root.T @ unit_gram @ root
+    matrices = root.T @ unit_gram @ root
     if len(root) > _JACOBI:
-        size, axes = np.linalg.eigh(share)
+        share, axes = np.linalg.eigh(matrices)
     else:
-        size, axes = np.empty(share.shape[:2]), np.empty_like(share)
-        _axes(share, size, axes)
-    remains = 1.0 - size
-    return np.where(remains < _ALONE, 0.0, remains), axes
+        share, rows = np.empty(matrices.shape[:2]), np.empty_like(matrices)
+        _axes(matrices, share, rows)
+        axes = rows.swapaxes(1, 2)
+    alone = share > 1.0 - _ALONE
+    inflate = np.where(alone, 0.0, 1.0 / np.sqrt(np.where(alone, 1.0, 1.0 - share)))
+    return np.where(alone, 1.0, share), inflate, axes
 
 
 @njit(**_OPTIONS)
-def _axes(share, size, axes):
-    """Eigenvalues (U, p) and eigenvectors (U, p, p) of matrices (U, p, p), which are overwritten."""
-    for u in range(len(share)):
-        _rotate(share[u], axes[u])
-        for j in range(len(share[u])):
-            size[u, j] = share[u, j, j]
+def _axes(matrices, share, rows):
+    """Eigenvalues (U, p) and rows of eigenvectors (U, p, p) of matrices, which are overwritten."""
+    for u in range(len(matrices)):
+        _rotate(matrices[u], rows[u])
+        for j in range(len(matrices[u])):
+            share[u, j] = matrices[u, j, j]

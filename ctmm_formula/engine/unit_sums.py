@@ -157,9 +157,10 @@ def lane_parts(flat, F, p):
 
 @njit(**_INNER)
 def cross_products(layout, t, A, w, nu, r, wk):
-    """[W X r Z]'Sigma_i^-1 [W X r Z] of a tile of donors and, but for W'W off its diagonal and for
-    r, [W X r Z]'Sigma_i^-1 D Sigma_i^-1 [W X r Z]; False if a Sigma_i is not positive definite.
-    """  # fmt: skip
+    """The two cross products of a tile of donors; False if a Sigma_i is not positive definite.
+
+    Of the one with the noise, entries between different columns of W are not made.
+    """
     count, m = layout.columns.shape[1], layout.columns.shape[2]
     C, R, at = layout.H.shape[1], layout.R, layout.R + layout.p
     for a in range(m):
@@ -350,7 +351,9 @@ def block_sums(layout, u, gram, noise, g, sums, v, t):
     for x in range(q):
         for j in range(p):
             for k in range(p):
-                s = L[x, j] * (N[x, q + k] + through[x, k]) + L[x, k] * (N[x, q + j] + through[x, j])
+                s = L[x, j] * (N[x, q + k] + through[x, k]) + L[x, k] * (
+                    N[x, q + j] + through[x, j]
+                )
                 sums.noise_gram[j, k] -= 0.5 * s
 
     # GG = sum of g g' and VG = sum of v g' over donors, g = Z'D w
