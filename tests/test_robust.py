@@ -6,16 +6,14 @@ of the registry is tested here without a change.
 
 from __future__ import annotations
 
-import dense
 import dense_robust
 import numpy as np
 import pytest
 from scipy import stats
 from test_engine import REGISTRY, USER, close
 
-from ctmm_formula.engine import he, robust, sandwich
+from ctmm_formula.engine import he, robust, sandwich, sweeps
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.structures import resolve
 
@@ -166,3 +164,189 @@ def test_fixed_effects(structure, kind, random, missing):
         close(test.pvalue, stats.f.sf(want.F, 3, want.df_denom))
     else:
         assert np.isnan(test.statistic) and test.note == sandwich.TOO_FEW
+
+
+def subset(model: Model, rows: np.ndarray, X: np.ndarray | None = None) -> Model:
+    """A model of some rows, as if there had never been others."""
+    X = model.X if X is None else X
+    donor = np.unique(model.row_donor[rows], return_inverse=True)[1]
+    random = [RandomComponent(c.codes[rows], c.values[rows]) for c in model.random]
+    return build_model(
+        model.y[rows], model.nu[rows], X[rows], model.H[rows], donor, model.basis, random,
+        model.n_cells[rows],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("random", ["none", "nested", "crossed"])
+def test_donors_out_of_use(random):
+    whole = make("free", "ctp", random, True)
+    model = whole.without([2, 7])
+    got, want = robust.weigh(model), robust.weigh(subset(model, model.active_rows))
+    close(got.estimate.theta, want.estimate.theta)
+    close(got.estimate.beta, want.estimate.beta)
+    close(got.replicates.covariance(), want.replicates.covariance())
+    L = contrasts(model.X.shape[1])
+    close(sandwich.contrasts(got, L).cov, sandwich.contrasts(want, L).cov)
+    assert not {2, 7} & set(np.concatenate(got.donors))
+
+
+def test_many_covariates():
+    """Leverages of more fixed effects come from LAPACK, of few from rotations."""
+    base = make("free", "ctp", "nested", True)
+    extra = np.random.default_rng(0).normal(size=(N, 8))[base.row_donor]
+    model = subset(base, base.active_rows, np.hstack([base.X, extra]))
+    assert base.X.shape[1] <= sweeps._JACOBI < model.X.shape[1]
+    fit, want = robust.weigh(model), dense_robust.fit(model)
+    L = contrasts(model.X.shape[1])
+    close(sandwich.contrasts(fit, L).cov, dense_robust.cr2(want, L).cov)
+    parts = [p.beta for p in dense_robust.jackknife(want)]
+    close(sorted(fit.replicates.beta[:, 0]), sorted(b[0] for b in parts))
+
+
+def test_no_fixed_effects():
+    base = make("free", "ctp", "batch", True)
+    model = subset(base, base.active_rows, base.X[:, :0])
+    fit, want = robust.weigh(model), dense_robust.fit(model)
+    close(fit.estimate.theta, want.theta)
+    assert fit.replicates.beta.shape == (fit.n_units, 0) and fit.estimate.beta.shape == (0,)
+    assert np.isfinite(fit.component_intervals()).all()
+
+
+@pytest.mark.parametrize("random", ["none", "nested"])
+def test_a_fixed_effect_that_rests_on_one_unit(random):
+    base = make("free", "ctp", random, True)
+    spike = np.where(base.row_donor == 4, 1.0, 0.0)
+    model = subset(base, base.active_rows, np.column_stack([base.X, spike]))
+    fit, want = robust.weigh(model), dense_robust.fit(model)
+    donor = int(model.row_donor[np.argmax(model.X[:, -1])])
+    alone = next(u for u, members in enumerate(fit.donors) if donor in members)
+    left, parts = fit.replicates, dense_robust.jackknife(want)
+    u = want.unit[np.flatnonzero(model.row_donor == donor)[0]]
+    assert np.flatnonzero(np.isnan(left.beta).any(axis=1)).tolist() == [alone]
+    close(left.theta[alone], parts[u].theta)
+    cov, K = left.covariance(), len(left.theta[0])
+    assert np.isfinite(cov[:K, :K]).all() and np.isnan(cov[K:, K:]).all()
+    L = contrasts(model.X.shape[1])
+    close(sandwich.contrasts(fit, L).cov, dense_robust.cr2(want, L).cov)
+    close(sandwich.contrasts(fit, L).df, dense_robust.cr2(want, L).df)
+    L[2] = np.eye(len(L[2]))[-1]
+    got, test = sandwich.contrasts(fit, L), sandwich.hotelling(fit, L)
+    assert got.note == test.note == sandwich.ALONE
+    assert np.isnan(got.cov).all() and np.isnan(got.pvalues()).all() and np.isnan(test.pvalue)
+
+
+def test_a_donor_without_whom_components_cannot_be_told_apart():
+    """Cell type C is there for two donors only: the variance between them is all there is."""
+    base = make("free")
+    rows = (base.H[:, 2] == 0) | np.isin(base.row_donor, [3, 9])
+    model = subset(base, rows)
+    fit = robust.weigh(model)
+    left = fit.replicates
+    lost = np.flatnonzero(np.isnan(left.theta).any(axis=1))
+    assert set(lost) == {int(model.row_donor[i]) for i in np.flatnonzero(model.H[:, 2])}
+    assert np.isfinite(left.beta).all()
+    close(fit.component_errors(), np.sqrt(np.diag(fit.cov_working)))  # the one there is
+
+
+def test_what_cannot_be_fitted():
+    base = make("free", "ctp", "batch")
+    with pytest.raises(ConvergenceError, match="collinear"):
+        robust.weigh(base.without(range(2, N)))
+    twice = build_model(
+        base.y, base.nu, base.X, base.H, base.row_donor, base.basis, [*base.random, *base.random]
+    )
+    with pytest.raises(ConvergenceError, match="cannot be told apart"):
+        robust.weigh(twice)
+
+
+def test_hypotheses_that_cannot_be_tested():
+    model = make("free", "ctp", "nested")
+    fit = robust.weigh(model)
+    p = len(fit.estimate.beta)
+    L = np.eye(p)[[0, 1, 0]]
+    assert sandwich.hotelling(fit, L).note == "the hypotheses are linearly dependent"
+    few = robust.weigh(model.without(np.flatnonzero(model.donor_block > 2)))
+    assert few.n_units == 3 and sandwich.hotelling(few, np.eye(p)).note == sandwich.TOO_FEW
+
+
+def test_hotelling_of_complete_even_data():
+    """Donors alike: the test is Hotelling's own, with its exact law."""
+    rng = np.random.default_rng(3)
+    size, count = 4, 15
+    H = np.tile(np.eye(size), (count, 1))
+    y = rng.normal(size=(count, size)) @ rng.normal(size=(size, size))
+    nu = np.tile([0.1, 0.4, 0.2, 0.9], count)
+    donor = np.repeat(np.arange(count), size)
+    basis = resolve("free", list("abcd")).basis
+    model = build_model(y.ravel(), nu, H, H, donor, basis, n_cells=np.full(len(nu), 20.0))
+    L = np.diff(np.eye(size), axis=0)
+    got = sandwich.hotelling(robust.weigh(model), L)
+    D = y @ L.T
+    T2 = count * D.mean(axis=0) @ np.linalg.solve(np.cov(D.T), D.mean(axis=0))
+    q = len(L)
+    close(got.statistic, (count - q) / ((count - 1) * q) * T2)
+    close([got.df_num, got.df_denom], [q, count - q])
+    one = sandwich.contrasts(robust.weigh(model), L)
+    close(one.df, np.full(q, count - 1.0))
+    close(one.pvalues(), stats.ttest_1samp(D, 0.0).pvalue)
+
+
+def test_invariances():
+    """Units of the response, coding of X and what X explains change nothing but their own."""
+    model = make("free", "ctp", "batch", True)
+    base = robust.weigh(model)
+    L = contrasts(model.X.shape[1])
+    test, cov = sandwich.hotelling(base, L), base.replicates.covariance()
+    scaled = robust.weigh(model.with_response(1e-3 * model.y, 1e-6 * model.nu))
+    close(scaled.estimate.theta, 1e-6 * base.estimate.theta)
+    close(sandwich.hotelling(scaled, L).pvalue, test.pvalue)
+    shift = np.arange(model.X.shape[1]) - 2.0
+    moved = robust.weigh(model.with_response(model.y + model.X @ shift, model.nu))
+    close(moved.estimate.theta, base.estimate.theta)
+    close(moved.estimate.beta, base.estimate.beta + shift)
+    turn = np.random.default_rng(0).normal(size=(len(shift), len(shift)))
+    coded = robust.weigh(subset(model, model.active_rows, model.X @ turn))
+    close(coded.estimate.theta, base.estimate.theta)
+    K = len(base.estimate.theta)
+    close(coded.replicates.covariance()[:K, :K], cov[:K, :K])
+    close(sandwich.hotelling(coded, L @ turn).statistic, test.statistic)
+
+
+def test_one_design_serves_all_responses():
+    model = make("full", "ctp", "nested", True)
+    design = robust.lay_out(model)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        other = model.with_response(rng.normal(size=len(model.y)), rng.uniform(size=len(model.y)))
+        one, many = robust.weigh(other), robust.weigh(other, design)
+        np.testing.assert_array_equal(one.estimate.theta, many.estimate.theta)
+        np.testing.assert_array_equal(one.replicates.beta, many.replicates.beta)
+
+
+def test_starts_at_haseman_elston(monkeypatch):
+    monkeypatch.setattr(robust, "REWEIGHTINGS", 0)
+    model = make("free", "ctp", "nested", True)
+    close(robust.fit(model).theta, he.fit(model).theta)
+
+
+@pytest.mark.parametrize("kept", [1, 0])
+def test_noise_measured_as_zero(kept):
+    """A cell type without any measured noise, and none at all."""
+    model = make("free", "ctp", "batch")
+    model = model.with_response(model.y, np.where(model.H[:, 0] == 1, 0.0, kept * model.nu))
+    got = robust.weigh(model)
+    assert np.isfinite(got.estimate.theta).all() and np.isfinite(got.estimate.beta).all()
+    if kept:
+        close(got.estimate.theta, dense_robust.fit(model).theta)
+    flat = robust.weigh(model.with_response(np.zeros(len(model.y)), np.zeros(len(model.y))))
+    assert (np.abs(flat.estimate.theta) < 1e-20).all()
+
+
+def test_record_of_the_fit():
+    fit = robust.fit(make("free", "ctp", "batch"), "robust", None)
+    assert fit.method == "robust" and fit.beta_by == "gls"
+    assert np.isnan(fit.llf) and np.isnan(fit.observed).all()
+    record = fit.convergence
+    assert record.converged and not record.boundary and record.n_evaluations == 5
+    assert 0.0 < record.gradient_norm < 1.0  # standard errors
+    assert "4 times" in record.message

@@ -36,7 +36,8 @@ from .unit_sums import (
 DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
 """How a fit ends: an estimate; X, or the moment matrix, lacks rank; a covariance is singular."""
 
-_RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal
+_RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal, or of
+# what that would be without fixed effects
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
 _JACOBI = 8  # size up to which rotations are faster than LAPACK
 _SWEEPS = 30  # most of these: each squares what is off the diagonal
@@ -71,7 +72,7 @@ class Solution(NamedTuple):
     """Memory of :func:`_solve`, LANES in the last axis of all.
 
     root, K, half (p, p); turned (F + 1, p, p); Fisher (F, F); excess (F,); beta (p,); theta (K,);
-    across (K, F); F, low (K, K).
+    across (K, F); F, low (K, K); size (K,) diagonal of F were there no fixed effects.
     """
 
     root: np.ndarray
@@ -85,6 +86,7 @@ class Solution(NamedTuple):
     across: np.ndarray
     F: np.ndarray
     low: np.ndarray
+    size: np.ndarray
 
 
 def make_state(layout: Layout) -> State:
@@ -115,7 +117,7 @@ def _make_solution(K, F, p):
         np.zeros((p, p, LANES)), np.empty((p, p, LANES)), np.empty((p, p, LANES)),
         np.empty((F + 1, p, p, LANES)), np.empty((F, F, LANES)), np.empty((F, LANES)),
         np.empty((p, LANES)), np.empty((K, LANES)), np.empty((K, F, LANES)),
-        np.empty((K, K, LANES)), np.empty((K, K, LANES)),
+        np.empty((K, K, LANES)), np.empty((K, K, LANES)), np.empty((K, LANES)),
     )  # fmt: skip
 
 
@@ -179,15 +181,21 @@ def _solve(sums, S, sol):
             s += _trace(sol.turned[f], sol.turned[h], p)
             store(sol.Fisher, (f, h), s)
             store(sol.Fisher, (h, f), s)
-    _to_components(S, sol)
+    _to_components(S, sums.trace, sol)
     _divide(sol)
 
 
 @njit(**_PART)
-def _to_components(S, sol):
-    """F = S Fisher S', theta = S excess."""
+def _to_components(S, trace, sol):
+    """F = S Fisher S', theta = S excess, size = diag(S trace S')."""
     K, count = S.shape
     for k in range(K):
+        s = spread(0.0)
+        for f in range(count):
+            for h in range(f + 1):
+                twice = S[k, f] * S[k, h] * (1.0 if f == h else 2.0)
+                s += twice * load(trace, f * (f + 1) // 2 + h)
+        store(sol.size, k, s)
         s = spread(0.0)
         for f in range(count):
             s += S[k, f] * load(sol.excess, f)
@@ -211,7 +219,7 @@ def _divide(sol):
     K = len(sol.theta)
     for j in range(K):
         pivot = load(sol.F, (j, j))
-        least = _RANK * pivot
+        least = _RANK * load(sol.size, j)
         for k in range(j):
             f = load(sol.low, (j, k))
             pivot -= f * f
@@ -448,9 +456,7 @@ def _roots(inflate, turned, root):
                 root[k, j, lane] = turned[lane, k, j] * inflate[lane, j]
 
 
-def leverages(
-    unit_gram: np.ndarray, root: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def leverages(unit_gram: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Eigenvalues and axes of each unit's share of X'SX.
 
     With K = root root', root'(X_u'S_u X_u)root = Q diag(l) Q' and turned = root Q
