@@ -58,13 +58,12 @@ ONE_UNIT = (
 class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
-    share, inflate (U, p), axes (U, p, p): the unit's part of X'SX, see
+    share (U, k), axes (U, p, k): each unit's part of X'SX, see
     :func:`ctmm_formula.engine.sweeps.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
     with root root' = (X'SX)^-1; all of the orthonormal columns.
     """
 
     share: np.ndarray
-    inflate: np.ndarray
     axes: np.ndarray
     score: np.ndarray
     root: np.ndarray
@@ -97,7 +96,7 @@ class Design(NamedTuple):
 
     layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
     used (N',) rows and donors in use (kernel numbers); ols (p, n') effects of the orthonormal
-    columns from responses; how the noise is pooled.
+    columns from responses; how the noise is pooled; largest number of rows of a unit.
     """
 
     layout: Layout
@@ -106,6 +105,7 @@ class Design(NamedTuple):
     used: np.ndarray
     ols: np.ndarray
     how: Pooling
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,11 @@ class RobustFit:
         """The units' shares of the fixed effects."""
         state = self.state
         score = state.unit_score - state.unit_gram @ state.beta
-        return Units(*sweeps.leverages(state.unit_gram, state.root), score, state.root)
+        p = len(state.root)
+        k = min(p, self.design.largest)
+        share, axes = np.empty((self.n_units, k)), np.empty((self.n_units, p, k))
+        sweeps.leverages(state.unit_gram, state.root, share, axes)
+        return Units(share, axes, score, state.root)
 
     @cached_property
     def cov_working(self) -> np.ndarray:
@@ -168,7 +172,7 @@ class RobustFit:
         if U > 1:
             sweeps.sweep(
                 self.design.layout, *self.inputs, 0, self.state,
-                self.units.inflate, self.state.root @ self.units.axes, theta, beta,
+                self.units.share, self.state.root @ self.units.axes, theta, beta,
             )  # fmt: skip
         # the sums are those of y - X b0, and so are the effects they give
         moved = (beta - self.state.beta) @ self.back.T
@@ -238,7 +242,7 @@ def weigh(model: Model, design: Design | None = None) -> RobustFit:
     p, K = layout.p, len(layout.S)
     outcome = sweeps.sweep(
         layout, *inputs, REWEIGHTINGS + 1, state,
-        np.empty((0, p)), np.empty((0, p, p)), np.empty((0, K)), np.empty((0, p)),
+        np.empty((0, 0)), np.empty((0, p, 0)), np.empty((0, K)), np.empty((0, p)),
     )  # fmt: skip
     if outcome != sweeps.DONE:
         raise ConvergenceError(_PROBLEMS[outcome])
@@ -286,7 +290,8 @@ def lay_out(model: Model) -> Design:
         variance=_variances(model.basis.tobytes(), model.basis.shape),
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
-    return Design(layout, tiles, rows, used, ols, pooling(model))
+    sizes = np.bincount(model.donor_block[model.row_donor[rows]])
+    return Design(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
 
 
 def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:

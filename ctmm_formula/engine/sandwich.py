@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import special
@@ -38,6 +39,7 @@ from scipy import special
 from .robust import ONE_UNIT, RobustFit, Units
 
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
+_DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
 ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
 TOO_FEW = "too few independent donors or blocks for this many hypotheses"
 
@@ -127,7 +129,7 @@ def hotelling(
     q = len(L)
     turn = L @ fit.back @ fit.state.root
     size, axes = np.linalg.eigh(turn @ turn.T)  # rows with E V_L = I
-    if not size[0] > _TOUCHES**2 * size[-1]:
+    if not size[0] > _DEPENDENT * size[-1]:
         return _none("the hypotheses are linearly dependent")
     even = axes / np.sqrt(size)
     part = _loads(fit, even.T @ L)
@@ -162,26 +164,43 @@ def _none(note: str) -> ApproximateHotelling:
 class _Loads:
     """Rows of L in the axes of each unit's share of X'SX.
 
-    With K = root root' and root'G_u root = Q diag(l) Q', loads = Q' root' L' (U, p, q), so that
-    e_u = root Q (1 - l)^-1/2 loads and root'h_u = Q l (1 - l)^-1/2 loads.
+    With K = root root', root'G_u root = T T', T'T = diag(l) and loads z = T' root' L' (U, k, q)
+
+        e_u = root (root'L' + T z / (sqrt(1 - l) + 1 - l)),   root'h_u = T (1 - l)^-1/2 z
+
+    Where l = 1 the generalised root leaves the axis out: e_u has T z taken off and h_u nothing.
     """
 
     units: Units
+    across: np.ndarray  # root'L', (p, q)
     loads: np.ndarray
+
+    @cached_property
+    def alone(self) -> np.ndarray:
+        """Axes in which a fixed effect rests on the unit, (U, k)."""
+        return self.units.share == 1.0
+
+    @cached_property
+    def left(self) -> np.ndarray:
+        """1 - l, and 1 where that is zero."""
+        return np.where(self.alone, 1.0, 1.0 - self.units.share)
 
     def cov(self) -> np.ndarray:
         """V_L, shape (q, q)."""
         units = self.units
-        turned = (units.score @ units.root)[:, None, :] @ units.axes  # (U, 1, p)
-        g = ((turned * units.inflate[:, None, :]) @ self.loads)[:, 0]
+        turned = units.score @ units.root
+        scale = np.where(self.alone, -1.0, 1.0 / (np.sqrt(self.left) + self.left))
+        along = (turned[:, None, :] @ units.axes) * scale[:, None, :]
+        g = turned @ self.across + (along @ self.loads)[:, 0]
         return g.T @ g
 
     def variances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """d, k (U, q, q) and root'h (U, p, q)."""
-        units = self.units
-        h = (units.share * units.inflate)[..., None] * self.loads
-        d = self.loads.swapaxes(1, 2) @ (units.inflate[..., None] * h)
-        return d, h.swapaxes(1, 2) @ h, units.axes @ h
+        inflate = np.where(self.alone, 0.0, 1.0 / np.sqrt(self.left))
+        scaled = inflate[..., None] * self.loads
+        across = scaled.swapaxes(1, 2)
+        k = across @ (self.units.share[..., None] * scaled)
+        return across @ scaled, k, self.units.axes @ scaled
 
 
 def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
@@ -189,10 +208,10 @@ def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
     if fit.n_units < 2:
         return ONE_UNIT
     units = fit.units
-    loads = units.axes.swapaxes(1, 2) @ (units.root.T @ (L @ fit.back).T)
-    alone = units.inflate == 0.0
-    if alone.any():
-        resting = np.square(np.where(alone[..., None], loads, 0.0)).sum(axis=1)
-        if (resting > _TOUCHES * np.square(loads[0]).sum(axis=0)).any():
+    across = units.root.T @ (L @ fit.back).T
+    part = _Loads(units, across, units.axes.swapaxes(1, 2) @ across)
+    if part.alone.any():
+        resting = np.square(np.where(part.alone[..., None], part.loads, 0.0)).sum(axis=1)
+        if (resting > _TOUCHES * np.square(across).sum(axis=0)).any():
             return ALONE
-    return _Loads(units, loads)
+    return part

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from .kernels import _INNER, _OPTIONS, _PART, _inverse_root, cholesky
-from .lanes import load, root, spread, store, total
+from .lanes import load, root, spread, store
 from .model import LANES
 from .unit_sums import (
     Layout,
@@ -39,7 +39,7 @@ DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
 _RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal, or of
 # what that would be without fixed effects
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
-_JACOBI = 8  # size up to which rotations are faster than LAPACK
+_NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace, where it is done
 _SWEEPS = 30  # most of these: each squares what is off the diagonal
 _SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
 
@@ -71,13 +71,11 @@ class State(NamedTuple):
 class Solution(NamedTuple):
     """Memory of :func:`_solve`, LANES in the last axis of all.
 
-    root, K, half (p, p); turned (F + 1, p, p); Fisher (F, F); excess (F,); beta (p,); theta (K,);
-    across (K, F); F, low (K, K); size (K,) diagonal of F were there no fixed effects.
+    K (p, p) in; turned (F + 1, p, p); Fisher (F, F); excess (F,); beta (p,) and theta (K,) out;
+    across (K, F); F (K, K) out; low (K, K); size (K,) diagonal of F were there no fixed effects.
     """
 
-    root: np.ndarray
     K: np.ndarray
-    half: np.ndarray
     turned: np.ndarray
     Fisher: np.ndarray
     excess: np.ndarray
@@ -114,7 +112,7 @@ def make_state(layout: Layout) -> State:
 @njit(**_PART)
 def _make_solution(K, F, p):
     return Solution(
-        np.zeros((p, p, LANES)), np.empty((p, p, LANES)), np.empty((p, p, LANES)),
+        np.zeros((p, p, LANES)),
         np.empty((F + 1, p, p, LANES)), np.empty((F, F, LANES)), np.empty((F, LANES)),
         np.empty((p, LANES)), np.empty((K, LANES)), np.empty((K, F, LANES)),
         np.empty((K, K, LANES)), np.empty((K, K, LANES)), np.empty((K, LANES)),
@@ -122,19 +120,13 @@ def _make_solution(K, F, p):
 
 
 @njit(**_PART)
-def _turn(square, sol, out, p):
-    """out = root' square root."""
+def _product(K, square, out, p):
+    """out = K square."""
     for j in range(p):
         for k in range(p):
             s = spread(0.0)
             for i in range(p):
-                s += load(square, (j, i)) * load(sol.root, (i, k))
-            store(sol.half, (j, k), s)
-    for j in range(p):
-        for k in range(p):
-            s = spread(0.0)
-            for i in range(p):
-                s += load(sol.root, (i, j)) * load(sol.half, (i, k))
+                s += load(K, (j, i)) * load(square, (i, k))
             store(out, (j, k), s)
 
 
@@ -148,27 +140,31 @@ def _trace(a, b, p):
     return s
 
 
-@njit(**_INNER)
-def _solve(sums, S, sol):
-    """theta and beta from the sums of LANES sets of units; NaN where components are confounded."""
-    count, p = len(sums.value), len(sums.score)
+@njit(**_PART)
+def _trace_product(a, b, p):
+    """tr(a b)."""
+    s = spread(0.0)
     for j in range(p):
         for k in range(p):
-            s = spread(0.0)
-            for i in range(p):
-                s += load(sol.root, (j, i)) * load(sol.root, (k, i))
-            store(sol.K, (j, k), s)
+            s += load(a, (j, k)) * load(b, (k, j))
+    return s
+
+
+@njit(**_INNER)
+def _solve(sums, S, sol):
+    """theta and beta from LANES sets of sums and their K; NaN where components are confounded."""
+    count, p = len(sums.value), len(sums.score)
     for j in range(p):
         s = spread(0.0)
         for k in range(p):
             s += load(sol.K, (j, k)) * load(sums.score, k)
         store(sol.beta, j, s)
-    for f in range(count + 1):  # root'(X'S Sigma_f S X)root; last, of the noise
-        _turn(sums.square[f] if f < count else sums.noise_gram, sol, sol.turned[f], p)
+    for f in range(count + 1):  # K X'S Sigma_f S X; last, of the noise
+        _product(sol.K, sums.square[f] if f < count else sums.noise_gram, sol.turned[f], p)
     for f in range(count):
         s = load(sums.value, f) - load(sums.noise, f)
         s += 2.0 * _trace(sol.K, sums.noise_cross[f], p)
-        s -= _trace(sol.turned[f], sol.turned[count], p)
+        s -= _trace_product(sol.turned[f], sol.turned[count], p)
         for j in range(p):
             along = -2.0 * load(sums.mixed, (f, j))
             for k in range(p):
@@ -178,7 +174,7 @@ def _solve(sums, S, sol):
         for h in range(f + 1):
             pair = f * (f + 1) // 2 + h
             s = load(sums.trace, pair) - 2.0 * _trace(sol.K, sums.cross[pair], p)
-            s += _trace(sol.turned[f], sol.turned[h], p)
+            s += _trace_product(sol.turned[f], sol.turned[h], p)
             store(sol.Fisher, (f, h), s)
             store(sol.Fisher, (h, f), s)
     _to_components(S, sums.trace, sol)
@@ -342,7 +338,7 @@ def _keep_products(wk, t, gram, noise):
 
 
 @njit(**_OPTIONS)
-def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
+def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
 
     Both in one loop, as each caller of a function is compiled with a copy of it.
@@ -356,8 +352,8 @@ def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
         Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
         those of the estimate before.
     state : State, out of a fit
-    inflate, turned : (U, p), (U, p, p)
-        Of :func:`leverages`.
+    share, turned : (U, k), (U, p, k)
+        Of :func:`leverages`; no rows in a fit.
     theta : (U, K) out, NaN where the components cannot be told apart without the unit
     beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
 
@@ -369,8 +365,8 @@ def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
     count, size = layout.S.shape[1], len(state.flat)
     joined = len(layout.level_comp) > 0
     wk, sol = make_tile(layout), _make_solution(K, count, p)
-    own, one = np.empty((size, LANES)), np.empty(size)
-    own_sums, one_sums = lane_parts(own, count, p), parts(one, count, p)
+    rest, one = np.empty((size, LANES)), np.empty(size)
+    rest_sums, one_sums = lane_parts(rest, count, p), parts(one, count, p)
     v, t, low = np.empty((layout.R, p + 1)), np.empty((layout.R, p)), np.empty((p, p))
     sums = parts(state.flat, count, p)
     noise = np.ones(w.shape)
@@ -390,38 +386,38 @@ def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
         for first in range(0, units, LANES):
             used = min(LANES, units - first)
             if joined:
-                for lane in range(LANES):
+                for lane in range(used):
                     for j in range(size):
                         one[j] = 0.0
-                    if lane < used:
-                        block_sums(
-                            layout, first + lane, state.donor_gram, state.donor_noise, state.g,
-                            one_sums, v, t,
-                        )  # fmt: skip
+                    block_sums(
+                        layout, first + lane, state.donor_gram, state.donor_noise, state.g,
+                        one_sums, v, t,
+                    )  # fmt: skip
                     for j in range(size):
-                        own[j, lane] = one[j]
+                        if steps > 0:
+                            state.flat[j] += one[j]
+                        else:
+                            rest[j, lane] = state.flat[j] - one[j]
+                    if steps > 0:
+                        _keep_effects(one_sums, first + lane, state)
             else:
                 if not cross_products(layout, first // LANES, state.A, noise, nu, r, wk):
                     return SINGULAR
-                donor_sums(layout, wk, own_sums)
-            if steps > 0:
-                for j in range(size):
-                    state.flat[j] += total(load(own, j))
+                if steps > 0:
+                    donor_sums(layout, wk, sums, sums)
+                else:
+                    donor_sums(layout, wk, sums, rest_sums)
                 if step == steps - 1:
                     for lane in range(used):
-                        for j in range(p):
-                            state.unit_score[first + lane, j] = own_sums.score[j, lane]
-                            for k in range(p):
-                                state.unit_gram[first + lane, j, k] = own_sums.gram[j, k, lane]
+                        _keep_effects_of_donor(layout, wk, lane, first + lane, state)
+            if steps > 0:
                 continue
-            for j in range(size):
-                store(own, j, state.flat[j] - load(own, j))
-            _roots(inflate[first : first + used], turned[first : first + used], sol.root)
-            _solve(own_sums, layout.S, sol)
+            _without(share[first : first + used], turned[first : first + used], state.root, sol.K)
+            _solve(rest_sums, layout.S, sol)
             for lane in range(used):
                 alone = False
-                for j in range(p):
-                    alone = alone or inflate[first + lane, j] == 0.0
+                for j in range(share.shape[1]):
+                    alone = alone or share[first + lane, j] == 1.0
                 for k in range(K):
                     theta[first + lane, k] = sol.theta[k, lane]
                 for j in range(p):
@@ -431,11 +427,9 @@ def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
         if not _root(sums.gram, low, state.root):
             return COLLINEAR
         for j in range(size):
-            store(own, j, spread(state.flat[j]))
-        for j in range(p):
-            for k in range(p):
-                store(sol.root, (j, k), spread(state.root[j, k]))
-        _solve(own_sums, layout.S, sol)
+            store(rest, j, spread(state.flat[j]))
+        _without(share, turned, state.root, sol.K)
+        _solve(rest_sums, layout.S, sol)
         for k in range(K):
             if math.isnan(sol.theta[k, 0]):
                 return CONFOUNDED
@@ -448,46 +442,114 @@ def sweep(layout, w, nu, r, steps, state, inflate, turned, theta, beta):
 
 
 @njit(**_PART)
-def _roots(inflate, turned, root):
-    """root root' = (X'SX - X_u'S_u X_u)^-1 of some units, generalised where effects rest on one."""
-    for lane in range(len(inflate)):
-        for j in range(inflate.shape[1]):
-            for k in range(inflate.shape[1]):
-                root[k, j, lane] = turned[lane, k, j] * inflate[lane, j]
+def _keep_effects(one, u, state):
+    """A unit's X'SX and X'Sr."""
+    for j in range(len(one.score)):
+        state.unit_score[u, j] = one.score[j]
+        for k in range(len(one.score)):
+            state.unit_gram[u, j, k] = one.gram[j, k]
 
 
-def leverages(unit_gram: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues and axes of each unit's share of X'SX.
+@njit(**_PART)
+def _keep_effects_of_donor(layout, wk, lane, u, state):
+    """The same of a donor without levels."""
+    x0, p = layout.R, layout.p
+    for j in range(p):
+        state.unit_score[u, j] = wk.gram[x0 + j, x0 + p, lane]
+        for k in range(p):
+            state.unit_gram[u, j, k] = wk.gram[x0 + j, x0 + k, lane]
 
-    With K = root root', root'(X_u'S_u X_u)root = Q diag(l) Q' and turned = root Q
 
-        turned turned' = K,    turned (1 - l)^-1 turned' = (X'SX - X_u'S_u X_u)^-1
+@njit(**_PART)
+def _without(share, turned, root, K):
+    """Lanes K = (X'SX - X_u'S_u X_u)^-1, generalised; of the whole where there is no unit.
 
-    Returns
-    -------
-    share : ndarray, shape (U, p)
-        l, one where a fixed effect rests on the unit alone.
-    inflate : ndarray, shape (U, p)
-        (1 - l)^-1/2, zero where that is so.
-    axes : ndarray, shape (U, p, p)
-        Q, axes in columns.
+    With turned = root T of :func:`leverages` it is root root' + turned (1 - share)^-1 turned'.
     """
-    matrices = root.T @ unit_gram @ root
-    if len(root) > _JACOBI:
-        share, axes = np.linalg.eigh(matrices)
-    else:
-        share, rows = np.empty(matrices.shape[:2]), np.empty_like(matrices)
-        _axes(matrices, share, rows)
-        axes = rows.swapaxes(1, 2)
-    alone = share > 1.0 - _ALONE
-    inflate = np.where(alone, 0.0, 1.0 / np.sqrt(np.where(alone, 1.0, 1.0 - share)))
-    return np.where(alone, 1.0, share), inflate, axes
+    p = len(root)
+    for j in range(p):
+        for k in range(p):
+            s = 0.0
+            for i in range(p):
+                s += root[j, i] * root[k, i]
+            store(K, (j, k), spread(s))
+    for lane in range(len(share)):
+        for i in range(share.shape[1]):
+            left = 1.0 - share[lane, i]
+            scale = 1.0 / left if left > 0.0 else -1.0
+            for j in range(p):
+                f = scale * turned[lane, j, i]
+                for k in range(p):
+                    K[j, k, lane] += f * turned[lane, k, i]
 
 
 @njit(**_OPTIONS)
-def _axes(matrices, share, rows):
-    """Eigenvalues (U, p) and rows of eigenvectors (U, p, p) of matrices, which are overwritten."""
-    for u in range(len(matrices)):
-        _rotate(matrices[u], rows[u])
-        for j in range(len(matrices[u])):
-            share[u, j] = matrices[u, j, j]
+def leverages(unit_gram, root, share, axes):
+    """Each unit's share of X'SX: G = root'(X_u'S_u X_u)root = T T' with T'T = diag(l).
+
+    With K = root root', (X'SX - X_u'S_u X_u)^-1 = K + root T (1 - l)^-1 T'root', generalised where
+    l = 1: there a fixed effect rests on the unit alone.  T has as many columns as a unit has rows,
+    at most p: a Cholesky factor B of G with pivots, turned by the eigenvectors of B'B.
+
+    Parameters
+    ----------
+    unit_gram : (U, p, p); root : (p, p)
+    share : (U, k) out, l; axes : (U, p, k) out, T
+    """
+    p, most = len(root), share.shape[1]
+    G, half = np.empty((p, p)), np.empty((p, p))
+    B, inner, rows = np.empty((p, most)), np.empty((most, most)), np.empty((most, most))
+    for u in range(len(unit_gram)):
+        for j in range(p):
+            for k in range(p):
+                s = 0.0
+                for i in range(p):
+                    s += unit_gram[u, j, i] * root[i, k]
+                half[j, k] = s
+        for j in range(p):
+            for k in range(p):
+                s = 0.0
+                for i in range(p):
+                    s += root[i, j] * half[i, k]
+                G[j, k] = s
+        rank = _pivoted(G, B)
+        for a in range(most):
+            for b in range(most):
+                s = 0.0
+                if a < rank and b < rank:
+                    for j in range(p):
+                        s += B[j, a] * B[j, b]
+                inner[a, b] = s
+        _rotate(inner, rows)
+        for a in range(most):
+            size = max(inner[a, a], 0.0)
+            share[u, a] = 1.0 if size > 1.0 - _ALONE else size
+            for j in range(p):
+                s = 0.0
+                for b in range(rank):
+                    s += B[j, b] * rows[a, b]
+                axes[u, j, a] = s
+
+
+@njit(**_INNER)
+def _pivoted(G, B):
+    """Columns B with G = B B', by Cholesky's method with pivots; their number, G's rank."""
+    p = len(G)
+    whole = 0.0
+    for j in range(p):
+        whole += G[j, j]
+    for a in range(B.shape[1]):
+        pivot = 0
+        for j in range(p):
+            if G[j, j] > G[pivot, pivot]:
+                pivot = j
+        size = G[pivot, pivot] if p > 0 else 0.0
+        if not size > _NOTHING * whole:
+            return a
+        scale = 1.0 / math.sqrt(size)
+        for j in range(p):
+            B[j, a] = G[pivot, j] * scale
+        for j in range(p):
+            for k in range(p):
+                G[j, k] -= B[j, a] * B[k, a]
+    return B.shape[1]

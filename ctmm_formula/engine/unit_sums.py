@@ -29,7 +29,7 @@ import numpy as np
 from numba import njit
 
 from .kernels import _INNER, _PART, _factor, _inner, _whiten, _woodbury
-from .lanes import load, spread, store
+from .lanes import load, spread, store, total
 from .model import LANES
 
 
@@ -206,34 +206,48 @@ def cross_products(layout, t, A, w, nu, r, wk):
     return True
 
 
+@njit(**_PART)
+def _put(sums, rest, index, value):
+    """rest = sums - value, lane by lane, or, where rest is sums, sums += value of all lanes."""
+    if rest.ndim == sums.ndim:  # known when this is compiled
+        sums[index] += total(value)
+    else:
+        store(rest, index, sums[index] - value)
+
+
 @njit(**_INNER)
-def donor_sums(layout, wk, own):
-    """Sums of a tile of units that are single donors without levels."""
+def donor_sums(layout, wk, sums, rest):
+    """Sums of a tile of units that are single donors without levels.
+
+    They are added to sums if rest is sums, else rest is what is left of sums without each unit.
+    """
     R, p = layout.R, layout.p
     r = R + p
     pair = 0
     for j in range(p):
-        store(own.score, j, load(wk.gram, (R + j, r)))
+        _put(sums.score, rest.score, j, load(wk.gram, (R + j, r)))
         for k in range(p):
-            store(own.gram, (j, k), load(wk.gram, (R + j, R + k)))
-            store(own.noise_gram, (j, k), load(wk.noise, (R + j, R + k)))
+            _put(sums.gram, rest.gram, (j, k), load(wk.gram, (R + j, R + k)))
+            _put(sums.noise_gram, rest.noise_gram, (j, k), load(wk.noise, (R + j, R + k)))
     for f in range(R):
         residual = load(wk.gram, (f, r))
-        store(own.value, f, residual * residual)
-        store(own.noise, f, load(wk.noise, (f, f)))
+        _put(sums.value, rest.value, f, residual * residual)
+        _put(sums.noise, rest.noise, f, load(wk.noise, (f, f)))
         for j in range(p):
             along = load(wk.gram, (f, R + j))
-            store(own.mixed, (f, j), residual * along)
+            _put(sums.mixed, rest.mixed, (f, j), residual * along)
             for k in range(p):
-                store(own.square, (f, j, k), along * load(wk.gram, (f, R + k)))
-                store(own.noise_cross, (f, j, k), along * load(wk.noise, (f, R + k)))
+                at = f, j, k
+                _put(sums.square, rest.square, at, along * load(wk.gram, (f, R + k)))
+                _put(sums.noise_cross, rest.noise_cross, at, along * load(wk.noise, (f, R + k)))
         for h in range(f + 1):
             shared = load(wk.gram, (f, h))
-            store(own.trace, pair, shared * shared)
+            _put(sums.trace, rest.trace, pair, shared * shared)
             for j in range(p):
                 along = shared * load(wk.gram, (f, R + j))
                 for k in range(p):
-                    store(own.cross, (pair, j, k), along * load(wk.gram, (h, R + k)))
+                    at = pair, j, k
+                    _put(sums.cross, rest.cross, at, along * load(wk.gram, (h, R + k)))
             pair += 1
 
 
