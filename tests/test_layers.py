@@ -38,8 +38,8 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "blup", "downdate", "precision", "estimators", "refits", "he", "likelihood",
-    "leave_out", "optimize", "sandwich", "robust", "sweeps", "unit_sums", "noise", "domain",
-    "kernels", "lanes", "model", "estimate",
+    "leave_out", "optimize", "sandwich", "robust", "sweeps", "block_sums", "unit_sums",
+    "leverages", "noise", "domain", "kernels", "lanes", "model", "estimate",
     "structures", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

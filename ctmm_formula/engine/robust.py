@@ -15,10 +15,10 @@ the estimates solve equations that are unbiased at any fixed S, whatever the dis
 
 theta is free in sign; theta+ is its part that is a covariance, and only serves the weights.  They
 start equal, where theta is the Haseman-Elston estimate, and are made anew :data:`REWEIGHTINGS`
-times.  Without noise in w and at the fixed point F / 2 is the Fisher information and theta the
-REML estimate (Rao's iterated MINQUE).  All of it is sums over units, donors or blocks of donors
-that share levels of random effects (:mod:`ctmm_formula.engine.unit_sums`), so leaving one out is
-a subtraction.
+times.  With w = nu and at the fixed point theta would be the REML estimate and F / 2 its Fisher
+information (Rao's iterated MINQUE).  All of it is sums over units, donors or blocks of donors that
+share levels of random effects (:mod:`ctmm_formula.engine.unit_sums`), so leaving one out is a
+subtraction.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from ..errors import ConvergenceError
 from . import sweeps
 from .domain import Domain
 from .estimate import Convergence, Estimate
+from .leverages import leverages
 from .model import Model, Tiles, tile
 from .noise import Pooling, pooled, pooling
 from .sweeps import State
 from .unit_sums import Layout
 
 REWEIGHTINGS = 4
-"""From the third on theta moves by less than 1e-3 of its distance from the start, as a rule."""
+"""As a rule the last one moves theta by a small part of its standard error."""
 
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _PROBLEMS = {
@@ -59,7 +60,7 @@ class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
     share (U, k), axes (U, p, k): each unit's part of X'SX, see
-    :func:`ctmm_formula.engine.sweeps.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
+    :func:`ctmm_formula.engine.leverages.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
     with root root' = (X'SX)^-1; all of the orthonormal columns.
     """
 
@@ -153,7 +154,7 @@ class RobustFit:
         p = len(state.root)
         k = min(p, self.design.largest)
         share, axes = np.empty((self.n_units, k)), np.empty((self.n_units, p, k))
-        sweeps.leverages(state.unit_gram, state.root, share, axes)
+        leverages(state.unit_gram, state.root, share, axes)
         return Units(share, axes, score, state.root)
 
     @cached_property

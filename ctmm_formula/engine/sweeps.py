@@ -19,12 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from .block_sums import block_sums
 from .kernels import _INNER, _OPTIONS, _PART, _inverse_root, cholesky
 from .lanes import load, root, spread, store
+from .leverages import rotate, without
 from .model import LANES
 from .unit_sums import (
     Layout,
-    block_sums,
     cross_products,
     donor_sums,
     lane_parts,
@@ -38,10 +39,6 @@ DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
 
 _RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal, or of
 # what that would be without fixed effects
-_ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
-_NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace, where it is done
-_SWEEPS = 30  # most of these: each squares what is off the diagonal
-_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
 
 
 class State(NamedTuple):
@@ -239,46 +236,6 @@ def _divide(sol):
 
 
 @njit(**_INNER)
-def _rotate(B, axes):
-    """Eigenvalues of symmetric B on its diagonal, eigenvectors as rows, by Jacobi's rotations."""
-    p = len(B)
-    for j in range(p):
-        for k in range(p):
-            axes[j, k] = 1.0 if j == k else 0.0
-    for _ in range(_SWEEPS):
-        off, on = 0.0, 0.0
-        for j in range(p):
-            on += B[j, j] * B[j, j]
-            for k in range(j):
-                off += B[j, k] * B[j, k]
-        if not off > _SMALL * on:
-            return
-        for j in range(p - 1):
-            for k in range(j + 1, p):
-                both = B[j, k]
-                if both == 0.0:
-                    continue
-                h = 0.5 * (B[k, k] - B[j, j]) / both
-                t = 1.0 / (abs(h) + math.sqrt(1.0 + h * h))
-                if h < 0.0:
-                    t = -t
-                c = 1.0 / math.sqrt(1.0 + t * t)
-                s = t * c
-                first, second = B[j, j] - t * both, B[k, k] + t * both
-                for i in range(p):
-                    left, right = B[j, i], B[k, i]
-                    B[j, i] = c * left - s * right
-                    B[k, i] = s * left + c * right
-                    left, right = axes[j, i], axes[k, i]
-                    axes[j, i] = c * left - s * right
-                    axes[k, i] = s * left + c * right
-                for i in range(p):
-                    B[i, j], B[i, k] = B[j, i], B[k, i]
-                B[j, j], B[k, k] = first, second
-                B[j, k] = B[k, j] = 0.0
-
-
-@njit(**_INNER)
 def _working(layout, theta, A, g):
     """Working covariance of these components: variances held >= 0, the rest positive semidefinite.
 
@@ -301,7 +258,7 @@ def _working(layout, theta, A, g):
                 else:
                     rest[c, e] += theta[k] * layout.basis[k, c, e]
     if joint:
-        _rotate(rest, axes)
+        rotate(rest, axes)
         for a in range(C):
             for c in range(C):
                 for e in range(C):
@@ -353,7 +310,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
         those of the estimate before.
     state : State, out of a fit
     share, turned : (U, k), (U, p, k)
-        Of :func:`leverages`; no rows in a fit.
+        Of :func:`ctmm_formula.engine.leverages.leverages`, turned = root T; no rows in a fit.
     theta : (U, K) out, NaN where the components cannot be told apart without the unit
     beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
 
@@ -393,13 +350,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
                         layout, first + lane, state.donor_gram, state.donor_noise, state.g,
                         one_sums, v, t,
                     )  # fmt: skip
-                    for j in range(size):
-                        if steps > 0:
-                            state.flat[j] += one[j]
-                        else:
-                            rest[j, lane] = state.flat[j] - one[j]
-                    if steps > 0:
-                        _keep_effects(one_sums, first + lane, state)
+                    _add_block(one, one_sums, first + lane, steps > 0, state, rest[:, lane])
             else:
                 if not cross_products(layout, first // LANES, state.A, noise, nu, r, wk):
                     return SINGULAR
@@ -409,26 +360,21 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
                     donor_sums(layout, wk, sums, rest_sums)
                 if step == steps - 1:
                     for lane in range(used):
-                        _keep_effects_of_donor(layout, wk, lane, first + lane, state)
+                        _keep_effects(layout, wk, lane, first + lane, state)
             if steps > 0:
                 continue
-            _without(share[first : first + used], turned[first : first + used], state.root, sol.K)
+            without(share[first : first + used], turned[first : first + used], state.root, sol.K)
             _solve(rest_sums, layout.S, sol)
             for lane in range(used):
-                alone = False
-                for j in range(share.shape[1]):
-                    alone = alone or share[first + lane, j] == 1.0
-                for k in range(K):
-                    theta[first + lane, k] = sol.theta[k, lane]
-                for j in range(p):
-                    beta[first + lane, j] = math.nan if alone else sol.beta[j, lane]
+                u = first + lane
+                _write(sol, lane, share[u], theta[u], beta[u])
         if steps == 0:
             return DONE
         if not _root(sums.gram, low, state.root):
             return COLLINEAR
         for j in range(size):
             store(rest, j, spread(state.flat[j]))
-        _without(share, turned, state.root, sol.K)
+        without(share, turned, state.root, sol.K)
         _solve(rest_sums, layout.S, sol)
         for k in range(K):
             if math.isnan(sol.theta[k, 0]):
@@ -442,17 +388,23 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
 
 
 @njit(**_PART)
-def _keep_effects(one, u, state):
-    """A unit's X'SX and X'Sr."""
-    for j in range(len(one.score)):
-        state.unit_score[u, j] = one.score[j]
-        for k in range(len(one.score)):
-            state.unit_gram[u, j, k] = one.gram[j, k]
+def _add_block(one, one_sums, u, adding, state, rest):
+    """Add a block to the sums and keep its X'SX and X'Sr, or rest = the sums without it."""
+    for j in range(len(one)):
+        if adding:
+            state.flat[j] += one[j]
+        else:
+            rest[j] = state.flat[j] - one[j]
+    if adding:
+        for j in range(len(one_sums.score)):
+            state.unit_score[u, j] = one_sums.score[j]
+            for k in range(len(one_sums.score)):
+                state.unit_gram[u, j, k] = one_sums.gram[j, k]
 
 
 @njit(**_PART)
-def _keep_effects_of_donor(layout, wk, lane, u, state):
-    """The same of a donor without levels."""
+def _keep_effects(layout, wk, lane, u, state):
+    """X'SX and X'Sr of a donor without levels."""
     x0, p = layout.R, layout.p
     for j in range(p):
         state.unit_score[u, j] = wk.gram[x0 + j, x0 + p, lane]
@@ -461,95 +413,12 @@ def _keep_effects_of_donor(layout, wk, lane, u, state):
 
 
 @njit(**_PART)
-def _without(share, turned, root, K):
-    """Lanes K = (X'SX - X_u'S_u X_u)^-1, generalised; of the whole where there is no unit.
-
-    With turned = root T of :func:`leverages` it is root root' + turned (1 - share)^-1 turned'.
-    """
-    p = len(root)
-    for j in range(p):
-        for k in range(p):
-            s = 0.0
-            for i in range(p):
-                s += root[j, i] * root[k, i]
-            store(K, (j, k), spread(s))
-    for lane in range(len(share)):
-        for i in range(share.shape[1]):
-            left = 1.0 - share[lane, i]
-            scale = 1.0 / left if left > 0.0 else -1.0
-            for j in range(p):
-                f = scale * turned[lane, j, i]
-                for k in range(p):
-                    K[j, k, lane] += f * turned[lane, k, i]
-
-
-@njit(**_OPTIONS)
-def leverages(unit_gram, root, share, axes):
-    """Each unit's share of X'SX: G = root'(X_u'S_u X_u)root = T T' with T'T = diag(l).
-
-    With K = root root', (X'SX - X_u'S_u X_u)^-1 = K + root T (1 - l)^-1 T'root', generalised where
-    l = 1: there a fixed effect rests on the unit alone.  T has as many columns as a unit has rows,
-    at most p: a Cholesky factor B of G with pivots, turned by the eigenvectors of B'B.
-
-    Parameters
-    ----------
-    unit_gram : (U, p, p); root : (p, p)
-    share : (U, k) out, l; axes : (U, p, k) out, T
-    """
-    p, most = len(root), share.shape[1]
-    G, half = np.empty((p, p)), np.empty((p, p))
-    B, inner, rows = np.empty((p, most)), np.empty((most, most)), np.empty((most, most))
-    for u in range(len(unit_gram)):
-        for j in range(p):
-            for k in range(p):
-                s = 0.0
-                for i in range(p):
-                    s += unit_gram[u, j, i] * root[i, k]
-                half[j, k] = s
-        for j in range(p):
-            for k in range(p):
-                s = 0.0
-                for i in range(p):
-                    s += root[i, j] * half[i, k]
-                G[j, k] = s
-        rank = _pivoted(G, B)
-        for a in range(most):
-            for b in range(most):
-                s = 0.0
-                if a < rank and b < rank:
-                    for j in range(p):
-                        s += B[j, a] * B[j, b]
-                inner[a, b] = s
-        _rotate(inner, rows)
-        for a in range(most):
-            size = max(inner[a, a], 0.0)
-            share[u, a] = 1.0 if size > 1.0 - _ALONE else size
-            for j in range(p):
-                s = 0.0
-                for b in range(rank):
-                    s += B[j, b] * rows[a, b]
-                axes[u, j, a] = s
-
-
-@njit(**_INNER)
-def _pivoted(G, B):
-    """Columns B with G = B B', by Cholesky's method with pivots; their number, G's rank."""
-    p = len(G)
-    whole = 0.0
-    for j in range(p):
-        whole += G[j, j]
-    for a in range(B.shape[1]):
-        pivot = 0
-        for j in range(p):
-            if G[j, j] > G[pivot, pivot]:
-                pivot = j
-        size = G[pivot, pivot] if p > 0 else 0.0
-        if not size > _NOTHING * whole:
-            return a
-        scale = 1.0 / math.sqrt(size)
-        for j in range(p):
-            B[j, a] = G[pivot, j] * scale
-        for j in range(p):
-            for k in range(p):
-                G[j, k] -= B[j, a] * B[k, a]
-    return B.shape[1]
+def _write(sol, lane, share, theta, beta):
+    """The estimate of one lane; no beta where a fixed effect rests on the unit alone."""
+    alone = False
+    for j in range(len(share)):
+        alone = alone or share[j] == 1.0
+    for k in range(len(theta)):
+        theta[k] = sol.theta[k, lane]
+    for j in range(len(beta)):
+        beta[j] = math.nan if alone else sol.beta[j, lane]
