@@ -38,6 +38,7 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
+    "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
     "model", "estimate",
     "structures", "distributions", "arguments", "errors",

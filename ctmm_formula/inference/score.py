@@ -28,6 +28,7 @@ from ..distributions import cauchy_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit
 from ..engine.model import Model
+from ..engine.noise import working_noise
 from ..engine.precision import Precision
 from .tails import Law, tail
 
@@ -65,26 +66,6 @@ class ScoreTest:
     pvalue_cauchy: float
     theta_null: np.ndarray
     weights: str
-
-
-def working_noise(model: Model) -> tuple[np.ndarray, str]:
-    """w (n,) and how it was made: pooled cell variance / n_cells, or the mean noise.
-
-    Rows are pooled with those of the same row of H (one cell type), or all together where rows
-    of H differ throughout (overall pseudobulk).
-    """
-    patterns, code = np.unique(model.H, axis=0, return_inverse=True)
-    if len(patterns) > model.H.shape[1]:
-        code = np.zeros(len(model.y), dtype=np.int64)
-    code = code.ravel()
-    rows = model.active_rows
-    cells = model.n_cells
-    counted = cells is not None and bool(np.isfinite(cells[rows]).all() and (cells[rows] > 0).all())
-    per_cell = np.where(rows, cells, 1.0) if counted and cells is not None else np.ones(len(code))
-    total = np.bincount(code[rows], weights=(per_cell * model.nu)[rows], minlength=code.max() + 1)
-    count = np.bincount(code[rows], minlength=code.max() + 1)
-    pooled = total / np.maximum(count, 1)
-    return pooled[code] / per_cell, "n_cells" if counted else "mean noise"
 
 
 def score_test(model: Model) -> ScoreTest:

@@ -1,0 +1,153 @@
+"""What each independent unit contributes to the information about the fixed effects.
+
+With K = (X'SX)^-1 = root root', a unit's share of X'SX is G = root'(X_u'S_u X_u)root = T T' with
+T'T = diag(l).  Whatever is asked of I - G, its inverse for the estimate without the unit, its
+inverse root for an unbiased covariance, is I + T f(l) T': T has as many columns as the unit has
+rows, at most p.  Where l = 1 a fixed effect rests on the unit alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .lanes import spread, store
+from .options import FAST, FAST_INNER, FAST_PART
+
+_ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
+_NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace, where it is done
+_SWEEPS = 30  # most of these: each squares what is off the diagonal
+_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
+
+
+@njit(**FAST)
+def leverages(unit_gram, root, share, axes):
+    """l and T of every unit: a Cholesky factor B of G with pivots, turned by the axes of B'B.
+
+    Parameters
+    ----------
+    unit_gram : (U, p, p); root : (p, p)
+    share : (U, k) out, l; axes : (U, p, k) out, T
+    """
+    p, most = len(root), share.shape[1]
+    G, half = np.empty((p, p)), np.empty((p, p))
+    B, inner, rows = np.empty((p, most)), np.empty((most, most)), np.empty((most, most))
+    for u in range(len(unit_gram)):
+        for j in range(p):
+            for k in range(p):
+                s = 0.0
+                for i in range(p):
+                    s += unit_gram[u, j, i] * root[i, k]
+                half[j, k] = s
+        for j in range(p):
+            for k in range(p):
+                s = 0.0
+                for i in range(p):
+                    s += root[i, j] * half[i, k]
+                G[j, k] = s
+        rank = _pivoted(G, B)
+        for a in range(most):
+            for b in range(most):
+                s = 0.0
+                if a < rank and b < rank:
+                    for j in range(p):
+                        s += B[j, a] * B[j, b]
+                inner[a, b] = s
+        rotate(inner, rows)
+        for a in range(most):
+            size = max(inner[a, a], 0.0)
+            share[u, a] = 1.0 if size > 1.0 - _ALONE else size
+            for j in range(p):
+                s = 0.0
+                for b in range(rank):
+                    s += B[j, b] * rows[a, b]
+                axes[u, j, a] = s
+
+
+@njit(**FAST_INNER)
+def _pivoted(G, B):
+    """Columns B with G = B B', by Cholesky's method with pivots; their number, G's rank."""
+    p = len(G)
+    whole = 0.0
+    for j in range(p):
+        whole += G[j, j]
+    for a in range(B.shape[1]):
+        pivot = 0
+        for j in range(p):
+            if G[j, j] > G[pivot, pivot]:
+                pivot = j
+        size = G[pivot, pivot] if p > 0 else 0.0
+        if not size > _NOTHING * whole:
+            return a
+        scale = 1.0 / math.sqrt(size)
+        for j in range(p):
+            B[j, a] = G[pivot, j] * scale
+        for j in range(p):
+            for k in range(p):
+                G[j, k] -= B[j, a] * B[k, a]
+    return B.shape[1]
+
+
+@njit(**FAST_PART)
+def without(share, turned, root, K):
+    """K (p, p, LANES) = (X'SX - X_u'S_u X_u)^-1 of some units; of the whole where there are none.
+
+    It is root root' + turned (1 - l)^-1 turned' with turned = root T, generalised where l = 1.
+    """
+    p = len(root)
+    for j in range(p):
+        for k in range(p):
+            s = 0.0
+            for i in range(p):
+                s += root[j, i] * root[k, i]
+            store(K, (j, k), spread(s))
+    for lane in range(len(share)):
+        for i in range(share.shape[1]):
+            left = 1.0 - share[lane, i]
+            scale = 1.0 / left if left > 0.0 else -1.0
+            for j in range(p):
+                f = scale * turned[lane, j, i]
+                for k in range(p):
+                    K[j, k, lane] += f * turned[lane, k, i]
+
+
+@njit(**FAST_INNER)
+def rotate(B, axes):
+    """Eigenvalues of symmetric B on its diagonal, eigenvectors as rows, by Jacobi's rotations."""
+    p = len(B)
+    for j in range(p):
+        for k in range(p):
+            axes[j, k] = 1.0 if j == k else 0.0
+    for _ in range(_SWEEPS):
+        off, on = 0.0, 0.0
+        for j in range(p):
+            on += B[j, j] * B[j, j]
+            for k in range(j):
+                off += B[j, k] * B[j, k]
+        if not off > _SMALL * on:
+            return
+        for j in range(p - 1):
+            for k in range(j + 1, p):
+                both = B[j, k]
+                if both == 0.0:
+                    continue
+                h = 0.5 * (B[k, k] - B[j, j]) / both
+                t = 1.0 / (abs(h) + math.sqrt(1.0 + h * h))
+                if h < 0.0:
+                    t = -t
+                c = 1.0 / math.sqrt(1.0 + t * t)
+                s = t * c
+                first, second = B[j, j] - t * both, B[k, k] + t * both
+                for i in range(p):
+                    left, right = B[j, i], B[k, i]
+                    B[j, i] = c * left - s * right
+                    B[k, i] = s * left + c * right
+                    left, right = axes[j, i], axes[k, i]
+                    axes[j, i] = c * left - s * right
+                    axes[k, i] = s * left + c * right
+                for i in range(p):
+                    B[i, j], B[i, k] = B[j, i], B[k, i]
+                B[j, j], B[k, k] = first, second
+                B[j, k] = B[k, j] = 0.0

@@ -1,0 +1,61 @@
+"""Working noise: weights that do not depend on the errors of the measured noise.
+
+The measured nu_ic is the squared standard error of the mean of n_ic cells, taken from the same
+cells as the mean itself.  For counts it rises with y, so whatever is weighted by it is biased.
+The working noise pools the variance between cells over donors and keeps of a pair only its number
+of cells; nu itself, which is unbiased, is left to centre what the weights have produced.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .model import Model
+
+
+class Pooling(NamedTuple):
+    """How the noise of a design is pooled, whatever the response; made by :func:`pooling`.
+
+    code (n,) groups of rows; per_cell (n,) number of cells, or ones; sizes (groups,) rows of a
+    group in use; rows (n,) which are; weights: "n_cells", or "mean noise" where cell counts are
+    missing.
+    """
+
+    code: np.ndarray
+    per_cell: np.ndarray
+    sizes: np.ndarray
+    rows: np.ndarray
+    weights: str
+
+
+def pooling(model: Model) -> Pooling:
+    """How the noise of these rows is pooled.
+
+    Rows go with those of the same row of H (one cell type), or all together where rows of H
+    differ throughout (overall pseudobulk).
+    """
+    patterns, code = np.unique(model.H, axis=0, return_inverse=True)
+    if len(patterns) > model.H.shape[1]:
+        code = np.zeros(len(model.y), dtype=np.int64)
+    code = code.ravel()
+    rows = model.active_rows
+    cells = model.n_cells
+    counted = cells is not None and bool(np.isfinite(cells[rows]).all() and (cells[rows] > 0).all())
+    per_cell = np.where(rows, cells, 1.0) if counted and cells is not None else np.ones(len(code))
+    sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
+    return Pooling(code, per_cell, sizes, rows, "n_cells" if counted else "mean noise")
+
+
+def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
+    """w_ic = s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
+    between = np.where(how.rows, how.per_cell * nu, 0.0)
+    total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
+    return (total / how.sizes)[how.code] / how.per_cell
+
+
+def working_noise(model: Model) -> tuple[np.ndarray, str]:
+    """w (n,) and how it was made: pooled cell variance / n_cells, or the mean noise."""
+    how = pooling(model)
+    return pooled(model.nu, how), how.weights

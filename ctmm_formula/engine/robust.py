@@ -1,0 +1,351 @@
+"""Noise-robust moment estimates: weights from pooled noise, centred by the measured noise.
+
+The measured nu_ic comes from the same cells as y_ic and, for counts, rises with it.  Whatever
+weights by it (likelihoods, generalised least squares) is biased, the more so in cell types with
+few cells; whatever only subtracts it is not.  So with working noise w
+(:func:`~ctmm_formula.engine.noise.working_noise`) and a working covariance
+
+    S = (sum_k theta+_k Sigma_k + diag(w))^-1,   P = S - S X (X'SX)^-1 X'S
+
+the estimates solve equations that are unbiased at any fixed S, whatever the distribution:
+
+    b     = (X'SX)^-1 X'S y
+    theta = F^-1 (q - h),  q_k = y'P Sigma_k P y,  F_kl = tr(P Sigma_k P Sigma_l),
+                           h_k = tr(P Sigma_k P diag(nu))
+
+theta is free in sign; theta+ is its part that is a covariance, and only serves the weights.  They
+start equal, where theta is the Haseman-Elston estimate, and are made anew :data:`REWEIGHTINGS`
+times.  With w = nu and at the fixed point theta would be the REML estimate and F / 2 its Fisher
+information (Rao's iterated MINQUE).  All of it is sums over units, donors or blocks of donors that
+share levels of random effects (:mod:`ctmm_formula.engine.unit_sums`), so leaving one out is a
+subtraction.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from ..errors import ConvergenceError
+from . import sweeps
+from .domain import Domain
+from .estimate import Convergence, Estimate
+from .leverages import leverages
+from .model import Model, Tiles, tile
+from .noise import Pooling, pooled, pooling
+from .sweeps import State
+from .unit_sums import Layout
+
+REWEIGHTINGS = 4
+"""As a rule the last one moves theta by a small part of its standard error."""
+
+_FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
+_PROBLEMS = {
+    sweeps.COLLINEAR: "the fixed effects are collinear in the donors in use",
+    sweeps.CONFOUNDED: "variance components cannot be told apart: singular moment matrix",
+    sweeps.SINGULAR: "a donor's covariance is not positive definite",
+}
+ONE_UNIT = (
+    "random effects join all donors to one block: there are no independent units to leave out"
+)
+
+
+class Units(NamedTuple):
+    """What a covariance of the fixed effects needs of the independent units.
+
+    share (U, k), axes (U, p, k): each unit's part of X'SX, see
+    :func:`ctmm_formula.engine.leverages.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
+    with root root' = (X'SX)^-1; all of the orthonormal columns.
+    """
+
+    share: np.ndarray
+    axes: np.ndarray
+    score: np.ndarray
+    root: np.ndarray
+
+
+class Replicates(NamedTuple):
+    """Estimates without each of U units, at the weights of the full fit.
+
+    theta (U, K), NaN where the components cannot be told apart without the unit; beta (U, p), NaN
+    where a fixed effect rests on the unit alone (theta is then that without the effect).
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+
+    def covariance(self) -> np.ndarray:
+        """(U - 1)/U times the sum of squares about the mean, of (theta, beta); (K + p, K + p).
+
+        NaN for parameters that have a replicate missing, and for all with fewer than two units.
+        """
+        both = np.hstack([self.theta, self.beta])
+        if len(both) < 2:
+            return np.full((both.shape[1],) * 2, math.nan)
+        centred = both - both.mean(axis=0)
+        return (len(both) - 1) / len(both) * centred.T @ centred
+
+
+class Design(NamedTuple):
+    """What all responses of a design share; made by :func:`lay_out`.
+
+    layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
+    used (N',) rows and donors in use (kernel numbers); ols (p, n') effects of the orthonormal
+    columns from responses; how the noise is pooled; largest number of rows of a unit.
+    """
+
+    layout: Layout
+    tiles: Tiles
+    rows: np.ndarray
+    used: np.ndarray
+    ols: np.ndarray
+    how: Pooling
+    largest: int
+
+
+@dataclass(frozen=True)
+class RobustFit:
+    """An estimate with its weights, which its covariances need; made by :func:`weigh`.
+
+    Attributes
+    ----------
+    estimate : Estimate
+    weights : str
+        How the working noise was made: "n_cells", or "mean noise" where cell counts are missing.
+    unit : str
+        "donor", or "block" of donors joined by random effects.
+    design : Design; state : State
+        Working covariance and sums over units.
+    back : ndarray, shape (p, p)
+        Orthonormal fixed-effect columns from those of X.
+    inputs : tuple of ndarray, shape (T, m, LANES)
+        Working noise, measured noise and residual in tiles.
+    """
+
+    estimate: Estimate
+    weights: str
+    unit: str
+    design: Design
+    state: State
+    back: np.ndarray
+    inputs: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    @property
+    def n_units(self) -> int:
+        """Number U of independent units."""
+        return len(self.design.layout.level_start)
+
+    @property
+    def donors(self) -> list[np.ndarray]:
+        """Donors (kernel numbers) of each independent unit."""
+        return np.split(self.design.used, self.design.layout.unit_ptr[1:-1])
+
+    @cached_property
+    def units(self) -> Units:
+        """The units' shares of the fixed effects."""
+        state = self.state
+        score = state.unit_score - state.unit_gram @ state.beta
+        p = len(state.root)
+        k = min(p, self.design.largest)
+        share, axes = np.empty((self.n_units, k)), np.empty((self.n_units, p, k))
+        leverages(state.unit_gram, state.root, share, axes)
+        return Units(share, axes, score, state.root)
+
+    @cached_property
+    def cov_working(self) -> np.ndarray:
+        """2 F^-1: covariance of theta for normal data, were the working covariance the true one."""
+        return 2.0 * np.linalg.inv(self.state.F)
+
+    @cached_property
+    def replicates(self) -> Replicates:
+        """Delete-one-unit estimates, by subtracting the unit's sums: no refits.
+
+        All of them are NaN where random effects join all donors to one block (:data:`ONE_UNIT`).
+        """
+        U, K = self.n_units, len(self.estimate.theta)
+        theta, beta = np.full((U, K), math.nan), np.full((U, len(self.back)), math.nan)
+        if U > 1:
+            sweeps.sweep(
+                self.design.layout, *self.inputs, 0, self.state,
+                self.units.share, self.state.root @ self.units.axes, theta, beta,
+            )  # fmt: skip
+        # the sums are those of y - X b0, and so are the effects they give
+        moved = (beta - self.state.beta) @ self.back.T
+        return Replicates(theta, self.estimate.beta + moved)
+
+    def component_errors(self) -> np.ndarray:
+        """Standard errors of theta (K,): the larger of the jackknife's and of 2 F^-1.
+
+        The jackknife's are too small where an estimate happens to lie below zero, those of the
+        working covariance where donors differ by more than the normal law allows.  NaN of one is
+        passed over.
+        """
+        K = len(self.estimate.theta)
+        jackknife = np.diag(self.replicates.covariance())[:K]
+        return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
+
+    def component_intervals(self, level: float = 0.95) -> np.ndarray:
+        """Confidence intervals of theta (K, 2): theta -+ t standard errors, U - 1 df."""
+        width = special.stdtrit(max(self.n_units - 1, 1), 0.5 * (1.0 + level))
+        half = width * self.component_errors()
+        return self.estimate.theta[:, None] + half[:, None] * [-1.0, 1.0]
+
+
+def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> Estimate:
+    """Noise-robust estimate of one response; :func:`weigh` keeps its weights too.
+
+    Raises
+    ------
+    ConvergenceError
+        X, or the moment matrix of the components, lacks rank.
+
+    Examples
+    --------
+    >>> from ctmm_formula.engine.model import build_model
+    >>> H = np.tile(np.eye(2), (4, 1))
+    >>> y = np.array([1.0, 1.2, -0.3, -0.1, 0.4, 0.9, -1.5, -1.0])
+    >>> model = build_model(y, np.full(8, 0.1), H, H, np.repeat(np.arange(4), 2),
+    ...                     np.ones((1, 2, 2)))
+    >>> round(float(fit(model).theta[0]), 4)
+    1.0208
+    """
+    del method, domain  # moments know no bounds
+    return weigh(model).estimate
+
+
+def weigh(model: Model, design: Design | None = None) -> RobustFit:
+    """Noise-robust estimate of one response and its weights.
+
+    Parameters
+    ----------
+    model : Model
+    design : Design, optional
+        :func:`lay_out` of the model, where many responses share it.
+
+    Raises
+    ------
+    ConvergenceError
+        X, or the moment matrix of the components, lacks rank.
+    """
+    design = lay_out(model) if design is None else design
+    layout, rows = design.layout, design.rows
+    start = design.ols @ model.y[rows]
+    r = model.y[rows] - model.Q[rows] @ start
+    put = design.tiles.put
+    inputs = put(_working_noise(model.nu, r, design), 1.0), put(model.nu[rows]), put(r)
+    state = sweeps.make_state(layout)
+    p, K = layout.p, len(layout.S)
+    outcome = sweeps.sweep(
+        layout, *inputs, REWEIGHTINGS + 1, state,
+        np.empty((0, 0)), np.empty((0, p, 0)), np.empty((0, K)), np.empty((0, p)),
+    )  # fmt: skip
+    if outcome != sweeps.DONE:
+        raise ConvergenceError(_PROBLEMS[outcome])
+    return RobustFit(
+        estimate=_estimate(model, state, start),
+        weights=design.how.weights,
+        unit="block" if model.random else "donor",
+        design=design,
+        state=state,
+        back=model.back,
+        inputs=inputs,
+    )
+
+
+def lay_out(model: Model) -> Design:
+    """What all responses of a design share.
+
+    Raises
+    ------
+    ConvergenceError
+        The fixed effects are collinear in the donors in use.
+    """
+    b, rows = model.blocks, np.flatnonzero(model.active_rows)
+    used = np.flatnonzero(model.active)
+    tiles = tile(np.append(0, np.cumsum(np.diff(model.row_ptr)[used])))
+    Z = _from_tiles(b.design[:, b.R + b.p :], model.tiles)
+    columns = np.hstack([model.W, model.Q, np.zeros((len(Z), 1)), Z])
+    blocks, first = np.unique(model.donor_block[used], return_index=True)
+    level_ptr = b.level_ptr if model.random else np.zeros(blocks[-1] + 2, dtype=np.int64)
+    Q = model.Q[rows]
+    if np.linalg.matrix_rank(Q) < Q.shape[1]:
+        raise ConvergenceError(_PROBLEMS[sweeps.COLLINEAR])
+    layout = Layout(
+        columns=tiles.put(columns[rows]),
+        H=tiles.put(model.H[rows]),
+        R=b.R,
+        p=b.p,
+        unit_ptr=np.append(first, len(used)),
+        level=b.level[used],
+        level_start=level_ptr[blocks],
+        level_stop=level_ptr[blocks + 1],
+        level_comp=b.level_comp,
+        S=model.S,
+        basis=model.basis,
+        variance=_variances(model.basis.tobytes(), model.basis.shape),
+    )
+    ols = Q.T if model.active.all() else np.linalg.pinv(Q)
+    sizes = np.bincount(model.donor_block[model.row_donor[rows]])
+    return Design(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
+
+
+def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
+    """Columns (n, k) of an array (T, k, m, LANES)."""
+    T, k, m, lanes = values.shape
+    return values.transpose(0, 2, 3, 1).reshape(T * m * lanes, k)[tiles.place]
+
+
+@functools.lru_cache(maxsize=64)
+def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Which components are held >= 0 by themselves in the weights, (K,) bool.
+
+    All, where every basis matrix is a covariance; else the shared one only, and the others are
+    held together.
+    """
+    basis = np.frombuffer(basis_bytes).reshape(shape)
+    size = np.linalg.eigvalsh(basis)
+    covariance = size[:, 0] >= -1e-12 * np.abs(size).max(axis=1)
+    return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
+
+
+def _working_noise(nu: np.ndarray, r: np.ndarray, design: Design) -> np.ndarray:
+    """Working noise of the rows in use, nowhere much below its mean."""
+    noise = pooled(nu, design.how)[design.rows]
+    mean = float(noise.mean())
+    if mean > 0.0:
+        return np.maximum(noise, _FLOOR * mean)
+    # nothing was measured to vary: weigh all rows alike, in units of the response
+    return np.full(len(noise), float(np.square(r).mean()) or 1.0)
+
+
+def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:
+    """The fit without its weights."""
+    information = 0.5 * state.F
+    step = state.theta - state.before
+    distance = math.sqrt(max(float(step @ information @ step), 0.0))
+    turn = model.back @ state.root
+    return Estimate(
+        method="robust",
+        theta=state.theta,
+        beta=model.back @ (start + state.beta),
+        cov_beta=turn @ turn.T,
+        beta_by="gls",
+        information=information,
+        observed=np.full_like(information, math.nan),
+        llf=math.nan,
+        convergence=Convergence(
+            converged=True,
+            boundary=False,
+            gradient_norm=distance,
+            n_evaluations=REWEIGHTINGS + 1,
+            n_starts=1,
+            message=f"closed form at fixed weights, made anew {REWEIGHTINGS} times; the last time "
+            f"moved the components by {distance:.1g} standard errors",
+        ),
+    )

@@ -1,0 +1,217 @@
+"""Cluster-robust covariance of the fixed effects and its small-sample tests.
+
+Clusters are the independent units of a :class:`~ctmm_formula.engine.robust.RobustFit`: donors, or
+blocks of donors joined by random effects.  With K = (X'SX)^-1, G_u = X_u'S_u X_u, s_u =
+X_u'S_u (y_u - X_u b) and the bias-reduced linearisation CR2 (Bell & McCaffrey 2002) of the data
+whitened by the working covariance,
+
+    V_L = sum_u (e_u's_u)(e_u's_u)',   e_u = (I - K G_u)^-1/2 K L'
+
+E V_L = L K L' exactly where the working covariance is the true one, and V_L is consistent in the
+number of units whatever the truth.  The square root of I - K G_u is the one of root root' = K, so
+no choice of coordinates enters, and it needs p x p matrices only, however large the unit is.
+
+The distribution of V_L is that of a Wishart matrix with as many degrees of freedom as give its
+entries the variance they have under the working covariance: for one row of L Satterthwaite's
+2 E(V)^2 / Var(V), for q rows Pustejovsky & Tipton's (2018) eta = q (q + 1) / sum_st Var(V_st) of
+rows with E V_L = I, and
+
+    F = (eta - q + 1) / (eta q) (L b - c)' V_L^-1 (L b - c)   on q and eta - q + 1
+
+(approximate Hotelling, "HTZ").  With d_u = e_u'G_u e_u, h_u = G_u e_u, k_u = h_u'K h_u (q x q) and
+H_st = sum_u h_us h_ut' the covariances of the residuals of all pairs of units sum up to
+
+    Var(V_st) = sum_u (d_ss d_tt - d_ss k_tt - d_tt k_ss + d_st^2 - 2 d_st k_st)
+                + tr(K H_st K H_st') + tr(K H_ts K H_ts)
+
+which is linear in the number of units.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import special
+
+from .robust import ONE_UNIT, RobustFit, Units
+
+_TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
+_DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
+ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
+TOO_FEW = "too few independent donors or blocks for this many hypotheses"
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Linear combinations L b with their cluster-robust covariance.
+
+    Attributes
+    ----------
+    value : ndarray, shape (q,); cov : ndarray, shape (q, q)
+    df : ndarray, shape (q,)
+        Satterthwaite degrees of freedom of each row's t statistic.
+    note : str
+        Why `cov` and `df` are NaN; empty if they are not.
+    """
+
+    value: np.ndarray
+    cov: np.ndarray
+    df: np.ndarray
+    note: str
+
+    def pvalues(self, null: np.ndarray | float = 0.0) -> np.ndarray:
+        """Two-sided t tests of L b = null, row by row, (q,)."""
+        t = np.abs(self.value - null) / np.sqrt(np.diag(self.cov))
+        return 2.0 * special.stdtr(self.df, -t)
+
+    def intervals(self, level: float = 0.95) -> np.ndarray:
+        """Confidence intervals (q, 2) of L b."""
+        half = special.stdtrit(self.df, 0.5 * (1.0 + level)) * np.sqrt(np.diag(self.cov))
+        return self.value[:, None] + half[:, None] * [-1.0, 1.0]
+
+
+@dataclass(frozen=True)
+class ApproximateHotelling:
+    """Test of L b = c by an approximate Hotelling T^2; NaN with the reason in `note`.
+
+    Attributes
+    ----------
+    statistic : float
+        F.
+    df_num, df_denom : float
+    pvalue : float
+    note : str
+    """
+
+    statistic: float
+    df_num: float
+    df_denom: float
+    pvalue: float
+    note: str
+
+
+def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
+    """L b with its CR2 covariance and the degrees of freedom of every row.
+
+    Parameters
+    ----------
+    fit : RobustFit
+    L : ndarray, shape (q, p), about the columns of ``model.X``
+    """
+    value = L @ fit.estimate.beta
+    q = len(L)
+    part = _loads(fit, L)
+    if isinstance(part, str):
+        return Contrasts(value, np.full((q, q), math.nan), np.full(q, math.nan), part)
+    cov = part.cov()
+    d, k, h = part.variances()
+    own = np.arange(q)
+    expected = (d - k)[:, own, own].sum(axis=0)
+    H = np.einsum("uas,ubs->sab", h, h)
+    variance = 2.0 * ((d * (d - 2.0 * k))[:, own, own].sum(axis=0) + np.square(H).sum(axis=(1, 2)))
+    return Contrasts(value, cov, 2.0 * expected**2 / variance, "")
+
+
+def hotelling(
+    fit: RobustFit, L: np.ndarray, null: np.ndarray | float = 0.0
+) -> ApproximateHotelling:
+    """Test L b = null.
+
+    Parameters
+    ----------
+    fit : RobustFit
+    L : ndarray, shape (q, p), of full row rank, about the columns of ``model.X``
+    null : ndarray, shape (q,), or float
+    """
+    q = len(L)
+    turn = L @ fit.back @ fit.state.root
+    size, axes = np.linalg.eigh(turn @ turn.T)  # rows with E V_L = I
+    if not size[0] > _DEPENDENT * size[-1]:
+        return _none("the hypotheses are linearly dependent")
+    even = axes / np.sqrt(size)
+    part = _loads(fit, even.T @ L)
+    if isinstance(part, str):
+        return _none(part)
+    d, k, h = part.variances()
+    ds, ks = np.einsum("uss->us", d), np.einsum("uss->us", k)
+    # sums over all s and t at once
+    within = (ds.sum(axis=1) * (ds - 2.0 * ks).sum(axis=1)).sum() + (d * (d - 2.0 * k)).sum()
+    flat = h.reshape(len(h), -1)
+    H = (flat.T @ flat).reshape(*h.shape[1:], *h.shape[1:])  # [a, s, b, t]
+    across = np.square(H).sum() + (H * H.transpose(2, 1, 0, 3)).sum()
+    eta = q * (q + 1) / (within + across)
+    df = eta - q + 1.0
+    if not df > 0.0:
+        return _none(TOO_FEW)
+    away = even.T @ (L @ fit.estimate.beta - null)
+    try:
+        low = np.linalg.cholesky(part.cov())
+    except np.linalg.LinAlgError:
+        return _none(TOO_FEW)
+    distance = float(np.square(np.linalg.solve(low, away)).sum())
+    statistic = df / (eta * q) * distance
+    return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
+
+
+def _none(note: str) -> ApproximateHotelling:
+    return ApproximateHotelling(math.nan, math.nan, math.nan, math.nan, note)
+
+
+@dataclass(frozen=True)
+class _Loads:
+    """Rows of L in the axes of each unit's share of X'SX.
+
+    With K = root root', root'G_u root = T T', T'T = diag(l) and loads z = T' root' L' (U, k, q)
+
+        e_u = root (root'L' + T z / (sqrt(1 - l) + 1 - l)),   root'h_u = T (1 - l)^-1/2 z
+
+    Where l = 1 the generalised root leaves the axis out: e_u has T z taken off and h_u nothing.
+    """
+
+    units: Units
+    across: np.ndarray  # root'L', (p, q)
+    loads: np.ndarray
+
+    @cached_property
+    def alone(self) -> np.ndarray:
+        """Axes in which a fixed effect rests on the unit, (U, k)."""
+        return self.units.share == 1.0
+
+    @cached_property
+    def left(self) -> np.ndarray:
+        """1 - l, and 1 where that is zero."""
+        return np.where(self.alone, 1.0, 1.0 - self.units.share)
+
+    def cov(self) -> np.ndarray:
+        """V_L, shape (q, q)."""
+        units = self.units
+        turned = units.score @ units.root
+        scale = np.where(self.alone, -1.0, 1.0 / (np.sqrt(self.left) + self.left))
+        along = (turned[:, None, :] @ units.axes) * scale[:, None, :]
+        g = turned @ self.across + (along @ self.loads)[:, 0]
+        return g.T @ g
+
+    def variances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """d, k (U, q, q) and root'h (U, p, q)."""
+        inflate = np.where(self.alone, 0.0, 1.0 / np.sqrt(self.left))
+        scaled = inflate[..., None] * self.loads
+        across = scaled.swapaxes(1, 2)
+        k = across @ (self.units.share[..., None] * scaled)
+        return across @ scaled, k, self.units.axes @ scaled
+
+
+def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
+    """Rows of L by unit, or why there is no covariance of them."""
+    if fit.n_units < 2:
+        return ONE_UNIT
+    units = fit.units
+    across = units.root.T @ (L @ fit.back).T
+    part = _Loads(units, across, units.axes.swapaxes(1, 2) @ across)
+    if part.alone.any():
+        resting = np.square(np.where(part.alone[..., None], part.loads, 0.0)).sum(axis=1)
+        if (resting > _TOUCHES * np.square(across).sum(axis=0)).any():
+            return ALONE
+    return part

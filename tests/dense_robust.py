@@ -1,0 +1,119 @@
+"""The noise-robust estimator by brute force: n x n matrices and the textbook's formulas.
+
+Nothing is shared with the package but the arrays of a Model.  Units are left out by taking their
+rows out; square roots are those of symmetric matrices by their eigenvectors.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import dense
+import numpy as np
+
+ALONE = 1e-9
+
+
+def power(A: np.ndarray, exponent: float, cut: float = 0.0) -> np.ndarray:
+    """Power of a symmetric matrix, generalised: eigenvalues up to `cut` count as zero."""
+    size, axes = np.linalg.eigh(A)
+    kept = size > cut
+    return (axes[:, kept] * size[kept] ** exponent) @ axes[:, kept].T
+
+
+def working(model, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance of the true expression and variances of random effects, as weights take them."""
+    K = len(model.basis)
+    smallest = np.array([np.linalg.eigvalsh(B)[0] for B in model.basis])
+    if (smallest > -1e-12).all():
+        A = np.tensordot(np.maximum(theta[:K], 0), model.basis, axes=1)
+    else:
+        shared = np.array([bool((B == 1).all()) for B in model.basis])
+        rest = np.tensordot(theta[:K][~shared], model.basis[~shared], axes=1)
+        A = np.tensordot(np.maximum(theta[:K][shared], 0), model.basis[shared], axes=1)
+        A = A + power(rest, 1.0)
+    return A, np.maximum(theta[K:], 0)
+
+
+def units(a: SimpleNamespace) -> np.ndarray:
+    """Number of the unit of every row: donors that share levels, directly or through others."""
+    joined = a.donor[:, None] == a.donor[None, :]
+    for Z in a.levels:
+        joined = joined | (Z @ Z.T != 0)
+    for _ in range(int(np.ceil(np.log2(len(joined))))):  # paths twice as long each time
+        joined = (joined.astype(float) @ joined) > 0
+    return np.unique(joined.argmax(axis=1), return_inverse=True)[1]
+
+
+def solve(Sigma, X, y, D, parts) -> SimpleNamespace:
+    """b and theta at fixed weights Sigma^-1; X may lack rank."""
+    S = np.linalg.inv(Sigma)
+    K = np.linalg.pinv(X.T @ S @ X, rcond=1e-10, hermitian=True)
+    P = S - S @ X @ K @ X.T @ S
+    PA = P @ parts
+    F = np.einsum("kab,lba->kl", PA, PA)
+    excess = np.array([y @ M @ P @ y - np.trace(M @ P @ D) for M in PA])
+    return SimpleNamespace(
+        theta=np.linalg.solve(F, excess), beta=K @ X.T @ S @ y, K=K, S=S, F=F,
+        condition=np.linalg.cond(F),
+    )  # fmt: skip
+
+
+def fit(model, reweightings: int = 4) -> SimpleNamespace:
+    """The estimate with its weights, from equal ones on."""
+    a = dense.arrays(model)
+    w = dense.working_noise(model)[model.active_rows]
+    w = np.maximum(w, 1e-3 * w.mean())
+    Sigma, worst, out = np.eye(len(a.y)), 0.0, None
+    same = a.donor[:, None] == a.donor[None, :]
+    for step in range(reweightings + 1):
+        if step:
+            A, g = working(model, out.theta)
+            Sigma = same * (a.H @ A @ a.H.T) + np.diag(w)
+            Sigma = Sigma + sum(v * Z @ Z.T for v, Z in zip(g, a.levels, strict=True))
+        out = solve(Sigma, a.X, a.y, a.D, a.parts)
+        worst = max(worst, out.condition)
+    return SimpleNamespace(**vars(out) | {"condition": worst}, a=a, Sigma=Sigma, unit=units(a))
+
+
+def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
+    """The same equations without the rows of each unit."""
+    a, out = f.a, []
+    for u in range(f.unit.max() + 1):
+        k = f.unit != u
+        part = np.ix_(k, k)
+        parts = np.array([A[part] for A in a.parts])
+        out.append(solve(f.Sigma[part], a.X[k], a.y[k], a.D[part], parts))
+    return out
+
+
+def cr2(f: SimpleNamespace, L: np.ndarray, null: float = 0.0) -> SimpleNamespace:
+    """CR2 covariance, Satterthwaite df and HTZ test from the n x n covariance of residuals."""
+    a, n, q = f.a, len(f.a.y), len(L)
+    count = f.unit.max() + 1
+    g = np.zeros((q, n, count))
+    for u in range(count):
+        k = np.flatnonzero(f.unit == u)
+        part = np.ix_(k, k)
+        root = power(f.Sigma[part], 0.5)
+        back = np.linalg.inv(root)
+        H = back @ a.X[k] @ f.K @ a.X[k].T @ back
+        adjust = root @ power(np.eye(len(k)) - H, -0.5, ALONE) @ back
+        g[:, k, u] = (adjust.T @ f.S[part] @ a.X[k] @ f.K @ L.T).T
+    residual = a.y - a.X @ f.beta
+    each = np.einsum("snu,n->su", g, residual)
+    V = each @ each.T
+    covariance = f.Sigma - a.X @ f.K @ a.X.T
+    G = np.einsum("snu,nm,tmv->stuv", g, covariance, g, optimize=True)
+    df = np.array([np.trace(G[s, s]) ** 2 / np.square(G[s, s]).sum() for s in range(q)])
+    expected = np.array([[np.trace(G[s, t]) for t in range(q)] for s in range(q)])
+    half = power(expected, -0.5)
+    G = np.einsum("as,bt,stuv->abuv", half, half, G)
+    var = [
+        np.sum(G[s, s] * G[t, t]) + np.sum(G[s, t] * G[t, s])
+        for s in range(q) for t in range(q)
+    ]  # fmt: skip
+    eta = q * (q + 1) / sum(var)
+    away = L @ f.beta - null
+    F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(V) @ away
+    return SimpleNamespace(cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected)
