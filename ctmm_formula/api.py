@@ -19,6 +19,7 @@ from .design.matrix import ENGINES
 from .design.size import check_size
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
+from .engine.robust import CLUSTERED, ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
 from .results.fitted import CTMMResults
@@ -67,8 +68,10 @@ def fit(
     structure : str, list of matrices, or dict label -> matrix
         Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
         type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
-    method : {"reml", "ml", "he"}
-        Restricted or full maximum likelihood, or Haseman-Elston moments.
+    method : {"reml", "ml", "he", "robust"}
+        Restricted or full maximum likelihood, Haseman-Elston moments, or noise-robust moments:
+        the choice for counts of cells, whose measured noise rises with expression, and for few
+        donors, with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`).
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
@@ -183,7 +186,8 @@ def fit_design(
 ) -> CTMMResults:
     """Fit a design; what there is to say about the fit is in its notes."""
     cells = resolve(structure, design.celltypes)
-    check_size(design, cells)
+    if method not in CLUSTERED:  # its equations say themselves what cannot be estimated
+        check_size(design, cells)
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(design.model(cells), method, domain))
     results.notes = (*design.notes, *_notes(results))
@@ -313,10 +317,14 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
-    if results.n_donors <= len(at.beta) + len(at.theta):
+    if results.numbers.is_clustered:
+        if results.df_resid < 1:
+            yield f"{ONE_UNIT}, so there are no tests and intervals"
+    elif results.n_donors <= len(at.beta) + len(at.theta):
         yield (
             f"{results.n_donors} donors and as many parameters: no residual degrees of freedom, "
             "so no tests"
         )
     if results.design.n_cells is None:
-        yield "no numbers of cells: the score test is weighted by the mean noise of each cell type"
+        what = "fit and score test are" if results.numbers.is_clustered else "the score test is"
+        yield f"no numbers of cells: {what} weighted by the mean noise of each cell type"

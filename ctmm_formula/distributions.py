@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 
-def t_tail(t: np.ndarray | float, df: float) -> np.ndarray:
+def t_tail(t: np.ndarray | float, df: np.ndarray | float) -> np.ndarray:
     """P(T > t).
 
     >>> t_tail(0.0, 5).item()
@@ -18,13 +18,13 @@ def t_tail(t: np.ndarray | float, df: float) -> np.ndarray:
     return special.stdtr(df, -np.asarray(t))
 
 
-def t_reach(p: float, df: float) -> float:
+def t_reach(p: float, df: np.ndarray | float) -> np.ndarray:
     """The t with P(T > t) = p.
 
-    >>> round(t_reach(0.025, 60), 4)
+    >>> t_reach(0.025, 60).round(4).item()
     2.0003
     """
-    return float(-special.stdtrit(df, p))
+    return -special.stdtrit(df, p)
 
 
 def f_tail(F: float, q: float, df: float) -> float:

@@ -23,7 +23,6 @@ from .errors import CTMMError, CTMMWarning
 from .inference.tests import DRAWS, JACKKNIFE, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
-from .scan.plan import needs_of
 from .simulate import (
     SimulatedGenes,
     cell_error,
@@ -54,8 +53,8 @@ class Asked(NamedTuple):
 def known_tests() -> dict[str, Asked]:
     """Tests of :func:`power` by name, read off the registry.
 
-    A test by the fit's estimates goes by REML, and by "ml:" or "he:" before its name by these
-    methods where it can; the further p values of a test are tests of their own.
+    A test by the fit's estimates goes by REML, and by "ml:", "he:" or "robust:" before its name by
+    these methods where it can; the further p values of a test are tests of their own.
 
     >>> [name for name in known_tests() if "score" in name], known_tests()["he:mean"]
     (['score', 'score_cauchy', 'score_celltype'], Asked(method='he', test='mean', detail=''))
@@ -210,7 +209,7 @@ def power(
     one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
     n_sim = whole_number("n_sim", n_sim, 1)
     # of fewer draws no p value is below alpha
-    fewest = int(1.0 / alpha) if DRAWS in needs_of(asked) else 1
+    fewest = int(1.0 / alpha) if any(DRAWS in TESTS[name].needs for name in asked) else 1
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest)
     options = {"one_step": one_step, "n_bootstrap": n_bootstrap}
     _check_grid(grid)

@@ -33,8 +33,8 @@ LAYERS = [
     "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "hypotheses", "testing",
-    "jackknife", "tails",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "hypotheses",
+    "testing", "jackknife", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",

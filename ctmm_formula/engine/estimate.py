@@ -38,21 +38,22 @@ class Estimate:
     Attributes
     ----------
     method : str
-        "ml", "reml" or "he".
+        "ml", "reml", "he" or "robust".
     theta : ndarray, shape (K,)
         Variance components: the donor-level ones, then the random effects'.
     beta : ndarray, shape (p,)
         Fixed effects, for the columns of ``model.X``.
     cov_beta : ndarray, shape (p, p)
-        Model covariance of beta, (X' Sigma^-1 X)^-1; NaN where beta is by OLS.
+        Model covariance of beta, (X' Sigma^-1 X)^-1, by the working covariance for "robust"; NaN
+        where beta is by OLS.
     beta_by : str
         "gls" or "ols".
     information : ndarray, shape (K, K)
-        Expected (Fisher) information of theta; NaN for HE.
+        Expected (Fisher) information of theta, of the working covariance for "robust"; NaN for HE.
     observed : ndarray, shape (K, K)
-        Observed information of theta, the curvature of the log-likelihood; NaN for HE.
+        Observed information of theta, the curvature of the log-likelihood; NaN without one.
     llf : float
-        Log-likelihood with all constants (restricted for REML); NaN for HE.
+        Log-likelihood with all constants (restricted for REML); NaN without one.
     convergence : Convergence
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..arguments import choose
-from . import he, likelihood
+from . import he, likelihood, robust
 from .domain import Domain
 from .estimate import Estimate
 from .model import Model
@@ -14,6 +14,7 @@ ESTIMATORS: dict[str, Callable[[Model, str, Domain], Estimate]] = {
     "ml": likelihood.fit,
     "reml": likelihood.fit,
     "he": he.fit,
+    "robust": robust.fit,
 }
 
 
@@ -23,7 +24,7 @@ def estimate(model: Model, method: str = "reml", domain: Domain | None = None) -
     Parameters
     ----------
     model : Model
-    method : "ml", "reml" or "he"
+    method : "ml", "reml", "he" or "robust"
     domain : Domain, optional
 
     Examples

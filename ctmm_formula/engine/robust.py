@@ -42,6 +42,9 @@ from .noise import Pooling, pooled, pooling
 from .sweeps import State
 from .unit_sums import Layout
 
+CLUSTERED = ("robust",)
+"""Methods whose errors come from independent units."""
+
 REWEIGHTINGS = 4
 """As a rule the last one moves theta by a small part of its standard error."""
 

@@ -24,11 +24,15 @@ from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
-from .jackknife import JackknifeRun, jackknife
+from .clustered import Clustered
+from .jackknife import JackknifeRun, jackknife, unit_jackknife
+from .testing import Law, denominator
 
 T = TypeVar("T")
+_NAMES = {"he": "HE", "robust": "method='robust'"}  # what messages call moments
 _ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
 
 
@@ -39,22 +43,52 @@ class Errors(NamedTuple):
     ----------
     cov : ndarray, shape (p + K, p + K)
     name : str
-        "model", "jackknife", "jackknife, 5 blocks", ...
+        "model", "robust", "jackknife", "jackknife, 5 blocks", ...
+    df_resid : float
+        Degrees of freedom of the fit.
     groups : int, optional
         Groups of donors that a jackknife left out, one after the other.
     reason : str
         Why nothing can be said of the variance components, or "".
+    own : Clustered, optional
+        Laws of linear combinations, where each has its own.
     """
 
     cov: np.ndarray
     name: str
+    df_resid: float
     groups: int | None = None
     reason: str = ""
+    own: Clustered | None = None
 
     @property
     def title(self) -> str:
         """What Wald tests by these errors call themselves."""
         return f"wald ({self.name})"
+
+    def df(self, L: np.ndarray) -> np.ndarray:
+        """Degrees of freedom of every row of L (q, p + K) by itself, (q,)."""
+        if self.own is not None:
+            return self.own.df(L)
+        return np.full(len(L), denominator(self.df_resid, 1, self.groups))
+
+    def variances(self, L: np.ndarray) -> np.ndarray:
+        """Variance of every row of L (q, p + K), (q,); what has no weight may be unknown."""
+        if self.own is not None:
+            return self.own.variances(L)
+        used = np.flatnonzero((L != 0).any(axis=0))
+        return np.diag(L[:, used] @ self.cov[np.ix_(used, used)] @ L[:, used].T)
+
+    def of_effects(self, L: np.ndarray) -> np.ndarray:
+        """Variance of every row of L b (q, p), (q,)."""
+        p = L.shape[1]
+        if self.own is not None:
+            return self.own.variances(np.pad(L, ((0, 0), (0, len(self.cov) - p))))
+        return np.einsum("ij,jk,ik->i", L, self.cov[:p, :p], L)
+
+    def law(self, L: np.ndarray) -> Law | None:
+        """What F tests of L t (q, p + K) are referred to, unless it is df_resid and groups."""
+        return None if self.own is None else self.own.law(L)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +101,8 @@ class Fit:
     domain : Domain; estimate : Estimate
     mean_rows : ndarray, shape (C, p)
         ``mean_rows @ b`` are the means of the cell types.
+    weighed : RobustFit, optional
+        A robust estimate with its weights, where they are at hand.
     """
 
     model: Model
@@ -74,6 +110,7 @@ class Fit:
     domain: Domain
     estimate: Estimate
     mean_rows: np.ndarray = field(repr=False)
+    weighed: RobustFit | None = field(default=None, repr=False)
 
     @property
     def n_fixed(self) -> int:
@@ -87,7 +124,12 @@ class Fit:
 
     @property
     def df_resid(self) -> int:
-        """N - n_par: donors less parameters (as in the CTMM paper)."""
+        """N - n_par: donors less parameters (as in the CTMM paper).
+
+        Independent units less one for robust fits, where every fixed effect has its own.
+        """
+        if self.is_clustered:
+            return len(np.unique(self.model.donor_block[self.model.active])) - 1
         return self.model.n_donors - self.n_params
 
     @property
@@ -99,6 +141,11 @@ class Fit:
     def has_likelihood(self) -> bool:
         """Whether it was fitted by a likelihood (moments have none)."""
         return self.estimate.method in LIKELIHOODS
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether its errors come from independent units: donors, or blocks of them."""
+        return self.estimate.method in CLUSTERED
 
     @property
     def trouble(self) -> str:
@@ -134,15 +181,31 @@ class Fit:
         p = self.n_fixed
         cov = np.zeros((self.n_params, self.n_params))
         cov[:p, :p] = self.estimate.cov_beta
-        cov[p:, p:] = information_cov(self.estimate.information)
+        cov[p:, p:] = math.nan
+        if self.has_likelihood:
+            cov[p:, p:] = information_cov(self.estimate.information)
         reason = ""
         if not self.has_likelihood:
-            reason = "HE has no information matrix: use the jackknife"
+            reason = f"{_NAMES[self.estimate.method]} has no information matrix: use the jackknife"
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
             reason = "the information matrix of the variance components is singular"
-        return Errors(cov, "model", reason=reason)
+        return Errors(cov, "model", self.df_resid, reason=reason)
+
+    @cached_property
+    def own_errors(self) -> Errors:
+        """Errors that come with the fit: by independent units for robust fits, else the model's."""
+        if not self.is_clustered:
+            return self.model_errors
+        own = Clustered(self._robust)
+        reason = ONE_UNIT if self._robust.n_units < 2 else ""
+        return Errors(own.cov, self.estimate.method, self.df_resid, None, reason, own)
+
+    @cached_property
+    def _robust(self) -> RobustFit:
+        """The robust estimate with its weights."""
+        return weigh(self.model) if self.weighed is None else self.weighed
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
         """Errors by a jackknife of this fit."""
@@ -152,12 +215,17 @@ class Fit:
                 "there is no jackknife covariance: a refit without some donors failed, see "
                 "jackknife().failed"
             )
-        return Errors(run.cov, run.name, len(run.left_out), reason)
+        return Errors(run.cov, run.name, self.df_resid, len(run.left_out), reason)
 
     def jackknife(
         self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
     ) -> JackknifeRun:
-        """Leave out donors, see :func:`ctmm_formula.inference.jackknife.jackknife`."""
+        """Leave out donors, see :func:`ctmm_formula.inference.jackknife.jackknife`.
+
+        Of robust fits independent units, at the weights of the full fit.
+        """
+        if self.is_clustered:
+            return unit_jackknife(self.model, self._robust, blocks)
         return jackknife(
             self.model, self.estimate, self.domain, blocks=blocks, one_step=one_step, n_jobs=n_jobs
         )
@@ -167,7 +235,7 @@ class Fit:
     def refit(self, y: np.ndarray) -> Fit:
         """The same model fitted to another response (n,), in kernel order."""
         model = self.model.with_response(y, self.model.nu)
-        return replace(self, model=model, estimate=self._estimate(model))
+        return replace(self, model=model, estimate=self._estimate(model), weighed=None)
 
     def null(self) -> Fit:
         """The fit of hom (V = 0) by the same method.
@@ -180,7 +248,8 @@ class Fit:
         null = self.structure.null()
         if not self.has_likelihood:
             raise CTMMError(
-                "HE has no likelihood: use the jackknife or score test, or fit by reml or ml"
+                f"{_NAMES[self.estimate.method]} has no likelihood: use the jackknife or score "
+                "test, or fit by reml or ml"
             )
         if not self.structure.contains(null):
             raise CTMMError(

@@ -28,7 +28,8 @@ from ..engine.left_out_scores import grouped, left_out_scores
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, best_of, make_work
-from ..errors import CTMMError
+from ..engine.robust import ONE_UNIT, RobustFit, weigh
+from ..errors import ConvergenceError, CTMMError
 
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
 _COMPONENTS = "the variance components cannot be told apart without these donors"
@@ -105,6 +106,50 @@ def jackknife(
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
     left_out = LikelihoodJackknife(model, groups, "one-step" if one_step else kind)
     return left_out(model, estimate, domain, n_jobs)
+
+
+def unit_jackknife(model: Model, full: RobustFit, blocks: int | None = None) -> JackknifeRun:
+    """Jackknife of a robust fit over its independent units: donors, or blocks of them.
+
+    Single units are left out at the weights of the full fit, without refits; `blocks` contiguous
+    groups of units are refitted.
+
+    Raises
+    ------
+    CTMMError
+        `blocks` is not between 2 and the number of units.
+    """
+    units = full.donors
+    if blocks is None:
+        theta, beta = full.replicates.theta, full.replicates.beta
+        kind, groups = full.unit, units
+    else:
+        if not 2 <= blocks <= len(units):
+            raise CTMMError(
+                f"blocks must lie between 2 and the {len(units)} independent {full.unit}s, got "
+                f"{blocks}"
+            )
+        parts = np.array_split(np.arange(len(units)), blocks)
+        kind, groups = "block", [np.concatenate([units[u] for u in part]) for part in parts]
+        theta = np.full((blocks, len(full.estimate.theta)), np.nan)
+        beta = np.full((blocks, len(full.estimate.beta)), np.nan)
+        for k, group in enumerate(groups):
+            try:
+                refit = weigh(model.without(group)).estimate
+            except ConvergenceError:
+                continue
+            theta[k], beta[k] = refit.theta, refit.beta
+    components, effects = np.isnan(theta).any(axis=1), np.isnan(beta).any(axis=1)
+    failed = []
+    for g in np.flatnonzero(components | effects).tolist():
+        reason = _COMPONENTS if components[g] else _FIXED
+        if components[g] and effects[g]:
+            reason = ONE_UNIT if len(units) < 2 else _NO_FIT
+        failed.append((g, reason))
+    cov = covariance(np.hstack([beta, theta]))
+    if len(groups) < 2:
+        cov = np.full_like(cov, np.nan)
+    return JackknifeRun(kind, theta, beta, tuple(groups), cov, tuple(failed), 0.0)
 
 
 def leave_out_groups(model: Model, blocks: int | None) -> list[np.ndarray]:

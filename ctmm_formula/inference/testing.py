@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from ..distributions import chi2_tail, f_tail, t_tail
+from ..engine.robust import ONE_UNIT
 
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
@@ -137,6 +138,27 @@ class Labels(TypedDict, total=False):
     note: str
 
 
+class Law(NamedTuple):
+    """What an F test of L t is referred to, where that depends on L.
+
+    Attributes
+    ----------
+    cov : ndarray, shape (q, q)
+        Covariance of L t.
+    df : float
+        Degrees of freedom of the denominator.
+    scale : float
+        Factor of the statistic.
+    reason : str
+        Why there is no test, or "".
+    """
+
+    cov: np.ndarray
+    df: float
+    scale: float
+    reason: str
+
+
 def wald(
     value: np.ndarray,
     cov: np.ndarray,
@@ -145,6 +167,7 @@ def wald(
     *,
     rhs: np.ndarray | float = 0.0,
     groups: int | None = None,
+    law: Law | None = None,
     **labels: Unpack[Labels],
 ) -> TestResult:
     """F test of L t = rhs: F = d' (L C L')^-1 d / q with d = L t - rhs, on (q, df_resid).
@@ -160,6 +183,8 @@ def wald(
     groups : int, optional
         Groups of donors that a jackknife C rests on: the denominator has at most groups - q
         degrees of freedom.
+    law : Law, optional
+        Of L t, in place of what `cov`, `df_resid` and `groups` say.
     name, null, method, note : str
         See :class:`Labels`.
 
@@ -174,17 +199,20 @@ def wald(
     t = np.asarray(value, dtype=float)[used]
     C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
-    df = denominator(df_resid, q, groups)
+    df = denominator(df_resid, q, groups) if law is None else law.df
     kept: Labels = {"name": "linear hypothesis", "method": "wald", **labels}
     blank = TestResult(**kept, df=(float(q), df), distribution="F")
     if q == 0:
         return blank.without("there is nothing to test")
+    if law is not None and law.reason:
+        return blank.without(law.reason)
     if not df > 0:
         return blank.without(_no_df(df_resid, q, groups))
-    if not (np.isfinite(t).all() and np.isfinite(C).all()):
+    S = L @ C @ L.T if law is None else law.cov
+    known = np.isfinite(C if law is None else S).all()
+    if not (np.isfinite(t).all() and known):
         return blank.without("the estimates or their covariance could not be computed")
     d = L @ t - rhs
-    S = L @ C @ L.T
     scale = np.sqrt(np.clip(np.diag(S), 0.0, None))
     if not scale.all():
         return blank.without("a tested combination has no variance")
@@ -196,6 +224,7 @@ def wald(
     if smallest < _SINGULAR:
         return blank.without("the covariance of the tested combinations is singular")
     F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
+    F *= 1.0 if law is None else law.scale
     return replace(blank, statistic=F, pvalue=f_tail(F, q, df))
 
 
@@ -256,6 +285,8 @@ def likelihood_ratio(llf0: float, llf1: float, df: int, **labels: Unpack[Labels]
 
 
 def _no_df(df: float, q: int, groups: int | None) -> str:
+    if groups is not None and groups < 2:
+        return ONE_UNIT
     if df > 0 and groups is not None:
         return (
             f"a jackknife of {groups} groups of donors cannot test {q} hypotheses at once: use "
@@ -272,6 +303,7 @@ def mean_differentiation(
     *,
     method: str = "wald",
     groups: int | None = None,
+    law: Callable[[np.ndarray], Law | None] | None = None,
 ) -> TestResult:
     """Wald test that all cell types have the same mean, whatever coding the fixed part has.
 
@@ -281,6 +313,8 @@ def mean_differentiation(
         Row c times beta is the mean of cell type c.
     beta : array, shape (p,); cov_beta : array, shape (p, p)
         Fixed effects and their model or jackknife covariance.
+    law : callable, optional
+        Law of contrasts of beta (q, p).
     df_resid, method, groups
         As in :func:`wald`; F is that of the contrasts mu_c - mu_C, nan where the fixed part
         leaves the cell types' means equal or partly so.
@@ -299,6 +333,7 @@ def mean_differentiation(
     test = wald(
         beta, cov_beta, contrasts, df_resid, name="mean differentiation",
         null="all cell types have the same mean", method=method, groups=groups,
+        law=law(contrasts) if law is not None and len(contrasts) else None,
     )  # fmt: skip
     if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):
         return test.without("the fixed part does not let every cell type have its own mean")

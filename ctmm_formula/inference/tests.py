@@ -9,21 +9,23 @@ the documentation read it.  A test that cannot be had has p value nan and its re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from ..arguments import Rng, choose, generator, whole_number
+from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
 from .fit import Errors, Fit, edge_note
 from .rlrt import exact_rlrt
 from .score import score_test
-from .testing import TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
+from .testing import Law, TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
 
+MODEL = "model"
 LIKELIHOOD, JACKKNIFE, DRAWS, CELLS = "likelihood", "jackknife", "draws", "cells"
 """What a test may need: a fit by ML or REML; a jackknife of it; random draws; numbers of cells
 (without them it does what it can, and says so)."""
@@ -39,7 +41,7 @@ class Ask(NamedTuple):
     Attributes
     ----------
     errors : Errors
-        By the jackknife for tests that need it, else by the model.
+        By the jackknife, or a robust fit's own, for tests that need them; else by the model.
     component : int; null : str
         For tests of one component: its number, and the hypothesis in words.
     rng : numpy Generator; n : int; n_jobs : int
@@ -99,8 +101,8 @@ def run_test(
         Of ``TESTS``, or of another `registry`.
     fit : Fit
     jackknife : callable, optional
-        Gives the errors of a jackknife, for tests that need it; by default the exact one over
-        single donors is run.
+        Gives the errors for tests that need a jackknife; by default (:func:`errors_of`) those of
+        the exact one over single donors, which is run, or a robust fit's own.
     component : int; label : str, optional
         Number and name of the component, for tests of one.
     rng : numpy Generator or seed, optional; n : int; n_jobs : int
@@ -126,14 +128,43 @@ def run_test(
             f"there is no variance component {component}: theta has {len(fit.estimate.theta)} "
             "components"
         )
-    if JACKKNIFE not in test.needs:
+    kind = errors_of(test, fit.estimate.method)
+    if kind == MODEL:
         errors = fit.model_errors
+    elif jackknife:
+        errors = jackknife()
     else:
-        errors = jackknife() if jackknife else fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs))
+        by_jackknife = kind == JACKKNIFE
+        errors = (
+            fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs)) if by_jackknife else fit.own_errors
+        )
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
     return test.run(fit, Ask(errors, component, null, rng, n, n_jobs))
+
+
+def errors_of(test: Test, method: str) -> str:
+    """Errors that a test of a fit by `method` uses unless told others.
+
+    >>> [errors_of(TESTS["mean"], method) for method in ("reml", "robust")]
+    ['jackknife', 'robust']
+    """
+    if JACKKNIFE not in test.needs:
+        return MODEL
+    return method if method in CLUSTERED and test.question == "mean" else JACKKNIFE
+
+
+def needs_of(tests: Iterable[str], method: str) -> frozenset[str]:
+    """Everything that one of these tests of fits by `method` needs.
+
+    >>> sorted(needs_of(["lrt", "mean"], "reml")), sorted(needs_of(["score", "mean"], "robust"))
+    (['jackknife', 'likelihood'], ['cells'])
+    """
+    rows = [TESTS[name] for name in tests]
+    needed = frozenset[str]().union(*(row.needs for row in rows)) - {JACKKNIFE}
+    resampled = any(errors_of(row, method) == JACKKNIFE for row in rows)
+    return needed | {JACKKNIFE} if resampled else needed
 
 
 def named(question: str) -> list[str]:
@@ -190,10 +221,11 @@ def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
     test = wald(
         fit.params, errors.cov, L, fit.df_resid,
         name=blank.name, null=blank.null, method=blank.method, groups=errors.groups,
-        note=_JACKKNIFE_ON_EDGE if fit.on_edge else "",
+        law=errors.law(L), note=_JACKKNIFE_ON_EDGE if fit.on_edge else "",
     )  # fmt: skip
-    # of moments the null rates are not known
-    if errors.groups is not None and fit.has_likelihood and test.pvalue < _DOUBTED:
+    # of the moments of Haseman and Elston the null rates are not known
+    inflated = fit.has_likelihood or fit.is_clustered
+    if errors.groups is not None and inflated and test.pvalue < _DOUBTED:
         test = replace(test, note="; ".join(filter(None, (test.note, _NEAR_ZERO))))
     return test
 
@@ -251,10 +283,14 @@ def _null(fit: Fit) -> Fit:
 
 def _mean(fit: Fit, ask: Ask) -> TestResult:
     """F test of the contrasts of the cell types' means by the errors given."""
-    p = fit.n_fixed
+    p, errors = fit.n_fixed, ask.errors
+
+    def law(L: np.ndarray) -> Law | None:
+        return errors.law(np.pad(L, ((0, 0), (0, fit.n_params - p))))
+
     return mean_differentiation(
-        fit.mean_rows, fit.estimate.beta, ask.errors.cov[:p, :p], fit.df_resid,
-        method=ask.errors.title, groups=ask.errors.groups,
+        fit.mean_rows, fit.estimate.beta, errors.cov[:p, :p], fit.df_resid,
+        method=errors.title, groups=errors.groups, law=law,
     )  # fmt: skip
 
 
@@ -281,7 +317,8 @@ TESTS: dict[str, Test] = {
     ),
     "mean": Test(
         "mean", _mean, frozenset({JACKKNIFE}), (),
-        "means differ between cell types, by an F test with the jackknife covariance",
+        "means differ between cell types, by an F test with the jackknife covariance, of robust "
+        "fits with their own",
     ),
 }  # fmt: skip
 """Tests by name, the same in ``fit``, ``fit_genes``, ``power`` and R."""

@@ -12,14 +12,16 @@ TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high
 """Columns of every table of estimates, named as in broom."""
 
 
-def estimates(value: np.ndarray, se: np.ndarray, df: float, alpha: float) -> np.ndarray:
-    """Columns of ``TABLE``; p two-sided by t; NaN without degrees of freedom."""
+def estimates(
+    value: np.ndarray, se: np.ndarray, df: np.ndarray | float, alpha: float
+) -> np.ndarray:
+    """Columns of ``TABLE``; p two-sided by t, one `df` for all or each; NaN without any."""
     check_alpha(alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = value / se
-    nothing = np.full(len(value), np.nan)
-    p = 2.0 * t_tail(np.abs(t), df) if df > 0 else nothing
-    reach = t_reach(alpha / 2, df) * se if df > 0 else nothing
+    df = np.where(np.greater(df, 0), df, np.nan)
+    p = 2.0 * t_tail(np.abs(t), df)
+    reach = t_reach(alpha / 2, df) * se
     return np.column_stack([value, se, t, p, value - reach, value + reach])
 
 

@@ -11,8 +11,8 @@ from ..errors import CTMMError
 from ..inference.comparison import compare
 from ..inference.fit import Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
-from ..inference.testing import TestResult, denominator, wald
-from ..inference.tests import COMPONENT_TESTS, JACKKNIFE, TESTS, named, run_test
+from ..inference.testing import TestResult, wald
+from ..inference.tests import COMPONENT_TESTS, JACKKNIFE, TESTS, errors_of, named, run_test
 from .record import Covariance, Record
 from .resampling import Jackknife
 
@@ -35,14 +35,15 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     Returns
     -------
     TestResult
-        F on (q, df_resid); nan with the reason in ``note`` where it cannot be had.
+        F on (q, df_resid), for robust fits with a denominator of its own; nan with the reason in
+        ``note`` where it cannot be had.
     """
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)
     errors = res.errors(covariance)
     test = wald(
         fit.params, errors.cov, L, fit.df_resid, rhs=rhs, null=in_words(L, rhs, names),
-        method=errors.title, groups=errors.groups,
+        method=errors.title, groups=errors.groups, law=errors.law(L),
     )  # fmt: skip
     stalled = fit.trouble and L[:, fit.n_fixed :].any()
     return test.without(fit.trouble) if stalled else test
@@ -69,17 +70,17 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
 
     fit = res.numbers
     L, rhs = constraints(res.labels.params, hypotheses)
-    used = np.flatnonzero((L != 0).any(axis=0))  # what is not tested may be unknown
     errors = res.errors(covariance)
     effect = L @ fit.params
-    sd = np.sqrt(np.diag(L[:, used] @ errors.cov[np.ix_(used, used)] @ L[:, used].T))
+    sd = np.sqrt(errors.variances(L))
     if fit.trouble:  # variance components that did not settle have no test
         sd[L[:, fit.n_fixed :].any(axis=1)] = np.nan
-    df = denominator(fit.df_resid, 1, errors.groups)
+    df = errors.df(L)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (effect - rhs) / sd
+    df = np.where(df > 0, df, np.nan)
     return ContrastResults(
-        effect=effect, t=t, sd=sd, df_denom=df if df > 0 else np.nan, statistic=None
+        effect=effect, t=t, sd=sd, df_denom=df if errors.own else float(df[0]), statistic=None
     )
 
 
@@ -117,7 +118,7 @@ def test_variance(
     -------
     TestResult
         nan with the reason in ``note`` where the test cannot be had, e.g. likelihood ratios
-        after moments ("he").
+        after moments ("he", "robust").
     """
     if method is None:
         method = "score" if covariance is None else "jackknife"
@@ -135,19 +136,22 @@ def test_variance(
     return run_test(method, res.numbers, jackknife=jackknife, rng=rng, n=n, n_jobs=n_jobs)
 
 
-def test_mean(res: Record, covariance: Covariance = "jackknife") -> TestResult:
+def test_mean(res: Record, covariance: Covariance = "default") -> TestResult:
     """Test that all cell types have the same mean, whatever coding the formula has.
 
     Parameters
     ----------
-    covariance : {"jackknife", "model"} or Jackknife
-        None stands for ``cov_type``.
+    covariance : {"default", "jackknife", "model", "robust"} or Jackknife
+        Default "jackknife", for robust fits "robust"; None stands for ``cov_type``.
 
     Returns
     -------
     TestResult
-        F on (C - 1, df_resid).
+        F on (C - 1, df_resid); for robust fits with the denominator of the approximate
+        Hotelling test (HTZ).
     """
+    if isinstance(covariance, str) and covariance == "default":
+        covariance = errors_of(TESTS["mean"], res.method)
     return run_test("mean", res.numbers, jackknife=lambda: res.errors(covariance))
 
 
@@ -168,7 +172,8 @@ def test_component(
         As in ``vcomp``: ``"hom"``, ``"V[T]"``, ``"batch"``.
     method : {"wald", "jackknife", "exact"}, optional
         One-sided t test with the inverse expected information (default after ML and REML) or
-        with the jackknife covariance (default after HE, and where `covariance` is given); or
+        with the jackknife covariance (default after HE, and where `covariance` is given; robust
+        fits have by default the same test with their own errors); or
         the exact restricted likelihood ratio of Crainiceanu and Ruppert (2004), where the
         component is the model's only one.
     covariance, rng, n
@@ -181,9 +186,10 @@ def test_component(
     """
     names = res.labels.components
     index = names.index(choose("variance component", name, names))
+    kind = "jackknife"
     if method is None:
         by_model = covariance is None and res.cov_type == "model"
-        method = "wald" if by_model else "jackknife"
+        method, kind = "wald" if by_model else "jackknife", res.cov_type
     needed = JACKKNIFE in COMPONENT_TESTS[choose("method", method, COMPONENT_TESTS)].needs
     if covariance is not None and not (needed and isinstance(covariance, Jackknife)):
         raise CTMMError(
@@ -191,7 +197,7 @@ def test_component(
         )
     return run_test(
         method, res.numbers, registry=COMPONENT_TESTS, component=index, label=name,
-        jackknife=lambda: res.errors(covariance or "jackknife"), rng=rng, n=n,
+        jackknife=lambda: res.errors(covariance or kind), rng=rng, n=n,
     )  # fmt: skip
 
 
@@ -210,7 +216,7 @@ def compare_lr_test(res: Record, restricted: Record) -> TestResult:
     Raises
     ------
     CTMMError
-        HE fits, REML fits with different fixed parts, other data, or models not nested.
+        HE and robust fits, REML fits with different fixed parts, other data, or models not nested.
     """
     if not isinstance(restricted, Record):
         raise CTMMError(

@@ -9,7 +9,6 @@ import pandas as pd
 
 from ..arguments import choose
 from ..distributions import t_tail
-from ..inference.testing import denominator
 from .estimates import TABLE, adjusted, estimates
 from .record import Covariance, Record
 
@@ -31,8 +30,8 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
 
     Parameters
     ----------
-    covariance : {"model", "jackknife"} or Jackknife, optional
-        Default ``cov_type``.
+    covariance : {"model", "jackknife", "robust"} or Jackknife, optional
+        Default ``cov_type``; "robust" for robust fits only.
     alpha : float
         One less the confidence of the intervals.
 
@@ -43,11 +42,12 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
         squared units of the response.
     """
     errors = res.errors(covariance)
-    df = denominator(res.df_resid, 1, errors.groups)
+    df = errors.df(np.eye(res.numbers.n_params))
     out = estimates(res.numbers.params, np.sqrt(np.diag(errors.cov)), df, alpha)
-    own = slice(res.numbers.n_fixed, None)
-    if df > 0:  # a variance is tested against larger values
-        out[own, 3] = t_tail(out[own, 2], df) if res.converged else np.nan
+    own = np.arange(len(df)) >= res.numbers.n_fixed
+    out[own & ~(res.converged & (df > 0)), 3] = np.nan
+    own &= res.converged & (df > 0)  # a variance is tested against larger values
+    out[own, 3] = t_tail(out[own, 2], df[own])
     return pd.DataFrame(out, index=res.labels.params, columns=list(TABLE))
 
 
@@ -67,12 +67,12 @@ def tvalues(res: Record) -> pd.Series:
 
 
 def pvalues(res: Record) -> pd.Series:
-    """P values by t with ``df_resid``: two-sided for fixed effects, one-sided for variances."""
+    """P values by t (``df_resid`` unless robust), one-sided for variances, two-sided for others."""
     return table(res)["p_value"]
 
 
 def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
-    """Wald intervals by t with ``df_resid``, columns conf_low and conf_high.
+    """Wald intervals by t, with ``df_resid`` unless robust, columns conf_low and conf_high.
 
     Those of variance components may reach below zero, as the estimates may; `alpha` and
     `covariance` are as in :meth:`~ctmm_formula.CTMMResults.table`.
@@ -134,10 +134,9 @@ def _linear(
     res: Record, L: np.ndarray, names: list[str], covariance: Covariance, alpha: float
 ) -> pd.DataFrame:
     """Table of linear combinations L b of the fixed effects."""
-    p = res.numbers.n_fixed
     errors = res.errors(covariance)
-    se = np.sqrt(np.einsum("ij,jk,ik->i", L, errors.cov[:p, :p], L))
-    df = denominator(res.df_resid, 1, errors.groups)
+    se = np.sqrt(errors.of_effects(L))
+    df = errors.df(np.pad(L, ((0, 0), (0, len(res.estimate.theta)))))
     table = estimates(L @ res.estimate.beta, se, df, alpha)
     return pd.DataFrame(table, index=names, columns=list(TABLE))
 
@@ -162,7 +161,7 @@ def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.
 
 
 def glance(res: Record) -> pd.DataFrame:
-    """One row about the fit; log_lik, aic and bic are NaN for HE."""
+    """One row about the fit; log_lik, aic and bic are NaN without a likelihood."""
     fit = res.numbers
     same = ("formula", "structure", "method", "bounds", "kind", "nobs", "n_donors", "n_celltypes")
     row = {name: getattr(res, name) for name in same} | {

@@ -26,7 +26,7 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     Raises
     ------
     ConvergenceError
-        The fitted covariance is not positive definite (possible for HE).
+        The fitted covariance is not positive definite (possible for moments).
     """
     design, effects = res.design, res.blup
     back = np.argsort(res.model.donors)

@@ -27,6 +27,9 @@ from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
 COVARIANCES = ("model", "jackknife")
+OWN = {"ml": "model", "reml": "model", "he": "jackknife", "robust": "robust"}
+"""Method of estimation -> covariance that standard errors are by unless told otherwise."""
+
 T = TypeVar("T")
 Covariance: TypeAlias = str | Jackknife | None
 
@@ -76,10 +79,10 @@ class Record:
 
     formula = Of(lambda r: r.design.spec.text, "Canonical formula, random terms included.")
     structure = Of(lambda r: r.structure_.name, "Name of the covariance structure.")
-    method = Of(lambda r: r.estimate.method, 'One of "ml", "reml" and "he".')
+    method = Of(lambda r: r.estimate.method, 'One of "ml", "reml", "he" and "robust".')
     bounds = Of(
         lambda res: res.domain.bounds if res.numbers.has_likelihood else "none",
-        'Name of the domain of the variance components; moments ("he") know no bounds.',
+        "Name of the domain of the variance components; moments know no bounds.",
     )
     kind = Of(lambda r: r.design.kind, '"ctp" or "op": cell type-specific or overall pseudobulk.')
     celltypes = Of(lambda r: r.design.celltypes, "Names of the cell types.")
@@ -93,7 +96,9 @@ class Record:
     )
     df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
     df_resid = Of(
-        lambda r: r.numbers.df_resid, "Donors less parameters, the denominator df of tests."
+        lambda r: r.numbers.df_resid,
+        "Donors less parameters, the denominator df of tests; of robust fits independent units "
+        "(donors, or blocks of them) less one.",
     )
     converged = Of(
         lambda r: r.estimate.convergence.converged,
@@ -105,7 +110,7 @@ class Record:
         lambda r: r._likely.bic, "-2 llf + log(n) df_model; n rows, for REML less fixed effects."
     )
     cov_type = Of(
-        lambda res: "model" if res.numbers.has_likelihood else "jackknife",
+        lambda res: OWN[res.method],
         "Covariance that standard errors and tests use unless told otherwise.",
     )
 
@@ -125,8 +130,8 @@ class Record:
         """The fit in numbers, if it has a likelihood."""
         if not self.numbers.has_likelihood:
             raise ConvergenceError(
-                "method='he' matches moments and has no likelihood: for llf, aic, bic and "
-                "likelihood ratio tests fit by method='reml' or 'ml'"
+                f"method={self.method!r} matches moments and has no likelihood: for llf, aic, bic "
+                "and likelihood ratio tests fit by method='reml' or 'ml'"
             )
         return self.numbers
 
@@ -176,14 +181,15 @@ class Record:
         return pd.DataFrame(matrix, index=list(self.celltypes), columns=list(self.celltypes))
 
     def errors(self, covariance: Covariance = None) -> Errors:
-        """What ``covariance=`` asks for ("model", "jackknife", or a Jackknife), in numbers."""
+        """What ``covariance=`` asks for (a word, or a Jackknife), in numbers."""
         if isinstance(covariance, Jackknife):
             if not covariance.params.equals(self.params):
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
             return self.numbers.jackknife_errors(covariance._run)
         kind = self.cov_type if covariance is None else covariance
-        if choose("covariance", kind, COVARIANCES) == "model":
-            return self.numbers.model_errors
+        kinds = dict.fromkeys((*COVARIANCES, self.cov_type))
+        if choose("covariance", kind, kinds) != "jackknife":
+            return self.numbers.model_errors if kind == "model" else self.numbers.own_errors
         return self.errors(self.jackknife(one_step=self.one_step))
 
     def jackknife(
@@ -204,9 +210,10 @@ class Record:
         ----------
         blocks : int, optional
             Leave out this many groups of donors instead of single donors.  G groups give at
-            most G - q degrees of freedom to a test of q hypotheses.
+            most G - q degrees of freedom to a test of q hypotheses.  Robust fits leave out
+            independent units: donors, or blocks of donors joined by random effects.
         one_step : bool
-            One step from the full fit instead of refits; moments ("he") are always exact.
+            One step from the full fit instead of refits; moments are always exact.
         n_jobs : int
             Threads, -1 for all.
         progress : bool
@@ -253,7 +260,7 @@ class Record:
         Raises
         ------
         ConvergenceError
-            The fitted covariance is not positive definite (possible for HE); it names donors.
+            The fitted covariance is not positive definite (possible for moments); it names donors.
         """
         at, model = self.estimate, self.model
         try:

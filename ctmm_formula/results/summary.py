@@ -25,12 +25,18 @@ TITLE = "Cell type-specific mixed model"
 PACKAGES = ("numpy", "scipy", "pandas", "patsy", "statsmodels", "numba")
 """Libraries whose versions decide the numbers."""
 
-_METHOD = {"ml": "ML", "reml": "REML", "he": "HE (method of moments)"}
+_METHOD = {"ml": "ML", "reml": "REML", "he": "HE (method of moments)", "robust": "robust"}
 _KIND = {"ctp": "cell type-specific pseudobulk", "op": "overall pseudobulk"}
 _CONVENTION = {
     "ml": "Log-likelihood with all constants.",
     "reml": "Restricted log-likelihood with all constants, among them 1/2 log|X'X|.",
 }
+_ROBUST = (
+    "Standard errors: cluster-robust (CR2) over {units}; of variances the larger of jackknife and "
+    "working model.",
+    "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
+    "({units} less one), one-sided.",
+)
 _INFORMATION = "Standard errors: model (inverse expected information)."
 _RULE = "-"
 
@@ -195,7 +201,7 @@ def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
     Parameters
     ----------
     fit : CTMMResults
-    covariance : {"model", "jackknife"} or Jackknife, optional
+    covariance : {"model", "jackknife", "robust"} or Jackknife, optional
         Of the standard errors; by default the fit's ``cov_type``.
     alpha : float
         One less the confidence of the intervals.
@@ -285,10 +291,16 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     df = "the residual df (donors less parameters)"
     if errors.groups is not None and errors.groups - 1 < fit.df_resid:
         df = f"{errors.groups - 1} df (blocks less one)"
+    units = "blocks of donors joined by random effects" if fit.design.random else "donors"
     over = errors.name.replace("jackknife", "jackknife over donors", 1)
-    return [
+    if fit.method == "robust":
+        df = f"the residual df ({units} less one)"
+    said = [
         _INFORMATION if errors.name == "model" else f"Standard errors: {over}.",
         f"P values by t with {df}, one-sided for variances.",
+    ]
+    return [
+        *([text.format(units=units) for text in _ROBUST] if errors.own else said),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),
         *(note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".") for note in fit.notes),

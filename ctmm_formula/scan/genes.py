@@ -21,12 +21,12 @@ from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
-from ..inference.tests import DRAWS
+from ..inference.tests import DRAWS, needs_of
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, make_plan, name_list, needs_of
+from .plan import Plan, all_structures, asked_tests, make_plan, name_list
 from .responses import Responses, open_responses
 from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
@@ -86,10 +86,11 @@ def fit_genes(
         Covariance between cell types that the tests and main columns are about.
     models : sequence of structures, optional
         More structures to fit; each is compared to the next smaller one nested in it.
-    method : {"reml", "ml", "he"}
+    method : {"reml", "ml", "he", "robust"}
+        As in ``fit``: "robust" for counts of cells and for few donors.
     tests : str, or sequence of "score", "jackknife", "wald", "lrt", "bootstrap", "mean"
-        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife); all of
-        ``ctmm_formula.inference.tests.TESTS``.
+        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife, of robust
+        fits with their own errors); all of ``ctmm_formula.inference.tests.TESTS``.
     donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
@@ -167,7 +168,7 @@ def fit_genes(
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), asked,
         one_step=one_step, draws=n_bootstrap,
-        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked) else 0,
+        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked, method) else 0,
     )  # fmt: skip
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
     call = refit.call(design, noise)
@@ -286,7 +287,7 @@ class Refit:
             "bounds": plan.domain.bounds,
             "noise_floor": plan.domain.noise_floor,
             "one_step": plan.one_step,
-            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
+            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests, plan.method) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
             "proportions": share,

@@ -19,12 +19,16 @@ from ..design.formula import FormulaSpec
 from ..design.labelled import Design, build_design
 from ..design.size import check_size
 from ..design.table import listing
-from ..engine import he
+from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from .plan import Plan
+
+SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
+"""Moment estimators -> what all responses of a model share."""
 
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
 
@@ -43,9 +47,9 @@ class Pattern:
     mean_rows: np.ndarray
 
     @cached_property
-    def moments(self) -> tuple[he.Moments, ...]:
+    def shared(self) -> tuple[Any, ...]:
         """What the moment estimates of all genes share, for each structure."""
-        return tuple(he.moments(model) for model in self.models)
+        return tuple(SHARED[self.plan.method](model) for model in self.models)
 
     @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
@@ -94,7 +98,8 @@ class Patterns:
     def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
         structures = self.plan.layout.structures
         for structure in structures:
-            check_size(design, structure)
+            if self.plan.method not in CLUSTERED:
+                check_size(design, structure)
         models = tuple(design.model(structure) for structure in structures)
         return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
 
@@ -103,8 +108,8 @@ class Patterns:
         if self.plan.method in LIKELIHOODS:
             return
         with suppress(CTMMError):  # a reason that every gene will have
-            _ = self._first.moments
-            if self.plan.resampled:
+            _ = self._first.shared
+            if self.plan.resampled and self.plan.method not in CLUSTERED:
                 _ = self._first.jackknife
 
     def of(self, rows: np.ndarray) -> Pattern | str:

@@ -12,8 +12,9 @@ from ..arguments import choose
 from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
+from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.tests import JACKKNIFE, LIKELIHOOD, TESTS
+from ..inference.tests import JACKKNIFE, LIKELIHOOD, TESTS, needs_of
 from ..results.labels import component_names
 from ..structures import Structure, resolve
 from .columns import Layout, nested_pairs
@@ -37,16 +38,7 @@ class Plan:
     @property
     def resampled(self) -> bool:
         """Whether some test needs the jackknife."""
-        return JACKKNIFE in needs_of(self.layout.tests)
-
-
-def needs_of(tests: Iterable[str]) -> frozenset[str]:
-    """Everything that one of these tests needs.
-
-    >>> sorted(needs_of(["lrt", "mean"]))
-    ['jackknife', 'likelihood']
-    """
-    return frozenset().union(*(TESTS[name].needs for name in tests))
+        return JACKKNIFE in needs_of(self.layout.tests, self.method)
 
 
 def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
@@ -101,8 +93,10 @@ def make_plan(
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
-    resampled = JACKKNIFE in needs_of(tests)
-    errors = (["se"] if likelihood else []) + (["se_jackknife"] if resampled else [])
+    resampled = JACKKNIFE in needs_of(tests, method)
+    errors = (["se"] if likelihood or method in CLUSTERED else []) + (
+        ["se_jackknife"] if resampled else []
+    )
     layout = Layout(
         design.celltypes,
         design.names,

@@ -43,9 +43,10 @@ class Scan:
           noise is that of the cell type), ``converged``, ``boundary``, ``llf``
         - variance components as in ``CTMMResults.vcomp`` (``hom``, ``V[T]``, ``batch``), cell type
           means ``mean[T]``, fixed effects ``b[sex[T.M]]``
-        - their standard errors ``se[...]`` by the model (ML, REML) and ``se_jackknife[...]``
-          where the jackknife was run; ``error_jackknife``: largest distance of one-step
-          estimates from exact ones, in standard errors, on the donors that moved most
+        - their standard errors ``se[...]`` by the model (ML, REML) or by independent units
+          (robust), and ``se_jackknife[...]`` where the jackknife was run; ``error_jackknife``:
+          largest distance of one-step estimates from exact ones, in standard errors, on the donors
+          that moved most
         - for every test ``stat_<test>``, ``p_<test>``, ``p_<test>_bonferroni`` and
           ``p_<test>_bh`` (Benjamini-Hochberg): "score" (with ``p_score_cauchy`` and, not adjusted,
           ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"

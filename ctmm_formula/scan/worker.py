@@ -24,12 +24,13 @@ from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
 from ..inference.fit import Errors, Fit
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
-from ..inference.tests import run_test
+from ..inference.tests import JACKKNIFE, TESTS, errors_of, run_test
 from .columns import Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
@@ -128,22 +129,45 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
 def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
     plan = pattern.plan
-    if plan.method in LIKELIHOODS:
-        work = [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
-    else:
-        thetas = _attempt(lambda: pattern.moments[k].solve(*_columns(genes)))
-        if isinstance(thetas, Exception):
-            return [thetas] * len(genes)
-        work = [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    work = _attempt(_FITS[plan.method], pattern, k, genes)
+    if isinstance(work, Exception):
+        return [work] * len(genes)
     structure = plan.layout.structures[k]
 
-    def fitted(model: Model, run: Callable[[], Estimate]) -> Fit:
-        found = run()
+    def fitted(model: Model, run: Callable[[], Estimate | RobustFit]) -> Fit:
+        out = run()
+        weighed = out if isinstance(out, RobustFit) else None
+        found = out.estimate if isinstance(out, RobustFit) else out
         if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
             raise DataError("the estimates are not finite: rescale the expression of this gene")
-        return Fit(model, structure, plan.domain, found, pattern.mean_rows)
+        return Fit(model, structure, plan.domain, found, pattern.mean_rows, weighed)
 
     return [_attempt(fitted, *one) for one in zip(genes, work, strict=True)]
+
+
+_Work = list[Callable[[], Estimate | RobustFit]]
+
+
+def _by_likelihood(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
+    plan = pattern.plan
+    return [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
+
+
+def _by_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
+    thetas = pattern.shared[k].solve(*_columns(genes))
+    return [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+
+
+def _by_robust_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
+    return [partial(weigh, gene, pattern.shared[k]) for gene in genes]
+
+
+_FITS: dict[str, Callable[[Pattern, int, Sequence[Model]], _Work]] = {
+    **dict.fromkeys(LIKELIHOODS, _by_likelihood),
+    "he": _by_moments,
+    "robust": _by_robust_moments,
+}
+"""Fits of many responses by method, to be run one by one."""
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +188,8 @@ def jackknife_all(
 
 def _jackknives(pattern: Pattern, fits: Sequence[Fit]) -> list[Callable[[], JackknifeRun]]:
     """A jackknife of each fit, to be run."""
+    if pattern.plan.method in CLUSTERED:
+        return [fit.jackknife for fit in fits]
     run, given = pattern.jackknife, [(fit.model, fit.estimate, fit.domain) for fit in fits]
     if isinstance(run, LikelihoodJackknife):
         return [partial(run, *one) for one in given]
@@ -204,7 +230,7 @@ class _Gene:
         L, beta, p = main.mean_rows, main.estimate.beta, main.n_fixed
         values = np.concatenate([main.estimate.theta, L @ beta, beta])
         out |= dict(zip(layout.estimates, values, strict=True))
-        errors = {"se": main.model_errors}
+        errors = {"se": main.own_errors}
         if isinstance(run, JackknifeRun):
             errors["se_jackknife"] = main.jackknife_errors(run)
             out["error_jackknife"] = run.error
@@ -213,11 +239,13 @@ class _Gene:
         for prefix in set(layout.errors) & set(errors):
             cov = errors[prefix].cov
             names = [f"{prefix}[{name}]" for name in layout.estimates]
-            means = np.einsum("cp,pq,cq->c", L, cov[:p, :p], L)
+            means = errors[prefix].of_effects(L)
             squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
             out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
-            test = self._test(name, main, errors.get("se_jackknife"))
+            by_jackknife = errors_of(TESTS[name], main.estimate.method) == JACKKNIFE
+            own = errors.get("se_jackknife" if by_jackknife else "se")
+            test = self._test(name, main, own)
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
             out |= layout.details(name, test.extra)
             if math.isnan(test.pvalue):

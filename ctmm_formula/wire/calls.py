@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from joblib import parallel_config
 
 from ..api import anova, check_settings, fit_design, warn_of
@@ -29,7 +30,7 @@ from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
 from ..results.summary import installed, versions
 from ..structures import resolve
-from .codec import Plain, encode, from_plain, table, to_plain
+from .codec import Plain, decode, encode, from_plain, table, to_plain
 from .received import structure_of, to_design
 from .transcriptome import scan_genes
 
@@ -137,6 +138,7 @@ def _described(res: CTMMResults) -> Plain:
         "names": list(map(str, res.params.index)),
         "n_fixed": res.numbers.n_fixed,
         "cov": encode(res.cov_params().to_numpy()),
+        "df": encode(res.errors().df(np.eye(res.numbers.n_params))),
         "table": table(res.table()),
         "aic": float(res.numbers.aic),
         "bic": float(res.numbers.bic),
@@ -213,7 +215,7 @@ def _test(request: Mapping[str, Any]) -> Plain:
         to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
     }
     if what == "mean":
-        test = res.test_mean(covariance or "jackknife")
+        test = res.test_mean(covariance or "default")
     elif what == "variance":
         test = res.test_variance(covariance=covariance, n_jobs=int(request["n_jobs"]), **draws)
     else:
@@ -229,6 +231,23 @@ def _tests(request: Mapping[str, Any]) -> Plain:
     del request
     rows = {"tests": TESTS, "component": COMPONENT_TESTS}
     return {key: {name: sorted(own[name].needs) for name in own} for key, own in rows.items()}
+
+
+def _linear(request: Mapping[str, Any]) -> Plain:
+    """Combinations L t of all parameters: request {fit, L, covariance}.
+
+    Standard errors and degrees of freedom of each, and the F test of L t = 0.
+    """
+    res, L = _stored(request["fit"]), decode(request["L"])
+    covariance = _covariance(res, request.get("covariance"))
+    errors = res.errors(covariance)
+    test = res.wald_test(L, covariance=covariance)
+    df = test.df if isinstance(test.df, Sequence) else (test.df, test.df)
+    return {
+        "se": encode(np.sqrt(errors.variances(L))),
+        "df": encode(errors.df(L)),
+        "test": {**test.to_dict(), "df": [float(value) for value in df]},
+    }
 
 
 def _bootstrap(request: Mapping[str, Any]) -> Plain:
@@ -261,6 +280,7 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "jackknife": _jackknife,
     "test": _test,
     "tests": _tests,
+    "linear": _linear,
     "bootstrap": _bootstrap,
     "anova": _anova,
     "genes": scan_genes,

@@ -1,0 +1,99 @@
+"""Errors of noise-robust fits: sandwiches over independent units, with their own denominators.
+
+Fixed effects have the cluster-robust covariance CR2 of :mod:`ctmm_formula.engine.sandwich`, t tests
+of one row Satterthwaite's degrees of freedom, F tests of several the approximate Hotelling law.
+Variance components have the jackknife's correlations and the larger of its standard errors and the
+working model's, tests of them units less rows.  Order of all parameters: fixed effects b (p), then
+variance components theta (K).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..engine.robust import ONE_UNIT, RobustFit
+from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, hotelling
+from .jackknife import covariance
+from .testing import Law
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """Covariance of all parameters of a fit, and the laws of their linear combinations."""
+
+    fit: RobustFit
+
+    @cached_property
+    def cov(self) -> np.ndarray:
+        """Covariance of (b, theta), (p + K, p + K); NaN where there is none."""
+        p, left = len(self.fit.estimate.beta), self.fit.replicates
+        own = covariance(np.hstack([left.beta, left.theta]))
+        se = self.fit.component_errors()
+        sandwich = self._effects(np.eye(p)).cov
+        part = own[p:, p:]
+        if not np.isfinite(part).all():
+            part = self.fit.cov_working
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wider = np.sqrt(np.append(np.diag(sandwich), se**2) / np.diag(own))
+            out = own * np.outer(wider, wider)
+            ratio = se / np.sqrt(np.diag(part))
+        out[:p, :p] = sandwich
+        out[p:, p:] = part * np.outer(ratio, ratio)
+        return out
+
+    def df(self, L: np.ndarray) -> np.ndarray:
+        """Degrees of freedom of every row of L (q, p + K) by itself, (q,)."""
+        p = len(self.fit.estimate.beta)
+        out = np.full(len(L), self.fit.n_units - 1.0)
+        out[out <= 0.0] = math.nan
+        fixed = ~L[:, p:].any(axis=1)
+        if fixed.any():
+            out[fixed] = self._effects(L[fixed, :p]).df
+        return out
+
+    def variances(self, L: np.ndarray) -> np.ndarray:
+        """Variance of every row of L (q, p + K), (q,)."""
+        p = len(self.fit.estimate.beta)
+        out, fixed = np.empty(len(L)), ~L[:, p:].any(axis=1)
+        out[fixed] = np.diag(self._effects(L[fixed, :p]).cov)
+        out[~fixed] = np.diag(_combined(L[~fixed], self.cov))
+        return out
+
+    def law(self, L: np.ndarray) -> Law:
+        """What F tests of L t (q, p + K) are referred to."""
+        p, q = len(self.fit.estimate.beta), len(L)
+        cov, df, scale, reason = _combined(L, self.cov), math.nan, 1.0, ""
+        if self.fit.n_units < 2:
+            return Law(cov, df, scale, ONE_UNIT)
+        if L[:, p:].any():
+            df = float(self.fit.n_units - q)
+            reason = "" if df > 0 else TOO_FEW
+        elif q == 1:
+            one = contrasts(self.fit, L[:, :p])
+            cov, df, reason = one.cov, float(one.df[0]), one.note
+        else:
+            cov, test = contrasts(self.fit, L[:, :p]).cov, hotelling(self.fit, L[:, :p])
+            df, reason = test.df_denom, test.note
+            scale = df / (df + q - 1.0)
+        return Law(cov, df, scale, reason)
+
+    def _effects(self, L: np.ndarray) -> Contrasts:
+        """Rows of L b; NaN in those that rest on one unit alone, and only there."""
+        found = contrasts(self.fit, L)
+        if found.note != ALONE:
+            return found
+        good = np.array([not contrasts(self.fit, row[None]).note for row in L])
+        part = contrasts(self.fit, L[good])
+        cov, df = np.full_like(found.cov, math.nan), np.full_like(found.df, math.nan)
+        cov[np.ix_(good, good)], df[good] = part.cov, part.df
+        return Contrasts(found.value, cov, df, ALONE)
+
+
+def _combined(L: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    """L cov L'; what has no weight may be unknown."""
+    used = (L != 0.0).any(axis=0)
+    return L[:, used] @ cov[np.ix_(used, used)] @ L[:, used].T
