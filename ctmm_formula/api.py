@@ -288,12 +288,12 @@ def caller() -> Mapping[str, object]:
 
 def warn_of(results: CTMMResults) -> None:
     """At most one warning per fit."""
-    text, kind = _trouble(results), CTMMWarning
-    if results.converged and text:
+    text = _trouble(results)
+    if not results.converged:
+        warnings.warn(text, CTMMWarning, stacklevel=3)
+    elif text:
         text += ": variance components there are pinned by the bound; prefer test_variance('score')"
-        kind = BoundaryWarning
-    if text:
-        warnings.warn(text, kind, stacklevel=3)
+        warnings.warn(text, BoundaryWarning, stacklevel=3)
 
 
 def _trouble(results: CTMMResults) -> str:

@@ -448,7 +448,7 @@ def test_a_one_step_jackknife_says_how_far_it_is_from_the_exact_one(small, tmp_p
 
 @pytest.mark.parametrize("method", ["reml", "he"])
 def test_a_jackknife_that_no_gene_can_have_is_a_reason(small, monkeypatch, method):
-    def fail(*arguments):
+    def fail(*arguments, **settings):
         raise ctmm.DataError("no donor can be left out")
 
     for name in ("LikelihoodJackknife", "MomentJackknife"):
@@ -483,3 +483,12 @@ def test_a_gene_of_a_one_step_scan_has_the_p_values_of_the_table(small, tmp_path
     if method == "reml":
         exact = results.jackknife()
         assert results.test_mean(exact).pvalue != mean.pvalue
+
+
+@pytest.mark.parametrize("name", ["nu", "nu_", "expr", "sex"])
+def test_a_gene_may_have_the_name_of_anything(small, name):
+    """Its expression, noise and the covariates stay apart when it is fitted again."""
+    obs, expr, nu = small
+    expr, nu = expr.rename(columns={GENES[0]: name}), nu.rename(columns={GENES[0]: name})
+    scan = quietly(ctmm.fit_genes, "~ C(celltype) + sex", data=obs, expr=expr, nu=nu, genes=[name])
+    close(scan.gene(name).vcomp, scan.vcomp.loc[name])

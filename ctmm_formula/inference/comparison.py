@@ -69,7 +69,7 @@ def compare(fits: Iterable[Labelled]) -> list[dict[str, Any]]:
     )
     objection = next(chain(*objections), None)
     if objection:
-        raise CTMMError(objection)
+        raise objection
     rows = [_row(ordered[0], TestResult("the first has nothing before it"))]
     for small, large in pairs:
         inner, outer = small.fit, large.fit
@@ -135,22 +135,22 @@ def null_on_bound(small: Structure, large: Structure, bounds: str) -> bool:
     return bounds != "noise" and rank(small) < rank(large)
 
 
-def _not_comparable(one: Labelled, first: Labelled) -> Iterator[str]:
+def _not_comparable(one: Labelled, first: Labelled) -> Iterator[CTMMError]:
     """Objections to a comparison of two fits: likelihoods, or rows and all that is in them."""
     method, other = one.fit.estimate.method, first.fit.estimate.method
     a, b = one.fit.model, first.fit.model
     if not one.fit.has_likelihood:
-        yield (
+        yield CTMMError(
             f"{one.label!r} was fitted by {method}, which has no likelihood to compare: "
             "fit it by reml or ml"
         )
     if method != other:
-        yield (
+        yield CTMMError(
             f"{one.label!r} was fitted by {method} and {first.label!r} by {other}: their "
             "likelihoods are not comparable, fit all by the same method"
         )
     if not all(map(np.array_equal, _data(a), _data(b))):
-        yield (
+        yield CTMMError(
             f"{one.label!r} and {first.label!r} were fitted to different data ({a.nobs} and "
             f"{b.nobs} rows; response, noise, donors and cell types must be the same): fit both "
             "to one table, without the rows that either has to drop"
@@ -169,35 +169,35 @@ def _data(model: Model) -> list[np.ndarray]:
     return [model.unsort(model.active_rows), *_used(model, model.y, model.nu, model.H, donors)]
 
 
-def _not_nested(small: Labelled, large: Labelled) -> Iterator[str]:
+def _not_nested(small: Labelled, large: Labelled) -> Iterator[CTMMError]:
     """Objections to `small` as a special case of `large`."""
     inner, outer = small.fit, large.fit
     pair = f"{small.label!r} and {large.label!r}"
     if inner.n_params == outer.n_params:
-        yield (
+        yield CTMMError(
             f"{pair} have the same number of parameters ({inner.n_params}), so neither is a "
             "special case of the other: compare their aic or bic"
         )
     inside, outside = _spans(outer.model, inner.model), _spans(inner.model, outer.model)
     if inner.estimate.method == "reml" and not (inside and outside):
-        yield (
+        yield CTMMError(
             f"{pair} have different fixed parts, whose restricted likelihoods are not comparable: "
             "fit both with method='ml'"
         )
     if not inside:
-        yield (
+        yield CTMMError(
             f"the fixed part of {small.label!r} is no special case of that of {large.label!r}: "
             "compare their aic or bic"
         )
     same = inner.structure.celltypes == outer.structure.celltypes
     if not (same and outer.structure.contains(inner.structure)):
-        yield (
+        yield CTMMError(
             f"structure {inner.structure.name} of {small.label!r} is no special case of "
             f"{outer.structure.name} of {large.label!r}: compare their aic or bic"
         )
     missing = _missing_random(small, outer.model)
     if missing:
-        yield (
+        yield CTMMError(
             f"{large.label!r} lacks the random effect {', '.join(missing)} of {small.label!r}: "
             "the models are not nested, compare their aic or bic"
         )

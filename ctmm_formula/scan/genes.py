@@ -181,7 +181,8 @@ def fit_genes(
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
     counts = scan.counts()
-    if text := notice(counts):
+    text = notice(counts)
+    if text:
         worst = FAILED in counts or NOT_CONVERGED in counts
         warnings.warn(text, CTMMWarning if worst else BoundaryWarning, stacklevel=2)
     return scan
@@ -258,7 +259,7 @@ class Refit:
         response, noise = name, "nu"
         while response in table.columns:
             response += "_"
-        while noise in table.columns:
+        while noise in table.columns or noise == response:
             noise += "_"
         table = table.assign(**{response: Y[:, 0], noise: NU[:, 0]})
         spec = parse(f"{quote(response)} {self.spec.text}")

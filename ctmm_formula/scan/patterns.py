@@ -23,7 +23,7 @@ from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.robust import CLUSTERED
-from ..errors import CTMMError
+from ..errors import CTMMError, DataError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from .plan import Plan
 
@@ -123,15 +123,17 @@ class Patterns:
 
     def _build(self, key: bytes) -> Pattern | str:
         rows = np.frombuffer(key, dtype=np.intp)
-        if not len(rows):
-            return "no row has both an expression and a noise variance"
         try:
+            if not len(rows):
+                raise DataError("no row has both an expression and a noise variance")
             design = self.make(rows)
             for what, own in _names(design).items():
                 if own != self.names[what]:
                     lost = [name for name in self.names[what] if name not in own]
                     which = f": {listing(lost)} is missing" if lost else ""
-                    return f"the rows of this gene leave other {what} than those of the scan{which}"
+                    raise DataError(
+                        f"the rows of this gene leave other {what} than those of the scan{which}"
+                    )
             return self._pattern(design, rows)
         except CTMMError as error:
             return str(error)

@@ -51,7 +51,7 @@ def scan_block(
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
             pattern = patterns.of(rows)
             if isinstance(pattern, str):
-                own = [_failure(DataError(pattern))] * len(members)
+                own = [Row(status=FAILED, reason=" ".join(pattern.split()))] * len(members)
             else:
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
