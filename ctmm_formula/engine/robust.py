@@ -95,7 +95,7 @@ class Replicates(NamedTuple):
         return (len(both) - 1) / len(both) * centred.T @ centred
 
 
-class Design(NamedTuple):
+class SharedDesign(NamedTuple):
     """What all responses of a design share; made by :func:`lay_out`.
 
     layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
@@ -123,7 +123,7 @@ class RobustFit:
         How the working noise was made: "n_cells", or "mean noise" where cell counts are missing.
     unit : str
         "donor", or "block" of donors joined by random effects.
-    design : Design; state : State
+    design : SharedDesign; state : State
         Working covariance and sums over units.
     back : ndarray, shape (p, p)
         Orthonormal fixed-effect columns from those of X.
@@ -134,7 +134,7 @@ class RobustFit:
     estimate: Estimate
     weights: str
     unit: str
-    design: Design
+    design: SharedDesign
     state: State
     back: np.ndarray
     inputs: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -222,13 +222,13 @@ def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> E
     return weigh(model).estimate
 
 
-def weigh(model: Model, design: Design | None = None) -> RobustFit:
+def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     """Noise-robust estimate of one response and its weights.
 
     Parameters
     ----------
     model : Model
-    design : Design, optional
+    design : SharedDesign, optional
         :func:`lay_out` of the model, where many responses share it.
 
     Raises
@@ -261,7 +261,7 @@ def weigh(model: Model, design: Design | None = None) -> RobustFit:
     )
 
 
-def lay_out(model: Model) -> Design:
+def lay_out(model: Model) -> SharedDesign:
     """What all responses of a design share.
 
     Raises
@@ -295,7 +295,7 @@ def lay_out(model: Model) -> Design:
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
-    return Design(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
+    return SharedDesign(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
 
 
 def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
@@ -317,7 +317,7 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
 
 
-def _working_noise(nu: np.ndarray, r: np.ndarray, design: Design) -> np.ndarray:
+def _working_noise(nu: np.ndarray, r: np.ndarray, design: SharedDesign) -> np.ndarray:
     """Working noise of the rows in use, nowhere much below its mean."""
     noise = pooled(nu, design.how)[design.rows]
     mean = float(noise.mean())
