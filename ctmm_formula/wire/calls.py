@@ -26,6 +26,7 @@ from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..errors import CTMMError
 from ..inference.jackknife import JackknifeRun
+from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
 from ..results.summary import installed, versions
@@ -220,6 +221,11 @@ def _test(request: Mapping[str, Any]) -> Plain:
         test = res.test_variance(covariance=covariance, n_jobs=int(request["n_jobs"]), **draws)
     else:
         test = res.test_component(str(request["name"]), covariance=covariance, **draws)
+    return _sent(test)
+
+
+def _sent(test: TestResult) -> Plain:
+    """A test as plain values, its degrees of freedom as a list."""
     out = test.to_dict()
     df = out["df"]
     out["df"] = [float(value) for value in (df if isinstance(df, Sequence) else [df])]
@@ -234,20 +240,15 @@ def _tests(request: Mapping[str, Any]) -> Plain:
 
 
 def _linear(request: Mapping[str, Any]) -> Plain:
-    """Combinations L t of all parameters: request {fit, L, covariance}.
+    """Combinations L b of fixed effects: request {fit, L, joint}.
 
-    Standard errors and degrees of freedom of each, and the F test of L t = 0.
+    Standard errors and degrees of freedom of each, by the fit's own errors; with joint the F test
+    of L b = 0.
     """
     res, L = _stored(request["fit"]), decode(request["L"])
-    covariance = _covariance(res, request.get("covariance"))
-    errors = res.errors(covariance)
-    test = res.wald_test(L, covariance=covariance)
-    df = test.df if isinstance(test.df, Sequence) else (test.df, test.df)
-    return {
-        "se": encode(np.sqrt(errors.variances(L))),
-        "df": encode(errors.df(L)),
-        "test": {**test.to_dict(), "df": [float(value) for value in df]},
-    }
+    errors, every = res.errors(), np.pad(L, ((0, 0), (0, len(res.vcomp))))
+    out = {"se": encode(np.sqrt(errors.of_effects(L))), "df": encode(errors.df(every))}
+    return out | {"test": _sent(res.wald_test(every)) if request.get("joint") else None}
 
 
 def _bootstrap(request: Mapping[str, Any]) -> Plain:

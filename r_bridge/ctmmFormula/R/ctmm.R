@@ -20,7 +20,9 @@
 #' @param structure covariance between cell types: \code{"hom"} (a variance that all share),
 #' \code{"iid"} (and one for each cell type, all equal), \code{"free"} (and one for each cell type),
 #' \code{"full"} (any covariance), \code{\link{banded}(width)}, or a list of symmetric matrices.
-#' @param method \code{"reml"}, \code{"ml"} or \code{"he"} (Haseman-Elston moments).
+#' @param method \code{"reml"}, \code{"ml"}, \code{"he"} (Haseman-Elston moments) or \code{"robust"}
+#' (noise-robust moments with cluster-robust errors: for counts of cells, whose measured noise rises
+#' with expression, and for few donors).
 #' @param donor,celltype,noise,n_cells names of columns: donors, cell types, noise variances (squared
 #' standard errors of the means) and numbers of cells. By default what \code{\link{ctmm_data}}
 #' remembers, else \code{"donor"}, \code{"celltype"} (or the one factor of the formula that with the
@@ -264,6 +266,7 @@ described <- function(fit, request) {
   rownames(fit$table) <- c(terms, vc)
   fit$loglik <- if (is.nan(record$llf)) NA_real_ else record$llf
   fit$df.residual <- got$df_resid
+  fit$df <- array_in(got$df)
   fit$convergence <- record$convergence
   fit$n_possible <- got$n_possible
   fit$n_labels <- length(got$labels)

@@ -23,5 +23,14 @@ emm_basis.ctmm <- function(object, trms, xlev, grid, covariance = NULL, ...) {
     nbasis <- estimability::nonest.basis(qr(object$X_full))
   }
   list(X = X, bhat = unname(beta), nbasis = nbasis, V = errors$cov[p, p],
-       dffun = function(k, dfargs) dfargs$df, dfargs = list(df = errors$df), misc = list())
+       dffun = if (is.null(errors$own)) function(k, dfargs) dfargs$df else own_df,
+       dfargs = if (is.null(errors$own)) list(df = errors$df) else list(object = object, own = p),
+       misc = list())
+}
+
+# Degrees of freedom of one combination of the fixed effects of a robust fit.
+own_df <- function(k, dfargs) {
+  L <- matrix(k, nrow = 1L)
+  if (ncol(L) != length(dfargs$own)) return(NA_real_)  # effects were dropped
+  linear_of(dfargs$object, L, list(own = TRUE))$df
 }

@@ -7,7 +7,8 @@
 #' @details
 #' \code{coef} and \code{fixef} are the vector of fixed effects, so that functions of \pkg{car},
 #' \pkg{lmtest} and \pkg{emmeans} work on fits. There are also methods for \code{nobs},
-#' \code{df.residual} (donors less parameters, the denominator of all tests), \code{terms},
+#' \code{df.residual} (donors less parameters, the denominator of all tests; of robust fits independent
+#' units less one), \code{terms},
 #' \code{model.frame}, \code{model.matrix}, \code{weights} (one over the noise variance), \code{sigma}
 #' (1, as the noise is known), \code{family}, \code{extractAIC} (so \code{drop1} and \code{step} work
 #' after ML), \code{update}, and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
@@ -27,7 +28,9 @@
 #'
 #' @param object,x a fit.
 #' @param covariance where standard errors come from: \code{"model"} (default for ML and REML),
-#' \code{"jackknife"} (default for moments), or what \code{\link{jackknife}} returned.
+#' \code{"jackknife"} (default for Haseman-Elston moments), \code{"robust"} (default for, and only for,
+#' \code{method = "robust"}, with degrees of freedom for each coefficient), or what
+#' \code{\link{jackknife}} returned.
 #' @param full the covariance of the variance components too.
 #' @param parm names of parameters, \code{"beta_"} for the fixed effects or \code{"theta_"} for the
 #' variance components; default all.
@@ -76,9 +79,12 @@ vcov.ctmm <- function(object, covariance = NULL, full = FALSE, ...) {
   if (full) cov else cov[names(object$beta), names(object$beta), drop = FALSE]
 }
 
-# Covariance of all parameters, what it is called, and the degrees of freedom that go with it.
+# Covariance of all parameters, what it is called, and the degrees of freedom that go with it: one
+# number, or one for each parameter where combinations have their own.
 errors_of <- function(object, covariance = NULL) {
   names <- c(names(object$beta), names(object$vcomp))
+  if (object$cov_type == "robust" && (is.null(covariance) || identical(covariance, "robust")))
+    return(list(cov = object$cov_all, name = "robust", df = named(object$df, names), own = TRUE))
   if (is.null(covariance)) {
     covariance <- object$cov_type
     if (covariance == "jackknife") {
@@ -98,12 +104,22 @@ errors_of <- function(object, covariance = NULL) {
   }
   if (identical(covariance, "jackknife")) covariance <- jackknife(object)
   if (!inherits(covariance, "ctmm_jackknife"))
-    fail("CTMMError", "covariance must be \"model\", \"jackknife\" or what jackknife() returned")
+    fail("CTMMError", "covariance must be \"model\", \"jackknife\", after method = \"robust\" ",
+         "\"robust\", or what jackknife() returned")
   if (!identical(unname(covariance$params), unname(c(object$beta, object$vcomp))))
     fail("CTMMError", "covariance = is the jackknife of another fit: use this fit's own")
   cov <- covariance$cov
   dimnames(cov) <- list(names, names)
   list(cov = cov, name = covariance$name, df = min(object$df.residual, covariance$groups - 1))
+}
+
+# Standard errors and degrees of freedom of combinations L b of the fixed effects.
+linear_of <- function(object, L, errors) {
+  p <- names(object$beta)
+  if (is.null(errors$own))
+    return(list(se = sqrt(rowSums((L %*% errors$cov[p, p]) * L)), df = errors$df))
+  got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE))
+  list(se = array_in(got$se), df = array_in(got$df))
 }
 
 #' @export
@@ -141,8 +157,8 @@ weights.ctmm <- function(object, ...)
 #' @export
 logLik.ctmm <- function(object, ...) {
   if (is.na(object$loglik))
-    fail("ConvergenceError", "method = \"he\" matches moments and has no likelihood: for logLik, ",
-         "AIC, BIC and anova fit by method = \"reml\" or \"ml\"")
+    fail("ConvergenceError", "method = \"", object$method, "\" matches moments and has no ",
+         "likelihood: for logLik, AIC, BIC and anova fit by method = \"reml\" or \"ml\"")
   structure(object$loglik, df = length(object$beta) + length(object$vcomp), nall = object$n,
             nobs = object$n - (object$method == "reml") * length(object$beta), class = "logLik")
 }
@@ -220,7 +236,8 @@ confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
 
 intervals <- function(value, se, df, level) {
   tail <- (1 - level) / 2
-  reach <- if (df > 0) stats::qt(1 - tail, df) * se else rep(NA_real_, length(value))
+  df <- ifelse(df > 0, df, NA_real_)
+  reach <- stats::qt(1 - tail, df) * se
   columns <- paste(format(100 * c(tail, 1 - tail), trim = TRUE, digits = 3), "%")
   matrix(c(value - reach, value + reach), ncol = 2L, dimnames = list(names(value), columns))
 }
@@ -238,8 +255,8 @@ estimates <- function(object, covariance = NULL) {
   t <- value / se
   df <- errors$df
   variance <- seq_along(value) > length(object$beta)
-  p <- if (df > 0) ifelse(variance, stats::pt(t, df, lower.tail = FALSE),
-                          2 * stats::pt(-abs(t), df)) else rep(NA_real_, length(t))
+  given <- ifelse(df > 0, df, NA_real_)
+  p <- ifelse(variance, stats::pt(t, given, lower.tail = FALSE), 2 * stats::pt(-abs(t), given))
   if (!object$convergence$converged) p[variance] <- NA_real_
   out <- cbind(Estimate = value, `Std. Error` = se, `t value` = t, p = p)
   list(fixed = `colnames<-`(out[!variance, , drop = FALSE],
@@ -258,7 +275,8 @@ estimates <- function(object, covariance = NULL) {
 #'
 #' @param object a fit of \code{\link{ctmm}}.
 #' @param level of the confidence intervals.
-#' @param covariance \code{"model"}, \code{"jackknife"}, or what \code{\link{jackknife}} returned.
+#' @param covariance \code{"model"}, \code{"jackknife"}, \code{"robust"}, or what
+#' \code{\link{jackknife}} returned.
 #' @return Data frames.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
@@ -272,11 +290,10 @@ celltype_means <- function(object, level = 0.95, covariance = NULL) {
   check_level(level)
   errors <- errors_of(object, covariance)
   L <- object$mean_rows
-  p <- names(object$beta)
   value <- drop(L %*% object$beta)
-  se <- sqrt(rowSums((L %*% errors$cov[p, p]) * L))
-  ends <- intervals(value, se, errors$df, level)
-  data.frame(celltype = object$celltypes, estimate = value, std.error = se,
+  own <- linear_of(object, L, errors)
+  ends <- intervals(value, own$se, own$df, level)
+  data.frame(celltype = object$celltypes, estimate = value, std.error = own$se,
              conf.low = ends[, 1L], conf.high = ends[, 2L], row.names = NULL)
 }
 
@@ -299,7 +316,8 @@ check_fit <- function(object) {
     fail("CTMMError", "this needs a fit of ctmm(), got ", class(object)[1L])
 }
 
-METHODS <- c(ml = "ML", reml = "REML", he = "HE (method of moments)")
+METHODS <- c(ml = "ML", reml = "REML", he = "HE (method of moments)",
+             robust = "robust moments")
 KINDS <- c(ctp = "cell type-specific pseudobulk", op = "overall pseudobulk")
 
 #' @export
@@ -358,7 +376,7 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
                                signif.stars = getOption("show.signif.stars"), ...) {
   cat(sprintf("Cell type-specific mixed model fit by %s\n", METHODS[[x$method]]))
   cat("Formula:   ", as_text(x$formula), "\n", sep = "")
-  bounds <- if (x$method == "he") "none" else if (x$bounds == "noise")
+  bounds <- if (x$method %in% c("he", "robust")) "none" else if (x$bounds == "noise")
     sprintf("noise (floor %g)", x$noise_floor) else x$bounds
   cat("Structure: ", x$structure, ", bounds: ", bounds, "\n", sep = "")
   cat("Data:      ", KINDS[[x$kind]], "\n", sep = "")
@@ -378,7 +396,12 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
   print(data.frame(variance = shares$variance, share = sprintf("%.1f %%", 100 * shares$share),
                    row.names = shares$component), digits = digits)
   what <- if (x$covariance == "model") "model (inverse expected information)" else x$covariance
-  cat(sprintf("\nStandard errors: %s; p values by t on %g df, one-sided for variances.\n", what, x$df))
+  if (length(x$df) > 1L)
+    cat("\nStandard errors: robust (CR2; of variances the larger of jackknife and working model);",
+        "\np values by t with Satterthwaite's degrees of freedom, of variances with the residual df,",
+        "\none-sided.\n", sep = "")
+  else
+    cat(sprintf("\nStandard errors: %s; p values by t on %g df, one-sided for variances.\n", what, x$df))
   for (note in x$notes) cat(strwrap(note, exdent = 2L, prefix = "\n", initial = "Note: "), "\n", sep = "")
   cat_state(x)
   invisible(x)

@@ -55,14 +55,14 @@ predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
   if (!se.fit && interval == "none") return(back(fit))
   check_level(level)
   errors <- errors_of(object, covariance)
-  p <- names(object$beta)
-  se <- named(sqrt(rowSums((X %*% errors$cov[p, p]) * X)), rownames(X))
+  own <- linear_of(object, X, errors)
+  se <- named(own$se, rownames(X))
   if (interval == "confidence") {
-    ends <- intervals(fit, se, errors$df, level)
+    ends <- intervals(fit, se, own$df, level)
     fit <- cbind(fit = fit, lwr = ends[, 1L], upr = ends[, 2L])
   }
   if (!se.fit) return(back(fit))
-  list(fit = back(fit), se.fit = back(se), df = errors$df)
+  list(fit = back(fit), se.fit = back(se), df = own$df)
 }
 
 # Donor, cell type and groups of the rows of the fit.

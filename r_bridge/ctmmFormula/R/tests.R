@@ -12,10 +12,12 @@
 #' chi-squared or a parametric bootstrap. \code{NULL} leaves the choice to the Python package, and the
 #' result names it. After ML and REML the jackknife rejects too often near V = 0: confirm what
 #' it finds by the score test. Of \code{test_component}: \code{"wald"} (default after ML and REML) or
-#' \code{"jackknife"} (after HE), a one-sided t test by the same covariances, or \code{"exact"}, the
+#' \code{"jackknife"} (after HE), a one-sided t test by the same covariances (robust fits have by default
+#' the same test with their own), or \code{"exact"}, the
 #' exact restricted likelihood ratio test where the component is the model's only one.
 #' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
-#' \code{test_mean} also \code{"jackknife"} or \code{"model"}.
+#' \code{test_mean} also \code{"jackknife"} (default), \code{"model"} or, default after
+#' \code{method = "robust"}, \code{"robust"} (an approximate Hotelling test).
 #' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.
@@ -93,7 +95,7 @@ draws <- function(registry, names) {
 
 #' @rdname tests
 #' @export
-test_mean.ctmm <- function(object, covariance = "jackknife", ...)
+test_mean.ctmm <- function(object, covariance = NULL, ...)
   run_test(object, "mean", covariance = covariance)
 
 #' @rdname tests
@@ -301,6 +303,7 @@ anova.ctmm <- function(object, ...) {
 
 # One fit: F tests of the terms of the fixed part, each given all others before it.
 anova_terms <- function(object) {
+  robust <- object$cov_type == "robust"
   assign <- object$assign
   labels <- attr(object$terms, "term.labels")
   cov <- stats::vcov(object)
@@ -312,11 +315,23 @@ anova_terms <- function(object) {
     sub <- solve(information[use, use, drop = FALSE])
     score <- information[use, , drop = FALSE] %*% object$beta
     b <- drop(sub %*% score)
-    drop(b[own] %*% solve(sub[own, own, drop = FALSE], b[own])) / length(own)
+    if (robust) {
+      L <- (sub %*% information[use, , drop = FALSE])[own, , drop = FALSE]
+      test <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = TRUE))$test
+      return(c(as.double(test$statistic), as.double(unlist(test$df))[2L]))
+    }
+    c(drop(b[own] %*% solve(sub[own, own, drop = FALSE], b[own])) / length(own), object$df.residual)
   })
   q <- vapply(seq_along(labels), function(k) sum(assign == k), 0L)
-  f <- unlist(rows)
-  p <- stats::pf(f, q, object$df.residual, lower.tail = FALSE)
+  f <- vapply(rows, `[`, 0, 1L)
+  df <- vapply(rows, `[`, 0, 2L)
+  p <- stats::pf(f, q, df, lower.tail = FALSE)
+  if (robust) {
+    out <- data.frame(Df = q, `Denom. df` = df, `F value` = f, `Pr(>F)` = p, check.names = FALSE,
+                      row.names = labels)
+    return(structure(out, heading = "Wald tests of the fixed part, terms in sequence (robust)\n",
+                     class = c("anova", "data.frame")))
+  }
   out <- data.frame(Df = q, `F value` = f, `Pr(>F)` = p, check.names = FALSE, row.names = labels)
   structure(out, heading = c("Wald tests of the fixed part, terms in sequence",
                              sprintf("Denominator: %d residual df\n", object$df.residual)),

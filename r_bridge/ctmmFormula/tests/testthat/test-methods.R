@@ -276,6 +276,41 @@ test_that("moments have a jackknife and no likelihood", {
   expect_equal(fitted(he), predict(he))
 })
 
+test_that("robust fits have errors of their own", {
+  need_python()
+  fit <- update(example_fit(), method = "robust")
+  df <- fit$df[seq_along(coef(fit))]
+  table <- coef(summary(fit))
+  expect_equal(unname(sqrt(diag(vcov(fit)))), unname(table[, "Std. Error"]))
+  expect_equal(unname(table[, 4]), unname(2 * pt(-abs(table[, "t value"]), df)), tolerance = 1e-10)
+  expect_equal(unname(rbind(table, `colnames<-`(summary(fit)$varcomp, colnames(table)))[, 4]),
+               fit$table$p_value, tolerance = 1e-10)
+  expect_equal(unname(confint(fit)), unname(as.matrix(fit$table[c("conf_low", "conf_high")])),
+               tolerance = 1e-10)
+  expect_true(length(unique(df)) > 1L && all(fit$df[-seq_along(df)] == df.residual(fit)))
+  expect_identical(df.residual(fit), 23L)
+  expect_equal(vcov(fit), vcov(fit, "robust"))
+  expect_error(vcov(example_fit(), "robust"), "after method")
+
+  test <- test_mean(fit)
+  expect_match(test$method, "wald \\(robust\\)")
+  expect_equal(test$p.value, test_mean(fit, "robust")$p.value)
+  expect_match(test_mean(fit, "jackknife")$method, "24 blocks")
+  terms <- anova(fit)
+  expect_equal(terms["PC1", "Pr(>F)"], coef(summary(fit))["PC1", 4], tolerance = 1e-8)
+  means <- celltype_means(fit)
+  new <- data.frame(celltype = c("day0", "day3"), sex = "F", PC1 = 0)
+  own <- predict(fit, new, re.form = NA, se.fit = TRUE)
+  expect_equal(own$se.fit[[1]], table["(Intercept)", "Std. Error"])
+  expect_equal(own$df[[1]], df[[1]])
+  expect_true(all(means$conf.low < means$estimate))
+  expect_output(print(summary(fit)), "Satterthwaite")
+  expect_output(print(fit), "fit by robust moments")
+  expect_match(test_variance(fit, "lrt")$note, "method='robust' has no likelihood")
+  expect_equal(nrow(vcov(fit, jackknife(fit), full = TRUE)), 12L)
+  expect_lt(test_component(fit, "hom")$p.value, 0.05)
+})
+
 test_that("broom's verbs give its columns", {
   need_python()
   fit <- example_fit()
