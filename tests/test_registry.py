@@ -102,6 +102,8 @@ def test_what_a_row_needs_is_asked_for_before_anything_is_fitted(gene):
             with pytest.raises(ctmm.CTMMError, match=f"no likelihood and so no test '{name}'"):
                 ctmm.fit_genes("~ C(celltype)", **gene, method="he", tests=[name])
             assert f"he:{name}" not in known_tests()
+            with pytest.raises(ctmm.CTMMError, match=f"method='robust' .*'{name}'"):
+                ctmm.fit_genes("~ C(celltype)", **gene, method="robust", tests=[name])
         scan = ctmm.fit_genes("~ C(celltype)", **gene, tests=[name], n_bootstrap=2)
         assert ("se_jackknife[hom]" in scan.table) == (JACKKNIFE in test.needs)
 

@@ -155,6 +155,61 @@ q = [y @ A @ y - np.diag(A) @ nu for A in inside]
 agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 
 # %% [markdown]
+# ## Noise-robust moments
+#
+# The measured $\nu$ comes from the same cells as $y$ and rises with it where cells are counted, so
+# whatever weighs by $\nu$ is biased.  `method="robust"` weighs by the working noise
+# $w_{ic} = \bar s_c^2 / n_{ic}$ (as the score test, below) and takes the measured $\nu$, which is
+# unbiased, to centre.  With $S$ the inverse of $\sum_k \theta^+_k \Sigma_k + \mathrm{diag}(w)$
+# and $P = S - SX(X'SX)^{-1}X'S$:
+#
+# $$ b = (X'SX)^{-1}X'Sy, \quad F\theta = q - h, \quad F_{kl} = \mathrm{tr}(P\Sigma_kP\Sigma_l),
+# \quad q_k = y'P\Sigma_kPy, \quad h_k = \mathrm{tr}(P\Sigma_kPD) $$
+#
+# unbiased at any fixed $S$.  $\theta$ may be negative; $\theta^+$ is its part that is a covariance and
+# only serves the weights, which start equal (Haseman-Elston) and are made anew four times.
+#
+# Independent units $u$ are donors, or blocks of donors joined by random effects.  With
+# $G_u = X_u'S_uX_u$, $K = (X'SX)^{-1}$ and scores $s_u = X_u'S_u(y_u - X_ub)$ the covariance of
+# $Lb$ is the cluster-robust CR2,
+#
+# $$ V_L = \sum_u e_u's_us_u'e_u, \quad e_u = (I - KG_u)^{-1/2}KL' $$
+#
+# $t$ tests have Satterthwaite's degrees of freedom $2E(V)^2/\mathrm{Var}(V)$; $F$ tests of $q$ rows
+# are the approximate Hotelling test, with $\eta = q(q + 1) / \sum_{st} \mathrm{Var}(V_{st})$ of rows
+# with $E V_L = I$:
+#
+# $$ \frac{\eta - q + 1}{\eta q}(Lb)'V_L^{-1}(Lb) \sim F(q, \eta - q + 1) $$
+#
+# Standard errors of $\theta$ are the larger of the jackknife's over units, at fixed weights, and of
+# $2F^{-1}$; tests of them have units less rows as degrees of freedom.  Whether $V = 0$ is a question
+# for the score test.
+#
+# | what | where |
+# |---|---|
+# | working noise | `engine.noise.working_noise` |
+# | $b$, $\theta$ and their weights | `engine.robust.weigh` |
+# | without each unit, by subtracting its sums | `engine.robust.RobustFit.replicates` |
+# | CR2, Satterthwaite, Hotelling | `engine.sandwich.contrasts`, `engine.sandwich.hotelling` |
+# | which of them a test uses | `inference.clustered.Clustered` |
+
+# %%
+robust = ctmm.fit("expr ~ C(celltype) + sex", data=df, structure="free", method="robust")
+cells = df["n_cells"].to_numpy()
+w = (H * (cells * nu)[:, None]).sum(axis=0) / H.sum(axis=0) @ H.T / cells
+theta, S = None, np.eye(n)
+for _ in range(5):
+    if theta is not None:
+        S = np.linalg.inv(np.tensordot(np.maximum(theta, 0), parts, axes=1) + np.diag(w))
+    K = np.linalg.inv(X.T @ S @ X)
+    P = S - S @ X @ K @ X.T @ S
+    F = [[np.trace(P @ A @ P @ B) for B in parts] for A in parts]
+    excess = [y @ P @ A @ P @ y - np.trace(P @ A @ P @ np.diag(nu)) for A in parts]
+    theta = np.linalg.solve(F, excess)
+agree("noise-robust components", theta, robust.vcomp.to_numpy())
+agree("noise-robust fixed effects", K @ X.T @ S @ y, robust.fe_params.to_numpy())
+
+# %% [markdown]
 # ## Jackknife
 #
 # Leave out one donor, estimate everything anew, $t_{(i)} = (\theta_{(i)}, b_{(i)})$:
@@ -183,7 +238,8 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # %% [markdown]
 # ## Tests
 #
-# Denominator degrees of freedom are $N$ less all parameters: `inference.fit.Fit.df_resid`.
+# Denominator degrees of freedom are $N$ less all parameters: `inference.fit.Fit.df_resid`; of
+# `method="robust"` those of the section above.
 #
 # | question | test | where |
 # |---|---|---|
@@ -216,7 +272,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 #
 # | what | where |
 # |---|---|
-# | working noise | `inference.score.working_noise` |
+# | working noise | `engine.noise.working_noise` |
 # | upper tail of $\sum_j \lambda_j \chi^2_1$ | `inference.tails.tail` |
 # | combination of p values | `inference.score.cauchy_combination` |
 

@@ -212,6 +212,7 @@ show(table.rename_axis(["truth", "donors", "errors of ν"]).reset_index())
 # | all cell types may differ a little | its `pvalue`, of the sum |
 # | 20 donors, 8 or more cell types and numbers of cells so small that nu is a guess | the smallest of its p values per cell type, times their number |
 # | known noise, from another source than the same cells | `"lrt"`, or `"bootstrap"` with few donors |
+# | counts of cells, few cells or few donors, and questions of means, conditions or sizes of variances | `method="robust"`: its errors, `test_mean()`, `wald_test` |
 # | 300 donors or more | also the jackknife of moments, `method="he"`, `test_variance("jackknife")` |
 # | the published analysis to be repeated | `"jackknife"`; confirm hits by `"score"` |
 # | no numbers of cells | `"score"` with the mean noise of each cell type; the result says so |

@@ -43,7 +43,7 @@ class Clustered:
             ratio = se / np.sqrt(np.diag(part))
         out[:p, :p] = sandwich
         out[p:, p:] = part * np.outer(ratio, ratio)
-        return out
+        return 0.5 * (out + out.T)  # rounding
 
     def df(self, L: np.ndarray) -> np.ndarray:
         """Degrees of freedom of every row of L (q, p + K) by itself, (q,)."""

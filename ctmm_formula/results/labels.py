@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ..design.labelled import Design
 from ..structures import Structure
 
+METHODS = {"ml": "ML", "reml": "REML", "he": "HE", "robust": "robust moments"}
+"""Estimators as texts name them."""
+
 RESERVED = ("shared", "specific", "means", "fixed", "noise", "total", "none", "all")
 """Names with a meaning among random effects and shares of variance."""
 

@@ -22,7 +22,7 @@ from ..inference.comparison import Labelled
 from ..inference.fit import Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
-from .labels import Labels
+from .labels import METHODS, Labels
 from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
@@ -287,6 +287,6 @@ class Record:
 
     def __repr__(self) -> str:
         return (
-            f"<CTMMResults: {self.formula}, {self.structure} by {self.method.upper()}, "
+            f"<CTMMResults: {self.formula}, {self.structure} by {METHODS[self.method]}, "
             f"{self.n_donors} donors, {self.n_celltypes} cell types, {self.nobs} rows>"
         )

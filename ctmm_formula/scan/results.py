@@ -18,6 +18,7 @@ from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
 from ..results.estimates import adjusted
 from ..results.fitted import CTMMResults
+from ..results.labels import METHODS
 from .columns import Block, Layout
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
@@ -245,7 +246,7 @@ class Scan:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts().items())
         names = ", ".join(structure.name for structure in self.layout.structures)
-        method = str(self.call.get("method", "")).upper()
+        method = METHODS.get(self.call.get("method", ""), "")
         return f"<Scan: {len(self)} genes, {names} by {method}; {counts}>"
 
     def __str__(self) -> str:

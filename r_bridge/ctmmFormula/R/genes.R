@@ -269,7 +269,8 @@ print.ctmm_genes <- function(x, n = 6, ...) {
   if (is.null(about)) return(print(as.data.frame(x), ...))
   counts <- table(x$status)
   name <- if (is.character(about$structure)) about$structure else "own matrices"
-  cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name, toupper(about$method),
+  cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name,
+              if (about$method == "robust") METHODS[["robust"]] else toupper(about$method),
               paste(counts, names(counts), collapse = ", ")))
   cat(about$formula, "\n\n", sep = "")
   shown <- intersect(c("gene", "status", about$components, about$tested), names(x))
