@@ -259,7 +259,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # between cell types.  The score test weighs by something else and uses $\nu$ only where it is
 # unbiased.
 #
-# 1. Working noise $w_{ic} = \bar s_c^2 / n_{ic}$ with $\bar s_c^2$ the mean over donors of
+# 1. Working noise $w_{ic} = \bar s_c^2 / n_{ic}$ as above, with $\bar s_c^2$ the mean over donors of
 #    $n_{ic} \nu_{ic}$.  The null model ($V = 0$, components not negative) is fitted by REML with $w$
 #    for $\nu$; $P$ is its projection.
 # 2. For cell type $c$ the efficient score matrix is
@@ -277,8 +277,6 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # | combination of p values | `inference.score.cauchy_combination` |
 
 # %%
-cells = df["n_cells"].to_numpy()
-w = (H * (cells * nu)[:, None]).sum(axis=0) / H.sum(axis=0) @ H.T / cells
 null = ctmm.fit(
     "expr ~ C(celltype) + sex", data=df.assign(w=w), noise="w", structure="hom",
     bounds="nonnegative",
