@@ -49,11 +49,6 @@ REWEIGHTINGS = 4
 """As a rule the last one moves theta by a small part of its standard error."""
 
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
-_PROBLEMS = {
-    sweeps.COLLINEAR: "the fixed effects are collinear in the donors in use",
-    sweeps.CONFOUNDED: "variance components cannot be told apart: singular moment matrix",
-    sweeps.SINGULAR: "a donor's covariance is not positive definite",
-}
 ONE_UNIT = (
     "random effects join all donors to one block: there are no independent units to leave out"
 )
@@ -249,7 +244,7 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
         np.empty((0, 0)), np.empty((0, p, 0)), np.empty((0, K)), np.empty((0, p)),
     )  # fmt: skip
     if outcome != sweeps.DONE:
-        raise ConvergenceError(_PROBLEMS[outcome])
+        raise ConvergenceError(_problem(outcome))
     return RobustFit(
         estimate=_estimate(model, state, start),
         weights=design.how.weights,
@@ -278,7 +273,7 @@ def lay_out(model: Model) -> SharedDesign:
     level_ptr = b.level_ptr if model.random else np.zeros(blocks[-1] + 2, dtype=np.int64)
     Q = model.Q[rows]
     if np.linalg.matrix_rank(Q) < Q.shape[1]:
-        raise ConvergenceError(_PROBLEMS[sweeps.COLLINEAR])
+        raise ConvergenceError(_problem(sweeps.COLLINEAR))
     layout = Layout(
         columns=tiles.put(columns[rows]),
         H=tiles.put(model.H[rows]),
@@ -296,6 +291,15 @@ def lay_out(model: Model) -> SharedDesign:
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
     return SharedDesign(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
+
+
+def _problem(outcome: int) -> str:
+    """Why there is no estimate."""
+    if outcome == sweeps.COLLINEAR:
+        return "the fixed effects are collinear in the donors in use"
+    if outcome == sweeps.CONFOUNDED:
+        return "variance components cannot be told apart: singular moment matrix"
+    return "a donor's covariance is not positive definite"
 
 
 def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:

@@ -130,11 +130,11 @@ def hotelling(
     turn = L @ fit.back @ fit.state.root
     size, axes = np.linalg.eigh(turn @ turn.T)  # rows with E V_L = I
     if not size[0] > _DEPENDENT * size[-1]:
-        return _none("the hypotheses are linearly dependent")
+        return _no_test("the hypotheses are linearly dependent")
     even = axes / np.sqrt(size)
     part = _loads(fit, even.T @ L)
     if isinstance(part, str):
-        return _none(part)
+        return _no_test(part)
     d, k, h = part.variances()
     ds, ks = np.einsum("uss->us", d), np.einsum("uss->us", k)
     # sums over all s and t at once
@@ -145,18 +145,18 @@ def hotelling(
     eta = q * (q + 1) / (within + across)
     df = eta - q + 1.0
     if not df > 0.0:
-        return _none(TOO_FEW)
+        return _no_test(TOO_FEW)
     away = even.T @ (L @ fit.estimate.beta - null)
     try:
         low = np.linalg.cholesky(part.cov())
     except np.linalg.LinAlgError:
-        return _none(TOO_FEW)
+        return _no_test(TOO_FEW)
     distance = float(np.square(np.linalg.solve(low, away)).sum())
     statistic = df / (eta * q) * distance
     return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
 
 
-def _none(note: str) -> ApproximateHotelling:
+def _no_test(note: str) -> ApproximateHotelling:
     return ApproximateHotelling(math.nan, math.nan, math.nan, math.nan, note)
 
 
