@@ -32,7 +32,6 @@ from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .testing import Law, denominator
 
 T = TypeVar("T")
-_NAMES = {"he": "HE", "robust": "method='robust'"}  # what messages call moments
 _ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
 
 
@@ -143,6 +142,11 @@ class Fit:
         return self.estimate.method in LIKELIHOODS
 
     @property
+    def _called(self) -> str:
+        """What messages call the method."""
+        return "HE" if self.estimate.method == "he" else f"method={self.estimate.method!r}"
+
+    @property
     def is_clustered(self) -> bool:
         """Whether its errors come from independent units: donors, or blocks of them."""
         return self.estimate.method in CLUSTERED
@@ -186,7 +190,7 @@ class Fit:
             cov[p:, p:] = information_cov(self.estimate.information)
         reason = ""
         if not self.has_likelihood:
-            reason = f"{_NAMES[self.estimate.method]} has no information matrix: use the jackknife"
+            reason = f"{self._called} has no information matrix: use the jackknife"
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
@@ -248,7 +252,7 @@ class Fit:
         null = self.structure.null()
         if not self.has_likelihood:
             raise CTMMError(
-                f"{_NAMES[self.estimate.method]} has no likelihood: use the jackknife or score "
+                f"{self._called} has no likelihood: use the jackknife or score "
                 "test, or fit by reml or ml"
             )
         if not self.structure.contains(null):

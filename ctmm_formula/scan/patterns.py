@@ -105,7 +105,7 @@ class Patterns:
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
-        if self.plan.method in LIKELIHOODS:
+        if self.plan.method not in SHARED:
             return
         with suppress(CTMMError):  # a reason that every gene will have
             _ = self._first.shared

@@ -22,7 +22,6 @@ from ..design.table import rows as in_rows
 from ..engine import he
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
-from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
@@ -129,7 +128,7 @@ def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
 def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
     plan = pattern.plan
-    work = _attempt(_FITS[plan.method], pattern, k, genes)
+    work = _attempt(_FITS.get(plan.method, _one_by_one), pattern, k, genes)
     if isinstance(work, Exception):
         return [work] * len(genes)
     structure = plan.layout.structures[k]
@@ -148,7 +147,7 @@ def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exce
 _Work = list[Callable[[], Estimate | RobustFit]]
 
 
-def _by_likelihood(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
+def _one_by_one(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
     plan = pattern.plan
     return [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
 
@@ -163,11 +162,10 @@ def _by_robust_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Wor
 
 
 _FITS: dict[str, Callable[[Pattern, int, Sequence[Model]], _Work]] = {
-    **dict.fromkeys(LIKELIHOODS, _by_likelihood),
     "he": _by_moments,
     "robust": _by_robust_moments,
 }
-"""Fits of many responses by method, to be run one by one."""
+"""Methods whose fits of many responses share work -> these fits, to be run one by one."""
 
 
 def _columns(genes: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,8 @@
 #' A data frame of class \code{"ctmm_genes"}, genes in their order: \code{gene}, \code{status}
 #' (\code{"ok"}, \code{"boundary"}, \code{"not converged"}, \code{"failed"}), \code{reason},
 #' \code{n_obs}, \code{n_donors}, \code{llf}, the variance components, means \code{mean[...]}, fixed
-#' effects \code{b[...]}, standard errors \code{se[...]} and \code{se_jackknife[...]}, with
+#' effects \code{b[...]}, standard errors \code{se[...]} (by the model or, after \code{method = "robust"}, by
+#' independent units) and \code{se_jackknife[...]}, with
 #' \code{one_step} the largest distance of the one-step jackknife's estimates from exact ones where it
 #' was checked, in standard errors (\code{error_jackknife}), and for every test
 #' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}.
