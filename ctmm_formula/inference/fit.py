@@ -286,10 +286,11 @@ class Fit:
 
         Every draw has its own stream, so the result does not depend on `n_jobs` (threads).
         """
-        n, n_jobs = whole_number("n", n, 1), threads(n_jobs)
+        n, n_jobs, rng = whole_number("n", n, 1), threads(n_jobs), generator(rng)
         return Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(lambda stream: measure(self.draw(stream)))(stream)
-            for stream in generator(rng).spawn(n)
+            for _ in range(n)
+            for stream in rng.spawn(1)  # when its turn comes: a million take half a minute
         )
 
     def replicates(

@@ -10,11 +10,15 @@ Arrays and factors are written as :mod:`ctmm_formula.wire.codec` says.
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -77,7 +81,7 @@ def call(name: str, request: Mapping[str, Any]) -> Plain:
         warnings.simplefilter("default")
         try:
             # threads only: a process that embeds Python cannot be started again as a worker
-            with parallel_config(backend="threading"):
+            with _ctrl_c(), parallel_config(backend="threading"):
                 reply = {"ok": True, "value": CALLS[choose("call", name, CALLS)](request)}
         except (Exception, KeyboardInterrupt) as error:
             reply = _failure(error)
@@ -87,13 +91,33 @@ def call(name: str, request: Mapping[str, Any]) -> Plain:
     return reply
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C is an exception here, as in a Python of its own; afterwards it is the caller's again.
+
+    The handler that reticulate installs asks R whether it was pressed, and R may answer by jumping
+    to its prompt over the heads of Python's frames.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    ours = ctypes.pythonapi  # the handler of the process is not always the one Python knows of
+    ours.PyOS_getsig.restype = ctypes.c_void_p
+    ours.PyOS_setsig.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    process = ours.PyOS_getsig(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ours.PyOS_setsig(signal.SIGINT, process)
+
+
 def _failure(error: BaseException) -> Plain:
-    # Ctrl-C; also where R breaks off when reticulate's handler of the signal asks it for more
-    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    ended = isinstance(error, KeyboardInterrupt) or "_signal_handler" in frames
     return {
         "ok": False,
-        "type": "KeyboardInterrupt" if ended else type(error).__name__,
+        "type": type(error).__name__,
         "classes": _classes(type(error)),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
@@ -258,9 +282,7 @@ def _bootstrap(request: Mapping[str, Any]) -> Plain:
     """
     res = _stored(request["fit"])
     start, stop = int(request["start"]), int(request["stop"])
-    rng = generator(int(request["seed"]))
-    if start:
-        rng.spawn(start)
+    rng = generator(np.random.SeedSequence(int(request["seed"]), n_children_spawned=start))
     values, failed = res.numbers.replicates(stop - start, rng, int(request["n_jobs"]))
     return {
         "names": list(map(str, res.params.index)),
