@@ -50,6 +50,17 @@ test_that("every gene has the numbers of a fit of its own", {
   expect_equal(pieces, found)
 })
 
+test_that("robust fits of genes are those of single fits", {
+  need_python()
+  g <- genes(2)
+  found <- scan(g, method = "robust", tests = "mean")
+  fit <- one(g, 2, method = "robust")
+  expect_equal(found$p_mean[2], test_mean(fit)$p.value, tolerance = 1e-6)
+  expect_equal(found[["se[hom]"]][2], summary(fit)$varcomp["hom", "Std. Error"], tolerance = 1e-6)
+  expect_false(any(grepl("jackknife", names(found))))
+  expect_output(print(found), "by robust moments")
+})
+
 test_that("genes that cannot be fitted are rows with a reason, and one warning", {
   need_python()
   g <- genes()
