@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -222,19 +223,25 @@ def test_errors_and_warnings_are_part_of_the_reply(df):
     assert [note["classes"][0] for note in reply["warnings"]] == ["BoundaryWarning"]
 
 
-def _signal_handler(request):
-    """That of reticulate, when R has no answer for it."""
-    raise RuntimeError("(Unknown exception occurred)")
+def test_a_call_can_be_interrupted(monkeypatch):
+    """Ctrl-C is an exception in a call, whatever handler the caller has, which is put back."""
 
+    def pressed(request):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
 
-def _interrupted(request):
-    raise KeyboardInterrupt
+    def theirs(number, frame):
+        raise AssertionError("the caller's handler must not be asked in a call")
 
-
-@pytest.mark.parametrize("interrupted", [_interrupted, _signal_handler])
-def test_a_call_can_be_interrupted(monkeypatch, interrupted):
-    monkeypatch.setitem(calls.CALLS, "fit", interrupted)
-    assert calls.call("fit", {})["type"] == "KeyboardInterrupt"
+    monkeypatch.setitem(calls.CALLS, "fit", pressed)
+    before = signal.signal(signal.SIGINT, theirs)
+    try:
+        assert calls.call("fit", {})["type"] == "KeyboardInterrupt"
+        assert signal.getsignal(signal.SIGINT) is theirs
+        with pytest.raises(AssertionError, match="the caller's handler"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
