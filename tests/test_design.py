@@ -114,6 +114,7 @@ FORMULAS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", FORMULAS)
 def test_both_engines_give_the_same_matrix_names_and_predictions(fixed):
     ours, other = (design(f"expr ~ {fixed}", engine=engine) for engine in ENGINES)

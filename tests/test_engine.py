@@ -214,6 +214,7 @@ def test_predictions(structure, kind, setting, missing):
     close(got.marginal, model.X @ beta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [s for s in PARTS if s != "celltype-specific batch"])
 @kinds
 @holes

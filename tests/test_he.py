@@ -85,6 +85,7 @@ def check_refits(model, groups, count=2):
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", quick_first(["free", "hom", "iid", "full"]))
 @pytest.mark.parametrize("random", RANDOM)
 @pytest.mark.parametrize("missing", [False, True], ids=["complete", "missing"])
@@ -94,6 +95,7 @@ def test_without_each_donor(structure, random, missing):
     assert len(left.near) == 30  # all by the update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["hom", "iid", "free"])
 @pytest.mark.parametrize("random", ["none", "crossed"])
 def test_overall_pseudobulk(structure, random):

@@ -95,6 +95,7 @@ def test_names_of_levels(method, seed):
     assert_same(fitted(data, method=method), BASE[method], rename)
 
 
+@pytest.mark.slow
 @methods
 @few
 @given(log_k=st.floats(-4, 4))

@@ -142,6 +142,7 @@ def shaped(kind, structure, seed=9, n_donors=15, n_types=3):
 SHAPES = ["alone", "batches", "crossed", "overall"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["hom", "iid", "free", "full"])
 @pytest.mark.parametrize("method", ["reml", "ml"])
 @pytest.mark.parametrize("kind", SHAPES)

@@ -175,6 +175,7 @@ def test_import_is_light():
     assert not LATE & {name.split(".")[0] for name in loaded}
 
 
+@pytest.mark.slow
 def test_first_fit_is_light():
     """So are its tests and tables of estimates: the slow parts of scipy and statsmodels wait."""
     fit = f"import {PACKAGE} as m; fit = m.fit('expr ~ C(celltype)', data=m.load_example())"

@@ -8,6 +8,8 @@ from test_engine import PARTS, holes, inside, kinds, make, methods, structures
 
 from ctmm_formula.engine import likelihood, plain
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 1e-12
 """Relative to the largest entry: the same sums, added in another order."""
 

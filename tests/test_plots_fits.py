@@ -616,6 +616,7 @@ def test_blank_pairs_and_lines_have_the_colour_of_the_page(table):
     assert {matplotlib.colors.to_rgb(color) for color in grid} == {(0.0, 0.0, 0.0)}
 
 
+@pytest.mark.slow
 def test_names_of_donors_that_do_not_fit_are_left_out(many):
     for width, named in ((3.3, False), (9.0, True)):
         ax = plots.missing(many, ax=Figure(figsize=(width, 2.8), layout="constrained").subplots())

@@ -111,6 +111,7 @@ def notes(ax):
 # variances
 
 
+@pytest.mark.slow
 def test_variances_are_those_of_the_scan(scan):
     data = scan.plot_data("variances")
     wide = data.pivot(index="gene", columns="component", values="variance")[scan.vcomp.columns]
@@ -225,6 +226,7 @@ def test_genes_are_named_by_number_or_by_name(two_tests):
         plots.differentiation(two_tests, "mean", "score", genes=["g2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(3.3, 2.8), (6.0, 4.0)])
 @pytest.mark.parametrize("spread", [0.6, 2.0])
 def test_crowded_names_are_not_taken_for_each_others(size, spread):

@@ -132,6 +132,7 @@ def by_scanpy(adata):
 # numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", quick_first([np.float64, np.float32]))
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_of_cells_give_the_plain_formulas(form, dtype, tmp_path):
@@ -143,6 +144,7 @@ def test_all_forms_of_cells_give_the_plain_formulas(form, dtype, tmp_path):
     assert pb.X.dtype == pb.layers["nu"].dtype == np.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [7, 37, 400])
 @pytest.mark.parametrize("form", ["csr", "csc", "dense", "h5ad", "backed csc"])
 def test_blocks_of_any_size(form, block_size, tmp_path):

@@ -654,6 +654,7 @@ def test_json_is_strict(he):
     assert back.params.equals(he.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["patsy", "formulaic"])
 @pytest.mark.parametrize(
     "index",

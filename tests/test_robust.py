@@ -17,6 +17,8 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.structures import resolve
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-8
 """Relative: both sides are exact, only rounding is between them."""
 ROUNDING = 1e-14

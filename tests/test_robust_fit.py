@@ -74,6 +74,7 @@ def component_errors(dense):
 random = pytest.mark.parametrize("name", quick_first(RANDOM))
 
 
+@pytest.mark.slow
 @random
 def test_table_by_brute_force(fits, name):
     res = fits[name]

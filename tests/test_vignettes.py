@@ -175,6 +175,7 @@ def found() -> list[messages.Message]:
     return list(messages.Source().messages())
 
 
+@pytest.mark.pages
 def test_every_message_can_be_read_and_stands_on_the_page(found):
     silent = {m.where for m in found if not messages.has_words(m.text)}
     assert silent == REPEATED, "no words found where these raise"
