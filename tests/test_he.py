@@ -17,6 +17,8 @@ from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference.jackknife import MomentJackknife, jackknife
 from ctmm_formula.structures import resolve
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-9
 """Relative: brute force squares the condition of the moment equations."""
 SAME = 1e-11

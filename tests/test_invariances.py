@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import ctmm_formula as ctmm
 
+pytestmark = pytest.mark.slow
+
 SAME = {"rtol": 1e-6, "atol": 1e-8}  # two runs of the optimiser, each to its tolerance
 LLF = 1e-7  # log-likelihood at two such optima: the error enters squared
 TYPES = ["B", "NK", "T"]
