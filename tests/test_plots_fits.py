@@ -23,6 +23,8 @@ from ctmm_formula.plots.fits import OF_A_FIT
 
 matplotlib.use("Agg")
 
+pytestmark = pytest.mark.slow
+
 LONG = [
     "CD4 naive", "CD4 effector memory", "CD8 naive", "CD8 effector memory", "NK CD56 bright",
     "NK recruiting", "B naive", "B memory", "Plasma cells", "Monocyte classical",

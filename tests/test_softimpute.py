@@ -12,6 +12,8 @@ from ctmm_formula.cells.holes import copied_holes, split
 from ctmm_formula.cells.stacks import rotate, scaling
 from ctmm_formula.errors import CTMMError, DataError
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVE = 1e-6
 """Relative, above the objective of the R package."""
 COMPLETED = 1e-4
