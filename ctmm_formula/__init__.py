@@ -4,7 +4,7 @@
 >>> df = ctmm.load_example()
 >>> res = ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", data=df)
 >>> res.structure, res.method, res.n_donors
-('free', 'reml', 72)
+('free', 'robust', 72)
 
 Public names are imported when first used (PEP 562), so that importing the package costs nothing.
 """

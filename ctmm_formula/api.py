@@ -35,7 +35,7 @@ def fit(
     random: object = None,
     *,
     structure: object = "free",
-    method: str = "reml",
+    method: str | None = None,
     data: object = None,
     donor: str = "donor",
     celltype: str | None = None,
@@ -68,10 +68,11 @@ def fit(
     structure : str, list of matrices, or dict label -> matrix
         Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
         type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
-    method : {"reml", "ml", "he", "robust"}
-        Restricted or full maximum likelihood, Haseman-Elston moments, or noise-robust moments:
-        the choice for counts of cells, whose measured noise rises with expression, and for few
-        donors, with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`).
+    method : {"robust", "reml", "ml", "he"}, optional
+        Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
+        which hold on counts of cells, whose measured noise rises with expression, and for few
+        donors; restricted or full maximum likelihood; or Haseman-Elston moments.  By default
+        "robust" where numbers of cells are known, else "reml"; a note says which, and why.
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
@@ -92,7 +93,7 @@ def fit(
     bounds : {"noise", "psd", "nonnegative"}, optional
         Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
-        pseudobulk.
+        pseudobulk.  Where bounds are named and no method, the method is "reml".
     noise_floor : float
         Share of the noise below which no total variance may fall (``bounds="noise"``).
     formula_engine : {"patsy", "formulaic"}
@@ -123,8 +124,8 @@ def fit(
     >>> import ctmm_formula as ctmm
     >>> df = ctmm.load_example()
     >>> res = ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", data=df)
-    >>> list(res.vcomp.index)
-    ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch']
+    >>> res.method, list(res.vcomp.index)
+    ('robust', ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch'])
     """
     method = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
@@ -156,13 +157,33 @@ def fit(
 
 def check_settings(
     method: object, structure: object, bounds: str | None, noise_floor: float
-) -> str:
+) -> str | None:
     """Refuse settings that no data could make right; the method's name as the registry has it."""
-    method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
+    if method is not None:
+        method = choose("method", method.lower() if isinstance(method, str) else method, ESTIMATORS)
     Domain("noise" if bounds is None else bounds, noise_floor)
     if isinstance(structure, str):
         resolve(structure, ("a", "b"))  # is there such a structure?
     return method
+
+
+def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[str, str]:
+    """The method that fits a design, and why where none was named."""
+    if method is not None:
+        return method, ""
+    reason = ""
+    if bounds is not None:
+        reason = "bounds are named, which moments have none of"
+    elif design.n_cells is None:
+        reason = "there are no numbers of cells, and the noise variances are taken as known"
+    elif design.n_units < 2:
+        reason = "random effects join all donors to one block, and robust errors need several"
+    if reason:
+        return "reml", f"method: reml by default, as {reason}"
+    return "robust", (
+        "method: robust by default, as there are numbers of cells: counts bias what weighs by "
+        "their measured noise; method='reml' has likelihoods"
+    )
 
 
 def check_formula(random: object, noise: object, engine: str) -> None:
@@ -182,15 +203,16 @@ def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
 
 
 def fit_design(
-    design: Design, structure: object, method: str, bounds: str | None, noise_floor: float
+    design: Design, structure: object, method: str | None, bounds: str | None, noise_floor: float
 ) -> CTMMResults:
     """Fit a design; what there is to say about the fit is in its notes."""
     cells = resolve(structure, design.celltypes)
+    method, why = method_of(design, method, bounds)
     if method not in CLUSTERED:  # its equations say themselves what cannot be estimated
         check_size(design, cells)
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(design.model(cells), method, domain))
-    results.notes = (*design.notes, *_notes(results))
+    results.notes = (*([why] if why else []), *design.notes, *_notes(results))
     return results
 
 
@@ -221,7 +243,8 @@ def anova(
     --------
     >>> import ctmm_formula as ctmm
     >>> df = ctmm.load_example()
-    >>> fits = [ctmm.fit("expr ~ C(celltype)", structure=s, data=df) for s in ("hom", "free")]
+    >>> fits = [ctmm.fit("expr ~ C(celltype)", structure=s, method="reml", data=df)
+    ...         for s in ("hom", "free")]
     >>> ctmm.anova(*fits).table["df"].tolist()
     [nan, 4.0]
     """

@@ -20,7 +20,8 @@ from .arguments import Rng, choose, floats, generator, on_off, threads, whole_nu
 from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
-from .inference.tests import DRAWS, JACKKNIFE, LIKELIHOOD, TESTS
+from .inference.fit import JACKKNIFE
+from .inference.tests import DRAWS, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
 from .simulate import (
@@ -56,8 +57,8 @@ def known_tests() -> dict[str, Asked]:
     A test by the fit's estimates goes by REML, and by "ml:", "he:" or "robust:" before its name by
     these methods where it can; the further p values of a test are tests of their own.
 
-    >>> [name for name in known_tests() if "score" in name], known_tests()["he:mean"]
-    (['score', 'score_cauchy', 'score_celltype'], Asked(method='he', test='mean', detail=''))
+    >>> [name for name in known_tests() if "score" in name], known_tests()["he:jackknife"]
+    (['score', 'score_cauchy', 'score_celltype'], Asked(method='he', test='jackknife', detail=''))
     """
     out = {}
     for name, test in TESTS.items():
@@ -149,7 +150,8 @@ def power(
         - "score" (the sum over cell types), "score_celltype" (a row for each), "score_cauchy"
           (sum and cell types combined)
         - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald", ...; "he:jackknife"
-        - of means: "mean" by REML, "ml:mean", "he:mean"
+        - of means: "mean", as ``test_mean`` (robust); "mean_jackknife" by REML,
+          "ml:mean_jackknife", "he:mean_jackknife"
     alpha : float
         Level; for a scan of 10,000 genes with Bonferroni's rule 0.05 / 10_000.
     n_sim : int
@@ -293,7 +295,7 @@ def pvalues_of(
     """
     known = known_tests()
     asked = [known[choose("test", name, known)] for name in tests]
-    methods = list(dict.fromkeys(test.method for test in asked if test.method)) or ["he"]
+    methods = list(dict.fromkeys(test.method for test in asked if test.method)) or ["robust"]
     tables = {}
     for method in methods:
         own = dict.fromkeys(test.test for test in asked if test.method in (method, ""))

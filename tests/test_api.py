@@ -53,7 +53,7 @@ def test_arguments_and_their_order():
         "formula": inspect.Parameter.empty,
         "random": None,
         "structure": "free",
-        "method": "reml",
+        "method": None,
         "data": None,
         "donor": "donor",
         "celltype": None,
@@ -96,7 +96,7 @@ def test_engines_agree(table):
     [
         ({"structure": "fre"}, r"unknown structure 'fre': choose from hom, iid, free, full, ban"),
         ({"method": "mle"}, "unknown method 'mle': choose from ml, reml, he"),
-        ({"method": None}, "unknown method None"),
+        ({"method": 3}, "unknown method 3: choose from ml, reml, he, robust"),
         ({"bounds": "none"}, "unknown bounds 'none': choose from noise, psd, nonnegative"),
         ({"noise_floor": 1.5}, "noise_floor must lie strictly between 0 and 1"),
         ({"formula_engine": "R"}, "unknown formula engine 'R': choose from patsy, formulaic"),
@@ -125,9 +125,9 @@ def test_more_parameters_than_donors(small):
         r"variances\): try structure='iid' \(6 parameters\)"
     )
     with pytest.raises(DataError, match=message):
-        ctmm.fit(formula, data=small)
+        ctmm.fit(formula, data=small, method="reml")
     with pytest.raises(DataError, match="use fewer covariates or random effects"):
-        ctmm.fit(formula + " + sex + I(PC1**2)", structure="iid", data=small)
+        ctmm.fit(formula + " + sex + I(PC1**2)", structure="iid", data=small, method="reml")
 
 
 def test_no_residual_degrees_of_freedom_is_a_note(small):
@@ -142,18 +142,20 @@ def test_no_residual_degrees_of_freedom_is_a_note(small):
 def test_bounds_by_kind_of_data(table):
     overall = ctmm.load_example(kind="op")
     proportions = [name for name in overall if name.startswith("prop_")]
-    op = ctmm.fit("expr ~ sex", data=overall, proportions=proportions, structure="hom")
-    ctp = ctmm.fit(FORMULA, data=table, structure="hom")
+    op = ctmm.fit(
+        "expr ~ sex", data=overall, proportions=proportions, structure="hom", method="reml"
+    )
+    ctp = ctmm.fit(FORMULA, data=table, structure="hom", method="reml")
     assert (op.bounds, ctp.bounds) == ("psd", "noise")
     named = ctmm.fit(FORMULA, data=table, structure="hom", bounds="nonnegative")
     assert named.bounds == "nonnegative"
-    floor = ctmm.fit(FORMULA, data=table, structure="hom", noise_floor=0.3)
+    floor = ctmm.fit(FORMULA, data=table, structure="hom", noise_floor=0.3, method="reml")
     assert floor.domain.noise_floor == 0.3
 
 
 def test_edge_warns_once_and_is_noted(edge):
     with pytest.warns(BoundaryWarning) as caught:
-        res = ctmm.fit("expr ~ C(celltype)", data=edge)
+        res = ctmm.fit("expr ~ C(celltype)", data=edge, method="reml")
     assert len(caught) == 1
     assert "bounds='noise'" in str(caught[0].message)
     assert caught[0].filename == __file__  # points at the caller
@@ -196,9 +198,9 @@ def test_dropped_rows_are_counted_and_shown(table):
 
 
 def test_missing_cell_numbers_are_noted(table):
-    res = ctmm.fit(FORMULA, structure="hom", data=table.drop(columns="n_cells"))
+    res = ctmm.fit(FORMULA, structure="hom", data=table.drop(columns="n_cells"), method="reml")
     assert any("no numbers of cells" in note for note in res.notes)
-    assert ctmm.fit(FORMULA, structure="hom", data=table).notes == ()
+    assert ctmm.fit(FORMULA, structure="hom", data=table, method="reml").notes == ()
 
 
 def test_functions_of_the_caller(table):
@@ -217,8 +219,8 @@ def test_structures_of_the_user(table):
     res = ctmm.fit(FORMULA, structure={"hom": ones, "late": late}, data=table)
     assert list(res.vcomp.index) == ["hom", "late"]
     assert res.structure == "user"
-    banded = ctmm.fit(FORMULA, structure=ctmm.banded(0), data=table)
-    free = ctmm.fit(FORMULA, structure="free", data=table)
+    banded = ctmm.fit(FORMULA, structure=ctmm.banded(0), data=table, method="reml")
+    free = ctmm.fit(FORMULA, structure="free", data=table, method="reml")
     assert np.array_equal(banded.params, free.params)
 
 
@@ -226,8 +228,15 @@ def test_other_column_names(table):
     renamed = table.rename(
         columns={"donor": "id", "celltype": "day", "nu": "sem2", "n_cells": "count"}
     )
-    res = ctmm.fit("expr ~ C(day) + sex", data=renamed, donor="id", noise="sem2", n_cells="count")
-    same = ctmm.fit("expr ~ C(celltype) + sex", data=table)
+    res = ctmm.fit(
+        "expr ~ C(day) + sex",
+        data=renamed,
+        donor="id",
+        noise="sem2",
+        n_cells="count",
+        method="reml",
+    )
+    same = ctmm.fit("expr ~ C(celltype) + sex", data=table, method="reml")
     assert res.celltypes == same.celltypes
     assert np.array_equal(res.params, same.params)
     with pytest.raises(DataError, match="no column 'nu'"):
@@ -265,7 +274,10 @@ def test_formulas_reach_the_fits_of_metafor(golden, file):
 
 @pytest.fixture(scope="module")
 def fits(table):
-    return {name: ctmm.fit(FORMULA, structure=name, data=table) for name in ("hom", "iid", "free")}
+    return {
+        name: ctmm.fit(FORMULA, structure=name, data=table, method="reml")
+        for name in ("hom", "iid", "free")
+    }
 
 
 def test_anova_sorts_and_tests(fits):
@@ -303,16 +315,18 @@ def test_anova_takes_a_list_and_fits_only(fits):
 def test_anova_notes_bounds(table):
     """The null of a variance lies on its bound, where chi2 is not its distribution."""
     options = {"structure": "hom", "data": table, "bounds": "nonnegative"}
-    without = ctmm.fit(FORMULA, **options)
-    batch = ctmm.fit(FORMULA, "batch", **options)
+    without = ctmm.fit(FORMULA, **options, method="reml")
+    batch = ctmm.fit(FORMULA, "batch", **options, method="reml")
     assert "bounds='nonnegative'" in ctmm.anova(without, batch).table["note"].iloc[1]
     assert "bounds='nonnegative'" in batch.compare_lr_test(without).note
-    free = ctmm.fit(FORMULA, **{**options, "structure": "free"})
+    free = ctmm.fit(FORMULA, **{**options, "structure": "free"}, method="reml")
     assert "on a bound" in free.test_variance("lrt").note
-    unbounded = ctmm.fit(FORMULA, "batch", structure="hom", data=table)
+    unbounded = ctmm.fit(FORMULA, "batch", structure="hom", data=table, method="reml")
     assert (
         "on a bound"
-        not in unbounded.compare_lr_test(ctmm.fit(FORMULA, structure="hom", data=table)).note
+        not in unbounded.compare_lr_test(
+            ctmm.fit(FORMULA, structure="hom", data=table, method="reml")
+        ).note
     )
     assert "different bounds" in unbounded.compare_lr_test(without).note
 
@@ -326,7 +340,7 @@ def test_a_table_in_place_of_random_effects(table):
 
 
 def test_anova_refuses(fits, table):
-    other = ctmm.fit("expr ~ C(celltype)", data=table)
+    other = ctmm.fit("expr ~ C(celltype)", data=table, method="reml")
     with pytest.raises(CTMMError, match=r"fixed parts.*method='ml'"):
         ctmm.anova(fits["hom"], other)
     he = ctmm.fit(FORMULA, data=table, method="he")
@@ -335,7 +349,7 @@ def test_anova_refuses(fits, table):
     ml = ctmm.fit(FORMULA, data=table, method="ml")
     with pytest.raises(CTMMError, match="fitted by ml"):
         ctmm.anova(fits["hom"], ml)
-    fewer = ctmm.fit(FORMULA, data=table.iloc[4:])
+    fewer = ctmm.fit(FORMULA, data=table.iloc[4:], method="reml")
     with pytest.raises(CTMMError, match="different data"):
         ctmm.anova(fits["hom"], fewer)
     with pytest.raises(CTMMError, match="at least two"):

@@ -11,7 +11,10 @@ from ctmm_formula.errors import CTMMError
 @pytest.fixture(scope="module")
 def fits():
     df = ctmm.load_example()
-    return {s: ctmm.fit("expr ~ C(celltype)", structure=s, data=df) for s in ("hom", "free")}
+    return {
+        s: ctmm.fit("expr ~ C(celltype)", structure=s, data=df, method="reml")
+        for s in ("hom", "free")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,13 @@ DRAWS = {
     "power": lambda fits, pb, rng: ctmm.power(20.0, 2.0, n_sim=2.0, rng=rng),
     "simulate_pseudobulk": lambda fits, pb, rng: ctmm.simulate_pseudobulk(20, 3, rng=rng),
     "scan": lambda fits, pb, rng: ctmm.fit_genes(
-        "~ C(celltype)", data=pb, tests=["bootstrap"], n_bootstrap=2.0, genes=["a"], rng=rng
+        "~ C(celltype)",
+        data=pb,
+        tests=["bootstrap"],
+        n_bootstrap=2.0,
+        genes=["a"],
+        rng=rng,
+        method="reml",
     ),
     "impute": lambda fits, pb, rng: ctmm.impute(pb, folds=3.0, rng=rng),
     "evaluate_imputation": lambda fits, pb, rng: ctmm.evaluate_imputation(

@@ -14,7 +14,8 @@ import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.engine.estimators import ESTIMATORS
 from ctmm_formula.engine.likelihood import LIKELIHOODS
-from ctmm_formula.inference.tests import TESTS
+from ctmm_formula.inference.fit import JACKKNIFE
+from ctmm_formula.inference.tests import LIKELIHOOD, TESTS
 from ctmm_formula.results.estimates import adjusted
 from ctmm_formula.scan import job, patterns
 from ctmm_formula.scan.worker import gene_seed
@@ -58,8 +59,8 @@ def quietly(call, *args, **settings):
 
 def single(results, test, gene):
     """The same test of a single fit."""
-    if test == "mean":
-        return results.test_mean()
+    if TESTS[test].question == "mean":
+        return results.test_mean("jackknife" if JACKKNIFE in TESTS[test].needs else None)
     rng = np.random.default_rng(gene_seed(7, gene)) if test == "bootstrap" else None
     return results.test_variance(test, rng=rng, n=DRAWS)
 
@@ -76,7 +77,7 @@ def test_a_scan_has_the_numbers_of_single_fits(small, overall, kind, structure, 
     fixed = "~ C(celltype) + sex" if kind == "ctp" else "~ sex"
     more = {} if kind == "ctp" else {"proportions": [f"prop_{name}" for name in CELLTYPES]}
     more |= {"structure": structure, "method": method, "random": "batch" if kind == "ctp" else None}
-    tests = [t for t in TESTS if method in LIKELIHOODS or t in ("jackknife", "score", "mean")]
+    tests = [t for t in TESTS if method in LIKELIHOODS or LIKELIHOOD not in TESTS[t].needs]
     genes = GENES[::2] if kind == "ctp" else GENES[2:]
     scan = quietly(
         ctmm.fit_genes, fixed, data=obs, expr=expr, nu=nu, tests=tests, genes=genes, rng=7,
@@ -123,13 +124,13 @@ def test_several_structures_are_compared_as_anova_does(small):
     obs, expr, nu = small
     scan = quietly(
         ctmm.fit_genes, "~ C(celltype)", data=obs, expr=expr, nu=nu, tests=[],
-        models=["hom", "full", "free"], structure="free",
+        models=["hom", "full", "free"], structure="free", method="reml",
     )  # fmt: skip
     assert [s.name for s in scan.layout.structures] == ["free", "hom", "full"]
     for k, gene in enumerate(GENES):
         table = obs.assign(expr=expr[gene], nu=nu[gene])
         fits = [
-            quietly(ctmm.fit, "expr ~ C(celltype)", data=table, structure=s)
+            quietly(ctmm.fit, "expr ~ C(celltype)", data=table, structure=s, method="reml")
             for s in ("hom", "free", "full")
         ]
         rows, row = ctmm.anova(*fits).table, scan.table.iloc[k]
@@ -189,7 +190,7 @@ def test_broken_genes_are_rows_with_a_reason():
     with pytest.warns(ctmm.CTMMWarning, match=r"of 300 genes.* 20 failed") as caught:
         scan = ctmm.fit_genes(
             "~ C(celltype)", data=obs, expr=good.iloc[:, order], nu=noise.iloc[:, order],
-            tests=["lrt"],
+            tests=["lrt"], method="reml",
         )  # fmt: skip
     assert len(caught) == 1
     table = scan.table.set_index("gene")
@@ -219,7 +220,9 @@ def test_the_published_rule_is_one_line():
     obs, expr, nu = ctmm.load_genes()
     names = ["gene001", "gene034", "gene050", "gene120", "gene180"]
     rows = {"data": obs, "expr": expr, "nu": nu, "genes": names, "random": "batch"}
-    reml = quietly(ctmm.fit_genes, "~ C(celltype)", tests=["score", "jackknife", "mean"], **rows)
+    reml = quietly(
+        ctmm.fit_genes, "~ C(celltype)", tests=["score", "jackknife", "mean"], **rows, method="reml"
+    )
     he = quietly(ctmm.fit_genes, "~ C(celltype)", tests="jackknife", method="he", **rows)
     notes = re.sub(r"\s+", " ", ctmm.Scan.top.__doc__)
     rule, both = re.findall(r"(?:scan|reml)\.table(?:\.query\(.*?\)|\[.*?\])(?=``| They)", notes)
@@ -252,6 +255,11 @@ def test_top_sorts_p_values_up_and_estimates_down(small):
         ({"formula": "y ~ C(celltype)"}, "formula without response"),
         ({"tests": ["nonsense"]}, "unknown test 'nonsense'"),
         ({"tests": "lrt", "method": "he"}, "no likelihood"),
+        (
+            {"tests": "lrt", "method": None},
+            "'robust' .the default .* no likelihood .* method='reml'",
+        ),
+        ({"models": ["hom"], "method": None}, "models= are compared by likelihood ratios"),
         ({"genes": ["gene1"]}, "there is no gene 'gene1'"),
         ({"genes": "gene001"}, "list of names"),
         ({"genes": []}, "genes= is empty"),
@@ -274,7 +282,8 @@ def test_top_sorts_p_values_up_and_estimates_down(small):
 )
 def test_what_no_gene_could_use_is_an_error_at_once(small, settings, message):
     obs, expr, nu = small
-    given = {"formula": "~ C(celltype)", "data": obs, "expr": expr, "nu": nu} | settings
+    given = {"formula": "~ C(celltype)", "data": obs, "expr": expr, "nu": nu, "method": "reml"}
+    given |= settings
     with pytest.raises(ctmm.CTMMError, match=message):
         ctmm.fit_genes(given.pop("formula"), **given)
 
@@ -282,7 +291,7 @@ def test_what_no_gene_could_use_is_an_error_at_once(small, settings, message):
 def test_tables_must_fit_together(small):
     obs, expr, nu = small
     with pytest.raises(ctmm.DataError, match="index of expr"):
-        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.iloc[::-1], nu=nu)
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.iloc[::-1], nu=nu, method="reml")
     twice = pd.concat([expr, expr], axis=1)
     with pytest.raises(ctmm.DataError, match="more than once"):
         ctmm.fit_genes("~ C(celltype)", data=obs, expr=twice, nu=twice)
@@ -296,7 +305,7 @@ def test_tables_must_fit_together(small):
         names = [GENES[0], nobody, GENES[2]]
         with pytest.raises(ctmm.DataError, match="gene number 2 has no name"):
             ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr.set_axis(names, axis=1), nu=nu)
-    settings = {"formula": "~ C(celltype)", "data": obs, "tests": []}
+    settings = {"formula": "~ C(celltype)", "data": obs, "tests": [], "method": "reml"}
     numbered = [frame.set_axis([7, 8, 9], axis=1) for frame in (expr, nu)]
     scan = quietly(ctmm.fit_genes, expr=numbered[0], nu=numbered[1], **settings)
     assert scan.genes == ["7", "8", "9"] and scan.gene(8).llf == scan.gene("8").llf
@@ -342,6 +351,7 @@ def test_a_pseudobulk_anndata_is_read_wherever_it_is(small, tmp_path, how):
     anndata = pytest.importorskip("anndata")
     pb = pseudobulk(obs, expr, nu)
     settings = {"formula": "~ C(celltype) + sex", "random": "batch", "tests": ["score"]}
+    settings["method"] = "reml"
     expected = quietly(ctmm.fit_genes, data=obs, expr=expr, nu=nu, **settings).table
     data = pb
     if how == "sparse":
@@ -433,6 +443,7 @@ def test_rows_that_few_genes_have_are_rows_of_the_scan(small, monkeypatch):
 def test_a_one_step_jackknife_says_how_far_it_is_from_the_exact_one(small, tmp_path):
     obs, expr, nu = small
     settings = {"data": obs, "expr": expr, "nu": nu, "tests": ["jackknife"], "one_step": True}
+    settings["method"] = "reml"
     scan = quietly(ctmm.fit_genes, "~ C(celltype)", **settings)
     for k, gene in enumerate(GENES):
         single = scan.gene(gene).jackknife(one_step=True)
@@ -468,16 +479,16 @@ def test_a_gene_of_a_one_step_scan_has_the_p_values_of_the_table(small, tmp_path
     path = tmp_path / "scan.parquet"
     scan = quietly(
         ctmm.fit_genes, "~ C(celltype) + sex", data=obs, expr=expr, nu=nu, one_step=True,
-        tests=["jackknife", "mean"], method=method, genes=GENES[:1], out=path,
+        tests=["jackknife", "mean_jackknife"], method=method, genes=GENES[:1], out=path,
     )  # fmt: skip
     row = scan.table.iloc[0]
     again = ctmm.read_scan(path, data=obs, expr=expr, nu=nu)
     results = scan.gene(GENES[0])
     stored = [ctmm.CTMMResults.from_json(results.to_json()), pickle.loads(pickle.dumps(results))]
     for one in (results, again.gene(GENES[0]), *stored):
-        variance, mean = one.test_variance("jackknife"), one.test_mean()
+        variance, mean = one.test_variance("jackknife"), one.test_mean("jackknife")
         close(variance.pvalue, row["p_jackknife"])
-        close(mean.pvalue, row["p_mean"])
+        close(mean.pvalue, row["p_mean_jackknife"])
         close(one.cov_params("jackknife").loc["hom", "hom"] ** 0.5, row["se_jackknife[hom]"])
         step = ", one step" if method == "reml" else ""  # moments have a closed form
         assert variance.method == mean.method == f"wald (jackknife{step})"

@@ -90,20 +90,18 @@ def with_theta_cov(fit, cov):
         "donor", np.zeros((N, K)), np.zeros((N, p)), tuple(np.arange(N)[:, None]),
         np.pad(cov, (p, 0)), (), 0.0,
     )  # fmt: skip
-    return lambda: fit.jackknife_errors(run)
+    return lambda kind: fit.jackknife_errors(run)
 
 
 def ask(fit, name, cov=None, **options):
     """The test of that name, by the fit's own jackknife or by its covariance of components."""
-    jackknife = None if cov is None else with_theta_cov(fit, cov)
-    return run_test(name, fit, jackknife=jackknife, **options)
+    errors = None if cov is None else with_theta_cov(fit, cov)
+    return run_test(name, fit, errors=errors, **options)
 
 
 def component(fit, k, name="wald", cov=None, **options):
-    jackknife = None if cov is None else with_theta_cov(fit, cov)
-    return run_test(
-        name, fit, registry=COMPONENT_TESTS, component=k, jackknife=jackknife, **options
-    )
+    errors = None if cov is None else with_theta_cov(fit, cov)
+    return run_test(name, fit, registry=COMPONENT_TESTS, component=k, errors=errors, **options)
 
 
 def made_up(theta, information=None, *, boundary=False, method="reml", llf=-1.0, p=1):
@@ -782,7 +780,7 @@ def test_published_fisher_tests(structure, method, published, gene, make_model):
     p = published[structure, method, False]
     got = {
         "hom2": component(fit, 0).pvalue,
-        "ct_beta": run_test("mean", fit, jackknife=lambda: fit.model_errors).pvalue,
+        "ct_beta": run_test("mean", fit, errors=lambda kind: fit.model_errors).pvalue,
     }
     if structure == "iid":  # published one-sided
         got["V"] = component(fit, 1).pvalue

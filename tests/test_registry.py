@@ -9,11 +9,11 @@ from test_r_package import library, run_r  # noqa: F401 (a fixture)
 from test_wire import call, make_request, stored
 
 import ctmm_formula as ctmm
+from ctmm_formula.inference.fit import JACKKNIFE
 from ctmm_formula.inference.testing import TestResult
 from ctmm_formula.inference.tests import (
     COMPONENT_TESTS,
     DRAWS,
-    JACKKNIFE,
     LIKELIHOOD,
     TESTS,
     Test,
@@ -35,7 +35,7 @@ def df():
 
 @pytest.fixture(scope="module")
 def res(df):
-    return ctmm.fit(FORMULA, random="batch", data=df)
+    return ctmm.fit(FORMULA, random="batch", data=df, method="reml")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def gene(df):
 
 def asked(res, name, **options):
     if TESTS[name].question == "mean":
-        return res.test_mean()
+        return res.test_mean("jackknife" if JACKKNIFE in TESTS[name].needs else None)
     return res.test_variance(name, n=DRAWN, rng=1, **options)
 
 
@@ -57,6 +57,8 @@ def through_wire(df, res, name):
     ask = {"fit": fit, "n_jobs": 1, "what": TESTS[name].question}
     if ask["what"] == "variance":
         ask |= {"method": name, "n": DRAWN, "seed": 1}
+    elif JACKKNIFE in TESTS[name].needs:
+        ask["covariance"] = "jackknife"
     return call("test", ask)
 
 
@@ -66,7 +68,7 @@ def agree(df, res, gene, name):
     assert 0.0 <= fit.pvalue <= 1.0, fit.note
     assert through_wire(df, res, name)["pvalue"] == pytest.approx(fit.pvalue, rel=SAME)
     options = {"random": "batch", "tests": [name], "n_bootstrap": DRAWN, "rng": 1}
-    row = ctmm.fit_genes("~ C(celltype) + sex", **gene, **options).table.iloc[0]
+    row = ctmm.fit_genes("~ C(celltype) + sex", **gene, **options, method="reml").table.iloc[0]
     if DRAWS in TESTS[name].needs:  # a gene of a scan has a stream of its own
         assert 0.0 <= row[f"p_{name}"] <= 1.0
     else:
@@ -104,19 +106,19 @@ def test_what_a_row_needs_is_asked_for_before_anything_is_fitted(gene):
             assert f"he:{name}" not in known_tests()
             with pytest.raises(ctmm.CTMMError, match=f"method='robust' .*'{name}'"):
                 ctmm.fit_genes("~ C(celltype)", **gene, method="robust", tests=[name])
-        scan = ctmm.fit_genes("~ C(celltype)", **gene, tests=[name], n_bootstrap=2)
+        scan = ctmm.fit_genes("~ C(celltype)", **gene, tests=[name], n_bootstrap=2, method="reml")
         assert ("se_jackknife[hom]" in scan.table) == (JACKKNIFE in test.needs)
 
 
 def test_rows_say_what_they_assert():
     for test in [*TESTS.values(), *COMPONENT_TESTS.values()]:
         assert test.asserts and test.run.__doc__
-        assert test.needs <= {"likelihood", "jackknife", "draws", "cells"}
+        assert test.needs <= {"likelihood", "jackknife", "fixed", "draws", "cells"}
 
 
 @pytest.mark.parametrize("name", COMPONENT_TESTS)
 def test_a_row_of_components_is_the_same_test_in_fit_and_wire(df, name):
-    res = ctmm.fit(FORMULA, structure="hom", data=df)
+    res = ctmm.fit(FORMULA, structure="hom", data=df, method="reml")
     sent = make_request(df, res)
     ask = {"fit": stored(sent, {"value": call("fit", sent)}), "what": "component", "name": "hom"}
     found = call("test", ask | {"method": name, "n": DRAWN, "seed": 1})
@@ -154,10 +156,10 @@ def test_one_row_is_a_new_test_everywhere(trial, df, res, gene, tmp_path):
     blocks = res.jackknife(8)
     other = res.test_variance("largest", covariance=blocks)
     assert other.pvalue != asked(res, "largest").pvalue
-    assert other == run_test("largest", res.numbers, jackknife=lambda: res.errors(blocks))
+    assert other == run_test("largest", res.numbers, errors=lambda kind: res.errors(blocks))
     path = tmp_path / "scan.parquet"
     options = {"random": "batch", "tests": ["largest", "score"]}
-    scan = ctmm.fit_genes("~ C(celltype) + sex", **gene, **options, out=path)
+    scan = ctmm.fit_genes("~ C(celltype) + sex", **gene, **options, out=path, method="reml")
     assert list(scan.summary().index) == ["largest", "score", "score_cauchy"]
     assert ctmm.read_scan(path).table.equals(scan.table)
     power = ctmm.power(20, 2, tests=["largest", "he:largest", "largest_celltype"], n_sim=3, rng=1)
@@ -183,10 +185,12 @@ def test_one_row_is_a_new_structure_everywhere(monkeypatch, df, gene):
         return [("hom", np.ones((len(names), len(names)))), *V]
 
     monkeypatch.setitem(STRUCTURES, "halves", rows)
-    own = ctmm.fit(FORMULA, structure=dict(rows(range(4))), data=df)
-    res = ctmm.fit(FORMULA, structure="halves", data=df)
+    own = ctmm.fit(FORMULA, structure=dict(rows(range(4))), data=df, method="reml")
+    res = ctmm.fit(FORMULA, structure="halves", data=df, method="reml")
     assert res.vcomp.equals(own.vcomp)
-    scan = ctmm.fit_genes("~ C(celltype) + sex", **gene, structure="halves", models=["hom", "free"])
+    scan = ctmm.fit_genes(
+        "~ C(celltype) + sex", **gene, structure="halves", models=["hom", "free"], method="reml"
+    )
     assert scan.vcomp.loc["expr"].to_dict() == pytest.approx(res.vcomp.to_dict(), rel=SAME)
     assert {"p_lrt[hom:halves]", "p_lrt[halves:free]"} <= set(scan.table)
     sent = make_request(df, res)

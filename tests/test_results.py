@@ -30,7 +30,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def res(table):
-    return ctmm.fit(FORMULA, random="batch", data=table)
+    return ctmm.fit(FORMULA, random="batch", data=table, method="reml")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def he(table):
 def overall():
     df = ctmm.load_example(kind="op")
     columns = [f"prop_{c}" for c in TYPES]
-    return ctmm.fit("expr ~ sex + PC1", "batch", data=df, proportions=columns, structure="hom")
+    return ctmm.fit(
+        "expr ~ sex + PC1", "batch", data=df, proportions=columns, structure="hom", method="reml"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def covarying():
     rng = np.random.default_rng(5)
     shift = rng.normal(size=(10, 3))
     df["expr"] += shift[pd.factorize(df["batch"])[0], pd.factorize(df["celltype"])[0]]
-    return ctmm.fit("expr ~ celltype + PC1 + (celltype|batch)", structure="full", data=df)
+    return ctmm.fit(
+        "expr ~ celltype + PC1 + (celltype|batch)", structure="full", data=df, method="reml"
+    )
 
 
 def test_sizes(res, overall):
@@ -102,7 +106,9 @@ def test_leave_out_estimates_are_labelled(res, table):
     own = res.jackknife()
     assert list(own.estimates.columns) == FIXED + VARIANCES
     assert tuple(own.estimates.index) == res.donors
-    without = ctmm.fit(FORMULA, random="batch", data=table[table["donor"] != "donor40"])
+    without = ctmm.fit(
+        FORMULA, random="batch", data=table[table["donor"] != "donor40"], method="reml"
+    )
     assert np.allclose(own.estimates.loc["donor40"], without.params, rtol=1e-4, atol=1e-6)
     assert (own.kind, own.error, own.failed) == ("donor", 0.0, {})
     assert repr(own) == "<Jackknife: leave out one donor, 72 refits, none failed>"
@@ -112,7 +118,7 @@ def test_leave_out_estimates_are_labelled(res, table):
 
 
 def test_other_jackknives_do_not_replace_the_exact_one(table):
-    res = ctmm.fit(FORMULA, random="batch", data=table)
+    res = ctmm.fit(FORMULA, random="batch", data=table, method="reml")
     before = [res.test_variance(), res.test_mean(), str(res.summary("jackknife"))]
     five, step = res.jackknife(5), res.jackknife(one_step=True)
     assert (five.kind, step.kind) == ("block", "one-step")
@@ -148,7 +154,7 @@ def test_a_jackknife_is_given_as_covariance(res):
 
 
 def test_a_jackknife_of_another_fit_is_refused(res, table):
-    other = ctmm.fit(FORMULA, random="batch", data=table.iloc[8:]).jackknife(5)
+    other = ctmm.fit(FORMULA, random="batch", data=table.iloc[8:], method="reml").jackknife(5)
     with pytest.raises(CTMMError, match="of another fit"):
         res.test_mean(other)
     with pytest.raises(CTMMError, match="takes what jackknife"):
@@ -439,7 +445,7 @@ def test_numbers_as_labels_and_repeated_index(table):
     df = table.assign(donor=table["donor"].str[-2:].astype(int))
     df["batch"] = df["batch"].str[-2:].astype(float)
     df.index = [0] * len(df)
-    res = ctmm.fit(FORMULA, random="batch", data=df)
+    res = ctmm.fit(FORMULA, random="batch", data=df, method="reml")
     assert np.allclose(res.predict(df, "all"), res.fittedvalues, atol=1e-10)
     assert res.random_effects["batch"].index[0] == "1"
     assert len(res.augment()) == len(df)
@@ -498,7 +504,7 @@ def test_bootstrap(res):
 
 
 def test_wald_test(res):
-    one = res.wald_test("PC1 = 0.02")
+    one = res.wald_test("PC1 = 0.02", "model")
     t = (res.params["PC1"] - 0.02) / res.bse["PC1"]
     assert one.statistic == pytest.approx(t**2, rel=1e-10)
     assert one.df == (1, 60)
@@ -508,7 +514,8 @@ def test_wald_test(res):
     assert both.null == "V[day0] - V[day1] = 0, hom - 2 batch = 0"
     L = np.zeros((1, 12))
     L[0, FIXED.index("PC1")] = 1
-    assert res.wald_test(L).statistic == pytest.approx(res.tvalues["PC1"] ** 2, rel=1e-10)
+    by_model = res.wald_test(L, "model").statistic
+    assert by_model == pytest.approx(res.tvalues["PC1"] ** 2, rel=1e-10)
     with pytest.raises(CTMMError, match="the parameters are Intercept"):
         res.wald_test("PC7 = 0")
 
@@ -558,13 +565,14 @@ def test_named_tests(res):
     assert variance.df == (4, 60)
     assert variance.pvalue < 1e-4
     assert res.test_variance("wald").method == "wald (model)"
-    assert res.test_mean(None).method == "wald (model)"
+    assert res.test_mean("model").method == "wald (model)"
     assert set(res.test_variance("score").extra["celltype"]) == set(TYPES)
-    mean = res.test_mean()
+    mean = res.test_mean("jackknife")
     assert mean.df == (3, 60)
-    model = res.test_mean("model")
-    joint = res.wald_test([f"C(celltype)[T.{c}] = 0" for c in TYPES[1:]])
-    assert model.statistic == pytest.approx(joint.statistic, rel=1e-10)
+    joint = [f"C(celltype)[T.{c}] = 0" for c in TYPES[1:]]
+    for covariance in ("model", None):
+        test = res.wald_test(joint, covariance)
+        assert res.test_mean(covariance).statistic == pytest.approx(test.statistic, rel=1e-10)
     batch = res.test_component("batch")
     assert batch.pvalue == pytest.approx(res.pvalues["batch"], rel=1e-10)
     by_jackknife = res.test_component("V[day3]", "jackknife")
@@ -578,7 +586,7 @@ def test_named_tests(res):
 
 
 def test_likelihood_ratio_is_that_of_anova(res, table):
-    hom = ctmm.fit(FORMULA, random="batch", structure="hom", data=table)
+    hom = ctmm.fit(FORMULA, random="batch", structure="hom", data=table, method="reml")
     test = res.compare_lr_test(hom)
     assert test.statistic == pytest.approx(2 * (res.llf - hom.llf), rel=1e-10)
     assert test.df == 4
@@ -761,7 +769,7 @@ def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     assert not (tmp_path / "poisoned").exists()
     overall = ctmm.load_example(kind="op")
     columns = [f"prop_{c}" for c in TYPES]
-    op = ctmm.fit("expr ~ sex", data=overall, proportions=columns, structure="hom")
+    op = ctmm.fit("expr ~ sex", data=overall, proportions=columns, structure="hom", method="reml")
     content = json.loads(op.to_json())
     content["parts"][0]["design"]["coding"]["fixed"] = POISON
     assert CTMMResults.from_json(json.dumps(content))._repr_html_() == op._repr_html_()
@@ -853,7 +861,7 @@ def test_no_p_values_of_variances_that_did_not_settle(res):
 
 
 def smaller(res):
-    return ctmm.fit(FORMULA, random="batch", structure="hom", data=res.design.frame)
+    return ctmm.fit(FORMULA, random="batch", structure="hom", data=res.design.frame, method="reml")
 
 
 def test_shares_without_proportions(table):

@@ -141,7 +141,7 @@ def test_tests_of_variance_components(fits):
     assert test.df == (2.0, 22.0) and 0 < test.pvalue < 1
     V = res.test_variance("jackknife")
     assert V.df == (4.0, 20.0) and "test_variance('score')" in V.note
-    reml = ctmm.fit(FORMULA, random="batch", data=ctmm.load_example())
+    reml = ctmm.fit(FORMULA, random="batch", data=ctmm.load_example(), method="reml")
     assert res.test_variance().pvalue == reml.test_variance().pvalue  # no estimate in it
     for name in ("lrt", "bootstrap", "wald"):
         test = res.test_variance(name)
@@ -194,11 +194,11 @@ def test_without_a_likelihood(fits):
             getattr(res, name)
     assert res.glance()[["log_lik", "aic", "bic"]].isna().all(axis=None)
     with pytest.raises(CTMMError, match="fitted by robust, which has no likelihood"):
-        ctmm.anova(res, ctmm.fit(FORMULA, structure="hom", data=ctmm.load_example()))
+        ctmm.anova(res, ctmm.fit(FORMULA, structure="hom", data=ctmm.load_example(), method="reml"))
     model = res.table("model")
     assert model["std_error"].iloc[:6].notna().all() and model["p_value"].iloc[6:].isna().all()
-    with pytest.raises(CTMMError, match="unknown covariance 'robust'"):
-        ctmm.fit(FORMULA, data=ctmm.load_example()).table("robust")
+    with pytest.raises(CTMMError, match="another estimate than that by 'reml'"):
+        ctmm.fit(FORMULA, data=ctmm.load_example(), method="reml").table("robust")
 
 
 def test_effects_and_draws(fits):
@@ -287,8 +287,10 @@ def test_a_scan_has_all_numbers_of_single_fits(df, kind):
 
 
 def test_power_knows_it():
-    table = ctmm.power(12, 2, tests=["robust:mean", "robust:jackknife", "mean"], n_sim=3, rng=1)
-    assert list(table["test"]) == ["robust:mean", "robust:jackknife", "mean"]
+    table = ctmm.power(
+        12, 2, tests=["mean", "robust:jackknife", "robust:mean_jackknife"], n_sim=3, rng=1
+    )
+    assert list(table["test"]) == ["mean", "robust:jackknife", "robust:mean_jackknife"]
     assert (table["n"] == 3).all()
 
 
@@ -337,7 +339,7 @@ def test_more_parameters_than_donors(few):
     formula, options = "expr ~ 0 + C(celltype) + C(celltype):PC1", {"structure": "free"}
     data = few[few["donor"].isin(few["donor"].unique()[:6])].reset_index(drop=True)
     with pytest.raises(ctmm.DataError, match="6 donors cannot estimate 7 parameters"):
-        ctmm.fit(formula, data=data, **options)
+        ctmm.fit(formula, data=data, method="reml", **options)
     res = ctmm.fit(formula, data=data, method="robust", **options)
     assert res.df_resid == 5 and np.isfinite(res.bse).all()
     assert not any("no residual degrees" in note for note in res.notes)

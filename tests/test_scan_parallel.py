@@ -30,7 +30,7 @@ def scan(data, **settings):
     settings = {"random": "batch", "tests": ["lrt"]} | settings
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ctmm.CTMMWarning)
-        return ctmm.fit_genes(FORMULA, **data, **settings).table
+        return ctmm.fit_genes(FORMULA, **data, **settings, method="reml").table
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,9 @@ def test_one_fit_keeps_to_threads_whatever_backend_is_set(what, monkeypatch):
         "bootstrap": lambda res, jobs: res.bootstrap(4, rng=1, n_jobs=jobs).replicates,
         "test": lambda res, jobs: res.test_variance("bootstrap", n=4, rng=1, n_jobs=jobs).pvalue,
     }[what]
-    fits = [ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()) for _ in range(2)]
+    fits = [
+        ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example(), method="reml") for _ in range(2)
+    ]
     expected = call(fits[0], 1)
     here.clear()
     with joblib.parallel_config("loky"):

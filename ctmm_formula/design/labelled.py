@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from ..engine.model import Model, RandomComponent, build_model
+from ..engine.model import Model, RandomComponent, build_model, n_blocks
 from ..errors import DataError, FormulaError
 from ..structures import Structure
 from . import arrays
@@ -133,6 +133,11 @@ class Design:
     def n_possible(self) -> int:
         """Rows there would be with no pair of donor and cell type missing."""
         return len(self.donors) * (1 if self.celltype_col is None else len(self.celltypes))
+
+    @property
+    def n_units(self) -> int:
+        """Number of independent units: donors, or blocks of donors that share random effects."""
+        return n_blocks(self.donor_codes, self.random)
 
     def observation(self, frame: pd.DataFrame) -> np.ndarray:
         """H of the rows of `frame`: proportions, or one-hot cell types (zero where unknown).

@@ -258,8 +258,7 @@ def build_model(
     """
     donor = np.asarray(donor, dtype=np.int64)
     n_donors = int(donor.max()) + 1
-    entries = [_entries(component, donor) for component in random]
-    offsets = np.concatenate([[0], np.cumsum([e[2] for e in entries])]).astype(np.int64)
+    entries, offsets = _all_entries(random, donor)
     block_of_donor, block_of_level = _connect(n_donors, donor, entries, offsets)
 
     donors = np.lexsort((np.arange(n_donors), block_of_donor))
@@ -318,6 +317,17 @@ def build_model(
         active=np.ones(n_donors, dtype=bool),
         n_cells=None if n_cells is None else _floats(n_cells)[order],
     )
+
+
+def n_blocks(donor: np.ndarray, random: Sequence[RandomComponent]) -> int:
+    """Number of independent blocks: donors (n,), or groups of them that share random effects.
+
+    >>> batch = RandomComponent(np.array([0, 0, 1]), np.ones(3))
+    >>> n_blocks(np.arange(3), []), n_blocks(np.arange(3), [batch])
+    (3, 2)
+    """
+    entries, offsets = _all_entries(random, donor)
+    return int(_connect(int(donor.max()) + 1, donor, entries, offsets)[0].max()) + 1
 
 
 def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -403,6 +413,14 @@ def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarr
     S[:count, :n_factors] = coef
     S[count:, n_factors:] = np.eye(n_random)
     return _floats(H @ vectors), S
+
+
+def _all_entries(
+    random: Sequence[RandomComponent], donor: np.ndarray
+) -> tuple[list[tuple], np.ndarray]:
+    """Entries of every component, and where the levels of each start among all."""
+    entries = [_entries(component, donor) for component in random]
+    return entries, np.concatenate([[0], np.cumsum([e[2] for e in entries])]).astype(np.int64)
 
 
 def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:

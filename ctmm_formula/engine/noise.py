@@ -14,6 +14,9 @@ import numpy as np
 
 from .model import Model
 
+COUNTED = "n_cells"
+"""How weights call themselves where numbers of cells are known."""
+
 
 class Pooling(NamedTuple):
     """How the noise of a design is pooled, whatever the response; made by :func:`pooling`.
@@ -45,7 +48,7 @@ def pooling(model: Model) -> Pooling:
     counted = cells is not None and bool(np.isfinite(cells[rows]).all() and (cells[rows] > 0).all())
     per_cell = np.where(rows, cells, 1.0) if counted and cells is not None else np.ones(len(code))
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
-    return Pooling(code, per_cell, sizes, rows, "n_cells" if counted else "mean noise")
+    return Pooling(code, per_cell, sizes, rows, COUNTED if counted else "mean noise")
 
 
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:

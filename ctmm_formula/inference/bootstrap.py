@@ -65,7 +65,8 @@ def bootstrap_ratio(
     Examples
     --------
     >>> import ctmm_formula as ctmm
-    >>> full = ctmm.fit("expr ~ C(celltype)", structure="iid", data=ctmm.load_example()).numbers
+    >>> df = ctmm.load_example()
+    >>> full = ctmm.fit("expr ~ C(celltype)", structure="iid", method="reml", data=df).numbers
     >>> boot = bootstrap_ratio(full.null(), full, n=19, rng=1)
     >>> len(boot.statistics), boot.failed, 0.05 <= boot.pvalue <= 1
     (19, 0, True)

@@ -93,6 +93,36 @@ class Clustered:
         return Contrasts(found.value, cov, df, ALONE)
 
 
+@dataclass(frozen=True)
+class NoClusters:
+    """In place of :class:`Clustered` where there is no robust estimate, for a reason."""
+
+    n_params: int
+    reason: str
+
+    @cached_property
+    def cov(self) -> np.ndarray:
+        """NaN, (p + K, p + K)."""
+        return np.full((self.n_params, self.n_params), math.nan)
+
+    @cached_property
+    def params(self) -> np.ndarray:
+        """NaN, (p + K,)."""
+        return np.full(self.n_params, math.nan)
+
+    def df(self, L: np.ndarray) -> np.ndarray:
+        """NaN of every row."""
+        return np.full(len(L), math.nan)
+
+    def variances(self, L: np.ndarray) -> np.ndarray:
+        """NaN of every row."""
+        return np.full(len(L), math.nan)
+
+    def law(self, L: np.ndarray) -> Law:
+        """None, and why."""
+        return Law(np.full((len(L), len(L)), math.nan), math.nan, 1.0, self.reason)
+
+
 def _combined(L: np.ndarray, cov: np.ndarray) -> np.ndarray:
     """L cov L'; what has no weight may be unknown."""
     used = (L != 0.0).any(axis=0)

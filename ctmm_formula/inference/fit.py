@@ -24,12 +24,16 @@ from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.noise import COUNTED, pooling
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
-from .clustered import Clustered
+from .clustered import Clustered, NoClusters
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .testing import Law, denominator
+
+MODEL, JACKKNIFE, ROBUST = "model", "jackknife", "robust"
+"""Where errors come from."""
 
 T = TypeVar("T")
 _ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
@@ -49,8 +53,10 @@ class Errors(NamedTuple):
         Groups of donors that a jackknife left out, one after the other.
     reason : str
         Why nothing can be said of the variance components, or "".
-    own : Clustered, optional
+    own : Clustered or NoClusters, optional
         Laws of linear combinations, where each has its own.
+    params : ndarray, shape (p + K,), optional
+        Of what they are the errors, where that is not the fit itself.
     """
 
     cov: np.ndarray
@@ -58,7 +64,8 @@ class Errors(NamedTuple):
     df_resid: float
     groups: int | None = None
     reason: str = ""
-    own: Clustered | None = None
+    own: Clustered | NoClusters | None = None
+    params: np.ndarray | None = None
 
     @property
     def title(self) -> str:
@@ -89,6 +96,10 @@ class Errors(NamedTuple):
         """What F tests of L t (q, p + K) are referred to, unless it is df_resid and groups."""
         return None if self.own is None else self.own.law(L)
 
+    def estimates(self, fit: Fit) -> np.ndarray:
+        """The parameters (p + K,) that these are the errors of."""
+        return fit.params if self.params is None else self.params
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -101,7 +112,7 @@ class Fit:
     mean_rows : ndarray, shape (C, p)
         ``mean_rows @ b`` are the means of the cell types.
     weighed : RobustFit, optional
-        A robust estimate with its weights, where they are at hand.
+        The robust estimate of the model with its weights, where it is at hand.
     """
 
     model: Model
@@ -128,7 +139,7 @@ class Fit:
         Independent units less one for robust fits, where every fixed effect has its own.
         """
         if self.is_clustered:
-            return len(np.unique(self.model.donor_block[self.model.active])) - 1
+            return n_units(self.model) - 1
         return self.model.n_donors - self.n_params
 
     @property
@@ -195,21 +206,42 @@ class Fit:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
             reason = "the information matrix of the variance components is singular"
-        return Errors(cov, "model", self.df_resid, reason=reason)
+        return Errors(cov, MODEL, self.df_resid, reason=reason)
 
     @cached_property
     def own_errors(self) -> Errors:
         """Errors that come with the fit: by independent units for robust fits, else the model's."""
-        if not self.is_clustered:
-            return self.model_errors
-        own = Clustered(self._robust)
-        reason = ONE_UNIT if self._robust.n_units < 2 else ""
-        return Errors(own.cov, self.estimate.method, self.df_resid, None, reason, own)
+        return self.robust_errors if self.is_clustered else self.model_errors
+
+    @cached_property
+    def robust_errors(self) -> Errors:
+        """Errors by independent units, of the robust estimate: this fit or one of its model."""
+        try:
+            robust = self._robust
+        except ConvergenceError as error:
+            none = NoClusters(self.n_params, str(error))
+            return Errors(none.cov, ROBUST, math.nan, None, none.reason, none, none.params)
+        own = Clustered(robust)
+        reason = ONE_UNIT if robust.n_units < 2 else ""
+        params = np.concatenate([robust.estimate.beta, robust.estimate.theta])
+        return Errors(own.cov, ROBUST, robust.n_units - 1, None, reason, own, params)
 
     @cached_property
     def _robust(self) -> RobustFit:
         """The robust estimate with its weights."""
         return weigh(self.model) if self.weighed is None else self.weighed
+
+    @cached_property
+    def fixed_by(self) -> str:
+        """Errors that tests of fixed effects use unless told others."""
+        counted = pooling(self.model).weights == COUNTED
+        return errors_of_fixed(self.estimate.method, counted and n_units(self.model) > 1)
+
+    def errors(self, kind: str, n_jobs: int = 1) -> Errors:
+        """Errors by the model, the jackknife (the exact one over donors) or robust ones."""
+        if kind == JACKKNIFE:
+            return self.jackknife_errors(self.jackknife(n_jobs=n_jobs))
+        return self.robust_errors if kind == ROBUST else self.model_errors
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
         """Errors by a jackknife of this fit."""
@@ -308,6 +340,23 @@ class Fit:
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))
         found |= dict.fromkeys(dict(failed), np.full(self.n_params, np.nan))
         return np.array(list(found.values())), failed
+
+
+def n_units(model: Model) -> int:
+    """Number of independent units: donors, or blocks of donors that share random effects."""
+    return len(np.unique(model.donor_block[model.active]))
+
+
+def errors_of_fixed(method: str, robust: bool) -> str:
+    """Errors that tests of fixed effects after `method` use unless told others.
+
+    Robust ones wherever they can be had (`robust`: numbers of cells are known, and there are
+    units to leave out), as counts bias whatever weighs by their measured noise.
+
+    >>> errors_of_fixed("reml", True), errors_of_fixed("reml", False)
+    ('robust', 'jackknife')
+    """
+    return ROBUST if robust or method in CLUSTERED else JACKKNIFE
 
 
 def information_cov(information: np.ndarray) -> np.ndarray:

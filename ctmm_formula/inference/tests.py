@@ -16,19 +16,17 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ..arguments import Rng, choose, generator, whole_number
-from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
-from .fit import Errors, Fit, edge_note
+from .fit import JACKKNIFE, MODEL, Errors, Fit, edge_note
 from .rlrt import exact_rlrt
 from .score import score_test
 from .testing import Law, TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
 
-MODEL = "model"
-LIKELIHOOD, JACKKNIFE, DRAWS, CELLS = "likelihood", "jackknife", "draws", "cells"
-"""What a test may need: a fit by ML or REML; a jackknife of it; random draws; numbers of cells
-(without them it does what it can, and says so)."""
+LIKELIHOOD, FIXED, DRAWS, CELLS = "likelihood", "fixed", "draws", "cells"
+"""What a test may need beside a jackknife: a fit by ML or REML; the errors for fixed effects; draws;
+numbers of cells (without them it does what it can, and says so)."""
 
 _NEAR_ZERO = "near V = 0 the jackknife test rejects too often: confirm by test_variance('score')"
 _DOUBTED = 0.05  # p values of the jackknife below this come with advice
@@ -41,7 +39,7 @@ class Ask(NamedTuple):
     Attributes
     ----------
     errors : Errors
-        By the jackknife, or a robust fit's own, for tests that need them; else by the model.
+        By the jackknife or those of fixed effects, for tests that need them; else by the model.
     component : int; null : str
         For tests of one component: its number, and the hypothesis in words.
     rng : numpy Generator; n : int; n_jobs : int
@@ -65,7 +63,7 @@ class Test:
     question : {"variance", "mean", "component"}
         Which method of the results asks it: ``test_<question>``.
     run : callable (Fit, Ask) -> TestResult
-    needs : frozenset of {"likelihood", "jackknife", "draws", "cells"}
+    needs : frozenset of {"likelihood", "jackknife", "fixed", "draws", "cells"}
     details : tuple of str
         Further p values in ``TestResult.extra``: "celltype" (one for each), "cauchy", ...
     asserts : str
@@ -86,7 +84,8 @@ def run_test(
     fit: Fit,
     *,
     registry: Mapping[str, Test] | None = None,
-    jackknife: Callable[[], Errors] | None = None,
+    errors: Callable[[str], Errors] | None = None,
+    fixed_by: str | None = None,
     component: int = -1,
     label: str = "",
     rng: Rng = None,
@@ -100,9 +99,11 @@ def run_test(
     name : str
         Of ``TESTS``, or of another `registry`.
     fit : Fit
-    jackknife : callable, optional
-        Gives the errors for tests that need a jackknife; by default (:func:`errors_of`) those of
-        the exact one over single donors, which is run, or a robust fit's own.
+    errors : callable (str) -> Errors, optional
+        Gives the errors of a kind (:func:`errors_of`), but for those by the model; by default the
+        jackknife is the exact one over single donors, which is run.
+    fixed_by : str, optional
+        Kind of errors for tests of fixed effects, by default the fit's.
     component : int; label : str, optional
         Number and name of the component, for tests of one.
     rng : numpy Generator or seed, optional; n : int; n_jobs : int
@@ -116,7 +117,8 @@ def run_test(
     Examples
     --------
     >>> import ctmm_formula as ctmm
-    >>> fit = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example()).numbers
+    >>> df = ctmm.load_example()
+    >>> fit = ctmm.fit("expr ~ C(celltype)", method="reml", data=df).numbers
     >>> test = run_test("lrt", fit)
     >>> test.df, bool(test.pvalue < 1e-6)
     (4.0, True)
@@ -128,43 +130,40 @@ def run_test(
             f"there is no variance component {component}: theta has {len(fit.estimate.theta)} "
             "components"
         )
-    kind = errors_of(test, fit.estimate.method)
-    if kind == MODEL:
-        errors = fit.model_errors
-    elif jackknife:
-        errors = jackknife()
-    else:
-        by_jackknife = kind == JACKKNIFE
-        errors = (
-            fit.jackknife_errors(fit.jackknife(n_jobs=n_jobs)) if by_jackknife else fit.own_errors
-        )
+    if fixed_by is None:
+        fixed_by = fit.fixed_by if FIXED in test.needs else ""
+    kind = errors_of(test, fixed_by)
+    own = fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
-    return test.run(fit, Ask(errors, component, null, rng, n, n_jobs))
+    return test.run(fit, Ask(own, component, null, rng, n, n_jobs))
 
 
-def errors_of(test: Test, method: str) -> str:
-    """Errors that a test of a fit by `method` uses unless told others.
+def errors_of(test: Test, fixed_by: str) -> str:
+    """The kind of errors that a test uses unless told others.
 
-    >>> [errors_of(TESTS["mean"], method) for method in ("reml", "robust")]
-    ['jackknife', 'robust']
+    Parameters
+    ----------
+    test : Test
+    fixed_by : str
+        That of tests of fixed effects, ``Fit.fixed_by``.
+
+    Examples
+    --------
+    >>> [errors_of(TESTS[name], "robust") for name in ("mean", "mean_jackknife", "wald")]
+    ['robust', 'jackknife', 'model']
     """
-    if JACKKNIFE not in test.needs:
-        return MODEL
-    return method if method in CLUSTERED and test.question == "mean" else JACKKNIFE
+    return fixed_by if FIXED in test.needs else JACKKNIFE if JACKKNIFE in test.needs else MODEL
 
 
-def needs_of(tests: Iterable[str], method: str) -> frozenset[str]:
-    """Everything that one of these tests of fits by `method` needs.
+def needs_of(tests: Iterable[str]) -> frozenset[str]:
+    """Everything that one of these tests needs.
 
-    >>> sorted(needs_of(["lrt", "mean"], "reml")), sorted(needs_of(["score", "mean"], "robust"))
-    (['jackknife', 'likelihood'], ['cells'])
+    >>> sorted(needs_of(["lrt", "mean"])), sorted(needs_of(["score", "jackknife"]))
+    (['fixed', 'likelihood'], ['cells', 'jackknife'])
     """
-    rows = [TESTS[name] for name in tests]
-    needed = frozenset[str]().union(*(row.needs for row in rows)) - {JACKKNIFE}
-    resampled = any(errors_of(row, method) == JACKKNIFE for row in rows)
-    return needed | {JACKKNIFE} if resampled else needed
+    return frozenset[str]().union(*(TESTS[name].needs for name in tests))
 
 
 def named(question: str) -> list[str]:
@@ -289,7 +288,7 @@ def _mean(fit: Fit, ask: Ask) -> TestResult:
         return errors.law(np.pad(L, ((0, 0), (0, fit.n_params - p))))
 
     return mean_differentiation(
-        fit.mean_rows, fit.estimate.beta, errors.cov[:p, :p], fit.df_resid,
+        fit.mean_rows, errors.estimates(fit)[:p], errors.cov[:p, :p], errors.df_resid,
         method=errors.title, groups=errors.groups, law=law,
     )  # fmt: skip
 
@@ -316,9 +315,15 @@ TESTS: dict[str, Test] = {
         "V is not 0, by the likelihood ratio against draws from the fit of hom",
     ),
     "mean": Test(
+        "mean", _mean, frozenset({FIXED}), (),
+        "means differ between cell types, by an F test of the robust estimate with cluster-robust "
+        "errors, whatever the fit; with the jackknife covariance where numbers of cells are not "
+        "known",
+    ),
+    "mean_jackknife": Test(
         "mean", _mean, frozenset({JACKKNIFE}), (),
-        "means differ between cell types, by an F test with the jackknife covariance, of robust "
-        "fits with their own",
+        "means differ between cell types, by an F test with the jackknife covariance (Chen and "
+        "Dahl 2024)",
     ),
 }  # fmt: skip
 """Tests by name, the same in ``fit``, ``fit_genes``, ``power`` and R."""

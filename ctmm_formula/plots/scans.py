@@ -164,6 +164,7 @@ def correlations(
     --------
     >>> import ctmm_formula as ctmm
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), models=["full"],
+    ...                       method="reml",
     ...                       genes=["gene001", "gene002", "gene101", "gene102"])
     >>> ax = scan.plot("correlations", ordered=True)
     >>> [text.get_text() for text in ax.get_xticklabels()][:2]

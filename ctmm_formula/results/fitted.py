@@ -24,10 +24,11 @@ class CTMMResults(Record):
     Made by :func:`ctmm_formula.fit`.  n rows, N donors, C cell types, p fixed effects, K variance
     components.
 
-    Standard errors and tests use ``cov_type``: "model" (inverse expected information and
+    Standard errors use ``cov_type``: "model" (inverse expected information and
     (X' Sigma^-1 X)^-1; default for ML and REML), "jackknife" (delete one donor; default for HE,
     which has no information) or "robust" (cluster-robust; default for, and only for, robust fits,
-    with degrees of freedom for every combination).  Methods take ``covariance=`` to choose another
+    with degrees of freedom for every combination).  Tests of fixed effects are robust after every
+    method, where numbers of cells are known.  Methods take ``covariance=`` to choose another
     one, or an object that :meth:`jackknife` returned.  The jackknife is run when first needed and
     kept.
 
@@ -55,9 +56,9 @@ class CTMMResults(Record):
     >>> df = ctmm.load_example()
     >>> res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=df)
     >>> res.vcomp.round(2).to_dict()
-    {'hom': 0.49, 'V[day0]': 0.13, 'V[day1]': 0.38, 'V[day2]': 0.38, 'V[day3]': 1.27, 'batch': 0.31}
+    {'hom': 0.49, 'V[day0]': 0.1, 'V[day1]': 0.38, 'V[day2]': 0.39, 'V[day3]': 1.28, 'batch': 0.29}
     >>> res.means().loc["day0"].round(2).to_dict()
-    {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.42, 'conf_high': 1.05}
+    {'estimate': 0.73, 'std_error': 0.15, 'conf_low': 0.42, 'conf_high': 1.03}
     >>> print(res.test_variance())
     variance differentiation: score
       null hypothesis: no cell type-specific variance (V = 0)
@@ -66,11 +67,11 @@ class CTMMResults(Record):
       cauchy: 1.095e-33
       weights: n_cells
     >>> print(res.wald_test("sex[T.M] = 0, hom = batch"))
-    linear hypothesis: wald (model)
+    linear hypothesis: wald (robust)
       null hypothesis: sex[T.M] = 0, hom - batch = 0
-      F(2, 61) = 0.8866, p = 0.4173
+      F(2, 22) = 1.706, p = 0.2047
     >>> res.predict(df.head(2), random=["batch"]).round(2).tolist()
-    [1.08, 0.59]
+    [1.09, 0.63]
     """
 
     # parameters, cell types

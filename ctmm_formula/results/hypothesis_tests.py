@@ -9,10 +9,10 @@ import numpy as np
 from ..arguments import Rng, choose, threads
 from ..errors import CTMMError
 from ..inference.comparison import compare
-from ..inference.fit import Errors
+from ..inference.fit import JACKKNIFE, Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
 from ..inference.testing import TestResult, wald
-from ..inference.tests import COMPONENT_TESTS, JACKKNIFE, TESTS, errors_of, named, run_test
+from ..inference.tests import COMPONENT_TESTS, TESTS, named, run_test
 from .record import Covariance, Record
 from .resampling import Jackknife
 
@@ -29,21 +29,23 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
         As statsmodels takes them: ``"sex[T.M] = 0, PC1 = 0.1"``, ``"hom = V[T]"``,
         ``{"PC1": 0.1}``; or weights tested against 0, one column per parameter (of a
         DataFrame by name, those left out count 0).
-    covariance
-        As in :meth:`table`.
+    covariance : {"model", "jackknife", "robust"} or Jackknife, optional
+        Default "robust" for fixed effects where numbers of cells are known, whatever the fit, as
+        counts bias what weighs by their measured noise; else ``cov_type``.
 
     Returns
     -------
     TestResult
-        F on (q, df_resid), for robust fits with a denominator of its own; nan with the reason in
+        F on (q, df_resid), of robust errors with a denominator of its own; nan with the reason in
         ``note`` where it cannot be had.
     """
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)
-    errors = res.errors(covariance)
+    errors = res.errors_for(L, covariance)
     test = wald(
-        fit.params, errors.cov, L, fit.df_resid, rhs=rhs, null=in_words(L, rhs, names),
-        method=errors.title, groups=errors.groups, law=errors.law(L),
+        errors.estimates(fit), errors.cov, L, errors.df_resid, rhs=rhs,
+        null=in_words(L, rhs, names), method=errors.title, groups=errors.groups,
+        law=errors.law(L),
     )  # fmt: skip
     stalled = fit.trouble and L[:, fit.n_fixed :].any()
     return test.without(fit.trouble) if stalled else test
@@ -59,7 +61,7 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     Parameters
     ----------
     hypotheses, covariance
-        As in :meth:`wald_test`.
+        As in :meth:`wald_test`; of robust errors ``effect`` is the robust estimate, too.
 
     Returns
     -------
@@ -70,8 +72,8 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
 
     fit = res.numbers
     L, rhs = constraints(res.labels.params, hypotheses)
-    errors = res.errors(covariance)
-    effect = L @ fit.params
+    errors = res.errors_for(L, covariance)
+    effect = L @ errors.estimates(fit)
     sd = np.sqrt(errors.variances(L))
     if fit.trouble:  # variance components that did not settle have no test
         sd[L[:, fit.n_fixed :].any(axis=1)] = np.nan
@@ -129,30 +131,33 @@ def test_variance(
             "covariance= of test_variance takes what jackknife() returned, with method='jackknife'"
         )
 
-    def jackknife() -> Errors:
+    def errors(kind: str) -> Errors:
         own = covariance or res.jackknife(one_step=res.one_step, n_jobs=n_jobs)
         return res.errors(own)
 
-    return run_test(method, res.numbers, jackknife=jackknife, rng=rng, n=n, n_jobs=n_jobs)
+    return run_test(method, res.numbers, errors=errors, rng=rng, n=n, n_jobs=n_jobs)
 
 
-def test_mean(res: Record, covariance: Covariance = "default") -> TestResult:
+def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     """Test that all cell types have the same mean, whatever coding the formula has.
 
     Parameters
     ----------
-    covariance : {"default", "jackknife", "model", "robust"} or Jackknife
-        Default "jackknife", for robust fits "robust"; None stands for ``cov_type``.
+    covariance : {"robust", "jackknife", "model"} or Jackknife, optional
+        Default "robust" where numbers of cells are known, whatever the fit: the robust estimate
+        with its errors, as counts bias what weighs by their measured noise.  Else, and published,
+        "jackknife".
 
     Returns
     -------
     TestResult
-        F on (C - 1, df_resid); for robust fits with the denominator of the approximate
+        F on (C - 1, df_resid); of robust errors with the denominator of the approximate
         Hotelling test (HTZ).
     """
-    if isinstance(covariance, str) and covariance == "default":
-        covariance = errors_of(TESTS["mean"], res.method)
-    return run_test("mean", res.numbers, jackknife=lambda: res.errors(covariance))
+    none = np.zeros((0, res.numbers.n_params))  # of fixed effects alone
+    return run_test(
+        "mean", res.numbers, errors=lambda kind: res.errors_for(none, covariance or kind)
+    )
 
 
 def test_component(
@@ -197,7 +202,7 @@ def test_component(
         )
     return run_test(
         method, res.numbers, registry=COMPONENT_TESTS, component=index, label=name,
-        jackknife=lambda: res.errors(covariance or kind), rng=rng, n=n,
+        errors=lambda _: res.errors(covariance or kind), rng=rng, n=n,
     )  # fmt: skip
 
 

@@ -19,15 +19,15 @@ from ..engine.estimate import Estimate
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError
 from ..inference.comparison import Labelled
-from ..inference.fit import Errors, Fit, correlation
+from ..inference.fit import JACKKNIFE, MODEL, ROBUST, Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 from .labels import METHODS, Labels
 from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
-COVARIANCES = ("model", "jackknife")
-OWN = {"ml": "model", "reml": "model", "he": "jackknife", "robust": "robust"}
+COVARIANCES = (MODEL, JACKKNIFE)
+OWN = {"ml": MODEL, "reml": MODEL, "he": JACKKNIFE, "robust": ROBUST}
 """Method of estimation -> covariance that standard errors are by unless told otherwise."""
 
 T = TypeVar("T")
@@ -187,9 +187,29 @@ class Record:
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
             return self.numbers.jackknife_errors(covariance._run)
         kind = self.cov_type if covariance is None else covariance
-        kinds = dict.fromkeys((*COVARIANCES, self.cov_type))
-        if choose("covariance", kind, kinds) != "jackknife":
-            return self.numbers.model_errors if kind == "model" else self.numbers.own_errors
+        if kind == ROBUST != self.cov_type:
+            raise CTMMError(
+                f"covariance='robust' comes with another estimate than that by {self.method!r}: "
+                "fit by method='robust'; test_mean, wald_test and t_test of fixed effects take it"
+            )
+        return self._errors(
+            choose("covariance", kind, dict.fromkeys((*COVARIANCES, self.cov_type)))
+        )
+
+    def errors_for(self, L: np.ndarray, covariance: Covariance = None) -> Errors:
+        """The same for tests of L t (q, p + K).
+
+        By default robust ones for fixed effects, wherever they can be had.
+        """
+        fit = self.numbers
+        of_fixed = not L[:, fit.n_fixed :].any()
+        if of_fixed and covariance in (None, ROBUST) and ROBUST in (covariance, fit.fixed_by):
+            return fit.robust_errors
+        return self.errors(covariance)
+
+    def _errors(self, kind: str) -> Errors:
+        if kind != JACKKNIFE:
+            return self.numbers.errors(kind)
         return self.errors(self.jackknife(one_step=self.one_step))
 
     def jackknife(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..inference.fit import ROBUST
+
 if TYPE_CHECKING:
     from statsmodels.iolib.table import SimpleTable
 
@@ -37,7 +39,13 @@ _ROBUST = (
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "({units} less one), one-sided.",
 )
-_INFORMATION = "Standard errors: model (inverse expected information)."
+_INFORMATION = (
+    "Standard errors: model (inverse expected information), as if the noise variances were known."
+)
+_BESIDE = (
+    "test_mean(), wald_test() and t_test() of fixed effects go by the robust estimate, which "
+    "counts of cells do not bias; method='robust' shows it."
+)
 _RULE = "-"
 
 _LATEX = str.maketrans(
@@ -301,6 +309,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     ]
     return [
         *([text.format(units=units) for text in _ROBUST] if errors.own else said),
+        *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),
         *(note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".") for note in fit.notes),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..api import caller, check_formula, check_settings, domain_of, fit_design
+from ..api import caller, check_formula, check_settings, domain_of, fit_design, method_of
 from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
@@ -26,7 +26,7 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, make_plan, name_list
+from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
 from .responses import Responses, open_responses
 from .results import Scan, full_table, notice
 from .store import Store, fingerprint, load
@@ -45,7 +45,7 @@ def fit_genes(
     genes: Sequence[str] | None = None,
     structure: object = "free",
     models: Sequence[object] = (),
-    method: str = "reml",
+    method: str | None = None,
     tests: str | Sequence[str] = ("score",),
     donor: str = "donor",
     celltype: str | None = None,
@@ -86,11 +86,11 @@ def fit_genes(
         Covariance between cell types that the tests and main columns are about.
     models : sequence of structures, optional
         More structures to fit; each is compared to the next smaller one nested in it.
-    method : {"reml", "ml", "he", "robust"}
-        As in ``fit``: "robust" for counts of cells and for few donors.
-    tests : str, or sequence of "score", "jackknife", "wald", "lrt", "bootstrap", "mean"
-        Of V = 0, as ``test_variance`` has them, and ``test_mean`` (with the jackknife, of robust
-        fits with their own errors); all of ``ctmm_formula.inference.tests.TESTS``.
+    method : {"robust", "reml", "ml", "he"}, optional
+        As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
+    tests : str, or sequence of str
+        Of V = 0, as ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap";
+        of equal means "mean", as ``test_mean``, and "mean_jackknife", the published one.
     donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
@@ -156,7 +156,7 @@ def fit_genes(
         raise FormulaError(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
-    asked = asked_tests(tests, method)
+    asked = asked_tests(tests)
     if out is not None and not (isinstance(out, (str, PathLike)) and Path(out).name):
         raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
     path = None if out is None else Path(fspath(out)).expanduser()
@@ -165,10 +165,12 @@ def fit_genes(
     design = make(base)
     more = [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
     structures = all_structures([structure, *more], design.celltypes)
+    method, why = method_of(design, method, bounds)
+    check_tests(asked, len(structures), method, why)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), asked,
         one_step=one_step, draws=n_bootstrap,
-        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked, method) else 0,
+        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked) else 0,
     )  # fmt: skip
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
     call = refit.call(design, noise)
@@ -228,7 +230,7 @@ def read_scan(
     elif options["proportions"] == _TABLE:
         raise DataError("the scan took its proportions from a table: give it, proportions=")
     domain = Domain(call["bounds"], call["noise_floor"])
-    plan = Plan(layout, call["method"], domain, call["one_step"], 1, 0)
+    plan = Plan(layout, call["method"], domain, "", call["one_step"], 1, 0)  # no gene is tested
     spec = parse(call["formula"], response_required=False)
     return Scan(table, layout, call, Refit(spec, responses, options, plan))
 
@@ -288,7 +290,7 @@ class Refit:
             "bounds": plan.domain.bounds,
             "noise_floor": plan.domain.noise_floor,
             "one_step": plan.one_step,
-            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests, plan.method) else 0,
+            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
             "proportions": share,

@@ -52,6 +52,11 @@ class Pattern:
         return tuple(SHARED[self.plan.method](model) for model in self.models)
 
     @cached_property
+    def robust(self) -> robust.SharedDesign:
+        """What the robust estimates of all genes share, beside another estimate."""
+        return robust.lay_out(self.models[0])
+
+    @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
         """What the jackknives of all genes share, for the main structure."""
         if self.plan.method not in LIKELIHOODS:

@@ -14,7 +14,8 @@ from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.tests import JACKKNIFE, LIKELIHOOD, TESTS, needs_of
+from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
+from ..inference.tests import LIKELIHOOD, TESTS, errors_of
 from ..results.labels import component_names
 from ..structures import Structure, resolve
 from .columns import Layout, nested_pairs
@@ -24,13 +25,15 @@ from .columns import Layout, nested_pairs
 class Plan:
     """What to do with every gene.
 
-    ``one_step`` stands for the one-step jackknife in place of the exact one, ``draws`` is for
-    every test that draws, ``entropy`` the seed of the scan.
+    ``fixed_by`` is the kind of errors that tests of fixed effects use, ``one_step`` stands for the
+    one-step jackknife in place of the exact one, ``draws`` is for every test that draws,
+    ``entropy`` the seed of the scan.
     """
 
     layout: Layout
     method: str
     domain: Domain
+    fixed_by: str
     one_step: bool
     draws: int
     entropy: int
@@ -38,26 +41,49 @@ class Plan:
     @property
     def resampled(self) -> bool:
         """Whether some test needs the jackknife."""
-        return JACKKNIFE in needs_of(self.layout.tests, self.method)
+        return JACKKNIFE in kinds_of_errors(self.layout.tests, self.fixed_by)
+
+    @property
+    def beside(self) -> bool:
+        """Whether some test needs the robust estimate beside another."""
+        return self.method not in CLUSTERED and ROBUST in kinds_of_errors(
+            self.layout.tests, self.fixed_by
+        )
 
 
-def asked_tests(tests: str | Sequence[str], method: str) -> tuple[str, ...]:
-    """Names of tests in the order asked for, each once.
+def kinds_of_errors(tests: Iterable[str], fixed_by: str) -> set[str]:
+    """Kinds of errors that some of these tests need."""
+    return {errors_of(TESTS[name], fixed_by) for name in tests}
+
+
+def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of tests in the order asked for, each once; an error for unknown ones."""
+    names = [tests] if isinstance(tests, str) else name_list("tests", tests)
+    return tuple(dict.fromkeys(choose("test", name, TESTS) for name in names))
+
+
+def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) -> None:
+    """Refuse what `method`, the default for the reason `why` or "", cannot have.
 
     Raises
     ------
     CTMMError
-        Unknown tests, or one that `method` cannot have.
     """
-    names = [tests] if isinstance(tests, str) else name_list("tests", tests)
-    for name in names:
-        if LIKELIHOOD in TESTS[choose("test", name, TESTS)].needs and method not in LIKELIHOODS:
+    if method in LIKELIHOODS:
+        return
+    called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))
+    for name in tests:
+        if LIKELIHOOD in TESTS[name].needs:
             others = [repr(n) for n, test in TESTS.items() if LIKELIHOOD not in test.needs]
             raise CTMMError(
-                f"method={method!r} has no likelihood and so no test {name!r}: use "
-                f"{', '.join(others[:-1])} and {others[-1]}, or fit by reml or ml"
+                f"{called} has no likelihood and so no test {name!r}: use "
+                f"{', '.join(others[:-1])} and {others[-1]}, or fit by method='reml' or 'ml'"
             )
-    return tuple(dict.fromkeys(names))
+    if why and n_structures > 1:
+        raise CTMMError(
+            f"models= are compared by likelihood ratios, and {called} has none: say "
+            "method='reml' or 'ml', or method='robust' to fit them without a comparison"
+        )
 
 
 def name_list(name: str, values: object) -> list[Any]:
@@ -93,7 +119,9 @@ def make_plan(
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
-    resampled = JACKKNIFE in needs_of(tests, method)
+    robust = design.n_cells is not None and design.n_units > 1
+    fixed_by = errors_of_fixed(method, robust)
+    resampled = JACKKNIFE in kinds_of_errors(tests, fixed_by)
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
         ["se_jackknife"] if resampled else []
     )
@@ -107,4 +135,4 @@ def make_plan(
         nested_pairs(structures) if likelihood else (),
         one_step and likelihood and resampled,
     )
-    return Plan(layout, method, domain, one_step, draws, entropy)
+    return Plan(layout, method, domain, fixed_by, one_step, draws, entropy)

@@ -68,7 +68,7 @@ class Scan:
     >>> scan = ctmm.fit_genes("~ C(celltype) + sex", data=ctmm.load_genes(), random="batch",
     ...                       tests=["score"], genes=genes)
     >>> scan
-    <Scan: 6 genes, free by REML; 6 ok>
+    <Scan: 6 genes, free by robust moments; 6 ok>
     >>> scan.top(2)["gene"].tolist()
     ['gene101', 'gene102']
     >>> scan.vcomp.columns.tolist()

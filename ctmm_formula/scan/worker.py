@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import repeat
@@ -26,10 +26,10 @@ from ..engine.model import Model
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
-from ..inference.fit import Errors, Fit
+from ..inference.fit import JACKKNIFE, Errors, Fit
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
-from ..inference.tests import JACKKNIFE, TESTS, errors_of, run_test
+from ..inference.tests import run_test
 from .columns import Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
@@ -95,6 +95,8 @@ def _scan_pattern(
     for k, model in enumerate(pattern.models if good else ()):
         genes = [model.with_response(Y[g, model.order], NU[g, model.order]) for g in good]
         fits.append(fit_all(pattern, k, genes))
+    if good and pattern.plan.beside:
+        fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
     resampled = bool(good) and pattern.plan.resampled
     runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
     rows: list[Row | Exception | None] = list(checks)
@@ -145,6 +147,14 @@ def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exce
 
 
 _Work = list[Callable[[], Estimate | RobustFit]]
+
+
+def _with_robust(pattern: Pattern, fit: Fit | Exception) -> Fit | Exception:
+    """The fit with the robust estimate of its model, where there is one."""
+    if isinstance(fit, Exception):
+        return fit
+    beside = _attempt(lambda: weigh(fit.model, pattern.robust))
+    return replace(fit, weighed=beside) if isinstance(beside, RobustFit) else fit
 
 
 def _one_by_one(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
@@ -241,9 +251,7 @@ class _Gene:
             squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
             out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
-            by_jackknife = errors_of(TESTS[name], main.estimate.method) == JACKKNIFE
-            own = errors.get("se_jackknife" if by_jackknife else "se")
-            test = self._test(name, main, own)
+            test = self._test(name, main, errors.get("se_jackknife"))
             out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
             out |= layout.details(name, test.extra)
             if math.isnan(test.pvalue):
@@ -251,15 +259,20 @@ class _Gene:
         self._others(out, reasons)
         return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
 
-    def _test(self, name: str, main: Fit, errors: Errors | None) -> TestResult:
-        def jackknife() -> Errors:
-            if errors is None:
+    def _test(self, name: str, main: Fit, jackknife: Errors | None) -> TestResult:
+        def errors(kind: str) -> Errors:
+            if kind != JACKKNIFE:
+                return main.errors(kind)
+            if jackknife is None:
                 raise CTMMError(f"there is no jackknife: {self.run}")
-            return errors
+            return jackknife
 
         stream = np.random.default_rng(self.stream)
         try:
-            return run_test(name, main, jackknife=jackknife, rng=stream, n=self.plan.draws)
+            return run_test(
+                name, main, errors=errors, fixed_by=self.plan.fixed_by, rng=stream,
+                n=self.plan.draws,
+            )  # fmt: skip
         except (CTMMError, np.linalg.LinAlgError) as error:
             nan = math.nan
             return TestResult(name, "", name, nan, nan, nan, "", str(error))

@@ -137,7 +137,7 @@ def _fit(request: Mapping[str, Any]) -> Plain:
     """Fit a model: request {model, structure, method, bounds, noise_floor}."""
     structure, floor = structure_of(request["structure"]), float(request["noise_floor"])
     bounds = request.get("bounds")
-    method = check_settings(request["method"], structure, bounds, floor)
+    method = check_settings(request.get("method"), structure, bounds, floor)
     design = to_design(request["model"])
     res = fit_design(design, structure, method, bounds, floor)
     warn_of(res)
@@ -240,7 +240,7 @@ def _test(request: Mapping[str, Any]) -> Plain:
         to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
     }
     if what == "mean":
-        test = res.test_mean(covariance or "default")
+        test = res.test_mean(covariance)
     elif what == "variance":
         test = res.test_variance(covariance=covariance, n_jobs=int(request["n_jobs"]), **draws)
     else:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..api import check_settings, domain_of
+from ..api import check_settings, domain_of, method_of
 from ..arguments import threads, whole_number
 from ..errors import CTMMError
 from ..scan.job import Job
 from ..scan.patterns import Patterns
-from ..scan.plan import all_structures, asked_tests, make_plan
+from ..scan.plan import all_structures, asked_tests, check_tests, make_plan
 from ..scan.responses import Responses
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
@@ -28,12 +28,14 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     """
     floor, bounds = float(request["noise_floor"]), request.get("bounds")
     given = [structure_of(one) for one in (request["structure"], *request["models"])]
-    method = check_settings(request["method"], given[0], bounds, floor)
-    tests = asked_tests([str(name) for name in request["tests"]], method)
+    method = check_settings(request.get("method"), given[0], bounds, floor)
+    tests = asked_tests([str(name) for name in request["tests"]])
     responses = _responses(request)
     make, every = partial(to_design, request["model"]), np.arange(len(responses.obs))
     design = make(every)
     structures = all_structures(given, design.celltypes)
+    method, why = method_of(design, method, bounds)
+    check_tests(tests, len(structures), method, why)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),
@@ -52,8 +54,9 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         "tested": plan.layout.tested,
         "components": list(plan.layout.components[0]),
         "celltypes": list(design.celltypes),
+        "method": method,
         "bounds": plan.domain.bounds,
-        "notes": list(design.notes),
+        "notes": [*([why] if why else []), *design.notes],
     }
 
 

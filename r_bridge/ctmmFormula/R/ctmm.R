@@ -20,9 +20,10 @@
 #' @param structure covariance between cell types: \code{"hom"} (a variance that all share),
 #' \code{"iid"} (and one for each cell type, all equal), \code{"free"} (and one for each cell type),
 #' \code{"full"} (any covariance), \code{\link{banded}(width)}, or a list of symmetric matrices.
-#' @param method \code{"reml"}, \code{"ml"}, \code{"he"} (Haseman-Elston moments) or \code{"robust"}
-#' (noise-robust moments with cluster-robust errors: for counts of cells, whose measured noise rises
-#' with expression, and for few donors).
+#' @param method \code{"robust"} (noise-robust moments with cluster-robust errors, which hold on counts of
+#' cells, whose measured noise rises with expression, and for few donors), \code{"reml"}, \code{"ml"} or
+#' \code{"he"} (Haseman-Elston moments). By default \code{"robust"} where numbers of cells are known, else
+#' \code{"reml"}; a note says which, and why.
 #' @param donor,celltype,noise,n_cells names of columns: donors, cell types, noise variances (squared
 #' standard errors of the means) and numbers of cells. By default what \code{\link{ctmm_data}}
 #' remembers, else \code{"donor"}, \code{"celltype"} (or the one factor of the formula that with the
@@ -53,7 +54,7 @@
 #' ctmm(expr ~ sex + PC1, data = overall_pseudobulk, structure = "hom",
 #'      proportions = c("prop_day0", "prop_day1", "prop_day2", "prop_day3"))
 #' @export
-ctmm <- function(formula, data, random = NULL, structure = "free", method = "reml",
+ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL,
                  donor = NULL, celltype = NULL, noise = NULL, n_cells = NULL,
                  proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
                  contrasts = NULL, offset, singular.ok = FALSE) {
@@ -81,7 +82,7 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = "rem
   finish(fit)
 }
 
-method_out <- function(method) tolower(single(method, "method", is.character))
+method_out <- function(method) if (!is.null(method)) tolower(single(method, "method", is.character))
 
 bounds_out <- function(bounds) if (!is.null(bounds)) single(bounds, "bounds", is.character)
 

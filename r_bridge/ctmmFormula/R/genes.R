@@ -49,7 +49,7 @@
 #' @aliases print.ctmm_genes
 #' @export
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, structure = "free",
-                       models = list(), method = "reml", tests = "score", genes = NULL,
+                       models = list(), method = NULL, tests = "score", genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
@@ -117,7 +117,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   out$table$n_pooled <- pooled
   table <- adjusted(out$table, out$tested)
   attr(table, "ctmm") <- list(
-    formula = model$formula, structure = structure, method = request$method, tested = out$tested,
+    formula = model$formula, structure = structure, method = out$method, tested = out$tested,
     components = out$components, celltypes = out$celltypes, bounds = out$bounds,
     notes = out$notes)
   class(table) <- c("ctmm_genes", "data.frame")
