@@ -58,8 +58,9 @@ import ctmm_formula as ctmm
 
 df = ctmm.load_example()
 res = ctmm.fit(
-    "expr ~ 0 + C(celltype) + sex + PC1", data=df, structure="free", bounds="nonnegative"
-)
+    "expr ~ 0 + C(celltype) + sex + PC1", data=df, structure="free", method="reml",
+    bounds="nonnegative",
+)  # fmt: skip
 print(f"log-likelihood {res.llf:.4f}", res.vcomp.round(4).to_string(), sep="\n")
 
 # %% tags=["hide-input"]
@@ -196,7 +197,8 @@ long = pd.DataFrame(
         "n_cells": n.ravel(),
     }
 )
-print(ctmm.fit("expr ~ C(celltype)", data=long, structure="free").vcomp.round(3).to_string())
+res = ctmm.fit("expr ~ C(celltype)", data=long, structure="free", method="reml")
+print(res.vcomp.round(3).to_string())
 
 # %% [markdown]
 # ### dream and dreamlet

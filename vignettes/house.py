@@ -51,7 +51,7 @@ from ctmm_formula.inference.tests import COMPONENT_TESTS, TESTS
 from ctmm_formula.structures import STRUCTURES
 
 df = ctmm.load_example()
-res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=df)
+res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", method="reml", data=df)
 model = res.model  # the arrays; strings and tables end here
 again = estimate(model, "reml")  # what fit, jackknife, bootstrap and scan all call
 print(dict(zip(res.vcomp.index, again.theta.round(4).tolist(), strict=True)))

@@ -226,7 +226,7 @@ agree("noise-robust fixed effects", K @ X.T @ S @ y, robust.fe_params.to_numpy()
 # %%
 refits = np.array(
     [
-        ctmm.fit("expr ~ C(celltype) + sex", data=df[df["donor"] != out]).vcomp
+        ctmm.fit("expr ~ C(celltype) + sex", method="reml", data=df[df["donor"] != out]).vcomp
         for out in df["donor"].unique()
     ]
 )
@@ -279,7 +279,7 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 # %%
 null = ctmm.fit(
     "expr ~ C(celltype) + sex", data=df.assign(w=w), noise="w", structure="hom",
-    bounds="nonnegative",
+    method="reml", bounds="nonnegative",
 )  # fmt: skip
 shared = float(null.vcomp.iloc[0])
 W_inv = np.linalg.inv(shared * parts[0] + np.diag(w))

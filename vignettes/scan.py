@@ -62,7 +62,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", ctmm.BoundaryWarning)  # counted below
     scan = ctmm.fit_genes(
         "~ C(celltype) + sex", data=obs, expr=expr, nu=nu, random="batch", structure="free",
-        tests=["score", "jackknife", "mean"], models=["full"], progress=False,
+        method="reml", tests=["score", "jackknife", "mean"], models=["full"], progress=False,
     )  # fmt: skip
 print(scan.counts())
 

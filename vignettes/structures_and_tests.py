@@ -41,7 +41,10 @@ EVIDENCE = ROOT / "vignettes" / "evidence"
 
 df = ctmm.load_example()
 fits = {
-    name: ctmm.fit("expr ~ C(celltype) + sex + PC1", random="batch", structure=structure, data=df)
+    name: ctmm.fit(
+        "expr ~ C(celltype) + sex + PC1", random="batch", structure=structure, method="reml",
+        data=df,
+    )
     for name, structure in {
         "hom": "hom", "iid": "iid", "free": "free", "banded(1)": ctmm.banded(1), "full": "full",
     }.items()
@@ -72,7 +75,9 @@ rows = {}
 for bounds in ("noise", "psd", "nonnegative"):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        res = ctmm.fit("expr ~ C(celltype)", data=few, structure="free", bounds=bounds)
+        res = ctmm.fit(
+            "expr ~ C(celltype)", data=few, structure="free", method="reml", bounds=bounds
+        )
     rows[bounds] = {**res.vcomp.round(3), "llf": round(res.llf, 3), "on the edge": res.boundary}
 print(textwrap.fill(f"{type(caught[-1].message).__name__}: {caught[-1].message}", 80))
 pd.DataFrame(rows).T
@@ -212,7 +217,7 @@ show(table.rename_axis(["truth", "donors", "errors of ν"]).reset_index())
 # | all cell types may differ a little | its `pvalue`, of the sum |
 # | 20 donors, 8 or more cell types and numbers of cells so small that nu is a guess | the smallest of its p values per cell type, times their number |
 # | known noise, from another source than the same cells | `"lrt"`, or `"bootstrap"` with few donors |
-# | counts of cells, few cells or few donors, and questions of means, conditions or sizes of variances | `method="robust"`: its errors, `test_mean()`, `wald_test` |
+# | questions of means, conditions or sizes of variances, with counts of cells or few donors | the default, `method="robust"`: its errors, `test_mean()`, `wald_test` |
 # | 300 donors or more | also the jackknife of moments, `method="he"`, `test_variance("jackknife")` |
 # | the published analysis to be repeated | `"jackknife"`; confirm hits by `"score"` |
 # | no numbers of cells | `"score"` with the mean noise of each cell type; the result says so |

@@ -30,12 +30,12 @@ SEED = 20241123
 GROUPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "likelihood": (["lrt", "wald"], {}),
     "ml": (["ml:lrt", "ml:wald"], {}),
-    "moments": (["he:jackknife", "he:mean"], {}),
-    "jackknife": (["jackknife", "mean"], {}),
+    "moments": (["he:jackknife", "he:mean_jackknife"], {}),
+    "jackknife": (["jackknife", "mean_jackknife"], {}),
     "one-step": (["jackknife"], {"one_step": True}),
     "score": (["score", "score_celltype"], {}),
     "combined": (["score_cauchy"], {}),
-    "means": (["mean"], {}),
+    "means": (["mean_jackknife"], {}),
 }
 """Group -> tests and options of fit_genes."""
 

@@ -23,14 +23,14 @@ HERE = Path(__file__).parent
 TYPES = "cauchy, p < .99"
 """The cell types' score tests; the package's combined p value weighs their sum as well."""
 SHORT = {TYPES: "score, Cauchy", "score_combined": "score, combined", "lrt": "LRT",
-         "wald": "Wald", "jackknife": "jackknife", "mean": "means",
-         "he:jackknife": "HE jackknife", "he:mean": "HE means",
+         "wald": "Wald", "jackknife": "jackknife", "mean_jackknife": "means",
+         "he:jackknife": "HE jackknife", "he:mean_jackknife": "HE means",
          "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
 FEW = 30
 """Fewer genes tested make no point of a picture."""
 VARIANCE = ["score", TYPES, "score_combined", "lrt", "wald", "jackknife", "jackknife, one step",
             "he:jackknife"]  # fmt: skip
-MEANS = ["mean", "he:mean"]
+MEANS = ["mean_jackknife", "he:mean_jackknife"]
 # colours that colour-blind readers can tell apart (Okabe and Ito), and markers
 STYLE = dict(
     zip(
@@ -181,7 +181,7 @@ def figure2() -> None:
     axes[0].set_ylabel("positive rate at .05")
     legend(axes, axes[1], "upper left")
     picture = save(figure, "figure2")
-    shown = [*tests, "mean", "he:mean"]
+    shown = [*tests, *MEANS]
     page(
         "figure2", "Figure 2: positive rates by errors of the noise variances", NOTE, picture,
         "V = 0, by errors:", markdown(wide(table[hom], ["sigma2", "cv"], shown)),

@@ -44,7 +44,7 @@
 #' An object of class \code{"ctmm"}, a plain list, with the methods in \code{\link{ctmm-methods}}.
 #' @seealso \code{\link{test_variance}}, \code{\link{jackknife}}, \code{\link{ctmm_genes}}
 #' @examplesIf !nzchar(ctmm_check()$problem)
-#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+#' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, method = "reml", data = pseudobulk)
 #' fit
 #' summary(fit)
 #' VarCorr(fit)

@@ -17,7 +17,7 @@
 #' it.
 #' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
-#' \code{\link{test_mean}}.
+#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one.
 #' @param genes only these.
 #' @param one_step one-step jackknife in place of the exact one, for many donors.
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
@@ -207,7 +207,7 @@ run_genes <- function(request, Y, NU, progress) {
     bar$set(stop)
   }
   list(table = do.call(rbind, parts), tested = text(got$tested), components = text(got$components),
-       celltypes = text(got$celltypes), bounds = got$bounds, notes = text(got$notes))
+       celltypes = text(got$celltypes), method = got$method, bounds = got$bounds, notes = text(got$notes))
 }
 
 gene_columns <- function(got) {

@@ -395,7 +395,8 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
   shares <- x$shares
   print(data.frame(variance = shares$variance, share = sprintf("%.1f %%", 100 * shares$share),
                    row.names = shares$component), digits = digits)
-  what <- if (x$covariance == "model") "model (inverse expected information)" else x$covariance
+  what <- if (x$covariance == "model") 
+    "model (inverse expected information, as if the noise variances were known)" else x$covariance
   if (length(x$df) > 1L)
     cat("\nStandard errors: robust (CR2; of variances the larger of jackknife and working model);",
         "\np values by t with Satterthwaite's degrees of freedom, of variances with the residual df,",

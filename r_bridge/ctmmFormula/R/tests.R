@@ -16,8 +16,9 @@
 #' the same test with their own), or \code{"exact"}, the
 #' exact restricted likelihood ratio test where the component is the model's only one.
 #' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
-#' \code{test_mean} also \code{"jackknife"} (default), \code{"model"} or, default after
-#' \code{method = "robust"}, \code{"robust"} (an approximate Hotelling test).
+#' \code{test_mean} also \code{"robust"} (an approximate Hotelling test of the robust estimate, default
+#' wherever numbers of cells are known, whatever the fit), \code{"jackknife"} (default elsewhere, and
+#' published) or \code{"model"}.
 #' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.

@@ -24,14 +24,14 @@ kept <- new.env()
 # The fit of the examples, made once.
 example_fit <- function() {
   if (is.null(kept$fit))
-    kept$fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
+    kept$fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk, method = "reml")
   kept$fit
 }
 
 overall_fit <- function() {
   if (is.null(kept$overall))
     kept$overall <- ctmm(expr ~ sex + PC1, data = overall_pseudobulk, structure = "hom",
-                         proportions = paste0("prop_day", 0:3))
+                         proportions = paste0("prop_day", 0:3), method = "reml")
   kept$overall
 }
 

@@ -76,7 +76,7 @@ test_that("36 formulas make the matrix of model.matrix and predict as lm does", 
   new$age[3] <- new$age[3] + 1.5
   for (formula in FORMULAS[-length(FORMULAS)]) {
     label <- deparse1(formula)
-    fit <- suppressWarnings(ctmm(formula, data = d, structure = "hom"))
+    fit <- suppressWarnings(ctmm(formula, data = d, structure = "hom", method = "reml"))
     expected <- model.matrix(lm(formula, d))
     expect_identical(dimnames(model.matrix(fit)), dimnames(expected), label = label)
     expect_equal(model.matrix(fit), expected, ignore_attr = TRUE, label = label)
@@ -87,7 +87,7 @@ test_that("36 formulas make the matrix of model.matrix and predict as lm does", 
     expect_equal(predict(fit, re.form = NA), by_lm(formula, d, coef(fit), d), tolerance = EXACT,
                  label = label)
   }
-  expect_error(ctmm(FORMULAS[[length(FORMULAS)]], data = d), "must be one column of numbers",
+  expect_error(ctmm(FORMULAS[[length(FORMULAS)]], data = d, method = "reml"), "must be one column of numbers",
                class = "ctmm_DataError")
 })
 
@@ -95,11 +95,11 @@ test_that("contrasts set in three ways are those of lm", {
   need_python()
   d <- wide()
   by_argument <- list(celltype = "contr.sum")
-  fit <- ctmm(expr ~ celltype + sex, data = d, contrasts = by_argument)
+  fit <- ctmm(expr ~ celltype + sex, data = d, contrasts = by_argument, method = "reml")
   same(model.matrix(fit), model.matrix(lm(expr ~ celltype + sex, d, contrasts = by_argument)))
   reference <- fit
   contrasts(d$celltype) <- contr.sum(4)
-  fit <- ctmm(expr ~ celltype + sex, data = d)
+  fit <- ctmm(expr ~ celltype + sex, data = d, method = "reml")
   expect_equal(model.matrix(fit), model.matrix(reference), ignore_attr = TRUE)
   # lm warns here as well
   expect_warning(new <- predict(fit, d[5:9, ], re.form = NA), "contrasts dropped from factor")
@@ -107,7 +107,7 @@ test_that("contrasts set in three ways are those of lm", {
   d <- wide()
   old <- options(contrasts = c("contr.helmert", "contr.poly"))
   on.exit(options(old))
-  fit <- ctmm(expr ~ celltype + sex, data = d)
+  fit <- ctmm(expr ~ celltype + sex, data = d, method = "reml")
   expected <- model.matrix(lm(expr ~ celltype + sex, d))
   options(old)
   same(model.matrix(fit), expected)
@@ -121,33 +121,33 @@ test_that("contrasts set in three ways are those of lm", {
 test_that("subset, na.action and offset work as in lm", {
   need_python()
   d <- wide()
-  fit <- ctmm(expr ~ celltype + sex, data = d, subset = age > 30)
+  fit <- ctmm(expr ~ celltype + sex, data = d, subset = age > 30, method = "reml")
   expect_identical(nobs(fit), sum(d$age > 30))
   same(model.matrix(fit), model.matrix(lm(expr ~ celltype + sex, d, subset = age > 30)))
-  unsure <- ctmm(expr ~ celltype + sex, data = d, subset = ifelse(age > 30, TRUE, NA))
+  unsure <- ctmm(expr ~ celltype + sex, data = d, subset = ifelse(age > 30, TRUE, NA), method = "reml")
   expect_equal(unsure$vcomp, fit$vcomp)
   expect_match(unsure$notes, sprintf("%d rows dropped: missing subset", sum(d$age <= 30)), all = FALSE)
   few <- c("day1", "day3")
-  fit <- ctmm(expr ~ celltype, data = d, subset = celltype %in% few)
+  fit <- ctmm(expr ~ celltype, data = d, subset = celltype %in% few, method = "reml")
   expect_identical(fit$celltypes, few)
 
   d$PC1[c(4, 9)] <- NA
   d$nu[20] <- NA
-  omit <- ctmm(expr ~ celltype + PC1, data = d)
-  exclude <- ctmm(expr ~ celltype + PC1, data = d, na.action = na.exclude)
+  omit <- ctmm(expr ~ celltype + PC1, data = d, method = "reml")
+  exclude <- ctmm(expr ~ celltype + PC1, data = d, na.action = na.exclude, method = "reml")
   expect_identical(nobs(omit), nrow(d) - 3L)
   expect_length(residuals(omit), nrow(d) - 3L)
   expect_length(residuals(exclude), nrow(d))
   expect_identical(unname(which(is.na(fitted(exclude)))), c(4L, 9L, 20L))
   same(c(na.omit(residuals(exclude))), residuals(omit))
   expect_match(omit$notes, "3 rows dropped: missing PC1 (2), nu (1)", fixed = TRUE, all = FALSE)
-  expect_error(ctmm(expr ~ celltype + PC1, data = d, na.action = na.fail), "missing values")
-  expect_error(ctmm(expr ~ celltype + PC1, data = d, na.action = na.pass), "not finite in row 4")
+  expect_error(ctmm(expr ~ celltype + PC1, data = d, na.action = na.fail, method = "reml"), "missing values")
+  expect_error(ctmm(expr ~ celltype + PC1, data = d, na.action = na.pass, method = "reml"), "not finite in row 4")
 
   d <- wide()
-  half <- ctmm(expr ~ celltype, data = d, offset = PC1 / 50)
-  inside <- ctmm(expr ~ celltype + offset(PC1 / 50), data = d)
-  moved <- ctmm(I(expr - PC1 / 50) ~ celltype, data = d)
+  half <- ctmm(expr ~ celltype, data = d, offset = PC1 / 50, method = "reml")
+  inside <- ctmm(expr ~ celltype + offset(PC1 / 50), data = d, method = "reml")
+  moved <- ctmm(I(expr - PC1 / 50) ~ celltype, data = d, method = "reml")
   same(coef(half), coef(moved))
   same(coef(inside), coef(moved))
   same(fitted(half), fitted(moved) + d$PC1 / 50)
@@ -156,7 +156,7 @@ test_that("subset, na.action and offset work as in lm", {
   new <- transform(d[1:9, ], celltype = replace(celltype, 4, NA))
   same(predict(half, new, re.form = NA, na.action = na.omit), predict(half, re.form = NA)[c(1:3, 5:9)])
   outside <- d$PC1 / 50
-  half <- ctmm(expr ~ celltype, data = d, offset = outside)
+  half <- ctmm(expr ~ celltype, data = d, offset = outside, method = "reml")
   same(coef(half), coef(moved))
   expect_error(predict(half, d[1:9, ], re.form = NA), "the offset has 275", class = "ctmm_DataError")
 })
@@ -166,7 +166,7 @@ test_that("functions and values of the caller are found where the formula was wr
   made <- local({
     halve <- function(x) x / 2
     knots <- c(-5, 5)
-    ctmm(expr ~ celltype + halve(PC1) + splines::ns(PC2, knots = knots), data = pseudobulk)
+    ctmm(expr ~ celltype + halve(PC1) + splines::ns(PC2, knots = knots), data = pseudobulk, method = "reml")
   })
   expect_true("halve(PC1)" %in% names(coef(made)))
   new <- pseudobulk[1:5, ]
@@ -176,7 +176,7 @@ test_that("functions and values of the caller are found where the formula was wr
 test_that("a dot stands for the covariates, not for donors, noise or numbers of cells", {
   need_python()
   d <- pseudobulk[c("donor", "celltype", "batch", "sex", "PC1", "n_cells", "expr", "nu")]
-  fit <- ctmm(expr ~ ., random = ~ batch, data = d)
+  fit <- ctmm(expr ~ ., random = ~ batch, data = d, method = "reml")
   expect_setequal(attr(terms(fit), "term.labels"), c("celltype", "sex", "PC1"))
   same(as.numeric(logLik(fit)), as.numeric(logLik(example_fit())))
 })
@@ -184,7 +184,7 @@ test_that("a dot stands for the covariates, not for donors, noise or numbers of 
 test_that("tables of any kind and factors of any order give the same fit", {
   need_python()
   like <- function(data, ...) {
-    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = data, ...)
+    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = data, ..., method = "reml")
     same(as.numeric(logLik(fit)), as.numeric(logLik(example_fit())))
     same(fit$vcomp, example_fit()$vcomp)
     same(predict(fit), predict(example_fit()))
@@ -208,7 +208,7 @@ test_that("tables of any kind and factors of any order give the same fit", {
   like(dplyr::group_by(pseudobulk, donor))
   d <- pseudobulk
   d$celltype <- factor(d$celltype, rev(levels(d$celltype)))
-  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "reml")
   expect_identical(names(fit$vcomp), c("hom", paste0("V[day", 3:0, "]"), "batch"))
   expect_equal(fit$vcomp[names(example_fit()$vcomp)], example_fit()$vcomp, tolerance = 1e-6)
 })
@@ -218,13 +218,13 @@ test_that("columns are named by arguments, by ctmm_data, or by their usual names
   d <- pseudobulk
   names(d)[match(c("donor", "celltype", "nu", "n_cells"), names(d))] <- c("id", "cell", "v", "count")
   by_name <- ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = d, donor = "id",
-                  celltype = "cell", noise = "v", n_cells = "count")
+                  celltype = "cell", noise = "v", n_cells = "count", method = "reml")
   same(logLik(by_name), logLik(example_fit()))
   same(variance_explained(by_name)$share, variance_explained(example_fit())$share)
   noted <- ctmm_data(d, "id", "cell", "v", "count")
-  same(logLik(ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = noted)), logLik(by_name))
+  same(logLik(ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = noted, method = "reml")), logLik(by_name))
   # the one factor that with the donor identifies the rows
-  found <- ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = d, donor = "id", noise = "v")
+  found <- ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = d, donor = "id", noise = "v", method = "reml")
   expect_identical(found$roles$celltype, "cell")
   expect_error(ctmm_data(d, "nobody"), "no column 'nobody' of donors", class = "ctmm_DataError")
 })
@@ -235,7 +235,7 @@ test_that("random effects are read alike wherever they stand", {
   d$site <- factor(as.integer(d$batch) %% 5)
   d$pool <- factor(as.integer(d$batch) %/% 5)  # numbered anew in every site
   fit <- function(formula, random = NULL) {
-    suppressWarnings(ctmm(formula, random = random, data = d, structure = "hom"))
+    suppressWarnings(ctmm(formula, random = random, data = d, structure = "hom", method = "reml"))
   }
   expected <- fit(expr ~ celltype, ~ batch)
   for (random in list("batch", "~ batch", "(1 | batch)", ~ 1 | batch, ~ (1 | batch),
@@ -276,9 +276,9 @@ test_that("random effects are read alike wherever they stand", {
 test_that("a fixed part that is not of full rank is refused, or cut down on request", {
   need_python()
   d <- subset(pseudobulk, !(celltype == "day3" & sex == "M"))
-  expect_error(ctmm(expr ~ celltype * sex, data = d), "'celltypeday3:sexM' \\(is zero in every row",
+  expect_error(ctmm(expr ~ celltype * sex, data = d, method = "reml"), "'celltypeday3:sexM' \\(is zero in every row",
                class = "ctmm_DataError")
-  expect_message(fit <- ctmm(expr ~ celltype * sex, data = d, singular.ok = TRUE),
+  expect_message(fit <- ctmm(expr ~ celltype * sex, data = d, singular.ok = TRUE, method = "reml"),
                  "dropping 'celltypeday3:sexM'")
   model <- lm(expr ~ celltype * sex, d)
   kept <- names(which(!is.na(coef(model))))

@@ -9,14 +9,14 @@ genes <- function(count = 6) {
 }
 
 scan <- function(g, ...) {
-  ctmm_genes(~ celltype + sex + PC1, data = pseudobulk, expr = g$Y, nu = g$nu, random = ~ batch, ...)
+  ctmm_genes(~ celltype + sex + PC1, data = pseudobulk, expr = g$Y, nu = g$nu, random = ~ batch, ..., method = "reml")
 }
 
 one <- function(g, gene, ...) {
   d <- pseudobulk
   d$expr <- g$Y[gene, ]
   d$nu <- g$nu[gene, ]
-  ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, ...)
+  ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, ..., method = "reml")
 }
 
 EXACT <- 1e-9  # relative: the same optimiser from the same start
@@ -91,7 +91,7 @@ test_that("what fits no gene is an error before any is fitted", {
   need_python()
   g <- genes(2)
   refused <- function(text, ..., class = "ctmm_DataError")
-    expect_error(ctmm_genes(...), text, class = class)
+    expect_error(ctmm_genes(..., method = "reml"), text, class = class)
   refused("without response", expr ~ celltype, pseudobulk, g$Y, g$nu, class = "ctmm_FormulaError")
   refused("expr = and nu = are missing", ~ celltype, pseudobulk)
   refused("data has 275 rows, expr is 275 x 2", ~ celltype, pseudobulk, t(g$Y), t(g$nu))
@@ -123,9 +123,9 @@ test_that("missing covariates and a subset leave samples out", {
   d <- pseudobulk
   d$PC1[3] <- NA
   found <- ctmm_genes(~ celltype + sex + PC1, data = d, expr = g$Y, nu = g$nu, random = ~ batch,
-                      subset = donor != "donor01")
+                      subset = donor != "donor01", method = "reml")
   d <- transform(pseudobulk, expr = g$Y[2, ], nu = g$nu[2, ])[-3, ]
-  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, subset = donor != "donor01")
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, subset = donor != "donor01", method = "reml")
   expect_equal(found$llf[2], as.numeric(logLik(fit)), tolerance = EXACT)
   expect_identical(found$n_obs[2], nobs(fit))
 })
@@ -136,9 +136,9 @@ test_that("overall pseudobulk of many genes", {
   nu <- rbind(overall_pseudobulk$nu, overall_pseudobulk$nu)
   shares <- paste0("prop_day", 0:3)
   found <- suppressWarnings(ctmm_genes(~ sex + PC1, data = overall_pseudobulk, expr = Y, nu = nu,
-                                       structure = "hom", proportions = shares, tests = character()))
+                                       structure = "hom", proportions = shares, tests = character(), method = "reml"))
   d <- transform(overall_pseudobulk, expr = Y[2, ])
-  fit <- ctmm(expr ~ sex + PC1, data = d, structure = "hom", proportions = shares)
+  fit <- ctmm(expr ~ sex + PC1, data = d, structure = "hom", proportions = shares, method = "reml")
   expect_equal(found$hom[2], fit$vcomp[["hom"]], tolerance = EXACT)
   expect_equal(unlist(found[2, paste0("mean[day", 0:3, "]")]), celltype_means(fit)$estimate,
                ignore_attr = TRUE, tolerance = EXACT)
@@ -263,14 +263,14 @@ test_that("a pseudobulk is fitted by naming a gene, and scanned as it is", {
   need_python()
   all <- cells()
   pb <- ctmm_pseudobulk(all$x[1:7, ], cells = all$d, min_cells_donor = 20)
-  fit <- suppressWarnings(ctmm(g2 ~ celltype + sex, data = pb, structure = "hom"))
+  fit <- suppressWarnings(ctmm(g2 ~ celltype + sex, data = pb, structure = "hom", method = "reml"))
   expect_identical(nobs(fit), 32L)
   long <- as.data.frame(pb, gene = "g2")
-  expect_equal(suppressWarnings(ctmm(expr ~ celltype + sex, data = long, structure = "hom"))$vcomp,
+  expect_equal(suppressWarnings(ctmm(expr ~ celltype + sex, data = long, structure = "hom", method = "reml"))$vcomp,
                fit$vcomp)
   found <- suppressWarnings(ctmm_genes(~ celltype + sex, data = pb, structure = "hom",
-                                       tests = character()))
+                                       tests = character(), method = "reml"))
   expect_equal(found$hom[2], fit$vcomp[["hom"]], tolerance = EXACT)
-  expect_error(ctmm(nobody ~ celltype, data = pb), "must name one gene", class = "ctmm_DataError")
+  expect_error(ctmm(nobody ~ celltype, data = pb, method = "reml"), "must name one gene", class = "ctmm_DataError")
   expect_error(as.data.frame(pb, gene = "nobody"), "must name one gene", class = "ctmm_DataError")
 })

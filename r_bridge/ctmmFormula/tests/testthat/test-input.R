@@ -1,7 +1,7 @@
 # Bad and odd input: the right answer or an error that names column, rows and the fix.
 
 refused <- function(data, text, class = "ctmm_DataError", ...) {
-  expect_error(ctmm(expr ~ celltype + sex + PC1, data = data, ...), text, class = class)
+  expect_error(ctmm(expr ~ celltype + sex + PC1, data = data, ..., method = "reml"), text, class = class)
 }
 
 test_that("missing values of every type in every column leave their rows out", {
@@ -13,12 +13,12 @@ test_that("missing values of every type in every column leave their rows out", {
   d$text <- as.character(d$sex)
   gone <- c(3L, 40L, 111L)
   formula <- expr ~ celltype + text + PC1 + flag + day
-  expected <- ctmm(formula, data = d[-gone, ], random = ~ batch)
+  expected <- ctmm(formula, data = d[-gone, ], random = ~ batch, method = "reml")
   columns <- c("expr", "celltype", "text", "PC1", "flag", "day", "batch", "donor", "nu")
   for (name in columns) {
     holes <- d
     holes[[name]][gone] <- NA
-    fit <- ctmm(formula, data = holes, random = ~ batch)
+    fit <- ctmm(formula, data = holes, random = ~ batch, method = "reml")
     expect_identical(unname(fit$rows), setdiff(seq_len(nrow(d)), gone), label = name)
     expect_equal(fit$vcomp, expected$vcomp, tolerance = 1e-12, label = name)
     expect_equal(predict(fit), predict(expected), tolerance = 1e-12, label = name)
@@ -29,15 +29,15 @@ test_that("missing values of every type in every column leave their rows out", {
   holes$expr[gone] <- NA_integer_
   whole <- d[-gone, ]
   whole$expr <- whole$expr_i
-  expect_equal(ctmm(expr ~ celltype, data = holes)$vcomp, ctmm(expr ~ celltype, data = whole)$vcomp)
+  expect_equal(ctmm(expr ~ celltype, data = holes, method = "reml")$vcomp, ctmm(expr ~ celltype, data = whole, method = "reml")$vcomp)
   holes <- transform(d, celltype = as.character(celltype), donor = as.character(donor))
   holes$celltype[gone] <- NA_character_
   holes$PC1[gone] <- NaN
-  expect_equal(ctmm(formula, data = holes, random = ~ batch)$vcomp, expected$vcomp)
+  expect_equal(ctmm(formula, data = holes, random = ~ batch, method = "reml")$vcomp, expected$vcomp)
   # a number of cells that is not known costs no row
   holes <- pseudobulk
   holes$n_cells[gone] <- NA
-  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = holes)
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = holes, method = "reml")
   expect_identical(nobs(fit), nrow(pseudobulk))
   expect_match(fit$notes, "'n_cells' is missing in rows 3, 40, 111", all = FALSE)
 })
@@ -47,7 +47,7 @@ test_that("an NA level of a factor is missing as a label and a level as a covari
   d <- pseudobulk
   d$sex[c(1, 5)] <- NA
   d$sex <- addNA(d$sex)
-  fit <- ctmm(expr ~ celltype + sex, data = d)
+  fit <- ctmm(expr ~ celltype + sex, data = d, method = "reml")
   expect_equal(model.matrix(fit), model.matrix(lm(expr ~ celltype + sex, d)), ignore_attr = TRUE)
   d <- pseudobulk
   d$donor[1:2] <- NA
@@ -83,9 +83,9 @@ test_that("values that cannot be are named with their rows as R counts them", {
   d <- pseudobulk
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
-  expect_error(ctmm(expr ~ celltype + PC1, data = d), "invalid type", class = "ctmm_DataError")
+  expect_error(ctmm(expr ~ celltype + PC1, data = d, method = "reml"), "invalid type", class = "ctmm_DataError")
   refused(with("expr", 5, 1e300), "squares of the response 'expr' \\(up to 1e\\+300\\) are not finite")
-  expect_error(ctmm(expr ~ 0, data = pseudobulk), "keep at least the intercept",
+  expect_error(ctmm(expr ~ 0, data = pseudobulk, method = "reml"), "keep at least the intercept",
                class = "ctmm_FormulaError")
 })
 
@@ -95,11 +95,11 @@ test_that("large integers and long labels cross whole", {
   d$expr <- d$expr * 1e9
   d$nu <- d$nu * 1e18
   d$n_cells <- rep(.Machine$integer.max, nrow(d))
-  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "reml")
   expect_equal(fit$vcomp / 1e18, example_fit()$vcomp, tolerance = 1e-6)
   expect_equal(fit$shares, example_fit()$shares * c(1e18, 1)[col(fit$shares)], tolerance = 1)
   levels(d$donor) <- paste0("donor \u00e9\u00df\u4e2d 'quoted' ", seq_along(levels(d$donor)))
-  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+  fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "reml")
   expect_identical(rownames(ranef(fit)$donor), levels(d$donor))
 })
 
@@ -109,7 +109,7 @@ test_that("dates are labels and 64-bit integers numbers", {
   d <- pseudobulk
   d$donor <- as.POSIXlt(as.Date("2024-01-01") + as.integer(d$donor))
   expect_s3_class(d$donor, "POSIXlt")
-  expect_equal(ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)$vcomp, expected)
+  expect_equal(ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "reml")$vcomp, expected)
   d <- pseudobulk
   # what bit64 makes: integers in the bytes of doubles
   whole <- function(x) {
@@ -119,7 +119,7 @@ test_that("dates are labels and 64-bit integers numbers", {
   }
   d$n_cells <- whole(d$n_cells)
   if (isNamespaceLoaded("bit64")) {
-    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d)
+    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "reml")
     expect_equal(fit$shares, example_fit()$shares)
   } else {
     refused(d, "class integer64")
@@ -142,9 +142,9 @@ test_that("settings that cannot be are refused with what can be", {
   refused(pseudobulk, "no column 'individual' of donors", donor = "individual")
   refused(NULL, "data is missing")
   refused("df", "data must be a data frame")
-  expect_error(ctmm(expr ~ celltype + age, data = pseudobulk), "no column 'age'")
-  expect_error(ctmm("expr", data = pseudobulk), class = "error")
-  expect_error(ctmm(pseudobulk, expr ~ celltype), "got formula", class = "ctmm_DataError")
+  expect_error(ctmm(expr ~ celltype + age, data = pseudobulk, method = "reml"), "no column 'age'")
+  expect_error(ctmm("expr", data = pseudobulk, method = "reml"), class = "error")
+  expect_error(ctmm(pseudobulk, expr ~ celltype, method = "reml"), "got formula", class = "ctmm_DataError")
   caught <- tryCatch(ctmm(expr ~ celltype, data = pseudobulk, method = "x"), error = identity)
   expect_s3_class(caught, c("ctmm_CTMMError", "ctmm_error"), exact = FALSE)
   expect_match(caught$python_traceback, "CTMMError")
@@ -156,7 +156,7 @@ test_that("a fit on the edge warns with a class, once", {
   d$expr <- with(d, ave(expr, donor) * 0 + sin(seq_along(expr)) / 50)
   seen <- list()
   fit <- withCallingHandlers(
-    ctmm(expr ~ celltype, data = d),
+    ctmm(expr ~ celltype, data = d, method = "reml"),
     warning = function(w) {
       seen[[length(seen) + 1L]] <<- w
       invokeRestart("muffleWarning")
@@ -194,15 +194,15 @@ test_that("overall pseudobulk takes its proportions by columns or as a table", {
   shares <- overall_pseudobulk[paste0("prop_day", 0:3)]
   rownames(shares) <- overall_pseudobulk$donor
   again <- ctmm(expr ~ sex + PC1, data = overall_pseudobulk, structure = "hom",
-                proportions = shares[rev(seq_len(nrow(shares))), ])
+                proportions = shares[rev(seq_len(nrow(shares))), ], method = "reml")
   expect_equal(again$vcomp, fit$vcomp, tolerance = 1e-12)
   X <- cbind(as.matrix(shares), model.matrix(~ sex + PC1, overall_pseudobulk)[, -1])
   expect_equal(model.matrix(fit), X, ignore_attr = TRUE)
   new <- overall_pseudobulk[4:6, ]
   expect_equal(unname(predict(fit, new, re.form = NA)), unname(drop(X[4:6, ] %*% coef(fit))))
   expect_equal(predict(fit, overall_pseudobulk), predict(fit), tolerance = 1e-10)
-  expect_error(ctmm(expr ~ celltype + sex, data = overall_pseudobulk, proportions = names(shares)),
+  expect_error(ctmm(expr ~ celltype + sex, data = overall_pseudobulk, proportions = names(shares), method = "reml"),
                "leave the cell type out of the formula")
   bad <- transform(overall_pseudobulk, prop_day0 = prop_day0 + 0.1)
-  expect_error(ctmm(expr ~ sex, data = bad, proportions = names(shares)), "must sum to one")
+  expect_error(ctmm(expr ~ sex, data = bad, proportions = names(shares), method = "reml"), "must sum to one")
 })

@@ -58,7 +58,7 @@ test_that("update changes what it is told and drop1 and step follow it", {
   fit <- example_fit()
   less <- update(fit, . ~ . - sex)
   expect_identical(deparse1(formula(less)), "expr ~ celltype + PC1 + (1 | batch)")
-  inside <- ctmm(expr ~ celltype + sex + (1 | batch), data = pseudobulk)
+  inside <- ctmm(expr ~ celltype + sex + (1 | batch), data = pseudobulk, method = "reml")
   more <- update(inside, . ~ . + PC1)
   expect_equal(as.numeric(logLik(more)), as.numeric(logLik(fit)), tolerance = 1e-9)
   expect_identical(update(fit, structure = "hom")$structure, "hom")
@@ -77,14 +77,14 @@ test_that("a fit that a function made is updated where it was made, with what is
   need_python()
   make <- function(table, low) ctmm(expr ~ celltype + sex, data = table, subset = PC1 > low)
   fit <- make(pseudobulk, -1)
-  same <- ctmm(expr ~ celltype, data = pseudobulk, subset = PC1 > -1, structure = "hom")
+  same <- ctmm(expr ~ celltype, data = pseudobulk, subset = PC1 > -1, structure = "hom", method = "reml")
   expect_equal(update(make(pseudobulk, -1), . ~ . - sex, structure = "hom")$vcomp, same$vcomp)
   by_call <- do.call(ctmm, list(expr ~ celltype, data = pseudobulk, random = ~ batch))
   expect_identical(names(update(by_call, random = NULL)$vcomp), names(fit$vcomp))
   formulas <- lapply(c("PC1", "PC2"), function(name) reformulate(c("celltype", name), "expr"))
   fits <- lapply(formulas, ctmm, data = pseudobulk)
   expect_equal(as.numeric(logLik(fits[[2]])),
-               as.numeric(logLik(ctmm(expr ~ celltype + PC2, data = pseudobulk))))
+               as.numeric(logLik(ctmm(expr ~ celltype + PC2, data = pseudobulk, method = "reml"))))
 })
 
 test_that("anova compares nested fits in any order and refuses the others", {
@@ -352,4 +352,17 @@ test_that("pictures are drawn", {
   for (which in c("variance", "means", "residuals", "ranef"))
     expect_invisible(plot(example_fit(), which))
   expect_invisible(plot(overall_fit(), "ranef"))
+})
+
+test_that("the method is robust by default where numbers of cells are known", {
+  fit <- ctmm(expr ~ celltype, data = pseudobulk)
+  expect_identical(fit$method, "robust")
+  expect_match(fit$notes[1L], "robust by default, as there are numbers of cells")
+  expect_error(AIC(fit), "fit by method = \"reml\"", class = "ctmm_ConvergenceError")
+  uncounted <- pseudobulk[setdiff(names(pseudobulk), "n_cells")]
+  plain <- suppressWarnings(ctmm(expr ~ celltype, data = uncounted))
+  expect_identical(plain$method, "reml")
+  expect_match(plain$notes[1L], "reml by default, as there are no numbers of cells")
+  expect_identical(test_mean(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"))$p.value,
+                   test_mean(fit)$p.value)
 })

@@ -74,7 +74,7 @@ test_that("a Python that runs already is used, also where it runs in another fol
     sprintf("setwd('%s')", folder),
     "reticulate::py_run_string('started = True')",
     "library(ctmmFormula)",
-    "fit <- ctmm(expr ~ celltype, data = pseudobulk, structure = 'hom')",
+    "fit <- ctmm(expr ~ celltype, data = pseudobulk, structure = 'hom', method = 'reml')",
     "cat(reticulate::py$started, round(fit$vcomp, 6), ctmm_check()$problem == '')"))
   expect_identical(out$status, 0L, info = out$out)
   expect_match(out$out[length(out$out)], "^TRUE [0-9.]+ TRUE$")
@@ -85,14 +85,14 @@ test_that("a forked process is told what to use instead, a process of its own wo
   skip_on_os("windows")
   example_fit()
   forked <- parallel::mclapply(1:2, function(k)
-    tryCatch(ctmm(expr ~ celltype, data = pseudobulk), error = conditionMessage), mc.cores = 2)
+    tryCatch(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), error = conditionMessage), mc.cores = 2)
   expect_match(unlist(forked), "fork of one in which Python runs.*makePSOCKcluster")
   cluster <- parallel::makePSOCKcluster(1)
   on.exit(parallel::stopCluster(cluster))
   parallel::clusterCall(cluster, function(paths) .libPaths(paths), .libPaths())
   own <- parallel::clusterCall(cluster, function()
-    logLik(ctmmFormula::ctmm(expr ~ celltype, data = ctmmFormula::pseudobulk)))
-  expect_equal(own[[1]], logLik(ctmm(expr ~ celltype, data = pseudobulk)), tolerance = 1e-12)
+    logLik(ctmmFormula::ctmm(expr ~ celltype, data = ctmmFormula::pseudobulk, method = "reml")))
+  expect_equal(own[[1]], logLik(ctmm(expr ~ celltype, data = pseudobulk, method = "reml")), tolerance = 1e-12)
 })
 
 test_that("packages of different protocols say which one to update", {
@@ -104,10 +104,10 @@ test_that("packages of different protocols say which one to update", {
   python <- reticulate::import("ctmm_formula.wire.calls")
   old <- python$PROTOCOL
   python$PROTOCOL <- 0L
-  expect_error(ctmm(expr ~ celltype, data = pseudobulk), "update the Python package: .*--upgrade",
+  expect_error(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), "update the Python package: .*--upgrade",
                class = "ctmm_no_python")
   python$PROTOCOL <- 99L
-  expect_error(ctmm(expr ~ celltype, data = pseudobulk), "update the R package",
+  expect_error(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), "update the R package",
                class = "ctmm_no_python")
   python$PROTOCOL <- old
 })
