@@ -232,7 +232,8 @@ one <- vapply(names, function(name)
   if (name == "mean") test_mean(fit)$p.value
   else if (name == "mean_jackknife") test_mean(fit, "jackknife")$p.value
   else test_variance(fit, name, n = {drawn}, seed = 1)$p.value, 0)
-genes <- ctmm_genes(~ celltype + sex, random = ~ batch, method = "reml", tests = names, n_bootstrap = {drawn},
+genes <- ctmm_genes(~ celltype + sex, random = ~ batch, method = "reml", tests = names,
+                    n_bootstrap = {drawn},
                     data = subset(pseudobulk, select = -c(expr, nu)), seed = 1,
                     expr = rbind(expr = pseudobulk$expr), nu = rbind(expr = pseudobulk$nu))
 all <- unlist(genes[1L, paste0("p_", names)])

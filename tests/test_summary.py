@@ -90,7 +90,8 @@ specific[T]                 -0.01367    -1.7 %
 noise                        0.1406     17.3 %
 total                        0.8145    100.0 %
 ===========================================================================
-Standard errors: model (inverse expected information).
+Standard errors: model (inverse expected information), as if the noise
+variances were known.
 P values by t with the residual df (donors less parameters), one-sided for
 variances.
 Restricted log-likelihood with all constants, among them 1/2 log|X'X|.

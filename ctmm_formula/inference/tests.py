@@ -25,7 +25,7 @@ from .score import score_test
 from .testing import Law, TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
 
 LIKELIHOOD, FIXED, DRAWS, CELLS = "likelihood", "fixed", "draws", "cells"
-"""What a test may need beside a jackknife: a fit by ML or REML; the errors for fixed effects; draws;
+"""What a test may need beside a jackknife: a fit by ML or REML; the errors of fixed effects; draws;
 numbers of cells (without them it does what it can, and says so)."""
 
 _NEAR_ZERO = "near V = 0 the jackknife test rejects too often: confirm by test_variance('score')"

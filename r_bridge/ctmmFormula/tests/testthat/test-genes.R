@@ -8,15 +8,15 @@ genes <- function(count = 6) {
   list(Y = Y, nu = `dimnames<-`(nu, dimnames(Y)))
 }
 
-scan <- function(g, ...) {
-  ctmm_genes(~ celltype + sex + PC1, data = pseudobulk, expr = g$Y, nu = g$nu, random = ~ batch, ..., method = "reml")
+scan <- function(g, ..., method = "reml") {
+  ctmm_genes(~ celltype + sex + PC1, data = pseudobulk, expr = g$Y, nu = g$nu, random = ~ batch, ..., method = method)
 }
 
-one <- function(g, gene, ...) {
+one <- function(g, gene, ..., method = "reml") {
   d <- pseudobulk
   d$expr <- g$Y[gene, ]
   d$nu <- g$nu[gene, ]
-  ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, ..., method = "reml")
+  ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, ..., method = method)
 }
 
 EXACT <- 1e-9  # relative: the same optimiser from the same start
@@ -91,7 +91,7 @@ test_that("what fits no gene is an error before any is fitted", {
   need_python()
   g <- genes(2)
   refused <- function(text, ..., class = "ctmm_DataError")
-    expect_error(ctmm_genes(..., method = "reml"), text, class = class)
+    expect_error(ctmm_genes(...), text, class = class)
   refused("without response", expr ~ celltype, pseudobulk, g$Y, g$nu, class = "ctmm_FormulaError")
   refused("expr = and nu = are missing", ~ celltype, pseudobulk)
   refused("data has 275 rows, expr is 275 x 2", ~ celltype, pseudobulk, t(g$Y), t(g$nu))

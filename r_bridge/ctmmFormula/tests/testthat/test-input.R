@@ -1,7 +1,7 @@
 # Bad and odd input: the right answer or an error that names column, rows and the fix.
 
-refused <- function(data, text, class = "ctmm_DataError", ...) {
-  expect_error(ctmm(expr ~ celltype + sex + PC1, data = data, ..., method = "reml"), text, class = class)
+refused <- function(data, text, class = "ctmm_DataError", ..., method = "reml") {
+  expect_error(ctmm(expr ~ celltype + sex + PC1, data = data, ..., method = method), text, class = class)
 }
 
 test_that("missing values of every type in every column leave their rows out", {

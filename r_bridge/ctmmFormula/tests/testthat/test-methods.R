@@ -75,14 +75,15 @@ test_that("update changes what it is told and drop1 and step follow it", {
 
 test_that("a fit that a function made is updated where it was made, with what is here", {
   need_python()
-  make <- function(table, low) ctmm(expr ~ celltype + sex, data = table, subset = PC1 > low)
+  make <- function(table, low)
+    ctmm(expr ~ celltype + sex, data = table, subset = PC1 > low, method = "reml")
   fit <- make(pseudobulk, -1)
   same <- ctmm(expr ~ celltype, data = pseudobulk, subset = PC1 > -1, structure = "hom", method = "reml")
   expect_equal(update(make(pseudobulk, -1), . ~ . - sex, structure = "hom")$vcomp, same$vcomp)
-  by_call <- do.call(ctmm, list(expr ~ celltype, data = pseudobulk, random = ~ batch))
+  by_call <- do.call(ctmm, list(expr ~ celltype, data = pseudobulk, random = ~ batch, method = "reml"))
   expect_identical(names(update(by_call, random = NULL)$vcomp), names(fit$vcomp))
   formulas <- lapply(c("PC1", "PC2"), function(name) reformulate(c("celltype", name), "expr"))
-  fits <- lapply(formulas, ctmm, data = pseudobulk)
+  fits <- lapply(formulas, ctmm, data = pseudobulk, method = "reml")
   expect_equal(as.numeric(logLik(fits[[2]])),
                as.numeric(logLik(ctmm(expr ~ celltype + PC2, data = pseudobulk, method = "reml"))))
 })

@@ -17,7 +17,7 @@ test_that("fits, tables and texts come back as R values", {
   # without conversion nothing is asked of numpy; py_to_r takes what is plain
   python <- reticulate::import("ctmm_formula", convert = FALSE)
   r <- reticulate::py_to_r
-  fit <- python$fit(FORMULA, random = "batch", data = as.list(pseudobulk))
+  fit <- python$fit(FORMULA, random = "batch", method = "reml", data = as.list(pseudobulk))
   expect_equal(r(fit$llf), as.numeric(logLik(example_fit())), tolerance = 1e-10)
   expect_identical(r(fit$structure), "free")
   expect_identical(unlist(r(fit$celltypes)), example_fit()$celltypes)
@@ -32,13 +32,13 @@ test_that("fits, tables and texts come back as R values", {
 
 test_that("R's ways of writing values are understood", {
   python <- plain()
-  expected <- python$fit(FORMULA, random = "batch", data = as.list(pseudobulk))$llf
-  llf <- function(d, ...) python$fit(FORMULA, data = as.list(d), ...)$llf
+  expected <- python$fit(FORMULA, random = "batch", method = "reml", data = as.list(pseudobulk))$llf
+  llf <- function(d, ...) python$fit(FORMULA, method = "reml", data = as.list(d), ...)$llf
   expect_equal(llf(pseudobulk, random = list("batch")), expected)
   # a data frame as it is, in scripts like these
   frame <- tryCatch(reticulate::r_to_py(pseudobulk), error = function(e)
     skip(paste("this reticulate cannot convert data frames to this numpy:", conditionMessage(e))))
-  expect_equal(python$fit(FORMULA, random = "batch", data = pseudobulk)$llf, expected)
+  expect_equal(python$fit(FORMULA, random = "batch", method = "reml", data = pseudobulk)$llf, expected)
   d <- transform(pseudobulk, sex = replace(sex, 3, NA))
   expect_equal(python$fit(FORMULA, data = d)$nobs, 274)
   expect_equal(llf(transform(pseudobulk, donor = as.character(donor)), random = "batch"), expected)
