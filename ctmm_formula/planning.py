@@ -25,6 +25,7 @@ from .inference.tests import DRAWS, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
 from .simulate import (
+    CountCells,
     SimulatedGenes,
     cell_error,
     gamma_cells,
@@ -73,10 +74,16 @@ def known_tests() -> dict[str, Asked]:
 
 
 SETTINGS = (
-    "n_donors", "celltypes", "V", "sigma2", "beta", "cells", "fold", "cell_variance", "cell_cv",
-    "noise_cv", "kurtosis", "missing", "n_batches", "batch_variance", "kind", "structure",
+    "n_donors", "celltypes", "V", "sigma2", "beta", "cells", "fold", "counts", "dispersion",
+    "cell_variance", "cell_cv", "noise_cv", "kurtosis", "missing", "n_batches", "batch_variance",
+    "kind", "structure",
 )  # fmt: skip
 """Settings of a grid, in the order of the columns."""
+
+CONTINUOUS: dict[str, Any] = {
+    "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0, "kurtosis": 0.0,
+}  # fmt: skip
+"""Settings of cells that are not counted, with their defaults."""
 
 
 def power(
@@ -88,10 +95,12 @@ def power(
     beta: Any = 0.0,
     cells: Any = 50.0,
     fold: Any = 1.0,
-    cell_variance: Any = 4.0,
-    cell_cv: Any = 0.0,
-    noise_cv: Any = 0.0,
-    kurtosis: Any = 0.0,
+    counts: Any = 1.0,
+    dispersion: Any = 0.5,
+    cell_variance: Any = CONTINUOUS["cell_variance"],
+    cell_cv: Any = CONTINUOUS["cell_cv"],
+    noise_cv: Any = CONTINUOUS["noise_cv"],
+    kurtosis: Any = CONTINUOUS["kurtosis"],
     missing: Any = 0.0,
     n_batches: Any = 0,
     batch_variance: Any = 0.0,
@@ -117,25 +126,34 @@ def power(
     celltypes : int
         Number C of cell types.
     V : float, or tuple of C floats, or (C, C) covariance
-        Cell type-specific variance between donors.  With 0 in all of them the rates of the tests
-        of V are false positives.
+        Cell type-specific variance between donors, of log-fold effects (of expression itself with
+        ``counts=None``).  With 0 in all of them the rates of the tests of V are false positives.
     sigma2 : float
-        Variance between donors that cell types share.
+        Variance between donors that cell types share, on the same scale.
     beta : float, or tuple of C floats
-        Means of the cell types; where they are equal, the rate of "mean" is of false positives.
+        Means of the cell types, on the same scale; where they are equal, the rate of "mean" is of
+        false positives.  Where they differ, so do variances of log(1 + CP10K), and V = 0 of
+        log-fold effects is not V = 0 there.
     cells : float
         Mean number of cells of a donor and cell type.
     fold : float
         Most cells over fewest, log-uniform between but never below 2; 1 for balanced cells.
+    counts : float, or None
+        Mean counts of the gene in a cell (of 5,000 counts in all): cells are negative binomial and
+        analysed as log(1 + counts per 10,000), see :class:`~ctmm_formula.simulate.CountCells`.
+        None: cells have any distribution, by the four settings below.
+    dispersion : float
+        Of the counts: variance mean + dispersion mean^2.
     cell_variance : float
-        Variance between the cells of a donor and cell type, in units of sigma2 and V.
+        With ``counts=None``, as the next three: variance between the cells of a donor and cell
+        type, in units of sigma2 and V.
     cell_cv : float
         Its coefficient of variation between donors and cell types.
     noise_cv : float
         Coefficient of variation of further errors in the measured noise variances, 0 to below 1.
     kurtosis : float, or None
         Excess kurtosis of cells, from which noise variances are measured: 0 normal, above 0
-        skewed with heavy tails.  None: noise variances are known ("known" in the table).
+        skewed with heavy tails.  None: noise variances are known.
     missing : float
         Share of pairs of donor and cell type that are missing.
     n_batches : int
@@ -340,6 +358,16 @@ def simulate_setting(
     setting: Mapping[str, Any], count: int, rng: np.random.Generator
 ) -> SimulatedGenes:
     """Replicates of one combination of settings of :func:`power`."""
+    shared = {
+        "kind": setting["kind"], "sigma2": setting["sigma2"], "V": setting["V"],
+        "beta": setting["beta"], "n_pcs": 0, "n_batches": setting["n_batches"],
+        "batch_variance": setting["batch_variance"] if setting["n_batches"] else 0.0,
+        "cells": spread_cells(setting["cells"], setting["fold"]), "missing": setting["missing"],
+    }  # fmt: skip
+    size = count, setting["n_donors"], setting["celltypes"]
+    if setting.get("counts") is not None:
+        cells = CountCells(setting["counts"], setting["dispersion"])
+        return simulate_genes(*size, counts=cells, rng=rng, **shared)
     kurtosis = setting["kurtosis"]
     cv_error = relative_error(setting["noise_cv"])
     from_cells = cell_error(0.0) if kurtosis == 0 else None
@@ -350,13 +378,8 @@ def simulate_setting(
         return nu
 
     return simulate_genes(
-        count, setting["n_donors"], setting["celltypes"], kind=setting["kind"],
-        cell_cv=setting["cell_cv"], cell_noise=gamma_cells(kurtosis) if kurtosis else None,
-        noise_error=error, rng=rng, sigma2=setting["sigma2"], V=setting["V"],
-        beta=setting["beta"], n_pcs=0, n_batches=setting["n_batches"],
-        batch_variance=setting["batch_variance"] if setting["n_batches"] else 0.0,
-        cells=spread_cells(setting["cells"], setting["fold"]),
-        cell_variance=setting["cell_variance"], missing=setting["missing"],
+        *size, cell_cv=setting["cell_cv"], cell_noise=gamma_cells(kurtosis) if kurtosis else None,
+        noise_error=error, cell_variance=setting["cell_variance"], rng=rng, **shared,
     )  # fmt: skip
 
 
@@ -412,7 +435,7 @@ def _column(values: Sequence[Any]) -> list[Any]:
 def _label(value: Any) -> Any:
     """A setting as one cell of a table."""
     if value is None:
-        return "known"  # kurtosis
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(map(str, value))  # labels of a structure
     if np.ndim(value) == 0:
@@ -426,10 +449,12 @@ _POWER_LIMITS = {
     "sigma2": NOT_NEGATIVE,
     "cell_variance": ABOVE_0,
     "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),
+    "counts": (*LIMITS["mean"][:2], f"{LIMITS['mean'][2]}, or None"),
 }
 """Those of a simulation, but where a table of rates needs others."""
-_NUMBERS = ("cells", "fold", "sigma2", "cell_variance", "cell_cv", "noise_cv", "missing",
-            "batch_variance", "kurtosis")  # fmt: skip
+_NUMBERS = ("cells", "fold", "sigma2", "counts", "dispersion", "cell_variance", "cell_cv",
+            "noise_cv", "missing", "batch_variance", "kurtosis")  # fmt: skip
+_OR_NONE = ("counts", "kurtosis")
 
 
 def _check(setting: Mapping[str, Any]) -> None:
@@ -441,8 +466,14 @@ def _check(setting: Mapping[str, Any]) -> None:
     choose("kind", setting["kind"], ["ctp", "op"])
     resolve(setting["structure"], celltype_names(C))
     for name in _NUMBERS:
-        if name != "kurtosis" or setting[name] is not None:
+        if name not in _OR_NONE or setting[name] is not None:
             _one_number(name, setting[name])
+    given = [name for name, default in CONTINUOUS.items() if setting[name] != default]
+    if given and setting["counts"] is not None:
+        raise CTMMError(
+            f"{given[0]}= is of cells that are not counted: say counts=None, or leave {given[0]}= "
+            "out (counts make their own variance between cells)"
+        )
     if setting["kind"] == "op" and setting["fold"] == 1.0:
         raise CTMMError(
             "kind='op' needs fold= above 1: where all donors have the same proportions, overall "

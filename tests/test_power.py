@@ -10,7 +10,7 @@ from scipy import stats
 import ctmm_formula as ctmm
 from ctmm_formula.errors import CTMMError, CTMMWarning
 from ctmm_formula.planning import PER_STUDY, SETTINGS, positive_rate, pvalues_of, simulate_setting
-from ctmm_formula.simulate import simulate_genes
+from ctmm_formula.simulate import CountCells, simulate_genes
 
 # with a fixed seed a test passes or fails for ever; 4.5 leaves 1 in 150,000 to bad luck
 Z_MAX = 4.5
@@ -21,7 +21,7 @@ EFFECT = (0.3, 0.1, 0.1, 0.1)
 def table():
     return ctmm.power(
         [20, 60], V=[0, EFFECT], noise_cv=[0.0, 0.45], tests=["score", "score_celltype", "lrt"],
-        n_sim=40, kurtosis=None, rng=1,
+        n_sim=40, counts=None, kurtosis=None, rng=1,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_every_test_is_the_one_a_scan_makes():
 
 def setting(**changes):
     values = {"n_donors": 400, "celltypes": 2, "V": (0.6, 0.1), "sigma2": 0.4, "beta": (1.0, -1.0),
-              "cells": 40.0, "fold": 1.0, "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0,
+              "cells": 40.0, "fold": 1.0, "counts": None, "dispersion": 0.5, "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0,
               "kurtosis": None, "missing": 0.0, "n_batches": 0, "batch_variance": 0.5,
               "kind": "ctp", "structure": "free"}  # fmt: skip
     assert set(values) == set(SETTINGS)
@@ -157,7 +157,9 @@ def test_rates_and_their_standard_errors():
 
 @pytest.mark.slow
 def test_null_rates_of_the_score_test_are_the_level():
-    found = ctmm.power(40, 3, tests="score", n_sim=400, cell_cv=0.4, fold=5.0, n_jobs=2, rng=4)
+    found = ctmm.power(
+        40, 3, tests="score", n_sim=400, counts=None, cell_cv=0.4, fold=5.0, n_jobs=2, rng=4
+    )
     positives = round(found["rate"].item() * 400)
     assert stats.binomtest(positives, 400, 0.05).pvalue > 1e-5
 
@@ -212,9 +214,47 @@ def test_wrong_arguments(arguments, message):
 
 
 def test_without_any_variance_between_donors():
-    found = ctmm.power(20, 2, sigma2=0.0, kurtosis=[None, 0.0], n_sim=5, rng=1)
+    found = ctmm.power(20, 2, sigma2=0.0, counts=None, kurtosis=[None, 0.0], n_sim=5, rng=1)
     assert list(found["n"]) == [5, 5]
-    assert list(found["kurtosis"]) == ["known", "0"]
+    assert list(found["kurtosis"]) == ["none", "0"]
+
+
+def test_counts_are_those_of_the_settings():
+    """Shared by construction; means and noise of the cells by a formula of their own."""
+    changes = {"counts": 3.0, "V": (0.0, 0.0), "sigma2": 0.0, "beta": (0.0, np.log(2.0))}
+    genes = simulated(**changes, cells=200.0, dispersion=0.25)
+    one = genes.obs["celltype"].to_numpy() == "T1"
+    # counts per 10,000: the library is lognormal, and the counts have the mean of its share
+    rng = np.random.default_rng(1)
+    for rows, mean in ((one, 3.0), (~one, 6.0)):
+        library = 5000.0 * np.exp(0.4 * rng.normal(size=400_000))
+        expected = mean * library / 5000.0
+        size = 1 / 0.25
+        x = np.log1p(1e4 * rng.negative_binomial(size, size / (size + expected)) / library)
+        assert genes.expr[rows].to_numpy().mean() == pytest.approx(x.mean(), rel=5e-3)
+        assert genes.nu[rows].to_numpy().mean() == pytest.approx(x.var() / 200, rel=1e-2)
+        square = (x.var() / 200) ** 2
+        assert genes.nu2[rows].to_numpy().mean() == pytest.approx(square, rel=2e-2)
+
+
+def test_counts_or_any_other_distribution():
+    for name in ("cell_variance", "cell_cv", "noise_cv", "kurtosis"):
+        with pytest.raises(CTMMError, match=f"{name}= is of cells that are not counted"):
+            ctmm.power(20, 2, n_sim=2, **{name: 0.3})
+    with pytest.raises(CTMMError, match="leave out cell_cv="):
+        simulate_genes(2, 5, 2, counts=CountCells(), cell_cv=0.3)
+    with pytest.raises(CTMMError, match="expected counts of up to .* are too large"):
+        simulate_genes(1, 5, 2, counts=CountCells(), sigma2=1e4, rng=1)
+    genes = simulate_genes(2, 12, 2, counts=CountCells(0.2, 0.0), cells=30, missing=0.2, rng=1)
+    pb = genes.to_anndata()
+    assert np.isnan(pb.layers["nu2"]).any() and "nu2" in genes.gene("g1")
+    assert genes.overall().nu2 is None
+    donors = simulate_genes(200, 4, 1, counts=CountCells(5.0, depth_sd=1.0), sigma2=0.0, rng=1)
+    plain = simulate_genes(200, 4, 1, counts=CountCells(5.0), sigma2=0.0, rng=1)
+    assert donors.expr.std().mean() > 2 * plain.expr.std().mean()
+    ambient = CountCells(5.0, ambient=1.0)
+    alike = simulate_genes(50, 40, 2, counts=ambient, V=1.0, cells=500, beta=(0.0, 3.0), rng=1)
+    assert alike.expr.std().mean() < 0.1
 
 
 @pytest.mark.slow

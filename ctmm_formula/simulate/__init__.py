@@ -20,6 +20,7 @@ Everything random comes from ``rng=``: the same seed gives the same numbers.
 from ..arguments import Rng
 from ..engine.draws import draw
 from .cells import bootstrap_cells, simulate_cells
+from .counts import CountCells
 from .designs import DESIGNS, simulate_design
 from .genes import SimulatedGenes, simulate_genes
 from .noise import (
@@ -35,6 +36,7 @@ from .tables import Pseudobulk, overall_table, simulate_pseudobulk
 
 __all__ = [
     "DESIGNS",
+    "CountCells",
     "Pseudobulk",
     "Rng",
     "SimulatedGenes",

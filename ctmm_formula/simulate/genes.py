@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 
 from ..arguments import Rng, choose, generator, whole_number
 from ..errors import CTMMError
+from .counts import CountCells
 from .limits import NONE, drawing, measured, number, shaped
 from .noise import CellNoise, NoiseError
-from .tables import known_keywords, make_study, overall_obs
+from .tables import Study, known_keywords, make_study, overall_obs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,10 +32,13 @@ class SimulatedGenes:
     expr, nu : DataFrame, shape (n, genes)
         Expression and measured noise variance, rows as `obs`.
     truth : Series
-        What they were drawn with: ``hom``, ``V[T1]``, ..., ``mean[T1]``, ..., ``batch``.
+        What they were drawn with: ``hom``, ``V[T1]``, ..., ``mean[T1]``, ..., ``batch``; of counts
+        on the scale of log-fold effects.
     celltypes : tuple of str
     proportions : list of str, or None
         Their columns in `obs`: ``fit_genes(..., proportions=genes.proportions)``.
+    nu2 : DataFrame, shape (n, genes), or None
+        Unbiased estimates of nu^2, of counts.
 
     Examples
     --------
@@ -51,11 +55,13 @@ class SimulatedGenes:
     truth: pd.Series
     celltypes: tuple[str, ...]
     proportions: list[str] | None = None
+    nu2: pd.DataFrame | None = None
 
     def gene(self, name: str) -> pd.DataFrame:
-        """One gene as a table for ``fit``: columns of `obs`, ``expr`` and ``nu``."""
+        """One gene as a table for ``fit``: columns of `obs`, ``expr``, ``nu``, ``nu2`` if any."""
         choose("gene", name, map(str, self.expr.columns))
-        return self.obs.assign(expr=self.expr[name], nu=self.nu[name])
+        more = {} if self.nu2 is None else {"nu2": self.nu2[name]}
+        return self.obs.assign(expr=self.expr[name], nu=self.nu[name], **more)
 
     def overall(self) -> SimulatedGenes:
         """Overall pseudobulk: y_i = sum_c P_ic y_ic, nu_i = sum_c P_ic^2 nu_ic.
@@ -81,11 +87,13 @@ class SimulatedGenes:
         else:
             obs, at = _grid(self.obs, self.celltypes)
         there = (at >= 0)[:, None]
-        expr, nu = (np.where(there, part.to_numpy()[at], np.nan) for part in (self.expr, self.nu))
+        parts = {"expr": self.expr, "nu": self.nu} | ({} if self.nu2 is None else {"nu2": self.nu2})
+        layers = {k: np.where(there, part.to_numpy()[at], np.nan) for k, part in parts.items()}
+        expr = layers.pop("expr")
         var = pd.DataFrame(index=pd.Index(self.expr.columns.astype(str)))
         kind = "ctp" if self.proportions is None else "op"
         record = {"format": 1, "kind": kind, "notes": np.array(["simulated"], dtype=object)}
-        out = anndata.AnnData(expr, obs=obs, var=var, layers={"nu": nu}, uns={"ctmm": record})
+        out = anndata.AnnData(expr, obs=obs, var=var, layers=layers, uns={"ctmm": record})
         if self.proportions is not None:
             shares = self.obs[self.proportions].set_axis(list(self.celltypes), axis=1)
             out.obsm["proportions"] = shares.set_axis(obs.index, axis=0)
@@ -102,6 +110,7 @@ def simulate_genes(
     cell_cv: float = 0.0,
     cell_noise: CellNoise | None = None,
     noise_error: NoiseError | None = None,
+    counts: CountCells | None = None,
     rng: Rng = None,
     **study: Any,
 ) -> SimulatedGenes:
@@ -122,6 +131,10 @@ def simulate_genes(
         default the errors are normal and their variances known.
     noise_error : callable, optional
         Further errors of the noise variances: :func:`beta_error`, :func:`cell_error`.
+    counts : CountCells, optional
+        Draw counts of cells, and measure their pairs: sigma2, V, beta, effects and batch_variance
+        are then those of log-fold effects, in place of expression itself, and the settings of the
+        variance between cells above (and cell_variance) have no part.
     rng : numpy Generator or seed, optional
     **study
         sigma2, V, beta, n_pcs, effects, n_batches, batch_variance, cells, min_cells,
@@ -156,6 +169,14 @@ def simulate_genes(
     known_keywords(simulate_genes, study)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
+    if counts is not None:
+        others = {"gene_variance": (level != 1.0).any(), "cell_cv": cell_cv > NONE}
+        others |= {"cell_noise": cell_noise, "noise_error": noise_error}
+        others |= {"cell_variance": "cell_variance" in study}
+        for name, given in others.items():
+            if given:
+                raise CTMMError(f"counts= make their own variance between cells: leave out {name}=")
+        return _of_counts(made, counts, n_genes, kind, rng)
     Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))
     for g in range(n_genes):
         nu = made.nu * level[g]
@@ -172,6 +193,21 @@ def simulate_genes(
     names = gene_names(n_genes)
     expr, noise = (pd.DataFrame(values.T, columns=names) for values in (Y, NU))
     out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes)
+    return out if kind == "ctp" else out.overall()
+
+
+def _of_counts(
+    made: Study, counts: CountCells, n_genes: int, kind: str, rng: np.random.Generator
+) -> SimulatedGenes:
+    """Genes whose cells are counted."""
+    n_cells, none = made.obs["n_cells"].to_numpy(), np.zeros(len(made.obs))
+    donor = pd.factorize(made.obs["donor"])[0]
+    found = [counts.measure(rng, made.draw(none, rng), n_cells, donor) for _ in range(n_genes)]
+    expr, nu, nu2 = (
+        pd.DataFrame(np.array(part).T, columns=gene_names(n_genes))
+        for part in zip(*found, strict=True)
+    )
+    out = SimulatedGenes(made.obs, expr, nu, made.truth, made.celltypes, None, nu2)
     return out if kind == "ctp" else out.overall()
 
 

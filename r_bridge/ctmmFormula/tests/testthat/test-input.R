@@ -136,7 +136,7 @@ test_that("settings that cannot be are refused with what can be", {
   refused(pseudobulk, "noise_floor = must be one number", "ctmm_CTMMError", noise_floor = NULL)
   refused(pseudobulk, "noise_floor = must be one number", "ctmm_CTMMError", noise_floor = c(0.1, 0.2))
   refused(pseudobulk, "bounds = must be one name", "ctmm_CTMMError", bounds = NA)
-  refused(pseudobulk, "method = must be one name, got NULL", "ctmm_CTMMError", method = NULL)
+  refused(pseudobulk, "method = must be one name, got NA", "ctmm_CTMMError", method = NA)
   refused(pseudobulk, "must be 4 x 4", "ctmm_CTMMError", structure = list(diag(3)))
   refused(pseudobulk, "linearly dependent", "ctmm_CTMMError", structure = list(diag(4), 2 * diag(4)))
   refused(pseudobulk, "no column 'individual' of donors", donor = "individual")
