@@ -91,8 +91,8 @@ def test_every_test_is_the_one_a_scan_makes():
 
 def setting(**changes):
     values = {"n_donors": 400, "celltypes": 2, "V": (0.6, 0.1), "sigma2": 0.4, "beta": (1.0, -1.0),
-              "cells": 40.0, "fold": 1.0, "counts": None, "dispersion": 0.5, "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0,
-              "kurtosis": None, "missing": 0.0, "n_batches": 0, "batch_variance": 0.5,
+              "cells": 40.0, "fold": 1.0, "counts": None, "dispersion": 0.5, "cell_variance": 4.0,
+              "cell_cv": 0.0, "noise_cv": 0.0, "kurtosis": None, "missing": 0.0, "n_batches": 0, "batch_variance": 0.5,
               "kind": "ctp", "structure": "free"}  # fmt: skip
     assert set(values) == set(SETTINGS)
     return values | changes
@@ -244,7 +244,7 @@ def test_counts_or_any_other_distribution():
     with pytest.raises(CTMMError, match="leave out cell_cv="):
         simulate_genes(2, 5, 2, counts=CountCells(), cell_cv=0.3)
     with pytest.raises(CTMMError, match="expected counts of up to .* are too large"):
-        simulate_genes(1, 5, 2, counts=CountCells(), sigma2=1e4, rng=1)
+        simulate_genes(1, 40, 2, counts=CountCells(), sigma2=1e4, rng=1)
     genes = simulate_genes(2, 12, 2, counts=CountCells(0.2, 0.0), cells=30, missing=0.2, rng=1)
     pb = genes.to_anndata()
     assert np.isnan(pb.layers["nu2"]).any() and "nu2" in genes.gene("g1")
@@ -263,7 +263,7 @@ def test_settings_are_columns_that_can_be_sorted_and_kept():
     structure = ["free", {"hom": J, "T": np.eye(2)}, (J, np.eye(2))]
     found = ctmm.power(
         15, 2, V=[0, 0.25, (0.3, 0.1)], structure=structure, noise_cv=[1e-300, 0.2],
-        cell_cv=[np.int64(2)], n_batches=[0, 3], batch_variance=0.2, n_sim=1, rng=1,
+        counts=None, cell_cv=[np.int64(2)], n_batches=[0, 3], batch_variance=0.2, n_sim=1, rng=1,
     )  # fmt: skip
     assert found["V"].unique().tolist() == ["0", "0.25", "0.3, 0.1"]
     assert found["structure"].unique().tolist() == ["free", "hom, T", "1, 1; 1, 1; 1, 0; 0, 1"]
