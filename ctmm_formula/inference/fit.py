@@ -29,6 +29,7 @@ from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
+from .small_sample import SINGULAR, KenwardRoger, Satterthwaite, information_cov
 from .testing import Law, denominator
 
 T = TypeVar("T")
@@ -42,14 +43,14 @@ class Errors(NamedTuple):
     ----------
     cov : ndarray, shape (p + K, p + K)
     name : str
-        "model", "robust", "jackknife", "jackknife, 5 blocks", ...
+        "model", "kenward-roger", "robust", "jackknife", "jackknife, 5 blocks", ...
     df_resid : float
         Degrees of freedom of the fit.
     groups : int, optional
         Groups of donors that a jackknife left out, one after the other.
     reason : str
         Why nothing can be said of the variance components, or "".
-    own : Clustered, optional
+    own : Clustered or Satterthwaite, optional
         Laws of linear combinations, where each has its own.
     """
 
@@ -58,7 +59,7 @@ class Errors(NamedTuple):
     df_resid: float
     groups: int | None = None
     reason: str = ""
-    own: Clustered | None = None
+    own: Clustered | Satterthwaite | None = None
 
     @property
     def title(self) -> str:
@@ -194,8 +195,29 @@ class Fit:
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
-            reason = "the information matrix of the variance components is singular"
-        return Errors(cov, "model", self.df_resid, reason=reason)
+            reason = SINGULAR
+        own = None
+        if self.has_likelihood:  # moments have no covariance of theta to take them from
+            own = Satterthwaite(self.model, self.domain, self.estimate, cov, self.df_resid)
+        return Errors(cov, "model", self.df_resid, None, reason, own)
+
+    @cached_property
+    def kenward_roger_errors(self) -> Errors:
+        """The model's with Kenward and Roger's covariance of the fixed effects.
+
+        Raises
+        ------
+        CTMMError
+            The fit is not by REML.
+        """
+        if self.estimate.method != "reml":
+            raise CTMMError(
+                "covariance='kenward-roger' adjusts fits by REML, this one is by "
+                f"{self._called}: fit by method='reml'"
+            )
+        model = self.model_errors
+        own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
+        return model._replace(cov=own.cov, name="kenward-roger", own=own)
 
     @cached_property
     def own_errors(self) -> Errors:
@@ -205,6 +227,18 @@ class Fit:
         own = Clustered(self._robust)
         reason = ONE_UNIT if self._robust.n_units < 2 else ""
         return Errors(own.cov, self.estimate.method, self.df_resid, None, reason, own)
+
+    def errors(self, kind: str) -> Errors:
+        """Errors of that name that take no refits.
+
+        Raises
+        ------
+        CTMMError
+            This fit has none of that kind.
+        """
+        named = {"model": "model_errors", "kenward-roger": "kenward_roger_errors"}
+        found: Errors = getattr(self, named.get(kind, "own_errors"))
+        return found
 
     @cached_property
     def _robust(self) -> RobustFit:
@@ -308,20 +342,6 @@ class Fit:
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))
         found |= dict.fromkeys(dict(failed), np.full(self.n_params, np.nan))
         return np.array(list(found.values())), failed
-
-
-def information_cov(information: np.ndarray) -> np.ndarray:
-    """Inverse of the information of theta, shape (K, K); nan where there is none.
-
-    >>> information_cov(np.array([[4.0]]))
-    array([[0.25]])
-    """
-    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = information / np.outer(scale, scale)  # units of the components drop out
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] < 1e-12:
-        return np.full_like(information, math.nan)
-    return np.linalg.inv(scaled) / np.outer(scale, scale)
 
 
 def edge_note(what: str) -> str:

@@ -26,7 +26,7 @@ from .labels import METHODS, Labels
 from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
-COVARIANCES = ("model", "jackknife")
+COVARIANCES = ("model", "kenward-roger", "jackknife")
 OWN = {"ml": "model", "reml": "model", "he": "jackknife", "robust": "robust"}
 """Method of estimation -> covariance that standard errors are by unless told otherwise."""
 
@@ -189,7 +189,7 @@ class Record:
         kind = self.cov_type if covariance is None else covariance
         kinds = dict.fromkeys((*COVARIANCES, self.cov_type))
         if choose("covariance", kind, kinds) != "jackknife":
-            return self.numbers.model_errors if kind == "model" else self.numbers.own_errors
+            return self.numbers.errors(kind)
         return self.errors(self.jackknife(one_step=self.one_step))
 
     def jackknife(
