@@ -29,7 +29,7 @@ LAYERS = [
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
-    "size", "labelled", "arrays", "prepare", "matrix", "formula",
+    "identified", "labelled", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/

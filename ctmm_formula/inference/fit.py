@@ -124,9 +124,10 @@ class Fit:
 
     @property
     def df_resid(self) -> int:
-        """N - n_par: donors less parameters (as in the CTMM paper).
+        """N - n_par: donors less parameters, as in the CTMM paper.
 
-        Independent units less one for robust fits, where every fixed effect has its own.
+        Of variance components and jackknives; fixed effects by the model have their own.
+        Independent units less one for robust fits, whose fixed effects have their own too.
         """
         if self.is_clustered:
             return len(np.unique(self.model.donor_block[self.model.active])) - 1

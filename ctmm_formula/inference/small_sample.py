@@ -102,6 +102,11 @@ class Satterthwaite:
         """Why fixed effects have no degrees of freedom, or ""."""
         return "" if isinstance(self._found, Variation) else self._found
 
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Root of Phi and slopes, from which degrees of freedom follow; None without any."""
+        return None if self.reason else (self._at.root, self._at.slopes)
+
     def _joint(self, q: int, A1: float, A2: float) -> tuple[float, float, str]:
         """Denominator, scale of F, and why there is no test."""
         del A1

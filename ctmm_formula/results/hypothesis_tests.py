@@ -35,8 +35,8 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     Returns
     -------
     TestResult
-        F on (q, df_resid), for robust fits with a denominator of its own; nan with the reason in
-        ``note`` where it cannot be had.
+        F on q and a denominator of its own, ``df_resid`` for variance components and by the
+        jackknife; nan with the reason in ``note`` where it cannot be had.
     """
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)
@@ -141,14 +141,14 @@ def test_mean(res: Record, covariance: Covariance = "default") -> TestResult:
 
     Parameters
     ----------
-    covariance : {"default", "jackknife", "model", "robust"} or Jackknife
+    covariance : {"default", "jackknife", "model", "kenward-roger", "robust"} or Jackknife
         Default "jackknife", for robust fits "robust"; None stands for ``cov_type``.
 
     Returns
     -------
     TestResult
-        F on (C - 1, df_resid); for robust fits with the denominator of the approximate
-        Hotelling test (HTZ).
+        F on C - 1 and ``df_resid``, by the model with a denominator as in :meth:`wald_test`; for
+        robust fits with that of the approximate Hotelling test (HTZ).
     """
     if isinstance(covariance, str) and covariance == "default":
         covariance = errors_of(TESTS["mean"], res.method)

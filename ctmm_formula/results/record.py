@@ -97,8 +97,8 @@ class Record:
     df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
     df_resid = Of(
         lambda r: r.numbers.df_resid,
-        "Donors less parameters, the denominator df of tests; of robust fits independent units "
-        "(donors, or blocks of them) less one.",
+        "Donors less parameters, the denominator df of tests of variance components and of the "
+        "jackknife; of robust fits independent units (donors, or blocks of them) less one.",
     )
     converged = Of(
         lambda r: r.estimate.convergence.converged,

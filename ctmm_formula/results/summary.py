@@ -38,6 +38,20 @@ _ROBUST = (
     "({units} less one), one-sided.",
 )
 _INFORMATION = "Standard errors: model (inverse expected information)."
+_OWN_DF = (
+    "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
+    "(donors less parameters), one-sided."
+)
+_OWN = {
+    "robust": _ROBUST,
+    "model": (_INFORMATION, _OWN_DF),
+    "kenward-roger": (
+        "Standard errors: Kenward and Roger's, of variances by the inverse expected information.",
+        _OWN_DF,
+    ),
+}
+"""What is said of errors with laws of their own, by name."""
+
 _RULE = "-"
 
 _LATEX = str.maketrans(
@@ -300,7 +314,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         f"P values by t with {df}, one-sided for variances.",
     ]
     return [
-        *([text.format(units=units) for text in _ROBUST] if errors.own else said),
+        *([text.format(units=units) for text in _OWN[errors.name]] if errors.own else said),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),
         *(note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".") for note in fit.notes),

@@ -303,7 +303,7 @@ anova.ctmm <- function(object, ...) {
 
 # One fit: F tests of the terms of the fixed part, each given all others before it.
 anova_terms <- function(object) {
-  robust <- object$cov_type == "robust"
+  resampled <- object$cov_type == "jackknife"
   assign <- object$assign
   labels <- attr(object$terms, "term.labels")
   cov <- stats::vcov(object)
@@ -315,7 +315,7 @@ anova_terms <- function(object) {
     sub <- solve(information[use, use, drop = FALSE])
     score <- information[use, , drop = FALSE] %*% object$beta
     b <- drop(sub %*% score)
-    if (robust) {
+    if (!resampled) {
       L <- (sub %*% information[use, , drop = FALSE])[own, , drop = FALSE]
       test <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = TRUE))$test
       return(c(as.double(test$statistic), as.double(unlist(test$df))[2L]))
@@ -326,11 +326,11 @@ anova_terms <- function(object) {
   f <- vapply(rows, `[`, 0, 1L)
   df <- vapply(rows, `[`, 0, 2L)
   p <- stats::pf(f, q, df, lower.tail = FALSE)
-  if (robust) {
+  if (!resampled) {
     out <- data.frame(Df = q, `Denom. df` = df, `F value` = f, `Pr(>F)` = p, check.names = FALSE,
                       row.names = labels)
-    return(structure(out, heading = "Wald tests of the fixed part, terms in sequence (robust)\n",
-                     class = c("anova", "data.frame")))
+    heading <- sprintf("Wald tests of the fixed part, terms in sequence (%s)\n", object$cov_type)
+    return(structure(out, heading = heading, class = c("anova", "data.frame")))
   }
   out <- data.frame(Df = q, `F value` = f, `Pr(>F)` = p, check.names = FALSE, row.names = labels)
   structure(out, heading = c("Wald tests of the fixed part, terms in sequence",
