@@ -19,7 +19,7 @@ from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
-from .engine.robust import CLUSTERED, ONE_UNIT
+from .engine.robust import ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
 from .results.fitted import CTMMResults

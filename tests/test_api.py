@@ -139,10 +139,14 @@ def test_more_parameters_than_donors(small):
 @pytest.mark.parametrize("method", ["reml", "ml", "he", "robust"])
 def test_components_that_the_rows_cannot_tell_apart_are_named(small, method):
     one_each = small.groupby("donor").head(1)
-    message = "told apart in 6 rows of 6 donors with 1 fixed effects: 'hom', 'V'; try structure='hom'"
+    message = (
+        "told apart in 6 rows of 6 donors with 1 fixed effects: 'hom', 'V'; try structure='hom'"
+    )
     with pytest.raises(ConvergenceError, match=message):
         ctmm.fit("expr ~ 1", data=one_each, structure="iid", method=method)
-    with pytest.raises(ConvergenceError, match="12 rows .*: 'hom'; use fewer covariates or random"):
+    with pytest.raises(
+        ConvergenceError, match=r"12 rows .*: 'hom'; use fewer covariates or random"
+    ):
         ctmm.fit("expr ~ C(celltype) + C(donor)", data=small, structure="iid", method=method)
 
 

@@ -33,12 +33,12 @@ LAYERS = [
     "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample", "hypotheses",
-    "testing", "jackknife", "tails",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
+    "hypotheses", "testing", "jackknife", "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators", "left_out_moments",
-    "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
+    "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
+    "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
     "model", "estimate",
     "structures", "distributions", "arguments", "errors",

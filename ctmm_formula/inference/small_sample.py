@@ -153,7 +153,7 @@ class KenwardRoger(Satterthwaite):
     """The covariance of the fixed effects that Kenward and Roger (1997) adjust, and its laws."""
 
     @cached_property
-    def cov(self) -> np.ndarray:  # type: ignore[override]
+    def cov(self) -> np.ndarray:
         """Adjusted covariance of b, by the model of theta, (p + K, p + K)."""
         out = self.by_model.copy()
         p = len(out) - len(self.estimate.theta)
@@ -170,7 +170,11 @@ class KenwardRoger(Satterthwaite):
         B = (A1 + 6.0 * A2) / (2.0 * q)
         g = ((q + 1) * A1 - (q + 4) * A2) / ((q + 2) * A2)
         below = 3.0 * q + 2.0 * (1.0 - g)
-        up, down, last = 1.0 + g / below * B, 1.0 - (q - g) / below * B, 1.0 - (q + 2 - g) / below * B
+        up, down, last = (
+            1.0 + g / below * B,
+            1.0 - (q - g) / below * B,
+            1.0 - (q + 2 - g) / below * B,
+        )
         shrink = 1.0 - A2 / q  # the mean of F is its inverse
         if not (shrink > 0.0 and down > 0.0 and last > 0.0):
             return math.nan, 1.0, NO_LAW
@@ -186,6 +190,8 @@ def information_cov(information: np.ndarray) -> np.ndarray:
     >>> information_cov(np.array([[4.0]]))
     array([[0.25]])
     """
+    if not len(information):
+        return information
     scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = information / np.outer(scale, scale)  # units of the components drop out

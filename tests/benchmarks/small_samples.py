@@ -1,4 +1,4 @@
-"""Levels of tests of condition effects at few donors: Kenward-Roger, Satterthwaite, donors less all.
+"""Levels of tests of condition effects at few donors: Kenward-Roger, Satterthwaite, one df.
 
     python tests/benchmarks/small_samples.py [--genes 2000] [--workers 1]
 
@@ -128,6 +128,43 @@ def one(setting: Setting, number: int) -> np.ndarray:
         return np.array([pvalues(fit, method) for method in METHODS])
 
 
+MIXTURES = ((30, "free", 0.05), (60, "free", 0.05), (60, "free", 0.01), (60, "iid", 0.05))
+"""Donors, structure and mean noise of overall pseudobulk."""
+
+
+def mixture(donors: int, name: str, noise: float, number: int) -> np.ndarray:
+    """P values of a condition in overall pseudobulk of four types by METHODS but one, and the edge.
+
+    Proportions are Dirichlet(4, 3, 2, 1); covariance .25 J + diag(.05, .1, .2, .4), bounds "psd".
+    """
+    rng = np.random.default_rng([donors, round(1000 * noise), number])
+    P = rng.dirichlet([4, 3, 2, 1], donors)
+    nu = noise * rng.gamma(6, 1 / 6, donors)
+    effects = rng.multivariate_normal(np.zeros(4), 0.25 + np.diag(SPECIFIC), donors)
+    y = (P * effects).sum(axis=1) + rng.normal(size=donors) * np.sqrt(nu)
+    structure, domain = resolve(name, ["T0", "T1", "T2", "T3"]), Domain("psd")
+    X = np.column_stack([P, np.arange(donors) % 2])
+    model = build_model(y, nu, X, P, np.arange(donors), structure.basis)
+    fit = Fit(model, structure, domain, estimate(model, "reml", domain), np.eye(4, 5))
+    L, out = np.eye(5, fit.n_params)[4:], []
+    for method in ("kenward-roger", "model", "donors less parameters"):
+        errors = fit.errors("kenward-roger" if method == "kenward-roger" else "model")
+        t = np.abs(fit.estimate.beta[4]) / np.sqrt(errors.variances(L)[0])
+        df = fit.df_resid if method == "donors less parameters" else errors.df(L)[0]
+        out.append(2.0 * float(t_tail(t, df)))
+    return np.array([*out, fit.on_edge])
+
+
+def overall(donors: int, name: str, noise: float, p: np.ndarray) -> list[dict[str, object]]:
+    """Lines of the table of overall pseudobulk."""
+    same = {"donors": donors, "structure": name, "mean noise": noise,
+            "on the edge": f"{p[:, 3].mean():.2f}"}  # fmt: skip
+    return [
+        same | {"errors": method} | {str(level): rate(p[:, [k]], level) for level in (0.05, 0.01)}
+        for k, method in enumerate(("kenward-roger", "model", "donors less parameters"))
+    ]
+
+
 LAWS = ("normal", "t, donors - 1", "t, donors - parameters")
 
 
@@ -205,7 +242,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default=str(HERE / "small_samples.md"))
     args = parser.parse_args()
-    effects, variances = [], []
+    effects, variances, mixtures = [], [], []
     for setting in SETTINGS:
         jobs = (delayed(one)(setting, number) for number in range(args.genes))
         effects += levels(setting, np.array(Parallel(args.workers)(jobs)))
@@ -219,16 +256,22 @@ def main() -> None:
             row["hom missed"] = rate(p[:, k, 2 * C :], 0.05)
             variances.append(row)
         sys.stderr.write(f"{setting}\n")
+    for case in MIXTURES:
+        jobs = (delayed(mixture)(*case, number) for number in range(args.genes))
+        mixtures += overall(*case, np.array(Parallel(args.workers)(jobs)))
     errors = [np.sqrt(level * (1 - level) / args.genes) for level in (0.05, 0.01)]
     parts = [
         "# Small samples: levels of tests of fixed effects after REML",
         f"Written by `small_samples.py`, {args.genes} genes a line, seeded by setting and number "
-        "of the gene; no effect of the condition.  Rates are those of p up to .05 and .01; standard "
-        f"error of a rate {errors[0]:.4f} and {errors[1]:.4f}; of t tests the range over cell types. "
+        "of the gene; no effect of the condition.  Rates are those of p up to .05 and .01, standard "
+        f"error {errors[0]:.4f} and {errors[1]:.4f}; of t tests the range over cell types.  "
         "All effects: C hypotheses at once; differences: C - 1, are effects equal.  'model' is the "
         "package's default (Satterthwaite, F on q and 2q/A2), 'fai-cornelius' the same with the "
         "denominator of lmerTest, 'donors less parameters' what was used for everything before.",
         bench_fit.markdown(pd.DataFrame(effects)),
+        "Overall pseudobulk of four types, t test of a condition without effect; components on the "
+        "edge of their domain (psd) count as free:",
+        bench_fit.markdown(pd.DataFrame(mixtures)),
         "Variance components by the expected information: one-sided tests of V[c] = 0 where V = 0 "
         "and how often 95 % intervals miss V[c] (ranges over cell types) and hom where V > 0:",
         bench_fit.markdown(pd.DataFrame(variances)),

@@ -231,7 +231,7 @@ test_that("tests, jackknife and bootstrap speak for themselves", {
   lrt <- test_variance(fit, "lrt")
   expect_equal(lrt$statistic[[1]], anova(update(fit, structure = "hom"), fit)$Chisq[2],
                tolerance = 1e-8)
-  expect_equal(test_mean(fit, "model")$p.value, anova(update(fit, . ~ sex + PC1 + celltype))[3, "F value"],
+  expect_equal(test_mean(fit, "model")$p.value, anova(update(fit, . ~ sex + PC1 + celltype))[3, "Pr(>F)"],
                tolerance = 1e-6)
   expect_equal(test_component(fit, "batch")$p.value, summary(fit)$varcomp["batch", 4])
   expect_error(test_component(fit, "site"), "unknown variance component 'site'")
