@@ -38,7 +38,8 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
-    "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
+    "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
+    "noise",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
     "model", "estimate",
     "structures", "distributions", "arguments", "errors",

@@ -65,7 +65,7 @@ class Variation:
 
     @cached_property
     def slopes(self) -> np.ndarray:
-        """sum_k half_kj slope_k with W = half half', (K, p, p): as of components of covariance I."""
+        """sum_k half_kj slope_k with W = half half', (K, p, p): of components of covariance I."""
         values, axes = np.linalg.eigh(self.W)
         half = axes * np.sqrt(np.clip(values, 0.0, None))
         v, u = self._donors, self._levels

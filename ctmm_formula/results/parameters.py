@@ -33,7 +33,8 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     covariance : {"model", "kenward-roger", "jackknife", "robust"} or Jackknife, optional
         Default ``cov_type``; "robust" for robust fits only.  Of REML fits "kenward-roger" has the
         covariance of the fixed effects that Kenward and Roger (1997) adjust for estimated variance
-        components, with their degrees of freedom; "model" has Satterthwaite's.
+        components, with their degrees of freedom; "model" has Satterthwaite's after ML and REML,
+        ``df_resid`` after HE, whose components have no covariance.
     alpha : float
         One less the confidence of the intervals.
 

@@ -263,8 +263,8 @@ def main() -> None:
     parts = [
         "# Small samples: levels of tests of fixed effects after REML",
         f"Written by `small_samples.py`, {args.genes} genes a line, seeded by setting and number "
-        "of the gene; no effect of the condition.  Rates are those of p up to .05 and .01, standard "
-        f"error {errors[0]:.4f} and {errors[1]:.4f}; of t tests the range over cell types.  "
+        "of the gene; no effect of the condition.  Rates are those of p up to .05 and .01, "
+        f"standard error {errors[0]:.4f} and {errors[1]:.4f}; of t tests the range over types.  "
         "All effects: C hypotheses at once; differences: C - 1, are effects equal.  'model' is the "
         "package's default (Satterthwaite, F on q and 2q/A2), 'fai-cornelius' the same with the "
         "denominator of lmerTest, 'donors less parameters' what was used for everything before.",

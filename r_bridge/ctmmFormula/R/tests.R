@@ -16,7 +16,7 @@
 #' the same test with their own), or \code{"exact"}, the
 #' exact restricted likelihood ratio test where the component is the model's only one.
 #' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
-#' \code{test_mean} also \code{"jackknife"} (default), \code{"model"} or, default after
+#' \code{test_mean} also \code{"jackknife"} (default), \code{"model"}, \code{"kenward-roger"} or, default after
 #' \code{method = "robust"}, \code{"robust"} (an approximate Hotelling test).
 #' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
