@@ -33,8 +33,10 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
     if not wrong:
         return
     names = [[*structure.labels, *random][k] for k in wrong]
-    smaller = [resolve(name, structure.celltypes) for name in STRUCTURES if name not in ARGUMENTS]
-    smaller = [s for s in smaller if s.labels != structure.labels and structure.contains(s)]
+    named = [name for name in STRUCTURES if name not in ARGUMENTS]
+    # of one cell type all structures are the same
+    known = [resolve(name, structure.celltypes) for name in named if len(structure.celltypes) > 1]
+    smaller = [s for s in known if s.labels != structure.labels and structure.contains(s)]
     able = [s for s in smaller if not confounded(model.with_basis(s.basis))]
     best = max(able, key=lambda s: len(s.labels), default=None)
     fix = "use fewer covariates or random effects"

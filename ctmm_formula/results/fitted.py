@@ -58,7 +58,7 @@ class CTMMResults(Record):
     >>> res.vcomp.round(2).to_dict()
     {'hom': 0.49, 'V[day0]': 0.13, 'V[day1]': 0.38, 'V[day2]': 0.38, 'V[day3]': 1.27, 'batch': 0.31}
     >>> res.means().loc["day0"].round(2).to_dict()
-    {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.42, 'conf_high': 1.05}
+    {'estimate': 0.73, 'std_error': 0.16, 'conf_low': 0.41, 'conf_high': 1.06}
     >>> print(res.test_variance())
     variance differentiation: score
       null hypothesis: no cell type-specific variance (V = 0)
