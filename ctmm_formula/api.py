@@ -14,12 +14,12 @@ from .arguments import choose
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
+from .design.identified import check_components
 from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
-from .design.size import check_size
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
-from .engine.robust import CLUSTERED, ONE_UNIT
+from .engine.robust import ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
 from .results.fitted import CTMMResults
@@ -208,10 +208,10 @@ def fit_design(
     """Fit a design; what there is to say about the fit is in its notes."""
     cells = resolve(structure, design.celltypes)
     method, why = method_of(design, method, bounds)
-    if method not in CLUSTERED:  # its equations say themselves what cannot be estimated
-        check_size(design, cells)
+    model = design.model(cells)
+    check_components(model, cells, design.random_names)
     domain = domain_of(design, bounds, noise_floor)
-    results = CTMMResults(design, cells, domain, estimate(design.model(cells), method, domain))
+    results = CTMMResults(design, cells, domain, estimate(model, method, domain))
     results.notes = (*([why] if why else []), *design.notes, *_notes(results))
     return results
 
@@ -332,7 +332,10 @@ def _notes(results: CTMMResults) -> Iterator[str]:
     """What to know about this fit."""
     text, at = _trouble(results), results.estimate
     if text and results.converged:
-        text += ", where standard errors and Wald tests of variance components are no guide"
+        text += (
+            ", where standard errors and Wald tests of variance components are no guide (degrees "
+            "of freedom of fixed effects take those on a bound for known, others for free)"
+        )
     if text:
         yield text
     if at.beta_by == "ols":
@@ -343,10 +346,11 @@ def _notes(results: CTMMResults) -> Iterator[str]:
     if results.numbers.is_clustered:
         if results.df_resid < 1:
             yield f"{ONE_UNIT}, so there are no tests and intervals"
-    elif results.n_donors <= len(at.beta) + len(at.theta):
+    elif results.df_resid < 1:
+        of = "of variance components " if results.numbers.has_likelihood else ""
         yield (
-            f"{results.n_donors} donors and as many parameters: no residual degrees of freedom, "
-            "so no tests"
+            f"{results.n_donors} donors and {results.df_model} parameters: no residual degrees of "
+            f"freedom, so no tests and intervals {of}but by test_variance('score')"
         )
     if results.design.n_cells is None:
         what = "fit and score test are" if results.numbers.is_clustered else "the score test is"

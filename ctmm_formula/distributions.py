@@ -28,7 +28,9 @@ def t_reach(p: float, df: np.ndarray | float) -> np.ndarray:
 
 
 def f_tail(F: float, q: float, df: float) -> float:
-    """P(F(q, df) > F) for F >= 0."""
+    """P(F(q, df) > F) for F >= 0; chi2(q) / q where df is infinite."""
+    if df == np.inf:
+        return chi2_tail(q * F, q)
     return float(special.fdtrc(q, df, F))
 
 

@@ -268,7 +268,9 @@ def _check_basis(parts: list[tuple[str, np.ndarray]]) -> None:
     if len(set(labels)) < len(labels):
         raise CTMMError(f"labels of the basis matrices are not unique: {', '.join(labels)}")
     if np.linalg.matrix_rank(_unit_columns(np.array([m for _, m in parts]))) < len(parts):
+        alone = len(parts[0][1]) == 1
         raise CTMMError(
             f"basis matrices {', '.join(labels)} are linearly dependent: "
             "their variance components cannot be told apart"
+            + ("; with one cell type use structure='hom'" if alone else "")
         )

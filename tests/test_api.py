@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import dense_kr
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import quick_first
+from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula import api
@@ -118,16 +120,50 @@ def test_anndata_of_cells_is_refused_with_the_way_out():
         ctmm.fit(FORMULA, data=adata)
 
 
+@pytest.mark.filterwarnings("ignore:the estimate lies on the edge")
 def test_more_parameters_than_donors(small):
+    """Rows count: 12 of them carry 4 fixed effects and 2 or 3 variances of 6 donors."""
     formula = "expr ~ C(celltype) + PC1 + PC2"
+    for structure in ("iid", "free"):
+        res = ctmm.fit(formula, data=small, structure=structure, bounds="nonnegative")
+        adjusted = dense_kr.adjusted(res.model, res.estimate.theta, free=res.estimate.theta > 0)
+        df = [dense_kr.satterthwaite(adjusted, row) for row in np.eye(4)]
+        p = 2 * stats.t.sf(np.abs(res.fe_params / res.bse_fe), df)
+        assert np.allclose(res.pvalues[:4], p, rtol=1e-8)
+        assert res.pvalues[4:].isna().all() and res.bse[4:].notna().all()
+        assert any("no tests and intervals of variance components" in n for n in res.notes)
+        assert 0 < res.wald_test("PC1 = 0, PC2 = 0").pvalue < 1
+        assert "residual degrees of freedom" in res.wald_test("hom = 0").note
+
+
+@pytest.mark.parametrize("method", ["reml", "ml", "he", "robust"])
+def test_components_that_the_rows_cannot_tell_apart_are_named(small, method):
+    one_each = small[small.groupby("donor").cumcount() == pd.factorize(small["donor"])[0] % 2]
     message = (
-        r"6 donors cannot estimate 7 parameters \(4 fixed effects, 3 of structure 'free', 0 random "
-        r"variances\): try structure='iid' \(6 parameters\)"
+        "told apart in 6 rows of 6 donors with 1 fixed effects: 'hom', 'V'; try structure='hom'"
     )
-    with pytest.raises(DataError, match=message):
-        ctmm.fit(formula, data=small, method="reml")
-    with pytest.raises(DataError, match="use fewer covariates or random effects"):
-        ctmm.fit(formula + " + sex + I(PC1**2)", structure="iid", data=small, method="reml")
+    with pytest.raises(ConvergenceError, match=message):
+        ctmm.fit("expr ~ 1", data=one_each, structure="iid", method=method)
+    with pytest.raises(
+        ConvergenceError, match=r"12 rows .*: 'hom'; use fewer covariates or random"
+    ):
+        ctmm.fit("expr ~ C(celltype) + C(donor)", data=small, structure="iid", method=method)
+
+
+def test_one_cell_type(small):
+    """The random effects model of a meta-analysis."""
+    one = small[small["celltype"] == "B"]
+    res = ctmm.fit("expr ~ 1", data=one, structure="hom")
+    overall = ctmm.fit(
+        "expr ~ 1", data=one.assign(p=1.0), proportions=["p"], structure="hom", bounds="noise"
+    )
+    assert res.llf == pytest.approx(overall.llf, abs=1e-10)
+    assert "one cell type" in res.test_variance().note
+    assert res.test_mean("model").note == "there is nothing to test"
+    with pytest.raises(CTMMError, match="with one cell type use structure='hom'"):
+        ctmm.fit("expr ~ 1", data=one)
+    with pytest.raises(DataError, match="'celltype' has one level, 'B'"):
+        ctmm.fit("expr ~ C(celltype)", data=one, structure="hom")
 
 
 def test_no_residual_degrees_of_freedom_is_a_note(small):

@@ -351,7 +351,6 @@ CASES = [
         "one cell type",
         DataError,
         ["'celltype'", "one level", "'T'"],
-        "expr ~ sex",
         change=lambda d: d[d["celltype"] == "T"],
     ),
     Case("no rows", DataError, ["no rows"], change=lambda d: d.iloc[:0]),
@@ -516,9 +515,17 @@ CASES = [
     Case(
         "one proportion",
         DataError,
-        ["two cell types"],
+        ["must sum to one", "name all cell types"],
         OVERALL,
         {"proportions": ["prop_B"]},
+        overall=True,
+    ),
+    Case(
+        "no proportion",
+        DataError,
+        ["names no column"],
+        OVERALL,
+        {"proportions": []},
         overall=True,
     ),
     Case(

@@ -29,16 +29,17 @@ LAYERS = [
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
     # design/
-    "size", "labelled", "arrays", "prepare", "matrix", "formula",
+    "identified", "labelled", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "hypotheses",
-    "testing", "jackknife", "tails",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
+    "hypotheses", "testing", "jackknife", "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
-    "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
+    "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
+    "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
+    "noise",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
     "model", "estimate",
     "structures", "distributions", "arguments", "errors",

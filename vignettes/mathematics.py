@@ -236,14 +236,55 @@ bse = res.jackknife().bse[res.vcomp.index]
 agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1e-5)
 
 # %% [markdown]
+# ## Few donors
+#
+# $\Phi = (X'\Sigma^{-1}X)^{-1}$ holds estimated components, whose covariance is $W$, the inverse
+# expected information.  With $P_k = X'\Sigma^{-1}\Sigma_k\Sigma^{-1}X$ and
+# $Q_{kl} = X'\Sigma^{-1}\Sigma_k\Sigma^{-1}\Sigma_l\Sigma^{-1}X$, a row $l$ has
+#
+# $$ df = \frac{2 (l'\Phi l)^2}{g'Wg}, \quad g_k = l'\Phi P_k \Phi l $$
+#
+# degrees of freedom (Satterthwaite).  For rows $u$ of $L$ orthonormal under $\Phi$,
+# $M_k = u\Phi P_k\Phi u'$ and $A_2 = \sum_{kl} W_{kl}\,\mathrm{tr}(M_k M_l)$, $F$ tests of $q$ rows
+# have $2q/A_2$: the $F$ with the mean $1/(1 - A_2/q)$ that the statistic has to first order.
+# `covariance="kenward-roger"` has their (1997) covariance
+#
+# $$ \Phi_A = \Phi + 2\Phi\Big[\sum_{kl} W_{kl} (Q_{kl} - P_k\Phi P_l)\Big]\Phi $$
+#
+# and their scale and denominator, which match variance and mean.  Components on a lower bound
+# count as known, all others as free.
+#
+# | what | where |
+# |---|---|
+# | $P_k$, $Q_{kl}$ in coordinates where $\Phi = I$ | `engine.variation.Variation` |
+# | degrees of freedom, $F$ | `inference.small_sample.Satterthwaite`, `inference.small_sample.KenwardRoger` |
+
+# %%
+W, Phi = np.linalg.inv(expected), np.linalg.inv(XSX)
+SX = S_inv @ X
+first = [SX.T @ S @ SX for S in parts]
+middle = sum(
+    W[k, h] * (SX.T @ S @ S_inv @ T @ SX - first[k] @ Phi @ first[h])
+    for k, S in enumerate(parts)
+    for h, T in enumerate(parts)
+)
+adjusted = Phi + 2 * Phi @ middle @ Phi
+package = res.cov_params("kenward-roger").to_numpy()[:p, :p]
+agree("Kenward and Roger's covariance", adjusted.ravel(), package.ravel())
+gradient = [Phi[1] @ G @ Phi[1] for G in first]
+df_of = 2 * Phi[1, 1] ** 2 / (gradient @ W @ gradient)
+agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2]).df[1])
+
+# %% [markdown]
 # ## Tests
 #
-# Denominator degrees of freedom are $N$ less all parameters: `inference.fit.Fit.df_resid`; of
-# `method="robust"` those of the section above.
+# Denominators of variance components and of jackknives are $N$ less all parameters:
+# `inference.fit.Fit.df_resid`; of fixed effects, and of `method="robust"`, those of the sections
+# above.
 #
 # | question | test | where |
 # |---|---|---|
-# | $L t = 0$ | $W = (Lt)'(L\,\mathrm{Cov}\,L')^{-1}(Lt)/q \sim F(q, N - n_{par})$ | `inference.testing.wald` |
+# | $L t = 0$ | $W = (Lt)'(L\,\mathrm{Cov}\,L')^{-1}(Lt)/q \sim F(q, df)$ | `inference.testing.wald` |
 # | $V = 0$ | the same, $L$ of the structure | `structures.Structure.null_contrast` |
 # | equal means | the same, contrasts of cell type means, whatever the coding | `inference.testing.mean_differentiation` |
 # | one component $> 0$ | one-sided $t$ | `inference.testing.one_sided_t` |

@@ -28,9 +28,7 @@ def check_levels(ready: Prepared) -> None:
     """Donors, pairs and factors must vary after incomplete rows are gone."""
     roles = ready.roles
     donors = ready.labels[roles.donor]
-    for name in dict.fromkeys([*roles.fixed, *roles.groups, roles.celltype]):
-        if name is None:
-            continue
+    for name in dict.fromkeys([*roles.fixed, *roles.groups]):
         column = ready.labels.get(name, ready.frame[name].array)
         levels = getattr(column, "categories", None)
         if levels is not None and len(levels) < 2 and name != roles.donor:
@@ -191,8 +189,8 @@ def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np
         H = np.eye(len(values.categories))[values.codes]
         return None, tuple(values.categories), H
     P = ready.frame[list(roles.proportions)].to_numpy(dtype=float)
-    if P.shape[1] < 2:
-        raise DataError("proportions= needs two cell types or more")
+    if not P.shape[1]:
+        raise DataError("proportions= names no column: give one for each cell type")
     check_proportions(P, roles.proportions, ready.keep)
     unused = [name for name, column in zip(roles.proportions, P.T, strict=True) if not column.any()]
     if unused:

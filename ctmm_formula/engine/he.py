@@ -27,6 +27,9 @@ from .model import Model
 CONFOUNDED = 1e12
 """Condition number of G from which the components cannot be told apart."""
 
+_NOTHING = 1e-10  # of a diagonal, or the smallest eigenvalue of a correlation matrix
+_INVOLVED = 1e-4  # entry of an eigenvector
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -80,8 +83,8 @@ class Moments:
         return np.linalg.solve(self.gram, moments).T
 
 
-def moments(model: Model) -> Moments:
-    """Normal matrix and noise weights of the design of `model`, in O(n K p).
+def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
+    """tr(Pi Sigma_k Pi Sigma_l), (K, K), in O(n K p); without Pi if not `projected`.
 
     Raises
     ------
@@ -95,17 +98,48 @@ def moments(model: Model) -> Moments:
     shape = model.tiles.shape
     llf = kernels.evaluate(
         kernels.kernel_address(), np.zeros(F), np.zeros(shape), np.ones(shape), model.blocks,
-        model.tiles.donors(model.active, False), True, kernels.INFORMATION,
+        model.tiles.donors(model.active, False), projected, kernels.INFORMATION,
         score, average, expected, np.zeros(p), np.zeros((p + 1, p + 1)),
     )  # fmt: skip
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
+    return np.asarray(2.0 * model.S @ expected @ model.S.T)
+
+
+def confounded(model: Model) -> list[int]:
+    """Components that no method can tell apart or from the fixed effects, by number.
+
+    Examples
+    --------
+    >>> from ctmm_formula.engine.model import build_model
+    >>> H, basis = np.tile(np.eye(2), (3, 1)), np.array([np.ones((2, 2)), np.eye(2)])
+    >>> build = lambda H, donor: build_model(np.arange(6.), np.ones(6), H, H, donor, basis)
+    >>> confounded(build(H, np.repeat([0, 1, 2], 2))), confounded(build(H, np.arange(6)))
+    ([], [0, 1])
+    """
+    gram, whole = moment_matrix(model), np.diag(moment_matrix(model, projected=False))
+    left = np.diag(gram) > _NOTHING * whole
+    size = np.sqrt(np.diag(gram)[left])
+    values, axes = np.linalg.eigh(gram[np.ix_(left, left)] / np.outer(size, size))
+    null = np.abs(axes[:, values < _NOTHING]).max(axis=1, initial=0.0) > _INVOLVED
+    return sorted([*np.flatnonzero(~left).tolist(), *np.flatnonzero(left)[null].tolist()])
+
+
+def moments(model: Model) -> Moments:
+    """Normal matrix and noise weights of the design of `model`, in O(n K p).
+
+    Raises
+    ------
+    ConvergenceError
+        The fixed effects are collinear in the donors in use.
+    """
+    p = model.X.shape[1]
+    gram = moment_matrix(model)
     Q = np.where(model.active_rows[:, None], model.Q, 0.0)
     if p and model.n_donors < len(model.active):  # orthonormal in the rows in use
         Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
     factors = tuple(_factors(model))
     noise = np.array([_noise_weights(Z, Q) for Z in factors])
-    gram = 2.0 * model.S @ expected @ model.S.T
     return Moments(gram, model.S @ noise, Q, factors, model.S, model.active_rows)
 
 

@@ -30,9 +30,10 @@ from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered, NoClusters
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
+from .small_sample import SINGULAR, KenwardRoger, Satterthwaite, information_cov
 from .testing import Law, denominator
 
-MODEL, JACKKNIFE, ROBUST = "model", "jackknife", "robust"
+MODEL, KENWARD_ROGER, JACKKNIFE, ROBUST = "model", "kenward-roger", "jackknife", "robust"
 """Where errors come from."""
 
 T = TypeVar("T")
@@ -46,14 +47,14 @@ class Errors(NamedTuple):
     ----------
     cov : ndarray, shape (p + K, p + K)
     name : str
-        "model", "robust", "jackknife", "jackknife, 5 blocks", ...
+        "model", "kenward-roger", "robust", "jackknife", "jackknife, 5 blocks", ...
     df_resid : float
         Degrees of freedom of the fit.
     groups : int, optional
         Groups of donors that a jackknife left out, one after the other.
     reason : str
         Why nothing can be said of the variance components, or "".
-    own : Clustered or NoClusters, optional
+    own : Clustered, NoClusters or Satterthwaite, optional
         Laws of linear combinations, where each has its own.
     params : ndarray, shape (p + K,), optional
         Of what they are the errors, where that is not the fit itself.
@@ -64,7 +65,7 @@ class Errors(NamedTuple):
     df_resid: float
     groups: int | None = None
     reason: str = ""
-    own: Clustered | NoClusters | None = None
+    own: Clustered | NoClusters | Satterthwaite | None = None
     params: np.ndarray | None = None
 
     @property
@@ -134,9 +135,10 @@ class Fit:
 
     @property
     def df_resid(self) -> int:
-        """N - n_par: donors less parameters (as in the CTMM paper).
+        """N - n_par: donors less parameters, as in the CTMM paper.
 
-        Independent units less one for robust fits, where every fixed effect has its own.
+        Of variance components and jackknives; fixed effects by the model have their own.
+        Independent units less one for robust fits, whose fixed effects have their own too.
         """
         if self.is_clustered:
             return n_units(self.model) - 1
@@ -205,8 +207,29 @@ class Fit:
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
-            reason = "the information matrix of the variance components is singular"
-        return Errors(cov, MODEL, self.df_resid, reason=reason)
+            reason = SINGULAR
+        own = None
+        if self.has_likelihood:  # moments have no covariance of theta to take them from
+            own = Satterthwaite(self.model, self.domain, self.estimate, cov, self.df_resid)
+        return Errors(cov, MODEL, self.df_resid, None, reason, own)
+
+    @cached_property
+    def kenward_roger_errors(self) -> Errors:
+        """The model's with Kenward and Roger's covariance of the fixed effects.
+
+        Raises
+        ------
+        CTMMError
+            The fit is not by REML.
+        """
+        if self.estimate.method != "reml":
+            raise CTMMError(
+                "covariance='kenward-roger' adjusts fits by REML, this one is by "
+                f"{self._called}: fit by method='reml'"
+            )
+        model = self.model_errors
+        own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
+        return model._replace(cov=own.cov, name=KENWARD_ROGER, own=own)
 
     @cached_property
     def own_errors(self) -> Errors:
@@ -238,9 +261,17 @@ class Fit:
         return errors_of_fixed(self.estimate.method, counted and n_units(self.model) > 1)
 
     def errors(self, kind: str, n_jobs: int = 1) -> Errors:
-        """Errors by the model, the jackknife (the exact one over donors) or robust ones."""
+        """Errors by the model, Kenward and Roger, independent units, or the exact jackknife.
+
+        Raises
+        ------
+        CTMMError
+            This fit has none of that kind.
+        """
         if kind == JACKKNIFE:
             return self.jackknife_errors(self.jackknife(n_jobs=n_jobs))
+        if kind == KENWARD_ROGER:
+            return self.kenward_roger_errors
         return self.robust_errors if kind == ROBUST else self.model_errors
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
@@ -353,24 +384,12 @@ def errors_of_fixed(method: str, robust: bool) -> str:
     Robust ones wherever they can be had (`robust`: numbers of cells are known, and there are
     units to leave out), as counts bias whatever weighs by their measured noise.
 
-    >>> errors_of_fixed("reml", True), errors_of_fixed("reml", False)
-    ('robust', 'jackknife')
+    >>> errors_of_fixed("reml", True), errors_of_fixed("reml", False), errors_of_fixed("he", False)
+    ('robust', 'kenward-roger', 'jackknife')
     """
-    return ROBUST if robust or method in CLUSTERED else JACKKNIFE
-
-
-def information_cov(information: np.ndarray) -> np.ndarray:
-    """Inverse of the information of theta, shape (K, K); nan where there is none.
-
-    >>> information_cov(np.array([[4.0]]))
-    array([[0.25]])
-    """
-    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = information / np.outer(scale, scale)  # units of the components drop out
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] < 1e-12:
-        return np.full_like(information, math.nan)
-    return np.linalg.inv(scaled) / np.outer(scale, scale)
+    if robust or method in CLUSTERED:
+        return ROBUST
+    return KENWARD_ROGER if method == "reml" else JACKKNIFE
 
 
 def edge_note(what: str) -> str:

@@ -192,6 +192,8 @@ def _nothing(fit: Fit) -> str:
 def _score(fit: Fit, ask: Ask) -> TestResult:
     """Noise-robust score test: makes the fit of hom that it needs by itself."""
     blank = _blank("score", "chi2 mixture")
+    if fit.model.H.shape[1] < 2:
+        return blank.without("there is one cell type: nothing can be specific to it")
     try:
         test = score_test(fit.model)
     except CTMMError as error:

@@ -25,12 +25,13 @@ class CTMMResults(Record):
     components.
 
     Standard errors use ``cov_type``: "model" (inverse expected information and
-    (X' Sigma^-1 X)^-1; default for ML and REML), "jackknife" (delete one donor; default for HE,
-    which has no information) or "robust" (cluster-robust; default for, and only for, robust fits,
-    with degrees of freedom for every combination).  Tests of fixed effects are robust after every
-    method, where numbers of cells are known.  Methods take ``covariance=`` to choose another
-    one, or an object that :meth:`jackknife` returned.  The jackknife is run when first needed and
-    kept.
+    (X' Sigma^-1 X)^-1, fixed effects with Satterthwaite's degrees of freedom; default for ML and
+    REML), "jackknife" (delete one donor; default for HE, which has no information) or "robust"
+    (cluster-robust; default for, and only for, robust fits, with degrees of freedom for every
+    combination).  Tests of fixed effects are robust after every method, where numbers of cells
+    are known.  Methods take ``covariance=`` to choose another one, "kenward-roger" for REML fits
+    of few donors, or an object that :meth:`jackknife` returned.  The jackknife is run when first
+    needed and kept.
 
     Variance components are in squared units of the response.
 

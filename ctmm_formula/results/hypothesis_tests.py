@@ -36,8 +36,8 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     Returns
     -------
     TestResult
-        F on (q, df_resid), of robust errors with a denominator of its own; nan with the reason in
-        ``note`` where it cannot be had.
+        F on q and a denominator of its own, ``df_resid`` for variance components and by the
+        jackknife; nan with the reason in ``note`` where it cannot be had.
     """
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)
@@ -143,16 +143,16 @@ def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
 
     Parameters
     ----------
-    covariance : {"robust", "jackknife", "model"} or Jackknife, optional
+    covariance : {"robust", "kenward-roger", "jackknife", "model"} or Jackknife, optional
         Default "robust" where numbers of cells are known, whatever the fit: the robust estimate
-        with its errors, as counts bias what weighs by their measured noise.  Else, and published,
-        "jackknife".
+        with its errors, as counts bias what weighs by their measured noise.  Else
+        "kenward-roger" after REML, and "jackknife", the published one, after ML and HE.
 
     Returns
     -------
     TestResult
-        F on (C - 1, df_resid); of robust errors with the denominator of the approximate
-        Hotelling test (HTZ).
+        F on C - 1 and ``df_resid``, by the model with a denominator as in :meth:`wald_test`; of
+        robust errors with that of the approximate Hotelling test (HTZ).
     """
     none = np.zeros((0, res.numbers.n_params))  # of fixed effects alone
     return run_test(

@@ -30,8 +30,11 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
 
     Parameters
     ----------
-    covariance : {"model", "jackknife", "robust"} or Jackknife, optional
-        Default ``cov_type``; "robust" for robust fits only.
+    covariance : {"model", "kenward-roger", "jackknife", "robust"} or Jackknife, optional
+        Default ``cov_type``; "robust" for robust fits only.  Of REML fits "kenward-roger" has the
+        covariance of the fixed effects that Kenward and Roger (1997) adjust for estimated variance
+        components, with their degrees of freedom; "model" has Satterthwaite's after ML and REML,
+        ``df_resid`` after HE, whose components have no covariance.
     alpha : float
         One less the confidence of the intervals.
 
@@ -67,12 +70,12 @@ def tvalues(res: Record) -> pd.Series:
 
 
 def pvalues(res: Record) -> pd.Series:
-    """P values by t (``df_resid`` unless robust), one-sided for variances, two-sided for others."""
+    """P values by t, one-sided for variances, two-sided for others; see :func:`table`."""
     return table(res)["p_value"]
 
 
 def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
-    """Wald intervals by t, with ``df_resid`` unless robust, columns conf_low and conf_high.
+    """Wald intervals by t, columns conf_low and conf_high.
 
     Those of variance components may reach below zero, as the estimates may; `alpha` and
     `covariance` are as in :meth:`~ctmm_formula.CTMMResults.table`.

@@ -19,14 +19,14 @@ from ..engine.estimate import Estimate
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError
 from ..inference.comparison import Labelled
-from ..inference.fit import JACKKNIFE, MODEL, ROBUST, Errors, Fit, correlation
+from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 from .labels import METHODS, Labels
 from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
-COVARIANCES = (MODEL, JACKKNIFE)
+COVARIANCES = (MODEL, KENWARD_ROGER, JACKKNIFE)
 OWN = {"ml": MODEL, "reml": MODEL, "he": JACKKNIFE, "robust": ROBUST}
 """Method of estimation -> covariance that standard errors are by unless told otherwise."""
 
@@ -97,8 +97,8 @@ class Record:
     df_model = Of(lambda r: r.numbers.n_params, "Number of fixed effects and variance components.")
     df_resid = Of(
         lambda r: r.numbers.df_resid,
-        "Donors less parameters, the denominator df of tests; of robust fits independent units "
-        "(donors, or blocks of them) less one.",
+        "Donors less parameters, the denominator df of tests of variance components and of the "
+        "jackknife; of robust fits independent units (donors, or blocks of them) less one.",
     )
     converged = Of(
         lambda r: r.estimate.convergence.converged,

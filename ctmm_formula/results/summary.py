@@ -42,6 +42,20 @@ _ROBUST = (
 _INFORMATION = (
     "Standard errors: model (inverse expected information), as if the noise variances were known."
 )
+_OWN_DF = (
+    "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
+    "(donors less parameters), one-sided."
+)
+_OWN = {
+    "robust": _ROBUST,
+    "model": (_INFORMATION, _OWN_DF),
+    "kenward-roger": (
+        "Standard errors: Kenward and Roger's, of variances by the inverse expected information.",
+        _OWN_DF,
+    ),
+}
+"""What is said of errors with laws of their own, by name."""
+
 _BESIDE = (
     "test_mean(), wald_test() and t_test() of fixed effects go by the robust estimate, which "
     "counts of cells do not bias; method='robust' shows it."
@@ -308,7 +322,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         f"P values by t with {df}, one-sided for variances.",
     ]
     return [
-        *([text.format(units=units) for text in _ROBUST] if errors.own else said),
+        *([text.format(units=units) for text in _OWN[errors.name]] if errors.own else said),
         *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),

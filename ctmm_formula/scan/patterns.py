@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..design.formula import FormulaSpec
+from ..design.identified import check_components
 from ..design.labelled import Design, build_design
-from ..design.size import check_size
 from ..design.table import listing
 from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
@@ -102,10 +102,9 @@ class Patterns:
 
     def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
         structures = self.plan.layout.structures
-        for structure in structures:
-            if self.plan.method not in CLUSTERED:
-                check_size(design, structure)
         models = tuple(design.model(structure) for structure in structures)
+        for model, structure in zip(models, structures, strict=True):
+            check_components(model, structure, design.random_names)
         return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
 
     def prepare(self) -> None:

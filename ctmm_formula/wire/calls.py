@@ -29,7 +29,9 @@ from ..arguments import choose, generator
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..errors import CTMMError
+from ..inference.fit import Errors
 from ..inference.jackknife import JackknifeRun
+from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
@@ -164,6 +166,7 @@ def _described(res: CTMMResults) -> Plain:
         "n_fixed": res.numbers.n_fixed,
         "cov": encode(res.cov_params().to_numpy()),
         "df": encode(res.errors().df(np.eye(res.numbers.n_params))),
+        "slopes": _slopes(res.errors()),
         "table": table(res.table()),
         "aic": float(res.numbers.aic),
         "bic": float(res.numbers.bic),
@@ -175,6 +178,12 @@ def _described(res: CTMMResults) -> Plain:
         **{name: encode(getattr(res, name).to_numpy()) for name in ("A", "V", "corr")},
         **_effects(res),
     }
+
+
+def _slopes(errors: Errors) -> Plain | None:
+    """What Satterthwaite's degrees of freedom of any combination follow from."""
+    parts = errors.own.parts if isinstance(errors.own, Satterthwaite) else None
+    return None if parts is None else {"root": encode(parts[0]), "slopes": encode(parts[1])}
 
 
 def _effects(res: CTMMResults) -> Plain:
@@ -263,6 +272,13 @@ def _tests(request: Mapping[str, Any]) -> Plain:
     return {key: {name: sorted(own[name].needs) for name in own} for key, own in rows.items()}
 
 
+def _errors(request: Mapping[str, Any]) -> Plain:
+    """Covariance and degrees of freedom of all parameters: request {fit, covariance}, a word."""
+    errors = _stored(request["fit"]).errors(str(request["covariance"]))
+    df = errors.df(np.eye(len(errors.cov)))
+    return {"cov": encode(errors.cov), "df": encode(df), "slopes": _slopes(errors)}
+
+
 def _linear(request: Mapping[str, Any]) -> Plain:
     """Combinations L b of fixed effects: request {fit, L, joint}.
 
@@ -303,6 +319,7 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "jackknife": _jackknife,
     "test": _test,
     "tests": _tests,
+    "errors": _errors,
     "linear": _linear,
     "bootstrap": _bootstrap,
     "anova": _anova,

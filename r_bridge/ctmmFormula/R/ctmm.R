@@ -268,6 +268,7 @@ described <- function(fit, request) {
   fit$loglik <- if (is.nan(record$llf)) NA_real_ else record$llf
   fit$df.residual <- got$df_resid
   fit$df <- array_in(got$df)
+  fit$slopes <- slopes_in(got$slopes)
   fit$convergence <- record$convergence
   fit$n_possible <- got$n_possible
   fit$n_labels <- length(got$labels)

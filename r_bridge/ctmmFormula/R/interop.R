@@ -23,14 +23,16 @@ emm_basis.ctmm <- function(object, trms, xlev, grid, covariance = NULL, ...) {
     nbasis <- estimability::nonest.basis(qr(object$X_full))
   }
   list(X = X, bhat = unname(beta), nbasis = nbasis, V = errors$cov[p, p],
-       dffun = if (is.null(errors$own)) function(k, dfargs) dfargs$df else own_df,
-       dfargs = if (is.null(errors$own)) list(df = errors$df) else list(object = object, own = p),
+       dffun = own_df,
+       dfargs = list(object = object, errors = errors, columns = match(p, colnames(X)),
+                     of = linear_of),  # emmeans takes own_df out of this package
        misc = list())
 }
 
-# Degrees of freedom of one combination of the fixed effects of a robust fit.
+# Degrees of freedom of one combination of the fixed effects.
 own_df <- function(k, dfargs) {
-  L <- matrix(k, nrow = 1L)
-  if (ncol(L) != length(dfargs$own)) return(NA_real_)  # effects were dropped
-  linear_of(dfargs$object, L, list(own = TRUE))$df
+  errors <- dfargs$errors
+  if (is.null(errors$slopes) && !isTRUE(errors$own)) return(errors$df[[1L]])
+  if (length(k) != length(dfargs$columns)) k <- k[dfargs$columns]  # effects were dropped
+  dfargs$of(dfargs$object, matrix(k, nrow = 1L), errors)$df
 }

@@ -7,8 +7,9 @@
 #' @details
 #' \code{coef} and \code{fixef} are the vector of fixed effects, so that functions of \pkg{car},
 #' \pkg{lmtest} and \pkg{emmeans} work on fits. There are also methods for \code{nobs},
-#' \code{df.residual} (donors less parameters, the denominator of all tests; of robust fits independent
-#' units less one), \code{terms},
+#' \code{df.residual} (donors less parameters, the denominator of tests of variance components and by the
+#' jackknife; of robust fits independent units less one; fixed effects by the model have Satterthwaite's),
+#' \code{terms},
 #' \code{model.frame}, \code{model.matrix}, \code{weights} (one over the noise variance), \code{sigma}
 #' (1, as the noise is known), \code{family}, \code{extractAIC} (so \code{drop1} and \code{step} work
 #' after ML), \code{update}, and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
@@ -28,6 +29,7 @@
 #'
 #' @param object,x a fit.
 #' @param covariance where standard errors come from: \code{"model"} (default for ML and REML),
+#' \code{"kenward-roger"} (adjusted for few donors, after REML),
 #' \code{"jackknife"} (default for Haseman-Elston moments), \code{"robust"} (default for, and only for,
 #' \code{method = "robust"}, with degrees of freedom for each coefficient), or what
 #' \code{\link{jackknife}} returned.
@@ -79,33 +81,28 @@ vcov.ctmm <- function(object, covariance = NULL, full = FALSE, ...) {
   if (full) cov else cov[names(object$beta), names(object$beta), drop = FALSE]
 }
 
-# Covariance of all parameters, what it is called, and the degrees of freedom that go with it: one
-# number, or one for each parameter where combinations have their own.
+# Covariance of all parameters, what it is called, the degrees of freedom of each (one number for
+# all by the jackknife), and where combinations get theirs from: slopes, or Python (own = TRUE).
 errors_of <- function(object, covariance = NULL) {
   names <- c(names(object$beta), names(object$vcomp))
-  if (object$cov_type == "robust" && (is.null(covariance) || identical(covariance, "robust")))
-    return(list(cov = object$cov_all, name = "robust", df = named(object$df, names), own = TRUE))
-  if (is.null(covariance)) {
-    covariance <- object$cov_type
-    if (covariance == "jackknife") {
-      # for moments the jackknife came with the fit
-      return(list(cov = object$cov_all, name = covariance, df = object$df.residual))
-    }
-  }
-  if (identical(covariance, "model")) {
-    cov <- object$cov_all
-    if (object$cov_type != "model") {
-      cov[] <- 0
-      p <- seq_along(object$beta)
-      cov[p, p] <- object$vcov
-      cov[-p, -p] <- NA_real_
-    }
-    return(list(cov = cov, name = "model", df = object$df.residual))
+  if (is.null(covariance)) covariance <- object$cov_type
+  came <- identical(covariance, object$cov_type)
+  if (came && covariance == "jackknife")  # for moments the jackknife came with the fit
+    return(list(cov = object$cov_all, name = covariance, df = object$df.residual))
+  if (came)
+    return(list(cov = object$cov_all, name = covariance, df = named(object$df, names),
+                slopes = object$slopes, own = covariance == "robust"))
+  if (is.character(covariance) && !identical(covariance, "jackknife")) {
+    if (length(covariance) != 1L || is.na(covariance))
+      fail("CTMMError", "covariance must be one word, got ", listing(covariance))
+    got <- ask("errors", list(fit = stored(object), covariance = covariance))
+    return(list(cov = square(got$cov, names), name = covariance, df = named(array_in(got$df), names),
+                slopes = slopes_in(got$slopes)))
   }
   if (identical(covariance, "jackknife")) covariance <- jackknife(object)
   if (!inherits(covariance, "ctmm_jackknife"))
-    fail("CTMMError", "covariance must be \"model\", \"jackknife\", after method = \"robust\" ",
-         "\"robust\", or what jackknife() returned")
+    fail("CTMMError", "covariance must be \"model\", after method = \"reml\" \"kenward-roger\", ",
+         "\"jackknife\", after method = \"robust\" \"robust\", or what jackknife() returned")
   if (!identical(unname(covariance$params), unname(c(object$beta, object$vcomp))))
     fail("CTMMError", "covariance = is the jackknife of another fit: use this fit's own")
   cov <- covariance$cov
@@ -113,13 +110,31 @@ errors_of <- function(object, covariance = NULL) {
   list(cov = cov, name = covariance$name, df = min(object$df.residual, covariance$groups - 1))
 }
 
+slopes_in <- function(sent)
+  if (!is.null(sent)) list(root = array_in(sent$root), slopes = array_in(sent$slopes))
+
 # Standard errors and degrees of freedom of combinations L b of the fixed effects.
 linear_of <- function(object, L, errors) {
+  if (isTRUE(errors$own)) {
+    got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE))
+    return(list(se = array_in(got$se), df = array_in(got$df)))
+  }
   p <- names(object$beta)
-  if (is.null(errors$own))
-    return(list(se = sqrt(rowSums((L %*% errors$cov[p, p]) * L)), df = errors$df))
-  got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE))
-  list(se = array_in(got$se), df = array_in(got$df))
+  se <- sqrt(rowSums((L %*% errors$cov[p, p]) * L))
+  if (is.null(errors$slopes)) return(list(se = se, df = errors$df[[1L]]))
+  list(se = se, df = satterthwaite(L, errors$slopes))
+}
+
+# 2 V^2 / Var(V) of the variance V of every row of L b; slopes are its derivatives by components in
+# which the estimates of the components have the covariance I.
+satterthwaite <- function(L, slopes) {
+  z <- unname(L) %*% slopes$root
+  spread <- 0
+  for (k in seq_len(dim(slopes$slopes)[1L])) {
+    slope <- matrix(slopes$slopes[k, , ], ncol(z))
+    spread <- spread + rowSums((z %*% slope) * z)^2
+  }
+  2 * rowSums(z^2)^2 / spread
 }
 
 #' @export
@@ -275,7 +290,7 @@ estimates <- function(object, covariance = NULL) {
 #'
 #' @param object a fit of \code{\link{ctmm}}.
 #' @param level of the confidence intervals.
-#' @param covariance \code{"model"}, \code{"jackknife"}, \code{"robust"}, or what
+#' @param covariance \code{"model"}, \code{"kenward-roger"}, \code{"jackknife"}, \code{"robust"}, or what
 #' \code{\link{jackknife}} returned.
 #' @return Data frames.
 #' @examplesIf !nzchar(ctmm_check()$problem)
@@ -395,10 +410,12 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
   shares <- x$shares
   print(data.frame(variance = shares$variance, share = sprintf("%.1f %%", 100 * shares$share),
                    row.names = shares$component), digits = digits)
-  what <- if (x$covariance == "model") 
-    "model (inverse expected information, as if the noise variances were known)" else x$covariance
+  what <- switch(
+    x$covariance, robust = "robust (CR2; of variances the larger of jackknife and working model)",
+    `kenward-roger` = "Kenward and Roger's, of variances by the model",
+    model = "model (inverse expected information, as if the noise variances were known)", x$covariance)
   if (length(x$df) > 1L)
-    cat("\nStandard errors: robust (CR2; of variances the larger of jackknife and working model);",
+    cat("\nStandard errors: ", what, ";",
         "\np values by t with Satterthwaite's degrees of freedom, of variances with the residual df,",
         "\none-sided.\n", sep = "")
   else

@@ -17,8 +17,8 @@
 #' exact restricted likelihood ratio test where the component is the model's only one.
 #' @param covariance what \code{\link{jackknife}} returned, for \code{method = "jackknife"}; of
 #' \code{test_mean} also \code{"robust"} (an approximate Hotelling test of the robust estimate, default
-#' wherever numbers of cells are known, whatever the fit), \code{"jackknife"} (default elsewhere, and
-#' published) or \code{"model"}.
+#' wherever numbers of cells are known, whatever the fit), \code{"kenward-roger"} (default elsewhere after
+#' REML), \code{"jackknife"} (default elsewhere after ML and HE, and published) or \code{"model"}.
 #' @param name a name of the variance components, such as \code{"hom"} or \code{"V[T]"}.
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.
@@ -304,7 +304,7 @@ anova.ctmm <- function(object, ...) {
 
 # One fit: F tests of the terms of the fixed part, each given all others before it.
 anova_terms <- function(object) {
-  robust <- object$cov_type == "robust"
+  resampled <- object$cov_type == "jackknife"
   assign <- object$assign
   labels <- attr(object$terms, "term.labels")
   cov <- stats::vcov(object)
@@ -316,7 +316,7 @@ anova_terms <- function(object) {
     sub <- solve(information[use, use, drop = FALSE])
     score <- information[use, , drop = FALSE] %*% object$beta
     b <- drop(sub %*% score)
-    if (robust) {
+    if (!resampled) {
       L <- (sub %*% information[use, , drop = FALSE])[own, , drop = FALSE]
       test <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = TRUE))$test
       return(c(as.double(test$statistic), as.double(unlist(test$df))[2L]))
@@ -327,11 +327,11 @@ anova_terms <- function(object) {
   f <- vapply(rows, `[`, 0, 1L)
   df <- vapply(rows, `[`, 0, 2L)
   p <- stats::pf(f, q, df, lower.tail = FALSE)
-  if (robust) {
+  if (!resampled) {
     out <- data.frame(Df = q, `Denom. df` = df, `F value` = f, `Pr(>F)` = p, check.names = FALSE,
                       row.names = labels)
-    return(structure(out, heading = "Wald tests of the fixed part, terms in sequence (robust)\n",
-                     class = c("anova", "data.frame")))
+    heading <- sprintf("Wald tests of the fixed part, terms in sequence (%s)\n", object$cov_type)
+    return(structure(out, heading = heading, class = c("anova", "data.frame")))
   }
   out <- data.frame(Df = q, `F value` = f, `Pr(>F)` = p, check.names = FALSE, row.names = labels)
   structure(out, heading = c("Wald tests of the fixed part, terms in sequence",

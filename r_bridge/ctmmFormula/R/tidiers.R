@@ -11,7 +11,8 @@
 #' @param scales variance components as they are, tested one-sidedly, or standard deviations and
 #' correlations of the cell types under the names of \pkg{broom.mixed} (\code{sd__}, \code{cor__}).
 #' @param conf.int,conf.level add intervals, and their level.
-#' @param covariance \code{"model"}, \code{"jackknife"}, \code{"robust"}, or what \code{\link{jackknife}} returned.
+#' @param covariance \code{"model"}, \code{"kenward-roger"}, \code{"jackknife"}, \code{"robust"}, or what
+#' \code{\link{jackknife}} returned.
 #' @param data the table of the fit; by default the model frame, with a dot before columns that are not
 #' in the formula.
 #' @param ... not used.

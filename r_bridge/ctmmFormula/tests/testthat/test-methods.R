@@ -21,11 +21,12 @@ test_that("coefficients, covariances and sizes agree with each other", {
   expect_equal(df.residual(fit), 72 - 12)
   table <- coef(summary(fit))
   expect_equal(table[, "Std. Error"], sqrt(diag(vcov(fit))))
-  expect_equal(table[, "Pr(>|t|)"], 2 * pt(-abs(table[, "t value"]), 60))
+  expect_equal(table[, "Pr(>|t|)"], 2 * pt(-abs(table[, "t value"]), fit$df[1:6]))
+  expect_identical(fit$df[7:12], rep(60, 6))
   limits <- confint(fit)
   expect_identical(rownames(limits), c(names(coef(fit)), names(fit$vcomp)))
   expect_equal(limits[names(coef(fit)), 2],
-               coef(fit) + qt(0.975, 60) * sqrt(diag(vcov(fit))))
+               coef(fit) + qt(0.975, fit$df[1:6]) * sqrt(diag(vcov(fit))))
   expect_identical(rownames(confint(fit, "theta_", level = 0.9)), names(fit$vcomp))
   expect_identical(colnames(confint(fit, level = 0.9)), c("5 %", "95 %"))
   expect_error(confint(fit, "nothing"), class = "ctmm_CTMMError")
@@ -185,7 +186,7 @@ test_that("predictions for new donors, levels and missing values follow lme4", {
   X <- c(1, 1, 0, 0, 0, 0)
   expect_equal(with_se$se.fit[[1]], sqrt(drop(X %*% vcov(fit) %*% X)))
   band <- predict(fit, new[1, ], re.form = NA, interval = "confidence")
-  expect_equal(band[1, "upr"], at[[1]] + qt(0.975, 60) * with_se$se.fit[[1]], ignore_attr = TRUE)
+  expect_equal(band[1, "upr"], at[[1]] + qt(0.975, with_se$df[1]) * with_se$se.fit[[1]], ignore_attr = TRUE)
   expect_error(predict(fit, se.fit = TRUE), "re.form = NA")
 })
 
@@ -231,7 +232,7 @@ test_that("tests, jackknife and bootstrap speak for themselves", {
   lrt <- test_variance(fit, "lrt")
   expect_equal(lrt$statistic[[1]], anova(update(fit, structure = "hom"), fit)$Chisq[2],
                tolerance = 1e-8)
-  expect_equal(test_mean(fit, "model")$p.value, anova(update(fit, . ~ sex + PC1 + celltype))[3, 3],
+  expect_equal(test_mean(fit, "model")$p.value, anova(update(fit, . ~ sex + PC1 + celltype))[3, "Pr(>F)"],
                tolerance = 1e-6)
   expect_equal(test_component(fit, "batch")$p.value, summary(fit)$varcomp["batch", 4])
   expect_error(test_component(fit, "site"), "unknown variance component 'site'")
@@ -277,6 +278,30 @@ test_that("moments have a jackknife and no likelihood", {
   expect_equal(fitted(he), predict(he))
 })
 
+test_that("fixed effects by REML have degrees of freedom of their own", {
+  need_python()
+  fit <- example_fit()
+  L <- rbind(diag(6)[2, ], c(0, 1, -1, 0, 0, 0))
+  colnames(L) <- names(coef(fit))
+  own <- ctmmFormula:::linear_of(fit, L, ctmmFormula:::errors_of(fit))
+  expect_equal(own$df[[1]], fit$df[[2]], tolerance = 1e-10)
+  asked <- ctmmFormula:::ask("linear", list(fit = ctmmFormula:::stored(fit),
+                                            L = ctmmFormula:::f8(unname(L)), joint = FALSE))
+  expect_equal(own$df, ctmmFormula:::array_in(asked$df), tolerance = 1e-10)
+
+  adjusted <- coef(summary(fit, "kenward-roger"))
+  plain <- coef(summary(fit))
+  expect_true(all(adjusted[, "Std. Error"] > plain[, "Std. Error"]))
+  expect_equal(unname(adjusted[, 4]), unname(2 * pt(-abs(adjusted[, 3]), fit$df[1:6])),
+               tolerance = 1e-8)
+  expect_equal(unname(sqrt(diag(vcov(fit, "kenward-roger")))), unname(adjusted[, 2]))
+  means <- celltype_means(fit, covariance = "kenward-roger")
+  expect_true(all(means$std.error > celltype_means(fit)$std.error))
+  expect_match(test_mean(fit, "kenward-roger")$method, "wald \\(kenward-roger\\)")
+  expect_output(print(summary(fit, "kenward-roger")), "Kenward and Roger")
+  expect_error(vcov(update(fit, method = "ml"), "kenward-roger"), "adjusts fits by REML")
+})
+
 test_that("robust fits have errors of their own", {
   need_python()
   fit <- update(example_fit(), method = "robust")
@@ -291,7 +316,7 @@ test_that("robust fits have errors of their own", {
   expect_true(length(unique(df)) > 1L && all(fit$df[-seq_along(df)] == df.residual(fit)))
   expect_identical(df.residual(fit), 23L)
   expect_equal(vcov(fit), vcov(fit, "robust"))
-  expect_error(vcov(example_fit(), "robust"), "after method")
+  expect_error(vcov(example_fit(), "robust"), "choose from model, kenward-roger, jackknife")
 
   test <- test_mean(fit)
   expect_match(test$method, "wald \\(robust\\)")

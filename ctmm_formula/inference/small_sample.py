@@ -1,0 +1,200 @@
+"""Fixed effects of likelihood fits where donors are few: degrees of freedom, adjusted covariance.
+
+L b - c over its standard errors is no normal variable, as the variance components in
+Phi = (X'Sigma^-1 X)^-1 are estimates, with the covariance W = (expected information)^-1.  With
+rows u of L that are orthonormal under Phi and M_k their derivatives u (dPhi / dtheta_k) u'
+(:mod:`ctmm_formula.engine.variation`), everything depends on
+
+    A1 = sum_kl W_kl tr(M_k) tr(M_l),   A2 = sum_kl W_kl tr(M_k M_l)
+
+One row has 2 / A2 degrees of freedom (Satterthwaite).  F = d'(L Phi L')^-1 d / q has to first order
+the mean 1 / (1 - A2/q) (Kenward and Roger 1997), which is that of an F on q and 2 q / A2: the
+denominator here.  It is Satterthwaite's for one row and that of Fai and Cornelius (1996) where all
+rows are alike, does not depend on how the hypotheses are written, and counts that the variances of
+rows vary together.  Kenward and Roger put the adjusted covariance in the place of Phi and match
+mean and variance by a scale and a denominator.
+
+A component on a lower bound counts as known, the others as free, those of a covariance on the edge
+of its cone or of the noise floor too: that takes them for more variable than they are.  Tests of
+variance components have the degrees of freedom of the fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..engine.domain import Domain, constrain
+from ..engine.estimate import Estimate
+from ..engine.model import Model
+from ..engine.variation import Variation, variation
+from ..errors import CTMMError
+from .testing import Law
+
+_DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
+SINGULAR = "the information matrix of the variance components is singular"
+NO_LAW = (
+    "there is no F of Kenward and Roger for so many hypotheses at once: test fewer, or use "
+    "covariance='model'"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Satterthwaite:
+    """The model's covariance of all parameters, and the laws of their linear combinations.
+
+    Attributes
+    ----------
+    model : Model; domain : Domain; estimate : Estimate
+        A fit by ML or REML.
+    by_model : ndarray, shape (p + K, p + K)
+    df_resid : float
+        Degrees of freedom of what involves variance components.
+    """
+
+    model: Model
+    domain: Domain
+    estimate: Estimate
+    by_model: np.ndarray
+    df_resid: float
+
+    @property
+    def cov(self) -> np.ndarray:
+        """Covariance of (b, theta), (p + K, p + K)."""
+        return self.by_model
+
+    def df(self, L: np.ndarray) -> np.ndarray:
+        """Degrees of freedom of every row of L (q, p + K) by itself, (q,); NaN without any."""
+        p = len(L.T) - len(self.estimate.theta)
+        out = np.full(len(L), float(self.df_resid))
+        fixed = ~L[:, p:].any(axis=1)
+        if fixed.any():
+            out[fixed] = math.nan if self.reason else self._df(L[fixed, :p])
+        return out
+
+    def variances(self, L: np.ndarray) -> np.ndarray:
+        """Variance of every row of L (q, p + K), (q,)."""
+        return np.diag(self._combined(L))
+
+    def law(self, L: np.ndarray) -> Law:
+        """What F tests of L t (q, p + K) are referred to."""
+        p, cov = len(L.T) - len(self.estimate.theta), self._combined(L)
+        if L[:, p:].any():
+            return Law(cov, float(self.df_resid), 1.0, "")
+        if self.reason:
+            return Law(cov, math.nan, 1.0, self.reason)
+        if len(L) == 1:
+            return Law(cov, float(self._df(L[:, :p])[0]), 1.0, "")
+        z = L[:, :p] @ self._at.root
+        size, axes = np.linalg.eigh(z @ z.T)
+        if not size[0] > _DEPENDENT * size[-1]:
+            return Law(cov, math.inf, 1.0, "")  # the test itself says so
+        rows = (axes / np.sqrt(size)).T @ z
+        M = rows @ self._at.slopes @ rows.T
+        A1 = float(np.square(np.trace(M, axis1=1, axis2=2)).sum())
+        return Law(cov, *self._joint(len(L), A1, float(np.square(M).sum())))
+
+    @property
+    def reason(self) -> str:
+        """Why fixed effects have no degrees of freedom, or ""."""
+        return "" if isinstance(self._found, Variation) else self._found
+
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Root of Phi and slopes, from which degrees of freedom follow; None without any."""
+        return None if self.reason else (self._at.root, self._at.slopes)
+
+    def _joint(self, q: int, A1: float, A2: float) -> tuple[float, float, str]:
+        """Denominator, scale of F, and why there is no test."""
+        del A1
+        return (2.0 * q / A2 if A2 > 0.0 else math.inf), 1.0, ""
+
+    def _df(self, L: np.ndarray) -> np.ndarray:
+        z = L @ self._at.root
+        moves = ((z @ self._at.slopes) * z).sum(axis=2)  # (K, q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 2.0 * np.square(np.square(z).sum(axis=1)) / np.square(moves).sum(axis=0)
+
+    def _combined(self, L: np.ndarray) -> np.ndarray:
+        """L cov L'; what has no weight may be unknown."""
+        used = np.flatnonzero((L != 0).any(axis=0))
+        return L[:, used] @ self.cov[np.ix_(used, used)] @ L[:, used].T
+
+    @cached_property
+    def W(self) -> np.ndarray:
+        """Covariance of theta, zero for components on a lower bound; NaN where there is none."""
+        at = self.estimate
+        free = np.ix_(*2 * [at.theta > constrain(self.model, self.domain).lower])
+        out = np.zeros_like(at.information)
+        out[free] = information_cov(at.information[free])
+        return out
+
+    @cached_property
+    def _found(self) -> Variation | str:
+        if not np.isfinite(self.W).all():
+            return SINGULAR
+        try:
+            return variation(self.model, self.estimate.theta, self.W)
+        except (CTMMError, np.linalg.LinAlgError) as error:
+            return f"the covariance of the fixed effects has no derivatives: {error}"
+
+    @property
+    def _at(self) -> Variation:
+        found = self._found
+        if isinstance(found, str):
+            raise CTMMError(found)
+        return found
+
+
+class KenwardRoger(Satterthwaite):
+    """The covariance of the fixed effects that Kenward and Roger (1997) adjust, and its laws."""
+
+    @cached_property
+    def cov(self) -> np.ndarray:
+        """Adjusted covariance of b, by the model of theta, (p + K, p + K)."""
+        out = self.by_model.copy()
+        p = len(out) - len(self.estimate.theta)
+        if self.reason:
+            out[:p, :p] = math.nan
+            return out
+        root = self._at.root
+        out[:p, :p] += root @ self._at.inflation @ root.T
+        return out
+
+    def _joint(self, q: int, A1: float, A2: float) -> tuple[float, float, str]:
+        if not A2 > 0.0:
+            return math.inf, 1.0, ""
+        B = (A1 + 6.0 * A2) / (2.0 * q)
+        g = ((q + 1) * A1 - (q + 4) * A2) / ((q + 2) * A2)
+        below = 3.0 * q + 2.0 * (1.0 - g)
+        up, down, last = (
+            1.0 + g / below * B,
+            1.0 - (q - g) / below * B,
+            1.0 - (q + 2 - g) / below * B,
+        )
+        shrink = 1.0 - A2 / q  # the mean of F is its inverse
+        if not (shrink > 0.0 and down > 0.0 and last > 0.0):
+            return math.nan, 1.0, NO_LAW
+        # q times the variance of F over twice its squared mean, less one
+        excess = shrink * shrink * up / (down * down * last) - 1.0
+        df = 4.0 + (q + 2.0) / excess if excess > 0.0 else math.inf
+        return df, (shrink * df / (df - 2.0) if math.isfinite(df) else shrink), ""
+
+
+def information_cov(information: np.ndarray) -> np.ndarray:
+    """Inverse of the information of theta, shape (K, K); nan where there is none.
+
+    >>> information_cov(np.array([[4.0]]))
+    array([[0.25]])
+    """
+    if not len(information):
+        return information
+    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = information / np.outer(scale, scale)  # units of the components drop out
+    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] < 1e-12:
+        return np.full_like(information, math.nan)
+    return np.linalg.inv(scaled) / np.outer(scale, scale)
