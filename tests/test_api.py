@@ -153,7 +153,7 @@ def test_components_that_the_rows_cannot_tell_apart_are_named(small, method):
 def test_one_cell_type(small):
     """The random effects model of a meta-analysis."""
     one = small[small["celltype"] == "B"]
-    res = ctmm.fit("expr ~ 1", data=one, structure="hom")
+    res = ctmm.fit("expr ~ 1", data=one, structure="hom", method="reml")
     overall = ctmm.fit(
         "expr ~ 1", data=one.assign(p=1.0), proportions=["p"], structure="hom", bounds="noise"
     )

@@ -111,9 +111,10 @@ def test_a_scan_by_another_method_has_the_robust_test_of_means(counted, by_robus
 
 
 @pytest.mark.parametrize("method", [*LIKELY, "he"])
-def test_without_numbers_of_cells_the_published_test_is_the_default(uncounted, method):
+def test_without_numbers_of_cells_means_are_tested_by_the_fit(uncounted, method):
     res = ctmm.fit(FORMULA, random="batch", method=method, data=uncounted)
-    assert res.test_mean().method == "wald (jackknife)"
+    expected = "kenward-roger" if method == "reml" else "jackknife"
+    assert res.test_mean().method == f"wald ({expected})"
     assert res.test_mean("robust").method == "wald (robust)"
     assert res.wald_test("sex[T.M] = 0").method == f"wald ({res.cov_type})"
     assert "robust estimate" not in str(res.summary())
