@@ -421,7 +421,6 @@ def test_rows_that_few_genes_have_are_rows_of_the_scan(small, monkeypatch):
     obs, expr, nu = small
     monkeypatch.setattr(job, "BLOCK", 1)
     day = (obs["celltype"] == "day3").to_numpy()
-    single = pd.factorize(obs["donor"])[0] % 4 == pd.factorize(obs["celltype"])[0]
     names = [f"g{k}" for k in range(30)]
     some = pd.DataFrame(np.repeat(expr[GENES[:1]].to_numpy(), 30, axis=1), columns=names)
     noise = pd.DataFrame(np.repeat(nu[GENES[:1]].to_numpy(), 30, axis=1), columns=names)
