@@ -1,0 +1,423 @@
+"""Levels, bias, coverage and power on counts of cells, by the methods that are the defaults.
+
+    python tests/benchmarks/count_levels.py [--genes 600] [--workers 1] [--only means ...]
+
+Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
+``count_levels.md`` beside this file.
+
+Every gene is its own data set: negative binomial counts, dispersion .1, .5 or 1.5 (Poisson where
+said); library sizes lognormal (log sd .4) about 5,000; cells as log(1 + counts per 10,000).  The
+log-fold effects of donors (sd .3 or .6) are shared by all types unless said, so that V = 0 and
+means are equal on every scale; true means and variances come from quadrature.  Numbers of cells:
+
+few      11 to 15
+mid      log-uniform 11 to 120
+uneven   medians from 600 down to 16 over the types, times exp(.4 z) of the donor, exp(.3 z) of the
+         pair
+one      600 in one type, 14 in the others, times exp(.15 z)
+two      300 and 20, Poisson counts
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import bench_fit
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from scipy import stats
+
+from ctmm_formula.distributions import f_tail
+from ctmm_formula.engine import robust, sandwich
+from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.inference.score import score_test
+from ctmm_formula.simulate import CountCells
+from ctmm_formula.structures import resolve
+
+HERE = Path(__file__).parent
+DISPERSIONS, EFFECTS = (0.1, 0.5, 1.5), (0.3, 0.6)
+LEVELS = (0.05, 0.01)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line: donors, types, mean counts of a cell, numbers of cells, and what is unusual.
+
+    own: sd of log-fold effects of each pair, so V > 0; shift: log-fold of the last type's mean;
+    missing: share of pairs; batches: number of them, with a log-fold sd of .3; arms: condition
+    without effect, the second arm with this share of the cells; depth: log sd of donors' depths;
+    ambient: share of counts; informative: numbers of cells rise with the donor's effect.
+    """
+
+    donors: int
+    types: int = 4
+    mean: float = 0.5
+    cells: str = "uneven"
+    own: float = 0.0
+    shift: float = 0.0
+    missing: float = 0.0
+    batches: int = 0
+    arms: float = 0.0
+    depth: float = 0.0
+    ambient: float = 0.0
+    informative: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """What is unusual, in words."""
+        words = {
+            "own": "V > 0, log-fold sd {:g}", "shift": "last type {:+.0%}",
+            "missing": "{:.0%} of pairs missing", "batches": "{:d} batches",
+            "arms": "second arm with {:g} of the cells", "depth": "depths of donors, log sd {:g}",
+            "ambient": "{:.0%} ambient", "informative": "cells rise with the effect, r = {:g}",
+        }  # fmt: skip
+        given = [(name, getattr(self, name)) for name in words]
+        said = [words[name].format(np.expm1(v) if name == "shift" else v) for name, v in given if v]
+        return ", ".join([self.cells, *said])
+
+
+TABLES: dict[str, list[Setting]] = {
+    "means": [
+        *(Setting(n, mean=m) for n, m in product((12, 20, 50), (0.02, 0.1, 0.5, 2.0))),
+        *(Setting(20, mean=m, cells=c) for c, m in product(("few", "mid", "one"), (0.02, 0.5))),
+        *(Setting(20, C, m) for C, m in product((2, 8), (0.02, 0.5))),
+        *(Setting(20, 2, m, "two") for m in (0.2, 1.0, 5.0)),
+        *(Setting(20, mean=m, missing=0.2) for m in (0.02, 0.5)),
+        *(Setting(48, mean=m, batches=12) for m in (0.02, 0.5)),
+        Setting(50, mean=0.1, depth=0.5), Setting(50, mean=0.5, depth=0.5),
+        Setting(50, mean=0.5, ambient=0.1), Setting(50, mean=0.1, informative=0.7),
+        Setting(300, mean=0.1), Setting(50, 15, 0.5, "mid"),
+    ],
+    "power of means": [
+        Setting(n, mean=m, cells=c, shift=s, missing=x)
+        for n, m, c, s, x in (
+            (50, 0.1, "uneven", 0.2, 0.0), (50, 0.5, "uneven", 0.2, 0.0),
+            (50, 2.0, "uneven", 0.15, 0.0), (20, 0.5, "uneven", 0.3, 0.0),
+            (50, 0.5, "mid", 0.15, 0.0), (50, 0.5, "uneven", 0.2, 0.2),
+            (50, 0.5, "mid", 0.15, 0.2),
+        )
+    ],
+    "effects": [
+        *(Setting(2 * n, C, m, arms=1.0)
+          for n, C, m in product((10, 15, 20, 50), (4, 8), (0.1, 2.0))),
+        *(Setting(2 * n, C, m, arms=0.25)
+          for n, C, m in product((10, 20), (4, 8), (0.1, 2.0))),
+        Setting(40, 4, 0.5, own=0.3, arms=0.25),
+    ],
+    "components": [
+        *(Setting(n, mean=m) for n, m in product((20, 50), (0.02, 0.1, 0.5, 2.0))),
+        *(Setting(n, mean=m, own=0.3) for n, m in product((20, 50), (0.1, 0.5, 2.0))),
+        Setting(50, mean=0.5, cells="few"), Setting(50, mean=0.5, cells="mid", own=0.3),
+        Setting(100, mean=0.5, own=0.3),
+    ],
+    "score": [
+        *(Setting(n, mean=m, cells=c) for n, m, c in
+          product((20, 50), (0.02, 0.1, 0.5, 2.0), ("few", "mid", "uneven", "one"))),
+        *(Setting(50, mean=10.0, cells=c) for c in ("mid", "uneven")),
+        Setting(50, mean=0.5, missing=0.2), Setting(48, mean=0.5, batches=12),
+        Setting(50, 8, 0.5), Setting(50, 15, 0.5, "mid"), Setting(300, mean=0.1, cells="mid"),
+        Setting(50, mean=2.0, depth=0.5), Setting(50, mean=2.0, ambient=0.1),
+        Setting(50, mean=0.5, informative=0.7),
+        *(Setting(50, mean=m, cells=c, own=0.3)
+          for c, m in product(("few", "mid", "uneven"), (0.02, 0.1, 0.5))),
+    ],
+}  # fmt: skip
+
+
+def numbers(rng: np.random.Generator, s: Setting, fold: np.ndarray) -> np.ndarray:
+    """Cells of each pair, (donors, types)."""
+    shape = (s.donors, s.types)
+    if s.cells == "few":
+        size = rng.integers(11, 16, shape).astype(float)
+    elif s.cells == "mid":
+        size = np.exp(rng.uniform(np.log(11), np.log(120), shape))
+    else:
+        median = np.geomspace(600.0, 16.0, s.types)
+        if s.cells == "one":
+            median = np.where(np.arange(s.types) == 0, 600.0, 14.0)
+        if s.cells == "two":
+            median = np.array([300.0, 20.0])
+        donor, pair = (0.4, 0.3) if s.cells == "uneven" else (0.0, 0.15)
+        own = s.informative * fold / fold.std() + np.sqrt(1 - s.informative**2) * rng.normal(
+            size=s.donors
+        )
+        size = median * np.exp(donor * own[:, None] + pair * rng.normal(size=shape))
+    if s.arms:
+        size[1::2] *= s.arms
+    return np.maximum(np.rint(size), 5).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One data set and its truth: mean of every type, shared and specific variance."""
+
+    model: Model
+    means: np.ndarray
+    hom: float
+    V: float
+
+
+def gene(s: Setting, number: int, *, effects: bool = False) -> Gene:
+    """One data set; with `effects` the condition has an effect of its own in every type."""
+    words = [s.donors, s.types, round(1e4 * s.mean), sum(map(ord, s.label)), number]
+    rng = np.random.default_rng(words)
+    dispersion, sd = float(rng.choice(DISPERSIONS)), float(rng.choice(EFFECTS))
+    dispersion = 0.0 if s.cells == "two" else dispersion
+    fold = sd * rng.normal(size=s.donors)
+    size = numbers(rng, s, fold)
+    keep = rng.random(size.shape) >= s.missing
+    keep[~keep.any(axis=1), 0] = True
+    donor, celltype = np.nonzero(keep)
+    value = fold[donor] + s.own * rng.normal(size=len(donor))
+    value[celltype == s.types - 1] += s.shift
+    random = []
+    if s.batches:
+        batch = np.arange(s.donors) % s.batches
+        value += (0.3 * rng.normal(size=s.batches))[batch][donor]
+        random = [RandomComponent(batch[donor], np.ones(len(donor)))]
+    cells = CountCells(s.mean, dispersion, depth_sd=s.depth, ambient=s.ambient)
+    found = cells.measure(rng, value, size[keep], donor)
+    H = np.eye(s.types)[celltype]
+    X = np.hstack([H, H * (donor % 2)[:, None]]) if effects else H
+    model = build_model(
+        found.mean, found.nu, X, H, donor, resolve("free", list(map(str, range(s.types)))).basis,
+        random, size[keep].astype(float), nu2=found.nu2,
+    )  # fmt: skip
+    spread = float(np.hypot(sd, 0.3 if s.batches else 0.0))
+    centre, hom, V = truth(s.mean, dispersion, spread, s.own)
+    last = truth(s.mean * np.exp(s.shift), dispersion, spread, s.own)[0]
+    return Gene(model, np.r_[np.full(s.types - 1, centre), last], hom, V)
+
+
+@cache
+def truth(mean: float, dispersion: float, sd: float, own: float) -> tuple[float, float, float]:
+    """Mean, shared and specific variance of log1p expression, by quadrature over the effects."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    weights = weights / weights.sum()
+    library = 5000.0 * np.exp(0.4 * nodes)
+    counts = np.arange(6000)
+    value = np.log1p(1e4 * counts[None, :] / library[:, None])
+
+    def expected(fold: float) -> float:
+        rate = mean * np.exp(fold) * library[:, None] / 5000.0
+        if dispersion == 0.0:
+            pmf = stats.poisson.pmf(counts, rate)
+        else:
+            pmf = stats.nbinom.pmf(counts, 1 / dispersion, 1 / (1 + dispersion * rate))
+        return float(weights @ (pmf * value).sum(axis=1))
+
+    if own == 0.0:
+        given = np.array([expected(fold) for fold in sd * nodes])
+        centre = float(weights @ given)
+        return centre, float(weights @ np.square(given)) - centre**2, 0.0
+    grid = np.linspace(-5 * np.hypot(sd, own), 5 * np.hypot(sd, own), 61)
+    at = np.interp
+    curve = np.array([expected(fold) for fold in grid])
+    table = at((sd * nodes)[:, None] + own * nodes, grid, curve)  # donor's effect, pair's own
+    given = table @ weights
+    centre = float(weights @ given)
+    hom = float(weights @ np.square(given)) - centre**2
+    return centre, hom, float(weights @ np.square(table) @ weights) - centre**2 - hom
+
+
+# what is measured of one gene
+
+
+def means(s: Setting, number: int) -> dict[str, np.ndarray]:
+    """Test of equal means, bias and coverage of the means."""
+    g = gene(s, number)
+    fit = robust.weigh(g.model)
+    rows = sandwich.contrasts(fit, np.eye(s.types))
+    low, high = rows.intervals().T
+    equal = np.eye(s.types)[:-1] - np.eye(s.types)[1:]
+    out = {"p": np.array([sandwich.hotelling(fit, equal).pvalue]), "Hotelling": hotelling(g.model)}
+    if s.depth or s.ambient or s.informative:  # whose true means are others
+        return out
+    return out | {
+        "bias": rows.value / g.means - 1.0,
+        "covered": ((low <= g.means) & (g.means <= high)).mean(keepdims=True),
+    }
+
+
+def hotelling(model: Model) -> np.ndarray:
+    """Hotelling's test of equal means over donors with all types."""
+    C = model.H.shape[1]
+    code = model.H.argmax(axis=1)
+    table = np.full((model.n_donors, C), np.nan)
+    table[model.row_donor, code] = model.y
+    table = table[~np.isnan(table).any(axis=1)]
+    d = table[:, :-1] - table[:, 1:]
+    n, q = d.shape
+    if n <= q:
+        return np.array([np.nan])
+    m = d.mean(axis=0)
+    F = n * m @ np.linalg.solve(np.atleast_2d(np.cov(d.T)), m) * (n - q) / (q * (n - 1))
+    return np.array([f_tail(float(F), q, n - q)])
+
+
+def effects(s: Setting, number: int) -> dict[str, np.ndarray]:
+    """Tests of a condition without effect: in every type, jointly, and of differences."""
+    g = gene(s, number, effects=True)
+    fit = robust.weigh(g.model)
+    L = np.eye(2 * s.types)[s.types :]
+    rows = sandwich.contrasts(fit, L)
+    t = rows.value / np.sqrt(np.diag(rows.cov))
+    return {
+        "types": 2.0 * stats.t.sf(np.abs(t), rows.df),
+        "joint": np.array([sandwich.hotelling(fit, L).pvalue]),
+        "differences": np.array([sandwich.hotelling(fit, L[:-1] - L[1:]).pvalue]),
+    }
+
+
+def components(s: Setting, number: int) -> dict[str, np.ndarray]:
+    """Bias and coverage of hom and V."""
+    g = gene(s, number)
+    fit = robust.weigh(g.model)
+    theta, interval = fit.estimate.theta, fit.component_intervals()
+    target = np.r_[g.hom, np.full(s.types, g.V)]
+    inside = (interval[:, 0] <= target) & (target <= interval[:, 1])
+    return {
+        "hom": np.array([theta[0] / g.hom - 1.0]),
+        "V": (theta[1:] - g.V) / g.hom,
+        "hom covered": inside[:1],
+        "V covered": inside[1:].mean(keepdims=True),
+        "rarest covered": inside[-1:],
+    }
+
+
+def score(s: Setting, number: int) -> dict[str, np.ndarray]:
+    """P values of the score test."""
+    test = score_test(gene(s, number).model)
+    return {
+        "sum": np.array([test.pvalue_sum]),
+        "cauchy": np.array([test.pvalue_cauchy]),
+        "types": test.pvalue_celltype,
+    }
+
+
+MEASURES: dict[str, Callable[[Setting, int], dict[str, np.ndarray]]] = {
+    "means": means, "power of means": means, "effects": effects, "components": components,
+    "score": score,
+}  # fmt: skip
+
+
+def attempt(name: str, s: Setting, number: int) -> dict[str, np.ndarray] | None:
+    """What is measured, or nothing where the gene cannot be fitted."""
+    try:
+        return MEASURES[name](s, number)
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+# tables
+
+
+def share(hits: np.ndarray) -> str:
+    """Rate and its standard error; of several per gene, of their means."""
+    per_gene = hits.reshape(len(hits), -1).mean(axis=1)
+    rate = float(per_gene.mean())
+    if hits.reshape(len(hits), -1).shape[1] == 1:
+        near = (per_gene.sum() + 2) / (len(hits) + 4)
+        return f"{rate:.3f} ({np.sqrt(near * (1 - near) / len(hits)):.3f})"
+    return f"{rate:.3f} ({per_gene.std(ddof=1) / np.sqrt(len(hits)):.3f})"
+
+
+def average(values: np.ndarray) -> str:
+    """Mean and its standard error."""
+    per_gene = values.reshape(len(values), -1).mean(axis=1)
+    return f"{per_gene.mean():+.3f} ({per_gene.std(ddof=1) / np.sqrt(len(values)):.3f})"
+
+
+def span(p: np.ndarray, level: float) -> str:
+    """Rates over types."""
+    rates = (p <= level).mean(axis=0)
+    return f"{rates.min():.3f}-{rates.max():.3f}"
+
+
+def cells_of(found: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, str]]:
+    """Columns of one line."""
+    if "p" in found:
+        for level in LEVELS:
+            yield f"test at {level:g}", share(found["p"] <= level)
+        for level in LEVELS:
+            yield f"Hotelling at {level:g}", share(found["Hotelling"] <= level)
+        if name == "means" and "bias" in found:
+            bias = found["bias"].mean(axis=0)
+            se = found["bias"].std(axis=0, ddof=1) / np.sqrt(len(found["bias"]))
+            worst = int(np.abs(bias).argmax())
+            yield "largest bias of a mean, %", f"{100 * bias[worst]:+.1f} ({100 * se[worst]:.1f})"
+            yield "coverage of means", share(found["covered"])
+    elif "joint" in found:
+        for level in LEVELS:
+            yield f"types at {level:g}", span(found["types"], level)
+            yield f"joint at {level:g}", share(found["joint"] <= level)
+            yield f"differences at {level:g}", share(found["differences"] <= level)
+    elif "hom" in found:
+        yield "bias of hom / hom", average(found["hom"])
+        yield "bias of V / hom", average(found["V"])
+        yield "coverage of hom", share(found["hom covered"])
+        yield "coverage of V", share(found["V covered"])
+        yield "of the rarest type", share(found["rarest covered"])
+    else:
+        for part in ("sum", "cauchy"):
+            for level in LEVELS:
+                yield f"{part} at {level:g}", share(found[part] <= level)
+        yield "types at 0.05", span(found["types"], 0.05)
+
+
+def line(name: str, s: Setting, genes: int, workers: int) -> dict[str, object]:
+    """One line of a table."""
+    jobs = (delayed(attempt)(name, s, number) for number in range(genes))
+    results = [one for one in Parallel(workers)(jobs) if one is not None]
+    found = {key: np.array([one[key] for one in results]) for key in results[0]}
+    p = found.get("p", found.get("joint", found.get("sum", np.zeros(1))))
+    head = {"donors": s.donors, "types": s.types, "mean": s.mean, "cells": s.label}
+    none = genes - len(results) + int(np.isnan(p).sum())
+    return head | dict(cells_of(found, name)) | {"no test": none}
+
+
+NOTES = {
+    "means": "Equal means; the test is HTZ of the robust estimate, 95 % intervals are by t with "
+    "Satterthwaite's df; Hotelling's test takes donors with all types.",
+    "power of means": "The last, rarest type differs from the others.",
+    "effects": "A condition without effect, in half of the donors: t tests per type (their range over "
+    "types), HTZ of all effects and of their differences.",
+    "components": "95 % intervals by the larger of jackknife and working covariance.",
+    "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "
+    "over single types.  Lines with V > 0 are power.  Missing tests count as negative.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--genes", type=int, default=600)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=list(TABLES))
+    parser.add_argument("--out", default=str(HERE / "count_levels.md"))
+    args = parser.parse_args()
+    parts = [
+        "# Counts of cells: levels, bias, coverage, power",
+        f"Written by `count_levels.py`, which says what is simulated; {args.genes} genes a line, "
+        "seeded by the setting and the number of the gene; standard errors in brackets.",
+    ]
+    for name in args.only:
+        rows = []
+        for s in TABLES[name]:
+            rows.append(line(name, s, args.genes, args.workers))
+            sys.stderr.write(f"{name}: {rows[-1]}\n")
+            table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
+            shown = [*parts, f"## {name.capitalize()}", NOTES[name], table]
+            Path(args.out).write_text("\n\n".join(shown) + "\n")
+        parts = shown
+
+
+if __name__ == "__main__":
+    bench_fit.one_thread()
+    main()
