@@ -22,6 +22,7 @@ from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.engine.noise import pooling, working_noise
 from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
@@ -281,9 +282,10 @@ def test_law_of_the_score(setting, kind, block, monkeypatch):
     """Groups and low rank have the law of the eigenvalues, of every direction at any distance."""
     model = make("free", kind, setting, True, 4)
     monkeypatch.setattr(score, "_BLOCK", block)
-    null, forms, _ = score._forms(model, score.working_noise(model)[0])
+    how = pooling(model.H, model.n_cells, model.active_rows)
+    null, forms, _ = score._forms(model, working_noise(model.nu, how, 1.0))
     want = dense.score_test(model, np.ones((1, 3, 3)), null.pre.theta)
-    for (value, law), (same, lam) in zip(forms, want.form, strict=True):
+    for (value, law, _), (same, lam) in zip(forms, want.form, strict=True):
         _, mean, variance = tail(value, law)
         assert value == pytest.approx(same, rel=EXACT)
         assert mean == pytest.approx(lam.sum(), abs=EXACT * np.sqrt(variance))

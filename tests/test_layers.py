@@ -38,9 +38,9 @@ LAYERS = [
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
-    "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
+    "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
     "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
-    "model", "estimate",
+    "model", "noise", "estimate",
     "structures", "distributions", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -287,13 +287,19 @@ def _end(law, value, cross, width, bend):
 
 
 @njit(**EXACT)
-def tail(value, law):
-    """P(form > value) for a :class:`Law`, and the mean and variance of the form."""
+def tail(value, law, more=0.0):
+    """P(form > value) for a :class:`Law`, and the mean and variance of the form.
+
+    `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
+    and a distance from the mean counts in standard deviations.
+    """
     products = _products(law)
-    mean, variance = _moments(law, products)
-    if not variance > 0.0:
+    mean, own = _moments(law, products)
+    variance = own + more
+    if not (own > 0.0 and variance > 0.0):
         return math.nan, mean, variance
-    cross, curve = _crossing(law, products, value, mean, variance)
+    value = mean + (value - mean) * math.sqrt(own / variance)
+    cross, curve = _crossing(law, products, value, mean, own)
     if math.isnan(cross):
         return (0.0 if value > mean else 1.0), mean, variance
     width = 1.0 / math.sqrt(curve)
