@@ -197,9 +197,7 @@ class Model:
         """Rows in use."""
         return int(self.active_rows.sum())
 
-    def with_response(
-        self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None
-    ) -> Model:
+    def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""
         return replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
 

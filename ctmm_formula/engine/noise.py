@@ -49,10 +49,10 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     if len(patterns) > H.shape[1]:
         code = np.zeros(len(H), dtype=np.int64)
     code = code.ravel()
-    counted = n_cells is not None and bool(
-        np.isfinite(n_cells[rows]).all() and (n_cells[rows] > 0).all()
-    )
-    per_cell = np.where(rows, n_cells, 1.0) if counted else np.ones(len(code))
+    per_cell = np.ones(len(code))
+    counted = n_cells is not None and bool((np.isfinite(n_cells) & (n_cells > 0))[rows].all())
+    if counted and n_cells is not None:
+        per_cell[rows] = n_cells[rows]
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
     return Pooling(code, per_cell, sizes, rows, "n_cells" if counted else "mean noise")
 

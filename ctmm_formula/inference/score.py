@@ -12,6 +12,17 @@ statistic.
    null covariance with the measured nu in place of w.
 3. Under the null y'A_c y ~ sum_j lambda_j chi2_1, lambda the eigenvalues of
    Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.tail`.
+4. Sigma^ holds nu where the law needs its square: E nu^2 is above the square of the true noise,
+   and far above where few cells of a pair have counts, so that the test would never reject there.
+   Where the squares are estimated without bias (nu2), T_c is taken in its true standard deviation,
+   that of
+
+       2 tr(A Sigma^ A Sigma^) + 2 sum_a A_aa^2 [nu2_a n_a / (n_a - 1) - nu_a^2]
+
+   (products of nu of different pairs have no bias), and the law of 3 gives the shape.
+
+A pair whose cells are all alike has nu = 0, and is centred by it: whatever stood in for it would
+put the mean of T_c below zero.
 
 The omnibus test sums A_c over cell types.  No lambda is ever computed: their law comes from
 eigenvalues of single blocks of donors and determinants of low rank, at a cost linear in N.
@@ -34,6 +45,7 @@ from ..engine.precision import Precision
 from .tails import Law, tail
 
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
+_SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 _HIGH = 0.99  # what a p value counts at most in a combination
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
@@ -85,12 +97,14 @@ def score_test(model: Model) -> ScoreTest:
     C = model.H.shape[1]
     how = pooling(model.H, model.n_cells, model.active_rows)
     noise = working_noise(model.nu, how, response_scale(model) ** 2)
-    law, forms, share = _forms(model, noise)
+    law, forms, expected, share = _forms(model, noise)
     statistic, pvalue = np.full((2, C + 1), np.nan)
     for c, form in enumerate(forms):
         if share[c] > _NOTHING:  # else the null's own components explain it
-            pvalue[c], mean, variance = tail(form.value, form.law, form.more)
-            statistic[c] = (form.value - mean) / np.sqrt(variance)
+            least = _SILENT * expected[c]
+            pvalue[c], mean, variance = tail(form.value, form.law, form.more, least)
+            if not math.isnan(pvalue[c]):
+                statistic[c] = (form.value - mean) / math.sqrt(variance)
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
@@ -102,10 +116,11 @@ def score_test(model: Model) -> ScoreTest:
     )
 
 
-def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndarray]:
+def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndarray, np.ndarray]:
     """Efficient scores of every cell type and of their sum, under the null fitted with `noise`.
 
-    Also the share of each one's information that the null's components leave, (C + 1,).
+    Also the variance of each, were `noise` that of the data, and the share of its information that
+    the null's components leave, (C + 1,).
     """
     C = model.H.shape[1]
     null = replace(model.with_basis(np.ones((1, C, C))), nu=noise)
@@ -123,8 +138,8 @@ def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndar
     forms += law.forms(inner.sum(axis=0)[None], levels.sum(axis=0)[None])
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
-    share = np.append(np.diag(efficient) / np.diag(own), efficient.sum() / own.sum())
-    return law, forms, share
+    left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
+    return law, forms, 4.0 * left, left / whole
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -212,7 +227,9 @@ class _Null:
         signed = sign[..., None] * FL
         N = F @ self.M0 @ F.swapaxes(-1, -2)
         index = np.arange(N.shape[-1])
-        N[..., index, index] += _ROUNDING * N.max(axis=(-1, -2), initial=1e-300)[..., None]
+        # a donor without measured noise may have none at all: then N is the rounding of F S F'
+        size = np.maximum(N[..., index, index], ((F @ P.inverse) * F).sum(axis=-1))
+        N[..., index, index] += _ROUNDING * size.max(axis=-1, initial=1e-300)[..., None]
         Bt = np.linalg.cholesky(N).swapaxes(-1, -2)
         values, Q = np.linalg.eigh(Bt @ (sign[..., None] * Bt.swapaxes(-1, -2)))
         loads = Q.swapaxes(-1, -2) @ (Bt @ signed)
@@ -247,7 +264,7 @@ class _Null:
         """
         if self.model.nu2 is None:
             return np.zeros(len(F))
-        P, rows, mask = self.groups.P, self.groups.P.rows, self.groups.P.mask
+        rows, mask = self.groups.P.rows, self.groups.P.mask
         A = self._own_entries(F, sign, FL, levels)
         diagonal = np.diagonal(A, axis1=-2, axis2=-1)
         excess = np.where(mask, _square_excess(self.model)[rows], 0.0)

@@ -287,16 +287,17 @@ def _end(law, value, cross, width, bend):
 
 
 @njit(**EXACT)
-def tail(value, law, more=0.0):
+def tail(value, law, more=0.0, least=0.0):
     """P(form > value) for a :class:`Law`, and the mean and variance of the form.
 
     `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
-    and a distance from the mean counts in standard deviations.
+    and a distance from the mean counts in standard deviations.  There is no tail where the law has
+    no more variance than `least`.
     """
     products = _products(law)
     mean, own = _moments(law, products)
     variance = own + more
-    if not (own > 0.0 and variance > 0.0):
+    if not (own > least and variance > 0.0):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
     cross, curve = _crossing(law, products, value, mean, own)

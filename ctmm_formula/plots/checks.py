@@ -177,7 +177,8 @@ def residuals_data(res: object) -> pd.DataFrame:
     try:
         pre = Precision(model, fit.estimate.theta)
         diagonal = pre.diagonal
-        if (diagonal * model.noise < -1e-9).any():  # as negative variances of random effects can make
+        # as negative variances of random effects can make
+        if (diagonal * model.noise < -1e-9).any():
             raise np.linalg.LinAlgError("the covariance is not positive definite")
     except (ConvergenceError, np.linalg.LinAlgError) as error:
         raise ConvergenceError(

@@ -72,7 +72,7 @@ test_that("genes that cannot be fitted are rows with a reason, and one warning",
   expect_warning(found <- scan(g), "of 6 genes, 4 failed", class = "ctmm_CTMMWarning")
   expect_identical(found$status, c("ok", "failed", "ok", "failed", "failed", "failed"))
   expect_match(found$reason[2], "expression is constant")
-  expect_identical(found$n_pooled[3], 1L)
+  expect_equal(found$zero_noise[3], 1 / ncol(g$nu))
   expect_match(found$reason[4], "noise variance is not positive and finite in '7'")
   expect_match(found$reason[5], "expression is not finite in '9'")
   expect_true(all(is.na(found$p_score[found$status == "failed"])))
