@@ -42,8 +42,12 @@ from ..engine.likelihood import evaluate, fit, response_scale
 from ..engine.model import Model
 from ..engine.noise import pooling, working_noise
 from ..engine.precision import Precision
+from ..errors import CTMMError
 from .tails import Law, tail
 
+ALIKE = 0.9
+"""Share of rows without noise (all cells alike) above which there is no test: a handful of counts
+that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
@@ -93,8 +97,14 @@ def score_test(model: Model) -> ScoreTest:
     ------
     ConvergenceError
         The null model cannot be fitted.
+    CTMMError
+        Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
+    if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
+        raise CTMMError(
+            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test V"
+        )
     how = pooling(model.H, model.n_cells, model.active_rows)
     noise = working_noise(model.nu, how, response_scale(model) ** 2)
     law, forms, expected, share = _forms(model, noise)

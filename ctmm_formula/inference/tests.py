@@ -205,7 +205,7 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
         return blank.without(f"the score test could not be computed: {error}")
     if not math.isfinite(test.pvalue_sum):
         return blank.without(
-            "the score has no variance where V = 0 (too few counts, no shared variance), or its tail "
+            "the score has no variance where V = 0 (few counts, no shared variance), or its tail "
             "could not be computed"
         )
     notes = (
