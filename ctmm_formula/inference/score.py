@@ -313,8 +313,10 @@ def _square_excess(model: Model) -> np.ndarray:
     if model.nu2 is None:
         return np.zeros(len(model.nu))
     n = np.full(len(model.nu), np.inf) if model.n_cells is None else model.n_cells
-    factor = np.where(n > 1.0, 1.0 + 1.0 / np.maximum(n - 1.0, 1e-300), np.nan)
-    return np.nan_to_num(factor * model.nu2 - np.square(model.nu))
+    known = np.flatnonzero(np.isfinite(model.nu2) & (n > 1.0))
+    out = np.zeros(len(n))
+    out[known] = model.nu2[known] * (1.0 + 1.0 / (n[known] - 1.0)) - np.square(model.nu[known])
+    return out
 
 
 class _Groups:
