@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .arguments import choose
@@ -17,6 +18,7 @@ from .design.formula import parse
 from .design.identified import check_components
 from .design.labelled import Design, build_design
 from .design.matrix import ENGINES
+from .design.table import listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.robust import ONE_UNIT
@@ -40,6 +42,7 @@ def fit(
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
+    nu2: str | None = "nu2",
     n_cells: str | None = "n_cells",
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     bounds: str | None = None,
@@ -76,17 +79,22 @@ def fit(
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
-        found by themselves) the response is a gene; noise variances of 0, where all cells of a
-        pair are alike, give way to the cell type's pooled one, and a note says so.
+        found by themselves) the response is a gene.
     donor : str
         Column of donors.
     celltype : str, optional
         Column of cell types; by default "celltype", else the one factor of the formula that with
         `donor` identifies the rows.
     noise : str
-        Column of noise variances.
+        Column of noise variances.  0 says that all cells of the pair are alike, which needs their
+        number: ML and REML, which cannot weigh by it, take there the variance between cells
+        pooled over the donors of the cell type, divided by that number, and a note says so.
+    nu2 : str, optional
+        Column of unbiased estimates of the squares of the noise variances, for the law of the
+        score test where cells are few, see :mod:`ctmm_formula.inference.score`; may be absent.
     n_cells : str, optional
-        Column of numbers of cells, for the score test and shares of variance; may be absent.
+        Column of numbers of cells, for robust fits, the score test and shares of variance; may be
+        absent.
     proportions : list of str, or DataFrame (donors x cell types), or str, optional
         Cell type proportions: `data` are then overall pseudobulk.  One column name: the share of
         each row's cell type in its donor, in cell type-specific data.
@@ -133,9 +141,8 @@ def fit(
         raise DataError("data= is missing: fit(formula, data=table)")
 
     spec = parse(formula, random)
-    note = ""
     if is_anndata(data):
-        data, columns, note = gene_table(data, names_in(spec.response).variables)
+        data, columns = gene_table(data, names_in(spec.response).variables)
         proportions = columns if proportions is None else proportions
     design = build_design(
         spec,
@@ -143,13 +150,12 @@ def fit(
         donor=donor,
         celltype=celltype,
         noise=noise,
+        nu2=nu2,
         n_cells=n_cells,
         proportions=proportions,
         engine=formula_engine,
         env=caller(),
     )
-    if note:
-        design = replace(design, notes=(*design.notes, note))
     results = fit_design(design, structure, method, bounds, noise_floor)
     warn_of(results)
     return results
@@ -328,6 +334,15 @@ def _trouble(results: CTMMResults) -> str:
     return edge if record.boundary else ""
 
 
+def _row_names(design: Design, rows: np.ndarray) -> list[str]:
+    """Donor, and cell type, of some rows."""
+    donors = [design.donors[code] for code in design.donor_codes[rows]]
+    if design.celltype_col is None:
+        return donors
+    types = [design.celltypes[c] for c in design.H[rows].argmax(axis=1)]
+    return [f"{donor}|{name}" for donor, name in zip(donors, types, strict=True)]
+
+
 def _notes(results: CTMMResults) -> Iterator[str]:
     """What to know about this fit."""
     text, at = _trouble(results), results.estimate
@@ -338,6 +353,13 @@ def _notes(results: CTMMResults) -> Iterator[str]:
         )
     if text:
         yield text
+    zero = np.flatnonzero(results.design.nu == 0.0)
+    if len(zero) and not results.numbers.is_clustered:
+        yield (
+            f"{len(zero)} rows have noise variance 0 as all their cells are alike, "
+            f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
+            "cells pooled over the donors of the cell type, divided by the number of cells"
+        )
     if at.beta_by == "ols":
         yield (
             "the fitted covariance is not positive definite: fixed effects by ordinary least "

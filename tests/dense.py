@@ -184,19 +184,39 @@ def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:
     same = a.donor[:, None] == a.donor[None, :]
     direction = [same * np.outer(h, h) for h in a.H.T]
     trace = np.einsum("kij,lji->kl", P @ a.parts, P @ a.parts)
-    root = np.linalg.cholesky(Sigma)
+    size, axes = np.linalg.eigh(Sigma)  # may be singular where no noise was measured
+    root = axes * np.sqrt(np.maximum(size, 0.0))
     A = []
     for S in direction:
         coef = np.linalg.solve(trace, [np.sum((P @ T) * (P @ S).T) for T in a.parts])
         A.append(P @ (S - np.tensordot(coef, a.parts, axes=1)) @ P)
-    out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], form=[])
+    out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], form=[], A=[])
     for Ac in [*A, np.sum(A, axis=0)]:
         lam = np.linalg.eigvalsh(root.T @ Ac @ root)
         q = a.y @ Ac @ a.y
         out.statistic.append((q - np.sum(Ac * Sigma)) / np.sqrt(2 * np.sum(lam**2)))
         out.form.append((q, lam))
+        out.A.append(Ac)
         out.pvalue.append(imhof(q, lam))
     return out
+
+
+def score_variance(model, A: np.ndarray, hom_basis: np.ndarray, theta: np.ndarray) -> float:
+    """Variance of y'A y - tr(A Sigma^) with unbiased squares nu2, entry by entry of A (n x n).
+
+    Effects are normal with the null's components, the noise of a row has variance nu; the square
+    of a row's noise less nu has variance 2 nu2 n / (n - 1).
+    """
+    a = arrays(model.with_basis(hom_basis))
+    effects = covariance(a, theta) - a.D
+    nu, keep = np.diag(a.D), model.active_rows
+    n = model.n_cells[keep]
+    square = np.outer(nu, nu)
+    np.fill_diagonal(
+        square, np.where(np.isnan(model.nu2[keep]), nu**2, model.nu2[keep] * n / (n - 1))
+    )
+    mixed = 4.0 * np.trace(A @ effects @ A @ a.D)
+    return 2.0 * np.trace(A @ effects @ A @ effects) + mixed + 2.0 * np.sum(A**2 * square)
 
 
 def imhof(q: float, lam: np.ndarray) -> float:

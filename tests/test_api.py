@@ -60,6 +60,7 @@ def test_arguments_and_their_order():
         "donor": "donor",
         "celltype": None,
         "noise": "nu",
+        "nu2": "nu2",
         "n_cells": "n_cells",
         "proportions": None,
         "bounds": None,

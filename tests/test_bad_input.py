@@ -407,7 +407,24 @@ CASES = [
     ),
     Case("response without a column", FormulaError, ["no column"], "np.arange(36) ~ sex"),
     # noise and numbers of cells
-    Case("zero noise", DataError, ["'nu'", "positive", "row 4", "'d01'"], change=put("nu", 4, 0.0)),
+    Case(
+        "zero noise without numbers of cells",
+        DataError,
+        ["'nu'", "positive", "row 4", "'d01'", "0 is believed .* n_cells="],
+        change=lambda data: put("nu", 4, 0.0)(data).drop(columns="n_cells"),
+    ),
+    Case(
+        "zero noise of one cell",
+        DataError,
+        ["'nu'", "positive", "row 4", "'d01'", "one cell has no variance"],
+        change=lambda data: put("n_cells", 4, 1)(put("nu", 4, 0.0)(data)),
+    ),
+    Case(
+        "infinite square",
+        DataError,
+        ["'nu2'", "infinite", "rows 4, 7", "NaN"],
+        change=lambda data: put("nu2", [4, 7], np.inf)(data.assign(nu2=0.1)),
+    ),
     Case(
         "negative noise",
         DataError,

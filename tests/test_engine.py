@@ -22,6 +22,8 @@ from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.engine.noise import pooling, working_noise
+from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference import score
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import score_test
@@ -281,9 +283,10 @@ def test_law_of_the_score(setting, kind, block, monkeypatch):
     """Groups and low rank have the law of the eigenvalues, of every direction at any distance."""
     model = make("free", kind, setting, True, 4)
     monkeypatch.setattr(score, "_BLOCK", block)
-    null, forms, _ = score._forms(model, score.working_noise(model)[0])
+    how = pooling(model.H, model.n_cells, model.active_rows)
+    null, forms, *_ = score._forms(model, working_noise(model.nu, how, 1.0))
     want = dense.score_test(model, np.ones((1, 3, 3)), null.pre.theta)
-    for (value, law), (same, lam) in zip(forms, want.form, strict=True):
+    for (value, law, _), (same, lam) in zip(forms, want.form, strict=True):
         _, mean, variance = tail(value, law)
         assert value == pytest.approx(same, rel=EXACT)
         assert mean == pytest.approx(lam.sum(), abs=EXACT * np.sqrt(variance))
@@ -291,6 +294,84 @@ def test_law_of_the_score(setting, kind, block, monkeypatch):
         for distance in (-3.0, -1.0, 0.0, 1.0, 5.0, 40.0, 200.0):
             value = mean + distance * np.sqrt(variance)
             assert tail(value, law)[0] == pytest.approx(dense.upper_tail(value, lam), rel=1e-7)
+
+
+@pytest.mark.parametrize("setting", quick_first(["batch", "none", "crossed"]))
+@kinds
+@holes
+@pytest.mark.parametrize("block", [0, 256], ids=["levels kept", "levels eliminated"])
+def test_variance_of_the_score_by_unbiased_squares(setting, kind, missing, block, monkeypatch):
+    """Sums over groups have the variance of dense algebra; the shape is that of the law."""
+    model = make("free", kind, setting, missing, 4)
+    rng = np.random.default_rng(3)
+    nu2 = model.nu**2 * rng.uniform(-0.2, 2.0, len(model.nu))
+    nu2[::5] = np.nan  # there the square of nu stands in
+    nu = np.where(rng.random(len(nu2)) < 0.2, 0.0, model.nu)
+    model = replace(model, nu=nu, nu2=nu2)
+    monkeypatch.setattr(score, "_BLOCK", block)
+    got, hom = score_test(model), np.ones((1, 3, 3))
+    want = dense.score_test(model, hom, got.theta_null)
+    found = [*got.statistic, got.statistic_sum], [*got.pvalue_celltype, got.pvalue_sum]
+    for statistic, pvalue, (q, lam), A in zip(*found, want.form, want.A, strict=True):
+        variance = dense.score_variance(model, A, hom, got.theta_null)
+        distance = (q - lam.sum()) / np.sqrt(variance)
+        assert statistic == pytest.approx(distance, rel=1e-8, abs=1e-8)
+        at = lam.sum() + distance * np.sqrt(2.0 * np.square(lam).sum())
+        assert pvalue == pytest.approx(dense.upper_tail(at, lam), rel=1e-7)
+
+
+def test_squares_of_the_noise_as_the_law_has_them_change_nothing():
+    model = make("free", "ctp", "batch", True, 1)
+    n = model.n_cells
+    got, want = score_test(replace(model, nu2=model.nu**2 * (n - 1) / n)), score_test(model)
+    close([*got.statistic, got.statistic_sum], [*want.statistic, want.statistic_sum])
+    close([*got.pvalue_celltype, got.pvalue_sum], [*want.pvalue_celltype, want.pvalue_sum])
+
+
+@methods
+def test_a_likelihood_weighs_pairs_without_noise_by_the_working_noise(method):
+    """0 stays the measured noise; covariances of fits and predictions hold what is pooled."""
+    model = make("free", "ctp", "batch", True, 2)
+    zero = np.arange(len(model.nu)) % 6 == 0
+    model = replace(model, nu=np.where(zero, 0.0, model.nu))
+    filled = replace(model, nu=np.where(zero, dense.working_noise(model), model.nu))
+    got, want = estimate(model, method), estimate(filled, method)
+    close(got.theta, want.theta)
+    close(got.beta, want.beta)
+    assert got.llf == pytest.approx(want.llf, rel=EXACT)
+    runs = [jackknife(each, at, Domain()) for each, at in ((model, got), (filled, want))]
+    close(runs[0].theta, runs[1].theta, 1e-6)
+    close(
+        effects(model, got.theta, got.beta, 0).fitted,
+        effects(filled, got.theta, got.beta, 0).fitted,
+    )
+
+
+@methods
+def test_a_cell_type_without_any_noise_has_no_likelihood(method):
+    model = make("free", "ctp", "none", False, 1)
+    silent = replace(model, nu=np.where(model.H[:, 1] == 1, 0.0, model.nu))
+    with pytest.raises(ConvergenceError, match="noise variance is 0 in every pair of a cell type"):
+        estimate(silent, method)
+    for other in ("he", "robust"):
+        assert np.isfinite(estimate(silent, other).theta).all()
+    test = score_test(silent)
+    assert np.isfinite([*test.pvalue_celltype, test.pvalue_sum]).all()
+    few = replace(model, nu=np.where(np.arange(len(model.nu)) % 20 == 0, model.nu, 0.0))
+    with pytest.raises(CTMMError, match=r"in more than 90% of the pairs all cells are alike"):
+        score_test(few)
+
+
+def test_donors_without_any_noise_leave_the_score_test_its_law():
+    """Shared variance at zero and a donor that is never seen: its part of the law is nothing."""
+    model = make("free", "ctp", "none", False, 1)
+    rng = np.random.default_rng(8)
+    silent = model.row_donor < 4
+    y = np.where(silent, 0.0, rng.normal(size=len(silent)) * (model.H[:, 0] - 0.3))
+    model = replace(model, y=y, nu=np.where(silent, 0.0, 4.0))
+    got, want = score_test(model), dense.score_test(model, np.ones((1, 3, 3)), np.zeros(1))
+    assert got.theta_null == pytest.approx(0.0, abs=1e-12)
+    np.testing.assert_allclose(got.pvalue_celltype, want.pvalue[:3], rtol=0, atol=TAIL)
 
 
 @pytest.mark.slow

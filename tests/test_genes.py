@@ -166,7 +166,7 @@ def broken(expr, nu, obs):
     return {
         "constant": (np.full_like(y, 3.0), v, "constant"),
         "nothing": (np.full_like(y, np.nan), v, "no row"),
-        "no noise": (y, np.zeros_like(v), "noise variance must be positive"),
+        "no noise": (y, np.zeros_like(v), "noise variance is 0 in every pair"),
         "negative noise": (y, np.where(one, -v, v), "noise variance must be positive"),
         "infinite": (np.where(one, np.inf, y), v, "expression is inf"),
         "one donor": (np.where(one, y, np.nan), v, "one donor"),
@@ -401,9 +401,74 @@ def test_pairs_of_equal_cells_get_the_noise_of_single_fits(small):
     pb = pseudobulk(obs, expr, nu)
     scan = quietly(ctmm.fit_genes, "~ C(celltype)", data=pb, tests=["score"])
     single = quietly(ctmm.fit, f"{GENES[0]} ~ C(celltype)", data=pb)
-    assert scan.table["n_pooled"].tolist() == [3, 0, 0]
+    close(scan.table["zero_noise"], np.array([3, 0, 0]) / len(obs))
+    close(scan.table["mean"], expr.where(nu.notna()).mean().to_numpy())
     close(scan.table["p_score"].iloc[0], single.test_variance("score").pvalue)
     close(scan.gene(GENES[0]).params, single.params)
+
+
+@pytest.mark.parametrize("how", ["table", "arrays", "AnnData", "file"])
+def test_squares_of_the_noise_reach_the_score_test(small, how, tmp_path):
+    """By every door the numbers of a single fit of the table with a column nu2."""
+    obs, expr, nu = small
+    nu = nu.copy()
+    nu.iloc[[4, 9, 20], 0] = 0.0
+    nu2 = nu**2 * np.linspace(0.2, 1.8, len(obs))[:, None] - 1e-4
+    nu2.iloc[[1, 11]] = np.nan
+    settings = {"formula": "~ C(celltype)", "method": "robust", "tests": ["score"]}
+    data = {"data": obs, "expr": expr, "nu": nu, "nu2": nu2}
+    if how == "arrays":
+        data = {name: obs if name == "data" else part.to_numpy() for name, part in data.items()}
+    elif how != "table":
+        pb = pseudobulk(obs, expr, nu)
+        pb.layers["nu2"] = pseudobulk(obs, expr, nu2).layers["nu"]
+        data = {"data": pb}
+        if how == "file":
+            pb.write_h5ad(tmp_path / "pb.h5ad")
+            data = {"data": str(tmp_path / "pb.h5ad")}
+    scan = quietly(ctmm.fit_genes, **settings, **data)
+    for k, gene in enumerate(GENES):
+        table = obs.assign(y=expr[gene], nu=nu[gene], square=nu2[gene])
+        single = ctmm.fit("y ~ C(celltype)", data=table, method="robust", nu2="square")
+        test = single.test_variance("score")
+        close(scan.table["p_score"].iloc[k], test.pvalue)
+        assert not test.note
+        plain = ctmm.fit("y ~ C(celltype)", data=table, method="robust").test_variance("score")
+        assert abs(plain.pvalue / test.pvalue - 1.0) > 1e-3
+        assert ("test is cautious" in plain.note) == (k == 0)
+        again = scan.gene(scan.genes[k])
+        close(again.test_variance("score").pvalue, test.pvalue)
+        same = ctmm.CTMMResults.from_json(single.to_json())
+        close(same.test_variance("score").pvalue, test.pvalue)
+    if how == "AnnData":
+        fit = ctmm.fit(f"{GENES[0]} ~ C(celltype)", data=pb, method="robust")
+        close(fit.test_variance("score").pvalue, scan.table["p_score"].iloc[0])
+        assert not any("noise variance 0" in note for note in fit.notes)
+
+
+def test_a_scan_says_how_many_genes_are_low(small):
+    obs, expr, nu = small
+    nu = nu.copy()
+    nu.iloc[: int(0.6 * len(nu)), 1] = 0.0
+    data = {"data": obs, "expr": expr, "nu": nu}
+    with pytest.warns(ctmm.CTMMWarning, match=r"1 genes are the same .* \(zero_noise > 0.5\)"):
+        scan = ctmm.fit_genes("~ C(celltype)", method="robust", tests=["score"], **data)
+    assert (scan.table["zero_noise"] > 0.5).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.iloc[:, :2], "nu2 has no column for genes"),
+        (lambda part: part.iloc[:, :2].to_numpy(), "expr has 3 genes and nu2 2"),
+        (lambda part: part.iloc[1:], "nu2 has .* rows and data"),
+        (lambda part: part[::-1], "the index of nu2 is not that of data"),
+    ],
+)
+def test_squares_that_do_not_fit_the_noise(small, change, message):
+    obs, expr, nu = small
+    with pytest.raises(ctmm.DataError, match=message):
+        ctmm.fit_genes("~ C(celltype)", data=obs, expr=expr, nu=nu, nu2=change(nu**2))
 
 
 def test_an_anndata_without_noise_says_so(small):
@@ -411,7 +476,7 @@ def test_an_anndata_without_noise_says_so(small):
     pb = pseudobulk(obs, expr, nu)
     with pytest.raises(ctmm.DataError, match=r"no layer 'noise'.*'nu'"):
         ctmm.fit_genes("~ C(celltype)", data=pb, noise="noise")
-    with pytest.raises(ctmm.DataError, match="leave expr= and nu= out"):
+    with pytest.raises(ctmm.DataError, match="leave expr=, nu= and nu2= out"):
         ctmm.fit_genes("~ C(celltype)", data=pb, expr=expr)
     lost = pb.copy()
     del lost.obs["n_cells"]

@@ -806,9 +806,7 @@ def test_a_gene_zero_everywhere():
     assert (pb[:, "g2"].X == 0).all()
     assert (pb[:, "g2"].layers["nu"] == 0).all()
     assert "g2" not in ctmm.filter_genes(pb).var_names
-    with pytest.raises(
-        DataError, match=r"gene 'g2' does not vary between the cells .*filter_genes"
-    ):
+    with pytest.raises(DataError, match=r"the response 'g2' is constant \(0.0\)"):
         ctmm.fit("g2 ~ C(celltype)", data=pb)
 
 
@@ -1011,7 +1009,39 @@ def test_zero_noise_is_pooled_and_said(pb):
     np.testing.assert_array_equal(table["nu"][~zero], pb.layers["nu"][~zero, at[-1]])
     assert (ctmm.to_long(pb, gene)["nu"] == 0).sum() == zero.sum() > 0
     res = ctmm.fit(f"{gene} ~ C(celltype)", data=pb, structure="hom")
-    assert sum(f"{zero.sum()} pairs have noise variance 0" in note for note in res.notes) == 1
+    assert sum(f"{zero.sum()} rows have noise variance 0" in note for note in res.notes) == 1
+    np.testing.assert_array_equal(res.design.nu[zero[res.design.rows]], 0.0)
+
+
+def test_squares_of_the_noise_go_with_it(pb):
+    """To tables, standardised, and of overall pseudobulk: of a sum of independent noises."""
+    pb = pb.copy()
+    pb.layers["nu2"] = 1.3 * pb.layers["nu"] ** 2 - 1e-3
+    table = ctmm.to_long(pb, "g2")
+    np.testing.assert_array_equal(table["nu2"], pb[:, "g2"].layers["nu2"][:, 0])
+    both = ctmm.to_frame(pb, ["g2", "g5"])
+    np.testing.assert_array_equal(both.loc[both["gene"] == "g2", "nu2"], table["nu2"])
+    scaled = ctmm.standardize(pb)
+    sd = scaled.var["op_sd"].to_numpy()
+    np.testing.assert_allclose(scaled.layers["nu2"], pb.layers["nu2"] / sd**4, rtol=ROUNDING)
+    op = ctmm.overall(pb)
+    rows = pb.obs["donor"] == op.obs_names[0]
+    nu, square, P = pb.layers["nu"][rows], pb.layers["nu2"][rows], op.obsm["proportions"].iloc[0]
+    expected = 0.0
+    for c in np.flatnonzero(P > 0):
+        for d in np.flatnonzero(P > 0):
+            expected += P.iloc[c] ** 2 * P.iloc[d] ** 2 * (square[c] if c == d else nu[c] * nu[d])
+    np.testing.assert_allclose(op.layers["nu2"][0], expected, rtol=1e-9, atol=1e-12)
+    assert "nu2" in ctmm.to_long(op, "g2")
+
+
+def test_filters_show_how_low_genes_are(pb):
+    kept = ctmm.filter_genes(pb, min_share=0, celltypes="any")
+    there = ~np.isnan(pb[:, kept.var_names].X)
+    zero = pb[:, kept.var_names].layers["nu"] == 0
+    np.testing.assert_allclose(kept.var["mean"], np.nanmean(kept.X, axis=0), rtol=ROUNDING)
+    np.testing.assert_allclose(kept.var["zero_noise"], zero.sum(axis=0) / there.sum(axis=0))
+    assert kept.uns["ctmm"]["genes"]["low"] == (kept.var["zero_noise"] > 0.5).sum()
 
 
 @pytest.mark.parametrize(
@@ -1084,7 +1114,7 @@ def test_a_gene_called_nu(pb):
         lambda: ctmm.fit("nu ~ C(celltype)", data=other),
         lambda: ctmm.to_long(other, "g1", name="nu"),
     ):
-        with pytest.raises(DataError, match=r"'nu' is the column of noise variances: give .*name="):
+        with pytest.raises(DataError, match=r"'nu' is a column of noise variances: give .*name="):
             step()
     table = ctmm.to_long(other, "nu", name="y")
     np.testing.assert_array_equal(table["y"], pb.X[:, 0])

@@ -203,7 +203,7 @@ def test_errors_and_warnings_are_part_of_the_reply(df):
     assert reply["classes"] == ["CTMMError", "ValueError", "Exception"]
     assert "choose from ml, reml, he" in reply["message"]
     sent = make_request(df, res)
-    sent["model"]["noise"]["values"] = codec.encode(np.where(np.arange(275) == 6, 0.0, df["nu"]))
+    sent["model"]["noise"]["values"] = codec.encode(np.where(np.arange(275) == 6, -1.0, df["nu"]))
     reply = calls.call("fit", sent)
     assert reply["type"] == "DataError"
     assert "row 7" in reply["message"]  # as the caller counts

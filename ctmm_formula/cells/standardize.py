@@ -27,7 +27,16 @@ import pandas as pd
 from ..arguments import choose, whole_number
 from ..design.table import listing
 from ..errors import DataError
-from .tables import Grid, kind_of, log, matrices, read_grid, require_anndata
+from .tables import (
+    UNSEEN,
+    Grid,
+    kind_of,
+    log,
+    matrices,
+    noise_columns,
+    read_grid,
+    require_anndata,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,8 +59,9 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     Returns
     -------
     AnnData, donors x genes
-        ``X`` = sum of P y, ``layers["nu"]`` = sum of P^2 nu, ``obsm["proportions"]`` the P used,
-        ``obs`` donor, n_cells (of the pairs used) and covariates of the donors.
+        ``X`` = sum of P y, ``layers["nu"]`` = sum of P^2 nu (``nu2`` its square, without bias),
+        ``obsm["proportions"]`` the P used, ``obs`` donor, n_cells (of the pairs used) and
+        covariates of the donors.
         ``ctmm.fit("GENE ~ sex", data=overall(pb))`` finds the proportions by itself.
 
     Raises
@@ -81,6 +91,7 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     grid = read_grid(pb)
     weights, keep, text = _weights(grid, missing)
     mean, nu = _average(grid, weights)
+    nu2 = _square_of_sum(pb, grid, weights)
     proportions = pd.DataFrame(
         weights[keep], index=pd.Index(grid.donors[keep]), columns=pd.Index(grid.celltypes)
     )
@@ -90,7 +101,7 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
         X=mean[keep],
         obs=obs[keep],
         var=pb.var.copy(),
-        layers={"nu": nu[keep]},
+        layers={"nu": nu[keep], **({} if nu2 is None else {"nu2": nu2[keep]})},
         obsm={"proportions": proportions},
         uns={"ctmm": _copy(pb)},
     )
@@ -114,9 +125,10 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
     Returns
     -------
     AnnData
-        A copy with (X - mean) / sd and nu / sd^2, the same mean and sd for all cell types of a
-        gene.  These stand in ``var["op_mean"]`` and ``var["op_sd"]``: variance components times
-        sd^2, effects times sd and means times sd plus mean are on the scale before.
+        A copy with (X - mean) / sd, nu / sd^2 and nu2 / sd^4, the same mean and sd for all cell
+        types of a gene.  These stand in ``var["op_mean"]`` and ``var["op_sd"]``: variance
+        components times sd^2, effects times sd and means times sd plus mean are on the scale
+        before.
 
     Raises
     ------
@@ -161,6 +173,8 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
     out = pb.copy()
     out.X = (X - mean) / sd
     out.layers["nu"] = nu / sd**2
+    if "nu2" in pb.layers:
+        out.layers["nu2"] = noise_columns(pb, slice(None))["nu2"] / sd**4
     out.var["op_mean"], out.var["op_sd"] = mean, sd
     out.uns["ctmm"]["standardized"] = {"ddof": 1, "missing": missing, "donors": int(used.sum())}
     _note(out, "standardize", text)
@@ -260,7 +274,10 @@ def filter_genes(
     Returns
     -------
     AnnData
-        A copy; ``uns["ctmm"]["genes"]`` holds the rule and what it took.
+        A copy; ``uns["ctmm"]["genes"]`` holds the rule and what it took, ``var["mean"]`` the mean
+        of the gene's observed rows, and ``var["zero_noise"]`` the share of them whose cells are
+        all alike (mostly: all zero).  Where that is more than half, tests of V find large effects
+        only.
 
     Raises
     ------
@@ -291,20 +308,25 @@ def filter_genes(
     counts = np.maximum(there.sum(axis=0), 1)
     share = (there & (np.where(there, values, 0.0) > above)).sum(axis=0) / counts
     seen = there.any(axis=(0, 2))
-    low = np.where(there, values, np.inf).min(axis=0)
-    high = np.where(there, values, -np.inf).max(axis=0)
+    least = np.where(there, values, np.inf).min(axis=0)
+    most = np.where(there, values, -np.inf).max(axis=0)
     with np.errstate(invalid="ignore"):  # cell types nobody has
-        differs = high - low > CONSTANT * np.maximum(np.abs(high), np.abs(low))
+        differs = most - least > CONSTANT * np.maximum(np.abs(most), np.abs(least))
     rule = np.all if celltypes == "every" else np.any
     expressed = rule(share[seen] > min_share, axis=0)
     # one donor alone cannot differ
     several = there.sum(axis=0).max(axis=1) > 1
     varies = rule(differs[several], axis=0)
     keep = expressed & varies
+    X, nu = matrices(pb)
+    rows = np.maximum((~np.isnan(X)).sum(axis=0), 1)
+    average, zero = np.nansum(X, axis=0) / rows, (nu == 0).sum(axis=0) / rows
+    low = keep & (zero > UNSEEN)
     record = {
         "min_share": float(min_share), "celltypes": celltypes, "above": float(above),
         "genes": int(keep.size), "kept": int(keep.sum()),
         "not_expressed": int((~expressed).sum()), "constant": int((expressed & ~varies).sum()),
+        "low": int(low.sum()),
     }  # fmt: skip
     text = (
         f"{record['not_expressed']} of {keep.size} genes are left out, they are expressed in a "
@@ -314,8 +336,16 @@ def filter_genes(
     if not keep.any():
         raise DataError(f"no gene is left: {text}; lower min_share=, or celltypes='any'")
     out = pb[:, keep].copy()
+    out.var["mean"], out.var["zero_noise"] = average[keep], zero[keep]
     out.uns["ctmm"]["genes"] = record
-    _note(out, "filter_genes", "" if keep.all() else text)
+    text = "" if keep.all() else text
+    if low.any():
+        few = (
+            f"{low.sum()} of those kept are the same in all cells of most pairs "
+            f"(var['zero_noise'] > {UNSEEN:g}): tests of V find large effects only"
+        )
+        text = "; ".join(filter(None, (text, few)))
+    _note(out, "filter_genes", text)
     return out
 
 
@@ -357,6 +387,22 @@ def _average(grid: Grid, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean[here] += (w * grid.mean[:, c])[here]
         nu[here] += (w**2 * grid.nu[:, c])[here]
     return mean, nu
+
+
+def _square_of_sum(pb: AnnData, grid: Grid, weights: np.ndarray) -> np.ndarray | None:
+    """Unbiased (sum_c P_c^2 nu_c)^2 of each donor and gene, or None without the layer.
+
+    The noise of different pairs is independent: products of their nu have no bias, and each one's
+    own square is that of the layer.
+    """
+    if "nu2" not in pb.layers:
+        return None
+    own = noise_columns(pb, slice(None))["nu2"].reshape(grid.nu.shape)
+    square = np.where(weights > 0, weights, 0.0)[:, :, None] ** 2
+    there = square > 0
+    parts = np.where(there, square * grid.nu, 0.0)
+    squares = np.where(there, square**2 * own, 0.0)
+    return parts.sum(axis=1) ** 2 - np.square(parts).sum(axis=1) + squares.sum(axis=1)
 
 
 def _overall_values(pb: AnnData, missing: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -3,6 +3,7 @@
 =====================  ========================================================================
 ``X``                  mean expression, float64, pairs x genes
 ``layers["nu"]``       noise variance, sample variance (ddof 1) / number of cells
+``layers["nu2"]``      unbiased estimates of the squares of the true ones; may be absent
 ``obs``                donor, celltype (categories), n_cells, proportion, covariates; one row per
                        pair of the full grid, donor by donor, named ``donor|celltype``
 ``uns["ctmm"]``        format 1, kind "ctp", and what each step did
@@ -36,6 +37,10 @@ FORMAT = 1
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
 OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
+UNSEEN = 0.5
+"""Share of pairs whose cells are all alike above which a gene is named as low.  Of effects specific
+to cell types, log-fold sd .4 in 50 donors, the score test then finds less than a quarter, of those
+of sd .8 half or more (``tests/benchmarks/score_counts.md``)."""
 PREFIX = "prop_"
 """Of the columns of proportions in tables of overall pseudobulk."""
 
@@ -195,6 +200,11 @@ def read_grid(pb: AnnData) -> Grid:
     )
 
 
+def noise_columns(pb: AnnData, at: Sequence[int] | np.ndarray | slice) -> dict[str, np.ndarray]:
+    """Noise variance, and its square where there is one, of some genes: name -> (rows, genes)."""
+    return {name: _dense(pb.layers[name][:, at]) for name in ("nu", "nu2") if name in pb.layers}
+
+
 def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
     """Mean and noise as dense float64, rows x genes."""
     return _dense(pb.X), _dense(pb.layers["nu"])
@@ -219,15 +229,16 @@ def to_long(
     name : str, optional
         Column of the mean expression; by default the gene's name.
     zero_noise : {"keep", "pool"}
-        Where all cells of a pair are alike (mostly: all zero), their sample variance is 0, which
-        no fit accepts.  "pool" takes there the variance between cells pooled over all donors of
-        the cell type, divided by the pair's number of cells.
+        Where all cells of a pair are alike (mostly: all zero), their sample variance is 0.
+        "pool" takes there the variance between cells pooled over all donors of the cell type,
+        divided by the pair's number of cells, for programs that must weigh by it.
 
     Returns
     -------
     DataFrame
-        Rows and columns of ``pb.obs``, then the expression and ``nu``; overall pseudobulk has
-        the proportions as well, columns ``prop_<cell type>``.
+        Rows and columns of ``pb.obs``, then the expression, ``nu`` and, where there is such a
+        layer, ``nu2``; overall pseudobulk has the proportions as well, columns
+        ``prop_<cell type>``.
 
     Raises
     ------
@@ -257,17 +268,18 @@ def to_long(
         )
     at = _genes(pb, [gene])
     name = gene if name is None else name
-    mean, nu = _dense(pb.X[:, at]), _dense(pb.layers["nu"][:, at])
+    mean, noise = _dense(pb.X[:, at]), noise_columns(pb, at)
     if zero_noise == "pool" and kind == "ctp":
-        nu = pooled_noise(nu, counted(pb.obs)["n_cells"].to_numpy(float), pb.obs["celltype"])[0]
+        n_cells = counted(pb.obs)["n_cells"].to_numpy(float)
+        noise["nu"] = pooled_noise(noise["nu"], n_cells, pb.obs["celltype"])
     frame = _obs_table(pb, kind)
-    if name == "nu":
-        raise DataError(f"{name!r} is the column of noise variances: {OTHER_NAME}")
-    for new in (name, "nu"):
+    if name in ("nu", "nu2"):
+        raise DataError(f"{name!r} is a column of noise variances: {OTHER_NAME}")
+    for new in (name, *noise):
         if new in frame:
             fix = OTHER_NAME if new == name else "rename that one"
             raise DataError(f"the pseudobulk has a column {new!r} in obs already: {fix}")
-    return frame.assign(**{name: mean[:, 0], "nu": nu[:, 0]})
+    return frame.assign(**{name: mean[:, 0]}, **{key: part[:, 0] for key, part in noise.items()})
 
 
 def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -282,8 +294,8 @@ def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``gene``, those of ``pb.obs`` (and proportions), ``expr``, ``nu``; the rows of
-        each gene together, so that ``table[table["gene"] == g]`` goes into a fit.
+        Columns ``gene``, those of ``pb.obs`` (and proportions), ``expr``, ``nu`` (and ``nu2``); the
+        rows of each gene together, so that ``table[table["gene"] == g]`` goes into a fit.
 
     Raises
     ------
@@ -308,17 +320,19 @@ def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
         genes = [genes]
     at = np.arange(pb.n_vars) if genes is None else _genes(pb, list(genes))
     frame = _obs_table(pb, kind)
-    clash = [name for name in ("gene", "expr", "nu") if name in frame]
+    noise = noise_columns(pb, at)
+    clash = [name for name in ("gene", "expr", *noise) if name in frame]
     if clash:
         raise DataError(f"the pseudobulk has a column {clash[0]!r} in obs already: rename it")
-    mean, nu = (_dense(values[:, at]) for values in (pb.X, pb.layers["nu"]))
+    values = {"expr": _dense(pb.X[:, at]), **noise}
     # the position repeats every column in its own type
     table = frame.iloc[np.tile(np.arange(len(frame)), len(at))]
     table.insert(0, "gene", np.repeat(np.asarray(pb.var_names[at], dtype=object), len(frame)))
-    return table.assign(expr=mean.T.ravel(), nu=nu.T.ravel()).reset_index(drop=True)
+    columns = {name: part.T.ravel() for name, part in values.items()}
+    return table.assign(**columns).reset_index(drop=True)
 
 
-def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[str] | None, str]:
+def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[str] | None]:
     """What a fit needs of a pseudobulk AnnData.
 
     Parameters
@@ -332,8 +346,6 @@ def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[st
     table : DataFrame
     proportions : list of str, or None
         Their columns, for overall pseudobulk.
-    note : str
-        What stands in for noise variances of zero; empty where there are none.
     """
     kind = kind_of(pb)
     genes = [name for name in names if name in pb.var_names]
@@ -341,32 +353,15 @@ def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[st
         _genes(pb, list(names[:1]))
     if len(genes) > 1:
         raise DataError(f"the response names {len(genes)} genes, {listing(genes)}: it must be one")
-    table = to_long(pb, genes[0], zero_noise="pool")
-    zero = table["nu"].to_numpy() == 0
-    if zero.any():
-        where = "donors" if kind == "op" else "every pair of cell types"
-        names = table.loc[zero, "donor" if kind == "op" else "celltype"].astype(str).unique()
-        raise DataError(
-            f"gene {genes[0]!r} does not vary between the cells of {where} {listing(list(names))}: "
-            "its noise variance is unknown; leave the gene out, ctmm.filter_genes(pb)"
-        )
+    table = to_long(pb, genes[0])
     if kind == "op":
-        return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns], ""
-    at = _genes(pb, genes)
-    filled = (_dense(pb.layers["nu"][:, at])[:, 0] == 0) & (table["nu"].to_numpy() > 0)
-    if not filled.any():
-        return table, None, ""
-    pairs = listing(list(pb.obs_names[filled]))
-    return table, None, (
-        f"{filled.sum()} pairs have noise variance 0 as all their cells are alike, {pairs}: taken "
-        "there as the variance between cells pooled over the donors of the cell type, divided by "
-        "the number of cells"
-    )  # fmt: skip
+        return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns]
+    return table, None
 
 
 def pooled_noise(
     nu: np.ndarray, n_cells: np.ndarray, celltype: Sequence[str] | pd.Series
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Replace noise variances of zero by the cell type's pooled variance between cells over n.
 
     Parameters
@@ -377,21 +372,18 @@ def pooled_noise(
 
     Returns
     -------
-    nu : ndarray, shape (pairs, genes)
+    ndarray, shape (pairs, genes)
         A copy; still zero where the gene varies in no pair of the cell type.
-    filled : bool ndarray, shape (pairs, genes)
 
     Examples
     --------
     >>> nu = np.array([[0.5], [0.0], [0.25]])
-    >>> pooled_noise(nu, np.array([2, 4, 3]), ["T", "T", "T"])[0].ravel().tolist()
+    >>> pooled_noise(nu, np.array([2, 4, 3]), ["T", "T", "T"]).ravel().tolist()
     [0.5, 0.10416666666666667, 0.25]
     """
-    nu = np.array(nu, dtype=np.float64)
     s2 = cell_variance(nu, n_cells, celltype)
     filled = (nu == 0) & (n_cells > 1)[:, None] & (s2 > 0)
-    nu[filled] = s2[filled] / np.broadcast_to(n_cells[:, None], nu.shape)[filled]
-    return nu, filled
+    return np.where(filled, s2 / np.maximum(n_cells, 1)[:, None], nu)
 
 
 def cell_variance(

@@ -97,21 +97,53 @@ def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
             )
 
 
-def noise(ready: Prepared) -> np.ndarray:
-    """nu, positive and finite."""
+def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
+    """nu, finite and positive, or 0 where it was measured on several cells."""
     name = ready.roles.noise
     if name is None:
         return np.full(len(ready.frame), np.nan)
     nu = ready.frame[name].to_numpy()
-    bad = np.flatnonzero(~((nu > 0) & np.isfinite(nu)))
+    bad = bad_noise(nu, n_cells)
     if len(bad):
         donors = [str(ready.labels[ready.roles.donor][i]) for i in bad]
         raise DataError(
             f"column {name!r} (noise variance) must be positive and finite, found {nu[bad[0]]} in "
             f"{rows(ready.keep[bad])}, donors {listing(list(dict.fromkeys(donors)))}: make it NaN "
-            "to leave these rows out, or estimate it anew (one cell has no variance)"
+            f"to leave these rows out, or estimate it anew{why_bad(nu[bad], n_cells)}"
         )
     return nu
+
+
+def bad_noise(nu: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
+    """Rows whose noise variance cannot be; 0 is the measured one of several cells that are alike.
+
+    >>> bad_noise(np.array([0.1, 0.0, 0.0, -1.0]), np.array([9.0, 9.0, 1.0, 9.0]))
+    array([2, 3])
+    """
+    several = False if n_cells is None else n_cells > 1
+    return np.flatnonzero(~(np.isfinite(nu) & ((nu > 0) | ((nu == 0) & several))))
+
+
+def why_bad(nu: np.ndarray, n_cells: np.ndarray | None) -> str:
+    """What to know of noise variances that cannot be."""
+    if n_cells is None and (nu == 0).any():
+        return "; 0 is believed where numbers of cells are known, n_cells="
+    return " (one cell has no variance)"
+
+
+def noise_square(ready: Prepared) -> np.ndarray | None:
+    """Estimates of nu^2, NaN where not given; None where there are none at all."""
+    name = ready.roles.nu2
+    if name is None:
+        return None
+    nu2 = ready.frame[name].to_numpy()
+    bad = np.flatnonzero(np.isinf(nu2))
+    if len(bad):
+        raise DataError(
+            f"column {name!r} (square of the noise variance) is infinite in "
+            f"{rows(ready.keep[bad])}: use NaN where it is unknown"
+        )
+    return None if np.isnan(nu2).all() else nu2
 
 
 def counts(ready: Prepared) -> np.ndarray | None:
@@ -151,7 +183,7 @@ class Observed:
     Attributes
     ----------
     nu : ndarray, shape (n,)
-    n_cells : ndarray, shape (n,), or None
+    nu2, n_cells : ndarray, shape (n,), or None
     P : ndarray, shape (n, C), or None
         Proportions, for overall pseudobulk.
     celltypes : tuple of str, length C
@@ -160,6 +192,7 @@ class Observed:
     """
 
     nu: np.ndarray
+    nu2: np.ndarray | None
     n_cells: np.ndarray | None
     P: np.ndarray | None
     celltypes: tuple[str, ...]
@@ -175,10 +208,12 @@ def observed(ready: Prepared) -> Observed:
     DataError
         Values that cannot be, by column and rows.
     """
-    nu, given = noise(ready), counts(ready)
+    given = counts(ready)
     P, celltypes, H = observation(ready)
+    n_cells = fill_counts(given, H)
+    nu = noise(ready, n_cells)
     notes = (*ready.notes, *few_donors(ready, celltypes, H), *count_notes(ready, given))
-    return Observed(nu, fill_counts(given, H), P, celltypes, H, notes)
+    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:

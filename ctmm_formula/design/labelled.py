@@ -59,6 +59,9 @@ class Design:
     donor_codes : int ndarray, shape (n,)
     y, nu : ndarray, shape (n,)
         NaN where the formula has no response, or no noise column was named.
+    nu2 : ndarray, shape (n,), or None
+        Unbiased estimates of the squares of the noise variances, NaN where missing; may be below
+        zero.
     X : ndarray, shape (n, p);  H : ndarray, shape (n, C)
     n_cells : ndarray, shape (n,), or None
         Where missing, the mean of the cell type; None where there are none at all.
@@ -95,6 +98,7 @@ class Design:
     donor_codes: np.ndarray
     y: np.ndarray
     nu: np.ndarray
+    nu2: np.ndarray | None
     X: np.ndarray
     H: np.ndarray
     n_cells: np.ndarray | None
@@ -177,6 +181,7 @@ class Design:
             structure.basis,
             self.random,
             self.n_cells,
+            self.nu2,
         )
 
     def matrix(self, newdata: object) -> tuple[np.ndarray, pd.DataFrame]:
@@ -238,6 +243,7 @@ def build_design(
     donor: str = "donor",
     celltype: str | None = None,
     noise: str | None = "nu",
+    nu2: str | None = "nu2",
     n_cells: str | None = "n_cells",
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     engine: str = "patsy",
@@ -256,7 +262,11 @@ def build_design(
         Default: column ``celltype``, else the one factor of the formula that, with `donor`,
         identifies the rows.  Its values are labels, also where they are numbers.
     noise : str or None
-        Column of noise variances; None leaves ``nu`` to be set later.
+        Column of noise variances; None leaves ``nu`` to be set later.  0 (all cells of the pair
+        are alike) needs a number of cells.
+    nu2 : str or None
+        Column of unbiased estimates of the squares of the noise variances; the default may be
+        absent.
     n_cells : str or None
         Column of cell numbers; the default may be absent.  Where a number is missing, the mean of
         the cell type stands in for it, and a note says so.
@@ -288,7 +298,9 @@ def build_design(
     if not spec.terms and (proportions is None or isinstance(proportions, str)):
         raise FormulaError(f"{spec.text!r} has no fixed effect: keep at least the intercept")
     column_name(donor, "donor")
-    for name, argument in ((celltype, "celltype"), (noise, "noise"), (n_cells, "n_cells")):
+    for name, argument in (
+        (celltype, "celltype"), (noise, "noise"), (nu2, "nu2"), (n_cells, "n_cells"),
+    ):  # fmt: skip
         if name is not None:
             column_name(name, argument)
     ready = prepare(
@@ -297,6 +309,7 @@ def build_design(
         donor=donor,
         celltype=celltype,
         noise=noise,
+        nu2=nu2,
         n_cells=n_cells,
         proportions=proportions,
         engine=engine,
@@ -365,6 +378,7 @@ def assemble(
         donor_codes=np.asarray(donors.codes, dtype=np.int64),
         y=y,
         nu=seen.nu,
+        nu2=seen.nu2,
         X=X,
         H=seen.H,
         n_cells=seen.n_cells,

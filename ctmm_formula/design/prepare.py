@@ -42,6 +42,7 @@ class Roles:
     donor: str
     celltype: str | None
     noise: str | None
+    nu2: str | None
     n_cells: str | None
     share: str | None
     proportions: tuple[str, ...]
@@ -83,6 +84,7 @@ def prepare(
     donor: str,
     celltype: str | None,
     noise: str | None,
+    nu2: str | None,
     n_cells: str | None,
     proportions: str | Sequence[str] | pd.DataFrame | None,
     engine: str,
@@ -114,6 +116,7 @@ def prepare(
         donor,
         celltype,
         noise,
+        None if nu2 == "nu2" and nu2 not in present else nu2,
         None if n_cells == "n_cells" and n_cells not in present else n_cells,
         share,
         tuple(extra),
@@ -301,9 +304,13 @@ def _clean(
         columns[roles.noise] = numbers(
             pick(table, roles.noise, "noise", hint), roles.noise, "noise"
         )
-    for optional in (roles.n_cells, roles.share):
+    roles_of = {
+        roles.nu2: "square of the noise variance",
+        roles.n_cells: "number of cells",
+        roles.share: "proportion",
+    }
+    for optional, role in roles_of.items():
         if optional is not None:
-            role = "number of cells" if optional == roles.n_cells else "proportion"
             columns[optional] = numbers(pick(table, optional, role), optional, role)
     for name, share in extra.items():
         if name in columns:

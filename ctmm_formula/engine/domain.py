@@ -93,7 +93,7 @@ def _noise(model: Model, domain: Domain) -> Constraint:
     design = np.concatenate([b.design[:, : b.R], b.design[:, b.R + b.p :]], axis=1)
     blocks = b._replace(design=design, p=0)
     lower = np.full(model.n_components, -np.inf)
-    nu = (1.0 - domain.noise_floor) * model.nu
+    nu = (1.0 - domain.noise_floor) * model.noise
     return Constraint(lower, model.S, nu, model.tiles, blocks, model.active, True)
 
 

@@ -61,7 +61,7 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     y = np.where(model.active_rows, model.X @ beta, model.y)
     for rows in _rows_by_size(model):
         H = model.H[rows]  # (donors, m, C)
-        sigma = H @ A @ H.swapaxes(1, 2) + model.nu[rows][:, None] * np.eye(rows.shape[1])
+        sigma = H @ A @ H.swapaxes(1, 2) + model.noise[rows][:, None] * np.eye(rows.shape[1])
         roots = _square_roots(sigma, model.donors[model.row_donor[rows[:, 0]]])
         y[rows] += (roots @ rng.standard_normal((*rows.shape, 1)))[..., 0]
     for component, r in zip(model.random, variances, strict=True):
@@ -93,7 +93,7 @@ def _draw_blocks(
         if not len(rows):
             continue
         H, donor = model.H[rows], model.row_donor[rows]
-        sigma = (H @ A @ H.T) * (donor[:, None] == donor) + np.diag(model.nu[rows])
+        sigma = (H @ A @ H.T) * (donor[:, None] == donor) + np.diag(model.noise[rows])
         for component, r in zip(model.random, variances, strict=True):
             code, value = component.codes[rows], component.values[rows]
             sigma += r * np.outer(value, value) * (code[:, None] == code)

@@ -106,7 +106,7 @@ class LeftOutMoments:
             definite = np.zeros(len(some), dtype=bool)
             _gls_without(
                 kernels.kernel_address(), theta[some] @ model.S, model.tiles.put(residual(model)),
-                model.tiles.put(model.nu, 1.0), model.blocks,
+                model.tiles.put(model.noise, 1.0), model.blocks,
                 model.tiles.donors(model.active, False), donors, ptr, at, definite,
             )  # fmt: skip
             at[~definite] = math.nan

@@ -34,6 +34,10 @@ from .model import Model, build_model
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work, newton
 
 LIKELIHOODS = ("ml", "reml")
+NO_NOISE = (
+    "the noise variance is 0 in every pair of a cell type, where no cell differs from another, and "
+    "a likelihood cannot weigh by 0: use method='robust', or leave out the cell type or the gene"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def evaluate(
     depth = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
         kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float),
-        model.tiles.put(residual(model)), model.tiles.put(model.nu, 1.0), model.blocks,
+        model.tiles.put(residual(model)), model.tiles.put(model.noise, 1.0), model.blocks,
         model.tiles.donors(model.active, False), reml, depth, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
@@ -116,9 +120,11 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     Raises
     ------
     ConvergenceError
-        The domain has no interior point for this structure.
+        The domain has no interior point for this structure, or a cell type no noise.
     """
     reml = choose("method", method, LIKELIHOODS) == "reml"
+    if not (model.noise[model.active_rows] > 0.0).all():
+        raise ConvergenceError(NO_NOISE)
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
     p = model.X.shape[1]
@@ -207,7 +213,7 @@ def make_problem(
         kernel=_kernel() if kernel is None else kernel,
         S=model.S,
         y=model.tiles.put(residual(model) / scale),
-        nu=model.tiles.put(model.nu / scale**2, 1.0),
+        nu=model.tiles.put(model.noise / scale**2, 1.0),
         blocks=model.blocks,
         active=model.tiles.donors(model.active, False),
         reml=reml,
@@ -259,7 +265,7 @@ def compile_newton() -> None:
 def centre(model: Model, scale: float) -> np.ndarray:
     """A point well inside the domain of y / scale: its variance split between all effects."""
     K = len(model.basis)
-    noise = np.minimum(model.nu[model.active_rows] / scale**2, 1.0)
+    noise = np.minimum(model.noise[model.active_rows] / scale**2, 1.0)
     share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random))
     theta = np.full(len(model.S), share)
     theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)

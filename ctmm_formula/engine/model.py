@@ -23,12 +23,14 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
+
+from .noise import weighable
 
 LANES = 16
 """Donors to a tile: the kernels work on this many at once."""
@@ -113,7 +115,8 @@ class Model:
     Attributes
     ----------
     y, nu : ndarray, shape (n,)
-        Pseudobulk expression and its noise variance (squared standard error).
+        Pseudobulk expression and its measured noise variance (squared standard error), which may
+        be 0.
     X : ndarray, shape (n, p); H : ndarray, shape (n, C)
     basis : ndarray, shape (K, C, C)
     random : tuple of RandomComponent
@@ -135,6 +138,8 @@ class Model:
     active : bool ndarray, shape (N,)
         Donors in use; the jackknife switches one off at a time.
     n_cells : ndarray, shape (n,), or None
+    nu2 : ndarray, shape (n,), or None
+        Unbiased estimates of the squares of the true noise variances; NaN where there is none.
     """
 
     y: np.ndarray
@@ -156,6 +161,16 @@ class Model:
     back: np.ndarray
     active: np.ndarray
     n_cells: np.ndarray | None
+    nu2: np.ndarray | None
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """The noise that covariances hold, (n,): nu, and where it is 0 the working noise.
+
+        Whatever weighs by the noise (likelihoods, GLS, predictions) or draws from it takes this;
+        what only centres by it takes nu.
+        """
+        return weighable(self.nu, self.H, self.n_cells)
 
     @property
     def n_components(self) -> int:
@@ -182,9 +197,9 @@ class Model:
         """Rows in use."""
         return int(self.active_rows.sum())
 
-    def with_response(self, y: np.ndarray, nu: np.ndarray) -> Model:
+    def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""
-        return replace(self, y=_floats(y), nu=_floats(nu))
+        return replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
 
     def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
         """The same model with these donors (kernel numbers) left out."""
@@ -234,6 +249,7 @@ def build_model(
     basis: np.ndarray,
     random: Sequence[RandomComponent] = (),
     n_cells: np.ndarray | None = None,
+    nu2: np.ndarray | None = None,
 ) -> Model:
     """Sort rows into blocks and lay the design out for the kernels.
 
@@ -245,7 +261,7 @@ def build_model(
     donor : int array, shape (n,), codes 0 ... N-1, each used
     basis : array, shape (K, C, C)
     random : sequence of RandomComponent, optional
-    n_cells : array, shape (n,), optional
+    n_cells, nu2 : array, shape (n,), optional
 
     Examples
     --------
@@ -315,7 +331,8 @@ def build_model(
         S=S,
         back=back,
         active=np.ones(n_donors, dtype=bool),
-        n_cells=None if n_cells is None else _floats(n_cells)[order],
+        n_cells=_optional(n_cells, order),
+        nu2=_optional(nu2, order),
     )
 
 
@@ -391,6 +408,10 @@ def _cached_factors(basis: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, n
 
 def _floats(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def _optional(values: np.ndarray | None, order: slice | np.ndarray = slice(None)) -> Any:
+    return None if values is None else _floats(values)[order]
 
 
 def _orthonormal(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,9 @@ The measured nu_ic is the squared standard error of the mean of n_ic cells, take
 cells as the mean itself.  For counts it rises with y, so whatever is weighted by it is biased.
 The working noise pools the variance between cells over donors and keeps of a pair only its number
 of cells; nu itself, which is unbiased, is left to centre what the weights have produced.
+
+A pair whose cells are all alike (mostly: all zero) has nu = 0.  As a centre this is a value like
+any other; as a weight it is none, and a likelihood takes the working noise of these pairs.
 """
 
 from __future__ import annotations
@@ -12,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .model import Model
-
+_FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _EPS = float(np.finfo(float).eps)
 COUNTED = "n_cells"
 """How weights call themselves where numbers of cells are known."""
@@ -34,35 +36,60 @@ class Pooling(NamedTuple):
     weights: str
 
 
-def pooling(model: Model) -> Pooling:
+def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pooling:
     """How the noise of these rows is pooled.
 
     Rows go with those of the same row of H (one cell type), or all together where rows of H
     differ throughout (overall pseudobulk).
+
+    Parameters
+    ----------
+    H : ndarray, shape (n, C); n_cells : ndarray, shape (n,), or None
+    rows : bool ndarray, shape (n,)
+        Rows in use.
     """
-    patterns, code = np.unique(model.H, axis=0, return_inverse=True)
-    if len(patterns) > model.H.shape[1]:
-        code = np.zeros(len(model.y), dtype=np.int64)
+    patterns, code = np.unique(H, axis=0, return_inverse=True)
+    if len(patterns) > H.shape[1]:
+        code = np.zeros(len(H), dtype=np.int64)
     code = code.ravel()
-    rows = model.active_rows
-    cells = model.n_cells
-    counted = cells is not None and bool(np.isfinite(cells[rows]).all() and (cells[rows] > 0).all())
-    per_cell = np.where(rows, cells, 1.0) if counted and cells is not None else np.ones(len(code))
+    per_cell = np.ones(len(code))
+    counted = n_cells is not None and bool((np.isfinite(n_cells) & (n_cells > 0))[rows].all())
+    if counted and n_cells is not None:
+        per_cell[rows] = n_cells[rows]
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
     return Pooling(code, per_cell, sizes, rows, COUNTED if counted else "mean noise")
 
 
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
-    """w_ic = s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
+    """s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
     between = np.where(how.rows, how.per_cell * nu, 0.0)
     total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
     return (total / how.sizes)[how.code] / how.per_cell
 
 
-def working_noise(model: Model) -> tuple[np.ndarray, str]:
-    """w (n,) and how it was made: pooled cell variance / n_cells, or the mean noise."""
-    how = pooling(model)
-    return pooled(model.nu, how), how.weights
+def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
+    """Working noise w (n,): pooled, and nowhere much below its mean.
+
+    `size` stands in where nothing was measured to vary: all rows weigh alike, in squared units of
+    the response.
+    """
+    noise = pooled(nu, how)
+    mean = float(noise[how.rows].mean())
+    return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
+
+
+def weighable(nu: np.ndarray, H: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
+    """Noise that a likelihood can weigh by: nu, and where that is 0 what is pooled, (n,).
+
+    Still 0 where it is in every row of a cell type.
+
+    >>> weighable(np.array([0.5, 0.0, 0.25]), np.ones((3, 1)), np.array([2.0, 4.0, 4.0]))
+    array([0.5       , 0.16666667, 0.25      ])
+    """
+    zero = nu == 0.0
+    if not zero.any():
+        return nu
+    return np.where(zero, pooled(nu, pooling(H, n_cells, np.isfinite(nu))), nu)
 
 
 def unbiased_square(n: Any, S2: Any, S4: Any) -> Any:

@@ -47,7 +47,7 @@ def blocks_of(model: Model, theta: np.ndarray) -> list[Block]:
         for codes, values in model.random:
             level, z = codes[rows], values[rows]
             parts.append((level[:, None] == level) * np.outer(z, z))
-        Sigma = np.tensordot(theta, parts, axes=1) + np.diag(model.nu[rows])
+        Sigma = np.tensordot(theta, parts, axes=1) + np.diag(model.noise[rows])
         out.append(Block(model.y[rows], model.X[rows], np.array(parts), Sigma))
     return out
 

@@ -118,7 +118,7 @@ class Precision(Projection):
         H = np.where(mask[..., None], model.H[rows], 0.0)
         sigma = H @ model.effect_covariance(theta) @ H.transpose(0, 2, 1)
         index = np.arange(sigma.shape[1])
-        sigma[:, index, index] += np.where(mask, model.nu[rows], 1.0)
+        sigma[:, index, index] += np.where(mask, model.noise[rows], 1.0)
         try:
             np.linalg.cholesky(sigma)
         except np.linalg.LinAlgError as error:

@@ -38,7 +38,7 @@ from .domain import Domain
 from .estimate import Convergence, Estimate
 from .leverages import leverages
 from .model import Model, Tiles, tile
-from .noise import Pooling, pooled, pooling
+from .noise import Pooling, pooling, working_noise
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -48,7 +48,6 @@ CLUSTERED = ("robust",)
 REWEIGHTINGS = 4
 """As a rule the last one moves theta by a small part of its standard error."""
 
-_FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 ONE_UNIT = (
     "random effects join all donors to one block: there are no independent units to leave out"
 )
@@ -236,7 +235,8 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     start = design.ols @ model.y[rows]
     r = model.y[rows] - model.Q[rows] @ start
     put = design.tiles.put
-    inputs = put(_working_noise(model.nu, r, design), 1.0), put(model.nu[rows]), put(r)
+    noise = working_noise(model.nu, design.how, float(np.square(r).mean()))
+    inputs = put(noise[rows], 1.0), put(model.nu[rows]), put(r)
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
     outcome = sweeps.sweep(
@@ -290,7 +290,8 @@ def lay_out(model: Model) -> SharedDesign:
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
-    return SharedDesign(layout, tiles, rows, used, ols, pooling(model), int(sizes.max()))
+    how = pooling(model.H, model.n_cells, model.active_rows)
+    return SharedDesign(layout, tiles, rows, used, ols, how, int(sizes.max()))
 
 
 def _problem(outcome: int) -> str:
@@ -319,16 +320,6 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     size = np.linalg.eigvalsh(basis)
     covariance = size[:, 0] >= -1e-12 * np.abs(size).max(axis=1)
     return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
-
-
-def _working_noise(nu: np.ndarray, r: np.ndarray, design: SharedDesign) -> np.ndarray:
-    """Working noise of the rows in use, nowhere much below its mean."""
-    noise = pooled(nu, design.how)[design.rows]
-    mean = float(noise.mean())
-    if mean > 0.0:
-        return np.maximum(noise, _FLOOR * mean)
-    # nothing was measured to vary: weigh all rows alike, in units of the response
-    return np.full(len(noise), float(np.square(r).mean()) or 1.0)
 
 
 def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:

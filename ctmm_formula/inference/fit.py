@@ -257,8 +257,9 @@ class Fit:
     @cached_property
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
-        counted = pooling(self.model).weights == COUNTED
-        return errors_of_fixed(self.estimate.method, counted and n_units(self.model) > 1)
+        model = self.model
+        counted = pooling(model.H, model.n_cells, model.active_rows).weights == COUNTED
+        return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
     def errors(self, kind: str, n_jobs: int = 1) -> Errors:
         """Errors by the model, Kenward and Roger, independent units, or the exact jackknife.

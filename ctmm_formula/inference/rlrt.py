@@ -86,7 +86,7 @@ def spectrum(model: Model) -> Spectrum:
             f"{model.n_components}: use a bootstrap, jackknife or wald test"
         )
     rows = model.active_rows
-    weight = 1.0 / np.sqrt(model.nu[rows])
+    weight = 1.0 / np.sqrt(model.noise[rows])
     Q = np.linalg.qr(weight[:, None] * model.Q[rows])[0]
     Z = weight[:, None] * _loadings(model)[rows]
     y = weight * model.y[rows]

@@ -12,6 +12,17 @@ statistic.
    null covariance with the measured nu in place of w.
 3. Under the null y'A_c y ~ sum_j lambda_j chi2_1, lambda the eigenvalues of
    Sigma^^1/2 A_c Sigma^^1/2; upper tail by :func:`ctmm_formula.inference.tails.tail`.
+4. Sigma^ holds nu where the law needs its square: E nu^2 is above the square of the true noise,
+   and far above where few cells of a pair have counts, so that the test would never reject there.
+   Where the squares are estimated without bias (nu2), T_c is taken in its true standard deviation,
+   that of
+
+       2 tr(A Sigma^ A Sigma^) + 2 sum_a A_aa^2 [nu2_a n_a / (n_a - 1) - nu_a^2]
+
+   (products of nu of different pairs have no bias), and the law of 3 gives the shape.
+
+A pair whose cells are all alike has nu = 0, and is centred by it: whatever stood in for it would
+put the mean of T_c below zero.
 
 The omnibus test sums A_c over cell types.  No lambda is ever computed: their law comes from
 eigenvalues of single blocks of donors and determinants of low rank, at a cost linear in N.
@@ -21,18 +32,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..distributions import cauchy_tail
 from ..engine.domain import Domain
-from ..engine.likelihood import evaluate, fit
+from ..engine.likelihood import evaluate, fit, response_scale
 from ..engine.model import Model
-from ..engine.noise import working_noise
+from ..engine.noise import pooling, working_noise
 from ..engine.precision import Precision
+from ..errors import CTMMError
 from .tails import Law, tail
 
+ALIKE = 0.9
+"""Share of rows without noise (all cells alike) above which there is no test: a handful of counts
+that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
+_SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 _HIGH = 0.99  # what a p value counts at most in a combination
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
@@ -80,15 +97,24 @@ def score_test(model: Model) -> ScoreTest:
     ------
     ConvergenceError
         The null model cannot be fitted.
+    CTMMError
+        Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    noise, weights = working_noise(model)
-    law, forms, share = _forms(model, noise)
+    if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
+        raise CTMMError(
+            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test V"
+        )
+    how = pooling(model.H, model.n_cells, model.active_rows)
+    noise = working_noise(model.nu, how, response_scale(model) ** 2)
+    law, forms, expected, share = _forms(model, noise)
     statistic, pvalue = np.full((2, C + 1), np.nan)
-    for c, (value, form) in enumerate(forms):
+    for c, form in enumerate(forms):
         if share[c] > _NOTHING:  # else the null's own components explain it
-            pvalue[c], mean, variance = tail(value, form)
-            statistic[c] = (value - mean) / np.sqrt(variance)
+            least = _SILENT * expected[c]
+            pvalue[c], mean, variance = tail(form.value, form.law, form.more, least)
+            if not math.isnan(pvalue[c]):
+                statistic[c] = (form.value - mean) / math.sqrt(variance)
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
@@ -96,14 +122,15 @@ def score_test(model: Model) -> ScoreTest:
         pvalue_sum=float(pvalue[C]),
         pvalue_cauchy=cauchy_combination(np.array([pvalue[C], cauchy_combination(pvalue[:C])])),
         theta_null=law.pre.theta,
-        weights=weights,
+        weights=how.weights,
     )
 
 
-def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[tuple[float, Law]], np.ndarray]:
+def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndarray, np.ndarray]:
     """Efficient scores of every cell type and of their sum, under the null fitted with `noise`.
 
-    Also the share of each one's information that the null's components leave, (C + 1,).
+    Also the variance of each, were `noise` that of the data, and the share of its information that
+    the null's components leave, (C + 1,).
     """
     C = model.H.shape[1]
     null = replace(model.with_basis(np.ones((1, C, C))), nu=noise)
@@ -114,15 +141,15 @@ def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[tuple[float, La
     kept = np.r_[0, 1 + C : len(at)]
     types = np.arange(1, 1 + C)
     a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])  # (1 + Kr, C)
-    law = _Null(Precision(null, theta), model.nu)
+    law = _Null(Precision(null, theta), model)
     inner = axes[1:] - a[0][:, None, None]  # of a donor: Delta = H_i inner H_i'
     levels = -a[1:].T[:, law.pre.level_component]
     forms = law.forms(inner, levels)
     forms += law.forms(inner.sum(axis=0)[None], levels.sum(axis=0)[None])
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
-    share = np.append(np.diag(efficient) / np.diag(own), efficient.sum() / own.sum())
-    return law, forms, share
+    left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
+    return law, forms, 4.0 * left, left / whole
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -144,6 +171,14 @@ def cauchy_combination(pvalues: np.ndarray) -> float:
     return cauchy_tail(float(scores.mean()))
 
 
+class _Form(NamedTuple):
+    """A score y'A y: its value, its law for normal noise, and what its variance has beyond that."""
+
+    value: float
+    law: Law
+    more: float
+
+
 class _Null:
     """The law of P y under the null: mean zero, covariance M = P Sigma^ P = P + P E P.
 
@@ -161,11 +196,11 @@ class _Null:
         [F; Z'] M [F; Z']' = diag(F M_0 F', 0) + J core J'.
     """
 
-    def __init__(self, pre: Precision, nu: np.ndarray) -> None:
-        self.pre = pre
+    def __init__(self, pre: Precision, model: Model) -> None:
+        self.pre, self.model = pre, model
         self.groups = groups = _Groups(pre)
         P = groups.P
-        excess = np.where(pre.model.active_rows, nu - pre.model.nu, 0.0)[:, None]
+        excess = np.where(model.active_rows, model.nu - pre.model.nu, 0.0)[:, None]
         self.M0 = P.inverse + P.inverse @ (P.spread(excess) * P.inverse)
         q, p, omega = P.Z.shape[1], P.X.shape[1], P.omega
         ep = excess * P.phi
@@ -182,8 +217,8 @@ class _Null:
         kept = np.abs(size) > _ROUNDING * np.abs(size).max(initial=0.0)
         self.root, self.signs = axes[:, kept] * np.sqrt(np.abs(size[kept])), np.sign(size[kept])
 
-    def forms(self, inner: np.ndarray, levels: np.ndarray) -> list[tuple[float, Law]]:
-        """Value and law of (P y)' Delta P y, Delta = sum_i H_i inner H_i' + Z diag(levels) Z'.
+    def forms(self, inner: np.ndarray, levels: np.ndarray) -> list[_Form]:
+        """The form (P y)' Delta P y, Delta = sum_i H_i inner H_i' + Z diag(levels) Z'.
 
         Parameters
         ----------
@@ -202,7 +237,9 @@ class _Null:
         signed = sign[..., None] * FL
         N = F @ self.M0 @ F.swapaxes(-1, -2)
         index = np.arange(N.shape[-1])
-        N[..., index, index] += _ROUNDING * N.max(axis=(-1, -2), initial=1e-300)[..., None]
+        # a donor without measured noise may have none at all: then N is the rounding of F S F'
+        size = np.maximum(N[..., index, index], ((F @ P.inverse) * F).sum(axis=-1))
+        N[..., index, index] += _ROUNDING * size.max(axis=-1, initial=1e-300)[..., None]
         Bt = np.linalg.cholesky(N).swapaxes(-1, -2)
         values, Q = np.linalg.eigh(Bt @ (sign[..., None] * Bt.swapaxes(-1, -2)))
         loads = Q.swapaxes(-1, -2) @ (Bt @ signed)
@@ -219,12 +256,67 @@ class _Null:
             values = values.reshape(len(F), 1, -1)
             loads = loads.reshape(len(F), 1, -1, loads.shape[-1])
             columns = columns[:1]
+        more = self._more(F, sign, FL, levels)
         return [
-            (float(value[d]), Law(
+            _Form(float(value[d]), Law(
                 values[d], loads[d], columns, fixed[d], self.core, self.root, self.signs,
-            ))
+            ), float(more[d]))
             for d in range(len(F))
         ]  # fmt: skip
+
+    def _more(
+        self, F: np.ndarray, sign: np.ndarray, FL: np.ndarray, levels: np.ndarray
+    ) -> np.ndarray:
+        """What the variances of forms have beyond their laws' for normal noise, (d,).
+
+        The law squares nu where it should square the true noise variance, and takes an error of
+        nu for none: see :func:`_square_excess`.
+        """
+        if self.model.nu2 is None:
+            return np.zeros(len(F))
+        rows, mask = self.groups.P.rows, self.groups.P.mask
+        A = self._own_entries(F, sign, FL, levels)
+        diagonal = np.diagonal(A, axis1=-2, axis2=-1)
+        excess = np.where(mask, _square_excess(self.model)[rows], 0.0)
+        return 2.0 * (np.square(diagonal) * excess).sum(axis=(1, 2))
+
+    def _own_entries(
+        self, F: np.ndarray, sign: np.ndarray, FL: np.ndarray, levels: np.ndarray
+    ) -> np.ndarray:
+        """Entries of A = P Delta P within every group, (d, g, m, m).
+
+        With P = D - Phi Omega Phi' and Delta_h = F_h' sign F_h, rows a and b of group g have
+
+            sum_h [F_h P]_a' sign [F_h P]_b,   F_h P = [h = g] F D - F_h Phi Omega Phi'
+        """
+        P = self.groups.P
+        q = P.Z.shape[1]
+        G = FL[..., : q + P.X.shape[1]]  # F Phi
+        signed = sign[..., None] * G
+        phi = P.spread(P.phi) @ P.omega
+        across = G.swapaxes(-1, -2) @ signed
+        across = across.sum(axis=1, keepdims=True) - across  # of the other groups
+        FP = F @ P.inverse - G @ phi.swapaxes(-1, -2)
+        A = FP.swapaxes(-1, -2) @ (sign[..., None] * FP) + phi @ across @ phi.swapaxes(-1, -2)
+        PZ = P.spread(P.project(P.Z))
+        return A + (PZ * levels[:, None, None, :q]) @ PZ.swapaxes(-1, -2)
+
+
+def _square_excess(model: Model) -> np.ndarray:
+    """Variance of y^2 - nu of a pair from its noise, less what normal noise nu would give, (n,).
+
+    About the null mean y^2 - nu is sum_{s != t} x_s x_t / (n (n - 1)) over the n cells of the pair,
+    so its variance from noise is 2 sigma^4 / (n (n - 1)) whatever the distribution of cells, and
+    nu2 estimates sigma^4 / n^2 without bias.  Half of it, as the square of nu.  0 where there is no
+    nu2: nu stands in for the true variance there.
+    """
+    if model.nu2 is None:
+        return np.zeros(len(model.nu))
+    n = np.full(len(model.nu), np.inf) if model.n_cells is None else model.n_cells
+    known = np.flatnonzero(np.isfinite(model.nu2) & (n > 1.0))
+    out = np.zeros(len(n))
+    out[known] = model.nu2[known] * (1.0 + 1.0 / (n[known] - 1.0)) - np.square(model.nu[known])
+    return out
 
 
 class _Groups:

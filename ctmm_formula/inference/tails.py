@@ -28,6 +28,7 @@ _DIGITS = 1e-10  # relative error at which the step is fine enough
 _NOTHING = 1e-4  # of that, where the integrand has ended
 _NEAR = 1.5  # to a group's pole, in widths
 _ASIDE = 1e-3  # step into the complex plane for K', in widths
+_KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE = 0.05  # to the saddlepoint, in widths
 _APART = 0.5  # of the path from the pole of the integrand at 0, in widths
 
@@ -287,13 +288,20 @@ def _end(law, value, cross, width, bend):
 
 
 @njit(**EXACT)
-def tail(value, law):
-    """P(form > value) for a :class:`Law`, and the mean and variance of the form."""
+def tail(value, law, more=0.0, least=0.0):
+    """P(form > value) for a :class:`Law`, and the mean and variance of the form.
+
+    `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
+    and a distance from the mean counts in standard deviations.  There is no tail where the law has
+    no more variance than `least`, or the form next to none of the law's.
+    """
     products = _products(law)
-    mean, variance = _moments(law, products)
-    if not variance > 0.0:
+    mean, own = _moments(law, products)
+    variance = own + more
+    if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
-    cross, curve = _crossing(law, products, value, mean, variance)
+    value = mean + (value - mean) * math.sqrt(own / variance)
+    cross, curve = _crossing(law, products, value, mean, own)
     if math.isnan(cross):
         return (0.0 if value > mean else 1.0), mean, variance
     width = 1.0 / math.sqrt(curve)

@@ -29,6 +29,10 @@ LIKELIHOOD, FIXED, DRAWS, CELLS = "likelihood", "fixed", "draws", "cells"
 numbers of cells (without them it does what it can, and says so)."""
 
 _NEAR_ZERO = "near V = 0 the jackknife test rejects too often: confirm by test_variance('score')"
+_NO_SQUARES = (
+    "cells of some pairs are all alike and there are no unbiased squares of the noise (nu2): the "
+    "test is cautious"
+)
 _DOUBTED = 0.05  # p values of the jackknife below this come with advice
 _JACKKNIFE_ON_EDGE = edge_note("jackknife p values tend to be too small")
 
@@ -201,12 +205,20 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     except np.linalg.LinAlgError as error:
         return blank.without(f"the score test could not be computed: {error}")
     if not math.isfinite(test.pvalue_sum):
-        return blank.without("the tail probability could not be computed")
-    note = "" if test.weights == "n_cells" else f"no numbers of cells: weighted by {test.weights}"
+        return blank.without(
+            "the score has no variance where V = 0 (few counts, no shared variance), or its tail "
+            "could not be computed"
+        )
+    notes = (
+        [] if test.weights == "n_cells" else [f"no numbers of cells: weighted by {test.weights}"]
+    )
+    if fit.model.nu2 is None and (fit.model.nu[fit.model.active_rows] == 0.0).any():
+        notes.append(_NO_SQUARES)
     pvalues = zip(fit.structure.celltypes, test.pvalue_celltype.tolist(), strict=True)
     extra = {"celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy)}
     return replace(
-        blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum), note=note,
+        blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum),
+        note="; ".join(notes),
         extra=extra | {"weights": test.weights},
     )  # fmt: skip
 

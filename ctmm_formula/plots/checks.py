@@ -177,13 +177,14 @@ def residuals_data(res: object) -> pd.DataFrame:
     try:
         pre = Precision(model, fit.estimate.theta)
         diagonal = pre.diagonal
-        if (diagonal * model.nu < -1e-9).any():  # as negative variances of random effects can make
+        # as negative variances of random effects can make
+        if (diagonal * model.noise < -1e-9).any():
             raise np.linalg.LinAlgError("the covariance is not positive definite")
     except (ConvergenceError, np.linalg.LinAlgError) as error:
         raise ConvergenceError(
             f"there are no standardised residuals: {error}; fit by method='reml'"
         ) from None
-    free = diagonal * model.nu > 1e-9  # else a fixed effect fits the row exactly
+    free = diagonal * model.noise > 1e-9  # else a fixed effect fits the row exactly
     size = np.where(free, diagonal, np.nan)
     by_row = {"predicted": model.y - pre.Py / size, "residual": pre.Py / np.sqrt(size)}
     named = [""] * len(d.y) if d.kind == "op" else [d.celltypes[c] for c in d.H.argmax(axis=1)]

@@ -287,10 +287,11 @@ class Record:
             return predicted(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:
             d, A = self.design, self.A.to_numpy()
+            noise = model.unsort(model.noise)
             donors = []  # whose covariance H A H' + D is not positive definite
             for code, name in enumerate(self.donors):
                 rows = d.donor_codes == code
-                own = d.H[rows] @ A @ d.H[rows].T + np.diag(d.nu[rows])
+                own = d.H[rows] @ A @ d.H[rows].T + np.diag(noise[rows])
                 donors += [name] if np.linalg.eigvalsh(own)[0] <= 0.0 else []
             shown = ", ".join(donors if len(donors) <= 3 else [*donors[:3], "..."])
             raise ConvergenceError(

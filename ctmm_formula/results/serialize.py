@@ -27,7 +27,7 @@ from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 
 FORMAT = "ctmm_formula fit"
-VERSION = 3
+VERSION = 4
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls

@@ -91,7 +91,8 @@ class Layout:
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
         out = {"gene": "text", "status": "text", "reason": "text"}
-        out |= dict.fromkeys(["n_obs", "n_donors", "n_pooled"], "count")
+        out |= dict.fromkeys(["n_obs", "n_donors"], "count")
+        out |= dict.fromkeys(["mean", "zero_noise"], "number")
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]

@@ -28,9 +28,9 @@ from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
 from .responses import Responses, open_responses
-from .results import Scan, full_table, notice
+from .results import Scan, full_table, notice, unseen
 from .store import Store, fingerprint, load
-from .worker import FAILED, NOT_CONVERGED
+from .worker import BOUNDARY, OK
 
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
 
@@ -42,6 +42,7 @@ def fit_genes(
     data: object = None,
     expr: object = None,
     nu: object = None,
+    nu2: object = None,
     genes: Sequence[str] | None = None,
     structure: object = "free",
     models: Sequence[object] = (),
@@ -80,6 +81,9 @@ def fit_genes(
     expr, nu : DataFrame or array, shape (rows, genes), optional
         Expression and noise variance where `data` is a table.  A gene uses the rows where both
         are there (not NaN).
+    nu2 : DataFrame or array, shape (rows, genes), optional
+        With them, unbiased estimates of the squares of the noise variances, NaN where there is
+        none: for the score test of genes with few counts.
     genes : sequence of str, optional
         Only these.
     structure : str, list of matrices, or dict label -> matrix
@@ -94,7 +98,8 @@ def fit_genes(
     donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
-        Layer of the noise variances in an AnnData.
+        Layer of the noise variances in an AnnData; their squares are in the layer of that name
+        with a 2 (``"nu2"``), if there is one.
     one_step : bool
         One-step jackknife in place of the exact one, for many donors.
     n_bootstrap : int
@@ -124,8 +129,9 @@ def fit_genes(
     Warns
     -----
     CTMMWarning
-        Once, with the numbers of genes that failed, did not converge or lie on the edge of their
-        domain (then a BoundaryWarning where this is all).
+        Once, with the numbers of genes that failed, did not converge, lie on the edge of their
+        domain (a BoundaryWarning where nothing worse is the matter) or have few counts for tests
+        of V (``zero_noise`` above .5).
 
     Notes
     -----
@@ -146,7 +152,7 @@ def fit_genes(
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
     progress = on_off("progress", progress)
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1)
-    responses = open_responses(data, expr, nu, noise).chosen(genes)
+    responses = open_responses(data, expr, nu, nu2, noise).chosen(genes)
     if proportions is None:
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
@@ -183,10 +189,10 @@ def fit_genes(
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
     counts = scan.counts()
-    text = notice(counts)
+    text = notice(counts, unseen(scan.table))
     if text:
-        worst = FAILED in counts or NOT_CONVERGED in counts
-        warnings.warn(text, CTMMWarning if worst else BoundaryWarning, stacklevel=2)
+        mild = set(counts) <= {OK, BOUNDARY} and BOUNDARY in counts
+        warnings.warn(text, BoundaryWarning if mild else CTMMWarning, stacklevel=2)
     return scan
 
 
@@ -196,6 +202,7 @@ def read_scan(
     expr: object = None,
     nu: object = None,
     *,
+    nu2: object = None,
     proportions: pd.DataFrame | None = None,
 ) -> Scan:
     """Read a scan that was written by ``out=`` or :meth:`Scan.to_parquet`.
@@ -203,7 +210,7 @@ def read_scan(
     Parameters
     ----------
     path : str or Path
-    data, expr, nu : optional
+    data, expr, nu, nu2 : optional
         The data of the scan, as in :func:`fit_genes`, for ``scan.gene(name)``.
     proportions : DataFrame, optional
         Where the scan was given them as a table.
@@ -218,7 +225,7 @@ def read_scan(
     table, layout, call = load(Path(fspath(path)).expanduser())
     if data is None:
         return Scan(table, layout, call)
-    responses = open_responses(data, expr, nu, call["noise"])
+    responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
     options |= {"engine": call["formula_engine"], "env": caller()}
     lost = sorted(set(table["gene"]) - set(responses.genes))
@@ -257,15 +264,19 @@ class Refit:
         """The results of one gene."""
         plan, table = self.plan, self.responses.obs
         k = self.responses.genes.index(name)
-        Y, NU, _ = self.responses.read(k, k + 1)
-        response, noise = name, "nu"
-        while response in table.columns:
-            response += "_"
-        while noise in table.columns or noise == response:
-            noise += "_"
-        table = table.assign(**{response: Y[:, 0], noise: NU[:, 0]})
+        values = [None if v is None else v[:, 0] for v in self.responses.read(k, k + 1)]
+        names: list[str] = []
+        for new in (name, "nu", "nu2"):
+            while new in table.columns or new in names:
+                new += "_"
+            names.append(new)
+        there = {new: v for new, v in zip(names, values, strict=True) if v is not None}
+        response, noise, square = names
         spec = parse(f"{quote(response)} {self.spec.text}")
-        design = build_design(spec, table, noise=noise, **self.options)
+        design = build_design(
+            spec, table.assign(**there), noise=noise, nu2=square if square in there else None,
+            **self.options,
+        )  # fmt: skip
         main, domain = plan.layout.structures[0], plan.domain
         structure = main if main.celltypes == design.celltypes else main.name
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)

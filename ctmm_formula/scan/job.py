@@ -65,14 +65,14 @@ class Job:
         names = self.patterns.plan.layout.kinds()
         return {name: np.concatenate([block[name] for block in ordered]) for name in names}
 
-    def _read(self) -> Iterator[tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]]:
-        """Names, expression, noise and numbers of pooled variances of every block of genes."""
+    def _read(self) -> Iterator[tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Names, expression, noise and its squares of every block of genes."""
         genes, size = self.responses.genes, block_size(len(self.responses.obs))
         for start in range(0, len(genes), size):
             names = genes[start : start + size]
-            Y, NU, pooled = self.responses.read(start, start + len(names))
-            self._digests.append(fingerprint(Y, NU))
-            yield names, Y, NU, pooled
+            values = self.responses.read(start, start + len(names))
+            self._digests.append(fingerprint(*values))
+            yield names, *values
 
     def _tasks(self, blocks: dict[int, Block], done: Callable[[int], object]) -> Iterator[Any]:
         """Blocks to be done; an error here is kept, as workers' threads would lose it."""

@@ -78,7 +78,7 @@ class FromTable:
 
     def __call__(self, rows: np.ndarray) -> Design:
         """The design of these rows of the table."""
-        return build_design(self.spec, self.table.iloc[rows], noise=None, **self.options)
+        return build_design(self.spec, self.table.iloc[rows], noise=None, nu2=None, **self.options)
 
     def less(self, design: Design) -> FromTable:
         """The same with no column and no name that the design does not use: what workers get."""

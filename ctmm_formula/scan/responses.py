@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pandas as pd
 from pandas.api.types import is_scalar
 
 from ..cells.files import lazy, open_file, read
-from ..cells.tables import PREFIX, counted, is_anndata, pooled_noise, stored_kind
+from ..cells.tables import PREFIX, counted, is_anndata, stored_kind
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -35,8 +35,8 @@ class Responses:
     places : int ndarray
         Column of each gene in `expr` and `nu`.
     expr, nu : arrays with rows and columns, in memory or in a file; shape (n, genes)
-    kind : {"ctp", "op", ""}
-        What the data say they are.
+    nu2 : the same, or None
+        Unbiased estimates of the squares of the noise variances.
     proportions : list of str, or None
         Their columns in `obs`, for overall pseudobulk.
     """
@@ -46,23 +46,14 @@ class Responses:
     places: np.ndarray
     expr: Any
     nu: Any
-    kind: str = ""
+    nu2: Any = None
     proportions: list[str] | None = None
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Expression and noise of genes start ... stop - 1, (n, g) each, and pairs pooled (g,).
-
-        Where all cells of a pair are alike their sample variance is 0, which no model can use:
-        in pseudobulk of pairs it is that of the cell type, pooled, as a single fit has it.
-        """
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Expression, noise and its squares (or None) of genes start ... stop - 1, (n, g) each."""
         places = self.places[start:stop]
-        Y, NU = _columns(self.expr, places), _columns(self.nu, places)
-        pooled = np.zeros(len(places), dtype=np.int64)
-        if self.kind == "ctp" and (NU == 0).any():
-            n_cells = self.obs["n_cells"].to_numpy(dtype=float)
-            NU, filled = pooled_noise(NU, n_cells, self.obs["celltype"])
-            pooled = filled.sum(axis=0)
-        return Y, NU, pooled
+        NU2 = None if self.nu2 is None else _columns(self.nu2, places)
+        return _columns(self.expr, places), _columns(self.nu, places), NU2
 
     def chosen(self, genes: Sequence[str] | None) -> Responses:
         """Only these genes, in this order."""
@@ -81,11 +72,11 @@ class Responses:
         if again:
             raise DataError(f"genes= names {listing(again)} twice")
         places = np.array([where[name] for name in names], dtype=np.int64)
-        return Responses(self.obs, names, places, self.expr, self.nu, self.kind, self.proportions)
+        return replace(self, genes=names, places=places)
 
 
 def open_responses(
-    data: object, expr: object = None, nu: object = None, noise: str = "nu"
+    data: object, expr: object = None, nu: object = None, nu2: object = None, noise: str = "nu"
 ) -> Responses:
     """Find expression and noise.
 
@@ -93,10 +84,11 @@ def open_responses(
     ----------
     data : AnnData, path of a .h5ad or .zarr file, an object with obs, expr and nu (as
         :func:`ctmm_formula.load_genes` returns), or a table of rows
-    expr, nu : DataFrame or array, shape (rows, genes)
-        With a table.
+    expr, nu, nu2 : DataFrame or array, shape (rows, genes)
+        With a table; nu2 may be absent.
     noise : str
-        Layer of an AnnData that holds the noise variances.
+        Layer of an AnnData that holds the noise variances; their squares are in the layer of that
+        name with a 2, if there is one.
 
     Raises
     ------
@@ -105,19 +97,23 @@ def open_responses(
     """
     parts = [getattr(data, name, None) for name in ("obs", "expr", "nu")]
     if expr is None and nu is None and all(part is not None for part in parts):
+        nu2 = getattr(data, "nu2", None) if nu2 is None else nu2
         data, expr, nu = parts
     if isinstance(data, (str, PathLike)):
-        _none("expr= and nu= belong to a table", expr, nu)
+        _none("expr=, nu= and nu2= belong to a table", expr, nu, nu2)
         return _from_file(Path(fspath(data)), noise)
     if is_anndata(data):
-        _none("an AnnData holds expression and noise itself: leave expr= and nu= out", expr, nu)
+        _none(
+            "an AnnData holds expression and noise itself: leave expr=, nu= and nu2= out",
+            expr, nu, nu2,
+        )  # fmt: skip
         return _from_anndata(data, noise)
     if expr is None or nu is None:
         raise DataError(
             "fit_genes needs the expression and the noise variance of every gene: data= a "
             "pseudobulk AnnData, or data=table, expr=frame, nu=frame with one column per gene"
         )
-    return _from_tables(as_frame(data), expr, nu)
+    return _from_tables(as_frame(data), {"expr": expr, "nu": nu, "nu2": nu2})
 
 
 def _none(message: str, *values: object) -> None:
@@ -129,34 +125,43 @@ def _none(message: str, *values: object) -> None:
 # tables
 
 
-def _from_tables(obs: pd.DataFrame, expr: object, nu: object) -> Responses:
-    frames = [_matrix(value, name) for value, name in ((expr, "expr"), (nu, "nu"))]
-    for frame, name in zip(frames, ("expr", "nu"), strict=True):
+def _from_tables(obs: pd.DataFrame, given: dict[str, object]) -> Responses:
+    """`given` matrices by name, expr first; nu2 may be None."""
+    given = {name: value for name, value in given.items() if value is not None}
+    frames = {name: _matrix(value, name) for name, value in given.items()}
+    for name, frame in frames.items():
         if len(frame) != len(obs):
             turned = f"; its columns are: give {name}.T" if frame.shape[1] == len(obs) else ""
             raise DataError(
                 f"{name} has {len(frame)} rows and data {len(obs)}: they must be alike{turned}"
             )
-        given = expr if name == "expr" else nu
-        if isinstance(given, pd.DataFrame) and not given.index.equals(obs.index):
+        if isinstance(given[name], pd.DataFrame) and not frame.index.equals(obs.index):
             raise DataError(
                 f"the index of {name} is not that of data: bring the rows into one order, "
                 f"{name}.loc[data.index]"
             )
-    own, other = frames
-    names = _gene_names(own.columns)
-    if isinstance(nu, pd.DataFrame) and isinstance(expr, pd.DataFrame):
-        columns = _gene_names(other.columns, " in nu")
+    # the first that names its genes names them for all
+    first = next((name for name in frames if isinstance(given[name], pd.DataFrame)), "expr")
+    names = _gene_names(frames[first].columns)
+    for name, frame in frames.items():
+        if name == first:
+            continue
+        if not isinstance(given[name], pd.DataFrame):
+            if frame.shape[1] != len(names):
+                raise DataError(
+                    f"{first} has {len(names)} genes and {name} {frame.shape[1]}: give them the "
+                    "same"
+                )
+            continue
+        columns = _gene_names(frame.columns, f" in {name}")
         if columns != names:
-            absent = [name for name in names if name not in set(columns)]
+            absent = [gene for gene in names if gene not in set(columns)]
             if absent:
-                raise DataError(f"nu has no column for genes {listing(absent)}")
-            other = other.set_axis(list(columns), axis=1)[list(names)]
-    elif own.shape[1] != other.shape[1]:
-        raise DataError(f"expr has {own.shape[1]} genes and nu {other.shape[1]}")
-    elif isinstance(nu, pd.DataFrame):
-        names = _gene_names(other.columns)
-    return Responses(obs, names, np.arange(len(names)), own, other)
+                raise DataError(f"{name} has no column for genes {listing(absent)}")
+            frames[name] = frame.set_axis(list(columns), axis=1)[list(names)]
+    return Responses(
+        obs, names, np.arange(len(names)), frames["expr"], frames["nu"], frames.get("nu2")
+    )
 
 
 def _matrix(value: object, name: str) -> pd.DataFrame:
@@ -229,8 +234,9 @@ def _from_anndata(data: Any, noise: str) -> Responses:
         raise DataError(_no_layer(noise, list(data.layers)))
     names = _gene_names(data.var_names)
     return _pseudobulk(
-        data.obs, names, data.X, data.layers[noise], data.uns, data.obsm.get("proportions")
-    )
+        data.obs, names, data.X, data.layers[noise], data.layers.get(f"{noise}2"), data.uns,
+        data.obsm.get("proportions"),
+    )  # fmt: skip
 
 
 def _no_layer(noise: str, there: list[str]) -> str:
@@ -242,15 +248,15 @@ def _no_layer(noise: str, there: list[str]) -> str:
 
 
 def _pseudobulk(
-    obs: pd.DataFrame, genes: tuple[str, ...], expr: Any, nu: Any, uns: Any, shares: Any
+    obs: pd.DataFrame, genes: tuple[str, ...], expr: Any, nu: Any, nu2: Any, uns: Any, shares: Any
 ) -> Responses:
     kind = stored_kind(uns, obs, isinstance(shares, pd.DataFrame))
     obs = counted(obs)
     if kind == "ctp":
-        return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind)
+        return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2)
     columns = {f"{PREFIX}{name}": shares[name].to_numpy() for name in shares.columns}
     obs = obs.assign(**columns)
-    return Responses(obs, genes, np.arange(len(genes)), expr, nu, kind, list(columns))
+    return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2, list(columns))
 
 
 def _from_file(path: Path, noise: str) -> Responses:
@@ -266,4 +272,8 @@ def _from_file(path: Path, noise: str) -> Responses:
     shares = None
     if "obsm" in root and "proportions" in root["obsm"]:
         shares = read(root["obsm"]["proportions"])
-    return _pseudobulk(read(root["obs"]), genes, lazy(root["X"]), lazy(layers[noise]), uns, shares)
+    square = f"{noise}2"
+    nu2 = lazy(layers[square]) if square in layers else None
+    return _pseudobulk(
+        read(root["obs"]), genes, lazy(root["X"]), lazy(layers[noise]), nu2, uns, shares
+    )

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, whole_number
+from ..cells.tables import UNSEEN
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
@@ -40,8 +41,9 @@ class Scan:
 
         - ``gene``; ``status``: "ok", "boundary" (the estimate lies on the edge of its domain),
           "not converged" or "failed"; ``reason``: why a gene is not ok or a test is NaN
-        - ``n_obs`` rows, ``n_donors``, ``n_pooled`` (pairs of cells that are all alike, whose
-          noise is that of the cell type), ``converged``, ``boundary``, ``llf``
+        - ``n_obs`` rows, ``n_donors``; ``mean`` of the expression in these rows, and
+          ``zero_noise``, the share of rows whose cells are all alike (mostly: all zero);
+          ``converged``, ``boundary``, ``llf``
         - variance components as in ``CTMMResults.vcomp`` (``hom``, ``V[T]``, ``batch``), cell type
           means ``mean[T]``, fixed effects ``b[sex[T.M]]``
         - their standard errors ``se[...]`` by the model (ML, REML) or by independent units
@@ -271,8 +273,19 @@ def full_table(block: Block, layout: Layout) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def notice(counts: Mapping[str, int]) -> str:
+def unseen(table: pd.DataFrame) -> int:
+    """Genes with few counts for the tests of V, by :data:`~ctmm_formula.cells.tables.UNSEEN`."""
+    return int((table["zero_noise"] > UNSEEN).sum())
+
+
+def notice(counts: Mapping[str, int], low: int = 0) -> str:
     """What went wrong in a scan, in one sentence; nothing where nothing did."""
+    if low:
+        text = (
+            f"{low} genes are the same in all cells of most pairs (zero_noise > {UNSEEN:g}): "
+            "tests of V find large effects only"
+        )
+        return "; ".join(filter(None, (notice(counts), text)))
     bad = {name: count for name, count in counts.items() if name != OK}
     if not bad:
         return ""

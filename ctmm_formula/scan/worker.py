@@ -8,7 +8,7 @@ estimator can do the work of many responses at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from joblib import parallel_config
 
+from ..design.arrays import bad_noise, why_bad
 from ..design.table import rows as in_rows
 from ..engine import he
 from ..engine.estimate import Estimate
@@ -40,9 +41,16 @@ STATUSES = (OK, BOUNDARY, NOT_CONVERGED, FAILED)
 
 
 def scan_block(
-    patterns: Patterns, names: Sequence[str], Y: np.ndarray, NU: np.ndarray, pooled: np.ndarray
+    patterns: Patterns,
+    names: Sequence[str],
+    Y: np.ndarray,
+    NU: np.ndarray,
+    NU2: np.ndarray | None = None,
 ) -> Block:
-    """Columns of some genes (g), from expression and noise (rows of the table, g) with NaN."""
+    """Columns of some genes (g), from expression and noise (rows of the table, g) with NaN.
+
+    `NU2`, the squares of the noise, may have more NaN.
+    """
     found: list[Row] = [{} for _ in names]
     # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
     with np.errstate(all="ignore"), parallel_config("sequential"):
@@ -53,10 +61,14 @@ def scan_block(
                 own = [Row(status=FAILED, reason=" ".join(pattern.split()))] * len(members)
             else:
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
+                square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
-                own = _scan_pattern(pattern, y, nu, streams)
+                own = _scan_pattern(pattern, y, nu, square, streams)
             for k, row in zip(members, own, strict=True):
-                found[k] = {"gene": names[k], "n_pooled": pooled[k], **row}
+                found[k] = {"gene": names[k], **row}
+                if len(rows):
+                    zero = NU[rows, k] == 0.0
+                    found[k] |= {"mean": Y[rows, k].mean(), "zero_noise": zero.mean()}
     return stack(found, patterns.plan.layout.kinds())
 
 
@@ -86,14 +98,19 @@ def _failure(error: Exception) -> Row:
 
 
 def _scan_pattern(
-    pattern: Pattern, Y: np.ndarray, NU: np.ndarray, streams: Sequence[np.random.SeedSequence]
+    pattern: Pattern,
+    Y: np.ndarray,
+    NU: np.ndarray,
+    NU2: Iterable[np.ndarray | None],
+    streams: Sequence[np.random.SeedSequence],
 ) -> list[Row]:
     """Genes (g, n) on the same rows, in the order of the design."""
-    checks = [_attempt(_check, y, nu, pattern.rows) for y, nu in zip(Y, NU, strict=True)]
+    given = list(zip(Y, NU, NU2))  # noqa: B905  (no squares of the noise: None, again and again)
+    checks = [_attempt(_check, pattern, *values) for values in given]
     good = [k for k, error in enumerate(checks) if error is None]
     fits: list[list[Fit | Exception]] = []
     for k, model in enumerate(pattern.models if good else ()):
-        genes = [model.with_response(Y[g, model.order], NU[g, model.order]) for g in good]
+        genes = [model.with_response(*(_in_order(model, part) for part in given[g])) for g in good]
         fits.append(fit_all(pattern, k, genes))
     if good and pattern.plan.beside:
         fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
@@ -106,19 +123,32 @@ def _scan_pattern(
     return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
 
-def _check(y: np.ndarray, nu: np.ndarray, rows: np.ndarray) -> None:
+def _in_order(model: Model, values: np.ndarray | None) -> Any:
+    return None if values is None else values[model.order]
+
+
+def _check(pattern: Pattern, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None) -> None:
     """What a fit asks of its response and noise."""
+    rows, model = pattern.rows, pattern.models[0]
+    n_cells = None if model.n_cells is None else model.unsort(model.n_cells)
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
         raise DataError(
             f"expression is {y[bad[0]]} in {in_rows(rows[bad])}: correct the values, or make them "
             "NaN to leave the rows out"
         )
-    bad = np.flatnonzero(~((nu > 0) & np.isfinite(nu)))
+    bad = bad_noise(nu, n_cells)
     if len(bad):
         raise DataError(
             f"noise variance must be positive and finite, found {nu[bad[0]]} in "
             f"{in_rows(rows[bad])}: make it NaN to leave these rows out, or estimate it anew"
+            f"{why_bad(nu[bad], n_cells)}"
+        )
+    bad = np.flatnonzero(np.isinf([] if nu2 is None else nu2))
+    if len(bad):
+        raise DataError(
+            f"the square of the noise variance is infinite in {in_rows(rows[bad])}: use NaN where "
+            "it is unknown"
         )
     if y.max() == y.min():
         raise DataError(f"expression is constant ({y[0]:g}): there is no variance to estimate")

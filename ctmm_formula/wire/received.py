@@ -66,7 +66,7 @@ def _prepared(model: Mapping[str, Any], at: np.ndarray | None) -> Prepared:
     if at is not None:
         labels = {name: f[at].remove_unused_categories() for name, f in labels.items()}
     columns: dict[str, Any] = dict(labels)
-    for role in ("noise", "n_cells", "share"):
+    for role in ("noise", "nu2", "n_cells", "share"):
         if model.get(role) is not None:
             columns[str(model[role]["name"])] = _rows(decode(model[role]["values"]), at)
     proportions: tuple[str, ...] = ()
@@ -85,6 +85,7 @@ def _prepared(model: Mapping[str, Any], at: np.ndarray | None) -> Prepared:
         donor=str(model["donor"]),
         celltype=None if celltype is None else str(celltype),
         noise=_name(model, "noise"),
+        nu2=_name(model, "nu2"),
         n_cells=_name(model, "n_cells"),
         share=_name(model, "share"),
         proportions=proportions,

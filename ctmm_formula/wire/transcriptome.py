@@ -23,8 +23,8 @@ from .received import structure_of, to_design
 def scan_genes(request: Mapping[str, Any]) -> Plain:
     """Fit and test many genes: the request of a fit with ``expr`` and ``nu`` (genes x rows).
 
-    More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs.  Every row must have a
-    value in some gene.  P values are not adjusted.
+    May have ``nu2`` as well.  More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs.
+    Every row must have a value in some gene.  P values are not adjusted.
     """
     floor, bounds = float(request["noise_floor"]), request.get("bounds")
     given = [structure_of(one) for one in (request["structure"], *request["models"])]
@@ -62,8 +62,13 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
 
 def _responses(request: Mapping[str, Any]) -> Responses:
     """Expression and noise of the genes; their rows have no other columns here."""
-    Y, NU = decode(request["expr"]).T, decode(request["nu"]).T
+    given = {name: request.get(name) for name in ("expr", "nu", "nu2")}
+    parts = {name: decode(value).T for name, value in given.items() if value is not None}
     names = tuple(str(name) for name in request["genes"])
-    if Y.shape != NU.shape or Y.shape[1] != len(names):
-        raise CTMMError(f"{len(names)} genes, but expr is {Y.shape} and nu {NU.shape}")
-    return Responses(pd.DataFrame(index=pd.RangeIndex(len(Y))), names, np.arange(len(names)), Y, NU)
+    rows = len(parts["expr"])
+    for name, part in parts.items():
+        if part.shape != (rows, len(names)):
+            raise CTMMError(f"{len(names)} genes in {rows} rows, but {name} is {part.shape}")
+    obs = pd.DataFrame(index=pd.RangeIndex(rows))
+    places = np.arange(len(names))
+    return Responses(obs, names, places, parts["expr"], parts["nu"], parts.get("nu2"))

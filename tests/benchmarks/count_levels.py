@@ -387,7 +387,7 @@ NOTES = {
     "means": "Equal means; the test is HTZ of the robust estimate, 95 % intervals are by t with "
     "Satterthwaite's df; Hotelling's test takes donors with all types.",
     "power of means": "The last, rarest type differs from the others.",
-    "effects": "A condition without effect, in half of the donors: t tests per type (their range over "
+    "effects": "A condition without effect, in half of the donors: t tests per type (over "
     "types), HTZ of all effects and of their differences.",
     "components": "95 % intervals by the larger of jackknife and working covariance.",
     "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "

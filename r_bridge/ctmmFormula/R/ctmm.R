@@ -24,10 +24,12 @@
 #' cells, whose measured noise rises with expression, and for few donors), \code{"reml"}, \code{"ml"} or
 #' \code{"he"} (Haseman-Elston moments). By default \code{"robust"} where numbers of cells are known, else
 #' \code{"reml"}; a note says which, and why.
-#' @param donor,celltype,noise,n_cells names of columns: donors, cell types, noise variances (squared
-#' standard errors of the means) and numbers of cells. By default what \code{\link{ctmm_data}}
+#' @param donor,celltype,noise,nu2,n_cells names of columns: donors, cell types, noise variances (squared
+#' standard errors of the means; 0, all cells of the pair being alike, needs the number of cells),
+#' unbiased estimates of their squares (for the score test where cells are few) and numbers of cells. By default what \code{\link{ctmm_data}}
 #' remembers, else \code{"donor"}, \code{"celltype"} (or the one factor of the formula that with the
-#' donor identifies the rows), \code{"nu"}, and \code{"n_cells"} where there is such a column.
+#' donor identifies the rows), \code{"nu"}, and \code{"nu2"} and \code{"n_cells"} where there are such
+#' columns.
 #' @param proportions for overall pseudobulk: names of the columns of cell type proportions, or a table
 #' of donors (row names) by cell types. The formula then has covariates only, every cell type gets a
 #' mean. One name alone is, in cell type-specific data, each row's share of the donor's cells.
@@ -37,7 +39,7 @@
 #' \code{"psd"}.
 #' @param noise_floor share of the noise below which no variance may fall.
 #' @param subset,na.action,contrasts,offset as in \code{\link{lm}}. A row is left out where anything
-#' that takes part is missing, but for numbers of cells.
+#' that takes part is missing, but for numbers of cells and squares of noise variances.
 #' @param singular.ok what to do when the fixed part is not of full rank: stop and name the columns, or
 #' drop them with a message.
 #' @return
@@ -55,7 +57,7 @@
 #'      proportions = c("prop_day0", "prop_day1", "prop_day2", "prop_day3"))
 #' @export
 ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL,
-                 donor = NULL, celltype = NULL, noise = NULL, n_cells = NULL,
+                 donor = NULL, celltype = NULL, noise = NULL, nu2 = NULL, n_cells = NULL,
                  proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
                  contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
@@ -70,8 +72,8 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
   data <- as_table(data)
   spec <- split_formula(formula, random)
   spec$given <- stats::as.formula(formula, env = parent.frame())
-  roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, n_cells = n_cells,
-                           proportions = proportions), data, spec)
+  roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, nu2 = nu2,
+                           n_cells = n_cells, proportions = proportions), data, spec)
   made <- make_frame(spec, data, roles, call, contrasts)
   fit <- design(spec, data, roles, made, contrasts, singular.ok)
   fit$call <- call
@@ -218,6 +220,7 @@ model_out <- function(fit, data, dropped) {
     rows = i4(fit$rows), y = f8(fit$y - (fit$offset %||% 0)), X = f8(unname(fit$X)),
     names = as.list(colnames(fit$X)), donor = roles$donor, celltype = roles$celltype,
     noise = list(name = roles$noise, values = f8(fit$nu)),
+    nu2 = optional(roles$nu2, "square of the noise variance"),
     n_cells = optional(roles$n_cells, "number of cells"),
     share = if (!roles$overall) optional(roles$proportions, "proportion"),
     proportions = if (roles$overall) list(names = as.list(colnames(P)), values = f8(unname(P))),

@@ -1,7 +1,7 @@
 # From a table and a formula to numbers, by the rules of R: model.frame, terms, model.matrix.
 
-ROLES <- c("donor", "celltype", "noise", "n_cells")
-STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", n_cells = "n_cells")
+ROLES <- c("donor", "celltype", "noise", "nu2", "n_cells")
+STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", nu2 = "nu2", n_cells = "n_cells")
 
 #' Remember Which Columns Hold What
 #'
@@ -9,7 +9,7 @@ STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", n_cells = "n
 #' \code{\link{ctmm}} need not be told. Some verbs that make a new table lose the note.
 #'
 #' @param data a data frame.
-#' @param donor,celltype,noise,n_cells,proportions as in \code{\link{ctmm}}.
+#' @param donor,celltype,noise,nu2,n_cells,proportions as in \code{\link{ctmm}}.
 #' @return The data frame with an attribute.
 #' @examples
 #' d <- setNames(pseudobulk, sub("^donor$", "individual", names(pseudobulk)))
@@ -17,10 +17,10 @@ STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", n_cells = "n
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' ctmm(expr ~ celltype, data = d, structure = "hom")
 #' @export
-ctmm_data <- function(data, donor = "donor", celltype = NULL, noise = "nu", n_cells = NULL,
-                      proportions = NULL) {
+ctmm_data <- function(data, donor = "donor", celltype = NULL, noise = "nu", nu2 = NULL,
+                      n_cells = NULL, proportions = NULL) {
   data <- as_table(data)
-  roles <- list(donor = donor, celltype = celltype, noise = noise, n_cells = n_cells,
+  roles <- list(donor = donor, celltype = celltype, noise = noise, nu2 = nu2, n_cells = n_cells,
                 proportions = proportions)
   given <- unlist(roles)
   absent <- setdiff(given, names(data))
@@ -61,7 +61,7 @@ plain_column <- function(x) {
 
 no_column <- function(name, role, data) {
   what <- c(donor = "donors", celltype = "cell types", noise = "noise variances (squared standard
- errors of the means)", n_cells = "numbers of cells", proportions = "proportions")[[role]]
+ errors of the means)", nu2 = "squares of the noise variances", n_cells = "numbers of cells", proportions = "proportions")[[role]]
   near <- agrep(name, names(data), ignore.case = TRUE, value = TRUE)
   hint <- if (length(near)) paste0("; did you mean ", listing(near), "?") else ""
   fail("DataError", "data has no column '", name, "' of ", gsub("\n", "", what), ": name it by ",
@@ -80,8 +80,8 @@ find_roles <- function(given, data, spec) {
     given[role] <- list(name)
   }
   given["proportions"] <- list(given$proportions %||% known$proportions)
-  if (is.null(given$n_cells) && STANDARD[["n_cells"]] %in% names(data))
-    given$n_cells <- STANDARD[["n_cells"]]
+  for (role in c("nu2", "n_cells"))
+    if (is.null(given[[role]]) && STANDARD[[role]] %in% names(data)) given[[role]] <- STANDARD[[role]]
   given$overall <- !is.null(given$proportions) &&
     !(is.character(given$proportions) && length(given$proportions) == 1L)
   if (given$overall) {

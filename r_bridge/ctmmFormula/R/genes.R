@@ -5,13 +5,17 @@
 #'
 #' @details
 #' Where numbers of cells are known, a noise variance of 0, which a pair of cells that are all alike has,
-#' gives way to the variance between cells pooled over the cell type's pairs (column \code{n_pooled}).
+#' is taken as measured; \code{"reml"} and \code{"ml"}, which cannot weigh by it, take there the variance
+#' between cells pooled over the cell type's pairs. Columns \code{mean} and \code{zero_noise} give the
+#' gene's mean expression and its share of such pairs.
 #'
 #' @param formula a formula without response: \code{~ celltype + sex + PC1}.
 #' @param data a table of samples, one row per donor and cell type (or per donor), or what
 #' \code{\link{ctmm_pseudobulk}} returned.
 #' @param expr,nu matrices of genes (rows) by samples (columns, in the order of \code{data}):
 #' expression and its noise variance. A gene uses the samples where both are there.
+#' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
+#' none: for the score test of genes with few counts.
 #' @param random,structure,method,donor,celltype,n_cells,proportions,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
@@ -31,7 +35,7 @@
 #' @return
 #' A data frame of class \code{"ctmm_genes"}, genes in their order: \code{gene}, \code{status}
 #' (\code{"ok"}, \code{"boundary"}, \code{"not converged"}, \code{"failed"}), \code{reason},
-#' \code{n_obs}, \code{n_donors}, \code{llf}, the variance components, means \code{mean[...]}, fixed
+#' \code{n_obs}, \code{n_donors}, \code{mean}, \code{zero_noise}, \code{llf}, the variance components, means \code{mean[...]}, fixed
 #' effects \code{b[...]}, standard errors \code{se[...]} (by the model or, after \code{method = "robust"}, by
 #' independent units) and \code{se_jackknife[...]}, with
 #' \code{one_step} the largest distance of the one-step jackknife's estimates from exact ones where it
@@ -48,23 +52,25 @@
 #' plot(found, "variance")
 #' @aliases print.ctmm_genes
 #' @export
-ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, structure = "free",
-                       models = list(), method = NULL, tests = "score", genes = NULL,
+ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random = NULL,
+                       structure = "free", models = list(), method = NULL, tests = "score", genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
   call <- match.call()
   if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
-    if (!is.null(expr) || !is.null(nu))
-      fail("DataError", "expr = and nu = belong to a table of samples; this pseudobulk has its own")
+    if (!is.null(expr) || !is.null(nu) || !is.null(nu2))
+      fail("DataError", "expr =, nu = and nu2 = belong to a table of samples; this pseudobulk has its ",
+           "own")
     if (is.null(proportions)) proportions <- data$proportions
     expr <- data$expr
     nu <- data$nu
+    nu2 <- data$nu2
     data <- data$obs
   }
   data <- as_table(data)
-  values <- gene_matrices(expr, nu, nrow(data), genes)
+  values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), nrow(data), genes)
   if (length(stats::as.formula(formula)) > 2L)
     fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",
          as_text(stats::as.formula(formula)[[3L]]))
@@ -78,6 +84,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   spec$given <- formula
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = ".noise", n_cells = n_cells,
                            proportions = proportions), data, spec)
+  roles["nu2"] <- list(NULL)
   if (is.null(celltype) && is.null(proportions) && !roles$celltype %in% names(data))
     no_column(roles$celltype, "celltype", data)
   used <- !is.na(values$expr) & !is.na(values$nu)
@@ -90,15 +97,11 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   rows <- which(some)[fit$rows]
   Y <- values$expr[, rows, drop = FALSE]
   NU <- values$nu[, rows, drop = FALSE]
-  pooled <- integer(nrow(Y))
-  if (fit$kind == "ctp" && !is.null(roles$n_cells)) {
-    filled <- pooled_noise(NU, data[[roles$n_cells]][rows], fit$labels[[roles$celltype]])
-    NU <- filled$nu
-    pooled <- filled$count
-  }
-  bad <- bad_values(Y, NU, rownames(data)[rows])
+  NU2 <- if (!is.null(values$nu2)) values$nu2[, rows, drop = FALSE]
+  several <- if (is.null(roles$n_cells)) NA else data[[roles$n_cells]][rows] > 1
+  bad <- bad_values(Y, NU, several, rownames(data)[rows])
   model <- fit$sent
-  model$y <- model$noise <- NULL
+  model$y <- model$noise <- model$nu2 <- NULL
   model$rows <- i4(rows)
   model$formula <- sub("^\\.response ", "", model$formula)
   model$mean_rows <- f8(aperm(array(unlist(fit$type_rows), c(dim(fit$X), length(fit$celltypes))),
@@ -112,9 +115,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
     n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
     n_jobs = threads_of(threads))
   Y[bad != "", ] <- NA_real_
-  out <- run_genes(request, Y, NU, progress)
+  out <- run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress)
   out$table$reason[bad != ""] <- bad[bad != ""]
-  out$table$n_pooled <- pooled
   table <- adjusted(out$table, out$tested)
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = out$method, tested = out$tested,
@@ -125,28 +127,31 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   table
 }
 
-gene_matrices <- function(expr, nu, rows, genes) {
-  if (is.null(expr) || is.null(nu))
+# Matrices of genes by samples, checked against each other and cut to the genes asked for.
+gene_matrices <- function(given, rows, genes) {
+  if (is.null(given$expr) || is.null(given$nu))
     fail("DataError", "expr = and nu = are missing: matrices of genes (rows) by samples (columns)")
-  expr <- as_matrix(expr, "expr")
-  nu <- as_matrix(nu, "nu")
-  if (ncol(expr) != rows || !identical(dim(expr), dim(nu)))
-    fail("DataError", sprintf(paste0(
-      "data has %d rows, expr is %d x %d and nu %d x %d: all need genes in rows and one column for ",
-      "each row of data"), rows, nrow(expr), ncol(expr), nrow(nu), ncol(nu)))
+  given <- Filter(Negate(is.null), given)
+  given <- Map(as_matrix, given, names(given))
+  expr <- given$expr
+  for (name in names(given)) {
+    if (ncol(expr) != rows || !identical(dim(expr), dim(given[[name]])))
+      fail("DataError", sprintf(paste0(
+        "data has %d rows, expr is %d x %d and %s %d x %d: all need genes in rows and one column for ",
+        "each row of data"), rows, nrow(expr), ncol(expr), name, nrow(given[[name]]),
+        ncol(given[[name]])))
+    if (!is.null(rownames(given[[name]])) && !identical(rownames(given[[name]]), rownames(expr)))
+      fail("DataError", "rows of expr and ", name, " are of different genes")
+  }
   names <- rownames(expr) %||% paste0("gene", seq_len(nrow(expr)))
-  if (!is.null(rownames(nu)) && !identical(rownames(nu), rownames(expr)))
-    fail("DataError", "rows of expr and nu are of different genes")
   if (anyDuplicated(names)) fail("DataError", "gene ", listing(unique(names[duplicated(names)])),
                                  " is there several times")
-  rownames(expr) <- rownames(nu) <- names
-  if (!is.null(genes)) {
-    absent <- setdiff(genes, names)
-    if (length(absent)) fail("DataError", "there is no gene ", listing(absent))
-    expr <- expr[genes, , drop = FALSE]
-    nu <- nu[genes, , drop = FALSE]
-  }
-  list(expr = expr, nu = nu)
+  absent <- setdiff(genes, names)
+  if (length(absent)) fail("DataError", "there is no gene ", listing(absent))
+  lapply(given, function(x) {
+    rownames(x) <- names
+    x[genes %||% names, , drop = FALSE]
+  })
 }
 
 as_matrix <- function(x, name) {
@@ -157,10 +162,12 @@ as_matrix <- function(x, name) {
 }
 
 # What makes a gene fail before it is fitted, named by its sample.
-bad_values <- function(Y, NU, samples) {
+bad_values <- function(Y, NU, several, samples) {
   there <- !is.na(Y) & !is.na(NU)
   y <- there & !is.finite(Y)
-  nu <- there & !(NU > 0 & is.finite(NU))
+  # 0 is measured where there are several cells; Python judges zeros where numbers are missing
+  zero <- NU == 0 & rep(is.na(several) | several, each = nrow(NU), length.out = length(NU))
+  nu <- there & !((NU > 0 | zero) & is.finite(NU))
   say <- function(wrong, text, values) apply(wrong, 1L, function(w) {
     if (!any(w)) return("")
     at <- which(w)
@@ -171,28 +178,10 @@ bad_values <- function(Y, NU, samples) {
   ifelse(first != "", first, say(nu, "noise variance is not positive and finite"))
 }
 
-# Noise variances of zero, where all cells of a pair are alike, give way to the cell type's variance
-# between cells, pooled over its pairs, over the number of cells.
-pooled_noise <- function(nu, n_cells, celltype) {
-  zero <- which(nu == 0, arr.ind = TRUE)
-  count <- integer(nrow(nu))
-  if (!nrow(zero)) return(list(nu = nu, count = count))
-  n <- matrix(as.double(n_cells), nrow(nu), ncol(nu), byrow = TRUE)
-  several <- !is.na(n) & n > 1
-  weight <- ifelse(is.na(nu) | !several, 0, n - 1)
-  squares <- ifelse(weight > 0, weight * n * nu, 0)
-  types <- as.integer(factor(celltype))
-  H <- outer(types, seq_len(max(types)), `==`) + 0
-  pooled <- (squares %*% H) / pmax(weight %*% H, 1)
-  value <- pooled[cbind(zero[, 1L], types[zero[, 2L]])] / n[zero]
-  good <- several[zero] & value > 0
-  nu[zero[good, , drop = FALSE]] <- value[good]
-  list(nu = nu, count = tabulate(zero[good, 1L], nrow(nu)))
-}
-
 # One crossing, or some with a progress bar between them.
-run_genes <- function(request, Y, NU, progress) {
-  count <- nrow(Y)
+run_genes <- function(request, values, progress) {
+  values <- Filter(Negate(is.null), values)
+  count <- nrow(values$expr)
   step <- if (isTRUE(progress)) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
   bar <- progress_bar(progress, count)
   on.exit(bar$close())
@@ -200,9 +189,8 @@ run_genes <- function(request, Y, NU, progress) {
   for (start in seq(1L, count, by = step)) {
     stop <- min(start + step - 1L, count)
     at <- start:stop
-    got <- ask("genes", c(request, list(
-      expr = f8(unname(Y[at, , drop = FALSE])), nu = f8(unname(NU[at, , drop = FALSE])),
-      genes = as.list(rownames(Y)[at]))))
+    got <- ask("genes", c(request, lapply(values, function(x) f8(unname(x[at, , drop = FALSE]))),
+                          list(genes = as.list(rownames(values$expr)[at]))))
     parts[[length(parts) + 1L]] <- gene_columns(got)
     bar$set(stop)
   }

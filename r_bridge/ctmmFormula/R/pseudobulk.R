@@ -22,7 +22,8 @@
 #' @param row.names,optional not used.
 #' @param gene name of one gene.
 #' @return
-#' An object of class \code{"ctmm_pseudobulk"}: a list of \code{expr} and \code{nu}, genes by pairs;
+#' An object of class \code{"ctmm_pseudobulk"}: a list of \code{expr}, \code{nu} and, from cells,
+#' \code{nu2} (unbiased estimates of the squares of the noise variances), genes by pairs;
 #' \code{obs}, the table of pairs with \code{donor}, \code{celltype}, \code{n_cells}, \code{proportion}
 #' and covariates; \code{notes} on what was left out. \code{\link{ctmm}} and \code{\link{ctmm_genes}}
 #' take it as \code{data}; \code{as.data.frame} gives the table of one gene.
@@ -68,11 +69,24 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
   moments <- pair_moments(x, place, length(pairs$observed))
   n <- as.vector(pairs$n_cells)
   nu <- sweep(moments$squares, 2L, ifelse(pairs$observed, n * pmax(n - 1, 1), NA), `/`)
+  nu2 <- square_noise(moments, ifelse(pairs$observed & n > 3, n, NA))
   mean <- moments$mean
   mean[, !pairs$observed] <- NA_real_
   obs <- pair_table(pairs$donors, pairs$celltypes, t(pairs$counts))
   kept <- constant_columns(cells, pairs$place, obs, c(donor, celltype), covariates)
-  new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes))
+  new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes), nu2)
+}
+
+# Unbiased sigma^4 / n^2 of every gene and pair from central moments m2, m4 of its n cells:
+# E m2^2 = a11 mu4 + a12 sigma^4 and E m4 = a21 mu4 + a22 sigma^4.
+square_noise <- function(moments, n) {
+  a11 <- (n - 1)^2 / n^3
+  a12 <- (n - 1) * (n^2 - 2 * n + 3) / n^3
+  a21 <- (n - 1) * (n^2 - 3 * n + 3) / n^3
+  a22 <- 3 * (n - 1) * (2 * n - 3) / n^3
+  scale <- n^2 * (a21 * a12 - a11 * a22)
+  sweep(sweep(moments$squares, 2L, n, `/`)^2, 2L, a21 / scale, `*`) -
+    sweep(moments$fourth, 2L, a11 / (n * scale), `*`)
 }
 
 cell_matrix <- function(x) {
@@ -182,19 +196,20 @@ judge_values <- function(x, normalize, place) {
       c("ctmm_CTMMWarning", "ctmm_warning"), "warning"))
 }
 
-# Means and sums of squares about them, genes x pairs, in two passes: nothing cancels.
+# Means and sums of squares and fourth powers about them, genes x pairs, in two passes: nothing cancels.
 pair_moments <- function(x, place, size) {
   used <- which(!is.na(place))
   n <- tabulate(place[used], size)
   if (!is_sparse(x)) {
-    mean <- squares <- matrix(0, nrow(x), size, dimnames = list(rownames(x), NULL))
+    mean <- squares <- fourth <- matrix(0, nrow(x), size, dimnames = list(rownames(x), NULL))
     for (part in split(used, place[used])) {
       k <- place[part[1L]]
       own <- x[, part, drop = FALSE]
       mean[, k] <- rowMeans(own)
       squares[, k] <- rowSums((own - mean[, k])^2)
+      fourth[, k] <- rowSums((own - mean[, k])^4)
     }
-    return(list(mean = mean, squares = squares))
+    return(list(mean = mean, squares = squares, fourth = fourth))
   }
   x <- x[, used, drop = FALSE]
   H <- Matrix::sparseMatrix(i = seq_along(used), j = place[used], x = 1, dims = c(length(used), size))
@@ -207,7 +222,8 @@ pair_moments <- function(x, place, size) {
   distance <- x@x - mean[cbind(x@i + 1L, column)]
   stored <- sum_by(rep(1, length(x@x)))
   zeros <- sweep(-stored, 2L, n, `+`)  # cells that the matrix does not store
-  list(mean = mean, squares = sum_by(distance^2) + zeros * mean^2)
+  list(mean = mean, squares = sum_by(distance^2) + zeros * mean^2,
+       fourth = sum_by(distance^4) + zeros * mean^4)
 }
 
 # The full grid, all cell types of the first donor, then of the second.
@@ -245,10 +261,10 @@ constant_columns <- function(cells, place, obs, roles, covariates) {
   list(obs = obs, notes = notes)
 }
 
-new_pseudobulk <- function(expr, nu, obs, notes) {
-  dimnames(expr) <- dimnames(nu) <- list(rownames(expr) %||% paste0("gene", seq_len(nrow(expr))),
-                                         rownames(obs))
-  structure(list(expr = expr, nu = nu, obs = obs, notes = notes), class = "ctmm_pseudobulk")
+new_pseudobulk <- function(expr, nu, obs, notes, nu2 = NULL) {
+  both <- list(rownames(expr) %||% paste0("gene", seq_len(nrow(expr))), rownames(obs))
+  values <- lapply(Filter(Negate(is.null), list(expr = expr, nu = nu, nu2 = nu2)), `dimnames<-`, both)
+  structure(c(values, list(obs = obs, notes = notes)), class = "ctmm_pseudobulk")
 }
 
 # SingleCellExperiment of cells, or an aggregate with one assay for each cell type.
@@ -356,9 +372,9 @@ as.data.frame.ctmm_pseudobulk <- function(x, row.names = NULL, optional = FALSE,
          listing(utils::head(rownames(x$expr), 3L)))
   out <- x$obs
   nu <- x$nu[gene, , drop = FALSE]
-  if (!is.null(out$n_cells)) nu <- pooled_noise(nu, out$n_cells, out$celltype)$nu
   out$expr <- x$expr[gene, ]
   out$nu <- drop(nu)
+  if (!is.null(x$nu2)) out$nu2 <- x$nu2[gene, ]
   if (gene != "expr" && !gene %in% names(out)) out[[gene]] <- out$expr
   attr(out, "ctmm_roles") <- list(donor = "donor", celltype = "celltype", noise = "nu")
   out

@@ -50,6 +50,36 @@ test_that("every gene has the numbers of a fit of its own", {
   expect_equal(pieces, found)
 })
 
+test_that("squares of the noise travel with it, and zeros of the noise stay", {
+  need_python()
+  g <- genes(3)
+  g$nu[2, c(4, 9)] <- 0
+  nu2 <- g$nu^2 * seq(0.3, 1.6, length.out = ncol(g$nu))[col(g$nu)]
+  nu2[3, 2] <- NA
+  found <- scan(g, nu2 = nu2, tests = "score", method = "robust")
+  plain <- scan(g, tests = "score", method = "robust")
+  for (k in 1:3) {
+    d <- pseudobulk
+    d$expr <- g$Y[k, ]
+    d$nu <- g$nu[k, ]
+    d$nu2 <- nu2[k, ]
+    fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "robust")
+    expect_equal(found$p_score[k], test_variance(fit, "score")$p.value, tolerance = 1e-6)
+    expect_equal(found$stat_score[k], test_variance(fit, "score")$statistic, ignore_attr = TRUE,
+                 tolerance = 1e-6)
+    expect_gt(abs(found$stat_score[k] - plain$stat_score[k]), 1e-3)
+    names(d)[names(d) == "nu2"] <- "square"
+    again <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = d, method = "robust",
+                  nu2 = "square")
+    expect_equal(test_variance(again, "score")$p.value, found$p_score[k], tolerance = 1e-6)
+  }
+  expect_equal(found$zero_noise, c(0, 2 / ncol(g$nu), 0))
+  expect_equal(found$mean, rowMeans(g$Y), ignore_attr = TRUE)
+  expect_error(scan(g, nu2 = nu2[, -1]), "nu2 3 x 274", class = "ctmm_DataError")
+  reml <- suppressWarnings(one(g, 2))
+  expect_match(reml$notes, "2 rows have noise variance 0", all = FALSE)
+})
+
 test_that("robust fits of genes are those of single fits", {
   need_python()
   g <- genes(2)
@@ -72,7 +102,7 @@ test_that("genes that cannot be fitted are rows with a reason, and one warning",
   expect_warning(found <- scan(g), "of 6 genes, 4 failed", class = "ctmm_CTMMWarning")
   expect_identical(found$status, c("ok", "failed", "ok", "failed", "failed", "failed"))
   expect_match(found$reason[2], "expression is constant")
-  expect_identical(found$n_pooled[3], 1L)
+  expect_equal(found$zero_noise[3], 1 / ncol(g$nu))
   expect_match(found$reason[4], "noise variance is not positive and finite in '7'")
   expect_match(found$reason[5], "expression is not finite in '9'")
   expect_true(all(is.na(found$p_score[found$status == "failed"])))
@@ -175,7 +205,16 @@ test_that("means and noise variances are those of the cells, dense and sparse", 
     at <- which(paste(all$d$donor, all$d$celltype, sep = "|") == pair)
     expect_equal(pb$expr[, pair], rowMeans(all$x[, at]), tolerance = 1e-12)
     expect_equal(pb$nu[, pair], apply(all$x[, at], 1, var) / length(at), tolerance = 1e-9)
+    # squares of differences of two pairs of cells without a cell in common
+    n <- length(at)
+    two <- t(utils::combn(n, 2))
+    apart <- outer(seq_len(nrow(two)), seq_len(nrow(two)), Vectorize(function(a, b)
+      !any(two[a, ] %in% two[b, ])))
+    half <- (all$x[2, at][two[, 1]] - all$x[2, at][two[, 2]])^2 / 2
+    expect_equal(pb$nu2[2, pair], mean(outer(half, half)[apart]) / n^2, ignore_attr = TRUE,
+                 tolerance = 1e-9)
   }
+  expect_true(all(is.na(pb$nu2[, "d02|T"])))
   expect_true(all(is.na(pb$expr[, "d02|T"])) && all(is.na(pb$nu[, "d02|T"])))
   expect_equal(sum(is.na(pb$expr[1, ])), 1)
   expect_true("sex" %in% names(pb$obs) && !"depth" %in% names(pb$obs))
