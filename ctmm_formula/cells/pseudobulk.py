@@ -47,8 +47,8 @@ def pseudobulk(
 
     The noise variance of a mean of n cells is nu = sample variance (ddof 1) / n.  It is computed
     in one reading (two, for counts stored gene by gene that are normalised), in blocks of some
-    64 MB, without cancellation.  Memory beyond the data: the result, 16 bytes for each pair and
-    gene, and a few blocks.
+    64 MB, without cancellation.  Memory beyond the data: the result, 24 bytes for each pair and
+    gene (32 while cells are read), and a few blocks.
 
     Parameters
     ----------
@@ -92,7 +92,8 @@ def pseudobulk(
     Returns
     -------
     AnnData, pairs x genes
-        ``X`` mean, ``layers["nu"]`` noise variance, NaN in missing pairs; ``obs`` donor,
+        ``X`` mean, ``layers["nu"]`` noise variance, ``layers["nu2"]`` unbiased estimate of its
+        square (NaN in pairs of two or three cells as well), NaN in missing pairs; ``obs`` donor,
         celltype, n_cells, proportion (share of the donor's cells among the kept cell types,
         missing pairs included), covariates; ``uns["ctmm"]`` what was done, with counts of all
         that was left out, in words in ``uns["ctmm"]["notes"]``.  Layout:
@@ -116,6 +117,11 @@ def pseudobulk(
     Filters as in Chen and Dahl, Nat Commun 15:5229 (2024).  Cells without donor or cell type
     (missing, or a text missing values turn into, such as "nan") are left out first and count for
     nothing.
+
+    nu^2 squares the error of nu and is too large by its variance, which counts of few cells make
+    many times nu^2; nu2 is right on average whatever the distribution of the cells, as it comes
+    from their second and fourth central moments (formula:
+    :meth:`ctmm_formula.cells.aggregate.Moments.noise`).
 
     Examples
     --------
@@ -325,8 +331,8 @@ def _assemble(
     obs.index = pd.Index(texts, dtype=object)
     if not obs.index.is_unique:
         raise DataError("labels with '|' make two pairs read the same: rename donors or cell types")
-    nu = moments.noise()
+    nu, nu2 = moments.noise()
     moments.mean[~pairs.observed.ravel()] = np.nan
     return anndata.AnnData(
-        X=moments.mean, obs=obs, var=var.copy(), layers={"nu": nu}, uns={"ctmm": record}
+        X=moments.mean, obs=obs, var=var.copy(), layers={"nu": nu, "nu2": nu2}, uns={"ctmm": record}
     )

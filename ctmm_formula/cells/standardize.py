@@ -52,6 +52,9 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     AnnData, donors x genes
         ``X`` = sum of P y, ``layers["nu"]`` = sum of P^2 nu, ``obsm["proportions"]`` the P used,
         ``obs`` donor, n_cells (of the pairs used) and covariates of the donors.
+        ``layers["nu2"]``, where the pseudobulk has it: the square of that sum with P^4 nu2 in
+        place of the squares P^4 nu^2, unbiased as the cells of different types are independent;
+        NaN for donors that use a pair where it is not known.
         ``ctmm.fit("GENE ~ sex", data=overall(pb))`` finds the proportions by itself.
 
     Raises
@@ -81,6 +84,9 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     grid = read_grid(pb)
     weights, keep, text = _weights(grid, missing)
     mean, nu = _average(grid, weights)
+    layers = {"nu": nu[keep]}
+    if "nu2" in pb.layers:
+        layers["nu2"] = _average_square(grid, weights, nu)[keep]
     proportions = pd.DataFrame(
         weights[keep], index=pd.Index(grid.donors[keep]), columns=pd.Index(grid.celltypes)
     )
@@ -90,7 +96,7 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
         X=mean[keep],
         obs=obs[keep],
         var=pb.var.copy(),
-        layers={"nu": nu[keep]},
+        layers=layers,
         obsm={"proportions": proportions},
         uns={"ctmm": _copy(pb)},
     )
@@ -114,9 +120,10 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
     Returns
     -------
     AnnData
-        A copy with (X - mean) / sd and nu / sd^2, the same mean and sd for all cell types of a
-        gene.  These stand in ``var["op_mean"]`` and ``var["op_sd"]``: variance components times
-        sd^2, effects times sd and means times sd plus mean are on the scale before.
+        A copy with (X - mean) / sd, nu / sd^2 and nu2 / sd^4, the same mean and sd for all cell
+        types of a gene.  These stand in ``var["op_mean"]`` and ``var["op_sd"]``: variance
+        components times sd^2, effects times sd and means times sd plus mean are on the scale
+        before.
 
     Raises
     ------
@@ -161,6 +168,8 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
     out = pb.copy()
     out.X = (X - mean) / sd
     out.layers["nu"] = nu / sd**2
+    if "nu2" in pb.layers:
+        out.layers["nu2"] = pb.layers["nu2"] / sd**4
     out.var["op_mean"], out.var["op_sd"] = mean, sd
     out.uns["ctmm"]["standardized"] = {"ddof": 1, "missing": missing, "donors": int(used.sum())}
     _note(out, "standardize", text)
@@ -357,6 +366,16 @@ def _average(grid: Grid, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean[here] += (w * grid.mean[:, c])[here]
         nu[here] += (w**2 * grid.nu[:, c])[here]
     return mean, nu
+
+
+def _average_square(grid: Grid, weights: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    """Unbiased square of the noise variance `nu` of overall pseudobulk, (N, G)."""
+    out = nu * nu
+    for c in range(weights.shape[1]):
+        here = weights[:, c] > 0
+        excess = grid.nu2[here, c] - grid.nu[here, c] ** 2
+        out[here] += weights[here, c, None] ** 4 * excess
+    return np.maximum(out, 0.0)  # a sum of products that are not negative, but for rounding
 
 
 def _overall_values(pb: AnnData, missing: str) -> tuple[np.ndarray, np.ndarray, str]:
