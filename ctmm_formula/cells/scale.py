@@ -1,0 +1,102 @@
+"""What V means on which scale, and which genes a scale misleads about.
+
+Means of logarithms (``summary="mean"``)
+    The logarithm of 1 + x is straight where x is small.  A donor that multiplies the expression of
+    all types by the same factor moves a type of mean y by 1 - exp(-y) of the log factor: types of
+    different level move by different amounts, and what they do not share is V.  ``level_ratio`` of
+    a gene is the largest of these shares over the smallest; from LARGE_RATIO on it is noted.  The
+    rule reads natural logarithms of 1 + x (log1p of counts per 10,000): nothing is said where the
+    mean of a type is not positive, as in standardised data.
+    Depths that differ between donors, and ambient counts, change 1 + x by more than a factor: they
+    too make V > 0 on this scale without any biology, and no rule sees them.
+
+Logarithms of means (``summary="log_mean"``)
+    The same factor moves all types by the same amount.  The price: the noise of a logarithm of few
+    counts is not known well enough.  ``min_counts`` of a gene is the mean number of counts of a
+    pair in the cell type with the smallest; below FEW_COUNTS it is marked, ``few_counts``.
+
+Both limits are measured: ``tests/benchmarks/log_mean_levels.md``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..design.table import listing
+
+SUMMARIES = {
+    "mean": "means over cells of their logarithms",
+    "log_mean": "logarithms of the mean counts of cells, half a count added",
+}
+"""What a pair has of its cells, in words."""
+LARGE_RATIO = 1.5
+"""Of the shares by which a common factor moves the cell types of a gene, on log1p."""
+FEW_COUNTS = 10.0
+"""Counts of a pair, in the mean over donors, below which its logarithm is no good."""
+CAUSE = (
+    "a factor shared by all types looks specific to the higher ones (V > 0) on the scale of "
+    "log(1 + x): pseudobulk(counts, summary='log_mean') makes it shared"
+)
+
+
+def type_means(values: np.ndarray) -> np.ndarray:
+    """Mean over donors: (N, C, G) with NaN in missing pairs to (G, C), NaN without any pair."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0.0).sum(axis=0)
+    return (total / np.where(count > 0, count, np.nan)).T
+
+
+def level_ratio(means: np.ndarray) -> np.ndarray:
+    """How unlike a common factor moves the cell types of a gene on log1p; shape (G,).
+
+    Parameters
+    ----------
+    means : ndarray, shape (G, C)
+        Of each cell type, on the scale of log(1 + x).  NaN does not count.
+
+    Returns
+    -------
+    ndarray, shape (G,)
+        Largest 1 - exp(-mean) over smallest; NaN where a mean is not positive.
+
+    Examples
+    --------
+    >>> level_ratio(np.array([[0.5, 0.5], [0.2, 2.0], [5.0, 2.0], [-1.0, 1.0]])).round(2).tolist()
+    [1.0, 4.77, 1.15, nan]
+    """
+    share = -np.expm1(-means)
+    low = share.min(axis=1, initial=np.inf, where=~np.isnan(share))
+    high = share.max(axis=1, initial=-np.inf, where=~np.isnan(share))
+    fine = (low > 0) & np.isfinite(low)
+    return np.where(fine, high, np.nan) / np.where(fine, low, np.nan)
+
+
+def level_notes(ratio: np.ndarray) -> list[str]:
+    """What to say of genes whose cell types a common factor moves unlike; nothing without any."""
+    large = int((ratio >= LARGE_RATIO).sum())
+    if not large:
+        return []
+    who = f"cell types differ in level, {ratio[0]:.3g}-fold in what a factor does to them"
+    if len(ratio) > 1:
+        who = (
+            f"in {large} of {len(ratio)} genes cell types differ in level, {LARGE_RATIO:g}-fold "
+            "and more in what a factor does to them"
+        )
+    return [f"{who}; {CAUSE}"]
+
+
+def few_counts_note(counts: np.ndarray, types: list[str]) -> list[str]:
+    """What to say of genes with few counts, by counts of each type (G, C); nothing without any."""
+    few = counts < FEW_COUNTS
+    genes = few.any(axis=1)
+    if not genes.any():
+        return []
+    by_type = few.sum(axis=0)
+    order = np.argsort(-by_type, kind="stable")
+    worst = [f"{types[c]} ({by_type[c]})" for c in order if by_type[c]]
+    return [
+        f"{genes.sum()} of {len(genes)} genes have fewer than {FEW_COUNTS:g} counts a pair in some "
+        f"cell type, too few for their logarithm: var['few_counts'] marks them, by type: "
+        f"{listing(worst)}"
+    ]
