@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from .arguments import choose
+from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
@@ -132,9 +133,12 @@ def fit(
         raise DataError("data= is missing: fit(formula, data=table)")
 
     spec = parse(formula, random)
-    note = ""
+    note, uns, var = "", None, pd.DataFrame(index=[spec.response])
     if is_anndata(data):
-        data, columns, note = gene_table(data, names_in(spec.response).variables)
+        pb: Any = data
+        uns, names = pb.uns, names_in(spec.response).variables
+        var = pb.var.loc[[name for name in names if name in pb.var_names]]
+        data, columns, note = gene_table(data, names)
         proportions = columns if proportions is None else proportions
     design = build_design(
         spec,
@@ -150,6 +154,7 @@ def fit(
     if note:
         design = replace(design, notes=(*design.notes, note))
     results = fit_design(design, structure, method, bounds, noise_floor)
+    results.notes += scale_of(results, uns, var)
     warn_of(results)
     return results
 
@@ -192,6 +197,13 @@ def fit_design(
     results = CTMMResults(design, cells, domain, estimate(design.model(cells), method, domain))
     results.notes = (*design.notes, *_notes(results))
     return results
+
+
+def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str, ...]:
+    """Notes on the scale of a fit of the pseudobulk with `uns`, None for a table."""
+    design = results.design
+    means = design.mean_rows @ results.estimate.beta if design.kind == "ctp" else None
+    return tuple(scale_notes(uns, var, None if means is None else means[None, :]))
 
 
 def anova(

@@ -289,15 +289,21 @@ def _summarise(
     nu, nu2 = read.moments.noise()
     mean, (N, C) = read.moments.mean, read.pairs.n_cells.shape
     mean[~read.pairs.observed.ravel()] = np.nan
+    lost = np.flatnonzero(read.pairs.observed.ravel() & np.isnan(read.half))
     types = [str(name) for name in read.pairs.celltypes]
     if summary == "mean":
         ratio = level_ratio(type_means(mean.reshape(N, C, -1)))
         return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
+    nu[lost], nu2[lost] = np.nan, np.nan
     X, nu, nu2, counts = log_means(mean, nu, nu2, read.half, str(normalize))
     by_type = type_means(counts.reshape(N, C, -1))
     columns = {"min_counts": by_type.min(axis=1, initial=np.inf, where=~np.isnan(by_type))}
     columns["few_counts"] = columns["min_counts"] < FEW_COUNTS
     note = few_counts_note(by_type, types)
+    if len(lost):
+        pairs = [f"{read.pairs.donors[k // C]}|{types[k % C]}" for k in lost]
+        note = [f"{len(lost)} pairs are missing, none of their cells has counts: {listing(pairs)}",
+                *note]  # fmt: skip
     return {"X": X, "nu": nu, "nu2": nu2, "counts": counts}, columns, note
 
 
@@ -386,6 +392,4 @@ def _assemble(
     obs.index = pd.Index(texts, dtype=object)
     if not obs.index.is_unique:
         raise DataError("labels with '|' make two pairs read the same: rename donors or cell types")
-    return anndata.AnnData(
-        X=layers.pop("X"), obs=obs, var=var, layers=layers, uns={"ctmm": record}
-    )
+    return anndata.AnnData(X=layers.pop("X"), obs=obs, var=var, layers=layers, uns={"ctmm": record})

@@ -20,7 +20,10 @@ Both limits are measured: ``tests/benchmarks/log_mean_levels.md``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 
 from ..design.table import listing
 
@@ -37,6 +40,43 @@ CAUSE = (
     "a factor shared by all types looks specific to the higher ones (V > 0) on the scale of "
     "log(1 + x): pseudobulk(counts, summary='log_mean') makes it shared"
 )
+
+
+def summary_of(uns: Any) -> str:
+    """Which of SUMMARIES a pseudobulk with this `uns` has; empty where it does not say."""
+    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
+    return str(record.get("summary", "")) if hasattr(record, "get") else ""
+
+
+def scale_notes(uns: Any, var: pd.DataFrame, means: np.ndarray | None = None) -> list[str]:
+    """What results must say of the scale of their genes.
+
+    Parameters
+    ----------
+    uns : mapping
+        Of the pseudobulk; anything else where there is none.
+    var : DataFrame, G rows
+        Of the genes; its columns `level_ratio` or `few_counts` and `min_counts` are read.
+    means : ndarray, shape (G, C), optional
+        Fitted means of the cell types, for genes without these columns.  They are taken to be on
+        the scale of log(1 + x).
+    """
+    if summary_of(uns) == "log_mean":
+        few: np.ndarray = np.array(var.get("few_counts", []), dtype=bool)
+        out = [f"expression are {SUMMARIES['log_mean']}: V is what donors do to single cell types "
+               "beyond a factor shared by all"]  # fmt: skip
+        if few.any():
+            names = listing(list(var.index[few]))
+            out.append(
+                f"{few.sum()} of {len(few)} genes have fewer than {FEW_COUNTS:g} counts a pair in "
+                f"some cell type, too few for their logarithm (var['few_counts']): {names}"
+            )
+        return out
+    if "level_ratio" in var:
+        return level_notes(var["level_ratio"].to_numpy(dtype=float))
+    if means is None:
+        return []
+    return level_notes(level_ratio(means))
 
 
 def type_means(values: np.ndarray) -> np.ndarray:
@@ -77,11 +117,11 @@ def level_notes(ratio: np.ndarray) -> list[str]:
     large = int((ratio >= LARGE_RATIO).sum())
     if not large:
         return []
-    who = f"cell types differ in level, {ratio[0]:.3g}-fold in what a factor does to them"
+    who = f"cell types differ in level, {ratio[0]:.3g}-fold in what a factor does to their means"
     if len(ratio) > 1:
         who = (
             f"in {large} of {len(ratio)} genes cell types differ in level, {LARGE_RATIO:g}-fold "
-            "and more in what a factor does to them"
+            "and more in what a factor does to their means"
         )
     return [f"{who}; {CAUSE}"]
 
@@ -96,7 +136,7 @@ def few_counts_note(counts: np.ndarray, types: list[str]) -> list[str]:
     order = np.argsort(-by_type, kind="stable")
     worst = [f"{types[c]} ({by_type[c]})" for c in order if by_type[c]]
     return [
-        f"{genes.sum()} of {len(genes)} genes have fewer than {FEW_COUNTS:g} counts a pair in some "
+        f"{genes.sum()} of {len(counts)} genes have fewer than {FEW_COUNTS:g} counts a pair in some "
         f"cell type, too few for their logarithm: var['few_counts'] marks them, by type: "
         f"{listing(worst)}"
     ]

@@ -27,6 +27,7 @@ import pandas as pd
 from ..arguments import choose, whole_number
 from ..design.table import listing
 from ..errors import DataError
+from .scale import summary_of
 from .tables import Grid, kind_of, log, matrices, read_grid, require_anndata
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ def filter_genes(
         Whether this, and a variance between donors above zero, is asked of every cell type or of
         one at least.  Cell types of one donor are asked for no variance, those of none nothing.
     above : float
-        Expressed is a mean above this.
+        Expressed is a mean above this; for logarithms of means, which have no zero, counts of a
+        pair (``layers["counts"]``) above this.
 
     Returns
     -------
@@ -274,7 +276,8 @@ def filter_genes(
     Raises
     ------
     DataError
-        No gene is left, and which rule took how many.
+        No gene is left, and which rule took how many; or logarithms of means without their
+        counts, as overall pseudobulk has them.
 
     Examples
     --------
@@ -296,9 +299,17 @@ def filter_genes(
         raise DataError(f"min_share= must be a share from 0 to below 1, got {min_share!r}")
     kind = kind_of(pb)
     values = matrices(pb)[0][:, None, :] if kind == "op" else read_grid(pb).mean
+    amount = values
+    if summary_of(pb.uns) == "log_mean":
+        if "counts" not in pb.layers:
+            raise DataError(
+                "logarithms of means have no zero: filter the genes before ctmm.overall, or by "
+                "pb.var['min_counts']"
+            )
+        amount = np.asarray(pb.layers["counts"]).reshape(values.shape)
     there = ~np.isnan(values)
     counts = np.maximum(there.sum(axis=0), 1)
-    share = (there & (np.where(there, values, 0.0) > above)).sum(axis=0) / counts
+    share = (there & (np.where(there, amount, 0.0) > above)).sum(axis=0) / counts
     seen = there.any(axis=(0, 2))
     low = np.where(there, values, np.inf).min(axis=0)
     high = np.where(there, values, -np.inf).max(axis=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class Responses:
         What the data say they are.
     proportions : list of str, or None
         Their columns in `obs`, for overall pseudobulk.
+    uns : mapping, or None
+        What an AnnData says of itself.
+    var : DataFrame, or None
+        What it says of its genes, one row for each column of `expr`.
     """
 
     obs: pd.DataFrame
@@ -48,6 +52,8 @@ class Responses:
     nu: Any
     kind: str = ""
     proportions: list[str] | None = None
+    uns: Any = None
+    var: pd.DataFrame | None = None
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Expression and noise of genes start ... stop - 1, (n, g) each, and pairs pooled (g,).
@@ -81,7 +87,7 @@ class Responses:
         if again:
             raise DataError(f"genes= names {listing(again)} twice")
         places = np.array([where[name] for name in names], dtype=np.int64)
-        return Responses(self.obs, names, places, self.expr, self.nu, self.kind, self.proportions)
+        return replace(self, genes=names, places=places)
 
 
 def open_responses(
@@ -228,9 +234,9 @@ def _from_anndata(data: Any, noise: str) -> Responses:
     if noise not in data.layers:
         raise DataError(_no_layer(noise, list(data.layers)))
     names = _gene_names(data.var_names)
-    return _pseudobulk(
-        data.obs, names, data.X, data.layers[noise], data.uns, data.obsm.get("proportions")
-    )
+    shares = data.obsm.get("proportions")
+    out = _pseudobulk(data.obs, names, data.X, data.layers[noise], data.uns, shares)
+    return replace(out, uns=data.uns, var=data.var)
 
 
 def _no_layer(noise: str, there: list[str]) -> str:
@@ -261,9 +267,12 @@ def _from_file(path: Path, noise: str) -> Responses:
     layers = root.get("layers", {})
     if noise not in layers:
         raise DataError(_no_layer(noise, list(layers)))
-    genes = _gene_names(read(root["var"]).index)
+    var = read(root["var"])
+    genes = _gene_names(var.index)
     uns = read(root["uns"]) if "uns" in root else {}
     shares = None
     if "obsm" in root and "proportions" in root["obsm"]:
         shares = read(root["obsm"]["proportions"])
-    return _pseudobulk(read(root["obs"]), genes, lazy(root["X"]), lazy(layers[noise]), uns, shares)
+    expr, nu = lazy(root["X"]), lazy(layers[noise])
+    out = _pseudobulk(read(root["obs"]), genes, expr, nu, uns, shares)
+    return replace(out, uns=uns, var=var)
