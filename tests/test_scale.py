@@ -127,7 +127,7 @@ def test_genes_with_few_counts_are_named():
     assert pb.var["few_counts"].tolist() == few.tolist()
     assert 0 < few.sum() < len(few)
     note = pb.uns["ctmm"]["notes"][-1]
-    assert note.startswith(f"{few.sum()} of 9 genes have fewer than 10 counts a pair in some cell")
+    assert note.startswith(f"{few.sum()} of 9 genes have fewer than 5 counts a pair in some cell")
     assert f"'B ({few.sum()})'" in note
 
 
@@ -145,7 +145,7 @@ def test_the_result_says_on_which_scale_it_is(tmp_path):
     assert any(MEANING in note for note in fits[0].notes)
     assert MEANING in str(fits[0].summary()).replace("\n", " ")
     low = ctmm.fit("g0 ~ C(celltype)", data=pb)
-    assert any("fewer than 10 counts a pair" in note and "'g0'" in note for note in low.notes)
+    assert any("fewer than 5 counts a pair" in note and "'g0'" in note for note in low.notes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scans = [
@@ -155,7 +155,7 @@ def test_the_result_says_on_which_scale_it_is(tmp_path):
     assert scans[0].notes == scans[1].notes
     np.testing.assert_array_equal(scans[0].table["p_score"], scans[1].table["p_score"])
     assert MEANING in str(scans[0])
-    assert "1 of 2 genes have fewer than 10 counts a pair" in str(scans[0])
+    assert "1 of 2 genes have fewer than 5 counts a pair" in str(scans[0])
     assert scans[0].gene("g6").notes == fits[0].notes
     scans[0].to_parquet(tmp_path / "scan.parquet")
     assert MEANING in str(ctmm.read_scan(tmp_path / "scan.parquet"))

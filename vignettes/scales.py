@@ -97,7 +97,7 @@ for axis, pb, title in zip(
 # ## Who tells you
 #
 # A type of mean y moves by 1 − exp(−y) of a log factor.  `pseudobulk` writes the largest of these
-# shares over the smallest into `var["level_ratio"]`; from 1.5 on, pseudobulk, fit and scan have a
+# shares over the smallest into `var["level_ratio"]`; from 1.2 on, pseudobulk, fit and scan have a
 # note.  Fits of plain tables take their fitted means for it.  The rule reads log(1 + CP10K) in
 # natural logarithms; of log2(1 + CPM) it finds part of the genes only, and standardised tables
 # without this column say nothing.
@@ -126,8 +126,8 @@ log_mean.var.head(3).round(1)
 # ν/2 takes back that the logarithm of a noisy mean is too small.  A larger constant in place of h
 # is log(1 + x) again.  The price is that few counts do not know their own ν.  `layers["counts"]`
 # has the counts behind each value, `var["min_counts"]` their mean in the cell type with the fewest,
-# and `var["few_counts"]` marks genes with less than 10: leave them out, or judge them on the other
-# scale.
+# and `var["few_counts"]` marks genes with less than 5: levels and V are right down to 2 (below), and
+# this leaves room.  Leave such genes out.
 #
 # ## Measured
 #
@@ -143,10 +143,15 @@ print(Path("tests/benchmarks/log_mean_levels.md").read_text(encoding="utf-8").sp
 # %% [markdown]
 # ## Depth and ambient counts
 #
-# Two more things make V > 0 on log(1 + CP10K) without any biology, types of one level included where
-# they act on zeros: donors whose cells are sequenced to different depths (lines "depth", .5 of its
-# log sd), and counts that come from the soup rather than from the cell ("ambient", a tenth of all).
-# CP10K takes the depth out of a mean, but log(1 + x) of few counts still depends on it.  Ambient
-# counts add the donor's average over types to each of them: that is not one factor, so it is V > 0
-# on every scale, most in types where the gene is low.  Remove it from the counts first.  No rule of
-# this package sees either.
+# Two more things make V > 0 without any biology: lines with "factor 0" of the table, where donors do
+# not differ at all.
+#
+# *Depth.*  Donors whose cells are sequenced to different depths (sd .5 of its logarithm).  CP10K takes
+# the depth out of a mean of counts, but a mean of log(1 + CP10K) still depends on it, and by different
+# amounts in types of different level.  The logarithm of the mean does not.
+#
+# *Ambient counts*, from the soup rather than from the cell (a tenth of all on average, none to twice
+# that by donor).  They pull every type towards the donor's average over types: types of low level go
+# up and those of high level down.  That is no shared factor, so it is V > 0 on **both** scales, and
+# more so the more the low types gain.  Take them out of the counts first (SoupX, CellBender, DecontX).
+# No rule of this package sees either.

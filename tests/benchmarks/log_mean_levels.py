@@ -46,8 +46,8 @@ class Setting:
     """One line: bounds of the cells of a pair (none: uneven), donors, mean counts of a cell.
 
     factor, level: sd of the donors' factors and of the levels of types, on the log scale;
-    V: sd of effects specific to a type; depth: sd of the donors' log depths; ambient: share of
-    the counts that come from the donor's mean over types.
+    V: sd of effects specific to a type; depth: sd of the donors' log depths; ambient: mean share
+    of counts that come from the donor's mean over types, uniform from 0 to twice that by donor.
     """
 
     cells: tuple[int, int] | None = (30, 120)
@@ -80,8 +80,8 @@ SETTINGS = [
     Setting(N=20), Setting(N=100), Setting(N=100, mean=10.0),
     Setting(cells=(11, 120)), Setting(cells=None), Setting(cells=None, mean=0.5),
     Setting(factor=0.6), Setting(level=0.0), Setting(level=0.0, mean=0.3),
-    Setting(level=0.0, depth=0.5), Setting(depth=0.5), Setting(level=0.0, ambient=0.1),
-    Setting(ambient=0.1),
+    Setting(factor=0.0, depth=0.5), Setting(factor=0.0, depth=0.5, mean=0.3),
+    Setting(factor=0.0, ambient=0.1), Setting(factor=0.0, ambient=0.1, mean=0.3),
     Setting(V=0.15), Setting(V=0.15, mean=0.3), Setting(V=0.3, mean=0.1),
 ]  # fmt: skip
 
@@ -103,7 +103,9 @@ def study(at: Setting, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         + at.V * rng.normal(size=(at.N, C, GENES))
     )
     rate = at.mean * np.exp(log_rate)
-    rate = (1 - at.ambient) * rate + at.ambient * rate.mean(axis=1, keepdims=True)
+    if at.ambient:
+        soup = rng.uniform(0.0, 2 * at.ambient, (at.N, 1, 1))
+        rate = (1 - soup) * rate + soup * rate.mean(axis=1, keepdims=True)
     rate = rate.reshape(at.N * C, GENES)
     counts = np.empty((len(pair), GENES + 1))
     for g, spread in enumerate(rng.choice(DISPERSIONS, GENES)):
@@ -147,14 +149,15 @@ def rate(p: pd.Series, level: float) -> str:
     return f"{share:.3f} ({np.sqrt(share * (1 - share) / len(p)):.3f})"
 
 
-def line(found: pd.DataFrame) -> dict[str, str]:
-    """What one set of genes has on both scales."""
+def line(found: pd.DataFrame, shared: bool = True) -> dict[str, str]:
+    """What one set of genes has on both scales; V in units of hom where there is any."""
     out = {}
     for scale in SCALES:
         own = found[found["scale"] == scale]
         p = own["p"].dropna()
         out |= {f"{scale}: .05": rate(p, 0.05), f"{scale}: .01": rate(p, 0.01)}
-        out[f"{scale}: V / hom"] = f"{own['V'].mean() / own['hom'].mean():+.3f}"
+        ratio = own["V"].mean() / own["hom"].mean()
+        out[f"{scale}: V / hom"] = f"{ratio:+.3f}" if shared else ""
     return out
 
 
@@ -182,7 +185,7 @@ def main() -> None:
         found = pd.concat(Parallel(args.workers)(jobs))
         everything.append(found)
         head = {"cells of a pair": at.name, "donors": at.N, "mean": at.mean}
-        rows.append(head | line(found))
+        rows.append(head | line(found, at.factor > 0))
         sys.stderr.write(f"{rows[-1]}\n")
     found = pd.concat(everything)
     null = [k for k, at in enumerate(SETTINGS) if at.V == at.depth == at.ambient == 0]

@@ -55,12 +55,14 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
   call <- match.call()
+  told <- NULL
   if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
     if (!is.null(expr) || !is.null(nu))
       fail("DataError", "expr = and nu = belong to a table of samples; this pseudobulk has its own")
     if (is.null(proportions)) proportions <- data$proportions
     expr <- data$expr
     nu <- data$nu
+    told <- c(level_notes(data$genes$level_ratio), few_counts_note(data$genes$few_counts))
     data <- data$obs
   }
   data <- as_table(data)
@@ -119,7 +121,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, random = NULL, str
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = request$method, tested = out$tested,
     components = out$components, celltypes = out$celltypes, bounds = out$bounds,
-    notes = out$notes)
+    notes = c(out$notes, told))
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
   table
