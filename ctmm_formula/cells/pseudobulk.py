@@ -287,16 +287,17 @@ def _summarise(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Matrices of the result, columns of its genes, and what to know of its scale."""
     nu, nu2 = read.moments.noise()
-    mean, (N, C) = read.moments.mean, read.pairs.n_cells.shape
-    mean[~read.pairs.observed.ravel()] = np.nan
-    lost = np.flatnonzero(read.pairs.observed.ravel() & np.isnan(read.half))
+    mean, observed = read.moments.mean, read.pairs.observed
+    C = observed.shape[1]
+    mean[~observed.ravel()] = np.nan
     types = [str(name) for name in read.pairs.celltypes]
     if summary == "mean":
-        ratio = level_ratio(type_means(mean.reshape(N, C, -1)))
+        ratio = level_ratio(type_means(mean, observed))
         return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
+    lost = np.flatnonzero(observed.ravel() & np.isnan(read.half))
     nu[lost], nu2[lost] = np.nan, np.nan
     X, nu, nu2, counts = log_means(mean, nu, nu2, read.half, str(normalize))
-    by_type = type_means(counts.reshape(N, C, -1))
+    by_type = type_means(counts, observed & ~np.isnan(read.half).reshape(observed.shape))
     columns = {"min_counts": by_type.min(axis=1, initial=np.inf, where=~np.isnan(by_type))}
     columns["few_counts"] = columns["min_counts"] < FEW_COUNTS
     note = few_counts_note(by_type, types)

@@ -81,12 +81,20 @@ def scale_notes(uns: Any, var: pd.DataFrame, means: np.ndarray | None = None) ->
     return level_notes(level_ratio(means))
 
 
-def type_means(values: np.ndarray) -> np.ndarray:
-    """Mean over donors: (N, C, G) with NaN in missing pairs to (G, C), NaN without any pair."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0.0).sum(axis=0)
-    return (total / np.where(count > 0, count, np.nan)).T
+def type_means(values: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Mean over donors of each gene and cell type, (G, C); NaN for types without any pair.
+
+    Parameters
+    ----------
+    values : ndarray, shape (N * C, G)
+    observed : bool ndarray, shape (N, C)
+        Pairs that count.
+    """
+    total = np.zeros((observed.shape[1], values.shape[1]))
+    for row in np.flatnonzero(observed):  # row by row: no copy of the matrix
+        total[row % len(total)] += values[row]
+    count = observed.sum(axis=0)
+    return (total / np.where(count > 0, count, np.nan)[:, None]).T
 
 
 def level_ratio(means: np.ndarray) -> np.ndarray:

@@ -168,7 +168,7 @@ def binned(found: pd.DataFrame, name: str, edges: list[float]) -> pd.DataFrame:
         part = found[(found[name] >= low) & (found[name] < high)]
         n = int((part["scale"] == "log1p").sum())
         if n:
-            top = "" if np.isinf(high) else f" to {high:g}"
+            top = " and more" if np.isinf(high) else f" to {high:g}"
             lines.append({name: f"{low:g}{top}", "genes": n, **line(part)})
     return pd.DataFrame(lines)
 
