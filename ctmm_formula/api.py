@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import choose
+from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
@@ -141,8 +142,12 @@ def fit(
         raise DataError("data= is missing: fit(formula, data=table)")
 
     spec = parse(formula, random)
+    uns, var = None, pd.DataFrame(index=[spec.response])
     if is_anndata(data):
-        data, columns = gene_table(data, names_in(spec.response).variables)
+        pb: Any = data
+        uns, names = pb.uns, names_in(spec.response).variables
+        var = pb.var.loc[[name for name in names if name in pb.var_names]]
+        data, columns = gene_table(data, names)
         proportions = columns if proportions is None else proportions
     design = build_design(
         spec,
@@ -157,6 +162,7 @@ def fit(
         env=caller(),
     )
     results = fit_design(design, structure, method, bounds, noise_floor)
+    results.notes += scale_of(results, uns, var)
     warn_of(results)
     return results
 
@@ -220,6 +226,13 @@ def fit_design(
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
     results.notes = (*([why] if why else []), *design.notes, *_notes(results))
     return results
+
+
+def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str, ...]:
+    """Notes on the scale of a fit of the pseudobulk with `uns`, None for a table."""
+    design = results.design
+    means = design.mean_rows @ results.estimate.beta if design.kind == "ctp" else None
+    return tuple(scale_notes(uns, var, None if means is None else means[None, :]))
 
 
 def anova(

@@ -76,6 +76,17 @@ def test_only_missing_pairs_are_filled(pb, settings):
 
 
 @pytest.mark.slow
+def test_imputed_pairs_have_no_square_of_noise(pb):
+    pb = pb.copy()
+    pb.layers["nu2"] = pb.layers["nu"] ** 2
+    full = ctmm.impute(pb, method="mean")
+    assert np.isnan(full.layers["nu2"]).all(axis=1).tolist() == full.obs["imputed"].tolist()
+    op = ctmm.overall(full)
+    assert np.isnan(op.layers["nu2"]).all(axis=1).tolist() == [
+        full.obs["imputed"][full.obs["donor"] == name].any() for name in op.obs_names
+    ]
+
+
 def test_imputed_values_are_near_the_hidden_ones():
     pb, mean, _ = simulated(1, N=40, G=60)
     missing = np.isnan(pb.X).all(axis=1)

@@ -27,7 +27,8 @@ LAYERS = [
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
-    "pairs", "tables", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes", "stacks",
+    "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
+    "stacks",
     # design/
     "identified", "labelled", "arrays", "prepare", "matrix", "formula",
     "random_terms", "syntax", "expressions", "table",

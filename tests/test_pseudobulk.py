@@ -3,6 +3,7 @@
 import logging
 import tracemalloc
 import warnings
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,9 @@ def in_form(form, X, obs, genes, folder):
 
 
 def plain(X, obs, min_cells=1):
-    """Mean, nu and n of each pair by the textbook formulas, on the full grid."""
+    """Mean, nu, nu2 and n of each pair by the textbook formulas, on the full grid."""
     donors, types = sorted(set(obs["donor"])), sorted(set(obs["celltype"]))
-    mean, nu, count = [], [], []
+    mean, nu, nu2, count = [], [], [], []
     for d in donors:
         for t in types:
             part = X[(obs["donor"] == d).to_numpy() & (obs["celltype"] == t).to_numpy()]
@@ -107,15 +108,34 @@ def plain(X, obs, min_cells=1):
                 part = part.astype(np.float64)
                 mean.append(part.mean(axis=0))
                 nu.append(part.var(axis=0, ddof=1) / len(part))
+                nu2.append(fourth_power(part) / len(part) ** 2)
             else:
-                mean.append(np.full(X.shape[1], np.nan))
-                nu.append(np.full(X.shape[1], np.nan))
-    return np.array(mean), np.array(nu), np.array(count)
+                for values in (mean, nu, nu2):
+                    values.append(np.full(X.shape[1], np.nan))
+    return np.array(mean), np.array(nu), np.array(nu2), np.array(count)
 
 
-def same(pb, mean, nu, count):
+def fourth_power(cells):
+    """sigma^4 without bias, from the expectations of m2^2 and m4: two equations in mu4, sigma^4."""
+    k = len(cells)
+    if k < 4:
+        return np.full(cells.shape[1], np.nan)
+    d = cells - cells.mean(axis=0)
+    expected = np.array(
+        [[(k - 1) ** 2, (k - 1) * (k * k - 2 * k + 3)],
+         [(k - 1) * (k * k - 3 * k + 3), 3 * (k - 1) * (2 * k - 3)]]
+    ) / k**3  # fmt: skip
+    return np.linalg.solve(expected, [(d**2).mean(axis=0) ** 2, (d**4).mean(axis=0)])[1]
+
+
+def same(pb, mean, nu, nu2, count):
     np.testing.assert_allclose(pb.X, mean, rtol=ROUNDING, atol=ROUNDING)
     np.testing.assert_allclose(pb.layers["nu"], nu, rtol=ROUNDING, atol=ROUNDING)
+    # in units of nu^2: of cells that are zero but for two, nu2 is a small difference
+    np.testing.assert_allclose(
+        pb.layers["nu2"] / np.where(nu > 0, nu, 1) ** 2, nu2 / np.where(nu > 0, nu, 1) ** 2,
+        rtol=ROUNDING, atol=10 * ROUNDING,
+    )  # fmt: skip
     np.testing.assert_array_equal(pb.obs["n_cells"], count)
 
 
@@ -315,6 +335,9 @@ def test_variance_does_not_cancel(make, block_size):
         # the values themselves are rounded to 1e-10, their squares would be to 1e-4
         np.testing.assert_allclose(pb.layers["nu"][k], expected, rtol=1e-9)
         assert pb.layers["nu"][k][0] == pytest.approx(1 / len(part), rel=0.2)
+        np.testing.assert_allclose(
+            pb.layers["nu2"][k], fourth_power(part) / len(part) ** 2, rtol=1e-8
+        )
 
 
 def test_scanpys_variance_cancels_where_ours_does_not():
@@ -365,7 +388,15 @@ def test_moments_join_in_any_division():
         parts.add_cells(X[at], codes[at])
     np.testing.assert_array_equal(parts.count, whole.count)
     np.testing.assert_allclose(parts.mean, whole.mean, rtol=ROUNDING)
-    np.testing.assert_allclose(parts.m2, whole.m2, rtol=ROUNDING)
+    for name in ("m2", "m3", "m4"):
+        np.testing.assert_allclose(
+            getattr(parts, name), getattr(whole, name), rtol=ROUNDING, atol=1e-10
+        )
+    for k in range(3):
+        d = X[codes == k] - X[codes == k].mean(axis=0)
+        for power in (2, 3, 4):
+            expected = (d**power).sum(axis=0)
+            np.testing.assert_allclose(getattr(whole, f"m{power}")[k], expected, atol=1e-10)
 
 
 @pytest.mark.slow
@@ -390,6 +421,67 @@ def test_order_and_names_of_cells_and_donors_do_not_matter(seed, size, form):
     np.testing.assert_allclose(match.layers["nu"], one.layers["nu"], rtol=ROUNDING, atol=ROUNDING)
     assert match.obs["n_cells"].tolist() == one.obs["n_cells"].tolist()
     assert match.obs["sex"].tolist() == one.obs["sex"].tolist()
+
+
+# ---------------------------------------------------------------------------------------------
+# the square of the noise variance
+
+
+def one_type(X, per_donor):
+    """Every `per_donor` cells a donor of their own."""
+    obs = pd.DataFrame({"donor": np.arange(len(X)) // per_donor, "celltype": "t"})
+    return ctmm.pseudobulk(pd.DataFrame(X).add_prefix("g"), obs=obs, **LOOSE)
+
+
+@pytest.mark.parametrize("n", [4, 5, 9])
+def test_square_of_noise_is_the_mean_over_all_choices_of_two_pairs_of_cells(n):
+    X = np.random.default_rng(n).gamma(0.3, size=(n, 3)) + 0.01
+    kernel = [
+        (X[a] - X[b]) ** 2 * (X[c] - X[d]) ** 2 / 4 for a, b, c, d in permutations(range(n), 4)
+    ]
+    pb = one_type(X, n)
+    np.testing.assert_allclose(pb.layers["nu2"][0], np.mean(kernel, axis=0) / n**2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("kind", ["counts", "gamma"])
+def test_square_of_noise_is_right_on_average(kind, n):
+    """Where the square of nu is far too large."""
+    rng = np.random.default_rng(n)
+    size = (20_000 * n, 1)
+    if kind == "counts":  # negative binomial, mean .2, variance .2 + 1.5 * .2^2
+        X, variance = rng.poisson(0.2 * rng.gamma(1 / 1.5, 1.5, size)) / 2, 0.26 / 4
+    else:
+        X, variance = rng.gamma(0.25, size=size), 0.25
+    pb = one_type(X, n)
+    truth = (variance / n) ** 2
+    for values, right in ((pb.layers["nu2"], True), (pb.layers["nu"] ** 2, False)):
+        error = values.mean() - truth
+        assert (abs(error) < 3 * values.std() / np.sqrt(len(values))) == right
+    assert (pb.layers["nu"] ** 2).mean() > 1.5 * truth
+
+
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
+def test_square_of_noise_of_pairs_with_little_in_them(make):
+    X = np.zeros((20, 4))
+    X[3, 1] = X[13, 1] = 0.7  # one cell unlike the others: no two pairs of cells differ
+    X[[3, 4, 13, 14], 2] = [0.1, 3.3, 0.1, 3.3]
+    X[:, 3] = 0.1
+    obs = pd.DataFrame(
+        {"donor": ["a"] * 10 + ["b"] * 10, "celltype": "t"}, index=map(str, range(20))
+    )
+    for size in (None, 4):
+        pb = ctmm.pseudobulk(adata_of(make(X), obs, list("wxyz")), **LOOSE, block_size=size)
+        assert (pb.layers["nu2"][:, [0, 1, 3]] == 0).all()
+        np.testing.assert_allclose(
+            pb.layers["nu2"][:, 2], fourth_power(X[:10])[2] / 100, rtol=1e-10
+        )
+
+
+def test_pairs_of_two_or_three_cells_have_no_square_of_noise():
+    pb = ctmm.pseudobulk(sized({("a", f"t{n}"): n for n in (2, 3, 4)}), **LOOSE)
+    assert np.isnan(pb.layers["nu2"][:, 0]).tolist() == [True, True, False]
+    assert not np.isnan(pb.layers["nu"]).any()
 
 
 # ---------------------------------------------------------------------------------------------

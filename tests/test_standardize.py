@@ -68,6 +68,13 @@ def test_overall_is_the_weighted_sum(pb):
     P, y, nu = arrays(pb)
     np.testing.assert_allclose(op.X, (P * y).sum(axis=1), rtol=ROUNDING)
     np.testing.assert_allclose(op.layers["nu"], (P**2 * nu).sum(axis=1), rtol=ROUNDING)
+    nu2 = pb.layers["nu2"].reshape(nu.shape)
+    pairs = sum(
+        (P[:, c] * P[:, d]) ** 2 * (nu2[:, c] if c == d else nu[:, c] * nu[:, d])
+        for c in range(3)
+        for d in range(3)
+    )
+    np.testing.assert_allclose(op.layers["nu2"], pairs, rtol=ROUNDING)
     np.testing.assert_allclose(op.obsm["proportions"], P[:, :, 0], rtol=ROUNDING)
     assert op.obs_names.tolist() == op.obs["donor"].tolist() == [f"d{k:02d}" for k in range(30)]
     assert op.obs["n_cells"].sum() == pb.obs["n_cells"].sum()
@@ -75,6 +82,28 @@ def test_overall_is_the_weighted_sum(pb):
     assert op.uns["ctmm"]["kind"] == "op"
     assert op.uns["ctmm"]["overall"]["columns_left_out"].tolist() == ["sort"]
     assert pb.uns["ctmm"]["kind"] == "ctp"
+
+
+@pytest.mark.parametrize("step", [ctmm.overall, ctmm.standardize])
+def test_square_of_noise_where_it_is_not_known(pb, step):
+    without = pb.copy()
+    del without.layers["nu2"]
+    assert "nu2" not in step(without).layers
+    gap = pb.copy()
+    gap.layers["nu2"][pb.obs_names.get_loc("d03|t1")] = np.nan
+    out = step(gap)
+    name = "d03" if step is ctmm.overall else "d03|t1"
+    unknown = np.isnan(out.layers["nu2"])
+    assert unknown.all(axis=1).sum() == unknown.any(axis=1).sum() == 1
+    assert unknown[out.obs_names.get_loc(name)].all()
+
+
+def test_square_of_noise_has_the_scale_of_the_fourth_power(pb):
+    scaled = ctmm.standardize(pb)
+    sd = scaled.var["op_sd"].to_numpy()
+    np.testing.assert_allclose(scaled.layers["nu2"] * sd**4, pb.layers["nu2"], rtol=ROUNDING)
+    ratio = [one.layers["nu2"] / one.layers["nu"] ** 2 for one in (scaled, pb)]
+    np.testing.assert_allclose(*ratio, rtol=ROUNDING)
 
 
 def test_overall_pseudobulk_survives_h5ad(pb, tmp_path):

@@ -42,6 +42,7 @@ PAGES = [
     Page("quickstart", "One gene: fit, tests, the truth, a picture."),
     Page("structures_and_tests", "What V may be, and how often each test of V = 0 is wrong."),
     Page("from_cells", "A matrix of cells becomes pseudobulk, with all that was left out."),
+    Page("scales", "What V means on log(1 + CP10K), and on the logarithm of a mean."),
     Page("missing_pairs", "Donors without some cell types: fit what is there, or impute?"),
     Page("scan", "All genes: one scan, its table, and every picture of it."),
     Page("planning", "How many donors and cells: power and false positives by simulation."),

@@ -1,10 +1,11 @@
-"""Cells to pairs: count, mean and sum of squares of every pair and gene, block by block.
+"""Cells to pairs: count, mean and central moments of every pair and gene, block by block.
 
-Arrays only.  Each block is passed twice, for its means and then for the squares about them
+Arrays only.  Each block is passed twice, for its means and then for the powers about them
 (Welford's two-pass way), and joins what came before by the update of Chan, Golub and LeVeque (Am
-Stat 37:242, 1983).  Every term is a square, so nothing cancels: a mean of 1e6 with a variance of 1
-keeps its digits, which E[x^2] - E[x]^2 does not.  The zeros a sparse matrix does not store enter
-as what they are, n - k cells at distance `mean`.
+Stat 37:242, 1983), for third and fourth powers that of Pebay (Sandia report SAND2008-6212).  All
+powers are of distances from a mean, so nothing cancels: a mean of 1e6 with a variance of 1 keeps
+its digits, which E[x^2] - E[x]^2 does not.  The zeros a sparse matrix does not store enter as what
+they are, n - k cells at distance `mean`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
-from ..engine.options import EXACT
+from ..engine.noise import unbiased_square
+from ..engine.options import EXACT, EXACT_INNER
 
 EPS = np.finfo(float).eps / 2
 """A sum of n values of one sign is off by less than n times this share of it."""
+TILE = 8
+"""Genes of a CSC block that are written together: a cache line of each pair's row."""
 
 
 class BadValue(NamedTuple):
@@ -42,8 +46,9 @@ class Moments:
     Attributes
     ----------
     count : int64 ndarray, shape (n_pairs,)
-    mean, m2 : ndarray, shape (n_pairs, n_genes)
-        Means, and sums of squares about them.
+    mean, m2, m3, m4 : ndarray, shape (n_pairs, n_genes)
+        Means, and sums of squares, third and fourth powers about them; `m3` serves the joining of
+        blocks of cells only, and is left at zero by :meth:`add_genes`.
     top : float
         Largest value seen.
     whole : bool
@@ -54,6 +59,8 @@ class Moments:
         self.count = np.zeros(n_pairs, dtype=np.int64)
         self.mean = np.zeros((n_pairs, n_genes))
         self.m2 = np.zeros((n_pairs, n_genes))
+        self.m3 = np.zeros((n_pairs, n_genes))
+        self.m4 = np.zeros((n_pairs, n_genes))
         self.lowest = lowest
         self.top = -math.inf
         self.whole = True
@@ -75,7 +82,7 @@ class Moments:
         size = np.bincount(codes[codes >= 0], minlength=len(self.count))
         order = np.argsort(codes, kind="stable")[len(codes) - size.sum() :]
         start = np.concatenate([[0], np.cumsum(size)])
-        state = (self.count, self.mean, self.m2, self.lowest)
+        state = (self.count, self.mean, self.m2, self.m3, self.m4, self.lowest)
         if sparse.issparse(block):
             indptr = block.indptr.astype(np.int64)
             seen = _add_sparse(block.data, block.indices, indptr, order, start, *state)
@@ -92,12 +99,12 @@ class Moments:
         block : CSC without duplicates, float32 or float64, (cells, genes of the block)
         codes : int ndarray, shape (cells,)
         targets : int ndarray, shape (genes of the block,)
-            Their columns in `mean` and `m2`.
+            Their columns in `mean`, `m2` and `m4`.
         """
         self.count = np.bincount(codes[codes >= 0], minlength=len(self.count))
         seen = _set_columns(
             block.data, block.indices, block.indptr.astype(np.int64), codes, targets,
-            self.count, self.mean, self.m2, self.lowest,
+            self.count, self.mean, self.m2, self.m4, self.lowest,
         )  # fmt: skip
         return self._note(seen, block)
 
@@ -110,49 +117,88 @@ class Moments:
             return None
         return BadValue(int(row), int(gene), float(block[int(row), int(gene)]))
 
-    def noise(self) -> np.ndarray:
-        """Squared standard errors, sample variance (ddof 1) / n; overwrites `m2`.
+    def noise(self) -> tuple[np.ndarray, np.ndarray]:
+        """Squared standard errors nu, and unbiased estimates of their squares, nu^2.
 
-        Pairs of fewer than two cells have none: NaN.  Where all cells are alike it is zero, not
-        the rounding of their mean.
+        nu is the sample variance (ddof 1) / n; its square as
+        :func:`ctmm_formula.engine.noise.unbiased_square` has it.
+
+        Returns
+        -------
+        nu : ndarray, shape (n_pairs, n_genes)
+            `m2`, overwritten.  NaN in pairs of fewer than two cells.  Where all cells are alike it
+            is zero, not the rounding of their mean.
+        nu2 : ndarray, shape (n_pairs, n_genes)
+            `m4`, overwritten.  NaN in pairs of fewer than four cells, which have no such estimate.
+            Zero where no choice of four cells has two pairs that differ: at most one cell is
+            unlike the others.
         """
-        for cells, mean, m2 in zip(self.count, self.mean, self.m2, strict=True):
-            rounding = cells * EPS * np.abs(mean)
-            m2[m2 <= cells * rounding * rounding] = 0.0
-        n = np.where(self.count > 1, self.count, np.nan)
-        self.m2 /= (n * (n - 1.0))[:, None]
-        return self.m2
+        _finish(self.count, self.mean, self.m2, self.m4)
+        return self.m2, self.m4
+
+
+_square = njit(**EXACT_INNER)(unbiased_square)
 
 
 @njit(**EXACT)
-def _join(n_old, n_new, mean, m2, k, s, q):
-    """Join block moments with what came before; s holds the block's means, k its stored values."""
+def _finish(count, mean, m2, m4):
+    """Turn m2 into nu and m4 into unbiased nu^2."""
+    for i in range(count.shape[0]):
+        n = np.float64(count[i])
+        for j in range(mean.shape[1]):
+            rounding = n * EPS * mean[i, j]
+            squares = m2[i, j] if m2[i, j] > n * rounding * rounding else 0.0
+            m2[i, j] = squares / (n * (n - 1.0)) if n > 1.0 else np.nan
+            m4[i, j] = _square(n, squares, m4[i, j]) if n > 3.0 else np.nan
+
+
+@njit(**EXACT)
+def _join(n_old, n_new, mean, m2, m3, m4, k, s, q, c, f):
+    """Join a block with what came before.
+
+    s holds the block's means, k its stored values, and q, c, f their squares, cubes and fourth
+    powers about s, to which the zeros not stored are added here.
+    """
     n = n_old + n_new
-    weight = n_new / n
+    old, new = n_old / n, n_new / n
     for j in range(mean.shape[0]):
-        squares = q[j] + (n_new - k[j]) * s[j] * s[j]
+        x = s[j]
+        zeros = n_new - k[j]
+        squares = q[j] + zeros * x * x
+        cubes = c[j] - zeros * x * x * x
+        fourths = f[j] + zeros * (x * x) * (x * x)
         if n_old == 0:
-            mean[j] = s[j]
-            m2[j] = squares
+            mean[j], m2[j], m3[j], m4[j] = x, squares, cubes, fourths
         else:
-            delta = s[j] - mean[j]
-            mean[j] += delta * weight
-            m2[j] += squares + delta * delta * (n_old * weight)
+            d = x - mean[j]
+            m4[j] += (
+                fourths
+                + 4.0 * d * (old * cubes - new * m3[j])
+                + 6.0 * d * d * (old * old * squares + new * new * m2[j])
+                + d * d * d * d * (n * old * new * (old * old - old * new + new * new))
+            )
+            m3[j] += (
+                cubes
+                + 3.0 * d * (old * squares - new * m2[j])
+                + d * d * d * (n * old * new * (old - new))
+            )
+            m2[j] += squares + d * d * (n * old * new)
+            mean[j] += d * new
 
 
 @njit(**EXACT)
-def _add_sparse(data, indices, indptr, order, start, count, mean, m2, lowest):
+def _add_sparse(data, indices, indptr, order, start, count, mean, m2, m3, m4, lowest):
     """Rows of a CSR block, pair by pair, so that one pair's sums stay in the cache."""
     genes = mean.shape[1]
-    s, q, k = np.zeros(genes), np.zeros(genes), np.zeros(genes, np.int64)
+    s, k = np.zeros(genes), np.zeros(genes, np.int64)
+    q, c, f = np.zeros(genes), np.zeros(genes), np.zeros(genes)
     top, whole = -np.inf, True
     for pair in range(mean.shape[0]):
         n = start[pair + 1] - start[pair]
         if n == 0:
             continue
         rows = order[start[pair] : start[pair + 1]]
-        s[:] = 0.0
-        q[:] = 0.0
+        s[:], q[:], c[:], f[:] = 0.0, 0.0, 0.0, 0.0
         k[:] = 0
         for r in rows:
             for t in range(indptr[r], indptr[r + 1]):
@@ -171,24 +217,27 @@ def _add_sparse(data, indices, indptr, order, start, count, mean, m2, lowest):
             for t in range(indptr[r], indptr[r + 1]):
                 j = indices[t]
                 d = np.float64(data[t]) - s[j]
-                q[j] += d * d
-        _join(count[pair], n, mean[pair], m2[pair], k, s, q)
+                dd = d * d
+                q[j] += dd
+                c[j] += dd * d
+                f[j] += dd * dd
+        _join(count[pair], n, mean[pair], m2[pair], m3[pair], m4[pair], k, s, q, c, f)
     return top, whole, np.int64(-1), np.int64(-1)
 
 
 @njit(**EXACT)
-def _add_dense(block, order, start, count, mean, m2, lowest):
+def _add_dense(block, order, start, count, mean, m2, m3, m4, lowest):
     """Rows of a dense block, pair by pair."""
     genes = mean.shape[1]
-    s, q, k = np.zeros(genes), np.zeros(genes), np.zeros(genes, np.int64)
+    s, k = np.zeros(genes), np.zeros(genes, np.int64)
+    q, c, f = np.zeros(genes), np.zeros(genes), np.zeros(genes)
     top, whole = -np.inf, True
     for pair in range(mean.shape[0]):
         n = start[pair + 1] - start[pair]
         if n == 0:
             continue
         rows = order[start[pair] : start[pair + 1]]
-        s[:] = 0.0
-        q[:] = 0.0
+        s[:], q[:], c[:], f[:] = 0.0, 0.0, 0.0, 0.0
         k[:] = n
         for r in rows:
             bad, fractions = 0, 0
@@ -208,20 +257,24 @@ def _add_dense(block, order, start, count, mean, m2, lowest):
         for r in rows:
             for j in range(genes):
                 d = np.float64(block[r, j]) - s[j]
-                q[j] += d * d
-        _join(count[pair], n, mean[pair], m2[pair], k, s, q)
+                dd = d * d
+                q[j] += dd
+                c[j] += dd * d
+                f[j] += dd * dd
+        _join(count[pair], n, mean[pair], m2[pair], m3[pair], m4[pair], k, s, q, c, f)
     return top, whole, np.int64(-1), np.int64(-1)
 
 
 @njit(**EXACT)
-def _set_columns(data, indices, indptr, codes, targets, count, mean, m2, lowest):
-    """Columns of a CSC block, each over all cells."""
-    pairs = mean.shape[0]
-    s, q, k = np.zeros(pairs), np.zeros(pairs), np.zeros(pairs, np.int64)
+def _set_columns(data, indices, indptr, codes, targets, count, mean, m2, m4, lowest):
+    """Columns of a CSC block, each over all cells; written some at a time, row by row."""
+    pairs, genes = mean.shape[0], targets.shape[0]
+    s, k = np.zeros(pairs), np.zeros(pairs, np.int64)
+    q, f = np.zeros(pairs), np.zeros(pairs)
+    done = np.zeros((pairs, 3, TILE))
     top, whole = -np.inf, True
-    for j in range(targets.shape[0]):
-        s[:] = 0.0
-        q[:] = 0.0
+    for j in range(genes):
+        s[:], q[:], f[:] = 0.0, 0.0, 0.0
         k[:] = 0
         for t in range(indptr[j], indptr[j + 1]):
             pair = codes[indices[t]]
@@ -242,8 +295,18 @@ def _set_columns(data, indices, indptr, codes, targets, count, mean, m2, lowest)
             pair = codes[indices[t]]
             if pair >= 0:
                 d = np.float64(data[t]) - s[pair]
-                q[pair] += d * d
+                dd = d * d
+                q[pair] += dd
+                f[pair] += dd * dd
+        at = j % TILE
         for i in range(pairs):
-            mean[i, targets[j]] = s[i]
-            m2[i, targets[j]] = q[i] + (count[i] - k[i]) * s[i] * s[i]
+            square = s[i] * s[i]
+            done[i, 0, at] = s[i]
+            done[i, 1, at] = q[i] + (count[i] - k[i]) * square
+            done[i, 2, at] = f[i] + (count[i] - k[i]) * square * square
+        if at == TILE - 1 or j == genes - 1:
+            for i in range(pairs):
+                for b in range(at + 1):
+                    to = targets[j - at + b]
+                    mean[i, to], m2[i, to], m4[i, to] = done[i, 0, b], done[i, 1, b], done[i, 2, b]
     return top, whole, np.int64(-1), np.int64(-1)

@@ -83,7 +83,8 @@ def impute(
     -------
     AnnData
         A copy.  ``uns["ctmm"]["imputed"]`` records method, lambda, cross-validation, and how many
-        pairs were filled and noise variances mended.
+        pairs were filled and noise variances mended.  ``layers["nu2"]`` stays NaN in the pairs
+        filled: no cells tell how far their noise variance may be off.
 
     Raises
     ------

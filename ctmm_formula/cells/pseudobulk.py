@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from ..design.table import column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
 from .covariates import carry
-from .normalize import LARGEST_LOG, SCALES, libraries, normalise
+from .normalize import LARGEST_LOG, SCALES, half_counts, libraries, log_means, normalise, scales
 from .pairs import Pairs, Thresholds, find_pairs
+from .scale import FEW_COUNTS, SUMMARIES, few_counts_note, level_notes, level_ratio, type_means
 from .source import Source, blocks, gene_places, open_source
 from .tables import FORMAT, log, require_anndata
 
@@ -34,6 +36,7 @@ def pseudobulk(
     raw: bool = False,
     genes: Sequence[str] | None = None,
     normalize: str | None = None,
+    summary: str = "mean",
     min_cells: int = 10,
     min_cells_donor: int = 100,
     min_donor_share: float = 0.0,
@@ -47,8 +50,8 @@ def pseudobulk(
 
     The noise variance of a mean of n cells is nu = sample variance (ddof 1) / n.  It is computed
     in one reading (two, for counts stored gene by gene that are normalised), in blocks of some
-    64 MB, without cancellation.  Memory beyond the data: the result, 16 bytes for each pair and
-    gene, and a few blocks.
+    64 MB, without cancellation.  Memory beyond the data: the result, 24 bytes for each pair and
+    gene (32 while cells are read), and a few blocks.
 
     Parameters
     ----------
@@ -69,6 +72,12 @@ def pseudobulk(
         For raw counts: scale each cell to 10,000 counts and take ln(1 + x), or to a million and
         take log2(1 + x).  A cell's counts are those in all genes of the matrix, which should not
         be a selection such as the highly variable ones.  Default: the data are logarithms already.
+    summary : {"mean", "log_mean"}
+        What a pair has of its cells: the mean of their logarithms (as published), or, of raw
+        counts, the logarithm of their mean count per 10,000 (of `normalize`, by default
+        "log_cp10k").  On the second scale an effect that multiplies the expression of all cell
+        types by the same factor is shared, whatever their levels; on the first it looks specific
+        to the types with higher levels, so V > 0.
     min_cells : int
         A pair of donor and cell type must have more cells; else it is missing.  A pair of one
         cell is always missing: it has no variance.
@@ -92,11 +101,15 @@ def pseudobulk(
     Returns
     -------
     AnnData, pairs x genes
-        ``X`` mean, ``layers["nu"]`` noise variance, NaN in missing pairs; ``obs`` donor,
+        ``X`` mean, ``layers["nu"]`` noise variance, ``layers["nu2"]`` unbiased estimate of its
+        square (NaN in pairs of two or three cells as well), NaN in missing pairs; ``obs`` donor,
         celltype, n_cells, proportion (share of the donor's cells among the kept cell types,
         missing pairs included), covariates; ``uns["ctmm"]`` what was done, with counts of all
-        that was left out, in words in ``uns["ctmm"]["notes"]``.  Layout:
-        :mod:`ctmm_formula.cells.tables`.
+        that was left out, in words in ``uns["ctmm"]["notes"]``.  On the scale of
+        ``summary="log_mean"`` also ``layers["counts"]``, ``var["min_counts"]`` and
+        ``var["few_counts"]``, genes that have too few counts for this scale; on that of
+        "mean", ``var["level_ratio"]``.  Layout: :mod:`ctmm_formula.cells.tables`; what V means
+        on which scale: :mod:`ctmm_formula.cells.scale`.
 
     Raises
     ------
@@ -116,6 +129,11 @@ def pseudobulk(
     Filters as in Chen and Dahl, Nat Commun 15:5229 (2024).  Cells without donor or cell type
     (missing, or a text missing values turn into, such as "nan") are left out first and count for
     nothing.
+
+    nu^2 squares the error of nu and is too large by its variance, which counts of few cells make
+    many times nu^2; nu2 is right on average whatever the distribution of the cells, as it comes
+    from their second and fourth central moments (formula:
+    :meth:`ctmm_formula.cells.aggregate.Moments.noise`).
 
     Examples
     --------
@@ -143,6 +161,9 @@ def pseudobulk(
     thresholds = _thresholds(min_cells, min_cells_donor, min_donor_share)
     if normalize is not None:
         choose("normalize", normalize, SCALES)
+    choose("summary", summary, SUMMARIES)
+    if summary == "log_mean" and normalize is None:
+        normalize = "log_cp10k"
     choose("replicate", replicate, ["largest", "error"])
     choose("negative", negative, ["error", "keep"])
     names = {"donor": donor, "celltype": celltype}
@@ -159,24 +180,28 @@ def pseudobulk(
     try:
         pairs = find_pairs(source.obs, donor, celltype, thresholds, experiment, replicate)
         places = gene_places(source, genes)
-        moments, notes = _stream(source, pairs, places, normalize, negative, block_size)
+        read = _stream(source, pairs, places, normalize, summary, negative, block_size)
     finally:
         source.close()
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
-    notes = [*pairs.notes, *_left_out_notes(left_out), *notes]
+    pairs = read.pairs
+    var = source.var if places is None else source.var.iloc[places]
+    layers, of_genes, warned = _summarise(read, summary, normalize)
+    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned]
     matrix = "raw" if raw else "X" if layer is None else f"layer {layer}"
     record: dict[str, object] = {
         "format": FORMAT,
         "kind": "ctp",
         "source": {**names, "matrix": matrix, "normalize": normalize or "none"},
+        "scale": SUMMARIES[summary],
+        "summary": summary,
         "filters": pairs.filters,
         "columns_left_out": np.array(list(left_out), dtype=object),
         "notes": np.array(notes, dtype=object),
     }
     for note in notes:
         log.info("pseudobulk: %s", note)
-    var = source.var if places is None else source.var.iloc[places]
-    return _assemble(anndata, pairs, moments, frame, var, record)
+    return _assemble(anndata, pairs, layers, frame, var.assign(**of_genes), record)
 
 
 def _thresholds(min_cells: int, min_cells_donor: int, min_donor_share: float) -> Thresholds:
@@ -191,14 +216,25 @@ def _thresholds(min_cells: int, min_cells_donor: int, min_donor_share: float) ->
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What was read of the cells: their moments, half a count of each pair (P,), and notes."""
+
+    pairs: Pairs
+    moments: Moments
+    half: np.ndarray
+    notes: list[str]
+
+
 def _stream(
     source: Source,
     pairs: Pairs,
     places: np.ndarray | None,
     normalize: str | None,
+    summary: str,
     negative: str,
     block_size: int | None,
-) -> tuple[Moments, list[str]]:
+) -> _Read:
     """Read the matrix once (twice for normalised CSC) and judge what kind of values it holds."""
     kept = source.genes if places is None else source.genes[places]
     lowest = -np.finfo(float).max if negative == "keep" and normalize is None else 0.0
@@ -207,14 +243,18 @@ def _stream(
     sizes = _sizes(source, block_size) if normalize and by_genes else None
     seen: list[tuple[float, bool]] = []
     empty = np.zeros(len(codes), dtype=bool)
+    scale = np.zeros(len(codes))
     copies = normalize is not None or places is not None
     for first, block in blocks(source, block_size, copies=copies):
         cell, gene = (0, first) if by_genes else (first, 0)
         span = slice(cell, cell + block.shape[0])
         if normalize:
             size = libraries(block) if sizes is None else sizes
-            empty[span] = (size == 0) & (codes[span] >= 0)
-            block, top, whole, bad = normalise(block, codes[span] >= 0, size, normalize)
+            used = codes[span] >= 0
+            empty[span], scale[span] = (size == 0) & used, scales(used, size, normalize)
+            block, top, whole, bad = normalise(
+                block, used, size, normalize, log=summary != "log_mean"
+            )
             _refuse(bad, source.cells[cell:], source.genes[gene:])
             seen.append((top, whole))
         block, targets = _take(block, places, gene)
@@ -228,6 +268,8 @@ def _stream(
         seen.append((moments.top, moments.whole))
     top, whole = max(top for top, _ in seen), all(whole for _, whole in seen)
     notes = _judge(top, whole, normalize)
+    if summary == "log_mean" and not whole:
+        notes.append("counts are not whole numbers; half a count is 0.5 of them all the same")
     if normalize and source.raw_genes > len(source.genes):
         text = (
             f"cells are scaled by their counts in {len(source.genes)} genes, but raw has "
@@ -237,7 +279,33 @@ def _stream(
         notes.append(text)
     if empty.any():
         notes.append(f"{empty.sum()} cells have no counts, they are taken as zero")
-    return moments, notes
+    return _Read(pairs, moments, half_counts(scale, codes, moments.count), notes)
+
+
+def _summarise(
+    read: _Read, summary: str, normalize: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """Matrices of the result, columns of its genes, and what to know of its scale."""
+    nu, nu2 = read.moments.noise()
+    mean, observed = read.moments.mean, read.pairs.observed
+    C = observed.shape[1]
+    mean[~observed.ravel()] = np.nan
+    types = [str(name) for name in read.pairs.celltypes]
+    if summary == "mean":
+        ratio = level_ratio(type_means(mean, observed))
+        return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
+    lost = np.flatnonzero(observed.ravel() & np.isnan(read.half))
+    nu[lost], nu2[lost] = np.nan, np.nan
+    X, nu, nu2, counts = log_means(mean, nu, nu2, read.half, str(normalize))
+    by_type = type_means(counts, observed & ~np.isnan(read.half).reshape(observed.shape))
+    columns = {"min_counts": by_type.min(axis=1, initial=np.inf, where=~np.isnan(by_type))}
+    columns["few_counts"] = columns["min_counts"] < FEW_COUNTS
+    note = few_counts_note(by_type, types)
+    if len(lost):
+        pairs = [f"{read.pairs.donors[k // C]}|{types[k % C]}" for k in lost]
+        note = [f"{len(lost)} pairs are missing, none of their cells has counts: {listing(pairs)}",
+                *note]  # fmt: skip
+    return {"X": X, "nu": nu, "nu2": nu2, "counts": counts}, columns, note
 
 
 def _sizes(source: Source, block_size: int | None) -> np.ndarray:
@@ -302,7 +370,7 @@ def _left_out_notes(left_out: dict[str, str]) -> list[str]:
 def _assemble(
     anndata: Any,
     pairs: Pairs,
-    moments: Moments,
+    layers: dict[str, np.ndarray],
     covariates: pd.DataFrame,
     var: pd.DataFrame,
     record: dict[str, object],
@@ -325,8 +393,4 @@ def _assemble(
     obs.index = pd.Index(texts, dtype=object)
     if not obs.index.is_unique:
         raise DataError("labels with '|' make two pairs read the same: rename donors or cell types")
-    nu = moments.noise()
-    moments.mean[~pairs.observed.ravel()] = np.nan
-    return anndata.AnnData(
-        X=moments.mean, obs=obs, var=var.copy(), layers={"nu": nu}, uns={"ctmm": record}
-    )
+    return anndata.AnnData(X=layers.pop("X"), obs=obs, var=var, layers=layers, uns={"ctmm": record})

@@ -27,16 +27,8 @@ import pandas as pd
 from ..arguments import choose, whole_number
 from ..design.table import listing
 from ..errors import DataError
-from .tables import (
-    UNSEEN,
-    Grid,
-    kind_of,
-    log,
-    matrices,
-    noise_columns,
-    read_grid,
-    require_anndata,
-)
+from .scale import summary_of
+from .tables import UNSEEN, Grid, kind_of, log, matrices, read_grid, require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -59,9 +51,11 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     Returns
     -------
     AnnData, donors x genes
-        ``X`` = sum of P y, ``layers["nu"]`` = sum of P^2 nu (``nu2`` its square, without bias),
-        ``obsm["proportions"]`` the P used, ``obs`` donor, n_cells (of the pairs used) and
-        covariates of the donors.
+        ``X`` = sum of P y, ``layers["nu"]`` = sum of P^2 nu, ``obsm["proportions"]`` the P used,
+        ``obs`` donor, n_cells (of the pairs used) and covariates of the donors.
+        ``layers["nu2"]``, where the pseudobulk has it: the square of that sum with P^4 nu2 in
+        place of the squares P^4 nu^2, unbiased as the cells of different types are independent;
+        NaN for donors that use a pair where it is not known.
         ``ctmm.fit("GENE ~ sex", data=overall(pb))`` finds the proportions by itself.
 
     Raises
@@ -91,7 +85,9 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     grid = read_grid(pb)
     weights, keep, text = _weights(grid, missing)
     mean, nu = _average(grid, weights)
-    nu2 = _square_of_sum(pb, grid, weights)
+    layers = {"nu": nu[keep]}
+    if "nu2" in pb.layers:
+        layers["nu2"] = _average_square(grid, weights, nu)[keep]
     proportions = pd.DataFrame(
         weights[keep], index=pd.Index(grid.donors[keep]), columns=pd.Index(grid.celltypes)
     )
@@ -101,7 +97,7 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
         X=mean[keep],
         obs=obs[keep],
         var=pb.var.copy(),
-        layers={"nu": nu[keep], **({} if nu2 is None else {"nu2": nu2[keep]})},
+        layers=layers,
         obsm={"proportions": proportions},
         uns={"ctmm": _copy(pb)},
     )
@@ -174,7 +170,7 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
     out.X = (X - mean) / sd
     out.layers["nu"] = nu / sd**2
     if "nu2" in pb.layers:
-        out.layers["nu2"] = noise_columns(pb, slice(None))["nu2"] / sd**4
+        out.layers["nu2"] = pb.layers["nu2"] / sd**4
     out.var["op_mean"], out.var["op_sd"] = mean, sd
     out.uns["ctmm"]["standardized"] = {"ddof": 1, "missing": missing, "donors": int(used.sum())}
     _note(out, "standardize", text)
@@ -269,7 +265,8 @@ def filter_genes(
         Whether this, and a variance between donors above zero, is asked of every cell type or of
         one at least.  Cell types of one donor are asked for no variance, those of none nothing.
     above : float
-        Expressed is a mean above this.
+        Expressed is a mean above this; for logarithms of means, which have no zero, counts of a
+        pair (``layers["counts"]``) above this.
 
     Returns
     -------
@@ -282,7 +279,8 @@ def filter_genes(
     Raises
     ------
     DataError
-        No gene is left, and which rule took how many.
+        No gene is left, and which rule took how many; or logarithms of means without their
+        counts, as overall pseudobulk has them.
 
     Examples
     --------
@@ -304,9 +302,17 @@ def filter_genes(
         raise DataError(f"min_share= must be a share from 0 to below 1, got {min_share!r}")
     kind = kind_of(pb)
     values = matrices(pb)[0][:, None, :] if kind == "op" else read_grid(pb).mean
+    amount = values
+    if summary_of(pb.uns) == "log_mean":
+        if "counts" not in pb.layers:
+            raise DataError(
+                "logarithms of means have no zero: filter the genes before ctmm.overall, or by "
+                "pb.var['min_counts']"
+            )
+        amount = np.asarray(pb.layers["counts"]).reshape(values.shape)
     there = ~np.isnan(values)
     counts = np.maximum(there.sum(axis=0), 1)
-    share = (there & (np.where(there, values, 0.0) > above)).sum(axis=0) / counts
+    share = (there & (np.where(there, amount, 0.0) > above)).sum(axis=0) / counts
     seen = there.any(axis=(0, 2))
     least = np.where(there, values, np.inf).min(axis=0)
     most = np.where(there, values, -np.inf).max(axis=0)
@@ -389,20 +395,14 @@ def _average(grid: Grid, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, nu
 
 
-def _square_of_sum(pb: AnnData, grid: Grid, weights: np.ndarray) -> np.ndarray | None:
-    """Unbiased (sum_c P_c^2 nu_c)^2 of each donor and gene, or None without the layer.
-
-    The noise of different pairs is independent: products of their nu have no bias, and each one's
-    own square is that of the layer.
-    """
-    if "nu2" not in pb.layers:
-        return None
-    own = noise_columns(pb, slice(None))["nu2"].reshape(grid.nu.shape)
-    square = np.where(weights > 0, weights, 0.0)[:, :, None] ** 2
-    there = square > 0
-    parts = np.where(there, square * grid.nu, 0.0)
-    squares = np.where(there, square**2 * own, 0.0)
-    return parts.sum(axis=1) ** 2 - np.square(parts).sum(axis=1) + squares.sum(axis=1)
+def _average_square(grid: Grid, weights: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    """Unbiased square of the noise variance `nu` of overall pseudobulk, (N, G)."""
+    out = nu * nu
+    for c in range(weights.shape[1]):
+        here = weights[:, c] > 0
+        excess = grid.nu2[here, c] - grid.nu[here, c] ** 2
+        out[here] += weights[here, c, None] ** 4 * excess
+    return np.maximum(out, 0.0)  # a sum of products that are not negative, but for rounding
 
 
 def _overall_values(pb: AnnData, missing: str) -> tuple[np.ndarray, np.ndarray, str]:

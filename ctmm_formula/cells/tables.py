@@ -3,13 +3,16 @@
 =====================  ========================================================================
 ``X``                  mean expression, float64, pairs x genes
 ``layers["nu"]``       noise variance, sample variance (ddof 1) / number of cells
-``layers["nu2"]``      unbiased estimates of the squares of the true ones; may be absent
+``layers["nu2"]``      unbiased estimate of the square of the noise variance, from second and
+                       fourth moments of the cells; NaN where it is not known (pairs of two or
+                       three cells, imputed pairs), and a table of an earlier version lacks it:
+                       who wants it takes nu^2 there
 ``obs``                donor, celltype (categories), n_cells, proportion, covariates; one row per
                        pair of the full grid, donor by donor, named ``donor|celltype``
 ``uns["ctmm"]``        format 1, kind "ctp", and what each step did
 =====================  ========================================================================
 
-A missing pair is a row of NaN in both matrices; it keeps its number of cells and its proportion.
+A missing pair is a row of NaN in all matrices; it keeps its number of cells and its proportion.
 Overall pseudobulk (kind "op") has one row per donor, and ``obsm["proportions"]``, donors x cell
 types.
 """
@@ -131,8 +134,8 @@ class Grid:
     Attributes
     ----------
     donors, celltypes : Index of str
-    mean, nu : ndarray, shape (N, C, G)
-        NaN in missing pairs.
+    mean, nu, nu2 : ndarray, shape (N, C, G)
+        NaN in missing pairs; `nu2` also where it is not known.
     missing : bool ndarray, shape (N, C)
     n_cells, proportions : ndarray, shape (N, C)
     """
@@ -141,6 +144,7 @@ class Grid:
     celltypes: pd.Index
     mean: np.ndarray
     nu: np.ndarray
+    nu2: np.ndarray
     missing: np.ndarray
     n_cells: np.ndarray
     proportions: np.ndarray
@@ -175,6 +179,7 @@ def read_grid(pb: AnnData) -> Grid:
             "give each the share of its cell type in the donor, 0 or more"
         )
     gone = np.isnan(mean)
+    nu2 = _dense(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
     missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
     partly = np.flatnonzero(gone.any(axis=1) & ~missing)
     if len(partly):
@@ -194,6 +199,7 @@ def read_grid(pb: AnnData) -> Grid:
         celltypes=celltypes,
         mean=mean.reshape(N, C, -1),
         nu=nu.reshape(N, C, -1),
+        nu2=nu2.reshape(N, C, -1),
         missing=missing.reshape(N, C),
         n_cells=pb.obs["n_cells"].to_numpy(dtype=float).reshape(N, C),
         proportions=P.reshape(N, C),

@@ -108,4 +108,4 @@ def unbiased_square(n: Any, S2: Any, S4: Any) -> Any:
     """
     top = (n * n - 3.0 * n + 3.0) * S2 * S2
     rest = top - n * (n - 1.0) * S4
-    return rest * (rest > 8.0 * n * _EPS * top) / (n * n * n * (n - 1.0) * (n - 2.0) * (n - 3.0))
+    return rest * (rest > 4.0 * n * _EPS * top) / (n * n * n * (n - 1.0) * (n - 2.0) * (n - 3.0))

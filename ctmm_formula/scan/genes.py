@@ -13,8 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..api import caller, check_formula, check_settings, domain_of, fit_design, method_of
+from ..api import (
+    caller,
+    check_formula,
+    check_settings,
+    domain_of,
+    fit_design,
+    method_of,
+    scale_of,
+)
 from ..arguments import Rng, generator, on_off, threads, whole_number
+from ..cells.scale import summary_of
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.labelled import Design, build_design
@@ -28,7 +37,7 @@ from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
 from .responses import Responses, open_responses
-from .results import Scan, full_table, notice, unseen
+from .results import Scan, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
 from .worker import BOUNDARY, OK
 
@@ -185,7 +194,9 @@ def fit_genes(
     job = Job(patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     with store or nullcontext():
         block = job.run(progress)
-        scan = Scan(full_table(block, plan.layout), plan.layout, call, refit)
+        table = full_table(block, plan.layout)
+        notes = notes_of(table, plan.layout, call, responses)
+        scan = Scan(table, plan.layout, call, refit, notes)
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
     counts = scan.counts()
@@ -224,7 +235,7 @@ def read_scan(
         raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
     table, layout, call = load(Path(fspath(path)).expanduser())
     if data is None:
-        return Scan(table, layout, call)
+        return Scan(table, layout, call, notes=notes_of(table, layout, call, None))
     responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
     options |= {"engine": call["formula_engine"], "env": caller()}
@@ -239,7 +250,8 @@ def read_scan(
     domain = Domain(call["bounds"], call["noise_floor"])
     plan = Plan(layout, call["method"], domain, "", call["one_step"], 1, 0)  # no gene is tested
     spec = parse(call["formula"], response_required=False)
-    return Scan(table, layout, call, Refit(spec, responses, options, plan))
+    notes = notes_of(table, layout, call, responses.chosen(table["gene"].tolist()))
+    return Scan(table, layout, call, Refit(spec, responses, options, plan), notes)
 
 
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:
@@ -281,7 +293,11 @@ class Refit:
         structure = main if main.celltypes == design.celltypes else main.name
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
-        return replace(results, one_step=plan.layout.one_step)
+        results = replace(results, one_step=plan.layout.one_step)
+        own = self.responses.var
+        var = pd.DataFrame(index=[name]) if own is None else own.iloc[self.responses.places[[k]]]
+        results.notes += scale_of(results, self.responses.uns, var)
+        return results
 
     def call(self, design: Design, noise: str) -> dict[str, Any]:
         """All that a scan's numbers depend on but the values of the genes."""
@@ -307,6 +323,7 @@ class Refit:
             "proportions": share,
             "formula_engine": self.options["engine"],
             "noise": noise,
+            "summary": summary_of(self.responses.uns),
             "data": fingerprint(
                 list(design.names), list(design.celltypes), list(design.donors), design.rows,
                 design.donor_codes, design.X, design.H, cells, *random,

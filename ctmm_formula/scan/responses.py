@@ -39,6 +39,10 @@ class Responses:
         Unbiased estimates of the squares of the noise variances.
     proportions : list of str, or None
         Their columns in `obs`, for overall pseudobulk.
+    uns : mapping, or None
+        What an AnnData says of itself.
+    var : DataFrame, or None
+        What it says of its genes, one row for each column of `expr`.
     """
 
     obs: pd.DataFrame
@@ -48,6 +52,8 @@ class Responses:
     nu: Any
     nu2: Any = None
     proportions: list[str] | None = None
+    uns: Any = None
+    var: pd.DataFrame | None = None
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Expression, noise and its squares (or None) of genes start ... stop - 1, (n, g) each."""
@@ -233,10 +239,10 @@ def _from_anndata(data: Any, noise: str) -> Responses:
     if noise not in data.layers:
         raise DataError(_no_layer(noise, list(data.layers)))
     names = _gene_names(data.var_names)
-    return _pseudobulk(
-        data.obs, names, data.X, data.layers[noise], data.layers.get(f"{noise}2"), data.uns,
-        data.obsm.get("proportions"),
-    )  # fmt: skip
+    shares = data.obsm.get("proportions")
+    nu, nu2 = data.layers[noise], data.layers.get(f"{noise}2")
+    out = _pseudobulk(data.obs, names, data.X, nu, nu2, data.uns, shares)
+    return replace(out, uns=data.uns, var=data.var)
 
 
 def _no_layer(noise: str, there: list[str]) -> str:
@@ -267,13 +273,14 @@ def _from_file(path: Path, noise: str) -> Responses:
     layers = root.get("layers", {})
     if noise not in layers:
         raise DataError(_no_layer(noise, list(layers)))
-    genes = _gene_names(read(root["var"]).index)
+    var = read(root["var"])
+    genes = _gene_names(var.index)
     uns = read(root["uns"]) if "uns" in root else {}
     shares = None
     if "obsm" in root and "proportions" in root["obsm"]:
         shares = read(root["obsm"]["proportions"])
     square = f"{noise}2"
+    expr, nu = lazy(root["X"]), lazy(layers[noise])
     nu2 = lazy(layers[square]) if square in layers else None
-    return _pseudobulk(
-        read(root["obs"]), genes, lazy(root["X"]), lazy(layers[noise]), nu2, uns, shares
-    )
+    out = _pseudobulk(read(root["obs"]), genes, expr, nu, nu2, uns, shares)
+    return replace(out, uns=uns, var=var)

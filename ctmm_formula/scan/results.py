@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, whole_number
+from ..cells.scale import scale_notes
 from ..cells.tables import UNSEEN
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
@@ -21,6 +22,7 @@ from ..results.estimates import adjusted
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
 from .columns import Block, Layout
+from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
 
@@ -62,6 +64,8 @@ class Scan:
         Structures, components and tests behind the columns.
     call : dict
         The settings of the scan as text.
+    notes : tuple of str
+        What to know of the scale of its genes, :mod:`ctmm_formula.cells.scale`.
 
     Examples
     --------
@@ -81,6 +85,7 @@ class Scan:
     layout: Layout
     call: Mapping[str, Any]
     _refit: Callable[[str], CTMMResults] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def genes(self) -> list[str]:
@@ -254,12 +259,25 @@ class Scan:
     def __str__(self) -> str:
         found = self.summary()
         parts = [repr(self), f"  {self.call.get('formula', '')}"]
-        return "\n".join(
-            [*parts, found.to_string(float_format="{:.3g}".format)] if len(found) else parts
-        )
+        if len(found):
+            parts.append(found.to_string(float_format="{:.3g}".format))
+        return "\n".join([*parts, *(f"  note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>\n{self.summary().to_html()}"
+        notes = "".join(f"\n<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<p>{html.escape(repr(self))}</p>\n{self.summary().to_html()}{notes}"
+
+
+def notes_of(
+    table: pd.DataFrame, layout: Layout, call: Mapping[str, Any], responses: Responses | None
+) -> tuple[str, ...]:
+    """What to know of the scale of the genes of a scan; without the data, by fitted means."""
+    columns = [f"mean[{name}]" for name in layout.celltypes]
+    means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
+    if responses is None or responses.var is None:
+        uns = {"ctmm": {"summary": call.get("summary", "")}}
+        return tuple(scale_notes(uns, pd.DataFrame(index=table.index), means))
+    return tuple(scale_notes(responses.uns, responses.var.iloc[responses.places], means))
 
 
 def full_table(block: Block, layout: Layout) -> pd.DataFrame:

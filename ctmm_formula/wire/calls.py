@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from joblib import parallel_config
 
-from ..api import anova, check_settings, fit_design, warn_of
+from ..api import anova, check_settings, fit_design, scale_of, warn_of
 from ..arguments import choose, generator
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
@@ -142,6 +143,10 @@ def _fit(request: Mapping[str, Any]) -> Plain:
     method = check_settings(request.get("method"), structure, bounds, floor)
     design = to_design(request["model"])
     res = fit_design(design, structure, method, bounds, floor)
+    scale = dict(request["model"].get("scale") or {})
+    known = {name: [value] for name, value in scale.items() if name != "summary"}
+    var = pd.DataFrame(known, index=[str(request["model"]["response"])])
+    res.notes += scale_of(res, {"ctmm": {"summary": scale.get("summary", "")}}, var)
     warn_of(res)
     return _described(res)
 

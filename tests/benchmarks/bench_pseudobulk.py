@@ -203,7 +203,7 @@ def main(large: bool) -> None:
         *against_scanpy(), "",
         "## Cells in an h5ad file, streamed", "",
         f"CSR, float64, {DONORS * TYPES} pairs; one run each, reading included.  Of the peak, the "
-        "result takes 16 bytes for each pair and gene (26 MB for 2,000 genes).", "",
+        "result takes 24 bytes for each pair and gene (38 MB for 2,000 genes).", "",
         *growth(large), "",
     ]  # fmt: skip
     print("\n".join(text))

@@ -93,23 +93,6 @@ def expression(rng: np.random.Generator, s: Setting, n: np.ndarray) -> np.ndarra
     return np.log1p(1e4 * counts / library)
 
 
-def moments(x: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, noise variance and the unbiased estimate of its square of every pair.
-
-    With central moments m2, m4 of n cells E m2^2 = a11 mu4 + a12 sigma^4 and
-    E m4 = a21 mu4 + a22 sigma^4, solved for sigma^4.
-    """
-    start = np.concatenate([[0], np.cumsum(n)[:-1]])
-    y = np.add.reduceat(x, start) / n
-    square = np.square(x - np.repeat(y, n))
-    m2, m4 = (np.add.reduceat(part, start) / n for part in (square, square**2))
-    k = n.astype(float)
-    a11, a12 = (k - 1) ** 2 / k**3, (k - 1) * (k**2 - 2 * k + 3) / k**3
-    a21, a22 = (k - 1) * (k**2 - 3 * k + 3) / k**3, 3 * (k - 1) * (2 * k - 3) / k**3
-    fourth = (a21 * m2**2 - a11 * m4) / (a21 * a12 - a11 * a22)
-    return y, m2 / (k - 1), fourth / k**2
-
-
 def gene(s: Setting, number: int) -> Model:
     """One data set."""
     rng = np.random.default_rng([s.donors, round(1e3 * s.mean), round(1e3 * s.own), number])

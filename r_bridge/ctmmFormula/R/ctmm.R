@@ -230,7 +230,7 @@ model_out <- function(fit, data, dropped) {
       list(left = term$left, groups = as.list(term$groups))),
     mean_rows = f8(unname(fit$mean_rows)),
     dropped = if (length(dropped)) as.list(dropped) else reticulate_dict(),
-    notes = as.list(notes))
+    scale = attr(data, "ctmm_scale"), notes = as.list(notes))
 }
 
 # A named list without entries crosses as a dict, an unnamed one as a list.

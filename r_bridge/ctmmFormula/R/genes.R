@@ -59,6 +59,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
   call <- match.call()
+  told <- NULL
   if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
     if (!is.null(expr) || !is.null(nu) || !is.null(nu2))
       fail("DataError", "expr =, nu = and nu2 = belong to a table of samples; this pseudobulk has its ",
@@ -67,6 +68,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     expr <- data$expr
     nu <- data$nu
     nu2 <- data$nu2
+    told <- c(level_notes(data$genes$level_ratio), few_counts_note(data$genes$few_counts))
     data <- data$obs
   }
   data <- as_table(data)
@@ -121,7 +123,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = out$method, tested = out$tested,
     components = out$components, celltypes = out$celltypes, bounds = out$bounds,
-    notes = out$notes)
+    notes = c(out$notes, told))
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
   table

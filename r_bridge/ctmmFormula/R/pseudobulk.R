@@ -16,6 +16,8 @@
 #' @param ... arguments for cells:
 #' \code{donor = "donor"} and \code{celltype = "celltype"}, columns of their table;
 #' \code{normalize}, \code{"log_cp10k"} or \code{"log2_cpm"} for raw counts;
+#' \code{summary}, \code{"mean"} of the logarithms of cells or \code{"log_mean"}, of raw counts, the
+#' logarithm of their mean count per 10,000, on which a factor shared by all cell types is shared;
 #' \code{min_cells = 10}, pairs must have more cells; \code{min_cells_donor = 100}, donors must have
 #' more; \code{min_donor_share = 0}, cell types must be observed in a larger share of the donors;
 #' \code{covariates}, columns to carry along (default all that do not vary within donors or pairs).
@@ -25,7 +27,10 @@
 #' An object of class \code{"ctmm_pseudobulk"}: a list of \code{expr}, \code{nu} and, from cells,
 #' \code{nu2} (unbiased estimates of the squares of the noise variances), genes by pairs;
 #' \code{obs}, the table of pairs with \code{donor}, \code{celltype}, \code{n_cells}, \code{proportion}
-#' and covariates; \code{notes} on what was left out. \code{\link{ctmm}} and \code{\link{ctmm_genes}}
+#' and covariates; \code{notes} on what was left out; \code{summary}; \code{genes}, what is known of
+#' each gene on this scale: \code{level_ratio}, the largest over the smallest share by which a common
+#' factor moves cell types on log1p, or \code{min_counts}, counts of a pair in the cell type with the
+#' fewest, and \code{few_counts}, too few for a logarithm. \code{\link{ctmm}} and \code{\link{ctmm_genes}}
 #' take it as \code{data}; \code{as.data.frame} gives the table of one gene.
 #' @examples
 #' set.seed(1)
@@ -49,8 +54,11 @@ ctmm_pseudobulk <- function(x, ...) {
 
 # A matrix of genes by cells (dense or sparse by columns) and a table of the cells.
 pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", normalize = NULL,
-                             min_cells = 10, min_cells_donor = 100, min_donor_share = 0,
-                             covariates = NULL) {
+                             summary = "mean", min_cells = 10, min_cells_donor = 100,
+                             min_donor_share = 0, covariates = NULL) {
+  if (!is.character(summary) || length(summary) != 1L || !summary %in% c("mean", "log_mean"))
+    fail("CTMMError", "summary must be one of ", listing(c("mean", "log_mean")))
+  if (summary == "log_mean") normalize <- normalize %||% "log_cp10k"
   if (missing(cells)) fail("DataError", "cells = must be the table of the cells, one row each")
   cells <- as_table(cells)
   x <- cell_matrix(x)
@@ -62,7 +70,8 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
     fail("DataError", "columns of x and rows of the table of cells have different names, or another ",
          "order: cells[colnames(x), ]")
   pairs <- find_pairs(cells, donor, celltype, min_cells, min_cells_donor, min_donor_share)
-  if (!is.null(normalize)) x <- normalized(x, normalize)
+  library_size <- if (is_sparse(x)) Matrix::colSums(x) else colSums(x)
+  if (!is.null(normalize)) x <- normalized(x, normalize, library_size, summary == "mean")
   judge_values(x, normalize, pairs$place)
   place <- pairs$place
   place[!pairs$observed[place]] <- NA
@@ -74,7 +83,26 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
   mean[, !pairs$observed] <- NA_real_
   obs <- pair_table(pairs$donors, pairs$celltypes, t(pairs$counts))
   kept <- constant_columns(cells, pairs$place, obs, c(donor, celltype), covariates)
-  new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes), nu2)
+  by_type <- function(values)
+    vapply(split(seq_along(n), obs$celltype), function(at)
+      rowMeans(values[, at, drop = FALSE], na.rm = TRUE), numeric(nrow(values)))
+  if (summary == "mean") {
+    ratio <- level_ratio(matrix(by_type(mean), nrow(mean)))
+    return(new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes, level_notes(ratio)),
+                          summary, list(level_ratio = ratio), nu2))
+  }
+  scale <- SCALES[[normalize]]
+  half <- half_counts(scale[1L] / library_size, place, n)
+  counts <- sweep(mean, 2L, 2 * half, `/`)
+  top <- sweep(mean, 2L, half, `+`)
+  nu2 <- ifelse(mean > 0, nu2 / (mean * top)^2, 0) + 0 * top
+  nu <- ifelse(mean > 0, nu / (mean * top), 0) + 0 * top
+  few <- matrix(by_type(counts), nrow(mean))
+  genes <- list(min_counts = apply(few, 1L, min, na.rm = TRUE))
+  genes$few_counts <- genes$min_counts < FEW_COUNTS
+  new_pseudobulk((log(top) + nu / 2) / scale[2L], nu / scale[2L]^2, kept$obs,
+                 c(pairs$notes, kept$notes, few_counts_note(genes$few_counts)), summary, genes,
+                 nu2 / scale[2L]^4)
 }
 
 # Unbiased sigma^4 / n^2 of every gene and pair from central moments m2, m4 of its n cells:
@@ -87,6 +115,38 @@ square_noise <- function(moments, n) {
   scale <- n^2 * (a21 * a12 - a11 * a22)
   sweep(sweep(moments$squares, 2L, n, `/`)^2, 2L, a21 / scale, `*`) -
     sweep(moments$fourth, 2L, a11 / (n * scale), `*`)
+}
+
+# What V means on which scale: see the Python module ctmm_formula.cells.scale, whose rules these are.
+LARGE_RATIO <- 1.2
+FEW_COUNTS <- 5
+
+level_ratio <- function(means) {
+  share <- -expm1(-means)
+  low <- apply(share, 1L, min, na.rm = TRUE)
+  ifelse(low > 0 & is.finite(low), apply(share, 1L, max, na.rm = TRUE) / low, NA)
+}
+
+level_notes <- function(ratio) {
+  large <- sum(ratio >= LARGE_RATIO, na.rm = TRUE)
+  if (large) sprintf(paste(
+    "in %d of %d genes cell types differ in level, %g-fold and more in what a factor does to their",
+    "means; a factor shared by all types looks specific to the higher ones (V > 0) on the scale of",
+    "log(1 + x): ctmm_pseudobulk(counts, summary = \"log_mean\") makes it shared"),
+    large, length(ratio), LARGE_RATIO)
+}
+
+few_counts_note <- function(few) {
+  if (any(few)) sprintf(paste(
+    "%d of %d genes have fewer than %g counts a pair in some cell type, too few for their logarithm:",
+    "genes$few_counts marks them"), sum(few), length(few), FEW_COUNTS)
+}
+
+# Half a count, spread over the cells of each pair, in units of their mean.
+half_counts <- function(scale, place, n) {
+  on <- which(!is.na(place) & is.finite(scale))
+  total <- tapply(scale[on], factor(place[on], seq_along(n)), mean)
+  0.5 * as.vector(total) / n
 }
 
 cell_matrix <- function(x) {
@@ -165,7 +225,7 @@ cell_labels <- function(cells, name, role) {
 
 SCALES <- list(log_cp10k = c(1e4, 1), log2_cpm = c(1e6, log(2)))
 
-normalized <- function(x, method) {
+normalized <- function(x, method, size, log) {
   scale <- if (is.character(method) && length(method) == 1L) SCALES[[method]]
   if (is.null(scale)) fail("CTMMError", "normalize must be one of ", listing(names(SCALES)))
   values <- if (is_sparse(x)) x@x else x
@@ -174,12 +234,12 @@ normalized <- function(x, method) {
     fail("DataError", "normalize = \"", method, "\" is for counts, but the data look like logarithms ",
          "already: leave it out")
   if (is_sparse(x)) {
-    size <- Matrix::colSums(x)
-    x@x <- log1p(x@x * rep(scale[1L] / size, diff(x@p))) / scale[2L]
+    x@x <- x@x * rep(scale[1L] / size, diff(x@p))
+    if (log) x@x <- log1p(x@x) / scale[2L]
     return(x)
   }
-  size <- colSums(x)
-  log1p(sweep(x, 2L, ifelse(size > 0, scale[1L] / size, 0), `*`)) / scale[2L]
+  x <- sweep(x, 2L, ifelse(size > 0, scale[1L] / size, 0), `*`)
+  if (log) log1p(x) / scale[2L] else x
 }
 
 # Values that no logarithm of expression can be.
@@ -261,10 +321,12 @@ constant_columns <- function(cells, place, obs, roles, covariates) {
   list(obs = obs, notes = notes)
 }
 
-new_pseudobulk <- function(expr, nu, obs, notes, nu2 = NULL) {
+new_pseudobulk <- function(expr, nu, obs, notes, summary = NULL, genes = NULL, nu2 = NULL) {
   both <- list(rownames(expr) %||% paste0("gene", seq_len(nrow(expr))), rownames(obs))
   values <- lapply(Filter(Negate(is.null), list(expr = expr, nu = nu, nu2 = nu2)), `dimnames<-`, both)
-  structure(c(values, list(obs = obs, notes = notes)), class = "ctmm_pseudobulk")
+  if (length(genes)) genes <- data.frame(genes, row.names = rownames(expr))
+  structure(c(values, list(obs = obs, notes = notes, summary = summary, genes = genes)),
+            class = "ctmm_pseudobulk")
 }
 
 # SingleCellExperiment of cells, or an aggregate with one assay for each cell type.
@@ -377,7 +439,14 @@ as.data.frame.ctmm_pseudobulk <- function(x, row.names = NULL, optional = FALSE,
   if (!is.null(x$nu2)) out$nu2 <- x$nu2[gene, ]
   if (gene != "expr" && !gene %in% names(out)) out[[gene]] <- out$expr
   attr(out, "ctmm_roles") <- list(donor = "donor", celltype = "celltype", noise = "nu")
+  attr(out, "ctmm_scale") <- scale_out(x, gene)
   out
+}
+
+# What the request of a fit says of the scale of its gene.
+scale_out <- function(x, gene) {
+  if (is.null(x$summary)) return(NULL)
+  c(list(summary = x$summary), as.list(x$genes[gene, , drop = FALSE]))
 }
 
 #' @export

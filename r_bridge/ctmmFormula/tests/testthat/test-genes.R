@@ -235,6 +235,41 @@ test_that("means and noise variances are those of the cells, dense and sparse", 
                                normalize = "log_cp10k")$nu, a$nu)
 })
 
+test_that("logarithms of means are those of the counts, and the scale is named", {
+  all <- cells()
+  counts <- round(all$x[1:7, ] * c(0.2, 1:6))
+  pb <- ctmm_pseudobulk(counts, cells = all$d, min_cells_donor = 20, summary = "log_mean")
+  pair <- "d01|B"
+  at <- which(paste(all$d$donor, all$d$celltype, sep = "|") == pair)
+  n <- length(at)
+  scale <- 1e4 / colSums(counts)[at]
+  scaled <- sweep(counts[, at], 2, ifelse(is.finite(scale), scale, 0), "*")
+  m <- rowMeans(scaled)
+  half <- 0.5 * mean(scale[is.finite(scale)]) / n
+  nu <- apply(scaled, 1, var) / n / (m * (m + half))
+  expect_equal(pb$nu[, pair], nu, tolerance = 1e-9)
+  expect_equal(pb$expr[, pair], log(m + half) + nu / 2, tolerance = 1e-12)
+  expect_identical(pb$genes$few_counts, pb$genes$min_counts < 5)
+  expect_true(any(pb$genes$few_counts) && !all(pb$genes$few_counts))
+  expect_match(pb$notes, "too few for their logarithm", all = FALSE)
+  fit <- suppressWarnings(ctmm(g7 ~ celltype, data = pb))
+  expect_match(fit$notes, "beyond a factor shared by all", all = FALSE)
+  scan <- suppressWarnings(ctmm_genes(~ celltype, data = pb, genes = c("g1", "g7")))
+  expect_match(attr(scan, "ctmm")$notes, "too few for their logarithm", all = FALSE)
+  need("Matrix")
+  expect_equal(ctmm_pseudobulk(as(counts, "CsparseMatrix"), cells = all$d, min_cells_donor = 20,
+                               summary = "log_mean"), pb, tolerance = 1e-9)
+  expect_error(ctmm_pseudobulk(counts, cells = all$d, summary = "median"), "summary must be one of")
+  low <- counts
+  low[, all$d$celltype %in% "B"] <- round(low[, all$d$celltype %in% "B"] * 0.3)
+  low <- rbind(low, rest = 20000)  # a library beside them
+  logs <- ctmm_pseudobulk(low, cells = all$d, min_cells_donor = 20, normalize = "log_cp10k")
+  expect_true(max(logs$genes$level_ratio, na.rm = TRUE) > 1.5)
+  gene <- rownames(low)[which.max(logs$genes$level_ratio)]
+  fit <- suppressWarnings(ctmm(reformulate("celltype", gene), data = logs))
+  expect_match(fit$notes, "differ in level", all = FALSE)
+})
+
 test_that("cells that cannot be aggregated are refused", {
   all <- cells()
   refused <- function(text, ...) expect_error(ctmm_pseudobulk(...), text, class = "ctmm_DataError")
