@@ -171,9 +171,9 @@ def main() -> None:
         "Rejections at .05 and .01 by the test of all types: nu = 0 replaced by the pooled noise "
         "(*pooled*), zeros kept (*zeros*), zeros kept and unbiased squares (*nu2*).  *zero nu*: "
         "share of pairs whose cells are all alike.",
-        "Open: with one abundant type the test of all types rejects too often where the other types "
-        "have less than a count a pair (mean .02): their pooled noise, by which they weigh, is then "
-        "known from few counts and goes with their expression.  Such genes have zero nu above .5 and "
+        "Open: with one abundant type the test of all types rejects too often where the other "
+        "types have less than a count a pair (mean .02): there the score of the abundant type lies "
+        "some .2 standard deviations above zero on average.  Such genes have zero nu above .5 and "
         "are named by scans.",
     ]
     tables: dict[str, list[dict[str, object]]] = {}
