@@ -347,7 +347,7 @@ def test_genes_expressed_in_more_than_a_share_of_the_donors(pb):
     out = ctmm.filter_genes(pb)
     assert out.uns["ctmm"]["genes"] == {
         "min_share": 0.1, "celltypes": "every", "above": 0.0, "genes": 20, "kept": 16,
-        "not_expressed": 3, "constant": 1,
+        "not_expressed": 3, "constant": 1, "low": 0,
     }  # fmt: skip
     assert out.uns["ctmm"]["notes"][-1] == (
         "filter_genes: 3 of 20 genes are left out, they are expressed in a share of at most 0.1 of "

@@ -34,10 +34,6 @@ from .model import Model, build_model
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work, newton
 
 LIKELIHOODS = ("ml", "reml")
-NO_NOISE = (
-    "the noise variance is 0 in every pair of a cell type, where no cell differs from another, and "
-    "a likelihood cannot weigh by 0: use method='robust', or leave out the cell type or the gene"
-)
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,11 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     """
     reml = choose("method", method, LIKELIHOODS) == "reml"
     if not (model.noise[model.active_rows] > 0.0).all():
-        raise ConvergenceError(NO_NOISE)
+        raise ConvergenceError(
+            "the noise variance is 0 in every pair of a cell type, where no cell differs from "
+            "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "
+            "cell type or the gene"
+        )
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
     p = model.X.shape[1]
