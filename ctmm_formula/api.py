@@ -146,8 +146,8 @@ def fit(
     if is_anndata(data):
         pb: Any = data
         uns, names = pb.uns, names_in(spec.response).variables
-        var = pb.var.loc[[name for name in names if name in pb.var_names]]
         data, columns = gene_table(data, names)
+        var = pb.var.loc[[name for name in names if name in pb.var_names]]
         proportions = columns if proportions is None else proportions
     design = build_design(
         spec,

@@ -293,6 +293,8 @@ def _summarise(
     types = [str(name) for name in read.pairs.celltypes]
     if summary == "mean":
         ratio = level_ratio(type_means(mean, observed))
+        if read.moments.whole and normalize is None:  # no logarithms
+            ratio[:] = np.nan
         return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
     lost = np.flatnonzero(observed.ravel() & np.isnan(read.half))
     nu[lost], nu2[lost] = np.nan, np.nan

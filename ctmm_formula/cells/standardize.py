@@ -147,7 +147,7 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
             CD19
     d1 -0.707107
     d2  0.707107
-    >>> scaled.var.round(4)
+    >>> scaled.var[["op_mean", "op_sd"]].round(4)
           op_mean   op_sd
     CD19   1.7875  0.1237
     """
