@@ -30,15 +30,8 @@ from ctmm_formula.engine.domain import BOUNDS, Domain, constrain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import centre, make_problem, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.engine.optimize import (
-    INFEASIBLE,
-    INTERIOR,
-    Problem,
-    Work,
-    climb,
-    make_work,
-    refresh,
-)
+from ctmm_formula.engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work, refresh
+from ctmm_formula.engine.search import climb
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.structures import resolve
 
@@ -127,7 +120,7 @@ def search(
     ends = []
     for _ in range(starts):
         theta = random_start(pr, middle, rng, wk)
-        status, llf, *_ = climb(pr, theta, [], wk)
-        if status != INFEASIBLE:
-            ends.append((status, llf, theta * scale**2))
+        end = climb(pr, theta, wk)
+        if end.status != INFEASIBLE:
+            ends.append((end.status, end.llf, end.theta * scale**2))
     return ends
