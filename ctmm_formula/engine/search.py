@@ -6,7 +6,7 @@ at the least variance that their noise allows.  Such a donor gains no more than
 standard errors.  Therefore
 
 1. climb from the variance split; an interior maximum with room for two standard errors along every
-   component's profile, and lower likelihood there, is the maximum (:func:`summit`);
+   component's profile, and lower likelihood there, is the maximum;
 2. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
@@ -88,35 +88,23 @@ def _add(known, theta, info):
     known.count[0] = s + 1
 
 
-@njit(**FAST)
-def summit(pr, theta, wk):
-    """Climb from `theta` (changed in place) without a barrier, and look around.
-
-    Returns (status, log-likelihood, squared decrement, evaluations, whether the maximum is clear);
-    where it is, `wk` holds fixed effects and information.
-    """
+@njit(**FAST_INNER)
+def _is_clear(pr, theta, llf, wk):
+    """Whether an interior maximum has room around it, and lower likelihood there."""
     K = len(theta)
-    nothing = _nothing_known(0, K)
-    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk, _PATIENCE, nothing)
-    if status != INTERIOR:
-        return status, llf, decrement, n_eval, False
-    info, observed, beta, gram = wk.info.copy(), wk.observed.copy(), wk.beta.copy(), wk.gram.copy()
-    wk.chol[:] = info
-    clear = cholesky(wk.chol, K)
+    wk.chol[:] = wk.info
+    if not cholesky(wk.chol, K):
+        return False
     for k in range(K):
-        if not clear:
-            break
         wk.step[:] = 0.0
         wk.step[k] = 1.0
         cholesky_solve(wk.chol, K, wk.step)
         for side in (-1.0, 1.0):
             wk.trial[:] = theta + side * _CLEAR / math.sqrt(wk.step[k]) * wk.step
             around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-            clear = clear and around > -math.inf and around < llf - _FALLS
-            if not clear:
-                break
-    wk.info[:], wk.observed[:], wk.beta[:], wk.gram[:] = info, observed, beta, gram
-    return status, llf, decrement, n_eval, clear
+            if around == -math.inf or around > llf - _FALLS:
+                return False
+    return True
 
 
 @njit(**FAST)
@@ -137,7 +125,7 @@ def towards_edge(pr, base, steps, share, wk):
 
 
 @njit(**FAST)
-def race(pr, starts, weights, prefer_interior, theta, wk):
+def race(pr, starts, weights, prefer_interior, look, theta, wk):
     """Climb from all starts to the best end, `theta` (K,) out.
 
     Parameters
@@ -145,11 +133,13 @@ def race(pr, starts, weights, prefer_interior, theta, wk):
     starts : (S, K); weights : (S,)
         Barrier with which each start begins; 0 climbs without one until the edge stops it.
     prefer_interior : bool
+    look : bool
+        Climb without a barrier only, and look around the maximum.
 
     Returns
     -------
-    (status, log-likelihood, squared decrement, evaluations, starts used); `wk` holds fixed effects
-    and information at `theta`
+    (status, log-likelihood, squared decrement, evaluations, starts used, whether it is clear); `wk`
+    holds fixed effects and information at `theta`
     """
     S, K = starts.shape
     walled = len(pr.cactive) > 0
@@ -181,7 +171,13 @@ def race(pr, starts, weights, prefer_interior, theta, wk):
         elif status != MERGED:
             alive[s] = True
             begin[s] = _BARRIER
-    if prefer_interior and best == INTERIOR:
+    clear = False
+    if look and best == INTERIOR:
+        info, observed = wk.info.copy(), wk.observed.copy()
+        beta, gram = wk.beta.copy(), wk.gram.copy()
+        clear = _is_clear(pr, theta, best_llf, wk)
+        wk.info[:], wk.observed[:], wk.beta[:], wk.gram[:] = info, observed, beta, gram
+    if look or (prefer_interior and best == INTERIOR):
         alive[:] = False
     mu = _BARRIER
     while mu > 0.5 * _BARRIER_END and alive.any():
@@ -244,9 +240,9 @@ def race(pr, starts, weights, prefer_interior, theta, wk):
         if better or best == INFEASIBLE:
             best, best_llf, best_decrement = status, llf, decrement
             theta[:] = ahead
-    if best != INFEASIBLE:
+    if best != INFEASIBLE and not look:
         objective(pr, theta, 0.0, INFORMATION, wk)
-    return best, best_llf, best_decrement, total, used
+    return best, best_llf, best_decrement, total, used, clear
 
 
 def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
@@ -271,7 +267,9 @@ def best_of(
 ) -> Found:
     """The best end of climbs from starts (S, K), see :func:`race`."""
     theta = np.full(starts.shape[1], math.nan)
-    status, llf, decrement, total, used = race(pr, starts, weights, prefer_interior, theta, wk)
+    status, llf, decrement, total, used, _ = race(
+        pr, starts, weights, prefer_interior, False, theta, wk
+    )
     return Found(status, theta, llf, decrement, total, used)
 
 
@@ -280,7 +278,9 @@ def search(
 ) -> Found:
     """The maximum over the domain; the first climb begins at `start`, `middle` lies well inside."""
     theta = start.copy()
-    status, llf, decrement, n_eval, clear = summit(pr, theta, wk)
+    status, llf, decrement, n_eval, _, clear = race(
+        pr, start[None], np.zeros(1), prefer_interior, True, theta, wk
+    )
     if clear:
         return Found(status, theta, llf, decrement, n_eval, 1)
     inside = status == INTERIOR
@@ -300,9 +300,8 @@ def compile_for(problem: Problem, work: Work) -> None:
     """Compile for the types that are always met, into the cache."""
     number, point, points = np.float64(), np.zeros(1), np.zeros((1, 1))
     for function, arguments in {
-        summit: (problem, point, work),
+        race: (problem, points, point, False, False, point, work),
         towards_edge: (problem, point, points, number, work),
-        race: (problem, points, point, False, point, work),
         refresh: (problem, point, work),
     }.items():
         function.compile(tuple(typeof(value) for value in arguments))
