@@ -124,7 +124,7 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     work = make_work(problem)
     start = middle
     if not reml:  # the REML optimum is the natural first start for ML
-        restricted = search(problem._replace(reml=True), middle, False, work)
+        restricted = search(problem._replace(reml=True), middle, middle, False, work)
         start = middle if restricted.status == INFEASIBLE else restricted.theta
     status, theta, llf, decrement, n_eval, used = search(problem, start, middle, not reml, work)
     if status == INFEASIBLE:
