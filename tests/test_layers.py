@@ -39,8 +39,8 @@ LAYERS = [
     # engine/
     "draws", "plain", "blup", "left_out_scores", "precision", "estimators", "left_out_moments",
     "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages", "noise",
-    "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes", "options",
-    "model", "estimate",
+    "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
+    "options", "model", "estimate",
     "structures", "distributions", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -40,9 +40,9 @@ FITS = [] if MISSING else json.loads((SHARED / REFERENCE).read_text())["fits"]
 PCS = [f"PC{i}" for i in range(1, 7)]
 NOISE, PSD = Domain("noise", 0.1), Domain("psd", 0.1)
 LOCAL = {"op-iid-REML-none"}
-"""Interior optima that are local under `NOISE`: a point of its edge lies 8e-4 higher, with a negative
-covariance of expression in one donor's mixture.  Under `PSD`, the default of overall data, they
-are the maximum."""
+"""Interior optima that are local under `NOISE`: a point of its edge lies 8e-4 higher, where one
+donor's mixture has negative variance of expression.  Under `PSD`, the default of overall data,
+they are the maximum."""
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 

@@ -228,7 +228,8 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
 
 class Known(NamedTuple):
     """Points that climbs have reached: theta (S, K), info (S, K, K) there, how many (1,), and the
-    squared distance in standard errors that counts as the same point, (1,)."""
+    squared distance in standard errors that counts as the same point, (1,).
+    """
 
     theta: np.ndarray
     info: np.ndarray
@@ -245,9 +246,7 @@ def _leads_to(known, theta, step):
         for k in range(K):
             for h in range(K):
                 ahead = theta[k] + step[k] - known.theta[s, k]
-                distance += (
-                    ahead * known.info[s, k, h] * (theta[h] + step[h] - known.theta[s, h])
-                )
+                distance += ahead * known.info[s, k, h] * (theta[h] + step[h] - known.theta[s, h])
         if distance < known.near[0]:
             return True
     return False

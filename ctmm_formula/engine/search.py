@@ -2,11 +2,11 @@
 
 The likelihood may have several maxima: inside, and on the edge, where a few donors are interpolated
 at the least variance that their noise allows.  Such a donor gains no more than
-1/2 log(1 / noise_floor) in log-likelihood, so the edge can win only where it is within some two
-standard errors.  Therefore
+1/2 log(1 / noise_floor) in log-likelihood, 1.15 by default, and z standard errors cost z^2 / 2: the
+edge can win where it is within some 1.5 standard errors.  Therefore
 
-1. climb from the variance split; an interior maximum with room for two standard errors along every
-   component's profile, and lower likelihood there, is the maximum;
+1. climb from the variance split; an interior maximum with that much room along every component's
+   profile, and lower likelihood there, is the maximum;
 2. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
@@ -44,8 +44,8 @@ from .options import FAST, FAST_INNER
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
 _PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
-_CLEAR = 2.0  # standard errors of room that make an interior maximum the maximum
-_FALLS = 0.3  # by which the log-likelihood is lower there: 2 by the curvature at the maximum
+_CLEAR = 1.5  # standard errors of room that make an interior maximum the maximum
+_FALLS = 0.15  # by which the log-likelihood is lower there: 1.1 by the curvature at the maximum
 _SAME = 1e-2  # squared distance in standard errors at which two interior maxima are one
 _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
 _BARRIER_END = 1e-8
@@ -63,7 +63,8 @@ _ROUGH = 0.1  # relative accuracy of the way to the edge
 
 class Found(NamedTuple):
     """Best end of a search: how it ended, components (K,), log-likelihood, squared decrement,
-    evaluations with derivatives, starts."""
+    evaluations with derivatives, starts.
+    """
 
     status: int
     theta: np.ndarray
@@ -156,9 +157,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         if alive[s]:
             continue
         ahead[:] = starts[s]
-        status, llf, decrement, n_eval = newton(
-            pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, tops
-        )
+        status, llf, decrement, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, tops)
         total += n_eval
         if status == INFEASIBLE:
             continue
@@ -284,14 +283,18 @@ def search(
     if clear:
         return Found(status, theta, llf, decrement, n_eval, 1)
     inside = status == INTERIOR
-    unit = 0.1 * np.abs(middle).max()
-    many = corners(pr, _NEARLY_NULL * middle, unit, wk)
-    few = corners(pr, theta if inside else middle, unit, wk)[:_FLAT]
-    starts = np.vstack([theta if inside else start, middle, many, few])
+    first, null = theta if inside else start, _NEARLY_NULL * middle
+    if len(pr.cactive):
+        unit = 0.1 * np.abs(middle).max()
+        many = corners(pr, null, unit, wk)
+        few = corners(pr, theta if inside else middle, unit, wk)[:_FLAT]
+    else:  # bounds only: one component at a time stands out
+        many, few = null + np.diag(middle - null), null[None]
+    starts = np.vstack([first, middle, many, few])
     weights = np.repeat([_BARRIER, 0.1 * _BARRIER], [2 + len(many), len(few)])
     weights[0] = 0.0 if inside else _BARRIER
     if prefer_interior:
-        weights[:] = 0.0
+        weights[: 2 + len(many)] = 0.0
     found = best_of(pr, starts, weights, prefer_interior, wk)
     return found._replace(evaluations=found.evaluations + n_eval)
 

@@ -28,8 +28,8 @@ from ..engine.left_out_scores import grouped, left_out_scores
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, make_work
-from ..engine.search import best_of
 from ..engine.robust import ONE_UNIT, RobustFit, weigh
+from ..engine.search import best_of
 from ..errors import ConvergenceError, CTMMError
 
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
