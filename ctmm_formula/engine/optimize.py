@@ -227,13 +227,15 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
 
 
 class Known(NamedTuple):
-    """Points that climbs have reached: theta (S, K), info (S, K, K) there, how many (1,), and the
+    """Points that climbs have reached.
+
+    theta (S, K), info (S, K, K) there, number (1,) of them, and the
     squared distance in standard errors that counts as the same point, (1,).
     """
 
     theta: np.ndarray
     info: np.ndarray
-    count: np.ndarray
+    number: np.ndarray
     near: np.ndarray
 
 
@@ -241,7 +243,7 @@ class Known(NamedTuple):
 def _leads_to(known, theta, step):
     """Whether theta + step is one of the points known."""
     K = len(theta)
-    for s in range(known.count[0]):
+    for s in range(known.number[0]):
         distance = 0.0
         for k in range(K):
             for h in range(K):

@@ -62,8 +62,10 @@ _ROUGH = 0.1  # relative accuracy of the way to the edge
 
 
 class Found(NamedTuple):
-    """Best end of a search: how it ended, components (K,), log-likelihood, squared decrement,
-    evaluations with derivatives, starts.
+    """Best end of a search.
+
+    How it ended, components (K,), log-likelihood, squared decrement, evaluations with derivatives,
+    starts.
     """
 
     status: int
@@ -83,10 +85,10 @@ def _nothing_known(count, K):
 
 @njit(**FAST_INNER)
 def _add(known, theta, info):
-    s = known.count[0]
+    s = known.number[0]
     known.theta[s] = theta
     known.info[s] = info
-    known.count[0] = s + 1
+    known.number[0] = s + 1
 
 
 @njit(**FAST_INNER)

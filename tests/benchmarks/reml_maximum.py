@@ -49,7 +49,7 @@ def design(seed: int) -> tuple[Model, Domain, str]:
     """One random data set, its bounds and what it is."""
     rng = np.random.default_rng([811, seed])
     overall = rng.random() < 0.4
-    N, C = int(round(math.exp(rng.uniform(math.log(8), math.log(60))))), int(rng.integers(2, 5))
+    N, C = round(math.exp(rng.uniform(math.log(8), math.log(60)))), int(rng.integers(2, 5))
     structure, effects = str(rng.choice(STRUCTURES)), str(rng.choice(EFFECTS))
     bounds = str(rng.choice(BOUNDS))
     if overall:
