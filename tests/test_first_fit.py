@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FIT = """
 import ctmm_formula as ctmm
-from ctmm_formula.engine.optimize import newton
+from ctmm_formula.engine.search import race
 res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=ctmm.load_example())
-stats = newton.stats
+stats = race.stats
 print(res.llf.hex(), *(v.hex() for v in res.params), sum(stats.cache_hits.values()),
       sum(stats.cache_misses.values()))
 """

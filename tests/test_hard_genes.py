@@ -26,7 +26,8 @@ from ctmm_formula.engine.estimate import Estimate
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import make_problem, response_scale
 from ctmm_formula.engine.model import Model, build_model
-from ctmm_formula.engine.optimize import INFEASIBLE, climb, make_work
+from ctmm_formula.engine.optimize import INFEASIBLE, make_work
+from ctmm_formula.engine.search import climb
 from ctmm_formula.structures import resolve
 
 BEATEN = 1e-4
@@ -94,10 +95,9 @@ def test_no_restart_is_better(gene):
     assert max(lengths) > 100 * min(lengths)
     ends = []
     for start in starts:
-        theta = start / scale**2
-        status, *_ = climb(problem, theta, [], work)
-        assert status != INFEASIBLE
-        theta *= scale**2
+        end = climb(problem, start / scale**2, work)
+        assert end.status != INFEASIBLE
+        theta = end.theta * scale**2
         assert slack(model, theta) > -OUTSIDE
         ends.append(dense.llf(model, theta, "reml"))
     assert max(ends) <= fit.llf + BEATEN

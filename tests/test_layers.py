@@ -40,8 +40,8 @@ LAYERS = [
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
     "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
-    "he", "likelihood", "left_out_fits", "optimize", "domain", "kernels", "lanes", "options",
-    "model", "noise", "estimate",
+    "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
+    "options", "model", "noise", "estimate",
     "structures", "distributions", "arguments", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -16,13 +16,10 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numba import typeof
 from scipy.linalg import lapack
 
 from ..arguments import choose
@@ -31,7 +28,8 @@ from . import kernels
 from .domain import Constraint, Domain, constrain
 from .estimate import Convergence, Estimate
 from .model import Model, build_model
-from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, best_of, make_work, newton
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work
+from .search import compile_for, race, search
 
 LIKELIHOODS = ("ml", "reml")
 
@@ -129,13 +127,12 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     problem = make_problem(model, constrain(model, domain), reml, scale)
     p = model.X.shape[1]
     middle = centre(model, scale)
-    starts: Iterable[np.ndarray] = starting_points(middle)
     work = make_work(problem)
+    start = middle
     if not reml:  # the REML optimum is the natural first start for ML
-        status, theta, *_ = best_of(problem._replace(reml=True), starts, False, work)
-        if status != INFEASIBLE:
-            starts = chain([theta], starting_points(middle))
-    status, theta, llf, decrement, n_eval, used = best_of(problem, starts, not reml, work)
+        restricted = search(problem._replace(reml=True), middle, middle, False, work)
+        start = middle if restricted.status == INFEASIBLE else restricted.theta
+    status, theta, llf, decrement, n_eval, used = search(problem, start, middle, not reml, work)
     if status == INFEASIBLE:
         raise ConvergenceError(
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
@@ -235,10 +232,10 @@ def _kernel() -> int:
     After installation it must be compiled, and so must the optimiser, which needs only the
     kernel's type: a process of its own does that at the same time and leaves it in the cache.
     """
-    folder = newton.stats.cache_path
+    folder = race.stats.cache_path
     child = None
-    if folder and sys.executable and not any(Path(folder).glob("optimize.newton-*.nbi")):
-        code = f"from {__name__} import compile_newton; compile_newton()"
+    if folder and sys.executable and not any(Path(folder).glob("search.race-*.nbi")):
+        code = f"from {__name__} import compile_search; compile_search()"
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         with contextlib.suppress(OSError):
             child = subprocess.Popen(
@@ -252,14 +249,13 @@ def _kernel() -> int:
     return address
 
 
-def compile_newton() -> None:
-    """Compile the optimiser for the types it always gets, into the cache."""
+def compile_search() -> None:
+    """Compile the search for the types it always gets, into the cache."""
     H = np.tile(np.eye(2), (3, 1))
     donor = np.repeat(np.arange(3), 2)
     model = build_model(np.arange(6.0), np.ones(6), H, H, donor, np.ones((1, 2, 2)))
     problem = make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
-    types = [typeof(value) for value in (problem, np.zeros(1), 0.0, 0.0, make_work(problem), 0)]
-    newton.compile(tuple(types))
+    compile_for(problem, make_work(problem))
 
 
 def centre(model: Model, scale: float) -> np.ndarray:
@@ -278,20 +274,6 @@ def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
     flat = np.frombuffer(basis).reshape(shape[0], -1)
     target = np.ones(shape[1:]) + np.eye(shape[1])
     return np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
-
-
-def starting_points(middle: np.ndarray) -> Iterator[np.ndarray]:
-    """Deterministic starts (K,): variance split, nearly null, and one for every component.
-
-    The first Fisher-scoring step from the split is a weighted moment estimate.  The others are
-    used where the optimum lies on the edge, which may have several local maxima.
-    """
-    yield middle
-    yield 0.02 * middle
-    for k in np.flatnonzero(middle > 0.0)[:8]:
-        tilted = 0.3 * middle
-        tilted[k] += 1.4 * middle[k]
-        yield tilted
 
 
 def _fixed_effects(

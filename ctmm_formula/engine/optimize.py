@@ -1,17 +1,16 @@
-"""Maximising the (restricted) likelihood over its domain, compiled.
+"""One climb to a maximum of the (restricted) likelihood over its domain, compiled.
 
 The domain is convex: every covariance of the constraint set is positive definite (noise `cnu`,
 see :mod:`ctmm_formula.engine.domain`) and theta >= lower.  Inside it the step is Fisher scoring
 far from the optimum and Newton with the observed information (2 average - expected) close to it;
-components on their lower bound are held there while the likelihood pushes them out.  Where the
-optimum lies on the edge of a determinant, a vanishing barrier mu log|constraint| is followed; it
-is the same kernel once more.
+components on their lower bound are held there while the likelihood pushes them out.  A barrier
+mu log|constraint| keeps a climb off the edge of a determinant; it is the same kernel once more.
+Which climbs it takes to find the maximum is decided in :mod:`ctmm_formula.engine.search`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,15 +21,10 @@ from .model import Blocks
 from .options import FAST, FAST_INNER
 
 INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
-"""How an optimisation ended."""
+"""How a climb ended."""
 
-_TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
-_WAY_POINT = 1e-2  # barrier weight at which paths from different starts are compared
-_BARRIER_END = 1e-8
-_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
-_BARRIER_ENOUGH = 1e-6  # a path that settled down to here is on the edge; the rest is rounding
 _MAX_STEPS = 60
-_PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
+_RIDGE = 1e-12  # first and least of what is added to an information that is not definite
 
 
 class Problem(NamedTuple):
@@ -169,7 +163,7 @@ def walls(pr, theta, mu, level, wk):
 
 
 @njit(**FAST_INNER)
-def _objective(pr, theta, mu, level, wk):
+def objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
 
     Returns (objective, log-likelihood); -inf outside the domain.
@@ -232,17 +226,46 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
     return decrement
 
 
-@njit(**FAST)
-def newton(pr, theta, mu, tolerance, wk, patience):
+class Known(NamedTuple):
+    """Points that climbs have reached.
+
+    theta (S, K), info (S, K, K) there, number (1,) of them, and the
+    squared distance in standard errors that counts as the same point, (1,).
+    """
+
+    theta: np.ndarray
+    info: np.ndarray
+    number: np.ndarray
+    near: np.ndarray
+
+
+@njit(**FAST_INNER)
+def _leads_to(known, theta, step):
+    """Whether theta + step is one of the points known."""
+    K = len(theta)
+    for s in range(known.number[0]):
+        distance = 0.0
+        for k in range(K):
+            for h in range(K):
+                ahead = theta[k] + step[k] - known.theta[s, k]
+                distance += ahead * known.info[s, k, h] * (theta[h] + step[h] - known.theta[s, h])
+        if distance < known.near[0]:
+            return True
+    return False
+
+
+@njit(**FAST_INNER)
+def newton(pr, theta, mu, tolerance, wk, patience, known):
     """Climb from `theta` (changed in place) at barrier weight mu.
 
     A step that meets a lower bound stops on it; bounds need no barrier.
     Without a barrier it gives up (EDGE) after `patience` steps that the domain cut short.
+    It stops (MERGED) where the next step would lead to one of the points `known`.
 
     Returns (status, log-likelihood, squared decrement, evaluations).
     """
     K = len(theta)
-    value, llf = _objective(pr, theta, mu, INFORMATION, wk)
+    value, llf = objective(pr, theta, mu, INFORMATION, wk)
     n_eval = 1
     if value == -math.inf:
         return INFEASIBLE, llf, math.inf, n_eval
@@ -255,10 +278,18 @@ def newton(pr, theta, mu, tolerance, wk, patience):
                 break
             matrix = wk.observed if attempt == 1 else wk.info
             decrement = _direction(pr.lower, theta, matrix, wk.grad, wk.chol, wk.step, wk.held)
+            ridge = _RIDGE
+            while decrement < 0.0 and attempt == 0 and ridge < 1.0:  # the rounding of a wall
+                for k in range(K):
+                    wk.info[k, k] *= 1.0 + ridge
+                decrement = _direction(pr.lower, theta, matrix, wk.grad, wk.chol, wk.step, wk.held)
+                ridge *= 100.0
             if decrement < 0.0 and attempt == 0:
                 return STALLED, llf, math.inf, n_eval
             if decrement >= 0.0 and attempt == 1:
                 break
+        if _leads_to(known, theta, wk.step):
+            return MERGED, llf, decrement, n_eval
         if decrement < tolerance:
             return INTERIOR, llf, decrement, n_eval
         size = 1.0
@@ -273,7 +304,7 @@ def newton(pr, theta, mu, tolerance, wk, patience):
                 if wk.trial[k] < pr.lower[k] + 1e-14:  # on the bound, but for rounding
                     wk.trial[k] = pr.lower[k]
             # the direction survives in wk.step; grad and information are for the new point
-            new_value, new_llf = _objective(pr, wk.trial, mu, INFORMATION, wk)
+            new_value, new_llf = objective(pr, wk.trial, mu, INFORMATION, wk)
             n_eval += 1
             if new_value == -math.inf:
                 outside = True
@@ -298,102 +329,4 @@ def newton(pr, theta, mu, tolerance, wk, patience):
 @njit(**FAST)
 def refresh(pr, theta, wk):
     """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
-    return _objective(pr, theta, 0.0, INFORMATION, wk)[1]
-
-
-def _follow(
-    pr: Problem, theta: np.ndarray, mu: float, mu_end: float, wk: Work
-) -> tuple[float, float, float, int]:
-    """Follow the barrier path from weight `mu` down to `mu_end`; `theta` changed in place.
-
-    Slacks shrink in proportion to mu, so each stage starts from a linear extrapolation of the
-    two before it.  Returns (reached, log-likelihood, squared decrement, evaluations), `reached`
-    the smallest weight at which the stage settled.
-    """
-    reached, llf, decrement, n_eval, stage = math.inf, -math.inf, math.inf, 0, 0
-    before = theta.copy()
-    while mu > 0.5 * mu_end:
-        for reach in _REACH if stage > 1 else (0.0,):
-            ahead = np.maximum(theta + reach * (theta - before), pr.lower)
-            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk, _PATIENCE)
-            n_eval += used
-            if status != INFEASIBLE:
-                break
-        else:
-            break
-        for _ in range(10):  # a long walk along a curved wall: settle before going closer to it
-            if status in (INTERIOR, INFEASIBLE):
-                break
-            status, new_llf, new_decrement, used = newton(pr, ahead, mu, 0.03 * mu, wk, _PATIENCE)
-            n_eval += used
-        before[:], theta[:], llf = theta, ahead, new_llf
-        if status == INTERIOR:
-            reached, decrement = mu, new_decrement
-        mu *= 0.1
-        stage += 1
-    return reached, llf, decrement, n_eval
-
-
-def climb(
-    pr: Problem, theta: np.ndarray, known: list[np.ndarray], wk: Work
-) -> tuple[int, float, float, int]:
-    """From a feasible start to a local maximum, along the edge where it must.
-
-    `theta` is changed in place.  `known` holds the way points of earlier climbs along the edge: a
-    path that meets one of them is not followed further, a new one is added.
-    Returns (INTERIOR, EDGE, STALLED, MERGED or INFEASIBLE, log-likelihood, squared decrement,
-    evaluations).
-    """
-    start = theta.copy()
-    status, llf, decrement, n_eval = newton(pr, theta, 0.0, _TOLERANCE, wk, _PATIENCE)
-    if status in (INTERIOR, INFEASIBLE):
-        return status, llf, decrement, n_eval
-    theta[:] = start
-    _, llf, decrement, used = _follow(pr, theta, 0.1, _WAY_POINT, wk)
-    n_eval += used
-    if any((np.abs(point - theta) < 1e-2 * (1.0 + np.abs(theta))).all() for point in known):
-        return MERGED, llf, decrement, n_eval
-    known.append(theta.copy())
-    reached, llf, decrement, used = _follow(pr, theta, 0.1 * _WAY_POINT, _BARRIER_END, wk)
-    n_eval += used
-    # where no wall holds the end of the path, one more climb finishes in the interior
-    inside = theta.copy()
-    status, inner_llf, inner, used = newton(pr, inside, 0.0, _TOLERANCE, wk, 2)
-    n_eval += used
-    if status == INTERIOR:
-        theta[:] = inside
-        return status, inner_llf, inner, n_eval
-    return EDGE if reached <= _BARRIER_ENOUGH else STALLED, llf, decrement, n_eval
-
-
-def best_of(
-    pr: Problem, starts: Iterable[np.ndarray], prefer_interior: bool, wk: Work
-) -> tuple[int, np.ndarray, float, float, int, int]:
-    """Climb from each of `starts` in turn and return the best end.
-
-    An interior optimum reached from the first start is final; on the edge all starts are tried.
-    Returns (status, theta, log-likelihood, squared decrement, evaluations, starts used); `wk`
-    holds fixed effects and information there.
-    """
-    best = (INFEASIBLE, np.full(len(pr.S), math.nan), -math.inf, math.inf)
-    total, used = 0, 0
-    known: list[np.ndarray] = []
-    for start in starts:
-        theta = start.copy()
-        status, llf, decrement, n_eval = climb(pr, theta, known, wk)
-        total += n_eval
-        if status == INFEASIBLE:
-            continue
-        used += 1
-        if status == MERGED:
-            continue
-        better = llf > best[2] + 1e-9 * (1.0 + abs(llf))
-        if prefer_interior and (status == INTERIOR) != (best[0] == INTERIOR):
-            better = status == INTERIOR
-        if better or best[0] == INFEASIBLE:
-            best = (status, theta, llf, decrement)
-        if status == INTERIOR and used == 1:
-            break
-    if best[0] != INFEASIBLE and (best[0] != INTERIOR or best[1] is not theta):
-        refresh(pr, best[1], wk)  # the last evaluation was elsewhere
-    return (*best, total, used)
+    return objective(pr, theta, 0.0, INFORMATION, wk)[1]

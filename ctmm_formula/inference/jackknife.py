@@ -27,8 +27,9 @@ from ..engine.left_out_moments import ALIASED, LeftOutMoments
 from ..engine.left_out_scores import grouped, left_out_scores
 from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
-from ..engine.optimize import INFEASIBLE, best_of, make_work
+from ..engine.optimize import INFEASIBLE, make_work
 from ..engine.robust import ONE_UNIT, RobustFit, weigh
+from ..engine.search import best_of
 from ..errors import ConvergenceError, CTMMError
 
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
@@ -376,10 +377,11 @@ class _Refit:
                 problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
             )
             settled &= found
-        starts = [0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre]
+        starts = np.array([0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre])
+        weights = np.zeros(3)
         for g in np.flatnonzero(~settled):
             part = without(problem, groups[g])
-            status, theta[g], *_ = best_of(part, starts, not part.reml, work)
+            status, theta[g], *_ = best_of(part, starts, weights, not part.reml, work)
             beta[g] = work.beta
             if status == INFEASIBLE:
                 theta[g], beta[g] = np.nan, np.nan

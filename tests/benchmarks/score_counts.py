@@ -34,6 +34,7 @@ from ctmm_formula.cells.tables import pooled_noise
 from ctmm_formula.engine.model import Model, build_model
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.inference.score import score_test
+from ctmm_formula.simulate.counts import measured_cells
 from ctmm_formula.structures import resolve
 
 HERE = Path(__file__).parent
@@ -97,7 +98,7 @@ def gene(s: Setting, number: int) -> Model:
     """One data set."""
     rng = np.random.default_rng([s.donors, round(1e3 * s.mean), round(1e3 * s.own), number])
     n = numbers(rng, s)
-    y, nu, nu2 = moments(expression(rng, s, n), n)
+    y, nu, nu2 = measured_cells(expression(rng, s, n), n)
     H, donor = np.tile(np.eye(4), (s.donors, 1)), np.repeat(np.arange(s.donors), 4)
     return build_model(y, nu, H, H, donor, BASIS, n_cells=n.astype(float), nu2=nu2)
 

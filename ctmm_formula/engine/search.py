@@ -1,0 +1,312 @@
+"""Which climbs it takes to find the maximum of the (restricted) likelihood, edge included.
+
+The likelihood may have several maxima: inside, and on the edge, where a few donors are interpolated
+at the least variance that their noise allows.  Such a donor gains no more than
+1/2 log(1 / noise_floor) in log-likelihood, 1.15 by default, and z standard errors cost z^2 / 2: the
+edge can win where it is within some 1.5 standard errors.  Therefore
+
+1. climb from the variance split; an interior maximum with that much room along every component's
+   profile, and lower likelihood there, is the maximum;
+2. else start from the corners of the domain as well (:func:`corners`): along the axes of the
+   information, both ways, until just short of the edge; from nearly null, and the flattest axes
+   from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
+3. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
+   all together; a climb that leads to where another has been ends, and so does one that lies lower
+   than the best by more than the barrier can still cost.
+
+For ML an interior stationary point is preferred to the edge, where the likelihood grows without
+limit as the noise floor goes to zero: its starts climb without a barrier first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, typeof
+
+from .kernels import INFORMATION, VALUE, cholesky, cholesky_solve
+from .optimize import (
+    EDGE,
+    INFEASIBLE,
+    INTERIOR,
+    MERGED,
+    STALLED,
+    Known,
+    Problem,
+    Work,
+    newton,
+    objective,
+    refresh,
+)
+from .options import FAST, FAST_INNER
+
+_TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
+_PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
+_CLEAR = 1.5  # standard errors of room that make an interior maximum the maximum
+_FALLS = 0.15  # by which the log-likelihood is lower there: 1.1 by the curvature at the maximum
+_SAME = 1e-2  # squared distance in standard errors at which two interior maxima are one
+_BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
+_BARRIER_END = 1e-8
+_BARRIER_ENOUGH = 1e-6
+_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
+_SETTLE = 0.03  # squared Newton decrement of a stage, in units of its weight
+_LONG = 5  # climbs of one stage: a walk along a curved wall is long
+_BEHIND = 3.0  # what a barrier of weight one costs at most, per component
+_NEARLY_NULL = 0.02  # of the variance split
+_SHORT = 0.97  # of the way to the edge where a start lies
+_FAR = 200.0  # units of a tenth of the split, where there is no edge
+_FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
+_ROUGH = 0.1  # relative accuracy of the way to the edge
+
+
+class Found(NamedTuple):
+    """Best end of a search.
+
+    How it ended, components (K,), log-likelihood, squared decrement, evaluations with derivatives,
+    starts.
+    """
+
+    status: int
+    theta: np.ndarray
+    llf: float
+    decrement: float
+    evaluations: int
+    starts: int
+
+
+@njit(**FAST_INNER)
+def _nothing_known(count, K):
+    return Known(
+        np.empty((count, K)), np.empty((count, K, K)), np.zeros(1, np.int64), np.full(1, _SAME)
+    )
+
+
+@njit(**FAST_INNER)
+def _add(known, theta, info):
+    s = known.number[0]
+    known.theta[s] = theta
+    known.info[s] = info
+    known.number[0] = s + 1
+
+
+@njit(**FAST_INNER)
+def _is_clear(pr, theta, llf, wk):
+    """Whether an interior maximum has room around it, and lower likelihood there."""
+    K = len(theta)
+    wk.chol[:] = wk.info
+    if not cholesky(wk.chol, K):
+        return False
+    for k in range(K):
+        wk.step[:] = 0.0
+        wk.step[k] = 1.0
+        cholesky_solve(wk.chol, K, wk.step)
+        for side in (-1.0, 1.0):
+            wk.trial[:] = theta + side * _CLEAR / math.sqrt(wk.step[k]) * wk.step
+            around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
+            if around == -math.inf or around > llf - _FALLS:
+                return False
+    return True
+
+
+@njit(**FAST)
+def towards_edge(pr, base, steps, share, wk):
+    """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
+    for s in range(len(steps)):
+        inside, outside, length = 0.0, math.inf, 1.0
+        while outside - inside > _ROUGH * outside or outside == math.inf:
+            wk.trial[:] = base + length * steps[s]
+            if objective(pr, wk.trial, 0.0, VALUE, wk)[1] > -math.inf:
+                inside = length
+            else:
+                outside = length
+            if inside >= _FAR or outside < 1e-12:
+                break
+            length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
+        steps[s] = base + share * inside * steps[s]
+
+
+@njit(**FAST)
+def race(pr, starts, weights, prefer_interior, look, theta, wk):
+    """Climb from all starts to the best end, `theta` (K,) out.
+
+    Parameters
+    ----------
+    starts : (S, K); weights : (S,)
+        Barrier with which each start begins; 0 climbs without one until the edge stops it.
+    prefer_interior : bool
+    look : bool
+        Climb without a barrier only, and look around the maximum.
+
+    Returns
+    -------
+    (status, log-likelihood, squared decrement, evaluations, starts used, whether it is clear); `wk`
+    holds fixed effects and information at `theta`
+    """
+    S, K = starts.shape
+    walled = len(pr.cactive) > 0
+    tops = _nothing_known(2 * S, K)
+    best, best_llf, best_decrement = INFEASIBLE, -math.inf, math.inf
+    path, before = starts.copy(), starts.copy()
+    llfs, begin = np.full(S, -math.inf), weights.copy()
+    age, alive = np.zeros(S, np.int64), np.zeros(S, np.bool_)
+    reached, decrements = np.full(S, math.inf), np.full(S, math.inf)
+    ahead = np.empty(K)
+    total, used = 0, 0
+    for s in range(S):
+        alive[s] = weights[s] > 0.0 and walled
+        if alive[s]:
+            continue
+        ahead[:] = starts[s]
+        status, llf, decrement, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, tops)
+        total += n_eval
+        if status == INFEASIBLE:
+            continue
+        used += 1
+        if status == INTERIOR:
+            _add(tops, ahead, wk.info)
+            if best == INFEASIBLE or llf > best_llf:
+                best, best_llf, best_decrement = status, llf, decrement
+                theta[:] = ahead
+        elif status != MERGED:
+            alive[s] = True
+            begin[s] = _BARRIER
+    clear = False
+    if look and best == INTERIOR:
+        info, observed = wk.info.copy(), wk.observed.copy()
+        beta, gram = wk.beta.copy(), wk.gram.copy()
+        clear = _is_clear(pr, theta, best_llf, wk)
+        wk.info[:], wk.observed[:], wk.beta[:], wk.gram[:] = info, observed, beta, gram
+    if look or (prefer_interior and best == INTERIOR):
+        alive[:] = False
+    mu = _BARRIER
+    while mu > 0.5 * _BARRIER_END and alive.any():
+        settled = _nothing_known(S, K)
+        settled.near[0] = mu
+        for s in range(S):
+            if not alive[s] or begin[s] < 0.5 * mu:
+                continue
+            status, llf, decrement = INFEASIBLE, -math.inf, math.inf
+            for reach in _REACH:
+                if age[s] < 2 and reach > 0.0:
+                    continue
+                ahead[:] = np.maximum(path[s] + reach * (path[s] - before[s]), pr.lower)
+                for _ in range(_LONG):
+                    status, llf, decrement, n_eval = newton(
+                        pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
+                    )
+                    total += n_eval
+                    if status != STALLED:
+                        break
+                if status != INFEASIBLE:
+                    break
+            alive[s] = status != INFEASIBLE and status != MERGED
+            if age[s] == 0 and status != INFEASIBLE:
+                used += 1
+            if not alive[s]:
+                continue
+            age[s] += 1
+            before[s], path[s], llfs[s] = path[s], ahead, llf
+            if status == INTERIOR:
+                reached[s], decrements[s] = mu, decrement
+                _add(settled, ahead, wk.info)
+        leader = best_llf
+        for s in range(S):
+            if alive[s]:
+                leader = max(leader, llfs[s])
+        if mu < 0.5 * _BARRIER and not prefer_interior:
+            for s in range(S):
+                if alive[s] and llfs[s] < leader - _BEHIND * K * mu and begin[s] > 0.5 * mu:
+                    alive[s] = False
+        mu *= 0.1
+    for s in range(S):
+        if not alive[s]:
+            continue
+        # where no wall holds the end of the path, one more climb finishes in the interior
+        ahead[:] = path[s]
+        status, llf, decrement, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, 2, tops)
+        total += n_eval
+        if status == MERGED:
+            continue
+        if status == INTERIOR:
+            _add(tops, ahead, wk.info)
+        else:
+            ahead[:] = path[s]
+            llf, decrement = llfs[s], decrements[s]
+            status = EDGE if reached[s] <= _BARRIER_ENOUGH else STALLED
+        better = llf > best_llf + 1e-9 * (1.0 + abs(llf))
+        if prefer_interior and (status == INTERIOR) != (best == INTERIOR):
+            better = status == INTERIOR
+        if better or best == INFEASIBLE:
+            best, best_llf, best_decrement = status, llf, decrement
+            theta[:] = ahead
+    if best != INFEASIBLE and not look:
+        objective(pr, theta, 0.0, INFORMATION, wk)
+    return best, best_llf, best_decrement, total, used, clear
+
+
+def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
+    """Starts just short of the edge (2 K, K), from `base` along the axes of the information there.
+
+    The flattest axes come first.
+    """
+    refresh(pr, base, wk)
+    axes = np.linalg.eigh(wk.info)[1].T * unit
+    starts = np.stack([axes, -axes], axis=1).reshape(-1, len(base))
+    towards_edge(pr, base, starts, _SHORT, wk)
+    return starts
+
+
+def climb(pr: Problem, start: np.ndarray, wk: Work) -> Found:
+    """From one feasible start to a maximum, along the edge where it must."""
+    return best_of(pr, start[None], np.zeros(1), False, wk)
+
+
+def best_of(
+    pr: Problem, starts: np.ndarray, weights: np.ndarray, prefer_interior: bool, wk: Work
+) -> Found:
+    """The best end of climbs from starts (S, K), see :func:`race`."""
+    theta = np.full(starts.shape[1], math.nan)
+    status, llf, decrement, total, used, _ = race(
+        pr, starts, weights, prefer_interior, False, theta, wk
+    )
+    return Found(status, theta, llf, decrement, total, used)
+
+
+def search(
+    pr: Problem, start: np.ndarray, middle: np.ndarray, prefer_interior: bool, wk: Work
+) -> Found:
+    """The maximum over the domain; the first climb begins at `start`, `middle` lies well inside."""
+    theta = start.copy()
+    status, llf, decrement, n_eval, _, clear = race(
+        pr, start[None], np.zeros(1), prefer_interior, True, theta, wk
+    )
+    if clear:
+        return Found(status, theta, llf, decrement, n_eval, 1)
+    inside = status == INTERIOR
+    first, null = theta if inside else start, _NEARLY_NULL * middle
+    if len(pr.cactive):
+        unit = 0.1 * np.abs(middle).max()
+        many = corners(pr, null, unit, wk)
+        few = corners(pr, theta if inside else middle, unit, wk)[:_FLAT]
+    else:  # bounds only: one component at a time stands out
+        many, few = null + np.diag(middle - null), null[None]
+    starts = np.vstack([first, middle, many, few])
+    weights = np.repeat([_BARRIER, 0.1 * _BARRIER], [2 + len(many), len(few)])
+    weights[0] = 0.0 if inside else _BARRIER
+    if prefer_interior:
+        weights[: 2 + len(many)] = 0.0
+    found = best_of(pr, starts, weights, prefer_interior, wk)
+    return found._replace(evaluations=found.evaluations + n_eval)
+
+
+def compile_for(problem: Problem, work: Work) -> None:
+    """Compile for the types that are always met, into the cache."""
+    number, point, points = np.float64(), np.zeros(1), np.zeros((1, 1))
+    for function, arguments in {
+        race: (problem, points, point, False, False, point, work),
+        towards_edge: (problem, point, points, number, work),
+        refresh: (problem, point, work),
+    }.items():
+        function.compile(tuple(typeof(value) for value in arguments))

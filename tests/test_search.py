@@ -1,0 +1,64 @@
+"""REML finds the maximum where its first climb does not: points better than a first end, kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import dense
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SHARED, not_here
+
+import ctmm_formula as ctmm
+from ctmm_formula.engine.estimators import estimate
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import reml_maximum
+
+BEATEN = reml_maximum.BEATEN
+BETTER = {
+    5: 60.292220733421956,
+    226: -10.510835797089316,
+    283: -535.2388339059897,
+    550: -33.85749816233864,
+    594: 59.29213299081821,
+    693: 268.74207719564157,
+}
+"""Number of a random design -> log-likelihood, by dense algebra, of a point of its domain that some
+of a hundred random starts reached and a climb from the variance split alone does not."""
+
+
+@pytest.mark.parametrize("seed", BETTER)
+def test_designs_whose_first_maximum_is_not_the_maximum(seed):
+    model, domain, _ = reml_maximum.design(seed)
+    fit = estimate(model, "reml", domain)
+    assert fit.convergence.converged
+    assert fit.llf == pytest.approx(dense.llf(model, fit.theta, "reml"), abs=1e-6)
+    assert fit.llf >= BETTER[seed] - BEATEN
+
+
+CASES = "cases/reml/reml_cases.json"
+MISSING = not_here(CASES)
+KEPT = [] if MISSING else json.loads((SHARED / CASES).read_text())
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+@pytest.mark.parametrize("case", KEPT, ids=lambda case: str(case["seed"]))
+def test_cases_of_users(case):
+    data = pd.read_csv(SHARED / f"cases/reml/reml_{case['seed']}.csv", dtype={"donor": str})
+    fit = ctmm.fit(case["formula"], data=data, **case["kw"])
+    assert fit.converged
+    assert fit.llf == pytest.approx(dense.llf(fit.model, fit.vcomp.to_numpy(), "reml"), abs=1e-6)
+    assert fit.llf >= dense.llf(fit.model, np.array(case["better"]), "reml") - BEATEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["reml", "ml"])
+def test_no_random_start_is_better(method):
+    for seed in range(2000, 2020):
+        model, domain, what = reml_maximum.design(seed)
+        assert reml_maximum.shortfall(model, domain, method, 30, seed)[1] <= BEATEN, (seed, what)
