@@ -210,9 +210,9 @@ def power(
     >>> table = ctmm.power([20, 40], V=[0, (0.3, 0.1, 0.1, 0.1)], tests="score", n_sim=25, rng=1)
     >>> table[["n_donors", "V", "test", "rate", "n"]]
        n_donors                   V   test  rate   n
-    0        20                   0  score  0.08  25
+    0        20                   0  score  0.04  25
     1        20  0.3, 0.1, 0.1, 0.1  score  1.00  25
-    2        40                   0  score  0.04  25
+    2        40                   0  score  0.08  25
     3        40  0.3, 0.1, 0.1, 0.1  score  1.00  25
     """
     given = locals()

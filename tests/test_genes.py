@@ -163,6 +163,7 @@ def broken(expr, nu, obs):
     y, v = expr.iloc[:, 0].to_numpy(), nu.iloc[:, 0].to_numpy()
     one = (obs["donor"] == obs["donor"].iloc[0]).to_numpy()
     day = (obs["celltype"] == "day3").to_numpy()
+    single = pd.factorize(obs["donor"])[0] % 4 == pd.factorize(obs["celltype"])[0]
     return {
         "constant": (np.full_like(y, 3.0), v, "constant"),
         "nothing": (np.full_like(y, np.nan), v, "no row"),

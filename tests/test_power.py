@@ -244,7 +244,7 @@ def test_counts_or_any_other_distribution():
             ctmm.power(20, 2, n_sim=2, **{name: 0.3})
     with pytest.raises(CTMMError, match="leave out cell_cv="):
         simulate_genes(2, 5, 2, counts=CountCells(), cell_cv=0.3)
-    with pytest.raises(CTMMError, match="expected counts of up to .* are too large"):
+    with pytest.raises(CTMMError, match=r"expected counts of up to .* are too large"):
         simulate_genes(1, 40, 2, counts=CountCells(), sigma2=1e4, rng=1)
     genes = simulate_genes(2, 12, 2, counts=CountCells(0.2, 0.0), cells=30, missing=0.2, rng=1)
     pb = genes.to_anndata()

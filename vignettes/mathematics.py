@@ -107,7 +107,7 @@ def agree(what, dense, package, tolerance=1e-7):
 # | the same in plain numpy, for readers | `engine.plain.evaluate` |
 # | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
 # | the fit | `engine.likelihood.fit` |
-# | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.optimize.climb`, `engine.optimize.best_of` |
+# | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.search.race`, `engine.search.search` |
 # | starting points | `engine.likelihood.starting_points` |
 # | the domain: `bounds="noise"`, `"psd"`, `"nonnegative"` | `engine.domain.constrain` |
 # | $P$ in numpy, for predictions and score tests | `engine.precision.Precision` |
