@@ -273,7 +273,7 @@ package = res.cov_params("kenward-roger").to_numpy()[:p, :p]
 agree("Kenward and Roger's covariance", adjusted.ravel(), package.ravel())
 gradient = [Phi[1] @ G @ Phi[1] for G in first]
 df_of = 2 * Phi[1, 1] ** 2 / (gradient @ W @ gradient)
-agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2]).df[1])
+agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2], "model").df[1])
 
 # %% [markdown]
 # ## Tests

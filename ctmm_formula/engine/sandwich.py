@@ -93,6 +93,13 @@ class ApproximateHotelling:
     note: str
 
 
+def covariance(fit: RobustFit) -> np.ndarray:
+    """CR2 covariance of b, (p, p); NaN where an effect rests on one unit.  V_L is L V L'."""
+    p = len(fit.back)
+    part = _loads(fit, np.eye(p))
+    return np.full((p, p), math.nan) if isinstance(part, str) else part.cov()
+
+
 def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     """L b with its CR2 covariance and the degrees of freedom of every row.
 
@@ -126,15 +133,37 @@ def hotelling(
     L : ndarray, shape (q, p), of full row rank, about the columns of ``model.X``
     null : ndarray, shape (q,), or float
     """
+    q, found = len(L), _denominator(fit, L)
+    if isinstance(found, str):
+        return _no_test(found)
+    df, even, part = found
+    away = even.T @ (L @ fit.estimate.beta - null)
+    try:
+        low = np.linalg.cholesky(part.cov())
+    except np.linalg.LinAlgError:
+        return _no_test(TOO_FEW)
+    distance = float(np.square(np.linalg.solve(low, away)).sum())
+    statistic = df / ((df + q - 1.0) * q) * distance
+    return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
+
+
+def denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, str]:
+    """Degrees of freedom eta - q + 1 of :func:`hotelling`, and why there are none."""
+    found = _denominator(fit, L)
+    return (math.nan, found) if isinstance(found, str) else (found[0], "")
+
+
+def _denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, np.ndarray, _Loads] | str:
+    """Degrees of freedom, the turn (q, q) of the rows to E V_L = I, and these by unit."""
     q = len(L)
     turn = L @ fit.back @ fit.state.root
-    size, axes = np.linalg.eigh(turn @ turn.T)  # rows with E V_L = I
+    size, axes = np.linalg.eigh(turn @ turn.T)
     if not size[0] > _DEPENDENT * size[-1]:
-        return _no_test("the hypotheses are linearly dependent")
+        return "the hypotheses are linearly dependent"
     even = axes / np.sqrt(size)
     part = _loads(fit, even.T @ L)
     if isinstance(part, str):
-        return _no_test(part)
+        return part
     d, k, h = part.variances()
     ds, ks = np.einsum("uss->us", d), np.einsum("uss->us", k)
     # sums over all s and t at once
@@ -142,18 +171,8 @@ def hotelling(
     flat = h.reshape(len(h), -1)
     H = (flat.T @ flat).reshape(*h.shape[1:], *h.shape[1:])  # [a, s, b, t]
     across = np.square(H).sum() + (H * H.transpose(2, 1, 0, 3)).sum()
-    eta = q * (q + 1) / (within + across)
-    df = eta - q + 1.0
-    if not df > 0.0:
-        return _no_test(TOO_FEW)
-    away = even.T @ (L @ fit.estimate.beta - null)
-    try:
-        low = np.linalg.cholesky(part.cov())
-    except np.linalg.LinAlgError:
-        return _no_test(TOO_FEW)
-    distance = float(np.square(np.linalg.solve(low, away)).sum())
-    statistic = df / (eta * q) * distance
-    return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
+    df = q * (q + 1) / (within + across) - q + 1.0
+    return (df, even, part) if df > 0.0 else TOO_FEW
 
 
 def _no_test(note: str) -> ApproximateHotelling:

@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 
 from ..engine.robust import ONE_UNIT, RobustFit
-from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, hotelling
-from .jackknife import covariance
+from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, covariance, denominator
+from .jackknife import covariance as jackknife_covariance
 from .testing import Law
 
 
@@ -31,9 +31,11 @@ class Clustered:
     def cov(self) -> np.ndarray:
         """Covariance of (b, theta), (p + K, p + K); NaN where there is none."""
         p, left = len(self.fit.estimate.beta), self.fit.replicates
-        own = covariance(np.hstack([left.beta, left.theta]))
+        own = jackknife_covariance(np.hstack([left.beta, left.theta]))
         se = self.fit.component_errors()
-        sandwich = self._effects(np.eye(p)).cov
+        sandwich = self._of_effects
+        if np.isnan(sandwich).any():
+            sandwich = self._effects(np.eye(p)).cov
         part = own[p:, p:]
         if not np.isfinite(part).all():
             part = self.fit.cov_working
@@ -58,6 +60,8 @@ class Clustered:
     def variances(self, L: np.ndarray) -> np.ndarray:
         """Variance of every row of L (q, p + K), (q,)."""
         p = len(self.fit.estimate.beta)
+        if not np.isnan(self._of_effects).any():
+            return np.diag(_combined(L, self.cov))
         out, fixed = np.empty(len(L)), ~L[:, p:].any(axis=1)
         out[fixed] = np.diag(self._effects(L[fixed, :p]).cov)
         out[~fixed] = np.diag(_combined(L[~fixed], self.cov))
@@ -76,10 +80,16 @@ class Clustered:
             one = contrasts(self.fit, L[:, :p])
             cov, df, reason = one.cov, float(one.df[0]), one.note
         else:
-            cov, test = contrasts(self.fit, L[:, :p]).cov, hotelling(self.fit, L[:, :p])
-            df, reason = test.df_denom, test.note
+            if np.isnan(cov).any():
+                cov = contrasts(self.fit, L[:, :p]).cov
+            df, reason = denominator(self.fit, L[:, :p])
             scale = df / (df + q - 1.0)
         return Law(cov, df, scale, reason)
+
+    @cached_property
+    def _of_effects(self) -> np.ndarray:
+        """CR2 covariance of b, (p, p); all NaN where one of them rests on one unit alone."""
+        return covariance(self.fit)
 
     def _effects(self, L: np.ndarray) -> Contrasts:
         """Rows of L b; NaN in those that rest on one unit alone, and only there."""

@@ -90,7 +90,7 @@ class Errors(NamedTuple):
         """Variance of every row of L b (q, p), (q,)."""
         p = L.shape[1]
         if self.own is not None:
-            return self.own.variances(np.pad(L, ((0, 0), (0, len(self.cov) - p))))
+            return self.own.variances(np.hstack([L, np.zeros((len(L), len(self.cov) - p))]))
         return np.einsum("ij,jk,ik->i", L, self.cov[:p, :p], L)
 
     def law(self, L: np.ndarray) -> Law | None:

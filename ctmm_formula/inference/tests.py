@@ -299,7 +299,7 @@ def _mean(fit: Fit, ask: Ask) -> TestResult:
     p, errors = fit.n_fixed, ask.errors
 
     def law(L: np.ndarray) -> Law | None:
-        return errors.law(np.pad(L, ((0, 0), (0, fit.n_params - p))))
+        return errors.law(np.hstack([L, np.zeros((len(L), fit.n_params - p))]))
 
     return mean_differentiation(
         fit.mean_rows, errors.estimates(fit)[:p], errors.cov[:p, :p], errors.df_resid,

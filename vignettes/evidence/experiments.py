@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "score": (["score", "score_celltype"], {}),
     "combined": (["score_cauchy"], {}),
     "means": (["mean_jackknife"], {}),
+    "robust": (["mean", "robust:jackknife"], {}),
 }
 """Group -> tests and options of fit_genes."""
 
@@ -129,7 +130,7 @@ def _figure1() -> list[dict[str, Any]]:
 def _aim1(setting: dict[str, Any], group: str) -> int:
     N, more = setting["n_donors"], "-" in setting["design"]  # with 8 or 12 cell types
     published = setting["design"].startswith("published")
-    if group in ("one-step", "combined", "means"):
+    if group in ("one-step", "combined", "means", "robust"):
         return 0
     if group == "jackknife":
         aims = {20: 1000, 50: 600, 100: 300, 300: 100 if published else 0}
@@ -159,7 +160,7 @@ def _figure2() -> list[dict[str, Any]]:
 
 
 def _aim2(setting: dict[str, Any], group: str) -> int:
-    return {"one-step": 0, "ml": 0, "combined": 0, "means": 0}.get(group, 1000)
+    return {"one-step": 0, "ml": 0, "combined": 0, "means": 0, "robust": 0}.get(group, 1000)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -206,6 +207,7 @@ def _aim_grid(setting: dict[str, Any], group: str) -> int:
     few = setting["celltypes"] == 4
     aims = {
         "ml": {},
+        "robust": {},
         "jackknife": {20: 100, 50: 100, 100: 100},
         "one-step": {300: 100},
         "means": {300: 100},  # of the others with the jackknife
@@ -217,12 +219,40 @@ def _aim_grid(setting: dict[str, Any], group: str) -> int:
 
 def _aim_power(setting: dict[str, Any], group: str) -> int:
     few = 500 if setting["celltypes"] == 4 else 0
-    aims = {"ml": 0, "one-step": 0, "jackknife": few, "combined": 500, "means": 0}
+    aims = {"ml": 0, "one-step": 0, "jackknife": few, "combined": 500, "means": 0, "robust": 0}
     return aims.get(group, 500)
 
 
 def _batches(setting: dict[str, Any]) -> str | None:
     return "batch" if setting["n_batches"] else None
+
+
+# ---------------------------------------------------------------------------------------------
+# counts of cells
+
+CELLS: dict[str, tuple[float, float]] = {"11 to 15": (13.0, 1.4), "11 to 120": (45.0, 11.0)}
+"""Numbers of cells -> their mean, and the most over the fewest."""
+FOLD: dict[str, tuple[float, ...]] = {"none": (0.0,) * 4, "mostly one": (0.09, 0.03, 0.03, 0.03)}
+"""V of the log-fold effects."""
+
+
+def _counts() -> list[dict[str, Any]]:
+    names = ("n_donors", "cells", "counts", "effect")
+    grid = product((20, 50, 100), CELLS, (0.02, 0.1, 0.5, 2.0, 10.0), FOLD)
+    return [dict(zip(names, values, strict=True)) for values in grid]
+
+
+def _draw_counts(setting: dict[str, Any], count: int, rng: np.random.Generator) -> SimulatedGenes:
+    cells, fold = CELLS[setting["cells"]]
+    whole = _STUDY | {"n_batches": 0, "celltypes": 4, "dispersion": 0.5, "sigma2": 0.2} | setting
+    whole |= {"V": FOLD[setting["effect"]], "cells": cells, "fold": fold}
+    return simulate_setting(whole, count, rng)
+
+
+def _aim_counts(setting: dict[str, Any], group: str) -> int:
+    few = 100 if setting["n_donors"] < 100 else 0
+    aims = {"ml": 0, "one-step": 0, "jackknife": few, "means": 0, "likelihood": 200}
+    return aims.get(group, 300)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -247,7 +277,7 @@ def _draw_bootstrap(
 
 
 def _aim_bootstrap(setting: dict[str, Any], group: str) -> int:
-    aims = {"ml": 0, "one-step": 0, "jackknife": 200, "combined": 0, "means": 0}
+    aims = {"ml": 0, "one-step": 0, "jackknife": 200, "combined": 0, "means": 0, "robust": 0}
     return aims.get(group, 400)
 
 
@@ -257,4 +287,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "calibration": Experiment(3, _calibration(), _draw_study, _aim_grid, _batches),
     "power": Experiment(4, _power(), _draw_study, _aim_power),
     "bootstrap": Experiment(5, _bootstrap(), _draw_bootstrap, _aim_bootstrap),
+    "counts": Experiment(6, _counts(), _draw_counts, _aim_counts),
 }

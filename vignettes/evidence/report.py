@@ -25,7 +25,8 @@ TYPES = "cauchy, p < .99"
 SHORT = {TYPES: "score, Cauchy", "score_combined": "score, combined", "lrt": "LRT",
          "wald": "Wald", "jackknife": "jackknife", "mean_jackknife": "means",
          "he:jackknife": "HE jackknife", "he:mean_jackknife": "HE means",
-         "ml:lrt": "ML LRT", "ml:wald": "ML Wald"}  # fmt: skip
+         "ml:lrt": "ML LRT", "ml:wald": "ML Wald", "mean": "means (robust)",
+         "robust:jackknife": "robust jackknife"}  # fmt: skip
 FEW = 30
 """Fewer genes tested make no point of a picture."""
 VARIANCE = ["score", TYPES, "score_combined", "lrt", "wald", "jackknife", "jackknife, one step",
@@ -34,10 +35,10 @@ MEANS = ["mean_jackknife", "he:mean_jackknife"]
 # colours that colour-blind readers can tell apart (Okabe and Ito), and markers
 STYLE = dict(
     zip(
-        [*VARIANCE, *MEANS, "ml:lrt", "ml:wald"],
+        [*VARIANCE, *MEANS, "ml:lrt", "ml:wald", "mean", "robust:jackknife"],
         [("#0072B2", "o"), ("#56B4E9", "s"), ("#000000", "h"), ("#D55E00", "^"), ("#999999", "v"),
          ("#009E73", "D"), ("#009E73", "d"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#F0E442", "*"),
-         ("#E69F00", "2"), ("#999999", "1")],
+         ("#E69F00", "2"), ("#999999", "1"), ("#0072B2", "x"), ("#D55E00", "+")],
         strict=True,
     )
 )  # fmt: skip
@@ -284,6 +285,43 @@ def power() -> None:
     )  # fmt: skip
 
 
+def counts() -> None:
+    table = rates("counts")
+    variance = ["score", "score_combined", "lrt", "wald", "jackknife", "robust:jackknife",
+                "he:jackknife"]  # fmt: skip
+    means = ["mean", *MEANS]
+    null = table["effect"] == "none"
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey="row")
+    for column, N in enumerate((20, 50, 100)):
+        for row, part in enumerate((table[null], table[~null])):
+            ax = axes[row, column]
+            here = part[(part["n_donors"] == N) & (part["cells"] == "11 to 120")]
+            lines(ax, here, "counts", [*variance, *(means if row == 0 else [])])
+            ax.set_xscale("log")
+            ax.set_title(f"{N} donors, V {'= 0' if row == 0 else '> 0'}", fontsize=10)
+            if row == 0:
+                ax.axhspan(0.04, 0.06, color="0.88", zorder=0)
+    for ax in axes[1]:
+        ax.set_xlabel("mean counts of a cell")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("positive rate at .05")
+    legend(axes, axes[0, 2], "upper right")
+    picture = save(figure, "counts")
+    by = ["cells", "n_donors", "counts"]
+    page(
+        "counts", "Counts of cells: positive rates", NOTE,
+        "Negative binomial cells, dispersion .5, analysed as log(1 + counts per 10,000); four cell "
+        "types with equal means; variance .2 of the donors' log-fold effects, V as said.  Levels at "
+        ".01, effects of conditions, bias and coverage: `tests/benchmarks/count_levels.md`.",
+        picture,
+        "## V = 0\n\n" + markdown(wide(table[null], by, variance)),
+        "## V > 0, mostly in one type\n\n"
+        "Of tests that do not hold their level above, these rates are no power.\n\n"
+        + markdown(wide(table[~null], by, variance)),
+        "## Equal means\n\n" + markdown(wide(table[null], by, means)),
+    )  # fmt: skip
+
+
 def bootstrap() -> None:
     table = rates("bootstrap")
     tests = [test for test in VARIANCE if test not in ("jackknife, one step", "score_combined")]
@@ -342,6 +380,6 @@ def estimates() -> None:
 
 
 if __name__ == "__main__":
-    for make in (figure1, figure2, calibration, power, bootstrap, estimates):
+    for make in (figure1, figure2, calibration, power, counts, bootstrap, estimates):
         if (HERE / f"{make.__name__}.csv").exists():
             make()
