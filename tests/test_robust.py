@@ -133,8 +133,11 @@ def test_leaving_out_units(structure, kind, random, missing):
     cov = (len(both) - 1) ** 2 / len(both) * np.cov(both.T)
     close(left.covariance(), cov, tolerance(*(p.condition for p in parts)))
     errors = np.maximum(np.diag(cov)[: len(want.theta)], np.diag(2.0 * np.linalg.inv(want.F)))
-    t = stats.t.ppf(0.95, len(both) - 1) * np.sqrt(errors)
-    interval = np.transpose([want.theta - t, want.theta + t])
+    # on the scale of log(theta + c), se = sqrt(2 / df) (theta + c)
+    df, se = len(both) - 1, np.sqrt(errors)
+    c = np.maximum(se / np.sqrt(2.0 / df) - want.theta, 0.0)
+    t = stats.t.ppf(0.95, df) * se / (want.theta + c)
+    interval = np.transpose([(want.theta + c) * np.exp(s * t) - c for s in (-1, 1)])
     close(got.component_intervals(0.9), interval, tolerance(*(p.condition for p in parts)))
 
 

@@ -30,8 +30,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
+from ..distributions import variance_interval
 from ..errors import ConvergenceError
 from . import sweeps
 from .domain import Domain
@@ -188,10 +188,12 @@ class RobustFit:
         return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
 
     def component_intervals(self, level: float = 0.95) -> np.ndarray:
-        """Confidence intervals of theta (K, 2): theta -+ t standard errors, U - 1 df."""
-        width = special.stdtrit(max(self.n_units - 1, 1), 0.5 * (1.0 + level))
-        half = width * self.component_errors()
-        return self.estimate.theta[:, None] + half[:, None] * [-1.0, 1.0]
+        """Confidence intervals of theta (K, 2) by t with U - 1 df; ends may be negative.
+
+        See :func:`ctmm_formula.distributions.variance_interval`.
+        """
+        df, tail = max(self.n_units - 1, 1), 0.5 * (1.0 - level)
+        return variance_interval(self.estimate.theta, self.component_errors(), df, tail)
 
 
 def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> Estimate:

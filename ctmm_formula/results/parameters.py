@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
-from ..distributions import t_tail
+from ..distributions import t_tail, variance_interval
+from ..inference.clustered import Clustered
 from .estimates import TABLE, adjusted, estimates
 from .record import Covariance, Record
 
@@ -49,6 +50,9 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     out = estimates(res.numbers.params, np.sqrt(np.diag(errors.cov)), df, alpha)
     own = np.arange(len(df)) >= res.numbers.n_fixed
     out[own & ~(res.converged & (df > 0)), 3] = np.nan
+    if isinstance(errors.own, Clustered):
+        at = np.flatnonzero(own & (df > 0))
+        out[at, 4:] = variance_interval(out[at, 0], out[at, 1], df[at], alpha / 2)
     own &= res.converged & (df > 0)  # a variance is tested against larger values
     out[own, 3] = t_tail(out[own, 2], df[own])
     return pd.DataFrame(out, index=res.labels.params, columns=list(TABLE))
@@ -77,7 +81,8 @@ def pvalues(res: Record) -> pd.Series:
 def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
     """Wald intervals by t, columns conf_low and conf_high.
 
-    Those of variance components may reach below zero, as the estimates may; `alpha` and
+    Those of variance components may reach below zero, as the estimates may; by robust errors they
+    are made on the scale of log(component + noise) and reach further up than down.  `alpha` and
     `covariance` are as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     return table(res, covariance, alpha)[["conf_low", "conf_high"]]

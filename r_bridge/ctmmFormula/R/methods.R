@@ -240,6 +240,10 @@ confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
   errors <- errors_of(object, covariance)
   value <- c(object$beta, object$vcomp)
   out <- intervals(value, sqrt(diag(errors$cov)), errors$df, level)
+  if (identical(errors$name, "robust")) {
+    at <- names(object$vcomp)
+    out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual, level)
+  }
   if (missing(parm)) return(out)
   if (identical(parm, "beta_")) parm <- names(object$beta)
   if (identical(parm, "theta_")) parm <- names(object$vcomp)
@@ -255,6 +259,14 @@ intervals <- function(value, se, df, level) {
   reach <- stats::qt(1 - tail, df) * se
   columns <- paste(format(100 * c(tail, 1 - tail), trim = TRUE, digits = 3), "%")
   matrix(c(value - reach, value + reach), ncol = 2L, dimnames = list(names(value), columns))
+}
+
+# By t on the scale of log(value + c), where the standard error is (2 / df)^1/2 (value + c).
+variance_intervals <- function(value, se, df, level) {
+  if (!isTRUE(df > 0)) return(NA_real_)
+  whole <- pmax(value, se * sqrt(df / 2))
+  reach <- stats::qt((1 + level) / 2, df) * se / whole
+  value + whole * cbind(expm1(-reach), expm1(reach))
 }
 
 check_level <- function(level) {
