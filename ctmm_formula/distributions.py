@@ -38,7 +38,7 @@ def variance_interval(
     negative, as components may.
 
     >>> variance_interval(np.array([0.2]), np.array([0.1]), 19, 0.025).round(3)
-    array([[0.047, 0.503]])
+    array([[0.048, 0.5  ]])
     """
     value, se = np.asarray(value, dtype=float), np.asarray(se, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
