@@ -38,7 +38,7 @@ STYLE = dict(
         [*VARIANCE, *MEANS, "ml:lrt", "ml:wald", "mean", "robust:jackknife"],
         [("#0072B2", "o"), ("#56B4E9", "s"), ("#000000", "h"), ("#D55E00", "^"), ("#999999", "v"),
          ("#009E73", "D"), ("#009E73", "d"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#F0E442", "*"),
-         ("#E69F00", "2"), ("#999999", "1"), ("#0072B2", "x"), ("#D55E00", "+")],
+         ("#E69F00", "2"), ("#999999", "1"), ("#000000", "x"), ("#56B4E9", "+")],
         strict=True,
     )
 )  # fmt: skip
@@ -305,7 +305,7 @@ def counts() -> None:
         ax.set_xlabel("mean counts of a cell")
     for ax in axes[:, 0]:
         ax.set_ylabel("positive rate at .05")
-    legend(axes, axes[0, 2], "upper right")
+    legend(axes, figure, "upper center", ncols=5, bbox_to_anchor=(0.5, 1.06))
     picture = save(figure, "counts")
     by = ["cells", "n_donors", "counts"]
     page(
