@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -438,3 +439,20 @@ def test_public_names_are_documented():
     for name, member in inspect.getmembers(ctmm.CTMMResults):
         if not name.startswith("_"):
             assert inspect.getdoc(member), name
+
+
+@pytest.mark.parametrize("structure", ["free", "iid", "full"])
+def test_v_without_means_of_the_cell_types_warns_with_the_fix(table, structure):
+    with pytest.warns(ctmm.CTMMWarning, match="no cell type.*add celltype to the formula") as got:
+        res = ctmm.fit("expr ~ sex", data=table, structure=structure, method="he")
+    assert len(got) == 1
+    assert sum("share one mean" in note for note in res.notes) == 1
+    assert "share one mean, so that V holds" in " ".join(str(res.summary()).split())
+    named = table.rename(columns={"celltype": "cell type"})
+    with pytest.warns(ctmm.CTMMWarning, match=re.escape('add Q("cell type") to')):
+        ctmm.fit("expr ~ sex", data=named, celltype="cell type", structure=structure, method="he")
+
+
+def test_one_mean_of_the_cell_types_is_a_note_where_there_is_no_v(table):
+    res = ctmm.fit("expr ~ sex", data=table, structure="hom")  # warnings are errors
+    assert res.notes[-1] == "no cell type in the fixed part: the cell types share one mean"
