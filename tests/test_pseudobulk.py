@@ -25,6 +25,11 @@ sc = pytest.importorskip("scanpy")
 ROUNDING = 1e-12
 """Sums of some hundred values in another order differ by less."""
 LOOSE = {"min_cells": 1, "min_cells_donor": 1}
+# these cells have few genes, and some of them values no logarithm has
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:cells are scaled .* is this a selection:UserWarning"
+)
+no_logarithms = pytest.mark.filterwarnings("ignore:the largest value is .*:UserWarning")
 """All pairs of two cells and more."""
 FORMS = [
     "csr", "csc", "csr_array", "dense", "fortran", "layer", "raw", "view", "backed", "backed csc",
@@ -244,6 +249,7 @@ def test_arrays_that_may_not_be_written():
             same(ctmm.pseudobulk(adata_of(data, obs, genes), **LOOSE, **more), *plain(X, obs))
 
 
+@no_logarithms
 @pytest.mark.parametrize("case", ["normalize", "genes", "csc normalize", "unsorted", "plain"])
 def test_cells_in_memory_are_not_copied(case, monkeypatch):
     # counted in blocks: the bound is a few of them, a copy of the matrix would be ten
@@ -286,6 +292,7 @@ def test_whole_numbers_and_truth_values(form, kind, tmp_path):
     same(ctmm.pseudobulk(data, **options, **LOOSE), *plain(X, obs))
 
 
+@no_logarithms
 @pytest.mark.parametrize("use", ["X", "raw"])
 def test_as_scanpy_on_its_own_cells(use):
     adata = sc.datasets.pbmc68k_reduced()
@@ -318,6 +325,7 @@ def test_as_scanpy_on_random_cells(make):
     np.testing.assert_allclose(ours.layers["nu"], nu, rtol=0, atol=ROUNDING)
 
 
+@no_logarithms
 @pytest.mark.parametrize("block_size", [None, 100])
 @pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
 def test_variance_does_not_cancel(make, block_size):
@@ -340,6 +348,7 @@ def test_variance_does_not_cancel(make, block_size):
         )
 
 
+@no_logarithms
 def test_scanpys_variance_cancels_where_ours_does_not():
     # the reason not to call it: E[x^2] - E[x]^2 of 1e6 +- 0.01
     rng = np.random.default_rng(3)
@@ -798,7 +807,7 @@ def test_counts_of_a_selection_of_genes_are_pointed_out(form, tmp_path):
             ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
             ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k", raw=True, genes=["g1"])
             continue
-        message = r"by their counts in 4 genes, but raw has 6: normalise before"
+        message = r"by their counts in 4 genes, but raw has 6: normalise before.*of raw"
         with pytest.warns(CTMMWarning, match=message) as caught:
             pb = ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
         assert caught[0].filename == __file__
@@ -839,6 +848,48 @@ def test_counts_without_normalisation_are_pointed_out(form, tmp_path):
         pb = ctmm.pseudobulk(data, **options, **LOOSE)
     assert caught[0].filename == __file__
     assert "raw counts?" in pb.uns["ctmm"]["notes"][-1]
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "table"])
+def test_scaled_counts_without_logarithms_are_pointed_out(form, tmp_path):
+    """CP10K without log1p; the fix that the warning names gives what log1p by hand gives."""
+    X, obs, genes = counts()
+    X[:, 0] += 1
+    X = 1e4 * X / X.sum(axis=1, keepdims=True)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    with pytest.warns(CTMMWarning, match=r"the largest value is \d+.*too large for a log") as said:
+        pb = ctmm.pseudobulk(data, **options, **LOOSE)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert "normalize='log_cp10k'" in pb.uns["ctmm"]["notes"][-1]
+    assert pb.var["level_ratio"].isna().all()
+    fixed = ctmm.pseudobulk(data, **options, **LOOSE, normalize="log_cp10k")
+    right = ctmm.pseudobulk(adata_of(np.log1p(X), obs, genes), **LOOSE)  # says nothing
+    np.testing.assert_allclose(fixed.X, right.X, rtol=1e-9)
+
+
+def test_a_view_of_genes_has_no_totals():
+    """Scaling by the counts in three of 200 genes; genes= scales by all."""
+    rng = np.random.default_rng(0)
+    genes = [f"g{k}" for k in range(200)]
+    obs = pd.DataFrame({"donor": np.repeat(list("abcdef"), 50), "celltype": ["B", "T"] * 150})
+    obs.index = obs.index.astype(str)
+    adata = adata_of(rng.poisson(3.0, (300, 200)).astype(float), obs, genes)
+    options = {**LOOSE, "normalize": "log_cp10k"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = ctmm.pseudobulk(adata, genes=genes[:3], **options)
+        ctmm.pseudobulk(adata[obs["donor"] != "a"], **options)  # a view of cells has their totals
+    message = (
+        r"by their counts in 3 genes, but the AnnData that it is a view of has 200: norm.*genes="
+    )
+    with pytest.warns(CTMMWarning, match=message) as said:
+        pb = ctmm.pseudobulk(adata[:, genes[:3]], **options)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert (pb.X > right.X + 1).all()
+    few = r"in 3 genes, \d+ in half of the cells or less: is this a selection\?"
+    with pytest.warns(CTMMWarning, match=few):
+        pb = ctmm.pseudobulk(adata[:, genes[:3]].copy(), **options)
+    assert any("is this a selection?" in note for note in pb.uns["ctmm"]["notes"])
 
 
 # ---------------------------------------------------------------------------------------------
