@@ -570,6 +570,19 @@ CASES = [
         overall=True,
     ),
     Case(
+        "donors sampled twice",
+        DataError,
+        [
+            "rows 0,",
+            "differ in 'time'",
+            "a column of donor and time, donor='sample'",
+            "random='donor'",
+            r"^(?!.*average)",
+        ],
+        "expr ~ C(celltype) + time",
+        change=lambda d: pd.concat([d.assign(time="pre"), d.assign(time="post")]),
+    ),
+    Case(
         "several rows for one donor",
         DataError,
         ["d00", "rows 0, 12", "one row per donor"],

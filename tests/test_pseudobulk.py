@@ -989,7 +989,8 @@ def test_donors_in_several_experiments():
     run[400:500] = "r2"  # b: 100 in each: the first
     run[500:510] = None
     adata.obs["run"] = run
-    pb = ctmm.pseudobulk(adata, experiment="run")
+    with pytest.warns(CTMMWarning, match="keeps 'r1' of 2 donors, 'r2' of 1 donors"):
+        pb = ctmm.pseudobulk(adata, experiment="run")
     filters = pb.uns["ctmm"]["filters"]
     assert filters["cells_of_other_experiments"] == 200
     assert filters["cells_without_label"] == 10
@@ -1289,3 +1290,72 @@ def test_the_authors_package_has_the_same_pseudobulk():
     for name, other in [("expr", "mean"), ("nu", "nu_theirs"), ("proportion", "proportion_theirs")]:
         np.testing.assert_allclose(kept[name], kept[other], rtol=1e-12)
     assert (kept["n_cells"] == kept["n_cells_theirs"]).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# donors sampled several times
+
+
+def pre_post(name="donor"):
+    """8 people, sampled before and after a treatment, two cell types."""
+    rng = np.random.default_rng(0)
+    of_pair = [(f"p{p}", time, t) for p in range(8) for time in ("pre", "post") for t in "BT"]
+    obs = pd.DataFrame(
+        [row for row in of_pair for _ in range(rng.integers(40, 90))],
+        columns=[name, "time", "celltype"],
+    )
+    obs.index = obs.index.astype(str)
+    rate = np.where(obs["time"] == "post", 20, 1)[:, None]
+    return adata_of(np.log1p(rng.poisson(rate, (len(obs), 2)).astype(float)), obs, ["g", "h"])
+
+
+@pytest.mark.parametrize("name", ["donor", "subject"])
+def test_a_condition_within_donors_is_named_with_the_way(name):
+    adata = pre_post(name)
+    message = rf"differ in obs column 'time' \('post', 'pre'\) and are pooled.*obs\[{name!r}\]"
+    with pytest.warns(CTMMWarning, match=message) as said:
+        pb = ctmm.pseudobulk(adata, donor=name)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert str(said[0].message) in list(pb.uns["ctmm"]["notes"])
+    # the way: what the message says, letter by letter
+    text, obs = str(said[0].message), adata.obs
+    for line in text.split("own, ")[1].split(", pseudobulk(")[0].split(", "):
+        exec(line, {"obs": obs})
+    person = "person" if name == "donor" else name
+    assert f"random={person!r}" in text
+    pb = ctmm.pseudobulk(adata, donor="sample", min_cells_donor=50)  # says nothing
+    assert pb.obs["donor"].nunique() == 16
+    res = ctmm.fit("g ~ C(celltype) * C(time)", data=pb, random=person)
+    wanted = adata.to_df()["g"].groupby(obs["time"]).mean()
+    assert res.fe_params["C(time)[T.pre]"] == pytest.approx(wanted["pre"] - wanted["post"], abs=0.1)
+
+
+def test_experiments_that_mix_conditions_are_named():
+    with pytest.warns(CTMMWarning, match=r"experiment='time' keeps 'post' of \d .* 'pre' of \d"):
+        pb = ctmm.pseudobulk(pre_post(), experiment="time")
+    assert pb.obs["time"].nunique() == 2
+    obs = pre_post().obs
+    obs["run"] = obs["donor"].astype(str) + obs["time"].astype(str)  # an experiment is no condition
+    obs["one"] = np.where(obs["donor"] == "p0", obs["time"], "pre")  # most donors have one
+    adata = pre_post()
+    adata.obs = obs.drop(columns="time")
+    ctmm.pseudobulk(adata, experiment="run")
+    ctmm.pseudobulk(adata, experiment="one")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda o, rng: rng.normal(size=len(o)),  # a measure of quality
+        lambda o, rng: rng.integers(0, 40, len(o)).astype(str),  # many levels
+        lambda o, rng: o["celltype"] + rng.choice(["1", "2"], len(o)),  # a finer cell type
+        lambda o, rng: rng.random(len(o)) < 0.03,  # rare
+        lambda o, rng: np.where(o["donor"].isin(["p0", "p1"]), rng.choice(["a", "b"], len(o)), "a"),
+    ],
+)
+def test_columns_that_are_no_conditions_are_no_matter(column):
+    adata = pre_post()
+    adata.obs = adata.obs.drop(columns="time")
+    adata.obs["column"] = column(adata.obs, np.random.default_rng(1))
+    pb = ctmm.pseudobulk(adata)  # warnings are errors
+    assert "column" not in pb.obs

@@ -15,7 +15,7 @@ from ..arguments import choose, whole_number
 from ..design.table import column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
-from .covariates import carry
+from .covariates import OWN, carry, pooled
 from .normalize import FEW_COUNTS as FEW_OF_CELL
 from .normalize import (
     FEW_GENES,
@@ -133,7 +133,8 @@ def pseudobulk(
     CTMMWarning
         Values are whole numbers or larger than logarithms can be: counts, raw or scaled, where
         logarithms are expected.  Counts to be normalised are of fewer genes than the AnnData's raw
-        or the AnnData it is a view of, or so few that they may be a selection.
+        or the AnnData it is a view of, or so few that they may be a selection.  A column of obs
+        (or `experiment`) looks like conditions under which most donors were sampled.
 
     Notes
     -----
@@ -196,9 +197,12 @@ def pseudobulk(
         source.close()
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
     pairs = read.pairs
+    samples = _samples(source.obs, pairs, donor, [*names.values()])
+    for text in samples:
+        warnings.warn(text, CTMMWarning, stacklevel=2)
     var = source.var if places is None else source.var.iloc[places]
     layers, of_genes, warned = _summarise(read, summary, normalize)
-    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned]
+    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned, *samples]
     matrix = "raw" if raw else "X" if layer is None else f"layer {layer}"
     record: dict[str, object] = {
         "format": FORMAT,
@@ -384,6 +388,28 @@ def _selection(source: Source, total: np.ndarray) -> str:
     if size < FEW_GENES and middle < FEW_OF_CELL:
         return f"{text}, {middle:g} in half of the cells or less: is this a selection? {fix}"
     return ""
+
+
+def _samples(obs: pd.DataFrame, pairs: Pairs, donor: str, taken: list[str]) -> list[str]:
+    """What to say of donors that seem to have been sampled several times, and the way."""
+    found = pooled(obs, pairs, taken)
+    said = [
+        (
+            name,
+            f"cells of one donor differ in obs column {name!r} ({listing(levels)}) and are pooled",
+        )
+        for name, levels in found.items()
+    ]
+    if pairs.mixed:
+        said.append((taken[2], pairs.mixed))
+    person = "person" if donor in OWN else donor
+    copy = f"obs['person'] = obs[{donor!r}], " if donor in OWN else ""
+    return [
+        f"{what}: if these are conditions, every sample is a donor of its own, {copy}"
+        f"obs['sample'] = obs[{donor!r}].astype(str) + '_' + obs[{name!r}].astype(str), "
+        f"pseudobulk(donor='sample'), and fit with random={person!r}"
+        for name, what in said
+    ]
 
 
 def _left_out_notes(left_out: dict[str, str]) -> list[str]:

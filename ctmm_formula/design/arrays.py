@@ -54,10 +54,29 @@ def check_levels(ready: Prepared) -> None:
             + (
                 "overall pseudobulk (proportions=) has one row per donor"
                 if roles.celltype is None
-                else "average them; if they are cells, aggregate the cells to one row per donor "
-                "and cell type"
+                else _way_out(ready, pairs)
             )
         )
+
+
+def _way_out(ready: Prepared, pairs: pd.DataFrame) -> str:
+    """What to do with several rows of one donor and cell type: samples, or cells."""
+    donor, keys = ready.roles.donor, [pairs[name] for name in pairs]
+    differ = [
+        name
+        for name in dict.fromkeys([*ready.roles.fixed, *ready.roles.groups])
+        if pd.Series(pd.factorize(ready.frame[name])[0])
+        .groupby(keys, observed=True)
+        .nunique()
+        .max()
+        > 1
+    ]
+    column = f"of donor and {differ[0]}" if differ else "of samples"
+    return (
+        (f"they differ in {listing(differ)}; " if differ else "")
+        + f"samples of one donor are told apart by a column {column}, donor='sample', and joined "
+        f"by random={donor!r}; cells are aggregated by pseudobulk()"
+    )
 
 
 def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
