@@ -16,7 +16,7 @@ from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
-from .design.identified import check_components
+from .design.identified import check_alone, check_components
 from .design.labelled import Design, build_design, means_note
 from .design.matrix import ENGINES
 from .design.table import listing
@@ -222,6 +222,7 @@ def fit_design(
     cells = resolve(structure, design.celltypes)
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
+    check_alone(design.alone, cells)
     check_components(model, cells, design.random_names)
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))

@@ -1359,3 +1359,24 @@ def test_columns_that_are_no_conditions_are_no_matter(column):
     adata.obs["column"] = column(adata.obs, np.random.default_rng(1))
     pb = ctmm.pseudobulk(adata)  # warnings are errors
     assert "column" not in pb.obs
+
+
+def test_a_file_of_old_anndata_is_refused_with_the_way(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "old.h5ad"
+    with h5py.File(path, "w") as file:  # as anndata 0.6 wrote it
+        file["X"] = np.ones((2, 1))
+        file["obs"] = np.array([(b"c0", 0), (b"c1", 0)], dtype=[("index", "S2"), ("donor", "i1")])
+        file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
+    with pytest.raises(DataError, match=r"before 0\.7: write it anew, anndata\.read_h5ad\('.*old"):
+        ctmm.pseudobulk(path)
+
+
+def test_a_cell_type_in_one_donor_is_told():
+    adata = sized({("a", "T"): 300, ("b", "T"): 200, ("b", "B"): 150})
+    pb = ctmm.pseudobulk(adata)
+    said = [note for note in pb.uns["ctmm"]["notes"] if "observed in one donor" in note]
+    assert len(said) == 1 and said[0].startswith("cell type 'B' is observed in one donor, 'b'")
+    assert "min_donor_share=" in said[0]
+    pb = ctmm.pseudobulk(adata, min_donor_share=0.5)
+    assert not any("in one donor" in note for note in pb.uns["ctmm"]["notes"])

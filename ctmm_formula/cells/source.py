@@ -129,6 +129,12 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
             close()
             hint = "; it holds no AnnData: read it into one first" if part == "obs" else ""
             raise DataError(f"the file {str(path)!r} has no {part}{hint}")
+    if hasattr(root["obs"], "dtype"):  # a table of records, not a group of columns
+        close()
+        raise DataError(
+            f"the file {str(path)!r} is of anndata before 0.7: write it anew, "
+            f"anndata.read_h5ad({str(path)!r}).write_h5ad('new.h5ad')"
+        )
     matrix, obs, var = lazy(root[where]), read(root["obs"]), read(root[f"{home}var"])
     raw_genes = 0 if raw or "raw/var" not in root else len(read(root["raw/var"]))
     return Source(matrix, _form(matrix), obs, var, obs.index, close, ("raw", raw_genes))

@@ -18,7 +18,7 @@ from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
 from .random_terms import RandomTerm
-from .table import listing, rows
+from .table import crossed, listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
 SUM_TOLERANCE = 1e-6  # proportions read from a text file
@@ -208,6 +208,8 @@ class Observed:
     celltypes : tuple of str, length C
     H : ndarray, shape (n, C)
     notes : tuple of str
+    alone : dict
+        Cell types seen in one donor -> that donor.
     """
 
     nu: np.ndarray
@@ -217,6 +219,7 @@ class Observed:
     celltypes: tuple[str, ...]
     H: np.ndarray
     notes: tuple[str, ...]
+    alone: dict[str, str]
 
 
 def observed(ready: Prepared) -> Observed:
@@ -231,8 +234,9 @@ def observed(ready: Prepared) -> Observed:
     P, celltypes, H = observation(ready)
     n_cells = fill_counts(given, H)
     nu = noise(ready, n_cells)
-    notes = (*ready.notes, *few_donors(ready, celltypes, H), *count_notes(ready, given))
-    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes)
+    few, alone = few_donors(ready, celltypes, H)
+    notes = (*ready.notes, *few, *count_notes(ready, given))
+    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes, alone)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
@@ -309,17 +313,21 @@ def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndar
     return out / out.sum(axis=1, keepdims=True)
 
 
-def few_donors(ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray) -> list[str]:
-    """Notes on cell types seen in two donors; one seen in a single donor is an error."""
+def few_donors(
+    ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray
+) -> tuple[list[str], dict[str, str]]:
+    """Notes on cell types seen in one or two donors, and those in one with that donor."""
     donors = ready.labels[ready.roles.donor]
     codes = np.asarray(donors.codes)
-    notes = []
+    notes: list[str] = []
+    alone: dict[str, str] = {}
     for name, column in zip(celltypes, H.T, strict=True):
         seen = np.unique(codes[column != 0])
         if len(seen) == 1:
-            raise DataError(
-                f"cell type {name!r} is observed in one donor, {donors.categories[seen[0]]!r}: its "
-                "variance between donors cannot be estimated; leave it out"
+            alone[name] = str(donors.categories[seen[0]])
+            notes.append(
+                f"cell type {name!r} is observed in one donor, {alone[name]!r}: its own variance "
+                "between donors is not known, it is taken to share that of the other types"
             )
         if len(seen) == 2:
             both = listing([str(donors.categories[k]) for k in seen])
@@ -327,7 +335,7 @@ def few_donors(ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray) -> li
                 f"cell type {name!r} is observed in 2 donors ({both}): its variance is hardly "
                 "known, and tests that use it cannot be trusted"
             )
-    return notes
+    return notes, alone
 
 
 def count_notes(ready: Prepared, counts: np.ndarray | None) -> list[str]:
@@ -496,7 +504,7 @@ def _crossed(groups: Sequence[pd.Categorical]) -> tuple[np.ndarray, list[str]]:
     table = np.column_stack([np.asarray(group.codes) for group in groups])
     levels, codes = np.unique(table, axis=0, return_inverse=True)
     names = [
-        ":".join(str(g.categories[k]) for g, k in zip(groups, row, strict=True)) for row in levels
+        crossed(str(g.categories[k]) for g, k in zip(groups, row, strict=True)) for row in levels
     ]
     return codes.ravel().astype(np.int64), names
 

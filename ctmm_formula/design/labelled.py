@@ -79,6 +79,8 @@ class Design:
     dropped : dict
         Reason -> number of rows dropped, each row under its first reason.
     notes : tuple of str
+    alone : dict
+        Cell types seen in one donor -> that donor.
     one_mean : str
         The cell type column where the fixed part leaves cell types without means of their own,
         else empty.
@@ -114,6 +116,7 @@ class Design:
     proportion_cols: tuple[str, ...]
     dropped: dict[str, int]
     notes: tuple[str, ...]
+    alone: dict[str, str]
     one_mean: str
     coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
@@ -394,6 +397,7 @@ def assemble(
         proportion_cols=ready.roles.proportions,
         dropped=ready.dropped,
         notes=seen.notes,
+        alone=seen.alone,
         one_mean=str(ready.roles.celltype) if one_mean and not _spans(X, seen.H) else "",
         coding=coding,
         known_means=means,
