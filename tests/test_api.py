@@ -499,3 +499,15 @@ def test_crossed_levels_of_one_spelling_stay_apart():
     np.testing.assert_allclose(
         res.predict(df, random="all"), same.predict(renamed, random="all"), rtol=1e-6
     )
+
+
+def test_a_proportion_in_one_donor_has_no_variance_of_its_own(table):
+    overall = ctmm.load_example(kind="op")
+    proportions = [c for c in overall if c.startswith("prop_")]
+    first, second, *_ = proportions
+    lone = np.arange(len(overall)) == 3
+    overall[second] += overall[first].where(~lone, 0.0)
+    overall[first] = overall[first].where(lone, 0.0)
+    donor, name = overall["donor"].iloc[3], first.removeprefix("prop_")
+    with pytest.raises(DataError, match=rf"{name!r} is observed in one donor, {donor!r}"):
+        ctmm.fit("expr ~ sex", data=overall, proportions=proportions)

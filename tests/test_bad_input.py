@@ -613,23 +613,6 @@ CASES = [
         {"proportions": 3},
         overall=True,
     ),
-    Case(
-        "cell type in one donor",
-        DataError,
-        ["cell type 'Mono' is observed in one donor, 'd02'", "leave it out"],
-        change=lambda d: d[(d["celltype"] != "Mono") | (d["donor"] == "d02")],
-    ),
-    Case(
-        "proportion in one donor",
-        DataError,
-        ["cell type 'B' is observed in one donor, 'd00'", "leave it out"],
-        OVERALL,
-        change=lambda d: d.assign(
-            prop_B=d["prop_B"].where(d["donor"] == "d00", 0.0),
-            prop_T=d["prop_T"].where(d["donor"] == "d00", d["prop_T"] + d["prop_B"]),
-        ),
-        overall=True,
-    ),
     # arguments that are no names
     *(
         Case(

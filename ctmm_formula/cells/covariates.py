@@ -96,7 +96,7 @@ def carry(
 
 FEW_LEVELS = 6
 COMMON = 0.1
-"""Share of a donor's cells above which a level is one that the donor was sampled at."""
+"""Share of a pair's cells above which a level is one that the donor was sampled at."""
 OF_CELLS = {"phase", "leiden", "louvain", "cluster", "clusters", "seurat_clusters", "doublet",
             "predicted_doublet"}  # fmt: skip
 """Columns that say what a cell is, by their usual names."""
@@ -105,8 +105,8 @@ OF_CELLS = {"phase", "leiden", "louvain", "cluster", "clusters", "seurat_cluster
 def pooled(obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str]) -> dict[str, list[str]]:
     """Columns that look like conditions of which donors have several, and their levels.
 
-    They have few levels and are no numbers with fractions; most cells are of donors with two
-    levels or more; and the levels are not those of a finer cell type.
+    They have few levels and are no numbers with fractions; most cells are in pairs with two levels
+    or more; and the levels are not those of a finer cell type.
 
     Examples
     --------
@@ -117,32 +117,30 @@ def pooled(obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str]) -> dict[str, l
     >>> pooled(obs, pairs, ["donor", "celltype"])
     {'time': ['post', 'pre']}
     """
-    on = pairs.place >= 0
-    N, C = pairs.n_cells.shape
-    donor, celltype = pairs.donor[on], pairs.celltype[on]
-    total = np.bincount(donor, minlength=N)
+    place = pairs.place
+    on = place >= 0
+    C, total = pairs.n_cells.shape[1], pairs.n_cells.ravel()
     out = {}
     for name in obs.columns[~obs.columns.duplicated(keep=False)]:
-        column = obs[name]
+        column = obs[name].reset_index(drop=True)
         if name in taken or str(name).lower() in OF_CELLS or column.dtype.kind in "fcmM":
             continue
         try:
-            few = column.iloc[:HEAD].nunique() <= FEW_LEVELS
-            codes, levels = pd.factorize(column[on]) if few else (np.zeros(0), [])
+            if column.iloc[:HEAD].nunique() > FEW_LEVELS:
+                continue
+            codes, known = pd.factorize(column[on])
         except TypeError:  # values are objects
             continue
+        levels = [label(value) for value in known]
         if not 2 <= len(levels) <= FEW_LEVELS:
             continue
-        codes = codes.astype(np.int64)
-        known = codes >= 0
-        table = np.zeros((N, len(levels)))
-        np.add.at(table, (donor[known], codes[known]), 1)
-        several = ((table > COMMON * total[:, None]).sum(axis=1) > 1) @ total > on.sum() / 2
-        types = np.zeros((C, len(levels)))
-        np.add.at(types, (celltype[known], codes[known]), 1)
+        table = np.zeros((len(total), len(levels)), dtype=np.int64)
+        np.add.at(table, (place[on][codes >= 0], codes[codes >= 0]), 1)
+        several = ((table > COMMON * total[:, None]).sum(axis=1) > 1) @ total > total.sum() / 2
+        types = table.reshape(-1, C, len(levels)).sum(axis=0)
         finer = C > 1 and bool(((types > COMMON * types.sum(axis=0)).sum(axis=0) == 1).any())
         if several and not finer:
-            out[str(name)] = sorted(map(label, levels))
+            out[str(name)] = sorted(levels)
     return out
 
 

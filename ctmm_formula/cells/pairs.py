@@ -294,17 +294,17 @@ def _filter_notes(
         share = thresholds.min_donor_share
         why = f"a share of at most {share:g} of the donors has" if share else "no donor has"
         texts.append(f"cell types are left out, {why} enough of their cells: {listing(gone)}")
+    if missing:
+        texts.append(
+            f"{missing} of {grid.observed.size} pairs of donor and cell type are missing, they "
+            f"have at most {max(thresholds.min_cells, 1)} cells"
+        )
     for name, at in zip(celltypes[grid.celltypes], grid.observed.T, strict=True):
         if at.sum() == 1 < len(at):
             texts.append(
                 f"cell type {name!r} is observed in one donor, {donors[grid.donors][at][0]!r}: it "
                 "has no variance between donors; min_donor_share= leaves such cell types out"
             )
-    if missing:
-        texts.append(
-            f"{missing} of {grid.observed.size} pairs of donor and cell type are missing, they "
-            f"have at most {max(thresholds.min_cells, 1)} cells"
-        )
     return texts
 
 

@@ -166,8 +166,8 @@ def pseudobulk(
     d2|T    d2        T       10    0.333333   M
     >>> bool(np.isnan(pb["d1|B"].X).all()), bool(np.isnan(pb["d1|T"].X).any())
     (True, False)
-    >>> pb.uns["ctmm"]["notes"].tolist()
-    ['2 of 4 pairs of donor and cell type are missing, they have at most 10 cells']
+    >>> pb.uns["ctmm"]["notes"].tolist()[0]
+    '2 of 4 pairs of donor and cell type are missing, they have at most 10 cells'
     """
     anndata = require_anndata()
     thresholds = _thresholds(min_cells, min_cells_donor, min_donor_share)

@@ -149,7 +149,8 @@ def _contribution(res: Record, frame: pd.DataFrame, name: str, table: pd.DataFra
 def _look_up(values: np.ndarray, known: Iterable[str], labels: Iterable[str | None]) -> np.ndarray:
     """Rows of `values` (one per known label) for labels; zeros for the others."""
     index: Mapping[str, int] = {name: k for k, name in enumerate(known)}
-    where = np.array([index.get(name, -1) for name in labels], dtype=np.int64)
+    places = [-1 if name is None else index.get(name, -1) for name in labels]
+    where = np.array(places, dtype=np.int64)
     return np.where((where >= 0)[:, None], values[where], 0.0)
 
 
