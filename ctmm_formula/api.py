@@ -16,8 +16,8 @@ from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
-from .design.identified import check_components
-from .design.labelled import Design, build_design
+from .design.identified import check_alone, check_components
+from .design.labelled import Design, build_design, means_note
 from .design.matrix import ENGINES
 from .design.table import listing
 from .engine.domain import Domain
@@ -126,7 +126,8 @@ def fit(
     BoundaryWarning
         The estimate lies on the edge of its domain.
     CTMMWarning
-        The optimisation did not converge.
+        The optimisation did not converge; or the formula lacks the means of the cell types, and
+        the structure has V.
 
     Examples
     --------
@@ -221,10 +222,13 @@ def fit_design(
     cells = resolve(structure, design.celltypes)
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
+    check_alone(design.alone, cells)
     check_components(model, cells, design.random_names)
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
-    results.notes = (*([why] if why else []), *design.notes, *_notes(results))
+    means = means_note(design.one_mean, [cells])[0]
+    said = (*([why] if why else []), *design.notes, *([means] if means else []))
+    results.notes = (*said, *_notes(results))
     return results
 
 
@@ -329,7 +333,10 @@ def caller() -> Mapping[str, object]:
 
 
 def warn_of(results: CTMMResults) -> None:
-    """At most one warning per fit."""
+    """At most one warning of the optimisation, and one of the formula."""
+    means, misleads = means_note(results.design.one_mean, [results.structure_])
+    if misleads:
+        warnings.warn(means, CTMMWarning, stacklevel=3)
     text = _trouble(results)
     if not results.converged:
         warnings.warn(text, CTMMWarning, stacklevel=3)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -438,3 +439,75 @@ def test_public_names_are_documented():
     for name, member in inspect.getmembers(ctmm.CTMMResults):
         if not name.startswith("_"):
             assert inspect.getdoc(member), name
+
+
+@pytest.mark.parametrize("structure", ["free", "iid", "full"])
+def test_v_without_means_of_the_cell_types_warns_with_the_fix(table, structure):
+    with pytest.warns(ctmm.CTMMWarning, match="no cell type.*add celltype to the formula") as got:
+        res = ctmm.fit("expr ~ sex", data=table, structure=structure, method="he")
+    assert len(got) == 1
+    assert sum("share one mean" in note for note in res.notes) == 1
+    assert "share one mean, so that V holds" in " ".join(str(res.summary()).split())
+    named = table.rename(columns={"celltype": "cell type"})
+    with pytest.warns(ctmm.CTMMWarning, match=re.escape('add Q("cell type") to')):
+        ctmm.fit("expr ~ sex", data=named, celltype="cell type", structure=structure, method="he")
+
+
+def test_one_mean_of_the_cell_types_is_a_note_where_there_is_no_v(table):
+    res = ctmm.fit("expr ~ sex", data=table, structure="hom")  # warnings are errors
+    assert res.notes[-1] == "no cell type in the fixed part: the cell types share one mean"
+
+
+def test_a_cell_type_in_one_donor_blocks_its_own_variance_only(table):
+    """Its row has a mean of its own: the others are fitted as without it."""
+    donor = table["donor"].iloc[0]
+    lone = table[(table["celltype"] != "day0") | (table["donor"] == donor)]
+    rest = table[table["celltype"] != "day0"]
+    formula = "expr ~ 0 + C(celltype)"
+    for structure in ("hom", "iid"):
+        res = ctmm.fit(formula, data=lone, structure=structure, method="reml")
+        other = ctmm.fit(formula, data=rest, structure=structure, method="reml")
+        np.testing.assert_allclose(res.vcomp, other.vcomp, rtol=1e-6)
+        np.testing.assert_allclose(res.fe_params.iloc[1:], other.fe_params, rtol=1e-6)
+        assert any(f"'day0' is observed in one donor, {donor!r}" in note for note in res.notes)
+    robust = ctmm.fit(formula, data=lone, structure="hom").table()
+    assert np.isnan(robust["std_error"].iloc[0]) and robust["std_error"].iloc[1:].notna().all()
+    for structure in ("free", "full", "banded(1)"):
+        with pytest.raises(DataError, match=r"'day0' is observed in one donor.*'iid' or 'hom'"):
+            ctmm.fit(formula, data=lone, structure=structure)
+
+
+def test_crossed_levels_of_one_spelling_stay_apart():
+    """("a", "b:c") and ("a:b", "c") are two levels."""
+    rng = np.random.default_rng(1)
+    rows = [
+        (f"d{i:02d}", f"c{c}", ["a", "a:b"][i % 2], ["b:c", "c"][i // 2 % 2])
+        for i in range(24)
+        for c in range(2)
+    ]
+    df = pd.DataFrame(rows, columns=["donor", "celltype", "g", "h"]).assign(nu=0.1)
+    effect = {("a", "b:c"): 5, ("a:b", "c"): -5, ("a", "c"): 1, ("a:b", "b:c"): -1}
+    df["expr"] = [effect[pair] for pair in zip(df["g"], df["h"], strict=True)]
+    df["expr"] += rng.normal(size=len(df))
+    res = ctmm.fit("expr ~ C(celltype) + (1|g:h)", data=df, structure="hom", method="reml")
+    estimates = res.random_effects["g:h"]["estimate"]
+    assert estimates.index.is_unique
+    assert estimates['a:"b:c"'] > 3 > -3 > estimates['"a:b":c']
+    np.testing.assert_allclose(res.predict(df, random="all"), res.fittedvalues, rtol=1e-10)
+    renamed = df.replace({"g": {"a:b": "x"}, "h": {"b:c": "y"}})
+    same = ctmm.fit("expr ~ C(celltype) + (1|g:h)", data=renamed, structure="hom", method="reml")
+    np.testing.assert_allclose(
+        res.predict(df, random="all"), same.predict(renamed, random="all"), rtol=1e-6
+    )
+
+
+def test_a_proportion_in_one_donor_has_no_variance_of_its_own(table):
+    overall = ctmm.load_example(kind="op")
+    proportions = [c for c in overall if c.startswith("prop_")]
+    first, second, *_ = proportions
+    lone = np.arange(len(overall)) == 3
+    overall[second] += overall[first].where(~lone, 0.0)
+    overall[first] = overall[first].where(lone, 0.0)
+    donor, name = overall["donor"].iloc[3], first.removeprefix("prop_")
+    with pytest.raises(DataError, match=rf"{name!r} is observed in one donor, {donor!r}"):
+        ctmm.fit("expr ~ sex", data=overall, proportions=proportions)

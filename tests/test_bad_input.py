@@ -570,6 +570,19 @@ CASES = [
         overall=True,
     ),
     Case(
+        "donors sampled twice",
+        DataError,
+        [
+            "rows 0,",
+            "differ in 'time'",
+            "a column of donor and time, donor='sample'",
+            "random='donor'",
+            r"^(?!.*average)",
+        ],
+        "expr ~ C(celltype) + time",
+        change=lambda d: pd.concat([d.assign(time="pre"), d.assign(time="post")]),
+    ),
+    Case(
         "several rows for one donor",
         DataError,
         ["d00", "rows 0, 12", "one row per donor"],
@@ -598,23 +611,6 @@ CASES = [
         ["proportions", "int"],
         OVERALL,
         {"proportions": 3},
-        overall=True,
-    ),
-    Case(
-        "cell type in one donor",
-        DataError,
-        ["cell type 'Mono' is observed in one donor, 'd02'", "leave it out"],
-        change=lambda d: d[(d["celltype"] != "Mono") | (d["donor"] == "d02")],
-    ),
-    Case(
-        "proportion in one donor",
-        DataError,
-        ["cell type 'B' is observed in one donor, 'd00'", "leave it out"],
-        OVERALL,
-        change=lambda d: d.assign(
-            prop_B=d["prop_B"].where(d["donor"] == "d00", 0.0),
-            prop_T=d["prop_T"].where(d["donor"] == "d00", d["prop_T"] + d["prop_B"]),
-        ),
         overall=True,
     ),
     # arguments that are no names

@@ -293,7 +293,17 @@ def test_mean_rows_without_covariates_are_the_cell_types():
     np.testing.assert_array_equal(design("expr ~ 0 + celltype").mean_rows, np.eye(3))
     out = design("expr ~ sex")
     np.testing.assert_array_equal(out.mean_rows, np.tile(out.X.mean(axis=0), (3, 1)))
-    assert any("share one mean" in note for note in out.notes)
+
+
+def test_a_fixed_part_without_means_names_the_cell_type_column():
+    data = long_table()
+    assert design("expr ~ sex").one_mean == "celltype"
+    assert design("expr ~ celltype").one_mean == ""
+    # columns that say the cell type do as well as the cell type; fewer do not
+    dummies = {name: (data["celltype"] == name) * 1.0 for name in data["celltype"].unique()}
+    data = data.assign(**{f"is_{k}": v for k, v in enumerate(dummies.values())})
+    assert design("expr ~ is_0 + is_1 + sex", data).one_mean == ""
+    assert design("expr ~ is_0 + sex", data).one_mean == "celltype"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -570,3 +570,21 @@ def test_a_gene_may_have_the_name_of_anything(small, name):
     expr, nu = expr.rename(columns={GENES[0]: name}), nu.rename(columns={GENES[0]: name})
     scan = quietly(ctmm.fit_genes, "~ C(celltype) + sex", data=obs, expr=expr, nu=nu, genes=[name])
     close(scan.gene(name).vcomp, scan.vcomp.loc[name])
+
+
+def test_a_scan_without_means_of_the_cell_types_says_so_once(small, tmp_path):
+    """Habit of other packages: with V = 0 and different means nearly all genes are significant."""
+    data = ctmm.load_genes()
+    path = tmp_path / "scan.parquet"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scan = ctmm.fit_genes("~ sex", data=data, genes=GENES, tests=["score"], out=path)
+    said = [w for w in caught if "no cell type in the fixed part" in str(w.message)]
+    assert len(said) == 1
+    assert issubclass(said[0].category, ctmm.CTMMWarning)
+    assert "add celltype to the formula" in str(said[0].message)
+    for one in (scan, ctmm.read_scan(path), ctmm.read_scan(path, data)):
+        assert sum("add celltype to the formula" in line for line in str(one).split("\n")) == 1
+    assert sum("add celltype" in note for note in scan.gene(GENES[0]).notes) == 1
+    scan = ctmm.fit_genes("~ C(celltype)", data=data, genes=GENES, method="he")
+    assert "no cell type in" not in str(scan)

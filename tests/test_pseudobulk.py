@@ -25,6 +25,11 @@ sc = pytest.importorskip("scanpy")
 ROUNDING = 1e-12
 """Sums of some hundred values in another order differ by less."""
 LOOSE = {"min_cells": 1, "min_cells_donor": 1}
+# these cells have few genes, and some of them values no logarithm has
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:cells are scaled .* is this a selection:UserWarning"
+)
+no_logarithms = pytest.mark.filterwarnings("ignore:the largest value is .*:UserWarning")
 """All pairs of two cells and more."""
 FORMS = [
     "csr", "csc", "csr_array", "dense", "fortran", "layer", "raw", "view", "backed", "backed csc",
@@ -244,6 +249,7 @@ def test_arrays_that_may_not_be_written():
             same(ctmm.pseudobulk(adata_of(data, obs, genes), **LOOSE, **more), *plain(X, obs))
 
 
+@no_logarithms
 @pytest.mark.parametrize("case", ["normalize", "genes", "csc normalize", "unsorted", "plain"])
 def test_cells_in_memory_are_not_copied(case, monkeypatch):
     # counted in blocks: the bound is a few of them, a copy of the matrix would be ten
@@ -286,6 +292,7 @@ def test_whole_numbers_and_truth_values(form, kind, tmp_path):
     same(ctmm.pseudobulk(data, **options, **LOOSE), *plain(X, obs))
 
 
+@no_logarithms
 @pytest.mark.parametrize("use", ["X", "raw"])
 def test_as_scanpy_on_its_own_cells(use):
     adata = sc.datasets.pbmc68k_reduced()
@@ -318,6 +325,7 @@ def test_as_scanpy_on_random_cells(make):
     np.testing.assert_allclose(ours.layers["nu"], nu, rtol=0, atol=ROUNDING)
 
 
+@no_logarithms
 @pytest.mark.parametrize("block_size", [None, 100])
 @pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.array])
 def test_variance_does_not_cancel(make, block_size):
@@ -340,6 +348,7 @@ def test_variance_does_not_cancel(make, block_size):
         )
 
 
+@no_logarithms
 def test_scanpys_variance_cancels_where_ours_does_not():
     # the reason not to call it: E[x^2] - E[x]^2 of 1e6 +- 0.01
     rng = np.random.default_rng(3)
@@ -525,6 +534,8 @@ def test_filters_want_strictly_more():
     assert pb.uns["ctmm"]["notes"].tolist() == [
         "1 of 3 donors are left out, they have at most 100 cells: 'at'",
         "1 of 4 pairs of donor and cell type are missing, they have at most 10 cells",
+        "cell type 'B' is observed in one donor, 'above': it has no variance between donors; "
+        "min_donor_share= leaves such cell types out",
     ]
 
 
@@ -798,7 +809,7 @@ def test_counts_of_a_selection_of_genes_are_pointed_out(form, tmp_path):
             ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
             ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k", raw=True, genes=["g1"])
             continue
-        message = r"by their counts in 4 genes, but raw has 6: normalise before"
+        message = r"by their counts in 4 genes, but raw has 6: normalise before.*of raw"
         with pytest.warns(CTMMWarning, match=message) as caught:
             pb = ctmm.pseudobulk(data, **LOOSE, normalize="log_cp10k")
         assert caught[0].filename == __file__
@@ -839,6 +850,48 @@ def test_counts_without_normalisation_are_pointed_out(form, tmp_path):
         pb = ctmm.pseudobulk(data, **options, **LOOSE)
     assert caught[0].filename == __file__
     assert "raw counts?" in pb.uns["ctmm"]["notes"][-1]
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "table"])
+def test_scaled_counts_without_logarithms_are_pointed_out(form, tmp_path):
+    """CP10K without log1p; the fix that the warning names gives what log1p by hand gives."""
+    X, obs, genes = counts()
+    X[:, 0] += 1
+    X = 1e4 * X / X.sum(axis=1, keepdims=True)
+    data, options = in_form(form, X, obs, genes, tmp_path)
+    with pytest.warns(CTMMWarning, match=r"the largest value is \d+.*too large for a log") as said:
+        pb = ctmm.pseudobulk(data, **options, **LOOSE)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert "normalize='log_cp10k'" in pb.uns["ctmm"]["notes"][-1]
+    assert pb.var["level_ratio"].isna().all()
+    fixed = ctmm.pseudobulk(data, **options, **LOOSE, normalize="log_cp10k")
+    right = ctmm.pseudobulk(adata_of(np.log1p(X), obs, genes), **LOOSE)  # says nothing
+    np.testing.assert_allclose(fixed.X, right.X, rtol=1e-9)
+
+
+def test_a_view_of_genes_has_no_totals():
+    """Scaling by the counts in three of 200 genes; genes= scales by all."""
+    rng = np.random.default_rng(0)
+    genes = [f"g{k}" for k in range(200)]
+    obs = pd.DataFrame({"donor": np.repeat(list("abcdef"), 50), "celltype": ["B", "T"] * 150})
+    obs.index = obs.index.astype(str)
+    adata = adata_of(rng.poisson(3.0, (300, 200)).astype(float), obs, genes)
+    options = {**LOOSE, "normalize": "log_cp10k"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = ctmm.pseudobulk(adata, genes=genes[:3], **options)
+        ctmm.pseudobulk(adata[obs["donor"] != "a"], **options)  # a view of cells has their totals
+    message = (
+        r"by their counts in 3 genes, but the AnnData that it is a view of has 200: norm.*genes="
+    )
+    with pytest.warns(CTMMWarning, match=message) as said:
+        pb = ctmm.pseudobulk(adata[:, genes[:3]], **options)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert (pb.X > right.X + 1).all()
+    few = r"in 3 genes, \d+ in half of the cells or less: is this a selection\?"
+    with pytest.warns(CTMMWarning, match=few):
+        pb = ctmm.pseudobulk(adata[:, genes[:3]].copy(), **options)
+    assert any("is this a selection?" in note for note in pb.uns["ctmm"]["notes"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -938,7 +991,8 @@ def test_donors_in_several_experiments():
     run[400:500] = "r2"  # b: 100 in each: the first
     run[500:510] = None
     adata.obs["run"] = run
-    pb = ctmm.pseudobulk(adata, experiment="run")
+    with pytest.warns(CTMMWarning, match="keeps 'r1' of 2 donors, 'r2' of 1 donors"):
+        pb = ctmm.pseudobulk(adata, experiment="run")
     filters = pb.uns["ctmm"]["filters"]
     assert filters["cells_of_other_experiments"] == 200
     assert filters["cells_without_label"] == 10
@@ -1238,3 +1292,94 @@ def test_the_authors_package_has_the_same_pseudobulk():
     for name, other in [("expr", "mean"), ("nu", "nu_theirs"), ("proportion", "proportion_theirs")]:
         np.testing.assert_allclose(kept[name], kept[other], rtol=1e-12)
     assert (kept["n_cells"] == kept["n_cells_theirs"]).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# donors sampled several times
+
+
+def pre_post(name="donor"):
+    """8 people, sampled before and after a treatment, two cell types."""
+    rng = np.random.default_rng(0)
+    of_pair = [(f"p{p}", time, t) for p in range(8) for time in ("pre", "post") for t in "BT"]
+    obs = pd.DataFrame(
+        [row for row in of_pair for _ in range(rng.integers(40, 90))],
+        columns=[name, "time", "celltype"],
+    )
+    obs.index = obs.index.astype(str)
+    rate = np.where(obs["time"] == "post", 20, 1)[:, None]
+    return adata_of(np.log1p(rng.poisson(rate, (len(obs), 2)).astype(float)), obs, ["g", "h"])
+
+
+@pytest.mark.parametrize("name", ["donor", "subject"])
+def test_a_condition_within_donors_is_named_with_the_way(name):
+    adata = pre_post(name)
+    message = rf"differ in obs column 'time' \('post', 'pre'\) and are pooled.*obs\[{name!r}\]"
+    with pytest.warns(CTMMWarning, match=message) as said:
+        pb = ctmm.pseudobulk(adata, donor=name)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert str(said[0].message) in list(pb.uns["ctmm"]["notes"])
+    # the way: what the message says, letter by letter
+    text, obs = str(said[0].message), adata.obs
+    for line in text.split("own, ")[1].split(", pseudobulk(")[0].split(", "):
+        exec(line, {"obs": obs})
+    person = "person" if name == "donor" else name
+    assert f"random={person!r}" in text
+    pb = ctmm.pseudobulk(adata, donor="sample", min_cells_donor=50)  # says nothing
+    assert pb.obs["donor"].nunique() == 16
+    res = ctmm.fit("g ~ C(celltype) * C(time)", data=pb, random=person)
+    wanted = adata.to_df()["g"].groupby(obs["time"]).mean()
+    assert res.fe_params["C(time)[T.pre]"] == pytest.approx(wanted["pre"] - wanted["post"], abs=0.1)
+
+
+def test_experiments_that_mix_conditions_are_named():
+    with pytest.warns(CTMMWarning, match=r"experiment='time' keeps 'post' of \d .* 'pre' of \d"):
+        pb = ctmm.pseudobulk(pre_post(), experiment="time")
+    assert pb.obs["time"].nunique() == 2
+    obs = pre_post().obs
+    obs["run"] = obs["donor"].astype(str) + obs["time"].astype(str)  # an experiment is no condition
+    obs["one"] = np.where(obs["donor"] == "p0", obs["time"], "pre")  # most donors have one
+    adata = pre_post()
+    adata.obs = obs.drop(columns="time")
+    ctmm.pseudobulk(adata, experiment="run")
+    ctmm.pseudobulk(adata, experiment="one")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda o, rng: rng.normal(size=len(o)),  # a measure of quality
+        lambda o, rng: rng.integers(0, 40, len(o)).astype(str),  # many levels
+        lambda o, rng: o["celltype"] + rng.choice(["1", "2"], len(o)),  # a finer cell type
+        lambda o, rng: rng.random(len(o)) < 0.03,  # rare
+        lambda o, rng: np.where(o["celltype"].isin(["B1", "B2"]), "b", "t"),  # a lineage
+        lambda o, rng: np.where(o["donor"].isin(["p0", "p1"]), rng.choice(["a", "b"], len(o)), "a"),
+    ],
+)
+def test_columns_that_are_no_conditions_are_no_matter(column):
+    adata = pre_post()
+    adata.obs = adata.obs.drop(columns="time")
+    adata.obs["celltype"] += np.where(np.arange(len(adata.obs)) % 2, "1", "2")
+    adata.obs["column"] = column(adata.obs, np.random.default_rng(1))
+    ctmm.pseudobulk(adata)  # warnings are errors
+
+
+def test_a_file_of_old_anndata_is_refused_with_the_way(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "old.h5ad"
+    with h5py.File(path, "w") as file:  # as anndata 0.6 wrote it
+        file["X"] = np.ones((2, 1))
+        file["obs"] = np.array([(b"c0", 0), (b"c1", 0)], dtype=[("index", "S2"), ("donor", "i1")])
+        file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
+    with pytest.raises(DataError, match=r"before 0\.7: write it anew, anndata\.read_h5ad\('.*old"):
+        ctmm.pseudobulk(path)
+
+
+def test_a_cell_type_in_one_donor_is_told():
+    adata = sized({("a", "T"): 300, ("b", "T"): 200, ("b", "B"): 150})
+    pb = ctmm.pseudobulk(adata)
+    said = [note for note in pb.uns["ctmm"]["notes"] if "observed in one donor" in note]
+    assert len(said) == 1 and said[0].startswith("cell type 'B' is observed in one donor, 'b'")
+    assert "min_donor_share=" in said[0]
+    pb = ctmm.pseudobulk(adata, min_donor_share=0.5)
+    assert not any("in one donor" in note for note in pb.uns["ctmm"]["notes"])

@@ -370,6 +370,7 @@ def test_pseudobulk_of_simulated_cells_follows_the_model():
     assert (scan.table["p_score"] < 0.05).mean() > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:cells are scaled .* a selection:UserWarning")
 def test_counts_become_pseudobulk():
     cells = simulate_cells(80, 12, 2, scale="counts", cells=spread_cells(30), rng=13)
     assert isinstance(cells, anndata.AnnData) and not (cells.X % 1).any()

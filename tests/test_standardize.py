@@ -9,6 +9,8 @@ from ctmm_formula.errors import CTMMError, DataError
 
 ad = pytest.importorskip("anndata")
 
+# values above 20, which no logarithm of expression has
+pytestmark = pytest.mark.filterwarnings("ignore:the largest value is .*:UserWarning")
 ROUNDING = 1e-12
 SAME_FIT = 1e-6
 """Estimates of one likelihood in two units differ by the tolerance of the optimisation."""

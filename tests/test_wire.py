@@ -282,3 +282,20 @@ def test_a_design_of_a_caller_codes_no_new_rows(df):
         there.predict(df.head(3))
     with pytest.raises(DataError, match="keep it where it was fitted"):
         there.to_json()
+
+
+def test_missing_means_of_the_cell_types_cross_once():
+    df = ctmm.load_example()
+    with pytest.warns(ctmm.CTMMWarning, match="no cell type"):
+        res = ctmm.fit("expr ~ sex", data=df, method="he")
+    sent = make_request(df, res)
+    reply = calls.call("fit", sent)
+    assert [note["message"] for note in reply["warnings"]] == [res.notes[-1]]
+    assert reply["warnings"][0]["classes"][0] == "CTMMWarning"
+    assert reply["value"]["notes"] == list(res.notes)
+    y = codec.decode(sent["model"]["y"])[None, :]
+    more = {"genes": ["a"], "expr": codec.encode(y), "nu": codec.encode(df["nu"].to_numpy()[None])}
+    settings = {"models": [], "tests": [], "one_step": False, "n_bootstrap": 1, "seed": 1}
+    reply = calls.call("genes", sent | more | settings | {"n_jobs": 1})
+    assert [note["message"] for note in reply["warnings"]] == [res.notes[-1]]
+    assert reply["value"]["notes"][-1] == res.notes[-1]

@@ -94,6 +94,56 @@ def carry(
     return pd.DataFrame(carried, index=pd.RangeIndex(N * C)), left_out
 
 
+FEW_LEVELS = 6
+COMMON = 0.1
+"""Share of a pair's cells above which a level is one that the donor was sampled at."""
+OF_CELLS = {"phase", "leiden", "louvain", "cluster", "clusters", "seurat_clusters", "doublet",
+            "predicted_doublet"}  # fmt: skip
+"""Columns that say what a cell is, by their usual names."""
+
+
+def pooled(obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str]) -> dict[str, list[str]]:
+    """Columns that look like conditions of which donors have several, and their levels.
+
+    They have few levels and are no numbers with fractions; most cells are in pairs with two levels
+    or more; and the levels are not those of a finer cell type.
+
+    Examples
+    --------
+    >>> from ctmm_formula.cells.pairs import Thresholds, find_pairs
+    >>> obs = pd.DataFrame({"donor": ["a", "b"] * 8, "celltype": "T", "age": [30, 40] * 8,
+    ...                     "time": np.repeat(["pre", "post"], 8)})
+    >>> pairs = find_pairs(obs, "donor", "celltype", Thresholds(1, 1))
+    >>> pooled(obs, pairs, ["donor", "celltype"])
+    {'time': ['post', 'pre']}
+    """
+    place = pairs.place
+    on = place >= 0
+    C, total = pairs.n_cells.shape[1], pairs.n_cells.ravel()
+    out = {}
+    for name in obs.columns[~obs.columns.duplicated(keep=False)]:
+        column = obs[name].reset_index(drop=True)
+        if name in taken or str(name).lower() in OF_CELLS or column.dtype.kind in "fcmM":
+            continue
+        try:
+            if column.iloc[:HEAD].nunique() > FEW_LEVELS:
+                continue
+            codes, known = pd.factorize(column[on])
+        except TypeError:  # values are objects
+            continue
+        levels = [label(value) for value in known]
+        if not 2 <= len(levels) <= FEW_LEVELS:
+            continue
+        table = np.zeros((len(total), len(levels)), dtype=np.int64)
+        np.add.at(table, (place[on][codes >= 0], codes[codes >= 0]), 1)
+        several = ((table > COMMON * total[:, None]).sum(axis=1) > 1) @ total > total.sum() / 2
+        types = table.reshape(-1, C, len(levels)).sum(axis=0)
+        finer = C > 1 and bool(((types > COMMON * types.sum(axis=0)).sum(axis=0) == 1).any())
+        if several and not finer:
+            out[str(name)] = sorted(levels)
+    return out
+
+
 def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """Columns to look at."""
     columns = list(obs.columns)

@@ -17,6 +17,10 @@ LARGEST_LOG = 20.0
 """No log2(CPM + 1) is larger (log2(1e6 + 1) = 19.9)."""
 
 
+FEW_GENES, FEW_COUNTS = 1000, 200
+"""Cells with fewer genes and, in the middle, fewer counts are hardly whole transcriptomes."""
+
+
 class Normalised(NamedTuple):
     """One block after normalisation, and what its counts were like."""
 

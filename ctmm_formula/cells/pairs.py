@@ -14,6 +14,10 @@ NO_LABEL = {"", "nan", "None", "<NA>"}
 """Texts that missing labels turn into: cells with these have no label."""
 
 
+FEW_EXPERIMENTS = 6
+"""So many experiments, or fewer, may be conditions under which donors were sampled."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """The grid of kept donors x kept cell types, N x C.
@@ -29,6 +33,8 @@ class Pairs:
     filters : dict
         Thresholds, and what each of them took.
     notes : list of str
+    mixed : str
+        Which of few experiments is kept of how many donors, where most are in several.
     """
 
     donors: pd.Index
@@ -39,6 +45,7 @@ class Pairs:
     observed: np.ndarray
     filters: dict[str, object]
     notes: list[str]
+    mixed: str = ""
 
     @property
     def used(self) -> np.ndarray:
@@ -118,6 +125,7 @@ def find_pairs(
         observed=grid.observed,
         filters=filters,
         notes=notes + _filter_notes(counts, cells.donors, cells.celltypes, grid, thresholds),
+        mixed=cells.mixed,
     )
 
 
@@ -132,6 +140,7 @@ class _Cells:
     unlabelled: dict[str, int]
     others: int
     notes: list[str]
+    mixed: str
 
 
 def _label(
@@ -142,7 +151,7 @@ def _label(
     t, celltypes = _codes(obs, celltype, "cell type")
     kept = (d >= 0) & (t >= 0)
     unlabelled = {donor: int((d < 0).sum()), celltype: int(((t < 0) & (d >= 0)).sum())}
-    others, repeats = 0, []
+    others, repeats, mixed = 0, [], ""
     if experiment is not None:
         e, experiments = _codes(obs, experiment, "experiment")
         unlabelled[experiment] = int((kept & (e < 0)).sum())
@@ -155,13 +164,34 @@ def _label(
                 f"with most cells is kept, {others} cells of the others are left out: "
                 f"{listing(twice)}"
             )
+            mixed = _mixed(d, e, kept, donors, experiments, experiment)
     notes = [
         f"{count} of {len(obs)} cells are left out, they have no label in column {name!r}"
         for name, count in unlabelled.items()
         if count
     ]
     d, t = np.where(kept, d, -1), np.where(kept, t, -1)
-    return _Cells(d, t, donors, celltypes, unlabelled, others, notes + repeats)
+    return _Cells(d, t, donors, celltypes, unlabelled, others, notes + repeats, mixed)
+
+
+def _mixed(
+    d: np.ndarray,
+    e: np.ndarray,
+    kept: np.ndarray,
+    donors: pd.Index,
+    experiments: pd.Index,
+    name: str,
+) -> str:
+    """What to say of few experiments that most donors share: they may be conditions."""
+    there = np.zeros((len(donors), len(experiments)), dtype=bool)
+    there[d[(d >= 0) & (e >= 0)], e[(d >= 0) & (e >= 0)]] = True
+    held = np.zeros_like(there)
+    held[d[kept], e[kept]] = True
+    of = held.sum(axis=0)
+    if len(of) > FEW_EXPERIMENTS or (of > 0).sum() < 2 or (there.sum(axis=1) > 1).mean() <= 0.5:
+        return ""
+    parts = [f"{k!r} of {n} donors" for k, n in zip(experiments, of, strict=True) if n]
+    return f"experiment={name!r} keeps {', '.join(parts)}"
 
 
 def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Index]:
@@ -269,6 +299,12 @@ def _filter_notes(
             f"{missing} of {grid.observed.size} pairs of donor and cell type are missing, they "
             f"have at most {max(thresholds.min_cells, 1)} cells"
         )
+    for name, at in zip(celltypes[grid.celltypes], grid.observed.T, strict=True):
+        if at.sum() == 1 < len(at):
+            texts.append(
+                f"cell type {name!r} is observed in one donor, {donors[grid.donors][at][0]!r}: it "
+                "has no variance between donors; min_donor_share= leaves such cell types out"
+            )
     return texts
 
 

@@ -15,8 +15,18 @@ from ..arguments import choose, whole_number
 from ..design.table import column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
-from .covariates import carry
-from .normalize import LARGEST_LOG, SCALES, half_counts, libraries, log_means, normalise, scales
+from .covariates import OWN, carry, pooled
+from .normalize import FEW_COUNTS as FEW_OF_CELL
+from .normalize import (
+    FEW_GENES,
+    LARGEST_LOG,
+    SCALES,
+    half_counts,
+    libraries,
+    log_means,
+    normalise,
+    scales,
+)
 from .pairs import Pairs, Thresholds, find_pairs
 from .scale import FEW_COUNTS, SUMMARIES, few_counts_note, level_notes, level_ratio, type_means
 from .source import Source, blocks, gene_places, open_source
@@ -121,8 +131,10 @@ def pseudobulk(
     Warns
     -----
     CTMMWarning
-        All values are whole numbers: raw counts, where logarithms are expected.  Counts to be
-        normalised are of fewer genes than the AnnData's raw.
+        Values are whole numbers or larger than logarithms can be: counts, raw or scaled, where
+        logarithms are expected.  Counts to be normalised are of fewer genes than the AnnData's raw
+        or the AnnData it is a view of, or so few that they may be a selection.  A column of obs
+        (or `experiment`) looks like conditions under which most donors were sampled.
 
     Notes
     -----
@@ -154,8 +166,8 @@ def pseudobulk(
     d2|T    d2        T       10    0.333333   M
     >>> bool(np.isnan(pb["d1|B"].X).all()), bool(np.isnan(pb["d1|T"].X).any())
     (True, False)
-    >>> pb.uns["ctmm"]["notes"].tolist()
-    ['2 of 4 pairs of donor and cell type are missing, they have at most 10 cells']
+    >>> pb.uns["ctmm"]["notes"].tolist()[0]
+    '2 of 4 pairs of donor and cell type are missing, they have at most 10 cells'
     """
     anndata = require_anndata()
     thresholds = _thresholds(min_cells, min_cells_donor, min_donor_share)
@@ -185,9 +197,12 @@ def pseudobulk(
         source.close()
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
     pairs = read.pairs
+    samples = _samples(source.obs, pairs, donor, [*names.values()])
+    for text in samples:
+        warnings.warn(text, CTMMWarning, stacklevel=2)
     var = source.var if places is None else source.var.iloc[places]
     layers, of_genes, warned = _summarise(read, summary, normalize)
-    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned]
+    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned, *samples]
     matrix = "raw" if raw else "X" if layer is None else f"layer {layer}"
     record: dict[str, object] = {
         "format": FORMAT,
@@ -243,6 +258,7 @@ def _stream(
     sizes = _sizes(source, block_size) if normalize and by_genes else None
     seen: list[tuple[float, bool]] = []
     empty = np.zeros(len(codes), dtype=bool)
+    total = np.zeros(len(codes)) if sizes is None else sizes
     scale = np.zeros(len(codes))
     copies = normalize is not None or places is not None
     for first, block in blocks(source, block_size, copies=copies):
@@ -250,7 +266,7 @@ def _stream(
         span = slice(cell, cell + block.shape[0])
         if normalize:
             size = libraries(block) if sizes is None else sizes
-            used = codes[span] >= 0
+            total[span], used = size, codes[span] >= 0
             empty[span], scale[span] = (size == 0) & used, scales(used, size, normalize)
             block, top, whole, bad = normalise(
                 block, used, size, normalize, log=summary != "log_mean"
@@ -270,11 +286,8 @@ def _stream(
     notes = _judge(top, whole, normalize)
     if summary == "log_mean" and not whole:
         notes.append("counts are not whole numbers; half a count is 0.5 of them all the same")
-    if normalize and source.raw_genes > len(source.genes):
-        text = (
-            f"cells are scaled by their counts in {len(source.genes)} genes, but raw has "
-            f"{source.raw_genes}: normalise before genes are chosen, or take the logarithms of raw"
-        )
+    text = _selection(source, total[codes >= 0]) if normalize else ""
+    if text:
         warnings.warn(text, CTMMWarning, stacklevel=3)
         notes.append(text)
     if empty.any():
@@ -293,7 +306,8 @@ def _summarise(
     types = [str(name) for name in read.pairs.celltypes]
     if summary == "mean":
         ratio = level_ratio(type_means(mean, observed))
-        if read.moments.whole and normalize is None:  # no logarithms
+        if normalize is None and (read.moments.whole or read.moments.top > LARGEST_LOG):
+            # no logarithms
             ratio[:] = np.nan
         return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
     lost = np.flatnonzero(observed.ravel() & np.isnan(read.half))
@@ -348,14 +362,54 @@ def _judge(top: float, whole: bool, normalize: str | None) -> list[str]:
             f"(not whole, the largest is {top:.3g}): leave normalize= out, or name the counts by "
             "layer= or raw=True"
         )
-    if normalize or not whole or top <= 1:
+    if normalize or (top <= 1 if whole else top <= LARGEST_LOG):
         return []
     text = (
         f"all values are whole numbers (the largest is {top:g}): raw counts? The model is for "
         "logarithms: normalize='log_cp10k' makes them"
+        if whole
+        else f"the largest value is {top:.4g}, too large for a logarithm of expression: scaled "
+        "counts (CP10K, CPM)? The model is for logarithms: normalize='log_cp10k' makes them, of "
+        "counts (layer=, raw=True) or of these"
     )
     warnings.warn(text, CTMMWarning, stacklevel=4)
     return [text]
+
+
+def _selection(source: Source, total: np.ndarray) -> str:
+    """What to say of cells whose counts in all genes cannot be seen, if so."""
+    size, (name, most) = len(source.genes), source.whole
+    text = f"cells are scaled by their counts in {size} genes"
+    fix = "normalise before genes are chosen (genes= chooses after that)"
+    if most > size:
+        other = ", or take the logarithms of raw" if name == "raw" else ""
+        return f"{text}, but {name} has {most}: {fix}{other}"
+    middle = float(np.median(total)) if len(total) else 0.0
+    if size < FEW_GENES and middle < FEW_OF_CELL:
+        return f"{text}, {middle:g} in half of the cells or less: is this a selection? {fix}"
+    return ""
+
+
+def _samples(obs: pd.DataFrame, pairs: Pairs, donor: str, taken: list[str]) -> list[str]:
+    """What to say of donors that seem to have been sampled several times, and the way."""
+    found = pooled(obs, pairs, taken)
+    said = [
+        (
+            name,
+            f"cells of one donor differ in obs column {name!r} ({listing(levels)}) and are pooled",
+        )
+        for name, levels in found.items()
+    ]
+    if pairs.mixed:
+        said.append((taken[2], pairs.mixed))
+    person = "person" if donor in OWN else donor
+    copy = f"obs['person'] = obs[{donor!r}], " if donor in OWN else ""
+    return [
+        f"{what}: if these are conditions, every sample is a donor of its own, {copy}"
+        f"obs['sample'] = obs[{donor!r}].astype(str) + '_' + obs[{name!r}].astype(str), "
+        f"pseudobulk(donor='sample'), and fit with random={person!r}"
+        for name, what in said
+    ]
 
 
 def _left_out_notes(left_out: dict[str, str]) -> list[str]:

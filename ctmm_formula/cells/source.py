@@ -33,8 +33,9 @@ class Source:
     var : DataFrame, one row per gene
     cells : Index
     close : callable
-    raw_genes : int
-        Genes of the AnnData's raw, where another of its matrices is read; else 0.
+    whole : tuple of str and int
+        What the matrix may have been chosen from, and its number of genes: raw, where another
+        matrix of the AnnData is read, or the AnnData that it is a view of.
     """
 
     matrix: Any
@@ -43,7 +44,7 @@ class Source:
     var: pd.DataFrame
     cells: pd.Index
     close: Callable[[], None] = field(default=lambda: None)
-    raw_genes: int = 0
+    whole: tuple[str, int] = ("raw", 0)
 
     @property
     def genes(self) -> pd.Index:
@@ -111,8 +112,11 @@ def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
     matrix = home.X if layer is None else data.layers[layer]
     if matrix is None:
         raise DataError("the AnnData has no X: name a layer=, or raw=True")
-    raw_genes = 0 if raw or data.raw is None else data.raw.shape[1]
-    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names, raw_genes=raw_genes)
+    whole = ("raw", 0 if raw or data.raw is None else data.raw.shape[1])
+    parent = None if raw else getattr(data, "_adata_ref", None)  # a view's
+    if parent is not None and parent.n_vars > max(data.n_vars, whole[1]):
+        whole = ("the AnnData that it is a view of", parent.n_vars)
+    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names, whole=whole)
 
 
 def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
@@ -125,9 +129,15 @@ def _from_file(path: Path, layer: str | None, raw: bool) -> Source:
             close()
             hint = "; it holds no AnnData: read it into one first" if part == "obs" else ""
             raise DataError(f"the file {str(path)!r} has no {part}{hint}")
+    if hasattr(root["obs"], "dtype"):  # a table of records, not a group of columns
+        close()
+        raise DataError(
+            f"the file {str(path)!r} is of anndata before 0.7: write it anew, "
+            f"anndata.read_h5ad({str(path)!r}).write_h5ad('new.h5ad')"
+        )
     matrix, obs, var = lazy(root[where]), read(root["obs"]), read(root[f"{home}var"])
     raw_genes = 0 if raw or "raw/var" not in root else len(read(root["raw/var"]))
-    return Source(matrix, _form(matrix), obs, var, obs.index, close, raw_genes)
+    return Source(matrix, _form(matrix), obs, var, obs.index, close, ("raw", raw_genes))
 
 
 def _from_table(data: object, obs: pd.DataFrame | None, genes: Sequence[str] | None) -> Source:

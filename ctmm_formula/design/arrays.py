@@ -18,7 +18,7 @@ from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
 from .random_terms import RandomTerm
-from .table import listing, rows
+from .table import crossed, listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
 SUM_TOLERANCE = 1e-6  # proportions read from a text file
@@ -54,10 +54,29 @@ def check_levels(ready: Prepared) -> None:
             + (
                 "overall pseudobulk (proportions=) has one row per donor"
                 if roles.celltype is None
-                else "average them; if they are cells, aggregate the cells to one row per donor "
-                "and cell type"
+                else _way_out(ready, pairs)
             )
         )
+
+
+def _way_out(ready: Prepared, pairs: pd.DataFrame) -> str:
+    """What to do with several rows of one donor and cell type: samples, or cells."""
+    donor, keys = ready.roles.donor, [pairs[name] for name in pairs]
+    differ = [
+        name
+        for name in dict.fromkeys([*ready.roles.fixed, *ready.roles.groups])
+        if pd.Series(pd.factorize(ready.frame[name])[0])
+        .groupby(keys, observed=True)
+        .nunique()
+        .max()
+        > 1
+    ]
+    column = f"of donor and {differ[0]}" if differ else "of samples"
+    return (
+        (f"they differ in {listing(differ)}; " if differ else "")
+        + f"samples of one donor are told apart by a column {column}, donor='sample', and joined "
+        f"by random={donor!r}; cells are aggregated by pseudobulk()"
+    )
 
 
 def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
@@ -189,6 +208,8 @@ class Observed:
     celltypes : tuple of str, length C
     H : ndarray, shape (n, C)
     notes : tuple of str
+    alone : dict
+        Cell types seen in one donor -> that donor.
     """
 
     nu: np.ndarray
@@ -198,6 +219,7 @@ class Observed:
     celltypes: tuple[str, ...]
     H: np.ndarray
     notes: tuple[str, ...]
+    alone: dict[str, str]
 
 
 def observed(ready: Prepared) -> Observed:
@@ -212,8 +234,9 @@ def observed(ready: Prepared) -> Observed:
     P, celltypes, H = observation(ready)
     n_cells = fill_counts(given, H)
     nu = noise(ready, n_cells)
-    notes = (*ready.notes, *few_donors(ready, celltypes, H), *count_notes(ready, given))
-    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes)
+    few, alone = few_donors(ready, celltypes, H)
+    notes = (*ready.notes, *few, *count_notes(ready, given))
+    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes, alone)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
@@ -290,17 +313,21 @@ def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndar
     return out / out.sum(axis=1, keepdims=True)
 
 
-def few_donors(ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray) -> list[str]:
-    """Notes on cell types seen in two donors; one seen in a single donor is an error."""
+def few_donors(
+    ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray
+) -> tuple[list[str], dict[str, str]]:
+    """Notes on cell types seen in one or two donors, and those in one with that donor."""
     donors = ready.labels[ready.roles.donor]
     codes = np.asarray(donors.codes)
-    notes = []
+    notes: list[str] = []
+    alone: dict[str, str] = {}
     for name, column in zip(celltypes, H.T, strict=True):
         seen = np.unique(codes[column != 0])
         if len(seen) == 1:
-            raise DataError(
-                f"cell type {name!r} is observed in one donor, {donors.categories[seen[0]]!r}: its "
-                "variance between donors cannot be estimated; leave it out"
+            alone[name] = str(donors.categories[seen[0]])
+            notes.append(
+                f"cell type {name!r} is observed in one donor, {alone[name]!r}: its own variance "
+                "between donors is not known, it is taken to share that of the other types"
             )
         if len(seen) == 2:
             both = listing([str(donors.categories[k]) for k in seen])
@@ -308,7 +335,7 @@ def few_donors(ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray) -> li
                 f"cell type {name!r} is observed in 2 donors ({both}): its variance is hardly "
                 "known, and tests that use it cannot be trusted"
             )
-    return notes
+    return notes, alone
 
 
 def count_notes(ready: Prepared, counts: np.ndarray | None) -> list[str]:
@@ -477,7 +504,7 @@ def _crossed(groups: Sequence[pd.Categorical]) -> tuple[np.ndarray, list[str]]:
     table = np.column_stack([np.asarray(group.codes) for group in groups])
     levels, codes = np.unique(table, axis=0, return_inverse=True)
     names = [
-        ":".join(str(g.categories[k]) for g, k in zip(groups, row, strict=True)) for row in levels
+        crossed(str(g.categories[k]) for g, k in zip(groups, row, strict=True)) for row in levels
     ]
     return codes.ravel().astype(np.int64), names
 

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from ..engine.he import confounded
 from ..engine.model import Model
-from ..errors import ConvergenceError
+from ..errors import ConvergenceError, DataError
 from ..structures import ARGUMENTS, STRUCTURES, Structure, resolve
 from .table import listing
+
+
+def check_alone(alone: Mapping[str, str], structure: Structure) -> None:
+    """Refuse variances of cell types that are seen in one donor.
+
+    Parameters
+    ----------
+    alone : dict
+        Cell types seen in one donor -> that donor.
+    structure : Structure
+
+    Raises
+    ------
+    DataError
+        Names them and the structures that share variances.
+    """
+    for name, donor in alone.items():
+        c = structure.celltypes.index(name)
+        others = np.delete(np.delete(structure.basis, c, axis=1), c, axis=2)
+        own = structure.basis[:, c].any(axis=1) & ~others.any(axis=(1, 2))
+        if own.any():
+            raise DataError(
+                f"cell type {name!r} is observed in one donor, {donor!r}: its variance between "
+                f"donors cannot be estimated; leave it out, or share the variance between cell "
+                "types, structure='iid' or 'hom'"
+            )
 
 
 def check_components(model: Model, structure: Structure, random: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ this file nothing knows column names or data kinds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from ..engine.model import Model, RandomComponent, build_model, n_blocks
 from ..errors import DataError, FormulaError
 from ..structures import Structure
 from . import arrays
+from .expressions import quote
 from .formula import FormulaSpec
 from .matrix import Coding
 from .prepare import Prepared, prepare
@@ -78,6 +79,11 @@ class Design:
     dropped : dict
         Reason -> number of rows dropped, each row under its first reason.
     notes : tuple of str
+    alone : dict
+        Cell types seen in one donor -> that donor.
+    one_mean : str
+        The cell type column where the fixed part leaves cell types without means of their own,
+        else empty.
     coding : Coding, or None
         How the fixed part becomes numbers; None where the caller coded it.
     known_means : ndarray, shape (C, p), or None
@@ -110,6 +116,8 @@ class Design:
     proportion_cols: tuple[str, ...]
     dropped: dict[str, int]
     notes: tuple[str, ...]
+    alone: dict[str, str]
+    one_mean: str
     coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
 
@@ -350,7 +358,7 @@ def assemble(
     engine, coding
         How the fixed part became numbers.
     one_mean : bool
-        Whether the fixed part leaves the cell types one mean, which is worth a note.
+        Whether the fixed part names no cell type; other columns may span their means.
     means : ndarray, shape (C, p), optional
         ``Design.mean_rows``, where `coding` cannot tell.
 
@@ -361,7 +369,6 @@ def assemble(
     """
     arrays.check_design(X, names, ready.keep)
     random = arrays.random(spec, ready, X, seen.H, seen.celltypes)
-    note = "no cell type in the fixed part: the cell types share one mean"
     donors = ready.labels[ready.roles.donor]
     return Design(
         spec=spec,
@@ -389,10 +396,36 @@ def assemble(
         proportions=arrays.shares(ready, seen.H, seen.n_cells),
         proportion_cols=ready.roles.proportions,
         dropped=ready.dropped,
-        notes=(*seen.notes, *([note] if one_mean else [])),
+        notes=seen.notes,
+        alone=seen.alone,
+        one_mean=str(ready.roles.celltype) if one_mean and not _spans(X, seen.H) else "",
         coding=coding,
         known_means=means,
     )
+
+
+def means_note(one_mean: str, structures: Iterable[Structure]) -> tuple[str, bool]:
+    """What to know of a fixed part without means of the cell types, and whether it warns.
+
+    >>> from ctmm_formula.structures import resolve
+    >>> means_note("celltype", [resolve("hom", ["B", "T"])])
+    ('no cell type in the fixed part: the cell types share one mean', False)
+    """
+    if not one_mean:
+        return "", False
+    text = "no cell type in the fixed part: the cell types share one mean"
+    if not any(len(structure.specific) for structure in structures):
+        return text, False
+    return (
+        f"{text}, so that V holds the differences between their means: add {quote(one_mean)} to "
+        "the formula"
+    ), True
+
+
+def _spans(X: np.ndarray, H: np.ndarray) -> bool:
+    """Whether the columns of `X` span those of `H`, as columns that say the cell type do."""
+    names = [str(k) for k in range(X.shape[1] + H.shape[1])]
+    return len(arrays.aliased(np.hstack([X, H]), names)) == H.shape[1]
 
 
 def _as_trained(column: pd.Series, name: str, trained: pd.Series) -> pd.Series:

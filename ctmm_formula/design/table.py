@@ -253,6 +253,19 @@ def number_levels(column: pd.Series) -> pd.Series:
     return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index(levels)))
 
 
+def crossed(parts: Iterable[str]) -> str:
+    """One name for crossed levels, another for every other tuple of them.
+
+    >>> crossed(["a", "b"]), crossed(["a", "b:c"]), crossed(["a:b", "c"]), crossed(["a:b"])
+    ('a:b', 'a:"b:c"', '"a:b":c', 'a:b')
+    """
+    texts = list(parts)
+    if len(texts) == 1:
+        return texts[0]
+    doubled = [text.replace('"', '""') for text in texts]
+    return ":".join(f'"{d}"' if {":", '"'} & set(d) else d for d in doubled)
+
+
 def label(value: object) -> str:
     """Text of one label: 3.0 and 3 are both "3", dates are ISO.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
-from ..design.table import label, pick
+from ..design.table import crossed, label, pick
 from ..errors import CTMMError
 from .record import Record
 
@@ -141,15 +141,16 @@ def _contribution(res: Record, frame: pd.DataFrame, name: str, table: pd.DataFra
     ]
     term, celltype = components[res.labels.random.index(name)]
     parts = [_texts(frame, group, "random effect") for group in term.groups]
-    level = [":".join(map(str, row)) for row in zip(*parts, strict=True)]
+    level = [None if None in row else crossed(row) for row in zip(*parts, strict=True)]
     values = _look_up(effect[:, None], table.index, level)[:, 0]
     return values if celltype is None else values * design.observation(frame)[:, celltype]
 
 
-def _look_up(values: np.ndarray, known: Iterable[str], labels: Iterable) -> np.ndarray:
+def _look_up(values: np.ndarray, known: Iterable[str], labels: Iterable[str | None]) -> np.ndarray:
     """Rows of `values` (one per known label) for labels; zeros for the others."""
     index: Mapping[str, int] = {name: k for k, name in enumerate(known)}
-    where = np.array([index.get(name, -1) for name in labels], dtype=np.int64)
+    places = [-1 if name is None else index.get(name, -1) for name in labels]
+    where = np.array(places, dtype=np.int64)
     return np.where((where >= 0)[:, None], values[where], 0.0)
 
 

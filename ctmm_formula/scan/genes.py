@@ -26,7 +26,7 @@ from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..cells.scale import summary_of
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
-from ..design.labelled import Design, build_design
+from ..design.labelled import Design, build_design, means_note
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
@@ -140,7 +140,7 @@ def fit_genes(
     CTMMWarning
         Once, with the numbers of genes that failed, did not converge, lie on the edge of their
         domain (a BoundaryWarning where nothing worse is the matter) or have few counts for tests
-        of V (``zero_noise`` above .5).
+        of V (``zero_noise`` above .5); once where the formula lacks the means of the cell types.
 
     Notes
     -----
@@ -199,6 +199,9 @@ def fit_genes(
         scan = Scan(table, plan.layout, call, refit, notes)
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
+    means, misleads = means_note(design.one_mean, plan.layout.structures)
+    if misleads:
+        warnings.warn(means, CTMMWarning, stacklevel=2)
     counts = scan.counts()
     text = notice(counts, unseen(scan.table))
     if text:
@@ -323,6 +326,7 @@ class Refit:
             "proportions": share,
             "formula_engine": self.options["engine"],
             "noise": noise,
+            "one_mean": design.one_mean,
             "summary": summary_of(self.responses.uns),
             "data": fingerprint(
                 list(design.names), list(design.celltypes), list(design.donors), design.rows,

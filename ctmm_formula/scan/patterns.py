@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..design.formula import FormulaSpec
-from ..design.identified import check_components
+from ..design.identified import check_alone, check_components
 from ..design.labelled import Design, build_design
 from ..design.table import listing
 from ..engine import he, robust
@@ -104,6 +104,7 @@ class Patterns:
         structures = self.plan.layout.structures
         models = tuple(design.model(structure) for structure in structures)
         for model, structure in zip(models, structures, strict=True):
+            check_alone(design.alone, structure)
             check_components(model, structure, design.random_names)
         return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
 

@@ -15,6 +15,7 @@ import pandas as pd
 from ..arguments import choose, whole_number
 from ..cells.scale import scale_notes
 from ..cells.tables import UNSEEN
+from ..design.labelled import means_note
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
@@ -65,7 +66,8 @@ class Scan:
     call : dict
         The settings of the scan as text.
     notes : tuple of str
-        What to know of the scale of its genes, :mod:`ctmm_formula.cells.scale`.
+        What to know of its formula, and of the scale of its genes,
+        :mod:`ctmm_formula.cells.scale`.
 
     Examples
     --------
@@ -271,13 +273,16 @@ class Scan:
 def notes_of(
     table: pd.DataFrame, layout: Layout, call: Mapping[str, Any], responses: Responses | None
 ) -> tuple[str, ...]:
-    """What to know of the scale of the genes of a scan; without the data, by fitted means."""
+    """What to know of the formula and the scale of a scan; without the data, by fitted means."""
+    means_missing = means_note(call.get("one_mean", ""), layout.structures)[0]
+    said = [means_missing] if means_missing else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
     if responses is None or responses.var is None:
         uns = {"ctmm": {"summary": call.get("summary", "")}}
-        return tuple(scale_notes(uns, pd.DataFrame(index=table.index), means))
-    return tuple(scale_notes(responses.uns, responses.var.iloc[responses.places], means))
+        return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means))
+    var = responses.var.iloc[responses.places]
+    return (*said, *scale_notes(responses.uns, var, means))
 
 
 def full_table(block: Block, layout: Layout) -> pd.DataFrame:

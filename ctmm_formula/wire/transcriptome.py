@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ import pandas as pd
 
 from ..api import check_settings, domain_of, method_of
 from ..arguments import threads, whole_number
-from ..errors import CTMMError
+from ..design.labelled import means_note
+from ..errors import CTMMError, CTMMWarning
 from ..scan.job import Job
 from ..scan.patterns import Patterns
 from ..scan.plan import all_structures, asked_tests, check_tests, make_plan
@@ -45,6 +47,9 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     patterns = Patterns(plan, make, every, design)
     block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
     kinds = plan.layout.kinds()
+    means, misleads = means_note(design.one_mean, structures)
+    if misleads:
+        warnings.warn(means, CTMMWarning, stacklevel=2)
     return {
         "columns": {
             name: list(map(str, block[name])) if kind == "text" else encode(block[name])
@@ -56,7 +61,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         "celltypes": list(design.celltypes),
         "method": method,
         "bounds": plan.domain.bounds,
-        "notes": [*([why] if why else []), *design.notes],
+        "notes": [*([why] if why else []), *design.notes, *([means] if means else [])],
     }
 
 

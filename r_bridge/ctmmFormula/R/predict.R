@@ -105,7 +105,7 @@ contribution <- function(object, frame, name, allow) {
     return(rowSums(values * H))
   }
   term <- random_term(object, name)
-  labels <- do.call(paste, c(lapply(term$groups, column), sep = ":"))
+  labels <- crossed(lapply(term$groups, column))
   at <- found(labels, rownames(effect), paste(term$groups, collapse = ":"))
   values <- zero(effect[at, "estimate"])
   if (term$left == "1") return(values)
@@ -189,10 +189,20 @@ row_types <- function(object) {
   observation(object, frame, function(role) as.character(frame[[role]]))
 }
 
+# Names of crossed levels as Python writes them: no two of them are alike.
+crossed <- function(parts) {
+  if (length(parts) == 1L) return(parts[[1L]])
+  quoted <- lapply(parts, function(x) {
+    odd <- grepl("[:\"]", x)
+    ifelse(odd, paste0("\"", gsub("\"", "\"\"", x, fixed = TRUE), "\""), as.character(x))
+  })
+  do.call(paste, c(quoted, sep = ":"))
+}
+
 level_weights <- function(object, name) {
   frame <- used_rows(object)
   term <- random_term(object, name)
-  labels <- do.call(paste, c(lapply(term$groups, function(g) as.character(frame[[g]])), sep = ":"))
+  labels <- crossed(lapply(term$groups, function(g) as.character(frame[[g]])))
   weight <- rep(1, length(labels))
   if (term$left != "1") {
     type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
