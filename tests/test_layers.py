@@ -42,7 +42,7 @@ LAYERS = [
     "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
     "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
     "options", "model", "noise", "estimate",
-    "structures", "distributions", "arguments", "errors",
+    "structures", "distributions", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions"}

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..arguments import Rng, choose, generator, whole_number
 from ..errors import DataError
+from ..paths import file_path, said, write_whole
 from . import hypothesis_tests, parameters, predictions, serialize, shares
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
@@ -192,12 +193,20 @@ class CTMMResults(Record):
         Raises
         ------
         DataError
-            The formula uses functions of your own, which text cannot hold; pickle the results.
+            The formula uses functions of your own, which text cannot hold: pickle the results; or
+            the file cannot be written, and what was there stays.
         """
         *parts, runs = (getattr(self, own.name) for own in fields(self))
         text = serialize.dumps(*parts, tuple(runs.items()))
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            name = file_path("to_json", path)
+            try:
+                write_whole(name, lambda part: part.write_text(text, encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{str(name)!r} cannot be written ({said(error)}): give another place; a file "
+                    "that was there is as it was"
+                ) from None
         return text
 
     @classmethod

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
 from ..inference.tests import DRAWS, needs_of
+from ..paths import file_path
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
@@ -172,9 +172,7 @@ def fit_genes(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
     asked = asked_tests(tests)
-    if out is not None and not (isinstance(out, (str, PathLike)) and Path(out).name):
-        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
-    path = None if out is None else Path(fspath(out)).expanduser()
+    path = None if out is None else file_path("out=", out)
 
     make, base = FromTable(spec, responses.obs, options), used_rows(responses)
     design = make(base)
@@ -231,9 +229,7 @@ def read_scan(
     DataError
         There is no such file, or it holds no scan; or the data lack its genes.
     """
-    if not isinstance(path, (str, PathLike)):
-        raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
-    table, layout, call = load(Path(fspath(path)).expanduser())
+    table, layout, call = load(file_path("read_scan", path))
     if data is None:
         return Scan(table, layout, call, notes=notes_of(table, layout, call, None))
     responses = open_responses(data, expr, nu, nu2, call["noise"])
