@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..paths import said
 
 R_MISSING_INTEGER = -2147483648
 """What a missing integer of R becomes when it reaches Python as a plain number."""
@@ -53,7 +54,13 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
             message = f"{what}: the columns of the dict do not make a table: {error}"
             raise DataError(message) from None
     elif hasattr(data, "to_pandas"):
-        frame = data.to_pandas()
+        try:
+            frame = data.to_pandas()
+        except Exception as error:  # of whatever package the table is from
+            raise DataError(
+                f"{what}: its to_pandas() failed ({type(error).__name__}: {said(error)}): turn it "
+                "into a pandas DataFrame first"
+            ) from error
     else:
         records = isinstance(data, (Sequence, np.ndarray)) and not isinstance(data, (str, bytes))
         fix = f": try {what}=pandas.DataFrame(...) of it" if records else ""

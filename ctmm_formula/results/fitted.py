@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import Rng, choose, generator, whole_number
+from ..arguments import Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from . import hypothesis_tests, parameters, predictions, serialize, shares
@@ -210,17 +210,19 @@ class CTMMResults(Record):
         return text
 
     @classmethod
-    def from_json(cls, source: str | Path) -> CTMMResults:
+    def from_json(cls, source: str | Path, *, trust: bool = False) -> CTMMResults:
         """Read results from JSON text or a file; runs no code of the file.
 
-        Neither do display, tests, means and shares of what was read.  Only
-        ``predict(newdata)`` evaluates the formula, as after a fit: do not call it on a file from
-        someone you do not trust.
+        Only ``predict(newdata)`` evaluates the formula, and of a formula from a file it evaluates
+        columns, arithmetic and the functions of :mod:`ctmm_formula.design.vouched`: C, Q, I,
+        np.log and its like, splines, scale, contrasts.
 
         Parameters
         ----------
         source : str or Path
             Text of :meth:`to_json`, or the path of a file.
+        trust : bool
+            Let its formula use whatever Python has: for files of people you would run code of.
 
         Returns
         -------
@@ -230,7 +232,7 @@ class CTMMResults(Record):
         Raises
         ------
         DataError
-            There is no such file, or it holds no fit.
+            There is no such file, or it holds no fit, or one that was damaged or edited since.
         """
         if not isinstance(source, (str, PathLike)):
             raise DataError(
@@ -244,7 +246,7 @@ class CTMMResults(Record):
         except (OSError, ValueError) as error:
             name = text if len(text) < 200 else f"{text[:200]}..."
             raise DataError(f"{name!r} is neither a fit as JSON nor a file: {error}") from None
-        return cls(*serialize.loads(text))
+        return cls(*serialize.loads(text, on_off("trust", trust)))
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
