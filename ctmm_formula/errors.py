@@ -23,7 +23,7 @@ class ConvergenceError(CTMMError):
 
 
 class NoLikelihoodError(ConvergenceError, AttributeError):
-    """A likelihood of a fit that has none; an AttributeError as well, so that hasattr() is False."""
+    """A likelihood of a fit that has none; an AttributeError too, so that hasattr() is False."""
 
 
 class CTMMWarning(UserWarning):

@@ -835,7 +835,7 @@ def test_what_it_may_not_hold(code):
 def test_every_listed_function_is_there():
     assert all(hasattr(np, name) for name in NUMPY)
     known = known_names("patsy") | known_names("formulaic") | {"abs"}
-    assert FUNCTIONS <= known
+    assert not FUNCTIONS - known
 
 
 @pytest.mark.parametrize("engine", ["patsy", "formulaic"])

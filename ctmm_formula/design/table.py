@@ -162,7 +162,10 @@ def numbers(column: pd.Series, name: str, role: str) -> np.ndarray:
         _only_numbers(column, what)
     if _boxed(column):
         pairs = zip(column, column.isna(), strict=True)
-        values = np.array([np.nan if missing else float(value) for value, missing in pairs])
+        try:
+            values = np.array([np.nan if missing else float(value) for value, missing in pairs])
+        except OverflowError:
+            raise DataError(f"{what} holds whole numbers beyond 1e308: rescale it") from None
     else:
         values = _floats(column)
     _refuse_r_missing(values, what)
@@ -196,7 +199,16 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
         index = {value: code for code, value in enumerate(ordered)}
         codes = np.full(len(column), -1)
         codes[column.notna().to_numpy()] = [index[value] for value in given]
-    names = [label(value) for value in ordered]
+    try:
+        names = [label(value) for value in ordered]
+        "".join(names).encode()
+    except OverflowError:
+        raise DataError(f"{what} holds whole numbers beyond 1e308: make them text") from None
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half a character ({error.object[error.start]!a}), left over from "
+            "reading a file in a wrong encoding: read it anew, encoding='utf-8'"
+        ) from None
     if len(set(names)) < len(names):
         twice = sorted({text for text in names if names.count(text) > 1})
         raise DataError(f"{what}: different values read the same as text: {listing(twice)}")

@@ -22,14 +22,15 @@ FUNCTIONS = frozenset(
 )
 """Functions and contrasts of the formula engines that a file may use."""
 
+_OF_ONE = (
+    "abs absolute arccos arccosh arcsin arcsinh arctan arctanh cbrt ceil cos cosh deg2rad exp exp2 "
+    "expm1 fabs floor isfinite isnan log log10 log1p log2 negative rad2deg reciprocal rint sign "
+    "sin sinh sqrt square tan tanh trunc"
+)
+_OF_TWO = "arctan2 fmax fmin hypot maximum minimum power"
 NUMPY: Mapping[str, int] = {
-    **dict.fromkeys(
-        "abs absolute arccos arccosh arcsin arcsinh arctan arctanh cbrt ceil cos cosh deg2rad exp "
-        "exp2 expm1 fabs floor isfinite isnan log log10 log1p log2 negative rad2deg reciprocal "
-        "rint sign sin sinh sqrt square tan tanh trunc".split(),  # noqa: SIM905
-        1,
-    ),
-    **dict.fromkeys("arctan2 fmax fmin hypot maximum minimum power".split(), 2),  # noqa: SIM905
+    **dict.fromkeys(_OF_ONE.split(), 1),
+    **dict.fromkeys(_OF_TWO.split(), 2),
     "clip": 3,
     "where": 3,
 }
@@ -82,9 +83,8 @@ is not evaluated: ...
             f"{ast.unparse(node.func)}(...)" if isinstance(node, ast.Call) else ast.unparse(node)
         )
         raise FormulaError(
-            f"{code!r:.200} comes from a file, where {shown:.80} is not evaluated: formulas of files "
-            "may use columns, arithmetic, "
-            f"{', '.join(sorted(FUNCTIONS))} and np.{', np.'.join(('log', 'exp', 'sqrt'))} and "
+            f"{code!r:.200} comes from a file, where {shown:.80} is not evaluated: formulas of "
+            f"files may use columns, arithmetic, {', '.join(sorted(FUNCTIONS))}, np.log, np.exp and "
             "their like; if you know who wrote it, read it with trust=True, or a scan with "
             "functions={'name': function}"
         )

@@ -2,8 +2,9 @@
 
 A checksum of all values tells a file that was damaged or edited; whatever it says, types and sizes
 of all parts are checked, and a formula is evaluated only if it is made of columns and known
-functions (:mod:`ctmm_formula.design.vouched`).  Floats keep all their digits; NaN is null, infinities are text.  What cannot be text (functions of
-the caller that the formula uses) is refused, not pickled.
+functions (:mod:`ctmm_formula.design.vouched`).  Floats keep all their digits; NaN is null,
+infinities are text.  What cannot be text (functions of the caller that the formula uses) is
+refused, not pickled.
 """
 
 from __future__ import annotations
