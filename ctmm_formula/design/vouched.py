@@ -84,8 +84,8 @@ is not evaluated: ...
         )
         raise FormulaError(
             f"{code!r:.200} comes from a file, where {shown:.80} is not evaluated: formulas of "
-            f"files may use columns, arithmetic, {', '.join(sorted(FUNCTIONS))}, np.log, np.exp and "
-            "their like; if you know who wrote it, read it with trust=True, or a scan with "
+            f"files may use columns, arithmetic, {', '.join(sorted(FUNCTIONS))}, np.log "
+            "and its like; if you know who wrote it, read it with trust=True, or a scan with "
             "functions={'name': function}"
         )
 

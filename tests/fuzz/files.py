@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,12 @@ def fuzz_json(rng: np.random.Generator, rounds: int) -> Counter[str]:
 
     for _ in range(rounds):
         other = edited(content, rng)
-        found[f"json edit: {outcome(lambda c=json.dumps(other): plain(c))}"] += 1
+        found[f"json edit: {outcome(partial(plain, json.dumps(other)))}"] += 1
         if isinstance(other, dict) and isinstance(other.get("parts"), list):
             other["checksum"] = serialize.checksum(other["parts"])
-        found[f"json sealed: {outcome(lambda c=json.dumps(other): sealed(c))}"] += 1
+        found[f"json sealed: {outcome(partial(sealed, json.dumps(other)))}"] += 1
         bits = damaged(text.encode(), rng).decode("latin-1")
-        found[f"json bits: {outcome(lambda c=bits: plain(c))}"] += 1
+        found[f"json bits: {outcome(partial(plain, bits))}"] += 1
     return found
 
 
