@@ -22,6 +22,10 @@ class ConvergenceError(CTMMError):
     """No estimate could be found, or one that does not exist was asked for."""
 
 
+class NoLikelihoodError(ConvergenceError, AttributeError):
+    """A likelihood of a fit that has none; an AttributeError too, so that hasattr() is False."""
+
+
 class CTMMWarning(UserWarning):
     """Base class of the package's warnings."""
 

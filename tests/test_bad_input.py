@@ -805,3 +805,33 @@ def test_whole_numbers_as_text_are_labels():
     assert run("expr ~ C(celltype) + batch", {}, data).names[-1] == "batch[T.3]"
     data["version"] = np.resize(["1.0", "1.1", "2.0"], 12).repeat(3)
     assert run("expr ~ C(version)", {}, data).names[-1] == "C(version)[T.2.0]"
+
+
+class Broken:
+    """A table of a package that fails to convert it."""
+
+    def to_pandas(self):
+        raise ZeroDivisionError("no rows\nat all")
+
+
+HUGE = pd.Series([10**400] * 36, dtype=object)
+RAW = {
+    "a number beyond floats": (lambda d: d.assign(nu=HUGE), "column 'nu'.*beyond 1e308: rescale"),
+    "a covariate beyond floats": (lambda d: d.assign(PC1=HUGE), "column 'PC1'.*beyond 1e308"),
+    "a label beyond floats": (lambda d: d.assign(donor=HUGE), "column 'donor'.*beyond 1e308"),
+    "half a character": (
+        lambda d: d.assign(celltype="\ud800" + d["celltype"]),
+        r"column 'celltype'.*half a character \('\\ud800.*encoding='utf-8'",
+    ),
+    "a conversion that fails": (
+        lambda d: Broken(),
+        r"to_pandas\(\) failed \(ZeroDivisionError: no rows at all\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_nothing_of_pandas_or_python_comes_through(name):
+    change, words = RAW[name]
+    with pytest.raises(DataError, match=words):
+        build_design(parse(GOOD), change(good_table()))

@@ -31,7 +31,7 @@ LAYERS = [
     "stacks",
     # design/
     "identified", "labelled", "arrays", "prepare", "matrix", "formula",
-    "random_terms", "syntax", "expressions", "table",
+    "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
     "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
@@ -42,10 +42,10 @@ LAYERS = [
     "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
     "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
     "options", "model", "noise", "estimate",
-    "structures", "distributions", "arguments", "errors",
+    "structures", "distributions", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
-STRINGS = {"formula", "random_terms", "syntax", "expressions"}
+STRINGS = {"formula", "random_terms", "syntax", "expressions", "vouched"}
 TABLES = {"pseudobulk", "impute", "standardize", "prepare", "matrix", "table"}
 TABLES |= {"source", "files", "covariates", "pairs", "tables", "evaluation"}
 NUMERICS = set(LAYERS[LAYERS.index("tests") : LAYERS.index("arguments")]) - {

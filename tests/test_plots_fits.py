@@ -1,6 +1,7 @@
 """Pictures of one fit: their numbers, what is drawn of them, and what they refuse."""
 
 import pickle
+import sys
 import warnings
 from itertools import pairwise
 from types import SimpleNamespace
@@ -648,3 +649,13 @@ def test_tables_without_what_is_drawn_are_refused(table, op, many):
     with pytest.raises(ctmm.DataError, match="must be a pandas DataFrame"):
         plots.noise(3)
     plots.missing(table.drop(columns="n_cells"))  # there or not
+
+
+def test_without_matplotlib_the_pip_line_is_named(monkeypatch):
+    table = ctmm.load_example()
+    fit = ctmm.fit("expr ~ C(celltype)", data=table, structure="hom", method="he")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (fit.plot, lambda: ctmm.plots.missing(table), lambda: ctmm.plots.qq([0.5])):
+        with pytest.raises(ctmm.CTMMError, match=r"pip install 'ctmm-formula\[plots\]'"):
+            draw()
+    assert len(fit.plot_data())

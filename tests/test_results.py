@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import dense_kr
 import numpy as np
@@ -12,7 +13,10 @@ from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula import CTMMResults
+from ctmm_formula.design.matrix import known_names
+from ctmm_formula.design.vouched import FUNCTIONS, NUMPY, vouch
 from ctmm_formula.errors import ConvergenceError, CTMMError, DataError, FormulaError
+from ctmm_formula.results import serialize
 from ctmm_formula.results.estimates import adjusted, estimates
 
 EXACT = 1e-12  # the same arithmetic in another order
@@ -646,7 +650,7 @@ def test_json_brings_everything_back(res, table, tmp_path):
     for source in (text, path, str(path)):
         back = CTMMResults.from_json(source)
         assert back.to_json() == text
-    assert json.loads(text)["version"] == 4
+    assert json.loads(text)["version"] == 5
     assert back.params.equals(res.params)
     assert back.cov_params("jackknife").equals(res.cov_params("jackknife"))
     assert back.llf == res.llf
@@ -699,6 +703,13 @@ def test_json_keeps_columns_and_index(engine, index):
         )
 
 
+def sealed(content):
+    """The file of someone who edits a fit and knows how to make its checksum."""
+    return json.dumps(
+        {**content, "checksum": serialize.checksum(content["parts"])}, ensure_ascii=False
+    )
+
+
 def double(x):
     return 2 * x
 
@@ -727,7 +738,7 @@ def test_a_file_names_no_other_class(res):
     content = json.loads(res.to_json())
     content["parts"][2]["record"] = "Popen"
     with pytest.raises(DataError, match="not a fit stored by to_json"):
-        CTMMResults.from_json(json.dumps(content))
+        CTMMResults.from_json(sealed(content))
 
 
 @pytest.mark.parametrize("name", ["res", "he", "overall", "covarying"])
@@ -761,8 +772,8 @@ def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = json.loads(res.to_json())
     content["parts"][0]["design"]["coding"]["fixed"] = POISON
-    back = CTMMResults.from_json(json.dumps(content))
-    assert back.to_json() == json.dumps(content, ensure_ascii=False)
+    back = CTMMResults.from_json(sealed(content))
+    assert back.to_json() == sealed(content)
     assert str(back.summary()) == str(res.summary())
     assert back._repr_html_() == res._repr_html_()
     assert back.means().equals(res.means())
@@ -779,17 +790,155 @@ def test_who_looks_at_a_file_runs_none_of_it(res, tmp_path, monkeypatch):
     op = ctmm.fit("expr ~ sex", data=overall, proportions=columns, structure="hom", method="reml")
     content = json.loads(op.to_json())
     content["parts"][0]["design"]["coding"]["fixed"] = POISON
-    assert CTMMResults.from_json(json.dumps(content))._repr_html_() == op._repr_html_()
+    assert CTMMResults.from_json(sealed(content))._repr_html_() == op._repr_html_()
     assert not (tmp_path / "poisoned").exists()
-    with pytest.raises(FormulaError):
-        back.predict(back.design.frame.head(2))  # documented: the one call that does
+    with pytest.raises(FormulaError, match=r"__import__\(.os.\).*is not evaluated.*trust=True"):
+        back.predict(back.design.frame.head(2))
+    assert not (tmp_path / "poisoned").exists()
+    content = json.loads(res.to_json())
+    content["parts"][0]["design"]["coding"]["fixed"] = POISON
+    trusted = CTMMResults.from_json(sealed(content), trust=True)
+    with pytest.raises(FormulaError):  # other columns, but it has run
+        trusted.predict(back.design.frame.head(2))
     assert (tmp_path / "poisoned").exists()
+
+
+VOUCHED = [
+    "x", "Q('a b')", "C(x, Treatment(reference='a'))", "C(x, Sum)", "C(x, levels=['a', 'b'])",
+    "np.log(x)", "numpy.power(x, 2)", "np.where(x > 0, 1, y)", "I(x**2 + 3 * y / k)", "-x",
+    "I(x**2 > 1e300)", "bs(x, df=4, knots=(1, 2))", "cr(x, df=3, constraints='center')",
+    "scale(np.log1p(x))", "I((x > 0) & (y == 'a'))", "I(x > 0 and not y)", "I(text == x)",
+    "f(x)", "I(x / 100000)",
+]  # fmt: skip
+REFUSED = [
+    "__import__('os')", "x.sum()", "x.__class__", "np.load('a')", "np.fromfile('a')", "open('a')",
+    "np.log(x, y)", "np.log(x, out=y)", "np.where(x)", "g(x)", "f(*[x])", "I(**{'x': x})", "z",
+    "(lambda: x)()", "[x for x in y]", "x if y else x", "x[0]", "f'{x}'", "I((y := x))", "np",
+    "9**9**9", "I(x * 9**9**9)", "'a' * 10**9", "I('a' * 1000)", "bs(x, df=10**9)", "C(eval)",
+    "bs(x, df=1000000000)", "bs(x, df=99999 + 1)", "getattr(x, 'y')", "np.linalg.inv(x)", "C.f(x)",
+    "I(x @ y)", "I('%s' % x)", "k(x)", "bs(x, df=large)", "np.log.__self__(x)", "1e5j", "C(np.log)",
+    "((" * 40 + "x" + "))" * 40 + ".y", "-" * 5000 + "x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", VOUCHED)
+def test_what_a_formula_of_a_file_may_hold(code):
+    vouch(code, ["x", "y", "a b"], {"k": 2.0, "text": "a"}, ["f"])
+
+
+@pytest.mark.parametrize("code", REFUSED, ids=lambda code: code[:30])
+def test_what_it_may_not_hold(code):
+    with pytest.raises(FormulaError):
+        vouch(code, ["x", "y", "a b"], {"k": 2.0, "text": "a", "large": 10**9}, ["f"])
+
+
+def test_every_listed_function_is_there():
+    assert all(hasattr(np, name) for name in NUMPY)
+    known = known_names("patsy") | known_names("formulaic") | {"abs"}
+    assert not FUNCTIONS - known
+
+
+@pytest.mark.parametrize("engine", ["patsy", "formulaic"])
+def test_usual_formulas_predict_after_a_file(table, engine):
+    formula = (
+        "expr ~ C(celltype, Sum) + np.log(PC1**2 + 1) + bs(PC2, df=4) + scale(PC3) + I(PC1 > 0)"
+    )
+    fit = ctmm.fit(formula, structure="hom", method="he", data=table, formula_engine=engine)
+    back = CTMMResults.from_json(fit.to_json())
+    new = table.head(9)
+    assert back.predict(new).equals(fit.predict(new))
+    again = pickle.loads(pickle.dumps(back))
+    assert again.predict(new).equals(fit.predict(new))
+
+
+def test_a_number_that_was_edited_is_an_error(res, tmp_path):
+    content = json.loads(res.to_json())
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(content, indent=2, sort_keys=True))  # laid out anew: the same values
+    assert CTMMResults.from_json(path).params.equals(res.params)
+    content["parts"][3]["content"]["theta"]["array"]["data"][0] += 1e-9
+    for text in (json.dumps(content), json.dumps({**content, "checksum": 3})):
+        with pytest.raises(DataError, match="damaged or was edited"):
+            CTMMResults.from_json(text)
+    del content["checksum"]
+    with pytest.raises(DataError, match="not a fit stored by to_json"):
+        CTMMResults.from_json(json.dumps(content))
+
+
+def _set(*where, to):
+    def edit(content):
+        for key in where[:-1]:
+            content = content[key]
+        content[where[-1]] = to
+
+    return edit
+
+
+_D = ("parts", 0, "design")
+GREEDY = {
+    "codes": _set(*_D, "donor_codes", "array", "data", 0, to=2**35),
+    "random": _set(*_D, "random", 0, "content", "codes", "array", "data", 0, to=2**35),
+    "negative": _set(*_D, "donor_codes", "array", "data", 0, to=-1),
+    "text array": _set(*_D, "y", "array", "type", to="<U1000000000"),
+    "shape": _set(*_D, "X", "array", "shape", to=[2**35, 4]),
+    "rows": _set(*_D, "frame", "frame", to={"rows": 2**35, "columns": []}),
+    "index": _set(*_D, "index", to={"range": [0, 2**40, 1, None]}),
+    "huge": _set("parts", 3, "content", "llf", to=10**400),
+    "kind": _set(*_D, "kind", to="zz"),
+    "method": _set("parts", 3, "content", "method", to=["reml"]),
+    "nan": _set(*_D, "X", "array", "data", 0, to="nan"),
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_sizes_of_a_file_are_checked_before_they_are_used(res, name):
+    content = json.loads(res.to_json())
+    GREEDY[name](content)
+    with pytest.raises(DataError, match="not a fit stored by to_json"):
+        CTMMResults.from_json(sealed(content))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format":' * 100_000, "{" + " " * 9])
+def test_deep_or_cut_texts(text):
+    with pytest.raises(DataError, match="not a fit stored by to_json"):
+        CTMMResults.from_json(text)
+
+
+def test_to_json_writes_a_whole_file_or_none(res, tmp_path, monkeypatch):
+    path = tmp_path / "fit.json"
+    path.write_text("old")
+
+    def full(self, text, **settings):
+        with self.open("w") as file:
+            file.write(text[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match=r"fit\.json' cannot be written .*No space left"):
+        res.to_json(path)
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.json"]
+    with pytest.raises(DataError, match="cannot be written"):
+        res.to_json(tmp_path)
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    text = res.to_json(link)
+    assert link.is_symlink() and path.read_text(encoding="utf-8") == text
+
+
+def test_what_moments_do_not_have_is_no_attribute(he, res):
+    for name in ("llf", "aic", "bic"):
+        assert not hasattr(he, name)
+        assert hasattr(res, name)
+        with pytest.raises(ctmm.ConvergenceError, match="no likelihood"):
+            getattr(he, name)
 
 
 def test_versions_are_those_that_made_the_numbers(res):
     content = json.loads(res.to_json())
     content["parts"][5] = {"dict": [["ctmm-formula", "0.0.1"], ["numpy", "1.0"]]}
-    back = CTMMResults.from_json(json.dumps(content))
+    back = CTMMResults.from_json(sealed(content))
     assert str(back.summary()).endswith("ctmm-formula 0.0.1, numpy 1.0.")
     again = CTMMResults.from_json(back.to_json())
     assert again.versions == back.versions == {"ctmm-formula": "0.0.1", "numpy": "1.0"}
@@ -812,12 +961,12 @@ def test_broken_files(res):
             if wrong == [] and isinstance(good["parts"][k], list):
                 continue  # no notes, no jackknives
             with pytest.raises(DataError, match="not a fit stored by to_json"):
-                CTMMResults.from_json(json.dumps({**good, "parts": parts}))
+                CTMMResults.from_json(sealed({**good, "parts": parts}))
     short = json.loads(res.to_json())
     theta = short["parts"][3]["content"]["theta"]["array"]
     theta["data"], theta["shape"] = theta["data"][:-1], [5]
     with pytest.raises(DataError, match="theta has shape"):
-        CTMMResults.from_json(json.dumps(short))
+        CTMMResults.from_json(sealed(short))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,22 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import parallel_config
 
 import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
+from ctmm_formula.paths import write_whole
 from ctmm_formula.scan import job
 from ctmm_formula.scan import store as scan_store
-from ctmm_formula.scan.store import write_whole
 from ctmm_formula.simulate import overall_table
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 FORMULA = "~ C(celltype) + sex"
 SCRIPT = """
@@ -130,12 +134,16 @@ def test_half_a_block_never_counts(data, tmp_path, count):
     with pytest.raises(KeyboardInterrupt):
         scan(data, out=path, n_jobs=1)
     first, second = sorted((tmp_path / "scan.parquet.parts").glob("block-*"))[:2]
-    (second.parent / f".{second.name}.123.tmp").write_bytes(second.read_bytes()[:300])
+    (second.parent / ".ctmm-123-456.tmp").write_bytes(second.read_bytes()[:300])
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
     second.unlink()
     count["done"].clear()
     count["stop"] = None
+    with pytest.raises(ctmm.DataError, match=r"block-000000.*cannot be read.*remove it.*10 genes"):
+        scan(data, out=path, n_jobs=1)
+    first.unlink()
+    count["done"].clear()
     same(scan(data, out=path, n_jobs=1), plain)
     assert count["done"] == [0, 1, 3]
     assert [p.name for p in tmp_path.iterdir()] == ["scan.parquet"]
@@ -179,7 +187,7 @@ def test_a_full_disk_says_so_and_the_scan_goes_on(data, tmp_path, monkeypatch, w
 @pytest.mark.slow
 def test_a_kill_after_the_table_was_written_leaves_nothing_behind(data, tmp_path, monkeypatch):
     path = tmp_path / "scan.parquet"
-    monkeypatch.setattr(scan_store.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(scan_store.Store, "_clear", lambda self: None)
     scan(data, out=path)
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.undo()
@@ -278,6 +286,189 @@ def test_a_scan_read_from_a_file_gives_genes_with_its_data(data, tmp_path):
                                 "nu": data["nu"].rename(columns={"gene040": "x"})})  # fmt: skip
     with pytest.raises(ctmm.DataError, match="there is no gene 'gene3' in the scan; did you mean"):
         read.gene("gene3")
+
+
+def rewritten(path, change=lambda table, about: (table, about), seal=False):
+    """Change a scan's file as someone with a parquet library can; `seal`: with a fresh checksum."""
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[scan_store.KEY])
+    table, about = change(table, about)
+    if seal:
+        rest = {name: value for name, value in about.items() if name != "checksum"}
+        about["checksum"] = scan_store._checksum(rest, table)
+    pq.write_table(table.replace_schema_metadata({scan_store.KEY: json.dumps(about)}), path)
+
+
+DAMAGE = {
+    "rows": (lambda t, a: (t.slice(0, 3), a), "holds 3 of 40 genes"),
+    "all rows": (lambda t, a: (t.slice(0, 0), a), "holds 0 of 40 genes"),
+    "order": (lambda t, a: (t.take(list(range(39, -1, -1))), a), "genes are others"),
+    "column": (lambda t, a: (t.drop_columns("mean"), a), "not those that were written"),
+    "value": (
+        lambda t, a: (t.set_column(5, "mean", pa.array(np.zeros(len(t)))), a),
+        "not those that were written",
+    ),
+    "setting": (lambda t, a: (t, {**a, "call": {**a["call"], "noise_floor": 0.2}}), "not those"),
+    "newer": (lambda t, a: (t, {**a, "format": 3}), "version 3 .* reads 2: update ctmm_formula"),
+    "older": (lambda t, a: (t, {**a, "format": 1}), "with the ctmm_formula that wrote it"),
+    "empty": (lambda t, a: (t, {}), "damaged or was edited"),
+    "list": (lambda t, a: (t, []), "damaged or was edited"),
+    "null": (lambda t, a: (t, {**a, "genes": None}), "damaged or was edited"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_an_error_that_names_it(data, tmp_path, damage):
+    path = tmp_path / "scan.parquet"
+    scan(data, out=path)
+    before = ctmm.read_scan(path).table
+    rewritten(path)
+    pd.testing.assert_frame_equal(ctmm.read_scan(path).table, before, check_exact=True)
+    change, words = DAMAGE[damage]
+    rewritten(path, change)
+    for read in (lambda: ctmm.read_scan(path), lambda: scan(data, out=path)):
+        with pytest.raises(ctmm.DataError, match=rf"scan\.parquet.*{words}"):
+            read()
+    same(scan(data, out=path, overwrite=True), scan(data))
+
+
+SEALED = {
+    "basis": lambda a: a["layout"]["structures"][0].update(basis=[[1.0]]),
+    "celltypes": lambda a: a["layout"].update(celltypes=[["day0"]]),
+    "components": lambda a: a["layout"].update(components=[[]]),
+    "ratios": lambda a: a["layout"].update(ratios=[[0, 99]]),
+    "tests": lambda a: a["layout"].update(tests={"score": []}),
+    "method": lambda a: a["call"].update(method=["reml"]),
+    "entropy": lambda a: a["call"].update(entropy=-1),
+    "formula": lambda a: a["call"].pop("formula"),
+    "layout": lambda a: a.update(layout=None),
+}
+
+
+@pytest.mark.parametrize("edit", SEALED)
+def test_what_a_file_says_of_itself_is_checked_whatever_its_checksum(data, tmp_path, edit):
+    path = tmp_path / "scan.parquet"
+    scan(data, out=path)
+
+    def change(table, about):
+        SEALED[edit](about)
+        return table, about
+
+    rewritten(path, change, seal=True)
+    with pytest.raises(ctmm.DataError, match=r"scan\.parquet.*damaged or was edited"):
+        ctmm.read_scan(path)
+
+
+def test_blocks_and_notes_of_others_are_refused(data, tmp_path, count):
+    path, parts = tmp_path / "scan.parquet", tmp_path / "scan.parquet.parts"
+    count["stop"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        scan(data, out=path, n_jobs=1)
+    count["stop"] = None
+    first, second = sorted(parts.glob("block-*"))
+    whole = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ctmm.DataError, match=r"block-000001.* is a block of another scan"):
+        scan(data, out=path, n_jobs=1)
+    second.write_bytes(whole)
+    with pytest.raises(ctmm.DataError, match="a block of genes of a scan that was not finished"):
+        ctmm.read_scan(first)
+    (parts / "thesis.txt").write_text("mine")
+    with pytest.raises(ctmm.DataError, match=r"not of a scan, 'thesis\.txt': move them"):
+        scan(data, out=path, n_jobs=1)
+    (parts / "thesis.txt").unlink()
+    note = json.loads((parts / "call.json").read_text())
+    for bad in ({**note, "call": {**note["call"], "entropy": 3}}, [], {**note, "format": 9}):
+        (parts / "call.json").write_text(json.dumps(bad))
+        with pytest.raises(ctmm.DataError, match=r"call\.json.*(cannot be read|version 9)"):
+            scan(data, out=path, n_jobs=1)
+    (parts / "call.json").write_text(json.dumps(note))
+    same(scan(data, out=path), scan(data))
+
+
+def test_only_our_files_are_removed(data, tmp_path, monkeypatch):
+    path, parts = tmp_path / "scan.parquet", tmp_path / "scan.parquet.parts"
+    add = scan_store.Store.add
+    settings = {"genes": list(data["expr"])[:5], "tests": [], "method": "he", "out": path}
+
+    def and_mine(self, *block):
+        (parts / "thesis.txt").write_text("mine")
+        return add(self, *block)
+
+    monkeypatch.setattr(scan_store.Store, "add", and_mine)
+    with pytest.warns(ctmm.CTMMWarning, match=r"stays: .*'thesis\.txt'"):
+        ctmm.fit_genes(FORMULA, **data, **settings)
+    assert [p.name for p in parts.iterdir()] == ["thesis.txt"]
+    monkeypatch.undo()
+    ctmm.read_scan(path)
+    monkeypatch.setattr(job, "BLOCK", 10)
+    scan(data, **settings)
+    assert (parts / "thesis.txt").read_text() == "mine"
+
+
+def test_the_target_of_a_link_is_written(data, tmp_path):
+    (tmp_path / "disk").mkdir()
+    path, target = tmp_path / "scan.parquet", tmp_path / "disk" / "table.parquet"
+    path.symlink_to(target)
+    made = scan(data, out=path)
+    for again in (lambda: scan(data, out=path, overwrite=True), lambda: made.to_parquet(path)):
+        same(ctmm.read_scan(target), made)
+        again()
+        assert path.is_symlink()
+        assert [p.name for p in target.parent.iterdir()] == ["table.parquet"]
+
+
+def test_two_threads_do_not_write_one_scan(data, tmp_path, monkeypatch):
+    path, inside, go_on = tmp_path / "scan.parquet", threading.Event(), threading.Event()
+    run = job._numbered_block
+
+    def slow(*block):
+        inside.set()
+        go_on.wait(60)
+        return run(*block)
+
+    monkeypatch.setattr(job, "_numbered_block", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(scan, data, out=path, n_jobs=1)
+        assert inside.wait(60)
+        with pytest.raises(ctmm.DataError, match="another thread of this process is at work"):
+            scan(data, out=path, n_jobs=1)
+        go_on.set()
+        same(first.result(), scan(data))
+    same(scan(data, out=path), scan(data))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_says_how_to_go_on(data, tmp_path, monkeypatch):
+    path = tmp_path / "scan.parquet"
+    with monkeypatch.context() as patch, parallel_config("loky", n_jobs=2):
+        patch.setattr(job, "_numbered_block", _suicide)
+        with pytest.raises(ctmm.CTMMError, match=r"worker was killed.*same call goes on"):
+            scan(data, out=path)
+        with pytest.raises(ctmm.CTMMError, match=r"worker was killed.*give out="):
+            scan(data)
+    same(scan(data, out=path), scan(data))
+
+
+def _suicide(*block):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 300, "a\0b", 3, "", b"scan", "\ud800", "~nobody-of-that-name/x"], ids=ascii
+)
+def test_names_that_no_file_can_have(data, name):
+    made = scan(data, tests=[], method="he")
+    fit = made.gene("gene001")
+    doors = {
+        "fit_genes(out=)": lambda: scan(data, out=name),
+        "to_parquet": lambda: made.to_parquet(name),
+        "read_scan": lambda: ctmm.read_scan(name),
+        "to_json": lambda: fit.to_json(name),
+    }
+    for door in doors.values():
+        with pytest.raises(ctmm.DataError, match="no name of a file"):
+            door()
 
 
 def test_files_that_hold_no_scan_say_so(data, tmp_path):

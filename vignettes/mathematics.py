@@ -108,7 +108,7 @@ def agree(what, dense, package, tolerance=1e-7):
 # | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
 # | the fit | `engine.likelihood.fit` |
 # | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.search.race`, `engine.search.search` |
-# | starting points | `engine.likelihood.starting_points` |
+# | where climbs start | `engine.likelihood.centre`, `engine.search.corners` |
 # | the domain: `bounds="noise"`, `"psd"`, `"nonnegative"` | `engine.domain.constrain` |
 # | $P$ in numpy, for predictions and score tests | `engine.precision.Precision` |
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CTMMError, DataError
+from ..paths import file_path, said
 from .tables import require_anndata
 
 
@@ -21,7 +22,7 @@ def open_file(path: Path) -> tuple[Any, Callable[[], None]]:
         The package that reads it is not installed.
     """
     require_anndata()
-    path = path.expanduser()
+    path = file_path("data=", path)
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}")
     if path.suffix == ".zarr" or path.is_dir():
@@ -32,8 +33,8 @@ def open_file(path: Path) -> tuple[Any, Callable[[], None]]:
         try:
             # a zarr store holds no file open
             return zarr.open_group(str(path), mode="r"), lambda: None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{str(path)!r} is no zarr file: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{str(path)!r} is no zarr file: {said(error)}") from None
     import h5py
 
     try:

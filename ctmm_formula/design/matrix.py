@@ -10,7 +10,7 @@ import builtins
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import TypeVar
@@ -24,6 +24,8 @@ from ..arguments import choose
 from ..errors import DataError, FormulaError
 from .expressions import Names, is_condition, names_in
 from .formula import FormulaSpec, parse
+from .syntax import fixed_terms
+from .vouched import vouch
 
 T = TypeVar("T")
 INTERCEPT = "Intercept"
@@ -101,6 +103,18 @@ def evaluate(code: str, frame: pd.DataFrame, context: Mapping[str, object]) -> o
         raise FormulaError(f"the response {code!r} cannot be computed: {error}") from error
 
 
+def check_vouched(
+    fixed: str,
+    columns: Iterable[str],
+    values: Mapping[str, object],
+    functions: Collection[str] = (),
+) -> None:
+    """Refuse to evaluate a fixed part from a file that holds more than columns and arithmetic."""
+    own = {name: value for name, value in values.items() if name not in ALWAYS}
+    for code in dict.fromkeys(code for term in fixed_terms(fixed) for code in term):
+        vouch(code, list(columns), own, functions)
+
+
 class Coding:
     """How the fixed part becomes numbers, learned from the training rows.
 
@@ -113,6 +127,9 @@ class Coding:
     context : dict
         Functions and values the formula uses.
     engine : {"patsy", "formulaic"}
+    trusted : bool
+        Whether the text is the caller's own; of others only what
+        :mod:`ctmm_formula.design.vouched` knows is evaluated.
 
     Examples
     --------
@@ -122,14 +139,22 @@ class Coding:
     """
 
     def __init__(
-        self, fixed: str, frame: pd.DataFrame, context: Mapping[str, object], engine: str
+        self,
+        fixed: str,
+        frame: pd.DataFrame,
+        context: Mapping[str, object],
+        engine: str,
+        trusted: bool = True,
     ) -> None:
         self.fixed, self.frame, self.context, self.engine = fixed, frame, dict(context), engine
+        self.trusted = trusted
         self._built: _Patsy | _Formulaic | None = None
 
     @property
     def _engine(self) -> _Patsy | _Formulaic:
         if self._built is None:
+            if not self.trusted:
+                check_vouched(self.fixed, self.frame.columns, self.context)
             build: Callable[..., _Patsy | _Formulaic] = ENGINES[
                 choose("formula engine", self.engine, ENGINES)
             ]

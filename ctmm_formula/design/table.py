@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..paths import said
 
 R_MISSING_INTEGER = -2147483648
 """What a missing integer of R becomes when it reaches Python as a plain number."""
@@ -53,7 +54,13 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
             message = f"{what}: the columns of the dict do not make a table: {error}"
             raise DataError(message) from None
     elif hasattr(data, "to_pandas"):
-        frame = data.to_pandas()
+        try:
+            frame = data.to_pandas()
+        except Exception as error:  # of whatever package the table is from
+            raise DataError(
+                f"{what}: its to_pandas() failed ({type(error).__name__}: {said(error)}): turn it "
+                "into a pandas DataFrame first"
+            ) from error
     else:
         records = isinstance(data, (Sequence, np.ndarray)) and not isinstance(data, (str, bytes))
         fix = f": try {what}=pandas.DataFrame(...) of it" if records else ""
@@ -155,7 +162,10 @@ def numbers(column: pd.Series, name: str, role: str) -> np.ndarray:
         _only_numbers(column, what)
     if _boxed(column):
         pairs = zip(column, column.isna(), strict=True)
-        values = np.array([np.nan if missing else float(value) for value, missing in pairs])
+        try:
+            values = np.array([np.nan if missing else float(value) for value, missing in pairs])
+        except OverflowError:
+            raise DataError(f"{what} holds whole numbers beyond 1e308: rescale it") from None
     else:
         values = _floats(column)
     _refuse_r_missing(values, what)
@@ -189,7 +199,16 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
         index = {value: code for code, value in enumerate(ordered)}
         codes = np.full(len(column), -1)
         codes[column.notna().to_numpy()] = [index[value] for value in given]
-    names = [label(value) for value in ordered]
+    try:
+        names = [label(value) for value in ordered]
+        "".join(names).encode()
+    except OverflowError:
+        raise DataError(f"{what} holds whole numbers beyond 1e308: make them text") from None
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half a character ({error.object[error.start]!a}), left over from "
+            "reading a file in a wrong encoding: read it anew, encoding='utf-8'"
+        ) from None
     if len(set(names)) < len(names):
         twice = sorted({text for text in names if names.count(text) > 1})
         raise DataError(f"{what}: different values read the same as text: {listing(twice)}")

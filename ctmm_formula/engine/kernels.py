@@ -25,12 +25,12 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from .lanes import all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
-from .options import FAST, FAST_INNER, FAST_PART
+from .options import FAST_INNER, FAST_PART, kept, kept_callback
 
 VALUE, SCORE, INFORMATION = 0, 1, 2
 """How much :func:`evaluate` computes."""
@@ -636,8 +636,7 @@ def kernel_address() -> int:
     Callers reach it through a pointer: linked into each of them it would be optimised anew for
     every one, which costs more than all other compilation together.
     """
-    options = {name: FAST[name] for name in ("cache", "fastmath", "error_model")}
-    return cfunc(_SIGNATURE, **options)(_evaluate).address
+    return kept_callback(_SIGNATURE, _evaluate).address
 
 
 @intrinsic
@@ -658,7 +657,7 @@ def _call(typingctx, address, arguments):
     return types.float64(types.int64, arguments), codegen
 
 
-@njit(**FAST)
+@kept
 def evaluate(
     address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
 ):

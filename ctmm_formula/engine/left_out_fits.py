@@ -9,7 +9,7 @@ from numba import njit
 
 from .kernels import SCORE, VALUE, evaluate
 from .optimize import Problem, Work, factors, walls
-from .options import FAST, FAST_INNER
+from .options import FAST_INNER, kept
 
 _TOLERANCE = 1e-9  # squared Newton decrement of a refit before its last step
 
@@ -72,7 +72,7 @@ def _chord(pr, theta, inverse, steps, wk):
     return walls(pr, theta, 0.0, VALUE, wk) > -math.inf
 
 
-@njit(**FAST)
+@kept
 def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
     """Refit without each group of donors, by quasi-Newton steps from the full fit.
 

@@ -20,7 +20,6 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
 
 from ..errors import ConvergenceError
 from . import he, kernels
@@ -28,7 +27,7 @@ from .he import Moments
 from .kernels import VALUE, evaluate
 from .likelihood import residual
 from .model import Blocks, Model
-from .options import FAST
+from .options import kept
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -126,7 +125,7 @@ class LeftOutMoments:
         return beta
 
 
-@njit(**FAST)
+@kept
 def _gls_without(
     kernel: int,
     phi: np.ndarray,

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from .lanes import spread, store
-from .options import FAST, FAST_INNER, FAST_PART
+from .options import FAST_INNER, FAST_PART, kept
 
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
 _NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace, where it is done
@@ -22,7 +22,7 @@ _SWEEPS = 30  # most of these: each squares what is off the diagonal
 _SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
 
 
-@njit(**FAST)
+@kept
 def leverages(unit_gram, root, share, axes):
     """l and T of every unit: a Cholesky factor B of G with pivots, turned by the axes of B'B.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -235,18 +234,27 @@ def _kernel() -> int:
     folder = race.stats.cache_path
     child = None
     if folder and sys.executable and not any(Path(folder).glob("search.race-*.nbi")):
-        code = f"from {__name__} import compile_search; compile_search()"
-        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        code = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import compile_search; "
+        command = [sys.executable, "-I", "-c", f"{code}compile_search()", *_search_path()]
         with contextlib.suppress(OSError):
             child = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )  # fmt: skip
     address = kernels.kernel_address()
     if child is not None:
         child.wait()
     return address
+
+
+def _search_path() -> list[str]:
+    """Where a process of our own finds modules: as here, but never in the working directory.
+
+    A file there named like a module would run.  The package comes last, wherever it is.
+    """
+    here = Path.cwd()
+    found = [place for place in sys.path if place and Path(place).resolve() != here.resolve()]
+    return [*found, str(Path(__file__).parents[2])]
 
 
 def compile_search() -> None:

@@ -18,7 +18,7 @@ from numba import njit
 
 from .kernels import INFORMATION, SCORE, VALUE, cholesky, cholesky_solve, evaluate, fill
 from .model import Blocks
-from .options import FAST, FAST_INNER
+from .options import FAST_INNER, kept
 
 INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How a climb ended."""
@@ -326,7 +326,7 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
     return STALLED, llf, decrement, n_eval
 
 
-@njit(**FAST)
+@kept
 def refresh(pr, theta, wk):
     """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
     return objective(pr, theta, 0.0, INFORMATION, wk)[1]

@@ -1,16 +1,34 @@
-"""How loops are compiled: one place, as inlined loops take the options of those they end up in."""
+"""How loops are compiled: one place, as inlined loops take the options of those they end up in.
+
+Compiled code is kept on disk between processes, with a digest in every file: what was damaged is
+removed and compiled anew.  Where nothing can be kept it is compiled in memory, with one warning.
+"""
 
 from __future__ import annotations
 
+import functools
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
-EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+from numba import njit
+from numba.core import sigutils
+from numba.core.caching import IndexDataCacheFile
+from numba.core.ccallback import CFunc
+
+from ..errors import CTMMWarning
+
+EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Sums in the order in which they are written."""
 
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 """Sums may be reordered, which lets them vectorise; NaN and inf stay exact."""
 
-_NO_WRAPPER = {"cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_NO_WRAPPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 EXACT_INNER = {**EXACT, **_NO_WRAPPER}
 FAST_INNER = {**FAST, **_NO_WRAPPER}
@@ -19,3 +37,93 @@ FAST_INNER = {**FAST, **_NO_WRAPPER}
 FAST_PART = {**FAST_INNER, "forceinline": True}
 """A callee of its own may be compiled to other roundings than the caller's copy of it, and which of
 the two runs depends on whether the code came from the cache: inlined there is one only."""
+
+_DIGEST = 16  # bytes at the end of a file
+
+
+def kept(function: Callable) -> Any:
+    """Compile with the options FAST, and keep the code on disk."""
+    return _caching(njit(**FAST)(function))
+
+
+def kept_callback(signature: Any, function: Callable) -> Any:
+    """The same as a C callback of that signature, compiled at once."""
+    options = {name: FAST[name] for name in ("fastmath", "error_model")}
+    callback = _caching(CFunc(function, sigutils.normalize_signature(signature), {}, options))
+    callback.compile()
+    return callback
+
+
+def _caching(compiled: Any) -> Any:
+    try:
+        compiled.enable_caching()
+    except RuntimeError as error:  # neither the package nor the home can be written
+        _say(str(error))
+    else:
+        compiled._cache._cache_file.__class__ = _Checked
+    return compiled
+
+
+@functools.cache
+def _once() -> list[str]:
+    return []
+
+
+def _say(why: str) -> None:
+    """One warning in a process."""
+    if _once():
+        return
+    _once().append(why)
+    warnings.warn(
+        "compiled code cannot be kept on disk, so every process compiles for some seconds: set the "
+        f"environment variable NUMBA_CACHE_DIR to a directory that can be written ({why})",
+        CTMMWarning,
+        stacklevel=2,
+    )
+
+
+class _Checked(IndexDataCacheFile):
+    """Numba's files of one function: an index, and the code for each of its signatures."""
+
+    def load(self, key: Any) -> Any:
+        """The code, or None where there is none or it is damaged."""
+        try:
+            return super().load(key)
+        except Exception:  # unpickling damaged bytes may raise anything
+            self._remove()
+            return None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the code, if there is room."""
+        try:
+            super().save(key, data)
+        except OSError as error:
+            _say(str(error))
+
+    def _dump(self, obj: Any) -> bytes:
+        data = super()._dump(obj)
+        return data + blake2b(data, digest_size=_DIGEST).digest()
+
+    def _load_index(self) -> Any:
+        path, version = Path(self._index_path), pickle.dumps(self._version, protocol=-1)
+        data = path.read_bytes() if path.exists() else b""
+        if data.startswith(version):  # of another one numba reads no further
+            _check(data[len(version) :])
+        return super()._load_index()
+
+    def _load_data(self, name: str) -> Any:
+        _check(Path(self._data_path(name)).read_bytes())
+        return super()._load_data(name)
+
+    def _remove(self) -> None:
+        base = Path(self._index_path)
+        for path in [base, *base.parent.glob(f"{base.stem}.*.nbc")]:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _check(data: bytes) -> None:
+    """The digest at the end must be that of what comes before."""
+    body, digest = data[:-_DIGEST], data[-_DIGEST:]
+    if blake2b(body, digest_size=_DIGEST).digest() != digest:
+        raise ValueError("the digest is another")

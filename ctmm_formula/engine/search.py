@@ -40,7 +40,7 @@ from .optimize import (
     objective,
     refresh,
 )
-from .options import FAST, FAST_INNER
+from .options import FAST_INNER, kept
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
 _PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
@@ -110,7 +110,7 @@ def _is_clear(pr, theta, llf, wk):
     return True
 
 
-@njit(**FAST)
+@kept
 def towards_edge(pr, base, steps, share, wk):
     """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
     for s in range(len(steps)):
@@ -127,7 +127,7 @@ def towards_edge(pr, base, steps, share, wk):
         steps[s] = base + share * inside * steps[s]
 
 
-@njit(**FAST)
+@kept
 def race(pr, starts, weights, prefer_interior, look, theta, wk):
     """Climb from all starts to the best end, `theta` (K,) out.
 

@@ -24,7 +24,7 @@ from .kernels import _inverse_root, cholesky
 from .lanes import load, root, spread, store
 from .leverages import rotate, without
 from .model import LANES
-from .options import FAST, FAST_INNER, FAST_PART
+from .options import FAST_INNER, FAST_PART, kept
 from .unit_sums import (
     Layout,
     cross_products,
@@ -295,7 +295,7 @@ def _keep_products(wk, t, gram, noise):
                 noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
 
 
-@njit(**FAST)
+@kept
 def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
 

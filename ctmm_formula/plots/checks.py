@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@style.picture
 def influence(
     res: object, *, jackknife: object = None, label: int = 3, ax: Axes | None = None
 ) -> Axes:
@@ -99,6 +100,7 @@ def influence_data(res: object, *, jackknife: object = None) -> pd.DataFrame:
     return table
 
 
+@style.picture
 def residuals(res: object, *, label: int = 3, ax: Sequence[Axes] | None = None) -> np.ndarray:
     """Draw standardised residuals against predictions, and against normal quantiles.
 

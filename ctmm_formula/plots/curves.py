@@ -24,6 +24,7 @@ _LABELS = {
 }  # fmt: skip
 
 
+@style.picture
 def power_curves(
     table: pd.DataFrame,
     x: str = "n_donors",

@@ -24,6 +24,7 @@ _ROLES = {
 _MARKS = ("o", "^", "s", "D")
 
 
+@style.picture
 def missing(
     data: object,
     *,
@@ -144,6 +145,7 @@ def missing_data(
     return out
 
 
+@style.picture
 def noise(
     data: object,
     *,

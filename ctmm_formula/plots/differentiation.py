@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@style.picture
 def differentiation(
     scan: object,
     x: str = "mean",

@@ -28,6 +28,7 @@ _RANDOM = ("#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 # one gene by cell type
 
 
+@style.picture
 def gene(
     res: object, *, covariance: object = None, alpha: float = 0.05, ax: Axes | None = None
 ) -> Axes:
@@ -171,6 +172,7 @@ def _violin(ax: Axes, place: float, values: np.ndarray, label: str) -> None:
 # shares of variance and variance components, of one fit or several
 
 
+@style.picture
 def shares(
     fits: object, *, by_celltype: bool = False, scale: str = "share", ax: Axes | None = None
 ) -> Axes:
@@ -262,6 +264,7 @@ def _part_colors(parts: Sequence[str]) -> dict[str, Any]:
     return {name: fills[name] for name in parts}
 
 
+@style.picture
 def components(
     fits: object, *, covariance: object = None, alpha: float = 0.05, ax: Axes | None = None
 ) -> Axes:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@style.picture
 def qq(
     pvalues: object,
     tests: str | Sequence[str] | None = None,

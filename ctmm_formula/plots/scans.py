@@ -26,6 +26,7 @@ _NUMBERED = 8
 # variance components over genes
 
 
+@style.picture
 def variances(scan: object, *, clip: float | None = None, ax: Axes | None = None) -> Axes:
     """Draw the variance components of all genes as violins, with their medians.
 
@@ -134,6 +135,7 @@ def _violins(
 # correlations between cell types over genes
 
 
+@style.picture
 def correlations(
     scan: object, *, kind: str | None = None, ordered: bool = False, ax: Axes | None = None
 ) -> Axes:

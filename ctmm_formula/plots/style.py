@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,23 @@ PALETTE = (
 SHARED, SPECIFIC, MARK, MUTED, LINE = "#4D4D4D", "#0072B2", "#D55E00", "#BBBBBB", "#666666"
 SMALL = 8
 """Points: labels and ticks, readable where a picture is one column wide."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def picture(draw: F) -> F:
+    """The function, with an error that says how to get matplotlib where there is none."""
+
+    @wraps(draw)
+    def drawn(*given: Any, **options: Any) -> Any:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise CTMMError("pictures need matplotlib: pip install 'ctmm-formula[plots]'") from None
+        return draw(*given, **options)
+
+    return cast(F, drawn)
 
 
 def colors(names: Sequence[str]) -> dict[str, str | tuple[float, ...]]:

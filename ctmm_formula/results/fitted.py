@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import Rng, choose, generator, whole_number
+from ..arguments import Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
+from ..paths import file_path, said, write_whole
 from . import hypothesis_tests, parameters, predictions, serialize, shares
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
@@ -192,26 +193,36 @@ class CTMMResults(Record):
         Raises
         ------
         DataError
-            The formula uses functions of your own, which text cannot hold; pickle the results.
+            The formula uses functions of your own, which text cannot hold: pickle the results; or
+            the file cannot be written, and what was there stays.
         """
         *parts, runs = (getattr(self, own.name) for own in fields(self))
         text = serialize.dumps(*parts, tuple(runs.items()))
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            name = file_path("to_json", path)
+            try:
+                write_whole(name, lambda part: part.write_text(text, encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{str(name)!r} cannot be written ({said(error)}): give another place; a file "
+                    "that was there is as it was"
+                ) from None
         return text
 
     @classmethod
-    def from_json(cls, source: str | Path) -> CTMMResults:
+    def from_json(cls, source: str | Path, *, trust: bool = False) -> CTMMResults:
         """Read results from JSON text or a file; runs no code of the file.
 
-        Neither do display, tests, means and shares of what was read.  Only
-        ``predict(newdata)`` evaluates the formula, as after a fit: do not call it on a file from
-        someone you do not trust.
+        Only ``predict(newdata)`` evaluates the formula, and of a formula from a file it evaluates
+        columns, arithmetic and the functions of :mod:`ctmm_formula.design.vouched`: C, Q, I,
+        np.log and its like, splines, scale, contrasts.
 
         Parameters
         ----------
         source : str or Path
             Text of :meth:`to_json`, or the path of a file.
+        trust : bool
+            Let its formula use whatever Python has: for files of people you would run code of.
 
         Returns
         -------
@@ -221,7 +232,7 @@ class CTMMResults(Record):
         Raises
         ------
         DataError
-            There is no such file, or it holds no fit.
+            There is no such file, or it holds no fit, or one that was damaged or edited since.
         """
         if not isinstance(source, (str, PathLike)):
             raise DataError(
@@ -235,7 +246,7 @@ class CTMMResults(Record):
         except (OSError, ValueError) as error:
             name = text if len(text) < 200 else f"{text[:200]}..."
             raise DataError(f"{name!r} is neither a fit as JSON nor a file: {error}") from None
-        return cls(*serialize.loads(text))
+        return cls(*serialize.loads(text, on_off("trust", trust)))
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()

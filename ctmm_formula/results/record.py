@@ -17,7 +17,7 @@ from ..engine.blup import effects as predicted
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError
+from ..errors import ConvergenceError, CTMMError, NoLikelihoodError
 from ..inference.comparison import Labelled
 from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
@@ -121,7 +121,7 @@ class Record:
         Raises
         ------
         ConvergenceError
-            The method of moments has none.
+            The method of moments has none (an AttributeError as well: ``hasattr`` is False).
         """
         return self._likely.estimate.llf
 
@@ -129,7 +129,7 @@ class Record:
     def _likely(self) -> Fit:
         """The fit in numbers, if it has a likelihood."""
         if not self.numbers.has_likelihood:
-            raise ConvergenceError(
+            raise NoLikelihoodError(
                 f"method={self.method!r} matches moments and has no likelihood: for llf, aic, bic "
                 "and likelihood ratio tests fit by method='reml' or 'ml'"
             )

@@ -1,33 +1,41 @@
 """A fit as JSON: arrays, labels, text and columns, never code.
 
-Floats keep all their digits; NaN is null, infinities are text.  What cannot be text (functions of
-the caller that the formula uses) is refused, not pickled.
+A checksum of all values tells a file that was damaged or edited; whatever it says, types and sizes
+of all parts are checked, and a formula is evaluated only if it is made of columns and known
+functions (:mod:`ctmm_formula.design.vouched`).  Floats keep all their digits; NaN is null,
+infinities are text.  What cannot be text (functions of the caller that the formula uses) is
+refused, not pickled.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from hashlib import blake2b
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose
 from ..design.formula import FormulaSpec
 from ..design.labelled import Design
-from ..design.matrix import ALWAYS, Coding
+from ..design.matrix import ALWAYS, ENGINES, Coding
 from ..design.random_terms import RandomTerm
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..engine.model import RandomComponent
 from ..errors import DataError
 from ..inference.jackknife import JackknifeRun
+from ..paths import said
 from ..structures import Structure
+from .labels import METHODS
 
 FORMAT = "ctmm_formula fit"
-VERSION = 4
+VERSION = 5
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
@@ -42,19 +50,31 @@ Parts = tuple[
     Design, Structure, Domain, Estimate, tuple[str, ...], dict[str, str], bool,
     dict[tuple[int | None, bool], JackknifeRun],
 ]  # fmt: skip
-_PARTS = (Design, Structure, Domain, Estimate, tuple, dict, bool, tuple)
-_BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+_ARRAY = re.compile(r"[<>|=][bifu][1248]")
+_BROKEN = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
+    MemoryError,
+)  # fmt: skip
 """What a damaged file can make the reader raise."""
 
 
 def dumps(*parts: object) -> str:
     """JSON text of the parts of a record, in their order."""
-    content = {"format": FORMAT, "version": VERSION, "parts": [_encode(part) for part in parts]}
+    encoded = [_encode(part) for part in parts]
+    content = {
+        "format": FORMAT, "version": VERSION, "checksum": checksum(encoded), "parts": encoded,
+    }  # fmt: skip
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
 
-def loads(text: str) -> Parts:
-    """The inverse of :func:`dumps`.
+def checksum(parts: list) -> str:
+    """Digest of the values of a file, however they are laid out."""
+    text = json.dumps(parts, sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def loads(text: str, trust: bool = False) -> Parts:
+    """The inverse of :func:`dumps`; `trust` lets its formula use whatever Python has.
 
     Raises
     ------
@@ -67,44 +87,122 @@ def loads(text: str) -> Parts:
             raise KeyError("format")
         version = content["version"]
     except _BROKEN as error:
-        raise DataError(f"this is not a fit stored by to_json ({error})") from None
+        raise DataError(f"this is not a fit stored by to_json ({said(error)})") from None
     if version != VERSION:
         raise DataError(
-            f"the fit was stored in version {version} of the format, this package reads "
+            f"the fit was stored in version {version!r:.20} of the format, this package reads "
             f"{VERSION}: use the ctmm_formula that wrote it, or update this one"
         )
     try:
-        parts = [_decode(part) for part in content["parts"]]
-        kinds = zip(parts, _PARTS, strict=True)
-        if not all(isinstance(part, kind) for part, kind in kinds):
-            raise TypeError("a part of the fit is of another kind")
-        parts[-1] = dict(parts[-1])
-        _check_sizes(*parts[:4])
+        whole = content["checksum"] == checksum(content["parts"])
+        parts = [_decode(part) for part in content["parts"]] if whole else []
+        parts[-1:] = [dict(part) for part in parts[-1:]]
+        if whole:
+            if not _is(tuple(parts), Parts):
+                raise TypeError("a part of the fit is of another kind")
+            design, structure, _, at, *_, runs = parts
+            _check_sizes(design, structure, at, runs)
+            design.coding.trusted = trust
     except _BROKEN as error:
-        raise DataError(f"this is not a fit stored by to_json ({error!r})") from None
+        raise DataError(f"this is not a fit stored by to_json ({said(error)})") from None
+    if not whole:
+        raise DataError(
+            "the file is damaged or was edited since to_json wrote it (its checksum is another): "
+            "take a copy that is whole, or fit anew"
+        )
     return cast(Parts, tuple(parts))
 
 
-def _check_sizes(design: Design, structure: Structure, domain: Domain, at: Estimate) -> None:
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, all the way down."""
+    origin, args = get_origin(hint), get_args(hint)
+    if args and origin not in (tuple, dict):  # a union
+        return any(_is(value, one) for one in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(kinds) == len(value) and all(map(_is, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is(key, args[0]) and _is(item, args[1]) for key, item in value.items()
+        )
+    if hint in (int, float):
+        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return number and (isinstance(value, float) or abs(value) < 2**63)
+    if not isinstance(value, hint):
+        return False
+    if hint is not Design and hint.__name__ not in _RECORDS:
+        return True
+    own = get_type_hints(hint)
+    return all(_is(getattr(value, name), own[name]) for name in _field_names(hint))
+
+
+def _check_sizes(
+    design: Design,
+    structure: Structure,
+    at: Estimate,
+    runs: Mapping[object, JackknifeRun],
+) -> None:
     """The arrays of a file must fit together: what breaks later breaks here."""
-    del domain
-    n, p, C = len(design.y), len(design.names), len(design.celltypes)
+    n, p, C, N = len(design.y), len(design.names), len(design.celltypes), len(design.donors)
     K = len(structure.labels) + len(design.random)
-    shapes = {
-        "X": (design.X, (n, p)),
-        "H": (design.H, (n, C)),
-        "nu": (design.nu, (n,)),
-        "donor_codes": (design.donor_codes, (n,)),
-        "mean_rows": (design.mean_rows, (C, p)),
-        "basis": (structure.basis, (len(structure.labels), C, C)),
-        "theta": (at.theta, (K,)),
-        "beta": (at.beta, (p,)),
-        "cov_beta": (at.cov_beta, (p, p)),
-        "information": (at.information, (K, K)),
+    shapes: dict[str, tuple[Any, tuple[int, ...], str]] = {
+        "y": (design.y, (n,), "f"),
+        "X": (design.X, (n, p), "f"),
+        "H": (design.H, (n, C), "f"),
+        "nu": (design.nu, (n,), "f"),
+        "nu2": (design.nu2, (n,), "f"),
+        "n_cells": (design.n_cells, (n,), "f"),
+        "proportions": (design.proportions, (N, C), "f"),
+        "rows": (design.rows, (n,), "i"),
+        "index": (design.index, (n,), ""),
+        "frame": (design.frame, (n, len(design.frame.columns)), ""),
+        "donor_codes": (design.donor_codes, (n,), "i"),
+        "mean_rows": (design.mean_rows, (C, p), "f"),
+        "basis": (structure.basis, (len(structure.labels), C, C), "f"),
+        "theta": (at.theta, (K,), "f"),
+        "beta": (at.beta, (p,), "f"),
+        "cov_beta": (at.cov_beta, (p, p), "f"),
+        "information": (at.information, (K, K), "f"),
     }
-    for name, (value, shape) in shapes.items():
-        if np.shape(value) != shape:
-            raise ValueError(f"{name} has shape {np.shape(value)}, not {shape}")
+    codes = {"donor_codes": (design.donor_codes, N)}
+    parts = zip(design.random, design.random_levels, strict=True)
+    for k, (component, levels) in enumerate(parts):
+        shapes[f"codes of random effect {k}"] = (component.codes, (n,), "i")
+        shapes[f"values of random effect {k}"] = (component.values, (n,), "f")
+        codes[f"codes of random effect {k}"] = (component.codes, len(levels))
+    for run in runs.values():
+        G = len(run.left_out)
+        shapes["jackknife's theta"] = (run.theta, (G, K), "f")
+        shapes["jackknife's beta"] = (run.beta, (G, p), "f")
+        shapes["jackknife's cov"] = (run.cov, (p + K, p + K), "f")
+        codes |= {f"left_out {k}": (group, N) for k, group in enumerate(run.left_out)}
+        if any(not 0 <= group < G for group, _ in run.failed):
+            raise ValueError("failed groups of the jackknife")
+    for name, (value, shape, kind) in shapes.items():
+        if value is None:
+            continue
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {value.shape}, not {shape}")
+        if kind and value.dtype.kind != kind:
+            raise ValueError(f"{name} is of type {value.dtype}")
+    for name, (value, count) in codes.items():
+        if value.dtype.kind != "i" or (len(value) and not 0 <= value.min() <= value.max() < count):
+            raise ValueError(f"{name} are not all among 0 ... {count - 1}")
+    if not len(np.unique(design.donor_codes)) == N > 0 < C:
+        raise ValueError("there are donors without rows")
+    for name, array in {"X": design.X, "H": design.H, "y": design.y}.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite")
+    choose("kind", design.kind, ("ctp", "op"))
+    choose("method", at.method, METHODS)
+    choose("formula engine", design.engine, ENGINES)
+    if structure.celltypes != design.celltypes:
+        raise ValueError("the structure is of other cell types")
+    columns = {name for name in (design.donor_col, design.celltype_col) if name is not None}
+    if not columns | set(design.proportion_cols) <= set(design.frame.columns):
+        raise KeyError("columns of the frame")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -163,6 +261,8 @@ def _array(value: np.ndarray) -> dict:
 
 
 def _to_array(content: Mapping) -> np.ndarray:
+    if not _ARRAY.fullmatch(content["type"]):
+        raise TypeError(f"arrays of type {content['type']!r}")
     kind = np.dtype(content["type"])
     data = content["data"]
     if kind.kind == "f":
@@ -276,6 +376,10 @@ def _to_design(content: Mapping) -> Design:
     known = {name: _decode(content[name]) for name in _DESIGN_FIELDS}
     stored = content["coding"]
     context = {**ALWAYS, **_decode(stored["context"])}
+    if not all(isinstance(v, (bool, int, float, str)) for v in _decode(stored["context"]).values()):
+        raise TypeError("values of the caller are numbers and texts")
+    if not isinstance(stored["fixed"], str):
+        raise TypeError("the fixed part is a text")
     frame = known["frame"][stored["columns"]]
     coding = Coding(stored["fixed"], frame, context, stored["engine"])
     # as numbers: whoever looks at a file that was read does not evaluate its formula

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,12 @@ from ..cells.scale import summary_of
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.labelled import Design, build_design, means_note
+from ..design.matrix import check_vouched
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
 from ..inference.tests import DRAWS, needs_of
+from ..paths import file_path
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
@@ -172,9 +173,7 @@ def fit_genes(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
     asked = asked_tests(tests)
-    if out is not None and not (isinstance(out, (str, PathLike)) and Path(out).name):
-        raise DataError(f"out={out!r} is no name of a file: 'scan.parquet'")
-    path = None if out is None else Path(fspath(out)).expanduser()
+    path = None if out is None else file_path("out=", out)
 
     make, base = FromTable(spec, responses.obs, options), used_rows(responses)
     design = make(base)
@@ -218,6 +217,8 @@ def read_scan(
     *,
     nu2: object = None,
     proportions: pd.DataFrame | None = None,
+    trust: bool = False,
+    functions: Mapping[str, Callable[..., object]] | None = None,
 ) -> Scan:
     """Read a scan that was written by ``out=`` or :meth:`Scan.to_parquet`.
 
@@ -228,20 +229,30 @@ def read_scan(
         The data of the scan, as in :func:`fit_genes`, for ``scan.gene(name)``.
     proportions : DataFrame, optional
         Where the scan was given them as a table.
+    trust : bool
+        Let the formula of the file use whatever Python has and what is defined where you call.
+        Without it, columns, arithmetic and the functions of :mod:`ctmm_formula.design.vouched`.
+    functions : dict of str to callable, optional
+        Functions of your own that the formula uses, by name.
 
     Raises
     ------
     DataError
-        There is no such file, or it holds no scan; or the data lack its genes.
+        There is no such file, it holds no scan, or one that was damaged or edited since; or the
+        data lack its genes.
+    FormulaError
+        With data: its formula uses other functions.
     """
-    if not isinstance(path, (str, PathLike)):
-        raise DataError(f"read_scan reads the path of a file, got {type(path).__name__}")
-    table, layout, call = load(Path(fspath(path)).expanduser())
+    given_functions = _functions(functions)
+    trust = on_off("trust", trust)
+    path = file_path("read_scan", path)
+    table, layout, call = load(path)
     if data is None:
         return Scan(table, layout, call, notes=notes_of(table, layout, call, None))
     responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
-    options |= {"engine": call["formula_engine"], "env": caller()}
+    env = {**(caller() if trust else {}), **given_functions}
+    options |= {"engine": call["formula_engine"], "env": env}
     lost = sorted(set(table["gene"]) - set(responses.genes))
     if lost:
         raise DataError(f"the data have no gene {listing(lost)} of the scan")
@@ -253,8 +264,23 @@ def read_scan(
     domain = Domain(call["bounds"], call["noise_floor"])
     plan = Plan(layout, call["method"], domain, "", call["one_step"], 1, 0)  # no gene is tested
     spec = parse(call["formula"], response_required=False)
+    if spec.response:
+        raise DataError(f"{str(path)!r} is damaged or was edited: its formula has a response")
+    if not trust:
+        check_vouched(spec.fixed, responses.obs.columns, {}, given_functions)
     notes = notes_of(table, layout, call, responses.chosen(table["gene"].tolist()))
     return Scan(table, layout, call, Refit(spec, responses, options, plan), notes)
+
+
+def _functions(functions: object) -> dict[str, Callable[..., object]]:
+    """Functions by name, or an error."""
+    if functions is None:
+        return {}
+    if not isinstance(functions, Mapping) or not all(
+        isinstance(name, str) and callable(one) for name, one in functions.items()
+    ):
+        raise DataError("functions= takes functions by name: functions={'double': double}")
+    return dict(functions)
 
 
 def _entropy(rng: Rng, out: Path | None, overwrite: bool) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..errors import DataError
+from ..errors import CTMMError, DataError
 from ..results.resampling import progress_bar
 from .columns import Block
 from .patterns import Patterns
@@ -54,11 +55,14 @@ class Job:
                 n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered",
                 pre_dispatch="2*n_jobs", batch_size=1,
             )(self._tasks(blocks, done))  # fmt: skip
-            for number, block in work:
-                if store is not None:
-                    store.add(number, self._digests[number], block)
-                blocks[number] = block
-                done(len(block["gene"]))
+            try:
+                for number, block in work:
+                    if store is not None:
+                        store.add(number, self._digests[number], block)
+                    blocks[number] = block
+                    done(len(block["gene"]))
+            except BrokenProcessPool:
+                raise CTMMError(_killed(store)) from None
         if self._failure:
             raise self._failure[0]
         ordered = [blocks[number] for number in sorted(blocks)]
@@ -78,7 +82,11 @@ class Job:
         """Blocks to be done; an error here is kept, as workers' threads would lose it."""
         try:
             for number, task in enumerate(self._read()):
-                old = None if self.store is None else self.store.block(number, self._digests[-1])
+                old = (
+                    None
+                    if self.store is None
+                    else self.store.block(number, self._digests[-1], task[0])
+                )
                 if old is None:
                     yield delayed(_numbered_block)(number, self.patterns, *task)
                 else:
@@ -109,6 +117,19 @@ def block_size(rows: int) -> int:
     (50, 25, 10)
     """
     return min(BLOCK, max(_SMALL, BLOCK * _ROWS // rows))
+
+
+def _killed(store: Store | None) -> str:
+    """What to do after a worker was killed."""
+    go_on = (
+        "give out= and finished genes are kept"
+        if store is None
+        else f"finished genes are kept beside {str(store.path)!r}, the same call goes on with them"
+    )
+    return (
+        "a worker was killed, as a rule because the memory was full (or by a crash of a library): "
+        f"{go_on}; fewer workers, n_jobs=, need less memory"
+    )
 
 
 def _numbered_block(number: int, patterns: Patterns, *genes: Any) -> tuple[int, Block]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..design.labelled import means_note
 from ..design.table import label, near
 from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
+from ..paths import file_path
 from ..results.estimates import adjusted
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
@@ -245,9 +245,7 @@ class Scan:
         path : str or Path
             The file is complete or not there at all.
         """
-        if not isinstance(path, (str, PathLike)):
-            raise DataError(f"to_parquet writes to the path of a file, got {type(path).__name__}")
-        write_table(Path(fspath(path)).expanduser(), self.table, self.layout, self.call)
+        write_table(file_path("to_parquet", path), self.table, self.layout, self.call)
 
     def __len__(self) -> int:
         return len(self.table)

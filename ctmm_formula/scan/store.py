@@ -4,14 +4,21 @@ While a scan runs, ``scan.parquet.parts/`` holds ``call.json``, which says what 
 computed, a lock of the process at work, and one file for each finished block of genes.  A file is
 written under another name and renamed when it is complete, so that a name is a promise.  In the
 end the table goes to ``scan.parquet`` in the same way and the directory is removed.
+
+Every file says which genes it is to hold and carries a checksum of all its values and of what it
+says of itself: what was damaged, cut or edited since is an error, never a result.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping
+import re
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +26,39 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
+from ..design.table import listing
+from ..errors import CTMMWarning, DataError
+from ..paths import said, write_whole
 from ..structures import Structure
 from .columns import KINDS, Block, Layout
 
 KEY = b"ctmm_formula"
-FORMAT = 1
-LOCK = "lock"
+FORMAT = 2
+LOCK, NOTE = "lock", "call.json"
 _OTHER = "give another out=, or overwrite=True to replace it"
+_OURS = re.compile(r"lock|call\.json|table\.parquet|block-\d{6,}\.parquet|\.ctmm-\d+-\d+\.tmp")
+"""Names of the files beside a scan that is not finished."""
+_BROKEN = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+"""What an edited file can make its reader raise."""
+_TEXT, _MAYBE = (str,), (str, type(None))
+_CALL: dict[str, tuple[type, ...]] = {
+    "formula": _TEXT, "method": _TEXT, "bounds": _TEXT, "noise": _TEXT, "donor": _TEXT,
+    "formula_engine": _TEXT, "celltype": _MAYBE, "n_cells": _MAYBE, "summary": _MAYBE,
+    "proportions": (str, list, type(None)), "noise_floor": (int, float), "one_step": (bool,),
+    "entropy": (int,),
+}  # fmt: skip
+"""What a reader takes from the settings of a scan, and its types."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of ours that was read and found whole."""
+
+    block: Block
+    information: dict[str, Any]
 
 
 def fingerprint(*parts: object) -> str:
@@ -67,10 +99,12 @@ class Store:
         self, path: Path, call: Mapping[str, Any], kinds: Mapping[str, str], overwrite: bool
     ) -> None:
         arrow()
+        path = Path(os.path.realpath(path))  # a link stays, its file is written
         self.path, self.call, self.kinds = path, dict(call), dict(kinds)
         self.parts = _parts(path)
         self.overwrite = overwrite
-        self._lock: IO[str] | None = None
+        self._lock: _Lock | None = None
+        self._ended: _File | None = None
         if path.is_dir():
             raise DataError(f"out={str(path)!r} is a directory: name a file, 'scan.parquet'")
         if not path.parent.is_dir():
@@ -79,12 +113,14 @@ class Store:
     def __enter__(self) -> Store:
         """Claim the place: one process at a time, and only for the same scan."""
         if self.path.exists() and not self.overwrite:
-            self._compare(_information(self.path)["call"], self.path)
-            shutil.rmtree(self.parts, ignore_errors=True)  # of a kill after the table was written
+            ended = _load_scan(self.path)
+            self._compare(ended.information["call"], self.path)
+            self._ended = _File(_as_kinds(ended.block, self.kinds, self.path), ended.information)
+            self._clear_after_kill()
             return self
         try:
             self.parts.mkdir(exist_ok=True)
-            self._lock = _locked(self.parts / LOCK)
+            self._lock = _Lock(self.parts / LOCK)
             self._claim()
         except OSError as error:
             self.__exit__()
@@ -101,24 +137,53 @@ class Store:
 
     def _claim(self) -> None:
         """Check what is there, and say what this scan is."""
-        note = self.parts / "call.json"
+        foreign = _foreign(self.parts)
+        if foreign:
+            raise DataError(
+                f"{str(self.parts)!r} holds files that are not of a scan, {listing(foreign)}: move "
+                "them, or give another out="
+            )
+        note = self.parts / NOTE
         if self.overwrite:
             self.path.unlink(missing_ok=True)
             for old in sorted(self.parts.glob("block-*.parquet")):
                 old.unlink()
             note.unlink(missing_ok=True)
         if note.exists():
-            try:
-                there = json.loads(note.read_text(encoding="utf-8"))
-            except ValueError:
-                raise DataError(f"{str(note)!r} cannot be read: {_OTHER}") from None
-            self._compare(there, self.parts)
+            self._compare(_noted(note), self.parts)
             return
         if any(self.parts.glob("block-*.parquet")):
             raise DataError(
                 f"{str(self.parts)!r} holds blocks of nobody knows which scan: {_OTHER}"
             )
-        write_whole(note, lambda part: part.write_text(json.dumps(self.call), encoding="utf-8"))
+        content = {"format": FORMAT, "call": self.call, "checksum": fingerprint(self.call)}
+        write_whole(note, lambda part: part.write_text(json.dumps(content), encoding="utf-8"))
+
+    def _clear_after_kill(self) -> None:
+        """Remove the blocks of a scan whose table is there, unless someone is at work on them."""
+        if not (self.parts / LOCK).is_file():
+            return  # nothing of ours
+        with suppress(OSError, DataError):
+            self._lock = _Lock(self.parts / LOCK)
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove our files, and the directory if nothing else is in it."""
+        for name in sorted(os.listdir(self.parts), key=lambda name: name == LOCK):
+            if _OURS.fullmatch(name):
+                with suppress(OSError):
+                    (self.parts / name).unlink()
+        self.__exit__()
+        left = _foreign(self.parts)
+        with suppress(OSError):
+            self.parts.rmdir()
+        if left:
+            warnings.warn(
+                f"{str(self.parts)!r} stays: it holds files that are not of the scan, "
+                f"{listing(left)}",
+                CTMMWarning,
+                stacklevel=4,
+            )
 
     def _compare(self, there: Mapping[str, Any], where: Path) -> None:
         names = [*self.call, *(name for name in there if name not in self.call)]
@@ -130,22 +195,31 @@ class Store:
 
     @staticmethod
     def entropy(path: Path) -> int | None:
-        """The seed of a scan that was begun there, if any."""
-        try:
-            if path.is_file():
-                return int(_information(path)["call"]["entropy"])
-            text = (_parts(path) / "call.json").read_text(encoding="utf-8")
-            return int(json.loads(text)["entropy"])
-        except (OSError, ValueError, KeyError, TypeError):
+        """The seed of a scan that was begun there, if any.
+
+        Raises
+        ------
+        DataError
+            What is there is damaged, or no scan.
+        """
+        path = Path(os.path.realpath(path))
+        note = _parts(path) / NOTE
+        if path.is_file():
+            call = _load_scan(path).information["call"]
+        elif note.is_file():
+            call = _noted(note)
+        else:
             return None
+        seed = call.get("entropy")
+        return seed if isinstance(seed, int) and seed >= 0 else None  # or other settings
 
     def finished(self) -> Block | None:
         """The table of a scan that ended, without adjusted p values."""
-        return _read(self.path, self.kinds)[0] if self.path.exists() else None
+        return None if self._ended is None else self._ended.block
 
     def check(self, data: str) -> None:
         """The finished table must be that of these data (digests of all blocks)."""
-        there = _information(self.path)["data"]
+        there = "" if self._ended is None else self._ended.information["data"]
         if not there:
             raise DataError(
                 f"{str(self.path)!r} was written by to_parquet and cannot be gone on with: {_OTHER}"
@@ -155,22 +229,31 @@ class Store:
                 f"{str(self.path)!r} was made from other expression or noise values: {_OTHER}"
             )
 
-    def block(self, number: int, data: str) -> Block | None:
-        """A finished block, if it is there and whole.
+    def block(self, number: int, data: str, genes: Sequence[str]) -> Block | None:
+        """The finished block of these genes, if it is there.
 
         Raises
         ------
         DataError
-            It was made from other data.
+            It is damaged, or was made from other data or with other settings.
         """
         path = self._path(number)
         if not path.exists():
             return None
         try:
-            block, information = _read(path, self.kinds)
-        except (DataError, KeyError):
-            return None  # a disk's fault: to be done again
-        if information["data"] != data:
+            found = _load(path)
+            block = _as_kinds(found.block, self.kinds, path)
+        except DataError as error:
+            raise DataError(
+                f"{error} (remove it, and the same call computes its {len(genes)} genes anew)"
+            ) from None
+        other = found.information.get("scan") != fingerprint(self.call)
+        if other or found.information["genes"] != list(genes):
+            raise DataError(
+                f"{str(path)!r} is a block of another scan: remove it, and the same call computes "
+                f"its {len(genes)} genes anew"
+            )
+        if found.information["data"] != data:
             raise DataError(
                 f"{str(path)!r} was made from other expression or noise values: {_OTHER}"
             )
@@ -178,14 +261,18 @@ class Store:
 
     def add(self, number: int, data: str, block: Block) -> None:
         """Keep a finished block."""
-        _write(self._path(number), block, self.kinds, {"data": data})
+        about = {"data": data, "scan": fingerprint(self.call)}
+        _write(self._path(number), block, self.kinds, about)
 
     def finish(self, table: pd.DataFrame, layout: Layout, data: str) -> None:
         """Write the table of all genes and remove the blocks."""
         whole = self.parts / "table.parquet"
         write_table(whole, table, layout, self.call, data)
-        whole.replace(self.path)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        try:
+            whole.replace(self.path)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        self._clear()
 
     def _path(self, number: int) -> Path:
         return self.parts / f"block-{number:06d}.parquet"
@@ -196,32 +283,81 @@ def _parts(path: Path) -> Path:
     return path.with_name(path.name + ".parts")
 
 
-def _locked(path: Path) -> IO[str]:
-    """The file, held by this process until it is closed or the process ends, however it does.
+def _foreign(parts: Path) -> list[str]:
+    """Names in the directory of blocks that no scan gives."""
+    return sorted(name for name in os.listdir(parts) if not _OURS.fullmatch(name))
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    """The settings of a scan that was begun.
 
     Raises
     ------
     DataError
-        Another process holds it.
+        The note is damaged, or of another version.
     """
-    file = path.open("a")
     try:
-        import fcntl
+        content = json.loads(note.read_text(encoding="utf-8"))
+        _check_format(note, content["format"])
+        whole = content["checksum"] == fingerprint(content["call"])
+        if not whole or not isinstance(content["call"], dict):
+            raise ValueError("its checksum is another")
+    except DataError:
+        raise
+    except (OSError, *_BROKEN) as error:
+        raise DataError(f"{str(note)!r} cannot be read ({said(error)}): {_OTHER}") from None
+    return content["call"]
 
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise DataError(
-            f"another process is at work on {str(path.parent)!r}: wait for it, or give another out="
-        ) from None
-    except (ImportError, OSError):
-        pass  # no locks on this system or for these files: as safe as its user
-    return file
+
+class _Lock:
+    """A file held by one thread of one process until it is closed or the process ends.
+
+    Raises
+    ------
+    DataError
+        Another process or thread holds it.
+    """
+
+    _held: set[tuple[int, Path]] = set()  # noqa: RUF012  (shared by all: locks are of processes)
+    _guard = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self._key = os.getpid(), path
+        with self._guard:
+            # before the file is opened: closing any handle of it lets go of the lock
+            if self._key in self._held:
+                raise _busy(path, "another thread of this process")
+            self._file = self._locked(path)
+            self._held.add(self._key)
+
+    @staticmethod
+    def _locked(path: Path) -> IO[str]:
+        file = path.open("a")
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise _busy(path, "another process") from None
+        except (ImportError, OSError):
+            pass  # no locks on this system or for these files: as safe as its user
+        return file
+
+    def close(self) -> None:
+        """Let others have it."""
+        with self._guard:
+            self._file.close()
+            self._held.discard(self._key)
+
+
+def _busy(path: Path, who: str) -> DataError:
+    return DataError(f"{who} is at work on {str(path.parent)!r}: wait for it, or give another out=")
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"{str(path)!r} cannot be written ({' '.join(str(error).split())}): finished blocks are "
+        f"{str(path)!r} cannot be written ({said(error)}): finished blocks are "
         "kept, so that the same call goes on when there is room, or give another place"
     )
 
@@ -231,7 +367,6 @@ def write_table(
 ) -> None:
     """Write a scan's table with what :func:`load` needs."""
     information = {
-        "format": FORMAT,
         "data": data,
         "call": dict(call),
         "layout": {
@@ -261,31 +396,56 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
     DataError
         There is no such file, or it holds no scan.
     """
-    information = _information(path)
-    if "layout" not in information or information.get("format") != FORMAT:
-        raise DataError(f"{str(path)!r} holds no scan that this version can read")
-    raw = information["layout"]
-    names = tuple(raw["celltypes"])
-    layout = Layout(
-        names,
-        tuple(raw["fixed"]),
-        tuple(
-            Structure(s["name"], names, tuple(s["labels"]), np.array(s["basis"], dtype=float))
-            for s in raw["structures"]
-        ),
-        tuple(tuple(own) for own in raw["components"]),
-        {name: tuple(details) for name, details in raw["tests"].items()},
-        tuple(raw["errors"]),
-        tuple((int(a), int(b)) for a, b in raw["ratios"]),
-        bool(raw.get("one_step", False)),
-    )
-    kinds = layout.kinds()
-    block, _ = _read(path, None)
-    typed: Block = {
-        name: np.asarray(column, dtype=KINDS[kinds.get(name, "number")][0])
-        for name, column in block.items()
-    }
-    return pd.DataFrame(typed), layout, information["call"]
+    found = _load_scan(path)
+    information = found.information
+    try:
+        layout = _layout(information["layout"])
+        call = information["call"]
+        for name, kinds in _CALL.items():
+            if not isinstance(call[name], kinds):
+                raise TypeError(f"{name} is {type(call[name]).__name__}")
+        if call["entropy"] < 0:
+            raise ValueError("entropy is negative")
+        block = {**found.block, **_as_kinds(found.block, layout.kinds(), path)}
+        table = pd.DataFrame(block)
+        absent = {f"{p}_{suffix}" for p in layout.tested for suffix in ("bonferroni", "bh")}
+        if absent - set(table.columns):
+            raise KeyError(min(absent - set(table.columns)))
+    except _BROKEN as error:
+        raise _damaged(path, said(error)) from None
+    return table, layout, call
+
+
+def _layout(raw: Mapping[str, Any]) -> Layout:
+    """What the columns stand for, as :func:`write_table` wrote it."""
+    names = _texts(raw["celltypes"])
+    structures = []
+    for own in raw["structures"]:
+        labels, basis = _texts(own["labels"]), np.array(own["basis"], dtype=float)
+        if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
+            raise ValueError(f"basis of {own['name']!r}")
+        structures.append(Structure(_texts([own["name"]])[0], names, labels, basis))
+    components = tuple(_texts(own) for own in raw["components"])
+    if not structures or len(components) != len(structures):
+        raise ValueError("components")
+    if any(len(c) < len(s.labels) for c, s in zip(components, structures, strict=True)):
+        raise ValueError("components")
+    ratios = tuple((int(a), int(b)) for a, b in raw["ratios"])
+    if any(not 0 <= k < len(structures) for pair in ratios for k in pair):
+        raise ValueError("ratios")
+    tests = {name: _texts(details) for name, details in raw["tests"].items()}
+    if not isinstance(raw["one_step"], bool):
+        raise TypeError("one_step")
+    return Layout(
+        names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
+        ratios, raw["one_step"],
+    )  # fmt: skip
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"a list of texts is {type(values).__name__}")
+    return tuple(values)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -305,24 +465,22 @@ def arrow() -> Any:
     return pyarrow
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name and rename: the file is complete or not there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(part)
-        with part.open("rb+") as file:  # on the disk before it has its name
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write(
     path: Path, block: Block, kinds: Mapping[str, str], information: Mapping[str, Any]
 ) -> None:
     pa = arrow()
-    types = {"text": pa.string(), "flag": pa.bool_(), "count": pa.int64(), "number": pa.float64()}
-    table = pa.table({name: pa.array(block[name], types[kind]) for name, kind in kinds.items()})
+    columns = {}
+    for name, kind in kinds.items():
+        try:
+            columns[name] = pa.array(block[name], _types()[kind])
+        except (pa.ArrowException, *_BROKEN) as error:
+            raise DataError(
+                f"column {name!r} cannot be written as a {kind} ({said(error)}): drop it from the "
+                "table, or change its type"
+            ) from None
+    table = pa.table(columns)
+    information = {"format": FORMAT, "genes": list(block["gene"]), **information}
+    information["checksum"] = _checksum(information, table)
     table = table.replace_schema_metadata({KEY: json.dumps(information).encode()})
     try:
         write_whole(path, lambda part: pa.parquet.write_table(table, part))
@@ -330,34 +488,105 @@ def _write(
         raise _unwritable(path, error) from None
 
 
-def _table(path: Path, columns: list[str] | None = None) -> Any:
+def _types() -> dict[str, Any]:
+    """Kind of a column -> its type in a file."""
     pa = arrow()
-    try:
-        return pa.parquet.ParquetFile(path).read(columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(path)!r} cannot be read as parquet: {error}") from None
+    return {"text": pa.string(), "flag": pa.bool_(), "count": pa.int64(), "number": pa.float64()}
 
 
-def _information(path: Path) -> dict[str, Any]:
-    """What the file says about itself."""
+def _checksum(information: Mapping[str, Any], table: Any) -> str:
+    """Digest of all values of a table, their names and types, and what it says of itself."""
+    parts: list[object] = [dict(information)]
+    for name in table.column_names:
+        column = table.column(name)
+        parts += [name, str(column.type), _values(column)]
+    return fingerprint(*parts)
+
+
+def _values(column: Any) -> Any:
+    """A column as an array, texts as a list."""
+    if column.null_count or column.type not in _types().values():
+        raise TypeError(f"values of type {column.type}, {column.null_count} of them missing")
+    is_text = column.type == _types()["text"]
+    return column.to_pylist() if is_text else column.to_numpy(zero_copy_only=False)
+
+
+def _load(path: Path) -> _File:
+    """A file of ours, whole.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, is not of a scan, of another version, damaged or not complete.
+    """
     pa = arrow()
     try:
-        held = pa.parquet.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(path)!r} cannot be read as parquet: {error}") from None
+        # one open file: what is checked is what is used
+        with path.open("rb") as file:
+            table = pa.parquet.ParquetFile(file).read()
+    except (OSError, pa.ArrowException, *_BROKEN) as error:
+        raise DataError(f"{str(path)!r} cannot be read as parquet: {said(error)}") from None
+    held = table.schema.metadata or {}
     if KEY not in held:
         raise DataError(f"{str(path)!r} was not written by a scan: {_OTHER}")
-    return json.loads(held[KEY])
+    try:
+        information = json.loads(held[KEY])
+        _check_format(path, information["format"])
+        checksum, asked = information.pop("checksum"), information["genes"]
+        there = table.column("gene").to_pylist() if "gene" in table.column_names else []
+        if there != asked:
+            raise ValueError(
+                f"it holds {len(there)} of {len(asked)} genes"
+                if len(there) != len(asked)
+                else "its genes are others than those asked for"
+            )
+        if checksum != _checksum(information, table):
+            raise ValueError("its values are not those that were written")
+        block: Block = {}
+        for name in table.column_names:
+            values = _values(table.column(name))
+            block[name] = np.array(values, dtype=object) if isinstance(values, list) else values
+    except DataError:
+        raise
+    except (pa.ArrowException, *_BROKEN) as error:
+        raise _damaged(path, said(error)) from None
+    return _File(block, information)
 
 
-def _read(path: Path, kinds: Mapping[str, str] | None) -> tuple[Block, dict[str, Any]]:
-    """Columns as arrays, all of them or those named, and what the file says about itself."""
-    table = _table(path)
-    block: Block = {}
-    for name in kinds or table.column_names:
-        column = table.column(name)
-        if kinds is not None and kinds[name] == "text":
-            block[name] = np.array(column.to_pylist(), dtype=object)
-        else:
-            block[name] = column.to_numpy(zero_copy_only=False)
-    return block, _information(path)
+def _load_scan(path: Path) -> _File:
+    """The same of a scan that ended."""
+    found = _load(path)
+    if "layout" not in found.information or not isinstance(found.information.get("call"), dict):
+        raise DataError(
+            f"{str(path)!r} holds a block of genes of a scan that was not finished: {_OTHER}"
+        )
+    return found
+
+
+def _check_format(path: Path, version: object) -> None:
+    if version == FORMAT:
+        return
+    newer = isinstance(version, int) and version > FORMAT
+    fix = "update ctmm_formula" if newer else "read it with the ctmm_formula that wrote it"
+    raise DataError(
+        f"{str(path)!r} is in version {version!r} of the format of scans, this package reads "
+        f"{FORMAT}: {fix}, or compute it anew"
+    )
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{str(path)!r} is damaged or was edited ({why}): take a copy that is whole, or compute it "
+        "anew (another out=, or overwrite=True)"
+    )
+
+
+def _as_kinds(block: Block, kinds: Mapping[str, str], path: Path) -> Block:
+    """The columns of these kinds."""
+    out: Block = {}
+    for name, kind in kinds.items():
+        dtype = np.dtype(KINDS[kind][0])
+        if name not in block or block[name].dtype != dtype:
+            raise _damaged(path, f"there is no column {name!r} of kind {kind}")
+        out[name] = block[name]
+    return out
