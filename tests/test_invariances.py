@@ -27,6 +27,7 @@ methods = pytest.mark.parametrize("method", quick_first(["reml", "he", "ml"], 2)
 
 
 def fitted(data=SIMULATED, formula=FORMULA, structure="free", **options):
+    options = {"method": "reml", **options}
     return ctmm.fit(formula, random="batch", structure=structure, data=data, **options)
 
 

@@ -40,14 +40,16 @@ def table():
 
 @pytest.fixture(scope="module")
 def res(table):
-    return ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=table)
+    return ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=table, method="reml")
 
 
 @pytest.fixture(scope="module")
 def op():
     table = ctmm.load_example(kind="op")
     proportions = [name for name in table if name.startswith("prop_")]
-    return ctmm.fit("expr ~ sex", data=table, proportions=proportions, structure="iid")
+    return ctmm.fit(
+        "expr ~ sex", data=table, proportions=proportions, structure="iid", method="reml"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_negative_variances_have_a_cross_and_no_bar():
 
 
 def test_without_a_shared_component_there_is_one_bar_per_cell_type(table):
-    res = ctmm.fit("expr ~ C(celltype)", data=table, structure="full")
+    res = ctmm.fit("expr ~ C(celltype)", data=table, structure="full", method="reml")
     got = plots.gene_data(res)
     assert got.loc[got["what"] == "shared", "value"].isna().all()
     specific = got.loc[got["what"] == "specific", "value"]
@@ -152,7 +154,7 @@ def test_shares_are_those_explained_and_the_bars_add_up(res):
 def test_negative_shares_lie_left_of_zero(table):
     proportions = [f"prop_{c}" for c in ("day0", "day1", "day2", "day3")]
     op = ctmm.load_example(kind="op")
-    res = ctmm.fit("expr ~ sex", data=op, proportions=proportions, structure="free")
+    res = ctmm.fit("expr ~ sex", data=op, proportions=proportions, structure="free", method="reml")
     got = plots.shares_data(res)
     negative = got.loc[got["share"] < 0, "share"].sum()
     assert negative < 0
@@ -162,7 +164,10 @@ def test_negative_shares_lie_left_of_zero(table):
 
 @pytest.mark.parametrize("draw", [plots.shares, plots.components])
 def test_several_fits_are_told_apart(draw, table):
-    fits = [ctmm.fit("expr ~ C(celltype)", data=table, structure=s) for s in ("hom", "free")]
+    fits = [
+        ctmm.fit("expr ~ C(celltype)", data=table, structure=s, method="reml")
+        for s in ("hom", "free")
+    ]
     data = {"shares": plots.shares_data, "components": plots.components_data}[draw.__name__]
     assert data(fits)["fit"].unique().tolist() == ["hom", "free"]
     assert data(dict(zip("ab", fits, strict=True)))["fit"].unique().tolist() == ["a", "b"]
@@ -213,7 +218,7 @@ def test_residuals_of_the_model_are_standard_normal(kind, res, op):
 
 def test_rows_that_a_fixed_effect_fits_exactly_have_no_residual(table):
     alone = table.assign(flag=(np.arange(len(table)) == 5).astype(float))
-    res = ctmm.fit("expr ~ C(celltype) + flag", data=alone)
+    res = ctmm.fit("expr ~ C(celltype) + flag", data=alone, method="reml")
     got = plots.residuals_data(res)
     assert np.flatnonzero(got["residual"].isna()).tolist() == [5]
     left, _ = plots.residuals(res)
@@ -240,7 +245,7 @@ def test_influence_finds_the_donor_that_was_made_an_outlier(table):
     odd = table.copy()
     mine = (odd["donor"] == "donor33") & (odd["celltype"] == "day0")
     odd.loc[mine, "expr"] += 8
-    res = ctmm.fit("expr ~ C(celltype)", data=odd)
+    res = ctmm.fit("expr ~ C(celltype)", data=odd, method="reml")
     ax = plots.influence(res, label=1)
     assert ax.get_legend_handles_labels()[1] == ["donor33"]
     most = plots.influence_data(res).query("component == 'V[day0]'").nlargest(1, "influence")
@@ -252,7 +257,7 @@ def test_influence_takes_another_jackknife(res, many):
     got = plots.influence_data(res, jackknife=blocks)
     assert len(got) == 6 * len(res.vcomp)
     drawn(plots.influence(res, jackknife=blocks))
-    other = ctmm.fit("expr ~ C(celltype)", data=many, structure="hom")
+    other = ctmm.fit("expr ~ C(celltype)", data=many, structure="hom", method="reml")
     with pytest.raises(ctmm.CTMMError, match="another fit"):
         plots.influence(other, jackknife=blocks)
     with pytest.raises(ctmm.CTMMError, match=r"res\.jackknife\(\)"):
@@ -448,7 +453,7 @@ def on_axis(texts, axis, limits):
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("kind", sorted(set(OF_A_FIT) - {"residuals"}))
 def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
-    res = ctmm.fit("expr ~ C(celltype)", data=many, structure="free")
+    res = ctmm.fit("expr ~ C(celltype)", data=many, structure="free", method="reml")
     options = {"jackknife": res.jackknife(one_step=True)} if kind == "influence" else {}
     ax = Figure(figsize=(3.3, 2.8), layout="constrained").add_subplot() if small else None
     with warnings.catch_warnings():
@@ -474,7 +479,7 @@ def test_fourteen_long_names_stay_on_the_page_and_apart(kind, small, many):
 def test_six_pictures_on_one_page_are_legible(layout, table):
     """Their own words are whole, names do not touch, no label is cut."""
     data = renamed(table, ["CD14 Mono", "CD16 Mono", "CD4 naive", "CD4 TCM"])
-    res = ctmm.fit("expr ~ C(celltype)", data=data, random="batch")
+    res = ctmm.fit("expr ~ C(celltype)", data=data, random="batch", method="reml")
     for size in ((7, 5), (12, 7)):
         figure = Figure(figsize=size, layout=layout)
         axes = figure.subplots(2, 3).ravel()
@@ -509,7 +514,7 @@ def test_figures_are_pickled(kind, res):
 def test_names_are_no_formulas(table):
     """And one that begins with an underscore stands in the key as others do."""
     names = ["CD4$a$", "NK_$b", "x$\\no$y", "_50% B"]
-    res = ctmm.fit("expr ~ C(celltype)", data=renamed(table, names))
+    res = ctmm.fit("expr ~ C(celltype)", data=renamed(table, names), method="reml")
     for kind in OF_A_FIT:
         drawn(res.plot(kind))
     ax = res.plot("noise")
@@ -534,7 +539,10 @@ def test_a_long_name_of_a_gene_stays_on_the_page(many):
     """Layouts do not count the length of labels: they break where the page ends."""
     name = "ENSG00000187608.10_interferon"
     res = ctmm.fit(
-        f"Q('{name}') ~ C(celltype)", data=many.rename(columns={"expr": name}), structure="hom"
+        f"Q('{name}') ~ C(celltype)",
+        data=many.rename(columns={"expr": name}),
+        structure="hom",
+        method="reml",
     )
     ax = res.plot("gene", ax=Figure(figsize=(3.3, 2.8), layout="constrained").add_subplot())
     figure = drawn(ax)

@@ -42,7 +42,7 @@ def scan():
         warnings.simplefilter("ignore", ctmm.BoundaryWarning)
         return ctmm.fit_genes(
             "~ C(celltype) + sex", data=ctmm.load_genes(), random="batch", models=["full"],
-            tests=["score", "mean"], genes=genes, progress=False,
+            tests=["score", "mean"], genes=genes, progress=False, method="reml"
         )  # fmt: skip
 
 

@@ -89,7 +89,12 @@ def test_table_by_brute_force(fits, name):
     t = table["estimate"] / table["std_error"]
     p_values = np.where(np.arange(len(df)) < p, 2 * stats.t.sf(abs(t), df), stats.t.sf(t, df))
     close(table["p_value"], p_values)
-    close(table[["conf_low", "conf_high"]], interval(table["estimate"], table["std_error"], df))
+    expected = interval(table["estimate"], table["std_error"], df)
+    # of components by t on the scale of log(theta + c), where se = sqrt(2 / df) (theta + c)
+    c = np.maximum(se / np.sqrt(2.0 / df[p:]) - dense.theta, 0.0)
+    reach = stats.t.ppf(0.975, df[p:]) * se / (dense.theta + c)
+    expected[p:] = np.transpose([(dense.theta + c) * np.exp(s * reach) - c for s in (-1, 1)])
+    close(table[["conf_low", "conf_high"]], expected)
     own = res.cov_params().to_numpy()
     close(own[:p, :p], cr2.cov)
     ratio = se / np.sqrt(np.diag(cov))
