@@ -17,7 +17,7 @@ from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
 from .design.identified import check_alone, check_components
-from .design.labelled import Design, build_design, means_note
+from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
 from .design.table import listing
 from .engine.domain import Domain
@@ -226,7 +226,7 @@ def fit_design(
     check_components(model, cells, design.random_names)
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
-    means = means_note(design.one_mean, [cells])[0]
+    means = means_note(design.one_mean, [cells])
     said = (*([why] if why else []), *design.notes, *([means] if means else []))
     results.notes = (*said, *_notes(results))
     return results
@@ -334,8 +334,8 @@ def caller() -> Mapping[str, object]:
 
 def warn_of(results: CTMMResults) -> None:
     """At most one warning of the optimisation, and one of the formula."""
-    means, misleads = means_note(results.design.one_mean, [results.structure_])
-    if misleads:
+    means = means_warning(results.design.one_mean, [results.structure_])
+    if means:
         warnings.warn(means, CTMMWarning, stacklevel=3)
     text = _trouble(results)
     if not results.converged:

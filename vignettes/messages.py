@@ -113,6 +113,8 @@ class Source:
             return [text]
         if isinstance(node, ast.IfExp):
             return self._texts(place, node.body) + self._texts(place, node.orelse)
+        if isinstance(node, ast.ListComp):
+            return self._texts(place, node.elt)
         if isinstance(node, ast.Name) and place.scopes:
             given = _assigned(place.scopes[-1], node.id)
             if given:
@@ -175,12 +177,14 @@ def has_words(text: str) -> bool:
 
 
 def _assigned(function: ast.FunctionDef, name: str) -> list[ast.expr]:
-    return [
-        node.value
-        for node in ast.walk(function)
-        if isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-    ]
+    """What a variable is given, or runs over."""
+    found = []
+    for node in ast.walk(function):
+        if isinstance(node, (ast.Assign, ast.For)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                found.append(node.value if isinstance(node, ast.Assign) else node.iter)
+    return found
 
 
 def _calls(path: Path, node: ast.AST, scopes: tuple[ast.FunctionDef, ...]) -> Iterator[Place]:

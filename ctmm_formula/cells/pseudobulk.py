@@ -286,10 +286,11 @@ def _stream(
     notes = _judge(top, whole, normalize)
     if summary == "log_mean" and not whole:
         notes.append("counts are not whole numbers; half a count is 0.5 of them all the same")
-    text = _selection(source, total[codes >= 0]) if normalize else ""
-    if text:
-        warnings.warn(text, CTMMWarning, stacklevel=3)
-        notes.append(text)
+    if normalize:
+        text = _selection(source, total[codes >= 0])
+        if text:
+            warnings.warn(text, CTMMWarning, stacklevel=3)
+            notes.append(text)
     if empty.any():
         notes.append(f"{empty.sum()} cells have no counts, they are taken as zero")
     return _Read(pairs, moments, half_counts(scale, codes, moments.count), notes)

@@ -115,7 +115,7 @@ def level_ratio(means: np.ndarray) -> np.ndarray:
     >>> level_ratio(np.array([[0.5, 0.5], [0.2, 2.0], [5.0, 2.0], [-1.0, 1.0]])).round(2).tolist()
     [1.0, 4.77, 1.15, nan]
     """
-    share = -np.expm1(-means)
+    share = -np.expm1(-np.maximum(means, 0.0))  # none of a mean that no logarithm of 1 + x has
     low = share.min(axis=1, initial=np.inf, where=~np.isnan(share))
     high = share.max(axis=1, initial=-np.inf, where=~np.isnan(share))
     fine = (low > 0) & np.isfinite(low)

@@ -404,22 +404,27 @@ def assemble(
     )
 
 
-def means_note(one_mean: str, structures: Iterable[Structure]) -> tuple[str, bool]:
-    """What to know of a fixed part without means of the cell types, and whether it warns.
+def means_note(one_mean: str, structures: Iterable[Structure]) -> str:
+    """What to know of a fixed part without means of the cell types, or "".
 
     >>> from ctmm_formula.structures import resolve
     >>> means_note("celltype", [resolve("hom", ["B", "T"])])
-    ('no cell type in the fixed part: the cell types share one mean', False)
+    'no cell type in the fixed part: the cell types share one mean'
     """
     if not one_mean:
-        return "", False
+        return ""
     text = "no cell type in the fixed part: the cell types share one mean"
-    if not any(len(structure.specific) for structure in structures):
-        return text, False
+    return means_warning(one_mean, structures) or text
+
+
+def means_warning(one_mean: str, structures: Iterable[Structure]) -> str:
+    """What to say at once of such a fixed part where a structure has V, or ""."""
+    if not (one_mean and any(len(structure.specific) for structure in structures)):
+        return ""
     return (
-        f"{text}, so that V holds the differences between their means: add {quote(one_mean)} to "
-        "the formula"
-    ), True
+        "no cell type in the fixed part: the cell types share one mean, so that V holds the "
+        f"differences between their means: add {quote(one_mean)} to the formula"
+    )
 
 
 def _spans(X: np.ndarray, H: np.ndarray) -> bool:

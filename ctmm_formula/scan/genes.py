@@ -25,7 +25,7 @@ from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..cells.scale import summary_of
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
-from ..design.labelled import Design, build_design, means_note
+from ..design.labelled import Design, build_design, means_warning
 from ..design.matrix import check_vouched
 from ..design.table import listing
 from ..engine.domain import Domain
@@ -198,8 +198,8 @@ def fit_genes(
         scan = Scan(table, plan.layout, call, refit, notes)
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
-    means, misleads = means_note(design.one_mean, plan.layout.structures)
-    if misleads:
+    means = means_warning(design.one_mean, plan.layout.structures)
+    if means:
         warnings.warn(means, CTMMWarning, stacklevel=2)
     counts = scan.counts()
     text = notice(counts, unseen(scan.table))

@@ -293,7 +293,9 @@ def _linear(request: Mapping[str, Any]) -> Plain:
     res, L = _stored(request["fit"]), decode(request["L"])
     errors, every = res.errors(), np.pad(L, ((0, 0), (0, len(res.vcomp))))
     out = {"se": encode(np.sqrt(errors.of_effects(L))), "df": encode(errors.df(every))}
-    return out | {"test": _sent(res.wald_test(every)) if request.get("joint") else None}
+    return out | {
+        "test": _sent(res.wald_test(every, res.cov_type)) if request.get("joint") else None
+    }
 
 
 def _bootstrap(request: Mapping[str, Any]) -> Plain:

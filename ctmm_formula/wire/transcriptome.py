@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..api import check_settings, domain_of, method_of
 from ..arguments import threads, whole_number
-from ..design.labelled import means_note
+from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
 from ..scan.job import Job
 from ..scan.patterns import Patterns
@@ -47,8 +47,8 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     patterns = Patterns(plan, make, every, design)
     block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
     kinds = plan.layout.kinds()
-    means, misleads = means_note(design.one_mean, structures)
-    if misleads:
+    means = means_warning(design.one_mean, structures)
+    if means:
         warnings.warn(means, CTMMWarning, stacklevel=2)
     return {
         "columns": {

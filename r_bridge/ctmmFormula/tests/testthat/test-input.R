@@ -62,7 +62,9 @@ test_that("values that cannot be are named with their rows as R counts them", {
     d[[name]][rows] <- value
     d
   }
-  refused(with("nu", c(2, 7), 0), "'nu' \\(noise variance\\) must be positive.*rows 2, 7, donors")
+  refused(with("nu", c(2, 7), c(0, -1)), "'nu' \\(noise variance\\) must be.*row 7, donor")
+  # 0 is measured where the cells were counted
+  refused(transform(with("nu", c(2, 7), 0), n_cells = NULL), "'nu' .*rows 2, 7, donors")
   refused(with("nu", 9, -1), "row 9")
   refused(with("nu", 9, Inf), "row 9")
   refused(with("expr", 5, Inf), "response 'expr' is inf in row 5")
@@ -79,7 +81,7 @@ test_that("values that cannot be are named with their rows as R counts them", {
   refused(pseudobulk[0, ], "no row of 0")
   refused(rbind(pseudobulk, pseudobulk[8, ]), "several rows for one donor and cell type.*rows 8, 276")
   refused(subset(pseudobulk, donor == "donor02"), "one level|one donor")
-  refused(pseudobulk[rep(1:275, 20), ], "if they are cells, aggregate the cells")
+  refused(pseudobulk[rep(1:275, 20), ], "cells are aggregated by pseudobulk")
   d <- pseudobulk
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
