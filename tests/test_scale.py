@@ -233,3 +233,20 @@ def test_what_a_scale_asks_for():
         ctmm.pseudobulk(np.log1p(K), obs=obs, **LOOSE, summary="log_mean")
     soup = ctmm.pseudobulk(K * 0.9, obs=obs, **LOOSE, summary="log_mean")
     assert any("counts are not whole numbers" in note for note in soup.uns["ctmm"]["notes"])
+
+
+def test_genes_without_counts_fail_and_few_counts_are_a_reason():
+    """The number of cells is no expression."""
+    K, obs = counts()
+    K.insert(0, "never", 0.0)
+    pb = ctmm.pseudobulk(K, obs=obs, **LOOSE, summary="log_mean")
+    assert np.nanstd(pb.X[:, 0]) < 1e-12 < np.nanstd(pb.X[:, 1])
+    assert any("1 of 10 genes have no counts at all" in note for note in pb.uns["ctmm"]["notes"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = ctmm.fit_genes("~ C(celltype)", data=pb, tests=["mean"]).table
+    few = pb.var["few_counts"].to_numpy()
+    assert table["status"][0] == "failed" and few.any() and not few.all()
+    assert "constant" in table["reason"][0]
+    said = table["reason"].str.contains("too few for their logarithm")
+    assert said[1:].tolist() == few[1:].tolist()

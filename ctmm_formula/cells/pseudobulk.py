@@ -318,6 +318,12 @@ def _summarise(
     columns = {"min_counts": by_type.min(axis=1, initial=np.inf, where=~np.isnan(by_type))}
     columns["few_counts"] = columns["min_counts"] < FEW_COUNTS
     note = few_counts_note(by_type, types)
+    never = np.flatnonzero(~(counts > 0.0).any(axis=0))
+    if len(never):  # half a count over the cells of a pair says how many cells there are
+        there = ~np.isnan(X[:, never[0]])
+        X[np.ix_(there, never)] = X[there, never[0]].mean()
+        none = f"{len(never)} of {len(by_type)} genes have no counts at all: they are constant, at "
+        note = [f"{none}half a count", *note]
     if len(lost):
         pairs = [f"{read.pairs.donors[k // C]}|{types[k % C]}" for k in lost]
         note = [f"{len(lost)} pairs are missing, none of their cells has counts: {listing(pairs)}",

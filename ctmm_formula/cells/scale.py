@@ -38,6 +38,10 @@ test of V = 0 finds .06 to .10 of such genes at .05, from 1.2 to 1.35 .23, beyon
 FEW_COUNTS = 5.0
 """Counts of a pair, in the mean over donors, below which its logarithm is not relied on: levels and
 V are right down to 2 counts, and this leaves room."""
+TOO_FEW = (
+    f"fewer than {FEW_COUNTS:g} counts a pair in some cell type, too few for their logarithm: "
+    "tests are no guide"
+)
 CAUSE = (
     "a factor shared by all types looks specific to the higher ones (V > 0) on the scale of "
     "log(1 + x): pseudobulk(counts, summary='log_mean') makes it shared"

@@ -35,7 +35,7 @@ _CONVENTION = {
 }
 _ROBUST = (
     "Standard errors: cluster-robust (CR2) over {units}; of variances the larger of jackknife and "
-    "working model.",
+    "working model, whose intervals (by logarithms of variance + noise) are no tests of 0.",
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "({units} less one), one-sided.",
 )

@@ -38,7 +38,7 @@ from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
 from .responses import Responses, open_responses
-from .results import Scan, full_table, notes_of, notice, unseen
+from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
 from .worker import BOUNDARY, OK
 
@@ -193,7 +193,7 @@ def fit_genes(
     job = Job(patterns, responses, store, None if n_jobs is None else threads(n_jobs))
     with store or nullcontext():
         block = job.run(progress)
-        table = full_table(block, plan.layout)
+        table = doubted(full_table(block, plan.layout), responses)
         notes = notes_of(table, plan.layout, call, responses)
         scan = Scan(table, plan.layout, call, refit, notes)
         if store is not None and store.finished() is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, whole_number
-from ..cells.scale import scale_notes
+from ..cells.scale import TOO_FEW, scale_notes
 from ..cells.tables import UNSEEN
 from ..design.labelled import means_note
 from ..design.table import label, near
@@ -292,6 +292,19 @@ def full_table(block: Block, layout: Layout) -> pd.DataFrame:
             for suffix, method in ADJUSTMENTS.items():
                 columns[f"{name}_{suffix}"] = adjusted(block[name], method)
     return pd.DataFrame(columns)
+
+
+def doubted(table: pd.DataFrame, responses: Responses) -> pd.DataFrame:
+    """The table with a word in ``reason`` of genes that have too few counts for their scale."""
+    var = responses.var
+    if var is None or "few_counts" not in var:
+        return table
+    few = var["few_counts"].to_numpy(dtype=bool)[responses.places] & (table["status"] != FAILED)
+    reason = [
+        "; ".join(filter(None, (text, TOO_FEW))) if is_few else text
+        for text, is_few in zip(table["reason"], few, strict=True)
+    ]
+    return table.assign(reason=reason)
 
 
 def unseen(table: pd.DataFrame) -> int:

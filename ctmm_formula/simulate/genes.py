@@ -170,6 +170,8 @@ def simulate_genes(
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     if counts is not None:
+        if not isinstance(counts, CountCells):
+            raise CTMMError(f"counts= must be CountCells(mean=1.0), or None, got {counts!r}")
         others = {"gene_variance": (level != 1.0).any(), "cell_cv": cell_cv > NONE}
         others |= {"cell_noise": cell_noise, "noise_error": noise_error}
         others |= {"cell_variance": "cell_variance" in study}

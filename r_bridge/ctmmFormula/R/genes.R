@@ -59,7 +59,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
   call <- match.call()
-  told <- NULL
+  told <- few <- NULL
   if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
     if (!is.null(expr) || !is.null(nu) || !is.null(nu2))
       fail("DataError", "expr =, nu = and nu2 = belong to a table of samples; this pseudobulk has its ",
@@ -69,6 +69,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     nu <- data$nu
     nu2 <- data$nu2
     told <- c(level_notes(data$genes$level_ratio), few_counts_note(data$genes$few_counts))
+    few <- rownames(data$expr)[which(as.logical(data$genes$few_counts))]
     data <- data$obs
   }
   data <- as_table(data)
@@ -119,6 +120,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   Y[bad != "", ] <- NA_real_
   out <- run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress)
   out$table$reason[bad != ""] <- bad[bad != ""]
+  doubted <- out$table$gene %in% few & out$table$status != "failed"
+  out$table$reason[doubted] <- sub("^; ", "", paste(out$table$reason[doubted], TOO_FEW, sep = "; "))
   table <- adjusted(out$table, out$tested)
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = out$method, tested = out$tested,

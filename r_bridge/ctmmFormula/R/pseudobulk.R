@@ -100,8 +100,13 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
   few <- matrix(by_type(counts), nrow(mean))
   genes <- list(min_counts = apply(few, 1L, min, na.rm = TRUE))
   genes$few_counts <- genes$min_counts < FEW_COUNTS
-  new_pseudobulk((log(top) + nu / 2) / scale[2L], nu / scale[2L]^2, kept$obs,
-                 c(pairs$notes, kept$notes, few_counts_note(genes$few_counts)), summary, genes,
+  y <- (log(top) + nu / 2) / scale[2L]
+  never <- which(rowSums(counts, na.rm = TRUE) == 0)
+  for (k in never) y[k, !is.na(y[k, ])] <- mean(y[k, ], na.rm = TRUE)
+  none <- if (length(never)) sprintf(
+    "%d of %d genes have no counts at all: they are constant, at half a count", length(never), nrow(y))
+  new_pseudobulk(y, nu / scale[2L]^2, kept$obs,
+                 c(pairs$notes, kept$notes, none, few_counts_note(genes$few_counts)), summary, genes,
                  nu2 / scale[2L]^4)
 }
 
@@ -120,6 +125,8 @@ square_noise <- function(moments, n) {
 # What V means on which scale: see the Python module ctmm_formula.cells.scale, whose rules these are.
 LARGE_RATIO <- 1.2
 FEW_COUNTS <- 5
+TOO_FEW <- sprintf(paste("fewer than %g counts a pair in some cell type, too few for their logarithm:",
+                         "tests are no guide"), FEW_COUNTS)
 
 level_ratio <- function(means) {
   share <- -expm1(-means)
