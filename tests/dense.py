@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.integrate import quad
 
-from ctmm_formula.inference.tails import Law, tail
+from ctmm_formula.inference.tails import mixture, tail
 
 
 def arrays(model) -> SimpleNamespace:
@@ -241,12 +241,9 @@ def imhof(q: float, lam: np.ndarray) -> float:
 
 
 def upper_tail(value: float, lam: np.ndarray) -> float:
-    """P(sum_j lam_j chi2_1 > value) by the compiled contour, without a part of low rank."""
+    """P(sum_j lam_j chi2_1 > value) by the compiled contour, of weights alone."""
     lam = lam[np.abs(lam) > 1e-12 * np.abs(lam).max()]
-    none = np.zeros((0, 0))
-    columns = np.zeros((1, 0), dtype=np.int64)
-    law = Law(lam[None], np.zeros((1, len(lam), 0)), columns, none, none, none, np.zeros(0))
-    return tail(value, law)[0]
+    return float(np.exp(tail(value, mixture(lam), 0.0, 0.0, 1e-8)[0]))
 
 
 def tilted(q: float, lam: np.ndarray, draws: int, rng) -> tuple[float, float]:

@@ -34,8 +34,8 @@ LAYERS = [
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
-    "hypotheses", "testing", "jackknife", "tails",
+    "tests", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
+    "hypotheses", "testing", "jackknife", "score", "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",

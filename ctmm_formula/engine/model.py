@@ -88,6 +88,12 @@ def tile(row_ptr: np.ndarray) -> Tiles:
     return Tiles((-(-len(size) // LANES), m, LANES), (number * m + row) * LANES + lane)
 
 
+def from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
+    """Columns (n, k) of an array (T, k, m, LANES)."""
+    T, k, m, lanes = values.shape
+    return values.transpose(0, 2, 3, 1).reshape(T * m * lanes, k)[tiles.place]
+
+
 class Blocks(NamedTuple):
     """Design arrays of the kernels, donors sorted by block and laid out in :class:`Tiles`.
 

@@ -46,6 +46,11 @@ def kept(function: Callable) -> Any:
     return _caching(njit(**FAST)(function))
 
 
+def kept_exact(function: Callable) -> Any:
+    """The same with the options EXACT."""
+    return _caching(njit(**EXACT)(function))
+
+
 def kept_callback(signature: Any, function: Callable) -> Any:
     """The same as a C callback of that signature, compiled at once."""
     options = {name: FAST[name] for name in ("fastmath", "error_model")}

@@ -135,24 +135,6 @@ class Precision(Projection):
         y = np.where(self.model.active_rows, self.model.y, 0.0)
         return self.project(y[:, None])[:, 0]
 
-    def joined(self) -> Projection:
-        """The same P over blocks that share no level: all levels are in D."""
-        model, q = self.model, self.Z.shape[1]
-        used = np.flatnonzero(model.active_rows)  # rows of a block lie side by side
-        _, size = np.unique(model.donor_block[model.row_donor[used]], return_counts=True)
-        offsets = np.arange(size.max())
-        mask = offsets < size[:, None]
-        rows = used[(np.cumsum(size) - size)[:, None] + np.where(mask, offsets, 0)]
-        block, place = np.zeros((2, len(self.phi)), dtype=np.int64)
-        block[rows[mask]], place[rows[mask]] = np.nonzero(mask)
-        inverse = np.zeros((*mask.shape, mask.shape[1]))
-        i, a, b = np.nonzero(self.mask[:, :, None] & self.mask[:, None, :])
-        left, right = self.rows[i, a], self.rows[i, b]
-        inverse[block[left], place[left], place[right]] = self.inverse[i, a, b]
-        DZ = np.where(mask[..., None], self.phi[rows, :q], 0.0)
-        inverse -= DZ @ self.omega[:q, :q] @ DZ.transpose(0, 2, 1)
-        return Projection(rows, mask, inverse, self.Z[:, :0], self.g[:0], self.X)
-
 
 def level_matrix(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Z (n, q) of all levels with data, the component and the code of every level."""

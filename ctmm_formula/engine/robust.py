@@ -37,7 +37,7 @@ from . import sweeps
 from .domain import Domain
 from .estimate import Convergence, Estimate
 from .leverages import leverages
-from .model import Model, Tiles, tile
+from .model import Model, Tiles, from_tiles, tile
 from .noise import Pooling, pooling, working_noise
 from .sweeps import State
 from .unit_sums import Layout
@@ -269,7 +269,7 @@ def lay_out(model: Model) -> SharedDesign:
     b, rows = model.blocks, np.flatnonzero(model.active_rows)
     used = np.flatnonzero(model.active)
     tiles = tile(np.append(0, np.cumsum(np.diff(model.row_ptr)[used])))
-    Z = _from_tiles(b.design[:, b.R + b.p :], model.tiles)
+    Z = from_tiles(b.design[:, b.R + b.p :], model.tiles)
     columns = np.hstack([model.W, model.Q, np.zeros((len(Z), 1)), Z])
     blocks, first = np.unique(model.donor_block[used], return_index=True)
     level_ptr = b.level_ptr if model.random else np.zeros(blocks[-1] + 2, dtype=np.int64)
@@ -303,12 +303,6 @@ def _problem(outcome: int) -> str:
     if outcome == sweeps.CONFOUNDED:
         return "variance components cannot be told apart: singular moment matrix"
     return "a donor's covariance is not positive definite"
-
-
-def _from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
-    """Columns (n, k) of an array (T, k, m, LANES)."""
-    T, k, m, lanes = values.shape
-    return values.transpose(0, 2, 3, 1).reshape(T * m * lanes, k)[tiles.place]
 
 
 @functools.lru_cache(maxsize=64)

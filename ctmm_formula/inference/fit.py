@@ -30,6 +30,7 @@ from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered, NoClusters
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
+from .score import ScoreDesign
 from .small_sample import SINGULAR, KenwardRoger, Satterthwaite, information_cov
 from .testing import Law, denominator
 
@@ -114,6 +115,8 @@ class Fit:
         ``mean_rows @ b`` are the means of the cell types.
     weighed : RobustFit, optional
         The robust estimate of the model with its weights, where it is at hand.
+    score_design : ScoreDesign, optional
+        What its score test shares with those of other responses, where it is at hand.
     """
 
     model: Model
@@ -122,6 +125,7 @@ class Fit:
     estimate: Estimate
     mean_rows: np.ndarray = field(repr=False)
     weighed: RobustFit | None = field(default=None, repr=False)
+    score_design: ScoreDesign | None = field(default=None, repr=False)
 
     @property
     def n_fixed(self) -> int:

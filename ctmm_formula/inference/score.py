@@ -31,18 +31,18 @@ eigenvalues of single blocks of donors and determinants of low rank, at a cost l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from ..distributions import cauchy_tail
 from ..engine.domain import Domain
-from ..engine.likelihood import evaluate, fit, response_scale
+from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model
-from ..engine.noise import pooling, working_noise
-from ..engine.precision import Precision
+from ..engine.noise import Pooling, pooling, working_noise
 from ..errors import CTMMError
+from .score_law import Layout, Products, diagonals, law_of, lay_out, products
 from .tails import Law, tail
 
 ALIKE = 0.9
@@ -50,9 +50,7 @@ ALIKE = 0.9
 that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
-_BLOCK = 256  # rows up to which a block goes through whole, its levels eliminated
 _HIGH = 0.99  # what a p value counts at most in a combination
-_ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,38 @@ class ScoreTest:
     weights: str
 
 
-def score_test(model: Model) -> ScoreTest:
+class ScoreDesign(NamedTuple):
+    """What all responses of a design share; made by :func:`design_of`.
+
+    how the noise is pooled; layout of the compiled sums; the model under the null, and with the
+    directions E_cc beside it.
+    """
+
+    how: Pooling
+    layout: Layout
+    null: Model
+    directions: Model
+
+
+def design_of(model: Model) -> ScoreDesign:
+    """What the score tests of all responses of a model's design share."""
+    C = model.H.shape[1]
+    hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
+    return ScoreDesign(
+        pooling(model.H, model.n_cells, model.active_rows), lay_out(model),
+        model.with_basis(hom), model.with_basis(np.concatenate([hom, types])),
+    )  # fmt: skip
+
+
+def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     """Test V = 0 against a cell type-specific variance in any cell type.
 
     Parameters
     ----------
     model : Model
         Its basis is not used: the null is the shared variance, the directions are E_cc.
+    design : ScoreDesign, optional
+        :func:`design_of` the model, where many responses share it.
 
     Raises
     ------
@@ -105,15 +128,16 @@ def score_test(model: Model) -> ScoreTest:
         raise CTMMError(
             f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test V"
         )
-    how = pooling(model.H, model.n_cells, model.active_rows)
-    noise = working_noise(model.nu, how, response_scale(model) ** 2)
-    law, forms, expected, share = _forms(model, noise)
+    design = design_of(model) if design is None else design
+    noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
+    null = null_of(model, noise, design)
     statistic, pvalue = np.full((2, C + 1), np.nan)
-    for c, form in enumerate(forms):
-        if share[c] > _NOTHING:  # else the null's own components explain it
-            least = _SILENT * expected[c]
-            pvalue[c], mean, variance = tail(form.value, form.law, form.more, least)
-            if not math.isnan(pvalue[c]):
+    for c, form in enumerate(null.forms()):
+        if null.share[c] > _NOTHING:  # else the null's own components explain it
+            least = _SILENT * null.expected[c]
+            log, mean, variance = tail(form.value, form.law, form.more, least)
+            pvalue[c] = math.exp(log)
+            if not math.isnan(log):
                 statistic[c] = (form.value - mean) / math.sqrt(variance)
     return ScoreTest(
         statistic=statistic[:C],
@@ -121,35 +145,94 @@ def score_test(model: Model) -> ScoreTest:
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
         pvalue_cauchy=cauchy_combination(np.array([pvalue[C], cauchy_combination(pvalue[:C])])),
-        theta_null=law.pre.theta,
-        weights=how.weights,
+        theta_null=null.theta,
+        weights=design.how.weights,
     )
 
 
-def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndarray, np.ndarray]:
-    """Efficient scores of every cell type and of their sum, under the null fitted with `noise`.
+class Form(NamedTuple):
+    """A score y'A y: its value, its law for normal noise, and what its variance has beyond that."""
 
-    Also the variance of each, were `noise` that of the data, and the share of its information that
-    the null's components leave, (C + 1,).
+    value: float
+    law: Law
+    more: float
+
+
+@dataclass(frozen=True)
+class Null:
+    """The null fitted under working noise; made by :func:`null_of`.
+
+    Attributes
+    ----------
+    model : Model; design : ScoreDesign; noise : ndarray, shape (n,)
+    theta : ndarray, shape (1 + Kr,)
+    a : ndarray, shape (1 + Kr, C)
+        Parts of the null's components in the score of every cell type that are none of its own.
+    expected, share : ndarray, shape (C + 1,)
+        Of every cell type and their sum: the variance of the score, were `noise` that of the data,
+        and the share of its information that the null's components leave.
     """
+
+    model: Model
+    design: ScoreDesign
+    noise: np.ndarray
+    theta: np.ndarray
+    a: np.ndarray
+    expected: np.ndarray
+    share: np.ndarray
+
+    def forms(self) -> list[Form]:
+        """Efficient scores of every cell type and of their sum.
+
+        Delta is the sum of H_i inner H_i' over donors and of weights of levels, z z'.
+        """
+        model, C = self.model, self.model.H.shape[1]
+        layout = self.design.layout
+        rows = layout.rows
+        excess = model.nu[rows] - self.noise[rows]
+        found = products(layout, self.theta[0], self.noise[rows], excess, residual(model)[rows])
+        solved = _Solved(layout, found, self.theta[1:])
+        inner = np.array([np.diag(e) for e in np.eye(C)]) - self.a[0][:, None, None]
+        inner = np.append(inner, inner.sum(axis=0)[None], axis=0)
+        weights = -np.append(self.a[1:], self.a[1:].sum(axis=1)[:, None], axis=1).T  # (C + 1, Kr)
+        levels = [_by_level(layout, one) for one in weights]
+        more = self._more(layout, found, solved)
+        out = []
+        for d, level in enumerate(levels):
+            R, sign = _loadings(inner[d])
+            law = law_of(layout, found, R, sign, solved.gain, level)
+            value = np.sum(inner[d] * solved.scores) + np.sum(level * solved.Zy**2)
+            out.append(Form(float(value), law, float(more[d])))
+        return out
+
+    def _more(self, layout: Layout, found: Products, solved: _Solved) -> np.ndarray:
+        """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
+
+        The law squares nu where it should square the true noise variance, and takes an error of
+        nu for none: see :func:`_square_excess`.
+        """
+        C = self.model.H.shape[1]
+        if self.model.nu2 is None:
+            return np.zeros(C + 1)
+        parts = solved.diagonals(layout, found)
+        A = parts[:C] - self.a.T @ parts[C:]
+        excess = _square_excess(self.model)[layout.rows]
+        return 2.0 * np.square(np.append(A, A.sum(axis=0)[None], axis=0)) @ excess
+
+
+def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
+    """Fit the null under working noise, and find what of the scores it leaves."""
     C = model.H.shape[1]
-    null = replace(model.with_basis(np.ones((1, C, C))), nu=noise)
-    theta = fit(null, "reml", Domain("nonnegative")).theta
-    axes = np.concatenate([np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])])
+    theta = fit(design.null.with_response(model.y, noise), "reml", Domain("nonnegative")).theta
     at = np.concatenate([theta[:1], np.zeros(C), theta[1:]])
-    fisher = evaluate(replace(model.with_basis(axes), nu=noise), at, "reml").expected
+    fisher = evaluate(design.directions.with_response(model.y, noise), at, "reml").expected
     kept = np.r_[0, 1 + C : len(at)]
     types = np.arange(1, 1 + C)
-    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])  # (1 + Kr, C)
-    law = _Null(Precision(null, theta), model)
-    inner = axes[1:] - a[0][:, None, None]  # of a donor: Delta = H_i inner H_i'
-    levels = -a[1:].T[:, law.pre.level_component]
-    forms = law.forms(inner, levels)
-    forms += law.forms(inner.sum(axis=0)[None], levels.sum(axis=0)[None])
+    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
     left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
-    return law, forms, 4.0 * left, left / whole
+    return Null(model, design, noise, theta, a, 4.0 * left, left / whole)
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -171,135 +254,49 @@ def cauchy_combination(pvalues: np.ndarray) -> float:
     return cauchy_tail(float(scores.mean()))
 
 
-class _Form(NamedTuple):
-    """A score y'A y: its value, its law for normal noise, and what its variance has beyond that."""
+class _Solved:
+    """P y, and what P is made of, by the levels of every block and the fixed effects.
 
-    value: float
-    law: Law
-    more: float
-
-
-class _Null:
-    """The law of P y under the null: mean zero, covariance M = P Sigma^ P = P + P E P.
-
-    E = diag(nu - w) is what the measured noise has beyond the working noise.  With S = Sigma^-1
-    of groups of rows (:class:`_Groups`) and q levels that remain,
-
-        M = M_0 + L theta L',  M_0 = S + S E S,  L = [S Z, U, S E S Z, S E U],  M_0 Z = L T
-
-    Attributes
-    ----------
-    M0 : ndarray, shape (g, m, m)
-    L : ndarray, shape (n, 2 (p + q)); theta : ndarray, shape (2 (p + q), 2 (p + q))
-    core : ndarray, shape (w, w), w = 2 (p + q) + q
-        Covariance of [L, Z] beyond M_0: with J = [F L, 0; 0, I] for loadings F of the groups,
-        [F; Z'] M [F; Z']' = diag(F M_0 F', 0) + J core J'.
+    gain (blocks, q) variances of levels; scores (C, C), the sum of H_i'(P y)_i (P y)_i'H_i over
+    donors; Zy (blocks, q), Z'P y.
     """
 
-    def __init__(self, pre: Precision, model: Model) -> None:
-        self.pre, self.model = pre, model
-        self.groups = groups = _Groups(pre)
-        P = groups.P
-        excess = np.where(model.active_rows, model.nu - pre.model.nu, 0.0)[:, None]
-        self.M0 = P.inverse + P.inverse @ (P.spread(excess) * P.inverse)
-        q, p, omega = P.Z.shape[1], P.X.shape[1], P.omega
-        ep = excess * P.phi
-        self.L = np.hstack([P.phi, P.within(ep)])
-        self.theta = np.block(
-            [[omega @ (P.phi.T @ ep) @ omega - omega, -omega], [-omega, np.zeros_like(omega)]]
+    def __init__(self, layout: Layout, found: Products, variances: np.ndarray) -> None:
+        q, p, d = layout.component.shape[1], len(found.Xy), layout.slot.shape[1]
+        self.gain = _by_level(layout, variances)
+        self.G, self.GX = found.fixed[:, :q, q : 2 * q], found.fixed[:, :q, 2 * q + p :]
+        XX = found.fixed[:, 2 * q : 2 * q + p, 2 * q + p :].sum(axis=0)
+        self.K = np.linalg.solve(
+            np.eye(q) + self.gain[:, :, None] * self.G, self.gain[:, :, None] * np.eye(q)
         )
-        T = np.zeros((len(self.theta), q))
-        T[:q], T[p + q : p + 2 * q] = np.eye(q), np.eye(q)
-        LZ = self.L.T @ P.Z
-        across = self.theta @ LZ + T
-        self.core = np.block([[self.theta, across], [across.T, LZ.T @ across]])
-        size, axes = np.linalg.eigh(self.core)
-        kept = np.abs(size) > _ROUNDING * np.abs(size).max(initial=0.0)
-        self.root, self.signs = axes[:, kept] * np.sqrt(np.abs(size[kept])), np.sign(size[kept])
+        KX = self.K @ self.GX
+        self.inverse = np.linalg.inv(XX - np.einsum("bqp,bqr->pr", self.GX, KX))
+        b = self.inverse @ (found.Xy - np.einsum("bqp,bq->p", KX, found.Zy))
+        v = (self.K @ found.Zy[:, :, None])[:, :, 0] - KX @ b
+        self.Zy = found.Zy - (self.G @ v[:, :, None])[:, :, 0] - self.GX @ b
+        own = np.where(layout.slot >= 0, v[layout.block[:, None], layout.slot], 0.0)
+        left = found.Hy - (found.HB[:, :, d : 2 * d] @ own[:, :, None])[:, :, 0]
+        left -= found.HB[:, :, 2 * d + p :] @ b
+        self.scores = left.T @ left
+        self.components = len(variances)
 
-    def forms(self, inner: np.ndarray, levels: np.ndarray) -> list[_Form]:
-        """The form (P y)' Delta P y, Delta = sum_i H_i inner H_i' + Z diag(levels) Z'.
+    def diagonals(self, layout: Layout, found: Products) -> np.ndarray:
+        """Diagonals of P E_cc P, P J P and of P Z_m Z_m' P, (C + 1 + Kr, n)."""
+        parts = (np.ascontiguousarray(part) for part in (self.K, self.inverse, self.G, self.GX))
+        return diagonals(layout, found, *parts, self.components)
 
-        Parameters
-        ----------
-        inner : ndarray, shape (d, C, C); levels : ndarray, shape (d, q)
-            Of d directions, whose `inner` have the same rank.
 
-        Notes
-        -----
-        In a group Delta = F' sign F; with F M_0 F' = B B' its part of Delta M has the eigenvalues
-        l of B' sign B = Q diag(l) Q', and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of
-        L is sign + 2 s c c' / (1 - 2 s l) with c = Q' B' sign F L.
-        """
-        groups, P = self.groups, self.groups.P
-        F, sign = groups.loadings(inner, levels)
-        FL = F @ P.spread(self.L)
-        signed = sign[..., None] * FL
-        N = F @ self.M0 @ F.swapaxes(-1, -2)
-        index = np.arange(N.shape[-1])
-        # a donor without measured noise may have none at all: then N is the rounding of F S F'
-        size = np.maximum(N[..., index, index], ((F @ P.inverse) * F).sum(axis=-1))
-        N[..., index, index] += _ROUNDING * size.max(axis=-1, initial=1e-300)[..., None]
-        Bt = np.linalg.cholesky(N).swapaxes(-1, -2)
-        values, Q = np.linalg.eigh(Bt @ (sign[..., None] * Bt.swapaxes(-1, -2)))
-        loads = Q.swapaxes(-1, -2) @ (Bt @ signed)
-        w, q = FL.shape[-1], P.Z.shape[1]
-        fixed = np.zeros((len(F), w + q, w + q))
-        fixed[:, :w, :w] = (FL.swapaxes(-1, -2) @ signed).sum(axis=1)
-        fixed[:, w + np.arange(q), w + np.arange(q)] = levels[:, :q]
-        Py = self.pre.Py[:, None]
-        value = np.sum(sign * np.square(F @ P.spread(Py))[..., 0], axis=(1, 2))
-        value += levels[:, :q] @ np.square(P.Z.T @ Py)[:, 0]
-        columns = groups.columns()
-        loads = np.take_along_axis(loads, columns[None, :, None], axis=-1)
-        if (columns == columns[0]).all():  # all groups touch the same: one group
-            values = values.reshape(len(F), 1, -1)
-            loads = loads.reshape(len(F), 1, -1, loads.shape[-1])
-            columns = columns[:1]
-        more = self._more(F, sign, FL, levels)
-        return [
-            _Form(float(value[d]), Law(
-                values[d], loads[d], columns, fixed[d], self.core, self.root, self.signs,
-            ), float(more[d]))
-            for d in range(len(F))
-        ]  # fmt: skip
+def _by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
+    """Values per random component as values per level (blocks, q), 0 where there is none."""
+    return np.append(values, 0.0)[layout.component]
 
-    def _more(
-        self, F: np.ndarray, sign: np.ndarray, FL: np.ndarray, levels: np.ndarray
-    ) -> np.ndarray:
-        """What the variances of forms have beyond their laws' for normal noise, (d,).
 
-        The law squares nu where it should square the true noise variance, and takes an error of
-        nu for none: see :func:`_square_excess`.
-        """
-        if self.model.nu2 is None:
-            return np.zeros(len(F))
-        rows, mask = self.groups.P.rows, self.groups.P.mask
-        A = self._own_entries(F, sign, FL, levels)
-        diagonal = np.diagonal(A, axis1=-2, axis2=-1)
-        excess = np.where(mask, _square_excess(self.model)[rows], 0.0)
-        return 2.0 * (np.square(diagonal) * excess).sum(axis=(1, 2))
-
-    def _own_entries(
-        self, F: np.ndarray, sign: np.ndarray, FL: np.ndarray, levels: np.ndarray
-    ) -> np.ndarray:
-        """Entries of A = P Delta P within every group, (d, g, m, m).
-
-        With P = D - Phi Omega Phi' and Delta_h = F_h' sign F_h, rows a and b of group g have
-
-            sum_h [F_h P]_a' sign [F_h P]_b,   F_h P = [h = g] F D - F_h Phi Omega Phi'
-        """
-        P = self.groups.P
-        q = P.Z.shape[1]
-        G = FL[..., : q + P.X.shape[1]]  # F Phi
-        signed = sign[..., None] * G
-        phi = P.spread(P.phi) @ P.omega
-        across = G.swapaxes(-1, -2) @ signed
-        across = across.sum(axis=1, keepdims=True) - across  # of the other groups
-        FP = F @ P.inverse - G @ phi.swapaxes(-1, -2)
-        A = FP.swapaxes(-1, -2) @ (sign[..., None] * FP) + phi @ across @ phi.swapaxes(-1, -2)
-        PZ = P.spread(P.project(P.Z))
-        return A + (PZ * levels[:, None, None, :q]) @ PZ.swapaxes(-1, -2)
+def _loadings(inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R (r, C) and signs (r,) with inner = R' diag(sign) R."""
+    size, axes = np.linalg.eigh(inner)
+    kept = np.abs(size) > 1e-12 * np.abs(size).max()
+    root = np.sqrt(np.abs(size[kept]))
+    return np.ascontiguousarray((axes[:, kept] * root).T), np.sign(size[kept])
 
 
 def _square_excess(model: Model) -> np.ndarray:
@@ -317,66 +314,3 @@ def _square_excess(model: Model) -> np.ndarray:
     out = np.zeros(len(n))
     out[known] = model.nu2[known] * (1.0 + 1.0 / (n[known] - 1.0)) - np.square(model.nu[known])
     return out
-
-
-class _Groups:
-    """Donors, or whole blocks with their levels where these are small: independent given X.
-
-    Attributes
-    ----------
-    P : Projection
-        Its blocks are the groups.
-    own : ndarray, shape (g, e, m); own_levels : int ndarray, shape (g, e)
-        The levels that are in its D, of each group, padded by zeros; which they are.
-    donors : ndarray, shape (g, j, m)
-        One row per donor of the group, true at its rows.
-    """
-
-    def __init__(self, pre: Precision) -> None:
-        self.model = model = pre.model
-        block = model.donor_block[model.row_donor[model.active_rows]]
-        whole = len(pre.g) > 0 and np.bincount(block).max() <= _BLOCK
-        self.P = P = pre.joined() if whole else pre
-        Z = P.spread(pre.Z[:, P.Z.shape[1] :])
-        self.own_levels = _padded((Z != 0.0).any(axis=1))
-        self.own = np.take_along_axis(Z, self.own_levels[:, None], axis=2).swapaxes(1, 2)
-        start = np.where(P.mask, model.row_donor[P.rows], -1)
-        number = np.cumsum(np.diff(start, axis=1, prepend=start[:, :1]) != 0, axis=1)
-        most = int(number[P.mask].max()) + 1
-        self.donors = (number[:, None, :] == np.arange(most)[:, None]) & P.mask[:, None, :]
-
-    def columns(self) -> np.ndarray:
-        """Columns of [S Z, U, S E S Z, S E U] that a group touches, (g, k); may repeat."""
-        q, p = self.P.Z.shape[1], self.P.X.shape[1]
-        levels = _padded((self.P.spread(self.P.Z) != 0.0).any(axis=1))
-        fixed = np.broadcast_to(q + np.arange(p), (len(levels), p))
-        half = np.hstack([levels, fixed])
-        return np.hstack([half, q + p + half])
-
-    def loadings(self, inner: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """F (d, g, r, m) and sign (d, g, r): Delta of a group is F' sign F.
-
-        One row for every donor and axis of `inner` (d, C, C), and for every level of its own.
-        """
-        size, axes = np.linalg.eigh(inner)
-        rank = (np.abs(size) > 1e-12 * np.abs(size).max(axis=1, keepdims=True)).sum(axis=1).max()
-        kept = np.argsort(-np.abs(size), axis=1)[:, :rank]
-        size = np.take_along_axis(size, kept, axis=1)
-        axes = np.take_along_axis(axes, kept[:, None], axis=2) * np.sqrt(np.abs(size))[:, None]
-        H = self.P.spread(self.model.H)
-        load = (H @ axes[:, None]).swapaxes(-1, -2)  # (d, g, rank, m)
-        F = self.donors[None, :, :, None, :] * load[:, :, None]
-        d, g, j, _, m = F.shape
-        sign = np.broadcast_to(np.sign(size)[:, None, None], (d, g, j, rank))
-        F, sign = F.reshape(d, g, j * rank, m), sign.reshape(d, g, j * rank)
-        if not self.own.size:
-            return F, sign
-        level = levels[:, self.own_levels]
-        own = np.sqrt(np.abs(level))[..., None] * self.own
-        return np.concatenate([F, own], axis=2), np.concatenate([sign, np.sign(level)], axis=2)
-
-
-def _padded(used: np.ndarray) -> np.ndarray:
-    """Numbers of the true entries of every row, padded by those of false ones to a matrix."""
-    most = int(used.sum(axis=1).max(initial=0))
-    return np.argsort(~used, axis=1, kind="stable")[:, :most]

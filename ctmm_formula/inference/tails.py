@@ -1,15 +1,17 @@
 """Upper tails of quadratic forms in normal variables, sum_j lambda_j chi2_1, compiled.
 
-The form y'A y with y ~ N(0, M) is known by its cumulant function, in the shape that it has when A
-and M are sums over groups of rows but for a low-rank part (see :class:`Law`); plain weights lambda
-are the case without one.  P(form > value) is
+The form y'A y with y ~ N(0, M) is known by its cumulant function K, in the shape that it has when A
+and M are sums over donors but for levels of random effects and fixed effects (see :class:`Law`);
+plain weights lambda are the case without them.  P(form > value) is
 
     (2 pi i)^-1 int exp(K(s) - s value) / s ds
 
 along any path that crosses the real axis between 0 and the first pole of K.  The path goes through
-the saddlepoint K'(s) = value and is bent, as a hyperbola, to the side where exp(-s value) vanishes,
-so that a trapezoid sum converges exponentially and loses nothing in the far tail.  (Imhof 1961 and
-Davies 1980 integrate along the imaginary axis, where only the absolute error is small.)
+the saddlepoint K'(s) = value and is bent, as a hyperbola, to where K turns least, so that the
+integrand is almost a normal density and ten points of a trapezoid sum give eight digits and more.
+The pole at 0 leaves a known trace in such a sum, which is taken out.  Sizes are kept as logarithms:
+nothing is lost however small the tail.  (Imhof 1961 and Davies 1980 integrate along the imaginary
+axis, where only the absolute error is small.)
 """
 
 from __future__ import annotations
@@ -20,260 +22,562 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..engine.options import EXACT, EXACT_INNER
+from ..engine.options import EXACT_INNER, kept_exact
 
-# trapezoid in x along the path; |s| grows like exp(x)
-_FIRST_STEP, _LAST_STEP, _REACH = 0.32, 0.02, 12.0
-_DIGITS = 1e-10  # relative error at which the step is fine enough
-_NOTHING = 1e-4  # of that, where the integrand has ended
-_NEAR = 1.5  # to a group's pole, in widths
-_ASIDE = 1e-3  # step into the complex plane for K', in widths
+# trapezoid in x, along the path in widths
+_STEP, _LAST_STEP, _REACH = 0.6, 0.005, 60.0
+_AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
+_NOTHING = 1e-2  # of the error, where the integrand has ended
+_ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
-_CLOSE = 0.05  # to the saddlepoint, in widths
-_APART = 0.5  # of the path from the pole of the integrand at 0, in widths
+_CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
+_FAR = 1e30  # the form is never beyond a value whose saddlepoint is
+_APART = 0.6  # of the path from the pole of the integrand at 0, in widths
+_LEAST_BEND = 0.2  # to where exp(-s value) vanishes
+_SPREAD, _WIDEST = 0.3, 0.6  # how fast the path widens, of the fourth by the second cumulant
 
 
 class Law(NamedTuple):
-    """A quadratic form by its cumulant function, with a part of low rank w.
+    """A quadratic form by its cumulant function.
 
-        K(s) = -1/2 [sum_j log(1 - 2 s l_j) + log det(I - 2 s G(s) core)]
-        G(s) = fixed + 2 s sum_j c_j c_j' / (1 - 2 s l_j)
+    Donors are eliminated from one system of equations, then levels of random effects, block by
+    block, then p fixed effects:
+
+        K(s) = -1/2 [sum_j log(1 - 2 s l_j) + sum_b log det(I - mu_b T_b) + log det X],
+        T_b(s) = fixed_b + 2 s linear_b + 4 s^2 sum_j c_j c_j' / (1 - 2 s l_j),
+        X(s) = sum_b XX + XL (I - mu_b LL)^-1 mu_b LX,   T_b = [LL, LX; XL, XX],
+        mu_b = [2 s level, -gain; -gain, gain],
+
+    less what this is at s = 0.  The first 2 q of the W = 2 (q + p) columns of T_b are the block's
+    levels, two by two halves, the others those of the fixed effects.
 
     Attributes
     ----------
-    values : ndarray, shape (g, r)
-        l_j, in groups.
-    loads : ndarray, shape (g, r, k)
-        c_j in the columns that a group touches; columns : int ndarray, shape (g, k), which.
-    fixed, core : ndarray, shape (w, w), symmetric
-    root : ndarray, shape (w, w'), signs : ndarray, shape (w',)
-        core = root diag(signs) root', w' its rank.
+    values : ndarray, shape (J,); products : ndarray, shape (J, k (k + 1) / 2)
+        l_j and the lower triangle of c_j c_j', in the k columns that the cell touches.
+    start : int ndarray, shape (cells + 1,)
+        First j of every cell: donors that touch the same levels.
+    columns : int ndarray, shape (cells, k); block : int ndarray, shape (cells,)
+        Which columns of which block, blocks in order.
+    fixed, linear : ndarray, shape (blocks, W, W)
+    gain, level : ndarray, shape (blocks, q)
+        Variance of every level, and its weight in the form; 0 where there is none.
     """
 
     values: np.ndarray
-    loads: np.ndarray
+    products: np.ndarray
+    start: np.ndarray
     columns: np.ndarray
+    block: np.ndarray
     fixed: np.ndarray
-    core: np.ndarray
-    root: np.ndarray
-    signs: np.ndarray
+    linear: np.ndarray
+    gain: np.ndarray
+    level: np.ndarray
+
+
+def mixture(weights: np.ndarray) -> Law:
+    """The law of sum_j weights_j chi2_1."""
+    none = np.zeros((1, 0, 0))
+    return Law(
+        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
+        np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
+        none, none, np.zeros((1, 0)), np.zeros((1, 0)),
+    )  # fmt: skip
 
 
 @njit(**EXACT_INNER)
-def _products(law):
-    """c_j c_j' of every j, lower triangles, (g, r, k (k + 1) / 2)."""
-    groups, r, k = law.loads.shape
-    out = np.empty((groups, r, k * (k + 1) // 2))
-    for g in range(groups):
-        for j in range(r):
-            at = 0
-            for a in range(k):
-                for b in range(a + 1):
-                    out[g, j, at] = law.loads[g, j, a] * law.loads[g, j, b]
-                    at += 1
-    return out
+def _size(z):
+    return abs(z.real) + abs(z.imag)
 
 
 @njit(**EXACT_INNER)
-def _low_rank(law, products, s):
-    """G(s) at complex s (n,), shape (2 n, w, w): real parts, then imaginary parts."""
-    n, w, k = len(s), len(law.fixed), law.columns.shape[1]
-    out = np.zeros((2 * n, w, w))
-    if w == 0:
-        return out
-    out[:n] = law.fixed
-    weight = np.empty((2 * n, law.values.shape[1]))
-    for g in range(law.values.shape[0]):
-        for i in range(n):
-            for j in range(weight.shape[1]):
-                z = 2.0 * s[i] / (1.0 - 2.0 * s[i] * law.values[g, j])
-                weight[i, j] = z.real
-                weight[n + i, j] = z.imag
-        sums = np.dot(weight, products[g])
-        for i in range(2 * n):
-            at = 0
-            for a in range(k):
-                row = law.columns[g, a]
-                for b in range(a + 1):
-                    column = law.columns[g, b]
-                    out[i, row, column] += sums[i, at]
-                    if a != b:
-                        out[i, column, row] += sums[i, at]
-                    at += 1
-    return out
+def _eliminate(A, B, n):
+    """Solve the first n rows and columns of A for those of B, in place; the determinant's factors.
 
-
-@njit(**EXACT_INNER)
-def _log_determinants(law, s, G, near_to):
-    """log|.| and phase of det(I - 2 s Delta M) at complex s (n,), given G(s).
-
-    Factors of groups with a pole between 0 and real `near_to` may be none of the whole: det R
-    takes them back, and only the product with it has a phase that starts at zero and changes
-    slowly along a path.  That phase is returned apart, in (-pi, pi].
+    Returns log|det| and the unit number det / |det|.
     """
-    n, w = len(s), len(law.fixed)
-    size = np.zeros(n)
-    phase = np.zeros(n)
-    slow = np.zeros(n)
-    R = np.empty((w, w), dtype=np.complex128)
-    C = np.dot(G.reshape(-1, w), law.core).reshape(G.shape) if w > 0 else G
+    size, unit = 0.0, np.ones(1, dtype=A.dtype)[0]
+    for c in range(n):
+        best = c
+        for r in range(c + 1, n):
+            if _size(A[r, c]) > _size(A[best, c]):
+                best = r
+        if best != c:
+            unit = -unit
+            for k in range(c, n):
+                A[c, k], A[best, k] = A[best, k], A[c, k]
+            for k in range(B.shape[1]):
+                B[c, k], B[best, k] = B[best, k], B[c, k]
+        pivot = A[c, c]
+        modulus = abs(pivot)
+        size += math.log(modulus)
+        unit *= pivot / modulus
+        for r in range(c + 1, n):
+            factor = A[r, c] / pivot
+            for k in range(c + 1, n):
+                A[r, k] -= factor * A[c, k]
+            for k in range(B.shape[1]):
+                B[r, k] -= factor * B[c, k]
+    for c in range(n - 1, -1, -1):
+        for k in range(B.shape[1]):
+            total = B[c, k]
+            for r in range(c + 1, n):
+                total -= A[c, r] * B[r, k]
+            B[c, k] = total / A[c, c]
+    return size, unit
+
+
+@njit(**EXACT_INNER)
+def _fold(T, s, gain, level, X):
+    """Take the levels of a block out of T (W, W) and add what is left to X; factors of det.
+
+    Of T and X, which are symmetric, the lower triangles.
+    """
+    q, rest = len(gain), len(X)
+    if q == 0:
+        X += T
+        return 0.0, s * 0.0 + 1.0
+    A = np.empty((2 * q, 2 * q), dtype=T.dtype)
+    B = np.empty((2 * q, rest), dtype=T.dtype)
+    for r in range(q):
+        twice, g = 2.0 * s * level[r], gain[r]
+        for k in range(2 * q):
+            up = T[max(r, k), min(r, k)]
+            down = T[max(q + r, k), min(q + r, k)]
+            A[r, k] = g * down - twice * up
+            A[q + r, k] = g * (up - down)
+        A[r, r] += 1.0
+        A[q + r, q + r] += 1.0
+        for k in range(rest):
+            up, down = T[2 * q + k, r], T[2 * q + k, q + r]
+            B[r, k] = twice * up - g * down
+            B[q + r, k] = g * (down - up)
+    size, unit = _eliminate(A, B, 2 * q)
+    for a in range(rest):
+        for b in range(a + 1):
+            total = T[2 * q + a, 2 * q + b]
+            for r in range(2 * q):
+                total += T[2 * q + a, r] * B[r, b]
+            X[a, b] += total
+    return size, unit
+
+
+@njit(**EXACT_INNER)
+def _last(X):
+    """Factors of det of the fixed effects' symmetric X, given below its diagonal."""
+    rest = len(X)
+    for a in range(rest):
+        for b in range(a):
+            X[b, a] = X[a, b]
+    return _eliminate(X, np.empty((rest, 0), dtype=X.dtype), rest)
+
+
+@njit(**EXACT_INNER)
+def _start(law):
+    """log|.| and the sign of the determinants at s = 0."""
+    rest = law.fixed.shape[1] - 2 * law.gain.shape[1]
+    X = np.zeros((rest, rest))
+    size, unit = 0.0, 1.0
+    for b in range(len(law.fixed)):
+        more, turn = _fold(law.fixed[b], 0.0, law.gain[b], law.level[b], X)
+        size += more
+        unit *= turn
+    more, turn = _last(X)
+    return size + more, unit * turn
+
+
+@njit(**EXACT_INNER)
+def _add(T, columns, parts):
+    """Add a lower triangle (k (k + 1) / 2,) in some columns to the lower triangle of T."""
+    at = 0
+    for a in range(len(columns)):
+        row = columns[a]
+        for c in range(a + 1):
+            column = columns[c]
+            T[max(row, column), min(row, column)] += parts[at]
+            at += 1
+
+
+@njit(**EXACT_INNER)
+def _log_determinants(law, zero, s):
+    """log|.| and the phase in (-pi, pi] of det(I - 2 s A M) at complex s (n,)."""
+    n, W = len(s), law.fixed.shape[1]
+    rest = W - 2 * law.gain.shape[1]
+    size = np.full(n, -zero[0])
+    units = np.full(n, complex(zero[1], 0.0))
+    X = np.zeros((n, rest, rest), dtype=np.complex128)
+    T = np.empty((n, W, W), dtype=np.complex128)
+    cell = 0
+    for b in range(len(law.fixed)):
+        for i in range(n):
+            for a in range(W):
+                for c in range(a + 1):
+                    T[i, a, c] = law.fixed[b, a, c] + 2.0 * s[i] * law.linear[b, a, c]
+        while cell < len(law.block) and law.block[cell] == b:
+            first, stop = law.start[cell], law.start[cell + 1]
+            weight = np.empty((2 * n, stop - first))
+            for i in range(n):
+                for j in range(first, stop):
+                    z = 4.0 * s[i] * s[i] / (1.0 - 2.0 * s[i] * law.values[j])
+                    weight[i, j - first] = z.real
+                    weight[n + i, j - first] = z.imag
+            sums = np.dot(weight, law.products[first:stop])
+            for i in range(n):
+                _add(T[i], law.columns[cell], sums[i] + 1j * sums[n + i])
+            cell += 1
+        for i in range(n):
+            more, turn = _fold(T[i], s[i], law.gain[b], law.level[b], X[i])
+            size[i] += more
+            units[i] *= turn
+    phase = np.empty(n)
     for i in range(n):
-        near = complex(1.0, 0.0)
-        product = 1.0  # one logarithm for many factors
-        for g in range(law.values.shape[0]):
-            for j in range(law.values.shape[1]):
-                value = law.values[g, j]
-                z = 1.0 - 2.0 * s[i] * value
-                square = z.real * z.real + z.imag * z.imag
-                product *= square
-                if not 1e-150 < product < 1e150:
-                    size[i] += 0.5 * math.log(product)
-                    product = 1.0
-                if 2.0 * near_to * value > 1.0:
-                    near *= z / math.sqrt(square)
-                else:
-                    phase[i] += math.atan2(z.imag, z.real)
-        size[i] += 0.5 * math.log(product)
-        if w > 0:
-            for a in range(w):
-                for b in range(w):
-                    R[a, b] = -2.0 * s[i] * complex(C[i, a, b], C[n + i, a, b])
-                R[a, a] += 1.0
-            sign, logdet = np.linalg.slogdet(R)
-            near *= sign
-            size[i] += logdet.real
-        slow[i] = math.atan2(near.imag, near.real)
-    return size, phase, slow
+        more, turn = _last(X[i])
+        size[i] += more
+        product = units[i] * turn
+        for value in law.values:
+            product *= 1.0 - 2.0 * s[i] * value
+            square = product.real * product.real + product.imag * product.imag
+            if not 1e-200 < square < 1e200:
+                size[i] += 0.5 * math.log(square)
+                product /= math.sqrt(square)
+        size[i] += math.log(abs(product))
+        phase[i] = math.atan2(product.imag, product.real)
+    return size, phase
 
 
 @njit(**EXACT_INNER)
-def _moments(law, products):
-    """Mean and variance of the form: G(s) = fixed + 2 s second + ..."""
-    w, k = len(law.fixed), law.columns.shape[1]
-    mean = law.values.sum()
-    variance = 2.0 * np.square(law.values).sum()
-    first = np.zeros((w, w))
-    for a in range(w):
-        for b in range(w):
-            for c in range(w):
-                first[a, b] += law.fixed[a, c] * law.core[c, b]
-        mean += first[a, a]
-    for a in range(w):
-        for b in range(w):
-            variance += 2.0 * first[a, b] * first[b, a]
-    for g in range(products.shape[0]):
-        at = 0
-        for a in range(k):
-            for b in range(a + 1):
-                weight = law.core[law.columns[g, a], law.columns[g, b]]
-                weight *= 4.0 if a == b else 8.0
-                total = 0.0
-                for j in range(products.shape[1]):
-                    total += products[g, j, at]
-                variance += weight * total
-                at += 1
-    return mean, variance
+def _series(A, B):
+    """Power series (3, n, n) and (3, n, m): B becomes A^-1 B, and log det A less its constant.
+
+    Returns the coefficients of s and s^2.
+    """
+    n, m = A.shape[1], B.shape[2]
+    inverse = np.eye(n)
+    _eliminate(A[0].copy(), inverse, n)
+    first, second = 0.0, 0.0
+    one = np.zeros((n, n))
+    for a in range(n):
+        for b in range(n):
+            for c in range(n):
+                one[a, b] += inverse[a, c] * A[1, c, b]
+    for a in range(n):
+        first += one[a, a]
+        for b in range(n):
+            second += inverse[a, b] * A[2, b, a] - 0.5 * one[a, b] * one[b, a]
+    old = np.empty((n, m))
+    for o in range(3):
+        old[:] = B[o]
+        for i in range(1, o + 1):
+            for a in range(n):
+                for c in range(n):
+                    for k in range(m):
+                        old[a, k] -= A[i, a, c] * B[o - i, c, k]
+        B[o] = 0.0
+        for a in range(n):
+            for c in range(n):
+                for k in range(m):
+                    B[o, a, k] += inverse[a, c] * old[c, k]
+    return first, second
 
 
 @njit(**EXACT_INNER)
-def _within(law, s, G):
-    """Whether no eigenvalue of Delta M has its pole between 0 and real s, by Sylvester's law."""
+def _moments(law):
+    """Mean and variance of the form: power series of the same eliminations."""
+    blocks, q = law.gain.shape
+    W = law.fixed.shape[1]
+    rest = W - 2 * q
+    mean, variance = law.values.sum(), 2.0 * np.square(law.values).sum()
+    X = np.zeros((3, rest, rest))
+    T = np.zeros((3, W, W))
+    A, B = np.empty((3, 2 * q, 2 * q)), np.empty((3, 2 * q, rest))
+    sums = np.empty(law.products.shape[1])
+    cell = 0
+    for b in range(blocks):
+        T[0], T[1], T[2] = law.fixed[b], 2.0 * law.linear[b], 0.0
+        while cell < len(law.block) and law.block[cell] == b:
+            sums[:] = 0.0
+            for j in range(law.start[cell], law.start[cell + 1]):
+                for k in range(len(sums)):
+                    sums[k] += 4.0 * law.products[j, k]
+            _add(T[2], law.columns[cell], sums)
+            cell += 1
+        for o in range(3):
+            for a in range(W):
+                for c in range(a):
+                    T[o, c, a] = T[o, a, c]
+        X += T[:, 2 * q :, 2 * q :]
+        for o in range(3):
+            for r in range(q):
+                g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
+                for k in range(W):
+                    up = g * T[o, q + r, k] - twice * T[o - 1, r, k]
+                    down = g * (T[o, r, k] - T[o, q + r, k])
+                    if k < 2 * q:
+                        A[o, r, k], A[o, q + r, k] = up, down
+                    else:
+                        B[o, r, k - 2 * q], B[o, q + r, k - 2 * q] = -up, -down
+        for r in range(2 * q):
+            A[0, r, r] += 1.0
+        first, second = _series(A, B)
+        mean -= 0.5 * first
+        variance -= second
+        for o in range(3):
+            for i in range(o + 1):
+                for a in range(rest):
+                    for r in range(2 * q):
+                        for k in range(rest):
+                            X[o, a, k] += T[i, 2 * q + a, r] * B[o - i, r, k]
+    first, second = _series(X, np.empty((3, rest, 0)))
+    return mean - 0.5 * first, variance - second
+
+
+@njit(**EXACT_INNER)
+def _negative(law, s, sign):
+    """Negative eigenvalues of all that is left when the donors are out, at real s.
+
+    At s = 0 of the side `sign`.  Levels count by their three equations.
+    """
+    q = law.gain.shape[1]
+    W = law.fixed.shape[1]
+    rest = W - 2 * q
+    X = np.zeros((rest, rest))
+    R = np.zeros((3 * q, 3 * q))
+    place = np.empty(3 * q, dtype=np.int64)
+    scale = np.empty(3 * q)
+    count = 0
+    cell = 0
+    for b in range(len(law.fixed)):
+        T = law.fixed[b] + 2.0 * s * law.linear[b]
+        while cell < len(law.block) and law.block[cell] == b:
+            for j in range(law.start[cell], law.start[cell + 1]):
+                weight = 4.0 * s * s / (1.0 - 2.0 * s * law.values[j])
+                _add(T, law.columns[cell], weight * law.products[j])
+            cell += 1
+        R[:] = 0.0
+        for r in range(q):
+            root, step = math.sqrt(law.gain[b, r]), 2.0 * s * law.level[b, r]
+            place[r], place[q + r], place[2 * q + r] = r, r, q + r
+            scale[r], scale[q + r], scale[2 * q + r] = root, 1.0, root
+            R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
+            if step != 0.0:
+                R[q + r, q + r] = 1.0 / step
+            else:
+                R[q + r, q + r] = -1.0 if sign * law.level[b, r] < 0.0 else 1.0
+                scale[q + r] = 0.0
+        for a in range(3 * q):
+            for c in range(3 * q):
+                row, column = max(place[a], place[c]), min(place[a], place[c])
+                R[a, c] -= scale[a] * scale[c] * T[row, column]
+        count += (np.linalg.eigvalsh(R) < 0.0).sum()
+        _fold(T, s, law.gain[b], law.level[b], X)
+    return count + (np.linalg.eigvalsh(X) > 0.0).sum()
+
+
+@njit(**EXACT_INNER)
+def _within(law, s):
+    """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law."""
     passed = 0
-    for value in law.values.ravel():
+    for value in law.values:
         if 2.0 * s * value > 1.0:
             passed += 1
-    if passed == 0 or len(law.fixed) == 0:
+    if passed == 0 or law.fixed.shape[1] == 0:
         return passed == 0
-    whole = np.diag(law.signs / (2.0 * s)) - np.dot(np.dot(law.root.T, G), law.root)
-    new = (np.linalg.eigvalsh(whole) < 0.0).sum() - (law.signs / s < 0.0).sum()
-    return passed + (new if s > 0.0 else -new) == 0
+    sign = math.copysign(1.0, s)
+    return passed + _negative(law, s, sign) - _negative(law, 0.0, sign) == 0
+
+
+class _Point(NamedTuple):
+    """A real s, and K and its first three derivatives there, the last two to some per cent."""
+
+    s: float
+    K: float
+    slope: float
+    curve: float
+    third: float
 
 
 @njit(**EXACT_INNER)
-def _slope(law, products, s, value, width):
-    """K'(s) at real s where it is about `value`; NaN beyond a pole."""
-    aside = _ASIDE * min(width, 10.0 / max(abs(value), 1e-300))
-    beside = np.array([complex(s, aside)])
-    G = _low_rank(law, products, beside)
-    _, phase, slow = _log_determinants(law, beside, G, 0.0)
-    turn = phase[0] + slow[0]
-    turn -= 2.0 * math.pi * round(turn / (2.0 * math.pi))
-    if abs(turn) < 1.0 and _within(law, s, G[0]):
-        return -0.5 * turn / aside
-    return math.nan
+def _point(law, zero, s, width):
+    """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
+    near, far = _ASIDE * width, _BESIDE * width
+    size, phase = _log_determinants(law, zero, np.array([complex(s, near), complex(s, far)]))
+    if abs(phase[0]) < 1.0 and _within(law, s):
+        K, slope = -0.5 * size[0], -0.5 * phase[0] / near
+        turn = 0.5 * phase[1] + far * slope
+        turn -= math.pi * round(turn / math.pi)
+        return _Point(s, K, slope, (2.0 * K + size[1]) / far**2, 6.0 * turn / far**3)
+    return _Point(s, math.nan, math.nan, math.nan, math.nan)
 
 
 @njit(**EXACT_INNER)
-def _crossing(law, products, value, mean, variance):
-    """Where the path crosses the real axis, and K'' there; NaN where K' never is `value`.
+def _donors_alone(law, side, target, low, high, unit):
+    """The s of (low, high) where the donors' part of K' - mean is the target.
 
-    That is about the saddlepoint, or half a width from the pole at 0.  K' - mean is taken for
-    a s / (1 - b s), which is what it looks like on the way to a pole, through zero and the last
-    two points, within the bounds that they are known to set.
+    Infinite where there is none below `_FAR` times `unit`.
+    """
+    end = high
+    for value in law.values:
+        if 2.0 * side * value * end > 1.0:
+            end = 0.5 / (side * value)
+    if not end < math.inf:
+        end, total = unit, -1.0
+        while total < target:
+            if end > _FAR * unit:
+                return math.inf
+            end *= 4.0
+            total = 0.0
+            for value in law.values:
+                total += side * value / (1.0 - 2.0 * side * value * end) - side * value
+    s = 0.5 * (low + end)
+    for _ in range(60):
+        total, slope = -target, 0.0
+        for value in law.values:
+            z = 1.0 / (1.0 - 2.0 * side * value * s)
+            total += side * value * (z - 1.0)
+            slope += 2.0 * value * value * z * z
+        if total < 0.0:
+            low = s
+        else:
+            end = s
+        before = s
+        s -= total / slope
+        if not low < s < end:
+            s = 0.5 * (low + end)
+        if abs(s - before) < 1e-3 * s:
+            break
+    return s
+
+
+@njit(**EXACT_INNER)
+def _crossing(law, zero, value, mean, variance):
+    """The saddlepoint, or a point not far from the pole at 0; s is NaN where K' never is `value`.
+
+    K' - mean is taken for a multiple of the donors' part of it; where that fails, as poles of
+    donors may be none of the whole, for a s / (1 - b s), which is what it looks like on the way to
+    a pole, through zero and the last two points, within the bounds that they set.
     """
     side = math.copysign(1.0, value - mean)
-    target = max(abs(value - mean), _APART * math.sqrt(variance))
-    end = law.values.max() if side > 0.0 else -law.values.min()
-    a, b = variance, max(2.0 * end, 0.0)
-    s = target / (a + b * target)
+    target, least = abs(value - mean), _APART * math.sqrt(variance)
+    if target < least:
+        side, target = math.copysign(1.0, value), least
     low, high, bottom = 0.0, math.inf, 0.0
     before, x_before = 0.0, 0.0
-    for _ in range(200):
-        x = _slope(law, products, side * s, value, (1.0 - b * s) / math.sqrt(a))
-        x = side * (x - mean)
+    width = unit = 1.0 / math.sqrt(variance)
+    ratio = variance / (2.0 * np.square(law.values).sum())
+    s = _donors_alone(law, side, target / ratio, low, high, unit)
+    for count in range(200):
+        if not s < _FAR * unit:
+            break
+        donors, curve = 0.0, 0.0
+        for weight in law.values:
+            z = side * weight / (1.0 - 2.0 * side * weight * s)
+            donors += z - side * weight
+            curve += 2.0 * ratio * z * z
+            if 2.0 * side * weight * s >= 1.0:
+                curve = math.inf
+        if curve < math.inf:
+            width = 1.0 / math.sqrt(curve)
+        for _ in range(8):  # until the step is right for the derivatives
+            step = min(width, s)
+            at = _point(law, zero, side * s, step)
+            width = 1.0 / math.sqrt(at.curve) if at.curve > 0.0 else 0.5 * step
+            if not at.curve <= math.inf or 0.5 * step < min(width, s) < 2.0 * step:
+                break
+        x = side * (at.slope - mean)
         if not x > bottom:  # beyond a pole
             high = s
             s = 0.5 * (low + high)
             continue
-        if before == 0.0:
-            b = (1.0 - a * s / x) / s
-        else:
-            b = (x / s - x_before / before) / (x - x_before)
-            a = x / s - b * x
-        curve = a / (1.0 - b * s) ** 2
-        if abs(x - target) < _CLOSE * math.sqrt(curve):
-            return side * s, curve
+        gap = abs(x - target)
+        if gap * width < _CLOSE and gap < _LIKE * target:
+            return at
         if x < target:
             low, bottom = s, x
         else:
             high = s
+        if before == 0.0:
+            a, b = variance, (1.0 - variance * s / x) / s
+        else:
+            b = (x / s - x_before / before) / (x - x_before)
+            a = x / s - b * x
         before, x_before = s, x
         s = target / (a + b * target)
+        if count < 3 and donors > 0.0:
+            ratio = x / donors
+            s = _donors_alone(law, side, target / ratio, low, high, unit)
         if not low < s < high:
             s = 0.5 * (low + high) if math.isfinite(high) else 2.0 * low
-    return math.nan, math.nan
+    return _Point(math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+class _Path(NamedTuple):
+    """s(x) = cross + width / fast (i sinh(fast x) + bend (cosh(fast x) - 1)).
+
+    `start` is K(cross) - cross value, `turn` the derivative of its phase at 0.
+    """
+
+    cross: float
+    width: float
+    fast: float
+    bend: float
+    start: float
+    turn: float
 
 
 @njit(**EXACT_INNER)
-def _integrand(law, products, value, cross, width, bend, x):
-    """Imaginary part of the integrand at nodes x (n,) of the path."""
-    s = cross + width * (1j * np.sinh(x) + bend * (np.cosh(x) - 1.0))
-    slope = width * (1j * np.cosh(x) + bend * np.sinh(x))
-    near_to = cross + math.copysign(_NEAR * width, cross) if len(law.fixed) > 0 else 0.0
-    G = _low_rank(law, products, s)
-    size, phase, slow = _log_determinants(law, s, G, near_to)
+def _path(law, value, at):
+    """The path through a crossing: how it widens and bends follows from the cumulants there."""
+    width = 1.0 / math.sqrt(at.curve)
+    second = fourth = 0.0
+    for weight in law.values:
+        t = 2.0 * weight * width / (1.0 - 2.0 * at.s * weight)
+        second += t * t
+        fourth += t**4
+        if 2.0 * at.s * weight >= 1.0:
+            fourth = math.inf  # beyond the pole of a donor by itself, which says nothing then
+            break
+    skew = at.third * width**3
+    fast = max(fourth / second, 0.25 * skew * skew)
+    fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST), 1e-3)
+    bend = skew / (3.0 * fast) * math.copysign(1.0, value)
+    bend = math.copysign(min(max(bend, _LEAST_BEND), 1.0), value)
+    return _Path(at.s, width, fast, bend, at.K - at.s * value, (at.slope - value) * width)
+
+
+@njit(**EXACT_INNER)
+def _integrand(law, zero, value, path, x):
+    """The integrand at x (n,) of the path, less the size exp(start)."""
+    sinh, cosh = np.sinh(path.fast * x), np.cosh(path.fast * x)
+    s = path.cross + path.width / path.fast * (1j * sinh + path.bend * (cosh - 1.0))
+    slope = path.width * (1j * cosh + path.bend * sinh)
+    size, phase = _log_determinants(law, zero, s)
     out = np.empty(len(x))
-    before = 0.0
+    at, before, x_before, rate = 0.0, 0.0, 0.0, path.turn
     for i in range(len(x)):
-        turn = slow[i] - before
-        before += turn - 2.0 * math.pi * round(turn / (2.0 * math.pi))
-        log = -0.5 * complex(size[i], phase[i] + before) - s[i] * value
-        out[i] = (np.exp(log) / s[i] * slope[i]).imag
+        # the phase is known but for multiples of pi, and changes slowly
+        turn = -0.5 * phase[i] - s[i].imag * value
+        guess = before + rate * (x[i] - x_before)
+        turn -= math.pi * round((turn - guess) / math.pi)
+        if x[i] > x_before:
+            rate = (turn - before) / (x[i] - x_before)
+        before, x_before = turn, x[i]
+        at = -0.5 * size[i] - s[i].real * value - path.start
+        out[i] = (np.exp(complex(at, turn)) / s[i] * slope[i]).imag / math.pi
     return out
 
 
 @njit(**EXACT_INNER)
-def _end(law, value, cross, width, bend):
-    """Where along the path the integrand has vanished; absolute values will do."""
+def _end(law, value, path, nothing):
+    """Where along the path the integrand has vanished; absolute values of donors will do."""
     most = -math.inf
-    end = 0.0
-    x = 0.0
+    x = end = 0.0
     while x < _REACH:
-        real = cross + width * bend * (math.cosh(x) - 1.0)
-        imaginary = width * math.sinh(x)
-        size = x - real * value
+        sinh, cosh = math.sinh(path.fast * x), math.cosh(path.fast * x)
+        real = path.cross + path.width / path.fast * path.bend * (cosh - 1.0)
+        imaginary = path.width / path.fast * sinh
+        size = path.fast * x - real * value
         product = 1.0
-        for weight in law.values.ravel():
+        for weight in law.values:
             u, v = 1.0 - 2.0 * real * weight, 2.0 * imaginary * weight
             product *= u * u + v * v
             if not 1e-150 < product < 1e150:
@@ -281,45 +585,63 @@ def _end(law, value, cross, width, bend):
                 product = 1.0
         size -= 0.25 * math.log(product)
         most = max(most, size)
-        if size > most + math.log(_NOTHING * _DIGITS):
-            end = x
-        x += _FIRST_STEP
-    return end + _FIRST_STEP
+        if size < most + nothing:
+            break
+        end = x
+        x += 2.0 * _STEP
+    return end + _STEP
 
 
-@njit(**EXACT)
-def tail(value, law, more=0.0, least=0.0):
-    """P(form > value) for a :class:`Law`, and the mean and variance of the form.
+@njit(**EXACT_INNER)
+def _trace(path, step):
+    """What the pole at 0 adds to a sum of this step, less the size exp(start).
+
+    The pole lies at i times some distance in x; a sum of step h has too much of its residue, by
+    1 / (exp(2 pi distance / h) - 1).
+    """
+    z = (path.cross / path.width * path.fast - path.bend) / math.hypot(1.0, path.bend)
+    if abs(z) >= 1.0:
+        return 0.0  # too far to be seen
+    distance = (math.asin(z) + math.atan(path.bend)) / path.fast
+    far = 2.0 * math.pi * abs(distance) / step
+    if -path.start > 0.5 * far:
+        return 0.0  # other errors of the sum are larger, and of the other sign
+    return math.copysign(math.exp(-far - path.start) / -math.expm1(-far), path.cross)
+
+
+@kept_exact
+def tail(value, law, more=0.0, least=0.0, agree=_AGREE):
+    """log P(form > value) for a :class:`Law`, and the mean and variance of the form.
 
     `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
     and a distance from the mean counts in standard deviations.  There is no tail where the law has
-    no more variance than `least`, or the form next to none of the law's.
+    no more variance than `least`, or the form next to none of the law's.  `agree` is about the root
+    of the relative error.
     """
-    products = _products(law)
-    mean, own = _moments(law, products)
+    mean, own = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
-    cross, curve = _crossing(law, products, value, mean, own)
-    if math.isnan(cross):
-        return (0.0 if value > mean else 1.0), mean, variance
-    width = 1.0 / math.sqrt(curve)
-    bend = 0.5 * np.sign(value)
-    end = _end(law, value, cross, width, bend)
-    # the integral from 0 to `end`; the step is halved until it matters no more
-    step = _FIRST_STEP
-    f = _integrand(law, products, value, cross, width, bend, np.arange(0.0, end, step))
-    total = step * (f.sum() - 0.5 * f[0])
-    while True:
+    zero = _start(law)
+    at = _crossing(law, zero, value, mean, own)
+    if math.isnan(at.s):
+        return (-math.inf if value > mean else 0.0), mean, variance
+    path = _path(law, value, at)
+    end = _end(law, value, path, math.log(_NOTHING * agree**2))
+    step = _STEP
+    f = _integrand(law, zero, value, path, np.arange(0.0, end, step))
+    coarse = 2.0 * step * (f[::2].sum() - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    sums = step * (f.sum() - 0.5 * f[0])
+    total = sums - _trace(path, step)
+    # the error falls with the square from one step to the next
+    while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
+        coarse = total
         step *= 0.5
-        x = np.arange(step, end, 2.0 * step)
-        f = _integrand(law, products, value, cross, width, bend, x)
-        finer = 0.5 * total + step * f.sum()
-        # the error falls with the square from one step to the next
-        done = abs(finer - total) <= math.sqrt(_DIGITS) * abs(finer) or step < _LAST_STEP
-        total = finer
-        if done:
-            break
-    p = total / math.pi if cross > 0.0 else 1.0 + total / math.pi
-    return min(max(p, 0.0), 1.0), mean, variance
+        f = _integrand(law, zero, value, path, np.arange(step, end, 2.0 * step))
+        sums = 0.5 * sums + step * f.sum()
+        total = sums - _trace(path, step)
+    if at.s > 0.0:
+        log = path.start + math.log(max(total, 0.0))
+        return min(log, 0.0), mean, variance
+    return math.log1p(max(math.exp(path.start) * min(total, 0.0), -1.0)), mean, variance

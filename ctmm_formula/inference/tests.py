@@ -199,7 +199,7 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     if fit.model.H.shape[1] < 2:
         return blank.without("there is one cell type: nothing can be specific to it")
     try:
-        test = score_test(fit.model)
+        test = score_test(fit.model, fit.score_design)
     except CTMMError as error:
         return blank.without(str(error))
     except np.linalg.LinAlgError as error:

@@ -25,6 +25,7 @@ from ..engine.model import Model
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
+from ..inference.score import ScoreDesign, design_of
 from .plan import Plan
 
 SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
@@ -55,6 +56,11 @@ class Pattern:
     def robust(self) -> robust.SharedDesign:
         """What the robust estimates of all genes share, beside another estimate."""
         return robust.lay_out(self.models[0])
+
+    @cached_property
+    def score(self) -> ScoreDesign | None:
+        """What the score tests of all genes share, if they are asked for."""
+        return design_of(self.models[0]) if "score" in self.plan.layout.tests else None
 
     @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:

@@ -1,0 +1,405 @@
+"""What the score test sums over donors, compiled: cross products of a null and laws of its forms.
+
+The null is hom: Sigma_i = s2 h h' + diag(w) for donor i, h = H_i 1, with levels Z of random effects
+and fixed effects X between donors.  S = Sigma_i^-1, and M_0 = S (Sigma_i + E) S = S + S E S where
+the measured noise has E = diag(nu - w) beyond the working noise.  All that a form needs of a donor
+are products of H_i and B_i = [Z_i, X_i] by S and M_0, whatever the direction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ..engine.model import Model, from_tiles
+from ..engine.options import EXACT_INNER, kept_exact
+from .tails import Law
+
+_ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
+
+
+class Layout(NamedTuple):
+    """Rows in use, donors in order of their blocks, and in a block of the levels they touch.
+
+    n rows, N donors, b = d + p columns: weights of the at most d levels of a donor, fixed effects.
+
+    Attributes
+    ----------
+    rows : int ndarray, shape (n,)
+        Which rows of the model.
+    ptr : int ndarray, shape (N + 1,); H : ndarray, shape (n, C); B : ndarray, shape (n, b)
+    slot : int ndarray, shape (N, d)
+        Number of every level within its block, -1 where there is none.
+    block : int ndarray, shape (N,)
+    cell : int ndarray, shape (cells + 1,)
+        First donor of every cell: donors that touch the same levels.
+    columns : int ndarray, shape (cells, 2 b)
+        Where columns [M_0 Z, S Z, M_0 X, S X] of a cell's donors lie in those of its block.
+    component : int ndarray, shape (blocks, q)
+        Random component of every level; -1 where there is none.
+    """
+
+    rows: np.ndarray
+    ptr: np.ndarray
+    H: np.ndarray
+    B: np.ndarray
+    slot: np.ndarray
+    block: np.ndarray
+    cell: np.ndarray
+    columns: np.ndarray
+    component: np.ndarray
+
+
+class Products(NamedTuple):
+    """Cross products of donors and blocks under a null; k = 2 b columns as in :class:`Layout`.
+
+    HS, HM (N, C, C) by S and M_0; HB (N, C, k); Hy (N, C) by S; fixed (blocks, W, W) as in
+    :class:`~ctmm_formula.inference.tails.Law`; Zy (blocks, q), Xy (p,) by S; SH (n, C), SB (n, b).
+    """
+
+    HS: np.ndarray
+    HM: np.ndarray
+    HB: np.ndarray
+    Hy: np.ndarray
+    fixed: np.ndarray
+    Zy: np.ndarray
+    Xy: np.ndarray
+    SH: np.ndarray
+    SB: np.ndarray
+
+
+def lay_out(model: Model) -> Layout:
+    """The layout of a model's rows in use."""
+    b = model.blocks
+    p = b.p
+    used = np.flatnonzero(model.active)
+    _, block = np.unique(model.donor_block[used], return_inverse=True)
+    slot, component = _levels(model, used, block)
+    order = np.lexsort((*slot.T[::-1], block))
+    used, block, slot = used[order], block[order], slot[order]
+    sizes = np.diff(model.row_ptr)[used]
+    ptr = np.append(0, np.cumsum(sizes))
+    rows = np.repeat(model.row_ptr[used] - ptr[:-1], sizes) + np.arange(ptr[-1])
+    Z = from_tiles(b.design[:, b.R + p :], model.tiles)
+    new = np.append(True, (np.diff(block) != 0) | (np.diff(slot, axis=0) != 0).any(axis=1))
+    cell = np.append(np.flatnonzero(new), len(used))
+    q = component.shape[1]
+    own = np.maximum(slot[cell[:-1]], 0)
+    fixed = np.broadcast_to(2 * q + np.arange(2 * p), (len(own), 2 * p))
+    return Layout(
+        rows, ptr, np.ascontiguousarray(model.H[rows]),
+        np.ascontiguousarray(np.hstack([Z, model.Q])[rows]), slot, block, cell,
+        np.hstack([own, q + own, fixed]), component,
+    )  # fmt: skip
+
+
+def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of donors numbered within their blocks (N, d), and their components (blocks, q)."""
+    level = model.blocks.level[used] if model.random else np.empty((len(used), 0), dtype=np.int64)
+    slot = np.full(level.shape, -1)
+    there = level >= 0
+    pairs = np.broadcast_to(block[:, None], level.shape)[there], level[there]
+    found, at = np.unique(np.array(pairs), axis=1, return_inverse=True)
+    first = np.searchsorted(found[0], np.arange(block.max() + 1))
+    number = np.arange(found.shape[1]) - first[found[0]]
+    slot[there] = number[at.ravel()]
+    q = int(number.max(initial=-1)) + 1
+    component = np.full((len(first), q), -1)
+    component[found[0], number] = model.blocks.level_comp[found[1]]
+    return slot, component
+
+
+@kept_exact
+def products(layout, s2, w, excess, y):
+    """Cross products under a null with shared variance s2; w, nu - w and y by row of the layout."""
+    n, C = layout.H.shape
+    b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
+    p = b - d
+    blocks, q = layout.component.shape
+    SH, SB = np.empty((n, C)), np.empty((n, b))
+    HS, HM, HB = np.zeros((N, C, C)), np.zeros((N, C, C)), np.zeros((N, C, 2 * b))
+    Hy, fixed = np.zeros((N, C)), np.zeros((blocks, 2 * (q + p), 2 * (q + p)))
+    Zy, Xy = np.zeros((blocks, q)), np.zeros(p)
+    first, second = np.empty((b, b)), np.empty((b, b))
+    place = np.empty((2, b), dtype=np.int64)
+    hH, hB = np.empty(C), np.empty(b)
+    for cell in range(len(layout.columns)):
+        for i in range(d):
+            place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
+        for i in range(p):
+            place[0, d + i] = layout.columns[cell, 2 * d + i]
+            place[1, d + i] = layout.columns[cell, 2 * d + p + i]
+        first[:], second[:] = 0.0, 0.0
+        at = layout.block[layout.cell[cell]]
+        for i in range(layout.cell[cell], layout.cell[cell + 1]):
+            start, stop = layout.ptr[i], layout.ptr[i + 1]
+            whole = 1.0
+            hH[:], hB[:] = 0.0, 0.0
+            for a in range(start, stop):
+                h = layout.H[a].sum() / w[a]
+                whole += s2 * h * h * w[a]
+                for c in range(C):
+                    hH[c] += h * layout.H[a, c]
+                for c in range(b):
+                    hB[c] += h * layout.B[a, c]
+            for a in range(start, stop):
+                own = 1.0 / w[a]
+                h = layout.H[a].sum() * own * s2 / whole
+                for c in range(C):
+                    SH[a, c] = own * layout.H[a, c] - h * hH[c]
+                for c in range(b):
+                    SB[a, c] = own * layout.B[a, c] - h * hB[c]
+                e = excess[a]
+                for c in range(C):
+                    H, left = layout.H[a, c], e * SH[a, c]
+                    Hy[i, c] += SH[a, c] * y[a]
+                    for k in range(C):
+                        HM[i, c, k] += left * SH[a, k]
+                    for k in range(d):
+                        HB[i, c, k] += left * SB[a, k]
+                    for k in range(p):
+                        HB[i, c, 2 * d + k] += left * SB[a, d + k]
+                    if H != 0.0:
+                        for k in range(C):
+                            HS[i, c, k] += H * SH[a, k]
+                        for k in range(d):
+                            HB[i, c, d + k] += H * SB[a, k]
+                        for k in range(p):
+                            HB[i, c, 2 * d + p + k] += H * SB[a, d + k]
+                for c in range(b):
+                    B, left = layout.B[a, c], e * SB[a, c]
+                    for k in range(b):
+                        first[c, k] += B * SB[a, k]
+                        second[c, k] += left * SB[a, k]
+                for k in range(d):
+                    if layout.slot[i, k] >= 0:
+                        Zy[at, layout.slot[i, k]] += SB[a, k] * y[a]
+                for k in range(p):
+                    Xy[k] += SB[a, d + k] * y[a]
+            for c in range(C):
+                for k in range(C):
+                    HM[i, c, k] += HS[i, c, k]
+                for k in range(d):
+                    HB[i, c, k] += HB[i, c, d + k]
+                for k in range(p):
+                    HB[i, c, 2 * d + k] += HB[i, c, 2 * d + p + k]
+        for c in range(b):
+            for k in range(b):
+                fixed[at, place[0, c], place[0, k]] += first[c, k] + second[c, k]
+                fixed[at, place[0, c], place[1, k]] += first[c, k]
+                fixed[at, place[1, k], place[0, c]] += first[c, k]
+    return Products(HS, HM, HB, Hy, fixed, Zy, Xy, SH, SB)
+
+
+@njit(**EXACT_INNER)
+def _sandwich(R, M, out):
+    """R M R' of a symmetric M."""
+    C = len(M)
+    for a in range(len(R)):
+        for b in range(a + 1):
+            total = 0.0
+            for c in range(C):
+                if R[a, c] != 0.0:
+                    part = 0.0
+                    for d in range(C):
+                        part += M[c, d] * R[b, d]
+                    total += R[a, c] * part
+            out[a, b] = out[b, a] = total
+
+
+@njit(**EXACT_INNER)
+def _cholesky(A):
+    """The lower factor of A, in place."""
+    for a in range(len(A)):
+        for b in range(a + 1):
+            total = A[a, b]
+            for c in range(b):
+                total -= A[a, c] * A[b, c]
+            A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
+        A[a, a + 1 :] = 0.0
+
+
+@njit(**EXACT_INNER)
+def _eigen(A):
+    """Eigenvalues and vectors of a symmetric matrix; those of two rows in closed form."""
+    if len(A) != 2:
+        return np.linalg.eigh(A)
+    half, off = 0.5 * (A[0, 0] - A[1, 1]), A[1, 0]
+    angle = 0.5 * math.atan2(off, half)
+    cos, sin = math.cos(angle), math.sin(angle)
+    reach, middle = math.hypot(half, off), 0.5 * (A[0, 0] + A[1, 1])
+    return np.array([middle + reach, middle - reach]), np.array([[cos, -sin], [sin, cos]])
+
+
+@kept_exact
+def law_of(layout, found, R, sign, gain, level):
+    """The law of the form with Delta_i = H_i' R' sign R H_i, levels weighing `level` (blocks, q).
+
+    In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
+    G' sign G = Q diag(l) Q', and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of L is
+    2 s sign + 4 s^2 c c' / (1 - 2 s l) with c = Q' G' sign F L.
+    """
+    N, C, k = found.HB.shape
+    r = len(R)
+    values, products = np.empty(N * r), np.empty((N * r, k * (k + 1) // 2))
+    linear = np.zeros(found.fixed.shape)
+    own, FL, load = np.empty((k, k)), np.empty((r, k)), np.empty((r, k))
+    G, inner = np.empty((r, r)), np.empty((r, r))
+    for cell in range(len(layout.columns)):
+        own[:] = 0.0
+        for i in range(layout.cell[cell], layout.cell[cell + 1]):
+            _sandwich(R, found.HM[i], G)
+            # a donor without measured noise may have none at all: then G is the rounding of F S F'
+            _sandwich(R, found.HS[i], inner)
+            size = 1e-300
+            for a in range(r):
+                size = max(size, G[a, a], inner[a, a])
+            for a in range(r):
+                G[a, a] += _ROUNDING * size
+            _cholesky(G)
+            for a in range(r):
+                for b in range(a + 1):
+                    total = 0.0
+                    for c in range(a, r):
+                        total += G[c, a] * sign[c] * G[c, b]
+                    inner[a, b] = inner[b, a] = total
+            size_of, Q = _eigen(inner)
+            FL[:] = 0.0
+            for a in range(r):
+                for c in range(C):
+                    if R[a, c] != 0.0:
+                        for b in range(k):
+                            FL[a, b] += R[a, c] * found.HB[i, c, b]
+            for a in range(r):
+                for b in range(k):
+                    for c in range(b + 1):
+                        own[b, c] += sign[a] * FL[a, b] * FL[a, c]
+            load[:] = 0.0
+            for a in range(r):
+                for b in range(r):
+                    turn = 0.0
+                    for c in range(b + 1):
+                        turn += G[b, c] * Q[c, a]
+                    turn *= sign[b]
+                    for c in range(k):
+                        load[a, c] += turn * FL[b, c]
+            for a in range(r):
+                values[i * r + a] = size_of[a]
+                at = 0
+                for b in range(k):
+                    for c in range(b + 1):
+                        products[i * r + a, at + c] = load[a, b] * load[a, c]
+                    at += b + 1
+        at = layout.block[layout.cell[cell]]
+        for a in range(k):
+            for c in range(a + 1):
+                row, column = layout.columns[cell, a], layout.columns[cell, c]
+                linear[at, max(row, column), min(row, column)] += own[a, c]
+    return Law(
+        values, products, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
+        found.fixed, linear, gain, level,
+    )  # fmt: skip
+
+
+@kept_exact
+def diagonals(layout, found, K, inverse, G, GX, components):
+    """Diagonals of P E_cc P over donors, of P J P and of P Z_m Z_m' P, (C + 1 + components, n).
+
+    With s the row's column of S, P has s - S Z K Z's - (S X - S Z K GX) x there, x = inverse
+    (X's - GX' K Z's), of which other donors lack s and other blocks all but the last.
+    """
+    n, C = layout.H.shape
+    b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
+    p, (blocks, q) = b - d, layout.component.shape
+    LL, LX = np.zeros((C + 1, blocks, q, q)), np.zeros((C + 1, blocks, q, p))
+    XX = np.zeros((C + 1, p, p))
+    hB = np.zeros((N, C + 1, b))
+    KX, left = np.empty(GX.shape), np.empty(GX.shape)
+    for at in range(blocks):
+        KX[at] = np.dot(K[at], GX[at])
+        left[at] = GX[at] - np.dot(G[at], KX[at])
+    for i in range(N):
+        at = layout.block[i]
+        for c in range(C):
+            for k in range(p):
+                hB[i, c, d + k] = found.HB[i, c, 2 * d + p + k]
+            for k in range(d):
+                hB[i, c, k] = found.HB[i, c, d + k]
+                if layout.slot[i, k] >= 0:
+                    for m in range(p):
+                        hB[i, c, d + m] -= hB[i, c, k] * KX[at, layout.slot[i, k], m]
+            for k in range(b):
+                hB[i, C, k] += hB[i, c, k]
+        for c in range(C + 1):
+            for k in range(d):
+                row = layout.slot[i, k]
+                if row >= 0:
+                    for m in range(d):
+                        if layout.slot[i, m] >= 0:
+                            LL[c, at, row, layout.slot[i, m]] += hB[i, c, k] * hB[i, c, m]
+                    for m in range(p):
+                        LX[c, at, row, m] += hB[i, c, k] * hB[i, c, d + m]
+            for k in range(p):
+                for m in range(p):
+                    XX[c, k, m] += hB[i, c, d + k] * hB[i, c, d + m]
+    ZX = np.zeros((components, blocks, p, p))
+    for at in range(blocks):
+        for k in range(q):
+            m = layout.component[at, k]
+            if m >= 0:
+                for row in range(p):
+                    for column in range(p):
+                        ZX[m, at, row, column] += left[at, k, row] * left[at, k, column]
+    whole = ZX.sum(axis=1)
+    out = np.zeros((C + 1 + components, n))
+    zs, v, x = np.empty(q), np.empty(q), np.empty(p)
+    for i in range(N):
+        at = layout.block[i]
+        for a in range(layout.ptr[i], layout.ptr[i + 1]):
+            zs[:] = 0.0
+            for k in range(d):
+                if layout.slot[i, k] >= 0:
+                    zs[layout.slot[i, k]] = found.SB[a, k]
+            v = np.dot(K[at], zs)
+            x = np.dot(inverse, found.SB[a, d:] - np.dot(KX[at].T, zs))
+            for c in range(C + 1):
+                own = 0.0
+                if c < C:
+                    own = found.SH[a, c]
+                else:
+                    for k in range(C):
+                        own += found.SH[a, k]
+                cross = 0.0
+                for k in range(d):
+                    if layout.slot[i, k] >= 0:
+                        cross += hB[i, c, k] * v[layout.slot[i, k]]
+                for k in range(p):
+                    cross += hB[i, c, d + k] * x[k]
+                total = own * (own - 2.0 * cross)
+                for k in range(q):
+                    for m in range(q):
+                        total += v[k] * LL[c, at, k, m] * v[m]
+                    for m in range(p):
+                        total += 2.0 * v[k] * LX[c, at, k, m] * x[m]
+                for k in range(p):
+                    for m in range(p):
+                        total += x[k] * XX[c, k, m] * x[m]
+                out[c, a] = total
+            for k in range(q):
+                m = layout.component[at, k]
+                if m >= 0:
+                    rest = zs[k]
+                    for r in range(q):
+                        rest -= G[at, k, r] * v[r]
+                    for r in range(p):
+                        rest -= left[at, k, r] * x[r]
+                    out[C + 1 + m, a] += rest * rest
+            for m in range(components):
+                for row in range(p):
+                    for column in range(p):
+                        others = whole[m, row, column] - ZX[m, at, row, column]
+                        out[C + 1 + m, a] += x[row] * others * x[column]
+    return out

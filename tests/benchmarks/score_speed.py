@@ -1,0 +1,145 @@
+"""What the default test of a scan costs, and its p values, of two checkouts in one run.
+
+    git worktree add ../before COMMIT
+    python tests/benchmarks/score_speed.py ../before . --scale 1
+
+Six designs with 10 % of the pairs missing, half of the genes with V = 0.  Every checkout scans the
+same genes in a process of its own, one BLAS thread; times are CPU milliseconds a gene.  Writes
+``score_speed.md`` beside this file: the times, and how far the p values of all genes lie apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).parent
+DESIGNS = [  # donors, cell types, batches, whether every gene misses pairs of its own, genes
+    (80, 4, 8, False, 1500),
+    (80, 8, 8, False, 1000),
+    (80, 8, 0, False, 1000),
+    (80, 8, 8, True, 250),
+    (200, 8, 10, False, 250),
+    (1000, 8, 10, False, 30),
+]
+BOUNDS = (0.05, 0.01, 0.001)
+
+
+def simulate(donors: int, types: int, batches: int, own: bool, genes: int) -> dict:
+    """Rows, expression and noise; 10 to 120 cells a pair; of every second gene V = 0."""
+    rng = np.random.default_rng([donors, types, batches, own])
+    donor, celltype = np.divmod(np.arange(donors * types), types)
+    batch = rng.permutation(np.arange(donors) % max(batches, 1))
+    n = np.round(np.exp(rng.uniform(np.log(10), np.log(120), donors * types)))
+    per_cell = rng.gamma(6.0, 0.5, (types, genes))[celltype]
+    nu = per_cell * rng.chisquare(n[:, None] - 1, (len(n), genes)) / (n[:, None] - 1) / n[:, None]
+    V = rng.choice([0.0, 0.02, 0.05, 0.2], (types, genes)) * (np.arange(genes) % 2)
+    y = (
+        rng.normal(size=(types, genes))[celltype]
+        + (0.5 * rng.normal(size=(donors, genes)))[donor]
+        + rng.normal(size=nu.shape) * np.sqrt(V[celltype] + per_cell / n[:, None])
+        + (0.3 * rng.normal(size=(max(batches, 1), genes)))[batch[donor]]
+    )
+    lost = rng.random((len(n), genes if own else 1)) < 0.1
+    y[np.broadcast_to(lost, y.shape)] = np.nan
+    obs = pd.DataFrame({"donor": donor, "celltype": celltype, "batch": batch[donor]})
+    for name in obs:
+        obs[name] = name[0] + obs[name].astype(str).str.zfill(4)
+    kept = ~np.isnan(y).all(axis=1)
+    names = [f"g{k}" for k in range(genes)]
+    expr, noise = (pd.DataFrame(values[kept], columns=names) for values in (y, nu))
+    return {"data": obs.assign(n_cells=n)[kept].reset_index(drop=True), "expr": expr, "nu": noise}
+
+
+def child(number: int, scale: float, out: str) -> None:
+    """Scan a design by the checkout on the path; times and p values to a file."""
+    import resource
+    import warnings
+
+    import ctmm_formula as ctmm
+
+    warnings.simplefilter("ignore")
+    donors, types, batches, own, genes = DESIGNS[number]
+    genes = max(int(scale * genes), 4)
+
+    def run(genes: int, tests: list[str], data: dict) -> tuple[float, pd.DataFrame]:
+        some = {key: part if key == "data" else part.iloc[:, :genes] for key, part in data.items()}
+        begin = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        scan = ctmm.fit_genes(
+            "~ C(celltype)", random="batch" if batches else None, tests=tests, **some
+        )
+        return sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - begin, scan.table
+
+    data = simulate(donors, types, batches, own, genes)
+    run(2, ["score"], data)  # compiles
+    bare, _ = run(genes, [], data)
+    whole, table = run(genes, ["score"], data)
+    few, _ = run(2, [], data)
+    p = table[[name for name in table if name.startswith("p_score") and "_b" not in name]]
+    np.savez(
+        out, names=list(p), p=p.to_numpy(), stat=table["stat_score"],
+        ms=1e3 * np.array([bare - few, whole - few]) / (genes - 2),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run, compare and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the genes to run")
+    parser.add_argument("--designs", type=int, nargs="*", default=list(range(len(DESIGNS))))
+    parser.add_argument("--out", type=Path, default=HERE / "score_speed.md")
+    asked = parser.parse_args()
+    lines = [
+        "# The score test of a scan, before and after",
+        "Written by `score_speed.py`: CPU milliseconds a gene, one BLAS thread; 10 % of the pairs "
+        'missing, `fit_genes("~ C(celltype)", tests=["score"])`, half of the genes with V = 0. '
+        "p values of cell types, sum and Cauchy combination: the largest relative difference, and "
+        f"how many lie on another side of {', '.join(map(str, BOUNDS))} or Bonferroni's bound.",
+        "| donors x types x batches | fit alone | with the score test, before | after | score "
+        "alone, before | after | ratio | p values | largest difference | across a bound | null "
+        "genes at .05, before | after |\n|" + "---|" * 12,
+    ]
+    for number in asked.designs:
+        donors, types, batches, own, _ = DESIGNS[number]
+        found = []
+        for checkout in (asked.before, asked.after):
+            with tempfile.TemporaryDirectory() as folder:
+                out = str(Path(folder) / "p.npz")
+                code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import score_speed as s; "
+                code += f"s.child({number}, {asked.scale}, {out!r})"
+                env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+                env |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1")
+                subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd="/")
+                found.append(dict(np.load(out)))
+        old, new = found
+        p, q = old["p"], new["p"]
+        both = (p > 1e-290) & (q > 1e-290)
+        apart = float(np.abs(q[both] / p[both] - 1.0).max())
+        bounds = [*BOUNDS, 0.05 / len(p)]
+        across = sum(int(((p < bound) != (q < bound)).sum()) for bound in bounds)
+        score = [one["ms"][1] - one["ms"][0] for one in found]
+        at = list(old["names"]).index("p_score")
+        rates = [(one["p"][::2, at] < 0.05).mean() for one in found]
+        label = f"{donors} x {types} x {batches or 'none'}{', pairs of their own' if own else ''}"
+        cells = [
+            label, f"{new['ms'][0]:.2f}", *(f"{one['ms'][1]:.2f}" for one in found),
+            *(f"{ms:.2f}" for ms in score), f"{score[0] / score[1]:.1f}", f"{p.size:,}",
+            f"{apart:.1e}", str(across), *(f"{rate:.3f}" for rate in rates),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    head, table = lines[:2], lines[2:]
+    asked.out.write_text("\n\n".join([*head, "\n".join(table)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
