@@ -224,3 +224,26 @@ def test_steps_that_leave_the_domain_are_climbed():
     for theta in jack.theta:
         assert np.linalg.eigvalsh(model.effect_covariance(theta))[0] > -1e-9
         assert theta[-1] >= 0.0
+
+
+@pytest.mark.parametrize("seed", [12, 56, 59])
+def test_moment_refits_without_a_covariance_have_effects_by_the_weights_of_the_full_fit(seed):
+    """A negative component of a refit leaves no GLS of its own; dense GLS at the full fit's."""
+    rng = np.random.default_rng(seed)
+    H, donor = np.tile(np.eye(3), (24, 1)), np.repeat(np.arange(24), 3)
+    y = rng.normal(size=24)[donor] + rng.normal(size=72) * np.sqrt(0.3)
+    basis = np.concatenate([np.ones((1, 3, 3)), [np.diag(e) for e in np.eye(3)]])
+    batch = RandomComponent(donor % 6, np.ones(72))
+    model = build_model(y, np.full(72, 0.3), H, H, donor, basis, [batch])
+    full = estimate(model, "he", Domain())
+    assert full.beta_by == "gls"
+    run = jackknife(model, full, Domain())
+    assert not run.failed
+    assert np.isfinite(run.cov).all()
+    others = [model.without(group) for group in run.left_out]
+    lost = 0
+    for part, theta, beta in zip(others, run.theta, run.beta, strict=True):
+        own = np.isfinite(dense.llf(part, theta, "reml"))
+        lost += not own
+        np.testing.assert_allclose(beta, dense.gls(part, theta if own else full.theta)[0])
+    assert lost >= 3

@@ -261,6 +261,9 @@ class MomentJackknife(_LeftOut):
     ) -> JackknifeRun:
         """Jackknife of one response; b by the same rule (GLS or OLS) as in the full fit.
 
+        Where the covariance of a refit is not positive definite, as components may be negative, its
+        GLS takes the weights of the full fit.
+
         Parameters
         ----------
         model : Model; estimate : Estimate of it
@@ -273,8 +276,14 @@ class MomentJackknife(_LeftOut):
         reasons = self._reasons(model, estimate, np.flatnonzero(self.left_out.aliased))
         theta = theta.copy()
         theta[list(reasons)] = np.nan
-        fixed = self.left_out.gls if estimate.beta_by == "gls" else self.left_out.ols
-        beta = fixed(model, theta)
+        if estimate.beta_by == "gls":
+            beta = self.left_out.gls(model, theta)
+            lost = np.isnan(beta).any(axis=1) & np.isfinite(theta).all(axis=1)
+            if lost.any():
+                whole = np.where(lost[:, None], estimate.theta, np.nan)
+                beta[lost] = self.left_out.gls(model, whole)[lost]
+        else:
+            beta = self.left_out.ols(model, theta)
         return self._run(model, (estimate, domain or Domain()), theta, beta, reasons)
 
 
