@@ -200,13 +200,18 @@ def _add(T, columns, parts):
 
 @njit(**EXACT_INNER)
 def _log_determinants(law, zero, s):
-    """log|.| and the phase in (-pi, pi] of det(I - 2 s A M) at complex s (n,)."""
+    """log|.| and the phase of det(I - 2 s A M) at complex s (n,), in two parts.
+
+    That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
+    0, and that of the rest in (-pi, pi], which changes slowly.
+    """
     n, W = len(s), law.fixed.shape[1]
     rest = W - 2 * law.gain.shape[1]
     size = np.full(n, -zero[0])
     units = np.full(n, complex(zero[1], 0.0))
     X = np.zeros((n, rest, rest), dtype=np.complex128)
     T = np.empty((n, W, W), dtype=np.complex128)
+    parts = np.empty(law.products.shape[1], dtype=np.complex128)
     cell = 0
     for b in range(len(law.fixed)):
         for i in range(n):
@@ -223,26 +228,36 @@ def _log_determinants(law, zero, s):
                     weight[n + i, j - first] = z.imag
             sums = np.dot(weight, law.products[first:stop])
             for i in range(n):
-                _add(T[i], law.columns[cell], sums[i] + 1j * sums[n + i])
+                for k in range(len(parts)):
+                    parts[k] = complex(sums[i, k], sums[n + i, k])
+                _add(T[i], law.columns[cell], parts)
             cell += 1
         for i in range(n):
             more, turn = _fold(T[i], s[i], law.gain[b], law.level[b], X[i])
             size[i] += more
             units[i] *= turn
-    phase = np.empty(n)
+    phase, slow = np.empty(n), np.empty(n)
     for i in range(n):
         more, turn = _last(X[i])
         size[i] += more
-        product = units[i] * turn
+        rest_of = units[i] * turn
+        slow[i] = math.atan2(rest_of.imag, rest_of.real)
+        product, turns = complex(1.0, 0.0), 0
         for value in law.values:
-            product *= 1.0 - 2.0 * s[i] * value
+            z = 1.0 - 2.0 * s[i] * value
+            before = product.imag
+            product *= z
+            if before > 0.0 > product.imag and z.imag > 0.0:
+                turns += 1
+            elif before < 0.0 < product.imag and z.imag < 0.0:
+                turns -= 1
             square = product.real * product.real + product.imag * product.imag
             if not 1e-200 < square < 1e200:
                 size[i] += 0.5 * math.log(square)
                 product /= math.sqrt(square)
         size[i] += math.log(abs(product))
-        phase[i] = math.atan2(product.imag, product.real)
-    return size, phase
+        phase[i] = math.atan2(product.imag, product.real) + 2.0 * math.pi * turns
+    return size, phase, slow
 
 
 @njit(**EXACT_INNER)
@@ -252,10 +267,13 @@ def _series(A, B):
     Returns the coefficients of s and s^2.
     """
     n, m = A.shape[1], B.shape[2]
-    inverse = np.eye(n)
-    _eliminate(A[0].copy(), inverse, n)
+    inverse, start, one = np.zeros((n, n)), np.empty((n, n)), np.zeros((n, n))
+    for a in range(n):
+        inverse[a, a] = 1.0
+        for b in range(n):
+            start[a, b] = A[0, a, b]
+    _eliminate(start, inverse, n)
     first, second = 0.0, 0.0
-    one = np.zeros((n, n))
     for a in range(n):
         for b in range(n):
             for c in range(n):
@@ -266,13 +284,15 @@ def _series(A, B):
             second += inverse[a, b] * A[2, b, a] - 0.5 * one[a, b] * one[b, a]
     old = np.empty((n, m))
     for o in range(3):
-        old[:] = B[o]
+        for a in range(n):
+            for k in range(m):
+                old[a, k] = B[o, a, k]
+                B[o, a, k] = 0.0
         for i in range(1, o + 1):
             for a in range(n):
                 for c in range(n):
                     for k in range(m):
                         old[a, k] -= A[i, a, c] * B[o - i, c, k]
-        B[o] = 0.0
         for a in range(n):
             for c in range(n):
                 for k in range(m):
@@ -286,16 +306,23 @@ def _moments(law):
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     rest = W - 2 * q
-    mean, variance = law.values.sum(), 2.0 * np.square(law.values).sum()
+    mean = variance = 0.0
+    for value in law.values:
+        mean += value
+        variance += 2.0 * value * value
     X = np.zeros((3, rest, rest))
     T = np.zeros((3, W, W))
     A, B = np.empty((3, 2 * q, 2 * q)), np.empty((3, 2 * q, rest))
     sums = np.empty(law.products.shape[1])
     cell = 0
     for b in range(blocks):
-        T[0], T[1], T[2] = law.fixed[b], 2.0 * law.linear[b], 0.0
+        for a in range(W):
+            for c in range(a + 1):
+                T[0, a, c], T[1, a, c] = law.fixed[b, a, c], 2.0 * law.linear[b, a, c]
+                T[2, a, c] = 0.0
         while cell < len(law.block) and law.block[cell] == b:
-            sums[:] = 0.0
+            for k in range(len(sums)):
+                sums[k] = 0.0
             for j in range(law.start[cell], law.start[cell + 1]):
                 for k in range(len(sums)):
                     sums[k] += 4.0 * law.products[j, k]
@@ -305,8 +332,10 @@ def _moments(law):
             for a in range(W):
                 for c in range(a):
                     T[o, c, a] = T[o, a, c]
-        X += T[:, 2 * q :, 2 * q :]
         for o in range(3):
+            for a in range(rest):
+                for c in range(rest):
+                    X[o, a, c] += T[o, 2 * q + a, 2 * q + c]
             for r in range(q):
                 g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
                 for k in range(W):
@@ -400,7 +429,11 @@ class _Point(NamedTuple):
 def _point(law, zero, s, width):
     """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
     near, far = _ASIDE * width, _BESIDE * width
-    size, phase = _log_determinants(law, zero, np.array([complex(s, near), complex(s, far)]))
+    both = np.array([complex(s, near), complex(s, far)])
+    size, phase, slow = _log_determinants(law, zero, both)
+    for i in range(2):
+        phase[i] += slow[i]
+        phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
     if abs(phase[0]) < 1.0 and _within(law, s):
         K, slope = -0.5 * size[0], -0.5 * phase[0] / near
         turn = 0.5 * phase[1] + far * slope
@@ -463,7 +496,10 @@ def _crossing(law, zero, value, mean, variance):
     low, high, bottom = 0.0, math.inf, 0.0
     before, x_before = 0.0, 0.0
     width = unit = 1.0 / math.sqrt(variance)
-    ratio = variance / (2.0 * np.square(law.values).sum())
+    ratio = 0.0
+    for weight in law.values:
+        ratio += 2.0 * weight * weight
+    ratio = variance / ratio
     s = _donors_alone(law, side, target / ratio, low, high, unit)
     for count in range(200):
         if not s < _FAR * unit:
@@ -547,22 +583,29 @@ def _path(law, value, at):
 @njit(**EXACT_INNER)
 def _integrand(law, zero, value, path, x):
     """The integrand at x (n,) of the path, less the size exp(start)."""
-    sinh, cosh = np.sinh(path.fast * x), np.cosh(path.fast * x)
-    s = path.cross + path.width / path.fast * (1j * sinh + path.bend * (cosh - 1.0))
-    slope = path.width * (1j * cosh + path.bend * sinh)
-    size, phase = _log_determinants(law, zero, s)
-    out = np.empty(len(x))
-    at, before, x_before, rate = 0.0, 0.0, 0.0, path.turn
+    s = np.empty(len(x), dtype=np.complex128)
+    slope = np.empty(len(x), dtype=np.complex128)
     for i in range(len(x)):
-        # the phase is known but for multiples of pi, and changes slowly
-        turn = -0.5 * phase[i] - s[i].imag * value
+        sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
+        reach = path.width / path.fast
+        s[i] = complex(path.cross + reach * path.bend * (cosh - 1.0), reach * sinh)
+        slope[i] = complex(path.width * path.bend * sinh, path.width * cosh)
+    size, phase, slow = _log_determinants(law, zero, s)
+    out = np.empty(len(x))
+    before, rate, x_before = 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        # the rest is known but for multiples of 2 pi: at first by the whole, which hardly turns
         guess = before + rate * (x[i] - x_before)
-        turn -= math.pi * round((turn - guess) / math.pi)
-        if x[i] > x_before:
-            rate = (turn - before) / (x[i] - x_before)
-        before, x_before = turn, x[i]
+        if x_before == 0.0:
+            guess = -2.0 * (path.turn * x[i] + s[i].imag * value) - phase[i]
+        own = slow[i] - 2.0 * math.pi * round((slow[i] - guess) / (2.0 * math.pi))
+        if x_before > 0.0:
+            rate = (own - before) / (x[i] - x_before)
+        before, x_before = own, x[i]
+        turn = -0.5 * (phase[i] + own) - s[i].imag * value
         at = -0.5 * size[i] - s[i].real * value - path.start
-        out[i] = (np.exp(complex(at, turn)) / s[i] * slope[i]).imag / math.pi
+        unit = complex(math.cos(turn), math.sin(turn))
+        out[i] = math.exp(at) * (unit / s[i] * slope[i]).imag / math.pi
     return out
 
 
@@ -609,8 +652,25 @@ def _trace(path, step):
     return math.copysign(math.exp(-far - path.start) / -math.expm1(-far), path.cross)
 
 
-@kept_exact
-def tail(value, law, more=0.0, least=0.0, agree=_AGREE):
+@njit(**EXACT_INNER)
+def _nodes(start, end, step):
+    x = np.empty(max(math.ceil((end - start) / step), 1))
+    for i in range(len(x)):
+        x[i] = start + i * step
+    return x
+
+
+@njit(**EXACT_INNER)
+def _sum(f, stride):
+    total = 0.0
+    for i in range(0, len(f), stride):
+        total += f[i]
+    return total
+
+
+def tail(
+    value: float, law: Law, more: float = 0.0, least: float = 0.0, agree: float = _AGREE
+) -> tuple[float, float, float]:
     """log P(form > value) for a :class:`Law`, and the mean and variance of the form.
 
     `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
@@ -618,6 +678,11 @@ def tail(value, law, more=0.0, least=0.0, agree=_AGREE):
     no more variance than `least`, or the form next to none of the law's.  `agree` is about the root
     of the relative error.
     """
+    return _tail(value, law, more, least, agree)
+
+
+@kept_exact
+def _tail(value, law, more, least, agree):
     mean, own = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
@@ -630,16 +695,16 @@ def tail(value, law, more=0.0, least=0.0, agree=_AGREE):
     path = _path(law, value, at)
     end = _end(law, value, path, math.log(_NOTHING * agree**2))
     step = _STEP
-    f = _integrand(law, zero, value, path, np.arange(0.0, end, step))
-    coarse = 2.0 * step * (f[::2].sum() - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    sums = step * (f.sum() - 0.5 * f[0])
+    f = _integrand(law, zero, value, path, _nodes(0.0, end, step))
+    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    sums = step * (_sum(f, 1) - 0.5 * f[0])
     total = sums - _trace(path, step)
     # the error falls with the square from one step to the next
     while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
         coarse = total
         step *= 0.5
-        f = _integrand(law, zero, value, path, np.arange(step, end, 2.0 * step))
-        sums = 0.5 * sums + step * f.sum()
+        f = _integrand(law, zero, value, path, _nodes(step, end, 2.0 * step))
+        sums = 0.5 * sums + step * _sum(f, 1)
         total = sums - _trace(path, step)
     if at.s > 0.0:
         log = path.start + math.log(max(total, 0.0))
