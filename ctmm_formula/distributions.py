@@ -5,6 +5,8 @@ The numbers are those of scipy.stats, whose import alone would take a good part 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy import special
 
@@ -63,3 +65,73 @@ def chi2_tail(x: float, df: float) -> float:
 def cauchy_tail(x: float) -> float:
     """P(C > x) of a standard Cauchy variable."""
     return float(np.arctan2(1.0, x) / np.pi)
+
+
+# logarithms, where the tails themselves are below the smallest number
+
+_TINY = 1e-290  # tails above have their logarithm taken
+
+
+def log_of(p: float) -> float:
+    """log p, and -inf of 0.
+
+    >>> log_of(0.0), log_of(1.0)
+    (-inf, 0.0)
+    """
+    return math.log(p) if p > 0.0 else math.nan if math.isnan(p) else -math.inf
+
+
+def log_t_tail(t: float, df: float) -> float:
+    """log P(T > t).
+
+    >>> round(log_t_tail(1e30, 100) / math.log(10), 2)
+    -2901.4
+    """
+    p = float(t_tail(t, df))
+    if not p < _TINY or not t < math.inf:
+        return log_of(p)
+    if df == math.inf:
+        return float(special.log_ndtr(-t))
+    return _log_beta(2.0 * math.log(t) - math.log(df), 0.5 * df, 0.5) - math.log(2.0)
+
+
+def log_f_tail(F: float, q: float, df: float) -> float:
+    """log P(F(q, df) > F) for F >= 0.
+
+    >>> round(log_f_tail(1e60, 3, 100) / math.log(10), 2)
+    -2922.95
+    """
+    if df == math.inf:
+        return log_chi2_tail(q * F, q)
+    p = f_tail(F, q, df)
+    if not p < _TINY or not math.inf > F:
+        return log_of(p)
+    return _log_beta(math.log(q) + math.log(F) - math.log(df), 0.5 * df, 0.5 * q)
+
+
+def log_chi2_tail(x: float, df: float) -> float:
+    """log P(chi2(df) > x) for x >= 0, far out by Legendre's continued fraction.
+
+    >>> round(log_chi2_tail(14000.0, 2), 6)
+    -7000.0
+    """
+    p = chi2_tail(x, df)
+    if not p < _TINY or not x < math.inf:
+        return log_of(p)
+    a, z = 0.5 * df, 0.5 * x
+    fraction = z
+    for k in range(60, 0, -1):
+        fraction = z + (k - a) / (1.0 + k / fraction)
+    return a * math.log(z) - z - float(special.gammaln(a)) - math.log(fraction)
+
+
+def _log_beta(log_odds: float, a: float, b: float) -> float:
+    """log I_x(a, b) of the incomplete beta function, (1 - x) / x given, by a series."""
+    log_x, log_rest = -np.logaddexp(0.0, log_odds), -np.logaddexp(0.0, -log_odds)
+    x, term, total, k = math.exp(log_x), 1.0, 1.0, 0
+    while term > 1e-17 * total:
+        term *= x * (a + b + k) / (a + 1.0 + k)
+        total += term
+        k += 1
+    front = a * log_x + b * log_rest - math.log(a) - float(special.betaln(a, b))
+    return float(front + math.log(total))

@@ -235,6 +235,43 @@ def test_the_published_rule_is_one_line():
         assert 0 < expected.sum() < 5
 
 
+def test_no_p_value_is_lost(tmp_path):
+    """Genes whose p values are too small for numbers have logarithms, and are ranked by them."""
+    rng = np.random.default_rng(3)
+    donor, celltype = np.divmod(np.arange(600 * 3), 3)
+    size = np.array([8.0, 20.0, 12.0, 0.0])  # of effects specific to cell types
+    names = [f"g{k}" for k in range(len(size))]
+    y = rng.normal(size=(len(donor), len(size))) * (0.05 + size)
+    data = pd.DataFrame({"donor": donor, "celltype": celltype, "n_cells": 50.0}).astype(str)
+    data["n_cells"] = 50.0
+    expr = pd.DataFrame(y, columns=names)
+    nu = pd.DataFrame(np.full(y.shape, 0.0025), columns=names)
+    run = {"data": data, "expr": expr, "nu": nu, "tests": ["score", "mean"], "n_jobs": 1}
+    path = tmp_path / "scan.parquet"
+    scan = ctmm.fit_genes("~ C(celltype)", out=path, **run)
+    table = scan.table.set_index("gene")
+    strong = [names[k] for k in np.argsort(-size)[:3]]
+    assert (table.loc[strong, "p_score"] == 0.0).all()
+    logs = table["log10_p_score"]
+    assert (logs[strong] < -320).all()
+    assert np.isfinite(logs).all()
+    assert scan.top(3)["gene"].tolist() == logs.sort_values().index[:3].tolist()
+    assert scan.top(3, by="p_score_bh")["gene"].tolist() == scan.top(3)["gene"].tolist()
+    for name in [c for c in table if c.startswith("log10_")]:
+        p = table[name.removeprefix("log10_")]
+        there = p > 1e-290
+        np.testing.assert_allclose(10.0 ** table[name][there], p[there], rtol=1e-10)
+    bonferroni = np.minimum(logs + np.log10(4.0), 0.0)
+    np.testing.assert_allclose(table["log10_p_score_bonferroni"], bonferroni, rtol=1e-12)
+    single = scan.gene("g1").test_variance()
+    assert single.log_pvalue == pytest.approx(logs["g1"] * np.log(10.0), rel=1e-12)
+    assert single.log_details["cauchy"] < -320 * np.log(10.0)
+    shown = scan.plot_data("qq", tests="score")
+    assert np.isfinite(shown["observed"]).all()
+    assert shown["observed"].is_monotonic_decreasing
+    assert ctmm.read_scan(path).table.equals(scan.table)
+
+
 def test_top_sorts_p_values_up_and_estimates_down(small):
     obs, expr, nu = small
     scan = quietly(ctmm.fit_genes, "~ C(celltype)", data=obs, expr=expr, nu=nu, tests=["score"])

@@ -152,7 +152,7 @@ def test_a_fit_that_was_sent_out_answers_like_the_one_that_stayed(case):
         expected = expected().to_dict()
         df = got.pop("df")
         np.testing.assert_equal(df, np.atleast_1d(expected.pop("df")).tolist())
-        for key in ("statistic", "pvalue"):
+        for key in ("statistic", "pvalue", "log_pvalue"):
             np.testing.assert_allclose(got.pop(key), expected.pop(key), rtol=1e-9)
         np.testing.assert_equal(got, expected)
     jack = call("jackknife", {"fit": fit, "blocks": None, "one_step": False, "n_jobs": 2})

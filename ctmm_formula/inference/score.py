@@ -25,7 +25,7 @@ A pair whose cells are all alike has nu = 0, and is centred by it: whatever stoo
 put the mean of T_c below zero.
 
 The omnibus test sums A_c over cell types.  No lambda is ever computed: their law comes from
-eigenvalues of single blocks of donors and determinants of low rank, at a cost linear in N.
+eigenvalues of single donors and the elimination of levels and fixed effects, at a cost linear in N.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ that happen to meet in one pair would decide it (``tests/benchmarks/score_counts
 _NOTHING = 1e-8  # share of a direction's information that the null's components leave
 _SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _HIGH = 0.99  # what a p value counts at most in a combination
+_FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class ScoreTest:
     pvalue_cauchy : float
         Cauchy combination of `pvalue_sum`, strongest where all cell types vary, with that of the
         cell types, strongest where one does.
+    log_pvalue_celltype, log_pvalue_sum, log_pvalue_cauchy
+        Their natural logarithms.
     theta_null : ndarray, shape (1 + Kr,)
         Null variance components: shared, then the random effects.
     weights : str
@@ -79,6 +82,9 @@ class ScoreTest:
     statistic_sum: float
     pvalue_sum: float
     pvalue_cauchy: float
+    log_pvalue_celltype: np.ndarray
+    log_pvalue_sum: float
+    log_pvalue_cauchy: float
     theta_null: np.ndarray
     weights: str
 
@@ -131,20 +137,24 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     design = design_of(model) if design is None else design
     noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
     null = null_of(model, noise, design)
-    statistic, pvalue = np.full((2, C + 1), np.nan)
+    statistic, logs = np.full((2, C + 1), np.nan)
     for c, form in enumerate(null.forms()):
         if null.share[c] > _NOTHING:  # else the null's own components explain it
             least = _SILENT * null.expected[c]
-            log, mean, variance = tail(form.value, form.law, form.more, least)
-            pvalue[c] = math.exp(log)
-            if not math.isnan(log):
+            logs[c], mean, variance = tail(form.value, form.law, form.more, least)
+            if not math.isnan(logs[c]):
                 statistic[c] = (form.value - mean) / math.sqrt(variance)
+    combined = log_cauchy_combination(np.array([logs[C], log_cauchy_combination(logs[:C])]))
+    pvalue = np.exp(logs)
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
         statistic_sum=float(statistic[C]),
         pvalue_sum=float(pvalue[C]),
-        pvalue_cauchy=cauchy_combination(np.array([pvalue[C], cauchy_combination(pvalue[:C])])),
+        pvalue_cauchy=math.exp(combined),
+        log_pvalue_celltype=logs[:C],
+        log_pvalue_sum=float(logs[C]),
+        log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
     )
@@ -245,13 +255,29 @@ def cauchy_combination(pvalues: np.ndarray) -> float:
     >>> round(cauchy_combination(np.array([0.001, 0.5, 1.0])), 4)
     0.0033
     """
-    p = np.asarray(pvalues, dtype=float)
-    p = np.clip(p[~np.isnan(p)], 0.0, _HIGH)
-    if not len(p):
+    with np.errstate(divide="ignore"):
+        return math.exp(log_cauchy_combination(np.log(np.asarray(pvalues, dtype=float))))
+
+
+def log_cauchy_combination(logs: np.ndarray) -> float:
+    """The same of natural logarithms, to the logarithm.
+
+    >>> round(log_cauchy_combination(np.array([-5000.0, -1.0])), 4)  # half as many, log 2
+    -4999.3069
+    """
+    logs = np.asarray(logs, dtype=float)
+    logs = np.minimum(logs[~np.isnan(logs)], math.log(_HIGH))
+    if not len(logs):
         return math.nan
-    tiny = p < 1e-15
-    scores = np.where(tiny, 1.0 / (np.maximum(p, 1e-300) * np.pi), np.tan((0.5 - p) * np.pi))
-    return cauchy_tail(float(scores.mean()))
+    # far out 1 / (p pi) is both the score of p and, of their mean, its inverse: others are nothing
+    if logs.min() < _FAR:
+        most = -logs.min()
+        if math.isinf(most):
+            return -math.inf
+        return math.log(len(logs)) - most - math.log(np.exp(-logs - most).sum())
+    p = np.exp(logs)
+    scores = np.where(p < 1e-15, 1.0 / (p * np.pi), np.tan((0.5 - p) * np.pi))
+    return math.log(cauchy_tail(float(scores.mean())))
 
 
 class _Solved:

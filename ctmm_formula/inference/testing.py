@@ -13,7 +13,15 @@ from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from ..distributions import chi2_tail, f_tail, t_tail
+from ..distributions import (
+    chi2_tail,
+    f_tail,
+    log_chi2_tail,
+    log_f_tail,
+    log_of,
+    log_t_tail,
+    t_tail,
+)  # fmt: skip
 from ..engine.robust import ONE_UNIT
 
 LLF_TOLERANCE = 1e-6
@@ -44,6 +52,10 @@ class TestResult:
         The reason of a p value nan, or what to keep in mind.
     extra : mapping
         Named details, e.g. ``{"celltype": {"T": 0.01, "B": 0.2}}``.
+    log_pvalue : float
+        Natural logarithm of `pvalue`, finite where that is too small for a number.
+    log_details : mapping
+        The same of the p values in `extra`.
 
     Examples
     --------
@@ -67,10 +79,18 @@ class TestResult:
     distribution: str = ""
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    log_pvalue: float = math.nan
+    log_details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Take the logarithm of the p value where none was given."""
+        if math.isnan(self.log_pvalue):
+            object.__setattr__(self, "log_pvalue", log_of(self.pvalue))
 
     def without(self, reason: str) -> TestResult:
         """The same test as one that cannot be had, and why."""
-        return replace(self, statistic=math.nan, pvalue=math.nan, note=reason)
+        nan = math.nan
+        return replace(self, statistic=nan, pvalue=nan, log_pvalue=nan, note=reason)
 
     def _outcome(self) -> str:
         df = self.df if isinstance(self.df, tuple) else (self.df,)
@@ -104,8 +124,11 @@ class TestResult:
     def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
         """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
         known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
-        known |= {key: _number(known[key]) for key in ("statistic", "df", "pvalue")}
+        known |= {key: _number(known[key]) for key in _NUMBERS if key in known}
         return cls(**known)
+
+
+_NUMBERS = ("statistic", "df", "pvalue", "log_pvalue")
 
 
 def _text(value: object) -> str:
@@ -225,7 +248,7 @@ def wald(
         return blank.without("the covariance of the tested combinations is singular")
     F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
     F *= 1.0 if law is None else law.scale
-    return replace(blank, statistic=F, pvalue=f_tail(F, q, df))
+    return replace(blank, statistic=F, pvalue=f_tail(F, q, df), log_pvalue=log_f_tail(F, q, df))
 
 
 def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
@@ -260,7 +283,7 @@ def one_sided_t(
     if not se > 0:
         return blank.without("the estimate has no variance")
     t = float(value / se)
-    return replace(blank, statistic=t, pvalue=float(t_tail(t, df)))
+    return replace(blank, statistic=t, pvalue=float(t_tail(t, df)), log_pvalue=log_t_tail(t, df))
 
 
 def likelihood_ratio(llf0: float, llf1: float, df: int, **labels: Unpack[Labels]) -> TestResult:
@@ -281,7 +304,9 @@ def likelihood_ratio(llf0: float, llf1: float, df: int, **labels: Unpack[Labels]
             "one of the fits has not found its maximum"
         )
     ratio = 2.0 * max(llf1 - llf0, 0.0)
-    return replace(blank, statistic=ratio, pvalue=chi2_tail(ratio, df))
+    return replace(
+        blank, statistic=ratio, pvalue=chi2_tail(ratio, df), log_pvalue=log_chi2_tail(ratio, df)
+    )
 
 
 def _no_df(df: float, q: int, groups: int | None) -> str:

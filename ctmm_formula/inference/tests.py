@@ -204,7 +204,7 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
         return blank.without(str(error))
     except np.linalg.LinAlgError as error:
         return blank.without(f"the score test could not be computed: {error}")
-    if not math.isfinite(test.pvalue_sum):
+    if math.isnan(test.log_pvalue_sum):
         return blank.without(
             "the score has no variance where V = 0 (few counts, no shared variance), or its tail "
             "could not be computed"
@@ -214,12 +214,14 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     )
     if fit.model.nu2 is None and (fit.model.nu[fit.model.active_rows] == 0.0).any():
         notes.append(_NO_SQUARES)
-    pvalues = zip(fit.structure.celltypes, test.pvalue_celltype.tolist(), strict=True)
-    extra = {"celltype": dict(pvalues), "cauchy": float(test.pvalue_cauchy)}
+    types = fit.structure.celltypes
+    pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
+    logs = dict(zip(types, test.log_pvalue_celltype.tolist(), strict=True))
     return replace(
         blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum),
-        note="; ".join(notes),
-        extra=extra | {"weights": test.weights},
+        log_pvalue=test.log_pvalue_sum, note="; ".join(notes),
+        extra={"celltype": pvalues, "cauchy": test.pvalue_cauchy, "weights": test.weights},
+        log_details={"celltype": logs, "cauchy": test.log_pvalue_cauchy},
     )  # fmt: skip
 
 

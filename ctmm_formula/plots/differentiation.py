@@ -12,7 +12,7 @@ from ..arguments import check_alpha, whole_number
 from ..design.table import near
 from ..errors import CTMMError
 from . import style
-from .pvalues import at_edge, columns_of, minus_log10
+from .pvalues import at_edge, columns_of, sizes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,8 @@ def differentiation_data(scan: object, x: str = "mean", y: str | None = None) ->
     out = pd.DataFrame({"gene": table["gene"].astype(str).to_numpy()})
     for name, p in found.items():
         out[f"p_{name}"] = p
-    return out.assign(x=minus_log10(found[x]), y=minus_log10(found[y]))
+    sizes = sizes_of(scan, found)
+    return out.assign(x=sizes[x], y=sizes[y])
 
 
 def _chosen(

@@ -83,7 +83,7 @@ def qq(
     )  # fmt: skip
     style.literal(key)
     lost = int(table.attrs["missing"])
-    zeros = int((table["p"] == 0).sum())
+    zeros = int(np.isinf(table["observed"]).sum())
     empty = table.attrs["empty"]
     remarks = style.remarks(
         (lost, f"{lost} missing p left out"),
@@ -112,8 +112,10 @@ def qq_data(
     wanted = [tests] if isinstance(tests, str) else tests
     parts, missing, empty = [], 0, []
     found = columns_of(pvalues, wanted)
+    sizes = sizes_of(pvalues, found)
     for name, values in found.items():
         p = np.sort(values[~np.isnan(values)])
+        observed = np.sort(sizes[name][~np.isnan(values)])[::-1]
         missing += len(values) - len(p)
         if not len(p):
             empty.append(name)
@@ -123,7 +125,7 @@ def qq_data(
         high, low = (beta.ppf(q, k, n + 1 - k) for q in ((1 - level) / 2, (1 + level) / 2))
         parts.append(
             pd.DataFrame(
-                {"test": name, "p": p, "observed": minus_log10(p),
+                {"test": name, "p": p, "observed": observed,
                  "expected": minus_log10((k - 0.5) / n), "low": minus_log10(low),
                  "high": minus_log10(high),
                  "lambda_gc": chi2.isf(np.median(p), 1) / chi2.ppf(0.5, 1)}
@@ -172,6 +174,17 @@ def columns_of(pvalues: object, tests: Sequence[str] | None = None) -> dict[str,
     if not found:
         raise CTMMError('there are no p values: run the scan with tests=["score", "mean"]')
     return {name: _checked(name, values) for name, values in found.items()}
+
+
+def sizes_of(pvalues: object, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """-log10 p of the p values `found` in them, by their logarithms where there are columns."""
+    table: Any = getattr(pvalues, "table", pvalues)
+    logs = {f"log10_p_{name}": name for name in found}
+    there = {logs[c]: table[c] for c in logs if isinstance(table, pd.DataFrame) and c in table}
+    return {
+        name: -np.asarray(there[name], dtype=float) + 0.0 if name in there else minus_log10(p)
+        for name, p in found.items()
+    }
 
 
 def _remedy(test: str) -> str:

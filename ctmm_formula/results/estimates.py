@@ -52,3 +52,27 @@ def adjusted(p: np.ndarray, method: str) -> np.ndarray:
     except ValueError as error:
         raise CTMMError(f"adjust={method!r}: {error}") from None
     return out
+
+
+def adjusted_logs(logs: np.ndarray, method: str) -> np.ndarray:
+    """Logarithms of p values to base 10 adjusted over those that are there.
+
+    `method` is "bonferroni" or "fdr_bh".
+
+    Examples
+    --------
+    >>> adjusted_logs(np.array([-400.0, np.nan, -1.0]), "bonferroni").round(2).tolist()
+    [-399.7, nan, -0.7]
+    >>> adjusted_logs(np.array([-400.0, -2.0, -1.99, -1.0]), "fdr_bh").round(2).tolist()
+    [-399.4, -1.87, -1.87, -1.0]
+    """
+    out, there = np.asarray(logs, dtype=float).copy(), ~np.isnan(logs)
+    p, n = out[there], int(there.sum())
+    if method == "bonferroni":
+        out[there] = np.minimum(p + np.log10(max(n, 1)), 0.0)
+        return out
+    order = np.argsort(p, kind="stable")[::-1]
+    raised = p[order] + np.log10(n / np.arange(n, 0, -1))
+    p[order] = np.minimum(np.minimum.accumulate(raised), 0.0)
+    out[there] = p
+    return out

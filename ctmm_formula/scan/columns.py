@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..distributions import log_chi2_tail
 from ..structures import Structure
 
 KINDS: dict[str, tuple[type, object]] = {
@@ -21,6 +22,9 @@ KINDS: dict[str, tuple[type, object]] = {
 
 BY_TYPE = "celltype"
 """The detail of a test that has a p value for every cell type."""
+
+LOG = "log10_"
+"""What the column of a p value's logarithm begins with."""
 
 Row = dict[str, object]
 Block = dict[str, np.ndarray]
@@ -76,17 +80,29 @@ class Layout:
             names += [f"p_{test}_{detail}" for detail in details if detail != BY_TYPE]
         return [*names, *(f"p_{self.ratio_name(pair)}" for pair in self.ratios)]
 
-    def details(self, test: str, extra: Mapping[str, Any]) -> Row:
-        """Columns of a test's further p values, read off ``TestResult.extra``."""
-        out: Row = {}
+    def pvalues(self, test: str, pvalue: float, log: float, extra: Any, logs: Any) -> Row:
+        """Columns of a test's p values and their logarithms: its own and those of its details.
+
+        `extra` and `logs` are those of a ``TestResult``; `log` and `logs` natural logarithms.
+        """
+        out = _with_log(f"p_{test}", pvalue, log)
         for detail in self.tests[test]:
-            value = extra.get(detail, math.nan)
+            own, own_logs = extra.get(detail, math.nan), logs.get(detail, math.nan)
             if detail == BY_TYPE:
-                own = value if isinstance(value, Mapping) else {}
-                out |= {f"p_{test}[{name}]": own.get(name, math.nan) for name in self.celltypes}
+                for name in self.celltypes:
+                    pair = [
+                        one[name] if isinstance(one, Mapping) else one for one in (own, own_logs)
+                    ]
+                    out |= _with_log(f"p_{test}[{name}]", *pair)
             else:
-                out[f"p_{test}_{detail}"] = value
+                out |= _with_log(f"p_{test}_{detail}", own, own_logs)
         return out
+
+    def ratio(self, pair: tuple[int, int], statistic: float, df: float, pvalue: float) -> Row:
+        """Columns of a likelihood ratio."""
+        name = self.ratio_name(pair)
+        log = log_chi2_tail(statistic, df) if pvalue == pvalue else math.nan
+        return {f"stat_{name}": statistic, **_with_log(f"p_{name}", pvalue, log)}
 
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
@@ -99,14 +115,19 @@ class Layout:
         if self.one_step:
             numbers.append("error_jackknife")
         for test in self.tests:
-            numbers += [f"stat_{test}", f"p_{test}", *self.details(test, {})]
+            numbers += [f"stat_{test}", *self.pvalues(test, math.nan, math.nan, {}, {})]
         out |= dict.fromkeys(numbers, "number")
         for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
             out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}
             out |= {f"{structure.name}.{name}": "number" for name in ("llf", *names)}
         for pair in self.ratios:
-            out |= {f"{kind}_{self.ratio_name(pair)}": "number" for kind in ("stat", "p")}
+            out |= dict.fromkeys(self.ratio(pair, math.nan, math.nan, math.nan), "number")
         return out
+
+
+def _with_log(name: str, pvalue: float, log: float) -> Row:
+    """A p value and its logarithm to base 10."""
+    return {name: pvalue, LOG + name: log / math.log(10.0)}
 
 
 def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]:

@@ -19,10 +19,10 @@ from ..design.table import label, near
 from ..errors import CTMMError, DataError
 from ..inference.fit import correlation
 from ..paths import file_path
-from ..results.estimates import adjusted
+from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
-from .columns import Block, Layout
+from .columns import LOG, Block, Layout
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
@@ -55,7 +55,9 @@ class Scan:
           that moved most
         - for every test ``stat_<test>``, ``p_<test>``, ``p_<test>_bonferroni`` and
           ``p_<test>_bh`` (Benjamini-Hochberg): "score" (with ``p_score_cauchy`` and, not adjusted,
-          ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"
+          ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"; and for every one of
+          these p values, adjusted or not, its logarithm to base 10, ``log10_p_<test>``, which is
+          there where p itself is below the smallest number
         - for more ``models``, ``full.converged``, ``full.boundary``, ``full.llf``, ``full.V[T]``,
           ...; ``stat_lrt[hom:free]``, ``p_lrt[hom:free]`` and its adjusted p values, the
           likelihood ratio of two nested ones
@@ -184,7 +186,9 @@ class Scan:
         name = f"p_{by}" if f"p_{by}" in self.table.columns else by
         choose("column", name, [c for c in self.table.columns if _is_number(self.table[c])])
         found = self.table[self.table[name].notna()]
-        return found.sort_values(name, ascending=name.startswith("p_"), kind="stable").head(n)
+        first = LOG + name if LOG + name in found else name  # p values of 0 are in order, too
+        small = first.startswith(("p_", LOG))
+        return found.sort_values(first, ascending=small, kind="stable").head(n)
 
     def counts(self) -> dict[str, int]:
         """Number of genes by status."""
@@ -291,6 +295,9 @@ def full_table(block: Block, layout: Layout) -> pd.DataFrame:
         if name in layout.tested:
             for suffix, method in ADJUSTMENTS.items():
                 columns[f"{name}_{suffix}"] = adjusted(block[name], method)
+        if name.removeprefix(LOG) in layout.tested and name.startswith(LOG):
+            for suffix, method in ADJUSTMENTS.items():
+                columns[f"{name}_{suffix}"] = adjusted_logs(block[name], method)
     return pd.DataFrame(columns)
 
 

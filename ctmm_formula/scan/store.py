@@ -30,7 +30,7 @@ from ..design.table import listing
 from ..errors import CTMMWarning, DataError
 from ..paths import said, write_whole
 from ..structures import Structure
-from .columns import KINDS, Block, Layout
+from .columns import KINDS, LOG, Block, Layout
 
 KEY = b"ctmm_formula"
 FORMAT = 2
@@ -406,14 +406,29 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
                 raise TypeError(f"{name} is {type(call[name]).__name__}")
         if call["entropy"] < 0:
             raise ValueError("entropy is negative")
-        block = {**found.block, **_as_kinds(found.block, layout.kinds(), path)}
+        own = _with_logs(found.block, layout)
+        block = {**own, **_as_kinds(own, layout.kinds(), path)}
         table = pd.DataFrame(block)
-        absent = {f"{p}_{suffix}" for p in layout.tested for suffix in ("bonferroni", "bh")}
+        whole = [*layout.tested, *(LOG + name for name in layout.tested)]
+        absent = {f"{p}_{suffix}" for p in whole for suffix in ("bonferroni", "bh")}
         if absent - set(table.columns):
             raise KeyError(min(absent - set(table.columns)))
     except _BROKEN as error:
         raise _damaged(path, said(error)) from None
     return table, layout, call
+
+
+def _with_logs(block: Block, layout: Layout) -> Block:
+    """The columns with logarithms of p values, which files of earlier versions lack."""
+    names = [name for name in layout.kinds() if name.startswith(LOG)]
+    names += [f"{LOG}{p}_{suffix}" for p in layout.tested for suffix in ("bonferroni", "bh")]
+    with np.errstate(divide="ignore"):
+        more = {
+            name: np.log10(block[name.removeprefix(LOG)])
+            for name in names
+            if name not in block and name.removeprefix(LOG) in block
+        }
+    return {**block, **more}
 
 
 def _layout(raw: Mapping[str, Any]) -> Layout:

@@ -282,8 +282,8 @@ class _Gene:
             out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
             test = self._test(name, main, errors.get("se_jackknife"))
-            out |= {f"stat_{name}": test.statistic, f"p_{name}": test.pvalue}
-            out |= layout.details(name, test.extra)
+            out[f"stat_{name}"] = test.statistic
+            out |= layout.pvalues(name, test.pvalue, test.log_pvalue, test.extra, test.log_details)
             if math.isnan(test.pvalue):
                 reasons.append(f"{name}: {test.note}")
         self._others(out, reasons)
@@ -322,9 +322,10 @@ class _Gene:
             fits = [self.fits[k] for k in pair]
             ready = [Labelled(fit.structure.name, fit) for fit in fits if isinstance(fit, Fit)]
             if len(ready) == 2:
-                last, name = compare(ready)[-1], layout.ratio_name(pair)
-                out |= {f"stat_{name}": last["statistic"], f"p_{name}": last["pvalue"]}
-                reasons += [f"{name}: {last['note']}"] if math.isnan(last["pvalue"]) else []
+                last = compare(ready)[-1]
+                out |= layout.ratio(pair, last["statistic"], last["df"], last["pvalue"])
+                if math.isnan(last["pvalue"]):
+                    reasons.append(f"{layout.ratio_name(pair)}: {last['note']}")
 
 
 def _outcome(prefix: str, fit: Fit) -> Row:
