@@ -135,7 +135,9 @@ def _fold(T, s, gain, level, X):
     """
     q, rest = len(gain), len(X)
     if q == 0:
-        X += T
+        for a in range(rest):
+            for b in range(a + 1):
+                X[a, b] += T[a, b]
         return 0.0, s * 0.0 + 1.0
     A = np.empty((2 * q, 2 * q), dtype=T.dtype)
     B = np.empty((2 * q, rest), dtype=T.dtype)
