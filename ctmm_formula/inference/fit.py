@@ -93,9 +93,9 @@ class Errors(NamedTuple):
             return self.own.variances(np.hstack([L, np.zeros((len(L), len(self.cov) - p))]))
         return np.einsum("ij,jk,ik->i", L, self.cov[:p, :p], L)
 
-    def law(self, L: np.ndarray) -> Law | None:
-        """What F tests of L t (q, p + K) are referred to, unless it is df_resid and groups."""
-        return None if self.own is None else self.own.law(L)
+    def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law | None:
+        """What F tests of L t = null (q, p + K) go by, unless it is df_resid and groups."""
+        return None if self.own is None else self.own.law(L, null)
 
     def estimates(self, fit: Fit) -> np.ndarray:
         """The parameters (p + K,) that these are the errors of."""

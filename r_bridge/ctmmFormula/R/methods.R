@@ -113,16 +113,22 @@ errors_of <- function(object, covariance = NULL) {
 slopes_in <- function(sent)
   if (!is.null(sent)) list(root = array_in(sent$root), slopes = array_in(sent$slopes))
 
-# Standard errors and degrees of freedom of combinations L b of the fixed effects.
-linear_of <- function(object, L, errors) {
+# Combinations L b of the fixed effects: standard errors, degrees of freedom, t, p and intervals.
+linear_of <- function(object, L, errors, level = 0.95) {
   if (isTRUE(errors$own)) {
-    got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE))
-    return(list(se = array_in(got$se), df = array_in(got$df)))
+    got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE,
+                              alpha = 1 - level))
+    out <- array_in(got$table)
+    return(list(se = out[, 2L], df = array_in(got$df), t = out[, 3L], p = out[, 4L],
+                ends = out[, 5:6, drop = FALSE]))
   }
   p <- names(object$beta)
   se <- sqrt(rowSums((L %*% errors$cov[p, p]) * L))
-  if (is.null(errors$slopes)) return(list(se = se, df = errors$df[[1L]]))
-  list(se = se, df = satterthwaite(L, errors$slopes))
+  df <- if (is.null(errors$slopes)) errors$df[[1L]] else satterthwaite(L, errors$slopes)
+  value <- drop(L %*% object$beta)
+  t <- value / se
+  list(se = se, df = df, t = t, p = 2 * stats::pt(-abs(t), ifelse(df > 0, df, NA_real_)),
+       ends = intervals(value, se, df, level))
 }
 
 # 2 V^2 / Var(V) of the variance V of every row of L b; slopes are its derivatives by components in
@@ -241,6 +247,7 @@ confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
   value <- c(object$beta, object$vcomp)
   out <- intervals(value, sqrt(diag(errors$cov)), errors$df, level)
   if (identical(errors$name, "robust")) {
+    out[names(object$beta), ] <- linear_of(object, diag(length(object$beta)), errors, level)$ends
     at <- names(object$vcomp)
     out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual, level)
   }
@@ -285,6 +292,11 @@ estimates <- function(object, covariance = NULL) {
   given <- ifelse(df > 0, df, NA_real_)
   p <- ifelse(variance, stats::pt(t, given, lower.tail = FALSE), 2 * stats::pt(-abs(t), given))
   if (!object$convergence$converged) p[variance] <- NA_real_
+  if (isTRUE(errors$own)) {
+    own <- linear_of(object, diag(length(object$beta)), errors)
+    t[!variance] <- own$t
+    p[!variance] <- own$p
+  }
   out <- cbind(Estimate = value, `Std. Error` = se, `t value` = t, p = p)
   list(fixed = `colnames<-`(out[!variance, , drop = FALSE],
                             c("Estimate", "Std. Error", "t value", "Pr(>|t|)")),
@@ -318,10 +330,9 @@ celltype_means <- function(object, level = 0.95, covariance = NULL) {
   errors <- errors_of(object, covariance)
   L <- object$mean_rows
   value <- drop(L %*% object$beta)
-  own <- linear_of(object, L, errors)
-  ends <- intervals(value, own$se, own$df, level)
+  own <- linear_of(object, L, errors, level)
   data.frame(celltype = object$celltypes, estimate = value, std.error = own$se,
-             conf.low = ends[, 1L], conf.high = ends[, 2L], row.names = NULL)
+             conf.low = own$ends[, 1L], conf.high = own$ends[, 2L], row.names = NULL)
 }
 
 #' @rdname means

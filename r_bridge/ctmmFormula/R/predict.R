@@ -55,10 +55,10 @@ predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
   if (!se.fit && interval == "none") return(back(fit))
   check_level(level)
   errors <- errors_of(object, covariance)
-  own <- linear_of(object, X, errors)
+  own <- linear_of(object, X, errors, level)
   se <- named(own$se, rownames(X))
   if (interval == "confidence") {
-    ends <- intervals(fit, se, own$df, level)
+    ends <- own$ends + drop(fit - X %*% object$beta)  # offsets
     fit <- cbind(fit = fit, lwr = ends[, 1L], upr = ends[, 2L])
   }
   if (!se.fit) return(back(fit))
