@@ -45,7 +45,8 @@ class Errors(NamedTuple):
 
     Attributes
     ----------
-    cov : ndarray, shape (p + K, p + K)
+    given : ndarray, shape (p + K, p + K), optional
+        The covariance, where it is not that of `own`.
     name : str
         "model", "kenward-roger", "robust", "jackknife", "jackknife, 5 blocks", ...
     df_resid : float
@@ -60,13 +61,22 @@ class Errors(NamedTuple):
         Of what they are the errors, where that is not the fit itself.
     """
 
-    cov: np.ndarray
+    given: np.ndarray | None
     name: str
     df_resid: float
     groups: int | None = None
     reason: str = ""
     own: Clustered | NoClusters | Satterthwaite | None = None
     params: np.ndarray | None = None
+
+    @property
+    def cov(self) -> np.ndarray:
+        """Covariance of all parameters, (p + K, p + K); of `own` made when it is asked for."""
+        if self.given is not None:
+            return self.given
+        if self.own is None:
+            raise CTMMError("these errors have no covariance")
+        return self.own.cov
 
     @property
     def title(self) -> str:
@@ -229,7 +239,7 @@ class Fit:
             )
         model = self.model_errors
         own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
-        return model._replace(cov=own.cov, name=KENWARD_ROGER, own=own)
+        return model._replace(given=own.cov, name=KENWARD_ROGER, own=own)
 
     @cached_property
     def own_errors(self) -> Errors:
@@ -243,11 +253,11 @@ class Fit:
             robust = self._robust
         except ConvergenceError as error:
             none = NoClusters(self.n_params, str(error))
-            return Errors(none.cov, ROBUST, math.nan, None, none.reason, none, none.params)
+            return Errors(None, ROBUST, math.nan, None, none.reason, none, none.params)
         own = Clustered(robust)
         reason = ONE_UNIT if robust.n_units < 2 else ""
         params = np.concatenate([robust.estimate.beta, robust.estimate.theta])
-        return Errors(own.cov, ROBUST, robust.n_units - 1, None, reason, own, params)
+        return Errors(None, ROBUST, robust.n_units - 1, None, reason, own, params)
 
     @cached_property
     def _robust(self) -> RobustFit:

@@ -45,7 +45,7 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     L, rhs = constraints(names, hypotheses)
     errors = res.errors_for(L, covariance)
     test = wald(
-        errors.estimates(fit), errors.cov, L, errors.df_resid, rhs=rhs,
+        errors.estimates(fit), errors.given, L, errors.df_resid, rhs=rhs,
         null=in_words(L, rhs, names), method=errors.title, groups=errors.groups,
         law=errors.law(L, rhs),
     )  # fmt: skip
