@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata
 from .design.expressions import names_in
 from .design.formula import parse
-from .design.identified import check_alone, check_components
+from .design.identified import check_alone, check_components, identified
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
 from .design.table import listing
@@ -126,8 +127,9 @@ def fit(
     BoundaryWarning
         The estimate lies on the edge of its domain.
     CTMMWarning
-        The optimisation did not converge; or the formula lacks the means of the cell types, and
-        the structure has V.
+        The optimisation did not converge; the formula lacks the means of the cell types, and
+        the structure has V; a cell type seen in one donor is left out, as `structure` gives it a
+        variance of its own; or the levels of a random effect look like measurements.
 
     Examples
     --------
@@ -150,7 +152,8 @@ def fit(
         data, columns = gene_table(data, names)
         var = pb.var.loc[[name for name in names if name in pb.var_names]]
         proportions = columns if proportions is None else proportions
-    design = build_design(
+    make = partial(
+        build_design,
         spec,
         data,
         donor=donor,
@@ -162,6 +165,7 @@ def fit(
         engine=formula_engine,
         env=caller(),
     )
+    design, _ = identified(lambda without: make(without=without), [structure])
     results = fit_design(design, structure, method, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
@@ -333,7 +337,9 @@ def caller() -> Mapping[str, object]:
 
 
 def warn_of(results: CTMMResults) -> None:
-    """At most one warning of the optimisation, and one of the formula."""
+    """Warnings of the data, at most one of the formula, and at most one of the optimisation."""
+    for doubt in results.design.doubts:
+        warnings.warn(doubt, CTMMWarning, stacklevel=3)
     means = means_warning(results.design.one_mean, [results.structure_])
     if means:
         warnings.warn(means, CTMMWarning, stacklevel=3)

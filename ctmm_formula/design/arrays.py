@@ -321,21 +321,29 @@ def few_donors(
     codes = np.asarray(donors.codes)
     notes: list[str] = []
     alone: dict[str, str] = {}
+    shared = (
+        "own variance between donors is not known, it is taken to share that of the other types"
+    )
     for name, column in zip(celltypes, H.T, strict=True):
         seen = np.unique(codes[column != 0])
         if len(seen) == 1:
             alone[name] = str(donors.categories[seen[0]])
-            notes.append(
-                f"cell type {name!r} is observed in one donor, {alone[name]!r}: its own variance "
-                "between donors is not known, it is taken to share that of the other types"
-            )
         if len(seen) == 2:
             both = listing([str(donors.categories[k]) for k in seen])
             notes.append(
                 f"cell type {name!r} is observed in 2 donors ({both}): its variance is hardly "
                 "known, and tests that use it cannot be trusted"
             )
-    return notes, alone
+    if 0 < len(alone) < 4:
+        first = [
+            f"cell type {name!r} is observed in one donor, {donor!r}: its {shared}"
+            for name, donor in alone.items()
+        ]
+    elif alone:
+        first = [
+            f"cell types {listing(list(alone))} are observed in one donor each: their {shared}"
+        ]
+    return (first + notes if alone else notes), alone
 
 
 def count_notes(ready: Prepared, counts: np.ndarray | None) -> list[str]:

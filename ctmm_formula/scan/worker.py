@@ -64,6 +64,7 @@ def scan_block(
                 square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
                 own = _scan_pattern(pattern, y, nu, square, streams)
+                rows = pattern.rows
             for k, row in zip(members, own, strict=True):
                 found[k] = {"gene": names[k], **row}
                 if len(rows):
