@@ -26,6 +26,7 @@ from .engine.estimators import ESTIMATORS, estimate
 from .engine.robust import ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
+from .inference.fit import ROBUST
 from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
 from .structures import resolve
@@ -391,14 +392,22 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
+    if not results.definite:
+        yield (
+            "the fitted covariance is not positive definite: random effects and fitted values are "
+            "predicted with its negative variance components shrunk until it is"
+        )
     if results.numbers.is_clustered:
         if results.df_resid < 1:
             yield f"{ONE_UNIT}, so there are no tests and intervals"
     elif results.df_resid < 1:
-        of = "of variance components " if results.numbers.has_likelihood else ""
+        likelihood, robust = results.numbers.has_likelihood, results.numbers.fixed_by == ROBUST
+        of = "of variance components " if likelihood or robust else ""
+        fixed = "; of fixed effects none but by the robust estimate" if not likelihood else ""
         yield (
             f"{results.n_donors} donors and {results.df_model} parameters: no residual degrees of "
             f"freedom, so no tests and intervals {of}but by test_variance('score')"
+            f"{fixed if robust else ''}"
         )
     if results.design.n_cells is None:
         what = "fit and score test are" if results.numbers.is_clustered else "the score test is"

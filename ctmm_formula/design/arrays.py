@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..engine.model import RandomComponent
 from ..errors import DataError, FormulaError
+from .expressions import quote
 from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
@@ -492,8 +493,9 @@ def _check_term(term: RandomTerm, ready: Prepared) -> None:
     expected = roles.celltype or "celltype"
     if term.celltype_specific and term.left != expected:
         raise FormulaError(
-            f"{term}: left of the | stands 1 or the cell type column, {expected!r}; random slopes "
-            "on other columns are not supported"
+            f"{term}: there are no random slopes: left of the | stands 1 or the cell type column, "
+            f"{expected!r}; {term.left!r} is a fixed effect, + {quote(term.left)}, or one for each "
+            f"cell type, + {quote(term.left)}:{quote(expected)}"
         )
     if term.groups == (roles.donor,):
         raise FormulaError(

@@ -405,13 +405,24 @@ def assemble(
         proportions=arrays.shares(ready, seen.H, seen.n_cells),
         proportion_cols=ready.roles.proportions,
         dropped=ready.dropped,
-        notes=seen.notes,
+        notes=(*seen.notes, *_independent(spec)),
         alone=seen.alone,
         one_mean=str(ready.roles.celltype) if one_mean else "",
         coding=coding,
         known_means=means,
         doubts=ready.doubts,
     )
+
+
+def _independent(spec: FormulaSpec) -> list[str]:
+    """What to know of random effects on cell types, which elsewhere are correlated."""
+    shared = {term.groups for term in spec.random if not term.celltype_specific}
+    return [
+        f"{term}: effects on different cell types are independent; add (1 | {term.label}) for "
+        "what they share"
+        for term in spec.random
+        if term.celltype_specific and term.groups not in shared
+    ]
 
 
 def means_note(one_mean: str, structures: Iterable[Structure]) -> str:

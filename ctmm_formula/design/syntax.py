@@ -49,7 +49,11 @@ def _complaint(text: str, error: PatsyError) -> tuple[int, str]:
     if "`" in text:
         return text.index("`"), 'names with odd characters are written Q("...")'
     if text[start : start + 1] == "|" and before.endswith("|"):
-        return start, "|| is not supported: write (1|group), one term per variance"
+        return start, (
+            "|| is not supported, write one |: random effects are independent as they stand, those "
+            "of cell types in (celltype|group) too; there are no random slopes, a covariate is a "
+            "fixed effect"
+        )
     if text[start : start + 1] == "(" and "|" in text[start:]:
         return start, "a + is missing before the random term, or a bracket is not closed"
     message = str(error.message)

@@ -20,7 +20,7 @@ def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     names = res.labels.params
-    return pd.DataFrame(res.errors(covariance).cov, index=names, columns=names)
+    return pd.DataFrame(res.shown_errors(covariance).cov, index=names, columns=names)
 
 
 def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
         estimate, std_error, statistic, p_value, conf_low, conf_high; variance components in
         squared units of the response.
     """
-    errors = res.errors(covariance)
+    errors = res.shown_errors(covariance)
     df = errors.df(np.eye(res.numbers.n_params))
     out = estimates(res.numbers.params, np.sqrt(np.diag(errors.cov)), df, alpha)
     own = np.arange(len(df)) >= res.numbers.n_fixed
@@ -142,7 +142,7 @@ def _linear(
     res: Record, L: np.ndarray, names: list[str], covariance: Covariance, alpha: float
 ) -> pd.DataFrame:
     """Table of linear combinations L b of the fixed effects."""
-    errors = res.errors(covariance)
+    errors = res.shown_errors(covariance)
     se = np.sqrt(errors.of_effects(L))
     df = errors.df(np.pad(L, ((0, 0), (0, len(res.estimate.theta)))))
     table = estimates(L @ res.estimate.beta, se, df, alpha)

@@ -319,10 +319,13 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         df = f"the residual df ({units} less one)"
     said = [
         _INFORMATION if errors.name == "model" else f"Standard errors: {over}.",
-        f"P values by t with {df}, one-sided for variances.",
+        f"P values by t with {df}, one-sided for variances."
+        if fit.df_resid > 0
+        else "No p values and intervals, as there are no residual df (donors less parameters).",
     ]
     return [
         *([text.format(units=units) for text in _OWN[errors.name]] if errors.own else said),
+        *([f"{errors.missing[:1].upper()}{errors.missing[1:]}."] if errors.missing else []),
         *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),

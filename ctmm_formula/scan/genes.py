@@ -143,8 +143,8 @@ def fit_genes(
     CTMMWarning
         Once, with the numbers of genes that failed, did not converge, lie on the edge of their
         domain (a BoundaryWarning where nothing worse is the matter) or have few counts for tests
-        of V (``zero_noise`` above .5); once where the formula lacks the means of the cell types, and
-        where the design has more to say, as in ``fit``.
+        of V (``zero_noise`` above .5); once where the formula lacks the means of the cell types,
+        and where the design has more to say, as in ``fit``.
 
     Notes
     -----
