@@ -14,7 +14,7 @@ import pandas as pd
 
 from .arguments import choose
 from .cells.scale import scale_notes
-from .cells.tables import gene_table, is_anndata
+from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
 from .design.formula import parse
 from .design.identified import check_alone, check_components, identified
@@ -146,7 +146,8 @@ def fit(
         raise DataError("data= is missing: fit(formula, data=table)")
 
     spec = parse(formula, random)
-    uns, var = None, pd.DataFrame(index=[spec.response])
+    uns: Any = None
+    var = pd.DataFrame(index=[spec.response])
     if is_anndata(data):
         pb: Any = data
         uns, names = pb.uns, names_in(spec.response).variables
@@ -165,6 +166,7 @@ def fit(
         proportions=proportions,
         engine=formula_engine,
         env=caller(),
+        gone=left_out(uns),
     )
     design, _ = identified(lambda without: make(without=without), [structure])
     results = fit_design(design, structure, method, bounds, noise_floor)

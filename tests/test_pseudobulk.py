@@ -293,6 +293,7 @@ def test_whole_numbers_and_truth_values(form, kind, tmp_path):
 
 
 @no_logarithms
+@pytest.mark.filterwarnings("ignore:cell type .* is observed in one donor")
 @pytest.mark.parametrize("use", ["X", "raw"])
 def test_as_scanpy_on_its_own_cells(use):
     adata = sc.datasets.pbmc68k_reduced()

@@ -217,7 +217,8 @@ def pseudobulk(
         "scale": SUMMARIES[summary],
         "summary": summary,
         "filters": pairs.filters,
-        "columns_left_out": np.array(list(left_out), dtype=object),
+        "columns_left_out": np.array(list(map(str, left_out)), dtype=object),
+        "why_left_out": np.array(list(left_out.values()), dtype=object),
         "notes": np.array(notes, dtype=object),
     }
     for note in notes:

@@ -260,6 +260,7 @@ def build_design(
     engine: str = "patsy",
     env: Mapping[str, object] | None = None,
     without: Sequence[str] = (),
+    gone: Mapping[str, str] | None = None,
 ) -> Design:
     """Build the labelled arrays of a formula on a table.
 
@@ -290,6 +291,8 @@ def build_design(
         Names the formula may use besides columns and the engine's functions.
     without : sequence of str
         Cell types to leave out, seen in one donor.
+    gone : dict, optional
+        Columns that `data` might have had -> why they are not there, for messages.
 
     Returns
     -------
@@ -329,6 +332,7 @@ def build_design(
         engine=engine,
         env=env or {},
         without=without,
+        gone=gone,
     )
     roles, frame = ready.roles, ready.frame
     arrays.check_levels(ready)

@@ -95,6 +95,7 @@ def prepare(
     engine: str,
     env: Mapping[str, object],
     without: Sequence[str] = (),
+    gone: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Find, check and clean the columns, and drop incomplete rows.
 
@@ -110,7 +111,8 @@ def prepare(
         )
     present = {str(name) for name in table.columns}
     context = context_for(spec, env, present, engine)
-    response, fixed = _formula_columns(spec, table, present, context, engine, overall)
+    gone = gone or {}
+    response, fixed = _formula_columns(spec, table, present, context, engine, overall, gone)
     donors = labels(pick(table, donor, "donor", _HINTS["donor"]), donor, "donor")
     extra = _proportion_columns(proportions, table, donor, donors) if overall else {}
     if not overall and celltype is None:
@@ -134,7 +136,8 @@ def prepare(
         _refuse_cells(donors, known[celltype], donor, celltype)
     for name in roles.groups:
         if name not in known:
-            known[name] = labels(pick(table, name, "random effect"), name, "random effect")
+            column = pick(table, name, "random effect", gone.get(name, ""))
+            known[name] = labels(column, name, "random effect")
     frame = _clean(spec, table, roles, known, extra)
     keep, dropped = _one_mask(frame, known, roles)
     lone, keep = _leave_out(without, known, roles, keep)
@@ -166,6 +169,7 @@ def _formula_columns(
     context: Mapping[str, object],
     engine: str,
     overall: bool,
+    gone: Mapping[str, str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns of the response and of the fixed part; every other name must be known."""
     found: dict[str, dict[str, None]] = {"response": {}, "covariate": {}}
@@ -177,7 +181,7 @@ def _formula_columns(
             if name in present:
                 found[role][name] = None
             elif name == bare or not _is_known(name, context, engine):
-                hint = _name_hint(name, present, overall)
+                hint = gone.get(name) or _name_hint(name, present, overall)
                 if name in context:
                     hint = (
                         f"; {name!r} is known where you call, but what is not a column can only be "

@@ -24,6 +24,7 @@ from ..api import (
 )
 from ..arguments import Rng, generator, on_off, threads, whole_number
 from ..cells.scale import summary_of
+from ..cells.tables import left_out
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.identified import identified
@@ -170,6 +171,7 @@ def fit_genes(
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "engine": formula_engine, "env": caller()}
+    options["gone"] = left_out(responses.uns)
     spec = parse(formula, random, response_required=False)
     if spec.response:
         raise FormulaError(
