@@ -22,6 +22,8 @@ def clean(text: object, what: str) -> str:
     text = re.sub(r"\s", " ", text).strip()
     if not text:
         raise FormulaError(f"the {what} is empty: write response ~ terms")
+    if any("\ud800" <= one <= "\udfff" for one in text):
+        raise FormulaError(f"the {what} {text[:200]!a} holds half a character: type it anew")
     return text
 
 

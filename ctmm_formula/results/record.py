@@ -216,6 +216,8 @@ class Record:
         """
         fit = self.numbers
         of_fixed = not L[:, fit.n_fixed :].any()
+        if of_fixed and covariance is not None and not isinstance(covariance, Jackknife):
+            choose("covariance", covariance, (ROBUST, *COVARIANCES))
         if of_fixed and covariance in (None, ROBUST) and ROBUST in (covariance, fit.fixed_by):
             return fit.robust_errors
         return self.errors(covariance)

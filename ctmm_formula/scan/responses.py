@@ -116,12 +116,13 @@ def open_responses(
             expr, nu, nu2,
         )  # fmt: skip
         return _from_anndata(data, noise)
+    table = as_frame(data)
     if expr is None or nu is None:
         raise DataError(
             "fit_genes needs the expression and the noise variance of every gene: data= a "
             "pseudobulk AnnData, or data=table, expr=frame, nu=frame with one column per gene"
         )
-    return _from_tables(as_frame(data), {"expr": expr, "nu": nu, "nu2": nu2})
+    return _from_tables(table, {"expr": expr, "nu": nu, "nu2": nu2})
 
 
 def _none(message: str, *values: object) -> None:
