@@ -234,7 +234,8 @@ def find_celltype(
         raise DataError(
             f"every donor has one row (column {donor!r}) and there is no column "
             f"{DEFAULT_CELLTYPE!r}: for overall pseudobulk name the cell type proportions, "
-            "proportions=['prop_T', 'prop_B', ...]; else name the cell types by celltype="
+            "proportions=['prop_T', 'prop_B', ...]; else name the cell types by celltype=, or, of "
+            "one tissue, add a column of one type, data.assign(celltype='all'), structure='hom'"
         )
     which = f"{listing(fitting)} would all do" if fitting else "no factor of the formula fits"
     raise DataError(

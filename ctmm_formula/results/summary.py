@@ -247,6 +247,8 @@ def _header(fit: Any) -> list[tuple[str, str]]:
     domain = fit.domain
     floor = f" (floor {domain.noise_floor:g})" if fit.bounds == "noise" else ""
     dropped = ", ".join(f"{reason} ({count})" for reason, count in fit.dropped.items())
+    random = zip(fit.labels.random, fit.design.random_levels, strict=True)
+    levels = ", ".join(f"{name} ({len(own)} levels)" for name, own in random)
     likelihood = fit.method in _CONVENTION
     record = fit.estimate.convergence
     entries = [
@@ -259,6 +261,7 @@ def _header(fit: Any) -> list[tuple[str, str]]:
         ("Cell types", str(fit.n_celltypes)),
         ("Rows", f"{fit.nobs} of {fit.n_possible} possible"),
         ("Rows dropped", dropped or "none"),
+        *([("Random effects", levels)] if levels else []),
         ("Log-likelihood", f"{fit.llf:.4f}" if likelihood else "none"),
         ("AIC", f"{fit.aic:.4f}" if likelihood else "none"),
         ("BIC", f"{fit.bic:.4f}" if likelihood else "none"),
