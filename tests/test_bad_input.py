@@ -419,14 +419,14 @@ CASES = [
     Case(
         "zero noise of one cell",
         DataError,
-        ["'nu'", "positive", "row 4", "'d01'", "one cell has no variance"],
+        ["'n_cells'", "row 4", "one cell has no measured variance"],
         change=lambda data: put("n_cells", 4, 1)(put("nu", 4, 0.0)(data)),
     ),
     Case(
         "infinite square",
         DataError,
-        ["'nu2'", "infinite", "rows 4, 7", "NaN"],
-        change=lambda data: put("nu2", [4, 7], np.inf)(data.assign(nu2=0.1)),
+        ["'nu2'", "found inf", "rows 4, 7", "NaN"],
+        change=lambda data: put("nu2", [4, 7], np.inf)(data.assign(nu2=data["nu"] ** 2)),
     ),
     Case(
         "negative noise",
@@ -452,7 +452,7 @@ CASES = [
         ["'nu'", "to_numeric"],
         change=lambda d: d.assign(nu=d["nu"].astype(str)),
     ),
-    Case("zero cells", DataError, ["'n_cells'", "positive", "row 9"], change=put("n_cells", 9, 0)),
+    Case("zero cells", DataError, ["'n_cells'", "2 or more", "row 9"], change=put("n_cells", 9, 0)),
     # values
     Case(
         "decimal comma",
