@@ -429,6 +429,7 @@ def test_steps_know_their_kind(pb):
         ctmm.overall(ctmm.overall(pb))
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
 def test_slashes_in_cell_types_survive_every_file(tmp_path):
     cells = pytest.importorskip("anndata")
     pytest.importorskip("zarr")

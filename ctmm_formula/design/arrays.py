@@ -199,7 +199,9 @@ def counts(ready: Prepared) -> np.ndarray | None:
     if name is None:
         return None
     counts = ready.frame[name].to_numpy()
-    bad = np.flatnonzero((counts < 2) | np.isinf(counts) | (counts > np.floor(counts)))
+    with np.errstate(invalid="ignore"):  # of infinite ones
+        apart = np.abs(counts - np.round(counts)) > _ROUNDING * counts
+    bad = np.flatnonzero((counts < 2 - _ROUNDING) | np.isinf(counts) | apart)
     if len(bad):
         raise DataError(
             f"column {name!r} (number of cells) must hold whole numbers of 2 or more, as one cell "
