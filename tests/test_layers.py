@@ -30,7 +30,7 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "labelled", "arrays", "prepare", "matrix", "formula",
+    "identified", "labelled", "arrays", "prepare", "matrix", "polynomials", "formula",
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
@@ -38,11 +38,10 @@ LAYERS = [
     "hypotheses", "testing", "jackknife", "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
+    "draws", "plain", "blup", "left_out_scores", "variation", "estimators",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
-    "leverages",
-    "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
-    "options", "model", "noise", "estimate",
+    "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
+    "kernels", "lanes", "options", "model", "noise", "estimate",
     "structures", "distributions", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -11,10 +11,10 @@ import pandas as pd
 from ..design.table import label, listing, near
 from ..errors import DataError
 from .pairs import Pairs
+from .tables import VARIES
 
 OWN = ("donor", "celltype", "n_cells", "proportion", "nu")
 """Columns that pseudobulk makes itself, and the name of the noise."""
-VARIES = "it varies within pairs"
 TWICE = "several columns have this name"
 HEAD = 10_000
 """Cells that are looked at first: most columns of quality measures show there that they vary."""

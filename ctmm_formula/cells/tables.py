@@ -14,13 +14,13 @@
 
 A missing pair is a row of NaN in all matrices; it keeps its number of cells and its proportion.
 Overall pseudobulk (kind "op") has one row per donor, and ``obsm["proportions"]``, donors x cell
-types.
+types; a slash in the name of a cell type is %2F there, as no file takes it for a column.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
+from ..design.expressions import quote
 from ..design.table import listing, near
 from ..errors import CTMMError, DataError
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ctmm_formula")
 
 FORMAT = 1
+VARIES = "it varies within pairs"
+"""Why most columns of the cells are left out."""
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
 OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
@@ -44,8 +47,59 @@ UNSEEN = 0.5
 """Share of pairs whose cells are all alike above which a gene is named as low.  Of effects specific
 to cell types, log-fold sd .4 in 50 donors, the score test then finds less than a quarter, of those
 of sd .8 half or more (``tests/benchmarks/score_counts.md``)."""
+_SLASH = "%2F"
 PREFIX = "prop_"
 """Of the columns of proportions in tables of overall pseudobulk."""
+
+
+def stored_types(names: Iterable[object]) -> list[str]:
+    """Names of cell types as columns that files can hold.
+
+    >>> stored_types(["T/NK", "B"]), types_of(stored_types(["T/NK", "B"]))
+    (['T%2FNK', 'B'], ['T/NK', 'B'])
+    """
+    return [str(name).replace("/", _SLASH) for name in names]
+
+
+def types_of(columns: Iterable[object]) -> list[str]:
+    """Cell types from the names of such columns."""
+    return [str(name).replace(_SLASH, "/") for name in columns]
+
+
+def left_out(uns: Any) -> dict[str, str]:
+    """Columns of the cells that a pseudobulk of this `uns` lacks -> why, and what to do."""
+    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
+    if not hasattr(record, "get"):
+        return {}
+    names = [str(name) for name in record.get("columns_left_out", [])]
+    reasons = [str(text) for text in record.get("why_left_out", [])]
+    reasons += ["see uns['ctmm']['notes']"] * (len(names) - len(reasons))
+    donor = record.get("source", {}).get("donor", "donor")
+    out = {}
+    for name, reason in zip(names, reasons, strict=False):
+        out[name] = f"; pseudobulk left it out: {reason}"
+        if reason == VARIES:
+            out[name] += (
+                f"; give every donor one value before, adata.obs[{name!r}] = adata.obs.groupby("
+                f"{donor!r})[{name!r}].transform('mean'), or 'first'"
+            )
+    for name in record.get("overall", {}).get("columns_left_out", []):
+        out[str(name)] = "; overall left it out: it differs between the cell types of a donor"
+    return out
+
+
+def in_var(name: str, var: pd.DataFrame) -> str:
+    """Where else a gene of this name stands, if it does: ``var["feature_name"]``."""
+    for column in var.columns[~var.columns.duplicated()]:
+        if pd.api.types.is_numeric_dtype(var[column].dtype):
+            continue
+        found = list(var.index[np.asarray(var[column].astype(str) == name)])
+        if found:
+            return (
+                f"; it is in var[{column!r}], of gene {listing(found)}: name that (in a formula "
+                f"{quote(str(found[0]))}), or name the genes by it, var_names = var[{column!r}]"
+            )
+    return ""
 
 
 def require_anndata() -> Any:
@@ -113,6 +167,9 @@ def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] =
         raise DataError(
             "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
             "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
+            if not set(KINDS["ctp"]) <= set(obs)
+            else "the AnnData has lost uns['ctmm'], what pseudobulk says of it: join pseudobulks "
+            "by anndata.concat([...], uns_merge='first', merge='same'), or copy that of one"
         )
     if record.get("format") != FORMAT:
         raise DataError(
@@ -361,7 +418,7 @@ def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[st
         raise DataError(f"the response names {len(genes)} genes, {listing(genes)}: it must be one")
     table = to_long(pb, genes[0])
     if kind == "op":
-        return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns]
+        return table, [PREFIX + name for name in types_of(pb.obsm["proportions"].columns)]
     return table, None
 
 
@@ -417,7 +474,8 @@ def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:
     at = pb.var_names.get_indexer(list(genes))
     lost = [gene for gene, k in zip(genes, at, strict=True) if k < 0]
     if lost:
-        hint = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
+        near_by = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
+        hint = in_var(str(lost[0]), pb.var) or near_by
         raise DataError(f"the pseudobulk has no gene {listing(lost)}{hint}")
     return at
 
@@ -435,5 +493,5 @@ def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:
     if kind == "op":
         shares = pb.obsm["proportions"]
         for name in shares:
-            frame[f"{PREFIX}{name}"] = shares[name].to_numpy()
+            frame[PREFIX + types_of([name])[0]] = shares[name].to_numpy()
     return frame

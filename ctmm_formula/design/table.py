@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,40 @@ R_MISSING_INTEGER = -2147483648
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _DECIMAL = re.compile(r"[.,]|\d[eE]")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, (str, PathLike))
+
+
+def _many(value: object) -> bool:
+    return isinstance(value, (list, tuple, set)) and len(value) > 0
+
+
+_INSTEAD: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda d: _is_text(d) and "://" in str(d), "addresses are not read: download the file first"),
+    (
+        _is_text,
+        "read the file first, pandas.read_csv(...) or anndata.read_h5ad(...); pseudobulk() and "
+        "fit_genes() take the path of a .h5ad or .zarr",
+    ),
+    (
+        lambda d: _many(d) and all(_is_text(one) or hasattr(one, "var_names") for one in d),
+        "one at a time; AnnData of several files are joined by anndata.concat([...])",
+    ),
+    (
+        lambda d: isinstance(d, (Sequence, np.ndarray)) and not isinstance(d, bytes),
+        "try {what}=pandas.DataFrame(...) of it",
+    ),
+    (lambda d: hasattr(d, "collect"), "it is not computed yet: {what}=table.collect()"),
+    (lambda d: hasattr(d, "compute"), "it is not computed yet: {what}=table.compute()"),
+    (
+        lambda d: type(d).__module__.startswith("tiledbsoma"),
+        "make an AnnData of a query: experiment.axis_query(...).to_anndata(X_name=...)",
+    ),
+    (lambda d: hasattr(d, "mod"), "take one modality, {what}=mdata.mod['rna']"),
+)
+"""Other data -> what to do with them; the first that fits."""
 
 
 def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) -> pd.DataFrame:
@@ -62,11 +98,10 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
                 "into a pandas DataFrame first"
             ) from error
     else:
-        records = isinstance(data, (Sequence, np.ndarray)) and not isinstance(data, (str, bytes))
-        fix = f": try {what}=pandas.DataFrame(...) of it" if records else ""
+        fix = next((text for is_one, text in _INSTEAD if is_one(data)), "")
         raise DataError(
             f"{what} must be a pandas DataFrame, a dict of columns or a table with .to_pandas(), "
-            f"got {type(data).__name__}{fix}"
+            f"got {type(data).__name__}{fix and ': '}{fix.format(what=what)}"
         )
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
         raise DataError(f"{what} must have one row of column names: flatten a MultiIndex first")

@@ -59,6 +59,8 @@ class Errors(NamedTuple):
         Laws of linear combinations, where each has its own.
     params : ndarray, shape (p + K,), optional
         Of what they are the errors, where that is not the fit itself.
+    missing : str
+        Why a jackknife leaves some of them NaN, or "".
     """
 
     given: np.ndarray | None
@@ -68,6 +70,7 @@ class Errors(NamedTuple):
     reason: str = ""
     own: Clustered | NoClusters | Satterthwaite | None = None
     params: np.ndarray | None = None
+    missing: str = ""
 
     @property
     def cov(self) -> np.ndarray:
@@ -293,7 +296,13 @@ class Fit:
                 "there is no jackknife covariance: a refit without some donors failed, see "
                 "jackknife().failed"
             )
-        return Errors(run.cov, run.name, self.df_resid, len(run.left_out), reason)
+        count, missing = len(run.left_out), ""
+        if run.failed and np.isnan(np.diag(run.cov)).any():
+            missing = (
+                f"standard errors are missing, as {len(run.failed)} of {count} refits of the "
+                f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
+            )
+        return Errors(run.cov, run.name, self.df_resid, count, reason, missing=missing)
 
     def jackknife(
         self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1

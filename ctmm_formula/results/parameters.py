@@ -21,7 +21,7 @@ def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     names = res.labels.params
-    return pd.DataFrame(res.errors(covariance).cov, index=names, columns=names)
+    return pd.DataFrame(res.shown_errors(covariance).cov, index=names, columns=names)
 
 
 def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
         estimate, std_error, statistic, p_value, conf_low, conf_high; variance components in
         squared units of the response.
     """
-    errors = res.errors(covariance)
+    errors = res.shown_errors(covariance)
     each = np.eye(res.numbers.n_params)
     df = errors.df(each)
     out = tested(errors, res.numbers.params, np.sqrt(np.diag(errors.cov)), each, alpha)
@@ -152,7 +152,7 @@ def _linear(
 
 def linear(res: Record, L: np.ndarray, covariance: Covariance, alpha: float) -> np.ndarray:
     """Columns of ``TABLE`` of linear combinations L b (q, p) of the fixed effects."""
-    errors = res.errors(covariance)
+    errors = res.shown_errors(covariance)
     se = np.sqrt(errors.of_effects(L))
     every = np.pad(L, ((0, 0), (0, len(res.estimate.theta))))
     return tested(errors, L @ res.estimate.beta, se, every, alpha)

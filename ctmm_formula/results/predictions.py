@@ -26,7 +26,8 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     Raises
     ------
     ConvergenceError
-        The fitted covariance is not positive definite (possible for moments).
+        There is no noise to tell them from, see :mod:`ctmm_formula.engine.blup`; which also says
+        what they are where the fitted covariance is not positive definite (possible for moments).
     """
     design, effects = res.design, res.blup
     back = np.argsort(res.model.donors)

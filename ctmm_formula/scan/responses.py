@@ -18,7 +18,7 @@ import pandas as pd
 from pandas.api.types import is_scalar
 
 from ..cells.files import lazy, open_file, read
-from ..cells.tables import PREFIX, counted, is_anndata, stored_kind
+from ..cells.tables import PREFIX, counted, in_var, is_anndata, stored_kind, types_of
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -73,7 +73,9 @@ class Responses:
             raise DataError("genes= is empty: name genes, or leave it out for all")
         absent = [name for name in names if name not in where]
         if absent:
-            raise DataError(f"there is no gene {listing(absent)}{near(absent[0], self.genes)}")
+            elsewhere = "" if self.var is None else in_var(absent[0], self.var)
+            hint = elsewhere or near(absent[0], self.genes)
+            raise DataError(f"there is no gene {listing(absent)}{hint}")
         again = _twice(names)
         if again:
             raise DataError(f"genes= names {listing(again)} twice")
@@ -114,12 +116,13 @@ def open_responses(
             expr, nu, nu2,
         )  # fmt: skip
         return _from_anndata(data, noise)
+    table = as_frame(data)
     if expr is None or nu is None:
         raise DataError(
             "fit_genes needs the expression and the noise variance of every gene: data= a "
             "pseudobulk AnnData, or data=table, expr=frame, nu=frame with one column per gene"
         )
-    return _from_tables(as_frame(data), {"expr": expr, "nu": nu, "nu2": nu2})
+    return _from_tables(table, {"expr": expr, "nu": nu, "nu2": nu2})
 
 
 def _none(message: str, *values: object) -> None:
@@ -260,7 +263,8 @@ def _pseudobulk(
     obs = counted(obs)
     if kind == "ctp":
         return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2)
-    columns = {f"{PREFIX}{name}": shares[name].to_numpy() for name in shares.columns}
+    names = types_of(shares.columns)
+    columns = {f"{PREFIX}{name}": shares.iloc[:, k].to_numpy() for k, name in enumerate(names)}
     obs = obs.assign(**columns)
     return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2, list(columns))
 
