@@ -80,6 +80,7 @@ bootstrap <- function(object, ...) UseMethod("bootstrap")
 #' @export
 test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999, seed = NULL,
                                threads = 1, ...) {
+  no_more(...)
   if (inherits(method, "ctmm_jackknife")) covariance <- method
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
@@ -96,13 +97,16 @@ draws <- function(registry, names) {
 
 #' @rdname tests
 #' @export
-test_mean.ctmm <- function(object, covariance = NULL, ...)
+test_mean.ctmm <- function(object, covariance = NULL, ...) {
+  no_more(...)
   run_test(object, "mean", covariance = covariance)
+}
 
 #' @rdname tests
 #' @export
 test_component.ctmm <- function(object, name, method = NULL, covariance = NULL, n = 10000,
                                 seed = NULL, ...) {
+  no_more(...)
   if (inherits(method, "ctmm_jackknife")) covariance <- method
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
@@ -127,7 +131,7 @@ run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL
   structure(list(
     statistic = statistic, parameter = parameter, p.value = as.double(out$pvalue),
     method = paste0(out$name, ": ", out$method), null = out$null, distribution = out$distribution,
-    note = out$note, extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
+    note = in_r(out$note), extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
     data.name = as_text(object$formula)), class = c("ctmm_test", "htest"))
 }
 
@@ -138,6 +142,7 @@ covariance_out <- function(covariance) {
 
 #' @export
 print.ctmm_test <- function(x, digits = 4L, ...) {
+  no_more(...)
   cat(x$method, "\n  null hypothesis: ", x$null, "\n", sep = "")
   df <- if (length(x$parameter)) sprintf("(%s)", paste(format(x$parameter, digits = digits, trim = TRUE),
                                                        collapse = ", ")) else ""
@@ -175,6 +180,7 @@ threads_of <- function(threads) {
 #' @export
 jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1, progress = FALSE,
                            ...) {
+  no_more(...)
   blocks <- whole(blocks, "blocks", 2L)
   bar <- progress_bar(progress, blocks %||% length(object$donors))
   on.exit(bar$close())
@@ -194,13 +200,20 @@ jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1,
 }
 
 #' @export
-vcov.ctmm_jackknife <- function(object, ...) object$cov
+vcov.ctmm_jackknife <- function(object, ...) {
+  no_more(...)
+  object$cov
+}
 
 #' @export
-coef.ctmm_jackknife <- function(object, ...) object$params
+coef.ctmm_jackknife <- function(object, ...) {
+  no_more(...)
+  object$params
+}
 
 #' @export
 confint.ctmm_jackknife <- function(object, parm, level = 0.95, ...) {
+  no_more(...)
   check_level(level)
   out <- intervals(object$params, sqrt(diag(object$cov)), min(object$df_resid, object$groups - 1),
                    level)
@@ -209,6 +222,7 @@ confint.ctmm_jackknife <- function(object, parm, level = 0.95, ...) {
 
 #' @export
 print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(..., passed = PRINTED)
   failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
   cat(sprintf("Jackknife over donors (%s): %d refits, %s\n", x$name, x$groups, failed))
   print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(x$cov)), stats::confint(x)),
@@ -220,6 +234,7 @@ print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), 
 #' @rdname jackknife
 #' @export
 bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress = FALSE, ...) {
+  no_more(...)
   n <- whole(n, "n", 1L)
   seed <- seed_of(seed)
   bar <- progress_bar(progress, n)
@@ -245,11 +260,14 @@ bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress =
 }
 
 #' @export
-vcov.ctmm_bootstrap <- function(object, ...)
+vcov.ctmm_bootstrap <- function(object, ...) {
+  no_more(...)
   stats::cov(object$replicates, use = "complete.obs")
+}
 
 #' @export
 confint.ctmm_bootstrap <- function(object, parm, level = 0.95, ...) {
+  no_more(...)
   check_level(level)
   tail <- c((1 - level) / 2, (1 + level) / 2)
   out <- t(apply(object$replicates, 2L, stats::quantile, tail, na.rm = TRUE))
@@ -259,6 +277,7 @@ confint.ctmm_bootstrap <- function(object, parm, level = 0.95, ...) {
 
 #' @export
 print.ctmm_bootstrap <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(..., passed = PRINTED)
   failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
   cat(sprintf("Parametric bootstrap: %d refits, %s\n", nrow(x$replicates), failed))
   print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(stats::vcov(x))), stats::confint(x)),

@@ -27,6 +27,7 @@
 #' @export
 tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "sdcor"),
                       conf.int = FALSE, conf.level = 0.95, covariance = NULL, ...) {
+  no_more(...)
   known <- c("fixed", "ran_pars", "ran_vals")
   if (!all(effects %in% known))
     fail("CTMMError", "effects must be some of ", listing(known))
@@ -85,6 +86,7 @@ value_rows <- function(x, ends, level) {
 #' @rdname tidiers
 #' @export
 glance.ctmm <- function(x, ...) {
+  no_more(...)
   likelihood <- !is.na(x$loglik)
   data.frame(
     structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
@@ -98,6 +100,7 @@ glance.ctmm <- function(x, ...) {
 #' @rdname tidiers
 #' @export
 augment.ctmm <- function(x, data = NULL, ...) {
+  no_more(...)
   frame <- x$model
   frame <- frame[!names(frame) %in% c("(row)", "(proportions)")]
   names(frame) <- sub("^\\((random\\.)?(.*)\\)$", ".\\2", names(frame))
