@@ -41,7 +41,11 @@ as_table <- function(data) {
   if (!is.data.frame(data) && !is.list(data))
     fail("DataError", "data must be a data frame, got ", class(data)[1L])
   roles <- attr(data, "ctmm_roles")
-  data <- tryCatch(as.data.frame(data, stringsAsFactors = FALSE), error = function(e)
+  sizes <- if (!is.data.frame(data)) vapply(data, NROW, 0L)
+  if (length(unique(sizes)) > 1L)
+    fail("DataError", "columns of data have different lengths: ",
+         paste0("'", names(data), "' ", sizes, collapse = ", "))
+  data <- tryCatch(as.data.frame(data, stringsAsFactors = FALSE, optional = TRUE), error = function(e)
     fail("DataError", "data is no table: ", conditionMessage(e)))
   twice <- names(data)[duplicated(names(data))]
   if (length(twice)) fail("DataError", "data has several columns '", twice[1L], "'")
@@ -159,6 +163,7 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   for (group in groups) extra[[paste0("random.", group)]] <- as.name(group)
   extra$row <- seq_len(nrow(data))
   kept <- intersect(c("subset", "offset"), names(call))
+  check_subset(call$subset, data, env)
   ask <- function(na.action) {
     made <- c(list(quote(stats::model.frame), formula = fixed, data = data),
               as.list(call)[kept], list(na.action = na.action, drop.unused.levels = TRUE), extra)
@@ -178,6 +183,14 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   dropped <- length(attr(frame, "na.action"))
   reasons <- if (dropped) missing_by(ask("na.pass"), roles) else integer()
   list(frame = frame, dropped = reasons)
+}
+
+# model.frame would recycle it.
+check_subset <- function(subset, data, env) {
+  chosen <- tryCatch(eval(subset, data, env), error = function(e)
+    fail("DataError", "subset = ", as_text(subset), ": ", conditionMessage(e)))
+  if (is.logical(chosen) && length(chosen) != nrow(data))
+    fail("DataError", "subset = has ", length(chosen), " values for ", nrow(data), " rows of data")
 }
 
 check_variables <- function(terms, data, roles, env) {

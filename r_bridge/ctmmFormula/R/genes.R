@@ -117,7 +117,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     model = model, structure = structure_out(structure, fit$celltypes),
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
     method = method_out(method), bounds = bounds_out(bounds),
-    noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = isTRUE(one_step),
+    noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = flag(one_step, "one_step"),
     n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
     n_jobs = threads_of(threads))
   Y[bad != "", ] <- NA_real_
@@ -215,7 +215,7 @@ bad_values <- function(Y, NU, several, samples) {
 run_genes <- function(request, values, progress) {
   values <- Filter(Negate(is.null), values)
   count <- nrow(values$expr)
-  step <- if (isTRUE(progress)) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
+  step <- if (flag(progress, "progress")) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
   bar <- progress_bar(progress, count)
   on.exit(bar$close())
   parts <- list()

@@ -12,7 +12,7 @@
 #' \code{terms},
 #' \code{model.frame}, \code{model.matrix}, \code{weights} (one over the noise variance), \code{sigma}
 #' (1, as the noise is known), \code{family}, \code{extractAIC} (so \code{drop1} and \code{step} work
-#' after ML), \code{update}, and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
+#' after ML), \code{update} (with the data of the fit, where \code{data} is not given), and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
 #'
 #' Log-likelihoods have all constants; the restricted one has \eqn{\frac12 \log|X'X|}{1/2 log|X'X|}
 #' among them, so that it does not depend on the coding of the fixed part (\pkg{lme4} leaves it out).
@@ -47,12 +47,13 @@
 #' @param na.action for missing covariates in \code{newdata}.
 #' @param type \code{"pearson"} residuals are divided by the standard deviation of their noise.
 #' @param nsim,seed number of draws, and seed as in \code{\link{simulate}}.
-#' @param sigma not used: the noise is known.
+#' @param sigma must be 1: the noise is known.
 #' @param row.names,optional,order as for \code{VarCorr} of \pkg{lme4}.
 #' @param condVar attach prediction standard errors as attribute \code{"std.error"}.
 #' @param which what to draw: variance components or means with their intervals, residuals, or predicted
 #' effects of donors.
-#' @param ... more fits for \code{anova}; graphical parameters for \code{plot}; else not used.
+#' @param ... more fits for \code{anova}, arguments of \code{\link{ctmm}} for \code{update}, graphical
+#' parameters for \code{plot}; else nothing: an argument that a method has not is an error.
 #' @return
 #' What the generics say. \code{ranef} gives a list with a data frame of donors (column
 #' \code{(Intercept)} for the shared effect and one for each cell type) and one for each random effect.

@@ -61,6 +61,8 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
                              min_donor_share = 0, covariates = NULL) {
   if (!is.character(summary) || length(summary) != 1L || !summary %in% c("mean", "log_mean"))
     fail("CTMMError", "summary must be one of ", listing(c("mean", "log_mean")))
+  for (name in c("min_cells", "min_cells_donor", "min_donor_share"))
+    single(get(name), name, is.numeric)
   if (summary == "log_mean") normalize <- normalize %||% "log_cp10k"
   if (missing(cells)) fail("DataError", "cells = must be the table of the cells, one row each")
   cells <- as_table(cells)

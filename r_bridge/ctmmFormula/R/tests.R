@@ -23,7 +23,7 @@
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.
 #' @param threads number of threads; the numbers do not depend on it.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return
 #' An object of classes \code{"ctmm_test"} and \code{"htest"}: \code{statistic}, \code{parameter},
 #' \code{p.value} (\code{NaN} where the test cannot be had), \code{note} with the reason or a caution,
@@ -56,7 +56,7 @@ test_component <- function(object, ...) UseMethod("test_component")
 #' @param n,seed number of draws and their seed.
 #' @param threads number of threads; the numbers do not depend on it.
 #' @param progress show a progress bar.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return
 #' Objects with methods for \code{print}, \code{vcov} and \code{confint}. A jackknife has the leave-out
 #' \code{estimates} and can be given as \code{covariance} to \code{vcov}, \code{confint},
@@ -164,6 +164,11 @@ seed_of <- function(seed) {
   whole(seed, "seed", 0L)
 }
 
+flag <- function(x, name) {
+  if (isTRUE(x) || isFALSE(x)) return(x)
+  fail("CTMMError", name, " = must be TRUE or FALSE, got ", as_text(x))
+}
+
 whole <- function(x, name, low) {
   if (is.null(x)) return(NULL)
   if (!is.numeric(x) || length(x) != 1L || is.na(x) || x != round(x) || x < low ||
@@ -184,7 +189,7 @@ jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1,
   blocks <- whole(blocks, "blocks", 2L)
   bar <- progress_bar(progress, blocks %||% length(object$donors))
   on.exit(bar$close())
-  out <- ask("jackknife", list(fit = stored(object), blocks = blocks, one_step = isTRUE(one_step),
+  out <- ask("jackknife", list(fit = stored(object), blocks = blocks, one_step = flag(one_step, "one_step"),
                                n_jobs = threads_of(threads)))
   bar$set(blocks %||% length(object$donors))
   names <- c(names(object$beta), names(object$vcomp))
@@ -239,7 +244,7 @@ bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress =
   seed <- seed_of(seed)
   bar <- progress_bar(progress, n)
   on.exit(bar$close())
-  step <- if (isTRUE(progress)) max(1L, n %/% 20L) else n
+  step <- if (progress) max(1L, n %/% 20L) else n
   parts <- list()
   start <- 0L
   fit <- stored(object)
@@ -286,7 +291,7 @@ print.ctmm_bootstrap <- function(x, digits = max(3L, getOption("digits") - 3L), 
 }
 
 progress_bar <- function(show, total) {
-  if (!isTRUE(show)) return(list(set = function(k) NULL, close = function() NULL))
+  if (!flag(show, "progress")) return(list(set = function(k) NULL, close = function() NULL))
   bar <- utils::txtProgressBar(0, total, style = 3)
   list(set = function(k) utils::setTxtProgressBar(bar, k), close = function() close(bar))
 }

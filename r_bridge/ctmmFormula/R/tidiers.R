@@ -15,7 +15,7 @@
 #' \code{\link{jackknife}} returned.
 #' @param data the table of the fit; by default the model frame, with a dot before columns that are not
 #' in the formula.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return Data frames.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
@@ -105,8 +105,10 @@ augment.ctmm <- function(x, data = NULL, ...) {
   frame <- frame[!names(frame) %in% c("(row)", "(proportions)")]
   names(frame) <- sub("^\\((random\\.)?(.*)\\)$", ".\\2", names(frame))
   base <- if (is.null(data)) frame else {
+    if (is_pseudobulk(data)) data <- gene_table(as_pseudobulk(data), gene_of(x$given, as_pseudobulk(data)))
     data <- as_table(data)
-    if (nrow(data) < max(x$rows)) fail("DataError", "data is not the table of the fit")
+    if (!is_table_of(data, x))
+      fail("DataError", "data is not the table of the fit: augment(fit) does without")
     data[x$rows, , drop = FALSE]
   }
   attr(base, "terms") <- NULL

@@ -90,6 +90,27 @@ test_that("columns of expr are those of the rows of data, or refused", {
     expect_error(lme4::refit(fit, turned), "names of newresp", class = "ctmm_DataError")
 })
 
+test_that("settings, subsets and lists that would be recycled or read otherwise are refused", {
+  need_python()
+  fit <- example_fit()
+  expect_error(jackknife(fit, one_step = 1), "one_step = must be TRUE or FALSE", class = "ctmm_CTMMError")
+  expect_error(bootstrap(fit, 2, progress = "yes"), "progress = must be", class = "ctmm_CTMMError")
+  refused <- function(text, ...) expect_error(ctmm(expr ~ celltype, ...), text, class = "ctmm_DataError")
+  refused("subset = has 2 values for 275 rows", data = pseudobulk, subset = c(TRUE, FALSE))
+  expect_error(ctmm(expr ~ celltype, data = pseudobulk, subset = nobody > 1),
+               "subset = nobody > 1: object 'nobody' not found", class = "ctmm_DataError")
+  short <- c(as.list(pseudobulk[c("expr", "celltype", "donor")]), list(nu = c(0.1, 0.2)))
+  refused("different lengths: 'expr' 275, .* 'nu' 2", data = short)
+  odd <- as.list(setNames(pseudobulk, sub("PC1", "body mass", names(pseudobulk))))
+  expect_identical(names(coef(ctmm(expr ~ `body mass`, data = odd, structure = "hom")))[2], "`body mass`")
+  expect_error(augment(fit, pseudobulk[275:1, ]), "not the table of the fit", class = "ctmm_DataError")
+  expect_error(augment(fit, transform(pseudobulk, sex = rev(sex))), "not the table of the fit")
+  expect_identical(augment(fit, transform(pseudobulk, PC6 = 0))$PC6, rep(0, 275))
+  all <- many_cells()
+  expect_error(ctmm_pseudobulk(all$x, cells = all$d, min_cells = "9"), "min_cells = must be one number",
+               class = "ctmm_CTMMError")
+})
+
 test_that("matrices of a structure are labelled by the cell types, or not at all", {
   need_python()
   wrong <- matrix(1, 4, 4, dimnames = rep(list(c("B", "NK", "T", "day3")), 2))
