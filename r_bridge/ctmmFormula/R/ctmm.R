@@ -66,7 +66,7 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
   call <- match.call()
   # update() asks again with these values, wherever that is
   if (!identical(call[[1L]], quote(ctmm))) call[[1L]] <- quote(ctmmFormula::ctmm)
-  for (name in setdiff(names(call), c("", "data", "subset", "offset")))
+  for (name in setdiff(names(call), c("", "data", "subset", "offset", "na.action")))
     call[name] <- list(get(name))
   gene <- NULL
   if (!missing(data) && is_pseudobulk(data)) {
@@ -163,7 +163,8 @@ design <- function(spec, data, roles, made, contrasts, singular.ok) {
   check_factors(frame, terms)
   fit <- list(
     given = spec$given, formula = join_formula(stats::formula(terms), spec$random), terms = terms, roles = roles,
-    random = spec$random, outside = attr(data, "outside"), kind = if (roles$overall) "op" else "ctp")
+    random = spec$random, outside = attr(data, "outside"), data_rows = nrow(data),
+    kind = if (roles$overall) "op" else "ctp")
   P <- frame[["(proportions)"]]
   if (fit$kind == "op") {
     fit$proportion_columns <- colnames(P)

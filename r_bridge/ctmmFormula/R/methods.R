@@ -267,7 +267,7 @@ update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
   here <- parent.frame()
   if ("data" %in% names(extra)) return(if (evaluate) eval(call, here) else call)
   shown <- call$data
-  found <- data_of(object, here, warn = evaluate)
+  found <- data_of(object, here)
   # what is found here may stay a name; else the table itself stands in the call
   if (evaluate || !found$here) call["data"] <- list(found$data)
   if (!evaluate) return(call)
@@ -278,19 +278,21 @@ update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
 
 # The data of a fit: what its call names where the formula was written, or here, and is what was
 # fitted. A table that has changed since is taken with a warning.
-data_of <- function(object, here, warn) {
+data_of <- function(object, here) {
   given <- object$call$data
   places <- list(environment(object$given), here)
-  found <- lapply(places, function(place) tryCatch(eval(given, place), error = function(e) NULL))
+  found <- lapply(places, function(place) tryCatch({
+    table <- eval(given, place)
+    if (is.list(table) || isS4(table)) table  # a function may have that name
+  }, error = function(e) NULL))
   there <- !vapply(found, is.null, NA)
   if (!any(there))
     fail("DataError", "the data of the fit, ", as_text(given), ", are not found any more: name them, ",
          "update(fit, data = ...)")
   same <- vapply(found, is_table_of, NA, object = object)
   if (any(same)) return(list(data = found[[which(same)[1L]]], here = same[2L]))
-  if (warn) warning(condition(paste0(
-    "'", as_text(given), "' is not what it was when the fit was made: update() takes it as it is now; ",
-    "update(fit, data = ...) says which"), c("ctmm_CTMMWarning", "ctmm_warning"), "warning"))
+  warn("'", as_text(given), "' is not what it was when the fit was made: update() takes it as it is now; ",
+       "update(fit, data = ...) says which")
   list(data = found[[which(there)[1L]]], here = !is.null(found[[2L]]))
 }
 
@@ -298,11 +300,10 @@ data_of <- function(object, here, warn) {
 # cell types, noise.
 is_table_of <- function(data, object) {
   tryCatch({
-    if (is_pseudobulk(data)) data <- as_pseudobulk(data)
-    if (is_pseudobulk(data)) data <- gene_table(data, gene_of(object$given, data))
+    if (is_pseudobulk(data)) data <- gene_data(data, object$given)
     frame <- object$model
     data <- as_table(data)
-    if (nrow(data) < max(object$rows)) return(FALSE)
+    if (nrow(data) != object$data_rows) return(FALSE)
     kept <- function(x) if (is.matrix(x) || is.data.frame(x)) x[object$rows, ] else x[object$rows]
     alike <- function(a, b) {
       if (is.factor(a) || is.factor(b)) { a <- as.character(a); b <- as.character(b) }

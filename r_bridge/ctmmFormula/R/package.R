@@ -43,6 +43,8 @@ fail <- function(kind, ...) {
   stop(condition(paste0(...), class, "error"))
 }
 
+warn <- function(...) warning(condition(paste0(...), "ctmm_CTMMWarning", "warning"))
+
 # An argument that a method has not is an error: every function whose dots go nowhere calls
 # no_more(...). `passed` are names that callers of its generic hand on whether they matter or not.
 no_more <- function(..., passed = character()) {

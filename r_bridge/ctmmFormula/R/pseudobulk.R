@@ -269,7 +269,7 @@ normalized <- function(x, method, size, log) {
 
 # What is warned of is also noted.
 warn_and_note <- function(text) {
-  warning(condition(text, c("ctmm_CTMMWarning", "ctmm_warning"), "warning"))
+  warn(text)
   text
 }
 
@@ -316,8 +316,8 @@ sampled_twice <- function(cells, pairs, taken) {
   C <- length(pairs$celltypes)
   differs <- function(name) {
     x <- cells[[name]]
-    if (tolower(name) %in% OF_CELLS || is.list(x) || !is.null(dim(x)) || inherits(x, c("Date", "POSIXct", "difftime")))
-      return(NULL)
+    other <- is.list(x) || !is.null(dim(x)) || inherits(x, c("Date", "POSIXct", "difftime"))
+    if (other || tolower(name) %in% OF_CELLS) return(NULL)
     x <- x[on]
     if (is.numeric(x) && any(x != round(x), na.rm = TRUE)) return(NULL)
     levels <- sort(unique(as.character(x)))
@@ -534,9 +534,8 @@ as.data.frame.ctmm_pseudobulk <- function(x, row.names = NULL, optional = FALSE,
     fail("DataError", "the pairs have a column '", taken[1L], "' of their own: rename it in obs")
   out <- gene_table(x, gene, "expr")
   if (gene %in% names(out) && gene != "expr")
-    warning(condition(paste0("'", gene, "' is also a column of the pairs, which stays: the gene's ",
-                             "expression is the column 'expr'"), c("ctmm_CTMMWarning", "ctmm_warning"),
-                      "warning"))
+    warn("'", gene, "' is also a column of the pairs, which stays: the gene's expression is the column ",
+         "'expr'")
   else out[[gene]] <- out$expr
   if (!is.null(row.names)) rownames(out) <- row.names
   out
@@ -548,6 +547,12 @@ gene_of <- function(formula, data) {
   if (length(gene) == 1L) return(gene)
   fail("DataError", "the response must name one gene of the pseudobulk, such as ",
        listing(utils::head(rownames(data$expr), 3L)))
+}
+
+# The table of the gene that is a formula's response.
+gene_data <- function(x, formula) {
+  x <- as_pseudobulk(x)
+  gene_table(x, gene_of(formula, x))
 }
 
 # The pairs with one gene's expression in a column of its name; its noise takes names that are free.

@@ -105,7 +105,7 @@ augment.ctmm <- function(x, data = NULL, ...) {
   frame <- frame[!names(frame) %in% c("(row)", "(proportions)")]
   names(frame) <- sub("^\\((random\\.)?(.*)\\)$", ".\\2", names(frame))
   base <- if (is.null(data)) frame else {
-    if (is_pseudobulk(data)) data <- gene_table(as_pseudobulk(data), gene_of(x$given, as_pseudobulk(data)))
+    if (is_pseudobulk(data)) data <- gene_data(data, x$given)
     data <- as_table(data)
     if (!is_table_of(data, x))
       fail("DataError", "data is not the table of the fit: augment(fit) does without")
