@@ -122,7 +122,7 @@ def outcome(library) -> dict[str, list[tuple[int, int, int, str]]]:
     }
     """
     out: dict[str, list[tuple[int, int, int, str]]] = {}
-    for line in run_r(library, code).splitlines():
+    for line in run_r(library, code, timeout=900).splitlines():
         if line.startswith("@@"):
             file, passed, skipped, bad, text = (part.strip() for part in line[2:].split("|"))
             out.setdefault(file, []).append((int(passed), int(skipped), int(bad), text))
