@@ -7,6 +7,7 @@ formula and a table can be run through the same cases.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from ctmm_formula.design.arrays import bad_square
 from ctmm_formula.design.formula import parse
 from ctmm_formula.design.labelled import build_design
 from ctmm_formula.engine.noise import unbiased_square
-from ctmm_formula.errors import CTMMError, DataError, FormulaError
+from ctmm_formula.errors import CTMMError, CTMMWarning, DataError, FormulaError
 
 GOOD = "expr ~ C(celltype) + sex + PC1"
 TYPES = ["B", "Mono", "T"]
@@ -978,3 +979,17 @@ def test_covariances_of_tests_of_means_are_listed_with_robust():
     told(lambda: res.test_mean("median"), "choose from robust, model, kenward-roger, jackknife")
     assert res.test_mean("robust").pvalue > 0
     told(lambda: res.conf_int(covariance="robust"), "fit by method='robust'")
+
+
+def test_lists_from_r_say_that_the_order_of_levels_is_lost(monkeypatch):
+    """reticulate makes texts of the factors in a list, but not of those in a data frame."""
+    data = good_table()
+    lists = {name: column.tolist() for name, column in data.items()}
+    build_design(parse(GOOD), lists)  # from Python nothing is lost
+    monkeypatch.setitem(sys.modules, "rpytools", sys)
+    with pytest.warns(CTMMWarning, match="the first is 'B' of 'celltype', 'F' of 'sex'"):
+        build_design(parse(GOOD), lists)
+    for name in ("celltype", "sex"):
+        lists[name] = pd.Categorical(lists[name], data[name].unique()[::-1])
+    assert build_design(parse(GOOD), lists).celltypes == tuple(TYPES[::-1])
+    build_design(parse(GOOD), data)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import builtins
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError, FormulaError
+from ..errors import CTMMWarning, DataError, FormulaError
 from .expressions import column_of, names_in, quote
 from .formula import FormulaSpec
 from .matrix import context_for, known_names
@@ -155,7 +157,27 @@ def prepare(
     measures = [name for name in roles.groups if pd.api.types.is_numeric_dtype(table[name].dtype)]
     doubts = (*lone.values(), *_measured(measures, known, donor))
     notes = (*_notes({**factors, **known}, dropped), *doubts)
+    if isinstance(data, Mapping) and "rpytools" in sys.modules:  # called from R by reticulate
+        _warn_of_levels(table, {name: factors[name] for name in fixed if name in factors})
     return Prepared(roles, frame, known, keep, table.index[keep], dropped, notes, context, doubts)
+
+
+def _warn_of_levels(table: pd.DataFrame, factors: Mapping[str, pd.Categorical]) -> None:
+    """A factor in a list of R arrives as text, without the order of its levels."""
+    texts = {
+        name: f
+        for name, f in factors.items()
+        if not isinstance(kind := table[name].dtype, pd.CategoricalDtype) and kind.kind == "O"
+    }
+    if texts:
+        first = ", ".join(f"{f.categories[0]!r} of {name!r}" for name, f in texts.items())
+        warnings.warn(
+            "in a list from R factors arrive as text, without the order of their levels: they are "
+            f"taken in alphabetical order, the first is {first}; a factor f keeps its order as a "
+            "data frame's column, or as pandas$Categorical(as.character(f), levels(f))",
+            CTMMWarning,
+            stacklevel=2,
+        )
 
 
 # ---------------------------------------------------------------------------------------------

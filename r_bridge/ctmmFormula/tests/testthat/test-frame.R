@@ -158,7 +158,7 @@ test_that("subset, na.action and offset work as in lm", {
   outside <- d$PC1 / 50
   half <- ctmm(expr ~ celltype, data = d, offset = outside, method = "reml")
   same(coef(half), coef(moved))
-  expect_error(predict(half, d[1:9, ], re.form = NA), "the offset has 275", class = "ctmm_DataError")
+  expect_error(predict(half, d[1:9, ], re.form = NA), "newdata has no column 'outside'", class = "ctmm_DataError")
 })
 
 test_that("functions and values of the caller are found where the formula was written", {

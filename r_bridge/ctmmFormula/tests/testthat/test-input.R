@@ -81,7 +81,7 @@ test_that("values that cannot be are named with their rows as R counts them", {
   refused(pseudobulk[0, ], "no row of 0")
   refused(rbind(pseudobulk, pseudobulk[8, ]), "several rows for one donor and cell type.*rows 8, 276")
   refused(subset(pseudobulk, donor == "donor02"), "one level|one donor")
-  refused(pseudobulk[rep(1:275, 20), ], "cells are aggregated by pseudobulk")
+  refused(pseudobulk[rep(1:275, 20), ], "cells are aggregated by ctmm_pseudobulk\\(\\)")
   d <- pseudobulk
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
