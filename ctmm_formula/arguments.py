@@ -49,6 +49,22 @@ def on_off(name: str, value: object) -> bool:
     raise CTMMError(f"{name}= must be True or False, got {value!r}")
 
 
+def iterable(value: object) -> bool:
+    """Whether a value can be gone through; a single number of numpy cannot, whatever its type.
+
+    >>> iterable(["a"]), iterable(np.array(2.0))
+    (True, False)
+    """
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
+def name_list(name: str, values: Any) -> list[Any]:
+    """The values of an argument that takes a list, or an error that names it."""
+    if not iterable(values):
+        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
+    return list(values)
+
+
 def whole(value: Any) -> int | None:
     """A whole number; also 10.0, which is how R types ten."""
     if not isinstance(value, Real) or isinstance(value, bool) or value != value // 1:

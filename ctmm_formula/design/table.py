@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
@@ -70,6 +70,9 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
         )
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
         raise DataError(f"{what} must have one row of column names: flatten a MultiIndex first")
+    for name in frame.columns:
+        if not isinstance(name, Hashable):
+            raise DataError(f"{what} has a column named by a {type(name).__name__}: use a text")
     if not len(frame) and not may_be_empty:
         raise DataError(f"{what} has no rows")
     return frame
@@ -89,7 +92,7 @@ def pick(
     frame: pd.DataFrame, name: str, role: str, hint: str = "", what: str = "data"
 ) -> pd.Series:
     """Column `name`, or an error that says what it was for and what comes close."""
-    hits = np.flatnonzero([column == name for column in frame.columns])
+    hits = np.flatnonzero([isinstance(own, str) and own == name for own in frame.columns])
     if len(hits) == 1:
         return frame.iloc[:, hits[0]].reset_index(drop=True)
     if len(hits):

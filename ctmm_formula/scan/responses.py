@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
+from ..arguments import name_list
 from ..cells.files import lazy, open_file, read
 from ..cells.tables import PREFIX, counted, is_anndata, stored_kind
 from ..design.table import as_frame, label, listing, near
@@ -68,7 +69,7 @@ class Responses:
         if isinstance(genes, str):
             raise DataError(f"genes= is a list of names: genes=[{genes!r}]")
         where = dict(zip(self.genes, self.places, strict=True))
-        names = tuple(label(name) for name in genes)
+        names = tuple(label(name) for name in name_list("genes", genes))
         if not names:
             raise DataError("genes= is empty: name genes, or leave it out for all")
         absent = [name for name in names if name not in where]
@@ -174,7 +175,10 @@ def _matrix(value: object, name: str) -> pd.DataFrame:
     """Rows x genes; an array's genes are called gene1, gene2, ..."""
     if isinstance(value, pd.DataFrame):
         return value
-    array = _dense(value)
+    try:
+        array = _dense(value)
+    except ValueError as error:
+        raise DataError(f"{name} is no matrix of rows and genes: {error}") from None
     if array.ndim != 2:
         raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
     columns = [f"gene{k}" for k in range(1, array.shape[1] + 1)]
@@ -212,15 +216,20 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
             if any(kind.kind == "c" for kind in frame.dtypes):
                 raise TypeError("they are complex")
             return frame.to_numpy(dtype=np.float64, na_value=np.nan)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             names = [label(name) for name in frame.columns]
             raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
     if run:
-        part = source[:, int(places[0]) : int(places[-1]) + 1]
+        part = _dense(source[:, int(places[0]) : int(places[-1]) + 1])
     else:  # files want their columns in order
         order = np.argsort(places, kind="stable")
         part = _dense(source[:, places[order]])[:, np.argsort(order, kind="stable")]
-    return np.ascontiguousarray(_dense(part), dtype=np.float64)
+    try:
+        if part.dtype.kind == "c":
+            raise TypeError("they are complex")
+        return np.ascontiguousarray(part, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"expression or noise does not hold numbers: {error}") from None
 
 
 def _dense(part: Any) -> np.ndarray:
