@@ -189,17 +189,25 @@ def _column(column: pd.Series, values: list[Any], codes: np.ndarray) -> pd.Serie
         if not pd.api.types.is_extension_array_dtype(kind):
             kind = "boolean" if pd.api.types.is_bool_dtype(kind) else "float64"
         return pd.Series(_take(values, codes)).astype(kind)
-    texts = [None if code < 0 else label(values[code]) for code in codes]
+    texts = [None if code < 0 else _text(values[code]) for code in codes]
     return pd.Series(pd.Categorical(texts))
 
 
 def _as_text(column: pd.Series) -> pd.Series:
     """Categories that no file holds, such as intervals of age, become texts."""
     categories = column.cat.categories
-    texts = [label(value) for value in categories]
+    texts = [_text(value) for value in categories]
     if pd.api.types.is_numeric_dtype(categories.dtype) or len(set(texts)) < len(texts):
         return column
     return column.cat.rename_categories(texts)
+
+
+def _text(value: object) -> str:
+    """The value as labels are written; whole numbers that no float holds as they are."""
+    try:
+        return label(value)
+    except OverflowError:
+        return hex(int(value))  # type: ignore[call-overload]
 
 
 def _take(values: list[Any], codes: np.ndarray) -> list[Any]:

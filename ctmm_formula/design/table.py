@@ -111,7 +111,7 @@ def pick(
     raise DataError(f"{missing}{near(name, frame.columns)}{hint}")
 
 
-def near(name: str, choices: Iterable[object]) -> str:
+def near(name: object, choices: Iterable[object]) -> str:
     """``; did you mean 'nu'?`` or a list of what there is.
 
     >>> near("celtype", ["donor", "celltype"])
@@ -119,8 +119,9 @@ def near(name: str, choices: Iterable[object]) -> str:
     """
     texts = [str(choice) for choice in choices]
     folded = {text.casefold(): text for text in texts}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
-    close += [key for key in folded if name.casefold() in re.split(r"\W+", key)]
+    wanted = str(name).casefold()
+    close = difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
+    close += [key for key in folded if wanted in re.split(r"\W+", key)]
     if close:
         return f"; did you mean {listing([folded[key] for key in dict.fromkeys(close)])}?"
     return f"; the columns are {listing(texts, 8)}" if texts else ""

@@ -19,7 +19,7 @@ from pandas.api.types import is_scalar
 
 from ..arguments import name_list
 from ..cells.files import lazy, open_file, read
-from ..cells.tables import PREFIX, counted, is_anndata, stored_kind
+from ..cells.tables import PREFIX, counted, is_anndata, real, stored_kind
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -175,10 +175,7 @@ def _matrix(value: object, name: str) -> pd.DataFrame:
     """Rows x genes; an array's genes are called gene1, gene2, ..."""
     if isinstance(value, pd.DataFrame):
         return value
-    try:
-        array = _dense(value)
-    except ValueError as error:
-        raise DataError(f"{name} is no matrix of rows and genes: {error}") from None
+    array = real(value, name)
     if array.ndim != 2:
         raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
     columns = [f"gene{k}" for k in range(1, array.shape[1] + 1)]
@@ -219,21 +216,13 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
         except (TypeError, ValueError, OverflowError) as error:
             names = [label(name) for name in frame.columns]
             raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
+    what = "expression or noise"
     if run:
-        part = _dense(source[:, int(places[0]) : int(places[-1]) + 1])
+        part = real(source[:, int(places[0]) : int(places[-1]) + 1], what)
     else:  # files want their columns in order
         order = np.argsort(places, kind="stable")
-        part = _dense(source[:, places[order]])[:, np.argsort(order, kind="stable")]
-    try:
-        if part.dtype.kind == "c":
-            raise TypeError("they are complex")
-        return np.ascontiguousarray(part, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"expression or noise does not hold numbers: {error}") from None
-
-
-def _dense(part: Any) -> np.ndarray:
-    return part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+        part = real(source[:, places[order]], what)[:, np.argsort(order, kind="stable")]
+    return np.ascontiguousarray(part)
 
 
 # ---------------------------------------------------------------------------------------------

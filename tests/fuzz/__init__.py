@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import arguments, files, formulas, kills, pseudobulks, tables
+from . import arguments, differential, files, formulas, kills, pseudobulks, tables
 from .harness import Fuzzer
 
 FUZZERS: dict[str, Fuzzer] = {
@@ -15,6 +15,7 @@ FUZZERS: dict[str, Fuzzer] = {
     "jsons": files.jsons,
     "scan_files": files.scan_files,
     "poison": files.poison,
+    "differential": differential.differential,
     "kills": kills.kills,
 }
 """Registry: name -> fuzzer."""

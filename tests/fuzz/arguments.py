@@ -67,7 +67,7 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
         "to_parquet": (scan.to_parquet, {"path": folder / "out.parquet"}),
         "gene": (scan.gene, {"name": "A"}),
         "top": (scan.top, {"n": 1, "by": "p_score"}),
-        "scan plot_data": (scan.plot_data, {"kind": "variances"}),
+        "scan plot_data": (lambda kind: scan.plot_data(kind), {"kind": "variances"}),
         "anova": (lambda one, two, labels: ctmm.anova(one, two, labels=labels), {
             "one": fits["hom"], "two": res, "labels": ["a", "b"],
         }),
@@ -90,7 +90,7 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
             "cell_cv": 0.0, "cell_noise": None, "noise_error": None, "counts": None, "rng": 1,
         }),
         "simulate_design": (ctmm.simulate.simulate_design, {
-            "name": "null", "n_genes": 2, "n_donors": 10, "kind": "ctp", "rng": 1,
+            "name": "published/hom", "n_genes": 2, "n_donors": 10, "kind": "ctp", "rng": 1,
         }),
         "simulate_cells": (ctmm.simulate.simulate_cells, {
             "n_genes": 2, "n_donors": 5, "celltypes": 2, "scale": "expression", "kurtosis": 0.0,
@@ -108,7 +108,7 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
             "holdout": "pairs", "folds": 2, "scale": True, "negative": "max", "prior": 1.0, "rng": 1,
         }),
         "evaluate_imputation": (ctmm.evaluate_imputation, {
-            "pb": pb, "methods": ["mean"], "hide": "copied", "fraction": 0.1, "repeats": 1, "rng": 1,
+            "pb": pb, "methods": ["mean"], "hide": "random", "fraction": 0.1, "repeats": 1, "rng": 1,
         }),
         "filter_genes": (ctmm.filter_genes, {
             "pb": pb, "min_share": 0.1, "celltypes": "every", "above": 0.0,

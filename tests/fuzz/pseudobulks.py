@@ -122,6 +122,16 @@ def _junk(data: Any, rng: Rng) -> Any:
     return data
 
 
+def _changed(data: Any, change: Callable[[Any, Rng], Any], rng: Rng) -> Any:
+    """The AnnData after a change, or None where anndata itself refuses that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return change(data, rng)
+        except Exception:
+            return None
+
+
 CELLS = (_values, _stored, _obs, _obs_kind, _columns, _rows, _view, _var, _junk, lambda d, r: d)
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "donor": ("batch", "sex", "run", "celltype"), "celltype": ("run", "batch", "donor"),
@@ -148,10 +158,8 @@ def aggregation(folder: Path) -> Callable[[Rng], Try]:
             else:
                 change = pick(rng, CELLS)
                 done.append(change.__name__)
-                try:
-                    data = change(data, rng)
-                except Exception:  # of anndata: no such cells
-                    data = good.copy()
+                data = _changed(data, change, rng)
+                data = good.copy() if data is None else data
 
         def work() -> str:
             pb = ctmm.pseudobulk(data, **options)
@@ -176,10 +184,16 @@ def _wrong_means(pb: Any, data: Any, options: dict[str, Any]) -> str:
         )
         if own.sum() != pb.obs["n_cells"].iloc[row]:
             return f"n_cells {pb.obs['n_cells'].iloc[row]}, there are {own.sum()}"
+        if own.sum() <= options["min_cells"]:
+            if not np.isnan(pb.X[row]).all():
+                return "too few cells have a mean"
+            continue
         size = np.abs(X[own]).max(axis=0)
         if not np.allclose(pb.X[row], X[own].mean(axis=0), rtol=1e-9, atol=1e-12 * size.max()):
             return "another mean"
-        nu = X[own].var(axis=0, ddof=1) / own.sum()
+        with np.errstate(over="ignore"):
+            nu = X[own].var(axis=0, ddof=1) / own.sum()
+        size = np.minimum(size, 1e150)
         if (np.abs(pb.layers["nu"][row] - nu) > 1e-9 * nu + 1e-14 * size**2).any():
             return "another noise variance"
     return ""
@@ -235,9 +249,7 @@ STEPS: tuple[Callable[[Any, Rng, Path], str], ...] = (
 
 
 def _pb(pb: Any) -> str:
-    if not isinstance(pb, anndata.AnnData):
-        return "no AnnData"
-    return "" if np.isfinite(np.nan_to_num(np.asarray(pb.X, dtype=float))).all() else "infinite"
+    return "" if isinstance(pb, anndata.AnnData) and pb.X is not None else "no pseudobulk"
 
 
 def _read(fit: Any) -> str:
@@ -262,10 +274,8 @@ def steps(folder: Path) -> Callable[[Rng], Try]:
         for _ in range(int(rng.integers(1, 3))):
             change = pick(rng, PSEUDOBULK)
             done.append(change.__name__)
-            try:
-                pb = change(pb, rng)
-            except Exception:  # of anndata: no such pseudobulk
-                pb = made.copy()
+            pb = _changed(pb, change, rng)
+            pb = made.copy() if pb is None else pb
         at = int(rng.integers(len(STEPS)))
         return Try("AnnData", lambda: STEPS[at](pb, rng, folder), (at, done))
 
