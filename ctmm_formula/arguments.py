@@ -101,7 +101,7 @@ def generator(rng: Any) -> np.random.Generator:
 def check_alpha(alpha: Any) -> None:
     """One less the confidence of an interval, or the level of a test, or an error."""
     known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
-    if not known or not 0 < float(alpha) < 1:
+    if not known or not 0 < alpha < 1:
         raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
 
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
-from ..design.table import listing, near, numbers
+from ..arguments import choose, name_list
+from ..design.table import column_name, listing, near, numbers
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def to_long(
             "several"
         )
     at = _genes(pb, [gene])
-    name = gene if name is None else name
+    name = gene if name is None else column_name(name, "name")
     mean, noise = real(pb.X[:, at]), noise_columns(pb, at)
     if zero_noise == "pool" and kind == "ctp":
         n_cells = numbers(counted(pb.obs)["n_cells"], "n_cells", "number of cells")
@@ -332,7 +332,7 @@ def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
     kind = kind_of(pb)
     if isinstance(genes, str):
         genes = [genes]
-    at = np.arange(pb.n_vars) if genes is None else _genes(pb, list(genes))
+    at = np.arange(pb.n_vars) if genes is None else _genes(pb, name_list("genes", genes))
     frame = _obs_table(pb, kind)
     noise = noise_columns(pb, at)
     clash = [name for name in ("gene", "expr", *noise) if name in frame]

@@ -465,6 +465,7 @@ def scans(folder: Path) -> Callable[[Rng], Try]:
         call["formula"] = str(call["formula"]).partition("~")[2].join(["~", ""])
         if rng.random() < 0.3:
             call["tests"] = pick(rng, SCAN_TESTS)
+        call["n_bootstrap"] = 5
         call.pop("nu2", None)
         n = len(data) if hasattr(data, "__len__") else 3
         matrices = []
