@@ -277,7 +277,9 @@ def anova(
             raise CTMMError(
                 f"anova compares results of fit(), got {type(fit).__name__}: anova(small, large)"
             )
-    names = _labels(fits) if labels is None else [str(label) for label in name_list("labels", labels)]
+    names = (
+        _labels(fits) if labels is None else [str(label) for label in name_list("labels", labels)]
+    )
     if len(names) != len(fits) or len(set(names)) < len(names):
         raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
     rows = compare([fit.labelled(name) for name, fit in zip(names, fits, strict=True)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def on_off(name: str, value: object) -> bool:
     raise CTMMError(f"{name}= must be True or False, got {value!r}")
 
 
-def iterable(value: object) -> bool:
+def iterable(value: object) -> TypeGuard[Iterable[Any]]:
     """Whether a value can be gone through; a single number of numpy cannot, whatever its type.
 
     >>> iterable(["a"]), iterable(np.array(2.0))

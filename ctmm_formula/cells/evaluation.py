@@ -118,7 +118,10 @@ def _settings(
     if isinstance(methods, Mapping):
         named = {str(name): dict(keywords) for name, keywords in methods.items()}
     else:
-        named = {name: {"method": choose("method", name, METHODS)} for name in name_list("methods", methods)}
+        named = {
+            name: {"method": choose("method", name, METHODS)}
+            for name in name_list("methods", methods)
+        }
     if not named:
         raise CTMMError("methods is empty: name at least one")
     return named

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, name_list
-from ..design.table import column_name, listing, near, numbers
+from ..design.table import column_name, listing, near, numbers, pick
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ctmm_formula")
 
 FORMAT = 1
+_LARGEST = 1e150  # squares of more are no numbers
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
 OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
@@ -174,7 +175,7 @@ def read_grid(pb: AnnData) -> Grid:
             f"({len(found)} rows): leave out whole donors or whole cell types, and keep the order"
         )
     mean, nu = matrices(pb)
-    P = numbers(pb.obs["proportion"], "proportion", "share of the cell type")
+    P = _of_obs(pb.obs, "proportion", "share of the cell type")
     bad = np.flatnonzero(~(np.isfinite(P) & (P >= 0)))
     if len(bad):
         raise DataError(
@@ -204,7 +205,7 @@ def read_grid(pb: AnnData) -> Grid:
         nu=nu.reshape(N, C, mean.shape[1]),
         nu2=nu2.reshape(N, C, mean.shape[1]),
         missing=missing.reshape(N, C),
-        n_cells=numbers(pb.obs["n_cells"], "n_cells", "number of cells").reshape(N, C),
+        n_cells=_of_obs(pb.obs, "n_cells", "number of cells").reshape(N, C),
         proportions=P.reshape(N, C),
     )
 
@@ -215,8 +216,22 @@ def noise_columns(pb: AnnData, at: Sequence[int] | np.ndarray | slice) -> dict[s
 
 
 def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and noise as dense float64, rows x genes."""
-    return real(pb.X), real(pb.layers["nu"])
+    """Mean and noise as dense float64, rows x genes; NaN where missing, but never infinite."""
+    found = {"X": real(pb.X), 'layers["nu"]': real(pb.layers["nu"])}
+    for name, values in found.items():
+        rows, genes = np.nonzero(np.abs(values) > _LARGEST)
+        if len(rows):
+            raise DataError(
+                f"{name} is {values[rows[0], genes[0]]:g} in {pb.obs_names[rows[0]]!r}, gene "
+                f"{pb.var_names[genes[0]]!r} ({len(rows)} such values): correct them, or leave "
+                "out the gene"
+            )
+    return found["X"], found['layers["nu"]']
+
+
+def _of_obs(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
+    """Numbers in a column of obs."""
+    return numbers(pick(obs, name, role, what="obs"), name, role)
 
 
 def real(values: Any, what: str = "the pseudobulk") -> np.ndarray:
@@ -284,7 +299,7 @@ def to_long(
     name = gene if name is None else column_name(name, "name")
     mean, noise = real(pb.X[:, at]), noise_columns(pb, at)
     if zero_noise == "pool" and kind == "ctp":
-        n_cells = numbers(counted(pb.obs)["n_cells"], "n_cells", "number of cells")
+        n_cells = _of_obs(counted(pb.obs), "n_cells", "number of cells")
         noise["nu"] = pooled_noise(noise["nu"], n_cells, pb.obs["celltype"])
     frame = _obs_table(pb, kind)
     if name in ("nu", "nu2"):
@@ -434,7 +449,7 @@ def counted(obs: pd.DataFrame) -> pd.DataFrame:
     """A copy of obs where imputed pairs have no number of cells: their values come from none."""
     if "imputed" not in obs or "n_cells" not in obs:
         return obs.copy()
-    n_cells = numbers(obs["n_cells"], "n_cells", "number of cells")
+    n_cells = _of_obs(obs, "n_cells", "number of cells")
     return obs.assign(n_cells=np.where(obs["imputed"].astype(bool), np.nan, n_cells))
 
 

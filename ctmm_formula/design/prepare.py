@@ -235,8 +235,8 @@ def _proportion_columns(
 ) -> dict[str, np.ndarray]:
     """Proportions per row, one column per cell type."""
     if not isinstance(proportions, pd.DataFrame):
-        listed = isinstance(proportions, (Sequence, pd.Index, np.ndarray)) and iterable(proportions)
-        if not listed:
+        listed = isinstance(proportions, (Sequence, pd.Index, np.ndarray))
+        if not (listed and iterable(proportions)):
             raise DataError(
                 "proportions must be a list of columns or a DataFrame of donors by cell types, "
                 f"got {type(proportions).__name__}"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # which has the dense algebra as well
 
-from fuzz import FUZZERS
-from fuzz.harness import closing, faults, run
+from fuzz import FUZZERS  # noqa: E402
+from fuzz.harness import closing, faults, run  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

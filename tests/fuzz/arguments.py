@@ -20,8 +20,25 @@ from .tables import SHARES, VALUES, pick, table
 
 Rng = np.random.Generator
 COUNTS = frozenset(
-    "n n_sim n_bootstrap n_jobs n_donors celltypes repeats folds blocks n_pcs n_batches n_genes width"
-    " min_cells cells counts fold".split()  # noqa: SIM905
+    [
+        "n",
+        "n_sim",
+        "n_bootstrap",
+        "n_jobs",
+        "n_donors",
+        "celltypes",
+        "repeats",
+        "folds",
+        "blocks",
+        "n_pcs",
+        "n_batches",
+        "n_genes",
+        "width",
+        "min_cells",
+        "cells",
+        "counts",
+        "fold",
+    ]
 )
 """Arguments for which a huge number is a wish that takes long: only small ones are tried."""
 
@@ -29,7 +46,9 @@ COUNTS = frozenset(
 def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any]]]:
     df, overall = table(np.random.default_rng(1)), table(np.random.default_rng(2), True)
     fits = {
-        structure: ctmm.fit("expr ~ C(celltype)", "batch", structure=structure, data=df, method="reml")
+        structure: ctmm.fit(
+            "expr ~ C(celltype)", "batch", structure=structure, data=df, method="reml"
+        )
         for structure in ("hom", "free")
     }
     res = fits["free"]
@@ -105,17 +124,21 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
         }),
         "impute": (ctmm.impute, {
             "pb": pb, "method": "softimpute", "by": None, "engine": "native", "penalty": None,
-            "holdout": "pairs", "folds": 2, "scale": True, "negative": "max", "prior": 1.0, "rng": 1,
+            "holdout": "pairs", "folds": 2, "scale": True, "negative": "max", "prior": 1.0,
+            "rng": 1,
         }),
         "evaluate_imputation": (ctmm.evaluate_imputation, {
-            "pb": pb, "methods": ["mean"], "hide": "random", "fraction": 0.1, "repeats": 1, "rng": 1,
+            "pb": pb, "methods": ["mean"], "hide": "random", "fraction": 0.1, "repeats": 1,
+            "rng": 1,
         }),
         "filter_genes": (ctmm.filter_genes, {
             "pb": pb, "min_share": 0.1, "celltypes": "every", "above": 0.0,
         }),
         "overall": (ctmm.overall, {"pb": pb, "missing": "observed"}),
         "standardize": (ctmm.standardize, {"pb": pb, "missing": "observed"}),
-        "principal_components": (ctmm.principal_components, {"pb": pb, "n": 2, "missing": "observed"}),
+        "principal_components": (ctmm.principal_components, {
+            "pb": pb, "n": 2, "missing": "observed",
+        }),
         "to_frame": (ctmm.to_frame, {"pb": pb, "genes": ["A"]}),
         "to_long": (ctmm.to_long, {"pb": pb, "gene": "A", "name": None, "zero_noise": "keep"}),
         "bootstrap": (res.bootstrap, {"n": 2, "rng": 1, "n_jobs": 1}),

@@ -180,11 +180,9 @@ POISON = (
 )  # fmt: skip
 
 
-
-
-def poison(folder: Path) -> Callable[[Rng], Try]:
-    """A poisoned formula in a file with a checksum that is right: nothing of it runs."""
-    mark, data, about = folder / "ran", ctmm.load_genes(), {"method": "he", "structure": "hom"}
+def poisonable(folder: Path) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Read and use a fit, and a scan, with a factor of their formula exchanged and sealed anew."""
+    data, about = ctmm.load_genes(), {"method": "he", "structure": "hom"}
     table = ctmm.load_example()
     fixed = "C(celltype) + PC1"
     text = quiet(ctmm.fit, f"expr ~ {fixed}", data=table, **about).to_json()
@@ -197,7 +195,7 @@ def poison(folder: Path) -> Callable[[Rng], Try]:
         content["parts"][0]["design"]["coding"]["fixed"] = f"C(celltype) + {code}"
         content["checksum"] = serialize.checksum(content["parts"])
         back = ctmm.CTMMResults.from_json(json.dumps(content))
-        str(back.summary())
+        repr(back)
         back.predict(table.head(3))
 
     def by_scan(code: str) -> None:
@@ -207,11 +205,18 @@ def poison(folder: Path) -> Callable[[Rng], Try]:
         content["checksum"] = store._checksum(content, held)
         pq.write_table(held.replace_schema_metadata({store.KEY: json.dumps(content)}), path)
         str(ctmm.read_scan(path))
-        ctmm.read_scan(path, data).gene("gene001")
+        quiet(ctmm.read_scan(path, data).gene, "gene001")
+
+    return by_json, by_scan
+
+
+def poison(folder: Path) -> Callable[[Rng], Try]:
+    """A poisoned formula in a file with a checksum that is right: nothing of it runs."""
+    mark, ways = folder / "ran", poisonable(folder)
 
     def attempt(rng: Rng) -> Try:
         code = POISON[rng.integers(len(POISON))].replace("{mark}", str(mark))
-        by = (by_json, by_scan)[rng.integers(2)]
+        by = ways[rng.integers(2)]
 
         def work() -> str:
             try:

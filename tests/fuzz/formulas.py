@@ -20,10 +20,13 @@ from .harness import Try
 
 Rng = np.random.Generator
 FACTORS = (
-    "celltype", "C(celltype)", "sex", "C(sex)", "age", "PC1", "np.log(age)", "I(age**2)", "scale(age)",
+    "celltype", "C(celltype)", "sex", "C(sex)", "age", "PC1", "np.log(age)", "I(age**2)",
+    "scale(age)",
     "center(PC1)", "standardize(PC1)", "bs(age, df=4)", "cr(age, df=3)", "C(sex, Sum)", 'Q("PC1")',
-    "C(celltype, Treatment('T'))", "C(celltype, Helmert)", "C(celltype, Diff)", "C(site, Poly)", "1", "0",
-    "I(age > 40)", 'Q("a b")', "I(PC1 + age)", "np.exp(PC1)", "site", "flag", "C(flag)", "np.abs(PC1)",
+    "C(celltype, Treatment('T'))", "C(celltype, Helmert)", "C(celltype, Diff)", "C(site, Poly)",
+    "1", "0",
+    "I(age > 40)", 'Q("a b")', "I(PC1 + age)", "np.exp(PC1)", "site", "flag", "C(flag)",
+    "np.abs(PC1)",
     "C(age)", "batch", "np.where(age > 40, 1, 0)", 'C(Q("a b"))', "I(sex == 'F')",
 )  # fmt: skip
 RANDOM = (
@@ -32,18 +35,24 @@ RANDOM = (
 )  # fmt: skip
 ODD = (
     "+", "-", "*", ":", "/", "**", "~", "|", "||", "(", ")", "[", "]", "{", "}", ",", ".", "%", "^",
-    "`age`", "'", '"', "\\", "\n", "\t", "\x00", "é", "\ud800", "＋", "lambda x: x", "age if 1 else 0",
-    "1e400", "0x10", "-1", "2", "1.5", "None", "True", "np", "np.", "np.nan", "np.pi", "np.random.rand()",
-    "nothing", "f(age)", "C()", "C", "Q()", "Q(1)", "I()", "bs(age)", "bs(age, df=1)", "cr(age, df=0)",
+    "`age`", "'", '"', "\\", "\n", "\t", "\x00", "é", "\ud800", "\uff0b", "lambda x: x",
+    "age if 1 else 0",
+    "1e400", "0x10", "-1", "2", "1.5", "None", "True", "np", "np.", "np.nan", "np.pi",
+    "np.random.rand()",
+    "nothing", "f(age)", "C()", "C", "Q()", "Q(1)", "I()", "bs(age)", "bs(age, df=1)",
+    "cr(age, df=0)",
     "C(PC1)", "expr", "nu", "donor", "C(donor)", "age[0]", "age.mean()", "age.shift()", "age[::-1]",
     "(yield)", "age := 3", "*age", "age,", "age;", "#", "# comment", "(" * 40, "+" * 60, "age" * 30,
     "@", "!", "?", "$", "&", "<", ">", "=", "==", "age == age", "not age", "~age", "-age", "+age",
     "[age]", "{age}", "(age, PC1)", "'text'", "3", "[i for i in age]", "1j*age", "age/0", "0*age",
-    "np.log(-age)", "np.linalg.inv(age)", "len(age)", "str(age)", "age.values", "age.dtype", "np.sum(age)",
+    "np.log(-age)", "np.linalg.inv(age)", "len(age)", "str(age)", "age.values", "age.dtype",
+    "np.sum(age)",
     "max(age)", "hash(sex)", "sex + age", "sex*2", "age**9999", "age**0.5", "age @ age", "age // 7",
     "Treatment", "C(sex, 3)", "C(sex, Treatment(99))", "C(sex, Treatment(reference='M'))",
-    "C(sex, levels=['F'])", "C(sex, levels=['M', 'F', 'x'])", "scale()", "scale(sex)", "poly(age, 2)",
-    "te(cr(age, 3), cr(PC1, 3))", "cc(age, df=3)", "Sum", "np.ones(3)", "np.ones(len(age))", "print(1)",
+    "C(sex, levels=['F'])", "C(sex, levels=['M', 'F', 'x'])", "scale()", "scale(sex)",
+    "poly(age, 2)",
+    "te(cr(age, 3), cr(PC1, 3))", "cc(age, df=3)", "Sum", "np.ones(3)", "np.ones(len(age))",
+    "print(1)",
 )  # fmt: skip
 BLANKS = ("", " ", "  ", "\n")
 
@@ -89,7 +98,8 @@ def spoiled(rng: Rng, text: str) -> str:
     to = min(to, at + 6)
     ways = (
         text[:at] + _some(rng, ODD) + text[at:], text[:at] + text[to:], text[:to] + text[at:],
-        text[:at] + _some(rng, ODD) + text[to:], text + _some(rng, ("+", " + ", "-")) + _some(rng, ODD),
+        text[:at] + _some(rng, ODD) + text[to:], text + _some(rng, ("+", " + ",
+        "-")) + _some(rng, ODD),
         text[:at],
     )  # fmt: skip
     return _some(rng, ways)

@@ -77,7 +77,7 @@ def outcome(work: Callable[[], str], seconds: int = SECONDS) -> str:
             try:
                 wrong = work()
             except ctmm.CTMMError as error:
-                wrong = "" if str(error) else "ACCEPTED an error without a word"
+                wrong = "" if str(error) else "an error without a word"
                 done = "refused"
             else:
                 done = "result"
@@ -120,7 +120,8 @@ def run(
                 trial = attempt(np.random.default_rng([seed, k, *name.encode()]))
                 what = outcome(trial.work)
                 if what not in FINE:
-                    show(f"{name} --seed {seed} --first {k}: {trial.kind}: {what}\n  {trial.about!a:.400}")
+                    where = f"{name} --seed {seed} --first {k}"
+                    show(f"{where}: {trial.kind}: {what}\n  {trial.about!a:.400}")
                 found[f"{trial.kind}: {what}"] += 1
         show(f"{name}: {rounds} tries in {time.perf_counter() - start:.0f} s")
     return found

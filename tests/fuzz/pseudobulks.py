@@ -1,6 +1,7 @@
 """AnnData: cells that are aggregated, and pseudobulk that is prepared, fitted and written.
 
-CELLS is what is done to cells, PSEUDOBULK to an AnnData of pseudobulk, STEPS is what is asked of it.
+CELLS is what is done to cells, PSEUDOBULK to an AnnData of pseudobulk, STEPS is what is asked of
+it.
 Means and numbers of cells are compared with those that plain numpy finds in the same cells.
 """
 
@@ -62,7 +63,7 @@ def _stored(data: Any, rng: Rng) -> Any:
         sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array, np.asfortranarray,
         lambda X: X.astype(np.float32), lambda X: X.astype(np.int8), lambda X: X > 0,
         lambda X: X.astype(np.float16), lambda X: X.astype(np.uint16), lambda X: X.astype(complex),
-        lambda X: sp.csr_matrix(X.astype(np.int64)), lambda X: None, lambda X: sp.coo_matrix(X).tocsr(),
+        lambda X: sp.csr_matrix(X.astype(np.int64)), lambda X: None,
     )  # fmt: skip
     data.X = pick(rng, ways)(X)
     return data
@@ -89,7 +90,9 @@ def _columns(data: Any, rng: Rng) -> Any:
     if rng.random() < 0.5:
         del data.obs[name]
     else:
-        data.obs = data.obs.rename(columns={name: str(pick(rng, ("nu", "n_cells", "A", "a b", "")))})
+        data.obs = data.obs.rename(
+            columns={name: str(pick(rng, ("nu", "n_cells", "A", "a b", "")))}
+        )
     return data
 
 
@@ -104,7 +107,8 @@ def _view(data: Any, rng: Rng) -> Any:
 def _var(data: Any, rng: Rng) -> Any:
     names = list(data.var_names)
     ways = (["A"] * len(names), [f"{k}" for k in range(len(names))], ["celltype", *names[1:]],
-            ["nu", *names[1:]], ["", *names[1:]], [*names[1:], "x" * 200], ["a b", *names[1:]])  # fmt: skip
+            ["nu", *names[1:]], ["", *names[1:]], [*names[1:], "x" * 200],
+            ["a b", *names[1:]])  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data.var_names = pick(rng, ways)[: len(names)]
@@ -137,7 +141,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "donor": ("batch", "sex", "run", "celltype"), "celltype": ("run", "batch", "donor"),
     "layer": ("counts", "x"), "raw": (True, False), "genes": (["A"], ["A", "A"], ["E", "A"], []),
     "normalize": ("log1p", "none", "cp10k", "log1p_cp10k"), "summary": ("mean", "log_mean", "sum"),
-    "min_cells": (1, 2, 30, 100), "min_cells_donor": (0, 1, 1000), "min_donor_share": (0.5, 1.0, 1.5),
+    "min_cells": (1, 2, 30, 100), "min_cells_donor": (0, 1, 1000),
+    "min_donor_share": (0.5, 1.0, 1.5),
     "experiment": ("run", "batch", "sex"), "replicate": ("largest", "first", "x"),
     "covariates": (["sex"], ["run"], ["age", "sex"], [], "sex"), "negative": ("error", "keep"),
     "block_size": (1, 7, 100_000),
@@ -163,8 +168,10 @@ def aggregation(folder: Path) -> Callable[[Rng], Try]:
 
         def work() -> str:
             pb = ctmm.pseudobulk(data, **options)
-            return "" if {*options} - {"min_cells", "min_cells_donor", "block_size", "genes"} else (
-                _wrong_means(pb, data, options)
+            return (
+                ""
+                if {*options} - {"min_cells", "min_cells_donor", "block_size", "genes"}
+                else (_wrong_means(pb, data, options))
             )
 
         return Try("pseudobulk", work, (options, done))
@@ -235,7 +242,9 @@ STEPS: tuple[Callable[[Any, Rng, Path], str], ...] = (
         ctmm.fit("A ~ celltype", "batch", data=pb, structure="hom", method="reml")
     ),
     lambda pb, rng, _: _read(ctmm.fit("E ~ sex", data=ctmm.overall(pb), structure="hom")),
-    lambda pb, rng, _: wrong_scan(ctmm.fit_genes("~ C(celltype)", data=pb, tests=["score", "mean"])),
+    lambda pb, rng, _: wrong_scan(
+        ctmm.fit_genes("~ C(celltype)", data=pb, tests=["score", "mean"])
+    ),
     lambda pb, rng, _: wrong_scan(ctmm.fit_genes("~ sex", data=ctmm.overall(pb), tests=["mean"])),
     lambda pb, rng, _: _pb(ctmm.impute(pb, pick(rng, ("softimpute", "mvn", "mean")), rng=1)),
     lambda pb, rng, _: _pb(ctmm.standardize(pb, missing=pick(rng, ("observed", "all")))),
