@@ -82,7 +82,7 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
             f"expected a pseudobulk AnnData as ctmm.pseudobulk returns it, got {type(pb).__name__}"
         )
     lost = [] if "nu" in pb.layers else ["layers['nu']"]
-    lost += ["X"] if pb.X is None else []
+    lost += ["X"] if getattr(pb, "X", None) is None else []
     kind = stored_kind(pb.uns, pb.obs, "proportions" in getattr(pb, "obsm", {}), lost)
     if not pb.var_names.is_unique:
         twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
