@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .arguments import choose
+from .arguments import choose, name_list
 from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
@@ -20,7 +20,7 @@ from .design.formula import parse
 from .design.identified import check_alone, check_components, identified
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
-from .design.table import listing
+from .design.table import column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.robust import ONE_UNIT
@@ -213,8 +213,7 @@ def check_formula(random: object, noise: object, engine: str) -> None:
         raise DataError(
             "random= got a table; it names random effects, such as 'batch': did you mean data=?"
         )
-    if noise is None:
-        raise DataError("noise= must name the column of noise variances")
+    column_name(noise, "noise")
 
 
 def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
@@ -285,7 +284,9 @@ def anova(
             raise CTMMError(
                 f"anova compares results of fit(), got {type(fit).__name__}: anova(small, large)"
             )
-    names = _labels(fits) if labels is None else [str(label) for label in labels]
+    names = (
+        _labels(fits) if labels is None else [str(label) for label in name_list("labels", labels)]
+    )
     if len(names) != len(fits) or len(set(names)) < len(names):
         raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
     rows = compare([fit.labelled(name) for name, fit in zip(names, fits, strict=True)])

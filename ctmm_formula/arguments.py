@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -47,6 +47,22 @@ def on_off(name: str, value: object) -> bool:
     if isinstance(value, bool) or type(value).__name__ == "bool":  # numpy's
         return bool(value)
     raise CTMMError(f"{name}= must be True or False, got {value!r}")
+
+
+def iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be gone through; a single number of numpy cannot, whatever its type.
+
+    >>> iterable(["a"]), iterable(np.array(2.0))
+    (True, False)
+    """
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
+def name_list(name: str, values: Any) -> list[Any]:
+    """The values of an argument that takes a list, or an error that names it."""
+    if not iterable(values):
+        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
+    return list(values)
 
 
 def whole(value: Any) -> int | None:

@@ -261,7 +261,10 @@ def power(
     rows = []
     for k in range(len(grid)):
         at = range(k * studies, (k + 1) * studies)
-        for test in next(found[j][0] for j in at if found[j][0]):
+        fitted = [found[j][0] for j in at if found[j][0]]
+        if not fitted:  # one gene could be, but no whole study
+            raise _unfit(work[at.start : at.stop], grid, found[at.start][1])
+        for test in fitted[0]:
             p = np.concatenate([found[j][0].get(test, np.full(work[j].count, np.nan)) for j in at])
             own = {name: column[k] for name, column in shown.items()}
             rows.append({**own, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
@@ -394,9 +397,14 @@ def _try(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]]) -> None:
         _, reason = _attempt(replace(study, count=1))
         if not reason:
             return
+    raise _unfit(studies, grid, reason)
+
+
+def _unfit(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]], reason: str) -> CTMMError:
+    """The error of a setting without a study that can be fitted."""
     varied = [name for name in SETTINGS if len({str(own[name]) for own in grid}) > 1]
     where = ", ".join(f"{name}={_label(studies[0].setting[name])}" for name in varied or SETTINGS)
-    raise CTMMError(f"no simulated study can be fitted with {where}: {reason}")
+    return CTMMError(f"no simulated study can be fitted with {where}: {reason}")
 
 
 def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:

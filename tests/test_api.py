@@ -104,7 +104,7 @@ def test_engines_agree(table):
         ({"bounds": "none"}, "unknown bounds 'none': choose from noise, psd, nonnegative"),
         ({"noise_floor": 1.5}, "noise_floor must lie strictly between 0 and 1"),
         ({"formula_engine": "R"}, "unknown formula engine 'R': choose from patsy, formulaic"),
-        ({"noise": None}, "noise= must name the column"),
+        ({"noise": None}, "noise= must be the name of a column"),
     ],
 )
 def test_wrong_choices_are_refused_before_any_data_work(wrong, message):

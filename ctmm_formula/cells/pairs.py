@@ -206,7 +206,11 @@ def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Inde
         codes, texts = np.asarray(coded.codes, dtype=np.int64), np.asarray(coded.categories)
     else:
         # labels of each value once: a million cells have few donors
-        place, values = pd.factorize(column)
+        try:
+            place, values = pd.factorize(column)
+        except TypeError:  # of lists and the like, whose kind is named
+            labels(column, name, role)
+            raise
         first = np.full(len(values), -1)
         known = np.flatnonzero(place >= 0)
         first[place[known][::-1]] = known[::-1]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..arguments import name_list, on_off
 from ..design.table import as_frame, listing, near
 from ..errors import DataError
 from .files import lazy, open_file, read
@@ -103,6 +104,7 @@ def _checked(source: Source) -> Source:
 
 
 def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
+    raw = on_off("raw", raw)
     if raw and data.raw is None:
         raise DataError("the AnnData has no raw: leave raw=True out, or name a layer")
     if layer is not None and layer not in data.layers:
@@ -186,7 +188,7 @@ def _aligned(obs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 def _known(names: pd.Index, genes: Sequence[str], var: pd.DataFrame | None = None) -> list[str]:
     """Genes as given, once each, all of them known."""
-    wanted = list(dict.fromkeys(str(gene) for gene in genes))
+    wanted = list(dict.fromkeys(str(gene) for gene in name_list("genes", genes)))
     lost = [gene for gene in wanted if gene not in names]
     if lost:
         near_by = near(str(lost[0]), names).replace("the columns are", "the genes are")

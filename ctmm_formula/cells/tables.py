@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
+from ..arguments import choose, name_list
 from ..design.expressions import quote
-from ..design.table import listing, near
+from ..design.table import column_name, listing, near, numbers, pick
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ log = logging.getLogger("ctmm_formula")
 FORMAT = 1
 VARIES = "it varies within pairs"
 """Why most columns of the cells are left out."""
+_LARGEST = 1e150  # squares of more are no numbers
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
 OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
@@ -135,6 +136,7 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
             f"expected a pseudobulk AnnData as ctmm.pseudobulk returns it, got {type(pb).__name__}"
         )
     lost = [] if "nu" in pb.layers else ["layers['nu']"]
+    lost += ["X"] if getattr(pb, "X", None) is None else []
     kind = stored_kind(pb.uns, pb.obs, "proportions" in getattr(pb, "obsm", {}), lost)
     if not pb.var_names.is_unique:
         twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
@@ -177,6 +179,8 @@ def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] =
             "make it anew by ctmm.pseudobulk"
         )
     kind = choose("kind of pseudobulk", str(record.get("kind")), KINDS)
+    if not len(obs):
+        raise DataError("the pseudobulk has no rows: no donor is left")
     missing = [f"obs[{name!r}]" for name in KINDS[kind] if name not in obs]
     missing += [*lost, *([] if shares or kind == "ctp" else ["obsm['proportions']"])]
     if missing:
@@ -228,7 +232,7 @@ def read_grid(pb: AnnData) -> Grid:
             f"({len(found)} rows): leave out whole donors or whole cell types, and keep the order"
         )
     mean, nu = matrices(pb)
-    P = pb.obs["proportion"].to_numpy(dtype=float)
+    P = _of_obs(pb.obs, "proportion", "share of the cell type")
     bad = np.flatnonzero(~(np.isfinite(P) & (P >= 0)))
     if len(bad):
         raise DataError(
@@ -236,7 +240,7 @@ def read_grid(pb: AnnData) -> Grid:
             "give each the share of its cell type in the donor, 0 or more"
         )
     gone = np.isnan(mean)
-    nu2 = _dense(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
+    nu2 = real(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
     missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
     partly = np.flatnonzero(gone.any(axis=1) & ~missing)
     if len(partly):
@@ -254,29 +258,48 @@ def read_grid(pb: AnnData) -> Grid:
     return Grid(
         donors=donors,
         celltypes=celltypes,
-        mean=mean.reshape(N, C, -1),
-        nu=nu.reshape(N, C, -1),
-        nu2=nu2.reshape(N, C, -1),
+        mean=mean.reshape(N, C, mean.shape[1]),
+        nu=nu.reshape(N, C, mean.shape[1]),
+        nu2=nu2.reshape(N, C, mean.shape[1]),
         missing=missing.reshape(N, C),
-        n_cells=pb.obs["n_cells"].to_numpy(dtype=float).reshape(N, C),
+        n_cells=_of_obs(pb.obs, "n_cells", "number of cells").reshape(N, C),
         proportions=P.reshape(N, C),
     )
 
 
 def noise_columns(pb: AnnData, at: Sequence[int] | np.ndarray | slice) -> dict[str, np.ndarray]:
     """Noise variance, and its square where there is one, of some genes: name -> (rows, genes)."""
-    return {name: _dense(pb.layers[name][:, at]) for name in ("nu", "nu2") if name in pb.layers}
+    return {name: real(pb.layers[name][:, at]) for name in ("nu", "nu2") if name in pb.layers}
 
 
 def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and noise as dense float64, rows x genes."""
-    return _dense(pb.X), _dense(pb.layers["nu"])
+    """Mean and noise as dense float64, rows x genes; NaN where missing, but never infinite."""
+    found = {"X": real(pb.X), 'layers["nu"]': real(pb.layers["nu"])}
+    for name, values in found.items():
+        rows, genes = np.nonzero(np.abs(values) > _LARGEST)
+        if len(rows):
+            raise DataError(
+                f"{name} is {values[rows[0], genes[0]]:g} in {pb.obs_names[rows[0]]!r}, gene "
+                f"{pb.var_names[genes[0]]!r} ({len(rows)} such values): correct them, or leave "
+                "out the gene"
+            )
+    return found["X"], found['layers["nu"]']
 
 
-def _dense(values: Any) -> np.ndarray:
-    if hasattr(values, "toarray"):
-        values = values.toarray()
-    return np.asarray(values, dtype=np.float64)
+def _of_obs(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
+    """Numbers in a column of obs."""
+    return numbers(pick(obs, name, role, what="obs"), name, role)
+
+
+def real(values: Any, what: str = "the pseudobulk") -> np.ndarray:
+    """An array, sparse or not, as dense float64, or an error if it does not hold real numbers."""
+    try:
+        values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        if values.dtype.kind == "c":
+            raise TypeError("they are complex")
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"values of {what} are no real numbers: {error}") from None
 
 
 def to_long(
@@ -330,10 +353,10 @@ def to_long(
             "several"
         )
     at = _genes(pb, [gene])
-    name = gene if name is None else name
-    mean, noise = _dense(pb.X[:, at]), noise_columns(pb, at)
+    name = gene if name is None else column_name(name, "name")
+    mean, noise = real(pb.X[:, at]), noise_columns(pb, at)
     if zero_noise == "pool" and kind == "ctp":
-        n_cells = counted(pb.obs)["n_cells"].to_numpy(float)
+        n_cells = _of_obs(counted(pb.obs), "n_cells", "number of cells")
         noise["nu"] = pooled_noise(noise["nu"], n_cells, pb.obs["celltype"])
     frame = _obs_table(pb, kind)
     if name in ("nu", "nu2"):
@@ -381,13 +404,13 @@ def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
     kind = kind_of(pb)
     if isinstance(genes, str):
         genes = [genes]
-    at = np.arange(pb.n_vars) if genes is None else _genes(pb, list(genes))
+    at = np.arange(pb.n_vars) if genes is None else _genes(pb, name_list("genes", genes))
     frame = _obs_table(pb, kind)
     noise = noise_columns(pb, at)
     clash = [name for name in ("gene", "expr", *noise) if name in frame]
     if clash:
         raise DataError(f"the pseudobulk has a column {clash[0]!r} in obs already: rename it")
-    values = {"expr": _dense(pb.X[:, at]), **noise}
+    values = {"expr": real(pb.X[:, at]), **noise}
     # the position repeats every column in its own type
     table = frame.iloc[np.tile(np.arange(len(frame)), len(at))]
     table.insert(0, "gene", np.repeat(np.asarray(pb.var_names[at], dtype=object), len(frame)))
@@ -484,7 +507,8 @@ def counted(obs: pd.DataFrame) -> pd.DataFrame:
     """A copy of obs where imputed pairs have no number of cells: their values come from none."""
     if "imputed" not in obs or "n_cells" not in obs:
         return obs.copy()
-    return obs.assign(n_cells=obs["n_cells"].astype(float).mask(obs["imputed"].astype(bool)))
+    n_cells = _of_obs(obs, "n_cells", "number of cells")
+    return obs.assign(n_cells=np.where(obs["imputed"].astype(bool), np.nan, n_cells))
 
 
 def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:

@@ -24,6 +24,8 @@ from .table import crossed, listing, rows
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
 _ROUNDING = 1e-6
 SUM_TOLERANCE = 1e-6  # proportions read from a text file
+LARGEST = 1e60
+"""Of a response; of a noise variance its square.  Information matrices have their fourth powers."""
 
 
 def check_levels(ready: Prepared) -> None:
@@ -101,7 +103,7 @@ def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
 
 
 def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
-    """Finite, with finite squares, and not constant."""
+    """Finite, not constant, and of a size whose fourth powers are numbers."""
     what = f"the response {name!r}"
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
@@ -111,11 +113,23 @@ def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
         )
     if len(y) and y.max() == y.min():
         raise DataError(f"{what} is constant ({y[0]}): there is no variance to estimate")
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.square(y).sum()):
-            raise DataError(
-                f"the squares of {what} (up to {np.abs(y).max():.0e}) are not finite: rescale it"
-            )
+    extreme = extremes(y)
+    if extreme:
+        raise DataError(f"{what} {extreme}: rescale it")
+
+
+def extremes(y: np.ndarray) -> str:
+    """What forbids a response whose size no information matrix can hold, or "".
+
+    >>> extremes(np.array([0.0, 1e80])), extremes(np.array([0.0, 1e-80])), extremes(np.arange(2.0))
+    ('has values up to 1e+80', 'has no values further than 1e-80 apart', '')
+    """
+    if not len(y):
+        return ""
+    size, apart = np.abs(y).max(), y.max() / 2.0 - y.min() / 2.0
+    if size > LARGEST:
+        return f"has values up to {size:.0e}"
+    return f"has no values further than {2 * apart:.0e} apart" if apart < 1 / LARGEST else ""
 
 
 def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
@@ -138,18 +152,21 @@ def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
 def bad_noise(nu: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
     """Rows whose noise variance cannot be; 0 is the measured one of several cells that are alike.
 
+    Nor can one whose square is no number.
+
     >>> bad_noise(np.array([0.1, 0.0, 0.0, -1.0]), np.array([9.0, 9.0, 1.0, 9.0]))
     array([2, 3])
     """
     several = False if n_cells is None else n_cells > 1
-    return np.flatnonzero(~(np.isfinite(nu) & ((nu > 0) | ((nu == 0) & several))))
+    square = LARGEST**2
+    return np.flatnonzero(~((nu < square) & ((nu > 1 / square) | ((nu == 0) & several))))
 
 
 def why_bad(nu: np.ndarray, n_cells: np.ndarray | None) -> str:
     """What to know of noise variances that cannot be."""
     if n_cells is None and (nu == 0).any():
         return "; 0 is believed where numbers of cells are known, n_cells="
-    return " (one cell has no variance)"
+    return " (one cell has no variance)" if (nu == 0).any() else " (rescale the response)"
 
 
 LARGEST_SQUARE = 6.0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..arguments import iterable
 from ..errors import CTMMWarning, DataError, FormulaError
 from .expressions import column_of, names_in, quote
 from .formula import FormulaSpec
@@ -271,7 +272,8 @@ def _proportion_columns(
 ) -> dict[str, np.ndarray]:
     """Proportions per row, one column per cell type."""
     if not isinstance(proportions, pd.DataFrame):
-        if not isinstance(proportions, (Sequence, pd.Index, np.ndarray)):
+        listed = isinstance(proportions, (Sequence, pd.Index, np.ndarray))
+        if not (listed and iterable(proportions)):
             raise DataError(
                 "proportions must be a list of columns or a DataFrame of donors by cell types, "
                 f"got {type(proportions).__name__}"

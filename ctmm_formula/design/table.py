@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -105,6 +105,9 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
         )
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
         raise DataError(f"{what} must have one row of column names: flatten a MultiIndex first")
+    for name in frame.columns:
+        if not isinstance(name, Hashable):
+            raise DataError(f"{what} has a column named by a {type(name).__name__}: use a text")
     if not len(frame) and not may_be_empty:
         raise DataError(f"{what} has no rows")
     return frame
@@ -124,7 +127,7 @@ def pick(
     frame: pd.DataFrame, name: str, role: str, hint: str = "", what: str = "data"
 ) -> pd.Series:
     """Column `name`, or an error that says what it was for and what comes close."""
-    hits = np.flatnonzero([column == name for column in frame.columns])
+    hits = np.flatnonzero([isinstance(own, str) and own == name for own in frame.columns])
     if len(hits) == 1:
         return frame.iloc[:, hits[0]].reset_index(drop=True)
     if len(hits):
@@ -143,7 +146,7 @@ def pick(
     raise DataError(f"{missing}{near(name, frame.columns)}{hint}")
 
 
-def near(name: str, choices: Iterable[object]) -> str:
+def near(name: object, choices: Iterable[object]) -> str:
     """``; did you mean 'nu'?`` or a list of what there is.
 
     >>> near("celtype", ["donor", "celltype"])
@@ -151,8 +154,9 @@ def near(name: str, choices: Iterable[object]) -> str:
     """
     texts = [str(choice) for choice in choices]
     folded = {text.casefold(): text for text in texts}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
-    close += [key for key in folded if name.casefold() in re.split(r"\W+", key)]
+    wanted = str(name).casefold()
+    close = difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
+    close += [key for key in folded if wanted in re.split(r"\W+", key)]
     if close:
         return f"; did you mean {listing([folded[key] for key in dict.fromkeys(close)])}?"
     return f"; the columns are {listing(texts, 8)}" if texts else ""

@@ -152,7 +152,9 @@ def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     expected = (d - k)[:, own, own].sum(axis=0)
     H = np.einsum("uas,ubs->sab", h, h)
     variance = 2.0 * ((d * (d - 2.0 * k))[:, own, own].sum(axis=0) + np.square(H).sum(axis=(1, 2)))
-    return Contrasts(value, cov, 2.0 * expected**2 / variance, "", fit.moving, across)
+    # where nothing is left that could vary there are no degrees of freedom
+    df = np.divide(2.0 * expected**2, variance, np.full(q, math.nan), where=variance > 0.0)
+    return Contrasts(value, cov, df, "", fit.moving, across)
 
 
 def hotelling(

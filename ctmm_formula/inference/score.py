@@ -149,7 +149,7 @@ def _forms(model: Model, noise: np.ndarray) -> tuple[_Null, list[_Form], np.ndar
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
     left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
-    return law, forms, 4.0 * left, left / whole
+    return law, forms, 4.0 * left, np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:

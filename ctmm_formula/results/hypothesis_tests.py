@@ -163,7 +163,9 @@ def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     """
     none = np.zeros((0, res.numbers.n_params))  # of fixed effects alone
     return run_test(
-        "mean", res.numbers, errors=lambda kind: res.errors_for(none, covariance or kind)
+        "mean",
+        res.numbers,
+        errors=lambda kind: res.errors_for(none, kind if covariance is None else covariance),
     )
 
 

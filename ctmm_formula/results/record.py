@@ -192,7 +192,7 @@ class Record:
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
             return self.numbers.jackknife_errors(covariance._run)
         kind = self.cov_type if covariance is None else covariance
-        if kind == ROBUST != self.cov_type:
+        if isinstance(kind, str) and kind == ROBUST != self.cov_type:
             raise CTMMError(
                 f"covariance='robust' comes with another estimate than that by {self.method!r}: "
                 "fit by method='robust'; test_mean, wald_test and t_test of fixed effects take it"
@@ -216,9 +216,10 @@ class Record:
         """
         fit = self.numbers
         of_fixed = not L[:, fit.n_fixed :].any()
+        kind = fit.fixed_by if covariance is None else covariance
         if of_fixed and covariance is not None and not isinstance(covariance, Jackknife):
-            choose("covariance", covariance, (ROBUST, *COVARIANCES))
-        if of_fixed and covariance in (None, ROBUST) and ROBUST in (covariance, fit.fixed_by):
+            kind = choose("covariance", covariance, (ROBUST, *COVARIANCES))
+        if of_fixed and isinstance(kind, str) and kind == ROBUST:
             return fit.robust_errors
         return self.errors(covariance)
 

@@ -22,7 +22,7 @@ from ..api import (
     method_of,
     scale_of,
 )
-from ..arguments import Rng, generator, on_off, threads, whole_number
+from ..arguments import Rng, generator, name_list, on_off, threads, whole_number
 from ..cells.scale import summary_of
 from ..cells.tables import left_out
 from ..design.expressions import quote
@@ -39,7 +39,7 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
+from .plan import Plan, all_structures, asked_tests, check_tests, make_plan
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from joblib import parallel_config
 
-from ..design.arrays import bad_noise, bad_square, why_bad, why_bad_square
+from ..design.arrays import bad_noise, bad_square, extremes, why_bad, why_bad_square
 from ..design.table import rows as in_rows
 from ..engine import he
 from ..engine.estimate import Estimate
@@ -153,9 +153,9 @@ def _check(pattern: Pattern, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | No
         )
     if y.max() == y.min():
         raise DataError(f"expression is constant ({y[0]:g}): there is no variance to estimate")
-    if not 0.0 < np.square(y - y.mean()).sum() < np.inf:
-        size = np.abs(y).max()
-        raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
+    extreme = extremes(y)
+    if extreme:
+        raise DataError(f"expression {extreme}: rescale it")
 
 
 def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
