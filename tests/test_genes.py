@@ -414,7 +414,7 @@ def test_squares_of_the_noise_reach_the_score_test(small, how, tmp_path):
     obs, expr, nu = small
     nu = nu.copy()
     nu.iloc[[4, 9, 20], 0] = 0.0
-    nu2 = nu**2 * np.linspace(0.2, 1.8, len(obs))[:, None] - 1e-4
+    nu2 = nu**2 * np.linspace(0.2, 1.8, len(obs))[:, None]
     nu2.iloc[[1, 11]] = np.nan
     settings = {"formula": "~ C(celltype)", "method": "robust", "tests": ["score"]}
     data = {"data": obs, "expr": expr, "nu": nu, "nu2": nu2}

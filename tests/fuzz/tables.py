@@ -57,7 +57,6 @@ def table(rng: Rng, overall: bool = False) -> pd.DataFrame:
             "celltype": TYPES * n,
             "expr": rng.normal(size=len(donor)),
             "nu": rng.uniform(0.05, 0.4, len(donor)),
-            "nu2": rng.uniform(0.01, 0.1, len(donor)),
             "n_cells": rng.integers(2, 90, len(donor)),
             "batch": [f"b{k}" for k in (rng.permutation(n) % 4)[donor]],
             "site": [f"s{k}" for k in (np.arange(n) % 3)[donor]],
@@ -66,6 +65,7 @@ def table(rng: Rng, overall: bool = False) -> pd.DataFrame:
             "PC1": rng.normal(size=n)[donor],
         }
     )
+    data.insert(4, "nu2", data["nu"] ** 2 * rng.uniform(0.2, 1.8, len(donor)))
     if overall:
         shares = dict(zip(SHARES, rng.dirichlet([2, 3, 4], n).T, strict=True))
         data = data.iloc[:: len(TYPES)].drop(columns="celltype").assign(**shares)
