@@ -160,7 +160,9 @@ def prepare(
     notes = (*_notes({**factors, **known}, dropped), *doubts)
     if isinstance(data, Mapping) and "rpytools" in sys.modules:  # called from R by reticulate
         _warn_of_levels(table, {name: factors[name] for name in fixed if name in factors})
-    return Prepared(roles, frame, known, keep, table.index[keep], dropped, notes, context, doubts)
+    return Prepared(
+        roles, frame, known, keep, table.index[keep], dropped, notes, context, doubts=doubts
+    )
 
 
 def _warn_of_levels(table: pd.DataFrame, factors: Mapping[str, pd.Categorical]) -> None:

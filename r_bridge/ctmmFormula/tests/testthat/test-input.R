@@ -69,7 +69,7 @@ test_that("values that cannot be are named with their rows as R counts them", {
   refused(with("nu", 9, Inf), "row 9")
   refused(with("expr", 5, Inf), "response 'expr' is inf in row 5")
   refused(with("PC1", 6, -Inf), "'PC1' is not finite in row 6")
-  refused(with("n_cells", 4, -2), "number of cells\\) must be positive, found -2.0 in row 4")
+  refused(with("n_cells", 4, -2), "number of cells\\) must hold whole numbers of 2 or more.*found -2 in row 4")
   refused(transform(pseudobulk, expr = 1), "is constant")
   refused(transform(pseudobulk, expr = "a"), "one column of numbers, got character")
   refused(transform(pseudobulk, nu = as.character(nu)), "'nu' \\(noise\\) must hold numbers")
