@@ -54,7 +54,7 @@ def simulate_cells(
         {
             "donor_id": np.array([f"donor{k:02d}" for k in range(donors)])[donor],
             "cell_type": pd.Categorical(types[celltype]),
-            "sex": np.where(donor % 2, "M", "F"),
+            "sex": np.where(person[donor] % 2, "M", "F"),
             "pool": np.array([f"pool{k % 10}" for k in range(donors)])[donor],
             "n_counts": counts.sum(axis=1),
         },

@@ -86,7 +86,7 @@ test_that("values that cannot be are named with their rows as R counts them", {
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
   expect_error(ctmm(expr ~ celltype + PC1, data = d, method = "reml"), "invalid type", class = "ctmm_DataError")
-  refused(with("expr", 5, 1e300), "squares of the response 'expr' \\(up to 1e\\+300\\) are not finite")
+  refused(with("expr", 5, 1e300), "response 'expr' has values up to 1e\\+300: rescale it")
   expect_error(ctmm(expr ~ 0, data = pseudobulk, method = "reml"), "keep at least the intercept",
                class = "ctmm_FormulaError")
 })
