@@ -467,7 +467,7 @@ _POWER_LIMITS = {
 _NUMBERS = ("cells", "fold", "sigma2", "counts", "dispersion", "cell_variance", "cell_cv",
             "noise_cv", "missing", "batch_variance", "kurtosis")  # fmt: skip
 _OR_NONE = ("counts", "kurtosis")
-_MOST = 1_000_000
+_MOST, _LARGEST = 1_000_000, 1e100
 
 
 def _check(setting: Mapping[str, Any]) -> None:
@@ -503,6 +503,8 @@ def _check(setting: Mapping[str, Any]) -> None:
                 f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
                 f"number or a tuple of {C}, and a list gives several values"
             )
+        if np.abs(setting[name]).max() > _LARGEST:
+            raise CTMMError(f"{name}= must lie within 1e100, got {_label(setting[name])}")
     V = np.asarray(setting["V"], dtype=float)
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
     if not lowest >= -1e-12:
