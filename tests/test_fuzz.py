@@ -283,3 +283,23 @@ def test_what_is_vouched_for_is_read_from_such_a_file(tmp_path_factory):
     """The same edit by a harmless formula is evaluated: it is the whitelist that refuses."""
     for _, read in poisoned(tmp_path_factory).values():
         read("np.log(PC1 - PC1 + 2.5 + PC1**2)")
+
+
+@pytest.mark.parametrize("kind", [object, "int64"])
+def test_whole_numbers_that_no_float_holds_are_labels(kind):
+    data = pseudobulks.cells(np.random.default_rng(1))
+    first = 2**53
+    data.obs["donor"] = pd.Series(
+        [first + int(name[1:]) for name in data.obs["donor"]], data.obs.index, dtype=kind
+    )
+    pb = ctmm.pseudobulk(data, min_cells=2, min_cells_donor=2)
+    assert set(pb.obs["donor"]) == {str(first + k) for k in range(10)}
+
+
+def test_intervals_are_no_labels():
+    data = pseudobulks.cells(np.random.default_rng(1))
+    data.obs["celltype"] = pd.Series([pd.Interval(0, 1)] * len(data), data.obs.index, dtype=object)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        with pytest.raises(DataError, match="Interval values: labels must be text or numbers"):
+            ctmm.pseudobulk(data)

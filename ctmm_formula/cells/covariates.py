@@ -203,12 +203,12 @@ def _as_text(column: pd.Series) -> pd.Series:
     return column.cat.rename_categories(texts)
 
 
-def _text(value: object) -> str:
-    """The value as labels are written; whole numbers that no float holds as they are."""
+def _text(value: Any) -> str:
+    """The value as labels are written; whole numbers beyond 1e308, which are none, to base 16."""
     try:
         return label(value)
     except OverflowError:
-        return hex(int(value))  # type: ignore[call-overload]
+        return hex(value)
 
 
 def _take(values: list[Any], codes: np.ndarray) -> list[Any]:

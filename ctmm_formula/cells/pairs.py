@@ -214,7 +214,7 @@ def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Inde
         first = np.full(len(values), -1)
         known = np.flatnonzero(place >= 0)
         first[place[known][::-1]] = known[::-1]
-        coded = labels(pd.Series(values, index=first), name, role)
+        coded = labels(pd.Series(values, index=first, dtype=values.dtype), name, role)
         codes = np.append(np.asarray(coded.codes, dtype=np.int64), -1)[place]
         texts = np.asarray(coded.categories)
     real = np.array([text.strip() not in NO_LABEL for text in texts], dtype=bool)

@@ -20,6 +20,7 @@ types; a slash in the name of a cell type is %2F there, as no file takes it for 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ UNSEEN = 0.5
 """Share of pairs whose cells are all alike above which a gene is named as low.  Of effects specific
 to cell types, log-fold sd .4 in 50 donors, the score test then finds less than a quarter, of those
 of sd .8 half or more (``tests/benchmarks/score_counts.md``)."""
-_SLASH = "%2F"
+_STORED = {"%25": "%", "%2F": "/"}  # how files have what they take for a folder, and the sign of it
 PREFIX = "prop_"
 """Of the columns of proportions in tables of overall pseudobulk."""
 
@@ -56,15 +57,18 @@ PREFIX = "prop_"
 def stored_types(names: Iterable[object]) -> list[str]:
     """Names of cell types as columns that files can hold.
 
-    >>> stored_types(["T/NK", "B"]), types_of(stored_types(["T/NK", "B"]))
-    (['T%2FNK', 'B'], ['T/NK', 'B'])
+    >>> stored_types(["T/NK", "50% B", "T%2FNK"])
+    ['T%2FNK', '50% B', 'T%252FNK']
+    >>> types_of(stored_types(["T/NK", "50% B", "T%2FNK"]))
+    ['T/NK', '50% B', 'T%2FNK']
     """
-    return [str(name).replace("/", _SLASH) for name in names]
+    marked = (re.sub("%(?=2[5F])", "%25", str(name)) for name in names)
+    return [name.replace("/", "%2F") for name in marked]
 
 
 def types_of(columns: Iterable[object]) -> list[str]:
     """Cell types from the names of such columns."""
-    return [str(name).replace(_SLASH, "/") for name in columns]
+    return [re.sub("%2[5F]", lambda at: _STORED[at[0]], str(name)) for name in columns]
 
 
 def left_out(uns: Any) -> dict[str, str]:

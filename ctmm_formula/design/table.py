@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
@@ -327,11 +327,13 @@ def crossed(parts: Iterable[str]) -> str:
 def label(value: object) -> str:
     """Text of one label: 3.0 and 3 are both "3", dates are ISO.
 
-    >>> label(3.0), label(True), label("T")
-    ('3', 'True', 'T')
+    >>> label(3.0), label(True), label("T"), label(2**53 + 1)
+    ('3', 'True', 'T', '9007199254740993')
     """
     if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)):
         number = float(value)
+        if isinstance(value, Integral):  # no float holds all of them
+            return str(int(value))
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
     if hasattr(value, "isoformat"):
         return str(value.isoformat()).removesuffix("T00:00:00")
