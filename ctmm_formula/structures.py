@@ -255,9 +255,6 @@ def _matrix(value: object, label: str, names: tuple[str, ...]) -> np.ndarray:
     return matrix
 
 
-_LARGEST = 1e100  # products of more are no numbers
-
-
 def _check_basis(parts: list[tuple[str, np.ndarray]]) -> None:
     """Finite, symmetric, told apart by label and by what they span."""
     if not parts:
@@ -267,9 +264,6 @@ def _check_basis(parts: list[tuple[str, np.ndarray]]) -> None:
             matrix, matrix.T, rtol=0, atol=1e-12 * np.abs(matrix).max()
         ):
             raise CTMMError(f"basis matrix {label!r} must be finite and symmetric")
-        if np.abs(matrix).max() > _LARGEST:
-            largest = np.abs(matrix).max()
-            raise CTMMError(f"basis matrix {label!r} has entries up to {largest:.3g}: rescale it")
     labels = [label for label, _ in parts]
     if len(set(labels)) < len(labels):
         raise CTMMError(f"labels of the basis matrices are not unique: {', '.join(labels)}")

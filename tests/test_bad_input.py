@@ -887,6 +887,11 @@ def test_files_that_hold_no_cells(tmp_path, kind):
     told(lambda: ctmm.fit_genes("~ 1", data=path), re.escape(path.name))
 
 
+def test_structures_whose_products_are_no_numbers():
+    own = {"all": np.ones((3, 3)), "own": 1e200 * np.eye(3)}
+    told(lambda: ctmm.fit(GOOD, data=good_table(), structure=own), "'own' has entries up to 1e.200")
+
+
 @pytest.mark.parametrize("name", ["n" * 400, "a\0b", ".", "nowhere/x", ""])
 def test_names_that_no_file_has(name):
     told(lambda: ctmm.pseudobulk(name))

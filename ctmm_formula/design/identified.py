@@ -9,12 +9,14 @@ import numpy as np
 
 from ..engine.he import confounded
 from ..engine.model import Model
-from ..errors import ConvergenceError, DataError
+from ..errors import ConvergenceError, CTMMError, DataError
 from ..structures import ARGUMENTS, STRUCTURES, Structure, resolve
 from .table import listing
 
 if TYPE_CHECKING:
     from .labelled import Design
+
+_LARGEST = 1e100  # of a basis matrix: products of more are no numbers
 
 
 def check_alone(alone: Mapping[str, str], structure: Structure) -> None:
@@ -94,9 +96,15 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
 
     Raises
     ------
+    CTMMError
+        A basis matrix has entries whose products are no numbers.
     ConvergenceError
-        Names them.
+        Components that cannot be told apart: it names them.
     """
+    for label, basis in zip(structure.labels, model.basis, strict=True):
+        largest = np.abs(basis).max()
+        if largest > _LARGEST:
+            raise CTMMError(f"basis matrix {label!r} has entries up to {largest:.3g}: rescale it")
     wrong = confounded(model)
     if not wrong:
         return
