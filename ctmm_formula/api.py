@@ -6,25 +6,27 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .arguments import choose
+from .arguments import choose, name_list
 from .cells.scale import scale_notes
-from .cells.tables import gene_table, is_anndata
+from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
 from .design.formula import parse
-from .design.identified import check_alone, check_components
+from .design.identified import check_alone, check_components, identified
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
-from .design.table import listing
+from .design.table import column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.robust import ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
+from .inference.fit import ROBUST
 from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
 from .structures import resolve
@@ -126,8 +128,9 @@ def fit(
     BoundaryWarning
         The estimate lies on the edge of its domain.
     CTMMWarning
-        The optimisation did not converge; or the formula lacks the means of the cell types, and
-        the structure has V.
+        The optimisation did not converge; the formula lacks the means of the cell types, and
+        the structure has V; a cell type seen in one donor is left out, as `structure` gives it a
+        variance of its own; or the levels of a random effect look like measurements.
 
     Examples
     --------
@@ -143,14 +146,16 @@ def fit(
         raise DataError("data= is missing: fit(formula, data=table)")
 
     spec = parse(formula, random)
-    uns, var = None, pd.DataFrame(index=[spec.response])
+    uns: Any = None
+    var = pd.DataFrame(index=[spec.response])
     if is_anndata(data):
         pb: Any = data
         uns, names = pb.uns, names_in(spec.response).variables
         data, columns = gene_table(data, names)
         var = pb.var.loc[[name for name in names if name in pb.var_names]]
         proportions = columns if proportions is None else proportions
-    design = build_design(
+    make = partial(
+        build_design,
         spec,
         data,
         donor=donor,
@@ -161,7 +166,9 @@ def fit(
         proportions=proportions,
         engine=formula_engine,
         env=caller(),
+        gone=left_out(uns),
     )
+    design, _ = identified(lambda without: make(without=without), [structure])
     results = fit_design(design, structure, method, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
@@ -206,8 +213,7 @@ def check_formula(random: object, noise: object, engine: str) -> None:
         raise DataError(
             "random= got a table; it names random effects, such as 'batch': did you mean data=?"
         )
-    if noise is None:
-        raise DataError("noise= must name the column of noise variances")
+    column_name(noise, "noise")
 
 
 def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
@@ -278,7 +284,9 @@ def anova(
             raise CTMMError(
                 f"anova compares results of fit(), got {type(fit).__name__}: anova(small, large)"
             )
-    names = _labels(fits) if labels is None else [str(label) for label in labels]
+    names = (
+        _labels(fits) if labels is None else [str(label) for label in name_list("labels", labels)]
+    )
     if len(names) != len(fits) or len(set(names)) < len(names):
         raise CTMMError(f"labels= needs one name for each of the {len(fits)} fits")
     rows = compare([fit.labelled(name) for name, fit in zip(names, fits, strict=True)])
@@ -333,7 +341,9 @@ def caller() -> Mapping[str, object]:
 
 
 def warn_of(results: CTMMResults) -> None:
-    """At most one warning of the optimisation, and one of the formula."""
+    """Warnings of the data, at most one of the formula, and at most one of the optimisation."""
+    for doubt in results.design.doubts:
+        warnings.warn(doubt, CTMMWarning, stacklevel=3)
     means = means_warning(results.design.one_mean, [results.structure_])
     if means:
         warnings.warn(means, CTMMWarning, stacklevel=3)
@@ -385,14 +395,22 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
+    if not results.definite:
+        yield (
+            "the fitted covariance is not positive definite: random effects and fitted values are "
+            "predicted with its negative variance components shrunk until it is"
+        )
     if results.numbers.is_clustered:
         if results.df_resid < 1:
             yield f"{ONE_UNIT}, so there are no tests and intervals"
     elif results.df_resid < 1:
-        of = "of variance components " if results.numbers.has_likelihood else ""
+        likelihood, robust = results.numbers.has_likelihood, results.numbers.fixed_by == ROBUST
+        of = "of variance components " if likelihood or robust else ""
+        fixed = "; of fixed effects none but by the robust estimate" if not likelihood else ""
         yield (
             f"{results.n_donors} donors and {results.df_model} parameters: no residual degrees of "
             f"freedom, so no tests and intervals {of}but by test_variance('score')"
+            f"{fixed if robust else ''}"
         )
     if results.design.n_cells is None:
         what = "fit and score test are" if results.numbers.is_clustered else "the score test is"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -49,6 +49,22 @@ def on_off(name: str, value: object) -> bool:
     raise CTMMError(f"{name}= must be True or False, got {value!r}")
 
 
+def iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be gone through; a single number of numpy cannot, whatever its type.
+
+    >>> iterable(["a"]), iterable(np.array(2.0))
+    (True, False)
+    """
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
+def name_list(name: str, values: Any) -> list[Any]:
+    """The values of an argument that takes a list, or an error that names it."""
+    if not iterable(values):
+        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
+    return list(values)
+
+
 def whole(value: Any) -> int | None:
     """A whole number; also 10.0, which is how R types ten."""
     if not isinstance(value, Real) or isinstance(value, bool) or value != value // 1:
@@ -63,7 +79,7 @@ def floats(name: str, value: object) -> np.ndarray:
             array = np.asarray(value, dtype=float)
             if np.isfinite(array).all():
                 return array
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise CTMMError(f"{name} must be finite numbers, got {value!r}")
 
@@ -85,7 +101,7 @@ def generator(rng: Any) -> np.random.Generator:
 def check_alpha(alpha: Any) -> None:
     """One less the confidence of an interval, or the level of a test, or an error."""
     known = isinstance(alpha, (float, int, np.floating)) and not isinstance(alpha, bool)
-    if not known or not 0 < float(alpha) < 1:
+    if not known or not 0 < alpha < 1:
         raise CTMMError(f"alpha must lie between 0 and 1, got {alpha!r}")
 
 

@@ -86,6 +86,10 @@ CONTINUOUS: dict[str, Any] = {
 """Settings of cells that are not counted, with their defaults."""
 
 
+COUNTED: dict[str, Any] = {"dispersion": 0.5}
+"""The same of counts."""
+
+
 def power(
     n_donors: Any = 50,
     celltypes: Any = 4,
@@ -96,7 +100,7 @@ def power(
     cells: Any = 50.0,
     fold: Any = 1.0,
     counts: Any = 1.0,
-    dispersion: Any = 0.5,
+    dispersion: Any = COUNTED["dispersion"],
     cell_variance: Any = CONTINUOUS["cell_variance"],
     cell_cv: Any = CONTINUOUS["cell_cv"],
     noise_cv: Any = CONTINUOUS["noise_cv"],
@@ -143,7 +147,7 @@ def power(
         analysed as log(1 + counts per 10,000), see :class:`~ctmm_formula.simulate.CountCells`.
         None: cells have any distribution, by the four settings below.
     dispersion : float
-        Of the counts: variance mean + dispersion mean^2.
+        Of the counts: variance mean + dispersion mean^2; none with ``counts=None``.
     cell_variance : float
         With ``counts=None``, as the next three: variance between the cells of a donor and cell
         type, in units of sigma2 and V.
@@ -257,7 +261,10 @@ def power(
     rows = []
     for k in range(len(grid)):
         at = range(k * studies, (k + 1) * studies)
-        for test in next(found[j][0] for j in at if found[j][0]):
+        fitted = [found[j][0] for j in at if found[j][0]]
+        if not fitted:  # one gene could be, but no whole study
+            raise _unfit(work[at.start : at.stop], grid, found[at.start][1])
+        for test in fitted[0]:
             p = np.concatenate([found[j][0].get(test, np.full(work[j].count, np.nan)) for j in at])
             own = {name: column[k] for name, column in shown.items()}
             rows.append({**own, "test": test, "alpha": alpha, **positive_rate(p, alpha)})
@@ -390,9 +397,14 @@ def _try(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]]) -> None:
         _, reason = _attempt(replace(study, count=1))
         if not reason:
             return
+    raise _unfit(studies, grid, reason)
+
+
+def _unfit(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]], reason: str) -> CTMMError:
+    """The error of a setting without a study that can be fitted."""
     varied = [name for name in SETTINGS if len({str(own[name]) for own in grid}) > 1]
     where = ", ".join(f"{name}={_label(studies[0].setting[name])}" for name in varied or SETTINGS)
-    raise CTMMError(f"no simulated study can be fitted with {where}: {reason}")
+    return CTMMError(f"no simulated study can be fitted with {where}: {reason}")
 
 
 def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:
@@ -449,18 +461,21 @@ _POWER_LIMITS = {
     "sigma2": NOT_NEGATIVE,
     "cell_variance": ABOVE_0,
     "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),
-    "counts": (*LIMITS["mean"][:2], f"{LIMITS['mean'][2]}, or None"),
+    "counts": (ABOVE_0[0], 5e3, "above 0, up to the 5,000 counts of a cell in all, or None"),
 }
 """Those of a simulation, but where a table of rates needs others."""
 _NUMBERS = ("cells", "fold", "sigma2", "counts", "dispersion", "cell_variance", "cell_cv",
             "noise_cv", "missing", "batch_variance", "kurtosis")  # fmt: skip
 _OR_NONE = ("counts", "kurtosis")
+_MOST, _LARGEST = 1_000_000, 1e100
 
 
 def _check(setting: Mapping[str, Any]) -> None:
     """Errors of a setting before anything is simulated."""
-    whole_number("n_donors", setting["n_donors"], 3)
-    C = whole_number("celltypes", setting["celltypes"], 2)
+    for name, least in (("n_donors", 3), ("celltypes", 2)):
+        whole_number(name, setting[name], least)
+        number(name, setting[name], (least, _MOST, f"a whole number from {least} to {_MOST:,}"))
+    C = int(setting["celltypes"])
     if setting["n_batches"]:
         _batches(setting)
     choose("kind", setting["kind"], ["ctp", "op"])
@@ -474,6 +489,9 @@ def _check(setting: Mapping[str, Any]) -> None:
             f"{given[0]}= is of cells that are not counted: say counts=None, or leave {given[0]}= "
             "out (counts make their own variance between cells)"
         )
+    given = [name for name, default in COUNTED.items() if setting[name] != default]
+    if given and setting["counts"] is None:
+        raise CTMMError(f"{given[0]}= is of counts: leave it out, or give counts= a number")
     if setting["kind"] == "op" and setting["fold"] == 1.0:
         raise CTMMError(
             "kind='op' needs fold= above 1: where all donors have the same proportions, overall "
@@ -485,6 +503,8 @@ def _check(setting: Mapping[str, Any]) -> None:
                 f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
                 f"number or a tuple of {C}, and a list gives several values"
             )
+        if np.abs(setting[name]).max() > _LARGEST:
+            raise CTMMError(f"{name}= must lie within 1e100, got {_label(setting[name])}")
     V = np.asarray(setting["V"], dtype=float)
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
     if not lowest >= -1e-12:

@@ -354,7 +354,7 @@ def _start() -> Any:
 
 
 _R_FIX = "install R (https://cran.r-project.org, or apt install r-base) and have R on the PATH"
-_RPY2_FIX = "pip install 'ctmm-formula[r]', for R below 4.5: pip install 'rpy2<3.6'"
+_RPY2_FIX = "pip install rpy2, for R below 4.5: pip install 'rpy2<3.6'"
 
 
 def _restore(before: dict[str, str]) -> None:

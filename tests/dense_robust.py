@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import dense
 import numpy as np
+from scipy import stats
 
 ALONE = 1e-9
 
@@ -73,7 +74,10 @@ def fit(model, reweightings: int = 4) -> SimpleNamespace:
             Sigma = Sigma + sum(v * Z @ Z.T for v, Z in zip(g, a.levels, strict=True))
         out = solve(Sigma, a.X, a.y, a.D, a.parts)
         worst = max(worst, out.condition)
-    return SimpleNamespace(**vars(out) | {"condition": worst}, a=a, Sigma=Sigma, unit=units(a))
+    cells = None if model.n_cells is None else model.n_cells[model.active_rows]
+    return SimpleNamespace(
+        **vars(out) | {"condition": worst}, a=a, Sigma=Sigma, unit=units(a), w=w, cells=cells
+    )
 
 
 def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
@@ -87,9 +91,35 @@ def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
     return out
 
 
-def cr2(f: SimpleNamespace, L: np.ndarray, null: float = 0.0) -> SimpleNamespace:
-    """CR2 covariance, Satterthwaite df and HTZ test from the n x n covariance of residuals."""
+def moved(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float) -> np.ndarray:
+    """Covariance of L b with the noise that the rows have where L b is `null`."""
+    a, n = f.a, f.cells
+    if n is None:
+        return L @ f.K @ L.T
+    r = a.y - a.X @ f.beta
+    slope = np.sum(n * r * (n * np.diag(a.D) - n * f.w)) / np.sum(n * r**2)
+    back, M = f.K @ a.X.T @ f.S, f.K
+    for _ in range(3):
+        there = f.beta - M @ L.T @ np.linalg.pinv(L @ M @ L.T) @ (L @ f.beta - null)
+        extra = np.maximum(slope * (a.X @ (there - f.beta)) / n, -0.8 * f.w)
+        M = back @ (f.Sigma + np.diag(extra)) @ back.T
+    return L @ M @ L.T
+
+
+def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: float) -> np.ndarray:
+    """t tests of both ends of an interval, in units of the quantile they should be at."""
+    own = [cr2(f, row[None], end) for end in (low, high)]
+    quantile = stats.t.isf(alpha / 2, own[0].df[0])
+    return np.array([one.t[0] / quantile for one in own])
+
+
+def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> SimpleNamespace:
+    """CR2 covariance, Satterthwaite df and HTZ test from the n x n covariance of residuals.
+
+    Tests go by the noise that the rows have where L b is `null`.
+    """
     a, n, q = f.a, len(f.a.y), len(L)
+    values = np.broadcast_to(null, q)
     count = f.unit.max() + 1
     g = np.zeros((q, n, count))
     for u in range(count):
@@ -115,5 +145,9 @@ def cr2(f: SimpleNamespace, L: np.ndarray, null: float = 0.0) -> SimpleNamespace
     ]  # fmt: skip
     eta = q * (q + 1) / sum(var)
     away = L @ f.beta - null
-    F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(V) @ away
-    return SimpleNamespace(cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected)
+    at = power(half @ moved(f, L, null) @ half, 0.5)
+    there = np.linalg.inv(half) @ at @ half @ V @ half @ at @ np.linalg.inv(half)
+    F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(there) @ away
+    alone = [moved(f, L[[k]], away_from)[0, 0] for k, away_from in enumerate(values)]
+    t = away / np.sqrt(np.diag(V) * alone / np.diag(expected))
+    return SimpleNamespace(cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected, t=t)

@@ -104,7 +104,7 @@ def test_engines_agree(table):
         ({"bounds": "none"}, "unknown bounds 'none': choose from noise, psd, nonnegative"),
         ({"noise_floor": 1.5}, "noise_floor must lie strictly between 0 and 1"),
         ({"formula_engine": "R"}, "unknown formula engine 'R': choose from patsy, formulaic"),
-        ({"noise": None}, "noise= must name the column"),
+        ({"noise": None}, "noise= must be the name of a column"),
     ],
 )
 def test_wrong_choices_are_refused_before_any_data_work(wrong, message):
@@ -473,8 +473,65 @@ def test_a_cell_type_in_one_donor_blocks_its_own_variance_only(table):
     robust = ctmm.fit(formula, data=lone, structure="hom").table()
     assert np.isnan(robust["std_error"].iloc[0]) and robust["std_error"].iloc[1:].notna().all()
     for structure in ("free", "full", "banded(1)"):
-        with pytest.raises(DataError, match=r"'day0' is observed in one donor.*'iid' or 'hom'"):
-            ctmm.fit(formula, data=lone, structure=structure)
+        with pytest.warns(ctmm.CTMMWarning, match=rf"'day0' is observed in one donor, {donor!r}"):
+            res = ctmm.fit(formula, data=lone, structure=structure, method="reml")
+        other = ctmm.fit(formula, data=rest, structure=structure, method="reml")
+        pd.testing.assert_series_equal(res.params, other.params)
+        assert res.dropped == {"cell type 'day0' of one donor": 1}
+        assert any("'day0' is observed in one donor" in note for note in res.notes)
+    with pytest.raises(DataError, match=r"'day0' is observed in one donor.*'iid' or 'hom'"):
+        ctmm.fit(formula, data=lone, structure={"a": np.ones((4, 4)), "b": np.diag([1, 0, 0, 0])})
+
+
+def test_cell_types_in_one_donor_are_left_out_until_none_is_left(table):
+    """day1 of the donor that alone has day0 and day1, and so loses it."""
+    first, second = table["donor"].unique()[:2]
+    kept = {"day0": [first], "day1": [first, second]}
+    lone = table[
+        [c not in kept or d in kept[c] for c, d in zip(table.celltype, table.donor, strict=True)]
+    ].copy()
+    lone.loc[(lone.donor == second) & (lone.celltype == "day1"), "nu"] = np.nan
+    with pytest.warns(ctmm.CTMMWarning) as got:
+        res = ctmm.fit("expr ~ C(celltype)", data=lone)
+    assert [f"'day{k}' is observed" in str(w.message) for k, w in enumerate(got)] == [True, True]
+    assert res.celltypes == ("day2", "day3") and res.nobs == len(lone) - 3
+
+
+def test_one_row_per_outcome_is_a_three_level_model(table):
+    """Donors and what is left of their rows, as by dense algebra; no means are missed."""
+    own = table.assign(outcome=np.arange(len(table)).astype(str))
+    res = ctmm.fit("expr ~ sex", data=own, celltype="outcome", structure="iid", method="reml")
+    assert not any("share one mean" in note for note in res.notes)
+    assert sum("observed in one donor each" in note for note in res.notes) == 1
+    X = np.column_stack([np.ones(len(own)), own.sex == "M"])
+    same = np.equal.outer(own.donor.to_numpy(), own.donor.to_numpy())
+    sigma = res.vcomp["hom"] * same + np.diag(res.vcomp["V"] + own.nu)
+    assert res.llf == pytest.approx(reml(own.expr.to_numpy(), X, sigma), rel=1e-9)
+    for name, step in (("hom", same.astype(float)), ("V", np.eye(len(own)))):
+        for sign in (-1, 1):
+            moved = reml(own.expr.to_numpy(), X, sigma + sign * 0.01 * step)
+            assert moved < res.llf, name
+
+
+def reml(y, X, sigma):
+    """Restricted log-likelihood with all constants."""
+    inverse = np.linalg.inv(sigma)
+    gram = X.T @ inverse @ X
+    P = inverse - inverse @ X @ np.linalg.solve(gram, X.T @ inverse)
+    dets = [np.linalg.slogdet(m)[1] for m in (sigma, gram, X.T @ X)]
+    return -0.5 * (
+        (len(y) - X.shape[1]) * np.log(2 * np.pi) + dets[0] + dets[1] - dets[2] + y @ P @ y
+    )
+
+
+def test_a_measure_as_random_effect_warns_with_the_number_of_levels(table):
+    ages = dict(zip(table.donor.unique(), np.arange(72) * 61 // 72 + 20, strict=True))
+    aged = table.assign(age=table.donor.map(ages))
+    with pytest.warns(ctmm.CTMMWarning, match=r"'age' has 61 levels.*72 donors.*\+ age"):
+        res = ctmm.fit("expr ~ C(celltype) + (1|age)", data=aged, structure="hom", method="he")
+    assert sum("61 levels" in note for note in res.notes) == 1
+    text = aged.assign(age=aged.age.astype(str), batch=aged.age // 20)  # warnings are errors
+    ctmm.fit("expr ~ C(celltype) + (1|age) + (1|batch)", data=text, structure="hom", method="he")
 
 
 def test_crossed_levels_of_one_spelling_stay_apart():

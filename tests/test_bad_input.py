@@ -7,6 +7,7 @@ formula and a table can be run through the same cases.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ctmm_formula as ctmm
+from ctmm_formula.design.arrays import bad_square
 from ctmm_formula.design.formula import parse
 from ctmm_formula.design.labelled import build_design
-from ctmm_formula.errors import CTMMError, DataError, FormulaError
+from ctmm_formula.engine.noise import unbiased_square
+from ctmm_formula.errors import CTMMError, CTMMWarning, DataError, FormulaError
 
 GOOD = "expr ~ C(celltype) + sex + PC1"
 TYPES = ["B", "Mono", "T"]
@@ -288,7 +292,7 @@ CASES = [
     Case(
         "squares that overflow",
         DataError,
-        [r"squares of the response 'expr' \(up to 1e\+300\)", "rescale"],
+        [r"response 'expr' has values up to 1e\+300", "rescale"],
         change=lambda d: d.assign(expr=1e300 * (d["donor"] == "d01")),
     ),
     Case("constant covariate", DataError, ["'PC1'", "is constant"], change=assign(PC1=2.5)),
@@ -416,14 +420,14 @@ CASES = [
     Case(
         "zero noise of one cell",
         DataError,
-        ["'nu'", "positive", "row 4", "'d01'", "one cell has no variance"],
+        ["'n_cells'", "row 4", "one cell has no measured variance"],
         change=lambda data: put("n_cells", 4, 1)(put("nu", 4, 0.0)(data)),
     ),
     Case(
         "infinite square",
         DataError,
-        ["'nu2'", "infinite", "rows 4, 7", "NaN"],
-        change=lambda data: put("nu2", [4, 7], np.inf)(data.assign(nu2=0.1)),
+        ["'nu2'", "found inf", "rows 4, 7", "NaN"],
+        change=lambda data: put("nu2", [4, 7], np.inf)(data.assign(nu2=data["nu"] ** 2)),
     ),
     Case(
         "negative noise",
@@ -449,7 +453,7 @@ CASES = [
         ["'nu'", "to_numeric"],
         change=lambda d: d.assign(nu=d["nu"].astype(str)),
     ),
-    Case("zero cells", DataError, ["'n_cells'", "positive", "row 9"], change=put("n_cells", 9, 0)),
+    Case("zero cells", DataError, ["'n_cells'", "2 or more", "row 9"], change=put("n_cells", 9, 0)),
     # values
     Case(
         "decimal comma",
@@ -835,3 +839,162 @@ def test_nothing_of_pandas_or_python_comes_through(name):
     change, words = RAW[name]
     with pytest.raises(DataError, match=words):
         build_design(parse(GOOD), change(good_table()))
+
+
+def told(call, message=None):
+    with pytest.raises(CTMMError, match=message):
+        call()
+
+
+class _Kind:
+    """Something that a package of that name calls so."""
+
+    def __init__(self, module, **attributes):
+        self.__class__ = type("Thing", (), {"__module__": module, **attributes})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["a.h5ad", "b.h5ad"], r"one at a time.*anndata\.concat"),
+        ("table.csv", r"read the file first, pandas\.read_csv"),
+        ("https://example.org/cells.h5ad", "addresses are not read: download"),
+        (_Kind("polars", collect=print), r"not computed yet: data=table\.collect\(\)"),
+        (_Kind("dask", compute=print), r"not computed yet: data=table\.compute\(\)"),
+        (_Kind("tiledbsoma._experiment"), r"axis_query\(\.\.\.\)\.to_anndata"),
+        (_Kind("mudata", mod={}), r"one modality, data=mdata\.mod\['rna'\]"),
+        (np.ones((3, 2)), r"try data=pandas\.DataFrame\(\.\.\.\) of it"),
+    ],
+)
+def test_other_data_are_refused_with_what_to_do(data, message):
+    told(lambda: ctmm.fit(GOOD, data=data), message)
+    if isinstance(data, str):
+        message = "is an address: download" if "://" in data else r"no h5ad file|there is no file"
+    told(lambda: ctmm.pseudobulk(data), message)
+    told(lambda: ctmm.fit_genes("~ 1", data=data), message)
+
+
+@pytest.mark.parametrize("kind", ["directory", "empty zarr", "zarr of nothing", "empty file"])
+def test_files_that_hold_no_cells(tmp_path, kind):
+    path = tmp_path / ("cells.zarr" if "zarr" in kind else "cells.h5ad")
+    if kind == "empty file":
+        path.touch()
+    elif kind == "zarr of nothing":
+        pytest.importorskip("zarr").open_group(str(path), mode="w")
+    else:
+        path.mkdir()
+    told(lambda: ctmm.pseudobulk(path), re.escape(path.name))
+    told(lambda: ctmm.fit_genes("~ 1", data=path), re.escape(path.name))
+
+
+def test_structures_whose_products_are_no_numbers():
+    own = {"all": np.ones((3, 3)), "own": 1e200 * np.eye(3)}
+    told(lambda: ctmm.fit(GOOD, data=good_table(), structure=own), "'own' has entries up to 1e.200")
+
+
+@pytest.mark.parametrize("name", ["n" * 400, "a\0b", ".", "nowhere/x", ""])
+def test_names_that_no_file_has(name):
+    told(lambda: ctmm.pseudobulk(name))
+    told(lambda: ctmm.fit_genes("~ 1", data=name))
+    told(lambda: ctmm.read_scan(name))
+    told(lambda: ctmm.CTMMResults.from_json(name))
+
+
+@pytest.mark.parametrize(
+    "formula",
+    ["expr ~ " + "-" * 5000 + "PC1", "expr ~ I(" + "-" * 20000 + "PC1)",
+     "expr ~ " + "+".join(["PC1"] * 3000)],
+    ids=["signs", "inside", "terms"],
+)  # fmt: skip
+def test_formulas_without_end(formula):
+    told(lambda: ctmm.fit(formula, data=good_table()), "formula|Python expression")
+
+
+def test_half_characters_are_named_so_that_they_can_be_printed():
+    with pytest.raises(FormulaError, match="half a character") as error:
+        ctmm.fit("expr ~ \ud800", data=good_table())
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_donors": 10**400}, "a whole number from 3 to 1,000,000"),
+        ({"V": 10**400}, "V must be finite numbers"),
+        ({"counts": 1e9}, "up to the 5,000 counts of a cell in all"),
+        ({"counts": None, "dispersion": 0.3}, "dispersion= is of counts: leave it out"),
+        ({"alpha": 10**400}, "alpha="),
+    ],
+)
+def test_settings_of_power_that_no_study_has(settings, message):
+    told(lambda: ctmm.power(**settings, n_sim=1), message)
+
+
+def test_alpha_beyond_floats():
+    res = ctmm.fit(GOOD, data=good_table(), structure="hom", method="he")
+    told(lambda: res.conf_int(10**400), "alpha must lie between 0 and 1")
+
+
+@pytest.mark.parametrize("cells", [1, 0, -3, 0.4, 30.5, np.inf])
+def test_numbers_of_cells_are_whole_and_two_or_more(cells):
+    """One cell has no measured variance; shares are no numbers of cells."""
+    data = good_table()
+    data["n_cells"] = data["n_cells"].astype(float)
+    data.loc[4, "n_cells"] = cells
+    told(lambda: ctmm.fit(GOOD, data=data), r"'n_cells' .*2 or more.*row 4: use NaN")
+    data.loc[4, "n_cells"] = np.nan
+    assert ctmm.fit(GOOD, data=data, structure="hom").nobs == len(data)
+
+
+@pytest.mark.parametrize("share", [-0.5, 6.5, np.inf])
+def test_squares_of_the_noise_that_no_cells_have(share):
+    data = good_table()
+    data["nu2"] = data["nu"] ** 2
+    data.loc[7, "nu2"] = share * data["nu"][7] ** 2
+    told(lambda: ctmm.fit(GOOD, data=data), r"'nu2'.*row 7.*0 or more, and at most 6 times")
+    expr, nu = data[["expr"]], data[["nu"]].set_axis(["expr"], axis=1)
+    square = data[["nu2"]].set_axis(["expr"], axis=1)
+    with pytest.warns(ctmm.CTMMWarning, match="failed"):
+        scan = ctmm.fit_genes("~ C(celltype)", data=data, expr=expr, nu=nu, nu2=square)
+    assert "at most 6 times" in scan.table["reason"][0]
+    ctmm.fit(GOOD, data=data, nu2=None, structure="hom")  # as it says
+
+
+def test_squares_of_four_cells_reach_the_bound_and_none_is_beyond():
+    """All orders of magnitude of unequal cells, by the estimate itself."""
+    rng = np.random.default_rng(0)
+    most = 0.0
+    for n in (4, 5, 8, 40):
+        x = np.exp(rng.normal(size=(500, n)) * rng.uniform(0, 4, (500, 1))) * rng.choice(
+            [0, 1], (500, n)
+        )
+        x[0] = np.arange(n) % 2
+        d = x - x.mean(axis=1, keepdims=True)
+        S2, S4 = (d**2).sum(axis=1), (d**4).sum(axis=1)
+        nu, nu2 = S2 / (n * (n - 1)), unbiased_square(float(n), S2, S4)
+        assert not len(bad_square(nu2, nu))
+        ratio = nu2[nu > 0] / nu[nu > 0] ** 2
+        assert ratio.max() <= n * (n - 1) / ((n - 2) * (n - 3)) * (1 + 1e-9)
+        most = max(most, ratio.max())
+    assert most > 1.4
+
+
+def test_covariances_of_tests_of_means_are_listed_with_robust():
+    res = ctmm.fit(GOOD, data=good_table(), structure="hom", method="reml")
+    told(lambda: res.test_mean("median"), "choose from robust, model, kenward-roger, jackknife")
+    assert res.test_mean("robust").pvalue > 0
+    told(lambda: res.conf_int(covariance="robust"), "fit by method='robust'")
+
+
+def test_lists_from_r_say_that_the_order_of_levels_is_lost(monkeypatch):
+    """reticulate makes texts of the factors in a list, but not of those in a data frame."""
+    data = good_table()
+    lists = {name: column.tolist() for name, column in data.items()}
+    build_design(parse(GOOD), lists)  # from Python nothing is lost
+    monkeypatch.setitem(sys.modules, "rpytools", sys)
+    with pytest.warns(CTMMWarning, match="the first is 'B' of 'celltype', 'F' of 'sex'"):
+        build_design(parse(GOOD), lists)
+    for name in ("celltype", "sex"):
+        lists[name] = pd.Categorical(lists[name], data[name].unique()[::-1])
+    assert build_design(parse(GOOD), lists).celltypes == tuple(TYPES[::-1])
+    build_design(parse(GOOD), data)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pickle
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ctmm_formula as ctmm
 from ctmm_formula.design.expressions import column_of, is_condition, names_in, quote
 from ctmm_formula.design.formula import parse
+from ctmm_formula.design.matrix import Coding
 from ctmm_formula.design.random_terms import RandomTerm
 from ctmm_formula.errors import CTMMError, FormulaError
 
@@ -337,3 +340,78 @@ def test_names_in_expressions():
     assert quote('a"b') == r'Q("a\"b")'
     for name in ('a"b', "a\\", "class", "1", "a b", "é"):
         assert column_of(quote(name)) == name
+
+
+@pytest.mark.parametrize("engine", ["patsy", "formulaic"])
+def test_polynomials_are_orthonormal_and_serve_new_rows(engine):
+    """As QR of the powers gives them, whatever the centre of x."""
+    x = np.random.default_rng(1).normal(40.0, 5.0, 30)
+    new = np.array([25.0, 40.0, 61.0])
+    coding = Coding("poly(x, 3)", pd.DataFrame({"x": x}), {}, engine)
+    assert coding.names == ("Intercept", *(f"poly(x, 3)[{k}]" for k in range(3)))
+    powers = np.vander(np.r_[x, new] - x.mean(), 4, increasing=True)
+    R = np.linalg.qr(powers[:30])[1]
+    want = powers @ np.linalg.inv(R) * np.sign(np.diag(R))
+    got = np.vstack([coding.matrix(pd.DataFrame({"x": part})) for part in (x, new)])
+    np.testing.assert_allclose(got[:, 1:], want[:, 1:], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("poly(x, 0)", "degree must be a whole number of 1 or more, got 0"),
+        ("poly(x, 9)", "4 different values have polynomials up to degree 3"),
+        ("poly(x, 2.5)", "degree must be a whole number"),
+    ],
+)
+def test_polynomials_that_are_none(code, message):
+    frame = pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0, 4.0]})
+    with pytest.raises(FormulaError, match=message):
+        _ = Coding(code, frame, {}, "patsy").names
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("offset(PC1)", r"there is no function 'offset'; take what is known off .*I\(y - x\)"),
+        ("ns(PC1, 3)", r"natural splines are cr\(x, df=3, constraints='center'\)"),
+        ("s(PC1)", r"bs\(x, df=3\) or cr\("),
+        ("(PC1 | donor)", r"no random slopes.*\+ PC1, or one for each cell type, \+ PC1:celltype"),
+        ("(0 + PC1 | batch)", r"no random slopes.*'PC1' is a fixed effect"),
+        ("(1 + PC1 | donor)", "there are no random slopes, a covariate is a fixed effect"),
+        ("(1 + celltype | batch)", r"share a part of it are \(1\|group\) \+ \(celltype\|group\)"),
+        ("(celltype || batch)", r"write one \|: random effects are independent as they stand"),
+    ],
+)
+def test_what_other_packages_have_is_refused_with_what_to_write(term, message):
+    with pytest.raises(FormulaError, match=message):
+        ctmm.fit(f"expr ~ C(celltype) + {term}", data=ctmm.load_example())
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "I(expr - PC1) ~ C(celltype)",
+        "expr ~ C(celltype) + cr(PC1, df=3, constraints='center')",
+        "expr ~ C(celltype) + bs(PC1, df=3)",
+        "expr ~ C(celltype) + PC1:celltype",
+        "expr ~ C(celltype) + poly(PC1, 2)",
+        "expr ~ C(celltype) + (1|batch) + (celltype|batch)",
+    ],
+)
+@pytest.mark.parametrize("engine", ["patsy", "formulaic"])
+def test_what_is_said_to_be_written_is_fitted(formula, engine):
+    df = ctmm.load_example()
+    res = ctmm.fit(formula, data=df, structure="hom", method="he", formula_engine=engine)
+    again = ctmm.CTMMResults.from_json(res.to_json())
+    np.testing.assert_allclose(again.predict(df.head(9)), res.predict().head(9), rtol=1e-9)
+    assert not any("independent" in note for note in res.notes)
+
+
+def test_effects_on_cell_types_are_said_to_be_independent():
+    df = ctmm.load_example()
+    res = ctmm.fit("expr ~ C(celltype) + (celltype|batch)", data=df, structure="hom", method="he")
+    assert any(
+        note.startswith("(celltype | batch): effects on different cell types are independent; add")
+        for note in res.notes
+    )

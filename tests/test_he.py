@@ -1,6 +1,7 @@
 """Moment estimates of many genes and without each group of donors, against brute force."""
 
 import pickle
+import warnings
 
 import dense
 import numpy as np
@@ -249,3 +250,58 @@ def test_scans_with_any_number_of_workers():
     sent = pickle.loads(pickle.dumps(shared))
     Y, NU = responses(model)
     np.testing.assert_array_equal(sent.theta(Y, NU), shared.theta(Y, NU))
+
+
+def test_effects_are_gls_wherever_blocks_of_donors_are_definite():
+    """Also where donors alone are not; of random components, by eigenvalues of all of Sigma."""
+    rng = np.random.default_rng(5)
+    kinds = {"donors": 0, "blocks": 0, "none": 0}
+    for trial in range(150):
+        celltype, donor = np.tile(np.arange(2), 8), np.repeat(np.arange(8), 2)
+        H, batch = np.eye(2)[celltype], rng.integers(6, size=8)[donor]
+        level = np.unique(batch, return_inverse=True)[1]
+        random = [RandomComponent(level, H[:, c].copy()) for c in range(2)]
+        y, nu = rng.normal(size=16), rng.uniform(0.05, 0.3, 16)
+        model = build_model(y, nu, H, H, donor, np.ones((1, 2, 2)), random)
+        theta = np.append(-rng.uniform(0.02, 0.1), rng.uniform(-0.05, 0.4, 2))
+        sigma = dense.covariance(dense.arrays(model), theta)
+        at = he.complete(model, theta)
+        definite = np.linalg.eigvalsh(sigma)[0] > 0
+        assert at.beta_by == ("gls" if definite else "ols"), trial
+        want, cov = dense.gls(model, theta)
+        alone = all(
+            np.linalg.eigvalsh(theta[0] + np.diag(model.nu[model.row_donor == i]))[0] > 0
+            for i in range(8)
+        )
+        kinds["none" if not definite else "donors" if alone else "blocks"] += 1
+        if definite:
+            np.testing.assert_allclose(at.beta, want, rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(at.cov_beta, cov, rtol=1e-8, atol=1e-12)
+            left = LeftOutMoments(model, [np.array([i]) for i in range(8)])
+            betas = left.gls(model, np.tile(theta, (8, 1)))
+            for i in range(8):
+                part = model.without(np.array([i]))
+                inside = np.linalg.eigvalsh(dense.covariance(dense.arrays(part), theta))[0] > 0
+                rank = np.linalg.matrix_rank(part.X[part.active_rows]) == 2
+                assert inside and rank
+                np.testing.assert_allclose(betas[i], dense.gls(part, theta)[0], rtol=1e-7)
+    assert min(kinds.values()) > 10, kinds
+
+
+@pytest.mark.parametrize("method", ["he", "reml", "ml", "robust"])
+def test_no_residual_without_a_donor_is_no_estimate(method):
+    """Eight rows and six effects: six rows without any donor."""
+    rng = np.random.default_rng(0)
+    data = {name: rng.normal(size=8) for name in ("x", "z", "w", "v", "y")}
+    data |= {"donor": np.repeat(list("abcd"), 2), "celltype": list("BT") * 4, "nu": 0.1}
+    data |= {"n_cells": rng.integers(10, 50, 8)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.BoundaryWarning)  # of ML
+        res = ctmm.fit("y ~ C(celltype) + x + z + w + v", data=data, structure="hom", method=method)
+    run = res.jackknife()
+    assert run.estimates["hom"].isna().all() and len(run.failed) == 4
+    assert set(run.failed.values()) == {
+        "the variance components cannot be told apart without these donors"
+    }
+    test = res.test_component("hom", "jackknife")
+    assert np.isnan(test.pvalue) and test.note

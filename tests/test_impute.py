@@ -281,7 +281,7 @@ def test_bad_data(pb):
     other = pb.copy()
     seen = int(np.flatnonzero(np.isfinite(pb.X[:, 0]))[0])
     other.X[seen, 2] = np.inf
-    with pytest.raises(DataError, match=r"X is infinite in 1 places, .*'d00\|type0', gene 'g2'"):
+    with pytest.raises(DataError, match=r"X is inf in 'd00\|type0', gene 'g2'"):
         ctmm.impute(other)
     other = pb.copy()
     other.layers["nu"][seen, 3] = np.nan

@@ -21,8 +21,8 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "hypothesis_tests", "parameters", "predictions", "shares", "serialize", "record",
-    "resampling", "labels", "summary", "estimates",
+    "fitted", "hypothesis_tests", "tested", "parameters", "predictions", "shares", "serialize",
+    "record", "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
@@ -30,7 +30,7 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "labelled", "arrays", "prepare", "matrix", "formula",
+    "identified", "labelled", "arrays", "prepare", "matrix", "polynomials", "formula",
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
@@ -38,10 +38,10 @@ LAYERS = [
     "hypotheses", "testing", "jackknife", "score", "score_law", "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "left_out_scores", "variation", "precision", "estimators",
-    "left_out_moments", "sandwich", "robust", "sweeps", "block_sums", "unit_sums", "leverages",
-    "he", "likelihood", "left_out_fits", "search", "optimize", "domain", "kernels", "lanes",
-    "options", "model", "noise", "estimate",
+    "draws", "plain", "blup", "left_out_scores", "variation", "estimators",
+    "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
+    "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
+    "kernels", "lanes", "options", "model", "noise", "estimate",
     "structures", "distributions", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -299,7 +299,8 @@ def test_pseudobulk_is_drawn_as_it_is_made():
         "celltype": rng.choice(["B", "T"], n, p=[0.08, 0.92]),
     })  # fmt: skip
     cells = pd.DataFrame({"CD19": rng.gamma(2.0, size=n), "NKG7": rng.gamma(1.0, size=n)})
-    pb = ctmm.pseudobulk(cells, obs=obs, min_cells=12, min_cells_donor=1)
+    with pytest.warns(ctmm.CTMMWarning, match="'B' is observed in one donor, 'a'"):
+        pb = ctmm.pseudobulk(cells, obs=obs, min_cells=12, min_cells_donor=1)
     counts = obs.value_counts()
     got = plots.missing_data(pb).set_index(["donor", "celltype"])
     assert (got["observed"] == (counts > 12).reindex(got.index)).all()

@@ -293,6 +293,7 @@ def test_whole_numbers_and_truth_values(form, kind, tmp_path):
 
 
 @no_logarithms
+@pytest.mark.filterwarnings("ignore:cell type .* is observed in one donor")
 @pytest.mark.parametrize("use", ["X", "raw"])
 def test_as_scanpy_on_its_own_cells(use):
     adata = sc.datasets.pbmc68k_reduced()
@@ -534,8 +535,8 @@ def test_filters_want_strictly_more():
     assert pb.uns["ctmm"]["notes"].tolist() == [
         "1 of 3 donors are left out, they have at most 100 cells: 'at'",
         "1 of 4 pairs of donor and cell type are missing, they have at most 10 cells",
-        "cell type 'B' is observed in one donor, 'above': it has no variance between donors; "
-        "min_donor_share= leaves such cell types out",
+        "cell type 'B' is observed in one donor, 'above': it has no variance between donors, and "
+        "fits with one for each cell type leave it out; so does min_donor_share=",
     ]
 
 
@@ -1383,3 +1384,7 @@ def test_a_cell_type_in_one_donor_is_told():
     assert "min_donor_share=" in said[0]
     pb = ctmm.pseudobulk(adata, min_donor_share=0.5)
     assert not any("in one donor" in note for note in pb.uns["ctmm"]["notes"])
+    more = {("a", "T"): 300, ("b", "T"): 200, ("c", "T"): 200, ("b", "B"): 150}
+    with pytest.warns(ctmm.CTMMWarning, match="cell type 'B' is observed in one donor, 'b'"):
+        pb = ctmm.pseudobulk(sized(more))
+    assert sum("in one donor" in note for note in pb.uns["ctmm"]["notes"]) == 1

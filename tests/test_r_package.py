@@ -6,6 +6,7 @@ failure.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import select
@@ -121,7 +122,7 @@ def outcome(library) -> dict[str, list[tuple[int, int, int, str]]]:
     }
     """
     out: dict[str, list[tuple[int, int, int, str]]] = {}
-    for line in run_r(library, code).splitlines():
+    for line in run_r(library, code, timeout=900).splitlines():
         if line.startswith("@@"):
             file, passed, skipped, bad, text = (part.strip() for part in line[2:].split("|"))
             out.setdefault(file, []).append((int(passed), int(skipped), int(bad), text))
@@ -445,3 +446,16 @@ def test_the_tour_is_the_vignette_with_its_output(library, tmp_path):
     assert [x for x in made if x[:2] != "#>"] == [x for x in kept if x[:2] != "#>"]
     for name in ("varcorr-1.png", "genes-1.png"):
         assert (tmp_path / "ctmm-in-r_files" / name).stat().st_size > 2000
+
+
+def test_the_installed_package_has_the_tour_as_its_vignette(library):
+    """Installed from its source, as the READMEs do it; the page is the tour's text and output."""
+    code = "v <- vignette('ctmm'); cat(v$Title, file.path(v$Dir, 'doc', v$PDF), sep = '\n')"
+    title, page = run_r(library, f"library(ctmmFormula); {code}").splitlines()
+    assert title == "CTMM in R"
+    assert page.startswith(str(library))
+    shown = html.unescape(re.sub("<[^>]*>", "", Path(page).read_text(encoding="utf-8")))
+    tour = (ROOT / "r_bridge" / "ctmm-in-r.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", tour, re.DOTALL)
+    assert len(blocks) >= 10
+    assert not [block for block in blocks if block.strip() not in shown]

@@ -9,7 +9,7 @@ import dense_kr
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 import ctmm_formula as ctmm
 from ctmm_formula import CTMMResults
@@ -1080,9 +1080,73 @@ def test_none_is_no_random_effect(res):
     assert res.predict(random=None).equals(res.predict())
 
 
-def test_moments_without_effects_say_what_to_do(he):
-    theta = he.estimate.theta.copy()
-    theta[:] = -1.0
+def test_effects_of_what_is_no_covariance_are_those_of_its_part_that_is(he):
+    """Negative components shrunk together to where A is a covariance, as by dense algebra."""
+    theta = np.array([0.4, -1.5, 0.3, -0.5, 0.2, -0.3])  # hom, V of four types, batch
+    res = replace_theta(he, theta)
+    assert not res.definite and he.definite
+
+    def A(share):
+        own = np.where(theta[:5] > 0, theta[:5], share * theta[:5])
+        return own[0] + np.diag(own[1:])
+
+    share = optimize.brentq(lambda t: np.linalg.eigvalsh(A(t))[0], 0.0, 1.0, xtol=1e-14)
+    d = res.design
+    G = np.equal.outer(d.donor_codes, d.donor_codes) * (d.H @ A(share) @ d.H.T)
+    y, X = d.y, d.X
+    inverse = np.linalg.inv(G + np.diag(d.nu))
+    P = inverse - inverse @ X @ np.linalg.solve(X.T @ inverse @ X, X.T @ inverse)
+    want = X @ res.estimate.beta + G @ P @ y
+    np.testing.assert_allclose(res.fittedvalues, want, rtol=1e-8, atol=1e-8)
+    assert (res.random_effects["batch"]["estimate"] == 0.0).all()
+    nothing = replace_theta(he, np.full(6, -1.0))
+    assert nothing.fittedvalues.equals(nothing.marginal.rename("fittedvalues"))
+
+
+def test_any_default_fit_of_three_donors_has_effects_and_says_what_they_are():
+    rng = np.random.default_rng(0)
+    said = 0
+    for _ in range(20):
+        rows = {"donor": np.repeat(list("abc"), 3), "celltype": list("BTM") * 3, "nu": 0.05,
+                "n_cells": rng.integers(20, 90, 9), "y": rng.normal(size=9) * 0.3}  # fmt: skip
+        res = ctmm.fit("y ~ C(celltype)", data=rows)
+        assert res.method == "robust" and np.isfinite(res.fittedvalues).all()
+        A = res.A.to_numpy()
+        definite = np.linalg.eigvalsh(A + 0.05 * np.eye(3))[0] > 0
+        assert definite == res.definite
+        noted = any("is not positive definite: random effects" in note for note in res.notes)
+        assert noted != definite
+        said += noted
+    assert 0 < said < 20
+
+
+def test_moments_without_noise_have_no_effects_and_say_what_to_do(he):
+    still = replace_theta(he, np.full(6, -1.0))
+    still = replace(still, design=replace(still.design, nu=np.zeros(len(still.design.nu))))
     message = r"\(donor01, donor02, donor03, \.\.\.\); .*method='reml'.*random='none'"
     with pytest.raises(ConvergenceError, match=message):
-        _ = replace_theta(he, theta).random_effects
+        _ = still.random_effects
+
+
+def test_errors_that_a_failed_jackknife_lacks_are_said(res):
+    """One donor holds most of what is known of day0."""
+    df = ctmm.load_example()
+    first = df["donor"].unique()[:2]
+    part = df[(df.celltype != "day0") | df.donor.isin(first)]
+    few = ctmm.fit("expr ~ C(celltype)", data=part, method="he")
+    with pytest.warns(ctmm.CTMMWarning, match=r"errors are missing, as 2 of 72 refits .*failed"):
+        assert few.bse.isna().any()
+    assert "Standard errors are missing, as 2 of 72" in " ".join(str(few.summary()).split())
+    assert few.bse.isna().any()  # told once
+
+
+def test_note_and_summary_of_no_residual_df_agree():
+    df = ctmm.load_example()
+    part = df[df.donor.isin(df.donor.unique()[:8])]
+    few = ctmm.fit("expr ~ C(celltype) + PC1", data=part, method="he")
+    text = " ".join(str(few.summary()).split())
+    assert few.df_resid < 1 and "P values by t" not in text
+    assert "No p values and intervals, as there are no residual df" in text
+    assert "of variance components but by test_variance('score'); of fixed effects none but" in text
+    assert np.isfinite(few.test_mean().pvalue) and np.isfinite(few.test_variance().pvalue)
+    assert few.pvalues.isna().all()

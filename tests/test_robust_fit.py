@@ -58,11 +58,6 @@ def close(value, expected, rtol=EXACT):
     np.testing.assert_allclose(value, expected, rtol=rtol, atol=0, equal_nan=True)
 
 
-def interval(value, se, df, alpha=0.05):
-    half = stats.t.isf(alpha / 2, df) * se
-    return np.transpose([value - half, value + half])
-
-
 def component_errors(dense):
     """Jackknife covariance of theta, and the larger of its errors and the working model's."""
     parts = [part.theta for part in dense_robust.jackknife(dense)]
@@ -86,10 +81,13 @@ def test_table_by_brute_force(fits, name):
     close(table["estimate"], [*dense.beta, *dense.theta])
     close(table["std_error"], [*np.sqrt(np.diag(cr2.cov)), *se])
     df = np.append(cr2.df, np.full(len(se), units - 1))
-    t = table["estimate"] / table["std_error"]
+    t = np.append(cr2.t, (table["estimate"] / table["std_error"])[p:])
+    close(table["statistic"], t)
     p_values = np.where(np.arange(len(df)) < p, 2 * stats.t.sf(abs(t), df), stats.t.sf(t, df))
     close(table["p_value"], p_values)
-    expected = interval(table["estimate"], table["std_error"], df)
+    expected = table[["conf_low", "conf_high"]].to_numpy()
+    for row, (low, high) in zip(np.eye(p), expected[:p], strict=True):
+        np.testing.assert_allclose(dense_robust.ends(dense, row, 0.05, low, high), [1, -1], 1e-6)
     # of components by t on the scale of log(theta + c), where se = sqrt(2 / df) (theta + c)
     c = np.maximum(se / np.sqrt(2.0 / df[p:]) - dense.theta, 0.0)
     reach = stats.t.ppf(0.975, df[p:]) * se / (dense.theta + c)
@@ -111,12 +109,12 @@ def test_means_contrasts_and_tests_by_brute_force(fits, name):
     L = res.design.mean_rows
     means, want = res.means(alpha=0.1), dense_robust.cr2(dense, L)
     close(means["std_error"], np.sqrt(np.diag(want.cov)))
-    ends = interval(L @ dense.beta, means["std_error"], want.df, 0.1)
-    close(means[["conf_low", "conf_high"]], ends)
+    for row, own in zip(L, means[["conf_low", "conf_high"]].to_numpy(), strict=True):
+        np.testing.assert_allclose(dense_robust.ends(dense, row, 0.1, *own), [1, -1], 1e-6)
     pairs = np.array([L[b] - L[a] for a in range(4) for b in range(a + 1, 4)])
     contrasts, want = res.contrasts(), dense_robust.cr2(dense, pairs)
-    size = np.sqrt(np.diag(want.cov))
-    close(contrasts["p_value"], 2 * stats.t.sf(abs(pairs @ dense.beta / size), want.df))
+    close(contrasts["statistic"], want.t)
+    close(contrasts["p_value"], 2 * stats.t.sf(abs(want.t), want.df))
     equal = dense_robust.cr2(dense, L[:-1] - L[-1])
     for test in (res.test_mean(), res.test_mean("robust"), res.test_mean(None)):
         assert test.method == "wald (robust)"
@@ -131,6 +129,7 @@ def test_means_contrasts_and_tests_by_brute_force(fits, name):
     close([one.pvalue, one.df[1]], [res.pvalues["PC1"], both.df[1]])
     each = res.t_test("sex[T.M] = 0.1, PC1 = 0")
     close(each.df_denom, both.df)
+    close(each.tvalue, both.t)
     close(each.pvalue, 2 * stats.t.sf(abs(each.tvalue.ravel()), both.df))
 
 
@@ -248,8 +247,11 @@ def test_the_wire(df, fits):
     L = res.design.mean_rows[:-1] - res.design.mean_rows[-1]
     linear = call("linear", {"fit": fit, "L": codec.encode(L), "joint": True})
     close(linear["test"]["pvalue"], res.test_mean().pvalue, SAME)
-    close(codec.decode(linear["se"]), np.sqrt(np.diag(sandwich_of(res, L).cov)), SAME)
-    close(codec.decode(linear["df"]), sandwich_of(res, L).df, SAME)
+    rows, sent_back = sandwich_of(res, L), codec.decode(linear["table"])
+    close(sent_back[:, 1], np.sqrt(np.diag(rows.cov)), SAME)
+    close(sent_back[:, 2:4], np.transpose([rows.statistics(), rows.pvalues()]), SAME)
+    np.testing.assert_allclose(sent_back[:, 4:], rows.intervals(), 1e-9)
+    close(codec.decode(linear["df"]), rows.df, SAME)
 
 
 def sandwich_of(res, L):

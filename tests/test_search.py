@@ -46,6 +46,7 @@ KEPT = [] if MISSING else json.loads((SHARED / CASES).read_text())
 
 
 @pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+@pytest.mark.filterwarnings("ignore:no cell type in the fixed part")
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: str(case["seed"]))
 def test_cases_of_users(case):

@@ -427,3 +427,68 @@ def test_proportions_and_noise_that_are_none_are_refused(pb):
 def test_steps_know_their_kind(pb):
     with pytest.raises(DataError, match="not overall pseudobulk"):
         ctmm.overall(ctmm.overall(pb))
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+def test_slashes_in_cell_types_survive_every_file(tmp_path):
+    cells = pytest.importorskip("anndata")
+    pytest.importorskip("zarr")
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame(
+        {"donor": np.repeat(list("abcdefgh"), 30), "celltype": rng.choice(["T/NK", "B"], 240)}
+    )
+    counts = pd.DataFrame(rng.gamma(2.0, size=(240, 2)), columns=["g", "h"])
+    pb = ctmm.pseudobulk(counts, obs=obs, min_cells=3, min_cells_donor=1)
+    op = ctmm.overall(pb)
+    want = ctmm.fit("g ~ 1", data=op, structure="hom", method="he")
+    assert want.celltypes == ("B", "T/NK")
+    for kind, read in (("zarr", cells.read_zarr), ("h5ad", cells.read_h5ad)):
+        path = tmp_path / f"op.{kind}"
+        getattr(op, f"write_{kind}")(path)  # warnings are errors
+        again = ctmm.fit("g ~ 1", data=read(path), structure="hom", method="he")
+        pd.testing.assert_series_equal(again.params, want.params)
+        scan = ctmm.fit_genes("~ 1", data=path, structure="hom", method="he", tests=[])
+        assert scan.gene("g").celltypes == ("B", "T/NK")
+    assert "prop_T/NK" in ctmm.to_long(op, "g")
+
+
+def test_what_a_pseudobulk_has_lost_is_told():
+    cells = pytest.importorskip("anndata")
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"donor": np.repeat(list("abcdefgh"), 30), "celltype": ["T", "B", "B"] * 80})
+    obs["age"] = 30.0 + rng.normal(size=240)
+    obs.index = obs.index.astype(str)
+    var = pd.DataFrame({"feature_name": ["CD3E", "CD19"]}, index=["ENSG1.1", "ENSG2.3"])
+    adata = cells.AnnData(rng.gamma(2.0, size=(240, 2)), obs=obs, var=var)
+    options = {"min_cells": 3, "min_cells_donor": 1}
+    pb = ctmm.pseudobulk(adata, **options)
+    for call in (
+        lambda: ctmm.fit("Q('ENSG1.1') ~ C(celltype) + age", data=pb),
+        lambda: ctmm.fit("Q('ENSG1.1') ~ C(celltype) + (1|age)", data=pb),
+        lambda: ctmm.fit_genes("~ C(celltype) + age", data=pb),
+    ):
+        with pytest.raises(
+            DataError, match=r"pseudobulk left it out: it varies within pairs; give"
+        ):
+            call()
+    adata.obs["age"] = adata.obs.groupby("donor")["age"].transform("mean")  # as it says
+    again = ctmm.pseudobulk(adata, **options)
+    ctmm.fit("Q('ENSG1.1') ~ C(celltype) + age", data=again, structure="hom")
+    for call in (
+        lambda: ctmm.fit("CD3E ~ C(celltype)", data=pb),
+        lambda: ctmm.to_long(pb, "CD3E"),
+        lambda: ctmm.fit_genes("~ C(celltype)", data=pb, genes=["CD3E"]),
+        lambda: ctmm.pseudobulk(adata, genes=["CD3E"], **options),
+    ):
+        with pytest.raises(DataError, match=r"var\['feature_name'\], of gene 'ENSG1.1': name that"):
+            call()
+    named = pb.copy()
+    named.var_names = named.var["feature_name"]
+    ctmm.fit("CD3E ~ C(celltype)", data=named, structure="hom")
+    other = pb.copy()
+    other.obs_names = "x" + other.obs_names
+    other.obs["donor"] = "x" + other.obs["donor"].astype(str)
+    with pytest.raises(DataError, match=r"anndata\.concat\(\[\.\.\.\], uns_merge='first'"):
+        ctmm.fit("Q('ENSG1.1') ~ C(celltype)", data=cells.concat([pb, other]))
+    joined = cells.concat([pb, other], uns_merge="first", merge="same")
+    assert ctmm.fit("Q('ENSG1.1') ~ C(celltype)", data=joined, structure="hom").n_donors == 16

@@ -115,6 +115,15 @@ class Source:
             return self._texts(place, node.body) + self._texts(place, node.orelse)
         if isinstance(node, ast.ListComp):
             return self._texts(place, node.elt)
+        if isinstance(node, ast.Starred):
+            return self._texts(place, node.value)
+        if isinstance(node, (ast.Tuple, ast.List)):
+            found = [text for part in node.elts for text in self._texts(place, part)]
+            return [text for text in found if has_words(text)] or [text]
+        if isinstance(node, ast.Attribute):
+            return self._kept(node.attr) or [text]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".values"):
+            return self._texts(place, node.func.value)
         if isinstance(node, ast.Name) and place.scopes:
             given = _assigned(place.scopes[-1], node.id)
             if given:
@@ -124,7 +133,8 @@ class Source:
             function = self.functions.get((place.path, node.func.id)) or self.functions.get(
                 (None, node.func.id)
             )
-            returned = [n.value for n in ast.walk(function or node) if isinstance(n, ast.Return)]
+            ends = (ast.Return, ast.Yield)
+            returned = [n.value for n in ast.walk(function or node) if isinstance(n, ends)]
             inner = Place(place.path, (function,) if function else (), node)
             found = [text for v in returned if v for text in self._texts(inner, v)]
             return [text for text in found if has_words(text)] or [text]
@@ -135,6 +145,23 @@ class Source:
                     if found:
                         return [one_line(t + VALUE) for t in found]
         return [text]
+
+    def _kept(self, field: str) -> list[str]:
+        """The texts that objects of the package are made with, by a field's name."""
+        given = [
+            (other, part.value)
+            for other in self.places
+            for part in other.call.keywords
+            if part.arg == field and other.name[:1].isupper()
+        ]
+        passed_on = (ast.Attribute, ast.Constant)
+        found = [
+            text
+            for other, value in given
+            if not isinstance(value, passed_on)
+            for text in self._texts(other, value)
+        ]
+        return [text for text in found if has_words(text)]
 
     def _handed_over(self, place: Place, argument: str) -> list[str]:
         """The texts that callers give for an argument."""
@@ -176,13 +203,21 @@ def has_words(text: str) -> bool:
     return len(re.sub("[^a-zA-Z]", "", text)) > 5
 
 
+def _is_of(target: ast.expr, name: str) -> bool:
+    """Whether a variable, one of several, or an item of it gets a value."""
+    if isinstance(target, ast.Tuple):
+        return any(_is_of(part, name) for part in target.elts)
+    target = target.value if isinstance(target, ast.Subscript) else target
+    return isinstance(target, ast.Name) and target.id == name
+
+
 def _assigned(function: ast.FunctionDef, name: str) -> list[ast.expr]:
     """What a variable is given, or runs over."""
     found = []
     for node in ast.walk(function):
         if isinstance(node, (ast.Assign, ast.For)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            if any(_is_of(target, name) for target in targets):
                 found.append(node.value if isinstance(node, ast.Assign) else node.iter)
     return found
 

@@ -204,9 +204,9 @@ show(shown.rename(columns={"n_donors": "donors", "counts": "mean of a cell"}))
 # %% [markdown]
 # The score test and the robust test of means keep their level from .02 counts a cell up; those that
 # weigh by the measured noise find what is not there.  Where one type has hundreds of cells and the
-# others a dozen, and a gene is seen less than once in a pair of the others, both reject too often
-# (.08 to .12), as Hotelling's test of the plain means does: too few counts for any normal law
-# (`tests/benchmarks/count_levels.md`).  Of what is there, mostly in one type:
+# others a dozen, and a gene is seen less than once in a pair of the others, the score test rejects
+# too often (.08 to .12): too few counts for its law (`tests/benchmarks/count_levels.md`).  Of what is
+# there, mostly in one type:
 
 # %% tags=["hide-input", "markdown"]
 alternative = frame(counted["V > 0, mostly in one type"])

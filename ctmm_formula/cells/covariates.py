@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import name_list
 from ..design.table import label, listing, near
 from ..errors import DataError
 from .pairs import Pairs
+from .tables import VARIES
 
 OWN = ("donor", "celltype", "n_cells", "proportion", "nu")
 """Columns that pseudobulk makes itself, and the name of the noise."""
-VARIES = "it varies within pairs"
 TWICE = "several columns have this name"
 HEAD = 10_000
 """Cells that are looked at first: most columns of quality measures show there that they vary."""
@@ -131,7 +132,7 @@ def pooled(obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str]) -> dict[str, l
             codes, known = pd.factorize(column[on])
         except TypeError:  # values are objects
             continue
-        levels = [label(value) for value in known]
+        levels = [_text(value) for value in known]
         if not 2 <= len(levels) <= FEW_LEVELS:
             continue
         table = np.zeros((len(total), len(levels)), dtype=np.int64)
@@ -152,8 +153,8 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
         return names
     if isinstance(wanted, str):
         wanted = [wanted]
-    for name in wanted:
-        if name not in columns:
+    for name in name_list("covariates", wanted):
+        if not isinstance(name, str) or name not in columns:
             raise DataError(f"covariates= names {name!r}, not a column of obs{near(name, columns)}")
         if columns.count(name) > 1:
             raise DataError(f"covariates= names {name!r}: {TWICE} in obs, rename them")
@@ -161,7 +162,7 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
             raise DataError(
                 f"covariates= names {name!r}, a column that pseudobulk makes itself: rename yours"
             )
-    return [name for name in names if name in wanted]
+    return [name for name in names if name in list(wanted)]
 
 
 def _varies(column: pd.Series, cell: np.ndarray, size: int) -> bool:
@@ -189,17 +190,25 @@ def _column(column: pd.Series, values: list[Any], codes: np.ndarray) -> pd.Serie
         if not pd.api.types.is_extension_array_dtype(kind):
             kind = "boolean" if pd.api.types.is_bool_dtype(kind) else "float64"
         return pd.Series(_take(values, codes)).astype(kind)
-    texts = [None if code < 0 else label(values[code]) for code in codes]
+    texts = [None if code < 0 else _text(values[code]) for code in codes]
     return pd.Series(pd.Categorical(texts))
 
 
 def _as_text(column: pd.Series) -> pd.Series:
     """Categories that no file holds, such as intervals of age, become texts."""
     categories = column.cat.categories
-    texts = [label(value) for value in categories]
+    texts = [_text(value) for value in categories]
     if pd.api.types.is_numeric_dtype(categories.dtype) or len(set(texts)) < len(texts):
         return column
     return column.cat.rename_categories(texts)
+
+
+def _text(value: Any) -> str:
+    """The value as labels are written; whole numbers beyond 1e308, which are none, to base 16."""
+    try:
+        return label(value)
+    except OverflowError:
+        return hex(value)
 
 
 def _take(values: list[Any], codes: np.ndarray) -> list[Any]:

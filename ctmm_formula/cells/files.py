@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ def open_file(path: Path) -> tuple[Any, Callable[[], None]]:
         The package that reads it is not installed.
     """
     require_anndata()
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
+        raise DataError(f"data= {str(path)!r} is an address: download the file first")
     path = file_path("data=", path)
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}")

@@ -33,6 +33,8 @@ class Pairs:
     filters : dict
         Thresholds, and what each of them took.
     notes : list of str
+    lone : list of str
+        What to say of cell types observed in one of several donors.
     mixed : str
         Which of few experiments is kept of how many donors, where most are in several.
     """
@@ -45,6 +47,7 @@ class Pairs:
     observed: np.ndarray
     filters: dict[str, object]
     notes: list[str]
+    lone: list[str]
     mixed: str = ""
 
     @property
@@ -125,6 +128,7 @@ def find_pairs(
         observed=grid.observed,
         filters=filters,
         notes=notes + _filter_notes(counts, cells.donors, cells.celltypes, grid, thresholds),
+        lone=_lone_notes(cells.donors, cells.celltypes, grid),
         mixed=cells.mixed,
     )
 
@@ -202,11 +206,15 @@ def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Inde
         codes, texts = np.asarray(coded.codes, dtype=np.int64), np.asarray(coded.categories)
     else:
         # labels of each value once: a million cells have few donors
-        place, values = pd.factorize(column)
+        try:
+            place, values = pd.factorize(column)
+        except TypeError:  # of lists and the like, whose kind is named
+            labels(column, name, role)
+            raise
         first = np.full(len(values), -1)
         known = np.flatnonzero(place >= 0)
         first[place[known][::-1]] = known[::-1]
-        coded = labels(pd.Series(values, index=first), name, role)
+        coded = labels(pd.Series(values, index=first, dtype=values.dtype), name, role)
         codes = np.append(np.asarray(coded.codes, dtype=np.int64), -1)[place]
         texts = np.asarray(coded.categories)
     real = np.array([text.strip() not in NO_LABEL for text in texts], dtype=bool)
@@ -299,13 +307,21 @@ def _filter_notes(
             f"{missing} of {grid.observed.size} pairs of donor and cell type are missing, they "
             f"have at most {max(thresholds.min_cells, 1)} cells"
         )
-    for name, at in zip(celltypes[grid.celltypes], grid.observed.T, strict=True):
-        if at.sum() == 1 < len(at):
-            texts.append(
-                f"cell type {name!r} is observed in one donor, {donors[grid.donors][at][0]!r}: it "
-                "has no variance between donors; min_donor_share= leaves such cell types out"
-            )
     return texts
+
+
+def _lone_notes(donors: pd.Index, celltypes: pd.Index, grid: _Grid) -> list[str]:
+    """What to say of kept cell types that one of several donors has."""
+    found = [
+        (name, donors[grid.donors][at][0])
+        for name, at in zip(celltypes[grid.celltypes], grid.observed.T, strict=True)
+        if at.sum() == 1 < len(at)
+    ]
+    return [
+        f"cell type {name!r} is observed in one donor, {donor!r}: it has no variance between "
+        "donors, and fits with one for each cell type leave it out; so does min_donor_share="
+        for name, donor in found
+    ]
 
 
 def _nothing_left(

@@ -35,6 +35,10 @@ from .tables import FORMAT, log, require_anndata
 if TYPE_CHECKING:
     from anndata import AnnData
 
+SEVERAL = 3
+"""Donors from which a cell type of one donor alone is warned of: of two, half of the types may be
+such."""
+
 
 def pseudobulk(
     data: object,
@@ -133,7 +137,8 @@ def pseudobulk(
     CTMMWarning
         Values are whole numbers or larger than logarithms can be: counts, raw or scaled, where
         logarithms are expected.  Counts to be normalised are of fewer genes than the AnnData's raw
-        or the AnnData it is a view of, or so few that they may be a selection.  A column of obs
+        or the AnnData it is a view of, or so few that they may be a selection.  A cell type is
+        observed in one donor.  A column of obs
         (or `experiment`) looks like conditions under which most donors were sampled.
 
     Notes
@@ -198,11 +203,12 @@ def pseudobulk(
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
     pairs = read.pairs
     samples = _samples(source.obs, pairs, donor, [*names.values()])
-    for text in samples:
+    told = pairs.lone if len(pairs.donors) >= SEVERAL else []
+    for text in (*told, *samples):
         warnings.warn(text, CTMMWarning, stacklevel=2)
     var = source.var if places is None else source.var.iloc[places]
     layers, of_genes, warned = _summarise(read, summary, normalize)
-    notes = [*pairs.notes, *_left_out_notes(left_out), *read.notes, *warned, *samples]
+    notes = [*pairs.notes, *pairs.lone, *_left_out_notes(left_out), *read.notes, *warned, *samples]
     matrix = "raw" if raw else "X" if layer is None else f"layer {layer}"
     record: dict[str, object] = {
         "format": FORMAT,
@@ -211,7 +217,8 @@ def pseudobulk(
         "scale": SUMMARIES[summary],
         "summary": summary,
         "filters": pairs.filters,
-        "columns_left_out": np.array(list(left_out), dtype=object),
+        "columns_left_out": np.array(list(map(str, left_out)), dtype=object),
+        "why_left_out": np.array(list(left_out.values()), dtype=object),
         "notes": np.array(notes, dtype=object),
     }
     for note in notes:

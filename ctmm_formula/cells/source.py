@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..arguments import name_list, on_off
 from ..design.table import as_frame, listing, near
 from ..errors import DataError
 from .files import lazy, open_file, read
-from .tables import is_anndata
+from .tables import in_var, is_anndata
 
 BLOCK = 2**26
 """Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
@@ -103,6 +104,7 @@ def _checked(source: Source) -> Source:
 
 
 def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
+    raw = on_off("raw", raw)
     if raw and data.raw is None:
         raise DataError("the AnnData has no raw: leave raw=True out, or name a layer")
     if layer is not None and layer not in data.layers:
@@ -184,12 +186,13 @@ def _aligned(obs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return obs.loc[table.index]
 
 
-def _known(names: pd.Index, genes: Sequence[str]) -> list[str]:
+def _known(names: pd.Index, genes: Sequence[str], var: pd.DataFrame | None = None) -> list[str]:
     """Genes as given, once each, all of them known."""
-    wanted = list(dict.fromkeys(str(gene) for gene in genes))
+    wanted = list(dict.fromkeys(str(gene) for gene in name_list("genes", genes)))
     lost = [gene for gene in wanted if gene not in names]
     if lost:
-        hint = near(str(lost[0]), names).replace("the columns are", "the genes are")
+        near_by = near(str(lost[0]), names).replace("the columns are", "the genes are")
+        hint = near_by if var is None else in_var(lost[0], var) or near_by
         raise DataError(f"genes= names {listing(lost)}, not in the data{hint}")
     if not wanted:
         raise DataError("genes= is empty: leave it out for all genes")
@@ -200,7 +203,7 @@ def gene_places(source: Source, genes: Sequence[str] | None) -> np.ndarray | Non
     """Positions of the wanted genes in order, None for all."""
     if genes is None:
         return None
-    wanted = _known(source.genes, [genes] if isinstance(genes, str) else genes)
+    wanted = _known(source.genes, [genes] if isinstance(genes, str) else genes, source.var)
     return np.asarray(source.genes.get_indexer(pd.Index(wanted)))
 
 

@@ -28,7 +28,16 @@ from ..arguments import choose, whole_number
 from ..design.table import listing
 from ..errors import DataError
 from .scale import summary_of
-from .tables import UNSEEN, Grid, kind_of, log, matrices, read_grid, require_anndata
+from .tables import (
+    UNSEEN,
+    Grid,
+    kind_of,
+    log,
+    matrices,
+    read_grid,
+    require_anndata,
+    stored_types,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +98,9 @@ def overall(pb: AnnData, *, missing: str = "observed") -> AnnData:
     if "nu2" in pb.layers:
         layers["nu2"] = _average_square(grid, weights, nu)[keep]
     proportions = pd.DataFrame(
-        weights[keep], index=pd.Index(grid.donors[keep]), columns=pd.Index(grid.celltypes)
+        weights[keep],
+        index=pd.Index(grid.donors[keep]),
+        columns=pd.Index(stored_types(grid.celltypes), dtype=object),
     )
     obs, lost = _donor_columns(pb.obs, grid)
     obs["n_cells"] = np.where(weights > 0, grid.n_cells, 0).sum(axis=1).astype(np.int64)

@@ -14,21 +14,23 @@
 
 A missing pair is a row of NaN in all matrices; it keeps its number of cells and its proportion.
 Overall pseudobulk (kind "op") has one row per donor, and ``obsm["proportions"]``, donors x cell
-types.
+types; a slash in the name of a cell type is %2F there, as no file takes it for a column.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
-from ..design.table import listing, near
+from ..arguments import choose, name_list
+from ..design.expressions import quote
+from ..design.table import column_name, listing, near, numbers, pick
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("ctmm_formula")
 
 FORMAT = 1
+VARIES = "it varies within pairs"
+"""Why most columns of the cells are left out."""
+_LARGEST = 1e150  # squares of more are no numbers
 KINDS = {"ctp": ["donor", "celltype", "n_cells", "proportion"], "op": ["donor", "n_cells"]}
 """Columns of obs that each kind of pseudobulk has."""
 OTHER_NAME = "give the expression another name, to_long(pb, gene, name='y')"
@@ -44,8 +49,62 @@ UNSEEN = 0.5
 """Share of pairs whose cells are all alike above which a gene is named as low.  Of effects specific
 to cell types, log-fold sd .4 in 50 donors, the score test then finds less than a quarter, of those
 of sd .8 half or more (``tests/benchmarks/score_counts.md``)."""
+_STORED = {"%25": "%", "%2F": "/"}  # how files have what they take for a folder, and the sign of it
 PREFIX = "prop_"
 """Of the columns of proportions in tables of overall pseudobulk."""
+
+
+def stored_types(names: Iterable[object]) -> list[str]:
+    """Names of cell types as columns that files can hold.
+
+    >>> stored_types(["T/NK", "50% B", "T%2FNK"])
+    ['T%2FNK', '50% B', 'T%252FNK']
+    >>> types_of(stored_types(["T/NK", "50% B", "T%2FNK"]))
+    ['T/NK', '50% B', 'T%2FNK']
+    """
+    marked = (re.sub("%(?=2[5F])", "%25", str(name)) for name in names)
+    return [name.replace("/", "%2F") for name in marked]
+
+
+def types_of(columns: Iterable[object]) -> list[str]:
+    """Cell types from the names of such columns."""
+    return [re.sub("%2[5F]", lambda at: _STORED[at[0]], str(name)) for name in columns]
+
+
+def left_out(uns: Any) -> dict[str, str]:
+    """Columns of the cells that a pseudobulk of this `uns` lacks -> why, and what to do."""
+    record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
+    if not hasattr(record, "get"):
+        return {}
+    names = [str(name) for name in record.get("columns_left_out", [])]
+    reasons = [str(text) for text in record.get("why_left_out", [])]
+    reasons += ["see uns['ctmm']['notes']"] * (len(names) - len(reasons))
+    donor = record.get("source", {}).get("donor", "donor")
+    out = {}
+    for name, reason in zip(names, reasons, strict=False):
+        out[name] = f"; pseudobulk left it out: {reason}"
+        if reason == VARIES:
+            out[name] += (
+                f"; give every donor one value before, adata.obs[{name!r}] = adata.obs.groupby("
+                f"{donor!r})[{name!r}].transform('mean'), or 'first'"
+            )
+    for name in record.get("overall", {}).get("columns_left_out", []):
+        out[str(name)] = "; overall left it out: it differs between the cell types of a donor"
+    return out
+
+
+def in_var(name: str, var: pd.DataFrame) -> str:
+    """Where else a gene of this name stands, if it does: ``var["feature_name"]``."""
+    for column in var.columns[~var.columns.duplicated()]:
+        if pd.api.types.is_numeric_dtype(var[column].dtype):
+            continue
+        found = list(var.index[np.asarray(var[column].astype(str) == name)])
+        if found:
+            return (
+                f"; it is in var[{column!r}], of gene {listing(found)}: name that (in a formula "
+                f"{quote(str(found[0]))}), or name the genes by it, var_names = var[{column!r}]"
+            )
+    return ""
 
 
 def require_anndata() -> Any:
@@ -81,6 +140,7 @@ def kind_of(pb: AnnData, need: str | None = None) -> str:
             f"expected a pseudobulk AnnData as ctmm.pseudobulk returns it, got {type(pb).__name__}"
         )
     lost = [] if "nu" in pb.layers else ["layers['nu']"]
+    lost += ["X"] if getattr(pb, "X", None) is None else []
     kind = stored_kind(pb.uns, pb.obs, "proportions" in getattr(pb, "obsm", {}), lost)
     if not pb.var_names.is_unique:
         twice = list(dict.fromkeys(pb.var_names[pb.var_names.duplicated()]))
@@ -113,6 +173,9 @@ def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] =
         raise DataError(
             "the AnnData is no pseudobulk (it has no uns['ctmm']); if its rows are cells, "
             "aggregate them first: pb = ctmm.pseudobulk(adata, donor=..., celltype=...)"
+            if not set(KINDS["ctp"]) <= set(obs)
+            else "the AnnData has lost uns['ctmm'], what pseudobulk says of it: join pseudobulks "
+            "by anndata.concat([...], uns_merge='first', merge='same'), or copy that of one"
         )
     if record.get("format") != FORMAT:
         raise DataError(
@@ -120,6 +183,8 @@ def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] =
             "make it anew by ctmm.pseudobulk"
         )
     kind = choose("kind of pseudobulk", str(record.get("kind")), KINDS)
+    if not len(obs):
+        raise DataError("the pseudobulk has no rows: no donor is left")
     missing = [f"obs[{name!r}]" for name in KINDS[kind] if name not in obs]
     missing += [*lost, *([] if shares or kind == "ctp" else ["obsm['proportions']"])]
     if missing:
@@ -171,7 +236,7 @@ def read_grid(pb: AnnData) -> Grid:
             f"({len(found)} rows): leave out whole donors or whole cell types, and keep the order"
         )
     mean, nu = matrices(pb)
-    P = pb.obs["proportion"].to_numpy(dtype=float)
+    P = _of_obs(pb.obs, "proportion", "share of the cell type")
     bad = np.flatnonzero(~(np.isfinite(P) & (P >= 0)))
     if len(bad):
         raise DataError(
@@ -179,7 +244,7 @@ def read_grid(pb: AnnData) -> Grid:
             "give each the share of its cell type in the donor, 0 or more"
         )
     gone = np.isnan(mean)
-    nu2 = _dense(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
+    nu2 = real(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
     missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
     partly = np.flatnonzero(gone.any(axis=1) & ~missing)
     if len(partly):
@@ -197,29 +262,48 @@ def read_grid(pb: AnnData) -> Grid:
     return Grid(
         donors=donors,
         celltypes=celltypes,
-        mean=mean.reshape(N, C, -1),
-        nu=nu.reshape(N, C, -1),
-        nu2=nu2.reshape(N, C, -1),
+        mean=mean.reshape(N, C, mean.shape[1]),
+        nu=nu.reshape(N, C, mean.shape[1]),
+        nu2=nu2.reshape(N, C, mean.shape[1]),
         missing=missing.reshape(N, C),
-        n_cells=pb.obs["n_cells"].to_numpy(dtype=float).reshape(N, C),
+        n_cells=_of_obs(pb.obs, "n_cells", "number of cells").reshape(N, C),
         proportions=P.reshape(N, C),
     )
 
 
 def noise_columns(pb: AnnData, at: Sequence[int] | np.ndarray | slice) -> dict[str, np.ndarray]:
     """Noise variance, and its square where there is one, of some genes: name -> (rows, genes)."""
-    return {name: _dense(pb.layers[name][:, at]) for name in ("nu", "nu2") if name in pb.layers}
+    return {name: real(pb.layers[name][:, at]) for name in ("nu", "nu2") if name in pb.layers}
 
 
 def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and noise as dense float64, rows x genes."""
-    return _dense(pb.X), _dense(pb.layers["nu"])
+    """Mean and noise as dense float64, rows x genes; NaN where missing, but never infinite."""
+    found = {"X": real(pb.X), 'layers["nu"]': real(pb.layers["nu"])}
+    for name, values in found.items():
+        rows, genes = np.nonzero(np.abs(values) > _LARGEST)
+        if len(rows):
+            raise DataError(
+                f"{name} is {values[rows[0], genes[0]]:g} in {pb.obs_names[rows[0]]!r}, gene "
+                f"{pb.var_names[genes[0]]!r} ({len(rows)} such values): correct them, or leave "
+                "out the gene"
+            )
+    return found["X"], found['layers["nu"]']
 
 
-def _dense(values: Any) -> np.ndarray:
-    if hasattr(values, "toarray"):
-        values = values.toarray()
-    return np.asarray(values, dtype=np.float64)
+def _of_obs(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
+    """Numbers in a column of obs."""
+    return numbers(pick(obs, name, role, what="obs"), name, role)
+
+
+def real(values: Any, what: str = "the pseudobulk") -> np.ndarray:
+    """An array, sparse or not, as dense float64, or an error if it does not hold real numbers."""
+    try:
+        values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        if values.dtype.kind == "c":
+            raise TypeError("they are complex")
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"values of {what} are no real numbers: {error}") from None
 
 
 def to_long(
@@ -273,10 +357,10 @@ def to_long(
             "several"
         )
     at = _genes(pb, [gene])
-    name = gene if name is None else name
-    mean, noise = _dense(pb.X[:, at]), noise_columns(pb, at)
+    name = gene if name is None else column_name(name, "name")
+    mean, noise = real(pb.X[:, at]), noise_columns(pb, at)
     if zero_noise == "pool" and kind == "ctp":
-        n_cells = counted(pb.obs)["n_cells"].to_numpy(float)
+        n_cells = _of_obs(counted(pb.obs), "n_cells", "number of cells")
         noise["nu"] = pooled_noise(noise["nu"], n_cells, pb.obs["celltype"])
     frame = _obs_table(pb, kind)
     if name in ("nu", "nu2"):
@@ -324,13 +408,13 @@ def to_frame(pb: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
     kind = kind_of(pb)
     if isinstance(genes, str):
         genes = [genes]
-    at = np.arange(pb.n_vars) if genes is None else _genes(pb, list(genes))
+    at = np.arange(pb.n_vars) if genes is None else _genes(pb, name_list("genes", genes))
     frame = _obs_table(pb, kind)
     noise = noise_columns(pb, at)
     clash = [name for name in ("gene", "expr", *noise) if name in frame]
     if clash:
         raise DataError(f"the pseudobulk has a column {clash[0]!r} in obs already: rename it")
-    values = {"expr": _dense(pb.X[:, at]), **noise}
+    values = {"expr": real(pb.X[:, at]), **noise}
     # the position repeats every column in its own type
     table = frame.iloc[np.tile(np.arange(len(frame)), len(at))]
     table.insert(0, "gene", np.repeat(np.asarray(pb.var_names[at], dtype=object), len(frame)))
@@ -361,7 +445,7 @@ def gene_table(pb: AnnData, names: Sequence[str]) -> tuple[pd.DataFrame, list[st
         raise DataError(f"the response names {len(genes)} genes, {listing(genes)}: it must be one")
     table = to_long(pb, genes[0])
     if kind == "op":
-        return table, [PREFIX + str(c) for c in pb.obsm["proportions"].columns]
+        return table, [PREFIX + name for name in types_of(pb.obsm["proportions"].columns)]
     return table, None
 
 
@@ -417,7 +501,8 @@ def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:
     at = pb.var_names.get_indexer(list(genes))
     lost = [gene for gene, k in zip(genes, at, strict=True) if k < 0]
     if lost:
-        hint = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
+        near_by = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
+        hint = in_var(str(lost[0]), pb.var) or near_by
         raise DataError(f"the pseudobulk has no gene {listing(lost)}{hint}")
     return at
 
@@ -426,7 +511,8 @@ def counted(obs: pd.DataFrame) -> pd.DataFrame:
     """A copy of obs where imputed pairs have no number of cells: their values come from none."""
     if "imputed" not in obs or "n_cells" not in obs:
         return obs.copy()
-    return obs.assign(n_cells=obs["n_cells"].astype(float).mask(obs["imputed"].astype(bool)))
+    n_cells = _of_obs(obs, "n_cells", "number of cells")
+    return obs.assign(n_cells=np.where(obs["imputed"].astype(bool), np.nan, n_cells))
 
 
 def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:
@@ -435,5 +521,5 @@ def _obs_table(pb: AnnData, kind: str) -> pd.DataFrame:
     if kind == "op":
         shares = pb.obsm["proportions"]
         for name in shares:
-            frame[f"{PREFIX}{name}"] = shares[name].to_numpy()
+            frame[PREFIX + types_of([name])[0]] = shares[name].to_numpy()
     return frame

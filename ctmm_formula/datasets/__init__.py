@@ -89,7 +89,7 @@ def load_example(gene: str = DEMONSTRATION, *, kind: str = "ctp") -> pd.DataFram
     """
     choose("kind", kind, ["ctp", "op"])
     obs, expr, nu = _genes()
-    if gene not in expr:
+    if not isinstance(gene, str) or gene not in expr:
         choose("gene", gene, ["gene001", "...", "gene200"])
     ctp = obs.assign(expr=expr[gene], nu=nu[gene])
     if kind == "ctp":

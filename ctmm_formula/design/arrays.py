@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..engine.model import RandomComponent
 from ..errors import DataError, FormulaError
+from .expressions import quote
 from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
@@ -21,7 +22,10 @@ from .random_terms import RandomTerm
 from .table import crossed, listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
+_ROUNDING = 1e-6
 SUM_TOLERANCE = 1e-6  # proportions read from a text file
+LARGEST = 1e60
+"""Of a response; of a noise variance its square.  Information matrices have their fourth powers."""
 
 
 def check_levels(ready: Prepared) -> None:
@@ -99,7 +103,7 @@ def response(spec: FormulaSpec, ready: Prepared) -> np.ndarray:
 
 
 def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
-    """Finite, with finite squares, and not constant."""
+    """Finite, not constant, and of a size whose fourth powers are numbers."""
     what = f"the response {name!r}"
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
@@ -109,11 +113,23 @@ def check_response(y: np.ndarray, name: str, positions: np.ndarray) -> None:
         )
     if len(y) and y.max() == y.min():
         raise DataError(f"{what} is constant ({y[0]}): there is no variance to estimate")
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.square(y).sum()):
-            raise DataError(
-                f"the squares of {what} (up to {np.abs(y).max():.0e}) are not finite: rescale it"
-            )
+    extreme = extremes(y)
+    if extreme:
+        raise DataError(f"{what} {extreme}: rescale it")
+
+
+def extremes(y: np.ndarray) -> str:
+    """What forbids a response whose size no information matrix can hold, or "".
+
+    >>> extremes(np.array([0.0, 1e80])), extremes(np.array([0.0, 1e-80])), extremes(np.arange(2.0))
+    ('has values up to 1e+80', 'has no values further than 1e-80 apart', '')
+    """
+    if not len(y):
+        return ""
+    size, apart = np.abs(y).max(), y.max() / 2.0 - y.min() / 2.0
+    if size > LARGEST:
+        return f"has values up to {size:.0e}"
+    return f"has no values further than {2 * apart:.0e} apart" if apart < 1 / LARGEST else ""
 
 
 def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
@@ -136,31 +152,60 @@ def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
 def bad_noise(nu: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
     """Rows whose noise variance cannot be; 0 is the measured one of several cells that are alike.
 
+    Nor can one whose square is no number.
+
     >>> bad_noise(np.array([0.1, 0.0, 0.0, -1.0]), np.array([9.0, 9.0, 1.0, 9.0]))
     array([2, 3])
     """
     several = False if n_cells is None else n_cells > 1
-    return np.flatnonzero(~(np.isfinite(nu) & ((nu > 0) | ((nu == 0) & several))))
+    square = LARGEST**2
+    return np.flatnonzero(~((nu < square) & ((nu > 1 / square) | ((nu == 0) & several))))
 
 
 def why_bad(nu: np.ndarray, n_cells: np.ndarray | None) -> str:
     """What to know of noise variances that cannot be."""
     if n_cells is None and (nu == 0).any():
         return "; 0 is believed where numbers of cells are known, n_cells="
-    return " (one cell has no variance)"
+    return " (one cell has no variance)" if (nu == 0).any() else " (rescale the response)"
 
 
-def noise_square(ready: Prepared) -> np.ndarray | None:
+LARGEST_SQUARE = 6.0
+"""Most that an unbiased estimate of nu^2 can be, over the measured nu^2: it is the mean over pairs
+of cells of products of squares, nu^2 holds all of these and more, and of four cells a third of it
+is of two pairs without a common cell; of n cells (n - 2)(n - 3) / (n (n - 1))."""
+
+
+def bad_square(nu2: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    """Rows whose estimate of nu^2 no cells can give; NaN is none.
+
+    >>> bad_square(np.array([0.01, -0.01, np.inf, 1.0, np.nan]), np.full(5, 0.1))
+    array([1, 2, 3])
+    """
+    square = np.square(nu)
+    over = (nu2 > (1.0 + _ROUNDING) * LARGEST_SQUARE * square) | (nu2 < -_ROUNDING * square)
+    return np.flatnonzero(np.isinf(nu2) | over)
+
+
+def why_bad_square(nu2: float, nu: float) -> str:
+    """What is wrong with such an estimate, and what to do."""
+    return (
+        f"{nu2:.4g} where the noise variance is {nu:.4g}: unbiased estimates of its square are "
+        f"finite, 0 or more, and at most {LARGEST_SQUARE:g} times the square of what was measured; "
+        "use NaN where it is unknown, or leave nu2 out"
+    )
+
+
+def noise_square(ready: Prepared, nu: np.ndarray) -> np.ndarray | None:
     """Estimates of nu^2, NaN where not given; None where there are none at all."""
     name = ready.roles.nu2
     if name is None:
         return None
     nu2 = ready.frame[name].to_numpy()
-    bad = np.flatnonzero(np.isinf(nu2))
+    bad = bad_square(nu2, nu)
     if len(bad):
         raise DataError(
-            f"column {name!r} (square of the noise variance) is infinite in "
-            f"{rows(ready.keep[bad])}: use NaN where it is unknown"
+            f"column {name!r} (square of the noise variance) cannot be in {rows(ready.keep[bad])}, "
+            f"found {why_bad_square(nu2[bad[0]], nu[bad[0]])} (nu2=None)"
         )
     return None if np.isnan(nu2).all() else nu2
 
@@ -171,11 +216,14 @@ def counts(ready: Prepared) -> np.ndarray | None:
     if name is None:
         return None
     counts = ready.frame[name].to_numpy()
-    bad = np.flatnonzero((counts <= 0) | np.isinf(counts))
+    with np.errstate(invalid="ignore"):  # of infinite ones
+        apart = np.abs(counts - np.round(counts)) > _ROUNDING * counts
+    bad = np.flatnonzero((counts < 2 - _ROUNDING) | np.isinf(counts) | apart)
     if len(bad):
         raise DataError(
-            f"column {name!r} (number of cells) must be positive, found {counts[bad[0]]} in "
-            f"{rows(ready.keep[bad])}: use NaN where it is unknown"
+            f"column {name!r} (number of cells) must hold whole numbers of 2 or more, as one cell "
+            f"has no measured variance, found {counts[bad[0]]:g} in {rows(ready.keep[bad])}: use "
+            "NaN where it is unknown, or n_cells=None where no cells were counted"
         )
     return None if np.isnan(counts).all() else counts
 
@@ -236,7 +284,7 @@ def observed(ready: Prepared) -> Observed:
     nu = noise(ready, n_cells)
     few, alone = few_donors(ready, celltypes, H)
     notes = (*ready.notes, *few, *count_notes(ready, given))
-    return Observed(nu, noise_square(ready), n_cells, P, celltypes, H, notes, alone)
+    return Observed(nu, noise_square(ready, nu), n_cells, P, celltypes, H, notes, alone)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
@@ -321,21 +369,29 @@ def few_donors(
     codes = np.asarray(donors.codes)
     notes: list[str] = []
     alone: dict[str, str] = {}
+    shared = (
+        "own variance between donors is not known, it is taken to share that of the other types"
+    )
     for name, column in zip(celltypes, H.T, strict=True):
         seen = np.unique(codes[column != 0])
         if len(seen) == 1:
             alone[name] = str(donors.categories[seen[0]])
-            notes.append(
-                f"cell type {name!r} is observed in one donor, {alone[name]!r}: its own variance "
-                "between donors is not known, it is taken to share that of the other types"
-            )
         if len(seen) == 2:
             both = listing([str(donors.categories[k]) for k in seen])
             notes.append(
                 f"cell type {name!r} is observed in 2 donors ({both}): its variance is hardly "
                 "known, and tests that use it cannot be trusted"
             )
-    return notes, alone
+    if 0 < len(alone) < 4:
+        first = [
+            f"cell type {name!r} is observed in one donor, {donor!r}: its {shared}"
+            for name, donor in alone.items()
+        ]
+    elif alone:
+        first = [
+            f"cell types {listing(list(alone))} are observed in one donor each: their {shared}"
+        ]
+    return (first + notes if alone else notes), alone
 
 
 def count_notes(ready: Prepared, counts: np.ndarray | None) -> list[str]:
@@ -484,8 +540,9 @@ def _check_term(term: RandomTerm, ready: Prepared) -> None:
     expected = roles.celltype or "celltype"
     if term.celltype_specific and term.left != expected:
         raise FormulaError(
-            f"{term}: left of the | stands 1 or the cell type column, {expected!r}; random slopes "
-            "on other columns are not supported"
+            f"{term}: there are no random slopes: left of the | stands 1 or the cell type column, "
+            f"{expected!r}; {term.left!r} is a fixed effect, + {quote(term.left)}, or one for each "
+            f"cell type, + {quote(term.left)}:{quote(expected)}"
         )
     if term.groups == (roles.donor,):
         raise FormulaError(

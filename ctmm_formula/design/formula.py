@@ -94,6 +94,16 @@ def parse(formula: str, random: object = None, *, response_required: bool = True
         expr ~ sex*(1|batch)
                      ^
     """
+    try:
+        return _parse(formula, random, response_required)
+    except (RecursionError, MemoryError):
+        raise FormulaError(
+            "the formula has too many terms, signs or brackets to be read: shorten it, or put "
+            "what belongs together into columns of data"
+        ) from None
+
+
+def _parse(formula: str, random: object, response_required: bool) -> FormulaSpec:
     text = clean(formula, "formula")
     left, right = _sides(text, syntax_tree(text))
     if left is None and response_required:

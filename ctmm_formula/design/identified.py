@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engine.he import confounded
 from ..engine.model import Model
-from ..errors import ConvergenceError, DataError
+from ..errors import ConvergenceError, CTMMError, DataError
 from ..structures import ARGUMENTS, STRUCTURES, Structure, resolve
 from .table import listing
+
+if TYPE_CHECKING:
+    from .labelled import Design
+
+_LARGEST = 1e100  # of a basis matrix: products of more are no numbers
 
 
 def check_alone(alone: Mapping[str, str], structure: Structure) -> None:
@@ -27,16 +33,52 @@ def check_alone(alone: Mapping[str, str], structure: Structure) -> None:
     DataError
         Names them and the structures that share variances.
     """
-    for name, donor in alone.items():
+    for name in lone(alone, structure):
+        raise DataError(
+            f"cell type {name!r} is observed in one donor, {alone[name]!r}: its variance between "
+            f"donors cannot be estimated; leave it out, or share the variance between cell "
+            "types, structure='iid' or 'hom'"
+        )
+
+
+def lone(alone: Mapping[str, str], structure: Structure) -> list[str]:
+    """Cell types seen in one donor to which `structure` gives a variance of their own.
+
+    >>> lone({"B": "d1"}, resolve("free", ["B", "T"])), lone({"B": "d1"}, resolve("iid", "BT"))
+    (['B'], [])
+    """
+    out = []
+    for name in alone:
         c = structure.celltypes.index(name)
         others = np.delete(np.delete(structure.basis, c, axis=1), c, axis=2)
         own = structure.basis[:, c].any(axis=1) & ~others.any(axis=(1, 2))
-        if own.any():
-            raise DataError(
-                f"cell type {name!r} is observed in one donor, {donor!r}: its variance between "
-                f"donors cannot be estimated; leave it out, or share the variance between cell "
-                "types, structure='iid' or 'hom'"
-            )
+        out += [name] if own.any() else []
+    return out
+
+
+def identified(
+    make: Callable[[Sequence[str]], Design], structures: Sequence[object]
+) -> tuple[Design, list[str]]:
+    """A design without cell types whose own variance cannot be estimated; and which these are.
+
+    Parameters
+    ----------
+    make : callable
+        The design without the cell types it gets.
+    structures : sequence
+        As users give them.  Only names say what the others of fewer cell types are, so with
+        matrices nothing is left out; nor where rows are donors.
+    """
+    without: list[str] = []
+    while True:
+        design = make(without)
+        if design.kind != "ctp" or not all(isinstance(one, str) for one in structures):
+            return design, without
+        known = [resolve(one, design.celltypes) for one in structures]
+        found = [name for one in known for name in lone(design.alone, one)]
+        if not found or len(set(found)) == len(design.celltypes):
+            return design, without
+        without += dict.fromkeys(found)
 
 
 def check_components(model: Model, structure: Structure, random: Sequence[str]) -> None:
@@ -54,9 +96,15 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
 
     Raises
     ------
+    CTMMError
+        A basis matrix has entries whose products are no numbers.
     ConvergenceError
-        Names them.
+        Components that cannot be told apart: it names them.
     """
+    for label, basis in zip(structure.labels, model.basis, strict=True):
+        largest = np.abs(basis).max()
+        if largest > _LARGEST:
+            raise CTMMError(f"basis matrix {label!r} has entries up to {largest:.3g}: rescale it")
     wrong = confounded(model)
     if not wrong:
         return

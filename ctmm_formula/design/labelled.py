@@ -84,6 +84,8 @@ class Design:
     one_mean : str
         The cell type column where the fixed part leaves cell types without means of their own,
         else empty.
+    doubts : tuple of str
+        What of the notes to warn of.
     coding : Coding, or None
         How the fixed part becomes numbers; None where the caller coded it.
     known_means : ndarray, shape (C, p), or None
@@ -120,6 +122,7 @@ class Design:
     one_mean: str
     coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
+    doubts: tuple[str, ...] = ()
 
     @cached_property
     def mean_rows(self) -> np.ndarray:
@@ -256,6 +259,8 @@ def build_design(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     engine: str = "patsy",
     env: Mapping[str, object] | None = None,
+    without: Sequence[str] = (),
+    gone: Mapping[str, str] | None = None,
 ) -> Design:
     """Build the labelled arrays of a formula on a table.
 
@@ -284,6 +289,10 @@ def build_design(
     engine : {"patsy", "formulaic"}
     env : dict, optional
         Names the formula may use besides columns and the engine's functions.
+    without : sequence of str
+        Cell types to leave out, seen in one donor.
+    gone : dict, optional
+        Columns that `data` might have had -> why they are not there, for messages.
 
     Returns
     -------
@@ -322,6 +331,8 @@ def build_design(
         proportions=proportions,
         engine=engine,
         env=env or {},
+        without=without,
+        gone=gone,
     )
     roles, frame = ready.roles, ready.frame
     arrays.check_levels(ready)
@@ -370,6 +381,8 @@ def assemble(
     arrays.check_design(X, names, ready.keep)
     random = arrays.random(spec, ready, X, seen.H, seen.celltypes)
     donors = ready.labels[ready.roles.donor]
+    # types of one donor each (outcomes of a study) have no means to be known
+    one_mean = one_mean and len(seen.alone) < len(seen.celltypes) and not _spans(X, seen.H)
     return Design(
         spec=spec,
         kind="op" if ready.roles.proportions else "ctp",
@@ -396,12 +409,24 @@ def assemble(
         proportions=arrays.shares(ready, seen.H, seen.n_cells),
         proportion_cols=ready.roles.proportions,
         dropped=ready.dropped,
-        notes=seen.notes,
+        notes=(*seen.notes, *_independent(spec)),
         alone=seen.alone,
-        one_mean=str(ready.roles.celltype) if one_mean and not _spans(X, seen.H) else "",
+        one_mean=str(ready.roles.celltype) if one_mean else "",
         coding=coding,
         known_means=means,
+        doubts=ready.doubts,
     )
+
+
+def _independent(spec: FormulaSpec) -> list[str]:
+    """What to know of random effects on cell types, which elsewhere are correlated."""
+    shared = {term.groups for term in spec.random if not term.celltype_specific}
+    return [
+        f"{term}: effects on different cell types are independent; add (1 | {term.label}) for "
+        "what they share"
+        for term in spec.random
+        if term.celltype_specific and term.groups not in shared
+    ]
 
 
 def means_note(one_mean: str, structures: Iterable[Structure]) -> str:

@@ -24,6 +24,7 @@ from ..arguments import choose
 from ..errors import DataError, FormulaError
 from .expressions import Names, is_condition, names_in
 from .formula import FormulaSpec, parse
+from .polynomials import poly
 from .syntax import fixed_terms
 from .vouched import vouch
 
@@ -33,10 +34,24 @@ ALWAYS = {"np": np, "numpy": np}
 """Names every formula may use without importing them."""
 
 
+_NATURAL = "cr(x, df=3, constraints='center')"
+_MEANT = {
+    "factor": "did you mean C?",
+    "as_factor": "did you mean C?",
+    "offset": "take what is known off the response, I(y - x) ~ ..., in a scan off the expression; "
+    "the noise variances stay as they are",
+    "ns": f"natural splines are {_NATURAL}",
+    "s": f"smooth curves are splines, bs(x, df=3) or {_NATURAL}",
+    "lo": f"smooth curves are splines, bs(x, df=3) or {_NATURAL}",
+    "rcs": f"natural splines are {_NATURAL}",
+}
+"""Functions of R's formulas -> what to write here."""
+
+
 def known_names(engine: str) -> frozenset[str]:
     """Functions and contrasts that `engine` brings along."""
     if choose("formula engine", engine, ENGINES) == "patsy":
-        return frozenset(patsy.builtins.__all__) | frozenset(ALWAYS)
+        return frozenset(patsy.builtins.__all__) | frozenset(ALWAYS) | {"poly"}
     return frozenset(_formulaic().transforms.TRANSFORMS) | frozenset(ALWAYS)
 
 
@@ -73,10 +88,10 @@ def context_for(
 
 
 def _hint(name: str, known: frozenset[str]) -> str:
+    if name in _MEANT:
+        return f"; {_MEANT[name]}"
     if hasattr(np, name):
         return f"; did you mean np.{name}?"
-    if name in ("factor", "as_factor"):
-        return "; did you mean C?"
     return f"; formulas know {', '.join(sorted(known))} and what is defined where you call"
 
 
@@ -218,7 +233,7 @@ class _Patsy:
     """patsy's design of one fixed part."""
 
     def __init__(self, fixed: str, frame: pd.DataFrame, context: dict[str, object]) -> None:
-        scope = patsy.EvalEnvironment([context])
+        scope = patsy.EvalEnvironment([{"poly": poly, **context}])
         matrix = patsy.dmatrix(f"~ {fixed}", frame, eval_env=scope, NA_action=_keep_missing())
         self.info = matrix.design_info
         self.names = tuple(self.info.column_names)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError, FormulaError
+from ..arguments import iterable
+from ..errors import CTMMWarning, DataError, FormulaError
 from .expressions import column_of, names_in, quote
 from .formula import FormulaSpec
 from .matrix import context_for, known_names
@@ -23,6 +26,9 @@ from .table import as_frame, covariate, label, labels, listing, number_levels, n
 
 DEFAULT_CELLTYPE = "celltype"
 CELLS_PER_PAIR = 3.0  # rows per donor and cell type from which the rows are taken for cells
+MEASURED = 0.6
+"""Levels of numbers over donors, or rows where they differ within donors, from which the numbers
+seem to measure something and not to name it."""
 _HINTS = {
     "noise": "; every row needs its noise variance (squared standard error of the pseudobulk "
     "mean): name its column by noise=; from cells, aggregate the cells to one row per donor and "
@@ -62,7 +68,8 @@ class Prepared:
         Kept rows as positions in the user's table.
     index : Index, length n
     dropped : dict reason -> number of rows
-    notes : tuple of str
+    notes, doubts : tuple of str
+        What to know of the data; what of it to warn of.
     context : dict
         Functions and values of the caller that the formula uses.
     """
@@ -75,6 +82,7 @@ class Prepared:
     dropped: dict[str, int]
     notes: tuple[str, ...]
     context: dict[str, object]
+    doubts: tuple[str, ...] = ()
 
 
 def prepare(
@@ -89,6 +97,8 @@ def prepare(
     proportions: str | Sequence[str] | pd.DataFrame | None,
     engine: str,
     env: Mapping[str, object],
+    without: Sequence[str] = (),
+    gone: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Find, check and clean the columns, and drop incomplete rows.
 
@@ -104,7 +114,8 @@ def prepare(
         )
     present = {str(name) for name in table.columns}
     context = context_for(spec, env, present, engine)
-    response, fixed = _formula_columns(spec, table, present, context, engine, overall)
+    gone = gone or {}
+    response, fixed = _formula_columns(spec, table, present, context, engine, overall, gone)
     donors = labels(pick(table, donor, "donor", _HINTS["donor"]), donor, "donor")
     extra = _proportion_columns(proportions, table, donor, donors) if overall else {}
     if not overall and celltype is None:
@@ -128,9 +139,12 @@ def prepare(
         _refuse_cells(donors, known[celltype], donor, celltype)
     for name in roles.groups:
         if name not in known:
-            known[name] = labels(pick(table, name, "random effect"), name, "random effect")
+            column = pick(table, name, "random effect", gone.get(name, ""))
+            known[name] = labels(column, name, "random effect")
     frame = _clean(spec, table, roles, known, extra)
     keep, dropped = _one_mask(frame, known, roles)
+    lone, keep = _leave_out(without, known, roles, keep)
+    dropped |= {f"cell type {name!r} of one donor": 1 for name in lone}
     frame = frame.iloc[keep].reset_index(drop=True)
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype):
@@ -141,8 +155,32 @@ def prepare(
         for name, column in frame.items()
         if isinstance(column.dtype, pd.CategoricalDtype)
     }
-    notes = _notes({**factors, **known}, dropped)
-    return Prepared(roles, frame, known, keep, table.index[keep], dropped, notes, context)
+    measures = [name for name in roles.groups if pd.api.types.is_numeric_dtype(table[name].dtype)]
+    doubts = (*lone.values(), *_measured(measures, known, donor))
+    notes = (*_notes({**factors, **known}, dropped), *doubts)
+    if isinstance(data, Mapping) and "rpytools" in sys.modules:  # called from R by reticulate
+        _warn_of_levels(table, {name: factors[name] for name in fixed if name in factors})
+    return Prepared(
+        roles, frame, known, keep, table.index[keep], dropped, notes, context, doubts=doubts
+    )
+
+
+def _warn_of_levels(table: pd.DataFrame, factors: Mapping[str, pd.Categorical]) -> None:
+    """A factor in a list of R arrives as text, without the order of its levels."""
+    texts = {
+        name: f
+        for name, f in factors.items()
+        if not isinstance(kind := table[name].dtype, pd.CategoricalDtype) and kind.kind == "O"
+    }
+    if texts:
+        first = ", ".join(f"{f.categories[0]!r} of {name!r}" for name, f in texts.items())
+        warnings.warn(
+            "in a list from R factors arrive as text, without the order of their levels: they are "
+            f"taken in alphabetical order, the first is {first}; a factor f keeps its order as a "
+            "data frame's column, or as pandas$Categorical(as.character(f), levels(f))",
+            CTMMWarning,
+            stacklevel=2,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -156,6 +194,7 @@ def _formula_columns(
     context: Mapping[str, object],
     engine: str,
     overall: bool,
+    gone: Mapping[str, str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns of the response and of the fixed part; every other name must be known."""
     found: dict[str, dict[str, None]] = {"response": {}, "covariate": {}}
@@ -167,7 +206,7 @@ def _formula_columns(
             if name in present:
                 found[role][name] = None
             elif name == bare or not _is_known(name, context, engine):
-                hint = _name_hint(name, present, overall)
+                hint = gone.get(name) or _name_hint(name, present, overall)
                 if name in context:
                     hint = (
                         f"; {name!r} is known where you call, but what is not a column can only be "
@@ -220,7 +259,8 @@ def find_celltype(
         raise DataError(
             f"every donor has one row (column {donor!r}) and there is no column "
             f"{DEFAULT_CELLTYPE!r}: for overall pseudobulk name the cell type proportions, "
-            "proportions=['prop_T', 'prop_B', ...]; else name the cell types by celltype="
+            "proportions=['prop_T', 'prop_B', ...]; else name the cell types by celltype=, or, of "
+            "one tissue, add a column of one type, data.assign(celltype='all'), structure='hom'"
         )
     which = f"{listing(fitting)} would all do" if fitting else "no factor of the formula fits"
     raise DataError(
@@ -234,7 +274,8 @@ def _proportion_columns(
 ) -> dict[str, np.ndarray]:
     """Proportions per row, one column per cell type."""
     if not isinstance(proportions, pd.DataFrame):
-        if not isinstance(proportions, (Sequence, pd.Index, np.ndarray)):
+        listed = isinstance(proportions, (Sequence, pd.Index, np.ndarray))
+        if not (listed and iterable(proportions)):
             raise DataError(
                 "proportions must be a list of columns or a DataFrame of donors by cell types, "
                 f"got {type(proportions).__name__}"
@@ -359,6 +400,39 @@ def _one_mask(
         counts = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
         raise DataError(f"no row of {len(frame)} is complete ({counts}): correct these columns")
     return np.flatnonzero(keep), dropped
+
+
+def _leave_out(
+    names: Sequence[str], known: Mapping[str, pd.Categorical], roles: Roles, keep: np.ndarray
+) -> tuple[dict[str, str], np.ndarray]:
+    """What to say of cell types that are left out, by name, and the rows that are kept."""
+    said = {}
+    for name in names:
+        own = np.asarray(known[str(roles.celltype)][keep] == name)
+        donor = known[roles.donor][keep[own]][0]
+        said[name] = (
+            f"cell type {name!r} is observed in one donor, {donor!r}: its own variance between "
+            "donors cannot be estimated, so the type is left out; structure='iid' or 'hom' keeps "
+            "it, where it shares the variance of the other types"
+        )
+        keep = keep[~own]
+    return said, keep
+
+
+def _measured(
+    names: Sequence[str], known: Mapping[str, pd.Categorical], donor: str
+) -> Iterator[str]:
+    """What to say of random effects whose levels are numbers, with hardly more than a row each."""
+    for name in names:
+        pairs = np.unique(np.column_stack([known[donor].codes, known[name].codes]), axis=0)
+        levels = len(known[name].categories)
+        if levels > MEASURED * len(pairs) and levels < len(pairs):
+            yield (
+                f"random effect {name!r} has {levels} levels, and they are numbers of "
+                f"{len(pairs)} donors or rows: each number is a level of its own, without order "
+                f"or distance; a measure such as age is a fixed effect, + {quote(name)}; names "
+                f"that are numbers are best made text, data[{name!r}].astype(str)"
+            )
 
 
 def _notes(known: Mapping[str, pd.Categorical], dropped: Mapping[str, int]) -> tuple[str, ...]:

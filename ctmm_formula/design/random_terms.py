@@ -78,7 +78,8 @@ def _left_name(text: str, node: ParseNode) -> str | None:
         text,
         node.origin.start,
         "left of the | stands 1 (one effect per level), or the cell type column (one effect per "
-        "level and cell type)",
+        "level and cell type, independent of each other); cell types that share a part of it are "
+        "(1|group) + (celltype|group); there are no random slopes, a covariate is a fixed effect",
         node.origin.end,
     )
 

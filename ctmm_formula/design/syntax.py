@@ -22,6 +22,8 @@ def clean(text: object, what: str) -> str:
     text = re.sub(r"\s", " ", text).strip()
     if not text:
         raise FormulaError(f"the {what} is empty: write response ~ terms")
+    if any("\ud800" <= one <= "\udfff" for one in text):
+        raise FormulaError(f"the {what} {text[:200]!a} holds half a character: type it anew")
     return text
 
 
@@ -49,7 +51,11 @@ def _complaint(text: str, error: PatsyError) -> tuple[int, str]:
     if "`" in text:
         return text.index("`"), 'names with odd characters are written Q("...")'
     if text[start : start + 1] == "|" and before.endswith("|"):
-        return start, "|| is not supported: write (1|group), one term per variance"
+        return start, (
+            "|| is not supported, write one |: random effects are independent as they stand, those "
+            "of cell types in (celltype|group) too; there are no random slopes, a covariate is a "
+            "fixed effect"
+        )
     if text[start : start + 1] == "(" and "|" in text[start:]:
         return start, "a + is missing before the random term, or a bracket is not closed"
     message = str(error.message)

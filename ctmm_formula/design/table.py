@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,40 @@ R_MISSING_INTEGER = -2147483648
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _DECIMAL = re.compile(r"[.,]|\d[eE]")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, (str, PathLike))
+
+
+def _many(value: object) -> bool:
+    return isinstance(value, (list, tuple, set)) and len(value) > 0
+
+
+_INSTEAD: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda d: _is_text(d) and "://" in str(d), "addresses are not read: download the file first"),
+    (
+        _is_text,
+        "read the file first, pandas.read_csv(...) or anndata.read_h5ad(...); pseudobulk() and "
+        "fit_genes() take the path of a .h5ad or .zarr",
+    ),
+    (
+        lambda d: _many(d) and all(_is_text(one) or hasattr(one, "var_names") for one in d),
+        "one at a time; AnnData of several files are joined by anndata.concat([...])",
+    ),
+    (
+        lambda d: isinstance(d, (Sequence, np.ndarray)) and not isinstance(d, bytes),
+        "try {what}=pandas.DataFrame(...) of it",
+    ),
+    (lambda d: hasattr(d, "collect"), "it is not computed yet: {what}=table.collect()"),
+    (lambda d: hasattr(d, "compute"), "it is not computed yet: {what}=table.compute()"),
+    (
+        lambda d: type(d).__module__.startswith("tiledbsoma"),
+        "make an AnnData of a query: experiment.axis_query(...).to_anndata(X_name=...)",
+    ),
+    (lambda d: hasattr(d, "mod"), "take one modality, {what}=mdata.mod['rna']"),
+)
+"""Other data -> what to do with them; the first that fits."""
 
 
 def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) -> pd.DataFrame:
@@ -62,14 +98,16 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
                 "into a pandas DataFrame first"
             ) from error
     else:
-        records = isinstance(data, (Sequence, np.ndarray)) and not isinstance(data, (str, bytes))
-        fix = f": try {what}=pandas.DataFrame(...) of it" if records else ""
+        fix = next((text for is_one, text in _INSTEAD if is_one(data)), "")
         raise DataError(
             f"{what} must be a pandas DataFrame, a dict of columns or a table with .to_pandas(), "
-            f"got {type(data).__name__}{fix}"
+            f"got {type(data).__name__}{fix and ': '}{fix.format(what=what)}"
         )
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
         raise DataError(f"{what} must have one row of column names: flatten a MultiIndex first")
+    for name in frame.columns:
+        if not isinstance(name, Hashable):
+            raise DataError(f"{what} has a column named by a {type(name).__name__}: use a text")
     if not len(frame) and not may_be_empty:
         raise DataError(f"{what} has no rows")
     return frame
@@ -89,7 +127,7 @@ def pick(
     frame: pd.DataFrame, name: str, role: str, hint: str = "", what: str = "data"
 ) -> pd.Series:
     """Column `name`, or an error that says what it was for and what comes close."""
-    hits = np.flatnonzero([column == name for column in frame.columns])
+    hits = np.flatnonzero([isinstance(own, str) and own == name for own in frame.columns])
     if len(hits) == 1:
         return frame.iloc[:, hits[0]].reset_index(drop=True)
     if len(hits):
@@ -108,7 +146,7 @@ def pick(
     raise DataError(f"{missing}{near(name, frame.columns)}{hint}")
 
 
-def near(name: str, choices: Iterable[object]) -> str:
+def near(name: object, choices: Iterable[object]) -> str:
     """``; did you mean 'nu'?`` or a list of what there is.
 
     >>> near("celtype", ["donor", "celltype"])
@@ -116,8 +154,9 @@ def near(name: str, choices: Iterable[object]) -> str:
     """
     texts = [str(choice) for choice in choices]
     folded = {text.casefold(): text for text in texts}
-    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
-    close += [key for key in folded if name.casefold() in re.split(r"\W+", key)]
+    wanted = str(name).casefold()
+    close = difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
+    close += [key for key in folded if wanted in re.split(r"\W+", key)]
     if close:
         return f"; did you mean {listing([folded[key] for key in dict.fromkeys(close)])}?"
     return f"; the columns are {listing(texts, 8)}" if texts else ""
@@ -288,11 +327,13 @@ def crossed(parts: Iterable[str]) -> str:
 def label(value: object) -> str:
     """Text of one label: 3.0 and 3 are both "3", dates are ISO.
 
-    >>> label(3.0), label(True), label("T")
-    ('3', 'True', 'T')
+    >>> label(3.0), label(True), label("T"), label(2**53 + 1)
+    ('3', 'True', 'T', '9007199254740993')
     """
     if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)):
         number = float(value)
+        if isinstance(value, Integral):  # no float holds all of them
+            return str(int(value))
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
     if hasattr(value, "isoformat"):
         return str(value.isoformat()).removesuffix("T00:00:00")

@@ -3,6 +3,9 @@
 With r = P y (Henderson): the shared effect of donor i is sigma^2 1' H_i' r_i, the cell
 type-specific ones V H_i' r_i, a level's g_k z' r; the prediction error variance of an effect u
 with covariance G is G - G Z' P Z G, which counts the uncertainty of the fixed effects.
+
+Moment estimates may give a Sigma that is no covariance, and with it no prediction.  Effects are
+then those of :func:`covariance_part`.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import ConvergenceError
 from .model import Model
 from .precision import Precision
+
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,20 @@ class Effects:
 def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | None) -> Effects:
     """BLUPs at `theta`; `shared` is the index of the component with basis matrix J, or None.
 
-    Donors left out by ``model.active`` get NaN.
+    Where Sigma(theta) is not positive definite (possible for moments), at its part that is a
+    covariance.  Donors left out by ``model.active`` get NaN.
 
     Raises
     ------
     ConvergenceError
-        Sigma(theta) is not positive definite (possible after HE).
+        Not even that is positive definite, as there is no noise.
     """
     theta = np.asarray(theta, dtype=float)
-    pre = Precision(model, theta)
+    try:
+        pre = Precision(model, theta)
+    except (ConvergenceError, np.linalg.LinAlgError):
+        theta = covariance_part(theta, model.basis)
+        pre = Precision(model, theta)
     n_donors, C = len(model.active), model.H.shape[1]
     sigma2 = 0.0 if shared is None else float(theta[shared])
     V = model.effect_covariance(theta) - sigma2
@@ -77,6 +88,34 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | Non
     total = np.nan_to_num(alpha)[:, None] + np.nan_to_num(gamma)
     fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
     return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted)
+
+
+def covariance_part(theta: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Components with what is negative of them shrunk until A is a covariance; (K + Kr,).
+
+    Those of basis matrices (K, C, C) go together, on the line to the point where each that is a
+    variance is 0 or more and the others are 0, and no further than A needs; random effects' are 0
+    or more.
+
+    >>> covariance_part(np.array([1.0, -0.4, 2.0, -0.1]), np.array(
+    ...     [np.ones((2, 2)), np.diag([1.0, 0.0]), np.diag([0.0, 1.0])])).round(3).tolist()
+    [1.0, -0.4, 2.0, 0.0]
+    >>> covariance_part(np.array([-1.0, 2.0]), np.array([np.ones((2, 2)), np.eye(2)])).tolist()
+    [-1.0, 2.0]
+    """
+    own, rest = theta[: len(basis)], theta[len(basis) :]
+    size = np.linalg.eigvalsh(basis)
+    variance = size[:, 0] >= -_ROUNDING * np.abs(size).max(axis=1)
+    safe = np.where(variance, np.maximum(own, 0.0), 0.0)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        share = high if low == 0.0 == 1.0 - high else 0.5 * (low + high)
+        at = np.linalg.eigvalsh(np.tensordot(safe + share * (own - safe), basis, axes=1))
+        good = at[0] >= -_ROUNDING * np.abs(at).max()
+        if good and share == 1.0:
+            return np.concatenate([own, np.maximum(rest, 0.0)])
+        low, high = (share, high) if good else (low, share)
+    return np.concatenate([safe + low * (own - safe), np.maximum(rest, 0.0)])
 
 
 def _root(variance: np.ndarray) -> np.ndarray:

@@ -21,8 +21,9 @@ from ..errors import ConvergenceError
 from . import kernels
 from .domain import Domain
 from .estimate import Convergence, Estimate
-from .likelihood import evaluate
+from .likelihood import evaluate, residual
 from .model import Model
+from .precision import Precision
 
 CONFOUNDED = 1e12
 """Condition number of G from which the components cannot be told apart."""
@@ -168,13 +169,18 @@ def complete(model: Model, theta: np.ndarray) -> Estimate:
     """The estimate of one response with these variance components: b, and how it was had."""
     K, p = len(theta), model.X.shape[1]
     at = evaluate(model, theta, "reml", full=False)
-    gls = math.isfinite(at.llf)
+    gls, beta, cov_beta = math.isfinite(at.llf), at.beta, at.cov_beta
+    if not gls and (known := over_blocks(model, theta)) is not None:
+        # donors alone have no definite covariance, their blocks have
+        gls, beta = True, model.back @ (known.effects(residual(model)) + model.Q.T @ model.y)
+        turn = model.back @ known.root
+        cov_beta = turn @ turn.T
     nan = np.full((K, K), math.nan)
     return Estimate(
         method="he",
         theta=theta,
-        beta=at.beta if gls else ols(model),
-        cov_beta=at.cov_beta if gls else np.full((p, p), math.nan),
+        beta=beta if gls else ols(model),
+        cov_beta=cov_beta if gls else np.full((p, p), math.nan),
         beta_by="gls" if gls else "ols",
         information=nan,
         observed=nan,
@@ -190,6 +196,19 @@ def complete(model: Model, theta: np.ndarray) -> Estimate:
             else "closed form; covariance not positive definite, fixed effects by OLS",
         ),
     )
+
+
+def over_blocks(model: Model, theta: np.ndarray) -> Precision | None:
+    """P at these components, where Sigma is positive definite by blocks of donors, else None.
+
+    The compiled loops take donors first, and so need a definite covariance of every donor alone.
+    """
+    if not model.random or not np.isfinite(theta).all():
+        return None
+    try:
+        return Precision(model, theta)
+    except (ConvergenceError, np.linalg.LinAlgError):
+        return None
 
 
 def _factors(model: Model) -> list[sp.csr_array]:

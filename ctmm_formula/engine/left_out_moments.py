@@ -32,6 +32,7 @@ from .options import kept
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
 _FAR = 1e-3  # smaller eigenvalues than this cost the update too many digits
+_NOTHING = 1e-8  # of the diagonal of all rows: what is left is the rounding of no residuals
 _LARGEST = 128  # rows of a group from which its moments are computed from the rows left
 _CHUNK = 2**21  # numbers in the largest array per block of genes
 
@@ -73,7 +74,7 @@ class LeftOutMoments:
                 part = he.moments(model.without(self.groups[g]))
             except ConvergenceError:  # not even without rounding
                 continue
-            if np.linalg.cond(part.gram) <= he.CONFOUNDED:
+            if _known(part.gram, self.design.gram):
                 self._others[int(g)] = part
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
@@ -108,7 +109,10 @@ class LeftOutMoments:
                 model.tiles.put(model.noise, 1.0), model.blocks,
                 model.tiles.donors(model.active, False), donors, ptr, at, definite,
             )  # fmt: skip
-            at[~definite] = math.nan
+            for k in np.flatnonzero(~definite):
+                part = model.without(self.groups[some[k]])
+                known = he.over_blocks(part, theta[some[k]])
+                at[k] = math.nan if known is None else known.effects(residual(model))
             beta[some] = (at + model.Q.T @ model.y) @ model.back.T
         return beta
 
@@ -152,6 +156,12 @@ def _gls_without(
         definite[g] = llf > -math.inf
         for x in range(ptr[g], ptr[g + 1]):
             active[donors[x]] = True
+
+
+def _known(gram: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether moment equations (K, K) tell the components apart, beside those of all rows."""
+    left = bool((np.diag(gram) > _NOTHING * np.diag(whole)).all())
+    return left and bool(np.linalg.cond(gram) <= he.CONFOUNDED)
 
 
 def _smallest(Q: np.ndarray) -> float:
@@ -244,7 +254,7 @@ class _Update:
             through[:, k] += small @ (SQ.transpose(0, 2, 1) @ PSQ[k]).reshape(K, -1).T
         AT = self.A @ self.T
         gram = design.gram - 2.0 * through + _traces(AT, AT)
-        known = np.linalg.cond(gram) <= he.CONFOUNDED
+        known = np.array([_known(one, design.gram) for one in gram], dtype=bool)
         self.inverse = np.full_like(gram, math.nan)
         self.inverse[known] = np.linalg.inv(gram[known])
 

@@ -36,6 +36,8 @@ class Projection:
     phi : ndarray, shape (n, q + p); omega : ndarray, shape (q + p, q + p)
     U : ndarray, shape (n, p)
         Sigma^-1 X L^-T with L L' = X' Sigma^-1 X, so that P = Sigma^-1 - U U'.
+    root : ndarray, shape (p, p)
+        L^-T.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class Projection:
         DZ = self.within(Z)
         K = np.linalg.solve(np.eye(q) + g[:, None] * (Z.T @ DZ), np.diag(g))
         SX = self.within(X) - DZ @ (K @ (DZ.T @ X))
-        self.U = np.linalg.solve(np.linalg.cholesky(X.T @ SX), SX.T).T
+        self.root = np.linalg.inv(np.linalg.cholesky(X.T @ SX)).T
+        self.U = SX @ self.root
         self.phi = np.hstack([DZ, self.U])
         self.omega = np.eye(q + p)
         self.omega[:q, :q] = K
@@ -119,15 +122,37 @@ class Precision(Projection):
         sigma = H @ model.effect_covariance(theta) @ H.transpose(0, 2, 1)
         index = np.arange(sigma.shape[1])
         sigma[:, index, index] += np.where(mask, model.noise[rows], 1.0)
+        below = 0  # eigenvalues of D
         try:
             np.linalg.cholesky(sigma)
         except np.linalg.LinAlgError as error:
-            raise ConvergenceError("a donor's covariance is not positive definite") from error
+            below = int((np.linalg.eigvalsh(sigma) <= 0.0).sum())
+            if not len(model.random):
+                raise ConvergenceError("a donor's covariance is not positive definite") from error
         inverse = np.linalg.inv(sigma) * (mask[:, :, None] & mask[:, None, :])
         Z, self.level_component, self.level_code = level_matrix(model)
         g = self.theta[model.n_donor_components :][self.level_component]
         X = np.where(model.active_rows[:, None], model.Q, 0.0)
         super().__init__(rows, mask, inverse, Z, g, X)
+        if below or (g < 0.0).any():
+            self._check(below)
+
+    def _check(self, below: int) -> None:
+        """Sigma = D + Z G Z' may be definite though D is not, and the other way round.
+
+        By Haynsworth's inertia of [D, Z; Z', -G^-1] it has as many negative eigenvalues as D, and
+        G^-1 + Z' D^-1 Z positive ones, less the positive ones of G.
+        """
+        used = self.g != 0.0
+        g, size = self.g[used], np.sqrt(np.abs(self.g[used]))
+        within = self.Z[:, used].T @ self.phi[:, : len(self.g)][:, used]
+        inner = np.linalg.eigvalsh(np.diag(np.sign(g)) + size[:, None] * within * size)
+        if below + (inner > 0.0).sum() != (g > 0.0).sum():
+            raise ConvergenceError("the covariance of a block of donors is not positive definite")
+
+    def effects(self, y: np.ndarray) -> np.ndarray:
+        """GLS effects (p,) of the orthonormal fixed columns on y (n,)."""
+        return self.root @ (self.U.T @ y)
 
     @cached_property
     def Py(self) -> np.ndarray:

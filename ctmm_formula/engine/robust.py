@@ -38,6 +38,7 @@ from .domain import Domain
 from .estimate import Convergence, Estimate
 from .leverages import leverages
 from .model import Model, Tiles, from_tiles, tile
+from .moving_noise import MovingNoise, moving_noise
 from .noise import Pooling, pooling, working_noise
 from .sweeps import State
 from .unit_sums import Layout
@@ -94,7 +95,8 @@ class SharedDesign(NamedTuple):
 
     layout, of the compiled loops; tiles, where the rows in use lie in their arrays; rows (n',) and
     used (N',) rows and donors in use (kernel numbers); ols (p, n') effects of the orthonormal
-    columns from responses; how the noise is pooled; largest number of rows of a unit.
+    columns from responses; how the noise is pooled; cells (T, m, LANES) their numbers, ones where
+    not known; largest number of rows of a unit.
     """
 
     layout: Layout
@@ -103,6 +105,7 @@ class SharedDesign(NamedTuple):
     used: np.ndarray
     ols: np.ndarray
     how: Pooling
+    cells: np.ndarray
     largest: int
 
 
@@ -153,6 +156,12 @@ class RobustFit:
         share, axes = np.empty((self.n_units, k)), np.empty((self.n_units, p, k))
         leverages(state.unit_gram, state.root, share, axes)
         return Units(share, axes, score, state.root)
+
+    @cached_property
+    def moving(self) -> MovingNoise:
+        """How the noise moves with hypotheses about the fixed effects."""
+        design = self.design
+        return moving_noise(design.layout, design.how, design.cells, self.state, self.inputs)
 
     @cached_property
     def cov_working(self) -> np.ndarray:
@@ -293,7 +302,8 @@ def lay_out(model: Model) -> SharedDesign:
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
     how = pooling(model.H, model.n_cells, model.active_rows)
-    return SharedDesign(layout, tiles, rows, used, ols, how, int(sizes.max()))
+    cells = tiles.put(how.per_cell[rows], 1.0)
+    return SharedDesign(layout, tiles, rows, used, ols, how, cells, int(sizes.max()))
 
 
 def _problem(outcome: int) -> str:

@@ -25,6 +25,10 @@ H_st = sum_u h_us h_ut' the covariances of the residuals of all pairs of units s
                 + tr(K H_st K H_st') + tr(K H_ts K H_ts)
 
 which is linear in the number of units.
+
+The noise is that which the pairs have where the hypothesis holds
+(:mod:`ctmm_formula.engine.moving_noise`): with rows that have L K L' = I and L M L' there, V_L
+becomes (L M L')^1/2 V_L (L M L')^1/2.  An interval holds the values that its test does not reject.
 """
 
 from __future__ import annotations
@@ -36,15 +40,17 @@ from functools import cached_property
 import numpy as np
 from scipy import special
 
+from .moving_noise import MovingNoise
 from .robust import ONE_UNIT, RobustFit, Units
 
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
+_STEPS, _CLOSE = 200, 1e-10  # most steps to the end of an interval, and the last, relative
 ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
 TOO_FEW = "too few independent donors or blocks for this many hypotheses"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contrasts:
     """Linear combinations L b with their cluster-robust covariance.
 
@@ -55,22 +61,49 @@ class Contrasts:
         Satterthwaite degrees of freedom of each row's t statistic.
     note : str
         Why `cov` and `df` are NaN; empty if they are not.
+    moving : MovingNoise; across : ndarray, shape (p, q)
+        How the noise moves with hypotheses, and the rows in its axes.
     """
 
     value: np.ndarray
     cov: np.ndarray
     df: np.ndarray
     note: str
+    moving: MovingNoise
+    across: np.ndarray
+
+    def variances(self, null: np.ndarray | float = 0.0) -> np.ndarray:
+        """Variance of each row where it is `null`, (q,)."""
+        own = np.diag(self.cov)
+        size = np.sqrt(np.square(self.across).sum(axis=0))
+        if not size.all():
+            return own
+        return own * self.moving.singly((self.across / size).T, (self.value - null) / size)
+
+    def statistics(self, null: np.ndarray | float = 0.0) -> np.ndarray:
+        """t of each row, (q,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (self.value - null) / np.sqrt(self.variances(null))
 
     def pvalues(self, null: np.ndarray | float = 0.0) -> np.ndarray:
         """Two-sided t tests of L b = null, row by row, (q,)."""
-        t = np.abs(self.value - null) / np.sqrt(np.diag(self.cov))
-        return 2.0 * special.stdtr(self.df, -t)
+        return 2.0 * special.stdtr(self.df, -np.abs(self.statistics(null)))
 
     def intervals(self, level: float = 0.95) -> np.ndarray:
-        """Confidence intervals (q, 2) of L b."""
-        half = special.stdtrit(self.df, 0.5 * (1.0 + level)) * np.sqrt(np.diag(self.cov))
-        return self.value[:, None] + half[:, None] * [-1.0, 1.0]
+        """Confidence intervals (q, 2) of L b: the values that :meth:`pvalues` does not reject."""
+        reach = special.stdtrit(self.df, 0.5 * (1.0 + level))
+        ends = []
+        for side in (-1.0, 1.0):
+            distance = reach * np.sqrt(np.diag(self.cov))
+            for _ in range(_STEPS):
+                # steps to reach sqrt(variances) itself may overshoot, half of them cannot
+                there = reach * np.sqrt(self.variances(self.value + side * distance))
+                step = 0.5 * (there - distance)
+                distance = distance + step
+                if not (np.abs(step) > _CLOSE * distance).any():
+                    break
+            ends.append(self.value + side * distance)
+        return np.column_stack(ends)
 
 
 @dataclass(frozen=True)
@@ -108,18 +141,20 @@ def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     fit : RobustFit
     L : ndarray, shape (q, p), about the columns of ``model.X``
     """
-    value = L @ fit.estimate.beta
-    q = len(L)
-    part = _loads(fit, L)
+    value, q = L @ fit.estimate.beta, len(L)
+    part, across = _loads(fit, L), (L @ fit.back @ fit.state.root).T
     if isinstance(part, str):
-        return Contrasts(value, np.full((q, q), math.nan), np.full(q, math.nan), part)
+        none = np.full((q, q), math.nan)
+        return Contrasts(value, none, np.full(q, math.nan), part, fit.moving, across)
     cov = part.cov()
     d, k, h = part.variances()
     own = np.arange(q)
     expected = (d - k)[:, own, own].sum(axis=0)
     H = np.einsum("uas,ubs->sab", h, h)
     variance = 2.0 * ((d * (d - 2.0 * k))[:, own, own].sum(axis=0) + np.square(H).sum(axis=(1, 2)))
-    return Contrasts(value, cov, 2.0 * expected**2 / variance, "")
+    # where nothing is left that could vary there are no degrees of freedom
+    df = np.divide(2.0 * expected**2, variance, np.full(q, math.nan), where=variance > 0.0)
+    return Contrasts(value, cov, df, "", fit.moving, across)
 
 
 def hotelling(
@@ -133,24 +168,40 @@ def hotelling(
     L : ndarray, shape (q, p), of full row rank, about the columns of ``model.X``
     null : ndarray, shape (q,), or float
     """
-    q, found = len(L), _denominator(fit, L)
-    if isinstance(found, str):
-        return _no_test(found)
-    df, even, part = found
-    away = even.T @ (L @ fit.estimate.beta - null)
+    q = len(L)
+    df, cov, note = joint(fit, L, null)
+    if note:
+        return _no_test(note)
     try:
-        low = np.linalg.cholesky(part.cov())
+        low = np.linalg.cholesky(cov)
     except np.linalg.LinAlgError:
         return _no_test(TOO_FEW)
+    away = L @ fit.estimate.beta - null
     distance = float(np.square(np.linalg.solve(low, away)).sum())
     statistic = df / ((df + q - 1.0) * q) * distance
     return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
 
 
-def denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, str]:
-    """Degrees of freedom eta - q + 1 of :func:`hotelling`, and why there are none."""
+def joint(
+    fit: RobustFit, L: np.ndarray, null: np.ndarray | float = 0.0
+) -> tuple[float, np.ndarray, str]:
+    """What :func:`hotelling` is made of.
+
+    Returns
+    -------
+    float : degrees of freedom eta - q + 1
+    ndarray, shape (q, q) : covariance of L b where it is `null`
+    str : why there is no test, and these are NaN; or ""
+    """
     found = _denominator(fit, L)
-    return (math.nan, found) if isinstance(found, str) else (found[0], "")
+    if isinstance(found, str):
+        return math.nan, np.full((len(L), len(L)), math.nan), found
+    df, even, part = found
+    away = even.T @ (L @ fit.estimate.beta - null)
+    size, axes = np.linalg.eigh(fit.moving.jointly(part.across.T, away))
+    # of the rows themselves: they are even'^-1 times the even ones
+    turn = np.linalg.solve(even.T, (axes * np.sqrt(size)) @ axes.T)
+    return df, turn @ part.cov() @ turn.T, ""
 
 
 def _denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, np.ndarray, _Loads] | str:

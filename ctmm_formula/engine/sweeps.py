@@ -49,7 +49,7 @@ class State(NamedTuple):
     of r; F (K, K) moment matrix; A (C, C), g (Kr,) working covariance; root (p, p) with
     root root' = (X'SX)^-1; flat, the memory of the sums; donor_gram, donor_noise (N, c, c) cross
     products of donors, kept where random effects join them; unit_gram (U, p, p), unit_score (U, p)
-    each unit's X'SX and X'Sr.
+    each unit's X'SX and X'Sr; solved (T, p + d, m, LANES) the donors' own Sigma_i^-1 [X Z].
     """
 
     theta: np.ndarray
@@ -64,6 +64,7 @@ class State(NamedTuple):
     donor_noise: np.ndarray
     unit_gram: np.ndarray
     unit_score: np.ndarray
+    solved: np.ndarray
 
 
 class Solution(NamedTuple):
@@ -104,6 +105,7 @@ def make_state(layout: Layout) -> State:
         donor_noise=np.empty((kept, count, count)),
         unit_gram=np.empty((U, p, p)),
         unit_score=np.empty((U, p)),
+        solved=np.empty((len(layout.columns), count - layout.R - 1, *layout.columns.shape[2:])),
     )
 
 
@@ -295,6 +297,16 @@ def _keep_products(wk, t, gram, noise):
                 noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
 
 
+@njit(**FAST_PART)
+def _keep_solved(layout, wk, t, solved):
+    """A tile's Sigma_i^-1 [X Z]."""
+    R, p = layout.R, layout.p
+    for j in range(len(solved[t])):
+        column = R + j if j < p else R + j + 1  # the residual lies between
+        for a in range(solved.shape[2]):
+            store(solved, (t, j, a), load(wk.B, (column, a)))
+
+
 @kept
 def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
@@ -341,6 +353,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
                 if not cross_products(layout, tile, state.A, noise, nu, r, wk):
                     return SINGULAR
                 _keep_products(wk, tile, state.donor_gram, state.donor_noise)
+                _keep_solved(layout, wk, tile, state.solved)
         for first in range(0, units, LANES):
             used = min(LANES, units - first)
             if joined:
@@ -360,6 +373,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
                 else:
                     donor_sums(layout, wk, sums, rest_sums)
                 if step == steps - 1:
+                    _keep_solved(layout, wk, first // LANES, state.solved)
                     for lane in range(used):
                         _keep_effects(layout, wk, lane, first + lane, state)
             if steps > 0:

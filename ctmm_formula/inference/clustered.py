@@ -10,13 +10,13 @@ variance components theta (K).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ..engine.robust import ONE_UNIT, RobustFit
-from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, covariance, denominator
+from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, covariance, joint
 from .jackknife import covariance as jackknife_covariance
 from .testing import Law
 
@@ -26,6 +26,11 @@ class Clustered:
     """Covariance of all parameters of a fit, and the laws of their linear combinations."""
 
     fit: RobustFit
+
+    @property
+    def n_fixed(self) -> int:
+        """Number of fixed effects p."""
+        return len(self.fit.estimate.beta)
 
     @cached_property
     def cov(self) -> np.ndarray:
@@ -67,24 +72,28 @@ class Clustered:
         out[~fixed] = np.diag(_combined(L[~fixed], self.cov))
         return out
 
-    def law(self, L: np.ndarray) -> Law:
-        """What F tests of L t (q, p + K) are referred to."""
+    def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
+        """What F tests of L t = null (q, p + K) are referred to."""
         p, q = len(self.fit.estimate.beta), len(L)
-        cov, df, scale, reason = _combined(L, self.cov), math.nan, 1.0, ""
         if self.fit.n_units < 2:
-            return Law(cov, df, scale, ONE_UNIT)
+            return Law(np.full((q, q), math.nan), math.nan, 1.0, ONE_UNIT)
         if L[:, p:].any():
             df = float(self.fit.n_units - q)
-            reason = "" if df > 0 else TOO_FEW
-        elif q == 1:
+            return Law(_combined(L, self.cov), df, 1.0, "" if df > 0 else TOO_FEW)
+        if q == 1:
             one = contrasts(self.fit, L[:, :p])
-            cov, df, reason = one.cov, float(one.df[0]), one.note
-        else:
-            if np.isnan(cov).any():
-                cov = contrasts(self.fit, L[:, :p]).cov
-            df, reason = denominator(self.fit, L[:, :p])
-            scale = df / (df + q - 1.0)
-        return Law(cov, df, scale, reason)
+            return Law(np.atleast_2d(one.variances(null)), float(one.df[0]), 1.0, one.note)
+        df, cov, reason = joint(self.fit, L[:, :p], null)
+        return Law(cov, df, df / (df + q - 1.0), reason)
+
+    def tested(self, L: np.ndarray, null: np.ndarray | float, level: float) -> np.ndarray:
+        """t, two-sided p value and interval of rows L b (q, p) against `null`, (q, 4).
+
+        By the noise where the hypothesis holds, so t is not quite the difference over its
+        standard error: see :mod:`ctmm_formula.engine.moving_noise`.
+        """
+        rows = self._effects(L)
+        return np.column_stack([rows.statistics(null), rows.pvalues(null), rows.intervals(level)])
 
     @cached_property
     def _of_effects(self) -> np.ndarray:
@@ -100,7 +109,7 @@ class Clustered:
         part = contrasts(self.fit, L[good])
         cov, df = np.full_like(found.cov, math.nan), np.full_like(found.df, math.nan)
         cov[np.ix_(good, good)], df[good] = part.cov, part.df
-        return Contrasts(found.value, cov, df, ALONE)
+        return replace(found, cov=cov, df=df)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class NoClusters:
         """NaN of every row."""
         return np.full(len(L), math.nan)
 
-    def law(self, L: np.ndarray) -> Law:
+    def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
         """None, and why."""
         return Law(np.full((len(L), len(L)), math.nan), math.nan, 1.0, self.reason)
 

@@ -46,7 +46,8 @@ class Errors(NamedTuple):
 
     Attributes
     ----------
-    cov : ndarray, shape (p + K, p + K)
+    given : ndarray, shape (p + K, p + K), optional
+        The covariance, where it is not that of `own`.
     name : str
         "model", "kenward-roger", "robust", "jackknife", "jackknife, 5 blocks", ...
     df_resid : float
@@ -59,15 +60,27 @@ class Errors(NamedTuple):
         Laws of linear combinations, where each has its own.
     params : ndarray, shape (p + K,), optional
         Of what they are the errors, where that is not the fit itself.
+    missing : str
+        Why a jackknife leaves some of them NaN, or "".
     """
 
-    cov: np.ndarray
+    given: np.ndarray | None
     name: str
     df_resid: float
     groups: int | None = None
     reason: str = ""
     own: Clustered | NoClusters | Satterthwaite | None = None
     params: np.ndarray | None = None
+    missing: str = ""
+
+    @property
+    def cov(self) -> np.ndarray:
+        """Covariance of all parameters, (p + K, p + K); of `own` made when it is asked for."""
+        if self.given is not None:
+            return self.given
+        if self.own is None:
+            raise CTMMError("these errors have no covariance")
+        return self.own.cov
 
     @property
     def title(self) -> str:
@@ -94,9 +107,9 @@ class Errors(NamedTuple):
             return self.own.variances(np.hstack([L, np.zeros((len(L), len(self.cov) - p))]))
         return np.einsum("ij,jk,ik->i", L, self.cov[:p, :p], L)
 
-    def law(self, L: np.ndarray) -> Law | None:
-        """What F tests of L t (q, p + K) are referred to, unless it is df_resid and groups."""
-        return None if self.own is None else self.own.law(L)
+    def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law | None:
+        """What F tests of L t = null (q, p + K) go by, unless it is df_resid and groups."""
+        return None if self.own is None else self.own.law(L, null)
 
     def estimates(self, fit: Fit) -> np.ndarray:
         """The parameters (p + K,) that these are the errors of."""
@@ -233,7 +246,7 @@ class Fit:
             )
         model = self.model_errors
         own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
-        return model._replace(cov=own.cov, name=KENWARD_ROGER, own=own)
+        return model._replace(given=own.cov, name=KENWARD_ROGER, own=own)
 
     @cached_property
     def own_errors(self) -> Errors:
@@ -247,11 +260,11 @@ class Fit:
             robust = self._robust
         except ConvergenceError as error:
             none = NoClusters(self.n_params, str(error))
-            return Errors(none.cov, ROBUST, math.nan, None, none.reason, none, none.params)
+            return Errors(None, ROBUST, math.nan, None, none.reason, none, none.params)
         own = Clustered(robust)
         reason = ONE_UNIT if robust.n_units < 2 else ""
         params = np.concatenate([robust.estimate.beta, robust.estimate.theta])
-        return Errors(own.cov, ROBUST, robust.n_units - 1, None, reason, own, params)
+        return Errors(None, ROBUST, robust.n_units - 1, None, reason, own, params)
 
     @cached_property
     def _robust(self) -> RobustFit:
@@ -287,7 +300,13 @@ class Fit:
                 "there is no jackknife covariance: a refit without some donors failed, see "
                 "jackknife().failed"
             )
-        return Errors(run.cov, run.name, self.df_resid, len(run.left_out), reason)
+        count, missing = len(run.left_out), ""
+        if run.failed and np.isnan(np.diag(run.cov)).any():
+            missing = (
+                f"standard errors are missing, as {len(run.failed)} of {count} refits of the "
+                f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
+            )
+        return Errors(run.cov, run.name, self.df_resid, count, reason, missing=missing)
 
     def jackknife(
         self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1

@@ -199,11 +199,13 @@ class _LeftOut:
 
     def _reasons(self, model: Model, estimate: Estimate, aliased: Iterable[int]) -> dict[int, str]:
         """Groups without which there is no usual fit: X or the information of theta singular."""
-        reasons = {int(g): _FIXED for g in aliased}
+        rows = self._others(np.diff(model.row_ptr)[:, None] * model.active[:, None])[:, 0]
+        reasons = {int(g): _COMPONENTS for g in np.flatnonzero(rows <= model.X.shape[1])}
+        reasons |= {int(g): _FIXED for g in aliased}
         at = np.abs(estimate.theta)  # any point inside the domain does
         if len(self.suspects):
             size = np.sqrt(np.diag(evaluate(model, at).expected))
-        for g in map(int, self.suspects):
+        for g in set(map(int, self.suspects)) - set(reasons):
             part = model.without(self.groups[g]).full_rank()
             scaled = evaluate(part, at).expected / np.outer(size, size)
             if not np.linalg.eigvalsh(scaled)[0] > 1e-8:
@@ -234,6 +236,8 @@ def _refit_reduced(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Refit where X has lost rank: fixed effects that cannot be estimated are NaN."""
     reduced = part.full_rank()
+    if part.nobs <= reduced.X.shape[1]:  # no residual is left
+        return np.full(len(estimate.theta), np.nan), np.full(part.X.shape[1], np.nan)
     fit = ESTIMATORS[estimate.method](reduced, estimate.method, domain)
     rows = part.active_rows
     X = part.X[rows]
@@ -276,6 +280,8 @@ class MomentJackknife(_LeftOut):
         reasons = self._reasons(model, estimate, np.flatnonzero(self.left_out.aliased))
         theta = theta.copy()
         theta[list(reasons)] = np.nan
+        reasons |= {int(g): _COMPONENTS for g in np.flatnonzero(np.isnan(theta).any(axis=1))
+                    if g not in reasons}  # fmt: skip
         if estimate.beta_by == "gls":
             beta = self.left_out.gls(model, theta)
             lost = np.isnan(beta).any(axis=1) & np.isfinite(theta).all(axis=1)

@@ -242,7 +242,8 @@ def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
     left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
-    return Null(model, design, noise, theta, a, 4.0 * left, left / whole)
+    share = np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
+    return Null(model, design, noise, theta, a, 4.0 * left, share)
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:

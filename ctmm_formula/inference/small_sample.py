@@ -79,8 +79,8 @@ class Satterthwaite:
         """Variance of every row of L (q, p + K), (q,)."""
         return np.diag(self._combined(L))
 
-    def law(self, L: np.ndarray) -> Law:
-        """What F tests of L t (q, p + K) are referred to."""
+    def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
+        """What F tests of L t = null (q, p + K) are referred to, the same for any `null`."""
         p, cov = len(L.T) - len(self.estimate.theta), self._combined(L)
         if L[:, p:].any():
             return Law(cov, float(self.df_resid), 1.0, "")

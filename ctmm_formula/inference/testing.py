@@ -184,7 +184,7 @@ class Law(NamedTuple):
 
 def wald(
     value: np.ndarray,
-    cov: np.ndarray,
+    cov: np.ndarray | None,
     L: np.ndarray,
     df_resid: float,
     *,
@@ -199,8 +199,8 @@ def wald(
     ----------
     value : array, shape (K,)
         Estimates t.
-    cov : array, shape (K, K)
-        Their covariance C.
+    cov : array, shape (K, K), optional
+        Their covariance C, where there is no law.
     L : array, shape (q, K), of full row rank; rhs : array, shape (q,), or float
     df_resid : float
     groups : int, optional
@@ -220,7 +220,6 @@ def wald(
     used = (L != 0.0).any(axis=0)  # what is not tested may be unknown
     L = L[:, used]
     t = np.asarray(value, dtype=float)[used]
-    C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
     q = len(L)
     df = denominator(df_resid, q, groups) if law is None else law.df
     kept: Labels = {"name": "linear hypothesis", "method": "wald", **labels}
@@ -231,9 +230,12 @@ def wald(
         return blank.without(law.reason)
     if not df > 0:
         return blank.without(_no_df(df_resid, q, groups))
-    S = L @ C @ L.T if law is None else law.cov
-    known = np.isfinite(C if law is None else S).all()
-    if not (np.isfinite(t).all() and known):
+    if law is None:
+        C = np.asarray(cov, dtype=float)[np.ix_(used, used)]
+        S = L @ C @ L.T
+    else:
+        C = S = law.cov
+    if not (np.isfinite(t).all() and np.isfinite(C).all()):
         return blank.without("the estimates or their covariance could not be computed")
     d = L @ t - rhs
     scale = np.sqrt(np.clip(np.diag(S), 0.0, None))
@@ -323,7 +325,7 @@ def _no_df(df: float, q: int, groups: int | None) -> str:
 def mean_differentiation(
     L_means: np.ndarray,
     beta: np.ndarray,
-    cov_beta: np.ndarray,
+    cov_beta: np.ndarray | None,
     df_resid: float,
     *,
     method: str = "wald",
@@ -339,7 +341,7 @@ def mean_differentiation(
     beta : array, shape (p,); cov_beta : array, shape (p, p)
         Fixed effects and their model or jackknife covariance.
     law : callable, optional
-        Law of contrasts of beta (q, p).
+        Law of contrasts of beta (q, p), in place of `cov_beta`.
     df_resid, method, groups
         As in :func:`wald`; F is that of the contrasts mu_c - mu_C, nan where the fixed part
         leaves the cell types' means equal or partly so.

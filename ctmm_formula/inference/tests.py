@@ -234,7 +234,7 @@ def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
         return blank.without(reason)
     L = np.pad(contrast, ((0, 0), (fit.n_fixed, len(fit.model.random))))
     test = wald(
-        fit.params, errors.cov, L, fit.df_resid,
+        fit.params, errors.given, L, fit.df_resid,
         name=blank.name, null=blank.null, method=blank.method, groups=errors.groups,
         law=errors.law(L), note=_JACKKNIFE_ON_EDGE if fit.on_edge else "",
     )  # fmt: skip
@@ -303,8 +303,9 @@ def _mean(fit: Fit, ask: Ask) -> TestResult:
     def law(L: np.ndarray) -> Law | None:
         return errors.law(np.hstack([L, np.zeros((len(L), fit.n_params - p))]))
 
+    given = None if errors.given is None else errors.given[:p, :p]
     return mean_differentiation(
-        fit.mean_rows, errors.estimates(fit)[:p], errors.cov[:p, :p], errors.df_resid,
+        fit.mean_rows, errors.estimates(fit)[:p], given, errors.df_resid,
         method=errors.title, groups=errors.groups, law=law,
     )  # fmt: skip
 

@@ -13,12 +13,16 @@ TABLE = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high
 
 
 def estimates(
-    value: np.ndarray, se: np.ndarray, df: np.ndarray | float, alpha: float
+    value: np.ndarray,
+    se: np.ndarray,
+    df: np.ndarray | float,
+    alpha: float,
+    null: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Columns of ``TABLE``; p two-sided by t, one `df` for all or each; NaN without any."""
     check_alpha(alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = value / se
+        t = (value - null) / se
     df = np.where(np.greater(df, 0), df, np.nan)
     p = 2.0 * t_tail(np.abs(t), df)
     reach = t_reach(alpha / 2, df) * se

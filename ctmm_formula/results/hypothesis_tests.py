@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..inference.fit import JACKKNIFE, Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
 from ..inference.testing import TestResult, wald
 from ..inference.tests import COMPONENT_TESTS, TESTS, named, run_test
+from .parameters import tested
 from .record import Covariance, Record
 from .resampling import Jackknife
 
@@ -43,9 +45,9 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     L, rhs = constraints(names, hypotheses)
     errors = res.errors_for(L, covariance)
     test = wald(
-        errors.estimates(fit), errors.cov, L, errors.df_resid, rhs=rhs,
+        errors.estimates(fit), errors.given, L, errors.df_resid, rhs=rhs,
         null=in_words(L, rhs, names), method=errors.title, groups=errors.groups,
-        law=errors.law(L),
+        law=errors.law(L, rhs),
     )  # fmt: skip
     stalled = fit.trouble and L[:, fit.n_fixed :].any()
     return test.without(fit.trouble) if stalled else test
@@ -68,7 +70,7 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     statsmodels ContrastResults
         ``effect``, ``sd``, ``tvalue``, ``pvalue``, ``conf_int()``, ``summary_frame()``.
     """
-    from statsmodels.stats.contrast import ContrastResults
+    from .tested import Tested
 
     fit = res.numbers
     L, rhs = constraints(res.labels.params, hypotheses)
@@ -78,12 +80,17 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     if fit.trouble:  # variance components that did not settle have no test
         sd[L[:, fit.n_fixed :].any(axis=1)] = np.nan
     df = errors.df(L)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (effect - rhs) / sd
+    ends = partial(_ends, errors, effect, sd, L)
+    t = tested(errors, effect, sd, L, 0.05, rhs)[:, 2]
     df = np.where(df > 0, df, np.nan)
-    return ContrastResults(
-        effect=effect, t=t, sd=sd, df_denom=df if errors.own else float(df[0]), statistic=None
-    )
+    denominator = df if errors.own else float(df[0])
+    return Tested(ends, effect=effect, t=t, sd=sd, df_denom=denominator, statistic=None)
+
+
+def _ends(
+    errors: Errors, effect: np.ndarray, sd: np.ndarray, L: np.ndarray, alpha: float
+) -> np.ndarray:
+    return tested(errors, effect, sd, L, alpha)[:, 4:]
 
 
 def test_variance(
@@ -156,7 +163,9 @@ def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     """
     none = np.zeros((0, res.numbers.n_params))  # of fixed effects alone
     return run_test(
-        "mean", res.numbers, errors=lambda kind: res.errors_for(none, covariance or kind)
+        "mean",
+        res.numbers,
+        errors=lambda kind: res.errors_for(none, kind if covariance is None else covariance),
     )
 
 

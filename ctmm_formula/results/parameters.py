@@ -10,6 +10,7 @@ import pandas as pd
 from ..arguments import choose
 from ..distributions import t_tail, variance_interval
 from ..inference.clustered import Clustered
+from ..inference.fit import Errors
 from .estimates import TABLE, adjusted, estimates
 from .record import Covariance, Record
 
@@ -20,14 +21,16 @@ def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     names = res.labels.params
-    return pd.DataFrame(res.errors(covariance).cov, index=names, columns=names)
+    return pd.DataFrame(res.shown_errors(covariance).cov, index=names, columns=names)
 
 
 def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """Estimates, standard errors, t, p values and intervals of all ``params``.
 
     P values are two-sided for fixed effects and one-sided for variance components; those of
-    variance components are NaN where the fit did not converge.
+    variance components are NaN where the fit did not converge.  The statistic is the estimate over
+    its standard error; by robust errors that of a fixed effect takes the noise that counts have
+    where the effect is 0, and its interval holds the values that such a test does not reject.
 
     Parameters
     ----------
@@ -45,9 +48,10 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
         estimate, std_error, statistic, p_value, conf_low, conf_high; variance components in
         squared units of the response.
     """
-    errors = res.errors(covariance)
-    df = errors.df(np.eye(res.numbers.n_params))
-    out = estimates(res.numbers.params, np.sqrt(np.diag(errors.cov)), df, alpha)
+    errors = res.shown_errors(covariance)
+    each = np.eye(res.numbers.n_params)
+    df = errors.df(each)
+    out = tested(errors, res.numbers.params, np.sqrt(np.diag(errors.cov)), each, alpha)
     own = np.arange(len(df)) >= res.numbers.n_fixed
     out[own & ~(res.converged & (df > 0)), 3] = np.nan
     if isinstance(errors.own, Clustered):
@@ -69,7 +73,7 @@ def bse_fe(res: Record) -> pd.Series:
 
 
 def tvalues(res: Record) -> pd.Series:
-    """Estimates over standard errors."""
+    """t of ``params``; see :func:`table`."""
     return table(res)["statistic"]
 
 
@@ -142,11 +146,34 @@ def _linear(
     res: Record, L: np.ndarray, names: list[str], covariance: Covariance, alpha: float
 ) -> pd.DataFrame:
     """Table of linear combinations L b of the fixed effects."""
-    errors = res.errors(covariance)
+    columns = linear(res, L, covariance, alpha)
+    return pd.DataFrame(columns, index=names, columns=list(TABLE))
+
+
+def linear(res: Record, L: np.ndarray, covariance: Covariance, alpha: float) -> np.ndarray:
+    """Columns of ``TABLE`` of linear combinations L b (q, p) of the fixed effects."""
+    errors = res.shown_errors(covariance)
     se = np.sqrt(errors.of_effects(L))
-    df = errors.df(np.pad(L, ((0, 0), (0, len(res.estimate.theta)))))
-    table = estimates(L @ res.estimate.beta, se, df, alpha)
-    return pd.DataFrame(table, index=names, columns=list(TABLE))
+    every = np.pad(L, ((0, 0), (0, len(res.estimate.theta))))
+    return tested(errors, L @ res.estimate.beta, se, every, alpha)
+
+
+def tested(
+    errors: Errors,
+    value: np.ndarray,
+    se: np.ndarray,
+    L: np.ndarray,
+    alpha: float,
+    null: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Columns of ``TABLE`` of rows L t (q, p + K) against `null`, by their own laws."""
+    out = estimates(value, se, errors.df(L), alpha, null)
+    if isinstance(errors.own, Clustered):
+        p = errors.own.n_fixed
+        fixed = ~L[:, p:].any(axis=1)
+        at = np.broadcast_to(null, len(L))[fixed]
+        out[fixed, 2:] = errors.own.tested(L[fixed, :p], at, 1.0 - alpha)
+    return out
 
 
 def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
+from ..arguments import choose, iterable
 from ..design.table import crossed, label, pick
 from ..errors import CTMMError
 from .record import Record
@@ -26,7 +26,8 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     Raises
     ------
     ConvergenceError
-        The fitted covariance is not positive definite (possible for moments).
+        There is no noise to tell them from, see :mod:`ctmm_formula.engine.blup`; which also says
+        what they are where the fitted covariance is not positive definite (possible for moments).
     """
     design, effects = res.design, res.blup
     back = np.argsort(res.model.donors)
@@ -112,7 +113,7 @@ def _wanted(res: Record, random: object) -> dict[str, pd.DataFrame]:
     """Tables of the effects that predict's ``random=`` asks for."""
     if random is None or (isinstance(random, str) and random == "none"):
         return {}
-    if not isinstance(random, Iterable) or isinstance(random, (bytes, Mapping)):
+    if not iterable(random) or isinstance(random, (bytes, Mapping)):
         raise CTMMError(
             f"random= must be 'none', 'all' or names of random_effects, got {type(random).__name__}"
         )

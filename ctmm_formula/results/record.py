@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -16,8 +18,10 @@ from ..engine.blup import Effects
 from ..engine.blup import effects as predicted
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
+from ..engine.he import over_blocks
+from ..engine.likelihood import evaluate
 from ..engine.model import Model
-from ..errors import ConvergenceError, CTMMError, NoLikelihoodError
+from ..errors import ConvergenceError, CTMMError, CTMMWarning, NoLikelihoodError
 from ..inference.comparison import Labelled
 from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
@@ -60,6 +64,7 @@ class Record:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=recorded_versions)
     one_step: bool = False
+    _told = False  # of errors that are missing
     _jackknives: dict[tuple[int | None, bool], JackknifeRun] = field(default_factory=dict)
 
     @cached_property
@@ -187,7 +192,7 @@ class Record:
                 raise CTMMError("covariance= is the jackknife of another fit: use this fit's own")
             return self.numbers.jackknife_errors(covariance._run)
         kind = self.cov_type if covariance is None else covariance
-        if kind == ROBUST != self.cov_type:
+        if isinstance(kind, str) and kind == ROBUST != self.cov_type:
             raise CTMMError(
                 f"covariance='robust' comes with another estimate than that by {self.method!r}: "
                 "fit by method='robust'; test_mean, wald_test and t_test of fixed effects take it"
@@ -196,6 +201,14 @@ class Record:
             choose("covariance", kind, dict.fromkeys((*COVARIANCES, self.cov_type)))
         )
 
+    def shown_errors(self, covariance: Covariance = None) -> Errors:
+        """The same for tables, which have no place for a note: warns once of what is missing."""
+        errors = self.errors(covariance)
+        if errors.missing and not self._told:
+            self._told = True
+            warnings.warn(errors.missing, CTMMWarning, stacklevel=4)
+        return errors
+
     def errors_for(self, L: np.ndarray, covariance: Covariance = None) -> Errors:
         """The same for tests of L t (q, p + K).
 
@@ -203,7 +216,10 @@ class Record:
         """
         fit = self.numbers
         of_fixed = not L[:, fit.n_fixed :].any()
-        if of_fixed and covariance in (None, ROBUST) and ROBUST in (covariance, fit.fixed_by):
+        kind = fit.fixed_by if covariance is None else covariance
+        if of_fixed and covariance is not None and not isinstance(covariance, Jackknife):
+            kind = choose("covariance", covariance, (ROBUST, *COVARIANCES))
+        if of_fixed and isinstance(kind, str) and kind == ROBUST:
             return fit.robust_errors
         return self.errors(covariance)
 
@@ -274,13 +290,24 @@ class Record:
         return Jackknife(self.params, table, self.df_resid, failed, run)
 
     @cached_property
+    def definite(self) -> bool:
+        """Whether the fitted covariance is positive definite; of moments it may not be."""
+        at, model = self.estimate, self.model
+        if self.numbers.has_likelihood or (at.theta >= 0.0).all():
+            return True
+        if math.isfinite(evaluate(model, at.theta, full=False).llf):
+            return True
+        return over_blocks(model, at.theta) is not None
+
+    @cached_property
     def blup(self) -> Effects:
         """Predicted random effects (BLUPs), in kernel order.
 
         Raises
         ------
         ConvergenceError
-            The fitted covariance is not positive definite (possible for moments); it names donors.
+            There is none, as the noise is 0; it names donors.  A fitted covariance that is not
+            positive definite (possible for moments) has those of its part that is a covariance.
         """
         at, model = self.estimate, self.model
         try:

@@ -38,6 +38,8 @@ _ROBUST = (
     "working model, whose intervals (by logarithms of variance + noise) are no tests of 0.",
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "({units} less one), one-sided.",
+    "t of fixed effects takes the noise that counts have at the tested value, so it is not quite "
+    "coef / std err, and intervals hold the values that it does not reject.",
 )
 _INFORMATION = (
     "Standard errors: model (inverse expected information), as if the noise variances were known."
@@ -247,6 +249,8 @@ def _header(fit: Any) -> list[tuple[str, str]]:
     domain = fit.domain
     floor = f" (floor {domain.noise_floor:g})" if fit.bounds == "noise" else ""
     dropped = ", ".join(f"{reason} ({count})" for reason, count in fit.dropped.items())
+    random = zip(fit.labels.random, fit.design.random_levels, strict=True)
+    levels = ", ".join(f"{name} ({len(own)} levels)" for name, own in random)
     likelihood = fit.method in _CONVENTION
     record = fit.estimate.convergence
     entries = [
@@ -259,6 +263,7 @@ def _header(fit: Any) -> list[tuple[str, str]]:
         ("Cell types", str(fit.n_celltypes)),
         ("Rows", f"{fit.nobs} of {fit.n_possible} possible"),
         ("Rows dropped", dropped or "none"),
+        *([("Random effects", levels)] if levels else []),
         ("Log-likelihood", f"{fit.llf:.4f}" if likelihood else "none"),
         ("AIC", f"{fit.aic:.4f}" if likelihood else "none"),
         ("BIC", f"{fit.bic:.4f}" if likelihood else "none"),
@@ -319,10 +324,13 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         df = f"the residual df ({units} less one)"
     said = [
         _INFORMATION if errors.name == "model" else f"Standard errors: {over}.",
-        f"P values by t with {df}, one-sided for variances.",
+        f"P values by t with {df}, one-sided for variances."
+        if fit.df_resid > 0
+        else "No p values and intervals, as there are no residual df (donors less parameters).",
     ]
     return [
         *([text.format(units=units) for text in _OWN[errors.name]] if errors.own else said),
+        *([f"{errors.missing[:1].upper()}{errors.missing[1:]}."] if errors.missing else []),
         *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),

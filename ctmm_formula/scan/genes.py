@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ..api import (
     method_of,
     scale_of,
 )
-from ..arguments import Rng, generator, on_off, threads, whole_number
+from ..arguments import Rng, generator, name_list, on_off, threads, whole_number
 from ..cells.scale import summary_of
+from ..cells.tables import left_out
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
+from ..design.identified import identified
 from ..design.labelled import Design, build_design, means_warning
 from ..design.matrix import check_vouched
 from ..design.table import listing
@@ -36,7 +39,7 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, name_list
+from .plan import Plan, all_structures, asked_tests, check_tests, make_plan
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
@@ -141,7 +144,8 @@ def fit_genes(
     CTMMWarning
         Once, with the numbers of genes that failed, did not converge, lie on the edge of their
         domain (a BoundaryWarning where nothing worse is the matter) or have few counts for tests
-        of V (``zero_noise`` above .5); once where the formula lacks the means of the cell types.
+        of V (``zero_noise`` above .5); once where the formula lacks the means of the cell types,
+        and where the design has more to say, as in ``fit``.
 
     Notes
     -----
@@ -167,6 +171,7 @@ def fit_genes(
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "engine": formula_engine, "env": caller()}
+    options["gone"] = left_out(responses.uns)
     spec = parse(formula, random, response_required=False)
     if spec.response:
         raise FormulaError(
@@ -175,9 +180,14 @@ def fit_genes(
     asked = asked_tests(tests)
     path = None if out is None else file_path("out=", out)
 
-    make, base = FromTable(spec, responses.obs, options), used_rows(responses)
-    design = make(base)
+    base = used_rows(responses)
     more = [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
+    design, without = identified(
+        lambda without: FromTable(spec, responses.obs, {**options, "without": without})(base),
+        [structure, *more],
+    )
+    options["without"] = without
+    make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design.celltypes)
     method, why = method_of(design, method, bounds)
     check_tests(asked, len(structures), method, why)
@@ -199,8 +209,8 @@ def fit_genes(
         if store is not None and store.finished() is None:
             store.finish(scan.table, plan.layout, job.digest)
     means = means_warning(design.one_mean, plan.layout.structures)
-    if means:
-        warnings.warn(means, CTMMWarning, stacklevel=2)
+    for text in (*design.doubts, *([means] if means else [])):
+        warnings.warn(text, CTMMWarning, stacklevel=2)
     counts = scan.counts()
     text = notice(counts, unseen(scan.table))
     if text:
@@ -314,11 +324,13 @@ class Refit:
         there = {new: v for new, v in zip(names, values, strict=True) if v is not None}
         response, noise, square = names
         spec = parse(f"{quote(response)} {self.spec.text}")
-        design = build_design(
-            spec, table.assign(**there), noise=noise, nu2=square if square in there else None,
-            **self.options,
-        )  # fmt: skip
         main, domain = plan.layout.structures[0], plan.domain
+        make = partial(
+            build_design, spec, table.assign(**there), noise=noise,
+            nu2=square if square in there else None,
+        )  # fmt: skip
+        given = [one if one.name == "user" else one.name for one in plan.layout.structures]
+        design, _ = identified(lambda without: make(**{**self.options, "without": without}), given)
         structure = main if main.celltypes == design.celltypes else main.name
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
@@ -353,6 +365,7 @@ class Refit:
             "formula_engine": self.options["engine"],
             "noise": noise,
             "one_mean": design.one_mean,
+            "doubts": list(design.doubts),
             "summary": summary_of(self.responses.uns),
             "data": fingerprint(
                 list(design.names), list(design.celltypes), list(design.donors), design.rows,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..arguments import choose
+from ..arguments import choose, name_list
 from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
@@ -84,13 +83,6 @@ def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) 
             f"models= are compared by likelihood ratios, and {called} has none: say "
             "method='reml' or 'ml', or method='robust' to fit them without a comparison"
         )
-
-
-def name_list(name: str, values: object) -> list[Any]:
-    """The values of an argument that takes a list."""
-    if not isinstance(values, Iterable):
-        raise CTMMError(f"{name}= must be a list of names, and [] for none, got {values!r}")
-    return list(values)
 
 
 def all_structures(given: Sequence[object], celltypes: Sequence[str]) -> tuple[Structure, ...]:

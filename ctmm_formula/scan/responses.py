@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
+from ..arguments import name_list
 from ..cells.files import lazy, open_file, read
-from ..cells.tables import PREFIX, counted, is_anndata, stored_kind
+from ..cells.tables import PREFIX, counted, in_var, is_anndata, real, stored_kind, types_of
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
@@ -68,12 +69,14 @@ class Responses:
         if isinstance(genes, str):
             raise DataError(f"genes= is a list of names: genes=[{genes!r}]")
         where = dict(zip(self.genes, self.places, strict=True))
-        names = tuple(label(name) for name in genes)
+        names = tuple(label(name) for name in name_list("genes", genes))
         if not names:
             raise DataError("genes= is empty: name genes, or leave it out for all")
         absent = [name for name in names if name not in where]
         if absent:
-            raise DataError(f"there is no gene {listing(absent)}{near(absent[0], self.genes)}")
+            elsewhere = "" if self.var is None else in_var(absent[0], self.var)
+            hint = elsewhere or near(absent[0], self.genes)
+            raise DataError(f"there is no gene {listing(absent)}{hint}")
         again = _twice(names)
         if again:
             raise DataError(f"genes= names {listing(again)} twice")
@@ -114,12 +117,13 @@ def open_responses(
             expr, nu, nu2,
         )  # fmt: skip
         return _from_anndata(data, noise)
+    table = as_frame(data)
     if expr is None or nu is None:
         raise DataError(
             "fit_genes needs the expression and the noise variance of every gene: data= a "
             "pseudobulk AnnData, or data=table, expr=frame, nu=frame with one column per gene"
         )
-    return _from_tables(as_frame(data), {"expr": expr, "nu": nu, "nu2": nu2})
+    return _from_tables(table, {"expr": expr, "nu": nu, "nu2": nu2})
 
 
 def _none(message: str, *values: object) -> None:
@@ -174,7 +178,7 @@ def _matrix(value: object, name: str) -> pd.DataFrame:
     """Rows x genes; an array's genes are called gene1, gene2, ..."""
     if isinstance(value, pd.DataFrame):
         return value
-    array = _dense(value)
+    array = real(value, name)
     if array.ndim != 2:
         raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
     columns = [f"gene{k}" for k in range(1, array.shape[1] + 1)]
@@ -212,19 +216,16 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
             if any(kind.kind == "c" for kind in frame.dtypes):
                 raise TypeError("they are complex")
             return frame.to_numpy(dtype=np.float64, na_value=np.nan)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             names = [label(name) for name in frame.columns]
             raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
+    what = "expression or noise"
     if run:
-        part = source[:, int(places[0]) : int(places[-1]) + 1]
+        part = real(source[:, int(places[0]) : int(places[-1]) + 1], what)
     else:  # files want their columns in order
         order = np.argsort(places, kind="stable")
-        part = _dense(source[:, places[order]])[:, np.argsort(order, kind="stable")]
-    return np.ascontiguousarray(_dense(part), dtype=np.float64)
-
-
-def _dense(part: Any) -> np.ndarray:
-    return part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+        part = real(source[:, places[order]], what)[:, np.argsort(order, kind="stable")]
+    return np.ascontiguousarray(part)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -260,7 +261,8 @@ def _pseudobulk(
     obs = counted(obs)
     if kind == "ctp":
         return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2)
-    columns = {f"{PREFIX}{name}": shares[name].to_numpy() for name in shares.columns}
+    names = types_of(shares.columns)
+    columns = {f"{PREFIX}{name}": shares.iloc[:, k].to_numpy() for k, name in enumerate(names)}
     obs = obs.assign(**columns)
     return Responses(obs, genes, np.arange(len(genes)), expr, nu, nu2, list(columns))
 

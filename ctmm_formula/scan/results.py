@@ -275,9 +275,9 @@ class Scan:
 def notes_of(
     table: pd.DataFrame, layout: Layout, call: Mapping[str, Any], responses: Responses | None
 ) -> tuple[str, ...]:
-    """What to know of the formula and the scale of a scan; without the data, by fitted means."""
+    """What to know of data, formula and scale of a scan; without the data, by fitted means."""
     means_missing = means_note(call.get("one_mean", ""), layout.structures)
-    said = [means_missing] if means_missing else []
+    said = [*call.get("doubts", []), *([means_missing] if means_missing else [])]
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
     if responses is None or responses.var is None:

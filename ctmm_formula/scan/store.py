@@ -48,7 +48,7 @@ _CALL: dict[str, tuple[type, ...]] = {
     "formula": _TEXT, "method": _TEXT, "bounds": _TEXT, "noise": _TEXT, "donor": _TEXT,
     "formula_engine": _TEXT, "celltype": _MAYBE, "n_cells": _MAYBE, "summary": _MAYBE,
     "proportions": (str, list, type(None)), "noise_floor": (int, float), "one_step": (bool,),
-    "entropy": (int,), "one_mean": _TEXT,
+    "entropy": (int,), "one_mean": _TEXT, "doubts": (list,),
 }  # fmt: skip
 """What a reader takes from the settings of a scan, and its types."""
 

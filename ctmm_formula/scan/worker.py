@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from joblib import parallel_config
 
-from ..design.arrays import bad_noise, why_bad
+from ..design.arrays import bad_noise, bad_square, extremes, why_bad, why_bad_square
 from ..design.table import rows as in_rows
 from ..engine import he
 from ..engine.estimate import Estimate
@@ -64,6 +64,7 @@ def scan_block(
                 square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
                 own = _scan_pattern(pattern, y, nu, square, streams)
+                rows = pattern.rows
             for k, row in zip(members, own, strict=True):
                 found[k] = {"gene": names[k], **row}
                 if len(rows):
@@ -144,17 +145,17 @@ def _check(pattern: Pattern, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | No
             f"{in_rows(rows[bad])}: make it NaN to leave these rows out, or estimate it anew"
             f"{why_bad(nu[bad], n_cells)}"
         )
-    bad = np.flatnonzero(np.isinf([] if nu2 is None else nu2))
-    if len(bad):
+    bad = np.flatnonzero([]) if nu2 is None else bad_square(nu2, nu)
+    if nu2 is not None and len(bad):
         raise DataError(
-            f"the square of the noise variance is infinite in {in_rows(rows[bad])}: use NaN where "
-            "it is unknown"
+            f"the square of the noise variance cannot be in {in_rows(rows[bad])}, found "
+            f"{why_bad_square(nu2[bad[0]], nu[bad[0]])}"
         )
     if y.max() == y.min():
         raise DataError(f"expression is constant ({y[0]:g}): there is no variance to estimate")
-    if not 0.0 < np.square(y - y.mean()).sum() < np.inf:
-        size = np.abs(y).max()
-        raise DataError(f"squares of the expression (up to {size:.0e}) are not finite: rescale it")
+    extreme = extremes(y)
+    if extreme:
+        raise DataError(f"expression {extreme}: rescale it")
 
 
 def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:

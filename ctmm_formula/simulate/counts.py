@@ -89,12 +89,11 @@ class CountCells:
         """
         total = int(n_cells.sum())
         depth = self.depth_sd * rng.normal(size=int(donor.max(initial=0)) + 1)
-        library = self.library * np.exp(
-            np.repeat(depth[donor], n_cells) + self.library_sd * rng.normal(size=total)
-        )
-        level = self.mean * np.exp(fold)
-        level = (1.0 - self.ambient) * level + self.ambient * level.mean()
-        expected = np.repeat(level, n_cells) * library / self.library
+        size = np.repeat(depth[donor], n_cells) + self.library_sd * rng.normal(size=total)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused at once
+            library, level = self.library * np.exp(size), self.mean * np.exp(fold)
+            level = (1.0 - self.ambient) * level + self.ambient * level.mean()
+            expected = np.repeat(level, n_cells) * library / self.library
         if not expected.max(initial=0.0) < _MOST:
             raise CTMMError(
                 f"expected counts of up to {expected.max():.0e} are too large to draw: choose a "

@@ -101,7 +101,7 @@ class BaseDesign:
         obs = pd.DataFrame({"donor": np.repeat([f"d{i + 1:04d}" for i in range(N)], C)})
         obs["celltype"] = np.tile(np.array(names, dtype=object), N)
         obs["proportion"] = P.ravel()
-        obs["n_cells"] = np.maximum(np.rint(CELLS_PER_DONOR * P.ravel()), 1.0).astype(np.int64)
+        obs["n_cells"] = np.maximum(np.rint(CELLS_PER_DONOR * P.ravel()), 2.0).astype(np.int64)
         truth = pd.Series(truth_of(names, sigma2, V, beta))
         ctp = SimulatedGenes(obs, _frame(expr), _frame(noise), truth, tuple(names))
         if kind == "ctp":

@@ -36,6 +36,7 @@ from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
+from ..results.parameters import linear
 from ..results.summary import installed, versions
 from ..structures import resolve
 from .codec import Plain, decode, encode, from_plain, table, to_plain
@@ -285,14 +286,14 @@ def _errors(request: Mapping[str, Any]) -> Plain:
 
 
 def _linear(request: Mapping[str, Any]) -> Plain:
-    """Combinations L b of fixed effects: request {fit, L, joint}.
+    """Combinations L b of fixed effects: request {fit, L, joint, alpha}; alpha may lack.
 
-    Standard errors and degrees of freedom of each, by the fit's own errors; with joint the F test
-    of L b = 0.
+    Estimate, standard error, t, p and interval of each, and degrees of freedom, by the fit's own
+    errors; with joint the F test of L b = 0.
     """
     res, L = _stored(request["fit"]), decode(request["L"])
-    errors, every = res.errors(), np.pad(L, ((0, 0), (0, len(res.vcomp))))
-    out = {"se": encode(np.sqrt(errors.of_effects(L))), "df": encode(errors.df(every))}
+    every, alpha = np.pad(L, ((0, 0), (0, len(res.vcomp)))), float(request.get("alpha", 0.05))
+    out = {"table": encode(linear(res, L, None, alpha)), "df": encode(res.errors().df(every))}
     return out | {
         "test": _sent(res.wald_test(every, res.cov_type)) if request.get("joint") else None
     }

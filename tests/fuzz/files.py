@@ -1,23 +1,17 @@
-"""Fuzz the readers of files: edits of JSON and of scans, flipped bits, cut ends.
-
-    python tests/fuzz/files.py --seed 1 --rounds 2000
+"""Readers of files: edits of JSON and of scans, flipped bits, cut ends.
 
 Every damaged file must be a CTMMError, or be read as what was written.  Edits come in two kinds:
 plain ones, which the checksum must notice, and sealed ones, by someone who makes a checksum anew:
 these may be read, but nothing that is not a CTMMError may come out of reading, display and
-predictions.  Prints one line per fault, and the counts.
+predictions.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +22,15 @@ import ctmm_formula as ctmm
 from ctmm_formula.results import serialize
 from ctmm_formula.scan import store
 
+from .harness import Try
+
+Rng = np.random.Generator
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 3, 2**35, 10**400, 0.5, float("inf"), "", "a", "__import__('os')", "nan",
     [], [1], {}, {"array": {}}, {"record": "Domain", "content": {}}, {"float": "x"},
 )  # fmt: skip
 GENES = 12
+OTHER = "other values than were written"
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -44,7 +42,7 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
         yield from places(item, (*path, key))
 
 
-def edited(content: Any, rng: np.random.Generator) -> Any:
+def edited(content: Any, rng: Rng) -> Any:
     """The same with one place changed, gone or doubled."""
     content = copy.deepcopy(content)
     every = list(places(content))
@@ -65,7 +63,7 @@ def edited(content: Any, rng: np.random.Generator) -> Any:
     return content
 
 
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+def damaged(data: bytes, rng: Rng) -> bytes:
     """The same with a bit flipped, cut, or with a run of other bytes."""
     at, out = int(rng.integers(len(data))), bytearray(data)
     what = rng.integers(4)
@@ -78,104 +76,157 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def outcome(work: Callable[[], bool]) -> str:
-    """What became of a file: refused, the same, other values, or an error that is not ours."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return "same" if work() else "OTHER VALUES"
-    except ctmm.CTMMError:
-        return "refused"
-    except Exception as error:
-        return f"RAW {type(error).__name__}: {str(error)[:80]}"
+def quiet(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of a call, without the package's warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        return function(*arguments, **options)
 
 
-def fuzz_json(rng: np.random.Generator, rounds: int) -> Counter[str]:
+def jsons(folder: Path) -> Callable[[Rng], Try]:
     """Edits of a fit as JSON."""
     table = ctmm.load_example()
     table = table[table["donor"].isin(sorted(set(table["donor"]))[:24])]
-    fit = ctmm.fit("expr ~ C(celltype) + PC1", random="batch", data=table, method="he")
+    fit = quiet(
+        ctmm.fit, "expr ~ C(celltype) + PC1", random="batch", data=table, method="he"
+    )  # fmt: skip
     text = fit.to_json()
     content = json.loads(text)
-    found: Counter[str] = Counter()
 
-    def plain(changed: str) -> bool:
-        return ctmm.CTMMResults.from_json(changed).to_json() == text
+    def plain(changed: str) -> str:
+        return "" if ctmm.CTMMResults.from_json(changed).to_json() == text else OTHER
 
-    def sealed(changed: str) -> bool:
+    def sealed(changed: str) -> str:
         back = ctmm.CTMMResults.from_json(changed)
         repr(back)
         str(back.params)
         back.predict()
         back.predict(table.head(3))
-        return True
+        return ""
 
-    for _ in range(rounds):
+    def attempt(rng: Rng) -> Try:
+        if (what := rng.integers(3)) == 0:
+            bits = damaged(text.encode(), rng).decode("latin-1")
+            return Try("json bits", lambda: plain(bits))
         other = edited(content, rng)
-        found[f"json edit: {outcome(partial(plain, json.dumps(other)))}"] += 1
+        if what == 1:
+            return Try("json edit", lambda: plain(json.dumps(other)))
         if isinstance(other, dict) and isinstance(other.get("parts"), list):
             other["checksum"] = serialize.checksum(other["parts"])
-        found[f"json sealed: {outcome(partial(sealed, json.dumps(other)))}"] += 1
-        bits = damaged(text.encode(), rng).decode("latin-1")
-        found[f"json bits: {outcome(partial(plain, bits))}"] += 1
-    return found
+        return Try("json sealed", lambda: sealed(json.dumps(other)))
+
+    return attempt
 
 
-def fuzz_scan(rng: np.random.Generator, rounds: int, folder: Path) -> Counter[str]:
-    """Edits of a scan's file, its metadata and its bytes."""
-    data = ctmm.load_genes()
+def scan_files(folder: Path) -> Callable[[Rng], Try]:
+    """Edits of a scan's file, its metadata, its rows and its bytes."""
     genes = [f"gene{k:03d}" for k in range(1, GENES + 1)]
-    scan = ctmm.fit_genes("~ C(celltype) + PC1", data=data, genes=genes, tests=[], method="he")
+    scan = quiet(
+        ctmm.fit_genes, "~ C(celltype) + PC1", data=ctmm.load_genes(), genes=genes, tests=[],
+        method="he",
+    )  # fmt: skip
     path = folder / "scan.parquet"
     scan.to_parquet(path)
     whole, table = path.read_bytes(), pq.read_table(path)
     about = json.loads(table.schema.metadata[store.KEY])
-    found: Counter[str] = Counter()
 
-    def plain() -> bool:
+    def plain() -> str:
         back = ctmm.read_scan(path)
-        return back.table.equals(scan.table) and dict(back.call) == dict(scan.call)
+        same = back.table.equals(scan.table) and dict(back.call) == dict(scan.call)
+        return "" if same else OTHER
 
-    def sealed() -> bool:
+    def sealed() -> str:
         back = ctmm.read_scan(path)
         str(back)
-        return back.vcomp is not None
+        assert back.vcomp is not None
+        return ""
 
     def write(table: Any, about: Any) -> None:
         pq.write_table(table.replace_schema_metadata({store.KEY: json.dumps(about)}), path)
 
-    for _ in range(rounds):
-        path.write_bytes(damaged(whole, rng))
-        found[f"scan bits: {outcome(plain)}"] += 1
+    def attempt(rng: Rng) -> Try:
+        what = rng.integers(4)
+        if what == 0:
+            path.write_bytes(damaged(whole, rng))
+            return Try("scan bits", plain)
+        if what == 1:
+            low, high = np.sort(rng.integers(0, GENES + 1, 2))
+            write(table.slice(low, min(high - low, GENES - 1)), about)
+            return Try("scan rows", plain)
         other = edited(about, rng)
-        write(table, other)
-        found[f"scan edit: {outcome(plain)}"] += 1
+        if what == 2:
+            write(table, other)
+            return Try("scan edit", plain)
         rest = {name: value for name, value in other.items() if name != "checksum"}
         write(table, {**rest, "checksum": store._checksum(rest, table)})
-        found[f"scan sealed: {outcome(sealed)}"] += 1
-        low, high = np.sort(rng.integers(0, GENES + 1, 2))
-        if high - low < GENES:
-            write(table.slice(low, high - low), about)
-            found[f"scan rows: {outcome(plain)}"] += 1
-    return found
+        return Try("scan sealed", sealed)
+
+    return attempt
 
 
-def faults(found: Counter[str]) -> dict[str, int]:
-    """What must not be."""
-    return {name: count for name, count in found.items() if "RAW" in name or "OTHER" in name}
+# formulas that run something: the file is sealed with a checksum of its own
+
+POISON = (
+    "__import__('os').system('touch {mark}')", "open('{mark}', 'w')", "np.save('{mark}', PC1)",
+    "PC1.to_csv('{mark}')", "np.asarray(PC1).tofile('{mark}')", "eval(\"open('{mark}','w')\")",
+    "I(PC1 + 0*len(str(open('{mark}','w'))))", "(lambda: open('{mark}', 'w'))()",
+    "[open('{mark}', 'w') for i in 'a']", "np.lib.npyio.open('{mark}', 'w')",
+    "C(PC1, open('{mark}', 'w'))", "Q(open('{mark}', 'w').name)", "bs(PC1, df=open('{mark}', 'w'))",
+    "().__class__.__base__.__subclasses__()", "np.log(PC1, out=open('{mark}', 'w'))",
+    "getattr(np, 'save')('{mark}', PC1)", "f'{{open(\"{mark}\", \"w\")}}'",
+    "Treatment(open('{mark}', 'w'))", "poly(PC1, degree=open('{mark}','w'))",
+    "np.where(PC1 > 0, open('{mark}', 'w'), 0)", "I(PC1 if open('{mark}', 'w') else PC1)",
+    "9**9**9**9", "I(9**9**9 + PC1)", "bs(PC1, df=10**9)", "PC1.eval('@__builtins__')",
+)  # fmt: skip
 
 
-def run(seed: int, rounds: int) -> Counter[str]:
-    """All kinds of damage, that many of each."""
-    rng = np.random.default_rng(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        return fuzz_json(rng, rounds) + fuzz_scan(rng, rounds, Path(folder))
+def poisonable(folder: Path) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Read and use a fit, and a scan, with a factor of their formula exchanged and sealed anew."""
+    data, about = ctmm.load_genes(), {"method": "he", "structure": "hom"}
+    table = ctmm.load_example()
+    fixed = "C(celltype) + PC1"
+    text = quiet(ctmm.fit, f"expr ~ {fixed}", data=table, **about).to_json()
+    path, made = folder / "scan.parquet", folder / "made.parquet"
+    quiet(ctmm.fit_genes, f"~ {fixed}", data=data, genes=["gene001"], **about).to_parquet(made)
+    held = pq.read_table(made)
+
+    def by_json(code: str) -> None:
+        content = json.loads(text)
+        content["parts"][0]["design"]["coding"]["fixed"] = f"C(celltype) + {code}"
+        content["checksum"] = serialize.checksum(content["parts"])
+        back = ctmm.CTMMResults.from_json(json.dumps(content))
+        repr(back)
+        back.predict(table.head(3))
+
+    def by_scan(code: str) -> None:
+        content = json.loads(held.schema.metadata[store.KEY])
+        content["call"]["formula"] = f"~ C(celltype) + {code}"
+        del content["checksum"]
+        content["checksum"] = store._checksum(content, held)
+        pq.write_table(held.replace_schema_metadata({store.KEY: json.dumps(content)}), path)
+        str(ctmm.read_scan(path))
+        quiet(ctmm.read_scan(path, data).gene, "gene001")
+
+    return by_json, by_scan
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=500)
-    given = parser.parse_args()
-    for name, count in sorted(run(given.seed, given.rounds).items()):
-        print(f"{count:6d}  {name}")
+def poison(folder: Path) -> Callable[[Rng], Try]:
+    """A poisoned formula in a file with a checksum that is right: nothing of it runs."""
+    mark, ways = folder / "ran", poisonable(folder)
+
+    def attempt(rng: Rng) -> Try:
+        code = POISON[rng.integers(len(POISON))].replace("{mark}", str(mark))
+        by = ways[rng.integers(2)]
+
+        def work() -> str:
+            try:
+                by(code)
+            except ctmm.FormulaError:
+                if mark.exists():
+                    return f"{code} ran"
+                raise
+            return f"{code} was evaluated"
+
+        return Try("poison", work, (by.__name__, code))
+
+    return attempt

@@ -13,7 +13,10 @@
 #' interactions and contrasts work as in \code{\link{lm}}. Random effects may stand in it as
 #' \code{(1 | batch)}, nested as \code{(1 | site/batch)}, or with one variance for each cell type as
 #' \code{(celltype | batch)}. A dot stands for all columns but those named below.
-#' @param data a data frame (or tibble, or list of columns).
+#' @param data a data frame (or tibble, \code{DataFrame}, list of columns), or what
+#' \code{\link{ctmm_pseudobulk}} returned, of which the response names a gene; likewise a
+#' \code{SummarizedExperiment} of donors and cell types with assays \code{expr} and \code{nu}
+#' (and \code{nu2}). Variables of the formula that are not there are looked for where it was written.
 #' @param random more random effects: \code{~ batch}, \code{~ batch + site}, \code{~ site/batch},
 #' \code{"batch"}, or a list that maps each column to what it acts on,
 #' \code{list(batch = "celltype")}.
@@ -61,19 +64,24 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
                  proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
                  contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
-  if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
-    gene <- intersect(all.vars(stats::as.formula(formula)[[2L]]), rownames(data$expr))
-    if (length(gene) != 1L)
-      fail("DataError", "the response must name one gene of the pseudobulk, such as ",
-           listing(utils::head(rownames(data$expr), 3L)))
+  # update() asks again with these values, wherever that is
+  if (!identical(call[[1L]], quote(ctmm))) call[[1L]] <- quote(ctmmFormula::ctmm)
+  for (name in setdiff(names(call), c("", "data", "subset", "offset", "na.action")))
+    call[name] <- list(get(name))
+  gene <- NULL
+  if (!missing(data) && is_pseudobulk(data)) {
+    data <- as_pseudobulk(data)
+    gene <- gene_of(stats::as.formula(formula), data)
     if (is.null(proportions)) proportions <- data$proportions
-    data <- as.data.frame(data, gene = gene)
+    data <- gene_table(data, gene)
   }
   data <- as_table(data)
   spec <- split_formula(formula, random)
   spec$given <- stats::as.formula(formula, env = parent.frame())
+  data <- with_outside(data, list(spec$fixed, call$subset, call$offset), environment(spec$fixed))
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, nu2 = nu2,
                            n_cells = n_cells, proportions = proportions), data, spec)
+  check_gene(gene, spec, roles)
   made <- make_frame(spec, data, roles, call, contrasts)
   fit <- design(spec, data, roles, made, contrasts, singular.ok)
   fit$call <- call
@@ -116,8 +124,11 @@ structure_out <- function(structure, celltypes) {
                                   labels[duplicated(labels)][1L], "'")
   # matrices that are labelled by cell types are put in the order of the fit
   structure <- lapply(structure, function(m) {
-    known <- !is.null(rownames(m)) && setequal(rownames(m), celltypes)
-    f8(if (known) m[celltypes, celltypes] else m)
+    if (is.null(rownames(m)) && is.null(colnames(m))) return(f8(m))
+    if (!setequal(rownames(m), celltypes) || !setequal(colnames(m), celltypes))
+      fail("CTMMError", "rows and columns of a matrix of structure are labelled by the cell types ",
+           listing(celltypes), ", or not at all")
+    f8(m[celltypes, celltypes])
   })
   named(structure, labels)
 }
@@ -152,7 +163,8 @@ design <- function(spec, data, roles, made, contrasts, singular.ok) {
   check_factors(frame, terms)
   fit <- list(
     given = spec$given, formula = join_formula(stats::formula(terms), spec$random), terms = terms, roles = roles,
-    random = spec$random, kind = if (roles$overall) "op" else "ctp")
+    random = spec$random, outside = attr(data, "outside"), data_rows = nrow(data),
+    kind = if (roles$overall) "op" else "ctp")
   P <- frame[["(proportions)"]]
   if (fit$kind == "op") {
     fit$proportion_columns <- colnames(P)
@@ -279,7 +291,7 @@ described <- function(fit, request) {
   for (name in c("A", "V", "corr")) fit[[name]] <- square(got[[name]], fit$celltypes)
   fit$shares <- table_in(got$shares)
   fit$icc <- table_in(got$icc)
-  fit$notes <- text(got$notes)
+  fit$notes <- in_r(text(got$notes))
   fit$versions <- got$versions
   fit$estimate <- record
   fit$no_effects <- got$no_effects

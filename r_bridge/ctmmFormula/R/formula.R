@@ -13,10 +13,20 @@ split_formula <- function(formula, random = NULL) {
   if (has_bar(formula[[2L]]))
     fail("FormulaError", "a random term stands left of the ~: write expr ~ ... + (1 | batch)")
   parts <- split_sum(formula[[3L]])
+  if (length(parts$less)) no_summand(formula[[3L]])
   formula[[3L]] <- parts$fixed %||% 1
   terms <- c(parts$random, random_argument(random))
   check_twice(terms)
   list(fixed = formula, random = terms)
+}
+
+# Variables of an expression; what stands right of $ or @ is none.
+variables <- function(e) {
+  if (!is.call(e)) return(all.vars(e))
+  attributes(e) <- NULL
+  parts <- as.list(e)
+  parts <- if (as_text(parts[[1L]]) %in% c("$", "@")) parts[2L] else parts[-1L]
+  unique(unlist(lapply(parts[as.character(parts) != ""], variables)))  # x[, 1] has an empty part
 }
 
 SIGNS <- c("+", "-", "*", ":", "/", "^", "%in%", "(")
@@ -29,11 +39,12 @@ has_bar <- function(e) {
   head %in% SIGNS && any(vapply(as.list(e)[-1L], has_bar, NA))
 }
 
-# Fixed part (NULL: nothing is left) and random terms of a sum.
+# Fixed part (NULL: nothing is left) of a sum, its random terms, and those that are subtracted.
 split_sum <- function(e) {
-  if (!has_bar(e)) return(list(fixed = e, random = list()))
+  if (!has_bar(e)) return(list(fixed = e, random = list(), less = list()))
   head <- as.character(e[[1L]])
-  if (head == "(" && is_bar(e[[2L]])) return(list(fixed = NULL, random = bar(e[[2L]])))
+  if (head == "(" && is_bar(e[[2L]]))
+    return(list(fixed = NULL, random = bar(e[[2L]]), less = list()))
   if (head == "(") return(split_sum(e[[2L]]))
   if (head == "+" && length(e) == 3L) {
     left <- split_sum(e[[2L]])
@@ -41,15 +52,22 @@ split_sum <- function(e) {
     fixed <- if (is.null(left$fixed)) right$fixed
              else if (is.null(right$fixed)) left$fixed
              else call("+", left$fixed, right$fixed)
-    return(list(fixed = fixed, random = c(left$random, right$random)))
+    return(list(fixed = fixed, random = c(left$random, right$random), less = c(left$less, right$less)))
   }
-  if (head == "-" && length(e) == 3L && !has_bar(e[[3L]])) {
+  if (head == "-" && length(e) == 3L) {
     left <- split_sum(e[[2L]])
-    return(list(fixed = call("-", left$fixed %||% 1, e[[3L]]), random = left$random))
+    right <- split_sum(e[[3L]])
+    if (length(right$less)) no_summand(e)
+    left$less <- c(left$less, right$random)
+    if (!is.null(right$fixed)) left$fixed <- call("-", left$fixed %||% 1, right$fixed)
+    return(left)
   }
-  shown <- paste(deparse(e), collapse = " ")
-  fail("FormulaError", "'", shown, "': a random term is a summand in parentheses, ",
-       "expr ~ celltype + (1 | batch); it can be neither subtracted nor crossed")
+  no_summand(e)
+}
+
+no_summand <- function(e) {
+  fail("FormulaError", "'", paste(deparse(e), collapse = " "), "': a random term is a summand in ",
+       "parentheses, expr ~ celltype + (1 | batch); it can be neither subtracted nor crossed")
 }
 
 is_bar <- function(e) is.call(e) && as.character(e[[1L]])[1L] %in% c("|", "||")
@@ -132,14 +150,41 @@ term_label <- function(term) {
   paste0("(", term$left, " | ", paste(sort(term$groups), collapse = ":"), ")")
 }
 
+# A call's formula and random = by the changes of update(): terms that random = gave stay there.
+updated_call <- function(call, given, change) {
+  change <- stats::as.formula(change)
+  parts <- split_sum(change[[length(change)]])
+  change[[length(change)]] <- parts$fixed %||% 1
+  if (length(change) == 2L) change <- stats::as.formula(call("~", quote(.), change[[2L]]))
+  old <- split_formula(given)
+  stays <- "." %in% all.vars(change[[3L]])
+  outside <- random_argument(call$random)
+  known <- c(if (stays) old$random, outside)
+  gone <- vapply(parts$less, term_label, "")
+  absent <- setdiff(gone, vapply(known, term_label, ""))
+  if (length(absent))
+    fail("FormulaError", "the fit has no random effect ", listing(absent), " to take out; it has ",
+         if (length(known)) listing(vapply(known, term_label, "")) else "none")
+  kept <- function(terms) Filter(function(term) !term_label(term) %in% gone, terms)
+  fixed <- stats::update(old$fixed, change)
+  call$formula <- join_formula(fixed, c(if (stays) kept(old$random), parts$random))
+  if (length(kept(outside)) < length(outside))
+    call$random <- if (length(kept(outside))) lapply(kept(outside), function(term)
+      stats::as.formula(call("~", as_bar(term))))
+  call
+}
+
 # The whole formula again, random terms included.
 join_formula <- function(fixed, random) {
-  for (term in random) {
-    left <- if (term$left == "1") 1 else as.name(term$left)
-    groups <- Reduce(function(a, b) call(":", a, b), lapply(term$groups, as.name))
-    fixed[[3L]] <- call("+", fixed[[3L]], call("(", call("|", left, groups)))
-  }
+  for (term in random) fixed[[3L]] <- call("+", fixed[[3L]], as_bar(term))
   fixed
+}
+
+# (1 | a:b)
+as_bar <- function(term) {
+  left <- if (term$left == "1") 1 else as.name(term$left)
+  groups <- Reduce(function(a, b) call(":", a, b), lapply(term$groups, as.name))
+  call("(", call("|", left, groups))
 }
 
 as_text <- function(e) paste(trimws(deparse(e, width.cutoff = 500L)), collapse = " ")

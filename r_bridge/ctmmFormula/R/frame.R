@@ -33,6 +33,7 @@ ctmm_data <- function(data, donor = "donor", celltype = NULL, noise = "nu", nu2 
 as_table <- function(data) {
   if (missing(data) || is.null(data))
     fail("DataError", "data is missing: ctmm(formula, data = table)")
+  if (inherits(data, "DataFrame")) data <- as.data.frame(data, optional = TRUE)
   if (isS4(data) && !is.data.frame(data)) {
     fail("DataError", "data is a ", class(data)[1L], "; ctmm needs a data frame with one row per ",
          "donor and cell type: see ctmm_pseudobulk()")
@@ -40,7 +41,11 @@ as_table <- function(data) {
   if (!is.data.frame(data) && !is.list(data))
     fail("DataError", "data must be a data frame, got ", class(data)[1L])
   roles <- attr(data, "ctmm_roles")
-  data <- tryCatch(as.data.frame(data, stringsAsFactors = FALSE), error = function(e)
+  sizes <- if (!is.data.frame(data)) vapply(data, NROW, 0L)
+  if (length(unique(sizes)) > 1L)
+    fail("DataError", "columns of data have different lengths: ",
+         paste0("'", names(data), "' ", sizes, collapse = ", "))
+  data <- tryCatch(as.data.frame(data, stringsAsFactors = FALSE, optional = TRUE), error = function(e)
     fail("DataError", "data is no table: ", conditionMessage(e)))
   twice <- names(data)[duplicated(names(data))]
   if (length(twice)) fail("DataError", "data has several columns '", twice[1L], "'")
@@ -57,6 +62,16 @@ plain_column <- function(x) {
     fail("DataError", "data has a column of class integer64: library(bit64) first, or as.numeric() it ",
          "where that package is")
   as.double(x)
+}
+
+# Variables of the caller with one value a row become columns, so that what cuts rows cuts them too.
+with_outside <- function(data, expressions, env) {
+  names <- setdiff(unlist(lapply(expressions, variables)), c(names(data), "."))
+  values <- lapply(named(names, names), get0, envir = env)
+  own <- Filter(function(x) (is.atomic(x) || is.data.frame(x)) && NROW(x) == nrow(data), values)
+  for (name in names(own)) data[[name]] <- own[[name]]
+  attr(data, "outside") <- names(own)
+  data
 }
 
 no_column <- function(name, role, data) {
@@ -127,7 +142,7 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   if (length(absent))
     fail("DataError", "data has no column '", absent[1L], "' of the random effect (columns: ",
          listing(names(data), 12L), ")")
-  own <- c(unlist(roles[ROLES]), groups,
+  own <- c(unlist(roles[ROLES]), groups, attr(data, "outside"),
            if (is.character(roles$proportions)) roles$proportions)
   # a dot stands for the covariates, not for donors or noise
   dot <- data[setdiff(names(data), setdiff(own, roles$celltype))]
@@ -148,6 +163,7 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   for (group in groups) extra[[paste0("random.", group)]] <- as.name(group)
   extra$row <- seq_len(nrow(data))
   kept <- intersect(c("subset", "offset"), names(call))
+  check_subset(call$subset, data, env)
   ask <- function(na.action) {
     made <- c(list(quote(stats::model.frame), formula = fixed, data = data),
               as.list(call)[kept], list(na.action = na.action, drop.unused.levels = TRUE), extra)
@@ -169,8 +185,16 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   list(frame = frame, dropped = reasons)
 }
 
+# model.frame would recycle it.
+check_subset <- function(subset, data, env) {
+  chosen <- tryCatch(eval(subset, data, env), error = function(e)
+    fail("DataError", "subset = ", as_text(subset), ": ", conditionMessage(e)))
+  if (is.logical(chosen) && length(chosen) != nrow(data))
+    fail("DataError", "subset = has ", length(chosen), " values for ", nrow(data), " rows of data")
+}
+
 check_variables <- function(terms, data, roles, env) {
-  for (name in setdiff(all.vars(terms), names(data))) {
+  for (name in setdiff(variables(terms), names(data))) {
     if (exists(name, envir = env)) next
     hint <- if (roles$overall && grepl("type", name, ignore.case = TRUE))
       paste0("; with proportions = the cell type means are in the model already: leave the cell ",
@@ -312,6 +336,10 @@ type_rows <- function(fit, data, rows, X) {
 # Model matrix of new data as lm does it: same bases, levels and contrasts; NA where one is missing.
 new_matrix <- function(object, newdata, na.action = stats::na.pass) {
   terms <- stats::delete.response(object$terms)
+  absent <- setdiff(intersect(object$outside, c(variables(terms), variables(object$call$offset))),
+                    names(newdata))
+  if (length(absent))
+    fail("DataError", "newdata has no column '", absent[1L], "': at the fit it was a variable beside data")
   frame <- stats::model.frame(terms, newdata, na.action = na.action, xlev = object$xlevels)
   classes <- attr(terms, "dataClasses")
   if (!is.null(classes)) stats::.checkMFClasses(classes, frame)

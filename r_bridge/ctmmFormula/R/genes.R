@@ -13,7 +13,8 @@
 #' @param data a table of samples, one row per donor and cell type (or per donor), or what
 #' \code{\link{ctmm_pseudobulk}} returned.
 #' @param expr,nu matrices of genes (rows) by samples (columns, in the order of \code{data}):
-#' expression and its noise variance. A gene uses the samples where both are there.
+#' expression and its noise variance. Their names must be those of \code{data}, in its order, where
+#' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
 #' @param random,structure,method,donor,celltype,n_cells,proportions,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
@@ -60,7 +61,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        progress = FALSE) {
   call <- match.call()
   told <- few <- NULL
-  if (!missing(data) && inherits(data, "ctmm_pseudobulk")) {
+  if (!missing(data) && is_pseudobulk(data)) {
+    data <- as_pseudobulk(data)
     if (!is.null(expr) || !is.null(nu) || !is.null(nu2))
       fail("DataError", "expr =, nu = and nu2 = belong to a table of samples; this pseudobulk has its ",
            "own")
@@ -73,7 +75,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     data <- data$obs
   }
   data <- as_table(data)
-  values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), nrow(data), genes)
+  values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), data, genes)
   if (length(stats::as.formula(formula)) > 2L)
     fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",
          as_text(stats::as.formula(formula)[[3L]]))
@@ -88,13 +90,14 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = ".noise", n_cells = n_cells,
                            proportions = proportions), data, spec)
   roles["nu2"] <- list(NULL)
+  data <- with_outside(data, list(spec$fixed, call$subset), environment(spec$fixed))
   if (is.null(celltype) && is.null(proportions) && !roles$celltype %in% names(data))
     no_column(roles$celltype, "celltype", data)
   used <- !is.na(values$expr) & !is.na(values$nu)
   some <- colSums(used) > 0
   if (!any(some)) fail("DataError", "no gene has both an expression and a noise variance in any row")
   own <- data[some, , drop = FALSE]
-  attr(own, "ctmm_roles") <- attr(data, "ctmm_roles")
+  for (name in c("ctmm_roles", "outside")) attr(own, name) <- attr(data, name)
   made <- make_frame(spec, own, roles, call, contrasts)
   fit <- design(spec, own, roles, made, contrasts, FALSE)
   rows <- which(some)[fit$rows]
@@ -114,11 +117,11 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     model = model, structure = structure_out(structure, fit$celltypes),
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
     method = method_out(method), bounds = bounds_out(bounds),
-    noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = isTRUE(one_step),
+    noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = flag(one_step, "one_step"),
     n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
     n_jobs = threads_of(threads))
   Y[bad != "", ] <- NA_real_
-  out <- run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress)
+  out <- once(run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress))
   out$table$reason[bad != ""] <- bad[bad != ""]
   doubted <- out$table$gene %in% few & out$table$status != "failed"
   out$table$reason[doubted] <- sub("^; ", "", paste(out$table$reason[doubted], TOO_FEW, sep = "; "))
@@ -133,7 +136,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
 }
 
 # Matrices of genes by samples, checked against each other and cut to the genes asked for.
-gene_matrices <- function(given, rows, genes) {
+gene_matrices <- function(given, data, genes) {
+  rows <- nrow(data)
   if (is.null(given$expr) || is.null(given$nu))
     fail("DataError", "expr = and nu = are missing: matrices of genes (rows) by samples (columns)")
   given <- Filter(Negate(is.null), given)
@@ -147,6 +151,8 @@ gene_matrices <- function(given, rows, genes) {
         ncol(given[[name]])))
     if (!is.null(rownames(given[[name]])) && !identical(rownames(given[[name]]), rownames(expr)))
       fail("DataError", "rows of expr and ", name, " are of different genes")
+    check_order(colnames(given[[name]]), data, paste("columns of", name), "data",
+                sprintf("%s[, %%s]", name))
   }
   names <- rownames(expr) %||% paste0("gene", seq_len(nrow(expr)))
   if (anyDuplicated(names)) fail("DataError", "gene ", listing(unique(names[duplicated(names)])),
@@ -157,6 +163,28 @@ gene_matrices <- function(given, rows, genes) {
     rownames(x) <- names
     x[genes %||% names, , drop = FALSE]
   })
+}
+
+# Names of columns (or values) against those of the rows of a table: its row names, or a column of
+# theirs. The fix puts the rows' names in place of %s.
+check_order <- function(names, table, what, of, fix) {
+  if (is.null(names)) return(invisible())
+  known <- list(rownames(table))
+  where <- sprintf("rownames(%s)", of)
+  if (!is.character(attr(table, "row.names"))) {
+    like <- Filter(function(name) !is.list(table[[name]]) && is.null(dim(table[[name]])) &&
+                     setequal(table[[name]], names), names(table))
+    known <- c(known, lapply(table[like], as.character))
+    where <- c(where, sprintf("%s$%s", of, like))
+  }
+  same <- vapply(known, identical, NA, as.character(names))
+  others <- vapply(known, setequal, NA, names)
+  if (any(same) || !any(others) && !is.character(attr(table, "row.names"))) return(invisible())
+  if (any(others))
+    fail("DataError", what, " have another order than ", where[others][1L], ": ",
+         sprintf(fix, where[others][1L]))
+  fail("DataError", what, " and ", where[1L], " have different names (", listing(names, 2L), " and ",
+       listing(known[[1L]], 2L), "): give both the same, or none")
 }
 
 as_matrix <- function(x, name) {
@@ -187,7 +215,7 @@ bad_values <- function(Y, NU, several, samples) {
 run_genes <- function(request, values, progress) {
   values <- Filter(Negate(is.null), values)
   count <- nrow(values$expr)
-  step <- if (isTRUE(progress)) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
+  step <- if (flag(progress, "progress")) max(50L, 50L * (count %/% 1000L)) else max(count, 1L)
   bar <- progress_bar(progress, count)
   on.exit(bar$close())
   parts <- list()
@@ -200,7 +228,7 @@ run_genes <- function(request, values, progress) {
     bar$set(stop)
   }
   list(table = do.call(rbind, parts), tested = text(got$tested), components = text(got$components),
-       celltypes = text(got$celltypes), method = got$method, bounds = got$bounds, notes = text(got$notes))
+       celltypes = text(got$celltypes), method = got$method, bounds = got$bounds, notes = in_r(text(got$notes)))
 }
 
 gene_columns <- function(got) {
@@ -251,16 +279,19 @@ top_genes <- function(x, n = 10, by = NULL) {
 }
 
 #' @export
-as.data.frame.ctmm_genes <- function(x, ...) {
+as.data.frame.ctmm_genes <- function(x, row.names = NULL, ...) {
+  no_more(..., passed = TABLED)
   attr(x, "ctmm") <- NULL
   class(x) <- "data.frame"
+  if (!is.null(row.names)) rownames(x) <- row.names
   x
 }
 
 #' @export
-print.ctmm_genes <- function(x, n = 6, ...) {
+print.ctmm_genes <- function(x, n = 6, digits = 3, ...) {
+  no_more(..., passed = setdiff(PRINTED, "row.names"))
   about <- attr(x, "ctmm")
-  if (is.null(about)) return(print(as.data.frame(x), ...))
+  if (is.null(about)) return(print(as.data.frame(x), digits = digits, ...))
   counts <- table(x$status)
   name <- if (is.character(about$structure)) about$structure else "own matrices"
   cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name,
@@ -269,14 +300,16 @@ print.ctmm_genes <- function(x, n = 6, ...) {
   cat(about$formula, "\n\n", sep = "")
   shown <- intersect(c("gene", "status", about$components, about$tested), names(x))
   best <- if (length(about$tested)) top_genes(x, n) else utils::head(as.data.frame(x), n)
-  print(best[shown], row.names = FALSE, digits = 3, ...)
+  print(best[shown], row.names = FALSE, digits = digits, ...)
   if (nrow(x) > n) cat(sprintf("... %d columns; see top_genes() and as.data.frame()\n", ncol(x)))
+  cat_notes(about$notes)
   invisible(x)
 }
 
 #' @rdname ctmm_genes
 #' @export
 plot.ctmm_genes <- function(x, which = c("pvalues", "variance"), ...) {
+  no_more(..., passed = drawn())
   which <- match.arg(which)
   about <- attr(x, "ctmm")
   old <- graphics::par(mar = c(4.5, 4.5, 2, 1))

@@ -12,7 +12,7 @@
 #' \code{terms},
 #' \code{model.frame}, \code{model.matrix}, \code{weights} (one over the noise variance), \code{sigma}
 #' (1, as the noise is known), \code{family}, \code{extractAIC} (so \code{drop1} and \code{step} work
-#' after ML), \code{update}, and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
+#' after ML), \code{update} (with the data of the fit, where \code{data} is not given), and, where \pkg{lme4} is loaded, \code{refit} and \code{isREML}.
 #'
 #' Log-likelihoods have all constants; the restricted one has \eqn{\frac12 \log|X'X|}{1/2 log|X'X|}
 #' among them, so that it does not depend on the coding of the fixed part (\pkg{lme4} leaves it out).
@@ -47,12 +47,13 @@
 #' @param na.action for missing covariates in \code{newdata}.
 #' @param type \code{"pearson"} residuals are divided by the standard deviation of their noise.
 #' @param nsim,seed number of draws, and seed as in \code{\link{simulate}}.
-#' @param sigma not used: the noise is known.
+#' @param sigma must be 1: the noise is known.
 #' @param row.names,optional,order as for \code{VarCorr} of \pkg{lme4}.
 #' @param condVar attach prediction standard errors as attribute \code{"std.error"}.
 #' @param which what to draw: variance components or means with their intervals, residuals, or predicted
 #' effects of donors.
-#' @param ... more fits for \code{anova}; graphical parameters for \code{plot}; else not used.
+#' @param ... more fits for \code{anova}, arguments of \code{\link{ctmm}} for \code{update}, graphical
+#' parameters for \code{plot}; else nothing: an argument that a method has not is an error.
 #' @return
 #' What the generics say. \code{ranef} gives a list with a data frame of donors (column
 #' \code{(Intercept)} for the shared effect and one for each cell type) and one for each random effect.
@@ -69,14 +70,21 @@
 NULL
 
 #' @export
-coef.ctmm <- function(object, ...) object$beta
+coef.ctmm <- function(object, ...) {
+  no_more(..., passed = "complete")
+  object$beta
+}
 
 #' @export
-fixef.ctmm <- function(object, ...) object$beta
+fixef.ctmm <- function(object, ...) {
+  no_more(...)
+  object$beta
+}
 
 #' @rdname ctmm-methods
 #' @export
 vcov.ctmm <- function(object, covariance = NULL, full = FALSE, ...) {
+  no_more(..., passed = "complete")
   cov <- errors_of(object, covariance)$cov
   if (full) cov else cov[names(object$beta), names(object$beta), drop = FALSE]
 }
@@ -113,16 +121,22 @@ errors_of <- function(object, covariance = NULL) {
 slopes_in <- function(sent)
   if (!is.null(sent)) list(root = array_in(sent$root), slopes = array_in(sent$slopes))
 
-# Standard errors and degrees of freedom of combinations L b of the fixed effects.
-linear_of <- function(object, L, errors) {
+# Combinations L b of the fixed effects: standard errors, degrees of freedom, t, p and intervals.
+linear_of <- function(object, L, errors, level = 0.95) {
   if (isTRUE(errors$own)) {
-    got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE))
-    return(list(se = array_in(got$se), df = array_in(got$df)))
+    got <- ask("linear", list(fit = stored(object), L = f8(unname(L)), joint = FALSE,
+                              alpha = 1 - level))
+    out <- array_in(got$table)
+    return(list(se = out[, 2L], df = array_in(got$df), t = out[, 3L], p = out[, 4L],
+                ends = out[, 5:6, drop = FALSE]))
   }
   p <- names(object$beta)
   se <- sqrt(rowSums((L %*% errors$cov[p, p]) * L))
-  if (is.null(errors$slopes)) return(list(se = se, df = errors$df[[1L]]))
-  list(se = se, df = satterthwaite(L, errors$slopes))
+  df <- if (is.null(errors$slopes)) errors$df[[1L]] else satterthwaite(L, errors$slopes)
+  value <- drop(L %*% object$beta)
+  t <- value / se
+  list(se = se, df = df, t = t, p = 2 * stats::pt(-abs(t), ifelse(df > 0, df, NA_real_)),
+       ends = intervals(value, se, df, level))
 }
 
 # 2 V^2 / Var(V) of the variance V of every row of L b; slopes are its derivatives by components in
@@ -138,39 +152,64 @@ satterthwaite <- function(L, slopes) {
 }
 
 #' @export
-nobs.ctmm <- function(object, ...) object$n
+nobs.ctmm <- function(object, ...) {
+  no_more(..., passed = "use.fallback")
+  object$n
+}
 
 #' @export
-df.residual.ctmm <- function(object, ...) object$df.residual
+df.residual.ctmm <- function(object, ...) {
+  no_more(...)
+  object$df.residual
+}
 
 #' @rdname ctmm-methods
 #' @export
 formula.ctmm <- function(x, fixed.only = FALSE, ...) {
+  no_more(...)
   if (fixed.only) stats::formula(x$terms) else x$formula
 }
 
 #' @export
-terms.ctmm <- function(x, ...) x$terms
+terms.ctmm <- function(x, ...) {
+  no_more(...)
+  x$terms
+}
 
 #' @export
-model.frame.ctmm <- function(formula, ...) formula$model
+model.frame.ctmm <- function(formula, ...) {
+  no_more(...)
+  formula$model
+}
 
 #' @export
-model.matrix.ctmm <- function(object, ...) object$X
+model.matrix.ctmm <- function(object, ...) {
+  no_more(...)
+  object$X
+}
 
 #' @export
-family.ctmm <- function(object, ...) stats::gaussian()
+family.ctmm <- function(object, ...) {
+  no_more(...)
+  stats::gaussian()
+}
 
 #' @export
-sigma.ctmm <- function(object, ...) 1
+sigma.ctmm <- function(object, ...) {
+  no_more(..., passed = "use.fallback")
+  1
+}
 
 #' @export
-weights.ctmm <- function(object, ...)
+weights.ctmm <- function(object, ...) {
+  no_more(...)
   stats::naresid(object$na.action, named(1 / object$nu, names(object$y)))
+}
 
 #' @rdname ctmm-methods
 #' @export
 logLik.ctmm <- function(object, ...) {
+  no_more(...)
   if (is.na(object$loglik))
     fail("ConvergenceError", "method = \"", object$method, "\" matches moments and has no ",
          "likelihood: for logLik, AIC, BIC and anova fit by method = \"reml\" or \"ml\"")
@@ -180,6 +219,9 @@ logLik.ctmm <- function(object, ...) {
 
 #' @export
 extractAIC.ctmm <- function(fit, scale = 0, k = 2, ...) {
+  no_more(...)
+  if (!identical(as.double(scale), 0))
+    fail("CTMMError", "scale = must be 0: the noise is known, no scale of it is estimated")
   if (fit$method == "reml")
     fail("CTMMError", "restricted likelihoods of different fixed parts are not comparable: fit by ",
          "method = \"ml\" before drop1() or step()")
@@ -199,6 +241,7 @@ add1.ctmm <- function(object, scope, ...) {
 #' @rdname ctmm-methods
 #' @export
 fitted.ctmm <- function(object, re.form = NULL, ...) {
+  no_more(...)
   out <- if (no_random(re.form)) marginal(object) else conditional(object)
   stats::naresid(object$na.action, out)
 }
@@ -214,6 +257,7 @@ conditional <- function(object) {
 #' @rdname ctmm-methods
 #' @export
 residuals.ctmm <- function(object, type = c("response", "pearson"), re.form = NULL, ...) {
+  no_more(...)
   type <- match.arg(type)
   out <- object$y - if (no_random(re.form)) marginal(object) else conditional(object)
   if (type == "pearson") out <- out / sqrt(object$nu)
@@ -223,24 +267,73 @@ residuals.ctmm <- function(object, type = c("response", "pearson"), re.form = NU
 #' @export
 update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
   call <- object$call
-  if (!missing(formula.)) call$formula <- stats::update(object$given, formula.)
+  if (!missing(formula.)) call <- updated_call(call, object$given, formula.)
   extra <- match.call(expand.dots = FALSE)$...
   for (name in names(extra)) call[[name]] <- extra[[name]]
-  if (!evaluate) return(call)
-  # a fit that a function made finds its data where its formula was written
   here <- parent.frame()
-  away <- is.name(call$data) && !exists(as.character(call$data), here, mode = "list")
-  eval(call, if (away) environment(object$given) else here)
+  if ("data" %in% names(extra)) return(if (evaluate) eval(call, here) else call)
+  shown <- call$data
+  found <- data_of(object, here)
+  # what is found here may stay a name; else the table itself stands in the call
+  if (evaluate || !found$here) call["data"] <- list(found$data)
+  if (!evaluate) return(call)
+  fit <- eval(call, here)
+  fit$call$data <- shown
+  fit
+}
+
+# The data of a fit: what its call names where the formula was written, or here, and is what was
+# fitted. A table that has changed since is taken with a warning.
+data_of <- function(object, here) {
+  given <- object$call$data
+  places <- list(environment(object$given), here)
+  found <- lapply(places, function(place) tryCatch({
+    table <- eval(given, place)
+    if (is.list(table) || isS4(table)) table  # a function may have that name
+  }, error = function(e) NULL))
+  there <- !vapply(found, is.null, NA)
+  if (!any(there))
+    fail("DataError", "the data of the fit, ", as_text(given), ", are not found any more: name them, ",
+         "update(fit, data = ...)")
+  same <- vapply(found, is_table_of, NA, object = object)
+  if (any(same)) return(list(data = found[[which(same)[1L]]], here = same[2L]))
+  warn("'", as_text(given), "' is not what it was when the fit was made: update() takes it as it is now; ",
+       "update(fit, data = ...) says which")
+  list(data = found[[which(there)[1L]]], here = !is.null(found[[2L]]))
+}
+
+# Whether the rows of the fit stand in a table as they were fitted: response, plain covariates, donors,
+# cell types, noise.
+is_table_of <- function(data, object) {
+  tryCatch({
+    if (is_pseudobulk(data)) data <- gene_data(data, object$given)
+    frame <- object$model
+    data <- as_table(data)
+    if (nrow(data) != object$data_rows) return(FALSE)
+    kept <- function(x) if (is.matrix(x) || is.data.frame(x)) x[object$rows, ] else x[object$rows]
+    alike <- function(a, b) {
+      if (is.factor(a) || is.factor(b)) { a <- as.character(a); b <- as.character(b) }
+      isTRUE(all.equal(a, b, check.attributes = FALSE, tolerance = 0))
+    }
+    names <- intersect(names(frame), names(data))
+    own <- object$roles[intersect(c("donor", "celltype", "noise"), names(object$roles))]
+    columns <- c(named(names, names), named(unlist(own), paste0("(", names(unlist(own)), ")")))
+    response <- eval(object$given[[2L]], data, environment(object$given))
+    alike(kept(response), frame[[1L]]) &&
+      all(mapply(function(of, name) alike(kept(data[[name]]), frame[[of]]), names(columns), columns))
+  }, error = function(e) FALSE)
 }
 
 #' @rdname ctmm-methods
 #' @export
 confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
+  no_more(...)
   check_level(level)
   errors <- errors_of(object, covariance)
   value <- c(object$beta, object$vcomp)
   out <- intervals(value, sqrt(diag(errors$cov)), errors$df, level)
   if (identical(errors$name, "robust")) {
+    out[names(object$beta), ] <- linear_of(object, diag(length(object$beta)), errors, level)$ends
     at <- names(object$vcomp)
     out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual, level)
   }
@@ -285,6 +378,11 @@ estimates <- function(object, covariance = NULL) {
   given <- ifelse(df > 0, df, NA_real_)
   p <- ifelse(variance, stats::pt(t, given, lower.tail = FALSE), 2 * stats::pt(-abs(t), given))
   if (!object$convergence$converged) p[variance] <- NA_real_
+  if (isTRUE(errors$own)) {
+    own <- linear_of(object, diag(length(object$beta)), errors)
+    t[!variance] <- own$t
+    p[!variance] <- own$p
+  }
   out <- cbind(Estimate = value, `Std. Error` = se, `t value` = t, p = p)
   list(fixed = `colnames<-`(out[!variance, , drop = FALSE],
                             c("Estimate", "Std. Error", "t value", "Pr(>|t|)")),
@@ -318,10 +416,9 @@ celltype_means <- function(object, level = 0.95, covariance = NULL) {
   errors <- errors_of(object, covariance)
   L <- object$mean_rows
   value <- drop(L %*% object$beta)
-  own <- linear_of(object, L, errors)
-  ends <- intervals(value, own$se, own$df, level)
+  own <- linear_of(object, L, errors, level)
   data.frame(celltype = object$celltypes, estimate = value, std.error = own$se,
-             conf.low = ends[, 1L], conf.high = ends[, 2L], row.names = NULL)
+             conf.low = own$ends[, 1L], conf.high = own$ends[, 2L], row.names = NULL)
 }
 
 #' @rdname means
@@ -349,6 +446,7 @@ KINDS <- c(ctp = "cell type-specific pseudobulk", op = "overall pseudobulk")
 
 #' @export
 print.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(..., passed = PRINTED)
   cat(sprintf("Cell type-specific mixed model fit by %s, structure %s\n", METHODS[[x$method]],
               x$structure))
   cat("Formula: ", as_text(x$formula), "\n", sep = "")
@@ -371,6 +469,9 @@ cat_sizes <- function(x) {
               length(x$donors), length(x$celltypes)))
 }
 
+cat_notes <- function(notes)
+  for (note in notes) cat(strwrap(note, exdent = 2L, prefix = "\n", initial = "Note: "), "\n", sep = "")
+
 cat_state <- function(x) {
   if (!x$convergence$converged)
     cat("\nThe optimisation did not converge: ", x$convergence$message, "\n", sep = "")
@@ -381,6 +482,7 @@ cat_state <- function(x) {
 #' @rdname ctmm-methods
 #' @export
 summary.ctmm <- function(object, covariance = NULL, ...) {
+  no_more(...)
   tables <- estimates(object, covariance)
   out <- object[c("call", "formula", "method", "structure", "bounds", "noise_floor", "kind", "n",
                   "n_possible", "donors", "celltypes", "loglik", "df.residual", "convergence",
@@ -396,11 +498,15 @@ summary.ctmm <- function(object, covariance = NULL, ...) {
 }
 
 #' @export
-coef.summary.ctmm <- function(object, ...) object$coefficients
+coef.summary.ctmm <- function(object, ...) {
+  no_more(...)
+  object$coefficients
+}
 
 #' @export
 print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
                                signif.stars = getOption("show.signif.stars"), ...) {
+  no_more(...)
   cat(sprintf("Cell type-specific mixed model fit by %s\n", METHODS[[x$method]]))
   cat("Formula:   ", as_text(x$formula), "\n", sep = "")
   bounds <- if (x$method %in% c("he", "robust")) "none" else if (x$bounds == "noise")
@@ -432,7 +538,7 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
         "\none-sided.\n", sep = "")
   else
     cat(sprintf("\nStandard errors: %s; p values by t on %g df, one-sided for variances.\n", what, x$df))
-  for (note in x$notes) cat(strwrap(note, exdent = 2L, prefix = "\n", initial = "Note: "), "\n", sep = "")
+  cat_notes(x$notes)
   cat_state(x)
   invisible(x)
 }

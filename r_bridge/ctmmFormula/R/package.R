@@ -17,7 +17,7 @@
 #' \code{\link{ctmm_pseudobulk}} makes pseudobulk from cells. The numbers are computed by the Python
 #' package \code{ctmm_formula}, which \pkg{reticulate} finds when it is first needed; see
 #' \code{\link{ctmm_check}}. Fits are plain R lists: what has been fitted can be saved, printed and
-#' predicted from in a session without Python.
+#' predicted from in a session without Python. \code{vignette("ctmm")} is a tour.
 #'
 #' @references
 #' Chen, M. and Dahl, A. (2024). A robust model for cell type-specific interindividual variation in
@@ -41,6 +41,33 @@ condition <- function(message, class, kind, ...) {
 fail <- function(kind, ...) {
   class <- unique(paste0("ctmm_", c(kind, "CTMMError")))
   stop(condition(paste0(...), class, "error"))
+}
+
+warn <- function(...) warning(condition(paste0(...), "ctmm_CTMMWarning", "warning"))
+
+# An argument that a method has not is an error: every function whose dots go nowhere calls
+# no_more(...). `passed` are names that callers of its generic hand on whether they matter or not.
+no_more <- function(..., passed = character()) {
+  given <- as.list(substitute(list(...)))[-1L]
+  names <- names(given) %||% rep("", length(given))
+  names[!nzchar(names)] <- vapply(given[!nzchar(names)], as_text, "")
+  wrong <- setdiff(names, passed)
+  if (!length(wrong)) return(invisible())
+  head <- sys.call(-1L)[[1L]]
+  caller <- if (is.function(head)) "the function" else
+    paste0(sub("[._](summary|VarCorr|ranef|ctmm).*$", "", as_text(head)), "()")
+  known <- setdiff(names(formals(sys.function(-1L)))[-1L], "...")
+  fail("CTMMError", caller, " has no argument ", listing(wrong), " here",
+       if (length(known)) paste0("; it takes ", paste(known, collapse = ", ")))
+}
+
+PRINTED <- c("digits", "quote", "na.print", "print.gap", "right", "max", "width", "row.names")
+TABLED <- c("optional", "stringsAsFactors", "make.names", "check.names")
+
+# Arguments of graphics.
+drawn <- function() {
+  graphical <- list(graphics::plot.default, graphics::bxp, graphics::boxplot.default)
+  c(names(graphics::par(no.readonly = TRUE)), unlist(lapply(graphical, function(f) names(formals(f)))))
 }
 
 # 'a', 'b', ... (5 in all)

@@ -1,6 +1,7 @@
 #' @rdname ctmm-methods
 #' @export
 plot.ctmm <- function(x, which = c("variance", "means", "residuals", "ranef"), ...) {
+  no_more(..., passed = drawn())
   which <- match.arg(which)
   switch(which, variance = plot_variance(x, ...), means = plot_means(x, ...),
          residuals = plot_residuals(x, ...), ranef = plot_ranef(x, ...))

@@ -11,11 +11,13 @@ wanted <- function(object, re.form) {
   if (no_random(re.form)) return(character())
   if (inherits(re.form, "formula")) {
     terms <- random_sum(re.form[[length(re.form)]])
-    labels <- vapply(terms, function(t) paste(t$groups, collapse = ":"), "")
-    known <- sub("\\[.*\\]$", "", all)
+    label <- function(t) paste(t$groups, collapse = ":")
+    labels <- vapply(terms, label, "")
+    parts <- random_parts(object)
+    known <- vapply(parts, function(part) label(part$term), "")
     donor <- labels == object$roles$donor
     asked <- c(if (any(donor)) intersect(c("shared", "specific"), all),
-               all[known %in% labels[!donor]])
+               names(parts)[known %in% labels[!donor]])
     absent <- setdiff(labels[!donor], known)
     if (length(absent)) fail("CTMMError", "the fit has no random effect ", listing(absent))
     return(asked)
@@ -31,6 +33,7 @@ wanted <- function(object, re.form) {
 predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
                          allow.new.levels = FALSE, na.action = stats::na.pass,
                          interval = c("none", "confidence"), level = 0.95, covariance = NULL, ...) {
+  no_more(...)
   interval <- match.arg(interval)
   if (!no_random(re.form) && is.null(object$effects)) fail("ConvergenceError", object$no_effects)
   names <- wanted(object, re.form)
@@ -55,10 +58,10 @@ predict.ctmm <- function(object, newdata = NULL, re.form = NULL, se.fit = FALSE,
   if (!se.fit && interval == "none") return(back(fit))
   check_level(level)
   errors <- errors_of(object, covariance)
-  own <- linear_of(object, X, errors)
+  own <- linear_of(object, X, errors, level)
   se <- named(own$se, rownames(X))
   if (interval == "confidence") {
-    ends <- intervals(fit, se, own$df, level)
+    ends <- own$ends + drop(fit - X %*% object$beta)  # offsets
     fit <- cbind(fit = fit, lwr = ends[, 1L], upr = ends[, 2L])
   }
   if (!se.fit) return(back(fit))
@@ -104,21 +107,21 @@ contribution <- function(object, frame, name, allow) {
     values[is.na(values)] <- 0
     return(rowSums(values * H))
   }
-  term <- random_term(object, name)
-  labels <- crossed(lapply(term$groups, column))
-  at <- found(labels, rownames(effect), paste(term$groups, collapse = ":"))
+  part <- random_parts(object)[[name]]
+  labels <- crossed(lapply(part$term$groups, column))
+  at <- found(labels, rownames(effect), paste(part$term$groups, collapse = ":"))
   values <- zero(effect[at, "estimate"])
-  if (term$left == "1") return(values)
-  type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
-  values * observation(object, frame, column)[, match(type, object$celltypes)]
+  if (is.na(part$type)) return(values)
+  values * observation(object, frame, column)[, part$type]
 }
 
-random_term <- function(object, name) {
-  labels <- vapply(object$random, function(t) paste(t$groups, collapse = ":"), "")
-  bare <- sub("^random\\((.*)\\)$", "\\1", name)
-  specific <- vapply(object$random, function(t) t$left != "1", NA)
-  at <- which(ifelse(specific, startsWith(bare, paste0(labels, "[")), labels == bare))
-  object$random[[at[1L]]]
+# By the name of each random effect: its term, and the place of its cell type (NA: all), in Python's
+# order. Names may hold anything, they are not read.
+random_parts <- function(object) {
+  parts <- lapply(object$random, function(term) lapply(
+    if (term$left == "1") NA_integer_ else seq_along(object$celltypes),
+    function(type) list(term = term, type = type)))
+  named(do.call(c, parts), object$random_names)
 }
 
 observation <- function(object, frame, column) {
@@ -129,6 +132,7 @@ observation <- function(object, frame, column) {
 #' @rdname ctmm-methods
 #' @export
 simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
+  no_more(...)
   # as stats:::simulate.lm keeps and gives back the state of the random numbers
   if (!exists(".Random.seed", envir = globalenv(), inherits = FALSE)) stats::runif(1)
   if (is.null(seed)) {
@@ -201,24 +205,25 @@ crossed <- function(parts) {
 
 level_weights <- function(object, name) {
   frame <- used_rows(object)
-  term <- random_term(object, name)
-  labels <- crossed(lapply(term$groups, function(g) as.character(frame[[g]])))
-  weight <- rep(1, length(labels))
-  if (term$left != "1") {
-    type <- sub("^.*\\[(.*)\\]\\)?$", "\\1", name)
-    weight <- row_types(object)[, match(type, object$celltypes)]
-  }
+  part <- random_parts(object)[[name]]
+  labels <- crossed(lapply(part$term$groups, function(g) as.character(frame[[g]])))
+  weight <- if (is.na(part$type)) rep(1, length(labels)) else row_types(object)[, part$type]
   list(level = match(labels, unique(labels)), weight = weight)
 }
 
 # A fit of the same model to another response (generic of lme4).
 #' @rawNamespace S3method(lme4::refit, ctmm, refit_ctmm)
 refit_ctmm <- function(object, newresp, ...) {
-  if (is.data.frame(newresp) && length(newresp) == 1L) newresp <- newresp[[1L]]
+  no_more(...)
+  if (is.data.frame(newresp) && length(newresp) == 1L)
+    newresp <- named(newresp[[1L]], if (is.character(attr(newresp, "row.names"))) rownames(newresp))
   out <- object$na.action
   if (length(out) && length(newresp) == object$n + length(out)) newresp <- newresp[-out]
   if (!is.numeric(newresp) || length(newresp) != object$n || anyNA(newresp))
     fail("DataError", "newresp must hold ", object$n, " numbers, one per row of the fit")
+  if (!is.null(names(newresp)) && !identical(names(newresp), names(object$y)))
+    fail("DataError", "the names of newresp are not those of the rows of the fit in their order: ",
+         "newresp[names(fitted(fit))]")
   object$y <- named(as.double(newresp), names(object$y))
   object$model[[1L]] <- object$y
   request <- object$request
@@ -228,4 +233,7 @@ refit_ctmm <- function(object, newresp, ...) {
 }
 
 #' @rawNamespace S3method(lme4::isREML, ctmm, isREML_ctmm)
-isREML_ctmm <- function(x, ...) x$method == "reml"
+isREML_ctmm <- function(x, ...) {
+  no_more(...)
+  x$method == "reml"
+}

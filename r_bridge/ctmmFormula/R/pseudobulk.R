@@ -5,8 +5,9 @@
 #'
 #' @param x one of
 #' \itemize{
-#' \item a matrix of genes (rows) by cells (columns), dense or sparse (\code{dgCMatrix}), with the
-#' logarithms of expression, and \code{cells}, the table of the cells;
+#' \item a matrix of genes (rows) by cells (columns), dense, sparse (\code{dgCMatrix}) or read as it is
+#' used (\code{DelayedArray}, \code{HDF5Array}), with the logarithms of expression, and \code{cells}, the
+#' table of the cells, a data frame or \code{DataFrame};
 #' \item a \code{SingleCellExperiment} of cells (\code{assay = "logcounts"});
 #' \item a \code{Seurat} object (\code{assay} its default, \code{layer = "data"});
 #' \item an aggregate of \pkg{muscat} or \pkg{dreamlet} with one assay of means for each cell type, and
@@ -21,8 +22,10 @@
 #' \code{min_cells = 10}, pairs must have more cells; \code{min_cells_donor = 100}, donors must have
 #' more; \code{min_donor_share = 0}, cell types must be observed in a larger share of the donors;
 #' \code{covariates}, columns to carry along (default all that do not vary within donors or pairs).
-#' @param row.names,optional not used.
+#' @param row.names,optional as in \code{\link{as.data.frame}}.
 #' @param gene name of one gene.
+#' @param i,j genes and pairs to keep.
+#' @param drop must be \code{FALSE}.
 #' @return
 #' An object of class \code{"ctmm_pseudobulk"}: a list of \code{expr}, \code{nu} and, from cells,
 #' \code{nu2} (unbiased estimates of the squares of the noise variances), genes by pairs;
@@ -58,6 +61,8 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
                              min_donor_share = 0, covariates = NULL) {
   if (!is.character(summary) || length(summary) != 1L || !summary %in% c("mean", "log_mean"))
     fail("CTMMError", "summary must be one of ", listing(c("mean", "log_mean")))
+  for (name in c("min_cells", "min_cells_donor", "min_donor_share"))
+    single(get(name), name, is.numeric)
   if (summary == "log_mean") normalize <- normalize %||% "log_cp10k"
   if (missing(cells)) fail("DataError", "cells = must be the table of the cells, one row each")
   cells <- as_table(cells)
@@ -65,20 +70,18 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
   if (ncol(x) != nrow(cells))
     fail("DataError", sprintf("x has %d cells in columns, the table of cells %d rows%s", ncol(x),
                               nrow(cells), if (nrow(x) == nrow(cells)) ": transpose x" else ""))
-  if (!is.null(colnames(x)) && !is.null(attr(cells, "row.names")) && is.character(attr(cells, "row.names")) &&
-      !identical(colnames(x), rownames(cells)))
-    fail("DataError", "columns of x and rows of the table of cells have different names, or another ",
-         "order: cells[colnames(x), ]")
+  check_order(colnames(x), cells, "columns of x", "cells", "x[, %s]")
   pairs <- find_pairs(cells, donor, celltype, min_cells, min_cells_donor, min_donor_share)
   library_size <- if (is_sparse(x)) Matrix::colSums(x) else colSums(x)
   if (!is.null(normalize)) x <- normalized(x, normalize, library_size, summary == "mean")
-  judge_values(x, normalize, pairs$place)
+  judged <- c(judge_values(x, normalize), if (!is.null(normalize)) selection(x, library_size, pairs$place))
   place <- pairs$place
   place[!pairs$observed[place]] <- NA
   moments <- pair_moments(x, place, length(pairs$observed))
   n <- as.vector(pairs$n_cells)
   nu <- sweep(moments$squares, 2L, ifelse(pairs$observed, n * pmax(n - 1, 1), NA), `/`)
   nu2 <- square_noise(moments, ifelse(pairs$observed & n > 3, n, NA))
+  notes <- c(judged, sampled_twice(cells, pairs, c(donor, celltype)))
   mean <- moments$mean
   mean[, !pairs$observed] <- NA_real_
   obs <- pair_table(pairs$donors, pairs$celltypes, t(pairs$counts))
@@ -88,7 +91,8 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
       rowMeans(values[, at, drop = FALSE], na.rm = TRUE), numeric(nrow(values)))
   if (summary == "mean") {
     ratio <- level_ratio(matrix(by_type(mean), nrow(mean)))
-    return(new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes, level_notes(ratio)),
+    if (is.null(normalize) && length(judged)) ratio[] <- NA  # no logarithms
+    return(new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes, notes, level_notes(ratio)),
                           summary, list(level_ratio = ratio), nu2))
   }
   scale <- SCALES[[normalize]]
@@ -106,7 +110,7 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
   none <- if (length(never)) sprintf(
     "%d of %d genes have no counts at all: they are constant, at half a count", length(never), nrow(y))
   new_pseudobulk(y, nu / scale[2L]^2, kept$obs,
-                 c(pairs$notes, kept$notes, none, few_counts_note(genes$few_counts)), summary, genes,
+                 c(pairs$notes, kept$notes, notes, none, few_counts_note(genes$few_counts)), summary, genes,
                  nu2 / scale[2L]^4)
 }
 
@@ -156,17 +160,31 @@ half_counts <- function(scale, place, n) {
   0.5 * as.vector(total) / n
 }
 
+need_package <- function(package) {
+  if (!requireNamespace(package, quietly = TRUE)) fail("DataError", "this needs the package ", package)
+}
+
 cell_matrix <- function(x) {
   if (inherits(x, "dgCMatrix")) return(x)
   if (is.data.frame(x)) x <- as.matrix(x)
   if (isS4(x)) {
-    if (!requireNamespace("Matrix", quietly = TRUE))
-      fail("DataError", "a sparse matrix needs the package Matrix")
+    need_package("Matrix")
+    if (length(dim(x)) == 2L && !inherits(x, "Matrix")) x <- in_memory(x)
     return(methods_as(x, "CsparseMatrix"))
   }
   if (!is.matrix(x) || !is.numeric(x))
     fail("DataError", "x must be a numeric matrix of genes (rows) by cells (columns), got ", class(x)[1L])
   x
+}
+
+# A matrix that is read as it is used (DelayedArray, HDF5Array): some cells at a time, kept sparse.
+in_memory <- function(x, most = 1e7) {
+  step <- max(1L, as.integer(most / max(nrow(x), 1L)))
+  parts <- lapply(seq(1L, max(ncol(x), 1L), by = step), function(start) {
+    at <- start:min(start + step - 1L, ncol(x))
+    methods::as(as_matrix(x[, at, drop = FALSE], "x"), "CsparseMatrix")
+  })
+  do.call(cbind, parts)
 }
 
 methods_as <- function(x, class) {
@@ -249,18 +267,76 @@ normalized <- function(x, method, size, log) {
   if (log) log1p(x) / scale[2L] else x
 }
 
-# Values that no logarithm of expression can be.
-judge_values <- function(x, normalize, place) {
+# What is warned of is also noted.
+warn_and_note <- function(text) {
+  warn(text)
+  text
+}
+
+# Values that no logarithm of expression can be; no log2(CPM + 1) is larger than 20.
+judge_values <- function(x, normalize) {
   values <- if (is_sparse(x)) x@x else x
   if (any(!is.finite(values)))
     fail("DataError", "expression is missing or not finite: leave such cells or genes out")
   if (any(values < 0))
     fail("DataError", "expression is negative: scaled data? Take the logarithms before scaling")
-  if (is.null(normalize) && length(values) && max(values) > 1 && all(values == round(values)))
-    warning(condition(paste0(
-      "all values are whole numbers (the largest is ", format(max(values)), "): raw counts? The ",
-      "model is for logarithms: normalize = \"log_cp10k\" makes them"),
-      c("ctmm_CTMMWarning", "ctmm_warning"), "warning"))
+  if (!is.null(normalize) || !length(values)) return(NULL)
+  top <- max(values)
+  if (top > 1 && all(values == round(values)))
+    warn_and_note(paste0(
+      "all values are whole numbers (the largest is ", format(top), "): raw counts? The ",
+      "model is for logarithms: normalize = \"log_cp10k\" makes them"))
+  else if (top > 20)
+    warn_and_note(paste0(
+      "the largest value is ", format(top, digits = 4L), ", too large for a logarithm of expression: ",
+      "scaled counts (CP10K, CPM)? The model is for logarithms: normalize = \"log_cp10k\" makes them, of ",
+      "counts or of these"))
+}
+
+# Cells whose counts in all genes cannot be seen: few genes with, in the middle, few counts.
+selection <- function(x, library_size, place) {
+  middle <- stats::median(library_size[!is.na(place)])
+  if (nrow(x) < 1000 && middle < 200)
+    warn_and_note(paste0(
+      "cells are scaled by their counts in ", nrow(x), " genes, ", format(middle), " in half of the ",
+      "cells or less: is this a selection? Normalise before genes are chosen (pb[genes, ] chooses ",
+      "after that)"))
+}
+
+# Columns that look like conditions of which donors have several: few levels, several of them in most
+# pairs, and not those of a finer cell type.
+FEW_LEVELS <- 6
+COMMON <- 0.1  # share of a pair's cells above which a level is one that the donor was sampled at
+OF_CELLS <- c("phase", "leiden", "louvain", "cluster", "clusters", "seurat_clusters", "doublet",
+              "predicted_doublet")
+
+sampled_twice <- function(cells, pairs, taken) {
+  on <- which(!is.na(pairs$place))
+  total <- pairs$n_cells
+  C <- length(pairs$celltypes)
+  differs <- function(name) {
+    x <- cells[[name]]
+    other <- is.list(x) || !is.null(dim(x)) || inherits(x, c("Date", "POSIXct", "difftime"))
+    if (other || tolower(name) %in% OF_CELLS) return(NULL)
+    x <- x[on]
+    if (is.numeric(x) && any(x != round(x), na.rm = TRUE)) return(NULL)
+    levels <- sort(unique(as.character(x)))
+    if (length(levels) < 2L || length(levels) > FEW_LEVELS) return(NULL)
+    counts <- unclass(table(factor(pairs$place[on], seq_along(total)), factor(x, levels)))
+    several <- rowSums(counts > COMMON * total) > 1
+    by_type <- rowsum(counts, rep_len(seq_len(C), length(total)))
+    finer <- colSums(by_type > COMMON * rep(colSums(by_type), each = C)) == 1
+    if (sum(total[several]) > sum(total) / 2 && !(C > 1L && any(finer))) levels
+  }
+  names <- setdiff(names(cells), taken)
+  found <- Filter(Negate(is.null), lapply(named(names, names), differs))
+  own <- taken[1L] %in% c("donor", "celltype", "n_cells", "proportion")  # pairs have these themselves
+  vapply(names(found), function(name) warn_and_note(sprintf(paste0(
+    "cells of one donor differ in column '%s' (%s) and are pooled: if these are conditions, every ",
+    "sample is a donor of its own, %scells$sample <- paste(cells$%s, cells$%s), ",
+    "ctmm_pseudobulk(..., donor = \"sample\"), and fit with random = ~ %s"),
+    name, listing(found[[name]]), if (own) sprintf("cells$person <- cells$%s, ", taken[1L]) else "",
+    taken[1L], name, if (own) "person" else taken[1L])), "", USE.NAMES = FALSE)
 }
 
 # Means and sums of squares and fourth powers about them, genes x pairs, in two passes: nothing cancels.
@@ -306,14 +382,21 @@ pair_table <- function(donors, celltypes, counts) {
 # Columns of the cells that do not vary within donors (or within pairs).
 constant_columns <- function(cells, place, obs, roles, covariates) {
   notes <- character()
+  own <- setdiff(intersect(names(cells), names(obs)), roles)
+  if (length(own) && is.null(covariates)) notes <- sprintf(
+    "column %s of the cells is left out: its name is that of a column of the pairs", listing(own))
   names <- covariates %||% setdiff(names(cells), c(roles, names(obs)))
   C <- nlevels(obs$celltype)
   used <- which(!is.na(place))
   donor <- (place[used] - 1L) %/% C + 1L
   for (name in names) {
-    if (!name %in% names(cells)) no_column(name, "proportions", cells)
-    value <- cells[[name]][used]
-    if (is.list(value) || is.matrix(value)) next
+    if (!name %in% names(cells) || name %in% names(obs))
+      fail("DataError", "covariates = names '", name, "', which ",
+           if (name %in% names(obs)) "is a column that pairs have themselves: rename yours"
+           else paste0("is no column of the cells (columns: ", listing(names(cells), 12L), ")"))
+    value <- cells[[name]]
+    plain <- is.atomic(value) && is.null(dim(value))
+    value <- if (plain) value[used] else seq_along(used)  # what is no vector varies
     one <- function(group, size) {
       first <- match(seq_len(size), group)
       same <- value == value[first[group]]
@@ -322,7 +405,11 @@ constant_columns <- function(cells, place, obs, roles, covariates) {
     at <- one(donor, nlevels(obs$donor))
     if (!is.null(at)) obs[[name]] <- value[at[as.integer(obs$donor)]]
     else if (!is.null(at <- one(place[used], nrow(obs)))) obs[[name]] <- value[at]
-    else notes <- c(notes, sprintf("column '%s' of the cells is left out: it varies within pairs", name))
+    else if (is.null(covariates))
+      notes <- c(notes, sprintf("column '%s' of the cells is left out: it %s", name,
+                                if (plain) "varies within pairs" else "is no vector"))
+    else fail("DataError", "covariates = names '", name, "', which ",
+              if (plain) "varies within pairs of donor and cell type" else "is no vector")
     if (is.factor(obs[[name]])) obs[[name]] <- droplevels(obs[[name]])
   }
   list(obs = obs, notes = notes)
@@ -338,10 +425,13 @@ new_pseudobulk <- function(expr, nu, obs, notes, summary = NULL, genes = NULL, n
 
 # SingleCellExperiment of cells, or an aggregate with one assay for each cell type.
 pseudobulk_experiment <- function(x, ..., assay = "logcounts", sem = NULL, min_cells = 10) {
-  if (!requireNamespace("SummarizedExperiment", quietly = TRUE))
-    fail("DataError", "this needs the package SummarizedExperiment")
+  need_package("SummarizedExperiment")
   by <- x@metadata$agg_pars$by
-  if (length(by) == 2L) return(pseudobulk_aggregate(x, sem, min_cells))
+  if (length(by) == 2L) {
+    if (!missing(assay)) fail("CTMMError", "assay = is for experiments of cells, this is an aggregate")
+    return(pseudobulk_aggregate(x, sem, min_cells, ...))
+  }
+  if (!is.null(sem)) fail("CTMMError", "sem = is for aggregates, this is an experiment of cells")
   assays <- SummarizedExperiment::assayNames(x)
   if (!assay %in% assays)
     fail("DataError", "the experiment has no assay '", assay, "' (assays: ", listing(assays), ")")
@@ -396,7 +486,7 @@ aggregate_counts <- function(x, types) {
 }
 
 # dreamletProcessedData of aggregateNonCountSignal: expression and weights 1 / sem^2 by cell type.
-pseudobulk_processed <- function(x, min_cells = 10) {
+pseudobulk_processed <- function(x) {
   types <- names(x)
   parts <- lapply(types, function(type) x[[type]])
   donors <- unique(unlist(lapply(parts, function(part) colnames(part$E))))
@@ -422,8 +512,7 @@ pseudobulk_processed <- function(x, min_cells = 10) {
 }
 
 pseudobulk_seurat <- function(x, ..., assay = NULL, layer = "data") {
-  if (!requireNamespace("SeuratObject", quietly = TRUE))
-    fail("DataError", "this needs the package SeuratObject")
+  need_package("SeuratObject")
   assay <- assay %||% SeuratObject::DefaultAssay(x)
   # version 5 has layers, version 4 slots
   get <- if (utils::packageVersion("SeuratObject") >= "5.0.0")
@@ -436,18 +525,93 @@ pseudobulk_seurat <- function(x, ..., assay = NULL, layer = "data") {
 #' @rdname ctmm_pseudobulk
 #' @export
 as.data.frame.ctmm_pseudobulk <- function(x, row.names = NULL, optional = FALSE, gene, ...) {
+  no_more(..., passed = TABLED)
   if (missing(gene) || length(gene) != 1L || !gene %in% rownames(x$expr))
     fail("DataError", "gene = must name one gene, such as ",
          listing(utils::head(rownames(x$expr), 3L)))
+  taken <- intersect(c("expr", "nu", "nu2"), names(x$obs))
+  if (length(taken))
+    fail("DataError", "the pairs have a column '", taken[1L], "' of their own: rename it in obs")
+  out <- gene_table(x, gene, "expr")
+  if (gene %in% names(out) && gene != "expr")
+    warn("'", gene, "' is also a column of the pairs, which stays: the gene's expression is the column ",
+         "'expr'")
+  else out[[gene]] <- out$expr
+  if (!is.null(row.names)) rownames(out) <- row.names
+  out
+}
+
+# The gene that is the response of a formula.
+gene_of <- function(formula, data) {
+  gene <- if (length(formula) == 3L) intersect(all.vars(formula[[2L]]), rownames(data$expr))
+  if (length(gene) == 1L) return(gene)
+  fail("DataError", "the response must name one gene of the pseudobulk, such as ",
+       listing(utils::head(rownames(data$expr), 3L)))
+}
+
+# The table of the gene that is a formula's response.
+gene_data <- function(x, formula) {
+  x <- as_pseudobulk(x)
+  gene_table(x, gene_of(formula, x))
+}
+
+# The pairs with one gene's expression in a column of its name; its noise takes names that are free.
+gene_table <- function(x, gene, name = gene) {
   out <- x$obs
-  nu <- x$nu[gene, , drop = FALSE]
-  out$expr <- x$expr[gene, ]
-  out$nu <- drop(nu)
-  if (!is.null(x$nu2)) out$nu2 <- x$nu2[gene, ]
-  if (gene != "expr" && !gene %in% names(out)) out[[gene]] <- out$expr
-  attr(out, "ctmm_roles") <- list(donor = "donor", celltype = "celltype", noise = "nu")
+  roles <- list(donor = "donor", celltype = "celltype")
+  out[[name]] <- x$expr[gene, ]
+  for (own in intersect(c("nu", "nu2"), names(x))) {
+    free <- own
+    while (free %in% names(out)) free <- paste0(".", free)
+    out[[free]] <- x[[own]][gene, ]
+    roles[[if (own == "nu") "noise" else own]] <- free
+  }
+  attr(out, "ctmm_roles") <- Filter(function(column) column %in% names(out), roles)
   attr(out, "ctmm_scale") <- scale_out(x, gene)
   out
+}
+
+# A gene may have the name of a column of the pairs, as long as nothing asks for that column.
+check_gene <- function(gene, spec, roles) {
+  used <- c(unlist(roles), unlist(lapply(spec$random, `[[`, "groups")), all.vars(spec$fixed[[3L]]))
+  if (length(gene) && gene %in% used)
+    fail("DataError", "'", gene, "' is the gene and also a column of the pairs that the model asks for: ",
+         "rename that column of obs")
+}
+
+is_pseudobulk <- function(x) inherits(x, "ctmm_pseudobulk") || inherits(x, "SummarizedExperiment")
+
+# An experiment whose columns are pairs of donor and cell type.
+as_pseudobulk <- function(x) {
+  if (inherits(x, "ctmm_pseudobulk")) return(x)
+  need_package("SummarizedExperiment")
+  assays <- SummarizedExperiment::assayNames(x)
+  if (!all(c("expr", "nu") %in% assays))
+    fail("DataError", "an experiment as data needs the assays 'expr', means of each donor and cell ",
+         "type, and 'nu', their noise variances (it has ", listing(assays %||% "none"),
+         "): ctmm_pseudobulk() makes them of cells")
+  value <- function(name)
+    if (name %in% assays) as_matrix(SummarizedExperiment::assay(x, name), name)
+  new_pseudobulk(value("expr"), value("nu"), as_table(SummarizedExperiment::colData(x)), character(),
+                 nu2 = value("nu2"))
+}
+
+#' @rdname ctmm_pseudobulk
+#' @export
+`[.ctmm_pseudobulk` <- function(x, i, j, ..., drop = FALSE) {
+  no_more(...)
+  if (nargs() - (!missing(drop)) < 3L)
+    fail("DataError", "a pseudobulk is cut by genes and pairs, x[genes, ] or x[, pairs]; x$expr, x$nu ",
+         "and x$obs are its parts")
+  if (!isFALSE(drop)) fail("DataError", "a pseudobulk stays one: drop = FALSE")
+  if (missing(i)) i <- TRUE
+  if (missing(j)) j <- TRUE
+  cut <- function(m) tryCatch(m[i, j, drop = FALSE], error = function(e)
+    fail("DataError", "there is no such gene or pair: ", conditionMessage(e)))
+  for (name in intersect(c("expr", "nu", "nu2"), names(x))) x[[name]] <- cut(x[[name]])
+  x$obs <- x$obs[colnames(x$expr), , drop = FALSE]
+  if (!is.null(x$genes)) x$genes <- x$genes[rownames(x$expr), , drop = FALSE]
+  x
 }
 
 # What the request of a fit says of the scale of its gene.
@@ -464,6 +628,7 @@ dimnames.ctmm_pseudobulk <- function(x) dimnames(x$expr)
 
 #' @export
 print.ctmm_pseudobulk <- function(x, ...) {
+  no_more(...)
   cat(sprintf("Pseudobulk: %d genes, %d donors x %d cell types (%d pairs are missing)\n", nrow(x$expr),
               nlevels(x$obs$donor), nlevels(x$obs$celltype),
               sum(colSums(!is.na(x$expr)) == 0)))

@@ -19,7 +19,8 @@ wire <- function() {
       conditionMessage(e))))
   theirs <- module$PROTOCOL
   if (!identical(as.integer(theirs), PROTOCOL)) {
-    update <- if (theirs < PROTOCOL) paste0("the Python package: ", pip_line("--upgrade "))
+    update <- if (theirs < PROTOCOL) paste0("the Python package, in a newer copy of its repository: ",
+                                            python_in_use(), " -m pip install --upgrade .")
               else "the R package ctmmFormula"
     no_python(sprintf(paste0(
       "The R package speaks version %d of the protocol and the Python package ctmm_formula ",
@@ -33,17 +34,37 @@ wire <- function() {
 start_python <- function() {
   found <- tryCatch(reticulate::py_available(initialize = TRUE), error = function(e) e)
   if (isTRUE(found)) return(invisible())
-  why <- if (inherits(found, "error")) paste0("\n  ", conditionMessage(found)) else ""
   asked <- Sys.getenv("RETICULATE_PYTHON")
+  why <- c(if (inherits(found, "error")) conditionMessage(found), unfit(asked))
   asked <- if (nzchar(asked)) sprintf(" (RETICULATE_PYTHON is '%s')", asked) else ""
-  no_python(paste0("Python cannot be started", asked, ".", why, "\n", choose_python()))
+  no_python(paste0("Python cannot be started", asked, ".", paste0("\n  ", why, collapse = ""), "\n",
+                   choose_python()))
 }
 
+# Why this reticulate cannot start that Python, or nothing: reticulate before 1.34 imports the module
+# imp, which Python 3.12 has not.
+unfit <- function(asked, reticulate = utils::packageVersion("reticulate")) {
+  python <- Filter(nzchar, c(path.expand(asked), unname(Sys.which(c("python3", "python")))))[1L]
+  if (is.na(python) || !file.exists(python)) return(character())
+  said <- tryCatch(suppressWarnings(system2(python, "--version", stdout = TRUE, stderr = TRUE)),
+                   error = function(e) "")
+  version <- regmatches(said[1L], regexpr("[0-9]+[.][0-9]+", said[1L]))
+  if (!length(version)) return(character())
+  version <- numeric_version(version)
+  if (version < "3.11")
+    return(sprintf("%s is Python %s: ctmm_formula needs 3.11 or later", python, version))
+  if (version < "3.12" || reticulate >= "1.34") return(character())
+  sprintf(paste("%s is Python %s, which reticulate %s cannot start (it imports the module imp, gone",
+                "since Python 3.12): take Python 3.11, or reticulate 1.34 or later"),
+          python, version, reticulate)
+}
+
+# What installs the package, from a copy of its repository.
 missing_module <- function() {
   paste0("The Python package ", MODULE, " is not installed in the Python that R is using,\n  ",
-         python_in_use(), "\nInstall it there:\n  ", pip_line(),
-         "\nor in an environment of its own:\n",
-         "  python3 -m venv ~/ctmm && ~/ctmm/bin/pip install ctmm-formula\n", choose_python())
+         python_in_use(), "\nInstall it in an environment of its own, in a copy of its repository (the ",
+         "folder with pyproject.toml):\n",
+         "  python3 -m venv ~/ctmm && ~/ctmm/bin/pip install .\n", choose_python())
 }
 
 choose_python <- function() {
@@ -58,11 +79,6 @@ python_in_use <- function() {
   path %||% "(no Python)"
 }
 
-pip_line <- function(option = "") {
-  path <- tryCatch(reticulate::py_config()$python, error = function(e) NULL)
-  sprintf("%s -m pip install %sctmm-formula", path %||% "python3", option)
-}
-
 no_python <- function(message) stop(condition(message, "ctmm_no_python", "error"))
 
 # Ask Python; its errors and warnings become conditions of R with their message and class.
@@ -70,7 +86,7 @@ ask <- function(name, request) {
   reply <- wire()$call(name, request)
   for (note in reply$warnings) {
     class <- c(paste0("ctmm_", unlist(note$classes)), "ctmm_warning")
-    warning(condition(note$message, class, "warning"))
+    warning(condition(in_r(note$message), class, "warning"))
   }
   if (isTRUE(reply$ok)) return(reply$value)
   if (identical(reply$type, "KeyboardInterrupt")) {
@@ -79,7 +95,24 @@ ask <- function(name, request) {
     fail("interrupted", "interrupted in Python")
   }
   class <- paste0("ctmm_", unlist(reply$classes))
-  stop(condition(reply$message, class, "error", python_traceback = reply$traceback))
+  stop(condition(in_r(reply$message), class, "error", python_traceback = reply$traceback))
+}
+
+# What Python's messages call otherwise than R.
+WORDS <- c("(?<![[:alnum:]_])pseudobulk\\(" = "ctmm_pseudobulk(", "Q\\(['\"]([^'\"]*)['\"]\\)" = "`\\1`")
+
+in_r <- function(texts) {
+  for (python in names(WORDS)) texts <- gsub(python, WORDS[[python]], texts, perl = TRUE)
+  texts
+}
+
+# The same warning, of every piece that is asked for, once.
+once <- function(code) {
+  said <- character()
+  withCallingHandlers(code, ctmm_warning = function(w) {
+    if (conditionMessage(w) %in% said) invokeRestart("muffleWarning")
+    said <<- c(said, conditionMessage(w))
+  })
 }
 
 #' Is Everything There?
@@ -89,9 +122,10 @@ ask <- function(name, request) {
 #' @details
 #' \pkg{reticulate} takes the Python that the environment variable \code{RETICULATE_PYTHON} names, else
 #' that of \code{reticulate::use_virtualenv()} and its like, else the one on the path. The choice is made
-#' once in a session. To install the Python package:
+#' once in a session. To install the Python package, in a copy of its repository (Python 3.11; later
+#' ones need \pkg{reticulate} 1.34 or later):
 #' \preformatted{python3 -m venv ~/ctmm
-#' ~/ctmm/bin/pip install ctmm-formula}
+#' ~/ctmm/bin/pip install .}
 #' and in R, before anything uses Python,
 #' \preformatted{Sys.setenv(RETICULATE_PYTHON = "~/ctmm/bin/python")}
 #' The first fit of a fresh installation compiles for about half a minute; later sessions do not.
@@ -130,6 +164,7 @@ ctmm_check <- function() {
 
 #' @export
 print.ctmm_check <- function(x, ...) {
+  no_more(...)
   line <- function(name, value) cat(sprintf("%-14s %s\n", name, value))
   line("R", x$r)
   line("ctmmFormula", x$ctmmFormula)

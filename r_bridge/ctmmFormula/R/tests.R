@@ -23,7 +23,7 @@
 #' @param n,seed draws of the bootstrap or the exact test, and their seed; by default one that
 #' \code{\link{set.seed}} governs.
 #' @param threads number of threads; the numbers do not depend on it.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return
 #' An object of classes \code{"ctmm_test"} and \code{"htest"}: \code{statistic}, \code{parameter},
 #' \code{p.value} (\code{NaN} where the test cannot be had), \code{note} with the reason or a caution,
@@ -56,7 +56,7 @@ test_component <- function(object, ...) UseMethod("test_component")
 #' @param n,seed number of draws and their seed.
 #' @param threads number of threads; the numbers do not depend on it.
 #' @param progress show a progress bar.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return
 #' Objects with methods for \code{print}, \code{vcov} and \code{confint}. A jackknife has the leave-out
 #' \code{estimates} and can be given as \code{covariance} to \code{vcov}, \code{confint},
@@ -80,6 +80,7 @@ bootstrap <- function(object, ...) UseMethod("bootstrap")
 #' @export
 test_variance.ctmm <- function(object, method = NULL, covariance = NULL, n = 999, seed = NULL,
                                threads = 1, ...) {
+  no_more(...)
   if (inherits(method, "ctmm_jackknife")) covariance <- method
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
@@ -96,13 +97,16 @@ draws <- function(registry, names) {
 
 #' @rdname tests
 #' @export
-test_mean.ctmm <- function(object, covariance = NULL, ...)
+test_mean.ctmm <- function(object, covariance = NULL, ...) {
+  no_more(...)
   run_test(object, "mean", covariance = covariance)
+}
 
 #' @rdname tests
 #' @export
 test_component.ctmm <- function(object, name, method = NULL, covariance = NULL, n = 10000,
                                 seed = NULL, ...) {
+  no_more(...)
   if (inherits(method, "ctmm_jackknife")) covariance <- method
   if (inherits(covariance, "ctmm_jackknife")) method <- "jackknife"
   else if (!is.null(method)) method <- single(method, "method", is.character)
@@ -127,7 +131,7 @@ run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL
   structure(list(
     statistic = statistic, parameter = parameter, p.value = as.double(out$pvalue),
     method = paste0(out$name, ": ", out$method), null = out$null, distribution = out$distribution,
-    note = out$note, extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
+    note = in_r(out$note), extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
     data.name = as_text(object$formula)), class = c("ctmm_test", "htest"))
 }
 
@@ -138,6 +142,7 @@ covariance_out <- function(covariance) {
 
 #' @export
 print.ctmm_test <- function(x, digits = 4L, ...) {
+  no_more(...)
   cat(x$method, "\n  null hypothesis: ", x$null, "\n", sep = "")
   df <- if (length(x$parameter)) sprintf("(%s)", paste(format(x$parameter, digits = digits, trim = TRUE),
                                                        collapse = ", ")) else ""
@@ -159,6 +164,11 @@ seed_of <- function(seed) {
   whole(seed, "seed", 0L)
 }
 
+flag <- function(x, name) {
+  if (isTRUE(x) || isFALSE(x)) return(x)
+  fail("CTMMError", name, " = must be TRUE or FALSE, got ", as_text(x))
+}
+
 whole <- function(x, name, low) {
   if (is.null(x)) return(NULL)
   if (!is.numeric(x) || length(x) != 1L || is.na(x) || x != round(x) || x < low ||
@@ -175,10 +185,11 @@ threads_of <- function(threads) {
 #' @export
 jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1, progress = FALSE,
                            ...) {
+  no_more(...)
   blocks <- whole(blocks, "blocks", 2L)
   bar <- progress_bar(progress, blocks %||% length(object$donors))
   on.exit(bar$close())
-  out <- ask("jackknife", list(fit = stored(object), blocks = blocks, one_step = isTRUE(one_step),
+  out <- ask("jackknife", list(fit = stored(object), blocks = blocks, one_step = flag(one_step, "one_step"),
                                n_jobs = threads_of(threads)))
   bar$set(blocks %||% length(object$donors))
   names <- c(names(object$beta), names(object$vcomp))
@@ -194,13 +205,20 @@ jackknife.ctmm <- function(object, blocks = NULL, one_step = FALSE, threads = 1,
 }
 
 #' @export
-vcov.ctmm_jackknife <- function(object, ...) object$cov
+vcov.ctmm_jackknife <- function(object, ...) {
+  no_more(...)
+  object$cov
+}
 
 #' @export
-coef.ctmm_jackknife <- function(object, ...) object$params
+coef.ctmm_jackknife <- function(object, ...) {
+  no_more(...)
+  object$params
+}
 
 #' @export
 confint.ctmm_jackknife <- function(object, parm, level = 0.95, ...) {
+  no_more(...)
   check_level(level)
   out <- intervals(object$params, sqrt(diag(object$cov)), min(object$df_resid, object$groups - 1),
                    level)
@@ -209,6 +227,7 @@ confint.ctmm_jackknife <- function(object, parm, level = 0.95, ...) {
 
 #' @export
 print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(..., passed = PRINTED)
   failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
   cat(sprintf("Jackknife over donors (%s): %d refits, %s\n", x$name, x$groups, failed))
   print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(x$cov)), stats::confint(x)),
@@ -220,11 +239,12 @@ print.ctmm_jackknife <- function(x, digits = max(3L, getOption("digits") - 3L), 
 #' @rdname jackknife
 #' @export
 bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress = FALSE, ...) {
+  no_more(...)
   n <- whole(n, "n", 1L)
   seed <- seed_of(seed)
   bar <- progress_bar(progress, n)
   on.exit(bar$close())
-  step <- if (isTRUE(progress)) max(1L, n %/% 20L) else n
+  step <- if (progress) max(1L, n %/% 20L) else n
   parts <- list()
   start <- 0L
   fit <- stored(object)
@@ -245,11 +265,14 @@ bootstrap.ctmm <- function(object, n = 200, seed = NULL, threads = 1, progress =
 }
 
 #' @export
-vcov.ctmm_bootstrap <- function(object, ...)
+vcov.ctmm_bootstrap <- function(object, ...) {
+  no_more(...)
   stats::cov(object$replicates, use = "complete.obs")
+}
 
 #' @export
 confint.ctmm_bootstrap <- function(object, parm, level = 0.95, ...) {
+  no_more(...)
   check_level(level)
   tail <- c((1 - level) / 2, (1 + level) / 2)
   out <- t(apply(object$replicates, 2L, stats::quantile, tail, na.rm = TRUE))
@@ -259,6 +282,7 @@ confint.ctmm_bootstrap <- function(object, parm, level = 0.95, ...) {
 
 #' @export
 print.ctmm_bootstrap <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(..., passed = PRINTED)
   failed <- if (length(x$failed)) paste(length(x$failed), "failed") else "none failed"
   cat(sprintf("Parametric bootstrap: %d refits, %s\n", nrow(x$replicates), failed))
   print(cbind(Estimate = x$params, `Std. Error` = sqrt(diag(stats::vcov(x))), stats::confint(x)),
@@ -267,7 +291,7 @@ print.ctmm_bootstrap <- function(x, digits = max(3L, getOption("digits") - 3L), 
 }
 
 progress_bar <- function(show, total) {
-  if (!isTRUE(show)) return(list(set = function(k) NULL, close = function() NULL))
+  if (!flag(show, "progress")) return(list(set = function(k) NULL, close = function() NULL))
   bar <- utils::txtProgressBar(0, total, style = 3)
   list(set = function(k) utils::setTxtProgressBar(bar, k), close = function() close(bar))
 }

@@ -15,7 +15,7 @@
 #' \code{\link{jackknife}} returned.
 #' @param data the table of the fit; by default the model frame, with a dot before columns that are not
 #' in the formula.
-#' @param ... not used.
+#' @param ... nothing: an argument that is not listed is an error.
 #' @return Data frames.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
@@ -27,6 +27,7 @@
 #' @export
 tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "sdcor"),
                       conf.int = FALSE, conf.level = 0.95, covariance = NULL, ...) {
+  no_more(...)
   known <- c("fixed", "ran_pars", "ran_vals")
   if (!all(effects %in% known))
     fail("CTMMError", "effects must be some of ", listing(known))
@@ -85,6 +86,7 @@ value_rows <- function(x, ends, level) {
 #' @rdname tidiers
 #' @export
 glance.ctmm <- function(x, ...) {
+  no_more(...)
   likelihood <- !is.na(x$loglik)
   data.frame(
     structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
@@ -98,12 +100,15 @@ glance.ctmm <- function(x, ...) {
 #' @rdname tidiers
 #' @export
 augment.ctmm <- function(x, data = NULL, ...) {
+  no_more(...)
   frame <- x$model
   frame <- frame[!names(frame) %in% c("(row)", "(proportions)")]
   names(frame) <- sub("^\\((random\\.)?(.*)\\)$", ".\\2", names(frame))
   base <- if (is.null(data)) frame else {
+    if (is_pseudobulk(data)) data <- gene_data(data, x$given)
     data <- as_table(data)
-    if (nrow(data) < max(x$rows)) fail("DataError", "data is not the table of the fit")
+    if (!is_table_of(data, x))
+      fail("DataError", "data is not the table of the fit: augment(fit) does without")
     data[x$rows, , drop = FALSE]
   }
   attr(base, "terms") <- NULL

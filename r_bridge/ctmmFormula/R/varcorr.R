@@ -1,6 +1,8 @@
 #' @rdname ctmm-methods
 #' @export
 VarCorr.ctmm <- function(x, sigma = 1, ...) {
+  no_more(...)
+  if (!identical(as.double(sigma), 1)) fail("CTMMError", "sigma = must be 1: the noise is known")
   donor <- x$A
   attr(donor, "stddev") <- sqrt_or_na(diag(x$A))
   attr(donor, "correlation") <- x$corr
@@ -22,6 +24,7 @@ sqrt_or_na <- function(x) ifelse(x >= 0, sqrt(abs(x)), NA_real_)
 #' @export
 as.data.frame.VarCorr.ctmm <- function(x, row.names = NULL, optional = FALSE,
                                        order = c("cov.last", "lower.tri"), ...) {
+  no_more(..., passed = TABLED)
   order <- match.arg(order)
   rows <- lapply(names(x), function(group) {
     value <- x[[group]]
@@ -46,6 +49,7 @@ as.data.frame.VarCorr.ctmm <- function(x, row.names = NULL, optional = FALSE,
 
 #' @export
 print.VarCorr.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L), ...) {
+  no_more(...)
   number <- function(v) ifelse(is.na(v), "", format(v, digits = digits))
   blocks <- lapply(names(x), function(group) {
     value <- x[[group]]
@@ -75,6 +79,7 @@ print.VarCorr.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L), ..
 #' @rdname ctmm-methods
 #' @export
 ranef.ctmm <- function(object, condVar = TRUE, ...) {
+  no_more(...)
   if (is.null(object$effects)) fail("ConvergenceError", object$no_effects)
   effects <- object$effects
   frame <- function(x) as.data.frame(x, optional = TRUE)
@@ -103,7 +108,8 @@ ranef.ctmm <- function(object, condVar = TRUE, ...) {
 
 #' @rdname ctmm-methods
 #' @export
-as.data.frame.ranef.ctmm <- function(x, ...) {
+as.data.frame.ranef.ctmm <- function(x, row.names = NULL, ...) {
+  no_more(..., passed = TABLED)
   rows <- lapply(names(x), function(group) {
     value <- x[[group]]
     se <- attr(value, "std.error")
@@ -112,11 +118,14 @@ as.data.frame.ranef.ctmm <- function(x, ...) {
                grp = rep(rownames(value), length(terms)), condval = unlist(value, use.names = FALSE),
                condsd = if (is.null(se)) NA_real_ else unlist(se, use.names = FALSE))
   })
-  do.call(rbind, rows)
+  out <- do.call(rbind, rows)
+  if (!is.null(row.names)) rownames(out) <- row.names
+  out
 }
 
 #' @export
 print.ranef.ctmm <- function(x, ...) {
+  no_more(..., passed = PRINTED)
   for (group in names(x)) {
     cat("$", group, "\n", sep = "")
     value <- x[[group]]

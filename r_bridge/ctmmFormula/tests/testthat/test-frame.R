@@ -158,7 +158,7 @@ test_that("subset, na.action and offset work as in lm", {
   outside <- d$PC1 / 50
   half <- ctmm(expr ~ celltype, data = d, offset = outside, method = "reml")
   same(coef(half), coef(moved))
-  expect_error(predict(half, d[1:9, ], re.form = NA), "the offset has 275", class = "ctmm_DataError")
+  expect_error(predict(half, d[1:9, ], re.form = NA), "newdata has no column 'outside'", class = "ctmm_DataError")
 })
 
 test_that("functions and values of the caller are found where the formula was written", {
@@ -221,7 +221,7 @@ test_that("columns are named by arguments, by ctmm_data, or by their usual names
                   celltype = "cell", noise = "v", n_cells = "count", method = "reml")
   same(logLik(by_name), logLik(example_fit()))
   same(variance_explained(by_name)$share, variance_explained(example_fit())$share)
-  noted <- ctmm_data(d, "id", "cell", "v", "count")
+  noted <- ctmm_data(d, "id", "cell", "v", n_cells = "count")
   same(logLik(ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = noted, method = "reml")), logLik(by_name))
   # the one factor that with the donor identifies the rows
   found <- ctmm(expr ~ cell + sex + PC1, random = ~ batch, data = d, donor = "id", noise = "v", method = "reml")

@@ -69,7 +69,7 @@ test_that("values that cannot be are named with their rows as R counts them", {
   refused(with("nu", 9, Inf), "row 9")
   refused(with("expr", 5, Inf), "response 'expr' is inf in row 5")
   refused(with("PC1", 6, -Inf), "'PC1' is not finite in row 6")
-  refused(with("n_cells", 4, -2), "number of cells\\) must be positive, found -2.0 in row 4")
+  refused(with("n_cells", 4, -2), "number of cells\\) must hold whole numbers of 2 or more.*found -2 in row 4")
   refused(transform(pseudobulk, expr = 1), "is constant")
   refused(transform(pseudobulk, expr = "a"), "one column of numbers, got character")
   refused(transform(pseudobulk, nu = as.character(nu)), "'nu' \\(noise\\) must hold numbers")
@@ -81,12 +81,12 @@ test_that("values that cannot be are named with their rows as R counts them", {
   refused(pseudobulk[0, ], "no row of 0")
   refused(rbind(pseudobulk, pseudobulk[8, ]), "several rows for one donor and cell type.*rows 8, 276")
   refused(subset(pseudobulk, donor == "donor02"), "one level|one donor")
-  refused(pseudobulk[rep(1:275, 20), ], "cells are aggregated by pseudobulk")
+  refused(pseudobulk[rep(1:275, 20), ], "cells are aggregated by ctmm_pseudobulk\\(\\)")
   d <- pseudobulk
   d$PC2 <- NULL
   d$PC1 <- lapply(d$PC1, identity)
   expect_error(ctmm(expr ~ celltype + PC1, data = d, method = "reml"), "invalid type", class = "ctmm_DataError")
-  refused(with("expr", 5, 1e300), "squares of the response 'expr' \\(up to 1e\\+300\\) are not finite")
+  refused(with("expr", 5, 1e300), "response 'expr' has values up to 1e\\+300: rescale it")
   expect_error(ctmm(expr ~ 0, data = pseudobulk, method = "reml"), "keep at least the intercept",
                class = "ctmm_FormulaError")
 })

@@ -30,6 +30,25 @@ test_that("fits, tables and texts come back as R values", {
   expect_match(r(fit$summary()$as_text()), "Cell type-specific mixed model")
 })
 
+test_that("a factor in a list loses the order of its levels, which is told; as a Categorical it does not", {
+  plain()
+  python <- reticulate::import("ctmm_formula", convert = FALSE)
+  pandas <- reticulate::import("pandas", convert = FALSE)
+  warnings <- reticulate::import("warnings")
+  d <- transform(pseudobulk, celltype = relevel(celltype, "day2"))
+  first <- function(columns) {
+    fit <- python$fit("expr ~ celltype + sex", data = columns)
+    unlist(reticulate::py_to_r(fit$celltypes))[1]
+  }
+  kept <- function(f) if (is.factor(f)) pandas$Categorical(as.character(f), levels(f)) else f
+  with <- warnings$catch_warnings()
+  with$`__enter__`()
+  on.exit(with$`__exit__`(NULL, NULL, NULL))
+  warnings$simplefilter("error")
+  expect_error(first(as.list(d)), "factors arrive as text.*'day0' of 'celltype', 'F' of 'sex'")
+  expect_identical(first(lapply(d, kept)), "day2")
+})
+
 test_that("R's ways of writing values are understood", {
   python <- plain()
   expected <- python$fit(FORMULA, random = "batch", method = "reml", data = as.list(pseudobulk))$llf

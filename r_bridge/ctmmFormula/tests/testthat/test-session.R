@@ -61,7 +61,7 @@ test_that("a Python that is not there, or lacks the module, is named with the wa
   env <- c(paste0("RETICULATE_PYTHON=", bare), "PYTHONPATH=", "PYTHONHOME=")
   out <- paste(run_r(ask, env)$out, collapse = "\n")
   expect_match(out, "'?ctmm_formula'? is not installed in the Python that R is using")
-  expect_match(out, "-m pip install ctmm-formula", fixed = TRUE)
+  expect_match(out, "python3 -m venv ~/ctmm && ~/ctmm/bin/pip install .", fixed = TRUE)
   expect_match(out, "RETICULATE_PYTHON", fixed = TRUE)
 })
 
@@ -104,7 +104,7 @@ test_that("packages of different protocols say which one to update", {
   python <- reticulate::import("ctmm_formula.wire.calls")
   old <- python$PROTOCOL
   python$PROTOCOL <- 0L
-  expect_error(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), "update the Python package: .*--upgrade",
+  expect_error(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), "update the Python package, .*--upgrade \\.",
                class = "ctmm_no_python")
   python$PROTOCOL <- 99L
   expect_error(ctmm(expr ~ celltype, data = pseudobulk, method = "reml"), "update the R package",

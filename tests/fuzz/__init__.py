@@ -1,0 +1,21 @@
+"""Fuzzers of the doors of the package; ``python tests/fuzz --help``."""
+
+from __future__ import annotations
+
+from . import arguments, differential, files, formulas, kills, pseudobulks, tables
+from .harness import Fuzzer
+
+FUZZERS: dict[str, Fuzzer] = {
+    "fits": tables.fits,
+    "scans": tables.scans,
+    "arguments": arguments.arguments,
+    "formulas": formulas.formulas,
+    "cells": pseudobulks.aggregation,
+    "pseudobulk": pseudobulks.steps,
+    "jsons": files.jsons,
+    "scan_files": files.scan_files,
+    "poison": files.poison,
+    "differential": differential.differential,
+    "kills": kills.kills,
+}
+"""Registry: name -> fuzzer."""
