@@ -75,7 +75,7 @@ def fit(
         acts on: ``{"batch": "1"}``, or ``{"batch": "celltype"}`` for one variance per cell type.
     structure : str, list of matrices, or dict label -> matrix
         Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
-        type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
+        type), "full", :func:`banded`, :func:`tree`, or basis matrices of your own, (C, C) each.
     method : {"robust", "reml", "ml", "he"}, optional
         Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
         which hold on counts of cells, whose measured noise rises with expression, and for few

@@ -371,12 +371,88 @@ def banded(width: int) -> str:
     return f"banded({int(width)})"
 
 
+class Tree(NamedTuple):
+    """Clades of cell types by name, made by :func:`tree`."""
+
+    clades: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def matrices(self, names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+        """J, the ones of every clade, and the diagonal, with labels.
+
+        Raises
+        ------
+        CTMMError
+            A clade with cell types that are not there.
+        """
+        parts = []
+        for clade, types in self.clades:
+            unknown = [name for name in types if name not in names]
+            if unknown:
+                raise CTMMError(
+                    f"tree: clade {clade!r} has {unknown[0]!r}, which is no cell type of the data "
+                    f"({', '.join(names)})"
+                )
+            own = np.isin(names, types).astype(float)
+            parts.append((f"V[{clade}]", np.outer(own, own)))
+        return _shared(names) + parts + _band(names, 0)
+
+
+def tree(clades: Mapping[str, object]) -> Tree:
+    """The structure of cell types on a tree: variances of all, of every clade, of every type.
+
+    A = hom J + sum_S V[S] 1_S 1_S' + diag(V[c]): types of a clade have what they share with each
+    other beyond what all share.
+
+    Parameters
+    ----------
+    clades : dict
+        Name of a clade -> list of its cell types, or dict of the clades inside it.  Types in no
+        clade stand by themselves.
+
+    Raises
+    ------
+    CTMMError
+        A clade of fewer than two cell types, or two of the same; a name that occurs twice.
+
+    Examples
+    --------
+    >>> lineages = tree({"lymphoid": ["T", "B"], "myeloid": ["mono", "DC"]})
+    >>> resolve(lineages, ["B", "DC", "T", "mono"]).labels
+    ('hom', 'V[lymphoid]', 'V[myeloid]', 'V[B]', 'V[DC]', 'V[T]', 'V[mono]')
+    """
+    if not isinstance(clades, Mapping) or not clades:
+        raise CTMMError("tree: clades are a dict, tree({'lymphoid': ['T', 'B'], ...})")
+    found: list[tuple[str, tuple[str, ...]]] = []
+
+    def leaves(name: str, inside: object) -> tuple[str, ...]:
+        at = len(found)
+        if isinstance(inside, Mapping):
+            types = tuple(t for key, own in inside.items() for t in leaves(str(key), own))
+        elif isinstance(inside, Sequence) and not isinstance(inside, (str, bytes)):
+            types = tuple(str(one) for one in inside)
+        else:
+            raise CTMMError(
+                f"tree: clade {name!r} must be a list of cell types or a dict of clades"
+            )
+        if len(types) < 2 or len(set(types)) < len(types):
+            raise CTMMError(f"tree: clade {name!r} needs two different cell types or more")
+        found.insert(at, (name, types))
+        return types
+
+    every = [t for name, own in clades.items() for t in leaves(str(name), own)]
+    names = [name for name, _ in found] + every
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CTMMError(f"tree: {twice[0]!r} occurs twice among clades and cell types")
+    return Tree(tuple(found))
+
+
 def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
     """Turn what the user gave into a :class:`Structure`.
 
     Parameters
     ----------
-    structure : str, or list of (C, C) matrices, or dict label -> matrix
+    structure : str, or list of (C, C) matrices, or dict label -> matrix, or what tree() returns
     celltypes : sequence of str, length C
 
     Raises
@@ -400,6 +476,8 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
         return structure
     if isinstance(structure, str):
         title, parts = _from_registry(structure, names)
+    elif isinstance(structure, Tree):
+        title, parts = "tree", structure.matrices(names)
     elif isinstance(structure, Mapping):
         title, parts = "user", [(str(k), _matrix(v, str(k), names)) for k, v in structure.items()]
     elif isinstance(structure, (Sequence, np.ndarray)) and not isinstance(structure, bytes):
