@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .scan.results import Scan as Scan
     from .simulate import simulate_pseudobulk as simulate_pseudobulk
     from .structures import banded as banded
+    from .structures import tree as tree
 
 _HOME = {
     "BoundaryWarning": "errors",
@@ -82,6 +83,7 @@ _HOME = {
     "standardize": "cells.standardize",
     "to_frame": "cells.tables",
     "to_long": "cells.tables",
+    "tree": "structures",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

@@ -29,7 +29,7 @@ from .inference.comparison import compare
 from .inference.fit import ROBUST
 from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
-from .structures import resolve
+from .structures import Crossing, Structure, resolve
 
 DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
 """Bounds of the variance components by kind of data, where none are named."""
@@ -48,6 +48,8 @@ def fit(
     nu2: str | None = "nu2",
     n_cells: str | None = "n_cells",
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    by: str | None = None,
+    within: str | None = None,
     bounds: str | None = None,
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
@@ -73,7 +75,7 @@ def fit(
         acts on: ``{"batch": "1"}``, or ``{"batch": "celltype"}`` for one variance per cell type.
     structure : str, list of matrices, or dict label -> matrix
         Covariance between cell types: "hom" (shared only), "iid", "free" (one variance per cell
-        type), "full", :func:`banded`, or basis matrices of your own, (C, C) each.
+        type), "full", :func:`banded`, :func:`tree`, or basis matrices of your own, (C, C) each.
     method : {"robust", "reml", "ml", "he"}, optional
         Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
         which hold on counts of cells, whose measured noise rises with expression, and for few
@@ -101,6 +103,16 @@ def fit(
     proportions : list of str, or DataFrame (donors x cell types), or str, optional
         Cell type proportions: `data` are then overall pseudobulk.  One column name: the share of
         each row's cell type in its donor, in cell type-specific data.
+    by : str, optional
+        Column of groups of donors: every group has variance components of its own, ``V[T|case]``,
+        as if it were fitted alone, and all share the fixed effects.  A column of numbers (of more
+        than two values) is a trend: A = A_0 + x A_1, x from 0 at its least to 1 at its largest
+        value, with components ``V[T]`` and ``V[T]:age``.
+    within : str, optional
+        Column of conditions that the same donors were seen under, one row per donor, cell type and
+        condition: the components are those of effects that a donor has under all conditions
+        (``V[T]``) and of its responses, ``V[T]:stim``; the difference between two conditions has
+        twice the variance of a response.
     bounds : {"noise", "psd", "nonnegative"}, optional
         Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
@@ -164,6 +176,8 @@ def fit(
         nu2=nu2,
         n_cells=n_cells,
         proportions=proportions,
+        by=by,
+        within=within,
         engine=formula_engine,
         env=caller(),
         gone=left_out(uns),
@@ -225,7 +239,7 @@ def fit_design(
     design: Design, structure: object, method: str | None, bounds: str | None, noise_floor: float
 ) -> CTMMResults:
     """Fit a design; what there is to say about the fit is in its notes."""
-    cells = resolve(structure, design.celltypes)
+    cells = design.structure(structure)
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
     check_alone(design.alone, cells)
@@ -234,8 +248,28 @@ def fit_design(
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
     means = means_note(design.one_mean, [cells])
     said = (*([why] if why else []), *design.notes, *([means] if means else []))
+    said += crossing_notes(cells, design.crossing)
     results.notes = (*said, *_notes(results))
     return results
+
+
+def crossing_notes(structure: Structure, crossing: Crossing | None) -> tuple[str, ...]:
+    """What to know of groups and conditions: a trend's ends, components that are left out."""
+    if crossing is None or structure.crossed is None:
+        return ()
+    notes = []
+    if crossing.kind == "trend":
+        low, high = crossing.span
+        notes.append(
+            f"by={crossing.column!r}: A = A_0 + x A_1, x = 0 where it is {low:g}, 1 where {high:g}"
+        )
+    gone = structure.crossed.left_out
+    if gone:
+        notes.append(
+            f"left out of the model: {listing(gone, 10)}, as no row has the cell type in that "
+            f"group or condition ({crossing.column!r}), or none that tells it from the others"
+        )
+    return tuple(notes)
 
 
 def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str, ...]:

@@ -18,6 +18,18 @@ J is the matrix of ones (a variance shared by all cell types), E_cd a single one
 structure is a list, or a dict label -> matrix, of symmetric C x C matrices; a positive multiple of
 J among them is stored as J itself, so that its component is the shared variance.  This file is
 the only place that knows the names; everything else sees a :class:`Structure`.
+
+Groups of donors and conditions of the same donors are more of the same: a donor's effects are
+copied G times, a row sees the copies by its loads z (one-hot group or condition), H_i becomes
+z (x) H_i, and every B_k becomes one matrix for each part of the crossing (:data:`CROSSINGS`):
+
+==========  ======================  ===========================  =======================
+crossing    loads z of a row        parts (x) B_k                labels
+==========  ======================  ===========================  =======================
+by          e_g, group of a donor   E_gg                         hom[case], V[T|case]
+trend       (1, sqrt(x))            E_00, E_11: A_0 + x A_1      hom, V[T]; hom:age, ...
+within      e_g, condition          J_G shared, I_G response     hom, V[T]; hom:stim, ...
+==========  ======================  ===========================  =======================
 """
 
 from __future__ import annotations
@@ -25,8 +37,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,26 +58,50 @@ class Structure:
     name : str
         As in the registry, ``free`` or ``banded(1)``; ``user`` for a user's own matrices.
     celltypes : tuple of str, length C
+        Names of a donor's effects: cell types, or of a crossing those in every level, ``T|case``.
     labels : tuple of str, length K
     basis : ndarray, shape (K, C, C)
         Symmetric and linearly independent.
+    crossed : Crossed, optional
+        What it is made of, where it is one of groups or conditions.
     """
 
     name: str
     celltypes: tuple[str, ...]
     labels: tuple[str, ...]
     basis: np.ndarray
+    crossed: Crossed | None = None
 
     @cached_property
-    def shared(self) -> int | None:
-        """Index of the component whose basis matrix is J, or None."""
-        hits = np.flatnonzero((self.basis == 1.0).all(axis=(1, 2)))
-        return int(hits[0]) if len(hits) else None
+    def shared(self) -> np.ndarray:
+        """Indices of the components that all cell types share: whose matrix is (made of) J."""
+        if self.crossed is None:
+            return np.flatnonzero((self.basis == 1.0).all(axis=(1, 2)))
+        inner = self.crossed.inner
+        own = np.array(self.crossed.kept) % len(inner.labels)
+        return np.flatnonzero(np.isin(own, inner.shared))
 
     @cached_property
     def specific(self) -> np.ndarray:
         """Indices of the components of V, the cell type-specific covariance."""
-        return np.array([k for k in range(len(self.labels)) if k != self.shared], dtype=np.int64)
+        return np.setdiff1d(np.arange(len(self.labels)), self.shared)
+
+    @property
+    def inner(self) -> Structure:
+        """The structure of the cell types: itself, but for groups or conditions."""
+        return self if self.crossed is None else self.crossed.inner
+
+    @property
+    def given(self) -> object:
+        """What a user would ask for to have it: its name, or itself where no name says it."""
+        return self.inner.name if self.name.partition("(")[0] in STRUCTURES else self.inner
+
+    def of(self, structure: object) -> Structure:
+        """Another structure of the same effects, as users name it."""
+        if self.crossed is None:
+            return resolve(structure, self.celltypes)
+        inner, crossing, _ = self.crossed
+        return cross(inner.of(structure), crossing, self.celltypes)
 
     def covariance(self, theta: np.ndarray) -> np.ndarray:
         """A = sum_k theta_k B_k, shape (C, C)."""
@@ -80,17 +117,27 @@ class Structure:
         ones = np.full((size, size), 1.0 / size)
         flat = self.basis.reshape(count, -1)
         outside = flat - np.outer(flat @ ones.ravel(), ones.ravel())  # part of B_k orthogonal to J
-        if self.shared is not None:
+        if len(self.shared):
             return np.eye(count)[self.specific]
+        if self.crossed is not None:
+            inner, crossing, kept = self.crossed
+            rows = np.kron(np.eye(len(crossing.parts)), inner.null_contrast)[:, kept]
+            return rows[rows.any(axis=1)]
         _, singular, right = np.linalg.svd(outside.T, full_matrices=False)
         return right[singular > 1e-10 * max(singular[0], 1e-300)]
 
     def contains(self, other: Structure) -> bool:
-        """Whether every covariance of `other` is one of this structure's (nesting)."""
-        mine = _unit_columns(self.basis)  # their span does not depend on the matrices' scale
-        theirs = _unit_columns(other.basis)
-        if mine.shape[0] != theirs.shape[0]:
+        """Whether every covariance of `other` is one of this structure's (nesting).
+
+        One of groups or conditions contains those that know no groups.
+        """
+        basis = other.basis
+        if self.crossed is not None and other.celltypes == self.crossed.inner.celltypes:
+            basis = self.crossed.common(basis, self.celltypes)
+        elif self.celltypes != other.celltypes:
             return False
+        mine = _unit_columns(self.basis)  # their span does not depend on the matrices' scale
+        theirs = _unit_columns(basis)
         coef = np.linalg.lstsq(mine, theirs, rcond=None)[0]
         return bool(np.abs(mine @ coef - theirs).max() < 1e-10)
 
@@ -100,7 +147,166 @@ class Structure:
         >>> resolve("free", ["T", "B"]).null().labels
         ('hom',)
         """
-        return resolve(NULL, self.celltypes)
+        return self.of(NULL)
+
+
+class Crossing(NamedTuple):
+    """What the effects of a donor are crossed with.
+
+    kind: a name in :data:`CROSSINGS`; column: of groups or conditions, for labels; levels: names of
+    the G copies of a donor's effects, "" where a copy goes by the names of the cell types; span:
+    values of a trend's column at x = 0 and 1.
+    """
+
+    kind: str
+    column: str
+    levels: tuple[str, ...]
+    span: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def parts(self) -> list[tuple[Callable[[str], str], np.ndarray]]:
+        """Labels of components, from those of the structure, and matrices (G, G)."""
+        return CROSSINGS[self.kind].parts(self)
+
+    def effects(self, celltypes: Sequence[str]) -> list[str]:
+        """Names of a donor's effects: ``T|case``."""
+        return [f"{name}|{level}" if level else name for level in self.levels for name in celltypes]
+
+
+class Crossed(NamedTuple):
+    """The structure of cell types, what it is crossed with, and which products are kept.
+
+    kept: numbers of components, part by part; products that no row sees, or that are combinations
+    of others in the effects that rows see, are left out.
+    """
+
+    inner: Structure
+    crossing: Crossing
+    kept: tuple[int, ...]
+
+    def common(self, basis: np.ndarray, effects: Sequence[str]) -> np.ndarray:
+        """Matrices (K, C, C) as if there were no groups or conditions, (K, E, E)."""
+        whole = np.kron(CROSSINGS[self.crossing.kind].common(len(self.crossing.levels)), basis)
+        return _among(whole, self.crossing.effects(self.inner.celltypes), effects)
+
+    def tested(self, basis: np.ndarray, effects: Sequence[str]) -> dict[str, np.ndarray]:
+        """Matrices of what groups or conditions add, (K, E, E) for every group or the column."""
+        kind, names = CROSSINGS[self.crossing.kind], self.crossing.effects(self.inner.celltypes)
+        return {
+            name: _among(np.kron(part, basis), names, effects)
+            for name, part in kind.tested(self.crossing).items()
+        }
+
+    @property
+    def left_out(self) -> list[str]:
+        """Labels of the components that are not kept."""
+        labels = [f(label) for f, _ in self.crossing.parts for label in self.inner.labels]
+        return [label for k, label in enumerate(labels) if k not in self.kept]
+
+
+class Kind(NamedTuple):
+    """A row of :data:`CROSSINGS`: matrices (G, G) of its parts, and of donors without any.
+
+    parts: of a Crossing, labels and matrices; common: of G, where there are no groups; tested: of a
+    Crossing, what there may be beyond that, by name.
+    """
+
+    parts: Callable[[Crossing], list[tuple[Callable[[str], str], np.ndarray]]]
+    common: Callable[[int], np.ndarray]
+    tested: Callable[[Crossing], dict[str, np.ndarray]]
+
+
+def _in_level(label: str, level: str) -> str:
+    """``hom[case]``, ``V[T|case]``."""
+    return f"{label[:-1]}|{level}]" if label.endswith("]") else f"{label}[{level}]"
+
+
+def _times(label: str, column: str) -> str:
+    return f"{label}:{column}"
+
+
+def _units(size: int) -> list[np.ndarray]:
+    return [_unit(size, g, g) for g in range(size)]
+
+
+CROSSINGS: dict[str, Kind] = {
+    "by": Kind(
+        lambda c: [
+            (partial(_in_level, level=level), part)
+            for level, part in zip(c.levels, _units(len(c.levels)), strict=True)
+        ],
+        np.eye,
+        lambda c: dict(zip(c.levels, _units(len(c.levels)), strict=True)),
+    ),
+    "trend": Kind(
+        lambda c: [(str, _unit(2, 0, 0)), (partial(_times, column=c.column), _unit(2, 1, 1))],
+        lambda G: _unit(G, 0, 0),
+        lambda c: {c.column: _unit(2, 1, 1)},
+    ),
+    "within": Kind(
+        lambda c: [
+            (str, np.ones((len(c.levels),) * 2)),
+            (partial(_times, column=c.column), np.eye(len(c.levels))),
+        ],
+        lambda G: np.ones((G, G)),
+        lambda c: {c.column: np.eye(len(c.levels))},
+    ),
+}
+"""How effects of donors are crossed: groups of donors, a trend over donors, conditions."""
+
+
+def cross(inner: Structure, crossing: Crossing, seen: Sequence[str]) -> Structure:
+    """The structure of groups or conditions.
+
+    Parameters
+    ----------
+    inner : Structure
+        Of the cell types.
+    crossing : Crossing
+    seen : sequence of str
+        Names of the effects that some row has.
+
+    Examples
+    --------
+    >>> by = Crossing("by", "status", ("ctrl", "case"))
+    >>> cross(resolve("free", ["T", "B"]), by, ["T|ctrl", "B|ctrl", "T|case"]).labels
+    ('hom[ctrl]', 'V[T|ctrl]', 'V[B|ctrl]', 'hom[case]')
+    >>> cross(resolve("iid", ["T", "B"]), Crossing("within", "stim", ("no", "yes")),
+    ...       ["T|no", "B|no", "T|yes", "B|yes"]).labels
+    ('hom', 'V', 'hom:stim', 'V:stim')
+    """
+    names = crossing.effects(inner.celltypes)
+    labels = [rename(label) for rename, _ in crossing.parts for label in inner.labels]
+    whole = np.concatenate([np.kron(part, inner.basis) for _, part in crossing.parts])
+    basis = _among(whole, names, seen)
+    kept = _independent(basis)
+    parts = [(labels[k], basis[k]) for k in kept]
+    _check_basis(parts)
+    return Structure(
+        inner.name, tuple(seen), tuple(labels[k] for k in kept), basis[list(kept)],
+        Crossed(inner, crossing, kept),
+    )  # fmt: skip
+
+
+def _among(matrices: np.ndarray, names: Sequence[str], seen: Sequence[str]) -> np.ndarray:
+    """Matrices (K, E, E) of effects `names`, of those that are seen."""
+    at = [names.index(name) for name in seen]
+    return np.ascontiguousarray(matrices[:, at][:, :, at])
+
+
+def _independent(basis: np.ndarray) -> tuple[int, ...]:
+    """Numbers of matrices that are no combinations of those before."""
+    columns = _unit_columns(basis)
+    kept: list[int] = []
+    Q = np.zeros((len(columns), 0))
+    for k, column in enumerate(columns.T):
+        rest = column - Q @ (Q.T @ column)
+        rest -= Q @ (Q.T @ rest)
+        size = np.linalg.norm(rest)
+        if size > 1e-8:
+            Q = np.column_stack([Q, rest / size])
+            kept.append(k)
+    return tuple(kept)
 
 
 def _unit_columns(basis: np.ndarray) -> np.ndarray:
@@ -165,12 +371,88 @@ def banded(width: int) -> str:
     return f"banded({int(width)})"
 
 
+class Tree(NamedTuple):
+    """Clades of cell types by name, made by :func:`tree`."""
+
+    clades: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def matrices(self, names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+        """J, the ones of every clade, and the diagonal, with labels.
+
+        Raises
+        ------
+        CTMMError
+            A clade with cell types that are not there.
+        """
+        parts = []
+        for clade, types in self.clades:
+            unknown = [name for name in types if name not in names]
+            if unknown:
+                raise CTMMError(
+                    f"tree: clade {clade!r} has {unknown[0]!r}, which is no cell type of the data "
+                    f"({', '.join(names)})"
+                )
+            own = np.isin(names, types).astype(float)
+            parts.append((f"V[{clade}]", np.outer(own, own)))
+        return _shared(names) + parts + _band(names, 0)
+
+
+def tree(clades: Mapping[str, object]) -> Tree:
+    """The structure of cell types on a tree: variances of all, of every clade, of every type.
+
+    A = hom J + sum_S V[S] 1_S 1_S' + diag(V[c]): types of a clade have what they share with each
+    other beyond what all share.
+
+    Parameters
+    ----------
+    clades : dict
+        Name of a clade -> list of its cell types, or dict of the clades inside it.  Types in no
+        clade stand by themselves.
+
+    Raises
+    ------
+    CTMMError
+        A clade of fewer than two cell types, or two of the same; a name that occurs twice.
+
+    Examples
+    --------
+    >>> lineages = tree({"lymphoid": ["T", "B"], "myeloid": ["mono", "DC"]})
+    >>> resolve(lineages, ["B", "DC", "T", "mono"]).labels
+    ('hom', 'V[lymphoid]', 'V[myeloid]', 'V[B]', 'V[DC]', 'V[T]', 'V[mono]')
+    """
+    if not isinstance(clades, Mapping) or not clades:
+        raise CTMMError("tree: clades are a dict, tree({'lymphoid': ['T', 'B'], ...})")
+    found: list[tuple[str, tuple[str, ...]]] = []
+
+    def leaves(name: str, inside: object) -> tuple[str, ...]:
+        at = len(found)
+        if isinstance(inside, Mapping):
+            types = tuple(t for key, own in inside.items() for t in leaves(str(key), own))
+        elif isinstance(inside, Sequence) and not isinstance(inside, (str, bytes)):
+            types = tuple(str(one) for one in inside)
+        else:
+            raise CTMMError(
+                f"tree: clade {name!r} must be a list of cell types or a dict of clades"
+            )
+        if len(types) < 2 or len(set(types)) < len(types):
+            raise CTMMError(f"tree: clade {name!r} needs two different cell types or more")
+        found.insert(at, (name, types))
+        return types
+
+    every = [t for name, own in clades.items() for t in leaves(str(name), own)]
+    names = [name for name, _ in found] + every
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CTMMError(f"tree: {twice[0]!r} occurs twice among clades and cell types")
+    return Tree(tuple(found))
+
+
 def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
     """Turn what the user gave into a :class:`Structure`.
 
     Parameters
     ----------
-    structure : str, or list of (C, C) matrices, or dict label -> matrix
+    structure : str, or list of (C, C) matrices, or dict label -> matrix, or what tree() returns
     celltypes : sequence of str, length C
 
     Raises
@@ -194,6 +476,8 @@ def resolve(structure: object, celltypes: Sequence[str]) -> Structure:
         return structure
     if isinstance(structure, str):
         title, parts = _from_registry(structure, names)
+    elif isinstance(structure, Tree):
+        title, parts = "tree", structure.matrices(names)
     elif isinstance(structure, Mapping):
         title, parts = "user", [(str(k), _matrix(v, str(k), names)) for k, v in structure.items()]
     elif isinstance(structure, (Sequence, np.ndarray)) and not isinstance(structure, bytes):

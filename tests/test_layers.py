@@ -30,7 +30,7 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "labelled", "arrays", "prepare", "matrix", "polynomials", "formula",
+    "identified", "labelled", "arrays", "crossings", "prepare", "matrix", "polynomials", "formula",
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/

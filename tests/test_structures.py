@@ -1,8 +1,11 @@
 """Covariance structures: canonical names, the user's own matrices, nesting."""
 
+import dense
 import numpy as np
 import pytest
 
+import ctmm_formula as ctmm
+from ctmm_formula.engine import likelihood
 from ctmm_formula.engine.domain import Domain, constrain
 from ctmm_formula.engine.model import build_model
 from ctmm_formula.errors import CTMMError
@@ -75,13 +78,76 @@ def test_null_is_the_shared_variance_alone(name):
     assert structure.contains(null) and null.contains(structure) == (len(structure.labels) == 1)
 
 
+NESTED = {"early": ["day0", "day1"], "late": ["day2", "day3"]}
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+@pytest.mark.parametrize("method", ["reml", "ml"])
+def test_nested_variances_are_fitted_inside_their_bounds(method):
+    """The optimum by the dense gradient: 0 inside, downhill into the bound on it."""
+    fit = ctmm.fit(
+        "expr ~ 0 + C(celltype)", structure=ctmm.tree(NESTED), method=method,
+        bounds="nonnegative", data=ctmm.load_example(),
+    )  # fmt: skip
+    assert list(fit.vcomp.index)[:3] == ["hom", "V[early]", "V[late]"]
+    theta, gradient = fit.estimate.theta, dense.score(fit.model, fit.estimate.theta, method)
+    inside = theta > 1e-6
+    assert inside.sum() >= 4 and (theta >= 0.0).all()
+    assert np.abs(gradient[inside]).max() < 1e-3 and (gradient[~inside] < 1e-3).all()
+    free = ctmm.fit(
+        "expr ~ 0 + C(celltype)", method=method, bounds="nonnegative", data=ctmm.load_example()
+    )
+    assert fit.llf >= free.llf - 1e-8
+    table = ctmm.anova(free, fit).table
+    assert table["df"].iloc[1] == 2.0
+
+
+def test_crossed_variances_start_inside_their_bounds():
+    """Two ways to part six types, neither inside the other."""
+    one, two = np.repeat([0, 1], 3), np.tile([0, 1, 2], 2)
+    parts = {"J": np.ones((6, 6)), "one": one[:, None] == one, "two": two[:, None] == two}
+    start = _split(basis := np.array([*parts.values(), np.eye(6)], dtype=float))
+    assert (start > 0.1).all() and basis.shape == (4, 6, 6)
+
+
+def _split(basis):
+    return likelihood._split(basis.tobytes(), basis.shape)
+
+
+def test_a_tree_of_trees():
+    tree = ctmm.tree({"immune": {"lymphoid": ["T", "B"], "myeloid": ["mono", "DC"]}})
+    got = resolve(tree, ["T", "B", "mono", "DC", "stroma"])
+    assert got.labels[:4] == ("hom", "V[immune]", "V[lymphoid]", "V[myeloid]")
+    np.testing.assert_array_equal(got.basis[2], np.outer([1, 1, 0, 0, 0], [1, 1, 0, 0, 0]))
+    np.testing.assert_array_equal(got.basis[1][:, 4], 0)
+
+
+@pytest.mark.parametrize(
+    ("clades", "says"),
+    [
+        ({}, "a dict"),
+        (["T", "B"], "a dict"),
+        ({"a": "T"}, "list of cell types"),
+        ({"a": ["T"]}, "two different cell types"),
+        ({"a": ["T", "T"]}, "two different cell types"),
+        ({"a": ["T", "B"], "b": ["T", "NK"]}, "'T' occurs twice"),
+        ({"T": ["T", "B"]}, "'T' occurs twice"),
+    ],
+)
+def test_trees_that_cannot_be(clades, says):
+    with pytest.raises(CTMMError, match=says):
+        ctmm.tree(clades)
+    with pytest.raises(CTMMError, match="no cell type of the data"):
+        resolve(ctmm.tree({"a": ["x", "y"]}), ["x", "z"])
+
+
 @pytest.mark.parametrize("scale", [1e-200, 0.3, 2.0, 1e200])
 def test_a_multiple_of_the_ones_is_the_shared_component(scale):
     ours = resolve([scale * J, EYE], TYPES)
-    assert (ours.shared, ours.labels) == (0, ("hom", "V2"))
+    assert (ours.shared.tolist(), ours.labels) == ([0], ("hom", "V2"))
     np.testing.assert_array_equal(ours.basis, resolve("iid", TYPES).basis)
-    assert resolve({"V": EYE, "s": scale * J}, TYPES).shared == 1
-    assert resolve([-scale * J, EYE], TYPES).shared is None
+    assert resolve({"V": EYE, "s": scale * J}, TYPES).shared.tolist() == [1]
+    assert resolve([-scale * J, EYE], TYPES).shared.tolist() == []
 
 
 @pytest.mark.parametrize("scale", [1e-14, 1e-100, 1.0, 1e100])

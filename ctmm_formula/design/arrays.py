@@ -14,6 +14,8 @@ import pandas as pd
 
 from ..engine.model import RandomComponent
 from ..errors import DataError, FormulaError
+from ..structures import Crossing
+from .crossings import crossed_rows, crossing_of
 from .expressions import quote
 from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
@@ -47,10 +49,13 @@ def check_levels(ready: Prepared) -> None:
             "donors needs more"
         )
     keys = [donors] if roles.celltype is None else [donors, ready.labels[roles.celltype]]
+    if roles.within is not None:
+        keys.append(ready.labels[roles.within])
     pairs = pd.DataFrame({str(k): key for k, key in enumerate(keys)})
     again = np.flatnonzero(pairs.duplicated(keep=False))
     if len(again):
         what = "donor" if roles.celltype is None else "donor and cell type"
+        what += "" if roles.within is None else f", under one {roles.within!r}"
         first = ", ".join(str(value) for value in pairs.iloc[again[0]])
         pair_rows = ready.keep[again[pairs.iloc[again].eq(pairs.iloc[again[0]]).all(axis=1)]]
         raise DataError(
@@ -75,11 +80,15 @@ def _way_out(ready: Prepared, pairs: pd.DataFrame) -> str:
         .max()
         > 1
     ]
-    column = f"of donor and {differ[0]}" if differ else "of samples"
+    way = (
+        f"conditions of the same donors are within={differ[0]!r}; others"
+        if differ
+        else "conditions of the same donors are named by within=; other samples"
+    )
     return (
         (f"they differ in {listing(differ)}; " if differ else "")
-        + f"samples of one donor are told apart by a column {column}, donor='sample', and joined "
-        f"by random={donor!r}; cells are aggregated by pseudobulk()"
+        + f"{way} are told apart by a column of samples, donor='sample', and joined by "
+        f"random={donor!r}; cells are aggregated by pseudobulk()"
     )
 
 
@@ -255,9 +264,11 @@ class Observed:
         Proportions, for overall pseudobulk.
     celltypes : tuple of str, length C
     H : ndarray, shape (n, C)
+    crossing : Crossing, or None; loads : ndarray, shape (n, G), or None
+        Groups of donors or conditions, and what rows have of each copy of a donor's effects.
     notes : tuple of str
     alone : dict
-        Cell types seen in one donor -> that donor.
+        Cell types (in a group or condition) seen in one donor -> that donor.
     """
 
     nu: np.ndarray
@@ -266,6 +277,8 @@ class Observed:
     P: np.ndarray | None
     celltypes: tuple[str, ...]
     H: np.ndarray
+    crossing: Crossing | None
+    loads: np.ndarray | None
     notes: tuple[str, ...]
     alone: dict[str, str]
 
@@ -282,9 +295,13 @@ def observed(ready: Prepared) -> Observed:
     P, celltypes, H = observation(ready)
     n_cells = fill_counts(given, H)
     nu = noise(ready, n_cells)
-    few, alone = few_donors(ready, celltypes, H)
+    crossing, loads = crossing_of(ready)
+    apart = crossing is not None and crossing.kind != "trend"
+    effects = crossing.effects(celltypes) if crossing is not None and apart else celltypes
+    few, alone = few_donors(ready, effects, crossed_rows(loads if apart else None, H))
     notes = (*ready.notes, *few, *count_notes(ready, given))
-    return Observed(nu, noise_square(ready, nu), n_cells, P, celltypes, H, notes, alone)
+    square = noise_square(ready, nu)
+    return Observed(nu, square, n_cells, P, celltypes, H, crossing, loads, notes, alone)
 
 
 def observation(ready: Prepared) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray]:
@@ -362,7 +379,7 @@ def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndar
 
 
 def few_donors(
-    ready: Prepared, celltypes: tuple[str, ...], H: np.ndarray
+    ready: Prepared, celltypes: Sequence[str], H: np.ndarray
 ) -> tuple[list[str], dict[str, str]]:
     """Notes on cell types seen in one or two donors, and those in one with that donor."""
     donors = ready.labels[ready.roles.donor]

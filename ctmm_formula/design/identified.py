@@ -10,7 +10,7 @@ import numpy as np
 from ..engine.he import confounded
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError, DataError
-from ..structures import ARGUMENTS, STRUCTURES, Structure, resolve
+from ..structures import ARGUMENTS, STRUCTURES, Structure
 from .table import listing
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def identified(
         design = make(without)
         if design.kind != "ctp" or not all(isinstance(one, str) for one in structures):
             return design, without
-        known = [resolve(one, design.celltypes) for one in structures]
+        known = [design.structure(one) for one in structures]
         found = [name for one in known for name in lone(design.alone, one)]
-        if not found or len(set(found)) == len(design.celltypes):
+        if not found or len(set(found)) == len(design.effects):
             return design, without
         without += dict.fromkeys(found)
 
@@ -111,7 +111,7 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
     names = [[*structure.labels, *random][k] for k in wrong]
     named = [name for name in STRUCTURES if name not in ARGUMENTS]
     # of one cell type all structures are the same
-    known = [resolve(name, structure.celltypes) for name in named if len(structure.celltypes) > 1]
+    known = [structure.of(name) for name in named if len(structure.celltypes) > 1]
     smaller = [s for s in known if s.labels != structure.labels and structure.contains(s)]
     able = [s for s in smaller if not confounded(model.with_basis(s.basis))]
     best = max(able, key=lambda s: len(s.labels), default=None)

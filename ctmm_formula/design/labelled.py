@@ -17,8 +17,9 @@ import pandas as pd
 
 from ..engine.model import Model, RandomComponent, build_model, n_blocks
 from ..errors import DataError, FormulaError
-from ..structures import Structure
+from ..structures import Crossing, Structure, cross, resolve
 from . import arrays
+from .crossings import crossed_rows, loads_of
 from .expressions import quote
 from .formula import FormulaSpec
 from .matrix import Coding
@@ -80,7 +81,7 @@ class Design:
         Reason -> number of rows dropped, each row under its first reason.
     notes : tuple of str
     alone : dict
-        Cell types seen in one donor -> that donor.
+        Cell types (in a group or condition) seen in one donor -> that donor.
     one_mean : str
         The cell type column where the fixed part leaves cell types without means of their own,
         else empty.
@@ -90,6 +91,10 @@ class Design:
         How the fixed part becomes numbers; None where the caller coded it.
     known_means : ndarray, shape (C, p), or None
         ``mean_rows``, where they do not follow from `coding`, or need not.
+    crossing : Crossing, or None
+        Groups of donors or conditions with which the donors' effects are crossed.
+    loads : ndarray, shape (n, G), or None
+        What rows have of each copy of the effects.
     """
 
     spec: FormulaSpec
@@ -123,6 +128,30 @@ class Design:
     coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
     doubts: tuple[str, ...] = ()
+    crossing: Crossing | None = None
+    loads: np.ndarray | None = None
+
+    @cached_property
+    def E(self) -> np.ndarray:
+        """What rows have of each of a donor's effects, (n, E): `H`, or its rows crossed."""
+        whole = crossed_rows(self.loads, self.H)
+        return whole if self.crossing is None else whole[:, whole.any(axis=0)]
+
+    @cached_property
+    def effects(self) -> tuple[str, ...]:
+        """Names of a donor's effects that some row has: cell types, or ``T|case``; length E."""
+        if self.crossing is None:
+            return self.celltypes
+        seen = np.flatnonzero(crossed_rows(self.loads, self.H).any(axis=0))
+        names = self.crossing.effects(self.celltypes)
+        return tuple(names[k] for k in seen)
+
+    def structure(self, given: object) -> Structure:
+        """The structure of a donor's effects, from one of the cell types as users name it."""
+        if isinstance(given, Structure) and given.celltypes == self.effects:
+            return given
+        inner = resolve(given, self.celltypes)
+        return inner if self.crossing is None else cross(inner, self.crossing, self.effects)
 
     @cached_property
     def mean_rows(self) -> np.ndarray:
@@ -146,8 +175,11 @@ class Design:
 
     @property
     def n_possible(self) -> int:
-        """Rows there would be with no pair of donor and cell type missing."""
-        return len(self.donors) * (1 if self.celltype_col is None else len(self.celltypes))
+        """Rows there would be with no pair of donor and cell type (and condition) missing."""
+        within = self.crossing is not None and self.crossing.kind == "within"
+        samples = len(self.crossing.levels) if self.crossing is not None and within else 1
+        types = 1 if self.celltype_col is None else len(self.celltypes)
+        return len(self.donors) * samples * types
 
     @property
     def n_units(self) -> int:
@@ -181,18 +213,32 @@ class Design:
         known = np.array(self.celltypes, dtype=object)
         return (np.array(texts, dtype=object)[:, None] == known).astype(np.float64)
 
+    def crossed(self, frame: pd.DataFrame) -> np.ndarray:
+        """The same for all of a donor's effects, (m, E); zero where the group is not known."""
+        H = self.observation(frame)
+        if self.crossing is None:
+            return H
+        hint = "; random='none' predicts without random effects"
+        column = pick(frame, self.crossing.column, "groups or conditions", hint, what="newdata")
+        if self.crossing.kind != "trend":
+            column = column.map(label, na_action="ignore")
+        whole = crossed_rows(loads_of(self.crossing, column), H)
+        names = self.crossing.effects(self.celltypes)
+        return whole[:, [names.index(name) for name in self.effects]]
+
     def model(self, structure: Structure) -> Model:
         """The model's arrays under one covariance structure of the cell types."""
         return build_model(
             self.y,
             self.nu,
             self.X,
-            self.H,
+            self.E,
             self.donor_codes,
             structure.basis,
             self.random,
             self.n_cells,
             self.nu2,
+            self.H,
         )
 
     def matrix(self, newdata: object) -> tuple[np.ndarray, pd.DataFrame]:
@@ -257,6 +303,8 @@ def build_design(
     nu2: str | None = "nu2",
     n_cells: str | None = "n_cells",
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    by: str | None = None,
+    within: str | None = None,
     engine: str = "patsy",
     env: Mapping[str, object] | None = None,
     without: Sequence[str] = (),
@@ -286,6 +334,8 @@ def build_design(
     proportions : list of str, or DataFrame (donors x cell types), or str, optional
         Cell type proportions of overall pseudobulk.  A single column name gives each row's share
         of the donor's cells in cell type-specific data.
+    by, within : str, optional
+        Column of groups of donors, or of conditions that donors have been seen under.
     engine : {"patsy", "formulaic"}
     env : dict, optional
         Names the formula may use besides columns and the engine's functions.
@@ -317,9 +367,14 @@ def build_design(
     column_name(donor, "donor")
     for name, argument in (
         (celltype, "celltype"), (noise, "noise"), (nu2, "nu2"), (n_cells, "n_cells"),
+        (by, "by"), (within, "within"),
     ):  # fmt: skip
         if name is not None:
             column_name(name, argument)
+    if by is not None and within is not None:
+        raise DataError(
+            "by= names groups of donors, within= conditions of the same donors: give one of them"
+        )
     ready = prepare(
         spec,
         data,
@@ -329,6 +384,8 @@ def build_design(
         nu2=nu2,
         n_cells=n_cells,
         proportions=proportions,
+        by=by,
+        within=within,
         engine=engine,
         env=env or {},
         without=without,
@@ -382,7 +439,9 @@ def assemble(
     random = arrays.random(spec, ready, X, seen.H, seen.celltypes)
     donors = ready.labels[ready.roles.donor]
     # types of one donor each (outcomes of a study) have no means to be known
-    one_mean = one_mean and len(seen.alone) < len(seen.celltypes) and not _spans(X, seen.H)
+    copies = 1 if seen.crossing is None else len(seen.crossing.levels)
+    every = len(seen.alone) >= copies * len(seen.celltypes)
+    one_mean = one_mean and not every and not _spans(X, seen.H)
     return Design(
         spec=spec,
         kind="op" if ready.roles.proportions else "ctp",
@@ -415,6 +474,8 @@ def assemble(
         coding=coding,
         known_means=means,
         doubts=ready.doubts,
+        crossing=seen.crossing,
+        loads=seen.loads,
     )
 
 

@@ -22,7 +22,18 @@ from ..errors import CTMMWarning, DataError, FormulaError
 from .expressions import column_of, names_in, quote
 from .formula import FormulaSpec
 from .matrix import context_for, known_names
-from .table import as_frame, covariate, label, labels, listing, number_levels, numbers, pick, rows
+from .table import (
+    as_frame,
+    covariate,
+    crossed,
+    label,
+    labels,
+    listing,
+    number_levels,
+    numbers,
+    pick,
+    rows,
+)
 
 DEFAULT_CELLTYPE = "celltype"
 CELLS_PER_PAIR = 3.0  # rows per donor and cell type from which the rows are taken for cells
@@ -52,6 +63,8 @@ class Roles:
     n_cells: str | None
     share: str | None
     proportions: tuple[str, ...]
+    by: str | None = None
+    within: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,8 @@ def prepare(
     nu2: str | None,
     n_cells: str | None,
     proportions: str | Sequence[str] | pd.DataFrame | None,
+    by: str | None = None,
+    within: str | None = None,
     engine: str,
     env: Mapping[str, object],
     without: Sequence[str] = (),
@@ -118,8 +133,15 @@ def prepare(
     response, fixed = _formula_columns(spec, table, present, context, engine, overall, gone)
     donors = labels(pick(table, donor, "donor", _HINTS["donor"]), donor, "donor")
     extra = _proportion_columns(proportions, table, donor, donors) if overall else {}
+    groups: dict[str, pd.Categorical] = {}
+    if by is not None and not _is_measure(pick(table, by, "groups of donors", gone.get(by, ""))):
+        groups[by] = labels(pick(table, by, "groups of donors"), by, "groups of donors")
+    if within is not None:
+        column = pick(table, within, "conditions of donors", gone.get(within, ""))
+        groups[within] = labels(column, within, "conditions of donors")
+    samples = donors if within is None else _samples(donors, groups[within])
     if not overall and celltype is None:
-        celltype = find_celltype(spec, table, present, donor, donors)
+        celltype = find_celltype(spec, table, present, donor, samples)
     roles = Roles(
         response,
         fixed,
@@ -131,12 +153,14 @@ def prepare(
         None if n_cells == "n_cells" and n_cells not in present else n_cells,
         share,
         tuple(extra),
+        by,
+        within,
     )
-    known = {donor: donors}
+    known = {donor: donors, **groups}
     if celltype is not None:
         column = pick(table, celltype, "cell type", _HINTS["cell type"])
         known[celltype] = labels(column, celltype, "cell type")
-        _refuse_cells(donors, known[celltype], donor, celltype)
+        _refuse_cells(samples, known[celltype], donor, celltype)
     for name in roles.groups:
         if name not in known:
             column = pick(table, name, "random effect", gone.get(name, ""))
@@ -163,6 +187,21 @@ def prepare(
     return Prepared(
         roles, frame, known, keep, table.index[keep], dropped, notes, context, doubts=doubts
     )
+
+
+def _is_measure(column: pd.Series) -> bool:
+    """Whether groups are numbers of more than two values: a trend."""
+    kind = column.dtype
+    if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind):
+        return False
+    return column.nunique() > 2
+
+
+def _samples(donors: pd.Categorical, conditions: pd.Categorical) -> pd.Categorical:
+    """Donors in each of their conditions."""
+    missing = np.asarray(donors.isna()) | np.asarray(conditions.isna())
+    parts = zip(donors, conditions, missing, strict=True)
+    return pd.Categorical([None if gone else crossed([str(d), str(c)]) for d, c, gone in parts])
 
 
 def _warn_of_levels(table: pd.DataFrame, factors: Mapping[str, pd.Categorical]) -> None:
@@ -340,6 +379,8 @@ def _clean(
             columns[name] = _covariate(spec, pick(table, name, "covariate"), name).array
     for name, values in known.items():
         columns.setdefault(name, values)
+    if roles.by is not None and roles.by not in columns:
+        columns[roles.by] = numbers(pick(table, roles.by, "trend"), roles.by, "trend")
     if roles.noise is not None:
         hint = _HINTS["noise"]
         columns[roles.noise] = numbers(
@@ -385,7 +426,7 @@ def _one_mask(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Rows with nothing missing, and how many each column cost (first reason counts)."""
     order = [*roles.response, *roles.fixed, *roles.groups, roles.donor, roles.celltype]
-    order += [roles.noise, *roles.proportions]
+    order += [roles.by, roles.within, roles.noise, *roles.proportions]
     keep = np.ones(len(frame), dtype=bool)
     dropped: dict[str, int] = {}
     for name in dict.fromkeys(name for name in order if name is not None):
@@ -407,8 +448,12 @@ def _leave_out(
 ) -> tuple[dict[str, str], np.ndarray]:
     """What to say of cell types that are left out, by name, and the rows that are kept."""
     said = {}
+    effects = known[str(roles.celltype)].astype(object) if names else np.zeros(0)
+    groups = known.get(str(roles.by), known.get(str(roles.within)))
+    if names and groups is not None:
+        effects = np.array([f"{c}|{g}" for c, g in zip(effects, groups, strict=True)], dtype=object)
     for name in names:
-        own = np.asarray(known[str(roles.celltype)][keep] == name)
+        own = np.asarray(effects[keep] == name)
         donor = known[roles.donor][keep[own]][0]
         said[name] = (
             f"cell type {name!r} is observed in one donor, {donor!r}: its own variance between "

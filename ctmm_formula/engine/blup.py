@@ -27,8 +27,9 @@ class Effects:
 
     Attributes
     ----------
-    shared, shared_se : ndarray, shape (N,)
-        alpha_i, of the basis matrix J (zero where the structure has none).
+    shared, shared_se : ndarray, shape (N, C)
+        alpha_i, of the components that cell types share (zero where the structure has none): the
+        same for all of them, but for groups or conditions.
     specific, specific_se : ndarray, shape (N, C)
         Gamma_ic, of all other basis matrices.
     random : tuple of (values, se), each (levels,)
@@ -46,8 +47,8 @@ class Effects:
     fitted: np.ndarray
 
 
-def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | None) -> Effects:
-    """BLUPs at `theta`; `shared` is the index of the component with basis matrix J, or None.
+def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
+    """BLUPs at `theta`; `shared` are the indices of the components that cell types share.
 
     Where Sigma(theta) is not positive definite (possible for moments), at its part that is a
     covariance.  Donors left out by ``model.active`` get NaN.
@@ -64,16 +65,15 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | Non
         theta = covariance_part(theta, model.basis)
         pre = Precision(model, theta)
     n_donors, C = len(model.active), model.H.shape[1]
-    sigma2 = 0.0 if shared is None else float(theta[shared])
-    V = model.effect_covariance(theta) - sigma2
+    common = np.tensordot(theta[shared], model.basis[shared], axes=1)
+    V = model.effect_covariance(theta) - common
     pull = np.einsum("imc,imj->ic", pre.spread(model.H), pre.spread(pre.Py[:, None]))  # H_i' r_i
     spread = pre.blocks(model.H)
-    alpha, alpha_se = np.full(n_donors, np.nan), np.full(n_donors, np.nan)
-    gamma, gamma_se = np.full((n_donors, C), np.nan), np.full((n_donors, C), np.nan)
-    alpha[pre.donors] = sigma2 * pull.sum(axis=1)
-    alpha_se[pre.donors] = _root(sigma2 - sigma2**2 * spread.sum(axis=(1, 2)))
-    gamma[pre.donors] = pull @ V
-    gamma_se[pre.donors] = _root(np.diag(V) - np.einsum("cd,ide,ec->ic", V, spread, V))
+    alpha, alpha_se, gamma, gamma_se = np.full((4, n_donors, C), np.nan)
+    for value, se, part in ((alpha, alpha_se, common), (gamma, gamma_se, V)):
+        value[pre.donors] = pull @ part
+        left = np.diag(part) - np.einsum("cd,ide,ec->ic", part, spread, part)
+        se[pre.donors] = _root(left)
 
     levels, u = [], pre.g * (pre.Z.T @ pre.Py)
     u_se = _root(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
@@ -85,7 +85,7 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: int | Non
         levels.append((value, se))
 
     marginal = model.X @ beta
-    total = np.nan_to_num(alpha)[:, None] + np.nan_to_num(gamma)
+    total = np.nan_to_num(alpha) + np.nan_to_num(gamma)
     fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
     return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted)
 

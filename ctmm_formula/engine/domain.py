@@ -32,6 +32,7 @@ from itertools import pairwise
 from numbers import Real
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from ..arguments import choose
 from ..errors import CTMMError
@@ -121,16 +122,38 @@ def _nonnegative(model: Model, domain: Domain) -> Constraint:
 @functools.lru_cache(maxsize=64)
 def _covariances(basis_bytes: bytes, shape: tuple[int, ...], n_components: int) -> Constraint:
     basis = np.frombuffer(basis_bytes).reshape(shape)
-    smallest = np.linalg.eigvalsh(basis)[:, 0]
-    variance = smallest > -1e-12
+    variance = are_variances(basis)
     lower = np.zeros(n_components)
     lower[: len(basis)][~variance] = -np.inf
     if variance.all():
         return _cones(lower, [], basis, np.arange(len(basis)))
     # a covariance that is not a variance belongs with the diagonal entries it correlates
-    shared = (basis == 1.0).all(axis=(1, 2))
-    cone = np.flatnonzero(~shared)
+    cone = np.flatnonzero(~are_shared(basis))
     return _cones(lower, [np.eye(shape[1])], basis[cone], cone)
+
+
+def are_variances(basis: np.ndarray) -> np.ndarray:
+    """Which matrices (K, C, C) are covariances by themselves, (K,) bool."""
+    size = np.linalg.eigvalsh(basis)
+    return size[:, 0] >= -1e-12 * np.abs(size).max(axis=1)
+
+
+def are_shared(basis: np.ndarray) -> np.ndarray:
+    """Which matrices (K, C, C) are ones for all effects that others join to theirs, (K,) bool.
+
+    J, and of groups of donors, whose effects nothing joins, that of every group.
+
+    >>> two = np.kron(np.eye(2)[:, :, None] * np.eye(2)[:, None, :], np.ones((2, 2)))
+    >>> are_shared(np.concatenate([two, np.diag([1.0, 0.0, 0.0, 0.0])[None]])).tolist()
+    [True, True, False]
+    """
+    joined = (basis != 0.0).any(axis=0)
+    group = connected_components(joined, directed=False)[1]
+    ones = (basis == 1.0).all(axis=2, where=(group[:, None] == group)[None])
+    own = (basis != 0.0).any(axis=2)
+    inside = np.array([len(np.unique(group[row])) == 1 for row in own])
+    whole = np.array([row.sum() == (group == group[row.argmax()]).sum() for row in own])
+    return inside & whole & (ones | ~own).all(axis=1)
 
 
 _BUILD = {"noise": _noise, "psd": _psd, "nonnegative": _nonnegative}

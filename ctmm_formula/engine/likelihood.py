@@ -24,7 +24,7 @@ from scipy.linalg import lapack
 from ..arguments import choose
 from ..errors import ConvergenceError
 from . import kernels
-from .domain import Constraint, Domain, constrain
+from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
 from .model import Model, build_model
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work
@@ -276,12 +276,21 @@ def centre(model: Model, scale: float) -> np.ndarray:
     return theta
 
 
+_LEAST, _START = 0.05, 0.2  # of the mean variance that a component gives: less is taken for none
+
+
 @functools.lru_cache(maxsize=64)
 def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Components (K,) that come closest to A = J + I."""
-    flat = np.frombuffer(basis).reshape(shape[0], -1)
+    """Components (K,) that come closest to A = J + I, and those that are variances above 0."""
+    matrices = np.frombuffer(basis).reshape(shape)
     target = np.ones(shape[1:]) + np.eye(shape[1])
-    return np.linalg.lstsq(flat.T, target.ravel(), rcond=None)[0]
+    out = np.linalg.lstsq(matrices.reshape(shape[0], -1).T, target.ravel(), rcond=None)[0]
+    # of nested and crossed variances some would be 0, on their bound
+    diagonal = matrices.diagonal(axis1=1, axis2=2)
+    size = diagonal.sum(axis=1) / np.maximum((diagonal != 0.0).sum(axis=1), 1)
+    low = are_variances(matrices) & (out * size < _LEAST)
+    out[low] = _START / size[low]
+    return out
 
 
 def _fixed_effects(

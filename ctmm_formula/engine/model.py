@@ -146,6 +146,8 @@ class Model:
     n_cells : ndarray, shape (n,), or None
     nu2 : ndarray, shape (n,), or None
         Unbiased estimates of the squares of the true noise variances; NaN where there is none.
+    types : ndarray, shape (n, C')
+        Cell types of the rows, by which noise is pooled; H unless donors' effects are crossed.
     """
 
     y: np.ndarray
@@ -168,6 +170,7 @@ class Model:
     active: np.ndarray
     n_cells: np.ndarray | None
     nu2: np.ndarray | None
+    types: np.ndarray
 
     @cached_property
     def noise(self) -> np.ndarray:
@@ -176,7 +179,7 @@ class Model:
         Whatever weighs by the noise (likelihoods, GLS, predictions) or draws from it takes this;
         what only centres by it takes nu.
         """
-        return weighable(self.nu, self.H, self.n_cells)
+        return weighable(self.nu, self.types, self.n_cells)
 
     @property
     def n_components(self) -> int:
@@ -256,6 +259,7 @@ def build_model(
     random: Sequence[RandomComponent] = (),
     n_cells: np.ndarray | None = None,
     nu2: np.ndarray | None = None,
+    types: np.ndarray | None = None,
 ) -> Model:
     """Sort rows into blocks and lay the design out for the kernels.
 
@@ -268,6 +272,8 @@ def build_model(
     basis : array, shape (K, C, C)
     random : sequence of RandomComponent, optional
     n_cells, nu2 : array, shape (n,), optional
+    types : array, shape (n, C'), optional
+        Cell types of the rows, where these are not H.
 
     Examples
     --------
@@ -339,6 +345,7 @@ def build_model(
         active=np.ones(n_donors, dtype=bool),
         n_cells=_optional(n_cells, order),
         nu2=_optional(nu2, order),
+        types=H if types is None else _floats(types)[order],
     )
 
 
@@ -356,9 +363,9 @@ def n_blocks(donor: np.ndarray, random: Sequence[RandomComponent]) -> int:
 def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vectors v_r and coefficients with B_k = sum_r coef[k, r] v_r v_r'.
 
-    A matrix of rank one is its own factor; any other is spread over e_c and e_c + e_d.  Factors
-    are shared between basis matrices, so hom, iid, free and full need R = 1, C + 1, C + 1 and
-    C (C + 1) / 2 of them.
+    A matrix of rank one is its own factor; any other is spread over e_c and e_c + e_d; effects that
+    a matrix does not join (of groups, of conditions) go by themselves.  Factors are shared between
+    basis matrices, so hom, iid, free and full need R = 1, C + 1, C + 1 and C (C + 1) / 2 of them.
 
     Returns
     -------
@@ -387,24 +394,32 @@ def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     eye = np.eye(size)
     for matrix in basis:
         term: dict[int, float] = {}
-        values, axes = np.linalg.eigh(matrix)
-        top = int(np.argmax(np.abs(values)))
-        if np.abs(np.delete(values, top)).max(initial=0.0) < 1e-12 * abs(values[top]):
-            vector = axes[:, top]
-            pivot = vector[np.argmax(np.abs(vector) > 1e-9)]
-            vector = np.where(np.abs(vector) > 1e-12, np.round(vector / pivot, 14), 0.0)
-            add(term, vector, float(values[top] * pivot**2))
-        else:
-            for c in range(size):
-                add(term, eye[c], 2.0 * matrix[c, c] - matrix[c].sum())
-                for d in range(c):
-                    add(term, eye[c] + eye[d], matrix[c, d])
+        for own in _connected(matrix):
+            values, axes = np.linalg.eigh(own)
+            top = int(np.argmax(np.abs(values)))
+            if np.abs(np.delete(values, top)).max(initial=0.0) < 1e-12 * abs(values[top]):
+                vector = axes[:, top]
+                pivot = vector[np.argmax(np.abs(vector) > 1e-9)]
+                vector = np.where(np.abs(vector) > 1e-12, np.round(vector / pivot, 14), 0.0)
+                add(term, vector, float(values[top] * pivot**2))
+            else:
+                for c in range(size):
+                    add(term, eye[c], 2.0 * own[c, c] - own[c].sum())
+                    for d in range(c):
+                        add(term, eye[c] + eye[d], own[c, d])
         terms.append(term)
     coef = np.zeros((len(basis), len(vectors)))
     for k, term in enumerate(terms):
         for r, weight in term.items():
             coef[k, r] = weight if abs(weight - round(weight)) > 1e-12 else round(weight)
     return np.array(vectors).reshape(-1, size).T, coef
+
+
+def _connected(matrix: np.ndarray) -> list[np.ndarray]:
+    """The parts of a matrix that no entry joins, each of its whole size."""
+    groups, own = connected_components(matrix != 0.0, directed=False)
+    parts = (np.where((own == k)[:, None] & (own == k), matrix, 0.0) for k in range(groups))
+    return [part for part in parts if part.any()]
 
 
 @functools.lru_cache(maxsize=64)

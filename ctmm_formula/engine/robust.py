@@ -34,7 +34,7 @@ import numpy as np
 from ..distributions import variance_interval
 from ..errors import ConvergenceError
 from . import sweeps
-from .domain import Domain
+from .domain import Domain, are_shared, are_variances
 from .estimate import Convergence, Estimate
 from .leverages import leverages
 from .model import Model, Tiles, from_tiles, tile
@@ -301,7 +301,7 @@ def lay_out(model: Model) -> SharedDesign:
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
-    how = pooling(model.H, model.n_cells, model.active_rows)
+    how = pooling(model.types, model.n_cells, model.active_rows)
     cells = tiles.put(how.per_cell[rows], 1.0)
     return SharedDesign(layout, tiles, rows, used, ols, how, cells, int(sizes.max()))
 
@@ -323,9 +323,8 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     held together.
     """
     basis = np.frombuffer(basis_bytes).reshape(shape)
-    size = np.linalg.eigvalsh(basis)
-    covariance = size[:, 0] >= -1e-12 * np.abs(size).max(axis=1)
-    return covariance if covariance.all() else (basis == 1.0).all(axis=(1, 2))
+    covariance = are_variances(basis)
+    return covariance if covariance.all() else are_shared(basis)
 
 
 def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:

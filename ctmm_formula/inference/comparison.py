@@ -167,7 +167,7 @@ def _used(model: Model, *columns: np.ndarray) -> list[np.ndarray]:
 def _data(model: Model) -> list[np.ndarray]:
     """Which rows are in use, and their response, noise, cell types and donors."""
     donors = model.donors[model.row_donor]
-    return [model.unsort(model.active_rows), *_used(model, model.y, model.nu, model.H, donors)]
+    return [model.unsort(model.active_rows), *_used(model, model.y, model.nu, model.types, donors)]
 
 
 def _not_nested(small: Labelled, large: Labelled) -> Iterator[CTMMError]:
@@ -190,8 +190,7 @@ def _not_nested(small: Labelled, large: Labelled) -> Iterator[CTMMError]:
             f"the fixed part of {small.label!r} is no special case of that of {large.label!r}: "
             "compare their aic or bic"
         )
-    same = inner.structure.celltypes == outer.structure.celltypes
-    if not (same and outer.structure.contains(inner.structure)):
+    if not outer.structure.contains(inner.structure):
         yield CTMMError(
             f"structure {inner.structure.name} of {small.label!r} is no special case of "
             f"{outer.structure.name} of {large.label!r}: compare their aic or bic"

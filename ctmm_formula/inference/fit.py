@@ -275,7 +275,7 @@ class Fit:
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
-        counted = pooling(model.H, model.n_cells, model.active_rows).weights == COUNTED
+        counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
         return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
     def errors(self, kind: str, n_jobs: int = 1) -> Errors:

@@ -109,7 +109,7 @@ def design_of(model: Model) -> ScoreDesign:
     C = model.H.shape[1]
     hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
     return ScoreDesign(
-        pooling(model.H, model.n_cells, model.active_rows), lay_out(model), types,
+        pooling(model.types, model.n_cells, model.active_rows), lay_out(model), types,
         model.with_basis(hom), model.with_basis(np.concatenate([hom, types])),
     )  # fmt: skip
 

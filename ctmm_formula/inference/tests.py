@@ -196,6 +196,12 @@ def _nothing(fit: Fit) -> str:
 def _score(fit: Fit, ask: Ask) -> TestResult:
     """Noise-robust score test: makes the fit of hom that it needs by itself."""
     blank = _blank("score", "chi2 mixture")
+    crossed = fit.structure.crossed
+    if crossed is not None:
+        return blank.without(
+            f"the score test of V = 0 knows no groups or conditions ({crossed.crossing.column}): "
+            "fit each by itself"
+        )
     if fit.model.H.shape[1] < 2:
         return blank.without("there is one cell type: nothing can be specific to it")
     try:

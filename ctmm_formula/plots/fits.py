@@ -72,7 +72,7 @@ def gene(
     for k in range(len(names)):
         values = table["value"][parts["pseudobulk"] & (at == k)].to_numpy()
         _violin(ax, k + _SLOT["points"], values, "pseudobulk" if k == 0 else "")
-    without_shared = fit.structure_.shared is None
+    without_shared = not len(fit.structure_.shared)
     labels = {"shared": "SD shared", "specific": "SD between donors" if without_shared else
               "SD specific"}  # fmt: skip
     for what, color in (("shared", style.SHARED), ("specific", style.SPECIFIC)):
@@ -121,6 +121,11 @@ def gene_data(res: object, *, covariance: object = None, alpha: float = 0.05) ->
     """
     fit = style.fitted(res)
     d, names = fit.design, list(fit.celltypes)
+    if d.crossing is not None:
+        raise CTMMError(
+            f"the variances of the cell types differ by {d.crossing.column!r}, and this picture "
+            "has one of each: plot('components') shows them all"
+        )
     overall = d.kind == "op"
     own = [OVERALL] * len(d.y) if overall else [names[c] for c in d.H.argmax(axis=1)]
     points = pd.DataFrame({"what": "pseudobulk", "celltype": own, "value": d.y})
@@ -132,9 +137,8 @@ def gene_data(res: object, *, covariance: object = None, alpha: float = 0.05) ->
     means = fit.means(covariance=covariance, alpha=alpha)
     middle = means["estimate"].to_numpy()
     parts = [points, _block("mean", names, middle, means["conf_low"], means["conf_high"])]
-    shared = fit.structure_.shared
-    sigma2 = np.nan if shared is None else float(fit.estimate.theta[shared])
-    variances = {"shared": np.full(len(names), sigma2), "specific": np.diag(fit.V)}
+    common = np.diag(fit._common) if len(fit.structure_.shared) else np.full(len(names), np.nan)
+    variances = {"shared": common, "specific": np.diag(fit.V)}
     for what, variance in variances.items():
         sd = np.sqrt(np.where(variance >= 0.0, variance, np.nan))
         parts.append(_block(what, names, sd, middle - sd, middle + sd))

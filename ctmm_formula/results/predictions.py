@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, iterable
+from ..design.labelled import Design
 from ..design.table import crossed, label, pick
 from ..errors import CTMMError
 from .record import Record
@@ -21,7 +22,9 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     dict of DataFrame
         Columns estimate and std_error (NaN where a variance component is negative).
         ``"shared"`` by donor, ``"specific"`` by donor and cell type (each where the structure
-        has it), and one frame by level for each random effect.
+        has it), both by group or condition as well where there are any (of a trend by its two
+        parts), without groups that the donor is not in; and one frame by level for each random
+        effect.
 
     Raises
     ------
@@ -31,21 +34,51 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     """
     design, effects = res.design, res.blup
     back = np.argsort(res.model.donors)
-    donors = pd.Index(design.donors, name=design.donor_col)
     parts = []
-    if res.structure_.shared is not None:
-        parts.append(("shared", donors, (effects.shared[back], effects.shared_se[back])))
+    if len(res.structure_.shared):
+        index, at = _of_donors(design, shared=True)
+        parts.append(("shared", index, (effects.shared[back][at], effects.shared_se[back][at])))
     if len(res.structure_.specific):
-        names = [design.donor_col, design.celltype_col or "celltype"]
-        pairs = pd.MultiIndex.from_product([donors, design.celltypes], names=names)
-        own = effects.specific[back].ravel(), effects.specific_se[back].ravel()
-        parts.append(("specific", pairs, own))
+        index, at = _of_donors(design, shared=False)
+        own = effects.specific[back][at], effects.specific_se[back][at]
+        parts.append(("specific", index, own))
     levels = (pd.Index(own, name="level") for own in design.random_levels)
     parts += zip(res.labels.random, levels, effects.random, strict=True)
     return {
         name: pd.DataFrame({"estimate": value, "std_error": se}, index)
         for name, index, (value, se) in parts
     }
+
+
+def _of_donors(design: Design, shared: bool) -> tuple[pd.Index, tuple[np.ndarray, np.ndarray]]:
+    """Index of donors' effects, and which donors and effects these are.
+
+    Of shared effects that of the first cell type stands for all; a donor has the effects that are
+    correlated with some that were observed.
+    """
+    crossing, types = design.crossing, design.celltypes
+    levels = ("",) if crossing is None else crossing.levels
+    every = types if crossing is None else crossing.effects(types)
+    pairs = [(level, name) for level in levels for name in types]
+    known = [pairs[every.index(name)] for name in design.effects]
+    first = {level: k for k, (level, _) in reversed(list(enumerate(known)))}
+    columns = np.array(sorted(first.values()) if shared else range(len(known)))
+    donors = np.repeat(np.arange(len(design.donors)), len(columns))
+    effects = np.tile(columns, len(design.donors))
+    if crossing is not None and design.loads is not None and crossing.kind == "by":
+        group = np.zeros((len(design.donors), len(levels)))  # a donor is in one
+        np.add.at(group, design.donor_codes, design.loads)
+        of = np.array([levels.index(known[k][0]) for k in columns])
+        donors, at = np.nonzero(group[:, of])
+        effects = columns[at]
+    keys = {design.donor_col: [design.donors[i] for i in donors]}
+    if not shared:
+        keys[design.celltype_col or "celltype"] = [known[k][1] for k in effects]
+    if crossing is not None:
+        keys[crossing.column] = [known[k][0] for k in effects]
+    if len(keys) == 1:
+        return pd.Index(design.donors, name=design.donor_col), (donors, effects)
+    return pd.MultiIndex.from_arrays(list(keys.values()), names=list(keys)), (donors, effects)
 
 
 def fittedvalues(res: Record) -> pd.Series:
@@ -133,8 +166,8 @@ def _contribution(res: Record, frame: pd.DataFrame, name: str, table: pd.DataFra
     design, effect = res.design, table["estimate"].to_numpy()
     if name in ("shared", "specific"):
         donor = _texts(frame, design.donor_col, "donor")
-        values = effect.reshape(res.n_donors, -1)  # (N, 1) or (N, C)
-        return (_look_up(values, design.donors, donor) * design.observation(frame)).sum(axis=1)
+        values = getattr(res.blup, name)[np.argsort(res.model.donors)]
+        return (_look_up(values, design.donors, donor) * design.crossed(frame)).sum(axis=1)
     components = [
         (term, celltype)  # None: all of them
         for term in design.spec.random

@@ -157,20 +157,23 @@ class Record:
 
     @property
     def A(self) -> pd.DataFrame:
-        """Covariance of true expression between donors, A = sigma^2 J + V, shape (C, C)."""
+        """Covariance of true expression between donors, A = sigma^2 J + V, shape (C, C).
+
+        Of groups and conditions that of all effects, ``T|case``.
+        """
         count = len(self.structure_.labels)
-        return self._celltype_frame(self.structure_.covariance(self.estimate.theta[:count]))
+        return self._effect_frame(self.structure_.covariance(self.estimate.theta[:count]))
 
     @property
     def V(self) -> pd.DataFrame:
         """Cell type-specific covariance, shape (C, C); without a shared component, all of A."""
-        return self.A - self._sigma2
+        return self.A - self._common
 
     @property
-    def _sigma2(self) -> float:
-        """Variance shared by all cell types."""
+    def _common(self) -> np.ndarray:
+        """Covariance that all cell types share: sigma^2 J, or of every group; (C, C)."""
         shared = self.structure_.shared
-        return 0.0 if shared is None else float(self.estimate.theta[shared])
+        return np.tensordot(self.estimate.theta[shared], self.structure_.basis[shared], axes=1)
 
     @property
     def corr(self) -> pd.DataFrame:
@@ -180,10 +183,11 @@ class Record:
         positive semidefinite): variance components may be negative, and for overall pseudobulk
         only the observed mixtures of cell types need a variance >= 0.
         """
-        return self._celltype_frame(correlation(self.A.to_numpy()))
+        return self._effect_frame(correlation(self.A.to_numpy()))
 
-    def _celltype_frame(self, matrix: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(matrix, index=list(self.celltypes), columns=list(self.celltypes))
+    def _effect_frame(self, matrix: np.ndarray) -> pd.DataFrame:
+        names = list(self.structure_.celltypes)
+        return pd.DataFrame(matrix, index=names, columns=names)
 
     def errors(self, covariance: Covariance = None) -> Errors:
         """What ``covariance=`` asks for (a word, or a Jackknife), in numbers."""
@@ -318,7 +322,7 @@ class Record:
             donors = []  # whose covariance H A H' + D is not positive definite
             for code, name in enumerate(self.donors):
                 rows = d.donor_codes == code
-                own = d.H[rows] @ A @ d.H[rows].T + np.diag(noise[rows])
+                own = d.E[rows] @ A @ d.E[rows].T + np.diag(noise[rows])
                 donors += [name] if np.linalg.eigvalsh(own)[0] <= 0.0 else []
             shown = ", ".join(donors if len(donors) <= 3 else [*donors[:3], "..."])
             raise ConvergenceError(

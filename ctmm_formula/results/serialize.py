@@ -31,17 +31,17 @@ from ..engine.model import RandomComponent
 from ..errors import DataError
 from ..inference.jackknife import JackknifeRun
 from ..paths import said
-from ..structures import Structure
+from ..structures import CROSSINGS, Crossed, Crossing, Structure
 from .labels import METHODS
 
 FORMAT = "ctmm_formula fit"
-VERSION = 5
+VERSION = 6
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Convergence, Domain, Estimate, FormulaSpec, JackknifeRun, RandomComponent, RandomTerm,
-        Structure,
+        Convergence, Crossed, Crossing, Domain, Estimate, FormulaSpec, JackknifeRun,
+        RandomComponent, RandomTerm, Structure,
     )
 }  # fmt: skip
 """The only classes a file can name."""
@@ -160,7 +160,7 @@ def _check_sizes(
         "frame": (design.frame, (n, len(design.frame.columns)), ""),
         "donor_codes": (design.donor_codes, (n,), "i"),
         "mean_rows": (design.mean_rows, (C, p), "f"),
-        "basis": (structure.basis, (len(structure.labels), C, C), "f"),
+        "basis": (structure.basis, (len(structure.labels),) + (len(structure.celltypes),) * 2, "f"),
         "theta": (at.theta, (K,), "f"),
         "beta": (at.beta, (p,), "f"),
         "cov_beta": (at.cov_beta, (p, p), "f"),
@@ -198,7 +198,14 @@ def _check_sizes(
     choose("kind", design.kind, ("ctp", "op"))
     choose("method", at.method, METHODS)
     choose("formula engine", design.engine, ENGINES)
-    if structure.celltypes != design.celltypes:
+    crossing = design.crossing
+    if crossing is not None:
+        choose("crossing", crossing.kind, CROSSINGS)
+        if design.loads is None or design.loads.shape != (n, len(crossing.levels)):
+            raise ValueError("loads of groups or conditions")
+    again = design.structure(structure.inner)
+    same = again.labels == structure.labels and np.array_equal(again.basis, structure.basis)
+    if structure.celltypes != design.effects or not same or again.crossed != structure.crossed:
         raise ValueError("the structure is of other cell types")
     columns = {name for name in (design.donor_col, design.celltype_col) if name is not None}
     if not columns | set(design.proportion_cols) <= set(design.frame.columns):

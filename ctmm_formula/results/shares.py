@@ -7,6 +7,8 @@ donor's cells), P_i = sum_a w_a H_a and S = cov(P), the variance of overall pseu
     var_i(f_i)           other fixed effects, f_i = sum_a w_a x_a'b - P_i'm
     sigma^2              shared between cell types
     mean_i(P_i' V P_i)   cell type-specific: V_cc mean_i(P_ic^2) each, and covariances
+                         (of groups and conditions P_i holds the shares of all effects, and sigma^2
+                         is a mean over donors too)
     r_k mean_i |z_ik|^2  every random effect, z_ik = sum_a w_a z_ak
     mean_i(sum_a w_a^2 nu_a)   noise
 
@@ -58,15 +60,17 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     if ddof >= res.n_donors:
         raise CTMMError(f"ddof={ddof} leaves no degree of freedom of {res.n_donors} donors")
     design, N, beta = res.design, res.n_donors, res.estimate.beta
-    donor, sigma2, V = design.donor_codes, res._sigma2, res.V.to_numpy()
+    donor, V = design.donor_codes, res.V.to_numpy()
     shares = design.proportions
     raw = np.ones(res.nobs) if shares is None else np.einsum("nc,nc->n", shares[donor], design.H)
     w = raw / np.bincount(donor, raw)[donor]
-    P = np.zeros((N, res.n_celltypes))
+    P, effects = np.zeros((N, res.n_celltypes)), np.zeros((N, len(design.effects)))
     np.add.at(P, donor, w[:, None] * design.H)
-    specific = V * (P.T @ P / N)
+    np.add.at(effects, donor, w[:, None] * design.E)
+    square = effects.T @ effects / N
+    specific = V * square
     own = np.diag(specific)
-    by_type = {f"specific[{c}]": float(v) for c, v in zip(res.celltypes, own, strict=True)}
+    by_type = {f"specific[{c}]": float(v) for c, v in zip(design.effects, own, strict=True)}
     if np.any(V - np.diag(np.diag(V))):
         by_type["specific[covariances]"] = float(specific.sum() - own.sum())
     means = design.mean_rows @ beta
@@ -74,7 +78,7 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     parts = {
         "means": _spread(P @ means, np.abs(means), ddof),
         "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
-        "shared": sigma2,
+        "shared": float((res._common * square).sum()),
         "specific": float(specific.sum()),
     }
     for name, component, r in _random(res):
@@ -98,23 +102,33 @@ def icc(res: Record) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per cell type: the variances donor (A_cc), random (all random effects), noise
-        (mean) and total; ``icc`` = donor / total; ``shared`` = sigma^2 / donor, the part that
-        all cell types share (0 where the structure has no such component; NaN where ``corr``
-        is, as A is no covariance there).
+        One row per cell type (in every group or condition): the variances donor (A_cc), random
+        (all random effects), noise (mean) and total; ``icc`` = donor / total; ``shared`` =
+        sigma^2 / donor, the part that all cell types share (0 where the structure has no such
+        component; NaN where ``corr`` is, as A is no covariance there).
+
+    Raises
+    ------
+    CTMMError
+        A trend of the variance (a numeric ``by=``): it has no one value.
     """
+    crossing = res.design.crossing
+    if crossing is not None and crossing.kind == "trend":
+        raise CTMMError(
+            f"the variances change with {crossing.column!r}, so there is no one icc: see vcomp"
+        )
     # rows count with their weight on the cell type: all of it, or the proportion
-    weight = res.design.H / res.design.H.sum(axis=0)
+    weight = res.design.E / res.design.E.sum(axis=0)
     squares = (r * (weight.T @ component.values**2) for _, component, r in _random(res))
     parts = {
         "donor": np.diag(res.A),
-        "random": sum(squares, np.zeros(res.n_celltypes)),
+        "random": sum(squares, np.zeros(len(res.design.effects))),
         "noise": weight.T @ res.design.nu,
     }
-    out = pd.DataFrame(parts, index=pd.Index(res.celltypes, name="celltype"))
+    out = pd.DataFrame(parts, index=pd.Index(res.design.effects, name="celltype"))
     out["total"] = out.sum(axis=1)
     out["icc"] = out["donor"] / out["total"]
-    out["shared"] = (res._sigma2 / out["donor"]).where(np.diag(res.corr.notna()))
+    out["shared"] = (np.diag(res._common) / out["donor"]).where(np.diag(res.corr.notna()))
     return out
 
 

@@ -261,6 +261,7 @@ def _header(fit: Any) -> list[tuple[str, str]]:
         ("Data", _KIND[fit.kind]),
         ("Donors", str(fit.n_donors)),
         ("Cell types", str(fit.n_celltypes)),
+        *_crossing(fit.design.crossing),
         ("Rows", f"{fit.nobs} of {fit.n_possible} possible"),
         ("Rows dropped", dropped or "none"),
         *([("Random effects", levels)] if levels else []),
@@ -273,6 +274,18 @@ def _header(fit: Any) -> list[tuple[str, str]]:
         ("Evaluations", str(record.n_evaluations)),
     ]
     return entries
+
+
+_CROSSED = {"by": "Groups", "trend": "Trend", "within": "Conditions"}
+
+
+def _crossing(crossing: Any) -> list[tuple[str, str]]:
+    """Groups, ends of a trend, or conditions."""
+    if crossing is None:
+        return []
+    low, high = crossing.span
+    own = f"{low:g} to {high:g}" if crossing.kind == "trend" else ", ".join(crossing.levels)
+    return [(_CROSSED[crossing.kind], f"{crossing.column} ({own})")]
 
 
 def _yes(value: bool) -> str:

@@ -66,6 +66,8 @@ def fit_genes(
     noise: str = "nu",
     n_cells: str | None = "n_cells",
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
+    by: str | None = None,
+    within: str | None = None,
     bounds: str | None = None,
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
@@ -108,7 +110,7 @@ def fit_genes(
     tests : str, or sequence of str
         Of V = 0, as ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap";
         of equal means "mean", as ``test_mean``, and "mean_jackknife", the published one.
-    donor, celltype, n_cells, proportions, bounds, noise_floor, formula_engine
+    donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
         Layer of the noise variances in an AnnData; their squares are in the layer of that name
@@ -170,7 +172,8 @@ def fit_genes(
     if proportions is None:
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
-    options |= {"proportions": proportions, "engine": formula_engine, "env": caller()}
+    options |= {"proportions": proportions, "by": by, "within": within}
+    options |= {"engine": formula_engine, "env": caller()}
     options["gone"] = left_out(responses.uns)
     spec = parse(formula, random, response_required=False)
     if spec.response:
@@ -188,7 +191,7 @@ def fit_genes(
     )
     options["without"] = without
     make = FromTable(spec, responses.obs, options)
-    structures = all_structures([structure, *more], design.celltypes)
+    structures = all_structures([structure, *more], design)
     method, why = method_of(design, method, bounds)
     check_tests(asked, len(structures), method, why)
     plan = make_plan(
@@ -261,6 +264,7 @@ def read_scan(
         return Scan(table, layout, call, notes=notes_of(table, layout, call, None))
     responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
+    options |= {name: call.get(name) for name in ("by", "within")}  # files of before have none
     env = {**(caller() if trust else {}), **given_functions}
     options |= {"engine": call["formula_engine"], "env": env}
     lost = sorted(set(table["gene"]) - set(responses.genes))
@@ -329,9 +333,9 @@ class Refit:
             build_design, spec, table.assign(**there), noise=noise,
             nu2=square if square in there else None,
         )  # fmt: skip
-        given = [one if one.name == "user" else one.name for one in plan.layout.structures]
+        given = [one.given for one in plan.layout.structures]
         design, _ = identified(lambda without: make(**{**self.options, "without": without}), given)
-        structure = main if main.celltypes == design.celltypes else main.name
+        structure = main if main.celltypes == design.effects else main.given
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
         results = replace(results, one_step=plan.layout.one_step)
@@ -361,6 +365,7 @@ class Refit:
             "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
+            **{name: self.options[name] for name in ("by", "within")},
             "proportions": share,
             "formula_engine": self.options["engine"],
             "noise": noise,
@@ -369,7 +374,7 @@ class Refit:
             "summary": summary_of(self.responses.uns),
             "data": fingerprint(
                 list(design.names), list(design.celltypes), list(design.donors), design.rows,
-                design.donor_codes, design.X, design.H, cells, *random,
+                design.donor_codes, design.X, design.E, cells, *random,
                 *(structure.basis for structure in plan.layout.structures),
             ),
             "genes": fingerprint(list(self.responses.genes), block_size(len(self.responses.obs))),

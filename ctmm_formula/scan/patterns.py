@@ -158,4 +158,5 @@ def _names(design: Design) -> dict[str, tuple[str, ...]]:
         "cell types": design.celltypes,
         "fixed effects": design.names,
         "random effects": design.random_names,
+        "effects of donors": design.effects,
     }

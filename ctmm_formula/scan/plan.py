@@ -16,7 +16,7 @@ from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, TESTS, errors_of
 from ..results.labels import component_names
-from ..structures import Structure, resolve
+from ..structures import Structure
 from .columns import Layout, nested_pairs
 
 
@@ -85,11 +85,11 @@ def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) 
         )
 
 
-def all_structures(given: Sequence[object], celltypes: Sequence[str]) -> tuple[Structure, ...]:
+def all_structures(given: Sequence[object], design: Design) -> tuple[Structure, ...]:
     """The structures of a scan, each once; an error where two of one name differ."""
     resolved: dict[str, Structure] = {}
     for one in given:
-        structure = resolve(one, celltypes)
+        structure = design.structure(one)
         if structure.name in resolved and not np.array_equal(
             structure.basis, resolved[structure.name].basis
         ):

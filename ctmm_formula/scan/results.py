@@ -110,7 +110,7 @@ class Scan:
         """
         structures = self.layout.structures
         k = max(range(len(structures)), key=lambda k: len(structures[k].labels))
-        names = self.layout.celltypes
+        names = structures[k].celltypes
         theta = self._components(k).to_numpy()[:, : len(structures[k].labels)]
         lower = [(r, c) for r in range(len(names)) for c in range(r)]
         values = [correlation(structures[k].covariance(row)) for row in theta]

@@ -26,10 +26,11 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import choose
 from ..design.table import listing
 from ..errors import CTMMWarning, DataError
 from ..paths import said, write_whole
-from ..structures import Structure
+from ..structures import CROSSINGS, Crossing, Structure, cross
 from .columns import KINDS, LOG, Block, Layout
 
 KEY = b"ctmm_formula"
@@ -374,8 +375,9 @@ def write_table(
             "fixed": layout.fixed,
             "structures": [
                 {"name": s.name, "labels": list(s.labels), "basis": s.basis.tolist()}
-                for s in layout.structures
+                for s in (own.inner for own in layout.structures)
             ],
+            "crossing": _crossing(layout),
             "components": layout.components,
             "tests": layout.tests,
             "errors": layout.errors,
@@ -434,12 +436,14 @@ def _with_logs(block: Block, layout: Layout) -> Block:
 def _layout(raw: Mapping[str, Any]) -> Layout:
     """What the columns stand for, as :func:`write_table` wrote it."""
     names = _texts(raw["celltypes"])
+    crossing = _crossing_of(raw.get("crossing"), names)
     structures = []
     for own in raw["structures"]:
         labels, basis = _texts(own["labels"]), np.array(own["basis"], dtype=float)
         if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
             raise ValueError(f"basis of {own['name']!r}")
-        structures.append(Structure(_texts([own["name"]])[0], names, labels, basis))
+        inner = Structure(_texts([own["name"]])[0], names, labels, basis)
+        structures.append(inner if crossing is None else cross(inner, *crossing))
     components = tuple(_texts(own) for own in raw["components"])
     if not structures or len(components) != len(structures):
         raise ValueError("components")
@@ -455,6 +459,24 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
         ratios, raw["one_step"],
     )  # fmt: skip
+
+
+def _crossing(layout: Layout) -> list[Any] | None:
+    """Groups or conditions as JSON: kind, column, levels, span, names of the effects."""
+    crossed = layout.structures[0].crossed
+    return None if crossed is None else [*crossed.crossing, layout.structures[0].celltypes]
+
+
+def _crossing_of(raw: Any, celltypes: Sequence[str]) -> tuple[Crossing, tuple[str, ...]] | None:
+    """The inverse."""
+    if raw is None:
+        return None
+    kind, column, levels, (low, high), effects = raw
+    found = Crossing(str(kind), str(column), _texts(levels), (float(low), float(high)))
+    choose("crossing", kind, CROSSINGS)
+    if set(_texts(effects)) - set(found.effects(celltypes)):
+        raise ValueError("effects of groups or conditions")
+    return found, _texts(effects)
 
 
 def _texts(values: Any) -> tuple[str, ...]:

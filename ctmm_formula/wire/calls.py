@@ -38,7 +38,6 @@ from ..inference.tests import COMPONENT_TESTS, TESTS
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
 from ..results.summary import installed, versions
-from ..structures import resolve
 from .codec import Plain, decode, encode, from_plain, table, to_plain
 from .received import structure_of, to_design
 from .transcriptome import scan_genes
@@ -155,7 +154,7 @@ def _fit(request: Mapping[str, Any]) -> Plain:
 def _stored(fit: Mapping[str, Any]) -> CTMMResults:
     """A fit that was sent out, as it was."""
     design = to_design(fit["model"])
-    cells = resolve(structure_of(fit["structure"]), design.celltypes)
+    cells = design.structure(structure_of(fit["structure"]))
     domain = Domain(str(fit["bounds"]), float(fit["noise_floor"]))
     return CTMMResults(design, cells, domain, from_plain(Estimate, fit["estimate"]))
 

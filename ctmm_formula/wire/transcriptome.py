@@ -35,7 +35,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     responses = _responses(request)
     make, every = partial(to_design, request["model"]), np.arange(len(responses.obs))
     design = make(every)
-    structures = all_structures(given, design.celltypes)
+    structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
     check_tests(tests, len(structures), method, why)
     plan = make_plan(

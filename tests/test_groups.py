@@ -1,0 +1,384 @@
+"""Groups of donors (by=) and conditions of the same donors (within=).
+
+Fits by groups are compared with fits of each group alone, with dense algebra and with metafor;
+fits within donors with dense algebra and metafor.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from pathlib import Path
+
+import dense
+import numpy as np
+import pandas as pd
+import pytest
+from test_live_r import need
+
+import ctmm_formula as ctmm
+from ctmm_formula.errors import CTMMError, DataError
+from ctmm_formula.structures import Crossing, cross, resolve
+
+TYPES = ("B", "NK", "T")
+APART = "expr ~ 0 + C(celltype):C(group)"
+
+
+def table(seed=1, donors=48, within=False, missing=0.1, effects=(0.0, 0.4)):
+    """Donors in two groups, or each under two conditions, three types, noise that differs."""
+    rng = np.random.default_rng(seed)
+    copies = 2 if within else 1
+    at = np.arange(donors * copies * 3)
+    donor, rest = np.divmod(at, copies * 3)
+    condition, celltype = np.divmod(rest, 3)
+    group = condition if within else (donor % 3 == 0).astype(int)
+    sd = np.where(group == 1, 1.3, 0.8) if not within else 0.8
+    sample = donor * copies + condition
+    nu = 0.2 * 10 ** rng.uniform(-1, 0, len(at))
+    y = (
+        np.array([1.0, 0.2, -0.5])[celltype]
+        + np.asarray(effects)[group]
+        + sd * 0.7 * rng.normal(size=donors)[donor]
+        + sd
+        * np.array([0.4, 0.6, 0.3])[celltype]
+        * rng.normal(size=donors * 3)[donor * 3 + celltype]
+        + rng.normal(size=len(at)) * np.sqrt(nu)
+    )
+    if within:
+        y += 0.5 * rng.normal(size=donors * 2)[sample] + 0.3 * rng.normal(size=len(at))
+    frame = pd.DataFrame(
+        {
+            "donor": [f"d{i:02d}" for i in donor],
+            "celltype": np.array(TYPES)[celltype],
+            "group": np.array(["ctrl", "case"])[group],
+            "expr": y,
+            "nu": nu,
+            "n_cells": rng.integers(20, 100, len(at)),
+        }
+    )
+    return frame[rng.random(len(at)) >= missing].reset_index(drop=True)
+
+
+def alone(frame, **options):
+    return {
+        name: ctmm.fit("expr ~ 0 + C(celltype)", data=own, **options)
+        for name, own in frame.groupby("group")
+    }
+
+
+EDGE = pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+
+
+@EDGE
+@pytest.mark.parametrize("bounds", ["noise", "psd", "nonnegative"])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("structure", ["free", "hom", "full", "banded(1)"])
+def test_groups_are_as_if_each_were_fitted_alone(structure, method, bounds):
+    frame = table()
+    options = {"structure": structure, "method": method, "bounds": bounds}
+    fit, parts = ctmm.fit(APART, by="group", data=frame, **options), alone(frame, **options)
+    assert fit.llf == pytest.approx(sum(part.llf for part in parts.values()), abs=1e-6)
+    for name, part in parts.items():
+        at = [k for k, label in enumerate(fit.vcomp.index) if name in label]
+        size = part.vcomp.abs().max()
+        assert np.allclose(fit.vcomp.to_numpy()[at], part.vcomp, atol=1e-3 * size)
+
+
+def test_labels_say_the_group():
+    fit = ctmm.fit(APART, by="group", data=table())
+    assert list(fit.vcomp.index) == [
+        "hom[case]", "V[B|case]", "V[NK|case]", "V[T|case]",
+        "hom[ctrl]", "V[B|ctrl]", "V[NK|ctrl]", "V[T|ctrl]",
+    ]  # fmt: skip
+    assert list(fit.A.index)[:2] == ["B|case", "NK|case"]
+    assert (fit.A.to_numpy()[:3, 3:] == 0.0).all()
+
+
+def test_moments_are_as_if_each_group_were_fitted_alone():
+    frame = table()
+    fit, parts = ctmm.fit(APART, by="group", method="he", data=frame), alone(frame, method="he")
+    both = np.concatenate([part.vcomp for part in parts.values()])
+    np.testing.assert_allclose(fit.vcomp, both, rtol=1e-9)
+
+
+def test_robust_weights_pool_over_groups():
+    """Weights apart, each group's moments are its own: with equal weights they agree."""
+    frame = table().assign(nu=0.1, n_cells=50)
+    fit, parts = ctmm.fit(APART, by="group", data=frame), alone(frame)
+    both = np.concatenate([part.vcomp for part in parts.values()])
+    np.testing.assert_allclose(fit.vcomp, both, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["by", "within"])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+def test_likelihoods_are_those_of_dense_algebra(kind, method):
+    frame = table(within=kind == "within")
+    frame["batch"] = [f"b{int(name[1:]) % 5}" for name in frame["donor"]]
+    fit = ctmm.fit(APART, random="batch", method=method, data=frame, **{kind: "group"})
+    theta = fit.estimate.theta
+    assert dense.llf(fit.model, theta, method) == pytest.approx(fit.llf, abs=1e-9)
+    # H by hand: donors' effects in each group or condition
+    H, basis = by_hand(frame, kind)
+    model = fit.model
+    np.testing.assert_array_equal(model.unsort(model.H), H)
+    np.testing.assert_array_equal(model.basis, basis)
+
+
+def by_hand(frame, kind):
+    """H and the basis of free, row by row."""
+    groups = sorted(frame["group"].unique())
+    names = [(g, c) for g in groups for c in TYPES]
+    H = np.array([[float(row.group == g and row.celltype == c) for g, c in names]
+                  for row in frame.itertuples()])  # fmt: skip
+    first = [lambda g, h: g == h == "case", lambda g, h: g == h == "ctrl"]
+    if kind == "within":
+        first = [lambda g, h: True, lambda g, h: g == h]
+    second = [lambda c, d: True, *(lambda c, d, own=own: c == d == own for own in TYPES)]
+    basis = [[[float(one(g, h) and two(c, d)) for h, d in names] for g, c in names]
+             for one in first for two in second]  # fmt: skip
+    return H, np.array(basis)
+
+
+@EDGE
+@pytest.mark.r
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_metafor(kind, method, tmp_path):
+    need("metafor")
+    frame = table(seed=4, donors=60, within=kind == "within")
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    script = Path(__file__).parent / "r" / "groups.R"
+    call = ["Rscript", "--vanilla", str(script), str(tmp_path / "data.csv"), method, kind]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    theirs = pd.read_csv(io.StringIO(done.stdout), index_col="name")["value"]
+    fit = ctmm.fit(
+        APART, method=method, bounds="nonnegative", data=frame, **{kind: "group"}
+    )  # fmt: skip
+    assert fit.llf == pytest.approx(theirs["llf"], abs=2e-6)
+    size = fit.vcomp.max()
+    np.testing.assert_allclose(fit.vcomp, theirs[fit.vcomp.index], atol=2e-3 * size)
+
+
+def test_three_groups_and_a_batch():
+    frame = table(donors=60)
+    frame["group"] = [f"g{int(name[1:]) % 3}" for name in frame["donor"]]
+    frame["batch"] = [f"b{int(name[1:]) % 7}" for name in frame["donor"]]
+    fit = ctmm.fit("expr ~ C(celltype) + C(group)", random="batch", by="group", data=frame)
+    assert len(fit.vcomp) == 3 * 4 + 1
+    assert fit.vcomp.index[-1] == "batch"
+
+
+def test_a_trend_of_numbers():
+    """A = A_0 + x A_1 by dense algebra; the data have the variance that the trend says."""
+    rng = np.random.default_rng(2)
+    frame = table(donors=400, missing=0.0)
+    age = dict(zip(sorted(set(frame["donor"])), rng.uniform(20, 80, 400), strict=True))
+    frame["age"] = frame["donor"].map(age)
+    x = (frame["age"] - frame["age"].min()) / (frame["age"].max() - frame["age"].min())
+    shared = frame["donor"].map(dict(zip(age, rng.normal(size=400), strict=True)))
+    frame["expr"] = np.sqrt(0.2 + 0.8 * x) * shared + np.sqrt(frame["nu"]) * rng.normal(size=1200)
+    fit = ctmm.fit("expr ~ C(celltype)", by="age", structure="hom", method="reml", data=frame)
+    assert list(fit.vcomp.index) == ["hom", "hom:age"]
+    assert abs(fit.vcomp["hom"] - 0.2) < 3 * fit.bse["hom"]
+    assert abs(fit.vcomp["hom:age"] - 0.8) < 3 * fit.bse["hom:age"]
+    assert fit.bse["hom:age"] < 0.15
+    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
+    assert any("x = 0 where it is" in note for note in fit.notes)
+    with pytest.raises(CTMMError, match="no one icc"):
+        fit.icc()
+
+
+def test_a_type_that_a_group_lacks_is_named_and_left_out():
+    frame = table()
+    frame = frame[~((frame["group"] == "case") & (frame["celltype"] == "T"))]
+    fit = ctmm.fit("expr ~ C(celltype) + C(group)", by="group", method="reml", data=frame)
+    assert "V[T|case]" not in fit.vcomp.index and len(fit.vcomp) == 7
+    assert any("V[T|case]" in note and "left out" in note for note in fit.notes)
+    assert "T|case" not in fit.A.index
+
+
+def test_a_type_of_one_donor_in_a_group_is_left_out_there():
+    frame = table()
+    case = frame[(frame["group"] == "case") & (frame["celltype"] == "T")]
+    frame = frame.drop(case.index[1:])
+    with pytest.warns(ctmm.CTMMWarning, match=r"'T\|case' is observed in one donor"):
+        fit = ctmm.fit("expr ~ C(celltype) + C(group)", by="group", method="reml", data=frame)
+    assert "T|case" not in fit.A.index and "T|ctrl" in fit.A.index
+
+
+def test_numbers_of_two_values_are_groups():
+    frame = table().assign(sick=lambda f: (f["group"] == "case").astype(int))
+    fit = ctmm.fit("expr ~ C(celltype) + sick", by="sick", data=frame)
+    assert fit.vcomp.index[0] == "hom[0]"
+
+
+@pytest.mark.parametrize("kind", ["by", "within"])
+@pytest.mark.parametrize("method", ["reml", "robust"])
+def test_predictions_are_those_of_dense_algebra(kind, method):
+    frame = table(within=kind == "within")
+    fit = ctmm.fit(
+        APART, method=method, bounds="nonnegative" if method == "reml" else None,
+        data=frame, **{kind: "group"},
+    )  # fmt: skip
+    theta = np.maximum(fit.estimate.theta, 0.0)
+    fit.estimate.theta[:] = theta
+    model, keep = fit.model, fit.structure_.shared
+    a = dense.arrays(model)
+    P = dense.projection(dense.covariance(a, theta), a.X)[1]
+    A = fit.structure_.covariance(theta)
+    common = np.tensordot(theta[keep], model.basis[keep], axes=1)
+    shared, specific = fit.random_effects["shared"], fit.random_effects["specific"]
+    assert specific.index.names == ["donor", "celltype", "group"]
+    for code in (0, 7):
+        rows = a.donor == code
+        pull = model.H[rows].T @ (P @ a.y)[rows]
+        donor = fit.donors[model.donors[code]]
+        own, deep = common @ pull, (A - common) @ pull
+        for k, effect in enumerate(fit.structure_.celltypes):
+            name, level = effect.split("|")
+            if (donor, name, level) in specific.index:
+                assert specific["estimate"][donor, name, level] == pytest.approx(deep[k], abs=1e-9)
+                assert shared["estimate"][donor, level] == pytest.approx(own[k], abs=1e-9)
+            else:
+                assert kind == "by" and deep[k] == own[k] == 0.0
+    again = fit.predict(frame, random="all")
+    np.testing.assert_allclose(again, fit.fittedvalues, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_fits_come_back_from_json(kind):
+    fit = ctmm.fit(APART, data=table(within=kind == "within"), **{kind: "group"})
+    back = ctmm.CTMMResults.from_json(fit.to_json())
+    assert back.vcomp.equals(fit.vcomp) and back.V.equals(fit.V)
+    assert str(back.summary()) == str(fit.summary())
+    assert back.variance_explained().equals(fit.variance_explained())
+    assert back.random_effects["specific"].equals(fit.random_effects["specific"])
+
+
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_shares_sum_to_the_variance_that_dense_sums_give(kind):
+    fit = ctmm.fit(APART, data=table(within=kind == "within"), **{kind: "group"})
+    d, A = fit.design, fit.A.to_numpy()
+    shares = fit.variance_explained()["variance"]
+    weight = d.proportions[d.donor_codes][np.arange(fit.nobs), d.H.argmax(axis=1)]
+    want = 0.0
+    for code in range(fit.n_donors):
+        rows = d.donor_codes == code
+        w = weight[rows] / weight[rows].sum()
+        want += w @ d.E[rows] @ A @ d.E[rows].T @ w / fit.n_donors
+    assert shares["shared"] + shares["specific"] == pytest.approx(want)
+
+
+def test_all_genes_are_as_one_by_one(tmp_path):
+    frame = table()
+    rng = np.random.default_rng(3)
+    Y = pd.DataFrame({f"g{k}": rng.permutation(frame["expr"]) for k in range(3)})
+    Y.iloc[4, 1] = np.nan
+    nu = pd.DataFrame(dict.fromkeys(Y, frame["nu"].to_numpy()))
+    call = {"data": frame.drop(columns=["expr", "nu"]), "expr": Y, "nu": nu}
+    scan = ctmm.fit_genes(
+        "~ C(celltype) + C(group)", by="group", method="reml", tests=["jackknife"],
+        out=tmp_path / "scan.parquet", **call,
+    )  # fmt: skip
+    for name in Y:
+        one = ctmm.fit(
+            f"{name} ~ C(celltype) + C(group)", by="group", method="reml",
+            data=frame.assign(**{name: Y[name].to_numpy()}),
+        )  # fmt: skip
+        np.testing.assert_allclose(scan.vcomp.loc[name], one.vcomp, rtol=1e-6, atol=1e-8)
+        assert scan.gene(name).vcomp.equals(one.vcomp)
+    back = ctmm.read_scan(tmp_path / "scan.parquet", **call)
+    assert back.vcomp.equals(scan.vcomp) and back.corr.equals(scan.corr)
+    assert back.gene("g0").vcomp.equals(scan.gene("g0").vcomp)
+    pair = [one.layout.structures[0].crossed for one in (back, scan)]
+    assert pair[0][1:] == pair[1][1:]
+
+
+def test_a_common_covariance_is_nested():
+    frame = table()
+    formula = "expr ~ C(celltype)*C(group)"
+    fits = [ctmm.fit(formula, by=by, method="reml", data=frame) for by in (None, "group")]
+    ratio = ctmm.anova(*fits, labels=["common", "by"]).table
+    assert ratio["df"].iloc[1] == 4.0
+    assert ratio["statistic"].iloc[1] == pytest.approx(2 * (fits[1].llf - fits[0].llf))
+
+
+def test_conditions_of_the_same_donors_are_accepted_and_pointed_to():
+    frame = table(within=True)
+    with pytest.raises(DataError, match="within='group'"):
+        ctmm.fit("expr ~ C(celltype)*C(group)", data=frame)
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=frame)
+    assert list(fit.vcomp.index) == [
+        "hom", "V[B]", "V[NK]", "V[T]", "hom:group", "V[B]:group", "V[NK]:group", "V[T]:group",
+    ]  # fmt: skip
+    assert fit.n_possible == 48 * 2 * 3
+
+
+def test_donors_may_miss_a_condition():
+    frame = table(within=True, donors=60)
+    frame = frame[~(frame["donor"].isin(["d00", "d01", "d02"]) & (frame["group"] == "case"))]
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", method="reml", data=frame)
+    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
+    effect = fit.random_effects["specific"]["estimate"]["d00", "T", "case"]
+    assert np.isfinite(effect) and effect != 0.0  # of the shared part
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        ({}, {"by": "nope"}, "no column 'nope'"),
+        ({}, {"by": "group", "within": "group"}, "give one of them"),
+        ({"group": "one"}, {"by": "group"}, "one level"),
+        ({"group": lambda f: f["celltype"]}, {"by": "group"}, "differs within donor 'd00'"),
+        ({}, {"within": "group"}, "no donor has two"),
+        ({"age": 4.0}, {"by": "age"}, "one level"),
+        ({"age": lambda f: f.index + 0.5}, {"by": "age"}, "differs within donor"),
+        ({}, {"by": 3}, "by= must be the name of a column"),
+    ],
+)
+def test_groups_that_cannot_be(change, options, says):
+    with pytest.raises(DataError, match=says):
+        ctmm.fit("expr ~ C(celltype)", data=table().assign(**change), **options)
+
+
+def test_rows_without_a_group_are_dropped_and_counted():
+    frame = table()
+    frame.loc[frame["donor"] == "d03", "group"] = None
+    fit = ctmm.fit("expr ~ C(celltype)", by="group", data=frame)
+    assert fit.dropped == {"missing group": int((frame["donor"] == "d03").sum())}
+
+
+def test_responses_that_no_row_tells_apart_are_left_out():
+    """Types seen under one condition have no response of their own."""
+    frame = table(within=True, donors=30, missing=0.0)
+    frame = frame[(frame["celltype"] == "T") | (frame["group"] == "ctrl")]
+    fit = ctmm.fit("expr ~ C(celltype) + C(group)", within="group", method="reml", data=frame)
+    assert any("'V[B]:group', 'V[NK]:group'" in note for note in fit.notes)
+
+
+def test_overall_pseudobulk_by_groups():
+    rng = np.random.default_rng(5)
+    P = rng.dirichlet([4, 3, 2], 90)
+    frame = pd.DataFrame(P, columns=["prop_B", "prop_NK", "prop_T"])
+    frame = frame.assign(donor=[f"d{i}" for i in range(90)], nu=0.05, expr=rng.normal(size=90))
+    frame["group"] = np.where(np.arange(90) % 2, "case", "ctrl")
+    fit = ctmm.fit("expr ~ C(group)", by="group", structure="hom", method="reml", data=frame,
+                   proportions=["prop_B", "prop_NK", "prop_T"])  # fmt: skip
+    assert list(fit.vcomp.index) == ["hom[case]", "hom[ctrl]"]
+    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
+
+
+def test_structures_of_groups_know_their_null():
+    by = Crossing("by", "g", ("a", "b"))
+    seen = by.effects(TYPES)
+    for name, count in (("free", 6), ("iid", 2), ("full", 10), ("banded(1)", 10)):
+        structure = cross(resolve(name, TYPES), by, seen)
+        L, null = structure.null_contrast, structure.null()
+        assert len(L) == count and null.labels == ("hom[a]", "hom[b]")
+        # L theta = 0 exactly for the covariances of the null
+        theta = np.linalg.lstsq(
+            structure.basis.reshape(len(structure.labels), -1).T,
+            null.covariance(np.array([0.7, 1.9])).ravel(), rcond=None,
+        )[0]  # fmt: skip
+        np.testing.assert_allclose(L @ theta, 0.0, atol=1e-12)
+        assert structure.contains(null) and not null.contains(structure)
