@@ -17,6 +17,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from .arguments import Rng, choose, floats, generator, on_off, threads, whole_number
+from .blas import one_thread
 from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
@@ -407,6 +408,7 @@ def _unfit(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]], reason:
     return CTMMError(f"no simulated study can be fitted with {where}: {reason}")
 
 
+@one_thread()
 def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:
     """P values of a study, or none and the reason."""
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 
+from ..blas import one_thread
 from ..errors import CTMMError, DataError
 from ..results.resampling import progress_bar
 from .columns import Block
@@ -39,6 +40,7 @@ class Job:
         """Of the values of all genes."""
         return fingerprint(self._digests)
 
+    @one_thread()
     def run(self, progress: bool) -> Block:
         """The columns of all genes."""
         store = self.store
