@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import choose, name_list
+from .blas import one_thread
 from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
@@ -235,6 +236,7 @@ def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
     return Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
 
 
+@one_thread()
 def fit_design(
     design: Design, structure: object, method: str | None, bounds: str | None, noise_floor: float
 ) -> CTMMResults:

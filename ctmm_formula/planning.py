@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from .arguments import Rng, choose, floats, generator, on_off, threads, whole_number
+from .blas import one_thread
 from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
@@ -24,6 +25,7 @@ from .inference.fit import JACKKNIFE
 from .inference.tests import DRAWS, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
+from .scan.job import spread
 from .simulate import (
     CountCells,
     SimulatedGenes,
@@ -247,8 +249,9 @@ def power(
     ]
     for k in range(len(grid)):
         _try(work[k * studies : (k + 1) * studies], grid)
-    run = Parallel(n_jobs=None if n_jobs is None else threads(n_jobs), return_as="generator")
-    found = list(_shown(run(delayed(_attempt)(study) for study in work), len(work), progress))
+    tasks = (delayed(_attempt)(study) for study in work)
+    run = spread(tasks, None if n_jobs is None else threads(n_jobs))
+    found = list(_shown(run, len(work), progress))
     lost = [reason for _, reason in found if reason]
     if lost:
         warnings.warn(
@@ -407,6 +410,7 @@ def _unfit(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]], reason:
     return CTMMError(f"no simulated study can be fitted with {where}: {reason}")
 
 
+@one_thread()
 def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:
     """P values of a study, or none and the reason."""
     try:

@@ -6,12 +6,13 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from joblib.parallel import get_active_backend
+from joblib.parallel import ThreadingBackend, get_active_backend
 
 import ctmm_formula as ctmm
 from ctmm_formula.inference import fit, jackknife
 from ctmm_formula.scan import job
 from ctmm_formula.scan.responses import Responses
+from ctmm_formula.scan.store import Store
 
 FORMULA = "~ C(celltype) + sex"
 
@@ -73,6 +74,52 @@ def test_dask_gives_the_same_table(data, serial, monkeypatch):
             scan(data, tests=["mean_jackknife"], genes=["gene001"])
     pd.testing.assert_frame_equal(spread, serial, check_exact=True)
     assert inside == {"SequentialBackend"}
+
+
+class Lists(ThreadingBackend):
+    """As the backend of ray is: results come as lists only."""
+
+    supports_return_generator = False
+
+
+def test_a_backend_without_generators_gives_the_same_table_block_by_block(
+    data, serial, monkeypatch, tmp_path
+):
+    joblib.register_parallel_backend("lists", Lists)
+    monkeypatch.setattr(job, "BLOCK", 5)
+    kept = []
+    add = Store.add
+    monkeypatch.setattr(
+        Store, "add", lambda self, number, *rest: kept.append(len(read)) or add(self, number, *rest)
+    )
+    read, run = [], Responses.read
+    monkeypatch.setattr(Responses, "read", lambda self, *at: read.append(at) or run(self, *at))
+    names = list(data["expr"])[55:130]  # fifteen blocks, eight in a round
+    with joblib.parallel_config("lists", n_jobs=2):
+        table = scan(data, genes=names, tests=[], out=tmp_path / "scan.parquet")
+        power = ctmm.power(20, n_sim=2, rng=1)
+    assert kept[0] < len(read) - 2  # some are kept before the last are read
+    columns = ["gene", "status", "hom"]
+    expected = serial.iloc[55:130].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[columns], expected[columns], check_exact=True)
+    pd.testing.assert_frame_equal(power, ctmm.power(20, n_sim=2, rng=1, n_jobs=1))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(data, serial):
+    ray = pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    with warnings.catch_warnings():  # of ray about itself
+        warnings.simplefilter("ignore")
+        register_ray()
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            with joblib.parallel_config("ray", n_jobs=2):
+                spread = scan(data)
+        finally:
+            ray.shutdown()
+    pd.testing.assert_frame_equal(spread, serial, check_exact=True)
 
 
 def test_draws_depend_on_the_gene_alone(data):

@@ -18,6 +18,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from ..arguments import Rng, generator, threads, whole_number
+from ..blas import one_thread
 from ..engine.domain import Domain
 from ..engine.draws import draw
 from ..engine.estimate import Estimate
@@ -278,6 +279,7 @@ class Fit:
         counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
         return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
+    @one_thread()
     def errors(self, kind: str, n_jobs: int = 1) -> Errors:
         """Errors by the model, Kenward and Roger, independent units, or the exact jackknife.
 
@@ -308,6 +310,7 @@ class Fit:
             )
         return Errors(run.cov, run.name, self.df_resid, count, reason, missing=missing)
 
+    @one_thread()
     def jackknife(
         self, blocks: int | None = None, *, one_step: bool = False, n_jobs: int = 1
     ) -> JackknifeRun:
@@ -366,6 +369,7 @@ class Fit:
         """A response drawn from the fit, shape (n,), in kernel order."""
         return draw(self.model, self.estimate.theta, self.estimate.beta, rng)
 
+    @one_thread()
     def of_draws(
         self, measure: Callable[[np.ndarray], T], n: int, rng: Rng = None, n_jobs: int = 1
     ) -> list[T]:

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ..arguments import Rng, choose, generator, whole_number
+from ..blas import one_thread
 from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
@@ -83,6 +84,7 @@ class Test:
     asserts: str
 
 
+@one_thread()
 def run_test(
     name: str,
     fit: Fit,

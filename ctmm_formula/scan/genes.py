@@ -151,7 +151,8 @@ def fit_genes(
 
     Notes
     -----
-    ``with joblib.parallel_config("dask"):`` around the call runs the same scan on a cluster.
+    ``with joblib.parallel_config("dask"):`` around the call runs the same scan on a cluster, as
+    does ``"ray"`` after ``ray.util.joblib.register_ray()``.
 
     Examples
     --------

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.parallel import get_active_backend
 
+from ..blas import one_thread
 from ..errors import CTMMError, DataError
 from ..results.resampling import progress_bar
 from .columns import Block
@@ -20,6 +23,7 @@ from .worker import scan_block
 
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
+_ROUND = 4  # calls of a worker together, where a backend gives lists only
 _SMALL, _ROWS = 10, 1000  # fewer genes together, but not fewer than 10, beyond 1000 rows
 
 
@@ -39,6 +43,7 @@ class Job:
         """Of the values of all genes."""
         return fingerprint(self._digests)
 
+    @one_thread()
     def run(self, progress: bool) -> Block:
         """The columns of all genes."""
         store = self.store
@@ -51,10 +56,10 @@ class Job:
         blocks: dict[int, Block] = {}
         with progress_bar(progress, "genes", "gene", len(self.responses.genes)) as done:
             # results as they come; the next blocks are read when workers are free
-            work = Parallel(
-                n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered",
-                pre_dispatch="2*n_jobs", batch_size=1,
-            )(self._tasks(blocks, done))  # fmt: skip
+            work = spread(
+                self._tasks(blocks, done), self.n_jobs, "generator_unordered",
+                prefer="threads", pre_dispatch="2*n_jobs", batch_size=1,
+            )  # fmt: skip
             try:
                 for number, block in work:
                     if store is not None:
@@ -94,6 +99,27 @@ class Job:
                     done(len(task[0]))
         except Exception as error:
             self._failure.append(error)
+
+
+def spread(
+    tasks: Iterator[Any], n_jobs: int | None, return_as: str = "generator", **options: Any
+) -> Iterator[Any]:
+    """Results of delayed calls, as they come.
+
+    A backend of joblib that gives lists only, as ray's does, gets some calls for each worker at a
+    time: what is finished is not kept for the end.
+
+    >>> from joblib import delayed
+    >>> list(spread((delayed(abs)(k) for k in (-1, 2)), 1))
+    [1, 2]
+    """
+    backend, _ = get_active_backend(prefer=options.get("prefer"))
+    if backend.supports_return_generator:
+        yield from Parallel(n_jobs=n_jobs, return_as=return_as, **options)(tasks)
+        return
+    run, count = Parallel(n_jobs=n_jobs, **options), _ROUND * effective_n_jobs(n_jobs)
+    while some := list(islice(tasks, count)):
+        yield from run(some)
 
 
 def used_rows(responses: Responses) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from joblib import parallel_config
 
+from ..blas import one_thread
 from ..design.arrays import bad_noise, bad_square, extremes, why_bad, why_bad_square
 from ..design.table import rows as in_rows
 from ..engine import he
@@ -40,6 +41,7 @@ OK, BOUNDARY, NOT_CONVERGED, FAILED = "ok", "boundary", "not converged", "failed
 STATUSES = (OK, BOUNDARY, NOT_CONVERGED, FAILED)
 
 
+@one_thread()  # here too: a worker may be another process
 def scan_block(
     patterns: Patterns,
     names: Sequence[str],

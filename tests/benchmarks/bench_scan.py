@@ -102,11 +102,18 @@ def clock(text: float) -> str:
 
 def cold(settings: dict) -> tuple[float, float]:
     """Seconds of the scan and peak memory (MB) in a process of its own, compiled code cached."""
+    result = in_child(settings, dict(os.environ))
+    return result["seconds"], result["memory"]
+
+
+def in_child(settings: dict, environment: dict[str, str]) -> dict[str, float]:
+    """What a scan took in a process of its own with these environment variables."""
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_scan as b; "
     code += f"b.child({settings!r})"
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    result = json.loads(out.stdout.splitlines()[-1])
-    return result["seconds"], result["memory"]
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    return json.loads(out.stdout.splitlines()[-1])
 
 
 def child(settings: dict) -> None:
@@ -116,9 +123,11 @@ def child(settings: dict) -> None:
     study, genes, more = settings["study"], settings["genes"], settings["more"]
     scan(simulate(2, **study), **more, n_jobs=1)  # loads the compiled code
     data = simulate(genes, **study)
+    begin = time.process_time()
     took = seconds(lambda: scan(data, **more, n_jobs=settings["n_jobs"]))
+    cpu = time.process_time() - begin
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(json.dumps({"seconds": took, "memory": memory}) + "\n")
+    sys.stdout.write(json.dumps({"seconds": took, "cpu": cpu, "memory": memory}) + "\n")
 
 
 def table_of_kinds(genes: int, large: int) -> pd.DataFrame:
@@ -205,6 +214,25 @@ def table_of_workers(genes: int, large: int) -> pd.DataFrame:
                     "bit for bit": table.equals(tables["one"]),
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def table_of_threads(genes: int, large: int) -> pd.DataFrame:
+    """With nothing set and with OPENBLAS_NUM_THREADS=1, in turn five times: medians."""
+    names = [name for name in os.environ if name.endswith("_NUM_THREADS")]
+    nothing = {name: text for name, text in os.environ.items() if name not in names}
+    cases = {"nothing": nothing, "OPENBLAS_NUM_THREADS=1": nothing | {"OPENBLAS_NUM_THREADS": "1"}}
+    rows = []
+    for label, tests in (("free REML + score", ["score"]), ("+ jackknife", ["jackknife", "mean"])):
+        for n_jobs in (1, 2):
+            run = {"study": STUDY, "genes": genes, "more": {"tests": tests}, "n_jobs": n_jobs}
+            took = [[in_child(run, case) for case in cases.values()] for _ in range(5)]
+            for k, case in enumerate(cases):
+                own = {"scan": label, "n_jobs": n_jobs, "set": case}
+                for name in ("seconds", "cpu"):
+                    middle = [float(np.median([t[j][name] for t in took])) for j in (k, 1)]
+                    own |= {name: middle[0], f"{name}, ratio": middle[0] / middle[1]}
+                rows.append(own)
     return pd.DataFrame(rows)
 
 
@@ -352,6 +380,7 @@ def table_of_peers(genes: int, large: int) -> pd.DataFrame:
 PARTS = {
     "ipsc": ("94 donors, 4 cell types, 24 batches, 8 covariates, two threads", table_of_kinds),
     "workers": ("Workers", table_of_workers),
+    "threads": ("Threads of BLAS", table_of_threads),
     "large": ("980 donors, 8 cell types, 75 pools, 8 covariates, two threads", table_of_large),
     "growth": ("Growth of free REML + score + one-step jackknife, one worker", table_of_growth),
     "peers": ("Against lme4", table_of_peers),
