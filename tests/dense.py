@@ -10,7 +10,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.integrate import quad
 
 from ctmm_formula.inference.tails import Law, tail
 
@@ -225,18 +224,21 @@ def imhof(q: float, lam: np.ndarray) -> float:
     scale = np.abs(lam).max()
     lam, q = lam / scale, q / scale
 
-    def integrand(u: float) -> float:
-        angle = 0.5 * np.sum(np.arctan(lam * u)) - 0.5 * q * u
-        return np.sin(angle) / (u * np.exp(0.25 * np.sum(np.log1p((lam * u) ** 2))))
-
     # beyond u the integral is below 2 / (k rho(u)) for k eigenvalues: stop at 1e-8
     edges = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 120)])
-    bound = np.array([np.exp(-0.25 * np.sum(np.log1p((lam * u) ** 2))) for u in edges])
+    bound = np.exp(-0.25 * np.log1p(np.outer(edges, lam) ** 2).sum(axis=1))
     stop = int(np.argmax(bound < 1e-8))
-    parts = [
-        quad(integrand, low, high, limit=400, epsabs=1e-12)[0]
-        for low, high in pairwise(edges[: stop + 1])
-    ]
+    node, weight = np.polynomial.legendre.leggauss(20)  # in pieces of less than a turn
+    parts = []
+    for low, high in pairwise(edges[: stop + 1]):
+        turn = 0.5 * (abs(q) + np.abs(lam).sum()) * (high - low)
+        cut = np.linspace(low, high, 2 + int(turn / 4))
+        half = np.diff(cut)[:, None] / 2
+        u = cut[:-1, None] + half * (1 + node)
+        x = u[..., None] * lam
+        angle = 0.5 * np.arctan(x).sum(axis=-1) - 0.5 * q * u
+        value = np.sin(angle) / (u * np.exp(0.25 * np.log1p(x**2).sum(axis=-1)))
+        parts.append(np.sum(half * weight * value))
     return float(0.5 + sum(parts) / np.pi)
 
 

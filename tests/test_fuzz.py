@@ -161,10 +161,43 @@ def fit(table):
 
 
 SINGLE = np.array(2.0)  # says that it can be gone through
+HUGE = 10**400  # no float holds it, and nobody waits for it
 ASKED = {
+    "predict, arrays": (lambda fit, pb: fit.predict(random=np.eye(2)), "unknown random effect"),
+    "a gene": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=[HUGE]), "beyond 1e308"),
+    "a gene of it": (lambda fit, pb: ctmm.to_frame(pb, [HUGE]), "beyond 1e308"),
+    "to_frame, arrays": (lambda fit, pb: ctmm.to_frame(pb, [SINGLE]), "has no gene '2.0'"),
+    "layer": (
+        lambda fit, pb: ctmm.pseudobulk(pseudobulks.cells(np.random.default_rng(3)), layer=[""]),
+        "layer= must be the name of a layer",
+    ),
+    "n_jobs": (lambda fit, pb: fit.bootstrap(2, n_jobs=2**53), "n_jobs= must be a number"),
+    "bootstrap": (lambda fit, pb: fit.bootstrap(HUGE), "n= must be at most 1,000,000, got a whole"),
+    "simulate": (lambda fit, pb: fit.simulate(n=10**9), "n= must be at most 1,000,000"),
+    "exact": (
+        lambda fit, pb: ctmm.fit(
+            "expr ~ celltype", structure="hom", method="reml", data=fit.design.frame
+        ).test_component("hom", "exact", n=10**9),
+        "n= must be at most 100,000,000",
+    ),
+    "n_bootstrap": (
+        lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, n_bootstrap=HUGE), "n_bootstrap= must be at",
+    ),
+    "n_sim": (lambda fit, pb: ctmm.power(12, 2, n_sim=HUGE), "n_sim= must be at most 1,000,000"),
+    "n_donors": (lambda fit, pb: ctmm.power(HUGE, 2), "n_donors= must be at most 1,000,000"),
+    "celltypes": (lambda fit, pb: ctmm.power(12, 10**6), "celltypes= must be at most 200, got"),
+    "donors": (
+        lambda fit, pb: ctmm.simulate_pseudobulk(10**6, 10**4), "n_donors=1,000,000 x col",
+    ),
+    "genes": (
+        lambda fit, pb: ctmm.simulate.simulate_genes(10**6, 1000, 2), "n_genes=1,000,000 x rows=",
+    ),
+    "cells": (
+        lambda fit, pb: ctmm.simulate.simulate_cells(10, 20, 2, cells=1e9), "n_genes=10 x cells=",
+    ),
     "predict": (lambda fit, pb: fit.predict(random=SINGLE), "random= must be"),
     "tests": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, tests=SINGLE), "tests= must be a"),
-    "genes": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=3), "genes= must be a list"),
+    "one gene": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=3), "genes= must be a list"),
     "to_frame": (lambda fit, pb: ctmm.to_frame(pb, 0), "genes= must be a list"),
     "proportions": (
         lambda fit, pb: ctmm.fit("expr ~ 1", data=fit.design.frame, proportions=SINGLE),
