@@ -92,6 +92,20 @@ def whole(value: Any) -> int | None:
     return int(value)  # type: ignore[call-overload]
 
 
+def real(value: Any) -> float:
+    """A number as a float: nan where it is none, an infinity beyond floats.
+
+    >>> real(1), real("1"), real(10**400)
+    (1.0, nan, inf)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
 def floats(name: str, value: object) -> np.ndarray:
     """The value as finite floats, or an error."""
     try:

@@ -156,9 +156,12 @@ def working_noise(model) -> np.ndarray:
     return s2[kind] / cells
 
 
-def null_fit(model, steps: int = 200) -> np.ndarray:
-    """REML by Fisher scoring with step halving, components held >= 0 (active set)."""
-    theta = np.full(len(model.basis) + len(model.random), 0.3 * np.var(model.y))
+def null_fit(model, steps: int = 200, start=1.0) -> np.ndarray:
+    """REML by Fisher scoring with step halving, components held >= 0 (active set).
+
+    `start` is in units of .3 times the variance of the response.
+    """
+    theta = np.full(len(model.basis) + len(model.random), 0.3 * np.var(model.y)) * start
     for _ in range(steps):
         g, F = score(model, theta, "reml"), expected_information(model, theta, "reml")
         free = (theta > 0) | (g > 0)
@@ -171,6 +174,15 @@ def null_fit(model, steps: int = 200) -> np.ndarray:
         if move @ F @ move < 1e-16 or size < 1e-3:  # no step in sight of rounding helps
             break
     return theta
+
+
+def best_null(model, hom_basis: np.ndarray) -> np.ndarray:
+    """The null fit of the score test from several starts: a likelihood may have several maxima."""
+    null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
+    starts = [1.0, *(0.05 + 3.0 * np.eye(len(hom_basis) + len(model.random)))]
+    return max(
+        (null_fit(null, start=start) for start in starts), key=lambda t: llf(null, t, "reml")
+    )
 
 
 def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:

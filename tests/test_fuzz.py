@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -167,6 +168,9 @@ ASKED = {
     "a gene": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=[HUGE]), "beyond 1e308"),
     "a gene of it": (lambda fit, pb: ctmm.to_frame(pb, [HUGE]), "beyond 1e308"),
     "to_frame, arrays": (lambda fit, pb: ctmm.to_frame(pb, [SINGLE]), "has no gene '2.0'"),
+    "by_celltype": (
+        lambda fit, pb: fit.variance_explained(by_celltype=np.eye(2)), "by_celltype= must be True",
+    ),
     "layer": (
         lambda fit, pb: ctmm.pseudobulk(pseudobulks.cells(np.random.default_rng(3)), layer=[""]),
         "layer= must be the name of a layer",
@@ -241,6 +245,13 @@ def test_arguments_that_are_none(fit, pb, name):
     ask, message = ASKED[name]
     with pytest.raises(CTMMError, match=message):
         ask(fit, pb)
+
+
+def test_fractions_are_numbers(pb):
+    third = ctmm.filter_genes(pb, min_share=Fraction(1, 3), above=Fraction(1, 2))
+    assert third.var_names.equals(ctmm.filter_genes(pb, min_share=1 / 3, above=0.5).var_names)
+    with pytest.raises(DataError, match=r"no gene is left.*a share of at most 0.333333"):
+        ctmm.filter_genes(pb, min_share=Fraction(1, 3), above=Fraction(99))
 
 
 def changed(pb, change):

@@ -387,10 +387,12 @@ def _score(fit: Any, p: Problem, rng: Rng) -> Iterator[tuple[str, Any, Any, floa
     test = fit.test_variance("score")
     if np.isnan(test.pvalue):
         return
-    C = p.hand.H.shape[1]
-    want = dense.score_test(p.hand, np.ones((1, C, C)))
-    away = abs(test.statistic - want.statistic[-1])  # in standard deviations
-    yield "score", away > NULL_FIT * max(1.0, abs(test.statistic)), False, 0.0
+    hom = np.ones((1, p.hand.H.shape[1], p.hand.H.shape[1]))
+    most = NULL_FIT * max(1.0, abs(test.statistic))  # in standard deviations
+    want = dense.score_test(p.hand, hom)
+    if abs(test.statistic - want.statistic[-1]) > most:
+        want = dense.score_test(p.hand, hom, dense.best_null(p.hand, hom))
+    yield "score", abs(test.statistic - want.statistic[-1]) > most, False, 0.0
     own = [*test.extra["celltype"].values(), test.pvalue]
     yield "p of score", np.abs(np.array(own) - want.pvalue) > TAIL, [False] * len(own), 0.0
 
