@@ -126,7 +126,7 @@ def generator(rng: Any) -> np.random.Generator:
         rng = "a RandomState"  # cannot be split among workers
     try:
         return np.random.default_rng(rng)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CTMMError(
             f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
         ) from None

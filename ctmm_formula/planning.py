@@ -475,7 +475,7 @@ def _check(setting: Mapping[str, Any]) -> None:
     for name, least, most in (("n_donors", 3, MOST_DRAWS), ("celltypes", 2, 200)):
         whole_number(name, setting[name], least, most)
     C = int(setting["celltypes"])
-    if setting["n_batches"]:
+    if whole_number("n_batches", setting["n_batches"], 0):
         _batches(setting)
     choose("kind", setting["kind"], ["ctp", "op"])
     resolve(setting["structure"], celltype_names(C))
@@ -511,7 +511,7 @@ def _check(setting: Mapping[str, Any]) -> None:
 
 
 def _batches(setting: Mapping[str, Any]) -> None:
-    batches, donors = whole_number("n_batches", setting["n_batches"], 0), setting["n_donors"]
+    batches, donors = int(setting["n_batches"]), setting["n_donors"]
     if not 2 <= batches < donors:
         raise CTMMError(
             f"n_batches= must be 0, or from 2 to below the {donors} donors, got {batches}: one "

@@ -171,6 +171,15 @@ ASKED = {
     "by_celltype": (
         lambda fit, pb: fit.variance_explained(by_celltype=np.eye(2)), "by_celltype= must be True",
     ),
+    "n_batches": (lambda fit, pb: ctmm.power(12, 2, n_batches=np.eye(2)), "n_batches= must be a"),
+    "penalty": (
+        lambda fit, pb: ctmm.impute(pb, "softimpute", penalty=HUGE), "penalty must .* 401 digits",
+    ),
+    "structure": (
+        lambda fit, pb: ctmm.fit("expr ~ 1", structure=[[[HUGE]]], data=fit.design.frame),
+        "must be .*numbers|matrix",
+    ),
+    "V": (lambda fit, pb: ctmm.simulate_pseudobulk(10, 2, V=[1e308, 0]), "within 1e100"),
     "layer": (
         lambda fit, pb: ctmm.pseudobulk(pseudobulks.cells(np.random.default_rng(3)), layer=[""]),
         "layer= must be the name of a layer",

@@ -207,12 +207,12 @@ def _penalties(penalty: Any, method: str) -> tuple[float | None, float | None]:
         raise CTMMError(f"penalty= is for method='softimpute', {method!r} has none")
     try:
         both = np.atleast_1d(np.asarray(penalty, dtype=float))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         both = np.empty(0)
     if both.shape not in [(1,), (2,)] or not np.isfinite(both).all() or (both <= 0.0).any():
         raise CTMMError(
             "penalty must be one positive number, or two (for the mean and for the noise), got "
-            f"{penalty!r}"
+            f"{shown(penalty)}"
         )
     return float(both[0]), float(both[-1])
 

@@ -17,6 +17,9 @@ BELOW_1 = 1.0 - 1e-9
 NONE = 1e-9
 """A coefficient of variation or kurtosis as small as this makes no difference."""
 MOST = 10**9
+"""Numbers in a table."""
+LARGEST = 1e100
+"""Of a covariance."""
 ABOVE_0 = (1e-300, 1e300, "a number above 0")
 NOT_NEGATIVE = (0.0, 1e300, "0 or more")
 

@@ -25,7 +25,17 @@ from ..engine.draws import draw
 from ..engine.model import Model, RandomComponent, build_model
 from ..errors import CTMMError
 from ..structures import SHARED
-from .limits import LIMITS, drawing, in_order, measured, needs_batches, number, room, shaped
+from .limits import (
+    LARGEST,
+    LIMITS,
+    drawing,
+    in_order,
+    measured,
+    needs_batches,
+    number,
+    room,
+    shaped,
+)
 from .noise import CellNumbers, NoiseError, log_uniform_cells, spread_cells
 
 
@@ -190,6 +200,8 @@ def make_study(
     V = floats("V", in_order("V", V, names))
     V = shaped("V", V, (C, C)) if np.ndim(V) == 2 else np.diag(shaped("V", V, (C,)))
     A = sigma2 + V
+    if not np.abs(A).max() <= LARGEST:
+        raise CTMMError("V= and sigma2= must lie within 1e100: squares of more are no numbers")
     means = shaped("beta", in_order("beta", beta, names), (C,))
     donors = _donor_table(n_donors, n_batches, n_pcs, rng)
     slopes = _slopes(donors, {} if effects is None else effects)
