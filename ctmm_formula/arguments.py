@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any, TypeAlias, TypeGuard
@@ -10,8 +11,23 @@ import numpy as np
 
 from .errors import CTMMError
 
+MOST_DRAWS = 1_000_000
+"""Draws, refits and simulated studies, donors or genes: more are a slip of the keyboard."""
+
 Rng: TypeAlias = np.random.Generator | int | None
 """What ``rng=`` takes: a generator, a seed, or None for one from the system."""
+
+
+def shown(value: object) -> str:
+    """A value in a message: as it is typed, in short.
+
+    >>> shown("a"), shown(10**400), len(shown("a" * 500))
+    ("'a'", 'a whole number of 401 digits', 80)
+    """
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a whole number of {1 + int(math.log10(abs(value)))} digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:38]} .. {text[-38:]}"
 
 
 def choose(name: str, value: object, choices: Iterable[str]) -> str:
@@ -26,15 +42,19 @@ def choose(name: str, value: object, choices: Iterable[str]) -> str:
     raise CTMMError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
 
 
-def whole_number(name: str, value: object, low: int) -> int:
-    """`value` as an int of at least `low`, or an error that names the argument.
+def whole_number(name: str, value: object, low: int, high: int = 10**9) -> int:
+    """`value` as an int from `low` to `high`, or an error that names the argument.
+
+    What is drawn or fitted that often has a `high` of its own, :data:`MOST_DRAWS`.
 
     >>> whole_number("n", 3.0, 1)
     3
     """
     number = whole(value)
     if number is None or number < low:
-        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {value!r}")
+        raise CTMMError(f"{name}= must be a whole number of at least {low}, got {shown(value)}")
+    if number > high:
+        raise CTMMError(f"{name}= must be at most {high:,}, got {shown(value)}")
     return number
 
 
@@ -72,6 +92,20 @@ def whole(value: Any) -> int | None:
     return int(value)  # type: ignore[call-overload]
 
 
+def real(value: Any) -> float:
+    """A number as a float: nan where it is none, an infinity beyond floats.
+
+    >>> real(1), real("1"), real(10**400)
+    (1.0, nan, inf)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
 def floats(name: str, value: object) -> np.ndarray:
     """The value as finite floats, or an error."""
     try:
@@ -92,7 +126,7 @@ def generator(rng: Any) -> np.random.Generator:
         rng = "a RandomState"  # cannot be split among workers
     try:
         return np.random.default_rng(rng)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CTMMError(
             f"rng= must be a seed (a whole number >= 0) or a numpy Generator, got {rng!r}"
         ) from None
@@ -108,8 +142,8 @@ def check_alpha(alpha: Any) -> None:
 def threads(n_jobs: object) -> int:
     """A number of threads as joblib takes it: a whole number but 0."""
     number = whole(n_jobs)
-    if not number:
+    if not number or abs(number) > 10**4:
         raise CTMMError(
-            f"n_jobs= must be a number of threads, or -1 for all of them, got {n_jobs!r}"
+            f"n_jobs= must be a number of threads, or -1 for all of them, got {shown(n_jobs)}"
         )
     return number

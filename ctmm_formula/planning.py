@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from joblib import delayed
 
-from .arguments import Rng, choose, floats, generator, on_off, threads, whole_number
+from .arguments import MOST_DRAWS, Rng, choose, floats, generator, on_off, threads, whole_number
 from .blas import one_thread
 from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
@@ -233,10 +233,10 @@ def power(
     asked = [known[choose("test", name, known)].test for name in names]
     alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
     one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
-    n_sim = whole_number("n_sim", n_sim, 1)
+    n_sim = whole_number("n_sim", n_sim, 1, MOST_DRAWS)
     # of fewer draws no p value is below alpha
     fewest = int(1.0 / alpha) if any(DRAWS in TESTS[name].needs for name in asked) else 1
-    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest)
+    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest, MOST_DRAWS)
     options = {"one_step": one_step, "n_bootstrap": n_bootstrap}
     _check_grid(grid)
     studies = -(-n_sim // PER_STUDY)
@@ -471,16 +471,15 @@ _POWER_LIMITS = {
 _NUMBERS = ("cells", "fold", "sigma2", "counts", "dispersion", "cell_variance", "cell_cv",
             "noise_cv", "missing", "batch_variance", "kurtosis")  # fmt: skip
 _OR_NONE = ("counts", "kurtosis")
-_MOST, _LARGEST = 1_000_000, 1e100
+_LARGEST = 1e100
 
 
 def _check(setting: Mapping[str, Any]) -> None:
     """Errors of a setting before anything is simulated."""
-    for name, least in (("n_donors", 3), ("celltypes", 2)):
-        whole_number(name, setting[name], least)
-        number(name, setting[name], (least, _MOST, f"a whole number from {least} to {_MOST:,}"))
+    for name, least, most in (("n_donors", 3, MOST_DRAWS), ("celltypes", 2, 200)):
+        whole_number(name, setting[name], least, most)
     C = int(setting["celltypes"])
-    if setting["n_batches"]:
+    if whole_number("n_batches", setting["n_batches"], 0):
         _batches(setting)
     choose("kind", setting["kind"], ["ctp", "op"])
     resolve(setting["structure"], celltype_names(C))
@@ -516,7 +515,7 @@ def _check(setting: Mapping[str, Any]) -> None:
 
 
 def _batches(setting: Mapping[str, Any]) -> None:
-    batches, donors = whole_number("n_batches", setting["n_batches"], 0), setting["n_donors"]
+    batches, donors = int(setting["n_batches"]), setting["n_donors"]
     if not 2 <= batches < donors:
         raise CTMMError(
             f"n_batches= must be 0, or from 2 to below the {donors} donors, got {batches}: one "

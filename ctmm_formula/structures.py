@@ -529,7 +529,7 @@ def _matrix(value: object, label: str, names: tuple[str, ...]) -> np.ndarray:
         raise CTMMError(f"basis matrix {label!r} is complex; {fix}")
     try:
         matrix = given.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CTMMError(f"basis matrix {label!r} does not hold numbers; {fix}") from None
     if matrix.shape != (size, size):
         raise CTMMError(f"basis matrix {label!r} has shape {matrix.shape}; {fix}")

@@ -10,7 +10,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.integrate import quad
 
 from ctmm_formula.inference.tails import mixture, tail
 
@@ -157,9 +156,12 @@ def working_noise(model) -> np.ndarray:
     return s2[kind] / cells
 
 
-def null_fit(model, steps: int = 200) -> np.ndarray:
-    """REML by Fisher scoring with step halving, components held >= 0 (active set)."""
-    theta = np.full(len(model.basis) + len(model.random), 0.3 * np.var(model.y))
+def null_fit(model, steps: int = 200, start=1.0) -> np.ndarray:
+    """REML by Fisher scoring with step halving, components held >= 0 (active set).
+
+    `start` is in units of .3 times the variance of the response.
+    """
+    theta = np.full(len(model.basis) + len(model.random), 0.3 * np.var(model.y)) * start
     for _ in range(steps):
         g, F = score(model, theta, "reml"), expected_information(model, theta, "reml")
         free = (theta > 0) | (g > 0)
@@ -172,6 +174,15 @@ def null_fit(model, steps: int = 200) -> np.ndarray:
         if move @ F @ move < 1e-16 or size < 1e-3:  # no step in sight of rounding helps
             break
     return theta
+
+
+def best_null(model, hom_basis: np.ndarray) -> np.ndarray:
+    """The null fit of the score test from several starts: a likelihood may have several maxima."""
+    null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
+    starts = [1.0, *(0.05 + 3.0 * np.eye(len(hom_basis) + len(model.random)))]
+    return max(
+        (null_fit(null, start=start) for start in starts), key=lambda t: llf(null, t, "reml")
+    )
 
 
 def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:
@@ -225,18 +236,21 @@ def imhof(q: float, lam: np.ndarray) -> float:
     scale = np.abs(lam).max()
     lam, q = lam / scale, q / scale
 
-    def integrand(u: float) -> float:
-        angle = 0.5 * np.sum(np.arctan(lam * u)) - 0.5 * q * u
-        return np.sin(angle) / (u * np.exp(0.25 * np.sum(np.log1p((lam * u) ** 2))))
-
     # beyond u the integral is below 2 / (k rho(u)) for k eigenvalues: stop at 1e-8
     edges = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 120)])
-    bound = np.array([np.exp(-0.25 * np.sum(np.log1p((lam * u) ** 2))) for u in edges])
+    bound = np.exp(-0.25 * np.log1p(np.outer(edges, lam) ** 2).sum(axis=1))
     stop = int(np.argmax(bound < 1e-8))
-    parts = [
-        quad(integrand, low, high, limit=400, epsabs=1e-12)[0]
-        for low, high in pairwise(edges[: stop + 1])
-    ]
+    node, weight = np.polynomial.legendre.leggauss(20)  # in pieces of less than a turn
+    parts = []
+    for low, high in pairwise(edges[: stop + 1]):
+        turn = 0.5 * (abs(q) + np.abs(lam).sum()) * (high - low)
+        cut = np.linspace(low, high, 2 + int(turn / 4))
+        half = np.diff(cut)[:, None] / 2
+        u = cut[:-1, None] + half * (1 + node)
+        x = u[..., None] * lam
+        angle = 0.5 * np.arctan(x).sum(axis=-1) - 0.5 * q * u
+        value = np.sin(angle) / (u * np.exp(0.25 * np.log1p(x**2).sum(axis=-1)))
+        parts.append(np.sum(half * weight * value))
     return float(0.5 + sum(parts) / np.pi)
 
 

@@ -919,7 +919,7 @@ def test_half_characters_are_named_so_that_they_can_be_printed():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_donors": 10**400}, "a whole number from 3 to 1,000,000"),
+        ({"n_donors": 10**400}, "n_donors= must be at most 1,000,000"),
         ({"V": 10**400}, "V must be finite numbers"),
         ({"counts": 1e9}, "up to the 5,000 counts of a cell in all"),
         ({"counts": None, "dispersion": 0.3}, "dispersion= is of counts: leave it out"),

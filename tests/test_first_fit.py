@@ -1,10 +1,13 @@
 """The first fit after installation: two processes compile, and later ones get the same numbers."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ctmm_formula as ctmm
@@ -85,3 +88,103 @@ def test_the_optimiser_is_compiled_by_another_process_meanwhile(tmp_path):
     )
     assert first[-2:] == ["1", "0"]  # found in the cache, not compiled here
     assert first == later
+
+
+# other users, in mounts of their own: nothing of this process or machine changes
+
+USERS = (65534, 65533)  # nobody, and one without a name
+MOMENTS = (
+    FIT.replace('"reml"', '"he"')
+    .replace("res.llf.hex(), ", "")
+    .replace(
+        "stats = race.stats",
+        "from ctmm_formula.engine.kernels import evaluate\nstats = evaluate.stats",
+    )
+)
+
+
+def moments_here():
+    data = ctmm.load_example()
+    kept = ctmm.fit("expr ~ C(celltype) + sex", random="batch", method="he", data=data)
+    return [v.hex() for v in kept.params]
+
+
+def closed(path):
+    """The topmost directory above that other users cannot enter, or None."""
+    return next(
+        (above for above in [*path.parents[::-1], path] if not above.stat().st_mode & 1), None
+    )
+
+
+def as_user(user, writable, **environment):
+    """FIT by moments as another user: only the installation is there, read-only, and `writable`.
+
+    What other users cannot enter (the home of root, as a rule) is covered by an empty directory,
+    and the paths that are needed are put back into it.
+    """
+    if os.geteuid() or any(shutil.which(name) is None for name in ("unshare", "setpriv", "mount")):
+        pytest.skip("other users and mounts of their own need root, unshare and setpriv")
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounts of their own are not allowed here (unshare -m)")
+    needed = {Path(sys.prefix), Path(sys.base_prefix), ROOT}
+    for path in [*sys.path, np.__file__]:  # packages may be elsewhere
+        if path and not any(Path(path).is_relative_to(home) for home in needed):
+            needed |= {Path(path)} if Path(path).is_dir() else set()
+    paths = sorted({*needed, *writable})
+    stage = tempfile.mkdtemp()
+    lines = ["set -e", f"mount -t tmpfs tmpfs {stage}"]
+    for k, path in enumerate(paths):
+        lines += [f"mkdir {stage}/{k}", f"mount --bind {path} {stage}/{k}"]
+    covered = {closed(path.parent) for path in paths} - {None}
+    lines += [f"mount -t tmpfs -o mode=755 tmpfs {home}" for home in sorted(covered)]
+    for k, path in enumerate(paths):
+        lines += [f"mkdir -p {path}", f"mount --bind {stage}/{k} {path}"]
+        lines += [] if path in writable else [f"mount -o remount,ro,bind {path}"]
+    lines += [f'cd / && exec setpriv --reuid={user} --regid={user} --clear-groups "$@"']
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    command = ["env", "-i", *(f"{name}={value}" for name, value in given.items())]
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(lines), "sh", *command,
+         sys.executable, "-c", MOMENTS],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    os.rmdir(stage)
+    assert done.returncode == 0, done.stderr
+    *numbers, hits, misses = done.stdout.split()
+    return numbers, int(hits), int(misses), done.stderr
+
+
+def open_folder(folder, mode):
+    folder.mkdir()
+    folder.chmod(mode)
+    return folder
+
+
+def test_a_user_without_home_and_with_a_read_only_installation():
+    numbers, hits, _, said = as_user(USERS[0], [])
+    assert numbers == moments_here()
+    assert hits == 0
+    assert said.count("CTMMWarning") == 1 and "NUMBA_CACHE_DIR" in said
+
+
+def test_a_container_with_a_home_that_is_all_it_can_write(tmp_path):
+    home = open_folder(tmp_path / "home", 0o777)
+    first = as_user(USERS[1], [home], HOME=str(home))
+    later = as_user(USERS[1], [home], HOME=str(home))
+    assert first[0] == later[0] == moments_here()
+    assert later[1:] == (1, 0, "") and first[3] == ""
+    assert any(home.rglob("*.nbc"))
+
+
+def test_two_users_with_one_cache(tmp_path):
+    """The second reads what the first has compiled, or, where it may not, compiles in memory."""
+    cache = open_folder(tmp_path / "cache", 0o1777)
+    first, second = (as_user(user, [cache], NUMBA_CACHE_DIR=str(cache)) for user in USERS)
+    assert first[0] == second[0] == moments_here()
+    assert first[3] == ""
+    assert {path.stat().st_uid for path in cache.rglob("*.nbi")} == {USERS[0]}
+    assert "NUMBA_CACHE_DIR" in second[3] or second[1] == 1
+    for path in [cache, *cache.rglob("*")]:  # shared for good
+        path.chmod(0o777)
+    third = as_user(USERS[1], [cache], NUMBA_CACHE_DIR=str(cache))
+    assert third == (first[0], 1, 0, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -161,10 +162,55 @@ def fit(table):
 
 
 SINGLE = np.array(2.0)  # says that it can be gone through
+HUGE = 10**400  # no float holds it, and nobody waits for it
 ASKED = {
+    "predict, arrays": (lambda fit, pb: fit.predict(random=np.eye(2)), "unknown random effect"),
+    "a gene": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=[HUGE]), "beyond 1e308"),
+    "a gene of it": (lambda fit, pb: ctmm.to_frame(pb, [HUGE]), "beyond 1e308"),
+    "to_frame, arrays": (lambda fit, pb: ctmm.to_frame(pb, [SINGLE]), "has no gene '2.0'"),
+    "by_celltype": (
+        lambda fit, pb: fit.variance_explained(by_celltype=np.eye(2)), "by_celltype= must be True",
+    ),
+    "n_batches": (lambda fit, pb: ctmm.power(12, 2, n_batches=np.eye(2)), "n_batches= must be a"),
+    "penalty": (
+        lambda fit, pb: ctmm.impute(pb, "softimpute", penalty=HUGE), "penalty must .* 401 digits",
+    ),
+    "structure": (
+        lambda fit, pb: ctmm.fit("expr ~ 1", structure=[[[HUGE]]], data=fit.design.frame),
+        "must be .*numbers|matrix",
+    ),
+    "V": (lambda fit, pb: ctmm.simulate_pseudobulk(10, 2, V=[1e308, 0]), "within 1e100"),
+    "layer": (
+        lambda fit, pb: ctmm.pseudobulk(pseudobulks.cells(np.random.default_rng(3)), layer=[""]),
+        "layer= must be the name of a layer",
+    ),
+    "n_jobs": (lambda fit, pb: fit.bootstrap(2, n_jobs=2**53), "n_jobs= must be a number"),
+    "bootstrap": (lambda fit, pb: fit.bootstrap(HUGE), "n= must be at most 1,000,000, got a whole"),
+    "simulate": (lambda fit, pb: fit.simulate(n=10**9), "n= must be at most 1,000,000"),
+    "exact": (
+        lambda fit, pb: ctmm.fit(
+            "expr ~ celltype", structure="hom", method="reml", data=fit.design.frame
+        ).test_component("hom", "exact", n=10**9),
+        "n= must be at most 100,000,000",
+    ),
+    "n_bootstrap": (
+        lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, n_bootstrap=HUGE), "n_bootstrap= must be at",
+    ),
+    "n_sim": (lambda fit, pb: ctmm.power(12, 2, n_sim=HUGE), "n_sim= must be at most 1,000,000"),
+    "n_donors": (lambda fit, pb: ctmm.power(HUGE, 2), "n_donors= must be at most 1,000,000"),
+    "celltypes": (lambda fit, pb: ctmm.power(12, 10**6), "celltypes= must be at most 200, got"),
+    "donors": (
+        lambda fit, pb: ctmm.simulate_pseudobulk(10**6, 10**4), "n_donors=1,000,000 x col",
+    ),
+    "genes": (
+        lambda fit, pb: ctmm.simulate.simulate_genes(10**6, 1000, 2), "n_genes=1,000,000 x rows=",
+    ),
+    "cells": (
+        lambda fit, pb: ctmm.simulate.simulate_cells(10, 20, 2, cells=1e9), "n_genes=10 x cells=",
+    ),
     "predict": (lambda fit, pb: fit.predict(random=SINGLE), "random= must be"),
     "tests": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, tests=SINGLE), "tests= must be a"),
-    "genes": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=3), "genes= must be a list"),
+    "one gene": (lambda fit, pb: ctmm.fit_genes("~ 1", data=pb, genes=3), "genes= must be a list"),
     "to_frame": (lambda fit, pb: ctmm.to_frame(pb, 0), "genes= must be a list"),
     "proportions": (
         lambda fit, pb: ctmm.fit("expr ~ 1", data=fit.design.frame, proportions=SINGLE),
@@ -208,6 +254,13 @@ def test_arguments_that_are_none(fit, pb, name):
     ask, message = ASKED[name]
     with pytest.raises(CTMMError, match=message):
         ask(fit, pb)
+
+
+def test_fractions_are_numbers(pb):
+    third = ctmm.filter_genes(pb, min_share=Fraction(1, 3), above=Fraction(1, 2))
+    assert third.var_names.equals(ctmm.filter_genes(pb, min_share=1 / 3, above=0.5).var_names)
+    with pytest.raises(DataError, match=r"no gene is left.*a share of at most 0.333333"):
+        ctmm.filter_genes(pb, min_share=Fraction(1, 3), above=Fraction(99))
 
 
 def changed(pb, change):

@@ -730,6 +730,16 @@ def test_constraints(hypotheses, L, q):
         ("PC1 + PC2 = 0", "'PC2 = 0'.*parameters are C"),
         ({"PC2": 0.0}, "PC2"),
         ("", "no hypothesis"),
+        (
+            np.full((1, len(PARAMETERS)), 1e200),
+            "hypothesis 1 has weights or values of 1e.200.*rescale it",
+        ),
+        (f"{PARAMETERS[0]} = 1e99", "of 1e.99"),
+        (
+            f"{PARAMETERS[0]}, 1e-90 * {PARAMETERS[1]}",
+            "hypothesis 2 has weights or values of 1e-90",
+        ),
+        ({PARAMETERS[0]: 10**400}, "values of a hypothesis must be finite"),
         ([], "no hypothesis"),
         ({}, "none given"),
         (np.eye(4), "one finite column per parameter, 5"),

@@ -256,7 +256,7 @@ def test_scans_are_not_mixed_up(data, tmp_path, count):
     with pytest.raises(ctmm.DataError, match="written by to_parquet"):
         scan(data, out=path)
     path.write_text("no parquet")
-    with pytest.raises(ctmm.DataError, match="cannot be read as parquet"):
+    with pytest.raises(ctmm.DataError, match=r"cannot be read as parquet.*overwrite=True"):
         scan(data, out=path)
 
 

@@ -209,7 +209,7 @@ def test_wrong_changes(changes, message):
         ({"cells": 50}, None),
         ({"cells": "many"}, "cells= must be a function"),
         ({"min_cells": "few"}, "min_cells= must be a whole number of at least 0, got 'few'"),
-        ({"min_cells": 10**20}, "cells= must draw whole numbers up to 1e12"),
+        ({"min_cells": 10**20}, "min_cells= must be at most 1,000,000,000, got 1"),
         ({"gene_sd": -1}, "gene_sd= must be from 0 to 20, got -1"),
         ({"b": (3, 5)}, r"b= must be a number above 0, got \(3, 5\)"),
     ],

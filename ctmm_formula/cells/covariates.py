@@ -207,7 +207,7 @@ def _text(value: Any) -> str:
     """The value as labels are written; whole numbers beyond 1e308, which are none, to base 16."""
     try:
         return label(value)
-    except OverflowError:
+    except DataError:
         return hex(value)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose, generator, name_list, whole_number
+from ..arguments import choose, generator, name_list, real, shown, whole_number
 from ..errors import CTMMError, DataError
 from .fill import METHODS
 from .holes import copied_holes, split
@@ -130,9 +129,9 @@ def _settings(
 def _hide(observed: np.ndarray, how: str, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Pairs to hide in one replicate, shape (N, C)."""
     if how == "random":
-        if not isinstance(fraction, Real) or not 0.0 < fraction <= 0.5:
-            raise CTMMError(f"fraction= must be above 0 and at most 0.5, got {fraction!r}")
-        hidden = next(split(observed, max(round(1.0 / fraction), 2), rng))
+        if not 0.0 < real(fraction) <= 0.5:
+            raise CTMMError(f"fraction= must be above 0 and at most 0.5, got {shown(fraction)}")
+        hidden = next(split(observed, max(round(1.0 / real(fraction)), 2), rng))
         # a donor must keep a pair
         return hidden & ~(hidden == observed).all(axis=1, keepdims=True)
     if observed.all():

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import choose, generator, whole_number
+from ..arguments import choose, generator, on_off, real, shown, whole_number
 from ..design.table import listing
 from ..errors import CTMMError, CTMMWarning, DataError
 from . import softimpute
@@ -187,15 +186,16 @@ def _options(
         raise CTMMError("method='mvn' works gene by gene: a covariance of all genes needs far more "
                         "donors than there are; use by='gene', or method='softimpute'")  # fmt: skip
     choose("holdout", holdout, ["pairs", "entries"])
-    if not isinstance(prior, Real) or not 0.0 <= prior < np.inf:
-        raise CTMMError(f"prior must be zero or a positive number, got {prior!r}")
+    scale = on_off("scale", scale)
+    if not 0.0 <= real(prior) < np.inf:
+        raise CTMMError(f"prior must be zero or a positive number, got {shown(prior)}")
     return Options(
         method=method,
         by=by,
         holdout=holdout,
         folds=whole_number("folds", folds, 2),
-        scale=bool(scale),
-        prior=float(prior),
+        scale=scale,
+        prior=real(prior),
     )
 
 
@@ -207,12 +207,12 @@ def _penalties(penalty: Any, method: str) -> tuple[float | None, float | None]:
         raise CTMMError(f"penalty= is for method='softimpute', {method!r} has none")
     try:
         both = np.atleast_1d(np.asarray(penalty, dtype=float))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         both = np.empty(0)
     if both.shape not in [(1,), (2,)] or not np.isfinite(both).all() or (both <= 0.0).any():
         raise CTMMError(
             "penalty must be one positive number, or two (for the mean and for the noise), got "
-            f"{penalty!r}"
+            f"{shown(penalty)}"
         )
     return float(both[0]), float(both[-1])
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose, whole_number
+from ..arguments import choose, real, shown, whole_number
 from ..design.table import column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
@@ -227,14 +226,14 @@ def pseudobulk(
 
 
 def _thresholds(min_cells: int, min_cells_donor: int, min_donor_share: float) -> Thresholds:
-    if not isinstance(min_donor_share, Real) or not 0 <= min_donor_share < 1:
+    if not 0 <= real(min_donor_share) < 1:
         raise DataError(
-            f"min_donor_share= must be a share from 0 to below 1, got {min_donor_share}"
+            f"min_donor_share= must be a share from 0 to below 1, got {shown(min_donor_share)}"
         )
     return Thresholds(
         whole_number("min_cells", min_cells, 0),
         whole_number("min_cells_donor", min_cells_donor, 0),
-        float(min_donor_share),
+        real(min_donor_share),
     )
 
 

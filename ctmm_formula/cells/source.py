@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..arguments import name_list, on_off
+from ..arguments import name_list, on_off, shown
 from ..design.table import as_frame, listing, near
 from ..errors import DataError
 from .files import lazy, open_file, read
@@ -67,6 +67,8 @@ def open_source(
     DataError
         Neither AnnData, nor file, nor table; no such layer; obs that does not fit the table.
     """
+    if layer is not None and not isinstance(layer, str):
+        raise DataError(f"layer= must be the name of a layer, a text, got {shown(layer)}")
     if layer is not None and raw:
         raise DataError("layer= and raw=True name two matrices: give one of them")
     if isinstance(data, (str, Path)):

@@ -18,13 +18,13 @@ Imputed pairs count with their proportion.
 
 from __future__ import annotations
 
-from numbers import Real
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose, whole_number
+from ..arguments import choose, real, shown, whole_number
 from ..design.table import listing
 from ..errors import DataError
 from .scale import summary_of
@@ -307,10 +307,11 @@ def filter_genes(
     ['CD19', 'ACTB']
     """
     choose("celltypes", celltypes, ["every", "any"])
-    if not isinstance(above, Real) or not np.isfinite(above):
-        raise DataError(f"above= must be a number, got {above!r}")
-    if not isinstance(min_share, Real) or not 0 <= min_share < 1:
-        raise DataError(f"min_share= must be a share from 0 to below 1, got {min_share!r}")
+    if not math.isfinite(real(above)):
+        raise DataError(f"above= must be a number, got {shown(above)}")
+    if not 0 <= real(min_share) < 1:
+        raise DataError(f"min_share= must be a share from 0 to below 1, got {shown(min_share)}")
+    above, min_share = real(above), real(min_share)
     kind = kind_of(pb)
     values = matrices(pb)[0][:, None, :] if kind == "op" else read_grid(pb).mean
     amount = values
@@ -340,7 +341,7 @@ def filter_genes(
     average, zero = np.nansum(X, axis=0) / rows, (nu == 0).sum(axis=0) / rows
     low = keep & (zero > UNSEEN)
     record = {
-        "min_share": float(min_share), "celltypes": celltypes, "above": float(above),
+        "min_share": min_share, "celltypes": celltypes, "above": above,
         "genes": int(keep.size), "kept": int(keep.sum()),
         "not_expressed": int((~expressed).sum()), "constant": int((expressed & ~varies).sum()),
         "low": int(low.sum()),

@@ -30,7 +30,7 @@ import pandas as pd
 
 from ..arguments import choose, name_list
 from ..design.expressions import quote
-from ..design.table import column_name, listing, near, numbers, pick
+from ..design.table import column_name, label, listing, near, numbers, pick
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -498,11 +498,12 @@ def cell_variance(
 
 def _genes(pb: AnnData, genes: Sequence[str]) -> np.ndarray:
     """Positions of genes, or an error that says which are not there."""
-    at = pb.var_names.get_indexer(list(genes))
-    lost = [gene for gene, k in zip(genes, at, strict=True) if k < 0]
+    names = [label(gene) for gene in genes]
+    at = pb.var_names.get_indexer(names)
+    lost = [name for name, k in zip(names, at, strict=True) if k < 0]
     if lost:
-        near_by = near(str(lost[0]), pb.var_names).replace("the columns are", "the genes are")
-        hint = in_var(str(lost[0]), pb.var) or near_by
+        near_by = near(lost[0], pb.var_names).replace("the columns are", "the genes are")
+        hint = in_var(lost[0], pb.var) or near_by
         raise DataError(f"the pseudobulk has no gene {listing(lost)}{hint}")
     return at
 

@@ -241,8 +241,8 @@ def labels(column: pd.Series, name: str, role: str) -> pd.Categorical:
     try:
         names = [label(value) for value in ordered]
         "".join(names).encode()
-    except OverflowError:
-        raise DataError(f"{what} holds whole numbers beyond 1e308: make them text") from None
+    except DataError as error:
+        raise DataError(f"{what} holds {error}") from None
     except UnicodeEncodeError as error:
         raise DataError(
             f"{what} holds half a character ({error.object[error.start]!a}), left over from "
@@ -331,7 +331,10 @@ def label(value: object) -> str:
     ('3', 'True', 'T', '9007199254740993')
     """
     if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise DataError("whole numbers beyond 1e308: make them text") from None
         if isinstance(value, Integral):  # no float holds all of them
             return str(int(value))
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)

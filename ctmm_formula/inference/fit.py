@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..arguments import Rng, generator, threads, whole_number
+from ..arguments import MOST_DRAWS, Rng, generator, threads, whole_number
 from ..blas import one_thread
 from ..engine.domain import Domain
 from ..engine.draws import draw
@@ -377,7 +377,7 @@ class Fit:
 
         Every draw has its own stream, so the result does not depend on `n_jobs` (threads).
         """
-        n, n_jobs, rng = whole_number("n", n, 1), threads(n_jobs), generator(rng)
+        n, n_jobs, rng = whole_number("n", n, 1, MOST_DRAWS), threads(n_jobs), generator(rng)
         return Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(lambda stream: measure(self.draw(stream)))(stream)
             for _ in range(n)

@@ -15,6 +15,9 @@ Hypotheses: TypeAlias = (
     str | Sequence[str] | Mapping[str, float] | np.ndarray | pd.DataFrame | pd.Series
 )
 
+_LARGEST = 1e50
+"""Of weights: variances of variances have their fourth powers."""
+
 
 def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     """Linear hypotheses L b = q about parameters with these names.
@@ -34,7 +37,7 @@ def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarra
     Raises
     ------
     CTMMError
-        An unknown name, an array of another width, or nothing to test.
+        An unknown name, an array of another width, weights beyond 1e50, or nothing to test.
 
     Examples
     --------
@@ -42,7 +45,20 @@ def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarra
     >>> L.tolist(), q.tolist()
     ([[1.0, 0.0, 0.0], [0.0, 1.0, -2.0]], [1.0, 0.0])
     """
-    names = [str(name) for name in names]
+    L, rhs = _read([str(name) for name in names], hypotheses)
+    size = np.abs(L).max(axis=1)
+    most = np.maximum(size, np.abs(rhs))
+    odd = np.flatnonzero((most > _LARGEST) | (size < 1.0 / _LARGEST))
+    if len(odd):
+        at = most[odd[0]]
+        raise CTMMError(
+            f"hypothesis {odd[0] + 1} has weights or values of {at:.1g}: squares of its variance "
+            "are no numbers, rescale it"
+        )
+    return L, rhs
+
+
+def _read(names: list[str], hypotheses: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(hypotheses, Mapping):
         return _from_values(names, hypotheses)
     if isinstance(hypotheses, pd.Series):
@@ -68,7 +84,7 @@ def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndar
     L = np.eye(len(names))[_places(names, values)]
     try:
         rhs = np.array(list(values.values()), dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rhs = np.array([np.nan])
     if rhs.ndim != 1 or not np.isfinite(rhs).all():
         raise CTMMError(
@@ -86,7 +102,7 @@ def _from_frame(names: list[str], frame: pd.DataFrame) -> tuple[np.ndarray, np.n
         raise CTMMError("a column of the hypotheses occurs twice: give every parameter once")
     try:
         weights = frame.to_numpy(dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CTMMError("a DataFrame of hypotheses must hold numbers, the weights") from None
     L = np.zeros((len(frame), len(names)))
     L[:, places] = weights
@@ -107,7 +123,7 @@ def _places(names: list[str], used: Collection[str], rows: int = 1) -> list[int]
 def _from_array(names: list[str], parts: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         L = np.atleast_2d(np.array(parts, dtype=float))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CTMMError("hypotheses must be text or an array of numbers") from None
     if L.ndim != 2 or L.shape[1] != len(names) or not np.isfinite(L).all():
         raise CTMMError(

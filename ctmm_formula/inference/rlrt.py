@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arguments import Rng, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, generator, whole_number
 from ..engine.model import Model
 from ..errors import CTMMError
 
@@ -212,7 +212,7 @@ def exact_rlrt(model: Model, n_sim: int = 10_000, rng: Rng = None) -> ExactRLRT:
     >>> exact_rlrt(model, rng=0).pvalue < 0.01
     True
     """
-    n_sim = whole_number("n_sim", n_sim, 1)
+    n_sim = whole_number("n_sim", n_sim, 1, 100 * MOST_DRAWS)
     data = spectrum(model)
     statistic, component = (float(v[0]) for v in maximise(data.mu, data.w[None] ** 2))
     null = null_distribution(data.mu, n_sim, rng)

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..arguments import Rng, choose, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, generator, whole_number
 from ..blas import one_thread
 from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
@@ -141,7 +141,7 @@ def run_test(
     kind = errors_of(test, fixed_by)
     own = fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
     if DRAWS in test.needs:
-        rng, n = generator(rng), whole_number("n", n, 1)
+        rng, n = generator(rng), whole_number("n", n, 1, 100 * MOST_DRAWS)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
     return test.run(fit, Ask(own, component, null, rng, n, n_jobs))
 

@@ -193,7 +193,7 @@ def _places(values: pd.Series) -> dict[object, float]:
     """Where each value stands: numbers at themselves, others side by side as they come."""
     try:
         return {value: float(value) for value in values}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {value: float(k) for k, value in enumerate(dict.fromkeys(values))}
 
 

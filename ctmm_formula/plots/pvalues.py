@@ -197,7 +197,7 @@ def _remedy(test: str) -> str:
 def _checked(name: str, values: Any) -> np.ndarray:
     try:
         p = np.asarray(values, dtype=float).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = type(values).__name__
         raise DataError(f"p values of {name} are to be numbers, got {kind}") from None
     bad = np.flatnonzero((p < 0) | (p > 1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
+from ..arguments import choose, on_off
 from ..errors import CTMMError
 from ..structures import SHARED
 from . import style
@@ -179,6 +179,7 @@ def correlations(
     if kind is None:
         kind = "violin" if len(types) <= 6 else "heatmap"
     choose("kind", kind, ["violin", "heatmap"])
+    ordered = on_off("ordered", ordered)
     empty = table["correlation"].isna().groupby(table["gene"])
     lost, part = int(empty.all().sum()), int((empty.any() & ~empty.all()).sum())
     remarks = style.remarks(

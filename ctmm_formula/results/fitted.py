@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import Rng, choose, generator, on_off, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from . import hypothesis_tests, parameters, predictions, serialize, shares
@@ -123,7 +123,7 @@ class CTMMResults(Record):
         DataFrame, shape (rows, n)
             On the index of the data.
         """
-        streams = generator(rng).spawn(whole_number("n", n, 1))
+        streams = generator(rng).spawn(whole_number("n", n, 1, MOST_DRAWS))
         drawn = [self.model.unsort(self.numbers.draw(stream)) for stream in streams]
         return pd.DataFrame(np.array(drawn).T, index=self.design.index)
 

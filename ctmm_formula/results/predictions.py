@@ -155,9 +155,8 @@ def _wanted(res: Record, random: object) -> dict[str, pd.DataFrame]:
     if isinstance(random, str) and random == "all":
         return tables
     for name in asked:
-        if name in ("none", "all"):
+        if choose("random effect", name, ["none", "all", *tables]) in ("none", "all"):
             raise CTMMError(f"random={name!r} stands alone, not in a list")
-        choose("random effect", name, ["none", "all", *tables])
     return {name: tables[name] for name in asked}
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from ..arguments import whole_number
+from ..arguments import on_off, whole_number
 from ..engine.model import RandomComponent
 from ..errors import CTMMError
 from .record import Record
@@ -56,7 +56,7 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     Without numbers of cells or proportions the cell types of a donor count equally; with
     proportions that do not vary between donors the part of the means is 0.
     """
-    ddof = whole_number("ddof", ddof, 0)
+    ddof, by_celltype = whole_number("ddof", ddof, 0), on_off("by_celltype", by_celltype)
     if ddof >= res.n_donors:
         raise CTMMError(f"ddof={ddof} leaves no degree of freedom of {res.n_donors} donors")
     design, N, beta = res.design, res.n_donors, res.estimate.beta

@@ -22,7 +22,7 @@ from ..api import (
     method_of,
     scale_of,
 )
-from ..arguments import Rng, generator, name_list, on_off, threads, whole_number
+from ..arguments import MOST_DRAWS, Rng, generator, name_list, on_off, threads, whole_number
 from ..cells.scale import summary_of
 from ..cells.tables import left_out
 from ..design.expressions import quote
@@ -168,7 +168,7 @@ def fit_genes(
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
     progress = on_off("progress", progress)
-    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1)
+    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1, MOST_DRAWS)
     responses = open_responses(data, expr, nu, nu2, noise).chosen(genes)
     if proportions is None:
         proportions = responses.proportions

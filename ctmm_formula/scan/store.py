@@ -37,6 +37,7 @@ KEY = b"ctmm_formula"
 FORMAT = 2
 LOCK, NOTE = "lock", "call.json"
 _OTHER = "give another out=, or overwrite=True to replace it"
+_ANEW = "take a copy that is whole, or compute it anew (another out=, or overwrite=True)"
 _OURS = re.compile(r"lock|call\.json|table\.parquet|block-\d{6,}\.parquet|\.ctmm-\d+-\d+\.tmp")
 """Names of the files beside a scan that is not finished."""
 _BROKEN = (
@@ -562,7 +563,9 @@ def _load(path: Path) -> _File:
         with path.open("rb") as file:
             table = pa.parquet.ParquetFile(file).read()
     except (OSError, pa.ArrowException, *_BROKEN) as error:
-        raise DataError(f"{str(path)!r} cannot be read as parquet: {said(error)}") from None
+        raise DataError(
+            f"{str(path)!r} cannot be read as parquet ({said(error)}): {_ANEW}"
+        ) from None
     held = table.schema.metadata or {}
     if KEY not in held:
         raise DataError(f"{str(path)!r} was not written by a scan: {_OTHER}")
@@ -612,10 +615,7 @@ def _check_format(path: Path, version: object) -> None:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError(
-        f"{str(path)!r} is damaged or was edited ({why}): take a copy that is whole, or compute it "
-        "anew (another out=, or overwrite=True)"
-    )
+    return DataError(f"{str(path)!r} is damaged or was edited ({why}): {_ANEW}")
 
 
 def _as_kinds(block: Block, kinds: Mapping[str, str], path: Path) -> Block:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..arguments import Rng, choose, floats, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, whole_number
 from ..errors import CTMMError, CTMMWarning
 from .genes import SimulatedGenes, gene_names, require_anndata
-from .limits import NONE, drawing, measured, number
+from .limits import NONE, drawing, measured, number, room
 from .tables import celltype_names, known_keywords, make_study
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def simulate_cells(
     ((40, 5), ['PC1', 'PC2', 'batch', 'celltype', 'donor', 'n_cells', 'proportion', 'sex'])
     """
     choose("scale", scale, ["expression", "counts"])
-    n_genes = whole_number("n_genes", n_genes, 1)
+    n_genes = whole_number("n_genes", n_genes, 1, MOST_DRAWS)
     kurtosis, baseline = number("kurtosis", kurtosis), number("baseline", baseline)
     depth, dispersion = number("depth", depth), number("dispersion", dispersion)
     anndata = require_anndata()
@@ -87,6 +87,7 @@ def simulate_cells(
     known_keywords(simulate_cells, study)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
+    room(n_genes=n_genes, cells=int(n_cells.sum()))
     pair = np.repeat(np.arange(len(n_cells)), n_cells)
     true = np.array([made.draw(np.zeros(len(n_cells)), rng) for _ in range(n_genes)]).T
     if scale == "expression":
@@ -185,7 +186,7 @@ def bootstrap_cells(
     >>> genes.expr.shape, sorted(genes.obs)
     ((80, 2), ['celltype', 'donor', 'n_cells', 'proportion'])
     """
-    celltypes = whole_number("celltypes", celltypes, 2)
+    celltypes = whole_number("celltypes", celltypes, 2, MOST_DRAWS)
     min_cells = whole_number("min_cells", min_cells, 0)
     fraction, depth = number("fraction", fraction), number("depth", depth)
     permuted = number("permuted", permuted)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import Rng, choose, floats, generator, on_off, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, on_off, whole_number
 from ..errors import CTMMError
 from .genes import SimulatedGenes, gene_names, simulate_genes
 from .limits import number
@@ -240,9 +240,9 @@ def simulate_design(
     for change in changes:
         choose(f"parameter of {name}", change, _parameters(row))
     if n_donors is not None:
-        changes["n_donors"] = whole_number("n_donors", n_donors, 1)
+        changes["n_donors"] = whole_number("n_donors", n_donors, 1, MOST_DRAWS)
     row = replace(row, **changes)
-    n_genes = whole_number("n_genes", n_genes, 1)
+    n_genes = whole_number("n_genes", n_genes, 1, MOST_DRAWS)
     _check(row)
     return row.genes(n_genes, kind, generator(rng))
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..arguments import Rng, choose, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, generator, whole_number
 from ..errors import CTMMError
 from .counts import CountCells
-from .limits import NONE, drawing, measured, number, shaped
+from .limits import NONE, drawing, measured, number, room, shaped
 from .noise import CellNoise, NoiseError
 from .tables import Study, known_keywords, make_study, overall_obs
 
@@ -158,7 +158,7 @@ def simulate_genes(
     ['prop_T', 'prop_B', 'n_cells']
     """
     choose("kind", kind, ["ctp", "op"])
-    n_genes = whole_number("n_genes", n_genes, 1)
+    n_genes = whole_number("n_genes", n_genes, 1, MOST_DRAWS)
     cell_cv = number("cell_cv", cell_cv)
     cell_noise = drawing("cell_noise", cell_noise, "gamma_cells(6)")
     noise_error = drawing("noise_error", noise_error, "beta_error(5)")
@@ -169,6 +169,7 @@ def simulate_genes(
     known_keywords(simulate_genes, study)
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
+    room(n_genes=n_genes, rows=len(n_cells))
     if counts is not None:
         if not isinstance(counts, CountCells):
             raise CTMMError(f"counts= must be CountCells(mean=1.0), or None, got {counts!r}")

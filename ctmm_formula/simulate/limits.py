@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import floats
+from ..arguments import floats, shown
 from ..errors import CTMMError
 
 BELOW_1 = 1.0 - 1e-9
 NONE = 1e-9
 """A coefficient of variation or kurtosis as small as this makes no difference."""
+MOST = 10**9
+"""Numbers in a table."""
+LARGEST = 1e100
+"""Of a covariance."""
 ABOVE_0 = (1e-300, 1e300, "a number above 0")
 NOT_NEGATIVE = (0.0, 1e300, "0 or more")
 
@@ -56,7 +61,17 @@ def number(name: str, value: object, limits: tuple[float, float, str] | None = N
     real = isinstance(given, Real) and not isinstance(given, bool)
     if real and least <= given <= most:
         return float(given)
-    raise CTMMError(f"{name}= must be {words}, got {value!r}")
+    raise CTMMError(f"{name}= must be {words}, got {shown(value)}")
+
+
+def room(**sizes: int) -> None:
+    """An error where the product is more than the numbers that a simulation may hold.
+
+    >>> room(n_genes=1000, n_donors=100)
+    """
+    if math.prod(sizes.values()) > MOST:
+        text = " x ".join(f"{name}={size:,}" for name, size in sizes.items())
+        raise CTMMError(f"{text} are too many to simulate at once, at most {MOST:,} numbers")
 
 
 def needs_batches(batch_variance: float, n_batches: int) -> None:

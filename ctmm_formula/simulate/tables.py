@@ -20,12 +20,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..arguments import Rng, choose, floats, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, whole_number
 from ..engine.draws import draw
 from ..engine.model import Model, RandomComponent, build_model
 from ..errors import CTMMError
 from ..structures import SHARED
-from .limits import LIMITS, drawing, in_order, measured, needs_batches, number, shaped
+from .limits import (
+    LARGEST,
+    LIMITS,
+    drawing,
+    in_order,
+    measured,
+    needs_batches,
+    number,
+    room,
+    shaped,
+)
 from .noise import CellNumbers, NoiseError, log_uniform_cells, spread_cells
 
 
@@ -179,8 +189,10 @@ def make_study(
     """Arguments as in :func:`simulate_pseudobulk`."""
     names = _names(celltypes)
     C = len(names)
-    n_donors = whole_number("n_donors", n_donors, 1)
-    n_pcs, n_batches = whole_number("n_pcs", n_pcs, 0), whole_number("n_batches", n_batches, 0)
+    n_donors = whole_number("n_donors", n_donors, 1, MOST_DRAWS)
+    n_pcs = whole_number("n_pcs", n_pcs, 0, MOST_DRAWS)
+    n_batches = whole_number("n_batches", n_batches, 0, MOST_DRAWS)
+    room(n_donors=n_donors, columns=C + n_pcs)
     sigma2, missing = number("sigma2", sigma2), number("missing", missing)
     batch_variance = number("batch_variance", batch_variance)
     min_cells = whole_number("min_cells", min_cells, 0)
@@ -188,6 +200,8 @@ def make_study(
     V = floats("V", in_order("V", V, names))
     V = shaped("V", V, (C, C)) if np.ndim(V) == 2 else np.diag(shaped("V", V, (C,)))
     A = sigma2 + V
+    if not np.abs(A).max() <= LARGEST:
+        raise CTMMError("V= and sigma2= must lie within 1e100: squares of more are no numbers")
     means = shaped("beta", in_order("beta", beta, names), (C,))
     donors = _donor_table(n_donors, n_batches, n_pcs, rng)
     slopes = _slopes(donors, {} if effects is None else effects)
@@ -233,7 +247,7 @@ def celltype_names(count: int) -> list[str]:
 def _names(celltypes: int | Sequence[str]) -> list[str]:
     """Names of the cell types."""
     if isinstance(celltypes, str) or np.ndim(celltypes) == 0:
-        count = whole_number("celltypes", celltypes, 1)
+        count = whole_number("celltypes", celltypes, 1, 10_000)
         return celltype_names(count)
     names = [str(name) for name in celltypes]  # type: ignore[union-attr]
     if not names or len(set(names)) < len(names):

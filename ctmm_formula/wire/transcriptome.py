@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..api import check_settings, domain_of, method_of
-from ..arguments import threads, whole_number
+from ..arguments import MOST_DRAWS, threads, whole_number
 from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
 from ..scan.job import Job
@@ -41,7 +41,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),
-        draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1),
+        draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1, MOST_DRAWS),
         entropy=int(request["seed"]),
     )  # fmt: skip
     patterns = Patterns(plan, make, every, design)

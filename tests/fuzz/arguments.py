@@ -19,28 +19,6 @@ from .pseudobulks import cells
 from .tables import SHARES, VALUES, pick, table
 
 Rng = np.random.Generator
-COUNTS = frozenset(
-    [
-        "n",
-        "n_sim",
-        "n_bootstrap",
-        "n_jobs",
-        "n_donors",
-        "celltypes",
-        "repeats",
-        "folds",
-        "blocks",
-        "n_pcs",
-        "n_batches",
-        "n_genes",
-        "width",
-        "min_cells",
-        "cells",
-        "counts",
-        "fold",
-    ]
-)
-"""Arguments for which a huge number is a wish that takes long: only small ones are tried."""
 
 
 def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any]]]:
@@ -176,14 +154,13 @@ def arguments(folder: Path) -> Callable[[Rng], Try]:
         doors = _doors(folder)
         for function, good in doors.values():
             function(**good)  # the calls are good, and compiled
-    small = [v for v in VALUES if not (isinstance(v, (int, float)) and abs(v) > 100)]
     names = list(doors)
 
     def attempt(rng: Rng) -> Try:
         door = str(pick(rng, names))
         function, good = doors[door]
         name = str(pick(rng, list(good)))
-        value = pick(rng, small if name in COUNTS else VALUES)
+        value = pick(rng, VALUES)
         if rng.random() < 0.15:
             value = [value]
         elif rng.random() < 0.1:

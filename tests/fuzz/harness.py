@@ -22,7 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +114,8 @@ def run(
     found: Counter[str] = Counter()
     for name, fuzzer in fuzzers.items():
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        # a value that is tried may be taken for the name of a file
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
             attempt = fuzzer(Path(folder))
             for k in range(first, first + rounds):
                 trial = attempt(np.random.default_rng([seed, k, *name.encode()]))

@@ -1,8 +1,10 @@
 """Scans that are killed, and go on: the same table at last, whatever was damaged in between.
 
 A child process runs ``fit_genes(out=...)`` and is killed after a random time.  The same call then
-goes on here.  In half of the tries what the child left is damaged first: that is refused with a
-message, or harmless; after the remedy that the message names the table is the same.
+goes on here.  In half of the tries what the child left is damaged first.  That is harmless, or
+refused with a message that names the file (or its folder) and what to do: to remove it, or to
+start anew.  What the message says is done, and the table is the same.  No file of a scan that has
+ended stays but its table.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ def kills(folder: Path) -> Callable[[Rng], Try]:
         "data": data, "genes": genes, "tests": ["score"], "structure": "hom", "method": "he",
     }  # fmt: skip
 
-    def scan(out: Path | None) -> pd.DataFrame:
+    def scan(out: Path | None, overwrite: bool = False) -> pd.DataFrame:
         # several blocks of a short scan
         with mock.patch.object(job, "BLOCK", 4), warnings.catch_warnings():
             warnings.simplefilter("ignore", ctmm.CTMMWarning)
-            return ctmm.fit_genes("~ C(celltype) + PC1", **asked, out=out).table
+            return ctmm.fit_genes(
+                "~ C(celltype) + PC1", **asked, out=out, overwrite=overwrite
+            ).table
 
     scan(None)  # compiles
     start = time.perf_counter()
@@ -70,13 +74,33 @@ def kills(folder: Path) -> Callable[[Rng], Try]:
         def work() -> str:
             for after in times:
                 killed(float(after))
-            if not spoil:
-                return "" if scan(path).equals(want) else "another table"
             files = sorted(one for one in folder.rglob("*") if one.is_file() and one.stat().st_size)
-            if files:
-                at = files[int(rng.integers(len(files)))]
+            at = files[int(rng.integers(len(files)))] if spoil and files else None
+            if at is not None:
                 at.write_bytes(damaged(at.read_bytes(), rng))
-            return "" if scan(path).equals(want) else f"another table after damage to {at.name}"
+            try:
+                found = scan(path)
+            except ctmm.DataError as error:
+                if at is None:
+                    return f"refused though nothing was damaged: {error}"
+                wrong, found = remedied(str(error), at)
+                if wrong:
+                    return wrong
+            if not found.equals(want):
+                return "another table" if at is None else f"another table after damage to {at.name}"
+            left = sorted(one.name for one in folder.iterdir() if one != path)
+            return f"{', '.join(left)} stays" if left else ""
+
+        def remedied(message: str, at: Path) -> tuple[str, pd.DataFrame]:
+            """The table after what the message says was done, or what is wrong with the message."""
+            if not (repr(str(at)) in message or repr(str(at.parent)) in message):
+                return f"{at.name} was damaged, not named: {message}", want
+            if "remove it, and the same call" in message:
+                at.unlink()
+                return "", scan(path)
+            if "overwrite=True" in message:
+                return "", scan(path, overwrite=True)
+            return f"no remedy: {message}", want
 
         return Try("kill, damage" if spoil else "kill", work, times)
 

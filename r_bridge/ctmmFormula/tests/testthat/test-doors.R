@@ -286,6 +286,28 @@ test_that("matrices and tables of Bioconductor are read", {
                "sem = is for aggregates", class = "ctmm_CTMMError")
 })
 
+test_that("matrices in HDF5 files are read", {
+  need_python()
+  need("HDF5Array")
+  all <- many_cells(c("a", "b"))
+  file <- tempfile(fileext = ".h5")
+  on.exit(unlink(file))
+  expected <- ctmm_pseudobulk(all$x, cells = all$d, min_cells_donor = 50)
+  cells <- HDF5Array::writeHDF5Array(as.matrix(all$x), file, "cells", with.dimnames = TRUE)
+  expect_s4_class(cells, "HDF5Matrix")
+  expect_equal(ctmm_pseudobulk(cells, cells = all$d, min_cells_donor = 50), expected, tolerance = 1e-9)
+  se <- SummarizedExperiment::SummarizedExperiment(list(logcounts = cells), colData = all$d)
+  expect_equal(ctmm_pseudobulk(se, min_cells_donor = 50)$expr, expected$expr, tolerance = 1e-9)
+  values <- lapply(list(expr = expected$expr, nu = expected$nu), HDF5Array::writeHDF5Array)
+  suppressWarnings({
+    scan <- ctmm_genes(~ celltype, data = expected$obs, expr = expected$expr, nu = expected$nu,
+                       tests = character())
+    found <- ctmm_genes(~ celltype, data = expected$obs, expr = values$expr, nu = values$nu,
+                        tests = character())
+  })
+  expect_equal(found$hom, scan$hom)
+})
+
 test_that("a pseudobulk is cut by genes and pairs", {
   all <- many_cells()
   pb <- ctmm_pseudobulk(all$x, cells = all$d, min_cells_donor = 50)
