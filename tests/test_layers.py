@@ -21,7 +21,7 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "hypothesis_tests", "tested", "parameters", "predictions", "shares", "serialize",
+    "fitted", "hypothesis_tests", "effects", "questions", "tested", "parameters", "predictions", "shares", "serialize",
     "record", "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
@@ -30,11 +30,11 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "labelled", "arrays", "prepare", "matrix", "polynomials", "formula",
+    "identified", "grids", "labelled", "arrays", "prepare", "matrix", "polynomials", "formula",
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered", "small_sample",
     "hypotheses", "testing", "jackknife", "tails",
     "simulate",
     # engine/

@@ -19,6 +19,7 @@ from ..engine.robust import ONE_UNIT
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
 
+_SAME_MEAN = "all cell types have the same mean"
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
 
 
@@ -44,6 +45,10 @@ class TestResult:
         The reason of a p value nan, or what to keep in mind.
     extra : mapping
         Named details, e.g. ``{"celltype": {"T": 0.01, "B": 0.2}}``.
+    estimate, std_error : float
+        Of a test of one number; else nan.
+    parts : mapping
+        Tests that belong to this one, by name.
 
     Examples
     --------
@@ -67,6 +72,9 @@ class TestResult:
     distribution: str = ""
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    estimate: float = math.nan
+    std_error: float = math.nan
+    parts: Mapping[str, TestResult] = field(default_factory=dict, hash=False)
 
     def without(self, reason: str) -> TestResult:
         """The same test as one that cannot be had, and why."""
@@ -80,7 +88,12 @@ class TestResult:
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = {"null hypothesis": self.null, "note": self.note}
+        if not math.isnan(self.estimate):
+            rows["estimate"] = f"{self.estimate:.4g}, standard error {self.std_error:.4g}"
         extra = {str(key): _text(value) for key, value in self.extra.items()}
+        extra |= {
+            key: f"{part._outcome()}, p = {part.pvalue:.4g}" for key, part in self.parts.items()
+        }
         return [*((key, text) for key, text in rows.items() if text), *extra.items()]
 
     def __str__(self) -> str:
@@ -327,6 +340,9 @@ def mean_differentiation(
     4.0
     """
     L_means = np.atleast_2d(np.asarray(L_means, dtype=float))
+    if np.isnan(L_means).any():
+        blank = TestResult("mean differentiation", _SAME_MEAN, method, distribution="F")
+        return blank.without("the rows do not tell the mean of every cell type")
     contrasts = L_means[:-1] - L_means[-1]
     largest = np.abs(L_means).max(axis=0)
     scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
@@ -334,7 +350,7 @@ def mean_differentiation(
     contrasts[np.abs(scaled) < _SINGULAR] = 0.0
     test = wald(
         beta, cov_beta, contrasts, df_resid, name="mean differentiation",
-        null="all cell types have the same mean", method=method, groups=groups,
+        null=_SAME_MEAN, method=method, groups=groups,
         law=law(contrasts) if law is not None and len(contrasts) else None,
     )  # fmt: skip
     if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):
