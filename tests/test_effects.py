@@ -262,7 +262,7 @@ def test_overall_pseudobulk_has_effects_by_type_where_the_formula_has(df):
 
 def test_what_cannot_be_asked_names_the_choices(df):
     res = fit("C(celltype) * sex + age", df)
-    with pytest.raises(ctmm.CTMMError, match="unknown variable 'sexx' .*'sex', 'age'"):
+    with pytest.raises(ctmm.CTMMError, match=r"unknown variable 'sexx' .*'sex', 'age'"):
         res.effects("sexx")
     with pytest.raises(ctmm.CTMMError, match="for cell types see means"):
         res.effects("celltype")

@@ -21,8 +21,8 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "hypothesis_tests", "effects", "questions", "tested", "parameters", "predictions", "shares", "serialize",
-    "record", "resampling", "labels", "summary", "estimates",
+    "fitted", "hypothesis_tests", "effects", "tested", "predictions", "parameters", "shares",
+    "serialize", "record", "questions", "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "names", "pvalues", "curves", "style",
     # cells/
@@ -34,8 +34,8 @@ LAYERS = [
     "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "score", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered", "small_sample",
-    "hypotheses", "testing", "jackknife", "tails",
+    "tests", "score", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered",
+    "small_sample", "hypotheses", "testing", "jackknife", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",

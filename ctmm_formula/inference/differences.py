@@ -111,7 +111,18 @@ class Differences:
             return "; ".join(named or self.missing.values())
         return ALIKE if len(self.celltypes) > 1 else "there is one cell type"
 
-    @property
+    def null(self, end: str) -> str:
+        """The hypothesis of a part in words."""
+        of = f"effect of {self.name}"
+        if end == "":
+            return f"no {of} in any cell type"
+        if end == "_heterogeneity":
+            return f"the {of} is the same in all cell types"
+        if end.startswith("_mean"):
+            return f"the mean {of} over cell types is 0{_at(end[5:])}"
+        return f"no {of}{_at(end)}"
+
+    @cached_property
     def own(self) -> dict[str, np.ndarray]:
         """The parts that a scan has columns for: without those that all types share."""
         kept = self.parts
@@ -124,7 +135,7 @@ def independent(L: np.ndarray) -> np.ndarray:
     """Rows (r, p) of full rank that say what rows L (q, p) say; L itself where it has it.
 
     >>> independent(np.array([[1.0, 0.0], [2.0, 0.0]])).round(6).tolist()
-    [[1.0, 0.0]]
+    [[2.0, 0.0]]
     """
     if not len(L):
         return L
@@ -162,27 +173,13 @@ def test_differences(
     rows = np.array([parts[end] for end in singles]).reshape(len(singles), asked.rows.shape[2])
     reasons = [asked.reason(end) for end in singles]
     found |= dict(zip(singles, each(fit, errors, rows, reasons), strict=True))
-    named = {
-        end: replace(found[end], name=f"effect of {asked.name}", null=null_of(asked, end))
-        for end in parts
-    }
+    name = f"effect of {asked.name}"
+    named = {end: replace(found[end], name=name, null=asked.null(end)) for end in parts}
     if missing:  # a mean is that of the others
         of_means = {end: one for end, one in named.items() if end.startswith("_mean")}
         named |= {end: replace(one, note=one.note or missing) for end, one in of_means.items()}
     main = named.pop("")
     return replace(main, parts=named)
-
-
-def null_of(asked: Differences, end: str) -> str:
-    """The hypothesis of a part in words."""
-    of = f"effect of {asked.name}"
-    if end == "":
-        return f"no {of} in any cell type"
-    if end == "_heterogeneity":
-        return f"the {of} is the same in all cell types"
-    if end.startswith("_mean"):
-        return f"the mean {of} over cell types is 0{_at(end[5:])}"
-    return f"no {of}{_at(end)}"
 
 
 def _at(end: str) -> str:
@@ -195,8 +192,14 @@ def jointly(
     """F test of L b = 0 (q, p) by the errors given; without rows none, for a reason."""
     if not len(L):
         return TestResult("", "", errors.title, distribution="F").without(reason)
-    every = np.pad(L, ((0, 0), (0, len(fit.estimate.theta))))
-    return linear(fit, errors, every, note=note)
+    return linear(fit, errors, padded(L, fit), note=note)
+
+
+def padded(L: np.ndarray, fit: Fit) -> np.ndarray:
+    """Rows (q, p) of the fixed effects as rows (q, p + K) of all parameters."""
+    out = np.zeros((len(L), fit.n_params))
+    out[:, : fit.n_fixed] = L
+    return out
 
 
 def linear(
@@ -217,21 +220,27 @@ def linear(
     return test.without(fit.trouble) if stalled else test
 
 
-def each(fit: Fit, errors: Errors, L: np.ndarray, reasons: Sequence[str]) -> list[TestResult]:
-    """Two-sided t tests of rows L b = 0 (q, p), one by one; NaN where a row is, for a reason."""
+def each(
+    fit: Fit,
+    errors: Errors,
+    L: np.ndarray,
+    reasons: Sequence[str],
+    null: np.ndarray | float = 0.0,
+) -> list[TestResult]:
+    """Two-sided t tests of rows L b = null (q, p), one by one; NaN where a row is, for a reason."""
     known = np.isfinite(L).all(axis=1)
     value, se, df, t = np.full((4, len(L)), math.nan)
     if known.any():
-        own = L[known]
+        own, away = L[known], np.broadcast_to(null, len(L))[known]
         value[known] = own @ errors.estimates(fit)[: fit.n_fixed]
         with np.errstate(invalid="ignore", divide="ignore"):
             if isinstance(errors.own, Clustered):
-                se[known], df[known], t[known] = errors.own.each(own)
+                se[known], df[known], t[known] = errors.own.each(own, away)
             else:
-                every = np.pad(own, ((0, 0), (0, len(fit.estimate.theta))))
+                every = padded(own, fit)
                 se[known] = np.sqrt(errors.of_effects(own))
                 df[known] = errors.df(every)
-                t[known] = value[known] / se[known]
+                t[known] = (value[known] - away) / se[known]
     p = 2.0 * t_tail(np.abs(t), np.where(df > 0, df, math.nan))
     out = []
     for k, row in enumerate(L):

@@ -110,15 +110,27 @@ class TestResult:
         return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values; numbers that do not exist are nan."""
-        return _plain(asdict(self))
+        """Plain Python values; numbers that do not exist are nan.
+
+        Estimate, its standard error and parts only where there are some.
+        """
+        none = {"estimate", "std_error"} if math.isnan(self.estimate) else set()
+        none |= set() if self.parts else {"parts"}
+        own = {key: value for key, value in _plain(asdict(self)).items() if key not in none}
+        parts = {"parts": {key: part.to_dict() for key, part in self.parts.items()}}
+        return own | (parts if self.parts else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
         """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
         known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
-        known |= {key: _number(known[key]) for key in ("statistic", "df", "pvalue")}
+        known |= {key: _number(known[key]) for key in _NUMBERS if key in known}
+        if "parts" in known:
+            known["parts"] = {key: cls.from_dict(part) for key, part in known["parts"].items()}
         return cls(**known)
+
+
+_NUMBERS = ("statistic", "df", "pvalue", "estimate", "std_error")
 
 
 def _text(value: object) -> str:

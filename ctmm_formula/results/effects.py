@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import check_alpha
 from ..design.grids import differences
 from ..inference.differences import test_differences
-from ..inference.fit import Errors
 from ..inference.testing import TestResult
-from .estimates import TABLE
-from .parameters import tested
+from .parameters import effect_table, errors_of_effects
 from .record import Covariance, Record
 
-COLUMNS = ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high")
-"""Columns of tables of effects."""
 MEAN = "mean"
 
 
@@ -183,7 +178,6 @@ def effects(
     """
     asked = differences(res.design, name, values, at)
     errors = errors_of_effects(res, covariance)
-    check_alpha(alpha)
     S = len(asked.steps)
     found = test_differences(res.numbers, errors, asked, asked.parts)
     rows = asked.rows.reshape(-1, asked.rows.shape[2])
@@ -196,8 +190,8 @@ def effects(
     steps = pd.Index(asked.comparisons, name="comparison", dtype=object)
     return Effects(
         name=asked.name,
-        table=_table(res, errors, rows, index, alpha),
-        mean=_table(res, errors, means, steps, alpha),
+        table=effect_table(res, errors, rows, index, alpha),
+        mean=effect_table(res, errors, means, steps, alpha),
         omnibus=replace(found, parts={}),
         heterogeneity=found.parts["_heterogeneity"],
         mean_test=found.parts["_mean"],
@@ -206,27 +200,3 @@ def effects(
         method=errors.title.replace("wald", "errors"),
         notes=tuple(f"{name}: {why}" for name, why in asked.missing.items()),
     )
-
-
-def errors_of_effects(res: Record, covariance: Covariance) -> Errors:
-    """Errors of fixed effects that `covariance` asks for, by default those of their tests."""
-    kind = res.numbers.fixed_by if covariance is None else covariance
-    return res.errors_for(np.zeros((0, res.numbers.n_params)), kind)
-
-
-def _table(
-    res: Record, errors: Errors, L: np.ndarray, index: pd.Index, alpha: float
-) -> pd.DataFrame:
-    """Rows L b (q, p), NaN where a row is."""
-    known = np.isfinite(L).all(axis=1)
-    columns = dict.fromkeys(TABLE, 0)
-    out = np.full((len(L), len(columns) + 1), np.nan)
-    if known.any():
-        own = L[known]
-        every = np.pad(own, ((0, 0), (0, len(res.estimate.theta))))
-        value = own @ errors.estimates(res.numbers)[: res.numbers.n_fixed]
-        se = np.sqrt(errors.of_effects(own))
-        out[known, :-1] = tested(errors, value, se, every, alpha)
-        df = errors.df(every)
-        out[known, -1] = np.where(df > 0, df, np.nan)
-    return pd.DataFrame(out, index=index, columns=[*TABLE, "df"])[list(COLUMNS)]

@@ -89,6 +89,7 @@ class CTMMResults(Record):
     cov_params = parameters.cov_params
     means = parameters.means
     contrasts = parameters.contrasts
+    contrast = parameters.contrast
     effects = effects
 
     # tests
@@ -109,6 +110,7 @@ class CTMMResults(Record):
     marginal = Of(predictions.marginal)
     resid = Of(predictions.resid)
     predict = predictions.predict
+    get_prediction = predictions.get_prediction
     augment = predictions.augment
 
     def simulate(self, rng: Rng = None, n: int = 1) -> pd.DataFrame:

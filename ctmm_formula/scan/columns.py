@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..inference.testing import TestResult
 from ..structures import Structure
 
 KINDS: dict[str, tuple[type, object]] = {
@@ -22,6 +23,7 @@ KINDS: dict[str, tuple[type, object]] = {
 BY_TYPE = "celltype"
 """The detail of a test that has a p value for every cell type."""
 
+_NONE = TestResult("")
 Row = dict[str, object]
 Block = dict[str, np.ndarray]
 """Columns of some genes."""
@@ -47,6 +49,9 @@ class Layout:
         Nested pairs of structures compared by likelihood ratios, (small, large).
     one_step : bool
         Whether jackknives take one step, and how far that is from exact refits.
+    parts : dict of str to dict of str to bool
+        Tests with more columns -> the ends of the names of their parts, "" for the test itself,
+        and whether a part is of one number, with an estimate.
     """
 
     celltypes: tuple[str, ...]
@@ -57,6 +62,7 @@ class Layout:
     errors: tuple[str, ...]
     ratios: tuple[tuple[int, int], ...]
     one_step: bool = False
+    parts: dict[str, dict[str, bool]] = field(default_factory=dict)
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -71,10 +77,38 @@ class Layout:
     @property
     def tested(self) -> list[str]:
         """Columns of p values that are adjusted over genes."""
-        names = [f"p_{test}" for test in self.tests]
+        names = [f"p_{test}{end}" for test in self.tests for end in self.parts.get(test, [""])]
         for test, details in self.tests.items():
             names += [f"p_{test}_{detail}" for detail in details if detail != BY_TYPE]
         return [*names, *(f"p_{self.ratio_name(pair)}" for pair in self.ratios)]
+
+    def ends(self, test: str) -> list[str]:
+        """Ends of the names of all p values of a test, "" for its own."""
+        if test in self.parts:
+            return list(self.parts[test])
+        out = [""]
+        for detail in self.tests[test]:
+            by_type = [f"[{name}]" for name in self.celltypes]
+            out += by_type if detail == BY_TYPE else [f"_{detail}"]
+        return out
+
+    def outcome(self, test: str, result: TestResult) -> Row:
+        """Columns of a test: statistic and p value, of parts estimates and degrees of freedom."""
+        parts = self.parts.get(test)
+        if parts is None:
+            own: Row = {f"stat_{test}": result.statistic, f"p_{test}": result.pvalue}
+            return own | self.details(test, result.extra)
+        out: Row = {}
+        for end, single in parts.items():
+            part = result.parts.get(end, _NONE) if end else result
+            df = part.df if isinstance(part.df, tuple) else (math.nan, part.df)
+            name = f"{test}{end}"
+            if single:
+                out |= {f"estimate_{name}": part.estimate, f"se_{name}": part.std_error}
+            out[f"stat_{name}"] = part.statistic
+            out |= {f"df_{name}": df[1]} if single else {f"df1_{name}": df[0], f"df_{name}": df[1]}
+            out[f"p_{name}"] = part.pvalue
+        return out
 
     def details(self, test: str, extra: Mapping[str, Any]) -> Row:
         """Columns of a test's further p values, read off ``TestResult.extra``."""
@@ -99,7 +133,7 @@ class Layout:
         if self.one_step:
             numbers.append("error_jackknife")
         for test in self.tests:
-            numbers += [f"stat_{test}", f"p_{test}", *self.details(test, {})]
+            numbers += self.outcome(test, _NONE)
         out |= dict.fromkeys(numbers, "number")
         for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
             out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}
@@ -107,6 +141,15 @@ class Layout:
         for pair in self.ratios:
             out |= {f"{kind}_{self.ratio_name(pair)}": "number" for kind in ("stat", "p")}
         return out
+
+
+def term(end: str) -> str:
+    """What the end of a test's name says.
+
+    >>> [term(end) for end in ("", "_mean", "[T]", "_mean[mild]")]
+    ['', 'mean', 'T', 'mean[mild]']
+    """
+    return end[1:-1] if end.startswith("[") else end.removeprefix("_")
 
 
 def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]:

@@ -381,6 +381,7 @@ def write_table(
             "errors": layout.errors,
             "ratios": layout.ratios,
             "one_step": layout.one_step,
+            "parts": layout.parts,
         },
     }
     kinds = layout.kinds()
@@ -438,8 +439,18 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
         raise TypeError("one_step")
     return Layout(
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
-        ratios, raw["one_step"],
+        ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
     )  # fmt: skip
+
+
+def _parts_of(raw: Any, tests: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
+    """Parts of tests; files of earlier versions have none."""
+    if not isinstance(raw, dict) or not set(raw) <= set(tests):
+        raise TypeError("parts")
+    for own in raw.values():
+        if not isinstance(own, dict) or not all(isinstance(v, bool) for v in own.values()):
+            raise TypeError("parts")
+    return raw
 
 
 def _texts(values: Any) -> tuple[str, ...]:
