@@ -24,7 +24,7 @@ LAYERS = [
     "fitted", "hypothesis_tests", "effects", "tested", "predictions", "parameters", "shares",
     "serialize", "record", "questions", "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
-    "scans", "differentiation", "names", "pvalues", "curves", "style",
+    "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",

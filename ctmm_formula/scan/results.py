@@ -259,15 +259,16 @@ class Scan:
 
         Parameters
         ----------
-        kind : {"variances", "correlations", "differentiation", "qq"}
+        kind : {"variances", "correlations", "differentiation", "qq", "volcano", "effects"}
             Variance components of all genes, correlations between cell types, tests of means
-            against tests of variances, quantiles of the p values.
+            against tests of variances, quantiles of the p values; effects against their p values
+            by cell type, effects of genes in all cell types.
         **options
             Of the function of that name.
 
         Returns
         -------
-        Axes
+        Axes, or an array of them
         """
         from ..plots.scans import OF_A_SCAN
 
