@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..design.grids import differences
-from ..inference.differences import test_differences
+from ..inference.differences import Differences, test_differences
 from ..inference.testing import TestResult
 from .parameters import effect_table, errors_of_effects
 from .record import Covariance, Record
@@ -176,7 +176,13 @@ def effects(
       null hypothesis: the effect of sex is the same in all cell types
       F(3, 17.6116) = 0.8981, p = 0.4617
     """
-    asked = differences(res.design, name, values, at)
+    return effects_of(res, differences(res.design, name, values, at), covariance, alpha)
+
+
+def effects_of(
+    res: Record, asked: Differences, covariance: Covariance = None, alpha: float = 0.05
+) -> Effects:
+    """The same of rows that are known."""
     errors = errors_of_effects(res, covariance)
     S = len(asked.steps)
     found = test_differences(res.numbers, errors, asked, asked.parts)
