@@ -21,20 +21,20 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "hypothesis_tests", "tested", "parameters", "predictions", "shares", "serialize",
-    "record", "resampling", "labels", "summary", "estimates",
+    "fitted", "hypothesis_tests", "effects", "tested", "predictions", "parameters", "shares",
+    "serialize", "record", "questions", "resampling", "labels", "summary", "estimates",
     "plots", "fits", "checks", "data",
-    "scans", "differentiation", "names", "pvalues", "curves", "style",
+    "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "labelled", "arrays", "crossings", "prepare", "matrix", "polynomials", "formula",
-    "random_terms", "syntax", "vouched", "expressions", "table",
+    "identified", "grids", "labelled", "arrays", "crossings", "prepare", "matrix", "polynomials",
+    "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "rlrt", "bootstrap", "comparison", "fit", "clustered", "small_sample",
+    "tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered", "small_sample",
     "hypotheses", "testing", "jackknife", "score", "score_law", "tails",
     "simulate",
     # engine/

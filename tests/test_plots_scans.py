@@ -47,6 +47,17 @@ def scan():
 
 
 @pytest.fixture(scope="module")
+def everything(scan):
+    """A scan that has all pictures."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.BoundaryWarning)
+        return ctmm.fit_genes(
+            "~ C(celltype) + sex", data=ctmm.load_genes(), models=["full"], method="reml",
+            tests=["score", "mean", "effects:sex"], genes=scan.genes[:4],
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def many():
     """Fourteen cell types with long names and known correlations, as a scan holds them."""
     rng = np.random.default_rng(14)
@@ -450,25 +461,90 @@ def test_power_curves_refuse(rates):
 
 
 # ---------------------------------------------------------------------------------------------
+# effects
+
+
+@pytest.fixture(scope="module")
+def responses():
+    """Genes of which the first responds in all types, the second in one."""
+    data = ctmm.load_genes()
+    expr, case = data.expr.copy(), (data.obs["sex"] == "M").to_numpy()
+    expr["gene001"] += 2.0 * case
+    expr["gene002"] -= 4.0 * (case & (data.obs["celltype"] == "day1").to_numpy())
+    genes = ["gene001", "gene002", *(f"gene{k}" for k in range(101, 109))]
+    return ctmm.fit_genes(
+        "~ C(celltype) * sex", data=data._replace(expr=expr), genes=genes,
+        tests=["score", "effects:sex"],
+    )  # fmt: skip
+
+
+def test_a_volcano_for_every_cell_type(responses):
+    table = plots.volcano_data(responses)
+    own = table[(table["celltype"] == "day1") & (table["gene"] == "gene002")].iloc[0]
+    row = responses.table.set_index("gene").loc["gene002"]
+    assert own["estimate"] == row["estimate_effects:sex[day1]"]
+    assert own["y"] == pytest.approx(-np.log10(row["p_effects:sex[day1]"]))
+    every = responses.plot("volcano", genes=1)
+    assert [ax.get_title("left") for ax in every] == ["day0", "day1", "day2", "day3"]
+    assert sum(len(c.get_offsets()) for c in every[1].collections) >= len(responses.table)
+    FigureCanvasAgg(every[1].figure).draw()
+    words = " ".join(text.get_text() for text in every[1].findobj(Text))
+    assert "gene002" in words and "of 10 at 0.05" in words
+    one = responses.plot("volcano", celltypes="day2", genes=["gene101"])
+    assert one.get_title("left") == "day2"
+    assert set(plots.volcano_data(responses, "sex", celltypes="mean")["celltype"]) == {"mean"}
+    with pytest.raises(ctmm.CTMMError, match="unknown cell type 'T': choose from day0"):
+        responses.plot("volcano", celltypes="T")
+    with pytest.raises(ctmm.CTMMError, match="unknown effect 'age': choose from sex"):
+        responses.plot("volcano", effect="age")
+    with pytest.raises(ctmm.CTMMError, match="no effect of a gene 'x'"):
+        responses.plot("volcano", genes=["x"])
+
+
+def test_the_map_of_effects_has_stars_where_types_differ(responses):
+    ax = responses.plot("effects", genes=["gene001", "gene002"])
+    grid = ax.images[0].get_array()
+    assert grid.shape == (2, 5)
+    row = responses.table.set_index("gene").loc["gene001"]
+    assert grid[0, 4] == pytest.approx(row["estimate_effects:sex_mean"])
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["gene001", "gene002 ★"]
+    dots = {tuple(place) for place in ax.collections[0].get_offsets()}
+    assert {(k, 0) for k in range(5)} <= dots and (1, 1) in dots
+    first = plots.effects_data(responses, genes=2)
+    assert set(first["gene"]) == {"gene001", "gene002"} and len(first) == 10
+    with pytest.raises(ctmm.CTMMError, match="there is no gene 'gene9'"):
+        responses.plot("effects", genes="gene9")
+
+
+def test_a_scan_without_effects_says_what_to_ask(many, two_tests):
+    with pytest.raises(ctmm.CTMMError, match="expected a scan"):
+        plots.effects(two_tests)
+    scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), genes=["gene001"], tests=[])
+    with pytest.raises(ctmm.CTMMError, match=r'tests=\["effects:VARIABLE"\]'):
+        scan.plot("volcano")
+
+
+# ---------------------------------------------------------------------------------------------
 # all of them
 
 
-def test_methods_are_the_functions(scan):
+def test_methods_are_the_functions(everything):
     for kind, (draw, data) in OF_A_SCAN.items():
         ax = small()
-        assert scan.plot(kind, ax=ax) is ax
-        pd.testing.assert_frame_equal(scan.plot_data(kind), data(scan))
+        assert everything.plot(kind, ax=ax) is ax
+        pd.testing.assert_frame_equal(everything.plot_data(kind), data(everything))
         assert draw is getattr(plots, kind)
         assert data is getattr(plots, f"{kind}_data")
-    with pytest.raises(ctmm.CTMMError, match="unknown kind 'volcano'"):
-        scan.plot_data("volcano")
+    with pytest.raises(ctmm.CTMMError, match="unknown kind 'vulcano'"):
+        everything.plot_data("vulcano")
     with pytest.raises(ctmm.CTMMError, match="expected a scan"):
-        plots.variances(scan.table)
+        plots.variances(everything.table)
 
 
-def test_what_is_no_axes_is_refused(scan, rates):
+def test_what_is_no_axes_is_refused(everything, rates):
     """A figure or several axes, as plt.subplots returns them, in place of one."""
-    draws = [partial(scan.plot, kind) for kind in OF_A_SCAN]
+    draws = [partial(everything.plot, kind) for kind in OF_A_SCAN]
     for draw in (*draws, lambda ax: plots.power_curves(rates, ax=ax)):
         for wrong in (Figure(), Figure().subplots(1, 2), "ax"):
             kind = type(wrong).__name__
@@ -476,13 +552,13 @@ def test_what_is_no_axes_is_refused(scan, rates):
                 draw(ax=wrong)
 
 
-def test_nothing_is_shown_written_or_set(scan, many, two_tests, rates, tmp_path, monkeypatch):
+def test_nothing_is_shown_written_or_set(everything, many, two_tests, rates, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("written"))
     before, figures = dict(matplotlib.rcParams), plt.get_fignums()
     for kind in OF_A_SCAN:
-        scan.plot(kind)
+        everything.plot(kind)
     plots.correlations(many)
     plots.differentiation(two_tests, y="score")
     plots.power_curves(rates)

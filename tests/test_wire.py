@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import ctmm_formula as ctmm
+from ctmm_formula.design.grids import differences
 from ctmm_formula.errors import DataError
 from ctmm_formula.wire import calls, codec
 
@@ -112,6 +113,27 @@ def case(request):
     df, res = fitted(request.param)
     sent = make_request(df, res)
     return res, sent, calls.call("fit", sent)
+
+
+def test_effects_cross_as_rows(df):
+    """The caller makes the rows; what comes back is what Python says of the same formula."""
+    table = df.assign(arm=df["donor"].astype("category").cat.codes % 3)
+    res = ctmm.fit("expr ~ C(celltype) * C(arm)", data=table, method="reml")
+    found = res.effects("arm")
+    asked = differences(res.design, "arm")
+    sent = make_request(table, res)
+    fit = stored(sent, {"value": call("fit", sent)})
+    rows = {
+        "name": "arm", "reference": asked.reference, "steps": list(asked.steps),
+        "rows": codec.encode(asked.rows), "missing": {}, "at": "",
+    }  # fmt: skip
+    reply = call("effects", {"fit": fit, "effects": rows})
+    np.testing.assert_allclose(codec.decode(reply["table"]), found.table, rtol=1e-9)
+    np.testing.assert_allclose(codec.decode(reply["mean"]), found.mean, rtol=1e-9)
+    assert list(reply["tests"]) == ["omnibus", "heterogeneity", "mean", *res.celltypes]
+    for name, test in found.tests.items():
+        assert reply["tests"][name]["pvalue"] == pytest.approx(test.pvalue, rel=1e-9)
+        assert "parts" not in reply["tests"][name]
 
 
 def test_fit_is_that_of_the_formula(case):

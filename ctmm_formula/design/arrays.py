@@ -505,6 +505,48 @@ def aliased(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
     return out
 
 
+def told(
+    coding: Coding, X: np.ndarray, ready: Prepared, celltypes: tuple[str, ...]
+) -> tuple[Coding, np.ndarray, tuple[str, ...]]:
+    """The columns that the rows can tell, where cell types lack combinations that others have.
+
+    Without such combinations, and where covariates differ within a donor, what came: columns that
+    are aliased for another reason stay, for :func:`check_design`.
+
+    Returns
+    -------
+    Coding; ndarray, shape (n, p) : of the columns kept
+    tuple of str : what to know
+    """
+    same, celltype = (coding, X, ()), ready.roles.celltype
+    if celltype is None or celltype not in coding.frame.columns or not np.isfinite(X).all():
+        return same
+    gone = aliased(X, coding.names)
+    others = coding.frame.drop(columns=celltype)
+    of_donor = others.groupby(ready.labels[ready.roles.donor].codes).nunique(dropna=False)
+    if not gone or (of_donor > 1).any(axis=None):
+        return same
+    every = _in_every_type(coding, celltype, celltypes)
+    if not np.isfinite(every).all() or aliased(every, coding.names):
+        return same
+    kept = tuple(k for k, name in enumerate(coding.names) if name not in gone)
+    own = Coding(coding.fixed, coding.frame, coding.context, coding.engine, coding.trusted, kept)
+    note = (
+        f"some cell types have no rows for combinations that the formula asks for: "
+        f"{listing(list(gone))} left out, and what rests on them is NaN"
+    )
+    return own, X[:, kept], (note,)
+
+
+def _in_every_type(coding: Coding, celltype: str, celltypes: tuple[str, ...]) -> np.ndarray:
+    """Design of every row in every cell type, types one after the other."""
+    size, n = len(celltypes), len(coding.frame)
+    frame = pd.concat([coding.frame] * size, ignore_index=True)
+    codes = np.repeat(np.arange(size), n)
+    frame[celltype] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
+    return coding.matrix(frame)
+
+
 def mean_rows(
     coding: Coding, X: np.ndarray, celltype: str | None, celltypes: tuple[str, ...]
 ) -> np.ndarray:
@@ -515,10 +557,8 @@ def mean_rows(
     if celltype not in coding.frame.columns:
         return np.tile(X.mean(axis=0), (size, 1))
     # every row once per cell type, the other columns as observed
-    frame = pd.concat([coding.frame] * size, ignore_index=True)
-    codes = np.repeat(np.arange(size), len(X))
-    frame[celltype] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
-    return coding.matrix(frame).reshape(size, len(X), -1).mean(axis=1)
+    every = _in_every_type(coding, celltype, celltypes)
+    return every.reshape(size, len(X), -1).mean(axis=1)
 
 
 # ---------------------------------------------------------------------------------------------

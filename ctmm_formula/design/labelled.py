@@ -9,7 +9,7 @@ this file nothing knows column names or data kinds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..engine.model import Model, RandomComponent, build_model, n_blocks
 from ..errors import DataError, FormulaError
+from ..inference.differences import Differences
 from ..structures import Crossing, Structure, cross, resolve
 from . import arrays
 from .crossings import crossed_rows, loads_of
@@ -95,6 +96,8 @@ class Design:
         Groups of donors or conditions with which the donors' effects are crossed.
     loads : ndarray, shape (n, G), or None
         What rows have of each copy of the effects.
+    known_effects : dict
+        Variable -> rows of its effects, where the caller coded the fixed part.
     """
 
     spec: FormulaSpec
@@ -128,6 +131,7 @@ class Design:
     coding: Coding | None = field(repr=False)
     known_means: np.ndarray | None = field(default=None, repr=False)
     doubts: tuple[str, ...] = ()
+    known_effects: dict[str, Differences] = field(default_factory=dict, repr=False)
     crossing: Crossing | None = None
     loads: np.ndarray | None = None
 
@@ -158,9 +162,16 @@ class Design:
         """``mean_rows @ b`` are the cell type means at the mean of the covariates; (C, p)."""
         if self.known_means is not None:
             return self.known_means
-        return arrays.mean_rows(self._coding(), self.X, self.celltype_col, self.celltypes)
+        return arrays.mean_rows(self.coded(), self.X, self.celltype_col, self.celltypes)
 
-    def _coding(self) -> Coding:
+    def coded(self) -> Coding:
+        """How the fixed part becomes numbers.
+
+        Raises
+        ------
+        DataError
+            The caller coded it.
+        """
         if self.coding is None:
             raise DataError(
                 "the caller coded the fixed part of this fit, so Python cannot code new rows: "
@@ -252,7 +263,8 @@ class Design:
         Returns
         -------
         X : ndarray, shape (m, p)
-            NaN in rows where a covariate is missing.
+            NaN in rows where a covariate is missing, or of a combination that no row of the fit
+            tells of.
         frame : DataFrame, m rows
             The columns in use, cleaned, with the index of `newdata`; donor and random groups are
             text labels as in ``donors`` and ``random_levels``, and may be new.
@@ -264,7 +276,7 @@ class Design:
         DataError
             A covariate that `newdata` lacks, or that is infinite there.
         """
-        coding = self._coding()
+        coding = self.coded()
         table = as_frame(newdata, "newdata", may_be_empty=True)
         frame = pd.DataFrame(index=pd.RangeIndex(len(table)))
         needed = list(coding.frame.columns) + list(self.proportion_cols)
@@ -288,7 +300,8 @@ class Design:
                 P = part[list(self.proportion_cols)].to_numpy(dtype=float)
                 arrays.check_proportions(P, self.proportion_cols, np.flatnonzero(complete))
             X[complete] = arrays.design_rows(coding, part, P)
-            arrays.check_finite(X[complete], self.names, np.flatnonzero(complete))
+            known = complete & ~np.isnan(X).all(axis=1)
+            arrays.check_finite(X[known], self.names, np.flatnonzero(known))
         frame.index = table.index
         return X, frame
 
@@ -399,6 +412,8 @@ def build_design(
     fixed = f"{spec.fixed} + 1" if roles.proportions else spec.fixed
     coding = Coding(fixed, frame[list(roles.fixed)], ready.context, engine)
     X = arrays.design_rows(coding, frame, seen.P)
+    coding, X, unseen = arrays.told(coding, X, ready, seen.celltypes)
+    ready = replace(ready, notes=(*ready.notes, *unseen), doubts=(*ready.doubts, *unseen))
     names = arrays.design_names(coding, seen.celltypes if roles.proportions else ())
     one_mean = roles.celltype is not None and roles.celltype not in roles.fixed
     return assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)

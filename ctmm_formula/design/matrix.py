@@ -11,7 +11,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from .vouched import vouch
 
 T = TypeVar("T")
 INTERCEPT = "Intercept"
+_UNTOLD = 1e-8  # weight on what the rows do not tell, next to the largest entry
 ALWAYS = {"np": np, "numpy": np}
 """Names every formula may use without importing them."""
 
@@ -145,6 +146,8 @@ class Coding:
     trusted : bool
         Whether the text is the caller's own; of others only what
         :mod:`ctmm_formula.design.vouched` knows is evaluated.
+    kept : tuple of int, optional
+        Columns that the training rows can tell, where combinations of levels have no rows.
 
     Examples
     --------
@@ -160,9 +163,10 @@ class Coding:
         context: Mapping[str, object],
         engine: str,
         trusted: bool = True,
+        kept: tuple[int, ...] | None = None,
     ) -> None:
         self.fixed, self.frame, self.context, self.engine = fixed, frame, dict(context), engine
-        self.trusted = trusted
+        self.trusted, self.kept = trusted, kept
         self._built: _Patsy | _Formulaic | None = None
 
     @property
@@ -179,14 +183,36 @@ class Coding:
     @property
     def names(self) -> tuple[str, ...]:
         """Column names, in patsy's order and spelling."""
-        return self._engine.names
+        names = self._engine.names
+        return names if self.kept is None else tuple(names[k] for k in self.kept)
 
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
-        """Design rows, shape (len(frame), p), coded as the training rows were."""
-        return _guard(self._engine.matrix, frame)
+        """Design rows, shape (len(frame), p), coded as the training rows were.
+
+        Of `kept` columns; NaN in rows that no combination of the training rows is.
+        """
+        X = _guard(self._engine.matrix, frame)
+        if self.kept is None:
+            return X
+        unknown = np.abs(X @ self._untold).max(axis=1) > _UNTOLD * np.abs(X).max(axis=1)
+        out = X[:, self.kept]
+        out[unknown] = np.nan
+        return out
+
+    @cached_property
+    def _untold(self) -> np.ndarray:
+        """Directions of the effects that the training rows say nothing of, (all, all - kept)."""
+        X = _guard(self._engine.matrix, self.frame)
+        kept = np.array(self.kept)
+        gone = np.setdiff1d(np.arange(X.shape[1]), kept)
+        out = np.zeros((X.shape[1], len(gone)))
+        out[kept] = -np.linalg.lstsq(X[:, kept], X[:, gone], rcond=None)[0]
+        out[gone, np.arange(len(gone))] = 1.0
+        return out
 
     def __getstate__(self) -> dict[str, object]:
-        state = {**self.__dict__, "_built": None}
+        state = {name: own for name, own in self.__dict__.items() if name != "_untold"}
+        state["_built"] = None
         state["context"] = {name: _portable(name, value) for name, value in self.context.items()}
         return state
 

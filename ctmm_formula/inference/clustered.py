@@ -72,6 +72,16 @@ class Clustered:
         out[~fixed] = np.diag(_combined(L[~fixed], self.cov))
         return out
 
+    def each(
+        self, L: np.ndarray, null: np.ndarray | float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Standard errors, degrees of freedom and t against `null` of rows L b (q, p), (q,) each.
+
+        One by one what :meth:`variances`, :meth:`df` and :meth:`tested` say.
+        """
+        rows = self._effects(L)
+        return np.sqrt(np.diag(rows.cov)), rows.df, rows.statistics(null)
+
     def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
         """What F tests of L t = null (q, p + K) are referred to."""
         p, q = len(self.fit.estimate.beta), len(L)

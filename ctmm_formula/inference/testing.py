@@ -27,6 +27,7 @@ from ..engine.robust import ONE_UNIT
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
 
+_SAME_MEAN = "all cell types have the same mean"
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
 
 
@@ -56,6 +57,10 @@ class TestResult:
         Natural logarithm of `pvalue`, finite where that is too small for a number.
     log_details : mapping
         The same of the p values in `extra`.
+    estimate, std_error : float
+        Of a test of one number; else nan.
+    parts : mapping
+        Tests that belong to this one, by name.
 
     Examples
     --------
@@ -81,6 +86,9 @@ class TestResult:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     log_pvalue: float = math.nan
     log_details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    estimate: float = math.nan
+    std_error: float = math.nan
+    parts: Mapping[str, TestResult] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Take the logarithm of the p value where none was given."""
@@ -100,7 +108,12 @@ class TestResult:
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = {"null hypothesis": self.null, "note": self.note}
+        if not math.isnan(self.estimate):
+            rows["estimate"] = f"{self.estimate:.4g}, standard error {self.std_error:.4g}"
         extra = {str(key): _text(value) for key, value in self.extra.items()}
+        extra |= {
+            key: f"{part._outcome()}, p = {part.pvalue:.4g}" for key, part in self.parts.items()
+        }
         return [*((key, text) for key, text in rows.items() if text), *extra.items()]
 
     def __str__(self) -> str:
@@ -117,18 +130,27 @@ class TestResult:
         return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values; numbers that do not exist are nan."""
-        return _plain(asdict(self))
+        """Plain Python values; numbers that do not exist are nan.
+
+        Estimate, its standard error and parts only where there are some.
+        """
+        none = {"estimate", "std_error"} if math.isnan(self.estimate) else set()
+        none |= set() if self.parts else {"parts"}
+        own = {key: value for key, value in _plain(asdict(self)).items() if key not in none}
+        parts = {"parts": {key: part.to_dict() for key, part in self.parts.items()}}
+        return own | (parts if self.parts else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TestResult:
         """The inverse of :meth:`to_dict`; null stands for nan, as JSON has none."""
         known = {key.name: values[key.name] for key in fields(cls) if key.name in values}
         known |= {key: _number(known[key]) for key in _NUMBERS if key in known}
+        if "parts" in known:
+            known["parts"] = {key: cls.from_dict(part) for key, part in known["parts"].items()}
         return cls(**known)
 
 
-_NUMBERS = ("statistic", "df", "pvalue", "log_pvalue")
+_NUMBERS = ("statistic", "df", "pvalue", "log_pvalue", "estimate", "std_error")
 
 
 def _text(value: object) -> str:
@@ -352,6 +374,9 @@ def mean_differentiation(
     4.0
     """
     L_means = np.atleast_2d(np.asarray(L_means, dtype=float))
+    if np.isnan(L_means).any():
+        blank = TestResult("mean differentiation", _SAME_MEAN, method, distribution="F")
+        return blank.without("the rows do not tell the mean of every cell type")
     contrasts = L_means[:-1] - L_means[-1]
     largest = np.abs(L_means).max(axis=0)
     scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
@@ -359,7 +384,7 @@ def mean_differentiation(
     contrasts[np.abs(scaled) < _SINGULAR] = 0.0
     test = wald(
         beta, cov_beta, contrasts, df_resid, name="mean differentiation",
-        null="all cell types have the same mean", method=method, groups=groups,
+        null=_SAME_MEAN, method=method, groups=groups,
         law=law(contrasts) if law is not None and len(contrasts) else None,
     )  # fmt: skip
     if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):

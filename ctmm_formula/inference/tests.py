@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -73,6 +73,9 @@ class Test:
         Further p values in ``TestResult.extra``: "celltype" (one for each), "cauchy", ...
     asserts : str
         What a small p value says, and how it is found.
+    parts : mapping
+        Ends of the names of ``TestResult.parts``, "" for the test itself -> whether it is of one
+        number, with an estimate; of tests that a scan has more columns for.
     """
 
     __test__: ClassVar[bool] = False  # its name makes pytest think it holds tests
@@ -82,6 +85,7 @@ class Test:
     needs: frozenset[str]
     details: tuple[str, ...]
     asserts: str
+    parts: Mapping[str, bool] = field(default_factory=dict, hash=False)
 
 
 @one_thread()
@@ -163,13 +167,13 @@ def errors_of(test: Test, fixed_by: str) -> str:
     return fixed_by if FIXED in test.needs else JACKKNIFE if JACKKNIFE in test.needs else MODEL
 
 
-def needs_of(tests: Iterable[str]) -> frozenset[str]:
+def needs_of(tests: Iterable[Test]) -> frozenset[str]:
     """Everything that one of these tests needs.
 
-    >>> sorted(needs_of(["lrt", "mean"])), sorted(needs_of(["score", "jackknife"]))
-    (['fixed', 'likelihood'], ['cells', 'jackknife'])
+    >>> sorted(needs_of([TESTS["lrt"], TESTS["mean"]])), sorted(needs_of([TESTS["score"]]))
+    (['fixed', 'likelihood'], ['cells'])
     """
-    return frozenset[str]().union(*(TESTS[name].needs for name in tests))
+    return frozenset[str]().union(*(test.needs for test in tests))
 
 
 def named(question: str) -> list[str]:

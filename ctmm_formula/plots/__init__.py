@@ -24,3 +24,7 @@ from .scans import correlations as correlations
 from .scans import correlations_data as correlations_data
 from .scans import variances as variances
 from .scans import variances_data as variances_data
+from .volcano import effects as effects
+from .volcano import effects_data as effects_data
+from .volcano import volcano as volcano
+from .volcano import volcano_data as volcano_data

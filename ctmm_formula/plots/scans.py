@@ -14,6 +14,7 @@ from ..structures import SHARED
 from . import style
 from .differentiation import differentiation, differentiation_data
 from .pvalues import qq, qq_data
+from .volcano import effects, effects_data, volcano, volcano_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -300,5 +301,7 @@ OF_A_SCAN: dict[str, tuple[Callable[..., Any], Callable[..., pd.DataFrame]]] = {
     "correlations": (correlations, correlations_data),
     "differentiation": (differentiation, differentiation_data),
     "qq": (qq, qq_data),
+    "volcano": (volcano, volcano_data),
+    "effects": (effects, effects_data),
 }
 """What ``scan.plot(kind)`` and ``scan.plot_data(kind)`` can be asked for."""

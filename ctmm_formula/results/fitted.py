@@ -14,6 +14,7 @@ from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from . import hypothesis_tests, parameters, predictions, serialize, shares
+from .effects import effects
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
@@ -88,6 +89,8 @@ class CTMMResults(Record):
     cov_params = parameters.cov_params
     means = parameters.means
     contrasts = parameters.contrasts
+    contrast = parameters.contrast
+    effects = effects
 
     # tests
     test_variance = hypothesis_tests.test_variance
@@ -107,6 +110,7 @@ class CTMMResults(Record):
     marginal = Of(predictions.marginal)
     resid = Of(predictions.resid)
     predict = predictions.predict
+    get_prediction = predictions.get_prediction
     augment = predictions.augment
 
     def simulate(self, rng: Rng = None, n: int = 1) -> pd.DataFrame:

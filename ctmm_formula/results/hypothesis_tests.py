@@ -10,9 +10,10 @@ import numpy as np
 from ..arguments import Rng, choose, threads
 from ..errors import CTMMError
 from ..inference.comparison import compare
+from ..inference.differences import linear
 from ..inference.fit import JACKKNIFE, Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
-from ..inference.testing import TestResult, wald
+from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, TESTS, named, run_test
 from .parameters import tested
 from .record import Covariance, Record
@@ -44,13 +45,7 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)
     errors = res.errors_for(L, covariance)
-    test = wald(
-        errors.estimates(fit), errors.given, L, errors.df_resid, rhs=rhs,
-        null=in_words(L, rhs, names), method=errors.title, groups=errors.groups,
-        law=errors.law(L, rhs),
-    )  # fmt: skip
-    stalled = fit.trouble and L[:, fit.n_fixed :].any()
-    return test.without(fit.trouble) if stalled else test
+    return linear(fit, errors, L, rhs, null=in_words(L, rhs, names))
 
 
 def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -> ContrastResults:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
+from ..arguments import check_alpha, choose
+from ..design.grids import grid, rows_at, settings
 from ..distributions import t_tail, variance_interval
+from ..errors import CTMMError
 from ..inference.clustered import Clustered
+from ..inference.differences import padded
 from ..inference.fit import Errors
+from ..inference.hypotheses import Hypotheses, in_words
 from .estimates import TABLE, adjusted, estimates
+from .questions import contrast_rows
 from .record import Covariance, Record
+
+EFFECTS = ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high")
+"""Columns of tables of effects and contrasts."""
 
 
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
@@ -92,18 +102,42 @@ def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) ->
     return table(res, covariance, alpha)[["conf_low", "conf_high"]]
 
 
-def means(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
-    """Means of the cell types at the mean of the covariates.
+def means(
+    res: Record,
+    covariance: Covariance = None,
+    alpha: float = 0.05,
+    *,
+    at: Mapping[str, object] | None = None,
+) -> pd.DataFrame:
+    """Means of the cell types at the mean of the covariates, or at values of some of them.
 
     `covariance` and `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
+
+    Parameters
+    ----------
+    at : dict, optional
+        Values of columns, ``{"status": "case", "age": 50}``; of a list, one row each:
+        ``{"status": ["control", "case"]}``.
 
     Returns
     -------
     DataFrame
-        One row per cell type: estimate, std_error, conf_low, conf_high.
+        One row per cell type, of lists in `at` one per cell type and combination: estimate,
+        std_error, conf_low, conf_high.
     """
-    out = _linear(res, res.design.mean_rows, list(res.celltypes), covariance, alpha)
-    return out[["estimate", "std_error", "conf_low", "conf_high"]].rename_axis("celltype")
+    names = list(res.celltypes)
+    if not settings(at):
+        out = _linear(res, res.design.mean_rows, names, covariance, alpha)
+        return out[["estimate", "std_error", "conf_low", "conf_high"]].rename_axis("celltype")
+    several, places = grid(settings(at))
+    L = np.array([rows_at(res.design, place).mean(axis=1) for place in places])
+    keys = [(name, *(place[k] for k in several)) for name in names for place in places]
+    rows = L.swapaxes(0, 1).reshape(len(keys), -1)
+    out = _linear(res, rows, names if not several else [str(k) for k in keys], covariance, alpha)
+    out = out[["estimate", "std_error", "conf_low", "conf_high"]]
+    if not several:
+        return out.rename_axis("celltype")
+    return out.set_axis(pd.MultiIndex.from_tuples(keys, names=["celltype", *several]))
 
 
 def contrasts(
@@ -140,6 +174,109 @@ def contrasts(
     out = _linear(res, L, [f"{names[b]} - {names[a]}" for a, b in pairs], covariance, alpha)
     out["p_adjusted"] = adjusted(out["p_value"].to_numpy(), adjust)
     return out.rename_axis("contrast")
+
+
+def contrast(
+    res: Record,
+    weights: Hypotheses | Mapping[str, Mapping[str, float]],
+    *,
+    at: Mapping[str, object] | None = None,
+    covariance: Covariance = None,
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """Contrasts of means of cell types, and of levels of factors in them.
+
+    Parameters
+    ----------
+    weights : dict, dict of dict, or str
+        Weights by mean, ``{"T": 1, "B": -1}``; such contrasts by name; or hypotheses in words,
+        ``"T = B, T|case - T|control = 0.1"``.  Means are those of :meth:`means`, by cell type
+        and, of every factor of the formula, by cell type and level, ``T|case`` (``T|sex=M``
+        where two factors have the level).
+    at : dict, optional
+        Values of columns; the others are averaged over the rows of the fit.
+    covariance
+        As in :meth:`effects`.
+    alpha : float
+        One less the confidence of the intervals.
+
+    Returns
+    -------
+    DataFrame
+        One row per contrast: estimate, std_error, df, statistic (t), p_value (two-sided),
+        conf_low, conf_high; of words, tests are against the right-hand side.
+
+    Raises
+    ------
+    CTMMError
+        No such mean; the message lists them.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
+    >>> late = {"day3": 0.5, "day2": 0.5, "day1": -0.5, "day0": -0.5}
+    >>> res.contrast({"late - early": late})["estimate"].round(2).to_dict()
+    {'late - early': -1.14}
+    >>> res.contrast("day0|M - day0|F = day3|M - day3|F")["p_value"].round(2).tolist()
+    [0.49]
+    """
+    names, hypotheses = _named(weights)
+    L, rhs, words = contrast_rows(res.design, hypotheses, at)
+    errors = errors_of_effects(res, covariance)
+    index = words.split(", ") if names is None else names
+    own = pd.Index(index if len(index) == len(L) else range(len(L)), name="contrast")
+    return effect_table(res, errors, L, own, alpha, rhs)
+
+
+def _named(weights: Any) -> tuple[list[str] | None, Any]:
+    """Names of contrasts, and weights or words."""
+    if not isinstance(weights, Mapping):
+        return None, weights
+    every = [isinstance(value, Mapping) for value in weights.values()]
+    if any(every) and not all(every):
+        raise CTMMError("weights are numbers by mean, or such dicts by name: not both")
+    several = weights if any(every) else {_sum(weights): weights}
+    return list(map(str, several)), pd.DataFrame(list(several.values())).fillna(0.0)
+
+
+def _sum(weights: Mapping[Any, Any]) -> str:
+    """Weights in words."""
+    names = [str(name) for name in weights]
+    try:
+        row = np.array([float(value) for value in weights.values()])
+    except (TypeError, ValueError):
+        raise CTMMError(f"weights must be numbers, got {dict(weights)!r}") from None
+    return in_words(row[None], np.zeros(1), names).removesuffix(" = 0")
+
+
+def errors_of_effects(res: Record, covariance: Covariance) -> Errors:
+    """Errors of fixed effects that `covariance` asks for, by default those of their tests."""
+    kind = res.numbers.fixed_by if covariance is None else covariance
+    return res.errors_for(np.zeros((0, res.numbers.n_params)), kind)
+
+
+def effect_table(
+    res: Record,
+    errors: Errors,
+    L: np.ndarray,
+    index: pd.Index,
+    alpha: float,
+    null: np.ndarray | float = 0.0,
+) -> pd.DataFrame:
+    """Rows L b (q, p) against `null`, by their own laws; NaN where a row is."""
+    check_alpha(alpha)
+    known = np.isfinite(L).all(axis=1)
+    out = np.full((len(L), len(TABLE) + 1), np.nan)
+    if known.any():
+        own, fit = L[known], res.numbers
+        every = padded(own, fit)
+        value, se = own @ errors.estimates(fit)[: fit.n_fixed], np.sqrt(errors.of_effects(own))
+        away = np.broadcast_to(null, len(L))[known]
+        out[known, :-1] = tested(errors, value, se, every, alpha, away)
+        df = errors.df(every)
+        out[known, -1] = np.where(df > 0, df, np.nan)
+    return pd.DataFrame(out, index=index, columns=[*TABLE, "df"])[list(EFFECTS)]
 
 
 def _linear(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from ..arguments import choose, iterable
 from ..design.labelled import Design
 from ..design.table import crossed, label, pick
 from ..errors import CTMMError
-from .record import Record
+from .parameters import effect_table
+from .record import Covariance, Record
 
 
 def random_effects(res: Record) -> dict[str, pd.DataFrame]:
@@ -140,6 +142,75 @@ def predict(
     for name, table in _wanted(res, random).items():
         out = out + _contribution(res, frame, name, table)
     return pd.Series(out, index=frame.index, name=res.design.response_name)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Means of the fixed part at some rows, with their errors; names as in statsmodels.
+
+    Attributes
+    ----------
+    predicted_mean, se_mean : Series
+        NaN where a covariate is missing.
+    """
+
+    predicted_mean: pd.Series
+    se_mean: pd.Series
+    _frame: Callable[[float], pd.DataFrame]
+
+    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Confidence intervals of the means: conf_low, conf_high."""
+        return self._frame(alpha)[["conf_low", "conf_high"]]
+
+    def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Columns mean, mean_se, mean_ci_lower, mean_ci_upper."""
+        names = {
+            "estimate": "mean", "std_error": "mean_se",
+            "conf_low": "mean_ci_lower", "conf_high": "mean_ci_upper",
+        }  # fmt: skip
+        return self._frame(alpha)[list(names)].rename(columns=names)
+
+    def __repr__(self) -> str:
+        return self.summary_frame().to_string()
+
+
+def get_prediction(
+    res: Record, newdata: object = None, *, covariance: Covariance = None
+) -> Prediction:
+    """Mean expression of the fixed part with standard errors and intervals.
+
+    Parameters
+    ----------
+    newdata : DataFrame or dict of columns, optional
+        The covariates, as in :meth:`predict`; by default the rows of the fit.
+    covariance
+        As in :meth:`~ctmm_formula.CTMMResults.table`.
+
+    Returns
+    -------
+    Prediction
+        ``predicted_mean``, ``se_mean``, ``conf_int()``, ``summary_frame()``, on the index of
+        `newdata`.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", data=ctmm.load_example(), structure="hom")
+    >>> new = {"celltype": ["day0", "day0"], "sex": ["F", "M"]}
+    >>> res.get_prediction(new).summary_frame().round(2).loc[1].tolist()
+    [0.89, 0.17, 0.56, 1.22]
+    """
+    if newdata is None:
+        X, index = res.design.X, res.design.index
+    else:
+        X, frame = res.design.matrix(newdata)
+        index = frame.index
+
+    def table(alpha: float) -> pd.DataFrame:
+        return effect_table(res, res.shown_errors(covariance), X, index, alpha)
+
+    own = table(0.05)
+    return Prediction(own["estimate"].rename("predicted_mean"), own["std_error"], table)
 
 
 def _wanted(res: Record, random: object) -> dict[str, pd.DataFrame]:

@@ -376,6 +376,8 @@ def _design(value: Design) -> dict:
         "context": _encode(own),
         "engine": coding.engine,
     }
+    if coding.kept is not None:
+        content["coding"]["kept"] = list(coding.kept)
     return {"design": content}
 
 
@@ -388,12 +390,17 @@ def _to_design(content: Mapping) -> Design:
     if not isinstance(stored["fixed"], str):
         raise TypeError("the fixed part is a text")
     frame = known["frame"][stored["columns"]]
-    coding = Coding(stored["fixed"], frame, context, stored["engine"])
+    kept = stored.get("kept")
+    if kept is not None and not all(type(k) is int and k >= 0 for k in kept):
+        raise TypeError("kept columns are numbered")
+    kept = None if kept is None else tuple(kept)
+    coding = Coding(stored["fixed"], frame, context, stored["engine"], kept=kept)
     # as numbers: whoever looks at a file that was read does not evaluate its formula
     return Design(**known, coding=coding, known_means=_decode(content["mean_rows"]))
 
 
-_DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name not in {"coding", "known_means"})
+_OTHERWISE = {"coding", "known_means", "known_effects"}
+_DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name not in _OTHERWISE)
 _ENCODERS: dict[Any, Callable[[Any], Any]] = {
     np.ndarray: _array,
     pd.Index: _index,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..distributions import log_chi2_tail
+from ..inference.testing import TestResult
 from ..structures import Structure
 
 KINDS: dict[str, tuple[type, object]] = {
@@ -26,6 +26,7 @@ BY_TYPE = "celltype"
 LOG = "log10_"
 """What the column of a p value's logarithm begins with."""
 
+_NONE = TestResult("")
 Row = dict[str, object]
 Block = dict[str, np.ndarray]
 """Columns of some genes."""
@@ -51,6 +52,9 @@ class Layout:
         Nested pairs of structures compared by likelihood ratios, (small, large).
     one_step : bool
         Whether jackknives take one step, and how far that is from exact refits.
+    parts : dict of str to dict of str to bool
+        Tests with more columns -> the ends of the names of their parts, "" for the test itself,
+        and whether a part is of one number, with an estimate.
     """
 
     celltypes: tuple[str, ...]
@@ -61,6 +65,7 @@ class Layout:
     errors: tuple[str, ...]
     ratios: tuple[tuple[int, int], ...]
     one_step: bool = False
+    parts: dict[str, dict[str, bool]] = field(default_factory=dict)
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -75,17 +80,44 @@ class Layout:
     @property
     def tested(self) -> list[str]:
         """Columns of p values that are adjusted over genes."""
-        names = [f"p_{test}" for test in self.tests]
+        names = [f"p_{test}{end}" for test in self.tests for end in self.parts.get(test, [""])]
         for test, details in self.tests.items():
             names += [f"p_{test}_{detail}" for detail in details if detail != BY_TYPE]
         return [*names, *(f"p_{self.ratio_name(pair)}" for pair in self.ratios)]
 
-    def pvalues(self, test: str, pvalue: float, log: float, extra: Any, logs: Any) -> Row:
-        """Columns of a test's p values and their logarithms: its own and those of its details.
+    def ends(self, test: str) -> list[str]:
+        """Ends of the names of all p values of a test, "" for its own."""
+        if test in self.parts:
+            return list(self.parts[test])
+        out = [""]
+        for detail in self.tests[test]:
+            by_type = [f"[{name}]" for name in self.celltypes]
+            out += by_type if detail == BY_TYPE else [f"_{detail}"]
+        return out
 
-        `extra` and `logs` are those of a ``TestResult``; `log` and `logs` natural logarithms.
-        """
-        out = _with_log(f"p_{test}", pvalue, log)
+    def outcome(self, test: str, result: TestResult) -> Row:
+        """Columns of a test: statistic and p value, of parts estimates and degrees of freedom."""
+        parts = self.parts.get(test)
+        if parts is None:
+            own: Row = {f"stat_{test}": result.statistic}
+            own |= _with_log(f"p_{test}", result.pvalue, result.log_pvalue)
+            return own | self.details(test, result)
+        out: Row = {}
+        for end, single in parts.items():
+            part = result.parts.get(end, _NONE) if end else result
+            df = part.df if isinstance(part.df, tuple) else (math.nan, part.df)
+            name = f"{test}{end}"
+            if single:
+                out |= {f"estimate_{name}": part.estimate, f"se_{name}": part.std_error}
+            out[f"stat_{name}"] = part.statistic
+            out |= {f"df_{name}": df[1]} if single else {f"df1_{name}": df[0], f"df_{name}": df[1]}
+            out |= _with_log(f"p_{name}", part.pvalue, part.log_pvalue)
+        return out
+
+    def details(self, test: str, result: TestResult) -> Row:
+        """Columns of a test's further p values and their logarithms, read off its details."""
+        extra, logs = result.extra, result.log_details
+        out: Row = {}
         for detail in self.tests[test]:
             own, own_logs = extra.get(detail, math.nan), logs.get(detail, math.nan)
             if detail == BY_TYPE:
@@ -115,7 +147,7 @@ class Layout:
         if self.one_step:
             numbers.append("error_jackknife")
         for test in self.tests:
-            numbers += [f"stat_{test}", *self.pvalues(test, math.nan, math.nan, {}, {})]
+            numbers += self.outcome(test, _NONE)
         out |= dict.fromkeys(numbers, "number")
         for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
             out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}
@@ -128,6 +160,15 @@ class Layout:
 def _with_log(name: str, pvalue: float, log: float) -> Row:
     """A p value and its logarithm to base 10."""
     return {name: pvalue, LOG + name: log / math.log(10.0)}
+
+
+def term(end: str) -> str:
+    """What the end of a test's name says.
+
+    >>> [term(end) for end in ("", "_mean", "[T]", "_mean[mild]")]
+    ['', 'mean', 'T', 'mean[mild]']
+    """
+    return end[1:-1] if end.startswith("[") else end.removeprefix("_")
 
 
 def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]:

@@ -39,7 +39,7 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, check_tests, make_plan
+from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, read_tests
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
@@ -110,6 +110,10 @@ def fit_genes(
     tests : str, or sequence of str
         Of V = 0, as ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap";
         of equal means "mean", as ``test_mean``, and "mean_jackknife", the published one.
+        Questions in words: "effects:status" (in every cell type, their mean, and whether types
+        differ, as ``effects``), "contrast:T - B" (means, and levels in them, ``T|case``, as
+        ``contrast``), "component:batch" (as ``test_component``), "wald:V[T] = V[B]" (parameters,
+        as ``wald_test``).
     donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
@@ -194,11 +198,12 @@ def fit_genes(
     make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design)
     method, why = method_of(design, method, bounds)
-    check_tests(asked, len(structures), method, why)
+    rows = read_tests(asked, design, structures[0], method)
+    check_tests(rows, len(structures), method, why)
     plan = make_plan(
-        design, structures, method, domain_of(design, bounds, noise_floor), asked,
+        design, structures, method, domain_of(design, bounds, noise_floor), rows,
         one_step=one_step, draws=n_bootstrap,
-        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(asked) else 0,
+        entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(rows.values()) else 0,
     )  # fmt: skip
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
     call = refit.call(design, noise)
@@ -363,7 +368,7 @@ class Refit:
             "bounds": plan.domain.bounds,
             "noise_floor": plan.domain.noise_floor,
             "one_step": plan.one_step,
-            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.layout.tests) else 0,
+            "n_bootstrap": plan.draws if DRAWS in needs_of(plan.tests.values()) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
             **{name: self.options[name] for name in ("by", "within")},

@@ -26,7 +26,8 @@ from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
-from .plan import Plan
+from ..inference.tests import Test
+from .plan import Plan, read_tests
 
 SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
 """Moment estimators -> what all responses of a model share."""
@@ -39,13 +40,14 @@ class Pattern:
     """The models of all genes with the same rows, one for each structure, without response.
 
     ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
-    type means.
+    type means, ``tests`` the tests of the scan on these rows.
     """
 
     plan: Plan
     rows: np.ndarray
     models: tuple[Model, ...]
     mean_rows: np.ndarray
+    tests: Mapping[str, Test]
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
@@ -112,7 +114,8 @@ class Patterns:
         for model, structure in zip(models, structures, strict=True):
             check_alone(design.alone, structure)
             check_components(model, structure, design.random_names)
-        return Pattern(self.plan, rows[design.rows], models, design.mean_rows)
+        tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
+        return Pattern(self.plan, rows[design.rows], models, design.mean_rows, tests)
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..arguments import choose, name_list
+from ..arguments import name_list
 from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
-from ..inference.tests import LIKELIHOOD, TESTS, errors_of
+from ..inference.tests import LIKELIHOOD, TESTS, Test, errors_of
 from ..results.labels import component_names
+from ..results.questions import About, known_form, read_test
 from ..structures import Structure
 from .columns import Layout, nested_pairs
 
@@ -24,7 +25,8 @@ from .columns import Layout, nested_pairs
 class Plan:
     """What to do with every gene.
 
-    ``fixed_by`` is the kind of errors that tests of fixed effects use, ``one_step`` stands for the
+    ``tests`` are the rows of its tests for the design of the scan, ``fixed_by`` is the kind of
+    errors that tests of fixed effects use, ``one_step`` stands for the
     one-step jackknife in place of the exact one, ``draws`` is for every test that draws,
     ``entropy`` the seed of the scan.
     """
@@ -36,32 +38,53 @@ class Plan:
     one_step: bool
     draws: int
     entropy: int
+    tests: Mapping[str, Test] = field(default_factory=dict)
 
     @property
     def resampled(self) -> bool:
         """Whether some test needs the jackknife."""
-        return JACKKNIFE in kinds_of_errors(self.layout.tests, self.fixed_by)
+        return JACKKNIFE in kinds_of_errors(self.tests.values(), self.fixed_by)
 
     @property
     def beside(self) -> bool:
         """Whether some test needs the robust estimate beside another."""
         return self.method not in CLUSTERED and ROBUST in kinds_of_errors(
-            self.layout.tests, self.fixed_by
+            self.tests.values(), self.fixed_by
         )
 
 
-def kinds_of_errors(tests: Iterable[str], fixed_by: str) -> set[str]:
+def kinds_of_errors(tests: Iterable[Test], fixed_by: str) -> set[str]:
     """Kinds of errors that some of these tests need."""
-    return {errors_of(TESTS[name], fixed_by) for name in tests}
+    return {errors_of(test, fixed_by) for test in tests}
 
 
 def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
     """Names of tests in the order asked for, each once; an error for unknown ones."""
     names = [tests] if isinstance(tests, str) else name_list("tests", tests)
-    return tuple(dict.fromkeys(choose("test", name, TESTS) for name in names))
+    return tuple(dict.fromkeys(map(known_form, names)))
 
 
-def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) -> None:
+def fixed_by(design: Design, method: str) -> str:
+    """Kind of errors that tests of fixed effects use."""
+    return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
+
+
+def read_tests(
+    names: Iterable[str], design: Design, structure: Structure, method: str
+) -> dict[str, Test]:
+    """The tests of these names for a design.
+
+    Raises
+    ------
+    CTMMError
+        Naming the choices of what is not there.
+    """
+    components = component_names(structure.labels, design.names, design.random_names)
+    about = About(design, components, method, fixed_by(design, method) == ROBUST)
+    return {name: read_test(name, about) for name in names}
+
+
+def check_tests(tests: Mapping[str, Test], n_structures: int, method: str, why: str) -> None:
     """Refuse what `method`, the default for the reason `why` or "", cannot have.
 
     Raises
@@ -71,8 +94,8 @@ def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) 
     if method in LIKELIHOODS:
         return
     called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))
-    for name in tests:
-        if LIKELIHOOD in TESTS[name].needs:
+    for name, row in tests.items():
+        if LIKELIHOOD in row.needs:
             others = [repr(n) for n, test in TESTS.items() if LIKELIHOOD not in test.needs]
             raise CTMMError(
                 f"{called} has no likelihood and so no test {name!r}: use "
@@ -103,7 +126,7 @@ def make_plan(
     structures: tuple[Structure, ...],
     method: str,
     domain: Domain,
-    tests: tuple[str, ...],
+    tests: Mapping[str, Test],
     *,
     one_step: bool,
     draws: int,
@@ -111,9 +134,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
-    robust = design.n_cells is not None and design.n_units > 1
-    fixed_by = errors_of_fixed(method, robust)
-    resampled = JACKKNIFE in kinds_of_errors(tests, fixed_by)
+    own = fixed_by(design, method)
+    resampled = JACKKNIFE in kinds_of_errors(tests.values(), own)
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
         ["se_jackknife"] if resampled else []
     )
@@ -122,9 +144,10 @@ def make_plan(
         design.names,
         structures,
         tuple(component_names(s.labels, design.names, design.random_names) for s in structures),
-        {name: TESTS[name].details for name in tests},
+        {name: test.details for name, test in tests.items()},
         tuple(errors),
         nested_pairs(structures) if likelihood else (),
         one_step and likelihood and resampled,
+        {name: dict(test.parts) for name, test in tests.items() if test.parts},
     )
-    return Plan(layout, method, domain, fixed_by, one_step, draws, entropy)
+    return Plan(layout, method, domain, own, one_step, draws, entropy, tests)

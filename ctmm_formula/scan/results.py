@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,20 @@ from ..paths import file_path
 from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
-from .columns import LOG, Block, Layout
+from ..results.questions import spelled
+from .columns import LOG, Block, Layout, term
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
 
 ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
 """Suffix of an adjusted column -> method of statsmodels' multipletests."""
+
+TIDY = {
+    "estimate": "estimate", "std_error": "se", "statistic": "stat", "df_num": "df1", "df": "df",
+    "p_value": "p", "log10_p_value": f"{LOG}p",
+}  # fmt: skip
+"""Columns of ``Scan.tidy()`` -> what those of the table begin with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,10 @@ class Scan:
           ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"; and for every one of
           these p values, adjusted or not, its logarithm to base 10, ``log10_p_<test>``, which is
           there where p itself is below the smallest number
+        - for every test that was asked for in words the same with ``df_<test>`` and, of F tests,
+          ``df1_<test>``; where it is of one number ``estimate_<test>`` and ``se_<test>``.
+          "effects:status" is the omnibus test, ``effects:status_heterogeneity``,
+          ``effects:status_mean`` and ``effects:status[T]`` its parts
         - for more ``models``, ``full.converged``, ``full.boundary``, ``full.llf``, ``full.V[T]``,
           ...; ``stat_lrt[hom:free]``, ``p_lrt[hom:free]`` and its adjusted p values, the
           likelihood ratio of two nested ones
@@ -158,8 +169,8 @@ class Scan:
         ----------
         n : int
         by : str, optional
-            A test ("score"), a p value (``p_score_bh``): smallest first; any other column:
-            largest first.  By default the first test.
+            A test ("score", "effects:status", "effects:status[T]"), a p value (``p_score_bh``):
+            smallest first; any other column: largest first.  By default the first test.
 
         Returns
         -------
@@ -183,12 +194,43 @@ class Scan:
             if not self.layout.tested:
                 raise CTMMError("the scan has no tests: name a column, top(by='hom')")
             by = self.layout.tested[0]
+        by = spelled(by)
         name = f"p_{by}" if f"p_{by}" in self.table.columns else by
         choose("column", name, [c for c in self.table.columns if _is_number(self.table[c])])
         found = self.table[self.table[name].notna()]
         first = LOG + name if LOG + name in found else name  # p values of 0 are in order, too
         small = first.startswith(("p_", LOG))
         return found.sort_values(first, ascending=small, kind="stable").head(n)
+
+    def tidy(self, tests: str | Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per gene and test.
+
+        Parameters
+        ----------
+        tests : str or sequence of str, optional
+            Some of the scan's tests; by default all.
+
+        Returns
+        -------
+        DataFrame
+            gene, test, term (a cell type, "mean", "heterogeneity", ...; "" for the test itself),
+            estimate, std_error, statistic, df_num, df, p_value, log10_p_value, p_bonferroni, p_bh;
+            NaN where a test has no such number.
+        """
+        known = list(self.layout.tests)
+        asked = known if tests is None else [tests] if isinstance(tests, str) else list(tests)
+        parts = []
+        for test in (choose("test", spelled(name), known) for name in asked):
+            for end in self.layout.ends(test):
+                name = f"{test}{end}"
+                places = {column: f"{kind}_{name}" for column, kind in TIDY.items()}
+                places |= {f"p_{key}": f"p_{name}_{key}" for key in ADJUSTMENTS}
+                own = pd.DataFrame({"gene": self.table["gene"], "test": test, "term": term(end)})
+                numbers = {key: self.table.get(place, np.nan) for key, place in places.items()}
+                parts.append(own.assign(**numbers))
+        names = ["gene", "test", "term", *TIDY, *(f"p_{key}" for key in ADJUSTMENTS)]
+        out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
+        return out[names]
 
     def counts(self) -> dict[str, int]:
         """Number of genes by status."""
@@ -221,15 +263,16 @@ class Scan:
 
         Parameters
         ----------
-        kind : {"variances", "correlations", "differentiation", "qq"}
+        kind : {"variances", "correlations", "differentiation", "qq", "volcano", "effects"}
             Variance components of all genes, correlations between cell types, tests of means
-            against tests of variances, quantiles of the p values.
+            against tests of variances, quantiles of the p values; effects against their p values
+            by cell type, effects of genes in all cell types.
         **options
             Of the function of that name.
 
         Returns
         -------
-        Axes
+        Axes, or an array of them
         """
         from ..plots.scans import OF_A_SCAN
 

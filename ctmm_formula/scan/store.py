@@ -384,6 +384,7 @@ def write_table(
             "errors": layout.errors,
             "ratios": layout.ratios,
             "one_step": layout.one_step,
+            "parts": layout.parts,
         },
     }
     kinds = layout.kinds()
@@ -458,7 +459,7 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
         raise TypeError("one_step")
     return Layout(
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
-        ratios, raw["one_step"],
+        ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
     )  # fmt: skip
 
 
@@ -478,6 +479,16 @@ def _crossing_of(raw: Any, celltypes: Sequence[str]) -> tuple[Crossing, tuple[st
     if set(_texts(effects)) - set(found.effects(celltypes)):
         raise ValueError("effects of groups or conditions")
     return found, _texts(effects)
+
+
+def _parts_of(raw: Any, tests: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
+    """Parts of tests; files of earlier versions have none."""
+    if not isinstance(raw, dict) or not set(raw) <= set(tests):
+        raise TypeError("parts")
+    for own in raw.values():
+        if not isinstance(own, dict) or not all(isinstance(v, bool) for v in own.values()):
+            raise TypeError("parts")
+    return raw
 
 
 def _texts(values: Any) -> tuple[str, ...]:

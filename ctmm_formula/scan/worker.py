@@ -121,7 +121,7 @@ def _scan_pattern(
     runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
     rows: list[Row | Exception | None] = list(checks)
     for at, k in enumerate(good):
-        gene = _Gene(pattern.plan, [fit[at] for fit in fits], runs[at], streams[k])
+        gene = _Gene(pattern, [fit[at] for fit in fits], runs[at], streams[k])
         rows[k] = _attempt(gene.row)
     return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
@@ -250,10 +250,15 @@ def _attempt(work: Callable[..., T], *given: Any) -> T | Exception:
 class _Gene:
     """One gene: its fits (one for each structure, the main one first) and what they say."""
 
-    plan: Plan
+    pattern: Pattern
     fits: Sequence[Fit | Exception]
     run: JackknifeRun | Exception | None
     stream: np.random.SeedSequence
+
+    @property
+    def plan(self) -> Plan:
+        """What to do."""
+        return self.pattern.plan
 
     def row(self) -> Row:
         """All columns of the table that this gene has."""
@@ -285,10 +290,11 @@ class _Gene:
             out |= dict(zip(names, np.sqrt(squares), strict=True))
         for name in layout.tests:
             test = self._test(name, main, errors.get("se_jackknife"))
-            out[f"stat_{name}"] = test.statistic
-            out |= layout.pvalues(name, test.pvalue, test.log_pvalue, test.extra, test.log_details)
-            if math.isnan(test.pvalue):
-                reasons.append(f"{name}: {test.note}")
+            out |= layout.outcome(name, test)
+            missing = {"": test, **test.parts}
+            reasons += [
+                f"{name}{end}: {one.note}" for end, one in missing.items() if math.isnan(one.pvalue)
+            ]
         self._others(out, reasons)
         return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
 
@@ -303,8 +309,8 @@ class _Gene:
         stream = np.random.default_rng(self.stream)
         try:
             return run_test(
-                name, main, errors=errors, fixed_by=self.plan.fixed_by, rng=stream,
-                n=self.plan.draws,
+                name, main, registry=self.pattern.tests, errors=errors,
+                fixed_by=self.plan.fixed_by, rng=stream, n=self.plan.draws,
             )  # fmt: skip
         except (CTMMError, np.linalg.LinAlgError) as error:
             nan = math.nan

@@ -35,11 +35,12 @@ from ..inference.jackknife import JackknifeRun
 from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, TESTS
+from ..results.effects import effects_of
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
 from ..results.summary import installed, versions
 from .codec import Plain, decode, encode, from_plain, table, to_plain
-from .received import structure_of, to_design
+from .received import differences_of, structure_of, to_design
 from .transcriptome import scan_genes
 
 PROTOCOL = 2
@@ -264,7 +265,7 @@ def _test(request: Mapping[str, Any]) -> Plain:
 
 def _sent(test: TestResult) -> Plain:
     """A test as plain values, its degrees of freedom as a list."""
-    out = test.to_dict()
+    out = {name: value for name, value in test.to_dict().items() if name != "parts"}
     df = out["df"]
     out["df"] = [float(value) for value in (df if isinstance(df, Sequence) else [df])]
     return out
@@ -298,6 +299,25 @@ def _linear(request: Mapping[str, Any]) -> Plain:
     }
 
 
+def _effects_of(request: Mapping[str, Any]) -> Plain:
+    """Effects by cell type: request {fit, effects, covariance, alpha}, rows as `received` reads.
+
+    Tables of effects (steps one after the other) and of their means over cell types, and the
+    joint tests by name.
+    """
+    res = _stored(request["fit"])
+    asked = differences_of(request["effects"], res.celltypes)
+    covariance = _covariance(res, request.get("covariance"))
+    found = effects_of(res, asked, covariance, float(request.get("alpha", 0.05)))
+    return {
+        "table": encode(found.table.to_numpy()),
+        "mean": encode(found.mean.to_numpy()),
+        "columns": list(found.table.columns),
+        "tests": {name: _sent(test) for name, test in found.tests.items()},
+        "method": found.method,
+    }
+
+
 def _bootstrap(request: Mapping[str, Any]) -> Plain:
     """Replicates `start` to `stop` of a parametric bootstrap: {fit, seed, start, stop, n_jobs}.
 
@@ -328,6 +348,7 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "tests": _tests,
     "errors": _errors,
     "linear": _linear,
+    "effects": _effects_of,
     "bootstrap": _bootstrap,
     "anova": _anova,
     "genes": scan_genes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..design.formula import FormulaSpec
 from ..design.labelled import Design, assemble
 from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
+from ..inference.differences import Differences
 from .codec import decode, to_factor
 
 
@@ -52,7 +53,26 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
         one_mean=one_mean,
         means=mean_rows,
     )
+    sent = model.get("effects") or []
+    known = {str(one["name"]): differences_of(one, design.celltypes, at) for one in sent}
+    design = replace(design, known_effects=known)
     return design if at is None else replace(design, rows=np.arange(len(at)))
+
+
+def differences_of(
+    sent: Mapping[str, Any], celltypes: Sequence[str], at: np.ndarray | None = None
+) -> Differences:
+    """Rows of effects: {name, reference, steps, rows, missing, at}.
+
+    ``rows`` are those of the effects (S, C, p), or of every row of the design, (S, C, rows, p).
+    """
+    rows = decode(sent["rows"])
+    if rows.ndim > 3:
+        rows = rows[:, :, slice(None) if at is None else at].mean(axis=2)
+    missing = {str(name): str(why) for name, why in dict(sent["missing"]).items()}
+    steps = tuple(str(step) for step in sent["steps"])
+    name, reference, said = (str(sent[key]) for key in ("name", "reference", "at"))
+    return Differences(name, reference, steps, tuple(celltypes), rows, missing, said)
 
 
 def _rows(values: Any, at: np.ndarray | None) -> Any:

@@ -16,7 +16,7 @@ from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
 from ..scan.job import Job
 from ..scan.patterns import Patterns
-from ..scan.plan import all_structures, asked_tests, check_tests, make_plan
+from ..scan.plan import all_structures, asked_tests, check_tests, make_plan, read_tests
 from ..scan.responses import Responses
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
@@ -31,12 +31,13 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     floor, bounds = float(request["noise_floor"]), request.get("bounds")
     given = [structure_of(one) for one in (request["structure"], *request["models"])]
     method = check_settings(request.get("method"), given[0], bounds, floor)
-    tests = asked_tests([str(name) for name in request["tests"]])
+    asked = asked_tests([str(name) for name in request["tests"]])
     responses = _responses(request)
     make, every = partial(to_design, request["model"]), np.arange(len(responses.obs))
     design = make(every)
     structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
+    tests = read_tests(asked, design, structures[0], method)
     check_tests(tests, len(structures), method, why)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,

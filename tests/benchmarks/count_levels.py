@@ -55,7 +55,8 @@ class Setting:
     own: sd of log-fold effects of each pair, so V > 0; shift: log-fold of the last type's mean;
     missing: share of pairs; batches: number of them, with a log-fold sd of .3; arms: condition
     without effect, the second arm with this share of the cells; depth: log sd of donors' depths;
-    ambient: share of counts; informative: numbers of cells rise with the donor's effect.
+    ambient: share of counts; informative: numbers of cells rise with the donor's effect; response:
+    log-fold effect of the condition in the last type, everywhere: in all types.
     """
 
     donors: int
@@ -70,6 +71,8 @@ class Setting:
     depth: float = 0.0
     ambient: float = 0.0
     informative: float = 0.0
+    response: float = 0.0
+    everywhere: float = 0.0
 
     @property
     def label(self) -> str:
@@ -79,6 +82,8 @@ class Setting:
             "missing": "{:.0%} of pairs missing", "batches": "{:d} batches",
             "arms": "second arm with {:g} of the cells", "depth": "depths of donors, log sd {:g}",
             "ambient": "{:.0%} ambient", "informative": "cells rise with the effect, r = {:g}",
+            "response": "log-fold effect {:g} in the last type",
+            "everywhere": "log-fold effect {:g} in all types",
         }  # fmt: skip
         given = [(name, getattr(self, name)) for name in words]
         said = [words[name].format(np.expm1(v) if name == "shift" else v) for name, v in given if v]
@@ -180,9 +185,10 @@ def gene(s: Setting, number: int, *, effects: bool = False) -> Gene:
     donor, celltype = np.nonzero(keep)
     value = fold[donor] + s.own * rng.normal(size=len(donor))
     value[celltype == s.types - 1] += s.shift
+    value += (donor % 2) * (s.everywhere + s.response * (celltype == s.types - 1))
     random = []
     if s.batches:
-        batch = np.arange(s.donors) % s.batches
+        batch = np.arange(s.donors) // (2 if s.arms else 1) % s.batches  # both arms in each
         value += (0.3 * rng.normal(size=s.batches))[batch][donor]
         random = [RandomComponent(batch[donor], np.ones(len(donor)))]
     cells = CountCells(s.mean, dispersion, depth_sd=s.depth, ambient=s.ambient)

@@ -194,6 +194,7 @@ design <- function(spec, data, roles, made, contrasts, singular.ok) {
   fit$rows <- rows
   fit$nu <- as_numbers(frame[["(noise)"]], roles$noise, "noise")
   fit$type_rows <- type_rows(fit, data, rows, X)
+  fit <- for_effects(fit, data, rows)
   means <- do.call(rbind, lapply(fit$type_rows, colMeans))
   fit$mean_rows <- matrix(means, length(fit$celltypes), dimnames = list(fit$celltypes, colnames(X)))
   fit$sent <- model_out(fit, data, made$dropped)

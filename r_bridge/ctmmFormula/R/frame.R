@@ -334,7 +334,8 @@ type_rows <- function(fit, data, rows, X) {
 }
 
 # Model matrix of new data as lm does it: same bases, levels and contrasts; NA where one is missing.
-new_matrix <- function(object, newdata, na.action = stats::na.pass) {
+# `full` has the effects that were dropped, too.
+new_matrix <- function(object, newdata, na.action = stats::na.pass, full = FALSE) {
   terms <- stats::delete.response(object$terms)
   absent <- setdiff(intersect(object$outside, c(variables(terms), variables(object$call$offset))),
                     names(newdata))
@@ -346,7 +347,7 @@ new_matrix <- function(object, newdata, na.action = stats::na.pass) {
   P <- NULL
   if (object$kind == "op") P <- new_proportions(object, newdata)
   X <- matrix_rows(terms, frame, object$contrasts, P, object$celltypes)
-  if (length(object$dropped)) X <- X[, colnames(object$X), drop = FALSE]
+  if (length(object$dropped) && !full) X <- X[, colnames(object$X), drop = FALSE]
   given <- c(lapply(attr(terms, "offset"), function(i) attr(terms, "variables")[[i + 1L]]),
              object$call$offset)
   offset <- Reduce(`+`, lapply(given, new_offset, object, newdata), rep(0, nrow(newdata)))

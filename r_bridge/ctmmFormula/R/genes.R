@@ -22,7 +22,11 @@
 #' it.
 #' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
-#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one.
+#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one. In words:
+#' \code{"effects:sex"} (in every cell type, their mean, and whether types differ, as
+#' \code{\link{effects.ctmm}}), \code{"component:batch"} (as \code{\link{test_component}}),
+#' \code{"wald:V[T] = V[B]"} (linear hypotheses of parameters), \code{"contrast:T - B"} (of means of cell
+#' types).
 #' @param genes only these.
 #' @param one_step one-step jackknife in place of the exact one, for many donors.
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
@@ -30,6 +34,8 @@
 #' @param progress show a progress bar (the genes then cross in pieces).
 #' @param x what \code{ctmm_genes} returned.
 #' @param n number of rows.
+#' @param effect a variable with effects, by default the first; of several comparisons with the level,
+#' \code{"arm[severe]"}.
 #' @param by a test, or a column: p values smallest first, others largest first.
 #' @param which a quantile plot of p values, or boxes of the variance components.
 #' @param ... graphical parameters.
@@ -41,8 +47,13 @@
 #' independent units) and \code{se_jackknife[...]}, with
 #' \code{one_step} the largest distance of the one-step jackknife's estimates from exact ones where it
 #' was checked, in standard errors (\code{error_jackknife}), and for every test
-#' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}.
-#' \code{top_genes} gives the first rows by one column, as \code{topTable} of \pkg{limma}.
+#' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}; for
+#' tests in words \code{df_}, of F tests \code{df1_}, and of one number \code{estimate_} and \code{se_}.
+#' \code{top_genes} gives the first rows by one column; \code{top_effects} is a data frame like
+#' \code{topTable} of \pkg{limma}: \code{gene}, the \code{estimate} of the effect in a cell type (or
+#' \code{"mean"}), \code{std.error}, \code{mean} of the gene, \code{statistic} (t), \code{df},
+#' \code{p.value} and \code{p.adjusted} (Benjamini and Hochberg); without a cell type the estimates of
+#' all of them, F of the omnibus test and \code{p.heterogeneity}.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' # genes drawn from a fit
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
@@ -112,6 +123,9 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   model$formula <- sub("^\\.response ", "", model$formula)
   model$mean_rows <- f8(aperm(array(unlist(fit$type_rows), c(dim(fit$X), length(fit$celltypes))),
                               c(3L, 1L, 2L)))
+  asked <- grep("^ *effects *:", tests, value = TRUE)
+  model$effects <- lapply(unname(asked), function(test)
+    differences(fit, trimws(sub("^[^:]*:", "", test)), every = TRUE))
   seed <- if (draws("tests", tests)) seed_of(seed) else 0L
   request <- list(
     model = model, structure = structure_out(structure, fit$celltypes),
@@ -276,6 +290,50 @@ top_genes <- function(x, n = 10, by = NULL) {
   x <- x[!is.na(x[[by]]), ]
   first <- order(x[[by]], decreasing = !startsWith(by, "p_"))
   as.data.frame(utils::head(x[first, ], n))
+}
+
+#' @rdname ctmm_genes
+#' @export
+top_effects <- function(x, effect = NULL, celltype = NULL, n = 10) {
+  if (!inherits(x, "ctmm_genes")) fail("CTMMError", "top_effects() takes what ctmm_genes() returned")
+  about <- attr(x, "ctmm")
+  n <- whole(n, "n", 0L)
+  tests <- sub("^p_effects:", "", grep("^p_effects:.*_mean", about$tested, value = TRUE))
+  known <- sub("_mean", "", tests)  # "sex", or "arm[severe]" (and "arm" for all levels)
+  known <- known[paste0("estimate_effects:", tests) %in% names(x)]
+  if (!length(known))
+    fail("CTMMError", "there are no effects: ctmm_genes(..., tests = \"effects:VARIABLE\")")
+  effect <- effect %||% known[1L]
+  if (length(effect) != 1L || !effect %in% known)
+    fail("CTMMError", "there is no effect ", listing(effect), ": choose from ", listing(known, 20L))
+  variable <- sub("\\[[^[]*\\]$", "", effect)
+  level <- substring(effect, nchar(variable) + 1L)
+  end <- function(type) if (type == "mean") paste0("_mean", level) else
+    if (nzchar(level)) paste0(sub("\\]$", "", level), ",", type, "]") else paste0("[", type, "]")
+  column <- function(kind, end) x[[paste0(kind, "_effects:", variable, end)]]
+  types <- Filter(function(type) !is.null(column("estimate", end(type))), c(about$celltypes, "mean"))
+  if (is.null(celltype)) {
+    F <- column("stat", "")
+    out <- data.frame(gene = x$gene, check.names = FALSE)
+    for (type in types) out[[type]] <- column("estimate", end(type))
+    out$mean.expression <- x$mean
+    out <- cbind(out, F = F, df1 = column("df1", ""), df2 = column("df", ""),
+                 p.value = column("p", ""), p.adjusted = column("p", "_bh"))
+    apart <- column("p", "_heterogeneity")
+    if (!is.null(apart)) out$p.heterogeneity <- apart
+  } else {
+    if (length(celltype) != 1L || !celltype %in% types)
+      fail("CTMMError", "there is no cell type ", listing(celltype), ": choose from ", listing(types, 20L))
+    own <- end(celltype)
+    out <- data.frame(gene = x$gene, estimate = column("estimate", own),
+                      std.error = column("se", own), mean = x$mean, statistic = column("stat", own),
+                      df = column("df", own), p.value = column("p", own))
+    out$p.adjusted <- column("p", paste0(own, "_bh"))
+  }
+  out <- out[!is.na(out$p.value), ]
+  out <- utils::head(out[order(out$p.value), ], n)
+  rownames(out) <- NULL
+  out
 }
 
 #' @export

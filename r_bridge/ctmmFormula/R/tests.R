@@ -122,6 +122,11 @@ run_test <- function(object, what, name = NULL, method = NULL, covariance = NULL
     fit = stored(object), what = what, name = name, method = method,
     covariance = covariance_out(covariance), seed = seed, n = whole(n, "n", 1L),
     n_jobs = threads_of(threads)))
+  test_in(out, object)
+}
+
+# A test as Python sends it.
+test_in <- function(out, object) {
   df <- as.double(unlist(out$df))
   parameter <- if (length(df) == 2L) c(`num df` = df[1L], `denom df` = df[2L])
                else if (!is.na(df)) c(df = df)

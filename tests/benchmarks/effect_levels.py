@@ -1,0 +1,302 @@
+"""Effects of a condition: levels and power by cell type, of their mean, all, and differences.
+
+    python tests/benchmarks/effect_levels.py [--genes 400] [--workers 1] [--only counts ...]
+
+Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
+``effect_levels.md`` beside this file.
+
+Every gene is its own data set, half of the donors are cases, and the tests are those of
+``res.effects("status")``: of the robust estimate, and on normal cells, whose measured noise says
+nothing of their mean, of REML by Kenward and Roger as well.  Beside them what separate fits of
+each cell type say of the same pseudobulk: t tests by ordinary least squares, the Cauchy
+combination of their p values, and Cochran's Q over types.
+
+counts   those of ``count_levels.py``: negative binomial, mean counts .1 and 2 a cell, uneven
+         numbers of cells
+normal   A = .25 J + diag(.05 ... .4) times 8 / chi2(8) of the gene, 10 to 120 cells of a pair,
+         variance between cells 4 with CV .4, measured in as many cells
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import bench_fit
+import count_levels
+import numpy as np
+import pandas as pd
+from count_levels import LEVELS, Setting, share
+from joblib import Parallel, delayed
+from scipy import stats
+
+import ctmm_formula as ctmm
+from ctmm_formula.distributions import cauchy_tail
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.model import Model, RandomComponent, build_model
+from ctmm_formula.inference.differences import Differences, test_differences
+from ctmm_formula.inference.fit import Fit
+from ctmm_formula.structures import resolve
+
+HERE = Path(__file__).parent
+SIZES, TYPES, CELLS = (10, 15, 20, 50), (4, 8), (1.0, 1 / 3)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """One line of normal cells: donors of both arms, and what is unusual.
+
+    arms: share of the cells in the second arm; missing: share of pairs; batches: number of them,
+    with a variance of .1; response: effect in the last type, everywhere: in all types.
+    """
+
+    donors: int
+    types: int = 4
+    arms: float = 1.0
+    missing: float = 0.0
+    batches: int = 0
+    response: float = 0.0
+    everywhere: float = 0.0
+
+    mean = float("nan")
+
+    @property
+    def label(self) -> str:
+        """What is unusual, in words."""
+        words = {
+            "missing": "{:.0%} of pairs missing", "batches": "{:d} batches",
+            "response": "effect {:g} in the last type", "everywhere": "effect {:g} in all types",
+        }  # fmt: skip
+        given = [(words[name], getattr(self, name)) for name in words]
+        cells = "as many cells" if self.arms == 1 else f"{self.arms:.2g} of the cells"
+        return ", ".join([cells, *(text.format(v) for text, v in given if v)])
+
+
+TABLES: dict[str, list[Setting] | list[Normal]] = {
+    "counts": [
+        *(Setting(2 * n, C, m, arms=a) for n, C, m, a in product(SIZES, TYPES, (0.1, 2.0), CELLS)),
+        *(Setting(40, C, m, arms=1 / 3, missing=0.15) for C, m in product(TYPES, (0.1, 2.0))),
+        *(Setting(2 * n, 4, m, arms=1 / 3, batches=n // 2)
+          for n, m in product((20, 50), (0.1, 2.0))),
+        *(Setting(2 * n, 4, 0.5, own=0.3, arms=1 / 3) for n in (10, 20, 50)),
+    ],
+    "normal": [
+        *(Normal(2 * n, C, a) for n, C, a in product(SIZES, TYPES, CELLS)),
+        *(Normal(40, C, 1 / 3, missing=0.15) for C in TYPES),
+        *(Normal(2 * n, 4, 1 / 3, batches=n // 2) for n in (20, 50)),
+    ],
+    "power on counts": [
+        *(Setting(2 * n, 4, m, arms=1 / 3, own=0.15, response=r)
+          for n, r in ((20, 0.6), (50, 0.4)) for m in (0.1, 2.0)),
+        *(Setting(2 * n, 4, m, arms=1 / 3, own=0.15, everywhere=r)
+          for n, r in ((20, 0.4), (50, 0.25)) for m in (0.1, 2.0)),
+        Setting(40, 4, 2.0, arms=1 / 3, own=0.15, missing=0.15, response=0.6),
+        Setting(40, 8, 2.0, arms=1.0, own=0.15, response=0.8),
+    ],
+    "power on normal cells": [
+        Normal(40, arms=1 / 3, response=0.6), Normal(100, arms=1 / 3, response=0.6),
+        Normal(40, arms=1 / 3, missing=0.15, response=0.6), Normal(30, 8, response=0.8),
+        Normal(100, arms=1 / 3, everywhere=0.3),
+    ],
+}  # fmt: skip
+
+NOTES = {
+    "counts": "No effect, donors alike in all types, so that neither means nor effects differ on "
+    "any scale; the last three lines have V > 0.  The robust estimate, as by default.",
+    "normal": "No effect.  `KR` is REML with the covariance and degrees of freedom of Kenward and "
+    "Roger, as by default where numbers of cells are not known.",
+    "power on counts": "Rates at .05.  On log(1 + CP10K) a log-fold effect that all types share "
+    "is not the same in all types where their noise differs: differences are power there, too, if "
+    "of another kind.",
+    "power on normal cells": "Rates at .05.",
+}
+
+
+def normal(s: Normal, number: int) -> Model:
+    """One data set of normal cells."""
+    words = [s.donors, s.types, round(100 * s.arms), sum(map(ord, s.label)), number]
+    rng = np.random.default_rng(words)
+    A = 0.25 + np.diag(np.resize([0.05, 0.1, 0.2, 0.4], s.types))
+    A = A * 8.0 / rng.chisquare(8)
+    shape = (s.donors, s.types)
+    size = np.exp(rng.uniform(np.log(10), np.log(120), shape))
+    size[1::2] *= s.arms
+    size = np.maximum(np.rint(size), 5)
+    keep = rng.random(shape) >= s.missing
+    keep[~keep.any(axis=1), 0] = True
+    donor, celltype = np.nonzero(keep)
+    cells = size[keep]
+    variance = 4.0 * rng.gamma(1 / 0.16, 0.16, len(cells))
+    nu = variance / cells * rng.chisquare(cells - 1) / (cells - 1)
+    y = rng.multivariate_normal(np.zeros(s.types), A, s.donors)[keep]
+    y = y + rng.normal(size=len(y)) * np.sqrt(variance / cells)
+    y += (donor % 2) * (s.everywhere + s.response * (celltype == s.types - 1))
+    random = []
+    if s.batches:
+        batch = np.arange(s.donors) // 2 % s.batches
+        y += (np.sqrt(0.1) * rng.normal(size=s.batches))[batch][donor]
+        random = [RandomComponent(batch[donor], np.ones(len(donor)))]
+    H = np.eye(s.types)[celltype]
+    X = np.hstack([H, H * (donor % 2)[:, None]])
+    basis = resolve("free", list(map(str, range(s.types)))).basis
+    return build_model(y, nu, X, H, donor, basis, random, cells)
+
+
+def separately(model: Model) -> dict[str, np.ndarray]:
+    """Per-type least squares: t tests, their Cauchy combination, Cochran's Q."""
+    effect, se, p = [], [], []
+    code, case = model.H.argmax(axis=1), model.X[:, model.H.shape[1] :].any(axis=1)
+    for c in range(model.H.shape[1]):
+        one, two = (model.y[(code == c) & (case == arm)] for arm in (False, True))
+        test = stats.ttest_ind(two, one)
+        effect.append(two.mean() - one.mean())
+        se.append(effect[-1] / test.statistic)
+        p.append(test.pvalue)
+    d, w = np.array(effect), np.array(se) ** -2.0
+    Q = float(w @ (d - w @ d / w.sum()) ** 2)
+    cauchy = cauchy_tail(float(np.mean(np.tan((0.5 - np.array(p)) * np.pi))))
+    return {
+        "types": np.array(p), "all": np.array([cauchy]),
+        "differences": np.array([stats.chi2.sf(Q, len(d) - 1)]),
+    }  # fmt: skip
+
+
+def asked(model: Model, kind: str) -> dict[str, np.ndarray]:
+    """The tests of ``res.effects``, by "robust" or "kenward-roger" errors."""
+    C, p = model.H.shape[1], model.X.shape[1]
+    names = tuple(map(str, range(C)))
+    rows = Differences("status", "control", ("case",), names, np.eye(p)[None, C:])
+    method, domain = ("robust" if kind == "robust" else "reml"), Domain("noise", 0.1)
+    found = estimate(model, method, domain)
+    fit = Fit(model, resolve("free", names), domain, found, np.eye(p)[:C])
+    test = test_differences(fit, fit.errors(kind), rows)
+    own = test.parts
+    return {
+        "types": np.array([own[f"[{name}]"].pvalue for name in names]),
+        "mean": np.array([own["_mean"].pvalue]),
+        "all": np.array([test.pvalue]),
+        "differences": np.array([own["_heterogeneity"].pvalue]),
+    }
+
+
+def measured(s: Setting | Normal, number: int) -> dict[str, np.ndarray] | None:
+    """P values of one data set by method and test; nothing where it cannot be fitted."""
+    try:
+        if isinstance(s, Normal):
+            model, kinds = normal(s, number), {"": "robust", "KR ": "kenward-roger"}
+        else:
+            model, kinds = count_levels.gene(s, number, effects=True).model, {"": "robust"}
+        out = {}
+        for prefix, kind in kinds.items():
+            out |= {f"{prefix}{key}": p for key, p in asked(model, kind).items()}
+        return out | {f"OLS {key}": p for key, p in separately(model).items()}
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+def columns(found: dict[str, np.ndarray], s: Setting | Normal, name: str) -> Iterator[tuple]:
+    """Columns of one line."""
+    power = name.startswith("power")
+    for key, p in found.items():
+        if key.endswith("types"):
+            if power:
+                last, others = (p[:, -1:], p[:, :-1]) if s.response else (p, None)
+                yield f"{key}, with effect", share(last <= 0.05)
+                if others is not None:
+                    yield f"{key}, without", share(others <= 0.05)
+                continue
+            for level in LEVELS:
+                yield f"{key} at {level:g}", share(p <= level)
+            rates = (p <= 0.05).mean(axis=0)
+            yield f"{key} at 0.05, range", f"{rates.min():.3f}-{rates.max():.3f}"
+            continue
+        for level in LEVELS[:1] if power else LEVELS:
+            yield f"{key}{'' if power else f' at {level:g}'}", share(p <= level)
+
+
+def line(name: str, s: Setting | Normal, genes: int, workers: int) -> dict[str, object]:
+    """One line of a table."""
+    results = Parallel(workers)(delayed(measured)(s, number) for number in range(genes))
+    there = [one for one in results if one is not None]
+    found = {key: np.array([one[key] for one in there]) for key in there[0]}
+    head = {"a group": s.donors // 2, "types": s.types}
+    head |= {} if isinstance(s, Normal) else {"mean count": s.mean}
+    none = genes - len(there) + int(np.isnan(found["all"]).sum())
+    cells = s.label.replace("second arm with 0.333333", "cases with a third")
+    return head | {"cells": cells} | dict(columns(found, s, name)) | {"no test": none}
+
+
+def cost(genes: int = 200) -> str:
+    """Milliseconds a gene of the effects in a scan of 100 donors and 4 types."""
+    models = [normal(Normal(100), number) for number in range(genes)]
+    m, names = models[0], [f"g{k}" for k in range(genes)]
+    # the rows of all genes are those of the first: only values are taken from the others
+    obs = pd.DataFrame(
+        {"donor": [f"d{k}" for k in m.row_donor], "celltype": m.H.argmax(axis=1).astype(str),
+         "status": np.where(m.X[:, 4:].any(axis=1), "case", "control"), "n_cells": m.n_cells}
+    )  # fmt: skip
+    Y = pd.DataFrame(np.array([one.y for one in models]).T, columns=names)
+    NU = pd.DataFrame(np.array([one.nu for one in models]).T, columns=names)
+    times: dict[str, list[float]] = {}
+    for _ in range(5):
+        for tests in ([], ["mean"], ["effects:status"]):
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ctmm.fit_genes("~ C(celltype) * status", data=obs, expr=Y, nu=NU, tests=tests)
+            spent = 1e3 * (time.process_time() - start) / genes
+            times.setdefault(", ".join(tests) or "none", []).append(spent)
+    least = {name: min(values) for name, values in times.items()}
+    text = "; ".join(f"{name}: {value:.2f}" for name, value in least.items())
+    extra = least["effects:status"] - least["none"]
+    return (
+        f"Milliseconds of CPU a gene by tests of a scan, 100 donors, 4 types, {genes} genes, the "
+        f"least of five: {text}.  Effects cost {extra:.2f} ms."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--genes", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[*TABLES, "cost"])
+    parser.add_argument("--out", default=str(HERE / "effect_levels.md"))
+    parser.add_argument("--keep", help="file of finished lines, to go on after a stop")
+    args = parser.parse_args()
+    parts = [
+        "# Effects of a condition: levels and power",
+        f"Written by `effect_levels.py`, which says what is simulated; {args.genes} data sets a "
+        "line, seeded by the setting and the number of the set; standard errors in brackets.",
+    ]
+    keep = Path(args.keep) if args.keep else None
+    done = json.loads(keep.read_text()) if keep and keep.exists() else {}
+    for name in [name for name in args.only if name in TABLES]:
+        rows = []
+        for s in TABLES[name]:
+            key = f"{name} {s} {args.genes}"
+            if key not in done:
+                done[key] = line(name, s, args.genes, args.workers)
+                sys.stderr.write(f"{name}: {done[key]}\n")
+                if keep:
+                    keep.write_text(json.dumps(done))
+            rows.append(done[key])
+            table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
+            shown = [*parts, f"## {name.capitalize()}", NOTES[name], table]
+            Path(args.out).write_text("\n\n".join(shown) + "\n")
+        parts = shown
+    if "cost" in args.only:
+        parts += ["## Cost in a scan", cost()]
+        Path(args.out).write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    bench_fit.one_thread()
+    main()
