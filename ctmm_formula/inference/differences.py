@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..distributions import t_tail
+from ..distributions import log_t_tail, t_tail
 from .clustered import Clustered
 from .fit import Errors, Fit
 from .testing import TestResult, wald
@@ -244,8 +244,11 @@ def each(
     p = 2.0 * t_tail(np.abs(t), np.where(df > 0, df, math.nan))
     out = []
     for k, row in enumerate(L):
+        log = math.nan  # is taken of p, but where that is too small
+        if p[k] == 0.0:
+            log = math.log(2.0) + log_t_tail(abs(float(t[k])), float(df[k]))
         test = TestResult(
-            "", "", errors.title, float(t[k]), float(df[k]), float(p[k]), "t",
+            "", "", errors.title, float(t[k]), float(df[k]), float(p[k]), "t", log_pvalue=log,
             estimate=float(value[k]), std_error=float(se[k]),
         )  # fmt: skip
         if math.isnan(test.pvalue):
