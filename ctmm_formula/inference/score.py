@@ -275,7 +275,7 @@ def log_cauchy_combination(logs: np.ndarray) -> float:
         most = -logs.min()
         if math.isinf(most):
             return -math.inf
-        return math.log(len(logs)) - most - math.log(np.exp(-logs - most).sum())
+        return math.log(len(logs)) - float(most) - math.log(np.exp(-logs - most).sum())
     p = np.exp(logs)
     scores = np.where(p < 1e-15, 1.0 / (p * np.pi), np.tan((0.5 - p) * np.pi))
     return math.log(cauchy_tail(float(scores.mean())))
