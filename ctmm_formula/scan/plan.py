@@ -14,7 +14,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
-from ..inference.tests import LIKELIHOOD, TESTS, errors_of
+from ..inference.tests import LIKELIHOOD, SCANNED, errors_of
 from ..results.labels import component_names
 from ..structures import Structure
 from .columns import Layout, nested_pairs
@@ -52,13 +52,13 @@ class Plan:
 
 def kinds_of_errors(tests: Iterable[str], fixed_by: str) -> set[str]:
     """Kinds of errors that some of these tests need."""
-    return {errors_of(TESTS[name], fixed_by) for name in tests}
+    return {errors_of(SCANNED[name], fixed_by) for name in tests}
 
 
 def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
     """Names of tests in the order asked for, each once; an error for unknown ones."""
     names = [tests] if isinstance(tests, str) else name_list("tests", tests)
-    return tuple(dict.fromkeys(choose("test", name, TESTS) for name in names))
+    return tuple(dict.fromkeys(choose("test", name, SCANNED) for name in names))
 
 
 def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) -> None:
@@ -72,8 +72,8 @@ def check_tests(tests: Sequence[str], n_structures: int, method: str, why: str) 
         return
     called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))
     for name in tests:
-        if LIKELIHOOD in TESTS[name].needs:
-            others = [repr(n) for n, test in TESTS.items() if LIKELIHOOD not in test.needs]
+        if LIKELIHOOD in SCANNED[name].needs:
+            others = [repr(n) for n, test in SCANNED.items() if LIKELIHOOD not in test.needs]
             raise CTMMError(
                 f"{called} has no likelihood and so no test {name!r}: use "
                 f"{', '.join(others[:-1])} and {others[-1]}, or fit by method='reml' or 'ml'"
@@ -122,7 +122,7 @@ def make_plan(
         design.names,
         structures,
         tuple(component_names(s.labels, design.names, design.random_names) for s in structures),
-        {name: TESTS[name].details for name in tests},
+        {name: SCANNED[name].details for name in tests},
         tuple(errors),
         nested_pairs(structures) if likelihood else (),
         one_step and likelihood and resampled,
