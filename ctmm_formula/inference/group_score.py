@@ -219,11 +219,14 @@ class Directed:
         (blocks, q), d = layout.component.shape, layout.slot.shape[1]
         p, N, L = len(found.Xy), len(layout.slot), blocks * q
         GS, GM = np.zeros((2, L + p, L + p))
-        for b in range(blocks):
+        by_M, by_S = slice(2 * q, 2 * q + p), slice(2 * q + p, 2 * (q + p))
+        GM[L:, L:], GS[L:, L:] = (found.fixed[:, by_M, y].sum(axis=0) for y in (by_M, by_S))
+        for b in range(blocks if q else 0):
             at = np.r_[b * q : (b + 1) * q, L : L + p]
             first, second = np.r_[:q, 2 * q : 2 * q + p], np.r_[q : 2 * q, 2 * q + p : 2 * (q + p)]
-            GS[np.ix_(at, at)] += found.fixed[b][np.ix_(first, second)]
-            GM[np.ix_(at, at)] += found.fixed[b][np.ix_(first, first)]
+            GS[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], second)]
+            GM[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], first)]
+            GS[L:, at[:q]], GM[L:, at[:q]] = GS[at[:q], L:].T, GM[at[:q], L:].T
         E = found.HB.shape[1]
         HS, HM = np.zeros((2, N, E, L + p))
         for k in range(d):
