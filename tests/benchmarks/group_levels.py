@@ -62,18 +62,13 @@ class Setting(NamedTuple):
         return f"{self.donors[0]} and {self.donors[1]}{third}, {self.law}, {self.cells}"
 
 
+SIZES = [((50, 50), 1.0), ((50, 50), 1 / 3), ((20, 60), 1 / 3), ((20, 20), 1.0), ((20, 20), 1 / 3)]
 GROUPS = [
     Setting(donors, share, law, cells)
-    for donors, share in (
-        ((50, 50), 1.0),
-        ((50, 50), 1 / 3),
-        ((20, 60), 1 / 3),
-        ((20, 20), 1.0),
-        ((20, 20), 1 / 3),
-    )  # fmt: skip
+    for donors, share in SIZES
     for law in ("normal", "t5", "lognormal")
     for cells in ("Gaussian", "counts")
-    if law == "normal" or (donors, share) == ((50, 50), 1 / 3) or cells == "Gaussian"
+    if law == "normal" or (donors, share) == SIZES[1] or cells == "Gaussian"
 ]
 POWER = [
     Setting((50, 50), 1.0, factor=2.0),

@@ -17,12 +17,13 @@
 #' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
-#' @param random,structure,method,donor,celltype,n_cells,proportions,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,within,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
 #' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
-#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one.
+#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one; with \code{by =} also
+#' \code{"groups"}, with \code{within =} \code{"response"}, as in \code{\link{test_groups}}.
 #' @param genes only these.
 #' @param one_step one-step jackknife in place of the exact one, for many donors.
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
@@ -30,7 +31,8 @@
 #' @param progress show a progress bar (the genes then cross in pieces).
 #' @param x what \code{ctmm_genes} returned.
 #' @param n number of rows.
-#' @param by a test, or a column: p values smallest first, others largest first.
+#' @param by as in \code{\link{ctmm}}; of \code{top_genes} a test, or a column: p values smallest first,
+#' others largest first.
 #' @param which a quantile plot of p values, or boxes of the variance components.
 #' @param ... graphical parameters.
 #' @return
@@ -56,6 +58,7 @@
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random = NULL,
                        structure = "free", models = list(), method = NULL, tests = "score", genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
+                       by = NULL, within = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
@@ -88,7 +91,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   spec <- split_formula(formula, random)
   spec$given <- formula
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = ".noise", n_cells = n_cells,
-                           proportions = proportions), data, spec)
+                           proportions = proportions, by = by, within = within), data, spec)
   roles["nu2"] <- list(NULL)
   data <- with_outside(data, list(spec$fixed, call$subset), environment(spec$fixed))
   if (is.null(celltype) && is.null(proportions) && !roles$celltype %in% names(data))
