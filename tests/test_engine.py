@@ -339,8 +339,8 @@ def test_a_likelihood_weighs_pairs_without_noise_by_the_working_noise(method):
     runs = [jackknife(each, at, Domain()) for each, at in ((model, got), (filled, want))]
     close(runs[0].theta, runs[1].theta, 1e-6)
     close(
-        effects(model, got.theta, got.beta, 0).fitted,
-        effects(filled, got.theta, got.beta, 0).fitted,
+        effects(model, got.theta, got.beta, np.array([0])).fitted,
+        effects(filled, got.theta, got.beta, np.array([0])).fitted,
     )
 
 
@@ -431,8 +431,8 @@ def test_order_of_rows_and_donors_is_immaterial(kind, method):
     close(second.llf, first.llf)
     close(second.score, first.score)
     close(second.beta, first.beta)
-    fitted = effects(again, theta, second.beta, 0).fitted
-    close(again.unsort(fitted), effects(model, theta, first.beta, 0).fitted[rows])
+    fitted = effects(again, theta, second.beta, np.array([0])).fitted
+    close(again.unsort(fitted), effects(model, theta, first.beta, np.array([0])).fitted[rows])
 
 
 @kinds

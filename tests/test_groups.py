@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import dense
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from test_live_r import need
 
 import ctmm_formula as ctmm
+from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import CTMMError, DataError
+from ctmm_formula.inference import group_score
 from ctmm_formula.structures import Crossing, cross, resolve
 
 TYPES = ("B", "NK", "T")
@@ -382,3 +386,163 @@ def test_structures_of_groups_know_their_null():
         )[0]  # fmt: skip
         np.testing.assert_allclose(L @ theta, 0.0, atol=1e-12)
         assert structure.contains(null) and not null.contains(structure)
+
+
+# ---------------------------------------------------------------------------------------------
+# tests of groups and of responses
+
+
+def dense_directions(model, null, directions, theta, noise):
+    """Value, eigenvalues and terms of donors of every direction, n x n."""
+    working = replace(model.with_basis(null), nu=noise)
+    a = dense.arrays(working)
+    _, P = dense.projection(dense.covariance(a, theta), a.X)
+    raw = dense.covariance(a, theta) - a.D + np.diag(model.nu)
+    same = a.donor[:, None] == a.donor[None, :]
+    PT = P @ a.parts
+    trace = np.einsum("kij,lji->kl", PT, PT)
+    size, axes = np.linalg.eigh(raw)
+    root = axes * np.sqrt(np.maximum(size, 0.0))
+    out = []
+    for D in directions:
+        S = same * (model.H @ D @ model.H.T)
+        coef = np.linalg.solve(trace, [np.sum(T * (P @ S).T) for T in PT])
+        Delta = S - np.tensordot(coef, a.parts, axes=1)
+        A = P @ Delta @ P
+        blocks = model.donor_block[a.donor]
+        each = Delta * (np.outer(P @ a.y, P @ a.y) - P @ raw @ P)
+        terms = np.bincount(blocks, each.sum(axis=1))
+        out.append((a.y @ A @ a.y, np.linalg.eigvalsh(root.T @ A @ root), terms))
+    return out
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("kind", ["by", "within", "trend"])
+def test_scores_are_those_of_dense_algebra(kind, batch):
+    frame = table(seed=7, donors=45, within=kind == "within")
+    frame["nu"] *= np.random.default_rng(1).uniform(0.5, 1.5, len(frame))
+    donors = frame["donor"].str[1:].astype(int)
+    frame["age"], frame["batch"] = 20.0 + donors * 7 % 31, "b" + (donors % 15).astype(str)
+    how = {"by": {"by": "group"}, "within": {"within": "group"}, "trend": {"by": "age"}}[kind]
+    fit = ctmm.fit(APART, random="batch" if batch else None, data=frame, **how)
+    crossed, effects = fit.structure_.crossed, fit.structure_.celltypes
+    null = crossed.common(crossed.inner.basis, effects)
+    J = next(iter(crossed.tested(np.ones((1, 3, 3)), effects).values()))[0]
+    scaled = next(iter(crossed.tested(crossed.inner.basis, effects).values()))
+    design = group_score.directions_of(fit.model, null, {"J": J}, {"A": scaled})
+    noise = working_noise(fit.model.nu, design.how, 1.0)
+    got = group_score.directed(design.null, noise, design)
+    theta = got.theta
+    A = np.tensordot(theta[: len(null)], scaled, axes=1)
+    # pooled per cell type over groups
+    types, n = fit.model.types.argmax(axis=1), fit.model.n_cells
+    for c in range(3):
+        own = types == c
+        np.testing.assert_allclose(noise[own], np.mean((n * fit.model.nu)[own]) / n[own])
+    for d, (value, lam, terms) in enumerate(
+        dense_directions(fit.model, null, [J, A], theta, noise)
+    ):
+        assert got.form(d)[0] == pytest.approx(value, rel=1e-8)
+        np.testing.assert_allclose(got.terms(d), terms, atol=1e-8 * np.abs(terms).max())
+        one = got.test(d, True)
+        up, down = dense.upper_tail(value, lam), dense.upper_tail(-value, -lam)
+        assert np.exp(one.upper) == pytest.approx(up, rel=1e-6)
+        assert np.exp(one.law) == pytest.approx(min(2.0 * min(up, down), 1.0), rel=1e-6)
+        t = abs(terms.sum()) / np.sqrt(np.sum(terms**2))
+        assert np.exp(one.empirical) == pytest.approx(2.0 * stats.t.sf(t, len(terms) - 2))
+        sd = np.sqrt(2.0 * np.sum(lam**2))
+        assert one.statistic == pytest.approx((value - lam.sum()) / sd, rel=1e-7)
+
+
+def test_groups_are_tested_two_sided_by_what_counts():
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=table(donors=60))
+    test = fit.test_groups()
+    law, empirical = test.extra["law"], test.extra["empirical"]
+    assert list(law) == ["overall", "shared", *TYPES]
+    assert test.pvalue == pytest.approx(max(law["overall"], empirical["overall"]))
+    for name in TYPES:
+        assert test.extra["celltype"][name] == pytest.approx(max(law[name], empirical[name]))
+    assert "fewer than 40 donors" in test.note
+    large = ctmm.fit(
+        "expr ~ C(celltype)*C(group)", by="group", data=table(donors=150)
+    ).test_groups()
+    assert large.pvalue == pytest.approx(large.extra["empirical"]["overall"])
+    assert large.pvalue < 1e-2  # the cases vary 1.3 / .8 as much
+    assert str(type(test).from_dict(test.to_dict())) == str(test)
+
+
+def test_a_type_is_tested_by_its_own_rows():
+    """Whatever other types are, its test is that of a table of its rows."""
+    frame = table(donors=60)
+    alone = frame[frame["celltype"] == "T"]
+    fits = [
+        ctmm.fit(formula, by="group", structure="hom", data=data)
+        for formula, data in (("expr ~ C(celltype)*C(group)", frame), ("expr ~ C(group)", alone))
+    ]
+    one, other = (fit.test_groups() for fit in fits)
+    assert one.extra["celltype"]["T"] == pytest.approx(other.extra["shared"], rel=1e-6)
+
+
+def test_which_group_comes_first_does_not_matter():
+    frame = table(donors=60)
+    turned = frame.assign(group=frame["group"].map({"case": "a", "ctrl": "z"}))
+    more = frame.assign(group=frame["group"].map({"case": "z", "ctrl": "a"}))
+    one, other = (
+        ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=data).test_groups()
+        for data in (turned, more)
+    )
+    assert one.statistic == pytest.approx(-other.statistic, rel=1e-6)
+    assert one.pvalue == pytest.approx(other.pvalue, rel=1e-6)
+    assert one.extra["celltype"] == pytest.approx(other.extra["celltype"], rel=1e-5)
+
+
+def test_of_more_groups_each_is_tested_against_the_others():
+    frame = table(donors=90)
+    frame["group"] = [f"g{int(name[1:]) % 3}" for name in frame["donor"]]
+    test = ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=frame).test_groups()
+    assert list(test.extra["group"]) == ["g0", "g1", "g2"]
+    assert "combined" in test.note and 0 < test.pvalue < 1
+
+
+def test_a_type_that_a_group_lacks_has_no_test():
+    frame = table(donors=60)
+    frame = frame[~((frame["group"] == "case") & (frame["celltype"] == "T"))]
+    test = ctmm.fit("expr ~ C(celltype) + C(group)", by="group", data=frame).test_groups()
+    assert np.isnan(test.extra["celltype"]["T"]) and test.extra["celltype"]["B"] > 0
+
+
+def test_responses_are_found_where_they_are():
+    frame = table(within=True, donors=40)
+    test = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=frame).test_response()
+    assert test.pvalue < 1e-6 and test.extra["shared"] < 1e-6
+    rng = np.random.default_rng(8)
+    y = frame.groupby(["donor", "celltype"])["expr"].transform("mean")
+    quiet = frame.assign(expr=y + np.sqrt(frame["nu"]) * rng.normal(size=len(frame)))
+    test = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=quiet).test_response()
+    assert test.pvalue > 0.01
+
+
+def test_tests_without_groups_say_so():
+    plain = ctmm.fit("expr ~ C(celltype)", data=table())
+    assert "by=" in plain.test_groups().note and np.isnan(plain.test_groups().pvalue)
+    assert "within=" in plain.test_response().note
+    within = ctmm.fit("expr ~ C(celltype)", within="group", data=table(within=True))
+    assert np.isnan(within.test_groups().pvalue) and within.test_response().pvalue >= 0
+    assert "knows no groups" in within.test_variance().note
+
+
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_all_genes_have_the_same_tests(kind):
+    frame = table(within=kind == "within", donors=40)
+    name = {"by": "groups", "within": "response"}[kind]
+    call = {"expr": frame[["expr"]], "nu": frame[["nu"]].set_axis(["expr"], axis=1)}
+    rest, how = frame.drop(columns=["expr", "nu"]), {kind: "group"}
+    row = ctmm.fit_genes(
+        "~ C(celltype)*C(group)", tests=[name], data=rest, **call, **how
+    ).table.iloc[0]
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", data=frame, **how)
+    test = getattr(fit, f"test_{name}")()
+    assert row[f"p_{name}"] == pytest.approx(test.pvalue)
+    assert row[f"p_{name}_shared"] == pytest.approx(test.extra["shared"])
+    for own in TYPES:
+        assert row[f"p_{name}[{own}]"] == pytest.approx(test.extra["celltype"][own])

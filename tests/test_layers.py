@@ -35,7 +35,7 @@ LAYERS = [
     "datasets",
     # inference/
     "tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered", "small_sample",
-    "hypotheses", "testing", "jackknife", "score", "score_law", "tails",
+    "hypotheses", "testing", "jackknife", "group_score", "score", "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",

@@ -30,6 +30,7 @@ from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered, NoClusters
+from .group_score import GroupDesign, ResponseDesign
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .score import ScoreDesign
 from .small_sample import SINGULAR, KenwardRoger, Satterthwaite, information_cov
@@ -131,6 +132,8 @@ class Fit:
         The robust estimate of the model with its weights, where it is at hand.
     score_design : ScoreDesign, optional
         What its score test shares with those of other responses, where it is at hand.
+    group_design : GroupDesign or ResponseDesign, optional
+        The same of the tests of groups or of responses.
     """
 
     model: Model
@@ -140,6 +143,7 @@ class Fit:
     mean_rows: np.ndarray = field(repr=False)
     weighed: RobustFit | None = field(default=None, repr=False)
     score_design: ScoreDesign | None = field(default=None, repr=False)
+    group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
 
     @property
     def n_fixed(self) -> int:

@@ -49,8 +49,8 @@ from .tails import Law, tail
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
 that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
-_NOTHING = 1e-8  # share of a direction's information that the null's components leave
-_SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
+NOTHING = 1e-8  # share of a direction's information that the null's components leave
+SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _HIGH = 0.99  # what a p value counts at most in a combination
 _FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 
@@ -141,8 +141,8 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     null = null_of(model, noise, design)
     statistic, logs = np.full((2, C + 1), np.nan)
     for c, form in enumerate(null.forms()):
-        if null.share[c] > _NOTHING:  # else the null's own components explain it
-            least = _SILENT * null.expected[c]
+        if null.share[c] > NOTHING:  # else the null's own components explain it
+            least = SILENT * null.expected[c]
             logs[c], mean, variance = tail(form.value, form.law, form.more, least)
             if not math.isnan(logs[c]):
                 statistic[c] = (form.value - mean) / math.sqrt(variance)
@@ -201,21 +201,22 @@ class Null:
         model, layout = self.model, self.design.layout
         rows = layout.rows
         excess = model.nu[rows] - self.noise[rows]
-        found = products(layout, self.theta[0], self.noise[rows], excess, residual(model)[rows])
-        solved = _Solved(layout, found, self.theta[1:])
+        common = np.full((len(self.design.types),) * 2, self.theta[0])
+        found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
+        solved = Solved(layout, found, self.theta[1:])
         inner = self.design.types - self.a[0][:, None, None]
         inner = np.append(inner, inner.sum(axis=0)[None], axis=0)
         weights = -np.append(self.a[1:], self.a[1:].sum(axis=1)[:, None], axis=1).T  # (C + 1, Kr)
-        level = _by_level(layout, weights)
+        level = by_level(layout, weights)
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
         more = self._more(layout, found, solved)
         laws = (
-            law_of(layout, found, *loadings, solved.gain, level[d])
-            for d, loadings in enumerate(_loadings(inner))
+            law_of(layout, found, *load, solved.gain, level[d])
+            for d, load in enumerate(loadings(inner))
         )
         return list(map(Form, value.tolist(), laws, more.tolist()))
 
-    def _more(self, layout: Layout, found: Products, solved: _Solved) -> np.ndarray:
+    def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
 
         The law squares nu where it should square the true noise variance, and takes an error of
@@ -281,16 +282,16 @@ def log_cauchy_combination(logs: np.ndarray) -> float:
     return math.log(cauchy_tail(float(scores.mean())))
 
 
-class _Solved:
+class Solved:
     """P y, and what P is made of, by the levels of every block and the fixed effects.
 
-    gain (blocks, q) variances of levels; scores (C, C), the sum of H_i'(P y)_i (P y)_i'H_i over
-    donors; Zy (blocks, q), Z'P y.
+    gain (blocks, q) variances of levels; pull (N, C), H_i'(P y)_i; scores (C, C), their products
+    summed over donors; Zy (blocks, q), Z'P y.
     """
 
     def __init__(self, layout: Layout, found: Products, variances: np.ndarray) -> None:
         q, p, d = layout.component.shape[1], len(found.Xy), layout.slot.shape[1]
-        self.gain = _by_level(layout, variances)
+        self.gain = by_level(layout, variances)
         self.G, self.GX = found.fixed[:, :q, q : 2 * q], found.fixed[:, :q, 2 * q + p :]
         XX = found.fixed[:, 2 * q : 2 * q + p, 2 * q + p :].sum(axis=0)
         self.K = np.linalg.solve(
@@ -304,6 +305,7 @@ class _Solved:
         own = np.where(layout.slot >= 0, v[layout.block[:, None], layout.slot], 0.0)
         left = found.Hy - (found.HB[:, :, d : 2 * d] @ own[:, :, None])[:, :, 0]
         left -= found.HB[:, :, 2 * d + p :] @ b
+        self.pull = left
         self.scores = left.T @ left
         self.components = len(variances)
 
@@ -313,13 +315,13 @@ class _Solved:
         return diagonals(layout, found, *parts, self.components)
 
 
-def _by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
+def by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
     """Values per random component (..., Kr) per level (..., blocks, q), 0 where there is none."""
     none = np.zeros((*values.shape[:-1], 1))
     return np.append(values, none, axis=-1)[..., layout.component]
 
 
-def _loadings(inner: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def loadings(inner: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """R (r, C) and signs (r,) with inner = R' diag(sign) R, of each of several inner."""
     sizes, axes = np.linalg.eigh(inner)
     roots = np.sqrt(np.abs(sizes))

@@ -1,7 +1,7 @@
 """What the score test sums over donors, compiled: cross products of a null and laws of its forms.
 
-The null is hom: Sigma_i = s2 h h' + diag(w) for donor i, h = H_i 1, with levels Z of random effects
-and fixed effects X between donors.  S = Sigma_i^-1, and M_0 = S (Sigma_i + E) S = S + S E S where
+Under the null Sigma_i = H_i A H_i' + diag(w) for donor i, with levels Z of random effects and fixed
+effects X between donors.  S = Sigma_i^-1, and M_0 = S (Sigma_i + E) S = S + S E S where
 the measured noise has E = diag(nu - w) beyond the working noise.  All that a form needs of a donor
 are products of H_i and B_i = [Z_i, X_i] by S and M_0, whatever the direction.
 """
@@ -115,9 +115,37 @@ def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarr
     return slot, component
 
 
+@njit(**EXACT_INNER)
+def _cholesky(A):
+    """The lower factor of A, in place."""
+    for a in range(len(A)):
+        for b in range(a + 1):
+            total = A[a, b]
+            for c in range(b):
+                total -= A[a, c] * A[b, c]
+            A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
+        A[a, a + 1 :] = 0.0
+
+
+@njit(**EXACT_INNER)
+def _solve(root, right, out, start, m):
+    """Rows `start` on of the solution by the lower factor `root` of m rows, column by column."""
+    for k in range(right.shape[1]):
+        for a in range(m):
+            total = right[start + a, k]
+            for c in range(a):
+                total -= root[a, c] * out[start + c, k]
+            out[start + a, k] = total / root[a, a]
+        for a in range(m - 1, -1, -1):
+            total = out[start + a, k]
+            for c in range(a + 1, m):
+                total -= root[c, a] * out[start + c, k]
+            out[start + a, k] = total / root[a, a]
+
+
 @kept_exact
-def products(layout, s2, w, excess, y):
-    """Cross products under a null with shared variance s2; w, nu - w and y by row of the layout."""
+def products(layout, A, w, excess, y):
+    """Cross products under a null with covariance A; w, nu - w and y by row of the layout."""
     n, C = layout.H.shape
     b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
     p = b - d
@@ -128,7 +156,10 @@ def products(layout, s2, w, excess, y):
     Zy, Xy = np.zeros((blocks, q)), np.zeros(p)
     first, second = np.empty((b, b)), np.empty((b, b))
     place = np.empty((2, b), dtype=np.int64)
-    hH, hB = np.empty(C), np.empty(b)
+    most = 1
+    for i in range(N):
+        most = max(most, layout.ptr[i + 1] - layout.ptr[i])
+    root, HA = np.empty((most, most)), np.empty((most, C))
     for cell in range(len(layout.columns)):
         for i in range(d):
             place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
@@ -139,22 +170,25 @@ def products(layout, s2, w, excess, y):
         at = layout.block[layout.cell[cell]]
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
             start, stop = layout.ptr[i], layout.ptr[i + 1]
-            whole = 1.0
-            hH[:], hB[:] = 0.0, 0.0
-            for a in range(start, stop):
-                h = layout.H[a].sum() / w[a]
-                whole += s2 * h * h * w[a]
+            m = stop - start
+            for a in range(m):
                 for c in range(C):
-                    hH[c] += h * layout.H[a, c]
-                for c in range(b):
-                    hB[c] += h * layout.B[a, c]
+                    HA[a, c] = 0.0
+                for k in range(C):
+                    H = layout.H[start + a, k]
+                    if H != 0.0:
+                        for c in range(C):
+                            HA[a, c] += H * A[k, c]
+                for r in range(a + 1):
+                    total = 0.0
+                    for c in range(C):
+                        total += HA[a, c] * layout.H[start + r, c]
+                    root[a, r] = total
+                root[a, a] += w[start + a]
+            _cholesky(root[:m, :m])
+            _solve(root, layout.H, SH, start, m)
+            _solve(root, layout.B, SB, start, m)
             for a in range(start, stop):
-                own = 1.0 / w[a]
-                h = layout.H[a].sum() * own * s2 / whole
-                for c in range(C):
-                    SH[a, c] = own * layout.H[a, c] - h * hH[c]
-                for c in range(b):
-                    SB[a, c] = own * layout.B[a, c] - h * hB[c]
                 e = excess[a]
                 for c in range(C):
                     H, left = layout.H[a, c], e * SH[a, c]
@@ -211,18 +245,6 @@ def _sandwich(R, M, out):
                         part += M[c, d] * R[b, d]
                     total += R[a, c] * part
             out[a, b] = out[b, a] = total
-
-
-@njit(**EXACT_INNER)
-def _cholesky(A):
-    """The lower factor of A, in place."""
-    for a in range(len(A)):
-        for b in range(a + 1):
-            total = A[a, b]
-            for c in range(b):
-                total -= A[a, c] * A[b, c]
-            A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
-        A[a, a + 1 :] = 0.0
 
 
 @njit(**EXACT_INNER)

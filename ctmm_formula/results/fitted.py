@@ -96,6 +96,8 @@ class CTMMResults(Record):
     test_variance = hypothesis_tests.test_variance
     test_mean = hypothesis_tests.test_mean
     test_component = hypothesis_tests.test_component
+    test_groups = hypothesis_tests.test_groups
+    test_response = hypothesis_tests.test_response
     wald_test = hypothesis_tests.wald_test
     t_test = hypothesis_tests.t_test
     compare_lr_test = hypothesis_tests.compare_lr_test

@@ -164,6 +164,48 @@ def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     )
 
 
+def test_groups(res: Record) -> TestResult:
+    """Test that donors vary alike in all groups, of a fit with ``by=``.
+
+    By noise-robust score tests, two-sided: are all variances larger or smaller in a group
+    (``pvalue``: A scales), the shared variance (``extra["shared"]``), the whole variance of a cell
+    type, by its own rows (``extra["celltype"]``).  Groups whose cells differ in number or noise
+    are no reason for small p values, see :mod:`ctmm_formula.inference.group_score`.
+
+    Returns
+    -------
+    TestResult
+        ``extra["law"]`` and ``extra["empirical"]`` have the p values by the law of normal donors
+        and by the differences between donors.  Where a group has fewer than 40 donors the larger
+        counts, else the empirical; with more than two groups every one is tested against the
+        others and p values are combined.  nan with the reason in ``note`` without groups.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> res = ctmm.fit("expr ~ C(celltype) * sex", by="sex", data=df)
+    >>> round(res.test_groups().pvalue, 2)
+    0.47
+    """
+    return run_test("groups", res.numbers)
+
+
+def test_response(res: Record) -> TestResult:
+    """Test that donors respond alike to conditions, of a fit with ``within=``.
+
+    By noise-robust score tests, one-sided: is there any variance of responses (``pvalue``), one
+    that all cell types share (``extra["shared"]``), and beyond that in a cell type
+    (``extra["celltype"]``).
+
+    Returns
+    -------
+    TestResult
+        nan with the reason in ``note`` where the fit has no conditions of the same donors.
+    """
+    return run_test("response", res.numbers)
+
+
 def test_component(
     res: Record,
     name: str,

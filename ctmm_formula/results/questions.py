@@ -24,7 +24,7 @@ from ..inference.differences import Differences, each, linear, padded, test_diff
 from ..inference.fit import JACKKNIFE, Fit
 from ..inference.hypotheses import constraints, in_words
 from ..inference.testing import TestResult
-from ..inference.tests import COMPONENT_TESTS, FIXED, LIKELIHOOD, TESTS, Ask, Test
+from ..inference.tests import COMPONENT_TESTS, FIXED, LIKELIHOOD, SCANNED, Ask, Test
 
 ASKED = "hypothesis"
 """The question of a test that is read from text."""
@@ -81,11 +81,11 @@ def known_form(name: object) -> str:
     >>> known_form("effects: status")
     'effects:status'
     """
-    if isinstance(name, str) and name not in TESTS:
+    if isinstance(name, str) and name not in SCANNED:
         head, colon, rest = name.partition(":")
         if colon and head.strip() in QUESTIONS and rest.strip():
             return spelled(name)
-    return choose("test", name, [*TESTS, *(row.form for row in QUESTIONS.values())])
+    return choose("test", name, [*SCANNED, *(row.form for row in QUESTIONS.values())])
 
 
 def spelled(name: str) -> str:
@@ -97,15 +97,15 @@ def spelled(name: str) -> str:
 
 
 def read_test(name: str, about: About) -> Test:
-    """The test of that name for a design: a row of ``TESTS``, or a question that is read.
+    """The test of that name for a design: a row of ``SCANNED``, or a question that is read.
 
     Raises
     ------
     CTMMError
         Naming what the question may ask of.
     """
-    if name in TESTS:
-        return TESTS[name]
+    if name in SCANNED:
+        return SCANNED[name]
     head, _, rest = name.partition(":")
     try:
         return QUESTIONS[head].read(rest, about)

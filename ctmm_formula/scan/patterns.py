@@ -24,6 +24,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
+from ..inference.group_score import GroupDesign, ResponseDesign, group_design, response_design
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
 from ..inference.tests import Test
@@ -63,6 +64,16 @@ class Pattern:
     def score(self) -> ScoreDesign | None:
         """What the score tests of all genes share, if they are asked for."""
         return design_of(self.models[0]) if "score" in self.plan.layout.tests else None
+
+    @cached_property
+    def groups(self) -> GroupDesign | ResponseDesign | None:
+        """What the tests of groups or responses of all genes share, if they can be had."""
+        structure, tests = self.plan.layout.structures[0], self.plan.layout.tests
+        if structure.crossed is None:
+            return None
+        if structure.crossed.crossing.kind == "within":
+            return response_design(self.models[0], structure) if "response" in tests else None
+        return group_design(self.models[0], structure) if "groups" in tests else None
 
     @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:

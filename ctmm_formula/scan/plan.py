@@ -14,7 +14,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
-from ..inference.tests import LIKELIHOOD, TESTS, Test, errors_of
+from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
 from ..results.labels import component_names
 from ..results.questions import About, known_form, read_test
 from ..structures import Structure
@@ -96,7 +96,7 @@ def check_tests(tests: Mapping[str, Test], n_structures: int, method: str, why: 
     called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))
     for name, row in tests.items():
         if LIKELIHOOD in row.needs:
-            others = [repr(n) for n, test in TESTS.items() if LIKELIHOOD not in test.needs]
+            others = [repr(n) for n, test in SCANNED.items() if LIKELIHOOD not in test.needs]
             raise CTMMError(
                 f"{called} has no likelihood and so no test {name!r}: use "
                 f"{', '.join(others[:-1])} and {others[-1]}, or fit by method='reml' or 'ml'"

@@ -174,7 +174,8 @@ def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exce
         found = out.estimate if isinstance(out, RobustFit) else out
         if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
             raise DataError("the estimates are not finite: rescale the expression of this gene")
-        return Fit(model, structure, plan.domain, found, pattern.mean_rows, weighed, pattern.score)
+        shared = pattern.score, pattern.groups
+        return Fit(model, structure, plan.domain, found, pattern.mean_rows, weighed, *shared)
 
     return [_attempt(fitted, *one) for one in zip(genes, work, strict=True)]
 

@@ -34,7 +34,7 @@ from ..inference.fit import Errors
 from ..inference.jackknife import JackknifeRun
 from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
-from ..inference.tests import COMPONENT_TESTS, TESTS
+from ..inference.tests import COMPONENT_TESTS, GROUP_TESTS, TESTS, run_test
 from ..results.effects import effects_of
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
@@ -177,7 +177,7 @@ def _described(res: CTMMResults) -> Plain:
         "aic": float(res.numbers.aic),
         "bic": float(res.numbers.bic),
         "shares": table(res.variance_explained(by_celltype=True)),
-        "icc": table(res.icc()),
+        **_crossing(res),
         "versions": dict(res.versions),
         **{name: getattr(res, name) for name in same},
         **{name: list(values) for name, values in lists.items()},
@@ -193,16 +193,46 @@ def _slopes(errors: Errors) -> Plain | None:
 
 
 def _effects(res: CTMMResults) -> Plain:
-    """Predicted random effects and fitted values, or the reason why there are none."""
+    """Predicted random effects and fitted values, or the reason why there are none.
+
+    With groups or conditions those of donors are estimates and errors (donors, effects or levels).
+    """
     try:
         tables = res.random_effects
     except CTMMError as error:
         return {"effects": None, "fitted": None, "no_effects": str(error)}
-    effects = {name: encode(frame.to_numpy(dtype=float)) for name, frame in tables.items()}
+    effects: Plain = {}
+    for name, frame in tables.items():
+        if name in ("shared", "specific") and res.design.crossing is not None:
+            effects[name] = {what: encode(_wide(res, frame[what])) for what in frame}
+        else:
+            effects[name] = encode(frame.to_numpy(dtype=float))
     own = map(list, res.design.random_levels)
     levels = dict(zip(res.labels.random, own, strict=True))
     fitted = encode(res.fittedvalues.to_numpy())
     return {"effects": effects, "levels": levels, "fitted": fitted, "no_effects": ""}
+
+
+def _crossing(res: CTMMResults) -> Plain:
+    """Groups or conditions, names of the effects, and the icc, which a trend has none of."""
+    crossing, names = res.design.crossing, list(res.design.effects)
+    trend = crossing is not None and crossing.kind == "trend"
+    out = {"effect_names": names, "icc": None if trend else table(res.icc())}
+    return out | {"crossing": None if crossing is None else crossing._asdict()}
+
+
+def _wide(res: CTMMResults, effects: pd.Series) -> np.ndarray:
+    """Effects of donors as a matrix, NaN for groups that a donor is not in."""
+    crossing, design = res.design.crossing, res.design
+    levels = [] if crossing is None else list(crossing.levels)
+    if effects.index.nlevels == 2:  # shared ones
+        wide = effects.unstack()
+        return wide.reindex(index=design.donors, columns=levels).to_numpy()
+    wide = effects.unstack([1, 2])
+    pairs = wide.columns.to_list()
+    names = [f"{name}|{level}" if level else str(name) for name, level in pairs]
+    own = wide.set_axis(names, axis=1)
+    return own.reindex(index=design.donors, columns=list(design.effects)).to_numpy()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -247,14 +277,16 @@ def _covariance(res: CTMMResults, sent: Any) -> Any:
 def _test(request: Mapping[str, Any]) -> Plain:
     """One test: request {fit, what, method, name, covariance, seed, n, n_jobs}; most may lack."""
     res = _stored(request["fit"])
-    what = choose("test", request["what"], ("variance", "mean", "component"))
+    what = choose("test", request["what"], ("variance", "mean", "component", *GROUP_TESTS))
     covariance = _covariance(res, request.get("covariance"))
     # what is not there is left to the defaults of the method called
     kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
     draws: dict[str, Any] = {
         to: kind(request[key]) for key, to, kind in kinds if request.get(key) is not None
     }
-    if what == "mean":
+    if what in GROUP_TESTS:
+        test = run_test(what, res.numbers)
+    elif what == "mean":
         test = res.test_mean(covariance)
     elif what == "variance":
         test = res.test_variance(covariance=covariance, n_jobs=int(request["n_jobs"]), **draws)

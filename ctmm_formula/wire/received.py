@@ -86,7 +86,7 @@ def _prepared(model: Mapping[str, Any], at: np.ndarray | None) -> Prepared:
     if at is not None:
         labels = {name: f[at].remove_unused_categories() for name, f in labels.items()}
     columns: dict[str, Any] = dict(labels)
-    for role in ("noise", "nu2", "n_cells", "share"):
+    for role in ("noise", "nu2", "n_cells", "share", "trend"):
         if model.get(role) is not None:
             columns[str(model[role]["name"])] = _rows(decode(model[role]["values"]), at)
     proportions: tuple[str, ...] = ()
@@ -109,10 +109,16 @@ def _prepared(model: Mapping[str, Any], at: np.ndarray | None) -> Prepared:
         n_cells=_name(model, "n_cells"),
         share=_name(model, "share"),
         proportions=proportions,
+        by=_text(model, "by"),
+        within=_text(model, "within"),
     )
     dropped = {str(reason): int(count) for reason, count in dict(model["dropped"]).items()}
     notes = tuple(str(note) for note in model["notes"])
     return Prepared(roles, frame, labels, keep, pd.Index(keep), dropped, notes, {})
+
+
+def _text(model: Mapping[str, Any], role: str) -> str | None:
+    return None if model.get(role) is None else str(model[role])
 
 
 def _name(model: Mapping[str, Any], role: str) -> str | None:

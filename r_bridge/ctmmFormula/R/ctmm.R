@@ -36,6 +36,13 @@
 #' @param proportions for overall pseudobulk: names of the columns of cell type proportions, or a table
 #' of donors (row names) by cell types. The formula then has covariates only, every cell type gets a
 #' mean. One name alone is, in cell type-specific data, each row's share of the donor's cells.
+#' @param by a column of groups of donors, \code{by = ~ status} or \code{"status"}: every group has variance
+#' components of its own, \code{V[T|case]}, and all share the fixed part. Numbers of more than two values
+#' are a trend: the covariance is that at the least value plus x times what it gains up to the largest,
+#' \code{V[T]:age}.
+#' @param within a column of conditions that the same donors were seen under, \code{within = ~ stim}, one
+#' row per donor, cell type and condition: components of what a donor has under all of them
+#' (\code{V[T]}) and of its responses (\code{V[T]:stim}).
 #' @param bounds domain of the variance components: \code{"noise"} (they may be negative as long as
 #' every covariance keeps the share \code{noise_floor} of its noise), \code{"psd"} or
 #' \code{"nonnegative"} (as \pkg{lme4}). By default \code{"noise"}, for overall pseudobulk
@@ -47,7 +54,8 @@
 #' drop them with a message.
 #' @return
 #' An object of class \code{"ctmm"}, a plain list, with the methods in \code{\link{ctmm-methods}}.
-#' @seealso \code{\link{test_variance}}, \code{\link{jackknife}}, \code{\link{ctmm_genes}}
+#' @seealso \code{\link{test_variance}}, \code{\link{test_groups}}, \code{\link{jackknife}},
+#' \code{\link{ctmm_genes}}
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, method = "reml", data = pseudobulk)
 #' fit
@@ -61,8 +69,8 @@
 #' @export
 ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL,
                  donor = NULL, celltype = NULL, noise = NULL, nu2 = NULL, n_cells = NULL,
-                 proportions = NULL, bounds = NULL, noise_floor = 0.1, subset, na.action,
-                 contrasts = NULL, offset, singular.ok = FALSE) {
+                 proportions = NULL, by = NULL, within = NULL, bounds = NULL, noise_floor = 0.1,
+                 subset, na.action, contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
   # update() asks again with these values, wherever that is
   if (!identical(call[[1L]], quote(ctmm))) call[[1L]] <- quote(ctmmFormula::ctmm)
@@ -80,7 +88,8 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
   spec$given <- stats::as.formula(formula, env = parent.frame())
   data <- with_outside(data, list(spec$fixed, call$subset, call$offset), environment(spec$fixed))
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = noise, nu2 = nu2,
-                           n_cells = n_cells, proportions = proportions), data, spec)
+                           n_cells = n_cells, proportions = proportions, by = by,
+                           within = within), data, spec)
   check_gene(gene, spec, roles)
   made <- make_frame(spec, data, roles, call, contrasts)
   fit <- design(spec, data, roles, made, contrasts, singular.ok)
@@ -206,6 +215,11 @@ labels_in <- function(frame, roles, random, rows) {
   out[[roles$donor]] <- as_labels(frame[["(donor)"]], roles$donor, "donor", rows)
   if (!is.null(roles$celltype))
     out[[roles$celltype]] <- as_labels(frame[["(celltype)"]], roles$celltype, "cell type", rows)
+  for (role in CROSSED) {
+    x <- frame[[paste0("(", role, ")")]]
+    if (!is.null(x) && is.null(out[[roles[[role]]]]) && !is_trend(x, role))
+      out[[roles[[role]]]] <- as_labels(x, roles[[role]], CROSSED_ROLES[[role]], rows)
+  }
   for (group in unlist(lapply(random, `[[`, "groups")))
     if (is.null(out[[group]]))
       out[[group]] <- as_labels(frame[[paste0("(random.", group, ")")]], group, "random effect", rows)
@@ -227,6 +241,8 @@ model_out <- function(fit, data, dropped) {
     paste0(names(dropped), " (", dropped, ")", collapse = ", ")))
   factors <- c(fit$labels, fixed[setdiff(names(fixed), names(fit$labels))])
   P <- fit$frame[["(proportions)"]]
+  trend <- if (!is.null(roles$by) && is.null(fit$labels[[roles$by]]))
+    list(name = roles$by, values = f8(as.double(fit$frame[["(by)"]])))
   list(
     formula = as_text(fit$formula), response = as_text(fit$formula[[2L]]),
     fixed = as_text(stats::delete.response(fit$terms)[[2L]]),
@@ -235,6 +251,7 @@ model_out <- function(fit, data, dropped) {
     noise = list(name = roles$noise, values = f8(fit$nu)),
     nu2 = optional(roles$nu2, "square of the noise variance"),
     n_cells = optional(roles$n_cells, "number of cells"),
+    by = roles$by, within = roles$within, trend = trend,
     share = if (!roles$overall) optional(roles$proportions, "proportion"),
     proportions = if (roles$overall) list(names = as.list(colnames(P)), values = f8(unname(P))),
     factors = unname(Map(coded, names(factors), factors)),
@@ -289,9 +306,11 @@ described <- function(fit, request) {
   fit$n_possible <- got$n_possible
   fit$n_labels <- length(got$labels)
   fit$random_names <- text(got$random_names)
-  for (name in c("A", "V", "corr")) fit[[name]] <- square(got[[name]], fit$celltypes)
+  fit["crossing"] <- list(crossing_in(got$crossing))
+  fit$effect_names <- text(got$effect_names)
+  for (name in c("A", "V", "corr")) fit[[name]] <- square(got[[name]], fit$effect_names)
   fit$shares <- table_in(got$shares)
-  fit$icc <- table_in(got$icc)
+  fit$icc <- if (!is.null(got$icc)) table_in(got$icc)
   fit$notes <- in_r(text(got$notes))
   fit$versions <- got$versions
   fit$estimate <- record
@@ -299,13 +318,27 @@ described <- function(fit, request) {
   effects_in(fit, got)
 }
 
+# Groups of donors or conditions: kind, column, levels and the ends of a trend.
+crossing_in <- function(sent) {
+  if (is.null(sent)) return(NULL)
+  list(kind = sent$kind, column = sent$column, levels = text(sent$levels),
+       span = as.double(unlist(sent$span)))
+}
+
 # Predicted random effects: shared by donor, specific by donor and cell type, each group by level.
+# With groups or conditions both are matrices of donors, NA for groups a donor is not in.
 effects_in <- function(fit, got) {
   if (is.null(got$effects)) return(fit)
   columns <- c("estimate", "std.error")
   pair <- function(x, rows) matrix(array_in(x), ncol = 2L, dimnames = list(rows, columns))
   fit$effects <- lapply(named(names(got$effects), names(got$effects)), function(name) {
     sent <- got$effects[[name]]
+    if (name %in% c("shared", "specific") && !is.null(fit$crossing)) {
+      columns <- if (name == "shared") fit$crossing$levels else fit$effect_names
+      as <- function(k) matrix(array_in(sent[[k]]), length(fit$donors),
+                               dimnames = list(fit$donors, columns))
+      return(list(estimate = as("estimate"), std.error = as("std_error")))
+    }
     if (name == "shared") return(pair(sent, fit$donors))
     if (name == "specific") {
       values <- matrix(array_in(sent), ncol = 2L)  # donor by donor

@@ -1,6 +1,8 @@
 # From a table and a formula to numbers, by the rules of R: model.frame, terms, model.matrix.
 
 ROLES <- c("donor", "celltype", "noise", "nu2", "n_cells")
+CROSSED <- c("by", "within")
+CROSSED_ROLES <- c(by = "groups of donors", within = "conditions of donors")
 STANDARD <- c(donor = "donor", celltype = "celltype", noise = "nu", nu2 = "nu2", n_cells = "n_cells")
 
 #' Remember Which Columns Hold What
@@ -95,6 +97,10 @@ find_roles <- function(given, data, spec) {
     given[role] <- list(name)
   }
   given["proportions"] <- list(given$proportions %||% known$proportions)
+  for (role in CROSSED) given[role] <- list(crossed_column(given[[role]], role, data))
+  if (!is.null(given$by) && !is.null(given$within))
+    fail("DataError", "by = names groups of donors, within = conditions of the same donors: give one ",
+         "of them")
   for (role in c("nu2", "n_cells"))
     if (is.null(given[[role]]) && STANDARD[[role]] %in% names(data)) given[[role]] <- STANDARD[[role]]
   given$overall <- !is.null(given$proportions) &&
@@ -104,7 +110,7 @@ find_roles <- function(given, data, spec) {
       fail("DataError", "celltype = is for one row per donor and cell type, proportions = for one ",
            "row per donor: give one of them")
   } else if (is.null(given$celltype)) {
-    given$celltype <- find_celltype(data, spec, given$donor)
+    given$celltype <- find_celltype(data, spec, c(given$donor, given$within))
   }
   if (is.character(given$proportions)) {
     absent <- setdiff(given$proportions, names(data))
@@ -112,6 +118,23 @@ find_roles <- function(given, data, spec) {
   }
   given
 }
+
+# by = ~ status or "status": the name of a column.
+crossed_column <- function(given, role, data) {
+  if (is.null(given)) return(NULL)
+  if (inherits(given, "formula") && length(given) == 2L && is.name(given[[2L]]))
+    given <- as.character(given[[2L]])
+  if (!is.character(given) || length(given) != 1L || is.na(given))
+    fail("DataError", role, " = must name one column, ", role, " = ~ status or \"status\", got ",
+         as_text(given))
+  if (!given %in% names(data))
+    fail("DataError", "data has no column '", given, "' (", CROSSED_ROLES[[role]], ") (columns: ",
+         listing(names(data), 12L), ")")
+  given
+}
+
+# Whether groups are numbers of more than two values.
+is_trend <- function(x, role) role == "by" && is.numeric(x) && length(unique(x)) > 2L
 
 # "celltype", else the one factor of the formula that with the donor identifies the rows.
 find_celltype <- function(data, spec, donor) {
@@ -121,11 +144,11 @@ find_celltype <- function(data, spec, donor) {
                       setdiff(variables, donor))
   fits <- Filter(function(v) {
     pairs <- stats::na.omit(data[c(donor, v)])
-    anyDuplicated(pairs[[donor]]) && !anyDuplicated(pairs)
+    anyDuplicated(pairs[donor]) && !anyDuplicated(pairs)
   }, variables)
   if (length(fits) == 1L) return(fits)
-  if (!anyDuplicated(data[[donor]]))
-    fail("DataError", "every donor has one row (column '", donor, "') and there is no column ",
+  if (!anyDuplicated(data[donor]))
+    fail("DataError", "every donor has one row (column '", donor[1L], "') and there is no column ",
          "'celltype': for overall pseudobulk name the cell type proportions, proportions = ",
          "c(\"prop_T\", \"prop_B\", ...); else name the cell types by celltype =")
   fail("DataError", "which column holds the cell types? There is no column 'celltype' and ",
@@ -160,6 +183,7 @@ make_frame <- function(spec, data, roles, call, contrasts) {
   extra <- list(donor = as.name(roles$donor), noise = as.name(roles$noise))
   if (!is.null(roles$celltype)) extra$celltype <- as.name(roles$celltype)
   if (roles$overall) extra$proportions <- proportion_matrix(roles, data)
+  for (role in CROSSED) if (!is.null(roles[[role]])) extra[[role]] <- as.name(roles[[role]])
   for (group in groups) extra[[paste0("random.", group)]] <- as.name(group)
   extra$row <- seq_len(nrow(data))
   kept <- intersect(c("subset", "offset"), names(call))

@@ -17,12 +17,13 @@
 #' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
-#' @param random,structure,method,donor,celltype,n_cells,proportions,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,within,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
 #' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
-#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one. In words:
+#' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one; with \code{by =} also
+#' \code{"groups"}, with \code{within =} \code{"response"}, as in \code{\link{test_groups}}. In words:
 #' \code{"effects:sex"} (in every cell type, their mean, and whether types differ, as
 #' \code{\link{effects.ctmm}}), \code{"component:batch"} (as \code{\link{test_component}}),
 #' \code{"wald:V[T] = V[B]"} (linear hypotheses of parameters), \code{"contrast:T - B"} (of means of cell
@@ -36,7 +37,8 @@
 #' @param n number of rows.
 #' @param effect a variable with effects, by default the first; of several comparisons with the level,
 #' \code{"arm[severe]"}.
-#' @param by a test, or a column: p values smallest first, others largest first.
+#' @param by as in \code{\link{ctmm}}; of \code{top_genes} a test, or a column: p values smallest first,
+#' others largest first.
 #' @param which a quantile plot of p values, or boxes of the variance components.
 #' @param ... graphical parameters.
 #' @return
@@ -67,6 +69,7 @@
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random = NULL,
                        structure = "free", models = list(), method = NULL, tests = "score", genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
+                       by = NULL, within = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE) {
@@ -99,7 +102,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   spec <- split_formula(formula, random)
   spec$given <- formula
   roles <- find_roles(list(donor = donor, celltype = celltype, noise = ".noise", n_cells = n_cells,
-                           proportions = proportions), data, spec)
+                           proportions = proportions, by = by, within = within), data, spec)
   roles["nu2"] <- list(NULL)
   data <- with_outside(data, list(spec$fixed, call$subset), environment(spec$fixed))
   if (is.null(celltype) && is.null(proportions) && !roles$celltype %in% names(data))

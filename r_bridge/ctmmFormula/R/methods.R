@@ -432,6 +432,8 @@ variance_explained <- function(object) {
 #' @export
 icc <- function(object) {
   check_fit(object)
+  if (is.null(object$icc))
+    fail("CTMMError", "the variances change with '", object$crossing$column, "', so there is no one icc")
   data.frame(celltype = rownames(object$icc), object$icc, row.names = NULL)
 }
 

@@ -76,6 +76,8 @@ used_rows <- function(object) {
   if (!is.null(object$roles$celltype)) out[[object$roles$celltype]] <- frame[["(celltype)"]]
   for (group in unlist(lapply(object$random, `[[`, "groups")))
     out[[group]] <- frame[[paste0("(random.", group, ")")]]
+  for (role in CROSSED) if (!is.null(object$roles[[role]]))
+    out[[object$roles[[role]]]] <- frame[[paste0("(", role, ")")]]
   if (object$kind == "op")
     out[object$proportion_columns] <- as.data.frame(frame[["(proportions)"]])
   as.data.frame(out, optional = TRUE, stringsAsFactors = FALSE)
@@ -101,8 +103,8 @@ contribution <- function(object, frame, name, allow) {
   zero <- function(x) ifelse(is.na(x), 0, x)
   if (name %in% c("shared", "specific")) {
     at <- found(column(object$roles$donor), object$donors, object$roles$donor)
-    if (name == "shared") return(zero(effect[at, "estimate"]))
-    H <- observation(object, frame, column)
+    if (name == "shared" && is.null(object$crossing)) return(zero(effect[at, "estimate"]))
+    H <- if (name == "shared") loads(object, frame) else effect_rows(object, frame, column)
     values <- effect$estimate[at, , drop = FALSE]
     values[is.na(values)] <- 0
     return(rowSums(values * H))
@@ -127,6 +129,33 @@ random_parts <- function(object) {
 observation <- function(object, frame, column) {
   if (object$kind == "op") return(new_proportions(object, frame))
   outer(column(object$roles$celltype), object$celltypes, function(a, b) !is.na(a) & a == b) + 0
+}
+
+# What rows have of each copy of a donor's effects: its group or condition, or 1 and the root of x.
+loads <- function(object, frame) {
+  own <- object$crossing
+  if (!own$column %in% names(frame))
+    fail("DataError", "newdata has no column '", own$column, "'; re.form = NA predicts without random ",
+         "effects")
+  x <- frame[[own$column]]
+  if (own$kind == "trend") {
+    x <- (as.double(x) - own$span[1L]) / diff(own$span)
+    return(ifelse(is.na(x), 0, 1) * cbind(1, sqrt(pmax(ifelse(is.na(x), 0, x), 0))))
+  }
+  outer(as.character(x), own$levels, function(a, b) !is.na(a) & a == b) + 0
+}
+
+# What rows have of every effect of a donor: cell types, or cell types in groups or conditions.
+effect_rows <- function(object, frame, column) {
+  H <- observation(object, frame, column)
+  if (is.null(object$crossing)) return(H)
+  z <- loads(object, frame)
+  parts <- lapply(seq_len(ncol(z)), function(g) z[, g] * H)
+  names <- lapply(object$crossing$levels, function(level)
+    if (nzchar(level)) paste(object$celltypes, level, sep = "|") else object$celltypes)
+  out <- do.call(cbind, parts)
+  colnames(out) <- unlist(names)
+  out[, object$effect_names, drop = FALSE]
 }
 
 #' @rdname ctmm-methods
@@ -190,7 +219,7 @@ drawing <- function(object) {
 
 row_types <- function(object) {
   frame <- used_rows(object)
-  observation(object, frame, function(role) as.character(frame[[role]]))
+  effect_rows(object, frame, function(role) as.character(frame[[role]]))
 }
 
 # Names of crossed levels as Python writes them: no two of them are alike.

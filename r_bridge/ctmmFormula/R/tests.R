@@ -46,6 +46,47 @@ test_mean <- function(object, ...) UseMethod("test_mean")
 #' @export
 test_component <- function(object, ...) UseMethod("test_component")
 
+#' Tests of Groups and of Responses
+#'
+#' \code{test_groups} asks whether donors vary alike in all groups of a fit with \code{by =},
+#' \code{test_response} whether donors respond alike to the conditions of a fit with \code{within =}.
+#' Both are noise-robust score tests: that cells of a group are fewer, or noisier, is no reason for a small
+#' p value.
+#'
+#' @param object a fit of \code{\link{ctmm}} with \code{by =} or \code{within =}.
+#' @param ... nothing: an argument that is not listed is an error.
+#' @return
+#' As \code{\link{test_variance}}. Of groups, two-sided: \code{p.value} of all variances being scaled,
+#' \code{extra$shared} of the shared variance, \code{extra$celltype} of the whole variance of each cell
+#' type; \code{extra$law} and \code{extra$empirical} have those by the law of normal donors and by the
+#' differences between donors: where a group has fewer than 40 donors the larger counts, else the
+#' empirical. Of responses, one-sided: any, shared by all cell types, and beyond that of each.
+#' @examplesIf !nzchar(ctmm_check()$problem)
+#' fit <- ctmm(expr ~ celltype * sex, by = ~ sex, data = pseudobulk)
+#' fit$vcomp
+#' test_groups(fit)
+#' @rdname groups
+#' @export
+test_groups <- function(object, ...) UseMethod("test_groups")
+
+#' @rdname groups
+#' @export
+test_response <- function(object, ...) UseMethod("test_response")
+
+#' @rdname groups
+#' @export
+test_groups.ctmm <- function(object, ...) {
+  no_more(...)
+  run_test(object, "groups")
+}
+
+#' @rdname groups
+#' @export
+test_response.ctmm <- function(object, ...) {
+  no_more(...)
+  run_test(object, "response")
+}
+
 #' Jackknife over Donors and Parametric Bootstrap
 #'
 #' Covariances of all parameters without trust in the model's information matrix.

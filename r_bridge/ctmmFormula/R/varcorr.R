@@ -86,9 +86,13 @@ ranef.ctmm <- function(object, condVar = TRUE, ...) {
   own <- list(estimate = NULL, std.error = NULL)
   for (what in names(own)) {
     parts <- list()
-    if (!is.null(effects$shared)) parts$shared <- effects$shared[, what, drop = FALSE]
+    if (is.list(effects$shared)) parts$shared <- effects$shared[[what]]
+    else if (!is.null(effects$shared)) parts$shared <- effects$shared[, what, drop = FALSE]
     if (!is.null(effects$specific)) parts$specific <- effects$specific[[what]]
-    columns <- c(if (!is.null(parts$shared)) "(Intercept)", colnames(parts$specific))
+    levels <- object$crossing$levels
+    first <- if (is.null(levels)) "(Intercept)" else
+      ifelse(nzchar(levels), paste0("(Intercept)|", levels), "(Intercept)")
+    columns <- c(if (!is.null(parts$shared)) first, colnames(parts$specific))
     joined <- do.call(cbind, unname(parts))
     colnames(joined) <- columns
     own[[what]] <- frame(joined)

@@ -1,0 +1,261 @@
+"""Levels and power of the tests of groups and of responses, beside what takes noise for biology.
+
+    python tests/benchmarks/group_levels.py [--sets 500] [--only counts]
+
+Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
+``group_levels.md`` beside this file, a line at a time; lines that are there are kept.
+
+Four cell types, A = .25 J + diag(.05, .1, .2, .4) between donors.  "Gaussian": 10 to 120 cells a
+pair (log-uniform), the variance between cells 4 times a lognormal variable of coefficient of
+variation .4, nu the variance of that many Gaussian cells over their number.  "Counts": Poisson
+counts of a mean of 2 exp(.6 times the donor's effects) a cell, nu and nu2 from the cells.  Donors
+are Gaussian, t with 5 degrees of freedom or lognormal (sd of logarithms .8), of variance A.  In "a
+third" the second group has a third of the cells.  Fixed effects: every type in every group.
+
+Beside them, from the same pseudobulk taken as exact: Brown and Forsythe's test and the F test of
+two variances, of every cell type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from ctmm_formula.engine.model import build_model
+from ctmm_formula.errors import CTMMError
+from ctmm_formula.inference.group_score import (
+    OVERALL,
+    SHARED,
+    group_design,
+    group_test,
+    response_design,
+    response_test,
+)
+from ctmm_formula.structures import Crossing, cross, resolve
+
+OUT = Path(__file__).with_suffix(".md")
+TYPES = ("A", "B", "C", "D")
+V, SIGMA2 = np.array([0.05, 0.1, 0.2, 0.4]), 0.25
+ALPHAS = (0.05, 0.01)
+
+
+class Setting(NamedTuple):
+    """Donors of both groups (or under both conditions), cells of the second as a share of the
+    first's, donors' law, kind of cells, variances of the second group or of responses."""
+
+    donors: tuple[int, int]
+    share: float = 1.0
+    law: str = "normal"
+    cells: str = "Gaussian"
+    factor: float = 1.0
+    shared: float = 0.0
+    own: float = 0.0
+
+    @property
+    def name(self) -> str:
+        third = ", a third" if self.share < 1.0 else ""
+        return f"{self.donors[0]} and {self.donors[1]}{third}, {self.law}, {self.cells}"
+
+
+SIZES = [((50, 50), 1.0), ((50, 50), 1 / 3), ((20, 60), 1 / 3), ((20, 20), 1.0), ((20, 20), 1 / 3)]
+GROUPS = [
+    Setting(donors, share, law, cells)
+    for donors, share in SIZES
+    for law in ("normal", "t5", "lognormal")
+    for cells in ("Gaussian", "counts")
+    if law == "normal" or (donors, share) == SIZES[1] or cells == "Gaussian"
+]
+POWER = [
+    Setting((50, 50), 1.0, factor=2.0),
+    Setting((20, 20), 1.0, factor=2.5),
+    Setting((50, 50), 1 / 3, factor=2.0),
+]
+RESPONSE = [
+    Setting((n, n), share, "normal", cells)
+    for n in (20, 50)
+    for share in (1.0, 1 / 3)
+    for cells in ("Gaussian", "counts")
+] + [Setting((50, 50), 1.0, law) for law in ("t5", "lognormal")]
+RESPONSE_POWER = [
+    Setting((20, 20), own=0.15), Setting((50, 50), own=0.1), Setting((50, 50), shared=0.05),
+]  # fmt: skip
+
+
+def draws(law: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Effects of mean 0 and variance 1."""
+    if law == "t5":
+        return rng.standard_t(5, shape) / math.sqrt(5 / 3)
+    if law == "lognormal":
+        s = 0.8
+        raw = np.exp(s * rng.normal(size=shape) - s * s / 2)
+        return (raw - 1.0) / math.sqrt(math.exp(s * s) - 1.0)
+    return rng.normal(size=shape)
+
+
+def measured(effects: np.ndarray, n: np.ndarray, cells: str, rng: np.random.Generator):
+    """y, nu and nu2 (None for Gaussian cells) of pairs with these effects and numbers of cells."""
+    if cells == "Gaussian":
+        sd = math.sqrt(math.log(1.16))
+        s2 = 4.0 * np.exp(sd * rng.normal(size=len(n)) - sd * sd / 2)
+        nu = s2 / n * rng.chisquare(n - 1) / (n - 1)
+        return effects + np.sqrt(s2 / n) * rng.normal(size=len(n)), nu
+    rate = 2.0 * np.exp(0.6 * effects)
+    pair = np.repeat(np.arange(len(n)), n)
+    x = rng.poisson(rate[pair]).astype(float)
+    mean = np.bincount(pair, x) / n
+    return mean, np.bincount(pair, (x - mean[pair]) ** 2) / (n - 1) / n
+
+
+def pairs(setting: Setting, within: bool, rng: np.random.Generator):
+    """One data set: donors, types, groups, y, nu, n."""
+    first, second = setting.donors
+    N, C = (first, 4) if within else (first + second, 4)
+    donor, rest = np.divmod(np.arange(N * C * (1 + within)), C * (1 + within))
+    group, celltype = np.divmod(rest, C)
+    if not within:
+        group = (donor >= first).astype(int)
+    effects = math.sqrt(SIGMA2) * draws(setting.law, (N,), rng)[donor]
+    effects += (np.sqrt(V) * draws(setting.law, (N, C), rng))[donor, celltype]
+    if within:
+        effects += math.sqrt(setting.shared) * rng.normal(size=(N, 2))[donor, group]
+        own = math.sqrt(setting.own) * rng.normal(size=(N, 2))[donor, group]
+        effects += np.where(celltype == 2, own, 0.0)
+    else:
+        effects *= np.where(group == 1, math.sqrt(setting.factor), 1.0)
+    n = np.exp(rng.uniform(math.log(10), math.log(120), len(donor)))
+    n = np.maximum(np.round(n * np.where(group == 1, setting.share, 1.0)), 4).astype(int)
+    y, nu = measured(effects, n, setting.cells, rng)
+    return donor, celltype, group, y, nu, n
+
+
+def model_of(within: bool, donor, celltype, group, y, nu, n):
+    """The model of a fit by groups or within donors, and its structure."""
+    crossing = Crossing("within" if within else "by", "g", ("a", "b"))
+    structure = cross(resolve("free", TYPES), crossing, crossing.effects(TYPES))
+    H, types = np.eye(8)[4 * group + celltype], np.eye(4)[celltype]
+    arrays = y, nu, H, H, donor, structure.basis, (), n.astype(float), None, types
+    return build_model(*arrays), structure
+
+
+def naive(celltype, group, y) -> list[list[float]]:
+    """Brown-Forsythe's and F's p values of every cell type, noise taken for biology."""
+    brown, f = [], []
+    for c in range(4):
+        a, b = (y[(celltype == c) & (group == g)] for g in (0, 1))
+        brown.append(stats.levene(a, b, center="median").pvalue)
+        tail = stats.f.sf(a.var(ddof=1) / b.var(ddof=1), len(a) - 1, len(b) - 1)
+        f.append(2 * min(tail, 1 - tail))
+    return [brown, f]
+
+
+COLUMNS = {
+    "groups": ["overall law", "overall empirical", "overall", "shared", "type law",
+               "type empirical", "type", "Brown-Forsythe", "F"],
+    "response": ["overall", "shared", "sum", "type 3", "other types"],
+}  # fmt: skip
+
+
+def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
+    """P values of one data set, those of several tests in a list."""
+    rng, within = np.random.default_rng(seed), what == "response"
+    data = pairs(setting, within, rng)
+    model, structure = model_of(within, *data)
+    try:
+        if within:
+            test = response_test(model, response_design(model, structure))
+            types = [math.exp(one.upper) for one in test.types]
+            rest = [math.exp(one.upper) for one in (test.shared, test.total)]
+            return [[math.exp(test.overall)], *([p] for p in rest), types[2:3],
+                    types[:2] + types[3:]]  # fmt: skip
+        test = group_test(model, group_design(model, structure), TYPES)
+    except CTMMError:
+        return [[math.nan]] * len(COLUMNS[what])
+    overall = test.tested[OVERALL][0]
+    types = [test.tested[name][0] for name in TYPES]
+    return [
+        [math.exp(overall.law)], [math.exp(overall.empirical)], [math.exp(test.combined[OVERALL])],
+        [math.exp(test.combined[SHARED])], [math.exp(one.law) for one in types],
+        [math.exp(one.empirical) for one in types],
+        [math.exp(test.combined[name]) for name in TYPES], *naive(*data[1:4]),
+    ]  # fmt: skip
+
+
+def line(what: str, setting: Setting, sets: int, number: int) -> str:
+    """A line of the table: rates at both levels, with standard errors of the first."""
+    found = [one_set(what, setting, [number, k]) for k in range(sets)]
+    cells = []
+    for column in range(len(COLUMNS[what])):
+        p = np.array([one[column] for one in found])
+        hits = [np.nanmean(p < alpha, axis=0) for alpha in ALPHAS]
+        # tests of one data set depend on each other: its errors are those of their mean
+        se = (p < ALPHAS[0]).mean(axis=1).std(ddof=1) / math.sqrt(sets)
+        spread = f" ({hits[0].min():.3f}-{hits[0].max():.3f})" if p.shape[1] > 1 else ""
+        cells.append(f"{hits[0].mean():.3f}{spread} ± {se:.3f}; {hits[1].mean():.3f}")
+    return f"| {label(setting)} | {sets} | {' | '.join(cells)} |"
+
+
+def label(setting: Setting) -> str:
+    """The setting, and what differs in it."""
+    more = [f"A x {setting.factor:g}"] * (setting.factor != 1.0)
+    more += [f"shared response {setting.shared:g}"] * (setting.shared > 0)
+    more += [f"response of type 3 {setting.own:g}"] * (setting.own > 0)
+    return ", ".join([setting.name, *more])
+
+
+PARTS = {
+    "Groups: level": ("groups", GROUPS),
+    "Groups: power": ("groups", POWER),
+    "Responses: level": ("response", RESPONSE),
+    "Responses: power": ("response", RESPONSE_POWER),
+}
+TITLE = """# Tests of groups and of responses
+
+Written by `group_levels.py`, seeded by setting and number of the data set.  Rates of rejection at
+.05 (of several types their mean and range) with standard error, then at .01.  *overall*, *shared*
+and *type* are the p values that count: with fewer than 40 donors in a group the larger of both
+laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", type=int, default=500)
+    parser.add_argument("--only", default="", help="part of the settings' names")
+    options = parser.parse_args()
+    known = OUT.read_text().splitlines() if OUT.exists() else []
+    done = {text.split("|")[1].strip() + section: text for section, text in sections(known)}
+    for number, (title, (what, settings)) in enumerate(PARTS.items()):
+        for k, setting in enumerate(settings):
+            key = label(setting) + title
+            if key not in done and options.only in key:
+                done[key] = line(what, setting, options.sets, 100 * number + k)
+                OUT.write_text(text_of(done))
+
+
+def sections(lines: list[str]) -> list[tuple[str, str]]:
+    """Lines of tables with the title of their part."""
+    out, title = [], ""
+    for text in lines:
+        title = text.removeprefix("## ") if text.startswith("## ") else title
+        if text.startswith("| ") and not text.startswith("| setting"):
+            out.append((title, text))
+    return out
+
+
+def text_of(done: dict[str, str]) -> str:
+    """The whole file."""
+    parts = [TITLE]
+    for title, (what, settings) in PARTS.items():
+        rows = [done[label(s) + title] for s in settings if label(s) + title in done]
+        head = ["setting", "sets", *COLUMNS[what]]
+        parts += [f"## {title}\n", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
