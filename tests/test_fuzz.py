@@ -96,6 +96,13 @@ def test_rows_that_are_lost_and_values_outside_are_seen():
     assert "outside the domain" in tables.wrong_fit(fit, data, {})
 
 
+@pytest.mark.slow
+def test_the_bench_starts_anew_where_its_null_fit_is_local():
+    """The log-likelihood of this null model has two maxima, -117.008 and -116.185."""
+    found = harness.run({"differential": FUZZERS["differential"]}, 5, 1, first=1030)
+    assert found == {"differential he ctp: result": 1}
+
+
 # what the fuzzers found, each kind once
 
 
