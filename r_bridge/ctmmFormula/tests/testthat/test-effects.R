@@ -86,7 +86,7 @@ test_that("a type without cases is NA with its reason", {
 test_that("overall pseudobulk has one effect where the formula has", {
   need_python()
   fit <- overall_fit()
-  found <- effects(fit, "sex")
+  found <- effects(fit, "sex", covariance = "model")
   expect_equal(found$estimate, rep(coef(fit)[["sexM"]], length(fit$celltypes)), tolerance = 1e-6)
   expect_true(is.nan(attr(found, "tests")$heterogeneity$p.value))
 })
