@@ -107,6 +107,10 @@ class Structure:
         """A = sum_k theta_k B_k, shape (C, C)."""
         return np.tensordot(theta, self.basis, axes=1)
 
+    def common(self, theta: np.ndarray) -> np.ndarray:
+        """What of A all cell types share, shape (C, C)."""
+        return np.tensordot(theta[self.shared], self.basis[self.shared], axes=1)
+
     @cached_property
     def null_contrast(self) -> np.ndarray:
         """L with L theta = 0 exactly when A is a multiple of J ("V = 0"); shape (df, K).

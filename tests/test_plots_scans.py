@@ -53,7 +53,7 @@ def everything(scan):
         warnings.simplefilter("ignore", ctmm.BoundaryWarning)
         return ctmm.fit_genes(
             "~ C(celltype) + sex", data=ctmm.load_genes(), models=["full"], method="reml",
-            tests=["score", "mean", "effects:sex"], genes=scan.genes[:4],
+            tests=["score", "mean", "effects:sex"], genes=scan.genes[:4], shares=True,
         )  # fmt: skip
 
 
@@ -517,12 +517,25 @@ def test_the_map_of_effects_has_stars_where_types_differ(responses):
         responses.plot("effects", genes="gene9")
 
 
+def test_shares_of_all_genes(everything):
+    table = plots.shares_of_genes_data(everything)
+    gene = everything.genes[1]
+    own = table[table["gene"] == gene].set_index("part")["share"]
+    want = everything.gene(gene).variance_explained()["share"]
+    np.testing.assert_allclose(own, want[own.index], rtol=1e-9)
+    assert own.sum() == pytest.approx(1.0)
+    names = [text.get_text() for text in everything.plot("shares").get_xticklabels()]
+    assert names[-1] == "noise" and set(names) == set(own.index)
+
+
 def test_a_scan_without_effects_says_what_to_ask(many, two_tests):
     with pytest.raises(ctmm.CTMMError, match="expected a scan"):
         plots.effects(two_tests)
     scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), genes=["gene001"], tests=[])
     with pytest.raises(ctmm.CTMMError, match=r'tests=\["effects:VARIABLE"\]'):
         scan.plot("volcano")
+    with pytest.raises(ctmm.CTMMError, match="shares=True"):
+        scan.plot("shares")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -534,8 +547,8 @@ def test_methods_are_the_functions(everything):
         ax = small()
         assert everything.plot(kind, ax=ax) is ax
         pd.testing.assert_frame_equal(everything.plot_data(kind), data(everything))
-        assert draw is getattr(plots, kind)
-        assert data is getattr(plots, f"{kind}_data")
+        name = draw.__name__
+        assert draw is getattr(plots, name) and data is getattr(plots, f"{name}_data")
     with pytest.raises(ctmm.CTMMError, match="unknown kind 'vulcano'"):
         everything.plot_data("vulcano")
     with pytest.raises(ctmm.CTMMError, match="expected a scan"):

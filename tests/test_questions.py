@@ -114,6 +114,19 @@ def test_a_stored_scan_goes_on_only_with_the_same_questions(data, tmp_path):
         scanned(data, ["effects:sex", "component:batch"], out=path)
 
 
+def test_shares_of_variance_are_those_of_the_fits(data, tmp_path):
+    path = tmp_path / "scan.parquet"
+    scan = scanned(data, [], shares=True, out=path)
+    for gene in GENES[:2]:
+        want = scan.gene(gene).variance_explained()["share"].drop("total")
+        row = scan.table.set_index("gene").loc[gene]
+        close(row[[f"share[{name}]" for name in want.index]].astype(float), want)
+    assert ctmm.read_scan(path).layout.shares == scan.layout.shares
+    with pytest.raises(ctmm.DataError, match=r"other settings \(shares\)"):
+        scanned(data, [], out=path)
+    assert "share[noise]" not in scanned(data, []).table
+
+
 def test_workers_find_what_one_finds(data):
     one, two = (scanned(data, NAMES, n_jobs=k).table for k in (1, 2))
     assert one.equals(two)

@@ -22,6 +22,8 @@ from .pvalues import qq as qq
 from .pvalues import qq_data as qq_data
 from .scans import correlations as correlations
 from .scans import correlations_data as correlations_data
+from .scans import shares_of_genes as shares_of_genes
+from .scans import shares_of_genes_data as shares_of_genes_data
 from .scans import variances as variances
 from .scans import variances_data as variances_data
 from .volcano import effects as effects

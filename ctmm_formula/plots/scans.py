@@ -98,6 +98,76 @@ def variances_data(scan: object) -> pd.DataFrame:
     return wide.melt("gene", var_name="component", value_name="variance")
 
 
+@style.picture
+def shares_of_genes(scan: object, *, ax: Axes | None = None) -> Axes:
+    """Draw the shares of variance of all genes as violins, with their medians.
+
+    Parameters
+    ----------
+    scan : Scan
+        With ``shares=True``.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Parts of the variance of overall pseudobulk, largest median first, noise last.  Shares
+        below 0 (variances are estimated without bounds) are drawn at 0, those above 1 at 1; the
+        note counts them.
+
+    Notes
+    -----
+    The picture of variancePartition (Hoffman and Schadt, BMC Bioinformatics 17:483, 2016).
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), shares=True, tests=[],
+    ...                       genes=["gene001", "gene002", "gene101", "gene102"])
+    >>> [text.get_text() for text in scan.plot("shares").get_xticklabels()]
+    ['means', 'specific', 'shared', 'fixed', 'noise']
+    """
+    table = shares_of_genes_data(scan)
+    wide = table.pivot(index="gene", columns="part", values="share")
+    if not wide.notna().any(axis=None):
+        raise CTMMError("no gene of the scan has shares of variance: see reason in scan.table")
+    rest = wide.drop(columns="noise").median().sort_values(ascending=False, kind="stable")
+    names = [*map(str, rest.index), "noise"]
+    values = [wide[name].dropna().to_numpy() for name in names]
+    ax = style.axes(ax, max(4.5, 1.2 + 0.6 * len(names)), 3.4)
+    shades = {"shared": style.SHARED, "specific": style.SPECIFIC, "noise": style.MUTED}
+    fills = [shades.get(name, style.PALETTE[1]) for name in names]
+    every = np.concatenate(values)
+    beyond = int(((every < 0.0) | (every > 1.0)).sum())
+    lost = int(wide.isna().any(axis=1).sum())
+    remarks = style.remarks(
+        (beyond, f"{beyond} of {every.size} shares beyond 0 and 1 drawn there"),
+        (lost, f"{style.count(lost, 'gene')} without estimates left out"),
+    )
+    clipped = [own.clip(0.0, 1.0) for own in values]
+    _violins(ax, clipped, fills, [np.median(own) for own in values], remarks)
+    ax.set_ylim(-0.02, 1.02)
+    style.names_below(ax, range(len(names)), names)
+    return style.finish(ax, "", "share of variance")
+
+
+def shares_of_genes_data(scan: object) -> pd.DataFrame:
+    """Numbers that :func:`shares_of_genes` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene and part: gene, part, share (not clipped; NaN where a gene could not be
+        fitted).
+    """
+    found = scanned(scan)
+    names = found.layout.shares
+    if not names:
+        raise CTMMError("the scan has no shares of variance: fit_genes(..., shares=True)")
+    wide = found.table[["gene", *(f"share[{name}]" for name in names)]]
+    return wide.set_axis(["gene", *names], axis=1).melt("gene", var_name="part", value_name="share")
+
+
 def _edge(values: np.ndarray) -> float:
     """What 99 % of the values lie within, to two digits."""
     reach = float(np.quantile(np.abs(values), 0.99, method="higher"))  # of few values, all
@@ -298,6 +368,7 @@ def _positive(name: str, value: object) -> float:
 
 OF_A_SCAN: dict[str, tuple[Callable[..., Any], Callable[..., pd.DataFrame]]] = {
     "variances": (variances, variances_data),
+    "shares": (shares_of_genes, shares_of_genes_data),
     "correlations": (correlations, correlations_data),
     "differentiation": (differentiation, differentiation_data),
     "qq": (qq, qq_data),

@@ -172,8 +172,7 @@ class Record:
     @property
     def _common(self) -> np.ndarray:
         """Covariance that all cell types share: sigma^2 J, or of every group; (C, C)."""
-        shared = self.structure_.shared
-        return np.tensordot(self.estimate.theta[shared], self.structure_.basis[shared], axes=1)
+        return self.structure_.common(self.estimate.theta[: len(self.structure_.labels)])
 
     @property
     def corr(self) -> pd.DataFrame:

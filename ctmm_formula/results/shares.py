@@ -18,17 +18,98 @@ of variance components may be negative, and so may their shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from ..arguments import on_off, whole_number
+from ..design.labelled import Design
 from ..engine.model import RandomComponent
 from ..errors import CTMMError
 from .record import Record
 
+PARTS = ("means", "fixed", "shared", "specific")
+"""Parts that every fit has, beside random effects and noise."""
 _ROUNDING = 1e-13  # relative error of a weighted sum
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What shares of variance need of a design, whatever the response.
+
+    n rows, N donors, C cell types, E effects of a donor (of cell types, or those in groups).
+
+    Attributes
+    ----------
+    donor : int ndarray, shape (n,); w : ndarray, shape (n,)
+        Donor of every row, and its weight there.
+    P : ndarray, shape (N, C)
+        Weights of the cell types.
+    square : ndarray, shape (E, E)
+        Mean over donors of products of the weights of their effects.
+    X : ndarray, shape (n, p); mean_rows : ndarray, shape (C, p)
+    levels : tuple of float
+        Mean square of the weights on levels of every random effect.
+    """
+
+    donor: np.ndarray
+    w: np.ndarray
+    P: np.ndarray
+    square: np.ndarray
+    X: np.ndarray
+    mean_rows: np.ndarray
+    levels: tuple[float, ...]
+
+    @classmethod
+    def of(cls, design: Design) -> Weights:
+        """The weights of a design."""
+        N, donor, shares = len(design.donors), design.donor_codes, design.proportions
+        raw = np.ones(len(donor)) if shares is None else (shares[donor] * design.H).sum(axis=1)
+        w = raw / np.bincount(donor, raw)[donor]
+        P, effects = np.zeros((N, len(design.celltypes))), np.zeros((N, len(design.effects)))
+        np.add.at(P, donor, w[:, None] * design.H)
+        np.add.at(effects, donor, w[:, None] * design.E)
+        levels = tuple(_level_square(one, donor, w) / N for one in design.random)
+        square = effects.T @ effects / N
+        return cls(donor, w, P, square, design.X, design.mean_rows, levels)
+
+
+def variance_parts(
+    at: Weights,
+    beta: np.ndarray,
+    common: np.ndarray,
+    V: np.ndarray,
+    random: Mapping[str, float],
+    nu: np.ndarray,
+    ddof: int = 1,
+) -> dict[str, float]:
+    """Parts of the variance of overall pseudobulk: means, fixed, shared, specific, ..., noise.
+
+    Parameters
+    ----------
+    at : Weights
+    beta : ndarray, shape (p,)
+    common, V : ndarray, shape (E, E)
+        Covariance of a donor's effects that cell types share, and that of their own.
+    random : mapping
+        Variance of every random effect by name.
+    nu : ndarray, shape (n,)
+    ddof : int
+    """
+    N, means, P = len(at.P), at.mean_rows @ beta, at.P
+    fixed = np.bincount(at.donor, at.w * (at.X @ beta), N) - P @ means
+    parts = {
+        "means": _spread(P @ means, np.abs(means), ddof),
+        "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
+        "shared": float((common * at.square).sum()),
+        "specific": float((V * at.square).sum()),
+    }
+    for (name, r), square in zip(random.items(), at.levels, strict=True):
+        parts[name] = r * square
+    parts["noise"] = float((at.w**2 * nu).sum()) / N
+    return parts
 
 
 def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1) -> pd.DataFrame:
@@ -59,31 +140,15 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     ddof, by_celltype = whole_number("ddof", ddof, 0), on_off("by_celltype", by_celltype)
     if ddof >= res.n_donors:
         raise CTMMError(f"ddof={ddof} leaves no degree of freedom of {res.n_donors} donors")
-    design, N, beta = res.design, res.n_donors, res.estimate.beta
-    donor, V = design.donor_codes, res.V.to_numpy()
-    shares = design.proportions
-    raw = np.ones(res.nobs) if shares is None else np.einsum("nc,nc->n", shares[donor], design.H)
-    w = raw / np.bincount(donor, raw)[donor]
-    P, effects = np.zeros((N, res.n_celltypes)), np.zeros((N, len(design.effects)))
-    np.add.at(P, donor, w[:, None] * design.H)
-    np.add.at(effects, donor, w[:, None] * design.E)
-    square = effects.T @ effects / N
-    specific = V * square
+    design, at = res.design, Weights.of(res.design)
+    common, V = res._common, res.V.to_numpy()
+    random = {name: r for name, _, r in _random(res)}
+    parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, ddof)
+    specific = V * at.square
     own = np.diag(specific)
     by_type = {f"specific[{c}]": float(v) for c, v in zip(design.effects, own, strict=True)}
     if np.any(V - np.diag(np.diag(V))):
         by_type["specific[covariances]"] = float(specific.sum() - own.sum())
-    means = design.mean_rows @ beta
-    fixed = np.bincount(donor, w * (design.X @ beta), N) - P @ means
-    parts = {
-        "means": _spread(P @ means, np.abs(means), ddof),
-        "fixed": _spread(fixed, np.abs(P @ means) + np.abs(fixed), ddof),
-        "shared": float((res._common * square).sum()),
-        "specific": float(specific.sum()),
-    }
-    for name, component, r in _random(res):
-        parts[name] = r * _level_square(component, donor, w) / N
-    parts["noise"] = float((w**2 * design.nu).sum()) / N
     total = sum(parts.values())
     rows: dict[str, float] = {}
     for name, value in parts.items():

@@ -55,6 +55,8 @@ class Layout:
     parts : dict of str to dict of str to bool
         Tests with more columns -> the ends of the names of their parts, "" for the test itself,
         and whether a part is of one number, with an estimate.
+    shares : tuple of str
+        Parts of the variance of overall pseudobulk, if they are asked for.
     """
 
     celltypes: tuple[str, ...]
@@ -66,6 +68,7 @@ class Layout:
     ratios: tuple[tuple[int, int], ...]
     one_step: bool = False
     parts: dict[str, dict[str, bool]] = field(default_factory=dict)
+    shares: tuple[str, ...] = ()
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -144,6 +147,7 @@ class Layout:
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
+        numbers += [f"share[{name}]" for name in self.shares]
         if self.one_step:
             numbers.append("error_jackknife")
         for test in self.tests:

@@ -72,6 +72,7 @@ def fit_genes(
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
     one_step: bool = False,
+    shares: bool = False,
     n_bootstrap: int = 999,
     rng: Rng = None,
     n_jobs: int | None = None,
@@ -121,6 +122,9 @@ def fit_genes(
         with a 2 (``"nu2"``), if there is one.
     one_step : bool
         One-step jackknife in place of the exact one, for many donors.
+    shares : bool
+        Columns ``share[...]``: shares of the variance of overall pseudobulk, as
+        ``variance_explained``; ``scan.plot("shares")`` draws them.
     n_bootstrap : int
         Draws of the bootstrap for every gene.
     rng : numpy Generator or seed, optional
@@ -171,6 +175,7 @@ def fit_genes(
     method = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
+    shares = on_off("shares", shares)
     progress = on_off("progress", progress)
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1, MOST_DRAWS)
     responses = open_responses(data, expr, nu, nu2, noise).chosen(genes)
@@ -202,7 +207,7 @@ def fit_genes(
     check_tests(rows, len(structures), method, why)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), rows,
-        one_step=one_step, draws=n_bootstrap,
+        one_step=one_step, draws=n_bootstrap, shares=shares,
         entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(rows.values()) else 0,
     )  # fmt: skip
     refit = Refit(spec, responses, {**options, "env": design.context}, plan)
@@ -368,6 +373,7 @@ class Refit:
             "bounds": plan.domain.bounds,
             "noise_floor": plan.domain.noise_floor,
             "one_step": plan.one_step,
+            **({"shares": True} if plan.layout.shares else {}),
             "n_bootstrap": plan.draws if DRAWS in needs_of(plan.tests.values()) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},

@@ -28,6 +28,7 @@ from ..inference.group_score import GroupDesign, ResponseDesign, group_design, r
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
 from ..inference.tests import Test
+from ..results.shares import Weights
 from .plan import Plan, read_tests
 
 SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
@@ -41,7 +42,8 @@ class Pattern:
     """The models of all genes with the same rows, one for each structure, without response.
 
     ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
-    type means, ``tests`` the tests of the scan on these rows.
+    type means, ``tests`` the tests of the scan on these rows, ``weights`` what shares of variance
+    need, if they are asked for.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class Pattern:
     models: tuple[Model, ...]
     mean_rows: np.ndarray
     tests: Mapping[str, Test]
+    weights: Weights | None = None
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
@@ -126,7 +129,8 @@ class Patterns:
             check_alone(design.alone, structure)
             check_components(model, structure, design.random_names)
         tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
-        return Pattern(self.plan, rows[design.rows], models, design.mean_rows, tests)
+        weights = Weights.of(design) if self.plan.layout.shares else None
+        return Pattern(self.plan, rows[design.rows], models, design.mean_rows, tests, weights)
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""

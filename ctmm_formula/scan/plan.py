@@ -17,6 +17,7 @@ from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
 from ..results.labels import component_names
 from ..results.questions import About, known_form, read_test
+from ..results.shares import PARTS
 from ..structures import Structure
 from .columns import Layout, nested_pairs
 
@@ -131,6 +132,7 @@ def make_plan(
     one_step: bool,
     draws: int,
     entropy: int,
+    shares: bool = False,
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
@@ -139,15 +141,19 @@ def make_plan(
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
         ["se_jackknife"] if resampled else []
     )
+    components = tuple(
+        component_names(s.labels, design.names, design.random_names) for s in structures
+    )
     layout = Layout(
         design.celltypes,
         design.names,
         structures,
-        tuple(component_names(s.labels, design.names, design.random_names) for s in structures),
+        components,
         {name: test.details for name, test in tests.items()},
         tuple(errors),
         nested_pairs(structures) if likelihood else (),
         one_step and likelihood and resampled,
         {name: dict(test.parts) for name, test in tests.items() if test.parts},
+        (*PARTS, *components[0][len(structures[0].labels) :], "noise") if shares else (),
     )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests)

@@ -60,6 +60,8 @@ class Scan:
           (robust), and ``se_jackknife[...]`` where the jackknife was run; ``error_jackknife``:
           largest distance of one-step estimates from exact ones, in standard errors, on the donors
           that moved most
+        - with ``shares=True`` the shares of the variance of overall pseudobulk, ``share[means]``,
+          ``share[shared]``, ``share[batch]``, ``share[noise]``, ...
         - for every test ``stat_<test>``, ``p_<test>``, ``p_<test>_bonferroni`` and
           ``p_<test>_bh`` (Benjamini-Hochberg): "score" (with ``p_score_cauchy`` and, not adjusted,
           ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"; and for every one of
@@ -263,10 +265,10 @@ class Scan:
 
         Parameters
         ----------
-        kind : {"variances", "correlations", "differentiation", "qq", "volcano", "effects"}
-            Variance components of all genes, correlations between cell types, tests of means
-            against tests of variances, quantiles of the p values; effects against their p values
-            by cell type, effects of genes in all cell types.
+        kind : {"variances", "shares", "correlations", "differentiation", "qq", "volcano", ...}
+            Variance components of all genes, shares of variance, correlations between cell types,
+            tests of means against tests of variances, quantiles of the p values; effects against
+            their p values by cell type, and "effects" of genes in all cell types.
         **options
             Of the function of that name.
 

@@ -385,6 +385,7 @@ def write_table(
             "ratios": layout.ratios,
             "one_step": layout.one_step,
             "parts": layout.parts,
+            "shares": layout.shares,
         },
     }
     kinds = layout.kinds()
@@ -460,6 +461,7 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
     return Layout(
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
         ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
+        _texts(raw.get("shares", [])),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from ..inference.fit import JACKKNIFE, Errors, Fit
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import run_test
+from ..results.shares import Weights, variance_parts
 from .columns import Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
@@ -289,6 +290,8 @@ class _Gene:
             means = errors[prefix].of_effects(L)
             squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
             out |= dict(zip(names, np.sqrt(squares), strict=True))
+        if self.pattern.weights is not None:
+            out |= self._shares(main, self.pattern.weights)
         for name in layout.tests:
             test = self._test(name, main, errors.get("se_jackknife"))
             out |= layout.outcome(name, test)
@@ -298,6 +301,18 @@ class _Gene:
             ]
         self._others(out, reasons)
         return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
+
+    def _shares(self, main: Fit, weights: Weights) -> Row:
+        """Shares of the variance of overall pseudobulk."""
+        structure, theta = main.structure, main.estimate.theta
+        count = len(structure.labels)
+        common = structure.common(theta[:count])
+        V = structure.covariance(theta[:count]) - common
+        random = dict(zip(self.plan.layout.components[0][count:], theta[count:], strict=True))
+        nu = main.model.unsort(main.model.nu)
+        parts = variance_parts(weights, main.estimate.beta, common, V, random, nu)
+        total = sum(parts.values())
+        return {f"share[{name}]": v / total if total else math.nan for name, v in parts.items()}
 
     def _test(self, name: str, main: Fit, jackknife: Errors | None) -> TestResult:
         def errors(kind: str) -> Errors:

@@ -190,8 +190,8 @@ in_every_type <- function(object, own) {
 # What effects() needs of a design to make other rows: columns of the fixed part, and where effects were
 # dropped, the directions that the data do not tell.
 for_effects <- function(fit, data, rows) {
-  names <- intersect(all.vars(stats::delete.response(fit$terms)), names(data))
-  fit$columns <- data[rows, unique(c(names, fit$proportion_columns)), drop = FALSE]
+  names <- c(all.vars(stats::delete.response(fit$terms)), fit$proportion_columns)
+  fit$columns <- data[rows, intersect(names, names(data)), drop = FALSE]
   column <- fit$roles$celltype
   if (!is.null(column) && column %in% names(data)) fit$columns[[column]] <- data[[column]][rows]
   if (length(fit$dropped)) {

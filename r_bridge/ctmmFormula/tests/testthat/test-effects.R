@@ -83,6 +83,14 @@ test_that("a type without cases is NA with its reason", {
   expect_match(tests$omnibus$note, "without day2")
 })
 
+test_that("overall pseudobulk has one effect where the formula has", {
+  need_python()
+  fit <- overall_fit()
+  found <- effects(fit, "sex", covariance = "model")
+  expect_equal(found$estimate, rep(coef(fit)[["sexM"]], length(fit$celltypes)), tolerance = 1e-6)
+  expect_true(is.nan(attr(found, "tests")$heterogeneity$p.value))
+})
+
 test_that("what cannot be asked names the choices", {
   need_python()
   fit <- crossed_fit()
