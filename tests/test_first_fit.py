@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 import ctmm_formula as ctmm
+from ctmm_formula import __main__ as command
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 FIT = """
 import ctmm_formula as ctmm
+from ctmm_formula import __main__ as command
 from ctmm_formula.engine.search import race
 res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", method="reml", data=ctmm.load_example())
 stats = race.stats
@@ -188,3 +190,40 @@ def test_two_users_with_one_cache(tmp_path):
         path.chmod(0o777)
     third = as_user(USERS[1], [cache], NUMBA_CACHE_DIR=str(cache))
     assert third == (first[0], 1, 0, "")
+
+
+COMPILE = """
+import sys
+from numba.core import event
+import ctmm_formula.__main__ as command
+compiled = []
+class Count(event.Listener):
+    def on_start(self, event):
+        compiled.append(event.data["dispatcher"].py_func.__name__)
+    def on_end(self, event):
+        pass
+event.register("numba:compile", Count())
+command.main(["compile"])
+print(len(compiled))
+"""
+
+
+def test_the_command_compiles_ahead_and_says_where(tmp_path):
+    """Into the usual place, which other tests have filled or need next: it takes a minute."""
+    run(COMPILE, os.environ.get("NUMBA_CACHE_DIR", ""), check=True)
+    again = run(COMPILE, os.environ.get("NUMBA_CACHE_DIR", ""), check=True)
+    *lines, last = again.stderr.splitlines()
+    assert [line.split(" ... ")[0] for line in lines] == [
+        f"{k} of {len(command.WORK)}: {name}" for k, name in enumerate(command.WORK, start=1)
+    ]
+    assert last.startswith("compiled code is kept in ")
+    assert all(Path(place).is_dir() for place in last.split(" in ", 1)[1].split(", "))
+    assert again.stdout == "0\n"  # nothing is left to compile
+
+
+def test_the_command_says_where_nothing_can_be_kept(monkeypatch, capsys):
+    monkeypatch.setattr(command, "WORK", {})
+    monkeypatch.setattr(command, "where_kept", lambda: ([], "no locator"))
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["compile"])
+    assert "(no locator): set the environment variable NUMBA_CACHE_DIR" in capsys.readouterr().err

@@ -14,6 +14,7 @@ PACKAGE = "ctmm_formula"
 
 # Every module may import only modules named after it (`datasets` counts as one module).
 LAYERS = [
+    "__main__",
     # wire/
     "calls", "transcriptome", "received", "codec",
     "planning",

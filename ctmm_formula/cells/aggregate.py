@@ -18,7 +18,7 @@ from numba import njit
 from scipy import sparse
 
 from ..engine.noise import unbiased_square
-from ..engine.options import EXACT, EXACT_INNER
+from ..engine.options import EXACT_INNER, kept_exact
 
 EPS = np.finfo(float).eps / 2
 """A sum of n values of one sign is off by less than n times this share of it."""
@@ -140,7 +140,7 @@ class Moments:
 _square = njit(**EXACT_INNER)(unbiased_square)
 
 
-@njit(**EXACT)
+@kept_exact
 def _finish(count, mean, m2, m4):
     """Turn m2 into nu and m4 into unbiased nu^2."""
     for i in range(count.shape[0]):
@@ -152,7 +152,7 @@ def _finish(count, mean, m2, m4):
             m4[i, j] = _square(n, squares, m4[i, j]) if n > 3.0 else np.nan
 
 
-@njit(**EXACT)
+@njit(**EXACT_INNER)
 def _join(n_old, n_new, mean, m2, m3, m4, k, s, q, c, f):
     """Join a block with what came before.
 
@@ -186,7 +186,7 @@ def _join(n_old, n_new, mean, m2, m3, m4, k, s, q, c, f):
             mean[j] += d * new
 
 
-@njit(**EXACT)
+@kept_exact
 def _add_sparse(data, indices, indptr, order, start, count, mean, m2, m3, m4, lowest):
     """Rows of a CSR block, pair by pair, so that one pair's sums stay in the cache."""
     genes = mean.shape[1]
@@ -225,7 +225,7 @@ def _add_sparse(data, indices, indptr, order, start, count, mean, m2, m3, m4, lo
     return top, whole, np.int64(-1), np.int64(-1)
 
 
-@njit(**EXACT)
+@kept_exact
 def _add_dense(block, order, start, count, mean, m2, m3, m4, lowest):
     """Rows of a dense block, pair by pair."""
     genes = mean.shape[1]
@@ -265,7 +265,7 @@ def _add_dense(block, order, start, count, mean, m2, m3, m4, lowest):
     return top, whole, np.int64(-1), np.int64(-1)
 
 
-@njit(**EXACT)
+@kept_exact
 def _set_columns(data, indices, indptr, codes, targets, count, mean, m2, m4, lowest):
     """Columns of a CSC block, each over all cells; written some at a time, row by row."""
     pairs, genes = mean.shape[0], targets.shape[0]

@@ -224,6 +224,21 @@ def make_problem(
     )
 
 
+_PACKAGE = Path(__file__).parents[1]
+_CHILD = f"""
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+place, *sys.path[:] = sys.argv[1:]
+name = {__name__.split(".")[0]!r}
+spec = spec_from_file_location(name, place + "/__init__.py", submodule_search_locations=[place])
+sys.modules[name] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+from {__name__} import compile_search
+compile_search()
+"""
+"""Code of the other process: this very package, whatever else of its name is installed."""
+
+
 @functools.cache
 def _kernel() -> int:
     """Address of the kernel.
@@ -234,8 +249,7 @@ def _kernel() -> int:
     folder = race.stats.cache_path
     child = None
     if folder and sys.executable and not any(Path(folder).glob("search.race-*.nbi")):
-        code = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import compile_search; "
-        command = [sys.executable, "-I", "-c", f"{code}compile_search()", *_search_path()]
+        command = [sys.executable, "-I", "-c", _CHILD, str(_PACKAGE), *_search_path()]
         with contextlib.suppress(OSError):
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -250,11 +264,11 @@ def _kernel() -> int:
 def _search_path() -> list[str]:
     """Where a process of our own finds modules: as here, but never in the working directory.
 
-    A file there named like a module would run.  The package comes last, wherever it is.
+    A file there named like a module would run.  The package itself is loaded from where it is.
     """
     here = Path.cwd()
     found = [place for place in sys.path if place and Path(place).resolve() != here.resolve()]
-    return [*found, str(Path(__file__).parents[2])]
+    return found
 
 
 def compile_search() -> None:

@@ -38,6 +38,7 @@ FAST_PART = {**FAST_INNER, "forceinline": True}
 """A callee of its own may be compiled to other roundings than the caller's copy of it, and which of
 the two runs depends on whether the code came from the cache: inlined there is one only."""
 
+_FOLDERS: set[str] = set()
 _DIGEST = 16  # bytes at the end of a file
 
 
@@ -66,7 +67,13 @@ def _caching(compiled: Any) -> Any:
         _say(str(error))
     else:
         compiled._cache._cache_file.__class__ = _Checked
+        _FOLDERS.add(str(compiled._cache.cache_path))
     return compiled
+
+
+def where_kept() -> tuple[list[str], str]:
+    """Folders of the compiled code of this process, and why some of it could not be kept, or ""."""
+    return sorted(_FOLDERS), "".join(_once()[:1])
 
 
 @functools.cache
