@@ -277,6 +277,7 @@ def changed(pb, change):
 
 
 SPOILED = {
+    "many cells": (lambda pb: pb.obs.__setitem__("n_cells", 1e308), r"'n_cells'. is 1e.308 in 'd0"),
     "no X": (lambda pb: setattr(pb, "X", None), "has lost X"),
     "complex": (lambda pb: setattr(pb, "X", pb.X.astype(complex)), "are complex"),
     "infinite": (

@@ -292,7 +292,14 @@ def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_obs(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
     """Numbers in a column of obs."""
-    return numbers(pick(obs, name, role, what="obs"), name, role)
+    values = numbers(pick(obs, name, role, what="obs"), name, role)
+    bad = np.flatnonzero(np.abs(values) > 1e15)
+    if len(bad):
+        raise DataError(
+            f"obs[{name!r}] is {values[bad[0]]:g} in {listing(list(obs.index[bad]))}: no {role} "
+            "is as large"
+        )
+    return values
 
 
 def real(values: Any, what: str = "the pseudobulk") -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +180,17 @@ def aggregation(folder: Path) -> Callable[[Rng], Try]:
     return attempt
 
 
+def _text(value: Any) -> str:
+    """A label as it is written: numbers by their decimals."""
+    return repr(float(value)) if isinstance(value, Fraction) else str(value)
+
+
 def _wrong_means(pb: Any, data: Any, options: dict[str, Any]) -> str:
     """Whether a mean, a noise variance or a number of cells is another than plain numpy's."""
     X = np.asarray(data.X.toarray() if sp.issparse(data.X) else data.X, dtype=float)
     X = X[:, [list(data.var_names).index(gene) for gene in pb.var_names]]
-    donor = data.obs["donor"].astype(object).map(str).to_numpy()
-    kind = data.obs["celltype"].astype(object).map(str).to_numpy()
+    donor = data.obs["donor"].astype(object).map(_text).to_numpy()
+    kind = data.obs["celltype"].astype(object).map(_text).to_numpy()
     for row in range(pb.n_obs):
         own = (donor == str(pb.obs["donor"].iloc[row])) & (
             kind == str(pb.obs["celltype"].iloc[row])
