@@ -547,9 +547,11 @@ def test_all_genes_have_the_same_tests(kind):
     name = {"by": "groups", "within": "response"}[kind]
     call = {"expr": frame[["expr"]], "nu": frame[["nu"]].set_axis(["expr"], axis=1)}
     rest, how = frame.drop(columns=["expr", "nu"]), {kind: "group"}
-    row = ctmm.fit_genes(
-        "~ C(celltype)*C(group)", tests=[name], data=rest, **call, **how
-    ).table.iloc[0]
+    row = ctmm.fit_genes("~ C(celltype)*C(group)", data=rest, **call, **how).table.iloc[0]
+    other = {"by": "response", "within": "groups"}[kind]
+    for refused, says in ((other, "is of fits with"), ("score", f"ask for '{name}'")):
+        with pytest.raises(CTMMError, match=says):
+            ctmm.fit_genes("~ C(celltype)", tests=[refused], data=rest, **call, **how)
     fit = ctmm.fit("expr ~ C(celltype)*C(group)", data=frame, **how)
     test = getattr(fit, f"test_{name}")()
     assert row[f"p_{name}"] == pytest.approx(test.pvalue)

@@ -39,7 +39,7 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, check_tests, make_plan
+from .plan import Plan, all_structures, asked_tests, check_tests, default_tests, make_plan
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
@@ -60,7 +60,7 @@ def fit_genes(
     structure: object = "free",
     models: Sequence[object] = (),
     method: str | None = None,
-    tests: str | Sequence[str] = ("score",),
+    tests: str | Sequence[str] | None = None,
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
@@ -107,9 +107,11 @@ def fit_genes(
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"robust", "reml", "ml", "he"}, optional
         As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
-    tests : str, or sequence of str
-        Of V = 0, as ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap";
-        of equal means "mean", as ``test_mean``, and "mean_jackknife", the published one.
+    tests : str, or sequence of str, optional
+        By default "score", with `by` "groups" and with `within` "response".  Of V = 0, as
+        ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap"; of equal means
+        "mean", as ``test_mean``, and "mean_jackknife", the published one; "groups" as
+        ``test_groups``, "response" as ``test_response``.
     donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
     noise : str
@@ -180,7 +182,7 @@ def fit_genes(
         raise FormulaError(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
-    asked = asked_tests(tests)
+    asked = asked_tests(default_tests(by, within) if tests is None else tests)
     path = None if out is None else file_path("out=", out)
 
     base = used_rows(responses)
@@ -193,7 +195,7 @@ def fit_genes(
     make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design)
     method, why = method_of(design, method, bounds)
-    check_tests(asked, len(structures), method, why)
+    check_tests(asked, len(structures), method, why, design.crossing)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), asked,
         one_step=one_step, draws=n_bootstrap,

@@ -37,7 +37,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     design = make(every)
     structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
-    check_tests(tests, len(structures), method, why)
+    check_tests(tests, len(structures), method, why, design.crossing)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),
