@@ -579,7 +579,8 @@ CASES = [
         [
             "rows 0,",
             "differ in 'time'",
-            "a column of donor and time, donor='sample'",
+            "within='time'",
+            "a column of samples, donor='sample'",
             "random='donor'",
             r"^(?!.*average)",
         ],

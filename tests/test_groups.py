@@ -412,18 +412,21 @@ def dense_directions(model, null, directions, theta, noise):
         blocks = model.donor_block[a.donor]
         each = Delta * (np.outer(P @ a.y, P @ a.y) - P @ raw @ P)
         terms = np.bincount(blocks, each.sum(axis=1))
-        out.append((a.y @ A @ a.y, np.linalg.eigvalsh(root.T @ A @ root), terms))
+        out.append((a.y @ A @ a.y, np.linalg.eigvalsh(root.T @ A @ root), terms, A))
     return out
 
 
+@pytest.mark.parametrize("squares", [False, True])
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("kind", ["by", "within", "trend"])
-def test_scores_are_those_of_dense_algebra(kind, batch):
+def test_scores_are_those_of_dense_algebra(kind, batch, squares):
     frame = table(seed=7, donors=45, within=kind == "within")
     frame["nu"] *= np.random.default_rng(1).uniform(0.5, 1.5, len(frame))
     donors = frame["donor"].str[1:].astype(int)
     frame["age"], frame["batch"] = 20.0 + donors * 7 % 31, "b" + (donors % 15).astype(str)
     how = {"by": {"by": "group"}, "within": {"within": "group"}, "trend": {"by": "age"}}[kind]
+    if squares:
+        frame["nu2"] = frame["nu"] ** 2 * np.random.default_rng(2).uniform(0.1, 1.5, len(frame))
     fit = ctmm.fit(APART, random="batch" if batch else None, data=frame, **how)
     crossed, effects = fit.structure_.crossed, fit.structure_.celltypes
     null = crossed.common(crossed.inner.basis, effects)
@@ -431,7 +434,9 @@ def test_scores_are_those_of_dense_algebra(kind, batch):
     scaled = next(iter(crossed.tested(crossed.inner.basis, effects).values()))
     design = group_score.directions_of(fit.model, null, {"J": J}, {"A": scaled})
     noise = working_noise(fit.model.nu, design.how, 1.0)
-    got = group_score.directed(design.null, noise, design)
+    model = fit.model
+    null_model = design.null.with_response(model.y, model.nu, model.nu2)
+    got = group_score.directed(null_model, noise, design)
     theta = got.theta
     A = np.tensordot(theta[: len(null)], scaled, axes=1)
     # pooled per cell type over groups
@@ -439,18 +444,23 @@ def test_scores_are_those_of_dense_algebra(kind, batch):
     for c in range(3):
         own = types == c
         np.testing.assert_allclose(noise[own], np.mean((n * fit.model.nu)[own]) / n[own])
-    for d, (value, lam, terms) in enumerate(
+    for d, (value, lam, terms, full) in enumerate(
         dense_directions(fit.model, null, [J, A], theta, noise)
     ):
         assert got.form(d)[0] == pytest.approx(value, rel=1e-8)
         np.testing.assert_allclose(got.terms(d), terms, atol=1e-8 * np.abs(terms).max())
         one = got.test(d, True)
+        sd = np.sqrt(2.0 * np.sum(lam**2))
+        if squares:
+            variance = dense.score_variance(model, full, null, theta)
+            assert abs(variance / sd**2 - 1.0) > 1e-4
+            sd, value = np.sqrt(variance), lam.sum() + (value - lam.sum()) * sd / np.sqrt(variance)
         up, down = dense.upper_tail(value, lam), dense.upper_tail(-value, -lam)
         assert np.exp(one.upper) == pytest.approx(up, rel=1e-6)
         assert np.exp(one.law) == pytest.approx(min(2.0 * min(up, down), 1.0), rel=1e-6)
         t = abs(terms.sum()) / np.sqrt(np.sum(terms**2))
         assert np.exp(one.empirical) == pytest.approx(2.0 * stats.t.sf(t, len(terms) - 2))
-        sd = np.sqrt(2.0 * np.sum(lam**2))
+        sd = np.sqrt(2.0 * np.sum(lam**2))  # value is on the scale of the law
         assert one.statistic == pytest.approx((value - lam.sum()) / sd, rel=1e-7)
 
 
@@ -537,9 +547,11 @@ def test_all_genes_have_the_same_tests(kind):
     name = {"by": "groups", "within": "response"}[kind]
     call = {"expr": frame[["expr"]], "nu": frame[["nu"]].set_axis(["expr"], axis=1)}
     rest, how = frame.drop(columns=["expr", "nu"]), {kind: "group"}
-    row = ctmm.fit_genes(
-        "~ C(celltype)*C(group)", tests=[name], data=rest, **call, **how
-    ).table.iloc[0]
+    row = ctmm.fit_genes("~ C(celltype)*C(group)", data=rest, **call, **how).table.iloc[0]
+    other = {"by": "response", "within": "groups"}[kind]
+    for refused, says in ((other, "is of fits with"), ("score", f"ask for '{name}'")):
+        with pytest.raises(CTMMError, match=says):
+            ctmm.fit_genes("~ C(celltype)", tests=[refused], data=rest, **call, **how)
     fit = ctmm.fit("expr ~ C(celltype)*C(group)", data=frame, **how)
     test = getattr(fit, f"test_{name}")()
     assert row[f"p_{name}"] == pytest.approx(test.pvalue)

@@ -1325,10 +1325,11 @@ def test_a_condition_within_donors_is_named_with_the_way(name):
     for line in text.split("own, ")[1].split(", pseudobulk(")[0].split(", "):
         exec(line, {"obs": obs})
     person = "person" if name == "donor" else name
-    assert f"random={person!r}" in text
+    assert f"donor={person!r}, within='time'" in text
     pb = ctmm.pseudobulk(adata, donor="sample", min_cells_donor=50)  # says nothing
     assert pb.obs["donor"].nunique() == 16
-    res = ctmm.fit("g ~ C(celltype) * C(time)", data=pb, random=person)
+    res = ctmm.fit("g ~ C(celltype) * C(time)", data=pb, donor=person, within="time")
+    assert res.n_donors == 8 and list(res.vcomp.index)[3:] == ["hom:time", "V[B]:time", "V[T]:time"]
     wanted = adata.to_df()["g"].groupby(obs["time"]).mean()
     assert res.fe_params["C(time)[T.pre]"] == pytest.approx(wanted["pre"] - wanted["post"], abs=0.1)
 

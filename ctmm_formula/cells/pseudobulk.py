@@ -420,7 +420,7 @@ def _samples(obs: pd.DataFrame, pairs: Pairs, donor: str, taken: list[str]) -> l
     return [
         f"{what}: if these are conditions, every sample is a donor of its own, {copy}"
         f"obs['sample'] = obs[{donor!r}].astype(str) + '_' + obs[{name!r}].astype(str), "
-        f"pseudobulk(donor='sample'), and fit with random={person!r}"
+        f"pseudobulk(donor='sample'), and fit with donor={person!r}, within={name!r}"
         for name, what in said
     ]
 

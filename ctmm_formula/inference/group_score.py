@@ -34,7 +34,16 @@ from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import Pooling, pooling, working_noise
 from ..errors import CTMMError
 from ..structures import CROSSINGS, Crossed, Structure
-from .score import ALIKE, NOTHING, SILENT, Solved, by_level, loadings, log_cauchy_combination
+from .score import (
+    ALIKE,
+    NOTHING,
+    SILENT,
+    Solved,
+    by_level,
+    loadings,
+    log_cauchy_combination,
+    square_excess,
+)
 from .score_law import Layout, Products, law_of, lay_out, products
 from .tails import Law, tail
 
@@ -58,7 +67,8 @@ class DirectionDesign(NamedTuple):
     """What all responses of a design share.
 
     how the noise is pooled; layout of the compiled sums; rows of the model that are in it (all:
-    None); the model under the null, and with the X matrices of directions beside; the directions.
+    None); the model under the null, and with the X matrices of directions beside; the directions;
+    fewest donors of a group.
     """
 
     how: Pooling
@@ -67,6 +77,7 @@ class DirectionDesign(NamedTuple):
     null: Model
     beside: Model
     directions: tuple[Direction, ...]
+    fewest: int = 0
 
 
 class Tested(NamedTuple):
@@ -126,8 +137,8 @@ def score_directions(model: Model, design: DirectionDesign, two_sided: bool) -> 
         Hardly any row has noise (:data:`~ctmm_formula.inference.score.ALIKE`).
     """
     at = slice(None) if design.rows is None else design.rows
-    y, nu = model.y[at], model.nu[at]
-    own = design.null.with_response(y, nu)
+    nu = model.nu[at]
+    own = design.null.with_response(model.y[at], nu, None if model.nu2 is None else model.nu2[at])
     if (nu[own.active_rows] == 0.0).mean() > ALIKE:
         raise CTMMError(f"in more than {ALIKE:.0%} of the pairs all cells are alike: few counts")
     noise = working_noise(nu, design.how, response_scale(own) ** 2)
@@ -145,6 +156,8 @@ class Directed:
     Attributes
     ----------
     layout : Layout; found : Products; solved : Solved
+    excess : ndarray, shape (n,), or None
+        What the squares of the noise have beyond those of nu, where they are known.
     theta : ndarray, shape (K + Kr,)
     inner : ndarray, shape (D, E, E); weights : ndarray, shape (D, Kr)
         Efficient directions, of donors and of levels.
@@ -156,6 +169,7 @@ class Directed:
     layout: Layout
     found: Products
     solved: Solved
+    excess: np.ndarray | None
     theta: np.ndarray
     inner: np.ndarray
     weights: np.ndarray
@@ -174,7 +188,10 @@ class Directed:
         """Both laws of one direction."""
         least = SILENT * self.expected[d]
         value, law = self.form(d)
-        upper, mean, variance = tail(value, law, 0.0, least)
+        more = 0.0
+        if self.excess is not None:
+            more = 2.0 * float(np.square(self.diagonal(d)) @ self.excess)
+        upper, mean, variance = tail(value, law, more, least)
         if math.isnan(upper):
             return NOT_THERE
         statistic = (value - mean) / math.sqrt(variance)
@@ -183,7 +200,7 @@ class Directed:
         both = upper
         if upper > math.log(0.5):  # a small lower tail keeps its digits as an upper one
             value, law = self.form(d, -1.0)
-            both = tail(value, law, 0.0, least)[0]
+            both = tail(value, law, more, least)[0]
         return Tested(
             statistic, min(both + math.log(2.0), 0.0), self._empirical(self.terms(d)), upper
         )
@@ -208,12 +225,31 @@ class Directed:
         block = (weight * (self.solved.Zy**2 - levels)).sum(axis=1)
         return block + np.bincount(layout.block, donor, len(block))
 
-    @cached_property
-    def second_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """H_i'P Sigma^ P H_i of donors (N, E, E), and z'P Sigma^ P z of levels (blocks, q).
+    def diagonal(self, d: int) -> np.ndarray:
+        """Diagonal of P Delta P, (n,).
 
-        P = S - S B K B'S of all levels and fixed effects B = [Z, X], Sigma^ the null's covariance
-        with the measured noise, so that P Sigma^ P = P + P (Sigma^ - Sigma) P.
+        A column of P is S e - S B K B'S e in the row's donor, in others but the second part.
+        """
+        layout, D = self.layout, self.inner[d]
+        SB, HS, _, GS, _, K = self.columns
+        donor = np.repeat(np.arange(len(layout.ptr) - 1), np.diff(layout.ptr))
+        k = SB @ K
+        own = self.found.SH - np.einsum("aeq,aq->ae", HS[donor], k)
+        each = HS.transpose(0, 2, 1) @ (D @ HS)
+        others = each.sum(axis=0) - each[donor]
+        out = np.einsum("ae,ef,af->a", own, D, own) + np.einsum("aq,aqr,ar->a", k, others, k)
+        if len(self.weights[d]):
+            L = layout.component.size
+            weight = by_level(layout, self.weights[d]).ravel()
+            out += np.square(SB[:, :L] - k @ GS[:, :L]) @ weight
+        return out
+
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """All levels and fixed effects B = [Z, X], Q columns.
+
+        S B (n, Q); H'S B and H'M_0 B (N, E, Q); B'S B, B'M_0 B and K (Q, Q), of which a level
+        without variance has none.
         """
         layout, found = self.layout, self.found
         (blocks, q), d = layout.component.shape, layout.slot.shape[1]
@@ -227,24 +263,40 @@ class Directed:
             GS[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], second)]
             GM[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], first)]
             GS[L:, at[:q]], GM[L:, at[:q]] = GS[at[:q], L:].T, GM[at[:q], L:].T
-        E = found.HB.shape[1]
-        HS, HM = np.zeros((2, N, E, L + p))
+        HS, HM = np.zeros((2, N, found.HB.shape[1], L + p))
+        SB = np.zeros((len(found.SB), L + p))
+        donor = np.repeat(np.arange(N), np.diff(layout.ptr))
         for k in range(d):
             there = np.flatnonzero(layout.slot[:, k] >= 0)
             column = layout.block[there] * q + layout.slot[there, k]
             HM[there, :, column] = found.HB[there, :, k]
             HS[there, :, column] = found.HB[there, :, d + k]
+            rows = np.flatnonzero(layout.slot[donor, k] >= 0)
+            own = layout.block[donor[rows]] * q + layout.slot[donor[rows], k]
+            SB[rows, own] = found.SB[rows, k]
         HM[:, :, L:], HS[:, :, L:] = found.HB[:, :, 2 * d : 2 * d + p], found.HB[:, :, 2 * d + p :]
+        SB[:, L:] = found.SB[:, d:]
         gain = np.concatenate([self.solved.gain.ravel(), np.zeros(p)])
         used = np.flatnonzero((gain > 0.0) | (np.arange(L + p) >= L))
         prior = np.where(used < L, 1.0 / np.where(gain[used] > 0.0, gain[used], 1.0), 0.0)
         K = np.zeros((L + p, L + p))
         K[np.ix_(used, used)] = np.linalg.inv(GS[np.ix_(used, used)] + np.diag(prior))
-        own = _moments(found.HM, HS, HM, GS, GM, K)
+        return SB, HS, HM, GS, GM, K
+
+    @cached_property
+    def second_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """H_i'P Sigma^ P H_i of donors (N, E, E), and z'P Sigma^ P z of levels (blocks, q).
+
+        P = S - S B K B'S, Sigma^ the null's covariance with the measured noise, so that
+        P Sigma^ P = P + P (Sigma^ - Sigma) P.
+        """
+        _, HS, HM, GS, GM, K = self.columns
+        L = self.layout.component.size
+        own = _moments(self.found.HM, HS, HM, GS, GM, K)
         levels = _moments(
             np.diag(GM)[:L, None, None], GS[:L, None, :], GM[:L, None, :], GS, GM, K
         )  # fmt: skip
-        return own, levels.reshape(blocks, q)
+        return own, levels.reshape(self.layout.component.shape)
 
 
 def _moments(
@@ -278,9 +330,11 @@ def directed(model: Model, noise: np.ndarray, design: DirectionDesign) -> Direct
     covariance = np.tensordot(theta[:K], model.basis, axes=1)
     excess = model.nu[rows] - noise[rows]
     found = products(layout, covariance, noise[rows], excess, residual(model)[rows])
+    squares = None if model.nu2 is None else square_excess(model)[rows]
+    solved = Solved(layout, found, theta[K:])
     return Directed(
-        layout, found, Solved(layout, found, theta[K:]), theta, inner, -a[K:].T, 4.0 * left, share
-    )
+        layout, found, solved, squares, theta, inner, -a[K:].T, 4.0 * left, share
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -291,13 +345,12 @@ class GroupDesign(NamedTuple):
     """What tests of groups of all responses share.
 
     both: overall ("like") and shared directions of all rows; types: of the rows of every cell type,
-    or None where a type is not in two groups; levels that are tested; sizes: donors of each group.
+    or None where a type is not in two groups; levels that are tested.
     """
 
     both: DirectionDesign
     types: tuple[DirectionDesign | None, ...]
     levels: tuple[str, ...]
-    sizes: tuple[int, ...]
 
 
 class GroupTest(NamedTuple):
@@ -332,7 +385,8 @@ def group_design(model: Model, structure: Structure) -> GroupDesign:
     types = tuple(
         _of_type(model, crossed, effects, c, names) if one_hot else None for c in range(C)
     )
-    return GroupDesign(both, types, names, _sizes(model, crossed, effects))
+    fewest = min(_sizes(model, crossed, effects))
+    return GroupDesign(both._replace(fewest=fewest), types, names)
 
 
 def _tested_levels(crossed: Crossed) -> tuple[str, ...]:
@@ -398,7 +452,10 @@ def _of_type(
         model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, random,
         None if model.n_cells is None else model.n_cells[rows], None, np.ones((len(rows), 1)),
     )  # fmt: skip
-    return directions_of(own, null, parts, {})._replace(rows=rows[own.order])
+    fewest = len(np.unique(donor)) // 2
+    if crossed.crossing.kind == "by":
+        fewest = int(np.array(loads[:, seen] > 0.0).sum(axis=0).min())  # a row a donor
+    return directions_of(own, null, parts, {})._replace(rows=rows[own.order], fewest=fewest)
 
 
 OVERALL, SHARED = "overall", "shared"
@@ -419,17 +476,23 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
         except CTMMError:  # of the rows of this type alone
             tested = {}
         found |= {_key(name, level): one for level, one in tested.items()}
-    few = min(design.sizes) < FEW
+    designs = (design.both, design.both, *design.types)
+    few = {
+        name: one is None or one.fewest < FEW
+        for name, one in zip((OVERALL, SHARED, *celltypes), designs, strict=True)
+    }
     tested_of = {
         name: [found.get(_key(name, level), NOT_THERE) for level in design.levels]
         for name in (OVERALL, SHARED, *celltypes)
     }
-    chosen = {name: np.array([_chosen(one, few) for one in own]) for name, own in tested_of.items()}
+    chosen = {
+        name: np.array([_chosen(one, few[name]) for one in own]) for name, own in tested_of.items()
+    }
     combined = {
         name: float(own[0]) if len(own) == 1 else log_cauchy_combination(own)
         for name, own in chosen.items()
     }
-    return GroupTest(tested_of, chosen, combined, few)
+    return GroupTest(tested_of, chosen, combined, few[OVERALL])
 
 
 def _key(name: str, level: str) -> str:

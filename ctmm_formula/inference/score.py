@@ -220,14 +220,14 @@ class Null:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
 
         The law squares nu where it should square the true noise variance, and takes an error of
-        nu for none: see :func:`_square_excess`.
+        nu for none: see :func:`square_excess`.
         """
         C = self.model.H.shape[1]
         if self.model.nu2 is None:
             return np.zeros(C + 1)
         parts = solved.diagonals(layout, found)
         A = parts[:C] - self.a.T @ parts[C:]
-        excess = _square_excess(self.model)[layout.rows]
+        excess = square_excess(self.model)[layout.rows]
         return 2.0 * np.square(np.append(A, A.sum(axis=0)[None], axis=0)) @ excess
 
 
@@ -331,7 +331,7 @@ def loadings(inner: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield R[kept], np.sign(size[kept])
 
 
-def _square_excess(model: Model) -> np.ndarray:
+def square_excess(model: Model) -> np.ndarray:
     """Variance of y^2 - nu of a pair from its noise, less what normal noise nu would give, (n,).
 
     About the null mean y^2 - nu is sum_{s != t} x_s x_t / (n (n - 1)) over the n cells of the pair,

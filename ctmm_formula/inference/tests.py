@@ -9,6 +9,7 @@ the documentation read it.  A test that cannot be had has p value nan and its re
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
@@ -473,7 +474,7 @@ GROUP_TESTS: dict[str, Test] = {
 }  # fmt: skip
 """Tests of groups and of responses by name; a scan takes them beside those of ``TESTS``."""
 
-SCANNED = {**TESTS, **GROUP_TESTS}
+SCANNED: Mapping[str, Test] = ChainMap(GROUP_TESTS, TESTS)
 """Tests that a scan can be asked for."""
 
 

@@ -39,7 +39,15 @@ from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
-from .plan import Plan, all_structures, asked_tests, check_tests, make_plan, read_tests
+from .plan import (
+    Plan,
+    all_structures,
+    asked_tests,
+    check_tests,
+    default_tests,
+    make_plan,
+    read_tests,
+)
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
@@ -60,7 +68,7 @@ def fit_genes(
     structure: object = "free",
     models: Sequence[object] = (),
     method: str | None = None,
-    tests: str | Sequence[str] = ("score",),
+    tests: str | Sequence[str] | None = None,
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
@@ -108,9 +116,11 @@ def fit_genes(
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"robust", "reml", "ml", "he"}, optional
         As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
-    tests : str, or sequence of str
-        Of V = 0, as ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap";
-        of equal means "mean", as ``test_mean``, and "mean_jackknife", the published one.
+    tests : str, or sequence of str, optional
+        By default "score", with `by` "groups" and with `within` "response".  Of V = 0, as
+        ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap"; of equal means
+        "mean", as ``test_mean``, and "mean_jackknife", the published one; "groups" as
+        ``test_groups``, "response" as ``test_response``.
         Questions in words: "effects:status" (in every cell type, their mean, and whether types
         differ, as ``effects``), "contrast:T - B" (means, and levels in them, ``T|case``, as
         ``contrast``), "component:batch" (as ``test_component``), "wald:V[T] = V[B]" (parameters,
@@ -190,7 +200,7 @@ def fit_genes(
         raise FormulaError(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
-    asked = asked_tests(tests)
+    asked = asked_tests(default_tests(by, within) if tests is None else tests)
     path = None if out is None else file_path("out=", out)
 
     base = used_rows(responses)
@@ -204,7 +214,7 @@ def fit_genes(
     structures = all_structures([structure, *more], design)
     method, why = method_of(design, method, bounds)
     rows = read_tests(asked, design, structures[0], method)
-    check_tests(rows, len(structures), method, why)
+    check_tests(rows, len(structures), method, why, design.crossing)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), rows,
         one_step=one_step, draws=n_bootstrap, shares=shares,

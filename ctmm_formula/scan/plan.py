@@ -18,7 +18,7 @@ from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
 from ..results.labels import component_names
 from ..results.questions import About, known_form, read_test
 from ..results.shares import PARTS
-from ..structures import Structure
+from ..structures import Crossing, Structure
 from .columns import Layout, nested_pairs
 
 
@@ -85,13 +85,44 @@ def read_tests(
     return {name: read_test(name, about) for name in names}
 
 
-def check_tests(tests: Mapping[str, Test], n_structures: int, method: str, why: str) -> None:
-    """Refuse what `method`, the default for the reason `why` or "", cannot have.
+CROSSED = {"by": "groups", "within": "response"}
+"""Arguments that cross the effects of donors -> the test of what they ask."""
+
+
+def default_tests(by: object, within: object) -> tuple[str, ...]:
+    """What a scan tests unless told.
+
+    >>> default_tests(None, None), default_tests("status", None), default_tests(None, "stim")
+    (('score',), ('groups',), ('response',))
+    """
+    given = [argument for argument, value in (("by", by), ("within", within)) if value is not None]
+    return (CROSSED[given[0]] if given else "score",)
+
+
+def check_tests(
+    tests: Mapping[str, Test],
+    n_structures: int,
+    method: str,
+    why: str,
+    crossing: Crossing | None = None,
+) -> None:
+    """Refuse what `method`, the default for the reason `why` or "", or the design cannot have.
 
     Raises
     ------
     CTMMError
     """
+    given = None if crossing is None else "within" if crossing.kind == "within" else "by"
+    for argument, name in CROSSED.items():
+        if name in tests and argument != given:
+            raise CTMMError(
+                f"test {name!r} is of fits with {argument}=: name the column, {argument}='...'"
+            )
+    if given is not None and "score" in tests:
+        raise CTMMError(
+            f"test 'score' of V = 0 knows no groups or conditions ({given}=): ask for "
+            f"{CROSSED[given]!r}, or scan each by itself"
+        )
     if method in LIKELIHOODS:
         return
     called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))

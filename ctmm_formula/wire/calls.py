@@ -229,10 +229,10 @@ def _wide(res: CTMMResults, effects: pd.Series) -> np.ndarray:
         wide = effects.unstack()
         return wide.reindex(index=design.donors, columns=levels).to_numpy()
     wide = effects.unstack([1, 2])
-    pairs = wide.columns.to_list()
-    names = [f"{name}|{level}" if level else str(name) for name, level in map(tuple, pairs)]
-    own = wide.set_axis(names, axis=1)
-    return own.reindex(index=design.donors, columns=list(design.effects)).to_numpy()
+    every = pd.MultiIndex.from_product([levels, design.celltypes]).swaplevel()
+    names = [] if crossing is None else crossing.effects(design.celltypes)
+    whole = wide.reindex(index=design.donors, columns=every).set_axis(names, axis=1)
+    return whole[list(design.effects)].to_numpy()
 
 
 # ---------------------------------------------------------------------------------------------

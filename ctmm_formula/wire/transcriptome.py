@@ -38,7 +38,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
     tests = read_tests(asked, design, structures[0], method)
-    check_tests(tests, len(structures), method, why)
+    check_tests(tests, len(structures), method, why, design.crossing)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),

@@ -27,6 +27,7 @@ import numpy as np
 from scipy import stats
 
 from ctmm_formula.engine.model import build_model
+from ctmm_formula.engine.noise import unbiased_square
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.inference.group_score import (
     OVERALL,
@@ -103,16 +104,17 @@ def measured(effects: np.ndarray, n: np.ndarray, cells: str, rng: np.random.Gene
         sd = math.sqrt(math.log(1.16))
         s2 = 4.0 * np.exp(sd * rng.normal(size=len(n)) - sd * sd / 2)
         nu = s2 / n * rng.chisquare(n - 1) / (n - 1)
-        return effects + np.sqrt(s2 / n) * rng.normal(size=len(n)), nu
+        return effects + np.sqrt(s2 / n) * rng.normal(size=len(n)), nu, None
     rate = 2.0 * np.exp(0.6 * effects)
     pair = np.repeat(np.arange(len(n)), n)
     x = rng.poisson(rate[pair]).astype(float)
     mean = np.bincount(pair, x) / n
-    return mean, np.bincount(pair, (x - mean[pair]) ** 2) / (n - 1) / n
+    square, fourth = (np.bincount(pair, (x - mean[pair]) ** power) for power in (2, 4))
+    return mean, square / (n - 1) / n, unbiased_square(n.astype(float), square, fourth)
 
 
 def pairs(setting: Setting, within: bool, rng: np.random.Generator):
-    """One data set: donors, types, groups, y, nu, n."""
+    """One data set: donors, types, groups, y, nu, nu2, n."""
     first, second = setting.donors
     N, C = (first, 4) if within else (first + second, 4)
     donor, rest = np.divmod(np.arange(N * C * (1 + within)), C * (1 + within))
@@ -129,16 +131,15 @@ def pairs(setting: Setting, within: bool, rng: np.random.Generator):
         effects *= np.where(group == 1, math.sqrt(setting.factor), 1.0)
     n = np.exp(rng.uniform(math.log(10), math.log(120), len(donor)))
     n = np.maximum(np.round(n * np.where(group == 1, setting.share, 1.0)), 4).astype(int)
-    y, nu = measured(effects, n, setting.cells, rng)
-    return donor, celltype, group, y, nu, n
+    return donor, celltype, group, *measured(effects, n, setting.cells, rng), n
 
 
-def model_of(within: bool, donor, celltype, group, y, nu, n):
+def model_of(within: bool, donor, celltype, group, y, nu, nu2, n):
     """The model of a fit by groups or within donors, and its structure."""
     crossing = Crossing("within" if within else "by", "g", ("a", "b"))
     structure = cross(resolve("free", TYPES), crossing, crossing.effects(TYPES))
     H, types = np.eye(8)[4 * group + celltype], np.eye(4)[celltype]
-    arrays = y, nu, H, H, donor, structure.basis, (), n.astype(float), None, types
+    arrays = y, nu, H, H, donor, structure.basis, (), n.astype(float), nu2, types
     return build_model(*arrays), structure
 
 

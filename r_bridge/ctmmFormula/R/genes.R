@@ -20,7 +20,8 @@
 #' @param random,structure,method,donor,celltype,n_cells,proportions,within,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
-#' @param tests some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
+#' @param tests by default \code{"score"}, with \code{by =} \code{"groups"} and with \code{within =}
+#' \code{"response"}. Some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
 #' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one; with \code{by =} also
 #' \code{"groups"}, with \code{within =} \code{"response"}, as in \code{\link{test_groups}}. In words:
@@ -67,7 +68,7 @@
 #' @aliases print.ctmm_genes
 #' @export
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random = NULL,
-                       structure = "free", models = list(), method = NULL, tests = "score", genes = NULL,
+                       structure = "free", models = list(), method = NULL, tests = NULL, genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
                        by = NULL, within = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
@@ -89,6 +90,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     data <- data$obs
   }
   data <- as_table(data)
+  if (is.null(tests))
+    tests <- if (!is.null(by)) "groups" else if (!is.null(within)) "response" else "score"
   values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), data, genes)
   if (length(stats::as.formula(formula)) > 2L)
     fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",

@@ -334,9 +334,9 @@ sampled_twice <- function(cells, pairs, taken) {
   vapply(names(found), function(name) warn_and_note(sprintf(paste0(
     "cells of one donor differ in column '%s' (%s) and are pooled: if these are conditions, every ",
     "sample is a donor of its own, %scells$sample <- paste(cells$%s, cells$%s), ",
-    "ctmm_pseudobulk(..., donor = \"sample\"), and fit with random = ~ %s"),
+    "ctmm_pseudobulk(..., donor = \"sample\"), and fit with donor = \"%s\", within = ~ %s"),
     name, listing(found[[name]]), if (own) sprintf("cells$person <- cells$%s, ", taken[1L]) else "",
-    taken[1L], name, if (own) "person" else taken[1L])), "", USE.NAMES = FALSE)
+    taken[1L], name, if (own) "person" else taken[1L], name)), "", USE.NAMES = FALSE)
 }
 
 # Means and sums of squares and fourth powers about them, genes x pairs, in two passes: nothing cancels.

@@ -354,7 +354,7 @@ test_that("donors that were sampled twice are told, with the way in R", {
   expect_match(pooled$said, "differ in column 'time' ('post', 'pre') and are pooled", fixed = TRUE)
   expect_match(pooled$said, paste0("cells$person <- cells$donor, cells$sample <- paste(cells$donor, ",
                                    "cells$time)"), fixed = TRUE)
-  expect_match(pooled$value$notes, "random = ~ person", all = FALSE)
+  expect_match(pooled$value$notes, "donor = \"person\", within = ~ ", all = FALSE)
   # as it says
   all$d$person <- all$d$donor
   all$d$sample <- paste(all$d$donor, all$d$time)
@@ -368,7 +368,7 @@ test_that("donors that were sampled twice are told, with the way in R", {
 
   need_python()
   twice <- rbind(cbind(pseudobulk, time = "pre"), cbind(pseudobulk, time = "post"))
-  expect_error(ctmm(expr ~ celltype + time, data = twice), "column of donor and time.*ctmm_pseudobulk\\(\\)",
+  expect_error(ctmm(expr ~ celltype + time, data = twice), "within.*time.*ctmm_pseudobulk\\(\\)",
                class = "ctmm_DataError")
 })
 
