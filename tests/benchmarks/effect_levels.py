@@ -113,9 +113,8 @@ NOTES = {
     "any scale; the last two lines have V > 0.  The robust estimate, as by default.",
     "normal": "No effect.  `KR` is REML with the covariance and degrees of freedom of Kenward and "
     "Roger, as by default where numbers of cells are not known.",
-    "power on counts": "Rates at .05.  On log(1 + CP10K) a log-fold effect that all types share "
-    "is not the same in all types where their noise differs: differences are power there, too, if "
-    "of another kind.",
+    "power on counts": "Rates at .05.  Of effects that all types share, those of differences are "
+    "levels, as far as log(1 + CP10K) leaves a log-fold effect the same in all types.",
     "power on normal cells": "Rates at .05.",
 }
 
