@@ -15,6 +15,7 @@ import dense
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SHARED, not_here
 from scipy import stats
 from test_live_r import need
 
@@ -25,6 +26,7 @@ from ctmm_formula.inference import group_score
 from ctmm_formula.structures import Crossing, cross, resolve
 
 TYPES = ("B", "NK", "T")
+KANG = "data/kang_isg15.csv"
 APART = "expr ~ 0 + C(celltype):C(group)"
 
 
@@ -149,15 +151,30 @@ def by_hand(frame, kind):
 @pytest.mark.parametrize("kind", ["by", "within"])
 def test_metafor(kind, method, tmp_path):
     need("metafor")
-    frame = table(seed=4, donors=60, within=kind == "within")
-    frame.to_csv(tmp_path / "data.csv", index=False)
+    as_metafor_does(table(seed=4, donors=60, within=kind == "within"), method, kind, tmp_path)
+
+
+MISSING = not_here(KANG)
+
+
+@EDGE
+@pytest.mark.r
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_metafor_of_three_people_before_and_after(tmp_path):
+    need("metafor")
+    found = pd.read_csv(SHARED / KANG).query("celltype != 'Megakaryocytes'")
+    names = {"stim": "group", "y": "expr"}
+    frame = found.drop(columns="donor").rename(columns={**names, "ind": "donor"})
+    as_metafor_does(frame, "reml", "within", tmp_path)
+
+
+def as_metafor_does(frame, method, kind, folder):
+    frame.to_csv(folder / "data.csv", index=False)
     script = Path(__file__).parent / "r" / "groups.R"
-    call = ["Rscript", "--vanilla", str(script), str(tmp_path / "data.csv"), method, kind]
+    call = ["Rscript", "--vanilla", str(script), str(folder / "data.csv"), method, kind]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     theirs = pd.read_csv(io.StringIO(done.stdout), index_col="name")["value"]
-    fit = ctmm.fit(
-        APART, method=method, bounds="nonnegative", data=frame, **{kind: "group"}
-    )  # fmt: skip
+    fit = ctmm.fit(APART, method=method, bounds="nonnegative", data=frame, **{kind: "group"})
     assert fit.llf == pytest.approx(theirs["llf"], abs=2e-6)
     size = fit.vcomp.max()
     np.testing.assert_allclose(fit.vcomp, theirs[fit.vcomp.index], atol=2e-3 * size)
