@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dense
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -403,6 +404,21 @@ def test_structures_of_groups_know_their_null():
         )[0]  # fmt: skip
         np.testing.assert_allclose(L @ theta, 0.0, atol=1e-12)
         assert structure.contains(null) and not null.contains(structure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_pictures_of_groups(kind):
+    fit = ctmm.fit(APART, data=table(within=kind == "within"), **{kind: "group"})
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    for what in ("shares", "components", "residuals", "missing", "noise"):
+        fit.plot(what)
+        assert len(fit.plot_data(what))
+    plt.close("all")
+    with pytest.raises(CTMMError, match="has one of each"):
+        fit.plot("gene")
 
 
 # ---------------------------------------------------------------------------------------------
