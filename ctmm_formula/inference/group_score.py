@@ -513,8 +513,8 @@ def _chosen(one: Tested, few: bool) -> float:
 class ResponseDesign(NamedTuple):
     """What tests of responses of all genes share.
 
-    given: directions beside what conditions have in common: "shared", "sum" over the cell types,
-    and every type; beyond: of the types beside a shared response too.
+    given: directions beside what conditions have in common: "shared", and "sum" over the cell
+    types; beyond: every type, beside a shared response too.
     """
 
     given: DirectionDesign
@@ -524,7 +524,7 @@ class ResponseDesign(NamedTuple):
 class ResponseTest(NamedTuple):
     """Statistics and logarithms of one-sided p values: shared response, types, and all together.
 
-    overall combines that of the shared response, of the sum over types and of the types.
+    overall combines them all.
     """
 
     shared: Tested
@@ -545,7 +545,7 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
     J = crossed.tested(np.ones((1, C, C)), effects)[column][0]
     types = crossed.tested(units, effects)[column]
     own = {f"type|{c}": B for c, B in enumerate(types)}
-    given = directions_of(model, null, {SHARED: J, "sum": types.sum(axis=0), **own}, {})
+    given = directions_of(model, null, {SHARED: J, "sum": types.sum(axis=0)}, {})
     beyond = directions_of(model, np.concatenate([null, J[None]]), own, {})
     return ResponseDesign(given, beyond)
 
@@ -560,7 +560,7 @@ def response_test(model: Model, design: ResponseDesign) -> ResponseTest:
     """
     given = score_directions(model, design.given, False)
     beyond = score_directions(model, design.beyond, False)
-    logs = np.array([one.upper for one in given.values()])
+    logs = np.array([one.upper for one in (*given.values(), *beyond.values())])
     return ResponseTest(
         given[SHARED], given["sum"], tuple(beyond.values()), log_cauchy_combination(logs)
     )
