@@ -387,6 +387,7 @@ def test_overall_pseudobulk_by_groups():
     fit = ctmm.fit("expr ~ C(group)", by="group", structure="hom", method="reml", data=frame,
                    proportions=["prop_B", "prop_NK", "prop_T"])  # fmt: skip
     assert list(fit.vcomp.index) == ["hom[case]", "hom[ctrl]"]
+    assert "no cell type has rows of its own" in fit.test_groups().note
     assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
 
 
@@ -545,6 +546,20 @@ def test_of_more_groups_each_is_tested_against_the_others():
     test = ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=frame).test_groups()
     assert list(test.extra["group"]) == ["g0", "g1", "g2"]
     assert "combined" in test.note and 0 < test.pvalue < 1
+
+
+def test_few_blocks_have_no_empirical_law():
+    """And a batch that acts on a type as on all is one effect in the rows of the type."""
+    frame = table(donors=60)
+    frame["batch"] = [f"b{int(name[1:]) % 6}" for name in frame["donor"]]
+    random = "batch", "(celltype|batch)"
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", random=list(random), by="group", data=frame)
+    test = fit.test_groups()
+    assert "no empirical law" in test.note
+    assert test.extra["law"]["overall"] == test.pvalue
+    alone = frame[frame["celltype"] == "T"]
+    own = ctmm.fit("expr ~ C(group)", random="batch", by="group", structure="hom", data=alone)
+    assert test.extra["celltype"]["T"] == pytest.approx(own.test_groups().pvalue, rel=1e-6)
 
 
 def test_a_type_that_a_group_lacks_has_no_test():

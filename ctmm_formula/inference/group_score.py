@@ -435,11 +435,12 @@ def _of_type(
     donor = np.unique(model.row_donor[rows], return_inverse=True)[1]
     if len(rows) <= X.shape[1] + 2 or donor.max() < 2:
         return None
-    random = [
-        RandomComponent(codes[rows], values[rows])
-        for codes, values in model.random
-        if len(np.unique(codes[rows][values[rows] != 0.0])) > 1
-    ]
+    random = {}  # effects of a batch on all types and on this one are the same here
+    for codes, values in model.random:
+        level = np.unique(codes[rows], return_inverse=True)[1]
+        if len(np.unique(level[values[rows] != 0.0])) > 1:
+            key = level.tobytes(), values[rows].tobytes()
+            random[key] = RandomComponent(level, values[rows])
     kind = CROSSINGS[crossed.crossing.kind]
 
     def among(part: np.ndarray) -> np.ndarray:
@@ -449,7 +450,7 @@ def _of_type(
     parts = {g: among(B) for g, B in kind.tested(crossed.crossing).items() if g in levels}
     parts = {g: B for g, B in parts.items() if B.any()}
     own = build_model(
-        model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, random,
+        model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, list(random.values()),
         None if model.n_cells is None else model.n_cells[rows], None, np.ones((len(rows), 1)),
     )  # fmt: skip
     fewest = len(np.unique(donor)) // 2

@@ -399,6 +399,10 @@ def _groups(fit: Fit, ask: Ask) -> TestResult:
     ]
     if len(levels) > 1:
         notes.append("every group against the others, combined")
+    if all(math.isnan(one.empirical) for one in test.tested[OVERALL]):
+        notes.append("no empirical law, as there are too few independent units")
+    if not any(own.types):
+        notes.append("no cell type has rows of its own")
     extra: dict[str, object] = {
         SHARED: math.exp(test.combined[SHARED]),
         "celltype": {name: math.exp(test.combined[name]) for name in types},
