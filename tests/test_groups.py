@@ -23,7 +23,7 @@ from test_live_r import need
 import ctmm_formula as ctmm
 from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import CTMMError, DataError
-from ctmm_formula.inference import group_score
+from ctmm_formula.inference import directions
 from ctmm_formula.structures import Crossing, cross, resolve
 
 TYPES = ("B", "NK", "T")
@@ -426,7 +426,7 @@ def test_pictures_of_groups(kind):
 # tests of groups and of responses
 
 
-def dense_directions(model, null, directions, theta, noise):
+def dense_directions(model, null, matrices, theta, noise):
     """Value, eigenvalues and terms of donors of every direction, n x n."""
     working = replace(model.with_basis(null), nu=noise)
     a = dense.arrays(working)
@@ -438,7 +438,7 @@ def dense_directions(model, null, directions, theta, noise):
     size, axes = np.linalg.eigh(raw)
     root = axes * np.sqrt(np.maximum(size, 0.0))
     out = []
-    for D in directions:
+    for D in matrices:
         S = same * (model.H @ D @ model.H.T)
         coef = np.linalg.solve(trace, [np.sum(T * (P @ S).T) for T in PT])
         Delta = S - np.tensordot(coef, a.parts, axes=1)
@@ -466,11 +466,11 @@ def test_scores_are_those_of_dense_algebra(kind, batch, squares):
     null = crossed.common(crossed.inner.basis, effects)
     J = next(iter(crossed.tested(np.ones((1, 3, 3)), effects).values()))[0]
     scaled = next(iter(crossed.tested(crossed.inner.basis, effects).values()))
-    design = group_score.directions_of(fit.model, null, {"J": J}, {"A": scaled})
+    design = directions.directions_of(fit.model, null, {"J": J}, {"A": scaled})
     noise = working_noise(fit.model.nu, design.how, 1.0)
     model = fit.model
     null_model = design.null.with_response(model.y, model.nu, model.nu2)
-    got = group_score.directed(null_model, noise, design)
+    got = directions.directed(null_model, noise, design)
     theta = got.theta
     A = np.tensordot(theta[: len(null)], scaled, axes=1)
     # pooled per cell type over groups
