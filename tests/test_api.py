@@ -64,6 +64,8 @@ def test_arguments_and_their_order():
         "nu2": "nu2",
         "n_cells": "n_cells",
         "proportions": None,
+        "by": None,
+        "within": None,
         "bounds": None,
         "noise_floor": 0.1,
         "formula_engine": "patsy",
@@ -407,7 +409,7 @@ def test_public_names():
         "evaluate_imputation", "filter_genes", "fit", "fit_genes", "impute", "load_example",
         "load_genes", "load_truth", "overall", "plots", "power", "principal_components",
         "pseudobulk", "r", "read_scan", "show_versions", "simulate", "simulate_pseudobulk",
-        "standardize", "to_frame", "to_long",
+        "standardize", "to_frame", "to_long", "tree",
     ]  # fmt: skip
     assert set(ctmm.__all__) <= set(dir(ctmm))
     for name in ctmm.__all__:

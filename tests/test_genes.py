@@ -301,7 +301,7 @@ def test_top_sorts_p_values_up_and_estimates_down(small):
         ({"genes": ["gene1"]}, "there is no gene 'gene1'"),
         ({"genes": "gene001"}, "list of names"),
         ({"genes": []}, "genes= is empty"),
-        ({"tests": None}, "tests= must be a list"),
+        ({"tests": 3}, "tests= must be a list"),
         ({"models": None}, "models= must be a list"),
         ({"out": 3}, "no name of a file"),
         ({"genes": ["gene001", "gene001"]}, "twice"),

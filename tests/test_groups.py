@@ -12,19 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import dense
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SHARED, not_here
 from scipy import stats
 from test_live_r import need
 
 import ctmm_formula as ctmm
 from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import CTMMError, DataError
-from ctmm_formula.inference import group_score
+from ctmm_formula.inference import directions
 from ctmm_formula.structures import Crossing, cross, resolve
 
 TYPES = ("B", "NK", "T")
+KANG = "data/kang_isg15.csv"
 APART = "expr ~ 0 + C(celltype):C(group)"
 
 
@@ -149,15 +152,30 @@ def by_hand(frame, kind):
 @pytest.mark.parametrize("kind", ["by", "within"])
 def test_metafor(kind, method, tmp_path):
     need("metafor")
-    frame = table(seed=4, donors=60, within=kind == "within")
-    frame.to_csv(tmp_path / "data.csv", index=False)
+    as_metafor_does(table(seed=4, donors=60, within=kind == "within"), method, kind, tmp_path)
+
+
+MISSING = not_here(KANG)
+
+
+@EDGE
+@pytest.mark.r
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_metafor_of_three_people_before_and_after(tmp_path):
+    need("metafor")
+    found = pd.read_csv(SHARED / KANG).query("celltype != 'Megakaryocytes'")
+    names = {"stim": "group", "y": "expr"}
+    frame = found.drop(columns="donor").rename(columns={**names, "ind": "donor"})
+    as_metafor_does(frame, "reml", "within", tmp_path)
+
+
+def as_metafor_does(frame, method, kind, folder):
+    frame.to_csv(folder / "data.csv", index=False)
     script = Path(__file__).parent / "r" / "groups.R"
-    call = ["Rscript", "--vanilla", str(script), str(tmp_path / "data.csv"), method, kind]
+    call = ["Rscript", "--vanilla", str(script), str(folder / "data.csv"), method, kind]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     theirs = pd.read_csv(io.StringIO(done.stdout), index_col="name")["value"]
-    fit = ctmm.fit(
-        APART, method=method, bounds="nonnegative", data=frame, **{kind: "group"}
-    )  # fmt: skip
+    fit = ctmm.fit(APART, method=method, bounds="nonnegative", data=frame, **{kind: "group"})
     assert fit.llf == pytest.approx(theirs["llf"], abs=2e-6)
     size = fit.vcomp.max()
     np.testing.assert_allclose(fit.vcomp, theirs[fit.vcomp.index], atol=2e-3 * size)
@@ -369,6 +387,7 @@ def test_overall_pseudobulk_by_groups():
     fit = ctmm.fit("expr ~ C(group)", by="group", structure="hom", method="reml", data=frame,
                    proportions=["prop_B", "prop_NK", "prop_T"])  # fmt: skip
     assert list(fit.vcomp.index) == ["hom[case]", "hom[ctrl]"]
+    assert "no cell type has rows of its own" in fit.test_groups().note
     assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
 
 
@@ -388,11 +407,26 @@ def test_structures_of_groups_know_their_null():
         assert structure.contains(null) and not null.contains(structure)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["by", "within"])
+def test_pictures_of_groups(kind):
+    fit = ctmm.fit(APART, data=table(within=kind == "within"), **{kind: "group"})
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    for what in ("shares", "components", "residuals", "missing", "noise"):
+        fit.plot(what)
+        assert len(fit.plot_data(what))
+    plt.close("all")
+    with pytest.raises(CTMMError, match="has one of each"):
+        fit.plot("gene")
+
+
 # ---------------------------------------------------------------------------------------------
 # tests of groups and of responses
 
 
-def dense_directions(model, null, directions, theta, noise):
+def dense_directions(model, null, matrices, theta, noise):
     """Value, eigenvalues and terms of donors of every direction, n x n."""
     working = replace(model.with_basis(null), nu=noise)
     a = dense.arrays(working)
@@ -404,7 +438,7 @@ def dense_directions(model, null, directions, theta, noise):
     size, axes = np.linalg.eigh(raw)
     root = axes * np.sqrt(np.maximum(size, 0.0))
     out = []
-    for D in directions:
+    for D in matrices:
         S = same * (model.H @ D @ model.H.T)
         coef = np.linalg.solve(trace, [np.sum(T * (P @ S).T) for T in PT])
         Delta = S - np.tensordot(coef, a.parts, axes=1)
@@ -432,11 +466,11 @@ def test_scores_are_those_of_dense_algebra(kind, batch, squares):
     null = crossed.common(crossed.inner.basis, effects)
     J = next(iter(crossed.tested(np.ones((1, 3, 3)), effects).values()))[0]
     scaled = next(iter(crossed.tested(crossed.inner.basis, effects).values()))
-    design = group_score.directions_of(fit.model, null, {"J": J}, {"A": scaled})
+    design = directions.directions_of(fit.model, null, {"J": J}, {"A": scaled})
     noise = working_noise(fit.model.nu, design.how, 1.0)
     model = fit.model
     null_model = design.null.with_response(model.y, model.nu, model.nu2)
-    got = group_score.directed(null_model, noise, design)
+    got = directions.directed(null_model, noise, design)
     theta = got.theta
     A = np.tensordot(theta[: len(null)], scaled, axes=1)
     # pooled per cell type over groups
@@ -512,6 +546,20 @@ def test_of_more_groups_each_is_tested_against_the_others():
     test = ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=frame).test_groups()
     assert list(test.extra["group"]) == ["g0", "g1", "g2"]
     assert "combined" in test.note and 0 < test.pvalue < 1
+
+
+def test_few_blocks_have_no_empirical_law():
+    """And a batch that acts on a type as on all is one effect in the rows of the type."""
+    frame = table(donors=60)
+    frame["batch"] = [f"b{int(name[1:]) % 6}" for name in frame["donor"]]
+    random = "batch", "(celltype|batch)"
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", random=list(random), by="group", data=frame)
+    test = fit.test_groups()
+    assert "no empirical law" in test.note
+    assert test.extra["law"]["overall"] == test.pvalue
+    alone = frame[frame["celltype"] == "T"]
+    own = ctmm.fit("expr ~ C(group)", random="batch", by="group", structure="hom", data=alone)
+    assert test.extra["celltype"]["T"] == pytest.approx(own.test_groups().pvalue, rel=1e-6)
 
 
 def test_a_type_that_a_group_lacks_has_no_test():

@@ -35,8 +35,9 @@ LAYERS = [
     "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered", "small_sample",
-    "hypotheses", "testing", "jackknife", "group_score", "score", "score_law", "tails",
+    "tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered",
+    "small_sample", "hypotheses", "testing", "jackknife", "group_score", "directions", "score",
+    "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",

@@ -21,7 +21,6 @@
 # | `"iid"` | v I | 2 | one number for "how specific": few donors |
 # | `"free"` | diag(V_1 ... V_C) | 1 + C | the default: which cell types vary |
 # | `ctmm.banded(w)` | entries at most w off the diagonal | 1 + C + ... | ordered cell types, such as days |
-# | `ctmm.tree({...})` | one variance per clade and per type | 1 + clades + C | lineages of cell types |
 # | `"full"` | any symmetric matrix | C (C + 1) / 2 | correlations between cell types; many donors |
 #
 # All of them on the example, and what the likelihood says:

@@ -44,6 +44,7 @@ def check_alone(alone: Mapping[str, str], structure: Structure) -> None:
 def lone(alone: Mapping[str, str], structure: Structure) -> list[str]:
     """Cell types seen in one donor to which `structure` gives a variance of their own.
 
+    >>> from ctmm_formula.structures import resolve
     >>> lone({"B": "d1"}, resolve("free", ["B", "T"])), lone({"B": "d1"}, resolve("iid", "BT"))
     (['B'], [])
     """

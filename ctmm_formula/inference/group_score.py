@@ -1,340 +1,35 @@
 """Score tests of groups and conditions: does the covariance between donors differ, is there more.
 
-The null is one covariance A for all, fitted by REML (components >= 0) under working noise that is
-pooled per cell type over groups; a direction D (E, E) of the donors' effects says what a group or
-condition adds.  As in :mod:`ctmm_formula.inference.score`, with m the null's components and levels,
+The null is one covariance for all, with noise pooled per cell type over groups; directions
+(:mod:`ctmm_formula.inference.directions`) say what a group or condition adds.
 
-    Delta_i = H_i (D - sum_m a_m B_m) H_i',   a = I_mm^-1 I_md
-    T = (P y)'Delta P y - tr(Delta P Sigma^ P),   Sigma^ with the measured noise.
+Of groups, two-sided: A^ itself, the fitted covariance, in one group (all of it scaled), J (the
+shared variance), and of every cell type its whole variance, by its own rows alone, so that no other
+type's difference is taken for its own.  With fewer than :data:`FEW` donors in a group the larger of
+both laws' p values counts, as the empirical one is then liberal, else the empirical
+(``tests/benchmarks/group_levels.md``).
 
-T has two reference laws.  Of normal donors that of the quadratic form (``law``): exact, and wrong
-where donors have heavy tails, as a variance's error has the kurtosis of what varies.  The other is
-empirical: T = sum_u t_u over independent units u (donors, or blocks that share levels), and
-T / sqrt(sum_u t_u^2) goes by t with U - 2 degrees of freedom.  A test of groups is two-sided and
-reports both; with fewer than :data:`FEW` donors in a group it takes the larger p value, as the
-empirical one is then liberal, else the empirical (``tests/benchmarks/group_levels.md``).
-
-A response variance is one-sided and goes by the law, as V does.
+Of responses, one-sided as V is: J, the sum over cell types, and every type beside a response that
+all share.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..distributions import log_t_tail
-from ..engine.domain import Domain
-from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
-from ..engine.noise import Pooling, pooling, working_noise
 from ..errors import CTMMError
 from ..structures import CROSSINGS, Crossed, Structure
-from .score import (
-    ALIKE,
-    NOTHING,
-    SILENT,
-    Solved,
-    by_level,
-    loadings,
-    log_cauchy_combination,
-    square_excess,
-)
-from .score_law import Layout, Products, law_of, lay_out, products
-from .tails import Law, tail
+from .directions import NOT_THERE, DirectionDesign, Tested, directions_of, score_directions
+from .score import log_cauchy_combination
 
 FEW = 40
 """Donors in a group below which the larger of the two p values counts."""
-_UNITS = 10  # independent units below which there is no empirical law
-
-
-class Direction(NamedTuple):
-    """What a direction adds: weights of the design's matrices beyond the null's.
-
-    name; weights (X,); scale (X, K) where they are those of the null's components.
-    """
-
-    name: str
-    weights: np.ndarray
-    scale: np.ndarray
-
-
-class DirectionDesign(NamedTuple):
-    """What all responses of a design share.
-
-    how the noise is pooled; layout of the compiled sums; rows of the model that are in it (all:
-    None); the model under the null, and with the X matrices of directions beside; the directions;
-    fewest donors of a group.
-    """
-
-    how: Pooling
-    layout: Layout
-    rows: np.ndarray | None
-    null: Model
-    beside: Model
-    directions: tuple[Direction, ...]
-    fewest: int = 0
-
-
-class Tested(NamedTuple):
-    """One direction: statistic in standard deviations, and logarithms of p values.
-
-    law and empirical (t; NaN where there is none), and of the upper tail alone.
-    """
-
-    statistic: float
-    law: float
-    empirical: float
-    upper: float
-
-
-NOT_THERE = Tested(math.nan, math.nan, math.nan, math.nan)
-
-
-def directions_of(
-    model: Model, null: np.ndarray, beyond: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]
-) -> DirectionDesign:
-    """The design of directions D.
-
-    Parameters
-    ----------
-    model : Model
-        Its basis is not used.
-    null : ndarray, shape (K, E, E)
-        Matrices of the null.
-    beyond : dict of str to ndarray, shape (E, E)
-        Directions.
-    like : dict of str to ndarray, shape (K, E, E)
-        Directions sum_k theta_k B_k at the null's components: they scale what the null has.
-    """
-    K = len(null)
-    extra = [*beyond.values(), *(B for own in like.values() for B in own)]
-    X = len(extra)
-    alone = np.eye(len(beyond), X)
-    out = [Direction(name, row, np.zeros((X, K))) for name, row in zip(beyond, alone, strict=True)]
-    for g, name in enumerate(like):
-        scale = np.zeros((X, K))
-        scale[len(beyond) + g * K + np.arange(K), np.arange(K)] = 1.0
-        out.append(Direction(name, np.zeros(X), scale))
-    return DirectionDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model), None,
-        model.with_basis(null), model.with_basis(np.array([*null, *extra])), tuple(out),
-    )  # fmt: skip
-
-
-def score_directions(model: Model, design: DirectionDesign, two_sided: bool) -> dict[str, Tested]:
-    """Score tests of every direction of a design, by name.
-
-    Raises
-    ------
-    ConvergenceError
-        The null model cannot be fitted.
-    CTMMError
-        Hardly any row has noise (:data:`~ctmm_formula.inference.score.ALIKE`).
-    """
-    at = slice(None) if design.rows is None else design.rows
-    nu = model.nu[at]
-    own = design.null.with_response(model.y[at], nu, None if model.nu2 is None else model.nu2[at])
-    if (nu[own.active_rows] == 0.0).mean() > ALIKE:
-        raise CTMMError(f"in more than {ALIKE:.0%} of the pairs all cells are alike: few counts")
-    noise = working_noise(nu, design.how, response_scale(own) ** 2)
-    null = directed(own, noise, design)
-    out = {}
-    for d, direction in enumerate(design.directions):
-        out[direction.name] = null.test(d, two_sided) if null.share[d] > NOTHING else NOT_THERE
-    return out
-
-
-@dataclass(frozen=True)
-class Directed:
-    """The null fitted under working noise, and what is left of the directions.
-
-    Attributes
-    ----------
-    layout : Layout; found : Products; solved : Solved
-    excess : ndarray, shape (n,), or None
-        What the squares of the noise have beyond those of nu, where they are known.
-    theta : ndarray, shape (K + Kr,)
-    inner : ndarray, shape (D, E, E); weights : ndarray, shape (D, Kr)
-        Efficient directions, of donors and of levels.
-    expected, share : ndarray, shape (D,)
-        Variance of the score, were the working noise that of the data, and the share of its
-        information that the null's components leave.
-    """
-
-    layout: Layout
-    found: Products
-    solved: Solved
-    excess: np.ndarray | None
-    theta: np.ndarray
-    inner: np.ndarray
-    weights: np.ndarray
-    expected: np.ndarray
-    share: np.ndarray
-
-    def form(self, d: int, sign: float = 1.0) -> tuple[float, Law]:
-        """Value and law of a direction, or of its negative."""
-        level = by_level(self.layout, sign * self.weights[d])
-        R, signs = next(loadings(sign * self.inner[d : d + 1]))
-        law = law_of(self.layout, self.found, R, signs, self.solved.gain, level)
-        value = sign * np.sum(self.inner[d] * self.solved.scores)
-        return float(value + np.sum(level * self.solved.Zy**2)), law
-
-    def test(self, d: int, two_sided: bool) -> Tested:
-        """Both laws of one direction."""
-        least = SILENT * self.expected[d]
-        value, law = self.form(d)
-        more = 0.0
-        if self.excess is not None:
-            more = 2.0 * float(np.square(self.diagonal(d)) @ self.excess)
-        upper, mean, variance = tail(value, law, more, least)
-        if math.isnan(upper):
-            return NOT_THERE
-        statistic = (value - mean) / math.sqrt(variance)
-        if not two_sided:
-            return Tested(statistic, math.nan, math.nan, upper)
-        both = upper
-        if upper > math.log(0.5):  # a small lower tail keeps its digits as an upper one
-            value, law = self.form(d, -1.0)
-            both = tail(value, law, more, least)[0]
-        return Tested(
-            statistic, min(both + math.log(2.0), 0.0), self._empirical(self.terms(d)), upper
-        )
-
-    def _empirical(self, terms: np.ndarray) -> float:
-        """Logarithm of the two-sided p value of independent terms (U,)."""
-        df = len(terms) - 2
-        size = float(np.square(terms).sum())
-        if len(terms) < _UNITS or not size > 0.0:
-            return math.nan
-        t = abs(float(terms.sum())) / math.sqrt(size)
-        return min(float(log_t_tail(t, df)) + math.log(2.0), 0.0)
-
-    def terms(self, d: int) -> np.ndarray:
-        """The score less its expectation, by independent units (U,)."""
-        layout, (own, levels) = self.layout, self.second_moments
-        donor = np.einsum("nc,cd,nd->n", self.solved.pull, self.inner[d], self.solved.pull)
-        donor -= np.einsum("cd,ncd->n", self.inner[d], own)
-        if not len(self.weights[d]):
-            return donor
-        weight = by_level(layout, self.weights[d])
-        block = (weight * (self.solved.Zy**2 - levels)).sum(axis=1)
-        return block + np.bincount(layout.block, donor, len(block))
-
-    def diagonal(self, d: int) -> np.ndarray:
-        """Diagonal of P Delta P, (n,).
-
-        A column of P is S e - S B K B'S e in the row's donor, in others but the second part.
-        """
-        layout, D = self.layout, self.inner[d]
-        SB, HS, _, GS, _, K = self.columns
-        donor = np.repeat(np.arange(len(layout.ptr) - 1), np.diff(layout.ptr))
-        k = SB @ K
-        own = self.found.SH - np.einsum("aeq,aq->ae", HS[donor], k)
-        each = HS.transpose(0, 2, 1) @ (D @ HS)
-        others = each.sum(axis=0) - each[donor]
-        out = np.einsum("ae,ef,af->a", own, D, own) + np.einsum("aq,aqr,ar->a", k, others, k)
-        if len(self.weights[d]):
-            L = layout.component.size
-            weight = by_level(layout, self.weights[d]).ravel()
-            out += np.square(SB[:, :L] - k @ GS[:, :L]) @ weight
-        return out
-
-    @cached_property
-    def columns(self) -> tuple[np.ndarray, ...]:
-        """All levels and fixed effects B = [Z, X], Q columns.
-
-        S B (n, Q); H'S B and H'M_0 B (N, E, Q); B'S B, B'M_0 B and K (Q, Q), of which a level
-        without variance has none.
-        """
-        layout, found = self.layout, self.found
-        (blocks, q), d = layout.component.shape, layout.slot.shape[1]
-        p, N, L = len(found.Xy), len(layout.slot), blocks * q
-        GS, GM = np.zeros((2, L + p, L + p))
-        by_M, by_S = slice(2 * q, 2 * q + p), slice(2 * q + p, 2 * (q + p))
-        GM[L:, L:], GS[L:, L:] = (found.fixed[:, by_M, y].sum(axis=0) for y in (by_M, by_S))
-        for b in range(blocks if q else 0):
-            at = np.r_[b * q : (b + 1) * q, L : L + p]
-            first, second = np.r_[:q, 2 * q : 2 * q + p], np.r_[q : 2 * q, 2 * q + p : 2 * (q + p)]
-            GS[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], second)]
-            GM[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], first)]
-            GS[L:, at[:q]], GM[L:, at[:q]] = GS[at[:q], L:].T, GM[at[:q], L:].T
-        HS, HM = np.zeros((2, N, found.HB.shape[1], L + p))
-        SB = np.zeros((len(found.SB), L + p))
-        donor = np.repeat(np.arange(N), np.diff(layout.ptr))
-        for k in range(d):
-            there = np.flatnonzero(layout.slot[:, k] >= 0)
-            column = layout.block[there] * q + layout.slot[there, k]
-            HM[there, :, column] = found.HB[there, :, k]
-            HS[there, :, column] = found.HB[there, :, d + k]
-            rows = np.flatnonzero(layout.slot[donor, k] >= 0)
-            own = layout.block[donor[rows]] * q + layout.slot[donor[rows], k]
-            SB[rows, own] = found.SB[rows, k]
-        HM[:, :, L:], HS[:, :, L:] = found.HB[:, :, 2 * d : 2 * d + p], found.HB[:, :, 2 * d + p :]
-        SB[:, L:] = found.SB[:, d:]
-        gain = np.concatenate([self.solved.gain.ravel(), np.zeros(p)])
-        used = np.flatnonzero((gain > 0.0) | (np.arange(L + p) >= L))
-        prior = np.where(used < L, 1.0 / np.where(gain[used] > 0.0, gain[used], 1.0), 0.0)
-        K = np.zeros((L + p, L + p))
-        K[np.ix_(used, used)] = np.linalg.inv(GS[np.ix_(used, used)] + np.diag(prior))
-        return SB, HS, HM, GS, GM, K
-
-    @cached_property
-    def second_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """H_i'P Sigma^ P H_i of donors (N, E, E), and z'P Sigma^ P z of levels (blocks, q).
-
-        P = S - S B K B'S, Sigma^ the null's covariance with the measured noise, so that
-        P Sigma^ P = P + P (Sigma^ - Sigma) P.
-        """
-        _, HS, HM, GS, GM, K = self.columns
-        L = self.layout.component.size
-        own = _moments(self.found.HM, HS, HM, GS, GM, K)
-        levels = _moments(
-            np.diag(GM)[:L, None, None], GS[:L, None, :], GM[:L, None, :], GS, GM, K
-        )  # fmt: skip
-        return own, levels.reshape(self.layout.component.shape)
-
-
-def _moments(
-    M: np.ndarray, S_B: np.ndarray, M_B: np.ndarray, GS: np.ndarray, GM: np.ndarray, K: np.ndarray
-) -> np.ndarray:
-    """F'P Sigma^ P F from F'M_0 F (N, e, e), F'S B and F'M_0 B (N, e, Q), B'S B, B'M_0 B."""
-    SK = S_B @ K
-    cross = (M_B - S_B) @ SK.transpose(0, 2, 1)
-    whole = M - SK @ S_B.transpose(0, 2, 1) - cross - cross.transpose(0, 2, 1)
-    return whole + SK @ (GM - GS) @ SK.transpose(0, 2, 1)
-
-
-def directed(model: Model, noise: np.ndarray, design: DirectionDesign) -> Directed:
-    """Fit the null under working noise, and find what of the directions it leaves."""
-    K = len(model.basis)
-    theta = fit(design.null.with_response(model.y, noise), "reml", Domain("nonnegative")).theta
-    X = len(design.beside.basis) - K
-    at = np.concatenate([theta[:K], np.zeros(X), theta[K:]])
-    fisher = evaluate(design.beside.with_response(model.y, noise), at, "reml").expected
-    kept, new = np.r_[0:K, K + X : len(at)], np.arange(K, K + X)
-    mix = np.array([d.weights + d.scale @ theta[:K] for d in design.directions])
-    cross = fisher[np.ix_(kept, new)] @ mix.T
-    a = np.linalg.lstsq(fisher[np.ix_(kept, kept)], cross, rcond=1e-12)[0]
-    whole = np.einsum("dx,xy,dy->d", mix, fisher[np.ix_(new, new)], mix)
-    left = whole - np.einsum("kd,kd->d", cross, a)
-    share = np.divide(left, whole, np.zeros(len(whole)), where=whole > 0.0)
-    inner = np.tensordot(mix, design.beside.basis[K:], axes=1)
-    inner -= np.tensordot(a[:K].T, model.basis, axes=1)
-    layout = design.layout
-    rows = layout.rows
-    covariance = np.tensordot(theta[:K], model.basis, axes=1)
-    excess = model.nu[rows] - noise[rows]
-    found = products(layout, covariance, noise[rows], excess, residual(model)[rows])
-    squares = None if model.nu2 is None else square_excess(model)[rows]
-    solved = Solved(layout, found, theta[K:])
-    return Directed(
-        layout, found, solved, squares, theta, inner, -a[K:].T, 4.0 * left, share
-    )  # fmt: skip
+OVERALL, SHARED = "overall", "shared"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -354,7 +49,7 @@ class GroupDesign(NamedTuple):
 
 
 class GroupTest(NamedTuple):
-    """What was found, by question: "overall", "shared", then cell types in their order.
+    """What was found, by question: "overall", "shared", then :func:`of_type` in their order.
 
     tested: of every level that is tested; chosen: logarithm of the p value that counts, (levels,);
     combined: the same for all levels together; few: whether the larger one of both laws counts.
@@ -435,11 +130,12 @@ def _of_type(
     donor = np.unique(model.row_donor[rows], return_inverse=True)[1]
     if len(rows) <= X.shape[1] + 2 or donor.max() < 2:
         return None
-    random = [
-        RandomComponent(codes[rows], values[rows])
-        for codes, values in model.random
-        if len(np.unique(codes[rows][values[rows] != 0.0])) > 1
-    ]
+    random = {}  # effects of a batch on all types and on this one are the same here
+    for codes, values in model.random:
+        level = np.unique(codes[rows], return_inverse=True)[1]
+        if len(np.unique(level[values[rows] != 0.0])) > 1:
+            key = level.tobytes(), values[rows].tobytes()
+            random[key] = RandomComponent(level, values[rows])
     kind = CROSSINGS[crossed.crossing.kind]
 
     def among(part: np.ndarray) -> np.ndarray:
@@ -449,16 +145,13 @@ def _of_type(
     parts = {g: among(B) for g, B in kind.tested(crossed.crossing).items() if g in levels}
     parts = {g: B for g, B in parts.items() if B.any()}
     own = build_model(
-        model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, random,
+        model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, list(random.values()),
         None if model.n_cells is None else model.n_cells[rows], None, np.ones((len(rows), 1)),
     )  # fmt: skip
     fewest = len(np.unique(donor)) // 2
     if crossed.crossing.kind == "by":
         fewest = int(np.array(loads[:, seen] > 0.0).sum(axis=0).min())  # a row a donor
     return directions_of(own, null, parts, {})._replace(rows=rows[own.order], fewest=fewest)
-
-
-OVERALL, SHARED = "overall", "shared"
 
 
 def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> GroupTest:
@@ -470,7 +163,8 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
         As :func:`score_directions`.
     """
     found = score_directions(model, design.both, True)
-    for name, own in zip(celltypes, design.types, strict=True):
+    names = [of_type(name) for name in celltypes]
+    for name, own in zip(names, design.types, strict=True):
         try:
             tested = {} if own is None else score_directions(model, own, True)
         except CTMMError:  # of the rows of this type alone
@@ -479,11 +173,11 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
     designs = (design.both, design.both, *design.types)
     few = {
         name: one is None or one.fewest < FEW
-        for name, one in zip((OVERALL, SHARED, *celltypes), designs, strict=True)
+        for name, one in zip((OVERALL, SHARED, *names), designs, strict=True)
     }
     tested_of = {
         name: [found.get(_key(name, level), NOT_THERE) for level in design.levels]
-        for name in (OVERALL, SHARED, *celltypes)
+        for name in (OVERALL, SHARED, *names)
     }
     chosen = {
         name: np.array([_chosen(one, few[name]) for one in own]) for name, own in tested_of.items()
@@ -493,6 +187,11 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
         for name, own in chosen.items()
     }
     return GroupTest(tested_of, chosen, combined, few[OVERALL])
+
+
+def of_type(name: str) -> str:
+    """The question of a cell type, whatever it is called."""
+    return f"celltype {name}"
 
 
 def _key(name: str, level: str) -> str:
@@ -513,8 +212,8 @@ def _chosen(one: Tested, few: bool) -> float:
 class ResponseDesign(NamedTuple):
     """What tests of responses of all genes share.
 
-    given: directions beside what conditions have in common: "shared", "sum" over the cell types,
-    and every type; beyond: of the types beside a shared response too.
+    given: directions beside what conditions have in common: "shared", and "sum" over the cell
+    types; beyond: every type, beside a shared response too.
     """
 
     given: DirectionDesign
@@ -524,7 +223,7 @@ class ResponseDesign(NamedTuple):
 class ResponseTest(NamedTuple):
     """Statistics and logarithms of one-sided p values: shared response, types, and all together.
 
-    overall combines that of the shared response, of the sum over types and of the types.
+    overall combines them all.
     """
 
     shared: Tested
@@ -545,7 +244,7 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
     J = crossed.tested(np.ones((1, C, C)), effects)[column][0]
     types = crossed.tested(units, effects)[column]
     own = {f"type|{c}": B for c, B in enumerate(types)}
-    given = directions_of(model, null, {SHARED: J, "sum": types.sum(axis=0), **own}, {})
+    given = directions_of(model, null, {SHARED: J, "sum": types.sum(axis=0)}, {})
     beyond = directions_of(model, np.concatenate([null, J[None]]), own, {})
     return ResponseDesign(given, beyond)
 
@@ -560,7 +259,7 @@ def response_test(model: Model, design: ResponseDesign) -> ResponseTest:
     """
     given = score_directions(model, design.given, False)
     beyond = score_directions(model, design.beyond, False)
-    logs = np.array([one.upper for one in given.values()])
+    logs = np.array([one.upper for one in (*given.values(), *beyond.values())])
     return ResponseTest(
         given[SHARED], given["sum"], tuple(beyond.values()), log_cauchy_combination(logs)
     )

@@ -22,18 +22,8 @@ from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
 from .fit import JACKKNIFE, MODEL, Errors, Fit, edge_note
-from .group_score import (
-    FEW,
-    OVERALL,
-    SHARED,
-    GroupDesign,
-    ResponseDesign,
-    Tested,
-    group_design,
-    group_test,
-    response_design,
-    response_test,
-)
+from .group_score import SHARED
+from .group_tests import groups, response
 from .rlrt import exact_rlrt
 from .score import score_test
 from .testing import Law, TestResult, likelihood_ratio, mean_differentiation, one_sided_t, wald
@@ -374,100 +364,14 @@ TESTS: dict[str, Test] = {
 # groups and conditions
 
 
-def _crossed_blank(name: str, null: str) -> TestResult:
-    return TestResult(name, null, "score", distribution="chi2 mixture")
-
-
-def _groups(fit: Fit, ask: Ask) -> TestResult:
-    """Noise-robust score test of a covariance that differs between groups of donors."""
-    crossed = fit.structure.crossed
-    blank = _crossed_blank("variance by groups", "the same covariance between donors in all groups")
-    if crossed is None or crossed.crossing.kind == "within":
-        return blank.without("there are no groups of donors: fit with by=")
-    shared = fit.group_design
-    own = shared if isinstance(shared, GroupDesign) else group_design(fit.model, fit.structure)
-    types = crossed.inner.celltypes
-    try:
-        test = group_test(fit.model, own, types)
-    except (CTMMError, np.linalg.LinAlgError) as error:
-        return blank.without(str(error))
-    if math.isnan(test.combined[OVERALL]):
-        return blank.without(
-            "the score has no variance (few counts, or no variance between donors), or its tail "
-            "could not be computed"
-        )
-    levels = own.levels
-    best = int(np.nanargmin(test.chosen[OVERALL]))
-    notes = [
-        f"the larger of both laws' p values, as a group has fewer than {FEW} donors"
-        if test.few
-        else "p values by the empirical law"
-    ]
-    if len(levels) > 1:
-        notes.append("every group against the others, combined")
-    extra: dict[str, object] = {
-        SHARED: math.exp(test.combined[SHARED]),
-        "celltype": {name: math.exp(test.combined[name]) for name in types},
-    }
-    logs: dict[str, object] = {
-        SHARED: test.combined[SHARED], "celltype": {name: test.combined[name] for name in types},
-    }  # fmt: skip
-    if len(levels) > 1:
-        extra["group"] = {
-            level: math.exp(log) for level, log in zip(levels, test.chosen[OVERALL], strict=True)
-        }
-    for what in ("law", "empirical"):
-        extra[what] = {name: math.exp(_smallest(own, what)) for name, own in test.tested.items()}
-    return replace(
-        blank, statistic=test.tested[OVERALL][best].statistic,
-        pvalue=math.exp(test.combined[OVERALL]), log_pvalue=test.combined[OVERALL],
-        note="; ".join(notes), extra=extra, log_details=logs,
-    )  # fmt: skip
-
-
-def _smallest(tested: list[Tested], what: str) -> float:
-    """The smallest logarithm of a p value among levels, NaN where there is none."""
-    logs = [getattr(one, what) for one in tested]
-    known = [log for log in logs if not math.isnan(log)]
-    return min(known, default=math.nan)
-
-
-def _response(fit: Fit, ask: Ask) -> TestResult:
-    """Noise-robust score test of variance between donors in how they respond to conditions."""
-    crossed = fit.structure.crossed
-    blank = _crossed_blank("variance of responses", "all donors respond alike")
-    if crossed is None or crossed.crossing.kind != "within":
-        return blank.without("there are no conditions of the same donors: fit with within=")
-    shared = fit.group_design
-    own = shared if isinstance(shared, ResponseDesign) else None
-    try:
-        test = response_test(fit.model, own or response_design(fit.model, fit.structure))
-    except (CTMMError, np.linalg.LinAlgError) as error:
-        return blank.without(str(error))
-    if math.isnan(test.overall):
-        return blank.without(
-            "the score has no variance (few counts, or no variance between donors), or its tail "
-            "could not be computed"
-        )
-    types = crossed.inner.celltypes
-    logs = {name: one.upper for name, one in zip(types, test.types, strict=True)}
-    return replace(
-        blank, statistic=test.total.statistic, pvalue=math.exp(test.overall),
-        log_pvalue=test.overall, note="cell types beyond a response that all share",
-        extra={SHARED: math.exp(test.shared.upper),
-               "celltype": {name: math.exp(log) for name, log in logs.items()}},
-        log_details={SHARED: test.shared.upper, "celltype": logs},
-    )  # fmt: skip
-
-
 GROUP_TESTS: dict[str, Test] = {
     "groups": Test(
-        "groups", _groups, frozenset({CELLS}), (SHARED, "celltype"),
+        "groups", groups, frozenset({CELLS}), (SHARED, "celltype"),
         "the covariance between donors differs between groups (by=): all of it scaled, its shared "
         "part, and the variance of every cell type, two-sided, by a noise-robust score test",
     ),
     "response": Test(
-        "response", _response, frozenset({CELLS}), (SHARED, "celltype"),
+        "response", response, frozenset({CELLS}), (SHARED, "celltype"),
         "donors differ in how they respond to conditions (within=): in all cell types alike, and "
         "beyond that in every type, by a noise-robust score test",
     ),

@@ -314,6 +314,10 @@ def _rows_of_fit(res: Any) -> pd.DataFrame:
     codes: Any = np.zeros(len(d.y), dtype=int) if d.kind == "op" else d.H.argmax(axis=1)
     out = pd.DataFrame(index=range(len(d.y)))
     out["donor"] = pd.Categorical.from_codes(d.donor_codes, pd.Index(d.donors, dtype=object))
+    if d.crossing is not None and d.crossing.kind == "within":  # a donor under a condition
+        levels = np.array(d.crossing.levels, dtype=object)[d.loads.argmax(axis=1)]
+        samples = out["donor"].astype(str) + "|" + levels
+        out["donor"] = pd.Categorical(samples, samples.unique())
     out["celltype"] = pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
     out["n_cells"] = np.nan if d.n_cells is None else d.n_cells
     out["nu"], out["observed"] = d.nu, True

@@ -34,6 +34,7 @@ from ctmm_formula.inference.group_score import (
     SHARED,
     group_design,
     group_test,
+    of_type,
     response_design,
     response_test,
 )
@@ -177,12 +178,12 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
     except CTMMError:
         return [[math.nan]] * len(COLUMNS[what])
     overall = test.tested[OVERALL][0]
-    types = [test.tested[name][0] for name in TYPES]
+    types = [test.tested[of_type(name)][0] for name in TYPES]
     return [
         [math.exp(overall.law)], [math.exp(overall.empirical)], [math.exp(test.combined[OVERALL])],
         [math.exp(test.combined[SHARED])], [math.exp(one.law) for one in types],
         [math.exp(one.empirical) for one in types],
-        [math.exp(test.combined[name]) for name in TYPES], *naive(*data[1:4]),
+        [math.exp(test.combined[of_type(name)]) for name in TYPES], *naive(*data[1:4]),
     ]  # fmt: skip
 
 
