@@ -77,7 +77,7 @@ def test_p_values_are_adjusted_over_genes_and_tidy_has_them_all(scan):
     tidy = scan.tidy()
     assert list(tidy.columns) == [
         "gene", "test", "term", "estimate", "std_error", "statistic", "df_num", "df", "p_value",
-        "p_bonferroni", "p_bh",
+        "log10_p_value", "p_bonferroni", "p_bh",
     ]  # fmt: skip
     effects = scan.tidy("effects: sex")
     assert list(dict.fromkeys(effects["term"])) == [

@@ -15,8 +15,8 @@
 #
 # | room | holds | sees |
 # |---|---|---|
-# | `ctmm_formula/wire/` | the end of the wire to R | everything |
 # | `ctmm_formula/__main__.py` | `python -m ctmm_formula compile` | the rooms below |
+# | `ctmm_formula/wire/` | the end of the wire to R | everything |
 # | `ctmm_formula/planning.py` | `power`: positive rates of tests for a study to be planned | everything below |
 # | `ctmm_formula/scan/` | `fit_genes`: all genes over one design, blocks, files that resume | tables and arrays |
 # | `ctmm_formula/api.py` | `fit` and `anova`: parse, design, estimate, results | the rooms below |

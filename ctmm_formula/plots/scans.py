@@ -125,7 +125,7 @@ def shares_of_genes(scan: object, *, ax: Axes | None = None) -> Axes:
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), shares=True, tests=[],
     ...                       genes=["gene001", "gene002", "gene101", "gene102"])
     >>> [text.get_text() for text in scan.plot("shares").get_xticklabels()]
-    ['means', 'specific', 'shared', 'fixed', 'noise']
+    ['shared', 'specific', 'means', 'fixed', 'noise']
     """
     table = shares_of_genes_data(scan)
     wide = table.pivot(index="gene", columns="part", values="share")

@@ -219,7 +219,7 @@ def contrast(
     >>> res.contrast({"late - early": late})["estimate"].round(2).to_dict()
     {'late - early': -1.14}
     >>> res.contrast("day0|M - day0|F = day3|M - day3|F")["p_value"].round(2).tolist()
-    [0.49]
+    [0.34]
     """
     names, hypotheses = _named(weights)
     L, rhs, words = contrast_rows(res.design, hypotheses, at)
