@@ -273,7 +273,7 @@ def log_cauchy_combination(logs: np.ndarray) -> float:
         return math.nan
     # far out 1 / (p pi) is both the score of p and, of their mean, its inverse: others are nothing
     if logs.min() < _FAR:
-        most = -logs.min()
+        most = -float(logs.min())
         if math.isinf(most):
             return -math.inf
         return math.log(len(logs)) - float(most) - math.log(np.exp(-logs - most).sum())
