@@ -202,15 +202,16 @@ def _add(T, columns, parts):
 
 @njit(**EXACT_INNER)
 def _log_determinants(law, zero, s):
-    """log|.| and the phase of det(I - 2 s A M) at complex s (n,), in two parts.
+    """log|.| and the phase of det(I - 2 s A M) at complex s (n,), in parts.
 
     That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
-    0, and that of the rest in (-pi, pi], which changes slowly.
+    0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
+    which change slowly.
     """
     n, W = len(s), law.fixed.shape[1]
     rest = W - 2 * law.gain.shape[1]
     size = np.full(n, -zero[0])
-    units = np.full(n, complex(zero[1], 0.0))
+    slow = np.empty((len(law.fixed) + 1, n))
     X = np.zeros((n, rest, rest), dtype=np.complex128)
     T = np.empty((n, W, W), dtype=np.complex128)
     parts = np.empty(law.products.shape[1], dtype=np.complex128)
@@ -237,13 +238,13 @@ def _log_determinants(law, zero, s):
         for i in range(n):
             more, turn = _fold(T[i], s[i], law.gain[b], law.level[b], X[i])
             size[i] += more
-            units[i] *= turn
-    phase, slow = np.empty(n), np.empty(n)
+            slow[b, i] = math.atan2(turn.imag, turn.real)
+    phase = np.empty(n)
     for i in range(n):
         more, turn = _last(X[i])
+        turn *= zero[1]
         size[i] += more
-        rest_of = units[i] * turn
-        slow[i] = math.atan2(rest_of.imag, rest_of.real)
+        slow[len(law.fixed), i] = math.atan2(turn.imag, turn.real)
         product, turns = complex(1.0, 0.0), 0
         for value in law.values:
             z = 1.0 - 2.0 * s[i] * value
@@ -406,14 +407,21 @@ def _negative(law, s, sign):
 
 @njit(**EXACT_INNER)
 def _within(law, s):
-    """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law."""
-    passed = 0
+    """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law.
+
+    Where a pole is, one of the donors has been before, but for those of levels with weights of the
+    sign of s.
+    """
+    passed, sign = 0, math.copysign(1.0, s)
     for value in law.values:
         if 2.0 * s * value > 1.0:
             passed += 1
-    if passed == 0 or law.fixed.shape[1] == 0:
+    alone = True
+    for level in law.level.ravel():
+        if sign * level > 0.0:
+            alone = False
+    if law.fixed.shape[1] == 0 or (passed == 0 and alone):
         return passed == 0
-    sign = math.copysign(1.0, s)
     return passed + _negative(law, s, sign) - _negative(law, 0.0, sign) == 0
 
 
@@ -434,7 +442,7 @@ def _point(law, zero, s, width):
     both = np.array([complex(s, near), complex(s, far)])
     size, phase, slow = _log_determinants(law, zero, both)
     for i in range(2):
-        phase[i] += slow[i]
+        phase[i] += slow[:, i].sum()
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
     if abs(phase[0]) < 1.0 and _within(law, s):
         K, slope = -0.5 * size[0], -0.5 * phase[0] / near
@@ -503,6 +511,8 @@ def _crossing(law, zero, value, mean, variance):
         ratio += 2.0 * weight * weight
     ratio = variance / ratio
     s = _donors_alone(law, side, target / ratio, low, high, unit)
+    if law.fixed.shape[1] > 0 and not s < _FAR * unit:
+        s = unit  # what donors by themselves never are the whole may be
     for count in range(200):
         if not s < _FAR * unit:
             break
@@ -542,7 +552,8 @@ def _crossing(law, zero, value, mean, variance):
         s = target / (a + b * target)
         if count < 3 and donors > 0.0:
             ratio = x / donors
-            s = _donors_alone(law, side, target / ratio, low, high, unit)
+            again = _donors_alone(law, side, target / ratio, low, high, unit)
+            s = again if again < _FAR * unit else s
         if not low < s < high:
             s = 0.5 * (low + high) if math.isfinite(high) else 2.0 * low
     return _Point(math.nan, math.nan, math.nan, math.nan, math.nan)
@@ -585,26 +596,34 @@ def _path(law, value, at):
 @njit(**EXACT_INNER)
 def _integrand(law, zero, value, path, x):
     """The integrand at x (n,) of the path, less the size exp(start)."""
-    s = np.empty(len(x), dtype=np.complex128)
-    slope = np.empty(len(x), dtype=np.complex128)
-    for i in range(len(x)):
+    n = len(x)
+    s, slope = np.empty(n, dtype=np.complex128), np.empty(n, dtype=np.complex128)
+    for i in range(n):
         sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
         reach = path.width / path.fast
         s[i] = complex(path.cross + reach * path.bend * (cosh - 1.0), reach * sinh)
         slope[i] = complex(path.width * path.bend * sinh, path.width * cosh)
     size, phase, slow = _log_determinants(law, zero, s)
-    out = np.empty(len(x))
-    before, rate, x_before = 0.0, 0.0, 0.0
-    for i in range(len(x)):
-        # the rest is known but for multiples of 2 pi: at first by the whole, which hardly turns
-        guess = before + rate * (x[i] - x_before)
-        if x_before == 0.0:
-            guess = -2.0 * (path.turn * x[i] + s[i].imag * value) - phase[i]
-        own = slow[i] - 2.0 * math.pi * round((slow[i] - guess) / (2.0 * math.pi))
-        if x_before > 0.0:
-            rate = (own - before) / (x[i] - x_before)
-        before, x_before = own, x[i]
-        turn = -0.5 * (phase[i] + own) - s[i].imag * value
+    first = 1 if x[0] == 0.0 else 0  # at 0 K is real
+    # slow parts are known but for multiples of 2 pi: each is followed by itself,
+    for part in slow:
+        rate = 0.0
+        for i in range(first, n):
+            if i > first:
+                guess = part[i - 1] + rate * (x[i] - x[i - 1])
+                part[i] -= 2.0 * math.pi * round((part[i] - guess) / (2.0 * math.pi))
+                rate = (part[i] - part[i - 1]) / (x[i] - x[i - 1])
+            phase[i] += part[i]
+    # and all of them start from the whole, which hardly turns at first
+    whole = 0.0
+    if n > first:
+        whole = phase[first] + 2.0 * (path.turn * x[first] + s[first].imag * value)
+        whole = 2.0 * math.pi * round(whole / (2.0 * math.pi))
+    if first == 1:
+        phase[0] = whole
+    out = np.empty(n)
+    for i in range(n):
+        turn = -0.5 * (phase[i] - whole) - s[i].imag * value
         at = -0.5 * size[i] - s[i].real * value - path.start
         unit = complex(math.cos(turn), math.sin(turn))
         out[i] = math.exp(at) * (unit / s[i] * slope[i]).imag / math.pi
