@@ -31,6 +31,7 @@ eigenvalues of single donors and the elimination of levels and fixed effects, at
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,12 +93,13 @@ class ScoreTest:
 class ScoreDesign(NamedTuple):
     """What all responses of a design share; made by :func:`design_of`.
 
-    how the noise is pooled; layout of the compiled sums; the model under the null, and with the
-    directions E_cc beside it.
+    how the noise is pooled; layout of the compiled sums; types (C, C, C) the directions E_cc; the
+    model under the null, and with the directions beside it.
     """
 
     how: Pooling
     layout: Layout
+    types: np.ndarray
     null: Model
     directions: Model
 
@@ -107,7 +109,7 @@ def design_of(model: Model) -> ScoreDesign:
     C = model.H.shape[1]
     hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
     return ScoreDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model),
+        pooling(model.types, model.n_cells, model.active_rows), lay_out(model), types,
         model.with_basis(hom), model.with_basis(np.concatenate([hom, types])),
     )  # fmt: skip
 
@@ -196,25 +198,23 @@ class Null:
 
         Delta is the sum of H_i inner H_i' over donors and of weights of levels, z z'.
         """
-        model, C = self.model, self.model.H.shape[1]
-        layout = self.design.layout
+        model, layout = self.model, self.design.layout
         rows = layout.rows
         excess = model.nu[rows] - self.noise[rows]
-        common = np.full((C, C), self.theta[0])
+        common = np.full((model.H.shape[1],) * 2, self.theta[0])
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
-        inner = np.array([np.diag(e) for e in np.eye(C)]) - self.a[0][:, None, None]
+        inner = self.design.types - self.a[0][:, None, None]
         inner = np.append(inner, inner.sum(axis=0)[None], axis=0)
         weights = -np.append(self.a[1:], self.a[1:].sum(axis=1)[:, None], axis=1).T  # (C + 1, Kr)
-        levels = [by_level(layout, one) for one in weights]
+        level = by_level(layout, weights)
+        value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
         more = self._more(layout, found, solved)
-        out = []
-        for d, level in enumerate(levels):
-            R, sign = loadings(inner[d])
-            law = law_of(layout, found, R, sign, solved.gain, level)
-            value = np.sum(inner[d] * solved.scores) + np.sum(level * solved.Zy**2)
-            out.append(Form(float(value), law, float(more[d])))
-        return out
+        laws = (
+            law_of(layout, found, *own, solved.gain, level[d])
+            for d, own in enumerate(loadings(inner))
+        )
+        return list(map(Form, value.tolist(), laws, more.tolist()))
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
@@ -316,16 +316,19 @@ class Solved:
 
 
 def by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
-    """Values per random component as values per level (blocks, q), 0 where there is none."""
-    return np.append(values, 0.0)[layout.component]
+    """Values per random component (..., Kr) per level (..., blocks, q), 0 where there is none."""
+    none = np.zeros((*values.shape[:-1], 1))
+    return np.append(values, none, axis=-1)[..., layout.component]
 
 
-def loadings(inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R (r, C) and signs (r,) with inner = R' diag(sign) R."""
-    size, axes = np.linalg.eigh(inner)
-    kept = np.abs(size) > 1e-12 * np.abs(size).max()
-    root = np.sqrt(np.abs(size[kept]))
-    return np.ascontiguousarray((axes[:, kept] * root).T), np.sign(size[kept])
+def loadings(inner: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """R (r, C) and signs (r,) with inner = R' diag(sign) R, of each of several inner."""
+    sizes, axes = np.linalg.eigh(inner)
+    roots = np.sqrt(np.abs(sizes))
+    whole = roots.max(axis=1, keepdims=True)
+    turned = np.ascontiguousarray((axes * roots[:, None]).transpose(0, 2, 1))
+    for R, size, kept in zip(turned, sizes, roots > 1e-6 * whole, strict=True):
+        yield R[kept], np.sign(size[kept])
 
 
 def square_excess(model: Model) -> np.ndarray:

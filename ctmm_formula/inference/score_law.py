@@ -76,7 +76,10 @@ def lay_out(model: Model) -> Layout:
     b = model.blocks
     p = b.p
     used = np.flatnonzero(model.active)
-    _, block = np.unique(model.donor_block[used], return_inverse=True)
+    # without levels donors have only fixed effects in common: one block
+    block = np.zeros(len(used), dtype=np.int64)
+    if model.random:
+        _, block = np.unique(model.donor_block[used], return_inverse=True)
     slot, component = _levels(model, used, block)
     order = np.lexsort((*slot.T[::-1], block))
     used, block, slot = used[order], block[order], slot[order]
