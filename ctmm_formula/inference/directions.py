@@ -163,8 +163,8 @@ class Directed:
     def form(self, d: int, sign: float = 1.0) -> tuple[float, Law]:
         """Value and law of a direction, or of its negative."""
         level = by_level(self.layout, sign * self.weights[d])
-        R, signs = next(loadings(sign * self.inner[d : d + 1]))
-        law = law_of(self.layout, self.found, R, signs, self.solved.gain, level)
+        own = next(loadings(sign * self.inner[d : d + 1]))
+        law = law_of(self.layout, self.found, *own, self.solved.gain, level)
         value = sign * np.sum(self.inner[d] * self.solved.scores)
         return float(value + np.sum(level * self.solved.Zy**2)), law
 

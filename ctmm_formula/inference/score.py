@@ -201,7 +201,7 @@ class Null:
         model, layout = self.model, self.design.layout
         rows = layout.rows
         excess = model.nu[rows] - self.noise[rows]
-        common = np.full((len(self.design.types),) * 2, self.theta[0])
+        common = np.full((model.H.shape[1],) * 2, self.theta[0])
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
         inner = self.design.types - self.a[0][:, None, None]
@@ -211,8 +211,8 @@ class Null:
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
         more = self._more(layout, found, solved)
         laws = (
-            law_of(layout, found, *load, solved.gain, level[d])
-            for d, load in enumerate(loadings(inner))
+            law_of(layout, found, *own, solved.gain, level[d])
+            for d, own in enumerate(loadings(inner))
         )
         return list(map(Form, value.tolist(), laws, more.tolist()))
 
@@ -276,7 +276,7 @@ def log_cauchy_combination(logs: np.ndarray) -> float:
         most = -float(logs.min())
         if math.isinf(most):
             return -math.inf
-        return math.log(len(logs)) - float(most) - math.log(np.exp(-logs - most).sum())
+        return math.log(len(logs)) - most - math.log(np.exp(-logs - most).sum())
     p = np.exp(logs)
     scores = np.where(p < 1e-15, 1.0 / (p * np.pi), np.tan((0.5 - p) * np.pi))
     return math.log(cauchy_tail(float(scores.mean())))
