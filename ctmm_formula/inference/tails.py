@@ -389,13 +389,9 @@ def _negative(law, s, sign):
         for r in range(q):
             root, step = math.sqrt(law.gain[b, r]), 2.0 * s * law.level[b, r]
             place[r], place[q + r], place[2 * q + r] = r, r, q + r
-            scale[r], scale[q + r], scale[2 * q + r] = root, 1.0, root
+            scale[r], scale[q + r], scale[2 * q + r] = root, math.sqrt(abs(step)), root
             R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
-            if step != 0.0:
-                R[q + r, q + r] = 1.0 / step
-            else:
-                R[q + r, q + r] = -1.0 if sign * law.level[b, r] < 0.0 else 1.0
-                scale[q + r] = 0.0
+            R[q + r, q + r] = -1.0 if sign * law.level[b, r] < 0.0 else 1.0  # 1 / step, scaled
         for a in range(3 * q):
             for c in range(3 * q):
                 row, column = max(place[a], place[c]), min(place[a], place[c])
