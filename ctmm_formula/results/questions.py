@@ -89,7 +89,9 @@ def known_form(name: object) -> str:
 
 
 def spelled(name: str) -> str:
-    """A name with the blanks that :func:`known_form` leaves."""
+    """A name with the blanks that :func:`known_form` leaves; what is no text as it is."""
+    if not isinstance(name, str):
+        return name
     head, colon, rest = name.partition(":")
     return (
         f"{head.strip()}:{' '.join(rest.split())}" if colon and head.strip() in QUESTIONS else name

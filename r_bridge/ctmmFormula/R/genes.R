@@ -51,7 +51,8 @@
 #' \code{one_step} the largest distance of the one-step jackknife's estimates from exact ones where it
 #' was checked, in standard errors (\code{error_jackknife}), and for every test
 #' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}; for
-#' tests in words \code{df_}, of F tests \code{df1_}, and of one number \code{estimate_} and \code{se_}.
+#' these p values their logarithms to base 10, \code{log10_p_}, which are there where p itself is below
+#' the smallest number; for tests in words \code{df_}, of F tests \code{df1_}, and of one number \code{estimate_} and \code{se_}.
 #' \code{top_genes} gives the first rows by one column; \code{top_effects} is a data frame like
 #' \code{topTable} of \pkg{limma}: \code{gene}, the \code{estimate} of the effect in a cell type (or
 #' \code{"mean"}), \code{std.error}, \code{mean} of the gene, \code{statistic} (t), \code{df},
@@ -258,15 +259,33 @@ gene_columns <- function(got) {
   structure(columns, class = "data.frame", row.names = seq_along(columns$gene))
 }
 
-# P values adjusted over genes, beside each; those that are missing do not count.
+# P values and their logarithms to base 10 adjusted over genes, beside each; those that are missing do
+# not count.
 adjusted <- function(table, tested) {
-  for (name in tested) {
+  ways <- list(bonferroni = "bonferroni", bh = "BH")
+  for (name in c(tested, sprintf("log10_%s", tested))) {
     at <- match(name, names(table))
-    more <- list(stats::p.adjust(table[[name]], "bonferroni"), stats::p.adjust(table[[name]], "BH"))
-    names(more) <- paste0(name, c("_bonferroni", "_bh"))
+    adjust <- if (name %in% tested) stats::p.adjust else adjust_logs
+    more <- lapply(ways, function(way) adjust(table[[name]], way))
+    names(more) <- paste0(name, "_", names(ways))
     table <- c(unclass(table)[seq_len(at)], more, unclass(table)[-seq_len(at)])
   }
   structure(table, class = "data.frame", row.names = seq_along(table$gene))
+}
+
+# The same of logarithms, where p itself may be below the smallest number.
+adjust_logs <- function(logs, way) {
+  there <- !is.na(logs)
+  p <- logs[there]
+  n <- length(p)
+  if (way == "bonferroni") {
+    p <- pmin(p + log10(max(n, 1)), 0)
+  } else if (n) {
+    down <- order(p, decreasing = TRUE)
+    p[down] <- pmin(cummin(p[down] + log10(n / rev(seq_len(n)))), 0)
+  }
+  logs[there] <- p
+  logs
 }
 
 # At most one warning for all genes.
@@ -294,7 +313,9 @@ top_genes <- function(x, n = 10, by = NULL) {
   if (!by %in% names(x) || !is.numeric(x[[by]]))
     fail("CTMMError", "there is no column of numbers ", listing(by))
   x <- x[!is.na(x[[by]]), ]
-  first <- order(x[[by]], decreasing = !startsWith(by, "p_"))
+  exact <- paste0("log10_", by)  # p values of 0 are in order, too
+  key <- if (exact %in% names(x)) exact else by
+  first <- order(x[[key]], decreasing = !grepl("^(log10_)?p_", key))
   as.data.frame(utils::head(x[first, ], n))
 }
 
