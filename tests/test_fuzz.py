@@ -346,6 +346,33 @@ def test_what_is_vouched_for_is_read_from_such_a_file(tmp_path_factory):
         read("np.log(PC1 - PC1 + 2.5 + PC1**2)")
 
 
+@pytest.mark.parametrize("by", [1e200, 1e-200])
+def test_covariates_whose_squares_are_no_numbers(table, by):
+    with pytest.raises(DataError, match=r"'PC1' of the fixed part has values up to .*: rescale"):
+        ctmm.fit("expr ~ celltype + PC1", data=table.assign(PC1=table["PC1"] * by))
+
+
+def test_numbers_of_cells_beyond_any_study(table):
+    with pytest.raises(DataError, match=r"at most 1e\+15, found 1e\+308"):
+        ctmm.fit("expr ~ celltype", data=table.assign(n_cells=1e308))
+
+
+@pytest.mark.parametrize("engine", ["patsy", "formulaic"])
+def test_levels_that_leave_one_out_are_refused_without_another_word(table, engine):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FormulaError, match=r"cannot be computed.*'M'"):
+            ctmm.fit("expr ~ C(sex, levels=['F'])", data=table, formula_engine=engine)
+
+
+@pytest.mark.parametrize("by", [True, -1e308, ["p"], print])
+def test_columns_that_are_none_are_refused_by_top(table, by):
+    expr, nu = pd.DataFrame({"g": table["expr"]}), pd.DataFrame({"g": table["nu"]})
+    scan = ctmm.fit_genes("~ celltype", data=table, expr=expr, nu=nu, method="he", tests=[])
+    with pytest.raises(CTMMError, match="unknown column"):
+        scan.top(by=by)
+
+
 @pytest.mark.parametrize("kind", [object, "int64"])
 def test_whole_numbers_that_no_float_holds_are_labels(kind):
     data = pseudobulks.cells(np.random.default_rng(1))

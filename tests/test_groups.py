@@ -355,6 +355,8 @@ def test_donors_may_miss_a_condition():
         ({}, {"within": "group"}, "no donor has two"),
         ({"age": 4.0}, {"by": "age"}, "one level"),
         ({"age": lambda f: f.index + 0.5}, {"by": "age"}, "differs within donor"),
+        ({}, {"by": "donor"}, "by='donor' is the column of donors"),
+        ({}, {"within": "celltype"}, "within='celltype' is the column of cell types"),
         ({}, {"by": 3}, "by= must be the name of a column"),
     ],
 )

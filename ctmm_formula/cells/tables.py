@@ -30,7 +30,7 @@ import pandas as pd
 
 from ..arguments import choose, name_list
 from ..design.expressions import quote
-from ..design.table import column_name, label, listing, near, numbers, pick
+from ..design.table import MOST_CELLS, column_name, label, listing, near, numbers, pick
 from ..errors import CTMMError, DataError
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def matrices(pb: AnnData) -> tuple[np.ndarray, np.ndarray]:
 def _of_obs(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
     """Numbers in a column of obs."""
     values = numbers(pick(obs, name, role, what="obs"), name, role)
-    bad = np.flatnonzero(np.abs(values) > 1e15)
+    bad = np.flatnonzero(np.abs(values) > MOST_CELLS)
     if len(bad):
         raise DataError(
             f"obs[{name!r}] is {values[bad[0]]:g} in {listing(list(obs.index[bad]))}: no {role} "

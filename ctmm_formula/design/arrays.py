@@ -21,13 +21,14 @@ from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
 from .random_terms import RandomTerm
-from .table import crossed, listing, rows
+from .table import MOST_CELLS, crossed, listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
 _ROUNDING = 1e-6
 SUM_TOLERANCE = 1e-6  # proportions read from a text file
 LARGEST = 1e60
-"""Of a response; of a noise variance its square.  Information matrices have their fourth powers."""
+"""Of a response and of columns of X, and one over it; of a noise variance its square.  Information
+matrices have their fourth powers."""
 
 
 def check_levels(ready: Prepared) -> None:
@@ -175,7 +176,9 @@ def why_bad(nu: np.ndarray, n_cells: np.ndarray | None) -> str:
     """What to know of noise variances that cannot be."""
     if n_cells is None and (nu == 0).any():
         return "; 0 is believed where numbers of cells are known, n_cells="
-    return " (one cell has no variance)" if (nu == 0).any() else " (rescale the response)"
+    if (nu == 0).any():
+        return " (one cell has no variance)"
+    return " (rescale the response)" if (nu > 0).all() and np.isfinite(nu).all() else ""
 
 
 LARGEST_SQUARE = 6.0
@@ -227,12 +230,13 @@ def counts(ready: Prepared) -> np.ndarray | None:
     counts = ready.frame[name].to_numpy()
     with np.errstate(invalid="ignore"):  # of infinite ones
         apart = np.abs(counts - np.round(counts)) > _ROUNDING * counts
-    bad = np.flatnonzero((counts < 2 - _ROUNDING) | np.isinf(counts) | apart)
+    bad = np.flatnonzero((counts < 2 - _ROUNDING) | (counts > MOST_CELLS) | apart)
     if len(bad):
         raise DataError(
             f"column {name!r} (number of cells) must hold whole numbers of 2 or more, as one cell "
-            f"has no measured variance, found {counts[bad[0]]:g} in {rows(ready.keep[bad])}: use "
-            "NaN where it is unknown, or n_cells=None where no cells were counted"
+            f"has no measured variance, and at most {MOST_CELLS:.0e}, found {counts[bad[0]]:g} in "
+            f"{rows(ready.keep[bad])}: use NaN where it is unknown, or n_cells=None where no cells "
+            "were counted"
         )
     return None if np.isnan(counts).all() else counts
 
@@ -459,8 +463,15 @@ def check_finite(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -
 
 
 def check_design(X: np.ndarray, names: tuple[str, ...], positions: np.ndarray) -> None:
-    """X must be finite, longer than wide, and of full rank."""
+    """X must be finite, of a size whose powers are numbers, longer than wide, and of full rank."""
     check_finite(X, names, positions)
+    size = np.abs(X).max(axis=0, initial=0.0)
+    far = np.flatnonzero((size > LARGEST) | ((size > 0.0) & (size < 1.0 / LARGEST)))
+    if len(far):
+        raise DataError(
+            f"column {names[far[0]]!r} of the fixed part has values up to {size[far[0]]:.0e}: "
+            "rescale it"
+        )
     found = aliased(X, names)
     rank = X.shape[1] - len(found)
     if len(X) <= rank:

@@ -22,13 +22,20 @@ def crossing_of(ready: Prepared) -> tuple[Crossing | None, np.ndarray | None]:
     Raises
     ------
     DataError
-        One group or condition, a group that differs within a donor, or no donor with two
-        conditions.
+        The column of donors or cell types, one group or condition, a group that differs within a
+        donor, or no donor with two conditions.
     """
     roles = ready.roles
     if roles.by is None and roles.within is None:
         return None, None
-    column = str(roles.by if roles.within is None else roles.within)
+    kind, column = ("by", roles.by) if roles.within is None else ("within", roles.within)
+    column = str(column)
+    if column in (roles.donor, roles.celltype):
+        what = "donors" if column == roles.donor else "cell types"
+        raise DataError(
+            f"{kind}={column!r} is the column of {what}: name the column of "
+            f"{'groups' if kind == 'by' else 'conditions'}, or leave {kind}= out"
+        )
     values = ready.labels.get(column)
     donors = ready.labels[roles.donor]
     if values is None:
@@ -42,7 +49,6 @@ def crossing_of(ready: Prepared) -> tuple[Crossing | None, np.ndarray | None]:
             )
         crossing = Crossing("trend", column, ("", column), (low, high))
         return crossing, loads_of(crossing, pd.Series(x))
-    kind = "by" if roles.within is None else "within"
     levels = tuple(values.categories)
     if len(levels) < 2:
         raise DataError(f"{kind}={column!r}: the column has one level, {levels[0]!r}: leave it out")

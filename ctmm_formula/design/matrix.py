@@ -10,7 +10,8 @@ import builtins
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TypeVar
@@ -274,6 +275,14 @@ def _keep_missing() -> patsy.NAAction:
     return patsy.NAAction(on_NA="raise", NA_types=[])
 
 
+@contextmanager
+def _unseen_are_errors(formulaic: ModuleType) -> Iterator[None]:
+    """Levels that formulaic does not know would be rows of zeros."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", formulaic.errors.DataMismatchWarning)
+        yield
+
+
 class _Formulaic:
     """formulaic's design, with its columns put in patsy's order and spelling."""
 
@@ -284,14 +293,14 @@ class _Formulaic:
         spelling = {code: _spelling(code) for term in self.terms for code in term}
         texts = [":".join(spelling[code] for code in term) or "1" for term in self.terms]
         formula = formulaic.Formula(texts or ["0"], _ordering="degree")
-        self.spec = formula.get_model_matrix(
-            frame, context=self.context, na_action="ignore", output="numpy"
-        ).model_spec
+        with _unseen_are_errors(formulaic):
+            self.spec = formula.get_model_matrix(
+                frame, context=self.context, na_action="ignore", output="numpy"
+            ).model_spec
         self.names, self.columns = self._patsy_columns(formulaic, texts)
 
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
-        with warnings.catch_warnings():  # unseen levels would be rows of zeros
-            warnings.simplefilter("error", _formulaic().errors.DataMismatchWarning)
+        with _unseen_are_errors(_formulaic()):
             out = self.spec.get_model_matrix(
                 frame, context=self.context, na_action="ignore", output="numpy"
             )

@@ -22,6 +22,9 @@ from ..paths import said
 R_MISSING_INTEGER = -2147483648
 """What a missing integer of R becomes when it reaches Python as a plain number."""
 
+MOST_CELLS = 1e15
+"""Larger numbers of cells are of no study: their sums and squares need not be numbers."""
+
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _DECIMAL = re.compile(r"[.,]|\d[eE]")
 

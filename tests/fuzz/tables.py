@@ -393,7 +393,7 @@ def _misread(fit: Any, data: pd.DataFrame, call: dict[str, Any]) -> str:
     """Whether a number of the response or noise is another than that of the table."""
     rows, design = fit.design.rows, fit.design
     for name, used in ((design.response_name, design.y), (call.get("noise", "nu"), design.nu)):
-        if name in list(data.columns) and list(data.columns).count(name) == 1:
+        if sum(isinstance(column, str) and column == name for column in data.columns) == 1:
             given = [float(value) for value in data[name].iloc[rows]]
             if not np.array_equal(given, used):
                 return f"column {name!r} was misread"
