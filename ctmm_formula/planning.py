@@ -501,12 +501,13 @@ def _check(setting: Mapping[str, Any]) -> None:
             "pseudobulk cannot tell cell types apart"
         )
     for name, shapes in (("V", [(), (C,), (C, C)]), ("beta", [(), (C,)])):
-        if floats(name, setting[name]).shape not in shapes:
+        values = floats(name, setting[name])
+        if values.shape not in shapes:
             raise CTMMError(
                 f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
                 f"number or a tuple of {C}, and a list gives several values"
             )
-        if np.abs(setting[name]).max() > _LARGEST:
+        if np.abs(values).max() > _LARGEST:
             raise CTMMError(f"{name}= must lie within 1e100, got {_label(setting[name])}")
     V = np.asarray(setting["V"], dtype=float)
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
