@@ -356,11 +356,6 @@ def test_evaluation_settings_that_make_no_sense(pb, settings, message):
         ctmm.evaluate_imputation(pb, **settings)
 
 
-def test_the_smallest_fraction_hides_one_pair(pb):
-    one = ctmm.evaluate_imputation(pb, ["mean"], hide="random", fraction=5e-324, repeats=1, rng=0)
-    assert (one.groupby("quantity")["mse"].count() == pb.n_vars).all()
-
-
 @pytest.mark.slow
 def test_a_fit_takes_imputed_pairs_whatever_their_number_of_cells():
     """Their values come from no cells, so they have no number of cells."""
