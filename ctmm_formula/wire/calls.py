@@ -40,7 +40,7 @@ from ..results.effects import effects_of
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
 from ..results.summary import installed, versions
-from .codec import Plain, decode, encode, from_plain, table, to_plain
+from .codec import Plain, decode, encode, from_plain, table, to_factor, to_plain
 from .received import differences_of, structure_of, to_design
 from .transcriptome import scan_genes
 
@@ -333,7 +333,9 @@ def _linear(request: Mapping[str, Any]) -> Plain:
 
 
 def _effects_of(request: Mapping[str, Any]) -> Plain:
-    """Effects by cell type: request {fit, effects, covariance, alpha}, rows as `received` reads.
+    """Effects by cell type: request {fit, effects, covariance, alpha, groups}.
+
+    ``effects`` are rows as `received` reads, ``groups`` (may lack) the levels of the fit's rows.
 
     Tables of effects (steps one after the other) and of their means over cell types, and the
     joint tests by name.
@@ -341,13 +343,16 @@ def _effects_of(request: Mapping[str, Any]) -> Plain:
     res = _stored(request["fit"])
     asked = differences_of(request["effects"], res.celltypes)
     covariance = _covariance(res, request.get("covariance"))
-    found = effects_of(res, asked, covariance, float(request.get("alpha", 0.05)))
+    sent = request.get("groups")
+    groups = None if sent is None else pd.Series(to_factor(sent))
+    found = effects_of(res, asked, covariance, float(request.get("alpha", 0.05)), groups)
     return {
         "table": encode(found.table.to_numpy()),
         "mean": encode(found.mean.to_numpy()),
         "columns": list(found.table.columns),
         "tests": {name: _sent(test) for name, test in found.tests.items()},
         "method": found.method,
+        "notes": list(found.notes)[len(asked.missing) :],  # the caller knows what is missing
     }
 
 
