@@ -36,6 +36,9 @@ class Effects:
         One pair per random component, by level code; levels without data have value 0.
     marginal, fitted : ndarray, shape (n,)
         X b, and X b plus all predicted effects.
+    fitted_se : ndarray, shape (n,)
+        Prediction standard errors of the latter: with noise D the residual is D P y, and that of
+        fitted less true expression has variance D - D P D.
     """
 
     shared: np.ndarray
@@ -45,6 +48,7 @@ class Effects:
     random: tuple[tuple[np.ndarray, np.ndarray], ...]
     marginal: np.ndarray
     fitted: np.ndarray
+    fitted_se: np.ndarray
 
 
 def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
@@ -87,7 +91,9 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
     marginal = model.X @ beta
     total = np.nan_to_num(alpha) + np.nan_to_num(gamma)
     fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
-    return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted)
+    noise = model.noise
+    fitted_se = np.where(model.active_rows, _root(noise - noise**2 * pre.diagonal), np.nan)
+    return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted, fitted_se)
 
 
 def covariance_part(theta: np.ndarray, basis: np.ndarray) -> np.ndarray:
