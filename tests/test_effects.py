@@ -347,3 +347,10 @@ def test_of_three_groups_the_one_that_differs_is_named():
     table["arm"] = np.where(third, "mild", table["status"])
     said = fit("C(celltype) * arm", table).effects("arm").notes
     assert len(said) == 1 and "than those of the others (test of groups" in said[0]
+
+
+@pytest.mark.parametrize("name", [["sex"], -1, None, np.zeros((2, 2))], ids=str)
+def test_what_is_no_name_of_a_variable_is_refused(name):
+    res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
+    with pytest.raises(ctmm.CTMMError, match="unknown variable"):
+        res.effects(name)

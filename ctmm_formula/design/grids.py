@@ -159,7 +159,7 @@ def differences(
     >>> found.comparisons, found.rows[0, 1].tolist()
     (('M - F',), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
     """
-    known = design.known_effects.get(name)
+    known = design.known_effects.get(name) if isinstance(name, str) else None
     if known is not None and values is None and not at:
         return known
     name, held = variable(design, name), settings(at)
