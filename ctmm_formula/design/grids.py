@@ -49,9 +49,10 @@ def variable(design: Design, name: object) -> str:
     """
     names = variables(design)
     if not isinstance(name, str) or name not in names:
-        of = "; for cell types see means() and contrasts()" if name == design.celltype_col else ""
+        own = isinstance(name, str) and name == design.celltype_col
+        of = "; for cell types see means() and contrasts()" if own else ""
         raise CTMMError(
-            f"unknown variable {name!r} of the fixed part: choose from "
+            f"unknown variable {name!r:.80} of the fixed part: choose from "
             f"{listing(names, 20) if names else 'none, it has no covariates'}{of}"
         )
     return name
