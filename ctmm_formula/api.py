@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
 from .design.formula import parse
 from .design.identified import check_alone, check_components, identified
+from .design.kinship import match_kinship
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
 from .design.table import column_name, listing
@@ -51,6 +52,8 @@ def fit(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     by: str | None = None,
     within: str | None = None,
+    kinship: object = None,
+    genetic_structure: object = None,
     bounds: str | None = None,
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
@@ -114,6 +117,15 @@ def fit(
         condition: the components are those of effects that a donor has under all conditions
         (``V[T]``) and of its responses, ``V[T]:stim``; the difference between two conditions has
         twice the variance of a response.
+    kinship : DataFrame, file name, or dict name -> one of these, optional
+        How donors are related, matched by label: a kinship K (donors x donors), genotypes of a
+        window (donors x variants, from which K = G G'/m of the standardised columns), or a file
+        that :func:`read_kinship` reads; ``{"cis": G, "trans": K}`` for several.  Genetic effects
+        are covariances K (x) A of a structure of their own, with components ``genetic:hom``,
+        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  By ``method="he"``.  See
+        ``res.heritability()``, ``res.test_heritability()``.
+    genetic_structure : as `structure`, optional
+        That of the genetic effects; by default the same.
     bounds : {"noise", "psd", "nonnegative"}, optional
         Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
@@ -183,11 +195,34 @@ def fit(
         env=caller(),
         gone=left_out(uns),
     )
-    design, _ = identified(lambda without: make(without=without), [structure])
+    genetic = structure if genetic_structure is None else genetic_structure
+    design, _ = identified(lambda without: make(without=without), [structure, genetic])
+    if kinship is not None:
+        design = related(design, kinship, genetic)
+    elif genetic_structure is not None:
+        raise CTMMError("genetic_structure= is that of a kinship: give kinship=, too")
     results = fit_design(design, structure, method, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
     return results
+
+
+def related(design: Design, kinship: object, structure: object) -> Design:
+    """The design with a kinship of its donors, under a structure of the genetic effects.
+
+    Raises
+    ------
+    DataError
+        As :func:`match_kinship`; or the data are not one row per donor and cell type.
+    """
+    if design.kind != "ctp" or design.crossing is not None:
+        what = "by= or within=" if design.kind == "ctp" else "proportions="
+        raise DataError(f"kinship= is for one row per donor and cell type, without {what}")
+    cells = design.structure(structure)
+    check_alone(design.alone, cells)
+    found = match_kinship(kinship, design.donors, cells, design.random_names)
+    notes, doubts = (*design.notes, *found.notes), (*design.doubts, *found.doubts)
+    return replace(design, kinship=found.kinship, notes=notes, doubts=doubts)
 
 
 def check_settings(
@@ -203,7 +238,25 @@ def check_settings(
 
 
 def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[str, str]:
-    """The method that fits a design, and why where none was named."""
+    """The method that fits a design, and why where none was named.
+
+    Raises
+    ------
+    CTMMError
+        There is a kinship, which moments alone know.
+    """
+    if design.kinship:
+        if method not in (None, "he"):
+            raise CTMMError(
+                f"method={method!r} takes donors as unrelated: with kinship= there are "
+                "Haseman-Elston moments, method='he', which is the default then"
+            )
+        if bounds is not None:
+            raise CTMMError(
+                "bounds= are those of likelihoods; with kinship= there are moments, which know "
+                "none: leave bounds= out"
+            )
+        return "he", "method: he, as it takes a kinship" if method is None else ""
     if method is not None:
         return method, ""
     reason = ""
@@ -245,7 +298,7 @@ def fit_design(
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
     check_alone(design.alone, cells)
-    check_components(model, cells, design.random_names)
+    check_components(model, cells, (*design.random_names, *design.genetic_names))
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
     means = means_note(design.one_mean, [cells])
@@ -426,7 +479,12 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )
-    if at.beta_by == "ols":
+    if results.design.kinship:
+        yield (
+            "fixed effects by ordinary least squares, with the covariance that the fitted model, "
+            "kinship included, gives them"
+        )
+    elif at.beta_by == "ols":
         yield (
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"

@@ -23,7 +23,8 @@ LAYERS = [
     "api",
     # results/
     "fitted", "hypothesis_tests", "effects", "tested", "predictions", "parameters", "shares",
-    "serialize", "record", "questions", "resampling", "labels", "summary", "estimates",
+    "heritability", "serialize", "record", "questions", "resampling", "labels", "summary",
+    "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
@@ -31,13 +32,13 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "grids", "labelled", "arrays", "crossings", "prepare", "matrix", "polynomials",
-    "formula", "random_terms", "syntax", "vouched", "expressions", "table",
+    "identified", "grids", "labelled", "kinship", "arrays", "crossings", "prepare", "matrix",
+    "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered",
-    "small_sample", "hypotheses", "testing", "jackknife", "group_score", "directions", "score",
-    "score_law", "tails",
+    "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
+    "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "group_score",
+    "genetic_score", "directions", "score", "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",

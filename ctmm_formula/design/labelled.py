@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..engine.model import Model, RandomComponent, build_model, n_blocks
+from ..engine.relatedness import KernelTerm
 from ..errors import DataError, FormulaError
 from ..inference.differences import Differences
 from ..structures import Crossing, Structure, cross, resolve
@@ -23,6 +24,7 @@ from . import arrays
 from .crossings import crossed_rows, loads_of
 from .expressions import quote
 from .formula import FormulaSpec
+from .kinship import Kinship
 from .matrix import Coding
 from .prepare import Prepared, prepare
 from .table import (
@@ -98,6 +100,8 @@ class Design:
         What rows have of each copy of the effects.
     known_effects : dict
         Variable -> rows of its effects, where the caller coded the fixed part.
+    kinship : tuple of Kinship
+        How the donors are related, in their order.
     """
 
     spec: FormulaSpec
@@ -134,6 +138,7 @@ class Design:
     known_effects: dict[str, Differences] = field(default_factory=dict, repr=False)
     crossing: Crossing | None = None
     loads: np.ndarray | None = None
+    kinship: tuple[Kinship, ...] = ()
 
     @cached_property
     def E(self) -> np.ndarray:
@@ -193,6 +198,11 @@ class Design:
         return len(self.donors) * samples * types
 
     @property
+    def genetic_names(self) -> tuple[str, ...]:
+        """Names of the variance components of the kinship."""
+        return tuple(name for one in self.kinship for name in one.labels)
+
+    @property
     def n_units(self) -> int:
         """Number of independent units: donors, or blocks of donors that share random effects."""
         return n_blocks(self.donor_codes, self.random)
@@ -250,6 +260,7 @@ class Design:
             self.n_cells,
             self.nu2,
             self.H,
+            [KernelTerm(one.kernel, one.structure.basis) for one in self.kinship],
         )
 
     def matrix(self, newdata: object) -> tuple[np.ndarray, pd.DataFrame]:

@@ -39,6 +39,9 @@ from .testing import Law, denominator
 MODEL, KENWARD_ROGER, JACKKNIFE, ROBUST = "model", "kenward-roger", "jackknife", "robust"
 """Where errors come from."""
 
+RELATED = "related donors are no independent units"
+"""Why there are no cluster-robust errors with a kinship."""
+
 T = TypeVar("T")
 _ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
 
@@ -262,6 +265,8 @@ class Fit:
     def robust_errors(self) -> Errors:
         """Errors by independent units, of the robust estimate: this fit or one of its model."""
         try:
+            if self.model.kinship:
+                raise ConvergenceError(RELATED)
             robust = self._robust
         except ConvergenceError as error:
             none = NoClusters(self.n_params, str(error))
@@ -280,6 +285,8 @@ class Fit:
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
+        if model.kinship:
+            return MODEL
         counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
         return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
@@ -299,7 +306,11 @@ class Fit:
         return self.robust_errors if kind == ROBUST else self.model_errors
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
-        """Errors by a jackknife of this fit."""
+        """Errors by a jackknife of this fit.
+
+        With a kinship of the variance components alone: fixed effects of related donors are not
+        independent, and keep the covariance by the model.
+        """
         reason = self.trouble
         if not reason and not np.isfinite(run.cov[self.n_fixed :, self.n_fixed :]).all():
             reason = (
@@ -312,7 +323,12 @@ class Fit:
                 f"standard errors are missing, as {len(run.failed)} of {count} refits of the "
                 f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
             )
-        return Errors(run.cov, run.name, self.df_resid, count, reason, missing=missing)
+        cov = run.cov
+        if self.model.kinship:
+            cov, p = cov.copy(), self.n_fixed
+            cov[:p, p:], cov[p:, :p] = 0.0, 0.0
+            cov[:p, :p] = self.estimate.cov_beta
+        return Errors(cov, run.name, self.df_resid, count, reason, missing=missing)
 
     @one_thread()
     def jackknife(

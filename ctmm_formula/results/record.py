@@ -159,6 +159,7 @@ class Record:
     def A(self) -> pd.DataFrame:
         """Covariance of true expression between donors, A = sigma^2 J + V, shape (C, C).
 
+        With a kinship that of the environment; ``heritability()`` has both.
         Of groups and conditions that of all effects, ``T|case``.
         """
         count = len(self.structure_.labels)
@@ -296,6 +297,8 @@ class Record:
     def definite(self) -> bool:
         """Whether the fitted covariance is positive definite; of moments it may not be."""
         at, model = self.estimate, self.model
+        if model.kinship:  # no prediction asks for it
+            return True
         if self.numbers.has_likelihood or (at.theta >= 0.0).all():
             return True
         if math.isfinite(evaluate(model, at.theta, full=False).llf):
@@ -308,11 +311,18 @@ class Record:
 
         Raises
         ------
+        CTMMError
+            There is a kinship.
         ConvergenceError
             There is none, as the noise is 0; it names donors.  A fitted covariance that is not
             positive definite (possible for moments) has those of its part that is a covariance.
         """
         at, model = self.estimate, self.model
+        if model.kinship:
+            raise CTMMError(
+                "random effects are not predicted with kinship= so far: predict(random='none') has "
+                "the fixed part"
+            )
         try:
             return predicted(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:

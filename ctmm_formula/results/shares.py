@@ -10,6 +10,7 @@ donor's cells), P_i = sum_a w_a H_a and S = cov(P), the variance of overall pseu
                          (of groups and conditions P_i holds the shares of all effects, and sigma^2
                          is a mean over donors too)
     r_k mean_i |z_ik|^2  every random effect, z_ik = sum_a w_a z_ak
+    s_K mean_i(P_i' A_K P_i)   every kinship, s_K the mean of K_ii less that of K_ij
     mean_i(sum_a w_a^2 nu_a)   noise
 
 (m the cell type means at the mean of the covariates; Chen and Dahl 2024, supplement).  Estimates
@@ -128,8 +129,8 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     Returns
     -------
     DataFrame
-        Rows means, fixed (other fixed effects), shared, specific, one per random effect,
-        noise, total; columns variance (squared units of the response) and share, which sum
+        Rows means, fixed (other fixed effects), shared, specific, one per random effect and
+        kinship, noise, total; columns variance (squared units of the response) and share, which sum
         to the total.
 
     Notes
@@ -144,6 +145,10 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     common, V = res._common, res.V.to_numpy()
     random = {name: r for name, _, r in _random(res)}
     parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, ddof)
+    genetic = zip(design.kinship, res.model.genetic_covariances(res.estimate.theta), strict=True)
+    noise = parts.pop("noise")
+    parts |= {one.name: one.kernel.scale * float((A * at.square).sum()) for one, A in genetic}
+    parts["noise"] = noise
     specific = V * at.square
     own = np.diag(specific)
     by_type = {f"specific[{c}]": float(v) for c, v in zip(design.effects, own, strict=True)}
@@ -167,10 +172,10 @@ def icc(res: Record) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per cell type (in every group or condition): the variances donor (A_cc), random
-        (all random effects), noise (mean) and total; ``icc`` = donor / total; ``shared`` =
-        sigma^2 / donor, the part that all cell types share (0 where the structure has no such
-        component; NaN where ``corr`` is, as A is no covariance there).
+        One row per cell type (in every group or condition): the variances donor (A_cc, and what
+        is genetic), random (all random effects), noise (mean) and total; ``icc`` = donor / total;
+        ``shared`` = sigma^2 / donor, the part that all cell types share (0 where the structure has
+        no such component; NaN where ``corr`` is, as A is no covariance there).
 
     Raises
     ------
@@ -185,8 +190,13 @@ def icc(res: Record) -> pd.DataFrame:
     # rows count with their weight on the cell type: all of it, or the proportion
     weight = res.design.E / res.design.E.sum(axis=0)
     squares = (r * (weight.T @ component.values**2) for _, component, r in _random(res))
+    A = res.A.to_numpy()
+    for one, own in zip(
+        res.design.kinship, res.model.genetic_covariances(res.estimate.theta), strict=True
+    ):
+        A = A + one.kernel.scale * own
     parts = {
-        "donor": np.diag(res.A),
+        "donor": np.diag(A),
         "random": sum(squares, np.zeros(len(res.design.effects))),
         "noise": weight.T @ res.design.nu,
     }
@@ -199,7 +209,7 @@ def icc(res: Record) -> pd.DataFrame:
 
 def _random(res: Record) -> Iterator[tuple[str, RandomComponent, float]]:
     """Name, design and variance of every random effect."""
-    theta = res.estimate.theta[len(res.labels.donor) :].tolist()
+    theta = res.model.random_variances(res.estimate.theta).tolist()
     return zip(res.labels.random, res.design.random, theta, strict=True)
 
 

@@ -1,0 +1,259 @@
+"""Score tests of heritability: only products of different donors, so that noise has no say.
+
+Under the null nothing is genetic, and donors are independent but for their random effects: shared
+and cell type-specific variance and these effects, all >= 0, are fitted by REML under the working
+noise w of :mod:`ctmm_formula.engine.noise`.  With r = P y, and v a direction (1 for what is shared,
+e_c for a cell type), s_i = v' H_i' r_i
+
+    T_v = sum_{i != j} K_ij s_i s_j = s' K0 s,     K0 = K without its diagonal
+    M_vv' = L_v' P Sigma^ P L_v',                  Sigma^ the null covariance with nu in place of w
+    E T_v = tr K0 M_vv,     Cov(T_v, T_v') = 2 tr K0 M_vv' K0 M_v'v
+
+Without the diagonal the score is orthogonal to all that donors have by themselves, environment
+and noise, but for what the fixed effects join: errors of nu do not move its mean, which is computed
+all the same.  P is block-diagonal plus low rank, so M = diag(d) + J B J' and all of this takes
+products of K0 with N x p matrices.
+
+The law is that of the eigenvalues of K0 M; of many donors that of the eigenvalues of K0 times those
+of the mean of d over donors, with the exact mean and variance.
+
+What donors share is out of the way where they are fixed effects: S_i - S_i 1 1' S_i / 1' S_i 1 in
+place of the inverse S_i of a donor's covariance.  So *specific* has no null of its own to fit.  A
+cell type by itself ("is expression in this type heritable?") is the test of its rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine.domain import Domain
+from ..engine.likelihood import fit, residual, response_scale
+from ..engine.model import Model, RandomComponent, build_model
+from ..engine.noise import pooling, working_noise
+from ..engine.precision import Precision, Projection
+from ..engine.relatedness import Kernel
+from ..errors import CTMMError
+from .score import ALIKE, log_cauchy_combination
+from .tails import mixture, tail
+
+WHOLE = 1500
+"""Donors times directions up to which the law has all eigenvalues."""
+_NOTHING = 1e-9  # of a column's size: what a projection leaves of it is rounding
+
+
+class Tested(NamedTuple):
+    """One direction, or a sum of them: its score in null standard deviations, and log p."""
+
+    statistic: float
+    log: float
+
+
+class GeneticTest(NamedTuple):
+    """What was found, by question; logarithms of one-sided p values.
+
+    any, specific: combined; shared; types, by the rows of every cell type alone; weights: how
+    noise was pooled; whole: whether the laws have all eigenvalues.
+    """
+
+    any: float
+    shared: Tested
+    specific: float
+    types: tuple[Tested, ...]
+    weights: str
+    whole: bool
+
+
+NOT_THERE = Tested(math.nan, math.nan)
+
+
+def genetic_test(model: Model, number: int) -> GeneticTest:
+    """Test that no variance goes with a kernel of the model.
+
+    Parameters
+    ----------
+    model : Model
+        One cell type a row; its structures are not used.
+    number : int
+        Of the kernel among ``model.kinship``.
+
+    Raises
+    ------
+    ConvergenceError
+        The null model cannot be fitted.
+    CTMMError
+        Hardly any row has noise (:data:`~ctmm_formula.inference.score.ALIKE`).
+    """
+    kernel, model = model.kinship[number].kernel, model.unrelated
+    if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
+        raise CTMMError(
+            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
+        )
+    C = model.H.shape[1]
+    units = [np.diag(e) for e in np.eye(C)]
+    free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
+    null = _null_of(model.with_basis(free))
+    own = np.arange(1, C + 1)
+    ones = model.H.sum(axis=1, keepdims=True)
+    scores = _Scores(null.P, null, np.hstack([ones, model.H]), kernel)
+    shared, total = scores.test([0]), scores.test(own)
+    by_type = log_cauchy_combination(np.array([scores.test([c]).log for c in own]))
+    specific = math.nan
+    if C > 1:
+        within = _Scores(_within(null.P), null, model.H, kernel)
+        single = log_cauchy_combination(np.array([within.test([c]).log for c in range(C)]))
+        specific = log_cauchy_combination(np.array([within.test(range(C)).log, single]))
+    every = np.array([shared.log, total.log, by_type])
+    types = tuple(_of_type(model, kernel, c) for c in range(C))
+    return GeneticTest(
+        log_cauchy_combination(every), shared, specific, types, null.weights,
+        scores.fits(len(own)),
+    )  # fmt: skip
+
+
+class _Null(NamedTuple):
+    """A fitted null: P under the working noise, and by how much nu is above it, (n,)."""
+
+    P: Precision
+    excess: np.ndarray
+    y: np.ndarray
+    donor: np.ndarray
+    weights: str
+
+
+def _null_of(model: Model) -> _Null:
+    """Fit the null under working noise."""
+    how = pooling(model.types, model.n_cells, model.active_rows)
+    w = working_noise(model.nu, how, response_scale(model) ** 2)
+    weighed = model.with_response(model.y, w)
+    P = Precision(weighed, fit(weighed, "reml", Domain("nonnegative")).theta)
+    y = residual(weighed)
+    return _Null(P, model.nu - w, y, model.row_donor, how.weights)
+
+
+def _within(P: Projection) -> Projection:
+    """P with donors as fixed effects."""
+    ones = P.mask.astype(float)[..., None]
+    total = P.inverse @ ones
+    size = np.maximum((ones * total).sum(axis=1, keepdims=True), 1e-300)
+    inverse = P.inverse - total @ total.transpose(0, 2, 1) / size
+    inverse[P.mask.sum(axis=1) < 2] = 0.0  # one row tells of no difference
+    own = Projection(P.rows, P.mask, inverse, P.Z[:, :0], P.g[:0], P.X[:, :0])
+    sizes, axes = np.linalg.eigh(P.X.T @ own.within(P.X))
+    left = sizes > _NOTHING * max(float(np.trace(P.X.T @ P.within(P.X))), 1e-300)
+    return Projection(P.rows, P.mask, inverse, P.Z, P.g, P.X @ axes[:, left])
+
+
+class _Scores:
+    """Scores of several directions under one P, their means and covariances.
+
+    Parameters
+    ----------
+    P : Projection; null : _Null
+    V : ndarray, shape (n, R)
+        What rows have of every direction.
+    kernel : Kernel
+    """
+
+    def __init__(self, P: Projection, null: _Null, V: np.ndarray, kernel: Kernel) -> None:
+        N, R = len(kernel), V.shape[1]
+        e, donor = null.excess[:, None], null.donor
+        self.K0 = kernel.whole - np.diag(kernel.diagonal)
+        r = P.project(null.y[:, None])
+        s = _by_donor(V * r, donor, N)
+        self.T = (s * (self.K0 @ s)).sum(axis=0)
+        DV = np.stack([P.within(column[:, None])[:, 0] for column in V.T], axis=1)
+        inner = V[:, :, None] * DV[:, None, :] + DV[:, :, None] * (e * DV)[:, None, :]
+        self.d = _by_donor(inner.reshape(len(V), -1), donor, N).reshape(N, R, R)
+        k = P.phi.shape[1]
+        first = _by_donor((V[:, :, None] * P.phi[:, None, :]).reshape(len(V), -1), donor, N)
+        second = _by_donor((DV[:, :, None] * (e * P.phi)[:, None, :]).reshape(len(V), -1), donor, N)
+        parts = first.reshape(N, R, k), second.reshape(N, R, k)
+        self.J = np.concatenate(parts, axis=2).transpose(1, 0, 2)  # (R, N, 2 k)
+        inside = P.omega @ (P.phi.T @ (e * P.phi)) @ P.omega
+        self.B = np.block([[inside - P.omega, -P.omega], [-P.omega, np.zeros((k, k))]])
+        self.KJ = self.K0 @ self.J
+        cores = np.array([[Jv.T @ KJu for KJu in self.KJ] for Jv in self.J])
+        self.mean = np.array([(self.B * cores[v, v]).sum() for v in range(R)])
+        self.cov = np.empty((R, R))
+        square = np.square(self.K0)
+        for v in range(R):
+            for u in range(v + 1):
+                d = self.d[:, v, u]
+                value = float(d @ square @ d)
+                value += 2.0 * float(d @ ((self.KJ[v] @ self.B) * self.KJ[u]).sum(axis=1))
+                value += float(np.trace(self.B @ cores[u, u] @ self.B.T @ cores[v, v]))
+                self.cov[v, u] = self.cov[u, v] = 2.0 * value
+
+    def fits(self, count: int) -> bool:
+        """Whether the law of a sum of so many directions has all eigenvalues."""
+        return count * len(self.K0) <= WHOLE
+
+    def test(self, some: Iterable[int]) -> Tested:
+        """The sum of some directions."""
+        at = np.array(list(some))
+        value, mean = float(self.T[at].sum()), float(self.mean[at].sum())
+        variance = float(self.cov[np.ix_(at, at)].sum())
+        scale = float((np.square(self.K0) @ self.d[:, at, at].sum(axis=1) ** 2).sum())
+        if not variance > _NOTHING**2 * max(scale, 1e-300):
+            return NOT_THERE
+        z = (value - mean) / math.sqrt(variance)
+        weights = self._weights(at)
+        size = np.abs(weights)
+        weights = weights[size > 1e-10 * size.max()]
+        own = math.sqrt(2.0 * float(weights @ weights))
+        log, *_ = tail(float(weights.sum()) + z * own, mixture(weights))
+        return Tested(z, log)
+
+    def _weights(self, at: np.ndarray) -> np.ndarray:
+        """Weights of chi2_1 in the law, up to scale where they are those of the shape."""
+        if not self.fits(len(at)):
+            mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
+            return np.outer(np.linalg.eigvalsh(self.K0), mean).ravel()
+        N, R = len(self.K0), len(at)
+        J = self.J[at].reshape(R * N, -1)
+        M = (J @ self.B @ J.T).reshape(R, N, R, N)
+        i = np.arange(N)
+        M[:, i, :, i] += self.d[:, at[:, None], at]
+        size, axes = np.linalg.eigh(M.reshape(R * N, R * N))
+        root = (axes * np.sqrt(np.maximum(size, 0.0))).reshape(R, N, -1)
+        turned = (self.K0 @ root).reshape(R * N, -1)
+        return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
+
+
+def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
+    """Sums of rows (n, k) by donor, (N, k); rows of a donor follow each other."""
+    out = np.zeros((N, values.shape[1]))
+    np.add.at(out, donor, values)
+    return out
+
+
+def _of_type(model: Model, kernel: Kernel, c: int) -> Tested:
+    """The test of the rows of one cell type alone."""
+    rows = np.flatnonzero((model.H[:, c] == 1.0) & model.active_rows)
+    if len(rows) < 3:
+        return NOT_THERE
+    left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
+    X = left[:, size > _NOTHING * size[:1].max(initial=0.0)]
+    if len(rows) <= X.shape[1] + 2:
+        return NOT_THERE
+    donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
+    random = {}  # effects of a batch on all types and on this one are the same here
+    for codes, values in model.random:
+        level = np.unique(codes[rows], return_inverse=True)[1]
+        if len(np.unique(level[values[rows] != 0.0])) > 1:
+            key = level.tobytes(), values[rows].tobytes()
+            random[key] = RandomComponent(level, values[rows])
+    one = np.ones((len(rows), 1))
+    own = build_model(
+        model.y[rows], model.nu[rows], X, one, donor, np.ones((1, 1, 1)), list(random.values()),
+        None if model.n_cells is None else model.n_cells[rows],
+    )  # fmt: skip
+    try:
+        null = _null_of(own)
+        return _Scores(null.P, null, own.H, kernel.of(donors[own.donors])).test([0])
+    except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
+        return NOT_THERE
