@@ -145,7 +145,8 @@ def test_what_cannot_be_had_says_so(df, K, res):
     assert plain.test_heritability().note == "there is no kinship: fit with kinship="
     with pytest.raises(ctmm.DataError, match="without by= or within="):
         ctmm.fit(FORMULA, kinship=K, data=df, by="sex")
-    overall = df.drop_duplicates("donor").assign(p=0.4, q=0.6)
+    overall = df.drop_duplicates("donor").drop(columns="celltype")
+    overall = overall.assign(p=np.linspace(0.2, 0.7, len(overall)), q=lambda t: 1 - t["p"])
     with pytest.raises(ctmm.DataError, match="without proportions="):
         ctmm.fit("expr ~ sex", kinship=K, data=overall, proportions=["p", "q"])
 

@@ -42,6 +42,7 @@ from .tails import mixture, tail
 
 WHOLE = 1500
 """Donors times directions up to which the law has all eigenvalues."""
+_RIDGE = 1e-10  # of the largest entry: the eigenvalues of K0 M move as little
 _NOTHING = 1e-9  # of a column's size: what a projection leaves of it is rounding
 
 
@@ -218,8 +219,10 @@ class _Scores:
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
         i = np.arange(N)
         M[:, i, :, i] += self.d[:, at[:, None], at]
-        size, axes = np.linalg.eigh(M.reshape(R * N, R * N))
-        root = (axes * np.sqrt(np.maximum(size, 0.0))).reshape(R, N, -1)
+        M = M.reshape(R * N, R * N)
+        i = np.arange(R * N)
+        M[i, i] += _RIDGE * float(M[i, i].max())  # singular, as P is
+        root = np.linalg.cholesky(M).reshape(R, N, -1)
         turned = (self.K0 @ root).reshape(R * N, -1)
         return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
 
