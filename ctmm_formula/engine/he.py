@@ -142,14 +142,15 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     gram = np.asarray(2.0 * S @ expected @ S.T)
     if not model.kinship:
         return gram
-    own, whole = _kinship_factors(model), components_to_factors(model)
     Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
-    others = [*_factors(model), *own]
+    others = [*_factors(model), *_kinship_factors(model)]
     known = [_Seen(factor, Q) for factor in others]
-    traces = np.zeros((len(known), len(known)))
+    donors = {*range(model.W.shape[1]), *range(F, len(known))}
+    meet, traces = _Meeting(), np.zeros((len(known), len(known)))
     for g in range(F, len(known)):
         for f in range(g + 1):
-            traces[f, g] = traces[g, f] = _trace(known[f], known[g])
+            traces[f, g] = traces[g, f] = meet(known[f], known[g], f in donors)
+    whole = components_to_factors(model)
     out = whole @ traces @ whole.T
     out[: len(gram), : len(gram)] = gram
     return out
@@ -159,22 +160,34 @@ class _Seen:
     """A factor and what the fixed effects take of it: T = Z'Q, K T, T' K T."""
 
     def __init__(self, factor: Factor, Q: np.ndarray) -> None:
-        self.factor, self.T = factor, factor.Z @ Q
+        self.Z, self.kernel, self.T = factor.Z, factor.kernel, factor.Z @ Q
         self.KT = factor.weigh(self.T)
         self.core = self.T.T @ self.KT
 
 
-def _trace(f: _Seen, g: _Seen) -> float:
-    """tr(Pi Sigma_f Pi Sigma_g), g a kernel's."""
-    M = f.factor.Z @ g.factor.Z.T
-    K = g.factor.kernel
-    assert K is not None
-    if f.factor.kernel is None:  # tr(M K M')
-        whole = float((M @ K.whole * M.toarray()).sum())
-    else:
-        d = M.diagonal()
-        whole = float(d @ ((f.factor.kernel.whole * K.whole) @ d))
-    return whole - 2.0 * float((f.KT * (M @ g.KT)).sum()) + float((f.core * g.core).sum())
+class _Meeting:
+    """tr(Pi Sigma_f Pi Sigma_g) where g is a kernel's; keeps products K_f o K_g."""
+
+    def __init__(self) -> None:
+        self.products: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, f: _Seen, g: _Seen, donors: bool) -> float:
+        M, K = f.Z @ g.Z.T, g.kernel
+        assert K is not None
+        if not donors:  # levels of a random effect: tr(M K M')
+            whole = float((M @ K.whole * M.toarray()).sum())
+        else:
+            d = M.diagonal()
+            Kd = d * K.diagonal if f.kernel is None else self.product(f.kernel, K) @ d
+            whole = float(d @ Kd)
+        return whole - 2.0 * float((f.KT * (M @ g.KT)).sum()) + float((f.core * g.core).sum())
+
+    def product(self, one: Kernel, other: Kernel) -> np.ndarray:
+        """K_f o K_g."""
+        key = id(one), id(other)
+        if key not in self.products:
+            self.products[key] = one.whole * other.whole
+        return self.products[key]
 
 
 def components_to_factors(model: Model) -> np.ndarray:

@@ -28,6 +28,7 @@ from .kernels import VALUE, evaluate
 from .likelihood import residual
 from .model import Blocks, Model
 from .options import kept
+from .relatedness import Kernel
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -158,10 +159,11 @@ def _gls_without(
             active[donors[x]] = True
 
 
-def _known(gram: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether moment equations (K, K) tell the components apart, beside those of all rows."""
-    left = bool((np.diag(gram) > _NOTHING * np.diag(whole)).all())
-    return left and bool(np.linalg.cond(gram) <= he.CONFOUNDED)
+def _known(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Whether moment equations (..., K, K) tell components apart, beside those of all rows."""
+    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+    left = (diagonal > _NOTHING * np.diag(whole)).all(axis=-1)
+    return np.asarray(left & (np.linalg.cond(gram) <= he.CONFOUNDED))
 
 
 def _smallest(Q: np.ndarray) -> float:
@@ -250,7 +252,7 @@ class _Update:
             through[:, k] += small @ (SQ.transpose(0, 2, 1) @ PSQ[k]).reshape(K, -1).T
         AT = self.A @ self.T
         gram = design.gram - 2.0 * through + _traces(AT, AT)
-        known = np.array([_known(one, design.gram) for one in gram], dtype=bool)
+        known = _known(gram, design.gram)
         self.inverse = np.full_like(gram, math.nan)
         self.inverse[known] = np.linalg.inv(gram[known])
 
@@ -259,15 +261,44 @@ class _Update:
 
         (g, k, l), summed over the entries z_a (K_f Z_f' Z_g K_g)_ab z_b of pairs of factors.
         """
-        first = model.W.shape[1]
+        first, levels = model.W.shape[1], len(model.random)
         factors, S = self.design.factors[first:], self.design.S[self.alone :, first:]
-        at = [_entry_of_rows(factor, self.rows, self.mask) for factor in factors]
         out = np.empty((len(self.rows), len(factors), len(factors)))
+        at = [_entry_of_rows(factor, self.rows, self.mask) for factor in factors]
         for f, (i, left) in enumerate(at):
             for g, (j, right) in enumerate(at):
-                value = _meet(factors[f], factors[g], i[:, :, None], j[:, None, :])
-                out[:, f, g] = np.einsum("ga,gab,gb,gab->g", left, value, right, self.A)
+                if min(f, g) < levels:
+                    value = _meet(factors[f], factors[g], i[:, :, None], j[:, None, :])
+                    out[:, f, g] = np.einsum("ga,gab,gb,gab->g", left, value, right, self.A)
+        if len(factors) > levels:
+            weights = np.stack([weight for _, weight in at[levels:]], axis=-1)
+            out[:, levels:, levels:] = self._between(
+                [factor.kernel for factor in factors[levels:] if factor.kernel is not None],
+                [factor.Z for factor in factors[levels:]], weights, model.row_donor[self.rows],
+            )  # fmt: skip
         return S @ out @ S.T
+
+    def _between(
+        self, kernels: list[Kernel], Z: list[sp.csr_array], weights: np.ndarray, donor: np.ndarray
+    ) -> np.ndarray:
+        """The same between kernels of donors, (g, f, h): sum_l K_f,il d_l K_h,lj, d = Z_f' Z_h."""
+        N, F = len(kernels[0]), len(kernels)
+        d = np.array([[(f @ h.T).diagonal() for h in Z] for f in Z])  # (F, F, N)
+        pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
+        values = np.empty((len(pairs), F, F))
+        parts = [[k for k in range(F) if kernels[k] is own] for own in dict.fromkeys(kernels)]
+        step = max(_CHUNK // N, 1)
+        for start in range(0, len(pairs), step):
+            i, j = np.divmod(pairs[start : start + step], N)
+            for some in parts:
+                for others in parts:
+                    K = kernels[some[0]].whole[i] * kernels[others[0]].whole[j]
+                    at = np.ix_(some, others)
+                    value = K @ d[at].reshape(-1, N).T
+                    part = values[start : start + step]
+                    part[(slice(None), *at)] = value.reshape(-1, len(some), len(others))
+        met = values[where].reshape(*self.A.shape, F, F) * self.A[..., None, None]
+        return np.einsum("gaf,gabfh,gbh->gfh", weights, met, weights, optimize=True)
 
     def _noise(
         self,
@@ -414,21 +445,10 @@ def _entry_of_rows(
 
 
 def _meet(f: Factor, g: Factor, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Entries of K_f Z_f' Z_g K_g at levels i of f and j of g, which broadcast."""
+    """Entries of K_f Z_f' Z_g K_g at levels i of f and j of g, one of them a random effect's."""
     M = f.Z @ g.Z.T
-    if f.kernel is None and g.kernel is None:
-        return _entries(M, i, j)
-    if g.kernel is not None and f.kernel is None:
-        return np.asarray((M @ g.kernel.whole)[i, j])
-    assert f.kernel is not None
-    if g.kernel is None:
+    if f.kernel is not None:
         return np.asarray((M.T @ f.kernel.whole).T[i, j])
-    # both are of donors, so that M is diagonal
-    N, shape = len(f.kernel), np.broadcast_shapes(i.shape, j.shape)
-    pairs, where = np.unique(np.broadcast_to(i * N + j, shape), return_inverse=True)
-    values, left = np.empty(len(pairs)), f.kernel.whole * M.diagonal()
-    step = max(_CHUNK // N, 1)
-    for start in range(0, len(pairs), step):
-        a, b = np.divmod(pairs[start : start + step], N)
-        values[start : start + step] = (left[a] * g.kernel.whole[b]).sum(axis=1)
-    return values[where].reshape(shape)
+    if g.kernel is not None:
+        return np.asarray((M @ g.kernel.whole)[i, j])
+    return _entries(M, i, j)
