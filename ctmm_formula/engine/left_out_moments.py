@@ -283,20 +283,20 @@ class _Update:
     ) -> np.ndarray:
         """The same between kernels of donors, (g, f, h): sum_l K_f,il d_l K_h,lj, d = Z_f' Z_h."""
         N, F = len(kernels[0]), len(kernels)
-        d = np.array([[(f @ h.T).diagonal() for h in Z] for f in Z])  # (F, F, N)
+        d = np.array([(f @ h.T).diagonal() for f in Z for h in Z])
         pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
-        values = np.empty((len(pairs), F, F))
-        parts = [[k for k in range(F) if kernels[k] is own] for own in dict.fromkeys(kernels)]
+        values = np.empty((len(pairs), F * F))
+        number = np.arange(F * F).reshape(F, F)
+        parts = [np.array([one is own for one in kernels]) for own in dict.fromkeys(kernels)]
         step = max(_CHUNK // N, 1)
         for start in range(0, len(pairs), step):
             i, j = np.divmod(pairs[start : start + step], N)
             for some in parts:
                 for others in parts:
-                    K = kernels[some[0]].whole[i] * kernels[others[0]].whole[j]
-                    at = np.ix_(some, others)
-                    value = K @ d[at].reshape(-1, N).T
-                    part = values[start : start + step]
-                    part[(slice(None), *at)] = value.reshape(-1, len(some), len(others))
+                    at = number[np.ix_(some, others)].ravel()
+                    first, second = kernels[some.argmax()], kernels[others.argmax()]
+                    K = first.whole[i] * second.whole[j]
+                    values[start : start + step, at] = K @ d[at].T
         met = values[where].reshape(*self.A.shape, F, F) * self.A[..., None, None]
         return np.einsum("gaf,gabfh,gbh->gfh", weights, met, weights, optimize=True)
 
