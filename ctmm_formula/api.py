@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from .cells.tables import gene_table, is_anndata, left_out
 from .design.expressions import names_in
 from .design.formula import parse
 from .design.identified import check_alone, check_components, identified
-from .design.kinship import match_kinship
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
 from .design.table import column_name, listing
@@ -170,6 +169,7 @@ def fit(
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
 
+    genetic = genetic_of(structure, kinship, genetic_structure)
     spec = parse(formula, random)
     uns: Any = None
     var = pd.DataFrame(index=[spec.response])
@@ -191,38 +191,17 @@ def fit(
         proportions=proportions,
         by=by,
         within=within,
+        kinship=kinship,
+        genetic_structure=genetic,
         engine=formula_engine,
         env=caller(),
         gone=left_out(uns),
     )
-    genetic = structure if genetic_structure is None else genetic_structure
     design, _ = identified(lambda without: make(without=without), [structure, genetic])
-    if kinship is not None:
-        design = related(design, kinship, genetic)
-    elif genetic_structure is not None:
-        raise CTMMError("genetic_structure= is that of a kinship: give kinship=, too")
     results = fit_design(design, structure, method, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
     return results
-
-
-def related(design: Design, kinship: object, structure: object) -> Design:
-    """The design with a kinship of its donors, under a structure of the genetic effects.
-
-    Raises
-    ------
-    DataError
-        As :func:`match_kinship`; or the data are not one row per donor and cell type.
-    """
-    if design.kind != "ctp" or design.crossing is not None:
-        what = "by= or within=" if design.kind == "ctp" else "proportions="
-        raise DataError(f"kinship= is for one row per donor and cell type, without {what}")
-    cells = design.structure(structure)
-    check_alone(design.alone, cells)
-    found = match_kinship(kinship, design.donors, cells, design.random_names)
-    notes, doubts = (*design.notes, *found.notes), (*design.doubts, *found.doubts)
-    return replace(design, kinship=found.kinship, notes=notes, doubts=doubts)
 
 
 def check_settings(
@@ -235,6 +214,17 @@ def check_settings(
     if isinstance(structure, str):
         resolve(structure, ("a", "b"))  # is there such a structure?
     return method
+
+
+def genetic_of(structure: object, kinship: object, given: object) -> object:
+    """The structure of genetic effects, by default that of the environment."""
+    if given is None:
+        return structure
+    if kinship is None:
+        raise CTMMError("genetic_structure= is that of a kinship: give kinship=, too")
+    if isinstance(given, str):
+        resolve(given, ("a", "b"))
+    return given
 
 
 def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[str, str]:
@@ -251,7 +241,7 @@ def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[s
                 f"method={method!r} takes donors as unrelated: with kinship= there are "
                 "Haseman-Elston moments, method='he', which is the default then"
             )
-        if bounds is not None:
+        if method is None and bounds is not None:
             raise CTMMError(
                 "bounds= are those of likelihoods; with kinship= there are moments, which know "
                 "none: leave bounds= out"
@@ -297,7 +287,8 @@ def fit_design(
     cells = design.structure(structure)
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
-    check_alone(design.alone, cells)
+    for one in (cells, *(own.structure for own in design.kinship)):
+        check_alone(design.alone, one)
     check_components(model, cells, (*design.random_names, *design.genetic_names))
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))

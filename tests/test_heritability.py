@@ -285,14 +285,14 @@ def test_goldens_of_scores(name):
     C = model.H.shape[1]
     free = resolve("free", [str(c) for c in range(C)]).basis
     null = genetic_score._null_of(model.unrelated.with_basis(free))
-    kernel = model.kinship[0].kernel
+    related = genetic_score.Related(model.kinship[0].kernel)
     close(null.P.theta, python["score"]["theta_null"], 1e-6)
     H = np.hstack([model.H.sum(axis=1, keepdims=True), model.H])
     for known, P, V in (
         (python["score"]["any"], null.P, H),
         (python["score"]["specific"], genetic_score._within(null.P), model.H),
     ):
-        scores = genetic_score._Scores(P, null, V, kernel)
+        scores = genetic_score._Scores(P, null, V, related, True)
         close(scores.T, known["T"], 1e-7)
         close(scores.mean, known["mean"], 1e-7)
         close(scores.cov, known["cov"], 1e-7)
@@ -321,7 +321,9 @@ def test_scores_are_those_of_dense_matrices(kernels, random):
         dense_P = S - S @ Q @ np.linalg.solve(Q.T @ S @ Q, Q.T @ S)
         for term in model.kinship:
             K0 = term.kernel.whole - np.diag(term.kernel.diagonal)
-            scores = genetic_score._Scores(P, null, model.H, term.kernel)
+            scores = genetic_score._Scores(
+                P, null, model.H, genetic_score.Related(term.kernel), True
+            )
             Sigma = dense_P @ (effects + np.diag(model.nu)) @ dense_P
             loads = [D * h[:, None] for h in model.H.T]  # (n, N) of every type
             A = [L @ K0 @ L.T for L in loads]
@@ -338,11 +340,12 @@ def test_scores_are_those_of_dense_matrices(kernels, random):
             assert np.exp(found.log) == pytest.approx(dense.imhof(value, lam), rel=1e-4, abs=1e-7)
 
 
-def test_the_law_of_many_donors_is_near_that_of_all_eigenvalues(monkeypatch):
+def test_the_law_of_many_donors_is_near_that_of_all_eigenvalues():
     model = related(make("ctp", "free", "none", True, 60), KERNELS["family"](60))
-    whole = genetic_score.genetic_test(model, 0)
-    monkeypatch.setattr(genetic_score, "WHOLE", 1)
-    shape = genetic_score.genetic_test(model, 0)
+    whole, shape = (
+        genetic_score.genetic_test(model, genetic_score.genetic_design(model, 0, way))
+        for way in (True, False)
+    )
     assert whole.whole and not shape.whole
     assert shape.any == pytest.approx(whole.any, abs=0.1)
     assert shape.specific == pytest.approx(whole.specific, abs=0.1)
@@ -365,6 +368,72 @@ def test_the_test_says_what_it_found(res):
     assert "cross-donor score" in str(test) and test.log_pvalue == pytest.approx(
         np.log(test.pvalue)
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# scans
+
+
+@pytest.fixture(scope="module")
+def genes(df):
+    """The example and the same with other responses, one with missing pairs."""
+    rng = np.random.default_rng(2)
+    E = pd.DataFrame({"first": df["expr"], "second": rng.permutation(df["expr"]), "third": 0.0})
+    E["third"] = df["expr"] + rng.normal(size=len(df))
+    E.loc[rng.choice(len(df), 20, replace=False), "third"] = np.nan
+    nu = pd.DataFrame({name: df["nu"] for name in E})
+    return {"data": df.drop(columns=["expr", "nu"]), "expr": E, "nu": nu}
+
+
+def test_a_scan_has_the_numbers_of_single_fits(df, genes, K, tmp_path):
+    options = {"random": "batch", "structure": "iid", "kinship": K}
+    path = tmp_path / "scan.parquet"
+    asked = ["heritability", "jackknife", "mean", "component:genetic:hom"]
+    scan = ctmm.fit_genes(
+        "~ C(celltype) + sex", **genes, **options, tests=asked, shares=True, out=path
+    )
+    assert scan.table["status"].tolist() == ["ok"] * 3, scan.table["reason"].tolist()
+    for name in genes["expr"]:
+        data = df.assign(expr=genes["expr"][name])
+        res = ctmm.fit(FORMULA, data=data.dropna(subset="expr"), **options)
+        row = scan.table.set_index("gene").loc[name]
+        close(row[list(res.vcomp.index)].to_numpy(float), res.vcomp, 1e-9)
+        close(scan.gene(name).vcomp, res.vcomp, 1e-9)
+        errors = [row[f"se_jackknife[{own}]"] for own in res.params.index[-5:]]
+        close(errors, res.bse.iloc[-5:], 1e-8)
+        assert row["p_mean"] == pytest.approx(res.test_mean().pvalue, rel=1e-7)
+        found = res.test_component("genetic:hom").pvalue
+        assert row["p_component:genetic:hom"] == pytest.approx(found, rel=1e-7)
+        shares = res.variance_explained()["share"]
+        assert row["share[genetic]"] == pytest.approx(shares["genetic"], rel=1e-8)
+        test = res.test_heritability()
+        assert row["stat_heritability"] == pytest.approx(test.statistic, rel=1e-6)
+        for end in ("", "_shared", "_specific", "[day0]", "[day3]"):
+            detail = end.strip("_[]")
+            p = test.extra["celltype"].get(detail, test.extra.get(detail, test.pvalue))
+            assert row[f"p_heritability{end}"] == pytest.approx(p, rel=0.15), end
+    assert scan.summary().index[0] == "heritability"
+    again = ctmm.read_scan(path)
+    pd.testing.assert_frame_equal(again.table, scan.table)
+    with pytest.raises(ctmm.DataError, match="the scan took a kinship"):
+        ctmm.read_scan(path, **genes)
+    close(ctmm.read_scan(path, **genes, kinship=K).gene("first").vcomp, scan.vcomp.iloc[0], 1e-9)
+    with pytest.raises(ctmm.DataError):  # another kinship is another scan
+        ctmm.fit_genes("~ C(celltype) + sex", **genes, **{**options, "kinship": K + np.eye(len(K))},
+                       tests=asked, shares=True, out=path)  # fmt: skip
+
+
+def test_what_a_scan_with_a_kinship_refuses(genes, K):
+    with pytest.raises(ctmm.CTMMError, match="'heritability' is of fits with kinship="):
+        ctmm.fit_genes("~ C(celltype)", **genes, tests=["heritability"])
+    with pytest.raises(ctmm.CTMMError, match="'score' of V = 0 takes donors as unrelated"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests=["score"])
+    with pytest.raises(ctmm.CTMMError, match="takes one kinship for all genes"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship={"a": K, "b": K @ K})
+    with pytest.raises(ctmm.CTMMError, match="takes donors as unrelated"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
+    default = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid")
+    assert "p_heritability_specific_bh" in default.table
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from . import arrays
 from .crossings import crossed_rows, loads_of
 from .expressions import quote
 from .formula import FormulaSpec
-from .kinship import Kinship
+from .kinship import Kinship, match_kinship
 from .matrix import Coding
 from .prepare import Prepared, prepare
 from .table import (
@@ -329,6 +329,8 @@ def build_design(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     by: str | None = None,
     within: str | None = None,
+    kinship: object = None,
+    genetic_structure: object = "free",
     engine: str = "patsy",
     env: Mapping[str, object] | None = None,
     without: Sequence[str] = (),
@@ -360,6 +362,10 @@ def build_design(
         of the donor's cells in cell type-specific data.
     by, within : str, optional
         Column of groups of donors, or of conditions that donors have been seen under.
+    kinship : DataFrame, file name, or dict name -> one of these, optional
+        How donors are related, as :func:`~ctmm_formula.design.kinship.match_kinship` takes it.
+    genetic_structure
+        Covariance structure of the cell types in what goes with it.
     engine : {"patsy", "formulaic"}
     env : dict, optional
         Names the formula may use besides columns and the engine's functions.
@@ -427,7 +433,19 @@ def build_design(
     ready = replace(ready, notes=(*ready.notes, *unseen), doubts=(*ready.doubts, *unseen))
     names = arrays.design_names(coding, seen.celltypes if roles.proportions else ())
     one_mean = roles.celltype is not None and roles.celltype not in roles.fixed
-    return assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
+    design = assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
+    return design if kinship is None else _related(design, kinship, genetic_structure)
+
+
+def _related(design: Design, kinship: object, structure: object) -> Design:
+    """The design with a kinship of its donors."""
+    if design.kind != "ctp" or design.crossing is not None:
+        what = "by= or within=" if design.kind == "ctp" else "proportions="
+        raise DataError(f"kinship= is for one row per donor and cell type, without {what}")
+    cells = design.structure(structure)
+    found = match_kinship(kinship, design.donors, cells, design.random_names)
+    notes, doubts = (*design.notes, *found.notes), (*design.doubts, *found.doubts)
+    return replace(design, kinship=found.kinship, notes=notes, doubts=doubts)
 
 
 def assemble(

@@ -84,6 +84,10 @@ class Moments:
         Components to factors.
     rows : bool ndarray, shape (n,)
         Rows in use.
+    cores : ndarray, shape (F, p, p)
+        Q' Sigma_f Q of every factor.
+    back : ndarray, shape (p, p)
+        Fixed effects of X from those of Q.
     """
 
     gram: np.ndarray
@@ -92,6 +96,8 @@ class Moments:
     factors: tuple[Factor, ...]
     S: np.ndarray
     rows: np.ndarray
+    cores: np.ndarray
+    back: np.ndarray
 
     def residual(self, Y: np.ndarray) -> np.ndarray:
         """Pi Y of responses (n, G), zero in rows that are not in use."""
@@ -232,10 +238,14 @@ def moments(model: Model) -> Moments:
         The fixed effects are collinear in the donors in use.
     """
     gram, Q = moment_matrix(model), orthonormal(model)
+    back = model.back
+    if len(back) and model.n_donors < len(model.active):
+        back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
     factors = (*_factors(model), *_kinship_factors(model))
     S = components_to_factors(model)
-    noise = np.array([_noise_weights(factor, Q) for factor in factors])
-    return Moments(gram, S @ noise, Q, factors, S, model.active_rows)
+    known = [_noise_weights(factor, Q) for factor in factors]
+    noise, cores = (np.array(part) for part in zip(*known, strict=True))
+    return Moments(gram, S @ noise, Q, factors, S, model.active_rows, cores, back)
 
 
 def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
@@ -250,7 +260,8 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
         The components cannot be told apart in this design.
     """
     del method, domain  # moments know no bounds
-    return complete(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
+    design = moments(model)
+    return complete(model, design.solve(model.y[:, None], model.nu[:, None])[0], design)
 
 
 def ols(model: Model) -> np.ndarray:
@@ -259,27 +270,22 @@ def ols(model: Model) -> np.ndarray:
     return np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
 
 
-def ols_covariance(model: Model, theta: np.ndarray) -> np.ndarray:
-    """Covariance (p, p) of b by OLS: (X'X)^-1 X' Sigma X (X'X)^-1 at these components."""
-    B = np.where(model.active_rows[:, None], model.X, 0.0)
-    B = np.linalg.pinv(B).T
-    factors = [*_factors(model), *_kinship_factors(model)]
-    out = B.T @ (np.where(model.active_rows, model.nu, 0.0)[:, None] * B)
-    for factor, phi in zip(factors, theta @ components_to_factors(model), strict=True):
-        T = factor.Z @ B
-        out += phi * (T.T @ factor.weigh(T))
-    return np.asarray(out)
+def complete(model: Model, theta: np.ndarray, design: Moments | None = None) -> Estimate:
+    """The estimate of one response with these variance components: b, and how it was had.
 
-
-def complete(model: Model, theta: np.ndarray) -> Estimate:
-    """The estimate of one response with these variance components: b, and how it was had."""
+    With a kinship b is by OLS, its covariance (X'X)^-1 X' Sigma X (X'X)^-1; `design` is
+    ``moments(model)``, where it is known.
+    """
     K, p = len(theta), model.X.shape[1]
     nan = np.full((K, K), math.nan)
     if model.kinship:
-        return Estimate(
-            "he", theta, ols(model), ols_covariance(model, theta), "ols", nan, nan, math.nan,
-            Convergence(True, False, 0.0, 1, 1, "closed form"),
-        )  # fmt: skip
+        own = moments(model) if design is None else design
+        noise = np.where(own.rows, model.nu, 0.0)
+        cov = np.tensordot(theta @ own.S, own.cores, axes=1)
+        cov += own.Q.T @ (noise[:, None] * own.Q)
+        beta, cov = own.back @ (own.Q.T @ model.y), own.back @ cov @ own.back.T
+        how = Convergence(True, False, 0.0, 1, 1, "closed form")
+        return Estimate("he", theta, beta, cov, "ols", nan, nan, math.nan, how)
     at = evaluate(model, theta, "reml", full=False)
     gls, beta, cov_beta = math.isfinite(at.llf), at.beta, at.cov_beta
     if not gls and (known := over_blocks(model, theta)) is not None:
@@ -348,12 +354,16 @@ def _incidence(
     return sp.csr_array((weights[used], used, ptr), (len(ptr) - 1, len(codes)))
 
 
-def _noise_weights(factor: Factor, Q: np.ndarray) -> np.ndarray:
-    """Diagonal of Pi Z K Z' Pi, (n,): of every row z' K z - 2 z' K T q + q' T' K T q, T = Z'Q."""
+def _noise_weights(factor: Factor, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonal of Pi Z K Z' Pi, (n,), and Q' Z K Z' Q.
+
+    Of every row z' K z - 2 z' K T q + q' T' K T q, T = Z'Q.
+    """
     Z, own = factor.Z, factor.Z.data**2
     if factor.kernel is not None:
         own = own * np.repeat(factor.kernel.diagonal, np.diff(Z.indptr))
     T = Z @ Q
     KT = factor.weigh(T)
-    half = 0.5 * Q @ (T.T @ KT) - Z.T @ KT
-    return np.bincount(Z.indices, own, len(Q)) + 2.0 * (half * Q).sum(axis=1)
+    core = T.T @ KT
+    half = 0.5 * Q @ core - Z.T @ KT
+    return np.bincount(Z.indices, own, len(Q)) + 2.0 * (half * Q).sum(axis=1), core

@@ -30,6 +30,7 @@ from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered, NoClusters
+from .genetic_score import GeneticDesign
 from .group_score import GroupDesign, ResponseDesign
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .score import ScoreDesign
@@ -137,6 +138,8 @@ class Fit:
         What its score test shares with those of other responses, where it is at hand.
     group_design : GroupDesign or ResponseDesign, optional
         The same of the tests of groups or of responses.
+    genetic_design : GeneticDesign, optional
+        The same of the tests of heritability.
     """
 
     model: Model
@@ -147,6 +150,7 @@ class Fit:
     weighed: RobustFit | None = field(default=None, repr=False)
     score_design: ScoreDesign | None = field(default=None, repr=False)
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
+    genetic_design: GeneticDesign | None = field(default=None, repr=False)
 
     @property
     def n_fixed(self) -> int:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -71,8 +72,47 @@ class GeneticTest(NamedTuple):
 NOT_THERE = Tested(math.nan, math.nan)
 
 
-def genetic_test(model: Model, number: int) -> GeneticTest:
-    """Test that no variance goes with a kernel of the model.
+class Related:
+    """A kernel without its diagonal, and what scores take of it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.K0 = kernel.whole - np.diag(kernel.diagonal)
+
+    @cached_property
+    def square(self) -> np.ndarray:
+        """Entries squared, (N, N)."""
+        return np.square(self.K0)
+
+    @cached_property
+    def spectrum(self) -> np.ndarray:
+        """Eigenvalues, (N,)."""
+        return np.linalg.eigvalsh(self.K0)
+
+
+class OfType(NamedTuple):
+    """The rows of one cell type: in the model's order, their model, and how their donors relate."""
+
+    rows: np.ndarray
+    model: Model
+    related: Related
+
+
+class GeneticDesign(NamedTuple):
+    """What tests of heritability of all responses share.
+
+    null: the model without kinship, all cell types with variances of their own; related; types: of
+    the rows of every cell type, None where there are too few; whole: whether laws may have all
+    eigenvalues.
+    """
+
+    null: Model
+    related: Related
+    types: tuple[OfType | None, ...]
+    whole: bool
+
+
+def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesign:
+    """What the tests of all responses of a model's design share.
 
     Parameters
     ----------
@@ -80,6 +120,27 @@ def genetic_test(model: Model, number: int) -> GeneticTest:
         One cell type a row; its structures are not used.
     number : int
         Of the kernel among ``model.kinship``.
+    whole : bool
+        Whether laws of few donors have all eigenvalues, at the cost of a whole fit.
+    """
+    kernel, model = model.kinship[number].kernel, model.unrelated
+    C = model.H.shape[1]
+    units = [np.diag(e) for e in np.eye(C)]
+    free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
+    related = Related(kernel)
+    types = tuple(_of_type(model, kernel, related, c) for c in range(C))
+    return GeneticDesign(model.with_basis(free), related, types, whole)
+
+
+def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
+    """Test that no variance goes with a kernel of the model.
+
+    Parameters
+    ----------
+    model : Model
+        One response.
+    design : GeneticDesign
+        :func:`genetic_design` of it.
 
     Raises
     ------
@@ -88,27 +149,24 @@ def genetic_test(model: Model, number: int) -> GeneticTest:
     CTMMError
         Hardly any row has noise (:data:`~ctmm_formula.inference.score.ALIKE`).
     """
-    kernel, model = model.kinship[number].kernel, model.unrelated
     if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
         raise CTMMError(
             f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
         )
-    C = model.H.shape[1]
-    units = [np.diag(e) for e in np.eye(C)]
-    free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
-    null = _null_of(model.with_basis(free))
+    C, whole = model.H.shape[1], design.whole
+    null = _null_of(design.null.with_response(model.y, model.nu))
     own = np.arange(1, C + 1)
     ones = model.H.sum(axis=1, keepdims=True)
-    scores = _Scores(null.P, null, np.hstack([ones, model.H]), kernel)
+    scores = _Scores(null.P, null, np.hstack([ones, model.H]), design.related, whole)
     shared, total = scores.test([0]), scores.test(own)
     by_type = log_cauchy_combination(np.array([scores.test([c]).log for c in own]))
     specific = math.nan
     if C > 1:
-        within = _Scores(_within(null.P), null, model.H, kernel)
+        within = _Scores(_within(null.P), null, model.H, design.related, whole)
         single = log_cauchy_combination(np.array([within.test([c]).log for c in range(C)]))
         specific = log_cauchy_combination(np.array([within.test(range(C)).log, single]))
     every = np.array([shared.log, total.log, by_type])
-    types = tuple(_of_type(model, kernel, c) for c in range(C))
+    types = tuple(_alone(model, own_type, whole) for own_type in design.types)
     return GeneticTest(
         log_cauchy_combination(every), shared, specific, types, null.weights,
         scores.fits(len(own)),
@@ -156,13 +214,17 @@ class _Scores:
     P : Projection; null : _Null
     V : ndarray, shape (n, R)
         What rows have of every direction.
-    kernel : Kernel
+    related : Related
+    whole : bool
+        Whether laws may have all eigenvalues.
     """
 
-    def __init__(self, P: Projection, null: _Null, V: np.ndarray, kernel: Kernel) -> None:
-        N, R = len(kernel), V.shape[1]
+    def __init__(
+        self, P: Projection, null: _Null, V: np.ndarray, related: Related, whole: bool
+    ) -> None:
+        self.related, self.K0, self.whole = related, related.K0, whole
+        N, R = len(self.K0), V.shape[1]
         e, donor = null.excess[:, None], null.donor
-        self.K0 = kernel.whole - np.diag(kernel.diagonal)
         r = P.project(null.y[:, None])
         s = _by_donor(V * r, donor, N)
         self.T = (s * (self.K0 @ s)).sum(axis=0)
@@ -180,25 +242,25 @@ class _Scores:
         cores = np.array([[Jv.T @ KJu for KJu in self.KJ] for Jv in self.J])
         self.mean = np.array([(self.B * cores[v, v]).sum() for v in range(R)])
         self.cov = np.empty((R, R))
-        square = np.square(self.K0)
+        square = (related.square @ self.d.reshape(N, -1)).reshape(N, R, R)
         for v in range(R):
             for u in range(v + 1):
                 d = self.d[:, v, u]
-                value = float(d @ square @ d)
+                value = float(d @ square[:, v, u])
                 value += 2.0 * float(d @ ((self.KJ[v] @ self.B) * self.KJ[u]).sum(axis=1))
                 value += float(np.trace(self.B @ cores[u, u] @ self.B.T @ cores[v, v]))
                 self.cov[v, u] = self.cov[u, v] = 2.0 * value
 
     def fits(self, count: int) -> bool:
         """Whether the law of a sum of so many directions has all eigenvalues."""
-        return count * len(self.K0) <= WHOLE
+        return self.whole and count * len(self.K0) <= WHOLE
 
     def test(self, some: Iterable[int]) -> Tested:
         """The sum of some directions."""
         at = np.array(list(some))
         value, mean = float(self.T[at].sum()), float(self.mean[at].sum())
         variance = float(self.cov[np.ix_(at, at)].sum())
-        scale = float((np.square(self.K0) @ self.d[:, at, at].sum(axis=1) ** 2).sum())
+        scale = float(self.related.square.mean() * np.square(self.d[:, at, at].sum(axis=1)).sum())
         if not variance > _NOTHING**2 * max(scale, 1e-300):
             return NOT_THERE
         z = (value - mean) / math.sqrt(variance)
@@ -213,7 +275,7 @@ class _Scores:
         """Weights of chi2_1 in the law, up to scale where they are those of the shape."""
         if not self.fits(len(at)):
             mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
-            return np.outer(np.linalg.eigvalsh(self.K0), mean).ravel()
+            return np.outer(self.related.spectrum, mean).ravel()
         N, R = len(self.K0), len(at)
         J = self.J[at].reshape(R * N, -1)
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
@@ -234,15 +296,15 @@ def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
     return out
 
 
-def _of_type(model: Model, kernel: Kernel, c: int) -> Tested:
-    """The test of the rows of one cell type alone."""
+def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType | None:
+    """The rows of one cell type alone, where there are enough of them."""
     rows = np.flatnonzero((model.H[:, c] == 1.0) & model.active_rows)
     if len(rows) < 3:
-        return NOT_THERE
+        return None
     left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
     X = left[:, size > _NOTHING * size[:1].max(initial=0.0)]
     if len(rows) <= X.shape[1] + 2:
-        return NOT_THERE
+        return None
     donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
     random = {}  # effects of a batch on all types and on this one are the same here
     for codes, values in model.random:
@@ -255,8 +317,17 @@ def _of_type(model: Model, kernel: Kernel, c: int) -> Tested:
         model.y[rows], model.nu[rows], X, one, donor, np.ones((1, 1, 1)), list(random.values()),
         None if model.n_cells is None else model.n_cells[rows],
     )  # fmt: skip
+    known = donors[own.donors]
+    same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
+    return OfType(rows[own.order], own, related if same else Related(kernel.of(known)))
+
+
+def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
+    """The test of the rows of one cell type alone."""
+    if own is None:
+        return NOT_THERE
     try:
-        null = _null_of(own)
-        return _Scores(null.P, null, own.H, kernel.of(donors[own.donors])).test([0])
+        null = _null_of(own.model.with_response(model.y[own.rows], model.nu[own.rows]))
+        return _Scores(null.P, null, own.model.H, own.related, whole).test([0])
     except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
         return NOT_THERE

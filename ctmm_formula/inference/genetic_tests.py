@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import CTMMError
 from .fit import Fit
-from .genetic_score import genetic_test
+from .genetic_score import genetic_design, genetic_test
 from .testing import TestResult
 
 SHARED, SPECIFIC = "shared", "specific"
@@ -24,8 +24,11 @@ def heritable(fit: Fit, ask: Any) -> TestResult:
     )  # fmt: skip
     if not fit.model.kinship:
         return blank.without("there is no kinship: fit with kinship=")
+    design = fit.genetic_design
     try:
-        test = genetic_test(fit.model, max(ask.component, 0))
+        if design is None:
+            design = genetic_design(fit.model, max(ask.component, 0))
+        test = genetic_test(fit.model, design)
     except (CTMMError, np.linalg.LinAlgError) as error:
         return blank.without(str(error))
     if math.isnan(test.any):

@@ -396,7 +396,7 @@ GENETIC_TESTS: dict[str, Test] = {
 }  # fmt: skip
 """Tests of a fit with a kinship."""
 
-SCANNED: Mapping[str, Test] = ChainMap(GROUP_TESTS, TESTS)
+SCANNED: Mapping[str, Test] = ChainMap(GENETIC_TESTS, GROUP_TESTS, TESTS)
 """Tests that a scan can be asked for."""
 
 

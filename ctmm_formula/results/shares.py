@@ -19,7 +19,7 @@ of variance components may be negative, and so may their shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,8 @@ class Weights:
     X : ndarray, shape (n, p); mean_rows : ndarray, shape (C, p)
     levels : tuple of float
         Mean square of the weights on levels of every random effect.
+    kinship : tuple of (str, float)
+        Name and scale of every kinship.
     """
 
     donor: np.ndarray
@@ -62,6 +64,7 @@ class Weights:
     X: np.ndarray
     mean_rows: np.ndarray
     levels: tuple[float, ...]
+    kinship: tuple[tuple[str, float], ...]
 
     @classmethod
     def of(cls, design: Design) -> Weights:
@@ -74,7 +77,8 @@ class Weights:
         np.add.at(effects, donor, w[:, None] * design.E)
         levels = tuple(_level_square(one, donor, w) / N for one in design.random)
         square = effects.T @ effects / N
-        return cls(donor, w, P, square, design.X, design.mean_rows, levels)
+        kinship = tuple((one.name, one.kernel.scale) for one in design.kinship)
+        return cls(donor, w, P, square, design.X, design.mean_rows, levels, kinship)
 
 
 def variance_parts(
@@ -84,6 +88,7 @@ def variance_parts(
     V: np.ndarray,
     random: Mapping[str, float],
     nu: np.ndarray,
+    genetic: Sequence[np.ndarray] = (),
     ddof: int = 1,
 ) -> dict[str, float]:
     """Parts of the variance of overall pseudobulk: means, fixed, shared, specific, ..., noise.
@@ -97,6 +102,8 @@ def variance_parts(
     random : mapping
         Variance of every random effect by name.
     nu : ndarray, shape (n,)
+    genetic : sequence of ndarray, shape (E, E)
+        Covariance of every kinship.
     ddof : int
     """
     N, means, P = len(at.P), at.mean_rows @ beta, at.P
@@ -109,6 +116,8 @@ def variance_parts(
     }
     for (name, r), square in zip(random.items(), at.levels, strict=True):
         parts[name] = r * square
+    for (name, scale), A in zip(at.kinship, genetic, strict=True):
+        parts[name] = scale * float((A * at.square).sum())
     parts["noise"] = float((at.w**2 * nu).sum()) / N
     return parts
 
@@ -144,11 +153,8 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     design, at = res.design, Weights.of(res.design)
     common, V = res._common, res.V.to_numpy()
     random = {name: r for name, _, r in _random(res)}
-    parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, ddof)
-    genetic = zip(design.kinship, res.model.genetic_covariances(res.estimate.theta), strict=True)
-    noise = parts.pop("noise")
-    parts |= {one.name: one.kernel.scale * float((A * at.square).sum()) for one, A in genetic}
-    parts["noise"] = noise
+    genetic = res.model.genetic_covariances(res.estimate.theta)
+    parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, genetic, ddof)
     specific = V * at.square
     own = np.diag(specific)
     by_type = {f"specific[{c}]": float(v) for c, v in zip(design.effects, own, strict=True)}

@@ -1,6 +1,6 @@
 """Levels and power of the tests of heritability, and heritabilities with their intervals.
 
-    python tests/benchmarks/heritability_levels.py [--sets 400] [--only counts]
+    python tests/benchmarks/heritability_levels.py [--sets 300] [--only counts]
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
 ``heritability_levels.md`` beside this file, a line at a time; lines that are there are kept.
@@ -34,7 +34,7 @@ from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.engine.noise import unbiased_square
 from ctmm_formula.engine.relatedness import Kernel, KernelTerm
 from ctmm_formula.errors import CTMMError
-from ctmm_formula.inference.genetic_score import genetic_test
+from ctmm_formula.inference.genetic_score import genetic_design, genetic_test
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.results.heritability import _parts, _ratio
 from ctmm_formula.structures import resolve
@@ -180,7 +180,7 @@ def one_set(setting: Setting, seed: list[int]) -> tuple[list[list[float]], list[
     """P values of one data set, those of several tests in a list; h2, whether it is covered."""
     model = model_of(setting, np.random.default_rng(seed))
     try:
-        test = genetic_test(model, 0)
+        test = genetic_test(model, genetic_design(model, 0, whole=False))
         at = he.fit(model)
         run = jackknife(model, at)
     except CTMMError:
@@ -241,17 +241,17 @@ TITLE = """# Tests of heritability
 
 Written by `heritability_levels.py`, seeded by setting and number of the data set.  Rates of
 rejection at .05 (of the four types their mean and range) with standard error, then at .01.  *any*,
-*shared*, *specific* and *types* are the scores of `test_heritability()`, of different donors only;
-*t of g* and *F of V* the tests of the same variances by moments and jackknife.  Of Gaussian cells
-the last column has median and quartiles of the total h2 where the variance between donors is
-clearly positive, how often its 95 % interval holds the true one, and the share of sets that have
-one.
+*shared*, *specific* and *types* are the scores of `test_heritability()`, of different donors only,
+by the law of many donors as in scans; *t of g* and *F of V* the tests of the same variances by
+moments and jackknife.  Of Gaussian cells the last column has median and quartiles of the total h2
+where the variance between donors is clearly positive, how often its 95 % interval holds the true
+one, and the share of sets that have one.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=int, default=400)
+    parser.add_argument("--sets", type=int, default=300)
     parser.add_argument("--only", default="", help="part of the settings' names")
     options = parser.parse_args()
     known = OUT.read_text().splitlines() if OUT.exists() else []
