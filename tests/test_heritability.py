@@ -160,7 +160,8 @@ def test_fixed_effects_count_relatives(df, K, res):
     close(res.cov_params().to_numpy()[:p, :p], expected, 1e-9)
     jackknife = res.jackknife().cov_params().to_numpy()
     close(res.cov_params().to_numpy()[p:, p:], jackknife[p:, p:], 1e-12)
-    assert res.test_mean().method == "wald (model)"
+    assert res.test_mean().method == res.wald_test("sex[T.M] = 0").method == "wald (model)"
+    assert res.wald_test("sex[T.M] = 0, V = 0").method == "wald (jackknife)"
 
 
 def test_shares_and_icc(res, K):
