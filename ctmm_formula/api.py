@@ -481,8 +481,11 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             "squares, their standard errors only by jackknife"
         )
     if not results.definite:
+        what = "the fitted covariance is not positive definite"
+        if results.design.kinship:
+            what = "environment or kinship has a covariance that is none (negative components)"
         yield (
-            "the fitted covariance is not positive definite: random effects and fitted values are "
+            f"{what}: random effects and fitted values are "
             "predicted with its negative variance components shrunk until it is"
         )
     if results.numbers.is_clustered:

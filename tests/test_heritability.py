@@ -133,9 +133,6 @@ def test_what_cannot_be_had_says_so(df, K, res):
         ctmm.fit(FORMULA, kinship=K, data=df, bounds="psd")
     with pytest.raises(ctmm.CTMMError, match="genetic_structure= is that of a kinship"):
         ctmm.fit(FORMULA, genetic_structure="hom", data=df)
-    with pytest.raises(ctmm.CTMMError, match="random effects are not predicted with kinship="):
-        _ = res.random_effects
-    assert res.predict().notna().all()
     assert "takes donors as unrelated" in res.test_variance().note
     robust = res.test_mean("robust")
     assert np.isnan(robust.pvalue) and "related donors" in robust.note
@@ -174,6 +171,52 @@ def test_shares_and_icc(res, K):
     assert shares["variance"].iloc[:-1].sum() == pytest.approx(shares.loc["total", "variance"])
     donor = res.vcomp["hom"] + res.vcomp["V"] + scale * (g + v)
     assert res.icc()["donor"].to_numpy() == pytest.approx(donor)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_predicted_effects_are_those_of_henderson(df, K, G, negative):
+    """G Z' P y and its errors by n x n matrices, where the fit is no covariance at its part."""
+    res = ctmm.fit(
+        FORMULA, random="batch", structure="iid", genetic_structure="hom",
+        kinship={"cis": G, "trans": K}, data=df,
+    )  # fmt: skip
+    theta = np.array([0.3, 0.2, 0.1, 0.4, -0.9 if negative else 0.25])
+    res = ctmm.CTMMResults(
+        res.design, res.structure_, res.domain, replace(res.estimate, theta=theta)
+    )
+    assert res.definite == (not negative)
+    model = res.model
+    at = np.where(theta > 0, theta, 0.0)
+    a = dense.arrays(model)
+    _, P = dense.projection(dense.covariance(a, at), a.X)
+    r, donor, N, C = P @ a.y, a.donor, model.n_donors, model.H.shape[1]
+    D = np.eye(N)[donor]
+    tables = res.random_effects
+    assert list(tables) == ["shared", "specific", "batch", "cis", "trans"]
+    fitted = model.X @ res.estimate.beta
+    back = np.argsort(model.donors)
+    L = (D[:, :, None] * a.H[:, None, :]).reshape(len(a.y), N * C)
+    for name, part in {
+        "shared": at[0] * np.kron(np.eye(N), np.ones((C, C))),
+        "specific": at[1] * np.eye(N * C),
+        "cis": at[3] * np.kron(model.kinship[0].kernel.whole, np.ones((C, C))),
+        "trans": at[4] * np.kron(model.kinship[1].kernel.whole, np.ones((C, C))),
+    }.items():
+        value = (part @ L.T @ r).reshape(N, C)
+        se = np.sqrt(np.abs(np.diag(part - part @ L.T @ P @ L @ part))).reshape(N, C)
+        fitted = fitted + L @ value.ravel()
+        columns = slice(0, 1) if name == "shared" else slice(None)
+        close(tables[name]["estimate"], value[back][:, columns].ravel(), 1e-8)
+        close(tables[name]["std_error"], se[back][:, columns].ravel(), 1e-6)
+    batch = at[2] * a.levels[0].T @ r
+    close(tables["batch"]["estimate"], batch, 1e-8)
+    fitted = fitted + a.levels[0] @ batch
+    close(res.model.unsort(fitted), res.fittedvalues, 1e-8)
+    close(res.predict(random="all"), res.fittedvalues, 1e-8)
+    close(res.resid, df["expr"] - res.fittedvalues, 1e-8)
+    assert len(res.augment()) == len(df)
+    unknown = df.head(3).assign(donor="new")
+    close(res.predict(unknown, ["cis"]), res.predict(unknown), 1e-12)
 
 
 def test_draws_are_of_the_fit(df, G):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..arguments import choose, on_off, threads, whole_number
 from ..design.labelled import Design
-from ..engine.blup import Effects
+from ..engine.blup import Effects, covariance_parts
 from ..engine.blup import effects as predicted
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
@@ -297,10 +297,13 @@ class Record:
 
     @cached_property
     def definite(self) -> bool:
-        """Whether the fitted covariance is positive definite; of moments it may not be."""
+        """Whether the fitted covariance is positive definite; of moments it may not be.
+
+        With a kinship whether all of its parts, environment and kinships, are covariances.
+        """
         at, model = self.estimate, self.model
-        if model.kinship:  # no prediction asks for it
-            return True
+        if model.kinship:
+            return bool((covariance_parts(model, at.theta) == at.theta).all())
         if self.numbers.has_likelihood or (at.theta >= 0.0).all():
             return True
         if math.isfinite(evaluate(model, at.theta, full=False).llf):
@@ -313,18 +316,11 @@ class Record:
 
         Raises
         ------
-        CTMMError
-            There is a kinship.
         ConvergenceError
             There is none, as the noise is 0; it names donors.  A fitted covariance that is not
             positive definite (possible for moments) has those of its part that is a covariance.
         """
         at, model = self.estimate, self.model
-        if model.kinship:
-            raise CTMMError(
-                "random effects are not predicted with kinship= so far: predict(random='none') has "
-                "the fixed part"
-            )
         try:
             return predicted(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:
