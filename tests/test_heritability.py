@@ -328,7 +328,8 @@ def test_goldens_of_scores(name):
     model = replace(model, n_cells=data["n_cells"].to_numpy(float)[model.order])
     C = model.H.shape[1]
     free = resolve("free", [str(c) for c in range(C)]).basis
-    null = genetic_score._null_of(model.unrelated.with_basis(free))
+    design = genetic_score._pooled(model.unrelated.with_basis(free))
+    null = genetic_score._null_of(design, model.y, model.nu)
     related = genetic_score.Related(model.kinship[0].kernel)
     close(null.P.theta, python["score"]["theta_null"], 1e-6)
     H = np.hstack([model.H.sum(axis=1, keepdims=True), model.H])
@@ -352,7 +353,8 @@ def test_scores_are_those_of_dense_matrices(kernels, random):
     model = related(make("ctp", "free", random, True), KERNELS[kernels](30))
     model = replace(model, n_cells=np.linspace(5, 60, len(model.y)))
     free = resolve("free", ["a", "b", "c"]).basis
-    null = genetic_score._null_of(model.unrelated.with_basis(free))
+    design = genetic_score._pooled(model.unrelated.with_basis(free))
+    null = genetic_score._null_of(design, model.y, model.nu)
     bare = model.unrelated.with_basis(free)
     w = dense.working_noise(bare)
     a = dense.arrays(bare)

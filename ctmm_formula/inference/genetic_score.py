@@ -34,7 +34,7 @@ import numpy as np
 from ..engine.domain import Domain
 from ..engine.likelihood import fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
-from ..engine.noise import pooling, working_noise
+from ..engine.noise import Pooling, pooling, working_noise
 from ..engine.precision import Precision, Projection
 from ..engine.relatedness import Kernel
 from ..errors import CTMMError
@@ -89,11 +89,18 @@ class Related:
         return np.linalg.eigvalsh(self.K0)
 
 
+class NullDesign(NamedTuple):
+    """A model without kinship, and how its noise is pooled."""
+
+    model: Model
+    how: Pooling
+
+
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their model, and how their donors relate."""
+    """The rows of one cell type: in the model's order, their null, and how their donors relate."""
 
     rows: np.ndarray
-    model: Model
+    null: NullDesign
     related: Related
 
 
@@ -105,7 +112,7 @@ class GeneticDesign(NamedTuple):
     eigenvalues.
     """
 
-    null: Model
+    null: NullDesign
     related: Related
     types: tuple[OfType | None, ...]
     whole: bool
@@ -129,7 +136,11 @@ def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesi
     free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
     related = Related(kernel)
     types = tuple(_of_type(model, kernel, related, c) for c in range(C))
-    return GeneticDesign(model.with_basis(free), related, types, whole)
+    return GeneticDesign(_pooled(model.with_basis(free)), related, types, whole)
+
+
+def _pooled(model: Model) -> NullDesign:
+    return NullDesign(model, pooling(model.types, model.n_cells, model.active_rows))
 
 
 def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
@@ -154,7 +165,7 @@ def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
             f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
         )
     C, whole = model.H.shape[1], design.whole
-    null = _null_of(design.null.with_response(model.y, model.nu))
+    null = _null_of(design.null, model.y, model.nu)
     own = np.arange(1, C + 1)
     ones = model.H.sum(axis=1, keepdims=True)
     scores = _Scores(null.P, null, np.hstack([ones, model.H]), design.related, whole)
@@ -183,14 +194,13 @@ class _Null(NamedTuple):
     weights: str
 
 
-def _null_of(model: Model) -> _Null:
+def _null_of(design: NullDesign, y: np.ndarray, nu: np.ndarray) -> _Null:
     """Fit the null under working noise."""
-    how = pooling(model.types, model.n_cells, model.active_rows)
+    model, how = design.model.with_response(y, nu), design.how
     w = working_noise(model.nu, how, response_scale(model) ** 2)
     weighed = model.with_response(model.y, w)
     P = Precision(weighed, fit(weighed, "reml", Domain("nonnegative")).theta)
-    y = residual(weighed)
-    return _Null(P, model.nu - w, y, model.row_donor, how.weights)
+    return _Null(P, nu - w, residual(weighed), model.row_donor, how.weights)
 
 
 def _within(P: Projection) -> Projection:
@@ -290,10 +300,8 @@ class _Scores:
 
 
 def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
-    """Sums of rows (n, k) by donor, (N, k); rows of a donor follow each other."""
-    out = np.zeros((N, values.shape[1]))
-    np.add.at(out, donor, values)
-    return out
+    """Sums of rows (n, k) by donor, (N, k), each with some; rows of a donor follow each other."""
+    return np.add.reduceat(values, np.searchsorted(donor, np.arange(N)))
 
 
 def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType | None:
@@ -319,7 +327,8 @@ def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType |
     )  # fmt: skip
     known = donors[own.donors]
     same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
-    return OfType(rows[own.order], own, related if same else Related(kernel.of(known)))
+    own_related = related if same else Related(kernel.of(known))
+    return OfType(rows[own.order], _pooled(own), own_related)
 
 
 def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
@@ -327,7 +336,7 @@ def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
     if own is None:
         return NOT_THERE
     try:
-        null = _null_of(own.model.with_response(model.y[own.rows], model.nu[own.rows]))
-        return _Scores(null.P, null, own.model.H, own.related, whole).test([0])
+        null = _null_of(own.null, model.y[own.rows], model.nu[own.rows])
+        return _Scores(null.P, null, own.null.model.H, own.related, whole).test([0])
     except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
         return NOT_THERE
