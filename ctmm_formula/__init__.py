@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .datasets import load_example as load_example
     from .datasets import load_genes as load_genes
     from .datasets import load_truth as load_truth
+    from .design.kinship import read_kinship as read_kinship
     from .errors import BoundaryWarning as BoundaryWarning
     from .errors import ConvergenceError as ConvergenceError
     from .errors import CTMMError as CTMMError
@@ -77,6 +78,7 @@ _HOME = {
     "principal_components": "cells.standardize",
     "pseudobulk": "cells.pseudobulk",
     "r": "",
+    "read_kinship": "design.kinship",
     "read_scan": "scan.genes",
     "scan_donors": "results.donors",
     "show_versions": "results.summary",

@@ -51,6 +51,8 @@ def fit(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     by: str | None = None,
     within: str | None = None,
+    kinship: object = None,
+    genetic_structure: object = None,
     bounds: str | None = None,
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
@@ -114,6 +116,15 @@ def fit(
         condition: the components are those of effects that a donor has under all conditions
         (``V[T]``) and of its responses, ``V[T]:stim``; the difference between two conditions has
         twice the variance of a response.
+    kinship : DataFrame, file name, or dict name -> one of these, optional
+        How donors are related, matched by label: a kinship K (donors x donors), genotypes of a
+        window (donors x variants, from which K = G G'/m of the standardised columns), or a file
+        that :func:`read_kinship` reads; ``{"cis": G, "trans": K}`` for several.  Genetic effects
+        are covariances K (x) A of a structure of their own, with components ``genetic:hom``,
+        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  By ``method="he"``.  See
+        ``res.heritability()``, ``res.test_heritability()``.
+    genetic_structure : as `structure`, optional
+        That of the genetic effects; by default the same.
     bounds : {"noise", "psd", "nonnegative"}, optional
         Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
@@ -158,6 +169,7 @@ def fit(
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
 
+    genetic = genetic_of(structure, kinship, genetic_structure)
     spec = parse(formula, random)
     uns: Any = None
     var = pd.DataFrame(index=[spec.response])
@@ -179,11 +191,13 @@ def fit(
         proportions=proportions,
         by=by,
         within=within,
+        kinship=kinship,
+        genetic_structure=genetic,
         engine=formula_engine,
         env=caller(),
         gone=left_out(uns),
     )
-    design, _ = identified(lambda without: make(without=without), [structure])
+    design, _ = identified(lambda without: make(without=without), [structure, genetic])
     results = fit_design(design, structure, method, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
@@ -202,8 +216,37 @@ def check_settings(
     return method
 
 
+def genetic_of(structure: object, kinship: object, given: object) -> object:
+    """The structure of genetic effects, by default that of the environment."""
+    if given is None:
+        return structure
+    if kinship is None:
+        raise CTMMError("genetic_structure= is that of a kinship: give kinship=, too")
+    if isinstance(given, str):
+        resolve(given, ("a", "b"))
+    return given
+
+
 def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[str, str]:
-    """The method that fits a design, and why where none was named."""
+    """The method that fits a design, and why where none was named.
+
+    Raises
+    ------
+    CTMMError
+        There is a kinship, which moments alone know.
+    """
+    if design.kinship:
+        if method not in (None, "he"):
+            raise CTMMError(
+                f"method={method!r} takes donors as unrelated: with kinship= there are "
+                "Haseman-Elston moments, method='he', which is the default then"
+            )
+        if method is None and bounds is not None:
+            raise CTMMError(
+                "bounds= are those of likelihoods; with kinship= there are moments, which know "
+                "none: leave bounds= out"
+            )
+        return "he", "method: he, as it takes a kinship" if method is None else ""
     if method is not None:
         return method, ""
     reason = ""
@@ -244,8 +287,9 @@ def fit_design(
     cells = design.structure(structure)
     method, why = method_of(design, method, bounds)
     model = design.model(cells)
-    check_alone(design.alone, cells)
-    check_components(model, cells, design.random_names)
+    for one in (cells, *(own.structure for own in design.kinship)):
+        check_alone(design.alone, one)
+    check_components(model, cells, (*design.random_names, *design.genetic_names))
     domain = domain_of(design, bounds, noise_floor)
     results = CTMMResults(design, cells, domain, estimate(model, method, domain))
     means = means_note(design.one_mean, [cells])
@@ -426,14 +470,22 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )
-    if at.beta_by == "ols":
+    if results.design.kinship:
+        yield (
+            "fixed effects by ordinary least squares, with the covariance that the fitted model, "
+            "kinship included, gives them"
+        )
+    elif at.beta_by == "ols":
         yield (
             "the fitted covariance is not positive definite: fixed effects by ordinary least "
             "squares, their standard errors only by jackknife"
         )
     if not results.definite:
+        what = "the fitted covariance is not positive definite"
+        if results.design.kinship:
+            what = "environment or kinship has a covariance that is none (negative components)"
         yield (
-            "the fitted covariance is not positive definite: random effects and fitted values are "
+            f"{what}: random effects and fitted values are "
             "predicted with its negative variance components shrunk until it is"
         )
     if results.numbers.is_clustered:

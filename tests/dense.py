@@ -1,7 +1,8 @@
 """The model by brute force: n x n matrices, plain numpy, nothing shared with the package.
 
 Everything the engine gets from sums over donors is written down here as in the textbook.  Only
-the arrays of a Model are read: y, nu, X, H, basis, random, row_donor, active_rows, n_cells.
+the arrays of a Model are read: y, nu, X, H, basis, random, kinship, row_donor, active_rows and
+n_cells.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def arrays(model) -> SimpleNamespace:
         Z[np.arange(len(model.y)), codes] = values
         levels.append(Z[keep])
         parts.append(Z[keep] @ Z[keep].T)
+    for kernel, basis in model.kinship:
+        K = kernel.matrix if kernel.root is None else kernel.root @ kernel.root.T
+        parts += [K[np.ix_(donor, donor)] * (H @ B @ H.T) for B in basis]
     return SimpleNamespace(
         y=model.y[keep], D=np.diag(model.nu[keep]), X=model.X[keep], H=H, donor=donor,
         parts=np.array(parts), levels=levels,

@@ -23,7 +23,8 @@ LAYERS = [
     "api",
     # results/
     "fitted", "donors", "hypothesis_tests", "effects", "tested", "predictions", "parameters",
-    "shares", "serialize", "record", "questions", "resampling", "labels", "summary", "estimates",
+    "shares", "heritability", "serialize", "record", "questions", "resampling", "labels", "summary",
+    "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
@@ -31,19 +32,19 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks",
     # design/
-    "identified", "grids", "labelled", "arrays", "crossings", "prepare", "matrix", "polynomials",
-    "formula", "random_terms", "syntax", "vouched", "expressions", "table",
+    "identified", "grids", "labelled", "kinship", "arrays", "crossings", "prepare", "matrix",
+    "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
-    "tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences", "fit", "clustered",
-    "small_sample", "hypotheses", "testing", "jackknife", "donor_scores", "group_score",
-    "directions", "score", "score_law", "tails",
+    "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
+    "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
+    "group_score", "genetic_score", "directions", "score", "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
-    "kernels", "lanes", "options", "model", "noise", "estimate",
+    "kernels", "lanes", "options", "model", "noise", "relatedness", "estimate",
     "structures", "distributions", "blas", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.

@@ -650,7 +650,7 @@ def test_json_brings_everything_back(res, table, tmp_path):
     for source in (text, path, str(path)):
         back = CTMMResults.from_json(source)
         assert back.to_json() == text
-    assert json.loads(text)["version"] == 6
+    assert json.loads(text)["version"] == 7
     assert back.params.equals(res.params)
     assert back.cov_params("jackknife").equals(res.cov_params("jackknife"))
     assert back.llf == res.llf

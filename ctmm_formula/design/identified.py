@@ -93,7 +93,7 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
     model : Model
     structure : Structure
     random : sequence of str
-        Names of the random variances.
+        Names of the random variances, and of the kinship's.
 
     Raises
     ------
@@ -110,6 +110,12 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
     if not wrong:
         return
     names = [[*structure.labels, *random][k] for k in wrong]
+    if wrong[-1] >= len(model.S):
+        raise ConvergenceError(
+            f"variance components cannot be told apart in {model.n_donors} donors: "
+            f"{listing(names, 20)}; between these donors the kinship is a multiple of the identity "
+            "(all equally related), that of another name, or of a random effect"
+        )
     named = [name for name in STRUCTURES if name not in ARGUMENTS]
     # of one cell type all structures are the same
     known = [structure.of(name) for name in named if len(structure.celltypes) > 1]

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..engine.model import Model, RandomComponent, build_model, n_blocks
+from ..engine.relatedness import KernelTerm
 from ..errors import DataError, FormulaError
 from ..inference.differences import Differences
 from ..structures import Crossing, Structure, cross, resolve
@@ -23,6 +24,7 @@ from . import arrays
 from .crossings import crossed_rows, loads_of
 from .expressions import quote
 from .formula import FormulaSpec
+from .kinship import Kinship, match_kinship
 from .matrix import Coding
 from .prepare import Prepared, prepare
 from .table import (
@@ -98,6 +100,8 @@ class Design:
         What rows have of each copy of the effects.
     known_effects : dict
         Variable -> rows of its effects, where the caller coded the fixed part.
+    kinship : tuple of Kinship
+        How the donors are related, in their order.
     """
 
     spec: FormulaSpec
@@ -134,6 +138,7 @@ class Design:
     known_effects: dict[str, Differences] = field(default_factory=dict, repr=False)
     crossing: Crossing | None = None
     loads: np.ndarray | None = None
+    kinship: tuple[Kinship, ...] = ()
 
     @cached_property
     def E(self) -> np.ndarray:
@@ -193,6 +198,11 @@ class Design:
         return len(self.donors) * samples * types
 
     @property
+    def genetic_names(self) -> tuple[str, ...]:
+        """Names of the variance components of the kinship."""
+        return tuple(name for one in self.kinship for name in one.labels)
+
+    @property
     def n_units(self) -> int:
         """Number of independent units: donors, or blocks of donors that share random effects."""
         return n_blocks(self.donor_codes, self.random)
@@ -250,6 +260,7 @@ class Design:
             self.n_cells,
             self.nu2,
             self.H,
+            [KernelTerm(one.kernel, one.structure.basis) for one in self.kinship],
         )
 
     def matrix(self, newdata: object) -> tuple[np.ndarray, pd.DataFrame]:
@@ -326,6 +337,8 @@ def build_design(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     by: str | None = None,
     within: str | None = None,
+    kinship: object = None,
+    genetic_structure: object = "free",
     engine: str = "patsy",
     env: Mapping[str, object] | None = None,
     without: Sequence[str] = (),
@@ -357,6 +370,10 @@ def build_design(
         of the donor's cells in cell type-specific data.
     by, within : str, optional
         Column of groups of donors, or of conditions that donors have been seen under.
+    kinship : DataFrame, file name, or dict name -> one of these, optional
+        How donors are related, as :func:`~ctmm_formula.design.kinship.match_kinship` takes it.
+    genetic_structure
+        Covariance structure of the cell types in what goes with it.
     engine : {"patsy", "formulaic"}
     env : dict, optional
         Names the formula may use besides columns and the engine's functions.
@@ -424,7 +441,19 @@ def build_design(
     ready = replace(ready, notes=(*ready.notes, *unseen), doubts=(*ready.doubts, *unseen))
     names = arrays.design_names(coding, seen.celltypes if roles.proportions else ())
     one_mean = roles.celltype is not None and roles.celltype not in roles.fixed
-    return assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
+    design = assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
+    return design if kinship is None else _related(design, kinship, genetic_structure)
+
+
+def _related(design: Design, kinship: object, structure: object) -> Design:
+    """The design with a kinship of its donors."""
+    if design.kind != "ctp" or design.crossing is not None:
+        what = "by= or within=" if design.kind == "ctp" else "proportions="
+        raise DataError(f"kinship= is for one row per donor and cell type, without {what}")
+    cells = design.structure(structure)
+    found = match_kinship(kinship, design.donors, cells, design.random_names)
+    notes, doubts = (*design.notes, *found.notes), (*design.doubts, *found.doubts)
+    return replace(design, kinship=found.kinship, notes=notes, doubts=doubts)
 
 
 def assemble(

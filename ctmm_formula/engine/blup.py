@@ -4,6 +4,9 @@ With r = P y (Henderson): the shared effect of donor i is sigma^2 1' H_i' r_i, t
 type-specific ones V H_i' r_i, a level's g_k z' r; the prediction error variance of an effect u
 with covariance G is G - G Z' P Z G, which counts the uncertainty of the fixed effects.
 
+With a kinship P is n x n, one block of all donors, and genetic values are K L' r A with L' the rows
+of every donor; all parts are then taken at :func:`covariance_parts`.
+
 Moment estimates may give a Sigma that is no covariance, and with it no prediction.  Effects are
 then those of :func:`covariance_part`.
 """
@@ -39,6 +42,8 @@ class Effects:
     fitted_se : ndarray, shape (n,)
         Prediction standard errors of the latter: with noise D the residual is D P y, and that of
         fitted less true expression has variance D - D P D.
+    genetic : tuple of (values, se), each (N, C)
+        One pair per kinship.
     """
 
     shared: np.ndarray
@@ -49,6 +54,7 @@ class Effects:
     marginal: np.ndarray
     fitted: np.ndarray
     fitted_se: np.ndarray
+    genetic: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 
 def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
@@ -63,6 +69,8 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
         Not even that is positive definite, as there is no noise.
     """
     theta = np.asarray(theta, dtype=float)
+    if model.kinship:
+        return _of_related(model, theta, beta, shared)
     try:
         pre = Precision(model, theta)
     except (ConvergenceError, np.linalg.LinAlgError):
@@ -94,6 +102,73 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
     noise = model.noise
     fitted_se = np.where(model.active_rows, _root(noise - noise**2 * pre.diagonal), np.nan)
     return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted, fitted_se)
+
+
+def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
+    """The same with a kinship, by n x n matrices; all donors are in use."""
+    theta = covariance_parts(model, theta)
+    try:
+        root = np.linalg.inv(np.linalg.cholesky(_covariance(model, theta)))
+    except np.linalg.LinAlgError:
+        raise ConvergenceError("the covariance of the donors is not positive definite") from None
+    S = root.T @ root
+    SQ = S @ model.Q
+    P = S - SQ @ np.linalg.solve(model.Q.T @ SQ, SQ.T)
+    r, H, donor = P @ model.y, model.H, model.row_donor
+    N, C = len(model.active), H.shape[1]
+    rows = np.arange(len(H))
+    L = (np.eye(N)[donor][:, :, None] * H[:, None, :]).reshape(len(H), N * C)
+    pull = (L.T @ r).reshape(N, C)
+    inner = (L.T @ P @ L).reshape(N, C, N, C)
+    own = inner[np.arange(N), :, np.arange(N), :]
+    common = np.tensordot(theta[shared], model.basis[shared], axes=1)
+    V = model.effect_covariance(theta) - common
+    donors = []
+    for part in (common, V):
+        left = np.diag(part) - np.einsum("cd,ide,ec->ic", part, own, part)
+        donors.append((pull @ part, _root(left)))
+    genetic = []
+    for term, A in zip(model.kinship, model.genetic_covariances(theta), strict=True):
+        K = term.kernel.whole
+        turned = np.tensordot(K, np.tensordot(inner, A, axes=(1, 0)), axes=(1, 0))  # (N, N, C, C)
+        both = np.einsum("ijdc,ji,de->ice", turned, K, A, optimize=True)
+        left = np.outer(np.diag(K), np.diag(A)) - np.diagonal(both, axis1=1, axis2=2)
+        genetic.append((K @ pull @ A, _root(left)))
+    levels, fitted = [], model.X @ beta
+    marginal = fitted.copy()
+    for (codes, values), g in zip(model.random, model.random_variances(theta), strict=True):
+        Z = np.zeros((len(H), codes.max() + 1))
+        Z[rows, codes] = values
+        u = g * (Z.T @ r)
+        levels.append((u, _root(g - g**2 * np.einsum("nq,nm,mq->q", Z, P, Z, optimize=True))))
+        fitted += Z @ u
+    total = sum(value for value, _ in (*donors, *genetic))
+    fitted += (H * total[donor]).sum(axis=1)
+    noise = model.noise
+    fitted_se = _root(noise - noise**2 * np.diag(P))
+    return Effects(
+        *donors[0], *donors[1], tuple(levels), marginal, fitted, fitted_se, tuple(genetic)
+    )
+
+
+def _covariance(model: Model, theta: np.ndarray) -> np.ndarray:
+    """Sigma, (n, n)."""
+    H, donor = model.H, model.row_donor
+    out = (H @ model.effect_covariance(theta) @ H.T) * (donor[:, None] == donor)
+    for (codes, values), g in zip(model.random, model.random_variances(theta), strict=True):
+        out += g * np.outer(values, values) * (codes[:, None] == codes)
+    for term, A in zip(model.kinship, model.genetic_covariances(theta), strict=True):
+        out += (H @ A @ H.T) * term.kernel.whole[np.ix_(donor, donor)]
+    return out + np.diag(model.noise)
+
+
+def covariance_parts(model: Model, theta: np.ndarray) -> np.ndarray:
+    """Components of what is no covariance, of donors or of a kinship, shrunk until it is one."""
+    at, out = len(model.S), [covariance_part(theta[: len(model.S)], model.basis)]
+    for term in model.kinship:
+        out.append(covariance_part(theta[at : at + len(term.basis)], term.basis))
+        at += len(term.basis)
+    return np.concatenate(out)
 
 
 def covariance_part(theta: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -21,13 +21,14 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
 
     Donor i gets X_i b + N(0, H_i A H_i' + diag(nu_i)), so single components of A may be negative
     as long as that covariance is not; random effects are added to it, u ~ N(0, r).  Where some r
-    is negative, all donors of a block are drawn from their joint covariance.
+    is negative, all donors of a block are drawn from their joint covariance.  Effects of related
+    donors, N(0, K (x) A), are added too, and need a positive semi-definite A.
 
     Parameters
     ----------
     model : Model
     theta : array, shape (K + Kr,)
-        Donor-level components, then one variance r per random component.
+        Donor-level components, then one variance r per random component, then the kinship's.
     beta : array, shape (p,)
     rng : numpy Generator or seed, optional
 
@@ -55,9 +56,9 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
     theta, beta = floats("theta", theta), floats("beta", beta)
     _check_parameters(model, theta, beta)
     A = model.effect_covariance(theta)
-    variances = theta[model.n_donor_components :]
+    variances = model.random_variances(theta)
     if (variances < 0.0).any():
-        return _draw_blocks(model, A, variances, beta, rng)
+        return _draw_blocks(model, A, variances, beta, rng) + _related(model, theta, rng)
     y = np.where(model.active_rows, model.X @ beta, model.y)
     for rows in _rows_by_size(model):
         H = model.H[rows]  # (donors, m, C)
@@ -68,7 +69,31 @@ def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np
         levels, level = np.unique(component.codes, return_inverse=True)
         u = np.sqrt(r) * rng.standard_normal(len(levels))
         y += np.where(model.active_rows, component.values * u[level], 0.0)
-    return y
+    return y + _related(model, theta, rng)
+
+
+def _related(model: Model, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Effects of related donors by row, (n,); zero in rows that are not in use."""
+    out = np.zeros(len(model.y))
+    for term, A in zip(model.kinship, model.genetic_covariances(theta), strict=True):
+        size, axes = np.linalg.eigh(A)
+        if size[0] < -ROUNDING * np.abs(size).max():
+            raise CTMMError(
+                "cannot draw: the genetic covariance between cell types is not positive "
+                f"semi-definite (smallest eigenvalue {size[0]:.3g}); choose larger variance "
+                "components"
+            )
+        root = term.kernel.root
+        if root is None:
+            root = _part(*np.linalg.eigh(term.kernel.whole))
+        values = root @ rng.standard_normal((root.shape[1], len(A))) @ _part(size, axes)
+        out += (model.H * values[model.row_donor]).sum(axis=1)
+    return np.where(model.active_rows, out, 0.0)
+
+
+def _part(size: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Symmetric root of what is a covariance of a matrix, from its eigenvalues and vectors."""
+    return np.asarray((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T)
 
 
 def _check_parameters(model: Model, theta: np.ndarray, beta: np.ndarray) -> None:

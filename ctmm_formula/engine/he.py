@@ -7,29 +7,64 @@ residual projection: theta = G^-1 (q - C nu) with
 
 G and C hold neither y nor nu: one :class:`Moments` serves every gene of a design.  The estimate
 is unbiased whatever the distribution of the noise, may be negative, and has no likelihood.
+
+Sigma_k is a sum of factors Z K Z': Z (n x levels) has one entry a row, K is the identity for donors
+and for levels of random effects, and the kernel of a kinship.  With T = Z'Q and M = Z_f' Z_g
+
+    tr(Pi S_f Pi S_g) = tr(K_f M K_g M') - 2 <K_f T_f, M K_g T_g> + <T_f' K_f T_f, T_g' K_g T_g>
+
+and between two kernels of donors M = diag(d), tr(K_f M K_g M') = d' (K_f o K_g) d: no n x n matrix.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import block_diag
 
 from ..errors import ConvergenceError
 from . import kernels
 from .domain import Domain
 from .estimate import Convergence, Estimate
 from .likelihood import evaluate, residual
-from .model import Model
+from .model import Model, rank_one_factors
 from .precision import Precision
+from .relatedness import Kernel
 
 CONFOUNDED = 1e12
 """Condition number of G from which the components cannot be told apart."""
 
 _NOTHING = 1e-10  # of a diagonal, or the smallest eigenvalue of a correlation matrix
 _INVOLVED = 1e-4  # entry of an eigenvector
+
+
+class Factor(NamedTuple):
+    """Sigma_f = Z K Z'.
+
+    Z : sparse (levels, n)
+        Z', zero in rows that are not in use.
+    kernel : Kernel over the levels, or None for the identity
+    """
+
+    Z: sp.csr_array
+    kernel: Kernel | None = None
+
+    def weigh(self, B: np.ndarray) -> np.ndarray:
+        """K B for B (levels, j)."""
+        return B if self.kernel is None else self.kernel.times(B)
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """Z K Z' B for B (n, j)."""
+        return self.Z.T @ self.weigh(self.Z @ B)
+
+    def squares(self, B: np.ndarray) -> np.ndarray:
+        """B_j' Z K Z' B_j of every column of B (n, j)."""
+        own = self.Z @ B
+        return np.asarray((own * self.weigh(own)).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -43,21 +78,26 @@ class Moments:
         Weight of each row's noise variance.
     Q : ndarray, shape (n, p)
         Orthonormal fixed effects of the rows in use, zero elsewhere.
-    factors : tuple of sparse (levels, n)
-        Z' of each factor (donor loadings, random effects), so that Sigma_f = Z Z'; zero in rows
-        that are not in use.
+    factors : tuple of Factor
+        Donor loadings, random effects, kinship.
     S : ndarray, shape (K, F)
         Components to factors.
     rows : bool ndarray, shape (n,)
         Rows in use.
+    cores : ndarray, shape (F, p, p)
+        Q' Sigma_f Q of every factor.
+    back : ndarray, shape (p, p)
+        Fixed effects of X from those of Q.
     """
 
     gram: np.ndarray
     noise: np.ndarray
     Q: np.ndarray
-    factors: tuple[sp.csr_array, ...]
+    factors: tuple[Factor, ...]
     S: np.ndarray
     rows: np.ndarray
+    cores: np.ndarray
+    back: np.ndarray
 
     def residual(self, Y: np.ndarray) -> np.ndarray:
         """Pi Y of responses (n, G), zero in rows that are not in use."""
@@ -66,7 +106,7 @@ class Moments:
 
     def squares(self, E: np.ndarray) -> np.ndarray:
         """E' Sigma_k E of each residual (n, G), shape (K, G)."""
-        return self.S @ np.array([np.square(Z @ E).sum(axis=0) for Z in self.factors])
+        return self.S @ np.array([factor.squares(E) for factor in self.factors])
 
     def solve(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """theta (G, K) of responses and noise variances (n, G).
@@ -92,7 +132,8 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     ConvergenceError
         The fixed effects are collinear in the donors in use.
     """
-    F = model.S.shape[1]
+    S = model.S
+    F = S.shape[1]
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     # P at Sigma = I is Pi, so the Fisher information there is half the normal matrix
@@ -104,7 +145,69 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     )  # fmt: skip
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
-    return np.asarray(2.0 * model.S @ expected @ model.S.T)
+    gram = np.asarray(2.0 * S @ expected @ S.T)
+    if not model.kinship:
+        return gram
+    Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
+    others = [*_factors(model), *_kinship_factors(model)]
+    known = [_Seen(factor, Q) for factor in others]
+    donors = {*range(model.W.shape[1]), *range(F, len(known))}
+    meet, traces = _Meeting(), np.zeros((len(known), len(known)))
+    for g in range(F, len(known)):
+        for f in range(g + 1):
+            traces[f, g] = traces[g, f] = meet(known[f], known[g], f in donors)
+    whole = components_to_factors(model)
+    out = whole @ traces @ whole.T
+    out[: len(gram), : len(gram)] = gram
+    return out
+
+
+class _Seen:
+    """A factor and what the fixed effects take of it: T = Z'Q, K T, T' K T."""
+
+    def __init__(self, factor: Factor, Q: np.ndarray) -> None:
+        self.Z, self.kernel, self.T = factor.Z, factor.kernel, factor.Z @ Q
+        self.KT = factor.weigh(self.T)
+        self.core = self.T.T @ self.KT
+
+
+class _Meeting:
+    """tr(Pi Sigma_f Pi Sigma_g) where g is a kernel's; keeps products K_f o K_g."""
+
+    def __init__(self) -> None:
+        self.products: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, f: _Seen, g: _Seen, donors: bool) -> float:
+        M, K = f.Z @ g.Z.T, g.kernel
+        assert K is not None
+        if not donors:  # levels of a random effect: tr(M K M')
+            whole = float((M @ K.whole * M.toarray()).sum())
+        else:
+            d = M.diagonal()
+            Kd = d * K.diagonal if f.kernel is None else self.product(f.kernel, K) @ d
+            whole = float(d @ Kd)
+        return whole - 2.0 * float((f.KT * (M @ g.KT)).sum()) + float((f.core * g.core).sum())
+
+    def product(self, one: Kernel, other: Kernel) -> np.ndarray:
+        """K_f o K_g."""
+        key = id(one), id(other)
+        if key not in self.products:
+            self.products[key] = one.whole * other.whole
+        return self.products[key]
+
+
+def components_to_factors(model: Model) -> np.ndarray:
+    """S of all components (K, F), those of the kinship among them."""
+    parts = [model.S, *(rank_one_factors(term.basis)[1] for term in model.kinship)]
+    return np.asarray(block_diag(*parts))
+
+
+def orthonormal(model: Model) -> np.ndarray:
+    """Fixed effects (n, p) orthonormal in the rows in use, zero elsewhere."""
+    Q = np.where(model.active_rows[:, None], model.Q, 0.0)
+    if Q.shape[1] and model.n_donors < len(model.active):
+        Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
+    return Q
 
 
 def confounded(model: Model) -> list[int]:
@@ -134,14 +237,15 @@ def moments(model: Model) -> Moments:
     ConvergenceError
         The fixed effects are collinear in the donors in use.
     """
-    p = model.X.shape[1]
-    gram = moment_matrix(model)
-    Q = np.where(model.active_rows[:, None], model.Q, 0.0)
-    if p and model.n_donors < len(model.active):  # orthonormal in the rows in use
-        Q = np.linalg.solve(np.linalg.cholesky(Q.T @ Q), Q.T).T
-    factors = tuple(_factors(model))
-    noise = np.array([_noise_weights(Z, Q) for Z in factors])
-    return Moments(gram, model.S @ noise, Q, factors, model.S, model.active_rows)
+    gram, Q = moment_matrix(model), orthonormal(model)
+    back = model.back
+    if len(back) and model.n_donors < len(model.active):
+        back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
+    factors = (*_factors(model), *_kinship_factors(model))
+    S = components_to_factors(model)
+    known = [_noise_weights(factor, Q) for factor in factors]
+    noise, cores = (np.array(part) for part in zip(*known, strict=True))
+    return Moments(gram, S @ noise, Q, factors, S, model.active_rows, cores, back)
 
 
 def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
@@ -156,7 +260,8 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
         The components cannot be told apart in this design.
     """
     del method, domain  # moments know no bounds
-    return complete(model, moments(model).solve(model.y[:, None], model.nu[:, None])[0])
+    design = moments(model)
+    return complete(model, design.solve(model.y[:, None], model.nu[:, None])[0], design)
 
 
 def ols(model: Model) -> np.ndarray:
@@ -165,9 +270,22 @@ def ols(model: Model) -> np.ndarray:
     return np.linalg.lstsq(model.X[rows], model.y[rows], rcond=None)[0]
 
 
-def complete(model: Model, theta: np.ndarray) -> Estimate:
-    """The estimate of one response with these variance components: b, and how it was had."""
+def complete(model: Model, theta: np.ndarray, design: Moments | None = None) -> Estimate:
+    """The estimate of one response with these variance components: b, and how it was had.
+
+    With a kinship b is by OLS, its covariance (X'X)^-1 X' Sigma X (X'X)^-1; `design` is
+    ``moments(model)``, where it is known.
+    """
     K, p = len(theta), model.X.shape[1]
+    nan = np.full((K, K), math.nan)
+    if model.kinship:
+        own = moments(model) if design is None else design
+        noise = np.where(own.rows, model.nu, 0.0)
+        cov = np.tensordot(theta @ own.S, own.cores, axes=1)
+        cov += own.Q.T @ (noise[:, None] * own.Q)
+        beta, cov = own.back @ (own.Q.T @ model.y), own.back @ cov @ own.back.T
+        how = Convergence(True, False, 0.0, 1, 1, "closed form")
+        return Estimate("he", theta, beta, cov, "ols", nan, nan, math.nan, how)
     at = evaluate(model, theta, "reml", full=False)
     gls, beta, cov_beta = math.isfinite(at.llf), at.beta, at.cov_beta
     if not gls and (known := over_blocks(model, theta)) is not None:
@@ -175,7 +293,6 @@ def complete(model: Model, theta: np.ndarray) -> Estimate:
         gls, beta = True, model.back @ (known.effects(residual(model)) + model.Q.T @ model.y)
         turn = model.back @ known.root
         cov_beta = turn @ turn.T
-    nan = np.full((K, K), math.nan)
     return Estimate(
         method="he",
         theta=theta,
@@ -211,21 +328,42 @@ def over_blocks(model: Model, theta: np.ndarray) -> Precision | None:
         return None
 
 
-def _factors(model: Model) -> list[sp.csr_array]:
-    """Z' (levels, n) of every factor: donor loadings, then random effects."""
+def _factors(model: Model) -> list[Factor]:
+    """Factors of donors' loadings, then of random effects."""
     loadings = [_incidence(model.row_donor, w, model.active_rows) for w in model.W.T]
-    return loadings + [_incidence(*component, model.active_rows) for component in model.random]
+    levels = [_incidence(*component, model.active_rows) for component in model.random]
+    return [Factor(Z) for Z in (*loadings, *levels)]
 
 
-def _incidence(codes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> sp.csr_array:
+def _kinship_factors(model: Model) -> list[Factor]:
+    """Factors of the kinship: donors' loadings with a kernel between donors."""
+    return [
+        Factor(_incidence(model.row_donor, w, model.active_rows, len(model.active)), term.kernel)
+        for term in model.kinship
+        for w in (model.H @ rank_one_factors(term.basis)[0]).T
+    ]
+
+
+def _incidence(
+    codes: np.ndarray, weights: np.ndarray, rows: np.ndarray, levels: int = 0
+) -> sp.csr_array:
     used = np.flatnonzero(rows & (weights != 0.0))
     used = used[np.argsort(codes[used], kind="stable")]
-    ptr = np.concatenate([[0], np.bincount(codes[used], minlength=codes.max() + 1).cumsum()])
+    levels = levels or int(codes.max()) + 1
+    ptr = np.concatenate([[0], np.bincount(codes[used], minlength=levels).cumsum()])
     return sp.csr_array((weights[used], used, ptr), (len(ptr) - 1, len(codes)))
 
 
-def _noise_weights(Z: sp.csr_array, Q: np.ndarray) -> np.ndarray:
-    """Diagonal of Pi Z Z' Pi, (n,): sum over levels of (z - Q Y)^2 with Y = Z'Q."""
-    Y = Z @ Q
-    half = 0.5 * Q @ (Y.T @ Y) - Z.T @ Y
-    return np.bincount(Z.indices, Z.data**2, len(Q)) + 2.0 * (half * Q).sum(axis=1)
+def _noise_weights(factor: Factor, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonal of Pi Z K Z' Pi, (n,), and Q' Z K Z' Q.
+
+    Of every row z' K z - 2 z' K T q + q' T' K T q, T = Z'Q.
+    """
+    Z, own = factor.Z, factor.Z.data**2
+    if factor.kernel is not None:
+        own = own * np.repeat(factor.kernel.diagonal, np.diff(Z.indptr))
+    T = Z @ Q
+    KT = factor.weigh(T)
+    core = T.T @ KT
+    half = 0.5 * Q @ core - Z.T @ KT
+    return np.bincount(Z.indices, own, len(Q)) + 2.0 * (half * Q).sum(axis=1), core

@@ -23,11 +23,12 @@ import scipy.sparse as sp
 
 from ..errors import ConvergenceError
 from . import he, kernels
-from .he import Moments
+from .he import Factor, Moments
 from .kernels import VALUE, evaluate
 from .likelihood import residual
 from .model import Blocks, Model
 from .options import kept
+from .relatedness import Kernel
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -158,10 +159,11 @@ def _gls_without(
             active[donors[x]] = True
 
 
-def _known(gram: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether moment equations (K, K) tell the components apart, beside those of all rows."""
-    left = bool((np.diag(gram) > _NOTHING * np.diag(whole)).all())
-    return left and bool(np.linalg.cond(gram) <= he.CONFOUNDED)
+def _known(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Whether moment equations (..., K, K) tell components apart, beside those of all rows."""
+    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+    left = (diagonal > _NOTHING * np.diag(whole)).all(axis=-1)
+    return np.asarray(left & (np.linalg.cond(gram) <= he.CONFOUNDED))
 
 
 def _smallest(Q: np.ndarray) -> float:
@@ -194,41 +196,40 @@ class _Update:
         AQ = self.A @ Q
         SQ = _times(design, design.Q)  # Sigma_k Q and Pi Sigma_k Q
         PSQ = SQ - design.Q @ (design.Q.T @ SQ)
-        donors, levels = self._blocks(model)
-        sigma = np.concatenate([donors, levels * levels.transpose(0, 1, 3, 2)])
+        sigma = self._blocks(model)
         left = self._take(PSQ) @ Q.transpose(0, 2, 1)
         self.T = sigma - Q @ self._take(SQ).transpose(0, 1, 3, 2) - left
-        self._equations(model, donors, levels, SQ, PSQ, Q, AQ)
-        self._noise(donors, sigma, SQ, PSQ, Q, AQ)
+        self.alone = len(model.basis)  # components that join no rows of different donors
+        self._equations(model, sigma, SQ, PSQ, Q, AQ)
+        self._noise(sigma, SQ, PSQ, Q, AQ)
 
     def _take(self, values: np.ndarray) -> np.ndarray:
         """Values by row (..., n, j) as (..., g, m, j)."""
         return values[..., self.rows, :] * self.mask[..., None]
 
-    def _blocks(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
-        """Sigma_k,gg (K, g, m, m) of the donors' components; (Kr, g, m, m) z_a of a shared level.
-
-        The random effects' blocks are z_a where rows a and b share a level, else zero.
-        """
+    def _blocks(self, model: Model) -> np.ndarray:
+        """Sigma_k,gg of every component, (K, g, m, m)."""
         both = self.mask[:, :, None] & self.mask[:, None, :]
         donor = model.row_donor[self.rows]
         same = both & (donor[:, :, None] == donor[:, None, :])
         K, R = len(model.basis), model.W.shape[1]
         W = model.W[self.rows]
         weighted = np.einsum("kr,gmr->kgmr", model.S[:K, :R], W)
-        donors = same * (weighted @ W.transpose(0, 2, 1))
-        levels = np.zeros((len(model.random), *both.shape))
-        for r, (codes, values) in enumerate(model.random):
-            code = codes[self.rows]
+        parts = [same * (weighted @ W.transpose(0, 2, 1))]
+        for codes, values in model.random:
+            code, value = codes[self.rows], values[self.rows]
             shared = both & (code[:, :, None] == code[:, None, :])
-            levels[r] = shared * values[self.rows][:, :, None]
-        return donors, levels
+            parts.append((shared * value[:, :, None] * value[:, None, :])[None])
+        for term in model.kinship:
+            related = both * term.kernel.whole[donor[:, :, None], donor[:, None, :]]
+            H = model.H[self.rows]
+            parts.append(related * (H @ term.basis[:, None] @ H.transpose(0, 2, 1)))
+        return np.concatenate(parts)
 
     def _equations(
         self,
         model: Model,
-        donors: np.ndarray,
-        levels: np.ndarray,
+        sigma: np.ndarray,
         SQ: np.ndarray,
         PSQ: np.ndarray,
         Q: np.ndarray,
@@ -236,12 +237,9 @@ class _Update:
     ) -> None:
         """Inverse normal matrices (g, K, K), NaN where components cannot be told apart."""
         design, K = self.design, len(self.design.S)
-        sigma = np.concatenate([donors, levels * levels.transpose(0, 1, 3, 2)])
         through = _traces(self.A @ sigma, sigma)  # tr A (Sigma_k Sigma_l)_gg
-        first = len(donors)
-        for r in range(len(levels)):
-            for s in range(len(levels)):
-                through[:, first + r, first + s] = self._across(model, r, s)
+        if self.alone < K:
+            through[:, self.alone :, self.alone :] = self._across(model)
         near = self._take(SQ)
         through -= _inner(self.A @ near, near)
         rows = self._scatter(AQ)
@@ -254,24 +252,56 @@ class _Update:
             through[:, k] += small @ (SQ.transpose(0, 2, 1) @ PSQ[k]).reshape(K, -1).T
         AT = self.A @ self.T
         gram = design.gram - 2.0 * through + _traces(AT, AT)
-        known = np.array([_known(one, design.gram) for one in gram], dtype=bool)
+        known = _known(gram, design.gram)
         self.inverse = np.full_like(gram, math.nan)
         self.inverse[known] = np.linalg.inv(gram[known])
 
-    def _across(self, model: Model, r: int, s: int) -> np.ndarray:
-        """tr A (Sigma_r Sigma_s)_gg of two random effects, (g,): levels meet outside of g too."""
-        ours, theirs = model.random[r], model.random[s]
-        meet = (
-            self.design.factors[model.W.shape[1] + r] @ self.design.factors[model.W.shape[1] + s].T
-        )
-        value = _entries(meet, ours.codes[self.rows][:, :, None], theirs.codes[self.rows][:, None])
-        left = np.where(self.mask, ours.values[self.rows], 0.0)
-        right = np.where(self.mask, theirs.values[self.rows], 0.0)
-        return np.einsum("ga,gab,gb,gab->g", left, value, right, self.A)
+    def _across(self, model: Model) -> np.ndarray:
+        """tr A (Sigma_k Sigma_l)_gg of components that join donors, whose rows meet outside of g.
+
+        (g, k, l), summed over the entries z_a (K_f Z_f' Z_g K_g)_ab z_b of pairs of factors.
+        """
+        first, levels = model.W.shape[1], len(model.random)
+        factors, S = self.design.factors[first:], self.design.S[self.alone :, first:]
+        out = np.empty((len(self.rows), len(factors), len(factors)))
+        at = [_entry_of_rows(factor, self.rows, self.mask) for factor in factors]
+        for f, (i, left) in enumerate(at):
+            for g, (j, right) in enumerate(at):
+                if min(f, g) < levels:
+                    value = _meet(factors[f], factors[g], i[:, :, None], j[:, None, :])
+                    out[:, f, g] = np.einsum("ga,gab,gb,gab->g", left, value, right, self.A)
+        if len(factors) > levels:
+            weights = np.stack([weight for _, weight in at[levels:]], axis=-1)
+            out[:, levels:, levels:] = self._between(
+                [factor.kernel for factor in factors[levels:] if factor.kernel is not None],
+                [factor.Z for factor in factors[levels:]], weights, model.row_donor[self.rows],
+            )  # fmt: skip
+        return S @ out @ S.T
+
+    def _between(
+        self, kernels: list[Kernel], Z: list[sp.csr_array], weights: np.ndarray, donor: np.ndarray
+    ) -> np.ndarray:
+        """The same between kernels of donors, (g, f, h): sum_l K_f,il d_l K_h,lj, d = Z_f' Z_h."""
+        N, F = len(kernels[0]), len(kernels)
+        d = np.array([(f @ h.T).diagonal() for f in Z for h in Z])
+        pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
+        values = np.empty((len(pairs), F * F))
+        number = np.arange(F * F).reshape(F, F)
+        parts = [np.array([one is own for one in kernels]) for own in dict.fromkeys(kernels)]
+        step = max(_CHUNK // N, 1)
+        for start in range(0, len(pairs), step):
+            i, j = np.divmod(pairs[start : start + step], N)
+            for some in parts:
+                for others in parts:
+                    at = number[np.ix_(some, others)].ravel()
+                    first, second = kernels[some.argmax()], kernels[others.argmax()]
+                    K = first.whole[i] * second.whole[j]
+                    values[start : start + step, at] = K @ d[at].T
+        met = values[where].reshape(*self.A.shape, F, F) * self.A[..., None, None]
+        return np.einsum("gaf,gabfh,gbh->gfh", weights, met, weights, optimize=True)
 
     def _noise(
         self,
-        donors: np.ndarray,
         sigma: np.ndarray,
         SQ: np.ndarray,
         PSQ: np.ndarray,
@@ -283,7 +313,7 @@ class _Update:
         n = len(design.Q)
         ATA = A @ self.T @ A
         near = AQ * self._take(SQ) + (A @ self._take(PSQ)) * Q - (ATA @ Q) * Q
-        near[: len(donors)] += (donors @ AQ) * Q
+        near[: self.alone] += (sigma[: self.alone] @ AQ) * Q
         own = np.einsum("kgaa->kga", ATA - 2.0 * (A @ sigma)) + 2.0 * near.sum(axis=-1)
         K, groups = own.shape[:2]
         kinds, group = np.meshgrid(np.arange(K), np.nonzero(self.mask)[0], indexing="ij")
@@ -296,10 +326,13 @@ class _Update:
         self.inner = _pack(inner, self.upper)  # (K, g, h)
         self.small = (Qt @ AQ)[(slice(None), *self.upper)]
         self.products = design.Q[:, self.upper[0]] * design.Q[:, self.upper[1]]
-        self.maps = [_spread(Z, design.Q) for Z in design.factors]
+        self.maps = [_spread(factor.Z, design.Q) for factor in design.factors]
         rows = self._scatter(AQ)
-        first = design.S.shape[1] - (K - len(donors))
-        self.far = [self.members @ _spread(Z, rows).T for Z in design.factors[first:]]
+        joining = design.S[self.alone :].any(axis=0)
+        self.far = {
+            int(f): self.members @ _spread(design.factors[f].Z, rows).T
+            for f in np.flatnonzero(joining)
+        }
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """Variance components (G, g, K) of responses and noise variances (n, G)."""
@@ -307,13 +340,13 @@ class _Update:
         E = design.residual(Y)
         a = self.A @ self._take(E)  # residuals of the rows of g from the fit to all others
         rows = self._scatter(a)
-        sums = [Z @ E for Z in design.factors]
-        q = S @ np.array([np.square(part).sum(axis=0) for part in sums])
-        full = q - design.noise @ NU
-        cross = np.array(
-            [self.members @ (rows * (Z.T @ u)) for Z, u in zip(design.factors, sums, strict=True)]
-        )
-        means = np.array([(Z @ design.Q).T @ u for Z, u in zip(design.factors, sums, strict=True)])
+        sums = [factor.Z @ E for factor in design.factors]
+        spread = [factor.weigh(u) for factor, u in zip(design.factors, sums, strict=True)]
+        squares = [(u * Ku).sum(axis=0) for u, Ku in zip(sums, spread, strict=True)]
+        full = S @ np.array(squares) - design.noise @ NU
+        pairs = [(factor.Z, Ku) for factor, Ku in zip(design.factors, spread, strict=True)]
+        cross = np.array([self.members @ (rows * (Z.T @ Ku)) for Z, Ku in pairs])
+        means = np.array([(Z @ design.Q).T @ Ku for Z, Ku in pairs])
         turned = self._take(design.Q).transpose(0, 2, 1) @ a
         cross -= np.einsum("gpG,fpG->fgG", turned, means)
         right = full[:, None] - 2.0 * np.tensordot(S, cross, axes=1)
@@ -336,12 +369,13 @@ class _Update:
         out = (self.own @ NU).reshape(K, groups, G)
         out += self.inner @ (self.products.T @ NU)
         V = np.empty((len(design.factors), p, p, G))
-        for f, (Z, to) in enumerate(zip(design.factors, self.maps, strict=True)):
-            spread = to @ NU
-            V[f] = np.tensordot((Z @ design.Q).T, spread.reshape(Z.shape[0], p, G), axes=1)
-            level = f - len(design.factors) + len(self.far)
-            if level >= 0:
-                out[K - len(self.far) + level] += 2.0 * (self.far[level] @ spread)
+        for f, (factor, to) in enumerate(zip(design.factors, self.maps, strict=True)):
+            levels = factor.Z.shape[0]
+            spread = factor.weigh((to @ NU).reshape(levels, p * G))
+            V[f] = np.tensordot((factor.Z @ design.Q).T, spread.reshape(levels, p, G), axes=1)
+            if f in self.far:
+                far = 2.0 * (self.far[f] @ spread.reshape(levels * p, G))
+                out += S[:, f, None, None] * far
         packed = _pack(np.moveaxis(np.tensordot(S, V, axes=1), -1, 1), self.upper)
         out -= 2.0 * (self.small @ packed.transpose(0, 2, 1))
         return out
@@ -355,7 +389,7 @@ class _Update:
 
 def _times(design: Moments, B: np.ndarray) -> np.ndarray:
     """Sigma_k B of every component, (K, n, j)."""
-    return np.tensordot(design.S, np.array([Z.T @ (Z @ B) for Z in design.factors]), axes=1)
+    return np.tensordot(design.S, np.array([factor.times(B) for factor in design.factors]), axes=1)
 
 
 def _traces(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -398,3 +432,23 @@ def _entries(M: sp.csr_array, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     keys = np.repeat(np.arange(M.shape[0]), np.diff(M.indptr)) * M.shape[1] + M.indices
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, M.data[at], 0.0)
+
+
+def _entry_of_rows(
+    factor: Factor, rows: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Level of every row (g, m) and what it has of it: the one entry of its column of Z'."""
+    level, weight = np.zeros((2, factor.Z.shape[1]))
+    entries = factor.Z.tocoo()
+    level[entries.coords[1]], weight[entries.coords[1]] = entries.coords[0], entries.data
+    return level.astype(np.int64)[rows], weight[rows] * mask
+
+
+def _meet(f: Factor, g: Factor, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Entries of K_f Z_f' Z_g K_g at levels i of f and j of g, one of them a random effect's."""
+    M = f.Z @ g.Z.T
+    if f.kernel is not None:
+        return np.asarray((M.T @ f.kernel.whole).T[i, j])
+    if g.kernel is not None:
+        return np.asarray((M @ g.kernel.whole)[i, j])
+    return _entries(M, i, j)

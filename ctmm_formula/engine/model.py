@@ -30,7 +30,9 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
+from ..errors import ConvergenceError
 from .noise import weighable
+from .relatedness import KernelTerm
 
 LANES = 16
 """Donors to a tile: the kernels work on this many at once."""
@@ -148,6 +150,9 @@ class Model:
         Unbiased estimates of the squares of the true noise variances; NaN where there is none.
     types : ndarray, shape (n, C')
         Cell types of the rows, by which noise is pooled; H unless donors' effects are crossed.
+    kinship : tuple of KernelTerm
+        Effects of related donors, whose components come last in theta.  No block knows of them:
+        what is compiled sees the model without, which is ``unrelated``.
     """
 
     y: np.ndarray
@@ -171,6 +176,7 @@ class Model:
     n_cells: np.ndarray | None
     nu2: np.ndarray | None
     types: np.ndarray
+    kinship: tuple[KernelTerm, ...] = ()
 
     @cached_property
     def noise(self) -> np.ndarray:
@@ -183,13 +189,30 @@ class Model:
 
     @property
     def n_components(self) -> int:
-        """Number of variance components, K + Kr."""
-        return len(self.S)
+        """Number of variance components, K + Kr, and those of the kinship."""
+        return len(self.S) + sum(len(term.basis) for term in self.kinship)
 
     @property
     def n_donor_components(self) -> int:
         """Number of donor-level components K (they come first in theta)."""
         return len(self.basis)
+
+    @property
+    def unrelated(self) -> Model:
+        """The same model without the terms of the kinship."""
+        return replace(self, kinship=()) if self.kinship else self
+
+    def random_variances(self, theta: np.ndarray) -> np.ndarray:
+        """Variances of the random effects, (Kr,)."""
+        return theta[len(self.basis) : len(self.S)]
+
+    def genetic_covariances(self, theta: np.ndarray) -> list[np.ndarray]:
+        """A = sum_k theta_k B_k of every term of the kinship, (C, C) each."""
+        at, out = len(self.S), []
+        for term in self.kinship:
+            out.append(np.tensordot(theta[at : at + len(term.basis)], term.basis, axes=1))
+            at += len(term.basis)
+        return out
 
     @property
     def n_donors(self) -> int:
@@ -249,6 +272,19 @@ class Model:
         return np.tensordot(theta[: len(self.basis)], self.basis, axes=1)
 
 
+def refuse_related(model: Model) -> None:
+    """Blocks of donors are no blocks where donors are related.
+
+    Raises
+    ------
+    ConvergenceError
+    """
+    if model.kinship:
+        raise ConvergenceError(
+            "this takes donors as unrelated, and the fit has a kinship: ask it of a fit without"
+        )
+
+
 def build_model(
     y: np.ndarray,
     nu: np.ndarray,
@@ -260,6 +296,7 @@ def build_model(
     n_cells: np.ndarray | None = None,
     nu2: np.ndarray | None = None,
     types: np.ndarray | None = None,
+    kinship: Sequence[KernelTerm] = (),
 ) -> Model:
     """Sort rows into blocks and lay the design out for the kernels.
 
@@ -274,6 +311,8 @@ def build_model(
     n_cells, nu2 : array, shape (n,), optional
     types : array, shape (n, C'), optional
         Cell types of the rows, where these are not H.
+    kinship : sequence of KernelTerm, optional
+        Their donors in the order of the codes.
 
     Examples
     --------
@@ -346,6 +385,7 @@ def build_model(
         n_cells=_optional(n_cells, order),
         nu2=_optional(nu2, order),
         types=H if types is None else _floats(types)[order],
+        kinship=tuple(KernelTerm(term.kernel.of(donors), _floats(term.basis)) for term in kinship),
     )
 
 

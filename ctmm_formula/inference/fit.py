@@ -30,6 +30,7 @@ from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
 from .clustered import Clustered, NoClusters
+from .genetic_score import GeneticDesign
 from .group_score import GroupDesign, ResponseDesign
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .score import ScoreDesign
@@ -38,6 +39,9 @@ from .testing import Law, denominator
 
 MODEL, KENWARD_ROGER, JACKKNIFE, ROBUST = "model", "kenward-roger", "jackknife", "robust"
 """Where errors come from."""
+
+RELATED = "related donors are no independent units"
+"""Why there are no cluster-robust errors with a kinship."""
 
 T = TypeVar("T")
 _ROUNDING = 1e-8  # relative to the largest eigenvalue: below zero by more than rounding
@@ -134,6 +138,8 @@ class Fit:
         What its score test shares with those of other responses, where it is at hand.
     group_design : GroupDesign or ResponseDesign, optional
         The same of the tests of groups or of responses.
+    genetic_design : GeneticDesign, optional
+        The same of the tests of heritability.
     """
 
     model: Model
@@ -144,6 +150,7 @@ class Fit:
     weighed: RobustFit | None = field(default=None, repr=False)
     score_design: ScoreDesign | None = field(default=None, repr=False)
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
+    genetic_design: GeneticDesign | None = field(default=None, repr=False)
 
     @property
     def n_fixed(self) -> int:
@@ -262,6 +269,8 @@ class Fit:
     def robust_errors(self) -> Errors:
         """Errors by independent units, of the robust estimate: this fit or one of its model."""
         try:
+            if self.model.kinship:
+                raise ConvergenceError(RELATED)
             robust = self._robust
         except ConvergenceError as error:
             none = NoClusters(self.n_params, str(error))
@@ -280,6 +289,8 @@ class Fit:
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
+        if model.kinship:
+            return MODEL
         counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
         return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
@@ -299,7 +310,11 @@ class Fit:
         return self.robust_errors if kind == ROBUST else self.model_errors
 
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
-        """Errors by a jackknife of this fit."""
+        """Errors by a jackknife of this fit.
+
+        With a kinship of the variance components alone: fixed effects of related donors are not
+        independent, and keep the covariance by the model.
+        """
         reason = self.trouble
         if not reason and not np.isfinite(run.cov[self.n_fixed :, self.n_fixed :]).all():
             reason = (
@@ -312,7 +327,12 @@ class Fit:
                 f"standard errors are missing, as {len(run.failed)} of {count} refits of the "
                 f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
             )
-        return Errors(run.cov, run.name, self.df_resid, count, reason, missing=missing)
+        cov = run.cov
+        if self.model.kinship:
+            cov, p = cov.copy(), self.n_fixed
+            cov[:p, p:], cov[p:, :p] = 0.0, 0.0
+            cov[:p, :p] = self.estimate.cov_beta
+        return Errors(cov, run.name, self.df_resid, count, reason, missing=missing)
 
     @one_thread()
     def jackknife(

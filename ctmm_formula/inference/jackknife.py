@@ -202,7 +202,8 @@ class _LeftOut:
         rows = self._others(np.diff(model.row_ptr)[:, None] * model.active[:, None])[:, 0]
         reasons = {int(g): _COMPONENTS for g in np.flatnonzero(rows <= model.X.shape[1])}
         reasons |= {int(g): _FIXED for g in aliased}
-        at = np.abs(estimate.theta)  # any point inside the domain does
+        at = np.abs(estimate.theta[: len(model.S)])  # any point inside the domain does
+        model = model.unrelated  # a variance of one donor is none with relatives either
         if len(self.suspects):
             size = np.sqrt(np.diag(evaluate(model, at).expected))
         for g in set(map(int, self.suspects)) - set(reasons):

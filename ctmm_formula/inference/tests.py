@@ -22,6 +22,7 @@ from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
 from .fit import JACKKNIFE, MODEL, Errors, Fit, edge_note
+from .genetic_tests import SPECIFIC, heritable
 from .group_score import SHARED
 from .group_tests import groups, response
 from .rlrt import exact_rlrt
@@ -49,7 +50,7 @@ class Ask(NamedTuple):
     errors : Errors
         By the jackknife or those of fixed effects, for tests that need them; else by the model.
     component : int; null : str
-        For tests of one component: its number, and the hypothesis in words.
+        For tests of one component (or kinship): its number, and the hypothesis in words.
     rng : numpy Generator; n : int; n_jobs : int
         Draws and threads.
     """
@@ -146,7 +147,8 @@ def run_test(
     if fixed_by is None:
         fixed_by = fit.fixed_by if FIXED in test.needs else ""
     kind = errors_of(test, fixed_by)
-    own = fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
+    by_model = kind == MODEL and FIXED not in test.needs
+    own = fit.errors(kind, n_jobs) if errors is None or by_model else errors(kind)
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1, 100 * MOST_DRAWS)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
@@ -211,6 +213,11 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
             f"the score test of V = 0 knows no groups or conditions ({crossed.crossing.column}): "
             "fit each by itself"
         )
+    if fit.model.kinship:
+        return blank.without(
+            "the score test of V = 0 takes donors as unrelated: test_heritability() has the test "
+            "of what is genetic and specific; or fit without kinship="
+        )
     if fit.model.H.shape[1] < 2:
         return blank.without("there is one cell type: nothing can be specific to it")
     try:
@@ -247,7 +254,8 @@ def _variance_wald(fit: Fit, ask: Ask) -> TestResult:
     reason = _nothing(fit) or errors.reason
     if reason:
         return blank.without(reason)
-    L = np.pad(contrast, ((0, 0), (fit.n_fixed, len(fit.model.random))))
+    others = len(fit.estimate.theta) - contrast.shape[1]
+    L = np.pad(contrast, ((0, 0), (fit.n_fixed, others)))
     test = wald(
         fit.params, errors.given, L, fit.df_resid,
         name=blank.name, null=blank.null, method=blank.method, groups=errors.groups,
@@ -378,7 +386,17 @@ GROUP_TESTS: dict[str, Test] = {
 }  # fmt: skip
 """Tests of groups and of responses by name; a scan takes them beside those of ``TESTS``."""
 
-SCANNED: Mapping[str, Test] = ChainMap(GROUP_TESTS, TESTS)
+GENETIC_TESTS: dict[str, Test] = {
+    "heritability": Test(
+        "heritability", heritable, frozenset({CELLS}), (SHARED, SPECIFIC, "celltype"),
+        "variance between donors goes with a kinship: any, shared by all cell types, specific to "
+        "some, and in every type by its own rows, by a score of different donors that noise does "
+        "not move",
+    ),
+}  # fmt: skip
+"""Tests of a fit with a kinship."""
+
+SCANNED: Mapping[str, Test] = ChainMap(GENETIC_TESTS, GROUP_TESTS, TESTS)
 """Tests that a scan can be asked for."""
 
 

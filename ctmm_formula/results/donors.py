@@ -12,6 +12,7 @@ from scipy import special
 
 from ..arguments import choose
 from ..design.table import as_frame, label, listing, numbers
+from ..engine.model import refuse_related
 from ..engine.precision import Precision
 from ..errors import ConvergenceError, CTMMWarning, DataError
 from ..inference.donor_scores import (
@@ -41,6 +42,7 @@ _LACKING = {
 
 def _weights(res: Record) -> Precision:
     """P by which donors are looked at: that of the fit, of robust ones by its working noise."""
+    refuse_related(res.model)
     try:
         return weighed_by(res.model, res.estimate.theta, res.numbers.is_clustered)
     except (ConvergenceError, np.linalg.LinAlgError) as error:

@@ -242,7 +242,7 @@ def unlike(res: Record, name: str, groups: pd.Series | None, errors: Errors) -> 
     own = replace(design, crossing=crossing, loads=loads_of(crossing, texts))
     try:
         structure = cross(res.structure_, crossing, own.effects)
-        model = own.model(structure)
+        model = own.model(structure).unrelated
         shared = group_design(model, structure)
         test = group_test(model, shared, design.celltypes)
     except (CTMMError, np.linalg.LinAlgError):

@@ -15,6 +15,7 @@ from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from . import donors, hypothesis_tests, parameters, predictions, serialize, shares
 from .effects import effects
+from .heritability import heritability
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
@@ -98,6 +99,7 @@ class CTMMResults(Record):
     test_component = hypothesis_tests.test_component
     test_groups = hypothesis_tests.test_groups
     test_response = hypothesis_tests.test_response
+    test_heritability = hypothesis_tests.test_heritability
     wald_test = hypothesis_tests.wald_test
     t_test = hypothesis_tests.t_test
     compare_lr_test = hypothesis_tests.compare_lr_test
@@ -105,6 +107,7 @@ class CTMMResults(Record):
     # shares of variance
     variance_explained = shares.variance_explained
     icc = shares.icc
+    heritability = heritability
 
     # predicted effects and values
     random_effects = Of(predictions.random_effects)

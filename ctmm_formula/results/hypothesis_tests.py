@@ -14,7 +14,7 @@ from ..inference.differences import linear
 from ..inference.fit import JACKKNIFE, Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
 from ..inference.testing import TestResult
-from ..inference.tests import COMPONENT_TESTS, TESTS, named, run_test
+from ..inference.tests import COMPONENT_TESTS, GENETIC_TESTS, TESTS, named, run_test
 from .parameters import tested
 from .record import Covariance, Record
 from .resampling import Jackknife
@@ -204,6 +204,43 @@ def test_response(res: Record) -> TestResult:
         nan with the reason in ``note`` where the fit has no conditions of the same donors.
     """
     return run_test("response", res.numbers)
+
+
+def test_heritability(res: Record, kinship: str | None = None) -> TestResult:
+    """Test that some of the variance between donors is genetic, of a fit with ``kinship=``.
+
+    By noise-robust scores that hold products of different donors only, one-sided: is anything
+    genetic (``pvalue``), what all cell types share (``extra["shared"]``), beyond that what is
+    specific to some (``extra["specific"]``), and is expression in a cell type, by its own rows
+    (``extra["celltype"]``).  Neither the measured noise nor the estimates of the fit matter, see
+    :mod:`ctmm_formula.inference.genetic_score`; levels and power in
+    ``tests/benchmarks/heritability_levels.md``.
+
+    Parameters
+    ----------
+    kinship : str, optional
+        Which one, where there are several.
+
+    Returns
+    -------
+    TestResult
+        ``statistic`` is the shared score in its null standard deviations; nan with the reason in
+        ``note`` where the test cannot be had.
+
+    Raises
+    ------
+    CTMMError
+        No kinship of that name.
+    """
+    names = [one.name for one in res.design.kinship]
+    number = 0
+    if len(names) > 1 or kinship is not None:
+        if kinship is None:
+            raise CTMMError(
+                f"which kinship? test_heritability({names[0]!r}), of {', '.join(names)}"
+            )
+        number = names.index(choose("kinship", kinship, names))
+    return run_test("heritability", res.numbers, registry=GENETIC_TESTS, component=number)
 
 
 def test_component(

@@ -17,28 +17,30 @@ RESERVED = ("shared", "specific", "means", "fixed", "noise", "total", "none", "a
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of fixed effects, of the structure's components and of the random effects'."""
+    """Names of fixed effects, the structure's components, the random effects' and the kinship's."""
 
     fixed: tuple[str, ...]
     donor: tuple[str, ...]
     random: tuple[str, ...]
+    genetic: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, design: Design, structure: Structure) -> Labels:
         """The names in a fit of `design` under `structure`."""
         names = component_names(structure.labels, design.names, design.random_names)
         count = len(structure.labels)
-        return cls(tuple(design.names), names[:count], names[count:])
+        genetic = component_names(design.genetic_names, (*design.names, *names), ())
+        return cls(tuple(design.names), names[:count], names[count:], genetic)
 
     @property
     def components(self) -> list[str]:
         """Of all variance components."""
-        return [*self.donor, *self.random]
+        return [*self.donor, *self.random, *self.genetic]
 
     @property
     def params(self) -> list[str]:
         """Of all parameters, in their order."""
-        return [*self.fixed, *self.donor, *self.random]
+        return [*self.fixed, *self.components]
 
 
 def component_names(

@@ -322,13 +322,14 @@ def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.
     Returns
     -------
     DataFrame
-        effect ("fixed" or "variance"), component ("fixed", "donor" or "random"), term,
+        effect ("fixed" or "variance"), component ("fixed", "donor", "random" or "genetic"), term,
         estimate, std_error, statistic, p_value, conf_low, conf_high.
     """
     out = table(res, covariance, alpha).rename_axis("term").reset_index()
-    counts = [len(names) for names in (res.labels.fixed, res.labels.donor, res.labels.random)]
-    out.insert(0, "effect", np.repeat(["fixed", "variance", "variance"], counts))
-    out.insert(1, "component", np.repeat(["fixed", "donor", "random"], counts))
+    parts = ("fixed", "donor", "random", "genetic")
+    counts = [len(getattr(res.labels, part)) for part in parts]
+    out.insert(0, "effect", np.repeat(["fixed", *["variance"] * 3], counts))
+    out.insert(1, "component", np.repeat(parts, counts))
     return out
 
 

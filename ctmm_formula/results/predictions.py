@@ -25,8 +25,8 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
         Columns estimate and std_error (NaN where a variance component is negative).
         ``"shared"`` by donor, ``"specific"`` by donor and cell type (each where the structure
         has it), both by group or condition as well where there are any (of a trend by its two
-        parts), without groups that the donor is not in; and one frame by level for each random
-        effect.
+        parts), without groups that the donor is not in; one frame by level for each random
+        effect; and of every kinship the genetic values, ``"genetic"`` by donor and cell type.
 
     Raises
     ------
@@ -46,6 +46,9 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
         parts.append(("specific", index, own))
     levels = (pd.Index(own, name="level") for own in design.random_levels)
     parts += zip(res.labels.random, levels, effects.random, strict=True)
+    for one, (value, se) in zip(design.kinship, effects.genetic, strict=True):
+        index, at = _of_donors(design, shared=False)
+        parts.append((one.name, index, (value[back][at], se[back][at])))
     return {
         name: pd.DataFrame({"estimate": value, "std_error": se}, index)
         for name, index, (value, se) in parts
@@ -237,6 +240,11 @@ def _contribution(res: Record, frame: pd.DataFrame, name: str, table: pd.DataFra
     if name in ("shared", "specific"):
         donor = _texts(frame, design.donor_col, "donor")
         values = getattr(res.blup, name)[np.argsort(res.model.donors)]
+        return (_look_up(values, design.donors, donor) * design.crossed(frame)).sum(axis=1)
+    names = [one.name for one in design.kinship]
+    if name in names:
+        values = res.blup.genetic[names.index(name)][0][np.argsort(res.model.donors)]
+        donor = _texts(frame, design.donor_col, "donor")
         return (_look_up(values, design.donors, donor) * design.crossed(frame)).sum(axis=1)
     components = [
         (term, celltype)  # None: all of them

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..arguments import choose, on_off, threads, whole_number
 from ..design.labelled import Design
-from ..engine.blup import Effects
+from ..engine.blup import Effects, covariance_parts
 from ..engine.blup import effects as predicted
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
@@ -159,6 +159,7 @@ class Record:
     def A(self) -> pd.DataFrame:
         """Covariance of true expression between donors, A = sigma^2 J + V, shape (C, C).
 
+        With a kinship that of the environment; ``heritability()`` has both.
         Of groups and conditions that of all effects, ``T|case``.
         """
         count = len(self.structure_.labels)
@@ -224,6 +225,8 @@ class Record:
             kind = choose("covariance", covariance, (ROBUST, *COVARIANCES))
         if of_fixed and isinstance(kind, str) and kind == ROBUST:
             return fit.robust_errors
+        if of_fixed and isinstance(kind, str) and kind == MODEL:
+            return self.errors(MODEL)
         return self.errors(covariance)
 
     def _errors(self, kind: str) -> Errors:
@@ -294,8 +297,13 @@ class Record:
 
     @cached_property
     def definite(self) -> bool:
-        """Whether the fitted covariance is positive definite; of moments it may not be."""
+        """Whether the fitted covariance is positive definite; of moments it may not be.
+
+        With a kinship whether all of its parts, environment and kinships, are covariances.
+        """
         at, model = self.estimate, self.model
+        if model.kinship:
+            return bool((covariance_parts(model, at.theta) == at.theta).all())
         if self.numbers.has_likelihood or (at.theta >= 0.0).all():
             return True
         if math.isfinite(evaluate(model, at.theta, full=False).llf):

@@ -22,12 +22,14 @@ import pandas as pd
 
 from ..arguments import choose
 from ..design.formula import FormulaSpec
+from ..design.kinship import Kinship
 from ..design.labelled import Design
 from ..design.matrix import ALWAYS, ENGINES, Coding
 from ..design.random_terms import RandomTerm
 from ..engine.domain import Domain
 from ..engine.estimate import Convergence, Estimate
 from ..engine.model import RandomComponent
+from ..engine.relatedness import Kernel
 from ..errors import DataError
 from ..inference.jackknife import JackknifeRun
 from ..paths import said
@@ -35,13 +37,13 @@ from ..structures import CROSSINGS, Crossed, Crossing, Structure
 from .labels import METHODS
 
 FORMAT = "ctmm_formula fit"
-VERSION = 6
+VERSION = 7
 
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Convergence, Crossed, Crossing, Domain, Estimate, FormulaSpec, JackknifeRun,
-        RandomComponent, RandomTerm, Structure,
+        Convergence, Crossed, Crossing, Domain, Estimate, FormulaSpec, JackknifeRun, Kernel,
+        Kinship, RandomComponent, RandomTerm, Structure,
     )
 }  # fmt: skip
 """The only classes a file can name."""
@@ -146,7 +148,7 @@ def _check_sizes(
 ) -> None:
     """The arrays of a file must fit together: what breaks later breaks here."""
     n, p, C, N = len(design.y), len(design.names), len(design.celltypes), len(design.donors)
-    K = len(structure.labels) + len(design.random)
+    K = len(structure.labels) + len(design.random) + len(design.genetic_names)
     shapes: dict[str, tuple[Any, tuple[int, ...], str]] = {
         "y": (design.y, (n,), "f"),
         "X": (design.X, (n, p), "f"),
@@ -172,6 +174,8 @@ def _check_sizes(
         shapes[f"codes of random effect {k}"] = (component.codes, (n,), "i")
         shapes[f"values of random effect {k}"] = (component.values, (n,), "f")
         codes[f"codes of random effect {k}"] = (component.codes, len(levels))
+    for one in design.kinship:
+        _check_kinship(one, design)
     for run in runs.values():
         G = len(run.left_out)
         shapes["jackknife's theta"] = (run.theta, (G, K), "f")
@@ -214,6 +218,25 @@ def _check_sizes(
     columns = {name for name in (design.donor_col, design.celltype_col) if name is not None}
     if not columns | set(design.proportion_cols) <= set(design.frame.columns):
         raise KeyError("columns of the frame")
+
+
+def _check_kinship(one: Kinship, design: Design) -> None:
+    """A kernel of the donors, and a structure of the cell types."""
+    N, kernel = len(design.donors), one.kernel
+    stored = [part for part in (kernel.matrix, kernel.root) if part is not None]
+    if len(stored) != 1 or stored[0].dtype.kind != "f" or not np.isfinite(stored[0]).all():
+        raise ValueError(f"kinship {one.name!r}")
+    if (
+        stored[0].ndim != 2
+        or len(stored[0]) != N
+        or (kernel.root is None and stored[0].size != N * N)
+    ):
+        raise ValueError(f"kinship {one.name!r} is of other donors")
+    again = design.structure(one.structure)
+    if again.labels != one.structure.labels or one.structure.crossed is not None:
+        raise ValueError(f"the structure of kinship {one.name!r} is of other cell types")
+    if one.structure.basis.shape != (len(again.labels), *(len(design.celltypes),) * 2):
+        raise ValueError(f"the matrices of kinship {one.name!r}")
 
 
 # ---------------------------------------------------------------------------------------------

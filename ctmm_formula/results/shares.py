@@ -10,6 +10,7 @@ donor's cells), P_i = sum_a w_a H_a and S = cov(P), the variance of overall pseu
                          (of groups and conditions P_i holds the shares of all effects, and sigma^2
                          is a mean over donors too)
     r_k mean_i |z_ik|^2  every random effect, z_ik = sum_a w_a z_ak
+    s_K mean_i(P_i' A_K P_i)   every kinship, s_K the mean of K_ii less that of K_ij
     mean_i(sum_a w_a^2 nu_a)   noise
 
 (m the cell type means at the mean of the covariates; Chen and Dahl 2024, supplement).  Estimates
@@ -18,7 +19,7 @@ of variance components may be negative, and so may their shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,8 @@ class Weights:
     X : ndarray, shape (n, p); mean_rows : ndarray, shape (C, p)
     levels : tuple of float
         Mean square of the weights on levels of every random effect.
+    kinship : tuple of (str, float)
+        Name and scale of every kinship.
     """
 
     donor: np.ndarray
@@ -61,6 +64,7 @@ class Weights:
     X: np.ndarray
     mean_rows: np.ndarray
     levels: tuple[float, ...]
+    kinship: tuple[tuple[str, float], ...]
 
     @classmethod
     def of(cls, design: Design) -> Weights:
@@ -73,7 +77,8 @@ class Weights:
         np.add.at(effects, donor, w[:, None] * design.E)
         levels = tuple(_level_square(one, donor, w) / N for one in design.random)
         square = effects.T @ effects / N
-        return cls(donor, w, P, square, design.X, design.mean_rows, levels)
+        kinship = tuple((one.name, one.kernel.scale) for one in design.kinship)
+        return cls(donor, w, P, square, design.X, design.mean_rows, levels, kinship)
 
 
 def variance_parts(
@@ -83,6 +88,7 @@ def variance_parts(
     V: np.ndarray,
     random: Mapping[str, float],
     nu: np.ndarray,
+    genetic: Sequence[np.ndarray] = (),
     ddof: int = 1,
 ) -> dict[str, float]:
     """Parts of the variance of overall pseudobulk: means, fixed, shared, specific, ..., noise.
@@ -96,6 +102,8 @@ def variance_parts(
     random : mapping
         Variance of every random effect by name.
     nu : ndarray, shape (n,)
+    genetic : sequence of ndarray, shape (E, E)
+        Covariance of every kinship.
     ddof : int
     """
     N, means, P = len(at.P), at.mean_rows @ beta, at.P
@@ -108,6 +116,8 @@ def variance_parts(
     }
     for (name, r), square in zip(random.items(), at.levels, strict=True):
         parts[name] = r * square
+    for (name, scale), A in zip(at.kinship, genetic, strict=True):
+        parts[name] = scale * float((A * at.square).sum())
     parts["noise"] = float((at.w**2 * nu).sum()) / N
     return parts
 
@@ -128,8 +138,8 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     Returns
     -------
     DataFrame
-        Rows means, fixed (other fixed effects), shared, specific, one per random effect,
-        noise, total; columns variance (squared units of the response) and share, which sum
+        Rows means, fixed (other fixed effects), shared, specific, one per random effect and
+        kinship, noise, total; columns variance (squared units of the response) and share, which sum
         to the total.
 
     Notes
@@ -143,7 +153,8 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     design, at = res.design, Weights.of(res.design)
     common, V = res._common, res.V.to_numpy()
     random = {name: r for name, _, r in _random(res)}
-    parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, ddof)
+    genetic = res.model.genetic_covariances(res.estimate.theta)
+    parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, genetic, ddof)
     specific = V * at.square
     own = np.diag(specific)
     by_type = {f"specific[{c}]": float(v) for c, v in zip(design.effects, own, strict=True)}
@@ -167,10 +178,10 @@ def icc(res: Record) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per cell type (in every group or condition): the variances donor (A_cc), random
-        (all random effects), noise (mean) and total; ``icc`` = donor / total; ``shared`` =
-        sigma^2 / donor, the part that all cell types share (0 where the structure has no such
-        component; NaN where ``corr`` is, as A is no covariance there).
+        One row per cell type (in every group or condition): the variances donor (A_cc, and what
+        is genetic), random (all random effects), noise (mean) and total; ``icc`` = donor / total;
+        ``shared`` = sigma^2 / donor, the part that all cell types share (0 where the structure has
+        no such component; NaN where ``corr`` is, as A is no covariance there).
 
     Raises
     ------
@@ -185,8 +196,13 @@ def icc(res: Record) -> pd.DataFrame:
     # rows count with their weight on the cell type: all of it, or the proportion
     weight = res.design.E / res.design.E.sum(axis=0)
     squares = (r * (weight.T @ component.values**2) for _, component, r in _random(res))
+    A = res.A.to_numpy()
+    for one, own in zip(
+        res.design.kinship, res.model.genetic_covariances(res.estimate.theta), strict=True
+    ):
+        A = A + one.kernel.scale * own
     parts = {
-        "donor": np.diag(res.A),
+        "donor": np.diag(A),
         "random": sum(squares, np.zeros(len(res.design.effects))),
         "noise": weight.T @ res.design.nu,
     }
@@ -199,7 +215,7 @@ def icc(res: Record) -> pd.DataFrame:
 
 def _random(res: Record) -> Iterator[tuple[str, RandomComponent, float]]:
     """Name, design and variance of every random effect."""
-    theta = res.estimate.theta[len(res.labels.donor) :].tolist()
+    theta = res.model.random_variances(res.estimate.theta).tolist()
     return zip(res.labels.random, res.design.random, theta, strict=True)
 
 

@@ -265,6 +265,7 @@ def _header(fit: Any) -> list[tuple[str, str]]:
         ("Rows", f"{fit.nobs} of {fit.n_possible} possible"),
         ("Rows dropped", dropped or "none"),
         *([("Random effects", levels)] if levels else []),
+        *_kinship(fit.design.kinship),
         ("Log-likelihood", f"{fit.llf:.4f}" if likelihood else "none"),
         ("AIC", f"{fit.aic:.4f}" if likelihood else "none"),
         ("BIC", f"{fit.bic:.4f}" if likelihood else "none"),
@@ -286,6 +287,19 @@ def _crossing(crossing: Any) -> list[tuple[str, str]]:
     low, high = crossing.span
     own = f"{low:g} to {high:g}" if crossing.kind == "trend" else ", ".join(crossing.levels)
     return [(_CROSSED[crossing.kind], f"{crossing.column} ({own})")]
+
+
+def _kinship(kinship: Any) -> list[tuple[str, str]]:
+    """Every kinship with its structure, and of genotypes their number."""
+    if not kinship:
+        return []
+    texts = [
+        f"{one.name} ({one.structure.name}"
+        + ("" if one.kernel.root is None else f", {one.kernel.root.shape[1]} variants")
+        + ")"
+        for one in kinship
+    ]
+    return [("Kinship", ", ".join(texts))]
 
 
 def _yes(value: bool) -> str:
@@ -333,10 +347,11 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         df = f"{errors.groups - 1} df (blocks less one)"
     units = "blocks of donors joined by random effects" if fit.design.random else "donors"
     over = errors.name.replace("jackknife", "jackknife over donors", 1)
+    related = ", of fixed effects by the fitted model" if fit.design.kinship else ""
     if fit.method == "robust":
         df = f"the residual df ({units} less one)"
     said = [
-        _INFORMATION if errors.name == "model" else f"Standard errors: {over}.",
+        _INFORMATION if errors.name == "model" else f"Standard errors: {over}{related}.",
         f"P values by t with {df}, one-sided for variances."
         if fit.df_resid > 0
         else "No p values and intervals, as there are no residual df (donors less parameters).",

@@ -19,6 +19,7 @@ from ..api import (
     check_settings,
     domain_of,
     fit_design,
+    genetic_of,
     method_of,
     scale_of,
 )
@@ -76,6 +77,8 @@ def fit_genes(
     proportions: str | Sequence[str] | pd.DataFrame | None = None,
     by: str | None = None,
     within: str | None = None,
+    kinship: object = None,
+    genetic_structure: object = None,
     bounds: str | None = None,
     noise_floor: float = 0.1,
     formula_engine: str = "patsy",
@@ -117,7 +120,8 @@ def fit_genes(
     method : {"robust", "reml", "ml", "he"}, optional
         As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
     tests : str, or sequence of str, optional
-        By default "score", with `by` "groups" and with `within` "response".  Of V = 0, as
+        By default "score", with `by` "groups", with `within` "response" and with `kinship`
+        "heritability".  Of V = 0, as
         ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap"; of equal means
         "mean", as ``test_mean``, and "mean_jackknife", the published one; "groups" as
         ``test_groups``, "response" as ``test_response``.
@@ -127,6 +131,9 @@ def fit_genes(
         as ``wald_test``).
     donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
+    kinship, genetic_structure
+        As in ``fit``, one kinship for all genes: components by moments, and by default the test
+        "heritability", as ``test_heritability`` (with the law of many donors for any number).
     noise : str
         Layer of the noise variances in an AnnData; their squares are in the layer of that name
         with a 2 (``"nu2"``), if there is one.
@@ -193,6 +200,8 @@ def fit_genes(
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "by": by, "within": within}
+    genetic = genetic_of(structure, kinship, genetic_structure)
+    options |= {"kinship": kinship, "genetic_structure": genetic}
     options |= {"engine": formula_engine, "env": caller()}
     options["gone"] = left_out(responses.uns)
     spec = parse(formula, random, response_required=False)
@@ -200,21 +209,21 @@ def fit_genes(
         raise FormulaError(
             f"fit_genes takes a formula without response, every gene is one: ~ {spec.fixed}"
         )
-    asked = asked_tests(default_tests(by, within) if tests is None else tests)
+    asked = asked_tests(default_tests(by, within, kinship) if tests is None else tests)
     path = None if out is None else file_path("out=", out)
 
     base = used_rows(responses)
     more = [models] if isinstance(models, (str, Mapping)) else name_list("models", models)
     design, without = identified(
         lambda without: FromTable(spec, responses.obs, {**options, "without": without})(base),
-        [structure, *more],
+        [structure, *more, genetic],
     )
     options["without"] = without
     make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design)
     method, why = method_of(design, method, bounds)
     rows = read_tests(asked, design, structures[0], method)
-    check_tests(rows, len(structures), method, why, design.crossing)
+    check_tests(rows, len(structures), method, why, design.crossing, design.kinship)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, noise_floor), rows,
         one_step=one_step, draws=n_bootstrap, shares=shares,
@@ -251,6 +260,8 @@ def read_scan(
     *,
     nu2: object = None,
     proportions: pd.DataFrame | None = None,
+    kinship: object = None,
+    genetic_structure: object = None,
     trust: bool = False,
     functions: Mapping[str, Callable[..., object]] | None = None,
 ) -> Scan:
@@ -263,6 +274,8 @@ def read_scan(
         The data of the scan, as in :func:`fit_genes`, for ``scan.gene(name)``.
     proportions : DataFrame, optional
         Where the scan was given them as a table.
+    kinship, genetic_structure : optional
+        Where the scan was given them; the structure only where it has no name.
     trust : bool
         Let the formula of the file use whatever Python has and what is defined where you call.
         Without it, columns, arithmetic and the functions of :mod:`ctmm_formula.design.vouched`.
@@ -286,6 +299,7 @@ def read_scan(
     responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
     options |= {name: call.get(name) for name in ("by", "within")}  # files of before have none
+    options |= _kinship_of(call, kinship, genetic_structure)
     env = {**(caller() if trust else {}), **given_functions}
     options |= {"engine": call["formula_engine"], "env": env}
     lost = sorted(set(table["gene"]) - set(responses.genes))
@@ -305,6 +319,20 @@ def read_scan(
         check_vouched(spec.fixed, responses.obs.columns, {}, given_functions)
     notes = notes_of(table, layout, call, responses.chosen(table["gene"].tolist()))
     return Scan(table, layout, call, Refit(spec, responses, options, plan), notes)
+
+
+def _kinship_of(
+    call: Mapping[str, Any], kinship: object, genetic_structure: object
+) -> dict[str, object]:
+    """The kinship that a scan took, which its file does not hold."""
+    names = call.get("kinship")
+    if not names:
+        return {}
+    if kinship is None:
+        raise DataError("the scan took a kinship, which its file does not hold: give it, kinship=")
+    known = call["genetic_structure"][0]
+    given = known if genetic_structure is None else genetic_structure
+    return {"kinship": {names[0]: kinship}, "genetic_structure": given}
 
 
 def _functions(functions: object) -> dict[str, Callable[..., object]]:
@@ -355,6 +383,8 @@ class Refit:
             nu2=square if square in there else None,
         )  # fmt: skip
         given = [one.given for one in plan.layout.structures]
+        if self.options.get("kinship") is not None:
+            given.append(self.options["genetic_structure"])
         design, _ = identified(lambda without: make(**{**self.options, "without": without}), given)
         structure = main if main.celltypes == design.effects else main.given
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
@@ -374,6 +404,11 @@ class Refit:
             share = [str(name) for name in given]
         random = [part for c in design.random for part in (c.codes, c.values)]
         cells = np.zeros(0) if design.n_cells is None else design.n_cells
+        related = [p for one in design.kinship for p in (one.kernel.whole, one.structure.basis)]
+        names = {
+            "kinship": [one.name for one in design.kinship],
+            "genetic_structure": [one.structure.name for one in design.kinship],
+        }
         return {
             "version": recorded_versions()["ctmm-formula"],
             "formula": self.spec.text,
@@ -388,6 +423,7 @@ class Refit:
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
             **{name: self.options[name] for name in ("by", "within")},
+            **(names if design.kinship else {}),
             "proportions": share,
             "formula_engine": self.options["engine"],
             "noise": noise,
@@ -398,6 +434,7 @@ class Refit:
                 list(design.names), list(design.celltypes), list(design.donors), design.rows,
                 design.donor_codes, design.X, design.E, cells, *random,
                 *(structure.basis for structure in plan.layout.structures),
+                *related,
             ),
             "genes": fingerprint(list(self.responses.genes), block_size(len(self.responses.obs))),
         }  # fmt: skip

@@ -24,6 +24,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
+from ..inference.genetic_score import GeneticDesign, genetic_design
 from ..inference.group_score import GroupDesign, ResponseDesign, group_design, response_design
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
@@ -79,6 +80,13 @@ class Pattern:
         return group_design(self.models[0], structure) if "groups" in tests else None
 
     @cached_property
+    def genetic(self) -> GeneticDesign | None:
+        """What the tests of heritability of all genes share, if they are asked for."""
+        if "heritability" not in self.plan.layout.tests:
+            return None
+        return genetic_design(self.models[0], 0, whole=False)
+
+    @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
         """What the jackknives of all genes share, for the main structure."""
         if self.plan.method not in LIKELIHOODS:
@@ -126,8 +134,9 @@ class Patterns:
         structures = self.plan.layout.structures
         models = tuple(design.model(structure) for structure in structures)
         for model, structure in zip(models, structures, strict=True):
-            check_alone(design.alone, structure)
-            check_components(model, structure, design.random_names)
+            for one in (structure, *(own.structure for own in design.kinship)):
+                check_alone(design.alone, one)
+            check_components(model, structure, (*design.random_names, *design.genetic_names))
         tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
         weights = Weights.of(design) if self.plan.layout.shares else None
         return Pattern(self.plan, rows[design.rows], models, design.mean_rows, tests, weights)
@@ -177,4 +186,5 @@ def _names(design: Design) -> dict[str, tuple[str, ...]]:
         "fixed effects": design.names,
         "random effects": design.random_names,
         "effects of donors": design.effects,
+        "kinship": design.genetic_names,
     }

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arguments import name_list
+from ..design.kinship import Kinship
 from ..design.labelled import Design
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
+from ..inference.fit import JACKKNIFE, MODEL, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
-from ..results.labels import component_names
+from ..results.labels import Labels
 from ..results.questions import About, known_form, read_test
 from ..results.shares import PARTS
 from ..structures import Crossing, Structure
@@ -67,6 +68,8 @@ def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
 
 def fixed_by(design: Design, method: str) -> str:
     """Kind of errors that tests of fixed effects use."""
+    if design.kinship:
+        return MODEL
     return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
 
 
@@ -80,7 +83,7 @@ def read_tests(
     CTMMError
         Naming the choices of what is not there.
     """
-    components = component_names(structure.labels, design.names, design.random_names)
+    components = Labels.of(design, structure).components
     about = About(design, components, method, fixed_by(design, method) == ROBUST)
     return {name: read_test(name, about) for name in names}
 
@@ -89,12 +92,17 @@ CROSSED = {"by": "groups", "within": "response"}
 """Arguments that cross the effects of donors -> the test of what they ask."""
 
 
-def default_tests(by: object, within: object) -> tuple[str, ...]:
+HERITABILITY = "heritability"
+
+
+def default_tests(by: object, within: object, kinship: object = None) -> tuple[str, ...]:
     """What a scan tests unless told.
 
     >>> default_tests(None, None), default_tests("status", None), default_tests(None, "stim")
     (('score',), ('groups',), ('response',))
     """
+    if kinship is not None:
+        return (HERITABILITY,)
     given = [argument for argument, value in (("by", by), ("within", within)) if value is not None]
     return (CROSSED[given[0]] if given else "score",)
 
@@ -105,6 +113,7 @@ def check_tests(
     method: str,
     why: str,
     crossing: Crossing | None = None,
+    kinship: Sequence[Kinship] = (),
 ) -> None:
     """Refuse what `method`, the default for the reason `why` or "", or the design cannot have.
 
@@ -122,6 +131,15 @@ def check_tests(
         raise CTMMError(
             f"test 'score' of V = 0 knows no groups or conditions ({given}=): ask for "
             f"{CROSSED[given]!r}, or scan each by itself"
+        )
+    if HERITABILITY in tests and not kinship:
+        raise CTMMError(f"test {HERITABILITY!r} is of fits with kinship=: give one")
+    if len(kinship) > 1:
+        raise CTMMError("fit_genes takes one kinship for all genes; several go into fit")
+    if kinship and "score" in tests:
+        raise CTMMError(
+            f"test 'score' of V = 0 takes donors as unrelated: ask for {HERITABILITY!r}, or scan "
+            "without kinship="
         )
     if method in LIKELIHOODS:
         return
@@ -172,9 +190,8 @@ def make_plan(
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
         ["se_jackknife"] if resampled else []
     )
-    components = tuple(
-        component_names(s.labels, design.names, design.random_names) for s in structures
-    )
+    labels = [Labels.of(design, structure) for structure in structures]
+    components = tuple(tuple(own.components) for own in labels)
     layout = Layout(
         design.celltypes,
         design.names,
@@ -185,6 +202,8 @@ def make_plan(
         nested_pairs(structures) if likelihood else (),
         one_step and likelihood and resampled,
         {name: dict(test.parts) for name, test in tests.items() if test.parts},
-        (*PARTS, *components[0][len(structures[0].labels) :], "noise") if shares else (),
+        (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
+        if shares
+        else (),
     )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests)

@@ -175,7 +175,7 @@ def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exce
         found = out.estimate if isinstance(out, RobustFit) else out
         if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
             raise DataError("the estimates are not finite: rescale the expression of this gene")
-        shared = pattern.score, pattern.groups
+        shared = pattern.score, pattern.groups, pattern.genetic
         return Fit(model, structure, plan.domain, found, pattern.mean_rows, weighed, *shared)
 
     return [_attempt(fitted, *one) for one in zip(genes, work, strict=True)]
@@ -198,8 +198,9 @@ def _one_by_one(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
 
 
 def _by_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
-    thetas = pattern.shared[k].solve(*_columns(genes))
-    return [partial(he.complete, *one) for one in zip(genes, thetas, strict=True)]
+    design = pattern.shared[k]
+    thetas = design.solve(*_columns(genes))
+    return [partial(he.complete, *one, design) for one in zip(genes, thetas, strict=True)]
 
 
 def _by_robust_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
@@ -305,12 +306,14 @@ class _Gene:
     def _shares(self, main: Fit, weights: Weights) -> Row:
         """Shares of the variance of overall pseudobulk."""
         structure, theta = main.structure, main.estimate.theta
-        count = len(structure.labels)
+        count, model = len(structure.labels), main.model
         common = structure.common(theta[:count])
         V = structure.covariance(theta[:count]) - common
-        random = dict(zip(self.plan.layout.components[0][count:], theta[count:], strict=True))
-        nu = main.model.unsort(main.model.nu)
-        parts = variance_parts(weights, main.estimate.beta, common, V, random, nu)
+        variances = model.random_variances(theta)
+        names = self.plan.layout.components[0][count : count + len(variances)]
+        random = dict(zip(names, variances, strict=True))
+        nu, genetic = model.unsort(model.nu), model.genetic_covariances(theta)
+        parts = variance_parts(weights, main.estimate.beta, common, V, random, nu, genetic)
         total = sum(parts.values())
         return {f"share[{name}]": v / total if total else math.nan for name, v in parts.items()}
 

@@ -1,0 +1,379 @@
+"""Kinships: tables and files of how donors are related, matched to donors by label.
+
+A square table, its columns named as its rows, is a kinship K (donors x donors).  Any other, donors
+in its rows, is one of genotypes G: every column is standardised over the donors of the fit, and
+K = G G' / m of the m columns that vary.  What the model does with K is said in
+:mod:`ctmm_formula.engine.relatedness`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..engine.relatedness import Kernel
+from ..errors import DataError
+from ..paths import file_path, said
+from ..structures import Structure
+from .table import label, listing, near
+
+DEFAULT_NAME = "genetic"
+"""Name of a kinship that was given without one."""
+_SYMMETRIC = 1e-5  # of the largest entry, as files round
+_INDEFINITE = 0.01  # of the mean of the diagonal, as missing genotypes make K
+_SAME = 0.95  # correlation from which two donors look like one
+_FEW = 0.1  # donors: more that look alike come of a short window
+_RESERVED = frozenset({"environment", "shared", "specific", "total", "noise", "means", "fixed"})
+
+
+class Kinship(NamedTuple):
+    """A kinship of the donors of a design, in their order.
+
+    name: as its components are called, ``genetic:hom``; kernel; structure: between cell types.
+    """
+
+    name: str
+    kernel: Kernel
+    structure: Structure
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its variance components."""
+        return tuple(f"{self.name}:{own}" for own in self.structure.labels)
+
+
+class Matched(NamedTuple):
+    """Kinships of a design; what to know of them; what of that to warn of."""
+
+    kinship: tuple[Kinship, ...]
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def match_kinship(
+    given: object, donors: Sequence[str], structure: Structure, taken: Sequence[str] = ()
+) -> Matched:
+    """What a user gave as kinship, for the donors of a design.
+
+    Parameters
+    ----------
+    given : DataFrame, file name, or dict name -> one of these
+    donors : sequence of str, length N
+    structure : Structure
+        Of the genetic effects.
+    taken : sequence of str
+        Names of random effects.
+
+    Raises
+    ------
+    DataError
+        Naming the kinship, donors and the fix.
+
+    Examples
+    --------
+    >>> K = pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], ["d2", "d1"], ["d2", "d1"])
+    >>> from ctmm_formula.structures import resolve
+    >>> found = match_kinship(K, ["d1", "d2"], resolve("hom", ["T", "B"]))
+    >>> [one.labels for one in found.kinship]
+    [('genetic:hom',)]
+    """
+    several = given if isinstance(given, Mapping) else {DEFAULT_NAME: given}
+    if not several:
+        raise DataError("kinship= is an empty dict: give name -> kinship, {'cis': G, 'trans': K}")
+    found, notes, doubts = [], [], []
+    for name, one in several.items():
+        if not isinstance(name, str) or not name.strip() or ":" in name:
+            raise DataError(f"kinship= names {name!r}: a name is a text without ':', such as 'cis'")
+        if name in _RESERVED or name in taken:
+            what = "a random effect" if name in taken else "a part of the variance"
+            raise DataError(f"kinship {name!r} has the name of {what}: give it another")
+        kernel, said_of, doubted = _kernel(one, name, donors)
+        found.append(Kinship(name, kernel, structure))
+        notes += said_of
+        doubts += doubted
+    return Matched(tuple(found), (*notes, *doubts), tuple(doubts))
+
+
+def _kernel(given: object, name: str, donors: Sequence[str]) -> tuple[Kernel, list[str], list[str]]:
+    """The kernel of these donors, what to know of it, and what of that is a doubt."""
+    table = read_kinship(given) if isinstance(given, (str, PathLike)) else given
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(
+            f"kinship {name!r} must be a DataFrame with the donors' labels, or the name of a file, "
+            f"got {type(table).__name__}: pd.DataFrame(K, index=donors, columns=donors)"
+        )
+    index = _labels(table.index, name, "rows")
+    at = _rows_of(donors, index, name, table)
+    columns = [label(value) for value in table.columns]
+    if set(columns) != set(index):
+        if len(columns) == len(index):
+            raise DataError(
+                f"kinship {name!r} is square, but its columns ({listing(columns, 3)}, ...) are not "
+                f"named as its rows ({listing(index, 3)}, ...): name both by donor; of genotypes, "
+                "leave a column out or add one of zeros"
+            )
+        if len(set(columns) & set(index)) > len(columns) / 2:
+            raise DataError(
+                f"kinship {name!r} has columns for donors that have no row, or the other way "
+                f"round: {listing(sorted(set(columns) ^ set(index)))}"
+            )
+        return _of_genotypes(_numbers(table, name, index).iloc[at], name)
+    columns = _labels(table.columns, name, "columns")
+    K = (
+        _numbers(table, name, index)
+        .iloc[:, [columns.index(d) for d in index]]
+        .to_numpy(dtype=float)
+    )
+    wrong = np.argwhere(~np.isfinite(K))
+    if len(wrong):
+        names = list(dict.fromkeys(index[i] for i in wrong[:, 0]))
+        raise DataError(f"kinship {name!r} is missing or infinite for donors {listing(names)}")
+    return _of_matrix(K[np.ix_(at, at)], name, donors)
+
+
+def _labels(given: pd.Index, name: str, what: str) -> list[str]:
+    """Labels of rows or columns, each once."""
+    if isinstance(given, pd.MultiIndex):
+        raise DataError(
+            f"kinship {name!r} has several labels a row: keep the one that names the donor"
+        )
+    known = [label(value) for value in given]
+    twice = [one for one, count in Counter(known).items() if count > 1]
+    if twice:
+        raise DataError(f"kinship {name!r} has several {what} for donors {listing(twice)}")
+    return known
+
+
+def _rows_of(donors: Sequence[str], index: list[str], name: str, table: pd.DataFrame) -> list[int]:
+    """Where each donor is; donors of others may be there."""
+    place = {one: k for k, one in enumerate(index)}
+    absent = [donor for donor in donors if donor not in place]
+    if not absent:
+        return [place[donor] for donor in donors]
+    if isinstance(table.index, pd.RangeIndex):
+        text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+        fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"
+        raise DataError(f"kinship {name!r} has no labels of donors, its rows are numbered: {fix}")
+    if len(absent) == len(donors):
+        raise DataError(
+            f"kinship {name!r} has none of the donors ({listing(absent, 3)}): its rows are called "
+            f"{listing(index, 3)}; they are matched by label, never by position"
+        )
+    raise DataError(
+        f"kinship {name!r} has no row for {len(absent)} of {len(donors)} donors: "
+        f"{listing(absent)}{near(absent[0], index)}; add them, or leave their rows out of data"
+    )
+
+
+def _numbers(table: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
+    """The table, if all of it is numbers."""
+    text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+    if text:
+        raise DataError(
+            f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
+            "and the rest is numbers"
+        )
+    return table
+
+
+def _of_matrix(
+    K: np.ndarray, name: str, donors: Sequence[str]
+) -> tuple[Kernel, list[str], list[str]]:
+    """The checks of a matrix of the donors in the fit."""
+    away = np.abs(K - K.T)
+    if away.max(initial=0.0) > _SYMMETRIC * np.abs(K).max(initial=0.0):
+        i, j = np.unravel_index(int(away.argmax()), away.shape)
+        raise DataError(
+            f"kinship {name!r} is not symmetric: {K[i, j]:.6g} for {donors[int(i)]!r} and "
+            f"{donors[int(j)]!r}, {K[j, i]:.6g} the other way round; of a triangle, fill in the "
+            "other half"
+        )
+    K = (K + K.T) / 2.0
+    size, values = float(np.trace(K)) / len(K), np.linalg.eigvalsh(K)
+    if not size > 0.0 or values[0] < -_INDEFINITE * size:
+        raise DataError(
+            f"kinship {name!r} is no covariance: its smallest eigenvalue is {values[0]:.3g}, its "
+            f"mean diagonal {size:.3g}; distances are none either; set negative eigenvalues to 0, "
+            "or make K from genotypes, G G'/m"
+        )
+    kernel = Kernel(K, None)
+    centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
+    away = centred - np.diag(np.diag(centred)) + kernel.scale / len(K)
+    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
+    notes, doubts = [], []
+    if abs(kernel.scale - 1.0) > 0.005:
+        notes.append(
+            f"kinship {name!r}: genetic variances of heritability() are between these donors, "
+            f"components times {kernel.scale:.4g} (mean of its diagonal less mean of the others)"
+        )
+    if spread * len(K) < math.sqrt(2.0):
+        doubts.append(
+            f"kinship {name!r} is next to a multiple of the identity between these {len(K)} donors "
+            f"(entries off the diagonal vary by {spread:.2g} of it): what is genetic can hardly be "
+            "told from the environment"
+        )
+    return kernel, notes, [*doubts, *_alike(K, name, donors)]
+
+
+def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
+    """Pairs of donors that look like one, where these are few."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = K / np.sqrt(np.outer(np.diag(K), np.diag(K)))
+    i, j = np.nonzero(np.triu(r > _SAME, 1))
+    if not len(i) or len({*i, *j}) > max(_FEW * len(K), 2):
+        return []
+    pairs = [f"{donors[a]} and {donors[b]}" for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    return [
+        f"kinship {name!r}: donors {listing(pairs)} are all but the same person (correlation above "
+        f"{_SAME:g}): twins, or one donor under two labels?"
+    ]
+
+
+def _of_genotypes(table: pd.DataFrame, name: str) -> tuple[Kernel, list[str], list[str]]:
+    """G G'/m of standardised columns; what is missing is the mean of its column."""
+    G = table.to_numpy(dtype=float)
+    if np.isinf(G).any():
+        raise DataError(f"genotypes {name!r} are infinite in column {_first(table, np.isinf(G))!r}")
+    missing = np.isnan(G)
+    empty = missing.all(axis=0)
+    count = np.maximum((~missing).sum(axis=0), 1)
+    mean = np.where(missing, 0.0, G).sum(axis=0) / count
+    G = np.where(missing, mean, G) - mean
+    sd = G.std(axis=0)
+    kept = (sd > 1e-8 * np.maximum(np.abs(mean), 1e-300)) & ~empty
+    if not kept.any():
+        raise DataError(
+            f"genotypes {name!r} do not vary between these {len(G)} donors: no column is left"
+        )
+    notes = [f"kinship {name!r}: G G'/m of {int(kept.sum())} columns of genotypes, standardised"]
+    if not kept.all():
+        notes[0] += f"; {int((~kept).sum())} that do not vary are left out"
+    if missing.any():
+        notes[0] += f"; {int(missing.sum())} missing genotypes are the mean of their column"
+    return Kernel(None, G[:, kept] / sd[kept] / math.sqrt(kept.sum())), notes, []
+
+
+def _first(table: pd.DataFrame, wrong: np.ndarray) -> str:
+    return str(table.columns[int(wrong.any(axis=0).argmax())])
+
+
+# ---------------------------------------------------------------------------------------------
+# files
+
+
+def read_kinship(path: object) -> pd.DataFrame:
+    r"""Read a kinship from a file, with the donors' labels.
+
+    Parameters
+    ----------
+    path : str or Path
+        GCTA's binary GRM ``cohort.grm.bin`` (beside ``cohort.grm.id``), PLINK's text matrix
+        ``cohort.rel`` (square or lower triangle, beside ``cohort.rel.id``), ``.csv`` or ``.tsv``
+        (optionally ``.gz``) with labels in the first row and column; or what comes before the
+        ending, ``cohort``.
+
+    Returns
+    -------
+    DataFrame, shape (N, N)
+        Labels are the individual IDs; of ID files with family IDs the second column.
+
+    Raises
+    ------
+    DataError
+        There is no such file, its ID file is missing, or the two do not go together.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "cohort.csv")
+    >>> _ = file.write_text("id,d1,d2\nd1,1,0.5\nd2,0.5,1\n")
+    >>> read_kinship(file).loc["d1", "d2"]
+    np.float64(0.5)
+    """
+    file = file_path("kinship=", path)
+    ending = next((e for e in _READERS if file.name.endswith(e)), None)
+    if ending is None:
+        ending = next((e for e in _READERS if file.with_name(file.name + e).exists()), None)
+        if ending is None:
+            raise DataError(
+                f"{str(file)!r} is no kinship: a file ends in {', '.join(_READERS)}, and there is "
+                "none of that name"
+            )
+        file = file.with_name(file.name + ending)
+    if not file.exists():
+        raise DataError(f"there is no file {str(file)!r}")
+    try:
+        return _READERS[ending](file)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(file)!r} could not be read as a kinship ({said(error)})") from None
+
+
+def _ids(path: Path) -> list[str]:
+    """Individual IDs of an ID file: of two columns the second, "#" before a header."""
+    if not path.exists():
+        raise DataError(f"there is no file {str(path)!r} with the donors of its kinship")
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    header = [name.lstrip("#") for name in lines[0]] if lines and lines[0][0][:1] == "#" else None
+    column = header.index("IID") if header and "IID" in header else 1
+    body = lines[1:] if header else lines
+    return [line[min(column, len(line) - 1)] for line in body]
+
+
+def _framed(K: np.ndarray, ids: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(K, index=list(ids), columns=list(ids))
+
+
+def _from_triangle(values: np.ndarray, N: int) -> np.ndarray:
+    """A matrix from its lower triangle, row by row."""
+    K = np.zeros((N, N))
+    K[np.tril_indices(N)] = values
+    return K + np.tril(K, -1).T
+
+
+def _wrong_size(path: Path, values: int, ids: int) -> DataError:
+    return DataError(
+        f"{str(path)!r} has {values} numbers, which is no kinship of the {ids} donors of its ID "
+        "file: are they of one run?"
+    )
+
+
+def _grm(path: Path) -> pd.DataFrame:
+    """GCTA: the lower triangle in single precision."""
+    ids = _ids(path.with_name(path.name.removesuffix(".bin") + ".id"))
+    values = np.fromfile(path, dtype="<f4").astype(float)
+    if len(values) != len(ids) * (len(ids) + 1) // 2:
+        raise _wrong_size(path, len(values), len(ids))
+    return _framed(_from_triangle(values, len(ids)), ids)
+
+
+def _rel(path: Path) -> pd.DataFrame:
+    """PLINK: text, square or its lower triangle."""
+    ids = _ids(path.with_name(path.name + ".id"))
+    N = len(ids)
+    rows = [np.array(line.split(), dtype=float) for line in path.read_text().splitlines() if line]
+    values = np.concatenate([*rows, np.zeros(0)])
+    if len(rows) == N and len(values) == N * N:
+        return _framed(values.reshape(N, N), ids)
+    if len(rows) == N and len(values) == N * (N + 1) // 2:
+        return _framed(_from_triangle(values, N), ids)
+    raise _wrong_size(path, len(values), N)
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    """Labels in the first row and column."""
+    sep = "\t" if ".tsv" in path.name else ","
+    out = pd.read_csv(path, sep=sep, index_col=0, dtype={0: str})
+    out.columns = out.columns.astype(str)
+    return out
+
+
+_READERS = {
+    ".grm.bin": _grm, ".rel": _rel, ".csv": _csv, ".tsv": _csv, ".csv.gz": _csv, ".tsv.gz": _csv,
+}  # fmt: skip

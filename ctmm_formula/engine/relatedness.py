@@ -1,0 +1,92 @@
+"""Kernels: how donors are related, and the terms of a model that are made of them.
+
+A term adds to the covariance of the rows of donors i and j
+
+    K_ij w_i' A w_j,   A = sum_k theta_k B_k   (C x C)
+
+with K the kernel (a kinship, or of a window of the genome) and w = H_i' e_a what a row has of each
+cell type.  The environment of :mod:`ctmm_formula.engine.model` is the same with K = I.  A kernel
+joins all donors to one block, so it stays outside of the compiled loops over blocks: whatever needs
+it meets N x N matrices only through products with N x p ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A symmetric N x N matrix over donors, whole or of low rank: K = matrix, or root root'.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (N, N), or None
+    root : ndarray, shape (N, m), or None
+        Standardised genotypes over the root of their number.
+
+    Examples
+    --------
+    >>> low = Kernel(None, np.array([[1.0], [2.0]]))
+    >>> low.whole.tolist(), low.diagonal.tolist(), low.times(np.eye(2)[:, :1]).ravel().tolist()
+    ([[1.0, 2.0], [2.0, 4.0]], [1.0, 4.0], [1.0, 2.0])
+    """
+
+    matrix: np.ndarray | None
+    root: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def _stored(self) -> np.ndarray:
+        stored = self.matrix if self.root is None else self.root
+        assert stored is not None
+        return stored
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """K, (N, N)."""
+        return self._stored if self.root is None else self.root @ self.root.T
+
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """K_ii, (N,)."""
+        return np.diag(self.whole) if self.root is None else np.square(self.root).sum(axis=1)
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """K B for B (N, j)."""
+        root = self.root
+        if root is None or 2 * root.shape[1] > len(root):
+            return self.whole @ B
+        return np.asarray(root @ (root.T @ B))
+
+    def of(self, donors: np.ndarray) -> Kernel:
+        """The kernel of these donors, in their order."""
+        if self.root is not None:
+            return Kernel(None, self.root[donors])
+        return Kernel(self.whole[np.ix_(donors, donors)], None)
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean K_ii less mean K_ij: variance between the donors of what has the covariance K.
+
+        The same for K and K + c: a constant is no difference between donors.
+
+        >>> Kernel(np.eye(3) + 5.0, None).scale
+        1.0
+        """
+        N, trace = len(self), float(self.diagonal.sum())
+        others = (float(self.times(np.ones((N, 1))).sum()) - trace) / max(N * (N - 1), 1)
+        return trace / N - others
+
+
+class KernelTerm(NamedTuple):
+    """One term: a kernel over the model's donors, in their order, and basis matrices (K, C, C)."""
+
+    kernel: Kernel
+    basis: np.ndarray

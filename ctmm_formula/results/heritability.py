@@ -1,0 +1,208 @@
+"""Heritability of expression: how much of the variance between donors is genetic.
+
+With A_g the covariance (C x C) of what goes with a kinship, A_e that of all else donors have, and s
+the scale of the kinship (mean of K_ii less mean of K_ij),
+
+    type c        h2 = s A_g,cc / (s A_g,cc + A_e,cc)
+    shared        s a_g / T      a the mean covariance of two cell types (hom, where V is diagonal)
+    specific      s v_g / T      v the mean variance of a cell type less a (the mean of V_cc)
+    total         s (a_g + v_g) / T,      T = s (a_g + v_g) + a_e + v_e
+
+T holds neither noise nor random effects, so neither brings h2 down.  With several kinships every
+one is over the sum of all.  All are ratios a't / b't of components t: standard errors by the delta
+method from the jackknife's covariance of t, intervals by Fieller, which has none where b't is not
+clearly positive.  Correlations of types are A_g,cd over the root of A_g,cc A_g,dd.
+
+The jackknife leaves out donors: its errors are those of a ratio in other donors of this population,
+with the effects that its variants have; a null variance is overestimated about two-fold, so small
+heritabilities are tested by scores (:mod:`ctmm_formula.inference.genetic_score`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from ..arguments import check_alpha
+from ..distributions import t_reach
+from ..errors import CTMMError
+from .record import Covariance, Record
+
+COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high", "note")
+"""Columns of the table of heritabilities."""
+SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
+_NOT_POSITIVE = "the variance between donors is not clearly positive"
+_NO_VARIANCE = "a genetic variance is not clearly positive"
+_NO_ERRORS = "there are no standard errors of the components"
+_BEYOND = "beyond 1, as moments know no bounds"
+
+
+@dataclass(frozen=True, eq=False)
+class Heritability:
+    """Heritabilities and genetic correlations of a fit.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row per kinship and part: "shared", "specific", "total", then the cell types.  Columns
+        genetic and environment (variances between donors), h2, std_error, conf_low, conf_high,
+        and note: why there is no interval.
+    correlations : DataFrame
+        A row per kinship and pair of cell types: correlation, std_error, conf_low, conf_high,
+        note.
+    target : str
+        What the errors are about.
+    """
+
+    table: pd.DataFrame
+    correlations: pd.DataFrame
+    target: str
+
+    def __str__(self) -> str:
+        parts = [_text(self.table)]
+        if len(self.correlations):
+            parts += ["genetic correlations", _text(self.correlations)]
+        return "\n".join([*parts, self.target])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join([self.table.to_html(), self.correlations.to_html(), f"<p>{self.target}</p>"])
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(float_format=lambda value: f"{value:.4g}", na_rep="")
+
+
+def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> Heritability:
+    """How much of the variance between donors is genetic: shared, specific, by cell type.
+
+    Ratios of moments, see :mod:`ctmm_formula.results.heritability`: without the noise of cells in
+    the denominator, and unbounded.
+
+    Parameters
+    ----------
+    covariance : Jackknife, optional
+        Another jackknife than that over single donors.
+    alpha : float
+        One less the confidence of the intervals.
+
+    Returns
+    -------
+    Heritability
+        ``table``, ``correlations``.
+
+    Raises
+    ------
+    CTMMError
+        The fit has no kinship.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> donors = df["donor"].unique()
+    >>> sibs = np.arange(len(donors)) // 3
+    >>> K = pd.DataFrame(0.5 * (np.equal.outer(sibs, sibs) + np.eye(len(donors))), donors, donors)
+    >>> res = ctmm.fit("expr ~ C(celltype)", kinship=K, structure="iid", data=df)
+    >>> res.vcomp.index.tolist()
+    ['hom', 'V', 'genetic:hom', 'genetic:V']
+    >>> res.heritability().table.loc["genetic"].index.tolist()
+    ['shared', 'specific', 'total', 'day0', 'day1', 'day2', 'day3']
+    """
+    check_alpha(alpha)
+    kinship, types = res.design.kinship, res.celltypes
+    if not kinship:
+        raise CTMMError("there is no kinship: fit with kinship=")
+    fit, errors = res.numbers, res.shown_errors(covariance)
+    theta, cov = fit.estimate.theta, errors.cov[fit.n_fixed :, fit.n_fixed :]
+    df = errors.df(np.eye(1, fit.n_params))
+    reach = float(t_reach(alpha / 2, np.where(df > 0, df, np.nan))[0])
+    matrices = [res.structure_.basis, *(one.structure.basis for one in kinship)]
+    starts = [0, *len(fit.model.S) + np.cumsum([0, *map(len, matrices[1:-1])])]
+    scales = [1.0, *(one.kernel.scale for one in kinship)]
+    # what every part of the covariance (a row) takes of the components
+    names, of = _named(types)
+    every = np.zeros((len(matrices), len(names), len(theta)))
+    for own, basis, start, scale in zip(every, matrices, starts, scales, strict=True):
+        own[:, start : start + len(basis)] = scale * _parts(basis)
+    wholes = every.sum(axis=0)[of]
+    rows, pairs = [], []
+    for part in every[1:]:
+        for top, own, whole in zip(part, every[0], wholes, strict=True):
+            rows.append([top @ theta, own @ theta, *_ratio(top, whole, theta, cov, reach)])
+    for basis, start in zip(matrices[1:], starts[1:], strict=True):
+        for c, d in combinations(range(len(types)), 2):
+            A = np.zeros((3, len(theta)))
+            A[:, start : start + len(basis)] = basis[:, [c, c, d], [d, c, d]].T
+            pairs.append(_correlation(A, theta, cov, reach))
+    of_kinship = [one.name for one in kinship]
+    two = [(k, c, d) for k in of_kinship for c, d in combinations(types, 2)]
+    both = pd.MultiIndex.from_frame(pd.DataFrame(two, columns=_PAIR))
+    return Heritability(
+        pd.DataFrame(
+            rows, pd.MultiIndex.from_product([of_kinship, names], names=["kinship", "part"]),
+            list(COLUMNS),
+        ),
+        pd.DataFrame(pairs, both, ["correlation", *COLUMNS[3:]]),
+        f"errors by the {errors.name}: of other donors of this population, in whom variants have "
+        "the effects that they have here",
+    )  # fmt: skip
+
+
+_PAIR = ["kinship", "celltype", "other"]
+
+
+def _named(types: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Names of parts, and the number of the part whose variance is theirs in whole."""
+    first = [SHARED, SPECIFIC, TOTAL] if len(types) > 1 else [TOTAL]
+    at = len(first)
+    return [*first, *types], np.r_[[at - 1] * at, at : at + len(types)]
+
+
+def _parts(basis: np.ndarray) -> np.ndarray:
+    """What parts take of matrices (K, C, C), (parts, K): shared, specific, total, cell types."""
+    own = np.diagonal(basis, axis1=1, axis2=2)
+    C, total = own.shape[1], own.mean(axis=1)
+    if C < 2:
+        return np.array([total, *own.T])
+    shared = (basis.sum(axis=(1, 2)) - own.sum(axis=1)) / (C * (C - 1))
+    return np.array([shared, total - shared, total, *own.T])
+
+
+def _ratio(
+    top: np.ndarray, whole: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
+) -> list[object]:
+    """top't / whole't with its standard error, Fieller's interval, and why there is none."""
+    weights = np.array([top, whole])
+    a, b = weights @ theta
+    V = weights @ cov @ weights.T
+    known = b * b - reach**2 * V[1, 1]
+    if not (b > 0.0 and known > 0.0):
+        return [math.nan] * 4 + [_NOT_POSITIVE if np.isfinite(V).all() else _NO_ERRORS]
+    h = a / b
+    se = math.sqrt(max(V[0, 0] - 2.0 * h * V[0, 1] + h * h * V[1, 1], 0.0)) / b
+    middle = (a * b - reach**2 * V[0, 1]) / known
+    half = math.sqrt(max(middle**2 - (a * a - reach**2 * V[0, 0]) / known, 0.0))
+    return [h, se, middle - half, middle + half, ""]
+
+
+def _correlation(A: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float) -> list[object]:
+    """A_cd / (A_cc A_dd)^1/2 of rows (cd, cc, dd), by the delta method for its inverse tanh."""
+    cd, cc, dd = A @ theta
+    V = A @ cov @ A.T
+    if not np.isfinite(V).all():
+        return [math.nan] * 4 + [_NO_ERRORS]
+    if not min(cc - reach * math.sqrt(V[1, 1]), dd - reach * math.sqrt(V[2, 2])) > 0.0:
+        return [math.nan] * 4 + [_NO_VARIANCE]
+    r = cd / math.sqrt(cc * dd)
+    turn = np.array([1.0 / math.sqrt(cc * dd), -r / (2.0 * cc), -r / (2.0 * dd)])
+    se = math.sqrt(turn @ V @ turn)
+    if abs(r) >= 1.0:
+        return [r, se, math.nan, math.nan, _BEYOND]
+    ends = np.tanh(math.atanh(r) + np.array([-reach, reach]) * se / (1.0 - r * r))
+    return [r, se, *ends.tolist(), ""]

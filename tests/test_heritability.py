@@ -1,0 +1,611 @@
+"""Kinships at the door, heritability and its tests, against dense algebra and goldens."""
+
+import json
+from dataclasses import replace
+
+import dense
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize
+from test_he import close, make
+from test_kinship import GOLDENS, KERNELS, family, golden_model, golden_set, related
+
+import ctmm_formula as ctmm
+from ctmm_formula.design.kinship import match_kinship
+from ctmm_formula.errors import ConvergenceError
+from ctmm_formula.inference import genetic_score
+from ctmm_formula.results.heritability import _ratio
+from ctmm_formula.structures import resolve
+
+FORMULA = "expr ~ C(celltype) + sex"
+
+
+@pytest.fixture(scope="module")
+def df():
+    return ctmm.load_example()
+
+
+@pytest.fixture(scope="module")
+def donors(df):
+    return list(df["donor"].unique())
+
+
+@pytest.fixture(scope="module")
+def K(donors):
+    return pd.DataFrame(family(len(donors), 3), donors, donors)
+
+
+@pytest.fixture(scope="module")
+def G(donors):
+    values = np.random.default_rng(1).binomial(2, 0.3, (len(donors), 20)).astype(float)
+    return pd.DataFrame(values, donors, [f"rs{k}" for k in range(20)])
+
+
+@pytest.fixture(scope="module")
+def res(df, K):
+    return ctmm.fit(FORMULA, random="batch", structure="iid", kinship=K, data=df)
+
+
+# ---------------------------------------------------------------------------------------------
+# fits
+
+
+def test_components_and_labels(res):
+    names = ["hom", "V", "batch", "genetic:hom", "genetic:V"]
+    assert list(res.vcomp.index) == names
+    assert list(res.params.index[-5:]) == names
+    assert list(res.cov_params().columns[-5:]) == names
+    assert res.method == "he" and res.bounds == "none"
+    assert res.tidy()["component"].tolist()[-3:] == ["random", "genetic", "genetic"]
+    assert "Kinship:         genetic (iid)" in str(res.summary())
+    assert res.notes[0] == "method: he, as it takes a kinship"
+    for text in (res.summary().as_html(), res.summary().as_latex()):
+        assert "genetic:hom" in text
+
+
+def test_donors_are_matched_by_label_never_by_position(df, K, res):
+    rng = np.random.default_rng(0)
+    others = [f"other{k}" for k in range(5)]
+    more = pd.DataFrame(np.eye(len(K) + 5), [*K.index, *others], [*K.index, *others])
+    more.iloc[: len(K), : len(K)] = K.to_numpy()
+    shuffled = more.loc[rng.permutation(more.index), rng.permutation(more.columns)]
+    rows = df.sample(frac=1.0, random_state=1)
+    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=shuffled, data=rows)
+    pd.testing.assert_series_equal(again.vcomp, res.vcomp, rtol=1e-9)
+
+
+def test_several_kinships_and_another_structure(df, K, G):
+    res = ctmm.fit(
+        FORMULA, structure="free", genetic_structure="hom", kinship={"cis": G, "trans": K}, data=df
+    )
+    assert list(res.vcomp.index[-2:]) == ["cis:hom", "trans:hom"]
+    assert "Kinship:" in str(res.summary()) and "cis (hom, 20 variants)" in str(res.summary())
+    table = res.heritability().table
+    assert list(table.index.get_level_values(0).unique()) == ["cis", "trans"]
+    with pytest.raises(ctmm.CTMMError, match=r"which kinship\? test_heritability\('cis'\)"):
+        res.test_heritability()
+    assert 0 < res.test_heritability("trans").pvalue <= 1
+    assert "no kinship has any variance" in res.test_heritability("cis").note
+    with pytest.raises(ctmm.CTMMError, match="kinship"):
+        res.test_heritability("gene")
+
+
+def test_genotypes_are_a_kinship(df, G):
+    by_window = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df)
+    Z = ((G - G.mean()) / G.std(ddof=0)).to_numpy()
+    whole = pd.DataFrame(Z @ Z.T / 20, G.index, G.index)
+    pd.testing.assert_series_equal(
+        by_window.vcomp, ctmm.fit(FORMULA, structure="hom", kinship=whole, data=df).vcomp
+    )
+    holes = G.copy()
+    holes.iloc[3, 4] = np.nan
+    holes["same"] = 1.0
+    res = ctmm.fit(FORMULA, structure="hom", kinship=holes, data=df)
+    note = next(note for note in res.notes if note.startswith("kinship 'genetic'"))
+    assert "20 columns" in note and "1 that do not vary" in note and "1 missing genotypes" in note
+
+
+def test_one_cell_type(df, K):
+    one = df[df["celltype"] == "day1"]
+    res = ctmm.fit("expr ~ sex", structure="hom", celltype="celltype", kinship=K, data=one)
+    assert res.heritability().table.index.get_level_values(1).tolist() == ["total", "day1"]
+    test = res.test_heritability()
+    assert 0 < test.pvalue < 1 and np.isnan(test.extra["specific"])
+
+
+def test_json_and_pickle_keep_it(res, G, df, tmp_path):
+    for one in (res, ctmm.fit(FORMULA, kinship=G, structure="hom", data=df)):
+        again = ctmm.CTMMResults.from_json(one.to_json(tmp_path / "fit.json"))
+        pd.testing.assert_frame_equal(again.heritability().table, one.heritability().table)
+        assert again.test_heritability() == one.test_heritability()
+        assert str(again.summary()) == str(one.summary())
+    content = json.loads(res.to_json())
+    content["parts"] = json.loads(json.dumps(content["parts"]).replace('"genetic"', '"cis"'))
+    with pytest.raises(ctmm.DataError, match="damaged or was edited"):
+        ctmm.CTMMResults.from_json(json.dumps(content))
+
+
+def test_what_cannot_be_had_says_so(df, K, res):
+    with pytest.raises(ctmm.CTMMError, match="method='reml' takes donors as unrelated"):
+        ctmm.fit(FORMULA, kinship=K, data=df, method="reml")
+    with pytest.raises(ctmm.CTMMError, match="bounds= are those of likelihoods"):
+        ctmm.fit(FORMULA, kinship=K, data=df, bounds="psd")
+    with pytest.raises(ctmm.CTMMError, match="genetic_structure= is that of a kinship"):
+        ctmm.fit(FORMULA, genetic_structure="hom", data=df)
+    assert "takes donors as unrelated" in res.test_variance().note
+    robust = res.test_mean("robust")
+    assert np.isnan(robust.pvalue) and "related donors" in robust.note
+    plain = ctmm.fit(FORMULA, data=df)
+    with pytest.raises(ctmm.CTMMError, match="there is no kinship: fit with kinship="):
+        plain.heritability()
+    assert plain.test_heritability().note == "there is no kinship: fit with kinship="
+    with pytest.raises(ctmm.DataError, match="without by= or within="):
+        ctmm.fit(FORMULA, kinship=K, data=df, by="sex")
+    apart = {donor: 1.0 + k for k, donor in enumerate(K.index)}
+    for ask in (
+        res.outliers,
+        lambda: ctmm.scan_donors(res, pd.Series(apart, name="x").to_frame()),
+        lambda: res.plot("residuals"),
+    ):
+        with pytest.raises(ctmm.CTMMError, match="takes donors as unrelated, and the fit"):
+            ask()
+    assert res.effects("sex").table["p_value"].notna().all()
+    overall = df.drop_duplicates("donor").drop(columns="celltype")
+    overall = overall.assign(p=np.linspace(0.2, 0.7, len(overall)), q=lambda t: 1 - t["p"])
+    with pytest.raises(ctmm.DataError, match="without proportions="):
+        ctmm.fit("expr ~ sex", kinship=K, data=overall, proportions=["p", "q"])
+
+
+def test_fixed_effects_count_relatives(df, K, res):
+    """Their covariance is that of OLS under the fitted covariance, whatever the jackknife says."""
+    a = dense.arrays(res.model)
+    hat = np.linalg.pinv(a.X)
+    expected = hat @ dense.covariance(a, res.estimate.theta) @ hat.T
+    p = len(res.fe_params)
+    close(res.cov_params().to_numpy()[:p, :p], expected, 1e-9)
+    jackknife = res.jackknife().cov_params().to_numpy()
+    close(res.cov_params().to_numpy()[p:, p:], jackknife[p:, p:], 1e-12)
+    assert res.test_mean().method == res.wald_test("sex[T.M] = 0").method == "wald (model)"
+    assert res.wald_test("sex[T.M] = 0, V = 0").method == "wald (jackknife)"
+
+
+def test_shares_and_icc(res, K):
+    shares = res.variance_explained()
+    scale = res.design.kinship[0].kernel.scale
+    at = res.design.proportions
+    g, v = res.vcomp["genetic:hom"], res.vcomp["genetic:V"]
+    square = (at**2).sum(axis=1).mean()
+    assert shares.loc["genetic", "variance"] == pytest.approx(scale * (g + v * square))
+    assert shares["variance"].iloc[:-1].sum() == pytest.approx(shares.loc["total", "variance"])
+    donor = res.vcomp["hom"] + res.vcomp["V"] + scale * (g + v)
+    assert res.icc()["donor"].to_numpy() == pytest.approx(donor)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_predicted_effects_are_those_of_henderson(df, K, G, negative):
+    """G Z' P y and its errors by n x n matrices, where the fit is no covariance at its part."""
+    res = ctmm.fit(
+        FORMULA, random="batch", structure="iid", genetic_structure="hom",
+        kinship={"cis": G, "trans": K}, data=df,
+    )  # fmt: skip
+    theta = np.array([0.3, 0.2, 0.1, 0.4, -0.9 if negative else 0.25])
+    res = ctmm.CTMMResults(
+        res.design, res.structure_, res.domain, replace(res.estimate, theta=theta)
+    )
+    assert res.definite == (not negative)
+    model = res.model
+    at = np.where(theta > 0, theta, 0.0)
+    a = dense.arrays(model)
+    _, P = dense.projection(dense.covariance(a, at), a.X)
+    r, donor, N, C = P @ a.y, a.donor, model.n_donors, model.H.shape[1]
+    D = np.eye(N)[donor]
+    tables = res.random_effects
+    assert list(tables) == ["shared", "specific", "batch", "cis", "trans"]
+    fitted = model.X @ res.estimate.beta
+    back = np.argsort(model.donors)
+    L = (D[:, :, None] * a.H[:, None, :]).reshape(len(a.y), N * C)
+    for name, part in {
+        "shared": at[0] * np.kron(np.eye(N), np.ones((C, C))),
+        "specific": at[1] * np.eye(N * C),
+        "cis": at[3] * np.kron(model.kinship[0].kernel.whole, np.ones((C, C))),
+        "trans": at[4] * np.kron(model.kinship[1].kernel.whole, np.ones((C, C))),
+    }.items():
+        value = (part @ L.T @ r).reshape(N, C)
+        se = np.sqrt(np.abs(np.diag(part - part @ L.T @ P @ L @ part))).reshape(N, C)
+        fitted = fitted + L @ value.ravel()
+        columns = slice(0, 1) if name == "shared" else slice(None)
+        close(tables[name]["estimate"], value[back][:, columns].ravel(), 1e-8)
+        close(tables[name]["std_error"], se[back][:, columns].ravel(), 1e-6)
+    batch = at[2] * a.levels[0].T @ r
+    close(tables["batch"]["estimate"], batch, 1e-8)
+    fitted = fitted + a.levels[0] @ batch
+    close(res.model.unsort(fitted), res.fittedvalues, 1e-8)
+    close(res.predict(random="all"), res.fittedvalues, 1e-8)
+    close(res.resid, df["expr"] - res.fittedvalues, 1e-8)
+    assert len(res.augment()) == len(df)
+    unknown = df.head(3).assign(donor="new")
+    close(res.predict(unknown, ["cis"]), res.predict(unknown), 1e-12)
+
+
+def test_draws_are_of_the_fit(df, G):
+    res = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df)
+    if (res.vcomp >= 0).all():
+        assert res.simulate(1, 2).shape == (len(df), 2)
+    theta = np.array([0.2, 0.4])
+    drawn = ctmm.CTMMResults(
+        res.design, res.structure_, res.domain,
+        type(res.estimate)(**{**vars(res.estimate), "theta": theta}),
+    )  # fmt: skip
+    assert drawn.simulate(1, 3).notna().all(axis=None)
+
+
+# ---------------------------------------------------------------------------------------------
+# heritability
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_goldens_of_heritability_and_p_values(name):
+    """The definitions and the p values of cigma 1.1.0, run as a black box."""
+    data, K, _, cigma = golden_set(name)
+    res = ctmm.fit("y ~ 0 + C(celltype) + x1", kinship=K, data=data)
+    types, scale = res.celltypes, res.design.kinship[0].kernel.scale
+    T = res.heritability().table.loc["genetic"]
+    for part in ("shared", "specific"):
+        total = T.loc["total", "genetic"] / scale + T.loc["total", "environment"]
+        found = T.loc[part, "genetic"] / scale / total
+        assert found == pytest.approx(cigma[f"{part}_h2"], rel=1e-9)
+    p = {"hom_g2": "genetic:hom", "hom_e2": "hom"}
+    for key, component in p.items():
+        assert res.test_component(component).pvalue == pytest.approx(cigma["p"][key], rel=1e-8)
+    for celltype, expected in zip(types, cigma["p"]["vc"], strict=True):
+        found = res.test_component(f"genetic:V[{celltype}]").pvalue
+        assert found == pytest.approx(expected, rel=1e-8)
+    V = ", ".join(f"genetic:V[{c}] = 0" for c in types)
+    assert res.wald_test(V).pvalue == pytest.approx(cigma["p"]["V"], rel=1e-8)
+    assert res.test_variance("jackknife").pvalue == pytest.approx(cigma["p"]["W"], rel=1e-8)
+
+
+def test_heritability_is_made_of_components(res):
+    table, scale = res.heritability().table.loc["genetic"], res.design.kinship[0].kernel.scale
+    v = res.vcomp
+    g, V, e, W = scale * v["genetic:hom"], scale * v["genetic:V"], v["hom"], v["V"]
+    whole = g + V + e + W
+    assert table.loc["shared", "genetic"] == pytest.approx(g)
+    for part, value in {"shared": g, "specific": V, "total": g + V, "day0": g + V}.items():
+        if np.isfinite(table.loc[part, "h2"]):
+            assert table.loc[part, "h2"] == pytest.approx(value / whole)
+    assert table.loc["day0", "environment"] == pytest.approx(e + W)
+
+
+def test_errors_by_the_delta_method_and_intervals_by_fieller():
+    rng = np.random.default_rng(0)
+    theta, half = np.array([0.3, 1.0]), rng.normal(size=(2, 2)) * 0.1
+    cov, reach = half @ half.T, 2.0
+    top, whole = np.array([1.0, 0.0]), np.array([1.0, 1.0])
+    h, se, low, high, note = _ratio(top, whole, theta, cov, reach)
+    assert (h, note) == (pytest.approx(0.3 / 1.3), "")
+    step = optimize.approx_fprime(theta, lambda t: top @ t / (whole @ t), 1e-7)
+    assert se == pytest.approx(np.sqrt(step @ cov @ step), rel=1e-5)
+    for end in (low, high):  # where the t statistic of top - h whole is the quantile
+        row = top - end * whole
+        assert abs(row @ theta) / np.sqrt(row @ cov @ row) == pytest.approx(reach)
+    values = _ratio(top, whole, theta, 1e4 * cov, reach)
+    assert np.isnan(values[:4]).all() and "not clearly positive" in values[4]
+    assert "no standard errors" in _ratio(top, whole, theta, np.nan * cov, reach)[4]
+
+
+def test_a_constant_of_the_kinship_changes_nothing(df, K, res):
+    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=K + 0.4, data=df)
+    columns = ["genetic", "environment", "h2"]
+    pd.testing.assert_frame_equal(
+        again.heritability().table[columns], res.heritability().table[columns], rtol=1e-8
+    )
+
+
+def test_correlations(df, K):
+    rng = np.random.default_rng(5)
+    N, C = 400, 3
+    names = [f"d{i}" for i in range(N)]
+    A = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.2], [0.2, 0.2, 1.0]])
+    big = family(N, 8) * 2 - np.eye(N) * 0.98  # nearly clones in eights
+    g = np.linalg.cholesky(big) @ rng.normal(size=(N, C)) @ np.linalg.cholesky(A).T
+    y = g + rng.normal(size=(N, C)) * 0.3
+    data = pd.DataFrame(
+        {"donor": np.repeat(names, C), "celltype": np.tile(list("abc"), N), "expr": y.ravel(),
+         "nu": 0.05, "n_cells": 50.0}
+    )  # fmt: skip
+    frame = pd.DataFrame(big, names, names)
+    res = ctmm.fit("expr ~ C(celltype)", structure="full", kinship=frame, data=data)
+    found = res.heritability().correlations.loc["genetic"]
+    assert (found["note"] == "").all()
+    expected = [0.5, 0.2, 0.2]
+    assert ((found["conf_low"] < expected) & (expected < found["conf_high"])).all()
+    assert found["std_error"].between(0.02, 0.2).all()
+    text = str(res.heritability())
+    assert "genetic correlations" in text and "other donors of this population" in text
+
+
+# ---------------------------------------------------------------------------------------------
+# scores
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_goldens_of_scores(name):
+    data, K, python, _ = golden_set(name)
+    model = golden_model(data, K, "free")
+    model = replace(model, n_cells=data["n_cells"].to_numpy(float)[model.order])
+    C = model.H.shape[1]
+    free = resolve("free", [str(c) for c in range(C)]).basis
+    design = genetic_score._pooled(model.unrelated.with_basis(free))
+    null = genetic_score._null_of(design, model.y, model.nu)
+    related = genetic_score.Related(model.kinship[0].kernel)
+    close(null.P.theta, python["score"]["theta_null"], 1e-6)
+    H = np.hstack([model.H.sum(axis=1, keepdims=True), model.H])
+    for known, P, V in (
+        (python["score"]["any"], null.P, H),
+        (python["score"]["specific"], genetic_score._within(null.P), model.H),
+    ):
+        scores = genetic_score._Scores(P, null, V, related, True)
+        close(scores.T, known["T"], 1e-7)
+        close(scores.mean, known["mean"], 1e-7)
+        close(scores.cov, known["cov"], 1e-7)
+        own = range(V.shape[1] - C, V.shape[1])
+        found = [np.exp(scores.test([k]).log) for k in range(V.shape[1])]
+        close(found, known["p_exact_saddlepoint"], 0.08)  # a saddlepoint approximates
+        assert np.exp(scores.test(own).log) == pytest.approx(known["p_sum"], rel=0.15)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("random", ["none", "batch", "celltype-specific"])
+def test_scores_are_those_of_dense_matrices(kernels, random):
+    model = related(make("ctp", "free", random, True), KERNELS[kernels](30))
+    model = replace(model, n_cells=np.linspace(5, 60, len(model.y)))
+    free = resolve("free", ["a", "b", "c"]).basis
+    design = genetic_score._pooled(model.unrelated.with_basis(free))
+    null = genetic_score._null_of(design, model.y, model.nu)
+    bare = model.unrelated.with_basis(free)
+    w = dense.working_noise(bare)
+    a = dense.arrays(bare)
+    effects = dense.covariance(a, null.P.theta) - a.D
+    S = np.linalg.inv(effects + np.diag(w))
+    D = np.eye(30)[a.donor]
+    for X, P in ((a.X, null.P), (np.hstack([a.X, D]), genetic_score._within(null.P))):
+        left, size, _ = np.linalg.svd(X, full_matrices=False)
+        Q = left[:, size > 1e-9]
+        dense_P = S - S @ Q @ np.linalg.solve(Q.T @ S @ Q, Q.T @ S)
+        for term in model.kinship:
+            K0 = term.kernel.whole - np.diag(term.kernel.diagonal)
+            scores = genetic_score._Scores(
+                P, null, model.H, genetic_score.Related(term.kernel), True
+            )
+            Sigma = dense_P @ (effects + np.diag(model.nu)) @ dense_P
+            loads = [D * h[:, None] for h in model.H.T]  # (n, N) of every type
+            A = [L @ K0 @ L.T for L in loads]
+            close(scores.T, [a.y @ dense_P @ B @ dense_P @ a.y for B in A], 1e-8)
+            close(scores.mean, [np.trace(B @ Sigma) for B in A], 1e-8)
+            cov = [[2 * np.trace(B @ Sigma @ C @ Sigma) for C in A] for B in A]
+            close(scores.cov, cov, 1e-8)
+            # the law of the sum, by the eigenvalues of all rows
+            size, axes = np.linalg.eigh(Sigma)
+            root = axes * np.sqrt(np.maximum(size, 0.0))
+            lam = np.linalg.eigvalsh(root.T @ sum(A) @ root)
+            value = float(scores.T.sum())
+            found = scores.test(range(3))
+            assert np.exp(found.log) == pytest.approx(dense.imhof(value, lam), rel=1e-4, abs=1e-7)
+
+
+def test_the_law_of_many_donors_is_near_that_of_all_eigenvalues():
+    model = related(make("ctp", "free", "none", True, 60), KERNELS["family"](60))
+    whole, shape = (
+        genetic_score.genetic_test(model, genetic_score.genetic_design(model, 0, way))
+        for way in (True, False)
+    )
+    assert whole.whole and not shape.whole
+    assert shape.any == pytest.approx(whole.any, abs=0.1)
+    assert shape.specific == pytest.approx(whole.specific, abs=0.1)
+
+
+def test_noise_has_no_say(df, K):
+    """Ten times the noise in some rows, y as it was: other donors' products are the same."""
+    res = ctmm.fit(FORMULA, structure="free", kinship=K, data=df)
+    wild = df.assign(nu=df["nu"] * np.random.default_rng(0).uniform(0.5, 1.5, len(df)))
+    again = ctmm.fit(FORMULA, structure="free", kinship=K, data=wild)
+    assert again.test_heritability().statistic == pytest.approx(
+        res.test_heritability().statistic, abs=0.1
+    )
+
+
+def test_the_test_says_what_it_found(res):
+    test = res.test_heritability()
+    assert list(test.extra) == ["shared", "specific", "celltype"]
+    assert list(test.extra["celltype"]) == list(res.celltypes)
+    assert "cross-donor score" in str(test) and test.log_pvalue == pytest.approx(
+        np.log(test.pvalue)
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# scans
+
+
+@pytest.fixture(scope="module")
+def genes(df):
+    """The example and the same with other responses, one with missing pairs."""
+    rng = np.random.default_rng(2)
+    E = pd.DataFrame({"first": df["expr"], "second": rng.permutation(df["expr"]), "third": 0.0})
+    E["third"] = df["expr"] + rng.normal(size=len(df))
+    E.loc[rng.choice(len(df), 20, replace=False), "third"] = np.nan
+    nu = pd.DataFrame({name: df["nu"] for name in E})
+    return {"data": df.drop(columns=["expr", "nu"]), "expr": E, "nu": nu}
+
+
+def test_a_scan_has_the_numbers_of_single_fits(df, genes, K, tmp_path):
+    options = {"random": "batch", "structure": "iid", "kinship": K}
+    path = tmp_path / "scan.parquet"
+    asked = ["heritability", "jackknife", "mean", "component:genetic:hom"]
+    scan = ctmm.fit_genes(
+        "~ C(celltype) + sex", **genes, **options, tests=asked, shares=True, out=path
+    )
+    assert scan.table["status"].tolist() == ["ok"] * 3, scan.table["reason"].tolist()
+    for name in genes["expr"]:
+        data = df.assign(expr=genes["expr"][name])
+        res = ctmm.fit(FORMULA, data=data.dropna(subset="expr"), **options)
+        row = scan.table.set_index("gene").loc[name]
+        close(row[list(res.vcomp.index)].to_numpy(float), res.vcomp, 1e-9)
+        close(scan.gene(name).vcomp, res.vcomp, 1e-9)
+        errors = [row[f"se_jackknife[{own}]"] for own in res.params.index[-5:]]
+        close(errors, res.bse.iloc[-5:], 1e-8)
+        assert row["p_mean"] == pytest.approx(res.test_mean().pvalue, rel=1e-7)
+        found = res.test_component("genetic:hom").pvalue
+        assert row["p_component:genetic:hom"] == pytest.approx(found, rel=1e-7)
+        shares = res.variance_explained()["share"]
+        assert row["share[genetic]"] == pytest.approx(shares["genetic"], rel=1e-8)
+        test = res.test_heritability()
+        assert row["stat_heritability"] == pytest.approx(test.statistic, rel=1e-6)
+        for end in ("", "_shared", "_specific", "[day0]", "[day3]"):
+            detail = end.strip("_[]")
+            p = test.extra["celltype"].get(detail, test.extra.get(detail, test.pvalue))
+            assert row[f"p_heritability{end}"] == pytest.approx(p, rel=0.15), end
+    assert scan.summary().index[0] == "heritability"
+    again = ctmm.read_scan(path)
+    pd.testing.assert_frame_equal(again.table, scan.table)
+    with pytest.raises(ctmm.DataError, match="the scan took a kinship"):
+        ctmm.read_scan(path, **genes)
+    close(ctmm.read_scan(path, **genes, kinship=K).gene("first").vcomp, scan.vcomp.iloc[0], 1e-9)
+    with pytest.raises(ctmm.DataError):  # another kinship is another scan
+        ctmm.fit_genes("~ C(celltype) + sex", **genes, **{**options, "kinship": K + np.eye(len(K))},
+                       tests=asked, shares=True, out=path)  # fmt: skip
+
+
+def test_what_a_scan_with_a_kinship_refuses(genes, K):
+    with pytest.raises(ctmm.CTMMError, match="'heritability' is of fits with kinship="):
+        ctmm.fit_genes("~ C(celltype)", **genes, tests=["heritability"])
+    with pytest.raises(ctmm.CTMMError, match="'score' of V = 0 takes donors as unrelated"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests=["score"])
+    with pytest.raises(ctmm.CTMMError, match="takes one kinship for all genes"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship={"a": K, "b": K @ K})
+    with pytest.raises(ctmm.CTMMError, match="takes donors as unrelated"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
+    default = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid")
+    assert "p_heritability_specific_bh" in default.table
+
+
+# ---------------------------------------------------------------------------------------------
+# bad kinships
+
+
+def edit(frame, **cells):
+    out = frame.copy()
+    for (i, j), value in cells.pop("at").items():
+        out.iloc[i, j] = value
+    return out
+
+
+def numbered(K):
+    return K.reset_index(drop=True)
+
+
+BAD = {
+    "numpy": (lambda K: K.to_numpy(), "must be a DataFrame with the donors' labels"),
+    "none of them": (lambda K: K.rename(index=lambda d: "x" + d, columns=lambda d: "x" + d),
+                     "none of the donors .* never by position"),
+    "one missing": (lambda K: K.iloc[1:, 1:], "has no row for 1 of 72 donors"),
+    "numbered": (numbered, "its rows are numbered: pd.DataFrame"),
+    "labels in a column": (lambda K: K.rename_axis("id").reset_index(), r"set_index\('id'\)"),
+    "square, other columns": (lambda K: K.set_axis([f"c{k}" for k in range(len(K))], axis=1),
+                              "is square, but its columns"),
+    "rows of some": (lambda K: pd.concat([K, K[["d"]] if "d" in K else K.iloc[:, :1].set_axis(
+        ["more"], axis=1)], axis=1), "columns for donors that have no row"),
+    "twice": (lambda K: pd.concat([K, K.iloc[:1]]), "several rows for donors"),
+    "asymmetric": (lambda K: edit(K, at={(0, 5): 0.7}), "is not symmetric: 0.7 for"),
+    "triangle": (lambda K: pd.DataFrame(np.tril(K), K.index, K.columns), "fill in the other half"),
+    "missing": (lambda K: edit(K, at={(2, 2): np.nan}), "missing or infinite for donors"),
+    "infinite": (lambda K: edit(K, at={(2, 2): np.inf}), "missing or infinite for donors"),
+    "indefinite": (lambda K: edit(K, at={(0, 9): 3.0, (9, 0): 3.0}), "is no covariance"),
+    "distances": (lambda K: 1.0 - K, "is no covariance"),
+    "text": (lambda K: K.assign(**{str(K.columns[0]): "a"}), "are not numbers"),
+    "empty dict": (lambda K: {}, "is an empty dict"),
+    "a name with a colon": (lambda K: {"a:b": K}, "a text without ':'"),
+    "a reserved name": (lambda K: {"shared": K}, "has the name of a part of the variance"),
+    "no such file": (lambda K: "nowhere.grm.bin", "there is no file 'nowhere.grm.bin'"),
+    "no such kind": (lambda K: "nowhere.xlsx", "is no kinship: a file ends in"),
+    "constant genotypes": (lambda K: pd.DataFrame({"rs1": np.ones(len(K))}, K.index),
+                           "do not vary between these"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_kinship_says_what_is_wrong(case, df, K):
+    make_bad, message = BAD[case]
+    with pytest.raises(ctmm.DataError, match=message):
+        ctmm.fit(FORMULA, structure="hom", kinship=make_bad(K), data=df)
+
+
+@pytest.mark.parametrize("value", [np.eye, lambda n: np.eye(n) + 0.5, lambda n: 3 * np.eye(n)])
+def test_the_identity_cannot_be_told_from_the_environment(value, df, donors):
+    K = pd.DataFrame(value(len(donors)), donors, donors)
+    with pytest.raises(ConvergenceError, match=r"'hom', .*multiple of the identity"):
+        ctmm.fit(FORMULA, structure="free", kinship=K, data=df)
+
+
+def test_next_to_the_identity_and_the_same_person_are_warned_of(df, donors, K):
+    noise = np.random.default_rng(0).normal(size=(len(donors),) * 2) * 0.003
+    near = pd.DataFrame(np.eye(len(donors)) + noise + noise.T, donors, donors)
+    with pytest.warns(ctmm.CTMMWarning, match="next to a multiple of the identity"):
+        ctmm.fit(FORMULA, structure="hom", kinship=near, data=df)
+    twins = edit(K, at={(0, 1): 0.99, (1, 0): 0.99, (0, 2): 0.5, (2, 0): 0.5})
+    with pytest.warns(ctmm.CTMMWarning, match="are all but the same person"):
+        ctmm.fit(FORMULA, structure="hom", kinship=twins, data=df)
+
+
+def test_a_kinship_may_not_have_the_name_of_a_random_effect(df, K):
+    with pytest.raises(ctmm.DataError, match="has the name of a random effect"):
+        ctmm.fit(FORMULA, random="batch", structure="hom", kinship={"batch": K}, data=df)
+
+
+# ---------------------------------------------------------------------------------------------
+# files
+
+
+def write(folder, K, kind):
+    ids = "".join(f"f{k} {d}\n" for k, d in enumerate(K.index))
+    lower = K.to_numpy()[np.tril_indices(len(K))]
+    if kind == "grm":
+        lower.astype("<f4").tofile(folder / "c.grm.bin")
+        (folder / "c.grm.id").write_text(ids)
+        return folder / "c.grm.bin"
+    if kind in ("rel", "triangle"):
+        rows = K.to_numpy() if kind == "rel" else [r[: k + 1] for k, r in enumerate(K.to_numpy())]
+        (folder / "c.rel").write_text("\n".join("\t".join(map(str, row)) for row in rows))
+        (folder / "c.rel.id").write_text("#FID IID\n" + ids if kind == "rel" else ids)
+        return folder / "c.rel"
+    path = folder / f"c.{kind}"
+    K.to_csv(path, sep="\t" if "tsv" in kind else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["grm", "rel", "triangle", "csv", "tsv", "csv.gz"])
+def test_files(kind, K, tmp_path):
+    path = write(tmp_path, K, kind)
+    pd.testing.assert_frame_equal(ctmm.read_kinship(path), K, check_names=False)
+    pd.testing.assert_frame_equal(ctmm.read_kinship(str(tmp_path / "c")), K, check_names=False)
+    structure = resolve("hom", ["a", "b"])
+    found = match_kinship(path, list(K.index)[:9], structure).kinship[0]
+    close(found.kernel.whole, K.iloc[:9, :9].to_numpy(), 1e-7)
+
+
+def test_files_that_do_not_go_together(K, tmp_path):
+    path = write(tmp_path, K, "grm")
+    (tmp_path / "c.grm.id").write_text("f a\nf b\n")
+    with pytest.raises(ctmm.DataError, match="no kinship of the 2 donors of its ID file"):
+        ctmm.read_kinship(path)
+    (tmp_path / "c.grm.id").unlink()
+    with pytest.raises(ctmm.DataError, match=r"no file .*c.grm.id"):
+        ctmm.read_kinship(path)
+    path = write(tmp_path, K, "rel")
+    path.write_text("1 2\n3 x\n")
+    with pytest.raises(ctmm.DataError, match="could not be read as a kinship"):
+        ctmm.read_kinship(path)
+    with pytest.raises(ctmm.DataError, match="is no name of a file"):
+        ctmm.read_kinship(3)
