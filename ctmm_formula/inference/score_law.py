@@ -269,7 +269,10 @@ def law_of(layout, found, R, sign, gain, level):
     """
     N, C, k = found.HB.shape
     r = len(R)
-    values, products = np.empty(N * r), np.empty((N * r, k * (k + 1) // 2))
+    levels = 2 * layout.slot.shape[1]
+    fixed = k - levels
+    values, products = np.empty(N * r), np.empty((N * r, fixed * (fixed + 1) // 2))
+    beside = np.empty((N * r, levels * (levels + 1) // 2 + levels * fixed))
     linear = np.zeros(found.fixed.shape)
     own, FL, load = np.empty((k, k)), np.empty((r, k)), np.empty((r, k))
     G, inner = np.empty((r, r)), np.empty((r, r))
@@ -314,17 +317,25 @@ def law_of(layout, found, R, sign, gain, level):
             for a in range(r):
                 values[i * r + a] = size_of[a]
                 at = 0
-                for b in range(k):
+                for b in range(fixed):
                     for c in range(b + 1):
-                        products[i * r + a, at + c] = load[a, b] * load[a, c]
+                        products[i * r + a, at + c] = load[a, levels + b] * load[a, levels + c]
                     at += b + 1
+                at = 0
+                for b in range(levels):
+                    for c in range(b + 1):
+                        beside[i * r + a, at + c] = load[a, b] * load[a, c]
+                    at += b + 1
+                    for c in range(fixed):
+                        beside[i * r + a, at + c] = load[a, b] * load[a, levels + c]
+                    at += fixed
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 row, column = layout.columns[cell, a], layout.columns[cell, c]
                 linear[at, max(row, column), min(row, column)] += own[a, c]
     return Law(
-        values, products, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
+        values, products, beside, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
     )  # fmt: skip
 

@@ -22,7 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..engine.options import EXACT_INNER, kept_exact
+from ..engine.lanes import load, root, spread, store
+from ..engine.model import LANES
+from ..engine.options import EXACT_INNER, FAST_PART, kept_exact
 
 # trapezoid in x, along the path in widths
 _STEP, _LAST_STEP, _REACH = 0.6, 0.005, 60.0
@@ -54,11 +56,16 @@ class Law(NamedTuple):
 
     Attributes
     ----------
-    values : ndarray, shape (J,); products : ndarray, shape (J, k (k + 1) / 2)
-        l_j and the lower triangle of c_j c_j', in the k columns that the cell touches.
+    values : ndarray, shape (J,)
+        l_j, cells in order: donors that touch the same 2 d columns of levels.
+    products : ndarray, shape (J, p (2 p + 1))
+        Lower triangle of c_j c_j' in the columns of the fixed effects.
+    beside : ndarray, shape (J, d (2 d + 1) + 4 d p)
+        For every column of levels what c_j c_j' has in it and those before it, then in those of the
+        fixed effects.
     start : int ndarray, shape (cells + 1,)
-        First j of every cell: donors that touch the same levels.
-    columns : int ndarray, shape (cells, k); block : int ndarray, shape (cells,)
+        First j of every cell.
+    columns : int ndarray, shape (cells, 2 d + 2 p); block : int ndarray, shape (cells,)
         Which columns of which block, blocks in order.
     fixed, linear : ndarray, shape (blocks, W, W)
     gain, level : ndarray, shape (blocks, q)
@@ -67,6 +74,7 @@ class Law(NamedTuple):
 
     values: np.ndarray
     products: np.ndarray
+    beside: np.ndarray
     start: np.ndarray
     columns: np.ndarray
     block: np.ndarray
@@ -78,141 +86,129 @@ class Law(NamedTuple):
 
 def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
-    none = np.zeros((1, 0, 0))
+    none, products = np.zeros((1, 0, 0)), np.zeros((len(weights), 0))
     return Law(
-        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
+        np.asarray(weights, dtype=float), products, products,
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
         none, none, np.zeros((1, 0)), np.zeros((1, 0)),
     )  # fmt: skip
 
 
-@njit(**EXACT_INNER)
-def _eliminate(A, B, size, phase):
-    """Solve A (2, m, m, n) for B (2, m, r, n) in place at n points; factors of the determinant.
+@njit(**FAST_PART)
+def _subtract(real, imag, A, a, k, out, row, column):
+    """out[row, column] -= (real + i imag) A[a, k]."""
+    x, y = load(A, (0, a, k)), load(A, (1, a, k))
+    store(out, (0, row, column), load(out, (0, row, column)) - (real * x - imag * y))
+    store(out, (1, row, column), load(out, (1, row, column)) - (real * y + imag * x))
 
-    log|det| is added to `size` (n,), and its phase in (-pi, pi] is `phase` (n,).  Real and
-    imaginary parts come first and points last, so that all points go through at once.
+
+@njit(**EXACT_INNER)
+def _pivot(A, B, c, n):
+    """The largest of rows c on of column c to row c, at each of n points; -1 for an exchange."""
+    sign = np.ones(LANES)
+    for i in range(n):
+        best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
+        for a in range(c + 1, A.shape[1]):
+            large = abs(A[0, a, c, i]) + abs(A[1, a, c, i])
+            if large > most:
+                best, most = a, large
+        if best != c:
+            sign[i] = -1.0
+            for part in range(2):
+                for k in range(c, A.shape[1]):
+                    kept = A[part, c, k, i]
+                    A[part, c, k, i], A[part, best, k, i] = A[part, best, k, i], kept
+                for k in range(B.shape[2]):
+                    kept = B[part, c, k, i]
+                    B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
+    return sign
+
+
+@njit(**EXACT_INNER)
+def _eliminate(A, B, n, size, phase):
+    """Solve A (2, m, m, LANES) for B (2, m, r, LANES) in place; factors of the determinant.
+
+    The first n lanes are points, real and imaginary parts come first.  log|det| is added to `size`
+    (n,), and its phase in (-pi, pi] is `phase` (n,).
     """
-    m, r, n = A.shape[1], B.shape[2], A.shape[3]
-    unit, factor, pivot = np.empty((2, n)), np.empty((2, n)), np.empty((2, m, n))
-    unit[0], unit[1] = 1.0, 0.0
+    m, r = A.shape[1], B.shape[2]
+    square, unit = np.empty(LANES), np.empty((2, LANES))
+    store(unit, 0, spread(1.0))
+    store(unit, 1, spread(0.0))
     for c in range(m):
+        sign = load(_pivot(A, B, c, n), 0)
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
+        modulus = x * x + y * y
+        store(square, 0, modulus)
         for i in range(n):
-            best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
-            for a in range(c + 1, m):
-                large = abs(A[0, a, c, i]) + abs(A[1, a, c, i])
-                if large > most:
-                    best, most = a, large
-            if best != c:
-                unit[0, i], unit[1, i] = -unit[0, i], -unit[1, i]
-                for part in range(2):
-                    for k in range(c, m):
-                        A[part, c, k, i], A[part, best, k, i] = (
-                            A[part, best, k, i], A[part, c, k, i],
-                        )  # fmt: skip
-                    for k in range(r):
-                        B[part, c, k, i], B[part, best, k, i] = (
-                            B[part, best, k, i], B[part, c, k, i],
-                        )  # fmt: skip
-            real, imag = A[0, c, c, i], A[1, c, c, i]
-            modulus = math.hypot(real, imag)
-            size[i] += math.log(modulus)
-            real, imag = real / modulus, imag / modulus
-            pivot[0, c, i], pivot[1, c, i] = real / modulus, -imag / modulus
-            unit[0, i], unit[1, i] = (
-                unit[0, i] * real - unit[1, i] * imag, unit[0, i] * imag + unit[1, i] * real,
-            )  # fmt: skip
+            size[i] += 0.5 * math.log(square[i])
+        scale = sign / root(modulus)
+        u, v = load(unit, 0), load(unit, 1)
+        store(unit, 0, scale * (u * x - v * y))
+        store(unit, 1, scale * (u * y + v * x))
+        x, y = x / modulus, (0.0 - y) / modulus
+        store(A, (0, c, c), x)
+        store(A, (1, c, c), y)
         for a in range(c + 1, m):
-            for i in range(n):
-                real, imag = A[0, a, c, i], A[1, a, c, i]
-                factor[0, i] = real * pivot[0, c, i] - imag * pivot[1, c, i]
-                factor[1, i] = real * pivot[1, c, i] + imag * pivot[0, c, i]
+            u, v = load(A, (0, a, c)), load(A, (1, a, c))
+            real, imag = u * x - v * y, u * y + v * x
             for k in range(c + 1, m):
-                _subtract(factor, A, c, k, A, a, k)
+                _subtract(real, imag, A, c, k, A, a, k)
             for k in range(r):
-                _subtract(factor, B, c, k, B, a, k)
+                _subtract(real, imag, B, c, k, B, a, k)
     for c in range(m - 1, -1, -1):
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
         for k in range(r):
             for a in range(c + 1, m):
-                for i in range(n):
-                    factor[0, i], factor[1, i] = A[0, c, a, i], A[1, c, a, i]
-                _subtract(factor, B, a, k, B, c, k)
-            for i in range(n):
-                real, imag = B[0, c, k, i], B[1, c, k, i]
-                B[0, c, k, i] = real * pivot[0, c, i] - imag * pivot[1, c, i]
-                B[1, c, k, i] = real * pivot[1, c, i] + imag * pivot[0, c, i]
+                _subtract(load(A, (0, c, a)), load(A, (1, c, a)), B, a, k, B, c, k)
+            u, v = load(B, (0, c, k)), load(B, (1, c, k))
+            store(B, (0, c, k), u * x - v * y)
+            store(B, (1, c, k), u * y + v * x)
     for i in range(n):
         phase[i] = math.atan2(unit[1, i], unit[0, i])
 
 
 @njit(**EXACT_INNER)
-def _subtract(factor, A, a, k, out, row, column):
-    """out[row, column] -= factor A[a, k] at all points."""
-    for i in range(factor.shape[1]):
-        real, imag = A[0, a, k, i], A[1, a, k, i]
-        out[0, row, column, i] -= factor[0, i] * real - factor[1, i] * imag
-        out[1, row, column, i] -= factor[0, i] * imag + factor[1, i] * real
+def _fold(T, s, n, gain, level, X, size, phase):
+    """Take the levels of a block out and add what is left to X; factors of det.
 
-
-@njit(**EXACT_INNER)
-def _fold(T, s, gain, level, X, size, phase):
-    """Take the levels of a block out of T (2, W, W, n) and add what is left to X; factors of det.
-
-    Of T and X, which are symmetric, the lower triangles; s (2, n).
+    T (2, W, 2 q, LANES) are the columns of the levels, X (2, 2 p, 2 p, LANES), s (2, LANES), the
+    first n of them points.  Of what is symmetric the lower triangles.
     """
-    q, rest, n = len(gain), X.shape[1], s.shape[1]
-    A, B = np.empty((2, 2 * q, 2 * q, n)), np.empty((2, 2 * q, rest, n))
+    q, rest = len(gain), X.shape[1]
+    A, B = np.empty((2, 2 * q, 2 * q, LANES)), np.empty((2, 2 * q, rest, LANES))
     for r in range(q):
-        twice, g = 2.0 * level[r], gain[r]
+        g = gain[r]
+        step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
         for k in range(2 * q + rest):
             row, column = max(r, k), min(r, k)
-            down, right = max(q + r, k), min(q + r, k)
-            for i in range(n):
-                up, up_i = T[0, row, column, i], T[1, row, column, i]
-                low, low_i = T[0, down, right, i], T[1, down, right, i]
-                first = g * low - twice * (s[0, i] * up - s[1, i] * up_i)
-                first_i = g * low_i - twice * (s[0, i] * up_i + s[1, i] * up)
-                if k < 2 * q:
-                    A[0, r, k, i], A[1, r, k, i] = first, first_i
-                    A[0, q + r, k, i], A[1, q + r, k, i] = g * (up - low), g * (up_i - low_i)
-                else:
-                    B[0, r, k - 2 * q, i], B[1, r, k - 2 * q, i] = -first, -first_i
-                    B[0, q + r, k - 2 * q, i] = g * (low - up)
-                    B[1, q + r, k - 2 * q, i] = g * (low_i - up_i)
-        for i in range(n):
-            A[0, r, r, i] += 1.0
-            A[0, q + r, q + r, i] += 1.0
-    _eliminate(A, B, size, phase)
-    factor = np.empty((2, n))
+            up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
+            row, column = max(q + r, k), min(q + r, k)
+            low, low_i = load(T, (0, row, column)), load(T, (1, row, column))
+            first = g * low - (step * up - step_i * up_i)
+            first_i = g * low_i - (step * up_i + step_i * up)
+            last, last_i = g * (up - low), g * (up_i - low_i)
+            if k < 2 * q:
+                store(A, (0, r, k), first + (1.0 if k == r else 0.0))
+                store(A, (1, r, k), first_i)
+                store(A, (0, q + r, k), last + (1.0 if k == q + r else 0.0))
+                store(A, (1, q + r, k), last_i)
+            else:
+                store(B, (0, r, k - 2 * q), 0.0 - first)
+                store(B, (1, r, k - 2 * q), 0.0 - first_i)
+                store(B, (0, q + r, k - 2 * q), 0.0 - last)
+                store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
+    _eliminate(A, B, n, size, phase)
     for a in range(rest):
-        for b in range(a + 1):
-            for i in range(n):
-                X[0, a, b, i] += T[0, 2 * q + a, 2 * q + b, i]
-                X[1, a, b, i] += T[1, 2 * q + a, 2 * q + b, i]
         for r in range(2 * q):
-            for i in range(n):
-                factor[0, i] = -T[0, 2 * q + a, r, i]
-                factor[1, i] = -T[1, 2 * q + a, r, i]
+            real, imag = load(T, (0, 2 * q + a, r)), load(T, (1, 2 * q + a, r))
             for b in range(a + 1):
-                _subtract(factor, B, r, b, X, a, b)
+                _subtract(0.0 - real, 0.0 - imag, B, r, b, X, a, b)
 
 
 @njit(**EXACT_INNER)
-def _add(T, columns, parts):
-    """Add a lower triangle (k (k + 1) / 2,) in some columns to the lower triangle of T."""
-    at = 0
-    for a in range(len(columns)):
-        row = columns[a]
-        for c in range(a + 1):
-            column = columns[c]
-            T[max(row, column), min(row, column)] += parts[at]
-            at += 1
-
-
-@njit(**EXACT_INNER)
-def _weights(law, s):
-    """4 s^2 / (1 - 2 s l_j) at s (2, n), real and imaginary parts beside each other (J, 2 n)."""
-    n = s.shape[1]
+def _weights(law, s, n):
+    """4 s^2 / (1 - 2 s l_j) at the first n of s, real and imaginary parts beside each other."""
     out = np.empty((len(law.values), 2 * n))
     for j in range(len(out)):
         twice = -2.0 * law.values[j]
@@ -225,26 +221,54 @@ def _weights(law, s):
     return out
 
 
+@njit(**FAST_PART)
+def _add(sums, at, n, T, row, column):
+    """T[row, column] += sums[at] at n points."""
+    for i in range(n):
+        T[0, row, column, i] += sums[at, i]
+        T[1, row, column, i] += sums[at, n + i]
+
+
+@njit(**EXACT_INNER)
+def _effects(law, weights, s, X):
+    """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES)."""
+    blocks, rest, n = len(law.fixed), X.shape[1], weights.shape[1] // 2
+    start = law.fixed.shape[1] - rest
+    sums = np.dot(law.products.T, weights)
+    at = 0
+    for a in range(rest):
+        for c in range(a + 1):
+            first = twice = 0.0
+            for b in range(blocks):
+                first += law.fixed[b, start + a, start + c]
+                twice += 2.0 * law.linear[b, start + a, start + c]
+            store(X, (0, a, c), first + twice * load(s, 0))
+            store(X, (1, a, c), twice * load(s, 1))
+            _add(sums, at, n, X, a, c)
+            at += 1
+
+
 @njit(**EXACT_INNER)
 def _block(law, b, cell, weights, s, T):
-    """T_b(s) to the lower triangles of T (2, W, W, n), with `cell` its first; the one after it."""
-    n = s.shape[1]
-    for a in range(T.shape[1]):
-        for c in range(a + 1):
-            start, twice = law.fixed[b, a, c], 2.0 * law.linear[b, a, c]
-            for i in range(n):
-                T[0, a, c, i], T[1, a, c, i] = start + twice * s[0, i], twice * s[1, i]
+    """Levels of T_b(s) to T (2, W, 2 q, LANES), with `cell` its first; the one after it."""
+    W, q, n = T.shape[1], T.shape[2] // 2, weights.shape[1] // 2
+    for a in range(W):
+        for c in range(2 * q):
+            twice = 2.0 * law.linear[b, a, c]
+            store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
+            store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
         first, stop = law.start[cell], law.start[cell + 1]
-        sums = np.dot(law.products[first:stop].T, weights[first:stop])
+        sums = np.dot(law.beside[first:stop].T, weights[first:stop])
         at = 0
-        for a in range(law.columns.shape[1]):
+        for a in range(law.columns.shape[1] - W + 2 * q):
+            column = law.columns[cell, a]
             for c in range(a + 1):
-                row = max(law.columns[cell, a], law.columns[cell, c])
-                column = min(law.columns[cell, a], law.columns[cell, c])
-                for i in range(n):
-                    T[0, row, column, i] += sums[at, i]
-                    T[1, row, column, i] += sums[at, n + i]
+                row = law.columns[cell, c]
+                _add(sums, at, n, T, max(row, column), min(row, column))
+                at += 1
+            for row in range(2 * q, W):
+                _add(sums, at, n, T, row, column)
                 at += 1
         cell += 1
     return cell
@@ -258,25 +282,19 @@ def _log_determinants(law, zero, s):
     0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
     which change slowly.
     """
-    blocks, n, W = len(law.fixed), s.shape[1], law.fixed.shape[1]
-    rest = W - 2 * law.gain.shape[1]
-    size, slow = np.full(n, -zero[0]), np.empty((blocks + 1, n))
-    X, T = np.zeros((2, rest, rest, n)), np.empty((2, W, W, n))
-    weights = _weights(law, s)
-    cell = 0
-    for b in range(blocks):
-        cell = _block(law, b, cell, weights, s, T)
-        _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
-    for a in range(rest):
-        for c in range(a):
-            for i in range(n):
-                X[0, c, a, i], X[1, c, a, i] = X[0, a, c, i], X[1, a, c, i]
-    _eliminate(X, np.empty((2, rest, 0, n)), size, slow[blocks])
-    if zero[1] < 0.0:
-        for i in range(n):
-            slow[blocks, i] += -math.pi if slow[blocks, i] > 0.0 else math.pi
-    phase = np.empty(n)
+    n = s.shape[1]
+    size, phase = np.full(n, -zero[0]), np.empty(n)
+    slow = np.zeros((len(law.fixed) + 1, n))
+    lanes = np.empty((2, LANES))
+    for first in range(0, n, LANES):
+        m = min(n - first, LANES)
+        for i in range(LANES):
+            at = first + min(i, m - 1)
+            lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
+        _add_slow(law, lanes, m, size[first:], slow[:, first:])
     for i in range(n):
+        if zero[1] < 0.0:
+            slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
         real, imag, turns = 1.0, 0.0, 0
         for value in law.values:
             up, right = 1.0 - 2.0 * s[0, i] * value, -2.0 * s[1, i] * value
@@ -294,6 +312,28 @@ def _log_determinants(law, zero, s):
         size[i] += 0.5 * math.log(real * real + imag * imag)
         phase[i] = math.atan2(imag, real) + 2.0 * math.pi * turns
     return size, phase, slow
+
+
+@njit(**EXACT_INNER)
+def _add_slow(law, s, n, size, slow):
+    """What is not of donors by themselves at the first n of s (2, LANES)."""
+    blocks, q = law.gain.shape
+    W = law.fixed.shape[1]
+    if W == 0:
+        return
+    X, T = np.empty((2, W - 2 * q, W - 2 * q, LANES)), np.empty((2, W, 2 * q, LANES))
+    weights = _weights(law, s, n)
+    _effects(law, weights, s, X)
+    cell = 0
+    if q > 0:
+        for b in range(blocks):
+            cell = _block(law, b, cell, weights, s, T)
+            _fold(T, s, n, law.gain[b], law.level[b], X, size, slow[b])
+    for a in range(len(X[0])):
+        for c in range(a):
+            store(X, (0, c, a), load(X, (0, a, c)))
+            store(X, (1, c, a), load(X, (1, a, c)))
+    _eliminate(X, np.empty((2, W - 2 * q, 0, LANES)), n, size, slow[blocks])
 
 
 @njit(**EXACT_INNER)
@@ -366,6 +406,16 @@ def _series(A, B):
 
 
 @njit(**EXACT_INNER)
+def _four_sums(products):
+    """4 times the sums of columns."""
+    out = np.zeros(products.shape[1])
+    for j in range(len(products)):
+        for k in range(len(out)):
+            out[k] += 4.0 * products[j, k]
+    return out
+
+
+@njit(**EXACT_INNER)
 def _moments(law):
     """Mean and variance of the form: power series of the same eliminations.
 
@@ -380,36 +430,50 @@ def _moments(law):
         mean += value
         variance += 2.0 * value * value
     X = np.zeros((3, rest, rest))
-    T = np.zeros((3, W, W))
+    T = np.zeros((3, W, 2 * q))
     A, B = np.empty((3, 2 * q, 2 * q)), np.empty((3, 2 * q, rest))
-    sums = np.empty(law.products.shape[1])
+    sums = _four_sums(law.products)
+    at = 0
+    for a in range(rest):
+        for c in range(a + 1):
+            X[2, a, c] = X[2, c, a] = sums[at]
+            at += 1
+        for c in range(rest):
+            for b in range(blocks):
+                row, column = 2 * q + max(a, c), 2 * q + min(a, c)
+                X[0, a, c] += law.fixed[b, row, column]
+                X[1, a, c] += 2.0 * law.linear[b, row, column]
     cell = 0
-    for b in range(blocks):
+    for b in range(blocks if q > 0 else 0):
         for a in range(W):
-            for c in range(a + 1):
-                T[0, a, c], T[1, a, c] = law.fixed[b, a, c], 2.0 * law.linear[b, a, c]
+            for c in range(2 * q):
+                row, column = max(a, c), min(a, c)
+                T[0, a, c] = law.fixed[b, row, column]
+                T[1, a, c] = 2.0 * law.linear[b, row, column]
                 T[2, a, c] = 0.0
         while cell < len(law.block) and law.block[cell] == b:
-            for k in range(len(sums)):
-                sums[k] = 0.0
-            for j in range(law.start[cell], law.start[cell + 1]):
-                for k in range(len(sums)):
-                    sums[k] += 4.0 * law.products[j, k]
-            _add(T[2], law.columns[cell], sums)
+            sums = _four_sums(law.beside[law.start[cell] : law.start[cell + 1]])
+            at = 0
+            for a in range(law.columns.shape[1] - rest):
+                column = law.columns[cell, a]
+                for c in range(a + 1):
+                    row = law.columns[cell, c]
+                    T[2, row, column] += sums[at]
+                    if row != column:
+                        T[2, column, row] += sums[at]
+                    at += 1
+                for row in range(2 * q, W):
+                    T[2, row, column] += sums[at]
+                    at += 1
             cell += 1
         for o in range(3):
-            for a in range(W):
-                for c in range(a):
-                    T[o, c, a] = T[o, a, c]
-        for o in range(3):
-            for a in range(rest):
-                for c in range(rest):
-                    X[o, a, c] += T[o, 2 * q + a, 2 * q + c]
             for r in range(q):
                 g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
                 for k in range(W):
-                    up = g * T[o, q + r, k] - twice * T[o - 1, r, k]
-                    down = g * (T[o, r, k] - T[o, q + r, k])
+                    row, place, low = (r, k, q + r) if k < 2 * q else (k, r, k)
+                    at = k if k < 2 * q else q + r
+                    up = g * T[o, low, at] - twice * T[o - 1, row, place]
+                    down = g * (T[o, row, place] - T[o, low, at])
                     if k < 2 * q:
                         A[o, r, k], A[o, q + r, k] = up, down
                     else:
@@ -484,14 +548,16 @@ def _negative(law, s, sign):
     """
     q, W = law.gain.shape[1], law.fixed.shape[1]
     rest = W - 2 * q
-    X, T = np.zeros((2, rest, rest, 1)), np.empty((2, W, W, 1))
+    X, T = np.empty((2, rest, rest, LANES)), np.empty((2, W, 2 * q, LANES))
     R = np.zeros((3 * q, 3 * q))
     place = np.empty(3 * q, dtype=np.int64)
     scale, ignored = np.empty(3 * q), np.zeros((2, 1))
-    at = np.array([[s], [0.0]])
-    weights = _weights(law, at)
+    at = np.zeros((2, LANES))
+    at[0] = s
+    weights = _weights(law, at, 1)
+    _effects(law, weights, at, X)
     count = cell = 0
-    for b in range(len(law.fixed)):
+    for b in range(len(law.fixed) if q > 0 else 0):
         cell = _block(law, b, cell, weights, at, T)
         R[:] = 0.0
         for r in range(q):
@@ -505,7 +571,7 @@ def _negative(law, s, sign):
                 row, column = max(place[a], place[c]), min(place[a], place[c])
                 R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
         count += _inertia(R)
-        _fold(T, at, law.gain[b], law.level[b], X, ignored[0], ignored[1])
+        _fold(T, at, 1, law.gain[b], law.level[b], X, ignored[0], ignored[1])
     last = np.empty((rest, rest))
     for a in range(rest):
         for c in range(a + 1):
