@@ -119,15 +119,15 @@ def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarr
 
 
 @njit(**FAST_INNER)
-def _cholesky(A):
-    """The lower factor of A, in place."""
-    for a in range(len(A)):
+def _cholesky(A, m):
+    """The lower factor of A's first m rows, in place."""
+    for a in range(m):
         for b in range(a + 1):
             total = A[a, b]
             for c in range(b):
                 total -= A[a, c] * A[b, c]
             A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
-        A[a, a + 1 :] = 0.0
+        A[a, a + 1 : m] = 0.0
 
 
 @njit(**FAST_INNER)
@@ -188,7 +188,7 @@ def products(layout, A, w, excess, y):
                         total += HA[a, c] * layout.H[start + r, c]
                     low[a, r] = total
                 low[a, a] += w[start + a]
-            _cholesky(low[:m, :m])
+            _cholesky(low, m)
             _solve(low, layout.H, SH, start, m)
             _solve(low, layout.B, SB, start, m)
             for a in range(start, stop):
@@ -319,7 +319,7 @@ def _by_donor(found, R, sign):
                 size = max(size, G[i, a, a], bare[a, a])
             for a in range(r):
                 G[i, a, a] += _ROUNDING * size
-            _cholesky(G[i])
+            _cholesky(G[i], r)
             for a in range(r):
                 for b in range(a + 1):
                     total = 0.0

@@ -125,13 +125,13 @@ def _pivot(A, B, c, n):
 
 
 @njit(**EXACT_INNER)
-def _eliminate(A, B, n, size, phase):
+def _eliminate(A, B, size, phase):
     """Solve A (2, m, m, LANES) for B (2, m, r, LANES) in place; factors of the determinant.
 
-    The first n lanes are points, real and imaginary parts come first.  log|det| is added to `size`
-    (n,), and its phase in (-pi, pi] is `phase` (n,).
+    As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
+    to it, and the determinant's phase in (-pi, pi] is `phase`.
     """
-    m, r = A.shape[1], B.shape[2]
+    m, r, n = A.shape[1], B.shape[2], len(size)
     square, unit = np.empty(LANES), np.empty((2, LANES))
     store(unit, 0, spread(1.0))
     store(unit, 1, spread(0.0))
@@ -169,11 +169,11 @@ def _eliminate(A, B, n, size, phase):
 
 
 @njit(**EXACT_INNER)
-def _fold(T, s, n, gain, level, X, size, phase):
+def _fold(T, s, gain, level, X, size, phase):
     """Take the levels of a block out and add what is left to X; factors of det.
 
-    T (2, W, 2 q, LANES) are the columns of the levels, X (2, 2 p, 2 p, LANES), s (2, LANES), the
-    first n of them points.  Of what is symmetric the lower triangles.
+    T (2, W, 2 q, LANES) are the columns of the levels, X (2, 2 p, 2 p, LANES), s (2, LANES).  Of
+    what is symmetric the lower triangles.
     """
     q, rest = len(gain), X.shape[1]
     A, B = np.empty((2, 2 * q, 2 * q, LANES)), np.empty((2, 2 * q, rest, LANES))
@@ -198,7 +198,7 @@ def _fold(T, s, n, gain, level, X, size, phase):
                 store(B, (1, r, k - 2 * q), 0.0 - first_i)
                 store(B, (0, q + r, k - 2 * q), 0.0 - last)
                 store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
-    _eliminate(A, B, n, size, phase)
+    _eliminate(A, B, size, phase)
     for a in range(rest):
         for r in range(2 * q):
             real, imag = load(T, (0, 2 * q + a, r)), load(T, (1, 2 * q + a, r))
@@ -291,7 +291,9 @@ def _log_determinants(law, zero, s):
         for i in range(LANES):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
-        _add_slow(law, lanes, m, size[first:], slow[:, first:])
+        some, turns = size[first : first + m].copy(), np.zeros((len(slow), m))
+        _add_slow(law, lanes, some, turns)
+        size[first : first + m], slow[:, first : first + m] = some, turns
     for i in range(n):
         if zero[1] < 0.0:
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
@@ -315,25 +317,25 @@ def _log_determinants(law, zero, s):
 
 
 @njit(**EXACT_INNER)
-def _add_slow(law, s, n, size, slow):
-    """What is not of donors by themselves at the first n of s (2, LANES)."""
+def _add_slow(law, s, size, slow):
+    """What is not of donors by themselves at s (2, LANES), see :func:`_log_determinants`."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     if W == 0:
         return
     X, T = np.empty((2, W - 2 * q, W - 2 * q, LANES)), np.empty((2, W, 2 * q, LANES))
-    weights = _weights(law, s, n)
+    weights = _weights(law, s, len(size))
     _effects(law, weights, s, X)
-    cell = 0
+    cell = np.int64(0)
     if q > 0:
         for b in range(blocks):
             cell = _block(law, b, cell, weights, s, T)
-            _fold(T, s, n, law.gain[b], law.level[b], X, size, slow[b])
+            _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
     for a in range(len(X[0])):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
             store(X, (1, c, a), load(X, (1, a, c)))
-    _eliminate(X, np.empty((2, W - 2 * q, 0, LANES)), n, size, slow[blocks])
+    _eliminate(X, np.empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
 
 
 @njit(**EXACT_INNER)
@@ -551,12 +553,12 @@ def _negative(law, s, sign):
     X, T = np.empty((2, rest, rest, LANES)), np.empty((2, W, 2 * q, LANES))
     R = np.zeros((3 * q, 3 * q))
     place = np.empty(3 * q, dtype=np.int64)
-    scale, ignored = np.empty(3 * q), np.zeros((2, 1))
+    scale, size, phase = np.empty(3 * q), np.zeros(1), np.zeros(1)
     at = np.zeros((2, LANES))
     at[0] = s
-    weights = _weights(law, at, 1)
+    weights = _weights(law, at, len(size))
     _effects(law, weights, at, X)
-    count = cell = 0
+    count, cell = 0, np.int64(0)
     for b in range(len(law.fixed) if q > 0 else 0):
         cell = _block(law, b, cell, weights, at, T)
         R[:] = 0.0
@@ -571,7 +573,7 @@ def _negative(law, s, sign):
                 row, column = max(place[a], place[c]), min(place[a], place[c])
                 R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
         count += _inertia(R)
-        _fold(T, at, 1, law.gain[b], law.level[b], X, ignored[0], ignored[1])
+        _fold(T, at, law.gain[b], law.level[b], X, size, phase)
     last = np.empty((rest, rest))
     for a in range(rest):
         for c in range(a + 1):
@@ -891,15 +893,15 @@ def _tail(value, law, more, least, agree):
     end = _end(law, value, path, math.log(_NOTHING * agree**2))
     step = _STEP
     f = _integrand(law, zero, value, path, _nodes(0.0, end, step))
-    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    sums = step * (_sum(f, 1) - 0.5 * f[0])
+    coarse = 2.0 * step * (_sum(f, np.int64(2)) - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    sums = step * (_sum(f, np.int64(1)) - 0.5 * f[0])
     total = sums - _trace(path, step)
     # the error falls with the square from one step to the next
     while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
         coarse = total
         step *= 0.5
         f = _integrand(law, zero, value, path, _nodes(step, end, 2.0 * step))
-        sums = 0.5 * sums + step * _sum(f, 1)
+        sums = 0.5 * sums + step * _sum(f, np.int64(1))
         total = sums - _trace(path, step)
     if at.s > 0.0:
         log = path.start + math.log(max(total, 0.0))
