@@ -46,6 +46,7 @@ PAGES = [
     Page("missing_pairs", "Donors without some cell types: fit what is there, or impute?"),
     Page("scan", "All genes: one scan, its table, and every picture of it."),
     Page("cases_controls", "Which genes respond, in which cell types, and do types differ?"),
+    Page("before_after", "The same donors twice: who responds, and do donors differ in it?"),
     Page("planning", "How many donors and cells: power and false positives by simulation."),
     Page("coming_from", "Names and calls beside those of ctmm, lme4, dream and metafor.",
          ("lme4", "metafor")),
