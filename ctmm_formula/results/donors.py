@@ -224,7 +224,7 @@ def scan_donors(
     ----------
     res : CTMMResults
         The fit without the variables.
-    table : DataFrame, dict of columns
+    table : DataFrame, Series, dict of columns
         Numbers; rows are named by donor (or by a column of the name of the fit's), columns are
         variables.  Other donors may be there too, and do not count.
     missing : {"refuse", "mean"}
@@ -293,12 +293,16 @@ def scan_donors(
     out |= {"p_omnibus": found.joint[:, 0], "p_heterogeneity": found.joint[:, 1]}
     for name in ("p_mean", "p_omnibus", "p_heterogeneity"):
         out[f"{name}_adjusted"] = adjusted(np.asarray(out[name]), adjust)
-    out |= {"n_missing": counts, "reason": [_LACKING.get(k, "") for k in found.lacking.tolist()]}
+    reasons = np.array([_LACKING.get(k, "") for k in found.lacking.tolist()], dtype=object)
+    reasons[counts == len(values)] = "no donor has a value"
+    out |= {"n_missing": counts, "reason": reasons}
     return pd.DataFrame(out, index=pd.Index(names, name="variable", dtype=object))
 
 
 def _variables(res: Record, table: object) -> tuple[list[str], np.ndarray]:
     """Names of the variables, and their values by donor of the fit (N, S)."""
+    if isinstance(table, pd.Series):
+        table = table.to_frame("variable" if table.name is None else table.name)
     frame = as_frame(table, "table")
     own = res.design.donor_col
     if own in frame.columns:
