@@ -472,8 +472,8 @@ def _notes(results: CTMMResults) -> Iterator[str]:
         )
     if results.design.kinship:
         yield (
-            "fixed effects by ordinary least squares, with the covariance that the fitted model, "
-            "kinship included, gives them"
+            "fixed effects by ordinary least squares; to their jackknife covariance comes what "
+            "related donors add, where the fitted kinship says more"
         )
     elif at.beta_by == "ols":
         yield (

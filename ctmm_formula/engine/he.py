@@ -264,6 +264,22 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
     return complete(model, design.solve(model.y[:, None], model.nu[:, None])[0], design)
 
 
+def between_donors(model: Model, theta: np.ndarray) -> np.ndarray:
+    """What related donors add to the covariance (p, p) of b by OLS, where that is more.
+
+    The positive part of (X'X)^-1 X' (Sigma between different donors) X (X'X)^-1.
+    """
+    B = np.linalg.pinv(np.where(model.active_rows[:, None], model.X, 0.0)).T
+    phi = (theta @ components_to_factors(model))[model.S.shape[1] :]
+    out = np.zeros((B.shape[1],) * 2)
+    for factor, size in zip(_kinship_factors(model), phi, strict=True):
+        T, kernel = factor.Z @ B, factor.kernel
+        assert kernel is not None
+        out += size * T.T @ (kernel.times(T) - kernel.diagonal[:, None] * T)
+    values, axes = np.linalg.eigh(out)
+    return np.asarray((axes * np.maximum(values, 0.0)) @ axes.T)
+
+
 def ols(model: Model) -> np.ndarray:
     """b = (X'X)^-1 X'y of the rows in use, shape (p,)."""
     rows = model.active_rows

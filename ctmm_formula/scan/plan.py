@@ -14,7 +14,7 @@ from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.fit import JACKKNIFE, MODEL, ROBUST, errors_of_fixed
+from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
 from ..results.labels import Labels
 from ..results.questions import About, known_form, read_test
@@ -69,7 +69,7 @@ def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
 def fixed_by(design: Design, method: str) -> str:
     """Kind of errors that tests of fixed effects use."""
     if design.kinship:
-        return MODEL
+        return JACKKNIFE
     return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
 
 
