@@ -484,6 +484,8 @@ def test_what_a_scan_with_a_kinship_refuses(genes, K):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
     default = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid")
     assert "p_heritability_specific_bh" in default.table
+    again = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid", n_jobs=2)
+    pd.testing.assert_frame_equal(again.table, default.table)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -248,10 +248,9 @@ Written by `heritability_levels.py`, seeded by setting and number of the data se
 rejection at .05 (of the four types their mean and range) with standard error, then at .01.  *any*,
 *shared*, *specific* and *types* are the scores of `test_heritability()`, of different donors only,
 by the law of many donors as in scans; *t of g* and *F of V* the tests of the same variances by
-moments and jackknife, *equal means* that of fixed effects (true wherever types vary alike: of
-counts where V is the same for all).  Of Gaussian cells the last column has median and quartiles of the total h2
-where the variance between donors is clearly positive, how often its 95 % interval holds the true
-one, and the share of sets that have one.
+moments and jackknife, *equal means* (which is true) that of fixed effects.  Of Gaussian cells the
+last column has median and quartiles of the total h2 where the variance between donors is clearly
+positive, how often its 95 % interval holds the true one, and the share of sets that have one.
 """
 
 
