@@ -83,7 +83,8 @@ def fit(
         Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
         which hold on counts of cells, whose measured noise rises with expression, and for few
         donors; restricted or full maximum likelihood; or Haseman-Elston moments.  By default
-        "robust" where numbers of cells are known, else "reml"; a note says which, and why.
+        "robust" where numbers of cells are known, else "reml", and "he" with `kinship`; a note
+        says which, and why.
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are

@@ -287,6 +287,7 @@ def test_errors_by_the_delta_method_and_intervals_by_fieller():
         assert abs(row @ theta) / np.sqrt(row @ cov @ row) == pytest.approx(reach)
     values = _ratio(top, whole, theta, 1e4 * cov, reach)
     assert np.isnan(values[:4]).all() and "not clearly positive" in values[4]
+    assert "no residual degrees of freedom" in _ratio(top, whole, theta, cov, np.nan)[4]
     assert "no standard errors" in _ratio(top, whole, theta, np.nan * cov, reach)[4]
 
 
@@ -551,6 +552,9 @@ def test_next_to_the_identity_and_the_same_person_are_warned_of(df, donors, K):
     near = pd.DataFrame(np.eye(len(donors)) + noise + noise.T, donors, donors)
     with pytest.warns(ctmm.CTMMWarning, match="next to a multiple of the identity"):
         ctmm.fit(FORMULA, structure="hom", kinship=near, data=df)
+    few = np.random.default_rng(0).binomial(2, 0.3, (len(donors), 20_000))
+    with pytest.warns(ctmm.CTMMWarning, match="next to a multiple of the identity"):
+        ctmm.fit(FORMULA, structure="hom", kinship=pd.DataFrame(few, donors), data=df)
     twins = edit(K, at={(0, 1): 0.99, (1, 0): 0.99, (0, 2): 0.5, (2, 0): 0.5})
     with pytest.warns(ctmm.CTMMWarning, match="are all but the same person"):
         ctmm.fit(FORMULA, structure="hom", kinship=twins, data=df)

@@ -204,22 +204,28 @@ def _of_matrix(
             "or make K from genotypes, G G'/m"
         )
     kernel = Kernel(K, None)
-    centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
-    away = centred - np.diag(np.diag(centred)) + kernel.scale / len(K)
-    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
-    notes, doubts = [], []
+    notes = []
     if abs(kernel.scale - 1.0) > 0.005:
         notes.append(
             f"kinship {name!r}: genetic variances of heritability() are between these donors, "
             f"components times {kernel.scale:.4g} (mean of its diagonal less mean of the others)"
         )
-    if spread * len(K) < math.sqrt(2.0):
-        doubts.append(
-            f"kinship {name!r} is next to a multiple of the identity between these {len(K)} donors "
-            f"(entries off the diagonal vary by {spread:.2g} of it): what is genetic can hardly be "
-            "told from the environment"
-        )
-    return kernel, notes, [*doubts, *_alike(K, name, donors)]
+    return kernel, notes, [*_next_to_identity(kernel, name), *_alike(K, name, donors)]
+
+
+def _next_to_identity(kernel: Kernel, name: str) -> list[str]:
+    """Whether a heritability would have a standard error of 1 or more, by moments without noise."""
+    K, N = kernel.whole, len(kernel)
+    centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
+    away = centred - np.diag(np.diag(centred)) + kernel.scale / N
+    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
+    if spread * N >= math.sqrt(2.0):
+        return []
+    return [
+        f"kinship {name!r} is next to a multiple of the identity between these {N} donors (entries "
+        f"off the diagonal vary by {spread:.2g} of it): what is genetic can hardly be told from "
+        "the environment"
+    ]
 
 
 def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
@@ -257,7 +263,8 @@ def _of_genotypes(table: pd.DataFrame, name: str) -> tuple[Kernel, list[str], li
         notes[0] += f"; {int((~kept).sum())} that do not vary are left out"
     if missing.any():
         notes[0] += f"; {int(missing.sum())} missing genotypes are the mean of their column"
-    return Kernel(None, G[:, kept] / sd[kept] / math.sqrt(kept.sum())), notes, []
+    kernel = Kernel(None, G[:, kept] / sd[kept] / math.sqrt(kept.sum()))
+    return kernel, notes, _next_to_identity(kernel, name)
 
 
 def _first(table: pd.DataFrame, wrong: np.ndarray) -> str:

@@ -37,7 +37,7 @@ COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high",
 SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
 _NOT_POSITIVE = "the variance between donors is not clearly positive"
 _NO_VARIANCE = "a genetic variance is not clearly positive"
-_NO_ERRORS = "there are no standard errors of the components"
+_NO_ERRORS = "there are no standard errors of the components, or no residual degrees of freedom"
 _BEYOND = "beyond 1, as moments know no bounds"
 
 
@@ -181,13 +181,14 @@ def _ratio(
     weights = np.array([top, whole])
     a, b = weights @ theta
     V = weights @ cov @ weights.T
-    known = b * b - reach**2 * V[1, 1]
-    if not (b > 0.0 and known > 0.0):
-        return [math.nan] * 4 + [_NOT_POSITIVE if np.isfinite(V).all() else _NO_ERRORS]
+    clear = b * b - reach**2 * V[1, 1]
+    if not (b > 0.0 and clear > 0.0):
+        known = np.isfinite(V).all() and math.isfinite(reach)
+        return [math.nan] * 4 + [_NOT_POSITIVE if known else _NO_ERRORS]
     h = a / b
     se = math.sqrt(max(V[0, 0] - 2.0 * h * V[0, 1] + h * h * V[1, 1], 0.0)) / b
-    middle = (a * b - reach**2 * V[0, 1]) / known
-    half = math.sqrt(max(middle**2 - (a * a - reach**2 * V[0, 0]) / known, 0.0))
+    middle = (a * b - reach**2 * V[0, 1]) / clear
+    half = math.sqrt(max(middle**2 - (a * a - reach**2 * V[0, 0]) / clear, 0.0))
     return [h, se, middle - half, middle + half, ""]
 
 
@@ -195,7 +196,7 @@ def _correlation(A: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
     """A_cd / (A_cc A_dd)^1/2 of rows (cd, cc, dd), by the delta method for its inverse tanh."""
     cd, cc, dd = A @ theta
     V = A @ cov @ A.T
-    if not np.isfinite(V).all():
+    if not (np.isfinite(V).all() and math.isfinite(reach)):
         return [math.nan] * 4 + [_NO_ERRORS]
     if not min(cc - reach * math.sqrt(V[1, 1]), dd - reach * math.sqrt(V[2, 2])) > 0.0:
         return [math.nan] * 4 + [_NO_VARIANCE]
