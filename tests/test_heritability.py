@@ -457,6 +457,11 @@ def test_a_scan_has_the_numbers_of_single_fits(df, genes, K, tmp_path):
         assert row["p_component:genetic:hom"] == pytest.approx(found, rel=1e-7)
         shares = res.variance_explained()["share"]
         assert row["share[genetic]"] == pytest.approx(shares["genetic"], rel=1e-8)
+        table = res.heritability().table.loc["genetic"]
+        for part in table.index:
+            known = table.loc[part, ["h2", "std_error"]].to_numpy(float)
+            found = row[[f"h2[{part}]", f"se_h2[{part}]"]].to_numpy(float)
+            np.testing.assert_allclose(found, known, rtol=1e-6)
         test = res.test_heritability()
         assert row["stat_heritability"] == pytest.approx(test.statistic, rel=1e-6)
         for end in ("", "_shared", "_specific", "[day0]", "[day3]"):

@@ -16,6 +16,7 @@ from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
+from ..results.heritability import names_of
 from ..results.labels import Labels
 from ..results.questions import About, known_form, read_test
 from ..results.shares import PARTS
@@ -205,5 +206,6 @@ def make_plan(
         (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
         if shares
         else (),
+        tuple(names_of(design.celltypes)) if design.kinship and resampled else (),
     )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests)
