@@ -271,7 +271,9 @@ def between_donors(model: Model, theta: np.ndarray) -> np.ndarray:
 
     The positive part of (X'X)^-1 X' (Sigma between different donors) X (X'X)^-1.
     """
-    B = np.linalg.pinv(np.where(model.active_rows[:, None], model.X, 0.0)).T
+    B = model.Q @ model.back.T  # b = B'y
+    if model.n_donors < len(model.active):
+        B = np.linalg.pinv(np.where(model.active_rows[:, None], model.X, 0.0)).T
     phi = (theta @ components_to_factors(model))[model.S.shape[1] :]
     out = np.zeros((B.shape[1],) * 2)
     for factor, size in zip(_kinship_factors(model), phi, strict=True):
