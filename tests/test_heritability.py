@@ -223,6 +223,38 @@ def test_predicted_effects_are_those_of_henderson(df, K, G, negative):
     close(res.predict(unknown, ["cis"]), res.predict(unknown), 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["kinship", "genotypes"])
+def test_genetic_values_of_donors_without_expression(df, donors, K, G, kind):
+    """Those of the same model with rows of theirs that say nothing."""
+    some = df[~df["donor"].isin(donors[:3])]
+    given = K if kind == "kinship" else G
+    res = ctmm.fit(FORMULA, structure="hom", kinship=given, data=some)
+    theta = np.array([0.3, 0.4])
+    estimate = replace(res.estimate, theta=theta)
+    res = ctmm.CTMMResults(res.design, res.structure_, res.domain, estimate)
+    found = res.genetic_values(given).loc["genetic"]
+    assert list(found.index) == list(given.index) and list(found) == list(res.celltypes)
+    own = res.genetic_values().loc["genetic"]
+    close(found.loc[own.index].to_numpy(), own.to_numpy(), 1e-9)
+    known = res.random_effects["genetic"]["estimate"].unstack(sort=False)
+    close(own.to_numpy(), known.loc[own.index, list(own)].to_numpy(), 1e-9)
+    blank = df.assign(nu=np.where(df["donor"].isin(donors[:3]), 1e12, df["nu"]))
+    if kind == "genotypes":  # standardised over the donors of the fit
+        there = G.loc[list(res.donors)]
+        Z = ((G - there.mean()) / there.std(ddof=0)).to_numpy() / np.sqrt(20)
+        given = pd.DataFrame(Z @ Z.T, donors, donors)
+    whole = ctmm.fit(FORMULA, structure="hom", kinship=given, data=blank)
+    whole = ctmm.CTMMResults(
+        whole.design, whole.structure_, whole.domain, replace(whole.estimate, theta=theta)
+    )
+    again = whole.genetic_values().loc["genetic"]
+    close(found.loc[again.index].to_numpy(), again.to_numpy(), 1e-5)
+    with pytest.raises(ctmm.CTMMError, match="the fit has the kinships genetic"):
+        res.genetic_values({"cis": K})
+    with pytest.raises(ctmm.DataError, match="has no row for"):
+        res.genetic_values(given.iloc[:9, :9] if kind == "kinship" else G.iloc[:9])
+
+
 def test_draws_are_of_the_fit(df, G):
     res = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df)
     if (res.vcomp >= 0).all():

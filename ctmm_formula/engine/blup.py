@@ -41,6 +41,8 @@ class Effects:
         X b, and X b plus all predicted effects.
     genetic : tuple of (values, se), each (N, C)
         One pair per kinship.
+    pull : tuple of ndarray, each (N, C)
+        L' r A of every kinship: its product with K_ij gives the genetic values of any donors i.
     """
 
     shared: np.ndarray
@@ -51,6 +53,7 @@ class Effects:
     marginal: np.ndarray
     fitted: np.ndarray
     genetic: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    pull: tuple[np.ndarray, ...] = ()
 
 
 def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
@@ -138,7 +141,8 @@ def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.nd
         fitted += Z @ u
     total = sum(value for value, _ in (*donors, *genetic))
     fitted += (H * total[donor]).sum(axis=1)
-    return Effects(*donors[0], *donors[1], tuple(levels), marginal, fitted, tuple(genetic))
+    every = tuple(pull @ A for A in model.genetic_covariances(theta))
+    return Effects(*donors[0], *donors[1], tuple(levels), marginal, fitted, tuple(genetic), every)
 
 
 def _covariance(model: Model, theta: np.ndarray) -> np.ndarray:
