@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .errors import DataError as DataError
     from .errors import FormulaError as FormulaError
     from .planning import power as power
+    from .results.donors import scan_donors as scan_donors
     from .results.fitted import CTMMResults as CTMMResults
     from .results.summary import show_versions as show_versions
     from .scan.genes import fit_genes as fit_genes
@@ -79,6 +80,7 @@ _HOME = {
     "r": "",
     "read_kinship": "design.kinship",
     "read_scan": "scan.genes",
+    "scan_donors": "results.donors",
     "show_versions": "results.summary",
     "simulate": "",
     "simulate_pseudobulk": "simulate",

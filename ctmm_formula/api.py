@@ -60,7 +60,7 @@ def fit(
     """Fit the cell type-specific mixed model to one gene.
 
     For donor i and cell type c, with known noise variance nu_ic (the squared standard error of
-    the pseudobulk mean),
+    the pseudobulk mean)::
 
         y_ic = x_ic'b + alpha_i + Gamma_ic + (random effects) + delta_ic
         alpha_i ~ N(0, sigma^2)   Gamma_i ~ N(0, V)   delta_ic ~ N(0, nu_ic)

@@ -43,7 +43,7 @@ def variance_interval(
     array([[0.048, 0.5  ]])
     """
     value, se = np.asarray(value, dtype=float), np.asarray(se, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         whole = np.maximum(value, se * np.sqrt(np.asarray(df) / 2.0))
         part = t_reach(tail, df) * se / whole
         ends = value[..., None] + whole[..., None] * np.expm1(part[..., None] * [-1.0, 1.0])

@@ -7,7 +7,7 @@ kernels; :data:`PER_STUDY` of them, then donors, numbers of cells and batches ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -22,11 +22,12 @@ from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
 from .inference.fit import JACKKNIFE
-from .inference.tests import DRAWS, LIKELIHOOD, TESTS
+from .inference.tests import DRAWS, GROUP_TESTS, LIKELIHOOD, TESTS
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
 from .scan.job import spread
 from .simulate import (
+    Condition,
     CountCells,
     SimulatedGenes,
     cell_error,
@@ -36,7 +37,7 @@ from .simulate import (
     spread_cells,
 )
 from .simulate.limits import ABOVE_0, LIMITS, NOT_NEGATIVE, needs_batches, number
-from .simulate.tables import celltype_names
+from .simulate.tables import STATUS, celltype_names
 from .structures import resolve
 
 PER_STUDY = 25
@@ -46,12 +47,15 @@ PER_STUDY = 25
 class Asked(NamedTuple):
     """A test of a scan: by which method, its name there, and which of its p values.
 
-    `method` is "" where any will do, `detail` "" for the test's main p value.
+    `method` is "" where any will do, `detail` "" for the test's main p value; `study` is what the
+    test needs of donors: "cases", "by" (cases with variances of their own), "within" (the same
+    donors under two conditions), or "".
     """
 
     method: str
     test: str
     detail: str
+    study: str = ""
 
 
 def known_tests() -> dict[str, Asked]:
@@ -60,8 +64,10 @@ def known_tests() -> dict[str, Asked]:
     A test by the fit's estimates goes by REML, and by "ml:", "he:" or "robust:" before its name by
     these methods where it can; the further p values of a test are tests of their own.
 
-    >>> [name for name in known_tests() if "score" in name], known_tests()["he:jackknife"]
-    (['score', 'score_cauchy', 'score_celltype'], Asked(method='he', test='jackknife', detail=''))
+    >>> [name for name in known_tests() if "score" in name], known_tests()["he:jackknife"][:3]
+    (['score', 'score_cauchy', 'score_celltype'], ('he', 'jackknife', ''))
+    >>> known_tests()["effects_mean"]
+    Asked(method='', test='effects:status', detail='mean', study='cases')
     """
     out = {}
     for name, test in TESTS.items():
@@ -72,15 +78,27 @@ def known_tests() -> dict[str, Asked]:
             for detail in ("", *test.details):
                 asked = f"{prefix}{name}{f'_{detail}' if detail else ''}"
                 out[asked] = Asked(method, name, detail)
+    for detail in ("", "mean", "heterogeneity", BY_TYPE):
+        name = f"effects_{detail}" if detail else "effects"
+        out[name] = Asked("", f"effects:{STATUS}", detail, "cases")
+    for name, study in (("groups", "by"), ("response", "within")):
+        for detail in ("", *GROUP_TESTS[name].details):
+            out[f"{name}_{detail}" if detail else name] = Asked("robust", name, detail, study)
     return out
 
 
 SETTINGS = (
     "n_donors", "celltypes", "V", "sigma2", "beta", "cells", "fold", "counts", "dispersion",
     "cell_variance", "cell_cv", "noise_cv", "kurtosis", "missing", "n_batches", "batch_variance",
-    "kind", "structure",
+    "kind", "structure", "effect", "cases", "case_cells", "case_variance", "response", "paired",
 )  # fmt: skip
 """Settings of a grid, in the order of the columns."""
+
+CASES: dict[str, Any] = {
+    "effect": 0.0, "cases": 0.5, "case_cells": 1.0, "case_variance": 1.0, "response": 0.0,
+    "paired": False,
+}  # fmt: skip
+"""Settings of a condition, with their defaults."""
 
 CONTINUOUS: dict[str, Any] = {
     "cell_variance": 4.0, "cell_cv": 0.0, "noise_cv": 0.0, "kurtosis": 0.0,
@@ -112,6 +130,12 @@ def power(
     batch_variance: Any = 0.0,
     kind: Any = "ctp",
     structure: Any = "free",
+    effect: Any = CASES["effect"],
+    cases: Any = CASES["cases"],
+    case_cells: Any = CASES["case_cells"],
+    case_variance: Any = CASES["case_variance"],
+    response: Any = CASES["response"],
+    paired: Any = CASES["paired"],
     tests: str | Sequence[str] = ("score",),
     alpha: float = 0.05,
     n_sim: int = 200,
@@ -170,12 +194,33 @@ def power(
         Cell type-specific or overall pseudobulk.
     structure : str, or dict label -> (C, C) matrix, or tuple of matrices
         That is fitted and tested.
+    effect : float, or tuple of C floats
+        Effect of a condition on the means of the cell types, on the scale of `beta`; the fit then
+        has ``C(celltype) * status``, as it has with the other settings of a condition and with its
+        tests.
+    cases : float
+        Share of the donors who have the condition.
+    case_cells : float
+        Numbers of cells of cases over those of the others.
+    case_variance : float
+        All variances between cases (of sigma2 and V) over those between the others.
+    response : float, or tuple of C floats
+        With ``paired=True``, variance between donors of what each condition adds: shared by all
+        cell types, or of each type's own.
+    paired : bool
+        Every donor is seen under both conditions, and the fit is ``within=``; `cases` and
+        `case_variance` have no part.
     tests : str or sequence of str
         - "score" (the sum over cell types), "score_celltype" (a row for each), "score_cauchy"
           (sum and cell types combined)
         - "lrt", "wald", "jackknife", "bootstrap" by REML; "ml:lrt", "ml:wald", ...; "he:jackknife"
         - of means: "mean", as ``test_mean`` (robust); "mean_jackknife" by REML,
           "ml:mean_jackknife", "he:mean_jackknife"
+        - of a condition: "effects" (none in any cell type), "effects_mean" (of their mean),
+          "effects_heterogeneity" (the same in all types), "effects_celltype" (a row for each)
+        - of variances of cases and others, fitted ``by=``: "groups", "groups_shared",
+          "groups_celltype"; of responses with ``paired=True``: "response", "response_shared",
+          "response_celltype"
     alpha : float
         Level; for a scan of 10,000 genes with Bonferroni's rule 0.05 / 10_000.
     n_sim : int
@@ -230,15 +275,17 @@ def power(
     known = known_tests()
     if not names:
         raise CTMMError(f"tests= is empty: choose from {', '.join(known)}")
-    asked = [known[choose("test", name, known)].test for name in names]
+    asked = [known[choose("test", name, known)] for name in names]
     alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
     one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
     n_sim = whole_number("n_sim", n_sim, 1, MOST_DRAWS)
     # of fewer draws no p value is below alpha
-    fewest = int(1.0 / alpha) if any(DRAWS in TESTS[name].needs for name in asked) else 1
+    drawn = any(DRAWS in TESTS[one.test].needs for one in asked if one.test in TESTS)
+    fewest = int(1.0 / alpha) if drawn else 1
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, fewest, MOST_DRAWS)
     options = {"one_step": one_step, "n_bootstrap": n_bootstrap}
     _check_grid(grid)
+    _check_studies(grid, dict(zip(names, asked, strict=True)))
     studies = -(-n_sim // PER_STUDY)
     streams: Any = generator(rng).bit_generator.seed_seq
     seeds = [seed.spawn(studies) for seed in streams.spawn(len(grid))]
@@ -323,22 +370,30 @@ def pvalues_of(
     """
     known = known_tests()
     asked = [known[choose("test", name, known)] for name in tests]
-    methods = list(dict.fromkeys(test.method for test in asked if test.method)) or ["robust"]
+    first = next((test.method for test in asked if test.method and not test.study), "robust")
+    paired = genes.condition is not None and genes.condition.paired
+
+    def scan_of(test: Asked) -> tuple[str, str]:
+        """Method of a test, and how donors are crossed; tests of no method are made once."""
+        return test.method or first, "within" if paired else "by" if test.study == "by" else ""
+
+    formula = "~ C(celltype)" if genes.proportions is None else "~ 1"
+    if genes.condition is not None:
+        formula = f"{formula} * {STATUS}"
     tables = {}
-    for method in methods:
-        own = dict.fromkeys(test.test for test in asked if test.method in (method, ""))
-        if method != methods[0]:  # tests of no method are made once
-            own = dict.fromkeys(test.test for test in asked if test.method == method)
+    for method, crossing in dict.fromkeys(map(scan_of, asked)):
+        own = dict.fromkeys(t.test for t in asked if scan_of(t) == (method, crossing))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CTMMWarning)  # the rates say what failed
-            tables[method] = fit_genes(
-                "~ C(celltype)" if genes.proportions is None else "~ 1", random, data=genes,
-                structure=structure, method=method, tests=list(own),
-                proportions=genes.proportions, n_jobs=1, **options,
+            tables[method, crossing] = fit_genes(
+                formula, random, data=genes, structure=structure, method=method, tests=list(own),
+                proportions=genes.proportions, n_jobs=1,
+                by=STATUS if crossing == "by" else None,
+                within=STATUS if crossing == "within" else None, **options,
             ).table  # fmt: skip
     out = {}
     for name, test in zip(tests, asked, strict=True):
-        table = tables[test.method or methods[0]]
+        table = tables[scan_of(test)]
         if test.detail == BY_TYPE:
             columns = {f"[{celltype}]": f"[{celltype}]" for celltype in genes.celltypes}
             name = name.removesuffix(f"_{BY_TYPE}")
@@ -365,7 +420,10 @@ class _Study:
 
 
 def simulate_setting(
-    setting: Mapping[str, Any], count: int, rng: np.random.Generator
+    setting: Mapping[str, Any],
+    count: int,
+    rng: np.random.Generator,
+    condition: Condition | None = None,
 ) -> SimulatedGenes:
     """Replicates of one combination of settings of :func:`power`."""
     shared = {
@@ -374,6 +432,8 @@ def simulate_setting(
         "batch_variance": setting["batch_variance"] if setting["n_batches"] else 0.0,
         "cells": spread_cells(setting["cells"], setting["fold"]), "missing": setting["missing"],
     }  # fmt: skip
+    if condition is not None:
+        shared["condition"] = condition
     size = count, setting["n_donors"], setting["celltypes"]
     if setting.get("counts") is not None:
         cells = CountCells(setting["counts"], setting["dispersion"])
@@ -391,6 +451,15 @@ def simulate_setting(
         *size, cell_cv=setting["cell_cv"], cell_noise=gamma_cells(kurtosis) if kurtosis else None,
         noise_error=error, cell_variance=setting["cell_variance"], rng=rng, **shared,
     )  # fmt: skip
+
+
+def condition_of(setting: Mapping[str, Any], tests: Iterable[str]) -> Condition | None:
+    """The condition of a study: where a setting has one, or a test asks for one."""
+    known = known_tests()
+    given = any(np.any(setting[name] != default) for name, default in CASES.items())
+    if not given and not any(known[name].study for name in tests):
+        return None
+    return Condition(*(setting[name] for name in CASES))
 
 
 def _try(studies: Sequence[_Study], grid: Sequence[Mapping[str, Any]]) -> None:
@@ -421,7 +490,9 @@ def _attempt(study: _Study) -> tuple[dict[str, np.ndarray], str]:
 
 def _pvalues(study: _Study) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(study.seed)
-    genes = simulate_setting(study.setting, study.count, rng)
+    genes = simulate_setting(
+        study.setting, study.count, rng, condition_of(study.setting, study.tests)
+    )
     batch = "batch" if study.setting["n_batches"] else None
     structure = study.setting["structure"]
     return pvalues_of(
@@ -462,6 +533,9 @@ def _label(value: Any) -> Any:
 
 
 _POWER_LIMITS = {
+    "cases": (1e-9, 1.0 - 1e-9, "a share above 0 and below 1"),
+    "case_cells": (1e-6, 1e6, "above 0, up to 1e6"),
+    "case_variance": (0.0, 1e6, "from 0 to 1e6"),
     "sigma2": NOT_NEGATIVE,
     "cell_variance": ABOVE_0,
     "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),
@@ -469,7 +543,8 @@ _POWER_LIMITS = {
 }
 """Those of a simulation, but where a table of rates needs others."""
 _NUMBERS = ("cells", "fold", "sigma2", "counts", "dispersion", "cell_variance", "cell_cv",
-            "noise_cv", "missing", "batch_variance", "kurtosis")  # fmt: skip
+            "noise_cv", "missing", "batch_variance", "kurtosis", "cases", "case_cells",
+            "case_variance")  # fmt: skip
 _OR_NONE = ("counts", "kurtosis")
 _LARGEST = 1e100
 
@@ -500,18 +575,66 @@ def _check(setting: Mapping[str, Any]) -> None:
             "kind='op' needs fold= above 1: where all donors have the same proportions, overall "
             "pseudobulk cannot tell cell types apart"
         )
-    for name, shapes in (("V", [(), (C,), (C, C)]), ("beta", [(), (C,)])):
-        if floats(name, setting[name]).shape not in shapes:
+    for name, shapes in (
+        ("V", [(), (C,), (C, C)]), ("beta", [(), (C,)]), ("effect", [(), (C,)]),
+        ("response", [(), (C,)]),
+    ):  # fmt: skip
+        values = floats(name, setting[name])
+        if values.shape not in shapes:
             raise CTMMError(
                 f"{name}= has shape {np.shape(setting[name])} for {C} cell types: one value is a "
                 f"number or a tuple of {C}, and a list gives several values"
             )
-        if np.abs(setting[name]).max() > _LARGEST:
+        if np.abs(values).max() > _LARGEST:
             raise CTMMError(f"{name}= must lie within 1e100, got {_label(setting[name])}")
     V = np.asarray(setting["V"], dtype=float)
     lowest = np.linalg.eigvalsh(V)[0] if V.ndim == 2 else V.min()
     if not lowest >= -1e-12:
         raise CTMMError(f"V= must not be negative, got {_label(setting['V'])}")
+    if not np.min(setting["response"]) >= 0.0:
+        raise CTMMError(f"response= must not be negative, got {_label(setting['response'])}")
+
+
+def _check_condition(setting: Mapping[str, Any]) -> None:
+    """Errors of the settings of a condition together."""
+    donors = setting["n_donors"]
+    many = round(setting["cases"] * donors)
+    if not on_off("paired", setting["paired"]):
+        if not 2 <= many <= donors - 2:
+            raise CTMMError(
+                f"cases={setting['cases']:g} makes {many} cases of {donors} donors: two or more, "
+                "and as many others, are needed"
+            )
+        if np.any(np.asarray(setting["response"]) != 0.0):
+            raise CTMMError("response= is of the same donors under both conditions: paired=True")
+        return
+    for name in ("cases", "case_variance"):
+        if setting[name] != CASES[name]:
+            raise CTMMError(
+                f"{name}= is of groups of donors, and paired=True has all donors under both "
+                "conditions: leave one of them out"
+            )
+
+
+def _check_studies(grid: Sequence[Mapping[str, Any]], asked: Mapping[str, Asked]) -> None:
+    """Errors of tests and settings together."""
+    for setting in grid:
+        if condition_of(setting, asked) is not None:
+            _check_condition(setting)
+    for name, test in asked.items():
+        if test.study and any(setting["kind"] == "op" for setting in grid):
+            raise CTMMError(f"test {name!r} is of cell type-specific pseudobulk: kind='ctp'")
+        of_V = test.test in TESTS and TESTS[test.test].question == "variance"
+        for setting in grid:
+            if setting["paired"] and (test.study == "by" or of_V):
+                raise CTMMError(
+                    f"test {name!r} is of donors who are seen once, and paired=True has them under "
+                    "both conditions: ask for 'response' or 'effects', or leave paired= out"
+                )
+            if not setting["paired"] and test.study == "within":
+                raise CTMMError(
+                    f"test {name!r} is of the same donors under both conditions: paired=True"
+                )
 
 
 def _batches(setting: Mapping[str, Any]) -> None:

@@ -364,7 +364,7 @@ ARGUMENTS: dict[str, str] = {"banded": "width"}
 
 
 def banded(width: int) -> str:
-    """The banded structure: V_cd is free where |c - d| <= width, zero elsewhere.
+    """The banded structure: V_cd is free where `|c - d| <= width`, zero elsewhere.
 
     >>> banded(1)
     'banded(1)'

@@ -410,7 +410,7 @@ def test_public_names():
         "DataError", "FormulaError", "Scan", "__version__", "anova", "banded", "errors",
         "evaluate_imputation", "filter_genes", "fit", "fit_genes", "impute", "load_example",
         "load_genes", "load_truth", "overall", "plots", "power", "principal_components",
-        "pseudobulk", "r", "read_kinship", "read_scan", "show_versions", "simulate",
+        "pseudobulk", "r", "read_kinship", "read_scan", "scan_donors", "show_versions", "simulate",
         "simulate_pseudobulk", "standardize", "to_frame", "to_long", "tree",
     ]  # fmt: skip
     assert set(ctmm.__all__) <= set(dir(ctmm))

@@ -1,5 +1,7 @@
 """Every door reads its whole numbers and seeds by the same rules."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,3 +76,17 @@ def test_a_whole_float_is_a_whole_number(fits, pb, door):
 def test_what_is_no_whole_number_is_refused(pb, call, message):
     with pytest.raises(CTMMError, match=message):
         call(pb)
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.errors.CTMMWarning")
+def test_an_interval_of_all_values():
+    res = ctmm.fit("expr ~ C(celltype) + sex", data=ctmm.load_example())
+    ends = res.means(alpha=1e-300)[["conf_low", "conf_high"]].to_numpy()
+    assert np.isneginf(ends[:, 0]).all() and np.isposinf(ends[:, 1]).all()
+    assert np.isposinf(res.conf_int(1e-300)["conf_high"]).all()
+
+
+def test_numbers_of_other_kinds_are_numbers():
+    one = ctmm.power(20, 2, beta=Decimal("1.5"), n_sim=1, rng=1, tests=["score"])
+    two = ctmm.power(20, 2, beta=1.5, n_sim=1, rng=1, tests=["score"])
+    assert one["rate"].equals(two["rate"])

@@ -301,3 +301,56 @@ def test_rows_that_say_the_same_are_one():
           @ kept / [1, 1, 2e6], L / [1, 1, 2e6])  # fmt: skip
     assert independent(L[:2]) is not None and (independent(L[:2]) == L[:2]).all()
     assert len(independent(np.zeros((2, 3)))) == 0
+
+
+def unlike(seed, factor, few=18, donors=60):
+    """Normal pseudobulk of three types; the last `few` donors vary more."""
+    rng = np.random.default_rng(seed)
+    case = np.arange(donors) >= donors - few
+    effect = 0.5 * rng.normal(size=(donors, 1)) + 0.3 * rng.normal(size=(donors, 3))
+    effect *= np.where(case, np.sqrt(factor), 1.0)[:, None]
+    donor, celltype = np.divmod(np.arange(3 * donors), 3)
+    cells = rng.integers(20, 100, len(donor))
+    nu = 4.0 / cells * rng.chisquare(cells - 1) / (cells - 1)
+    y = effect[donor, celltype] + np.sqrt(4.0 / cells) * rng.normal(size=len(donor))
+    return pd.DataFrame(
+        {"donor": donor, "celltype": np.array(["B", "NK", "T"])[celltype], "expr": y, "nu": nu,
+         "n_cells": cells, "x": rng.normal(size=donors)[donor], "row": np.arange(len(donor)) % 2,
+         "status": np.where(case, "case", "control")[donor]}
+    )  # fmt: skip
+
+
+def test_effects_say_when_groups_vary_unlike():
+    table = unlike(1, 6.0)
+    table["status"] = pd.Categorical(table["status"], ["control", "case"])
+    res = fit("C(celltype) * status", table)
+    said = res.effects("status").notes
+    p = fit("C(celltype) * status", table, by="status").test_groups().pvalue
+    assert len(said) == 1 and p < 0.05
+    assert said[0].startswith("donors of case vary more than those of control (test of groups, p =")
+    assert f"p = {p:.2g}" in said[0] and "robust to it" in said[0] and "by='status'" in said[0]
+    assert said[0] in repr(res.effects("status"))
+    model = fit("C(celltype) * status", table, method="reml").effects(
+        "status", covariance="kenward-roger"
+    )
+    assert "may be too small" in model.notes[0]
+    # groups that are fitted each by itself, numbers, and what differs within donors say nothing
+    assert not fit("C(celltype) * status", table, by="status").effects("status").notes
+    assert not fit("C(celltype) * x", table).effects("x").notes
+    assert not fit("C(celltype) + C(row)", table).effects("row").notes
+    assert not fit("C(celltype) * status", unlike(2, 1.0)).effects("status").notes
+
+
+def test_of_three_groups_the_one_that_differs_is_named():
+    table = unlike(3, 6.0, few=20)
+    third = (table["donor"] < 20) & (table["status"] == "control")
+    table["arm"] = np.where(third, "mild", table["status"])
+    said = fit("C(celltype) * arm", table).effects("arm").notes
+    assert len(said) == 1 and "than those of the others (test of groups" in said[0]
+
+
+@pytest.mark.parametrize("name", [["sex"], -1, None, np.zeros((2, 2))], ids=str)
+def test_what_is_no_name_of_a_variable_is_refused(name):
+    res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
+    with pytest.raises(ctmm.CTMMError, match="unknown variable"):
+        res.effects(name)

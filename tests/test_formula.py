@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ctmm_formula as ctmm
 from ctmm_formula.design.expressions import column_of, is_condition, names_in, quote
 from ctmm_formula.design.formula import parse
-from ctmm_formula.design.matrix import Coding
+from ctmm_formula.design.matrix import Coding, evaluate
 from ctmm_formula.design.random_terms import RandomTerm
 from ctmm_formula.errors import CTMMError, FormulaError
 
@@ -324,6 +324,15 @@ def test_no_text_makes_the_parser_fail_in_a_foreign_way(text, random):
         except CTMMError:
             continue
         assert parse(spec.text) == spec
+
+
+def test_python_gives_no_advice_of_its_own(recwarn):
+    table = pd.DataFrame({"y": [1.0, 2.0], "x": [0.0, 1.0]})
+    with pytest.raises(FormulaError, match="cannot be computed"):
+        evaluate("2(y)", table, {})
+    with pytest.raises(FormulaError, match="cannot be computed"):
+        Coding("I(3(x))", table, {}, "patsy").names  # noqa: B018
+    assert not recwarn.list
 
 
 def test_names_in_expressions():

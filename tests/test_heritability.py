@@ -142,6 +142,15 @@ def test_what_cannot_be_had_says_so(df, K, res):
     assert plain.test_heritability().note == "there is no kinship: fit with kinship="
     with pytest.raises(ctmm.DataError, match="without by= or within="):
         ctmm.fit(FORMULA, kinship=K, data=df, by="sex")
+    apart = {donor: 1.0 + k for k, donor in enumerate(K.index)}
+    for ask in (
+        res.outliers,
+        lambda: ctmm.scan_donors(res, pd.Series(apart, name="x").to_frame()),
+        lambda: res.plot("residuals"),
+    ):
+        with pytest.raises(ctmm.CTMMError, match="takes donors as unrelated, and the fit"):
+            ask()
+    assert res.effects("sex").table["p_value"].notna().all()
     overall = df.drop_duplicates("donor").drop(columns="celltype")
     overall = overall.assign(p=np.linspace(0.2, 0.7, len(overall)), q=lambda t: 1 - t["p"])
     with pytest.raises(ctmm.DataError, match="without proportions="):

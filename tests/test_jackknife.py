@@ -226,6 +226,16 @@ def test_steps_that_leave_the_domain_are_climbed():
         assert theta[-1] >= 0.0
 
 
+def test_a_component_that_no_donor_moves_adds_nothing_to_the_distance():
+    model = example(np.random.default_rng(3), n_donors=16)
+    loud = model.with_response(model.y, 50.0 * model.nu)
+    domain = Domain("nonnegative")
+    fit = estimate(loud, "reml", domain)
+    jack = jackknife(loud, fit, domain, one_step=True)
+    assert (jack.theta.std(axis=0) == 0.0).any()
+    assert np.isfinite(jack.error)
+
+
 @pytest.mark.parametrize("seed", [12, 56, 59])
 def test_moment_refits_without_a_covariance_have_effects_by_the_weights_of_the_full_fit(seed):
     """A negative component of a refit leaves no GLS of its own; dense GLS at the full fit's."""

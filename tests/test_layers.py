@@ -22,8 +22,8 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "hypothesis_tests", "effects", "tested", "predictions", "parameters", "shares",
-    "heritability", "serialize", "record", "questions", "resampling", "labels", "summary",
+    "fitted", "donors", "hypothesis_tests", "effects", "tested", "predictions", "parameters",
+    "shares", "heritability", "serialize", "record", "questions", "resampling", "labels", "summary",
     "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
@@ -37,8 +37,8 @@ LAYERS = [
     "datasets",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
-    "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "group_score",
-    "genetic_score", "directions", "score", "score_law", "tails",
+    "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
+    "group_score", "genetic_score", "directions", "score", "score_law", "tails",
     "simulate",
     # engine/
     "draws", "plain", "blup", "left_out_scores", "variation", "estimators",

@@ -9,8 +9,16 @@ from scipy import stats
 
 import ctmm_formula as ctmm
 from ctmm_formula.errors import CTMMError, CTMMWarning
-from ctmm_formula.planning import PER_STUDY, SETTINGS, positive_rate, pvalues_of, simulate_setting
-from ctmm_formula.simulate import CountCells, simulate_genes
+from ctmm_formula.planning import (
+    CASES,
+    PER_STUDY,
+    SETTINGS,
+    condition_of,
+    positive_rate,
+    pvalues_of,
+    simulate_setting,
+)
+from ctmm_formula.simulate import Condition, CountCells, simulate_genes
 
 # with a fixed seed a test passes or fails for ever; 4.5 leaves 1 in 150,000 to bad luck
 Z_MAX = 4.5
@@ -94,7 +102,7 @@ def setting(**changes):
               "cells": 40.0, "fold": 1.0, "counts": None, "dispersion": 0.5, "cell_variance": 4.0,
               "cell_cv": 0.0, "noise_cv": 0.0, "kurtosis": None,
               "missing": 0.0, "n_batches": 0, "batch_variance": 0.5,
-              "kind": "ctp", "structure": "free"}  # fmt: skip
+              "kind": "ctp", "structure": "free", **CASES}  # fmt: skip
     assert set(values) == set(SETTINGS)
     return values | changes
 
@@ -292,3 +300,125 @@ def test_studies_that_cannot_be_fitted_are_counted():
 def test_progress(capsys):
     ctmm.power(20, 2, n_sim=2, rng=1, progress=True)
     assert "study" in capsys.readouterr().err
+
+
+# conditions
+
+
+def test_a_condition_has_the_moments_it_says():
+    """Normal cells, no noise to speak of: means, variances and covariances of both groups."""
+    effect, A = (0.5, -0.2), 0.3 + np.diag([0.4, 0.1])
+    case = Condition(effect, share=0.25, cells=0.5, variance=3.0)
+    genes = simulate_genes(
+        30, 400, 2, sigma2=0.3, V=(0.4, 0.1), condition=case, cells=40.0, cell_variance=1e-6,
+        n_batches=0, rng=2,
+    )  # fmt: skip
+    obs = genes.obs
+    assert (obs.groupby("status", observed=True)["donor"].nunique() == [300, 100]).all()
+    assert obs["status"].cat.categories.tolist() == ["control", "case"]
+    assert (obs["n_cells"] == np.where(obs["status"] == "case", 20, 40)).all()
+    assert genes.truth[["effect[T1]", "effect[T2]"]].tolist() == list(effect)
+    for level, mean, factor, n in (("control", (0.0, 0.0), 1.0, 9000), ("case", effect, 3.0, 3000)):
+        rows = (obs["status"] == level).to_numpy()
+        y = genes.expr.to_numpy()[rows].reshape(-1, 2, 30).transpose(0, 2, 1).reshape(-1, 2)
+        S, d = factor * A, np.diag(factor * A)
+        assert (np.abs(y.mean(axis=0) - mean) / np.sqrt(d / n) < Z_MAX).all()
+        error = np.sqrt((np.outer(d, d) + S**2) / n)
+        assert (np.abs(np.cov(y.T) - S) / error < Z_MAX).all()
+
+
+def test_donors_under_both_conditions_have_responses():
+    own = Condition(0.3, response=(0.5, 0.1), paired=True)
+    genes = simulate_genes(
+        30, 300, 2, sigma2=0.3, V=(0.4, 0.1), condition=own, cells=40.0, cell_variance=1e-6,
+        n_batches=0, rng=3,
+    )  # fmt: skip
+    assert (
+        len(genes.obs) == 1200 and not genes.obs.duplicated(["donor", "status", "celltype"]).any()
+    )
+    y = genes.expr.to_numpy().reshape(300, 4, 30).transpose(0, 2, 1).reshape(-1, 4)
+    A = 0.3 + np.diag([0.4, 0.1])
+    S = np.block([[A, A], [A, A]]) + np.diag([0.5, 0.1] * 2)
+    d = np.diag(S)
+    assert (np.abs(np.cov(y.T) - S) / np.sqrt((np.outer(d, d) + S**2) / 9000) < Z_MAX).all()
+    shared = Condition(response=0.2, paired=True).covariance(A)
+    np.testing.assert_allclose(shared[:2, :2] - shared[:2, 2:], 0.2)
+    for wrong in (genes.overall, genes.to_anndata):
+        with pytest.raises(CTMMError, match="seen under two conditions"):
+            wrong()
+    with pytest.raises(CTMMError, match=r"simulate\.Condition"):
+        simulate_genes(2, 10, 2, condition=3)
+
+
+def test_tests_of_a_condition_are_those_of_a_scan():
+    case = Condition(0.4, variance=2.0)
+    genes = simulate_genes(3, 30, 3, V=0.2, condition=case, counts=CountCells(2.0), rng=2)
+    found = pvalues_of(genes, ["effects", "effects_mean", "effects_celltype", "groups", "mean",
+                               "effects_heterogeneity", "groups_shared", "lrt"])  # fmt: skip
+    options = {"data": genes, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        alike = ctmm.fit_genes("~ C(celltype) * status", tests=["effects:status", "mean", "lrt"],
+                               method="reml", **options).table  # fmt: skip
+        by = ctmm.fit_genes("~ C(celltype) * status", by="status", tests=["groups"], **options)
+    columns = {"effects": "p_effects:status", "effects_mean": "p_effects:status_mean",
+               "effects[T2]": "p_effects:status[T2]", "mean": "p_mean", "lrt": "p_lrt",
+               "effects_heterogeneity": "p_effects:status_heterogeneity"}  # fmt: skip
+    for name, column in columns.items():
+        np.testing.assert_array_equal(found[name], alike[column].to_numpy())
+    for name in ("groups", "groups_shared"):
+        np.testing.assert_array_equal(found[name], by.table[f"p_{name}"].to_numpy())
+    paired = simulate_genes(2, 25, 3, V=0.2, condition=Condition(paired=True), rng=2)
+    found = pvalues_of(paired, ["response", "response_celltype", "effects"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        scan = ctmm.fit_genes("~ C(celltype) * status", within="status", data=paired,
+                              tests=["response", "effects:status"])  # fmt: skip
+    np.testing.assert_array_equal(found["response"], scan.table["p_response"].to_numpy())
+    np.testing.assert_array_equal(found["response[T2]"], scan.table["p_response[T2]"].to_numpy())
+    np.testing.assert_array_equal(found["effects"], scan.table["p_effects:status"].to_numpy())
+
+
+@pytest.mark.slow
+def test_power_of_effects_groups_and_responses():
+    common = {"cells": 50, "n_sim": 40, "rng": 1}
+    tests = ["effects", "effects_heterogeneity", "effects_mean"]
+    table = ctmm.power(40, effect=[0.0, (0.6, 0, 0, 0), 0.4], tests=tests, **common)
+    rates = table.pivot(index="effect", columns="test", values="rate")
+    assert (rates.loc["0"] <= 0.2).all()
+    assert rates.loc["0.6, 0, 0, 0", "effects_heterogeneity"] > 0.8
+    assert rates.loc["0.4", "effects_mean"] > 0.6
+    assert rates.loc["0.4", "effects_heterogeneity"] < 0.3
+    table = ctmm.power(80, case_variance=[1.0, 3.0], tests="groups", **common)
+    assert table["rate"].iloc[0] <= 0.2 and table["rate"].iloc[1] > 0.6
+    table = ctmm.power(30, paired=True, response=[0.0, 0.1], tests="response", **common)
+    assert table["rate"].iloc[0] <= 0.2 and table["rate"].iloc[1] > 0.6
+
+
+def test_a_study_has_a_condition_where_it_is_asked_for():
+    assert condition_of(setting(), ["score", "mean"]) is None
+    assert condition_of(setting(), ["effects"]) == Condition()
+    assert condition_of(setting(effect=(0.1, 0.0)), ["score"]) == Condition((0.1, 0.0))
+    assert condition_of(setting(case_cells=0.5), ["score"]).cells == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cases": 0.01}, r"cases=0\.01 makes 0 cases of 50 donors"),
+        ({"cases": 1.0}, "cases= must be a share"),
+        ({"response": 0.1}, r"same donors under both conditions: paired=True"),
+        ({"paired": True, "cases": 0.3}, r"cases= is of groups of donors"),
+        ({"paired": True, "tests": "groups"}, r"'groups' is of donors who are seen once"),
+        ({"paired": True, "tests": "score"}, r"'score' is of donors who are seen once"),
+        ({"tests": "response"}, r"'response' is of the same donors .*paired=True"),
+        ({"effect": (0.1, 0.2)}, r"effect= has shape \(2,\) for 4 cell types"),
+        ({"paired": True, "response": -0.1}, r"response= must not be negative"),
+        ({"paired": 1}, r"paired= must be True or False"),
+        ({"case_variance": -1.0}, r"case_variance= must be from 0"),
+        ({"kind": "op", "fold": 5.0, "tests": "effects"}, r"kind='ctp'"),
+    ],
+)
+def test_conditions_that_are_none(options, message):
+    with pytest.raises(CTMMError, match=message):
+        ctmm.power(**{"n_sim": 2, "tests": "effects", "rng": 1, **options})

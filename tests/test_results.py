@@ -741,6 +741,21 @@ def test_a_file_names_no_other_class(res):
         CTMMResults.from_json(sealed(content))
 
 
+def test_names_and_random_effects_of_a_file_are_as_many(res):
+    content = json.loads(res.to_json())
+    content["parts"][0]["design"]["random_names"].append("batch")
+    with pytest.raises(DataError, match="names of random effects"):
+        CTMMResults.from_json(sealed(content))
+
+
+def test_a_formula_of_other_columns_is_said(res):
+    content = json.loads(res.to_json())
+    content["parts"][0]["design"]["coding"]["fixed"] = "C(celltype) + sex"
+    back = CTMMResults.from_json(sealed(content))
+    with pytest.raises(DataError, match="give other fixed effects than it has"):
+        back.predict(back.design.frame.head(2))
+
+
 @pytest.mark.parametrize("name", ["res", "he", "overall", "covarying"])
 def test_pickle(name, request):
     fit = request.getfixturevalue(name)

@@ -314,6 +314,7 @@ def test_genes_as_anndata(kind):
         ({"cell_noise": lambda *given: (0.0, -given[1])}, "must give noise variances of 0 or more"),
         ({"cell_noise": lambda *given: (np.nan, given[1])}, "errors drawn .* finite numbers"),
         ({"noise_error": "beta"}, "noise_error= must be a function such as beta_error"),
+        ({"noise_error": object}, "noise_error= must be a function such as beta_error"),
     ],
 )
 def test_wrong_genes(arguments, message):

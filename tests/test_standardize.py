@@ -86,6 +86,13 @@ def test_overall_is_the_weighted_sum(pb):
     assert pb.uns["ctmm"]["kind"] == "ctp"
 
 
+def test_pairs_without_a_number_of_cells_are_named(pb):
+    pb.obs["n_cells"] = pb.obs["n_cells"].astype(float)
+    pb.obs.loc["d03|t1", "n_cells"] = np.nan
+    with pytest.raises(DataError, match=r"obs\['n_cells'\] has no value in pairs 'd03\|t1'"):
+        ctmm.overall(pb)
+
+
 @pytest.mark.parametrize("step", [ctmm.overall, ctmm.standardize])
 def test_square_of_noise_where_it_is_not_known(pb, step):
     without = pb.copy()

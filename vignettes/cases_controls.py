@@ -139,7 +139,7 @@ print(f"p < .05 in genes without effect: {(null < 0.05).mean():.3f}")
 
 # %% [markdown]
 # On log(1 + CP10K) one log-fold effect is not one difference in types whose counts differ, so a few
-# genes of the first kind may have a star: [what V means on scales](scales.html) says the same of
+# genes of the first kind may have a star: [what V means on scales](scales.py) says the same of
 # variances.
 #
 # ## Where the variance is

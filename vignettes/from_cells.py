@@ -83,11 +83,21 @@ pb = ctmm.pseudobulk(
     min_cells=10, min_cells_donor=100,
 )  # fmt: skip
 pb = ctmm.filter_genes(pb, min_share=0.1)
+res = ctmm.fit("gene010 ~ C(celltype) + sex", random="pool", data=pb)
+
+# %% readme="cells"
+print(res.vcomp.round(4))  # variance components: shared, of each cell type, of pools
+print(res.test_variance())  # do cell types differ in variance between donors?
+
+# %% [markdown]
+# All of the fit; and the same with every gene scaled and a principal component of the donors as
+# covariate, against what else differs between them.
+
+# %%
 pb = ctmm.standardize(pb)
 pb = ctmm.principal_components(pb, 1)
 res = ctmm.fit("gene010 ~ C(celltype) + sex + PC1", random="pool", data=pb)
 print(res.summary(), end="\n\n")
-print(res.test_variance("score"), end="\n\n")
 
 # %% [markdown]
 # Overall pseudobulk, one row per donor, brings its proportions along:

@@ -85,7 +85,7 @@ print("tests of one component:", *COMPONENT_TESTS)
 # 4. **Trouble is data.** A fit carries its `Convergence`; a test that cannot be had has p value nan
 #    and a reason; a gene that fails is a row of the table.
 # 5. **Bad input is an error that names the column, the rows and the fix** (`CTMMError` and its
-#    children in `ctmm_formula/errors.py`); the [page of errors](errors.html) is made from the source.
+#    children in `ctmm_formula/errors.py`); the [page of errors](errors.py) is made from the source.
 # 6. **Libraries outside the model**: patsy, statsmodels, joblib, anndata, matplotlib.  Heavy ones are
 #    imported inside functions; `tests/test_layers.py` checks that importing the package loads none.
 # 7. **Tests compare with something independent**: dense algebra (`tests/dense.py`), R packages

@@ -110,6 +110,54 @@ print(budget[["n_donors", "cells", "rate", "se"]].round(3).to_string(index=False
 # V is in the population, or in which cell type.
 
 # %% [markdown]
+# ## Cases and controls
+#
+# `effect=` is that of a condition, which `cases=` of the donors have, on the log-fold scale: one
+# number for all cell types, or one for each.  The tests are those of `effects`: no effect in any type,
+# their mean, the same in all types, and every type by itself.  With half of the cells in cases:
+
+# %%
+response = ctmm.power(
+    [20, 40, 80], effect=[0.0, 0.4, (0.6, 0, 0, 0)], case_cells=0.5, cells=50, fold=5.0,
+    V=0.02, sigma2=0.1, tests=["effects", "effects_mean", "effects_heterogeneity"],
+    n_sim=N_SIM, rng=6,
+)  # fmt: skip
+shown = response.assign(rate=response["rate"].round(3))
+shown.pivot(index=["effect", "test"], columns="n_donors", values="rate")
+
+# %% [markdown]
+# An effect that all types share is best found by their mean, one in a single type by the test of all
+# of them.  That *cases vary more* takes more donors than that they differ: `case_variance=` is a factor
+# of all their variances, and the test that of `by=`.
+
+# %%
+unlike = ctmm.power(
+    [40, 80, 160], case_variance=[1.0, 2.0, 3.0], cells=50, fold=5.0, V=0.02, sigma2=0.1,
+    tests="groups", n_sim=N_SIM, rng=7,
+)  # fmt: skip
+unlike.assign(rate=unlike["rate"].round(3)).pivot(
+    index="case_variance", columns="n_donors", values="rate"
+)
+
+# %% [markdown]
+# ## The same donors before and after
+#
+# With `paired=True` every donor is seen under both conditions: effects are differences within donors,
+# and `response=` is the variance between donors of what each condition adds.  Half as many donors, for
+# the same number of samples:
+
+# %%
+paired = ctmm.power(
+    [10, 20, 40], paired=True, effect=[0.0, 0.4], response=[0.0, 0.03], cells=50, fold=5.0,
+    V=0.02, sigma2=0.1, case_cells=0.5, tests=["effects_mean", "response"], n_sim=N_SIM, rng=8,
+)  # fmt: skip
+shown = paired.assign(rate=paired["rate"].round(3))
+shown.pivot(index=["effect", "response", "test"], columns="n_donors", values="rate")
+
+# %% [markdown]
+# On log(1 + CP10K) a change of level changes the scale of what donors differ by, too: a strong effect
+# is a small response there ([what V means on which scale](scales.html)).
+#
 # ## A whole transcriptome
 #
 # With Bonferroni's rule over 10,000 genes the level is 5e-6, and effects must be larger or donors

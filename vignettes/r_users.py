@@ -10,9 +10,8 @@
 #
 # The R package `ctmmFormula` has the manners of lme4: R builds the model frame and matrix by its own
 # rules, the numbers come from this Python package in the same process, and what comes back are plain
-# R lists with the usual methods.  [How to install it](../../r_bridge/README.md);
-# [its vignette](../../r_bridge/ctmmFormula/vignettes/ctmm.Rmd), also
-# [as a page](../../r_bridge/ctmm-in-r.md).
+# R lists with the usual methods.  [How to install it](r/install.md); [a tour with its
+# output](r/tour.md); [its help pages](reference/r.md).
 #
 # All code below is R, run when this page was made.
 
@@ -57,7 +56,7 @@ def R(code):
 # %% [markdown]
 # ## Quick start
 #
-# The example is that of the [Python quick start](quickstart.html), and so are the numbers; its table
+# The example is that of the [Python quick start](quickstart.py), and so are the numbers; its table
 # comes with the R package, as `pseudobulk`.
 
 # %%

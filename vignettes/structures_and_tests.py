@@ -59,7 +59,7 @@ for name in ("free", "banded(1)", "full"):
     print(name, fits[name].corr.round(2).to_string(), sep="\n", end="\n\n")
 
 # %% [markdown]
-# A structure of your own is a list of symmetric matrices (see [the house](house.html)).
+# A structure of your own is a list of symmetric matrices (see [the house](house.py)).
 #
 # ## Bounds
 #

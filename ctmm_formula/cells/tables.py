@@ -244,6 +244,7 @@ def read_grid(pb: AnnData) -> Grid:
             "give each the share of its cell type in the donor, 0 or more"
         )
     gone = np.isnan(mean)
+    n_cells = _of_obs(pb.obs, "n_cells", "number of cells")
     nu2 = real(pb.layers["nu2"]) if "nu2" in pb.layers else np.full_like(nu, np.nan)
     missing = gone.all(axis=1) if mean.shape[1] else np.zeros(N * C, dtype=bool)
     partly = np.flatnonzero(gone.any(axis=1) & ~missing)
@@ -252,6 +253,12 @@ def read_grid(pb: AnnData) -> Grid:
         raise DataError(
             f"pair {pb.obs_names[partly[0]]!r} is missing in some genes only, {listing(genes)}: "
             "leave these genes out, or the whole pair"
+        )
+    bad = np.flatnonzero(np.isnan(n_cells) & ~missing)
+    if len(bad):
+        raise DataError(
+            f"obs['n_cells'] has no value in pairs {listing(list(pb.obs_names[bad]))}, which have "
+            "means: give the number of cells of each"
         )
     odd = np.flatnonzero((np.isnan(nu) != gone).any(axis=1))
     if len(odd):
@@ -266,7 +273,7 @@ def read_grid(pb: AnnData) -> Grid:
         nu=nu.reshape(N, C, mean.shape[1]),
         nu2=nu2.reshape(N, C, mean.shape[1]),
         missing=missing.reshape(N, C),
-        n_cells=_of_obs(pb.obs, "n_cells", "number of cells").reshape(N, C),
+        n_cells=n_cells.reshape(N, C),
         proportions=P.reshape(N, C),
     )
 

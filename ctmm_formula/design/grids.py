@@ -49,9 +49,10 @@ def variable(design: Design, name: object) -> str:
     """
     names = variables(design)
     if not isinstance(name, str) or name not in names:
-        of = "; for cell types see means() and contrasts()" if name == design.celltype_col else ""
+        own = isinstance(name, str) and name == design.celltype_col
+        of = "; for cell types see means() and contrasts()" if own else ""
         raise CTMMError(
-            f"unknown variable {name!r} of the fixed part: choose from "
+            f"unknown variable {name!r:.80} of the fixed part: choose from "
             f"{listing(names, 20) if names else 'none, it has no covariates'}{of}"
         )
     return name
@@ -159,7 +160,7 @@ def differences(
     >>> found.comparisons, found.rows[0, 1].tolist()
     (('M - F',), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
     """
-    known = design.known_effects.get(name)
+    known = design.known_effects.get(name) if isinstance(name, str) else None
     if known is not None and values is None and not at:
         return known
     name, held = variable(design, name), settings(at)

@@ -114,7 +114,7 @@ def evaluate(code: str, frame: pd.DataFrame, context: Mapping[str, object]) -> o
     functions = {name: getattr(patsy.builtins, name) for name in patsy.builtins.__all__}
     scope = {**functions, **context, **columns, "Q": columns.__getitem__}
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _no_advice():
             return eval(compile(code, "<formula>", "eval"), {"__builtins__": builtins}, scope)
     except Exception as error:  # the user's own expression may raise anything
         raise FormulaError(f"the response {code!r} cannot be computed: {error}") from error
@@ -247,7 +247,7 @@ def _portable(name: str, value: object) -> object:
 def _guard(function: Callable[..., T], *arguments: object) -> T:
     """Run an engine; whatever it raises is a FormulaError of ours."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _no_advice():
             return function(*arguments)
     except (FormulaError, DataError):
         raise
@@ -273,6 +273,14 @@ class _Patsy:
 def _keep_missing() -> patsy.NAAction:
     """Rows are never dropped here: the one mask of the table has done that."""
     return patsy.NAAction(on_NA="raise", NA_types=[])
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Python's own words on odd code, before it is run and fails with a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        yield
 
 
 @contextmanager

@@ -39,6 +39,9 @@ class Effects:
         One pair per random component, by level code; levels without data have value 0.
     marginal, fitted : ndarray, shape (n,)
         X b, and X b plus all predicted effects.
+    fitted_se : ndarray, shape (n,)
+        Prediction standard errors of the latter: with noise D the residual is D P y, and that of
+        fitted less true expression has variance D - D P D.
     genetic : tuple of (values, se), each (N, C)
         One pair per kinship.
     pull : tuple of ndarray, each (N, C)
@@ -52,6 +55,7 @@ class Effects:
     random: tuple[tuple[np.ndarray, np.ndarray], ...]
     marginal: np.ndarray
     fitted: np.ndarray
+    fitted_se: np.ndarray
     genetic: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     pull: tuple[np.ndarray, ...] = ()
 
@@ -98,7 +102,9 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
     marginal = model.X @ beta
     total = np.nan_to_num(alpha) + np.nan_to_num(gamma)
     fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
-    return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted)
+    noise = model.noise
+    fitted_se = np.where(model.active_rows, _root(noise - noise**2 * pre.diagonal), np.nan)
+    return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted, fitted_se)
 
 
 def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
@@ -141,8 +147,12 @@ def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.nd
         fitted += Z @ u
     total = sum(value for value, _ in (*donors, *genetic))
     fitted += (H * total[donor]).sum(axis=1)
+    noise = model.noise
+    fitted_se = _root(noise - noise**2 * np.diag(P))
     every = tuple(pull @ A for A in model.genetic_covariances(theta))
-    return Effects(*donors[0], *donors[1], tuple(levels), marginal, fitted, tuple(genetic), every)
+    return Effects(
+        *donors[0], *donors[1], tuple(levels), marginal, fitted, fitted_se, tuple(genetic), every
+    )
 
 
 def _covariance(model: Model, theta: np.ndarray) -> np.ndarray:

@@ -129,6 +129,18 @@ def root(typingctx, value):
 
 
 @intrinsic
+def signed(typingctx, size, sign):
+    """The size of each lane with the sign of another."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+        name = f"llvm.copysign.v{LANES}f64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return _LANE(_LANE, _LANE), codegen
+
+
+@intrinsic
 def all_positive(typingctx, value):
     """Whether every lane is positive and finite."""
 

@@ -26,7 +26,7 @@ from ..errors import ConvergenceError
 from . import kernels
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
-from .model import Model, build_model
+from .model import Model, build_model, refuse_related
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work
 from .search import compile_for, race, search
 
@@ -205,6 +205,7 @@ def make_problem(
     model: Model, constraint: Constraint, reml: bool, scale: float, kernel: int | None = None
 ) -> Problem:
     """The kernels' view of `model` with response y / scale."""
+    refuse_related(model)
     return Problem(
         kernel=_kernel() if kernel is None else kernel,
         S=model.S,

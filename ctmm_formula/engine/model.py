@@ -30,6 +30,7 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
+from ..errors import ConvergenceError
 from .noise import weighable
 from .relatedness import KernelTerm
 
@@ -269,6 +270,19 @@ class Model:
     def effect_covariance(self, theta: np.ndarray) -> np.ndarray:
         """A = sum_k theta_k B_k, shape (C, C)."""
         return np.tensordot(theta[: len(self.basis)], self.basis, axes=1)
+
+
+def refuse_related(model: Model) -> None:
+    """Blocks of donors are no blocks where donors are related.
+
+    Raises
+    ------
+    ConvergenceError
+    """
+    if model.kinship:
+        raise ConvergenceError(
+            "this takes donors as unrelated, and the fit has a kinship: ask it of a fit without"
+        )
 
 
 def build_model(

@@ -15,10 +15,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from llvmlite import binding
 from numba import njit
 from numba.core import sigutils
 from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 from ..errors import CTMMWarning
 
@@ -28,15 +31,44 @@ EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 """Sums may be reordered, which lets them vectorise; NaN and inf stay exact."""
 
-_NO_WRAPPER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-EXACT_INNER = {**EXACT, **_NO_WRAPPER}
-FAST_INNER = {**FAST, **_NO_WRAPPER}
-"""Called from compiled code only: no wrapper for Python, which is much of the compile time."""
+class _Unfinished(JITCodeLibrary):
+    """Code of a function that is optimised, and made to machine code, with its callers only."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        # all that a process asks of the code by itself is where its environment lies
+        names = [g for g in self._final_module.global_variables if "NumbaEnv" in g.name]
+        self._codegen._add_module(binding.parse_assembly("\n".join(map(str, names))))
+        self._finalize_specific()
+        self._finalized = True
+
+
+class _Inner(Compiler):
+    """Compiles what is called from compiled code only.
+
+    Numba by itself finishes every function and then those that call it, again with all that they
+    call: twice the time in all, the more the deeper calls go.
+    """
+
+    def compile_extra(self, func: Callable) -> Any:
+        """Compile; the parent's only without a library, which it then makes."""
+        self.state.library = _Unfinished(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
+_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _Inner}
+
+EXACT_INNER = {**EXACT, **_CALLED}
+FAST_INNER = {**FAST, **_CALLED}
+"""Called from compiled code only: no code of its own, so that a call never runs another copy with
+other roundings than its caller's, whether that was compiled here or comes from the disk."""
 
 FAST_PART = {**FAST_INNER, "forceinline": True}
-"""A callee of its own may be compiled to other roundings than the caller's copy of it, and which of
-the two runs depends on whether the code came from the cache: inlined there is one only."""
+"""The same, and inlined: vectors of lanes stay in registers."""
 
 _FOLDERS: set[str] = set()
 _DIGEST = 16  # bytes at the end of a file
@@ -44,12 +76,12 @@ _DIGEST = 16  # bytes at the end of a file
 
 def kept(function: Callable) -> Any:
     """Compile with the options FAST, and keep the code on disk."""
-    return _caching(njit(**FAST)(function))
+    return _caching(njit(**FAST, no_cfunc_wrapper=True)(function))
 
 
 def kept_exact(function: Callable) -> Any:
     """The same with the options EXACT."""
-    return _caching(njit(**EXACT)(function))
+    return _caching(njit(**EXACT, no_cfunc_wrapper=True)(function))
 
 
 def kept_callback(signature: Any, function: Callable) -> Any:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ConvergenceError
-from .model import Model
+from .model import Model, refuse_related
 
 
 class Projection:
@@ -108,10 +108,11 @@ class Precision(Projection):
     Raises
     ------
     ConvergenceError
-        Sigma is not positive definite.
+        Sigma is not positive definite, or donors are related.
     """
 
     def __init__(self, model: Model, theta: np.ndarray) -> None:
+        refuse_related(model)
         self.model, self.theta = model, np.asarray(theta, dtype=float)
         self.donors = np.flatnonzero(model.active)
         size = np.diff(model.row_ptr)[self.donors]

@@ -92,7 +92,8 @@ class Contrasts:
     def intervals(self, level: float = 0.95) -> np.ndarray:
         """Confidence intervals (q, 2) of L b: the values that :meth:`pvalues` does not reject."""
         reach = special.stdtrit(self.df, 0.5 * (1.0 + level))
-        ends = []
+        endless = np.isinf(reach)  # a level of 1, to rounding
+        reach, ends = np.where(endless, 0.0, reach), []
         for side in (-1.0, 1.0):
             distance = reach * np.sqrt(np.diag(self.cov))
             for _ in range(_STEPS):
@@ -102,7 +103,7 @@ class Contrasts:
                 distance = distance + step
                 if not (np.abs(step) > _CLOSE * distance).any():
                     break
-            ends.append(self.value + side * distance)
+            ends.append(self.value + side * np.where(endless, np.inf, distance))
         return np.column_stack(ends)
 
 

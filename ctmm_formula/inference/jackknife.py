@@ -409,5 +409,7 @@ class _Refit:
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.nanmax(np.abs(rough - rough.mean(axis=0)) / se, axis=1)
         worst = np.argsort(moved)[-_CHECKED:]
-        exact = np.hstack(self(which[worst], False))
-        return float(np.nanmax(np.abs(exact - rough[worst]) / se))
+        apart = np.abs(np.hstack(self(which[worst], False)) - rough[worst])
+        with np.errstate(divide="ignore"):  # what no group moves is apart by 0 of 0 errors
+            errors = np.divide(apart, se, out=np.zeros_like(apart), where=apart > 0.0)
+        return float(errors.max(initial=0.0))

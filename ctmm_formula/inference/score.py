@@ -193,8 +193,8 @@ class Null:
     expected: np.ndarray
     share: np.ndarray
 
-    def forms(self) -> list[Form]:
-        """Efficient scores of every cell type and of their sum.
+    def forms(self) -> Iterator[Form]:
+        """Efficient scores of every cell type and of their sum; one at a time: laws are large.
 
         Delta is the sum of H_i inner H_i' over donors and of weights of levels, z z'.
         """
@@ -214,7 +214,7 @@ class Null:
             law_of(layout, found, *own, solved.gain, level[d])
             for d, own in enumerate(loadings(inner))
         )
-        return list(map(Form, value.tolist(), laws, more.tolist()))
+        return map(Form, value.tolist(), laws, more.tolist())
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).

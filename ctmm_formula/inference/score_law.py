@@ -14,11 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..engine.model import Model, from_tiles
-from ..engine.options import EXACT_INNER, kept_exact
+from ..engine.lanes import load, root, signed, spread, store
+from ..engine.model import LANES, Model, from_tiles
+from ..engine.options import FAST_INNER, kept
 from .tails import Law
 
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
+_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where rotations are done
+_SWEEPS = 30  # most of these
 
 
 class Layout(NamedTuple):
@@ -115,35 +118,35 @@ def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarr
     return slot, component
 
 
-@njit(**EXACT_INNER)
-def _cholesky(A):
-    """The lower factor of A, in place."""
-    for a in range(len(A)):
+@njit(**FAST_INNER)
+def _cholesky(A, m):
+    """The lower factor of A's first m rows, in place."""
+    for a in range(m):
         for b in range(a + 1):
             total = A[a, b]
             for c in range(b):
                 total -= A[a, c] * A[b, c]
             A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
-        A[a, a + 1 :] = 0.0
+        A[a, a + 1 : m] = 0.0
 
 
-@njit(**EXACT_INNER)
-def _solve(root, right, out, start, m):
-    """Rows `start` on of the solution by the lower factor `root` of m rows, column by column."""
+@njit(**FAST_INNER)
+def _solve(low, right, out, start, m):
+    """Rows `start` on of the solution by the lower factor `low` of m rows, column by column."""
     for k in range(right.shape[1]):
         for a in range(m):
             total = right[start + a, k]
             for c in range(a):
-                total -= root[a, c] * out[start + c, k]
-            out[start + a, k] = total / root[a, a]
+                total -= low[a, c] * out[start + c, k]
+            out[start + a, k] = total / low[a, a]
         for a in range(m - 1, -1, -1):
             total = out[start + a, k]
             for c in range(a + 1, m):
-                total -= root[c, a] * out[start + c, k]
-            out[start + a, k] = total / root[a, a]
+                total -= low[c, a] * out[start + c, k]
+            out[start + a, k] = total / low[a, a]
 
 
-@kept_exact
+@kept
 def products(layout, A, w, excess, y):
     """Cross products under a null with covariance A; w, nu - w and y by row of the layout."""
     n, C = layout.H.shape
@@ -159,7 +162,7 @@ def products(layout, A, w, excess, y):
     most = 1
     for i in range(N):
         most = max(most, layout.ptr[i + 1] - layout.ptr[i])
-    root, HA = np.empty((most, most)), np.empty((most, C))
+    low, HA = np.empty((most, most)), np.empty((most, C))
     for cell in range(len(layout.columns)):
         for i in range(d):
             place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
@@ -183,11 +186,11 @@ def products(layout, A, w, excess, y):
                     total = 0.0
                     for c in range(C):
                         total += HA[a, c] * layout.H[start + r, c]
-                    root[a, r] = total
-                root[a, a] += w[start + a]
-            _cholesky(root[:m, :m])
-            _solve(root, layout.H, SH, start, m)
-            _solve(root, layout.B, SB, start, m)
+                    low[a, r] = total
+                low[a, a] += w[start + a]
+            _cholesky(low, m)
+            _solve(low, layout.H, SH, start, m)
+            _solve(low, layout.B, SB, start, m)
             for a in range(start, stop):
                 e = excess[a]
                 for c in range(C):
@@ -231,67 +234,127 @@ def products(layout, A, w, excess, y):
     return Products(HS, HM, HB, Hy, fixed, Zy, Xy, SH, SB)
 
 
-@njit(**EXACT_INNER)
+@njit(**FAST_INNER)
 def _sandwich(R, M, out):
     """R M R' of a symmetric M."""
     C = len(M)
+    half = np.empty(C)
     for a in range(len(R)):
+        half[:] = 0.0
+        for c in range(C):
+            if R[a, c] != 0.0:
+                for d in range(C):
+                    half[d] += R[a, c] * M[c, d]
         for b in range(a + 1):
             total = 0.0
             for c in range(C):
-                if R[a, c] != 0.0:
-                    part = 0.0
-                    for d in range(C):
-                        part += M[c, d] * R[b, d]
-                    total += R[a, c] * part
+                total += half[c] * R[b, c]
             out[a, b] = out[b, a] = total
 
 
-@njit(**EXACT_INNER)
-def _eigen(A):
-    """Eigenvalues and vectors of a symmetric matrix; those of two rows in closed form."""
-    if len(A) != 2:
-        return np.linalg.eigh(A)
-    half, off = 0.5 * (A[0, 0] - A[1, 1]), A[1, 0]
-    angle = 0.5 * math.atan2(off, half)
-    cos, sin = math.cos(angle), math.sin(angle)
-    reach, middle = math.hypot(half, off), 0.5 * (A[0, 0] + A[1, 1])
-    return np.array([middle + reach, middle - reach]), np.array([[cos, -sin], [sin, cos]])
+@njit(**FAST_INNER)
+def _rotate(A, Q):
+    """Eigenvalues of symmetric A (r, r, LANES) on its diagonal, vectors as rows of Q.
 
-
-@kept_exact
-def law_of(layout, found, R, sign, gain, level):
-    """The law of the form with Delta_i = H_i' R' sign R H_i, levels weighing `level` (blocks, q).
-
-    In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
-    G' sign G = Q diag(l) Q', and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of L is
-    2 s sign + 4 s^2 c c' / (1 - 2 s l) with c = Q' G' sign F L.
+    By Jacobi's rotations, of which all lanes make the same ones.
     """
-    N, C, k = found.HB.shape
-    r = len(R)
-    values, products = np.empty(N * r), np.empty((N * r, k * (k + 1) // 2))
-    linear = np.zeros(found.fixed.shape)
-    own, FL, load = np.empty((k, k)), np.empty((r, k)), np.empty((r, k))
-    G, inner = np.empty((r, r)), np.empty((r, r))
-    for cell in range(len(layout.columns)):
-        own[:] = 0.0
-        for i in range(layout.cell[cell], layout.cell[cell + 1]):
-            _sandwich(R, found.HM[i], G)
+    r = len(A)
+    for a in range(r):
+        for b in range(r):
+            store(Q, (a, b), spread(1.0 if a == b else 0.0))
+    both = np.empty((2, LANES))
+    for _ in range(_SWEEPS if r > 1 else 0):
+        off, on = spread(0.0), spread(0.0)
+        for a in range(r):
+            on += load(A, (a, a)) * load(A, (a, a))
+            for b in range(a):
+                off += load(A, (a, b)) * load(A, (a, b))
+        store(both, 0, off)
+        store(both, 1, on)
+        done = True
+        for i in range(LANES):
+            done = done and both[0, i] <= _SMALL * both[1, i]
+        if done:
+            return
+        for a in range(r - 1):
+            for b in range(a + 1, r):
+                off = load(A, (a, b))
+                gap = load(A, (b, b)) - load(A, (a, a))
+                way = root(gap * gap + 4.0 * off * off) + signed(gap, spread(1.0)) + 1e-300
+                tan = signed(2.0 * off / way, gap) * signed(spread(1.0), off)
+                cos = 1.0 / root(1.0 + tan * tan)
+                sin = tan * cos
+                first, second = load(A, (a, a)) - tan * off, load(A, (b, b)) + tan * off
+                for c in range(r):
+                    left, right = load(A, (a, c)), load(A, (b, c))
+                    store(A, (a, c), cos * left - sin * right)
+                    store(A, (b, c), sin * left + cos * right)
+                    left, right = load(Q, (a, c)), load(Q, (b, c))
+                    store(Q, (a, c), cos * left - sin * right)
+                    store(Q, (b, c), sin * left + cos * right)
+                for c in range(r):
+                    store(A, (c, a), load(A, (a, c)))
+                    store(A, (c, b), load(A, (b, c)))
+                store(A, (a, a), first)
+                store(A, (b, b), second)
+                store(A, (a, b), spread(0.0))
+                store(A, (b, a), spread(0.0))
+
+
+@njit(**FAST_INNER)
+def _by_donor(found, R, sign):
+    """G (N, r, r) of every donor, its eigenvalues (N, r) and vectors as rows of Q (N, r, r)."""
+    N, r = len(found.HB), len(R)
+    G, sizes, Q = np.empty((N, r, r)), np.empty((N, r)), np.empty((N, r, r))
+    bare = np.empty((r, r))
+    inner, axes = np.zeros((r, r, LANES)), np.empty((r, r, LANES))
+    for first in range(0, N, LANES):
+        stop = min(first + LANES, N)
+        for i in range(first, stop):
+            _sandwich(R, found.HM[i], G[i])
             # a donor without measured noise may have none at all: then G is the rounding of F S F'
-            _sandwich(R, found.HS[i], inner)
+            _sandwich(R, found.HS[i], bare)
             size = 1e-300
             for a in range(r):
-                size = max(size, G[a, a], inner[a, a])
+                size = max(size, G[i, a, a], bare[a, a])
             for a in range(r):
-                G[a, a] += _ROUNDING * size
-            _cholesky(G)
+                G[i, a, a] += _ROUNDING * size
+            _cholesky(G[i], r)
             for a in range(r):
                 for b in range(a + 1):
                     total = 0.0
                     for c in range(a, r):
-                        total += G[c, a] * sign[c] * G[c, b]
-                    inner[a, b] = inner[b, a] = total
-            size_of, Q = _eigen(inner)
+                        total += G[i, c, a] * sign[c] * G[i, c, b]
+                    inner[a, b, i - first] = inner[b, a, i - first] = total
+        _rotate(inner, axes)
+        for i in range(first, stop):
+            for a in range(r):
+                sizes[i, a] = inner[a, a, i - first]
+                for b in range(r):
+                    Q[i, a, b] = axes[a, b, i - first]
+    return G, sizes, Q
+
+
+@kept
+def law_of(layout, found, R, sign, gain, level):
+    """The law of the form with Delta_i = H_i' R' sign R H_i, levels weighing `level` (blocks, q).
+
+    In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
+    G' sign G = Q' diag(l) Q, and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of L is
+    2 s sign + 4 s^2 c c' / (1 - 2 s l) with c = Q G' sign F L.
+    """
+    N, C, k = found.HB.shape
+    r = len(R)
+    levels = 2 * layout.slot.shape[1]
+    fixed = k - levels
+    values, products = np.empty(N * r), np.empty((N * r, fixed * (fixed + 1) // 2))
+    beside = np.empty((N * r, levels * (levels + 1) // 2 + levels * fixed))
+    linear = np.zeros(found.fixed.shape)
+    own, FL, c_j = np.empty((k, k)), np.empty((r, k)), np.empty((r, k))
+    G, sizes, Q = _by_donor(found, R, sign)
+    for cell in range(len(layout.columns)):
+        own[:] = 0.0
+        for i in range(layout.cell[cell], layout.cell[cell + 1]):
             FL[:] = 0.0
             for a in range(r):
                 for c in range(C):
@@ -302,34 +365,42 @@ def law_of(layout, found, R, sign, gain, level):
                 for b in range(k):
                     for c in range(b + 1):
                         own[b, c] += sign[a] * FL[a, b] * FL[a, c]
-            load[:] = 0.0
+            c_j[:] = 0.0
             for a in range(r):
                 for b in range(r):
                     turn = 0.0
                     for c in range(b + 1):
-                        turn += G[b, c] * Q[c, a]
+                        turn += G[i, b, c] * Q[i, a, c]
                     turn *= sign[b]
                     for c in range(k):
-                        load[a, c] += turn * FL[b, c]
+                        c_j[a, c] += turn * FL[b, c]
             for a in range(r):
-                values[i * r + a] = size_of[a]
+                values[i * r + a] = sizes[i, a]
                 at = 0
-                for b in range(k):
+                for b in range(fixed):
                     for c in range(b + 1):
-                        products[i * r + a, at + c] = load[a, b] * load[a, c]
+                        products[i * r + a, at + c] = c_j[a, levels + b] * c_j[a, levels + c]
                     at += b + 1
+                at = 0
+                for b in range(levels):
+                    for c in range(b + 1):
+                        beside[i * r + a, at + c] = c_j[a, b] * c_j[a, c]
+                    at += b + 1
+                    for c in range(fixed):
+                        beside[i * r + a, at + c] = c_j[a, b] * c_j[a, levels + c]
+                    at += fixed
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 row, column = layout.columns[cell, a], layout.columns[cell, c]
                 linear[at, max(row, column), min(row, column)] += own[a, c]
     return Law(
-        values, products, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
+        values, products, beside, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
     )  # fmt: skip
 
 
-@kept_exact
+@kept
 def diagonals(layout, found, K, inverse, G, GX, components):
     """Diagonals of P E_cc P over donors, of P J P and of P Z_m Z_m' P, (C + 1 + components, n).
 

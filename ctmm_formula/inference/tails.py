@@ -22,7 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..engine.options import EXACT_INNER, kept_exact
+from ..engine.lanes import load, root, spread, store
+from ..engine.model import LANES
+from ..engine.options import EXACT_INNER, FAST_PART, kept_exact
 
 # trapezoid in x, along the path in widths
 _STEP, _LAST_STEP, _REACH = 0.6, 0.005, 60.0
@@ -31,6 +33,7 @@ _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
+_PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e30  # the form is never beyond a value whose saddlepoint is
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
@@ -53,11 +56,16 @@ class Law(NamedTuple):
 
     Attributes
     ----------
-    values : ndarray, shape (J,); products : ndarray, shape (J, k (k + 1) / 2)
-        l_j and the lower triangle of c_j c_j', in the k columns that the cell touches.
+    values : ndarray, shape (J,)
+        l_j, cells in order: donors that touch the same 2 d columns of levels.
+    products : ndarray, shape (J, p (2 p + 1))
+        Lower triangle of c_j c_j' in the columns of the fixed effects.
+    beside : ndarray, shape (J, d (2 d + 1) + 4 d p)
+        For every column of levels what c_j c_j' has in it and those before it, then in those of the
+        fixed effects.
     start : int ndarray, shape (cells + 1,)
-        First j of every cell: donors that touch the same levels.
-    columns : int ndarray, shape (cells, k); block : int ndarray, shape (cells,)
+        First j of every cell.
+    columns : int ndarray, shape (cells, 2 d + 2 p); block : int ndarray, shape (cells,)
         Which columns of which block, blocks in order.
     fixed, linear : ndarray, shape (blocks, W, W)
     gain, level : ndarray, shape (blocks, q)
@@ -66,6 +74,7 @@ class Law(NamedTuple):
 
     values: np.ndarray
     products: np.ndarray
+    beside: np.ndarray
     start: np.ndarray
     columns: np.ndarray
     block: np.ndarray
@@ -77,205 +86,300 @@ class Law(NamedTuple):
 
 def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
-    none = np.zeros((1, 0, 0))
+    none, products = np.zeros((1, 0, 0)), np.zeros((len(weights), 0))
     return Law(
-        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
+        np.asarray(weights, dtype=float), products, products,
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
         none, none, np.zeros((1, 0)), np.zeros((1, 0)),
     )  # fmt: skip
 
 
-@njit(**EXACT_INNER)
-def _size(z):
-    return abs(z.real) + abs(z.imag)
+@njit(**FAST_PART)
+def _subtract(real, imag, A, a, k, out, row, column):
+    """out[row, column] -= (real + i imag) A[a, k]."""
+    x, y = load(A, (0, a, k)), load(A, (1, a, k))
+    store(out, (0, row, column), load(out, (0, row, column)) - (real * x - imag * y))
+    store(out, (1, row, column), load(out, (1, row, column)) - (real * y + imag * x))
 
 
 @njit(**EXACT_INNER)
-def _eliminate(A, B, n):
-    """Solve the first n rows and columns of A for those of B, in place; the determinant's factors.
-
-    Returns log|det| and the unit number det / |det|.
-    """
-    size, unit = 0.0, np.ones(1, dtype=A.dtype)[0]
-    for c in range(n):
-        best = c
-        for r in range(c + 1, n):
-            if _size(A[r, c]) > _size(A[best, c]):
-                best = r
+def _pivot(A, B, c, n):
+    """The largest of rows c on of column c to row c, at each of n points; -1 for an exchange."""
+    sign = np.ones(LANES)
+    for i in range(n):
+        best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
+        for a in range(c + 1, A.shape[1]):
+            large = abs(A[0, a, c, i]) + abs(A[1, a, c, i])
+            if large > most:
+                best, most = a, large
         if best != c:
-            unit = -unit
-            for k in range(c, n):
-                A[c, k], A[best, k] = A[best, k], A[c, k]
-            for k in range(B.shape[1]):
-                B[c, k], B[best, k] = B[best, k], B[c, k]
-        pivot = A[c, c]
-        modulus = abs(pivot)
-        size += math.log(modulus)
-        unit *= pivot / modulus
-        for r in range(c + 1, n):
-            factor = A[r, c] / pivot
-            for k in range(c + 1, n):
-                A[r, k] -= factor * A[c, k]
-            for k in range(B.shape[1]):
-                B[r, k] -= factor * B[c, k]
-    for c in range(n - 1, -1, -1):
-        for k in range(B.shape[1]):
-            total = B[c, k]
-            for r in range(c + 1, n):
-                total -= A[c, r] * B[r, k]
-            B[c, k] = total / A[c, c]
-    return size, unit
+            sign[i] = -1.0
+            for part in range(2):
+                for k in range(c, A.shape[1]):
+                    kept = A[part, c, k, i]
+                    A[part, c, k, i], A[part, best, k, i] = A[part, best, k, i], kept
+                for k in range(B.shape[2]):
+                    kept = B[part, c, k, i]
+                    B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
+    return sign
 
 
 @njit(**EXACT_INNER)
-def _fold(T, s, gain, level, X):
-    """Take the levels of a block out of T (W, W) and add what is left to X; factors of det.
+def _eliminate(A, B, size, phase):
+    """Solve A (2, m, m, LANES) for B (2, m, r, LANES) in place; factors of the determinant.
 
-    Of T and X, which are symmetric, the lower triangles.
+    As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
+    to it, and the determinant's phase in (-pi, pi] is `phase`.
     """
-    q, rest = len(gain), len(X)
-    if q == 0:
-        for a in range(rest):
-            for b in range(a + 1):
-                X[a, b] += T[a, b]
-        return 0.0, s * 0.0 + 1.0
-    A = np.empty((2 * q, 2 * q), dtype=T.dtype)
-    B = np.empty((2 * q, rest), dtype=T.dtype)
+    m, r, n = A.shape[1], B.shape[2], len(size)
+    square, unit = np.empty(LANES), np.empty((2, LANES))
+    store(unit, 0, spread(1.0))
+    store(unit, 1, spread(0.0))
+    for c in range(m):
+        sign = load(_pivot(A, B, c, n), 0)
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
+        modulus = x * x + y * y
+        store(square, 0, modulus)
+        for i in range(n):
+            size[i] += 0.5 * math.log(square[i])
+        scale = sign / root(modulus)
+        u, v = load(unit, 0), load(unit, 1)
+        store(unit, 0, scale * (u * x - v * y))
+        store(unit, 1, scale * (u * y + v * x))
+        x, y = x / modulus, (0.0 - y) / modulus
+        store(A, (0, c, c), x)
+        store(A, (1, c, c), y)
+        for a in range(c + 1, m):
+            u, v = load(A, (0, a, c)), load(A, (1, a, c))
+            real, imag = u * x - v * y, u * y + v * x
+            for k in range(c + 1, m):
+                _subtract(real, imag, A, c, k, A, a, k)
+            for k in range(r):
+                _subtract(real, imag, B, c, k, B, a, k)
+    for c in range(m - 1, -1, -1):
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
+        for k in range(r):
+            for a in range(c + 1, m):
+                _subtract(load(A, (0, c, a)), load(A, (1, c, a)), B, a, k, B, c, k)
+            u, v = load(B, (0, c, k)), load(B, (1, c, k))
+            store(B, (0, c, k), u * x - v * y)
+            store(B, (1, c, k), u * y + v * x)
+    for i in range(n):
+        phase[i] = math.atan2(unit[1, i], unit[0, i])
+
+
+@njit(**EXACT_INNER)
+def _fold(T, s, gain, level, X, size, phase):
+    """Take the levels of a block out and add what is left to X; factors of det.
+
+    T (2, W, 2 q, LANES) are the columns of the levels, X (2, 2 p, 2 p, LANES), s (2, LANES).  Of
+    what is symmetric the lower triangles.
+    """
+    q, rest = len(gain), X.shape[1]
+    A, B = np.empty((2, 2 * q, 2 * q, LANES)), np.empty((2, 2 * q, rest, LANES))
     for r in range(q):
-        twice, g = 2.0 * s * level[r], gain[r]
-        for k in range(2 * q):
-            up = T[max(r, k), min(r, k)]
-            down = T[max(q + r, k), min(q + r, k)]
-            A[r, k] = g * down - twice * up
-            A[q + r, k] = g * (up - down)
-        A[r, r] += 1.0
-        A[q + r, q + r] += 1.0
-        for k in range(rest):
-            up, down = T[2 * q + k, r], T[2 * q + k, q + r]
-            B[r, k] = twice * up - g * down
-            B[q + r, k] = g * (down - up)
-    size, unit = _eliminate(A, B, 2 * q)
+        g = gain[r]
+        step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
+        for k in range(2 * q + rest):
+            row, column = max(r, k), min(r, k)
+            up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
+            row, column = max(q + r, k), min(q + r, k)
+            low, low_i = load(T, (0, row, column)), load(T, (1, row, column))
+            first = g * low - (step * up - step_i * up_i)
+            first_i = g * low_i - (step * up_i + step_i * up)
+            last, last_i = g * (up - low), g * (up_i - low_i)
+            if k < 2 * q:
+                store(A, (0, r, k), first + (1.0 if k == r else 0.0))
+                store(A, (1, r, k), first_i)
+                store(A, (0, q + r, k), last + (1.0 if k == q + r else 0.0))
+                store(A, (1, q + r, k), last_i)
+            else:
+                store(B, (0, r, k - 2 * q), 0.0 - first)
+                store(B, (1, r, k - 2 * q), 0.0 - first_i)
+                store(B, (0, q + r, k - 2 * q), 0.0 - last)
+                store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
+    _eliminate(A, B, size, phase)
     for a in range(rest):
-        for b in range(a + 1):
-            total = T[2 * q + a, 2 * q + b]
-            for r in range(2 * q):
-                total += T[2 * q + a, r] * B[r, b]
-            X[a, b] += total
-    return size, unit
+        for r in range(2 * q):
+            real, imag = load(T, (0, 2 * q + a, r)), load(T, (1, 2 * q + a, r))
+            for b in range(a + 1):
+                _subtract(0.0 - real, 0.0 - imag, B, r, b, X, a, b)
 
 
 @njit(**EXACT_INNER)
-def _last(X):
-    """Factors of det of the fixed effects' symmetric X, given below its diagonal."""
-    rest = len(X)
-    for a in range(rest):
-        for b in range(a):
-            X[b, a] = X[a, b]
-    return _eliminate(X, np.empty((rest, 0), dtype=X.dtype), rest)
+def _weights(law, s, n):
+    """4 s^2 / (1 - 2 s l_j) at the first n of s, real and imaginary parts beside each other."""
+    out = np.empty((len(law.values), 2 * n))
+    for j in range(len(out)):
+        twice = -2.0 * law.values[j]
+        for i in range(n):
+            real, imag = 1.0 + twice * s[0, i], twice * s[1, i]
+            square = 4.0 / (real * real + imag * imag)
+            up = square * (s[0, i] * s[0, i] - s[1, i] * s[1, i])
+            up_i = square * 2.0 * s[0, i] * s[1, i]
+            out[j, i], out[j, n + i] = up * real + up_i * imag, up_i * real - up * imag
+    return out
+
+
+@njit(**FAST_PART)
+def _add(sums, at, n, T, row, column):
+    """T[row, column] += sums[at] at n points."""
+    for i in range(n):
+        T[0, row, column, i] += sums[at, i]
+        T[1, row, column, i] += sums[at, n + i]
 
 
 @njit(**EXACT_INNER)
-def _start(law):
-    """log|.| and the sign of the determinants at s = 0."""
-    rest = law.fixed.shape[1] - 2 * law.gain.shape[1]
-    X = np.zeros((rest, rest))
-    size, unit = 0.0, 1.0
-    for b in range(len(law.fixed)):
-        more, turn = _fold(law.fixed[b], 0.0, law.gain[b], law.level[b], X)
-        size += more
-        unit *= turn
-    more, turn = _last(X)
-    return size + more, unit * turn
-
-
-@njit(**EXACT_INNER)
-def _add(T, columns, parts):
-    """Add a lower triangle (k (k + 1) / 2,) in some columns to the lower triangle of T."""
+def _effects(law, weights, s, X):
+    """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES)."""
+    blocks, rest, n = len(law.fixed), X.shape[1], weights.shape[1] // 2
+    start = law.fixed.shape[1] - rest
+    sums = np.dot(law.products.T, weights)
     at = 0
-    for a in range(len(columns)):
-        row = columns[a]
+    for a in range(rest):
         for c in range(a + 1):
-            column = columns[c]
-            T[max(row, column), min(row, column)] += parts[at]
+            first = twice = 0.0
+            for b in range(blocks):
+                first += law.fixed[b, start + a, start + c]
+                twice += 2.0 * law.linear[b, start + a, start + c]
+            store(X, (0, a, c), first + twice * load(s, 0))
+            store(X, (1, a, c), twice * load(s, 1))
+            _add(sums, at, n, X, a, c)
             at += 1
 
 
 @njit(**EXACT_INNER)
+def _block(law, b, cell, weights, s, T):
+    """Levels of T_b(s) to T (2, W, 2 q, LANES), with `cell` its first; the one after it."""
+    W, q, n = T.shape[1], T.shape[2] // 2, weights.shape[1] // 2
+    for a in range(W):
+        for c in range(2 * q):
+            twice = 2.0 * law.linear[b, a, c]
+            store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
+            store(T, (1, a, c), twice * load(s, 1))
+    while cell < len(law.block) and law.block[cell] == b:
+        first, stop = law.start[cell], law.start[cell + 1]
+        sums = np.dot(law.beside[first:stop].T, weights[first:stop])
+        at = 0
+        for a in range(law.columns.shape[1] - W + 2 * q):
+            column = law.columns[cell, a]
+            for c in range(a + 1):
+                row = law.columns[cell, c]
+                _add(sums, at, n, T, max(row, column), min(row, column))
+                at += 1
+            for row in range(2 * q, W):
+                _add(sums, at, n, T, row, column)
+                at += 1
+        cell += 1
+    return cell
+
+
+@njit(**EXACT_INNER)
 def _log_determinants(law, zero, s):
-    """log|.| and the phase of det(I - 2 s A M) at complex s (n,), in parts.
+    """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
 
     That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
     0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
     which change slowly.
     """
-    n, W = len(s), law.fixed.shape[1]
-    rest = W - 2 * law.gain.shape[1]
-    size = np.full(n, -zero[0])
-    slow = np.empty((len(law.fixed) + 1, n))
-    X = np.zeros((n, rest, rest), dtype=np.complex128)
-    T = np.empty((n, W, W), dtype=np.complex128)
-    parts = np.empty(law.products.shape[1], dtype=np.complex128)
-    cell = 0
-    for b in range(len(law.fixed)):
-        for i in range(n):
-            for a in range(W):
-                for c in range(a + 1):
-                    T[i, a, c] = law.fixed[b, a, c] + 2.0 * s[i] * law.linear[b, a, c]
-        while cell < len(law.block) and law.block[cell] == b:
-            first, stop = law.start[cell], law.start[cell + 1]
-            weight = np.empty((2 * n, stop - first))
-            for i in range(n):
-                for j in range(first, stop):
-                    z = 4.0 * s[i] * s[i] / (1.0 - 2.0 * s[i] * law.values[j])
-                    weight[i, j - first] = z.real
-                    weight[n + i, j - first] = z.imag
-            sums = np.dot(weight, law.products[first:stop])
-            for i in range(n):
-                for k in range(len(parts)):
-                    parts[k] = complex(sums[i, k], sums[n + i, k])
-                _add(T[i], law.columns[cell], parts)
-            cell += 1
-        for i in range(n):
-            more, turn = _fold(T[i], s[i], law.gain[b], law.level[b], X[i])
-            size[i] += more
-            slow[b, i] = math.atan2(turn.imag, turn.real)
-    phase = np.empty(n)
+    n = s.shape[1]
+    size, phase = np.full(n, -zero[0]), np.empty(n)
+    slow = np.zeros((len(law.fixed) + 1, n))
+    lanes = np.empty((2, LANES))
+    for first in range(0, n, LANES):
+        m = min(n - first, LANES)
+        for i in range(LANES):
+            at = first + min(i, m - 1)
+            lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
+        some, turns = size[first : first + m].copy(), np.zeros((len(slow), m))
+        _add_slow(law, lanes, some, turns)
+        size[first : first + m], slow[:, first : first + m] = some, turns
     for i in range(n):
-        more, turn = _last(X[i])
-        turn *= zero[1]
-        size[i] += more
-        slow[len(law.fixed), i] = math.atan2(turn.imag, turn.real)
-        product, turns = complex(1.0, 0.0), 0
+        if zero[1] < 0.0:
+            slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
+        real, imag, turns = 1.0, 0.0, 0
         for value in law.values:
-            z = 1.0 - 2.0 * s[i] * value
-            before = product.imag
-            product *= z
-            if before > 0.0 > product.imag and z.imag > 0.0:
+            up, right = 1.0 - 2.0 * s[0, i] * value, -2.0 * s[1, i] * value
+            before = imag
+            real, imag = real * up - imag * right, real * right + imag * up
+            if before > 0.0 > imag and right > 0.0:
                 turns += 1
-            elif before < 0.0 < product.imag and z.imag < 0.0:
+            elif before < 0.0 < imag and right < 0.0:
                 turns -= 1
-            square = product.real * product.real + product.imag * product.imag
+            square = real * real + imag * imag
             if not 1e-200 < square < 1e200:
                 size[i] += 0.5 * math.log(square)
-                product /= math.sqrt(square)
-        size[i] += math.log(abs(product))
-        phase[i] = math.atan2(product.imag, product.real) + 2.0 * math.pi * turns
+                square = 1.0 / math.sqrt(square)
+                real, imag = real * square, imag * square
+        size[i] += 0.5 * math.log(real * real + imag * imag)
+        phase[i] = math.atan2(imag, real) + 2.0 * math.pi * turns
     return size, phase, slow
 
 
 @njit(**EXACT_INNER)
-def _series(A, B):
-    """Power series (3, n, n) and (3, n, m): B becomes A^-1 B, and log det A less its constant.
+def _add_slow(law, s, size, slow):
+    """What is not of donors by themselves at s (2, LANES), see :func:`_log_determinants`."""
+    blocks, q = law.gain.shape
+    W = law.fixed.shape[1]
+    if W == 0:
+        return
+    X, T = np.empty((2, W - 2 * q, W - 2 * q, LANES)), np.empty((2, W, 2 * q, LANES))
+    weights = _weights(law, s, len(size))
+    _effects(law, weights, s, X)
+    cell = np.int64(0)
+    if q > 0:
+        for b in range(blocks):
+            cell = _block(law, b, cell, weights, s, T)
+            _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
+    for a in range(len(X[0])):
+        for c in range(a):
+            store(X, (0, c, a), load(X, (0, a, c)))
+            store(X, (1, c, a), load(X, (1, a, c)))
+    _eliminate(X, np.empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
 
-    Returns the coefficients of s and s^2.
+
+@njit(**EXACT_INNER)
+def _inverse(A):
+    """The inverse of A (n, n), with log|det| and the determinant's sign; A is overwritten."""
+    n = len(A)
+    B = np.zeros((n, n))
+    size, sign = 0.0, 1.0
+    for c in range(n):
+        B[c, c] = 1.0
+    for c in range(n):
+        best = c
+        for r in range(c + 1, n):
+            if abs(A[r, c]) > abs(A[best, c]):
+                best = r
+        if best != c:
+            sign = -sign
+            for k in range(n):
+                A[c, k], A[best, k] = A[best, k], A[c, k]
+                B[c, k], B[best, k] = B[best, k], B[c, k]
+        pivot = A[c, c]
+        size += math.log(abs(pivot))
+        sign = math.copysign(sign, sign * pivot)
+        for k in range(n):
+            A[c, k] /= pivot
+            B[c, k] /= pivot
+        for r in range(n):
+            if r != c:
+                factor = A[r, c]
+                for k in range(n):
+                    A[r, k] -= factor * A[c, k]
+                    B[r, k] -= factor * B[c, k]
+    return B, size, sign
+
+
+@njit(**EXACT_INNER)
+def _series(A, B):
+    """Power series (3, n, n) and (3, n, m): B becomes A^-1 B, and log det A.
+
+    Returns the coefficients of 1, s and s^2, and the sign of the determinant at 0.
     """
     n, m = A.shape[1], B.shape[2]
-    inverse, start, one = np.zeros((n, n)), np.empty((n, n)), np.zeros((n, n))
-    for a in range(n):
-        inverse[a, a] = 1.0
-        for b in range(n):
-            start[a, b] = A[0, a, b]
-    _eliminate(start, inverse, n)
+    inverse, size, sign = _inverse(A[0].copy())
+    one = np.zeros((n, n))
     first, second = 0.0, 0.0
     for a in range(n):
         for b in range(n):
@@ -300,57 +404,87 @@ def _series(A, B):
             for c in range(n):
                 for k in range(m):
                     B[o, a, k] += inverse[a, c] * old[c, k]
-    return first, second
+    return size, first, second, sign
+
+
+@njit(**EXACT_INNER)
+def _four_sums(products):
+    """4 times the sums of columns."""
+    out = np.zeros(products.shape[1])
+    for j in range(len(products)):
+        for k in range(len(out)):
+            out[k] += 4.0 * products[j, k]
+    return out
 
 
 @njit(**EXACT_INNER)
 def _moments(law):
-    """Mean and variance of the form: power series of the same eliminations."""
+    """Mean and variance of the form: power series of the same eliminations.
+
+    With them log|.| and the sign of the determinants at s = 0.
+    """
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     rest = W - 2 * q
-    mean = variance = 0.0
+    mean = variance = size = 0.0
+    sign = 1.0
     for value in law.values:
         mean += value
         variance += 2.0 * value * value
     X = np.zeros((3, rest, rest))
-    T = np.zeros((3, W, W))
+    T = np.zeros((3, W, 2 * q))
     A, B = np.empty((3, 2 * q, 2 * q)), np.empty((3, 2 * q, rest))
-    sums = np.empty(law.products.shape[1])
+    sums = _four_sums(law.products)
+    at = 0
+    for a in range(rest):
+        for c in range(a + 1):
+            X[2, a, c] = X[2, c, a] = sums[at]
+            at += 1
+        for c in range(rest):
+            for b in range(blocks):
+                row, column = 2 * q + max(a, c), 2 * q + min(a, c)
+                X[0, a, c] += law.fixed[b, row, column]
+                X[1, a, c] += 2.0 * law.linear[b, row, column]
     cell = 0
-    for b in range(blocks):
+    for b in range(blocks if q > 0 else 0):
         for a in range(W):
-            for c in range(a + 1):
-                T[0, a, c], T[1, a, c] = law.fixed[b, a, c], 2.0 * law.linear[b, a, c]
+            for c in range(2 * q):
+                row, column = max(a, c), min(a, c)
+                T[0, a, c] = law.fixed[b, row, column]
+                T[1, a, c] = 2.0 * law.linear[b, row, column]
                 T[2, a, c] = 0.0
         while cell < len(law.block) and law.block[cell] == b:
-            for k in range(len(sums)):
-                sums[k] = 0.0
-            for j in range(law.start[cell], law.start[cell + 1]):
-                for k in range(len(sums)):
-                    sums[k] += 4.0 * law.products[j, k]
-            _add(T[2], law.columns[cell], sums)
+            sums = _four_sums(law.beside[law.start[cell] : law.start[cell + 1]])
+            at = 0
+            for a in range(law.columns.shape[1] - rest):
+                column = law.columns[cell, a]
+                for c in range(a + 1):
+                    row = law.columns[cell, c]
+                    T[2, row, column] += sums[at]
+                    if row != column:
+                        T[2, column, row] += sums[at]
+                    at += 1
+                for row in range(2 * q, W):
+                    T[2, row, column] += sums[at]
+                    at += 1
             cell += 1
         for o in range(3):
-            for a in range(W):
-                for c in range(a):
-                    T[o, c, a] = T[o, a, c]
-        for o in range(3):
-            for a in range(rest):
-                for c in range(rest):
-                    X[o, a, c] += T[o, 2 * q + a, 2 * q + c]
             for r in range(q):
                 g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
                 for k in range(W):
-                    up = g * T[o, q + r, k] - twice * T[o - 1, r, k]
-                    down = g * (T[o, r, k] - T[o, q + r, k])
+                    row, place, low = (r, k, q + r) if k < 2 * q else (k, r, k)
+                    at = k if k < 2 * q else q + r
+                    up = g * T[o, low, at] - twice * T[o - 1, row, place]
+                    down = g * (T[o, row, place] - T[o, low, at])
                     if k < 2 * q:
                         A[o, r, k], A[o, q + r, k] = up, down
                     else:
                         B[o, r, k - 2 * q], B[o, q + r, k - 2 * q] = -up, -down
         for r in range(2 * q):
             A[0, r, r] += 1.0
-        first, second = _series(A, B)
+        start, first, second, turn = _series(A, B)
+        size += start
+        sign *= turn
         mean -= 0.5 * first
         variance -= second
         for o in range(3):
@@ -359,8 +493,53 @@ def _moments(law):
                     for r in range(2 * q):
                         for k in range(rest):
                             X[o, a, k] += T[i, 2 * q + a, r] * B[o - i, r, k]
-    first, second = _series(X, np.empty((3, rest, 0)))
-    return mean - 0.5 * first, variance - second
+    start, first, second, turn = _series(X, np.empty((3, rest, 0)))
+    return mean - 0.5 * first, variance - second, (size + start, sign * turn)
+
+
+@njit(**EXACT_INNER)
+def _inertia(A):
+    """Negative eigenvalues of symmetric A (n, n), which is overwritten.
+
+    By elimination with pivots of one row and, where they are small, of two (Bunch and Parlett).
+    """
+    left = np.arange(len(A))
+    count, n = 0, len(A)
+    while n > 0:
+        one, first, second = 0, 0, 0
+        off = 0.0
+        for a in range(n):
+            if abs(A[left[a], left[a]]) > abs(A[left[one], left[one]]):
+                one = a
+            for b in range(a):
+                if abs(A[left[a], left[b]]) > off:
+                    off, first, second = abs(A[left[a], left[b]]), a, b
+        if abs(A[left[one], left[one]]) >= _PIVOT * off:
+            at = left[one]
+            pivot = A[at, at]
+            if pivot == 0.0:
+                break
+            count += pivot < 0.0
+            n -= 1
+            left[one] = left[n]
+            for a in left[:n]:
+                factor = A[a, at] / pivot
+                for b in left[:n]:
+                    A[a, b] -= factor * A[at, b]
+        else:  # one eigenvalue of each sign
+            up, down = left[first], left[second]
+            upper, lower, both = A[up, up], A[down, down], A[up, down]
+            det = upper * lower - both * both
+            count += 1
+            left[first] = left[n - 1]  # the one that lies further on goes first
+            left[second] = left[n - 2]
+            n -= 2
+            for a in left[:n]:
+                x = (lower * A[a, up] - both * A[a, down]) / det
+                y = (upper * A[a, down] - both * A[a, up]) / det
+                for b in left[:n]:
+                    A[a, b] -= x * A[up, b] + y * A[down, b]
+    return count
 
 
 @njit(**EXACT_INNER)
@@ -369,22 +548,19 @@ def _negative(law, s, sign):
 
     At s = 0 of the side `sign`.  Levels count by their three equations.
     """
-    q = law.gain.shape[1]
-    W = law.fixed.shape[1]
+    q, W = law.gain.shape[1], law.fixed.shape[1]
     rest = W - 2 * q
-    X = np.zeros((rest, rest))
+    X, T = np.empty((2, rest, rest, LANES)), np.empty((2, W, 2 * q, LANES))
     R = np.zeros((3 * q, 3 * q))
     place = np.empty(3 * q, dtype=np.int64)
-    scale = np.empty(3 * q)
-    count = 0
-    cell = 0
-    for b in range(len(law.fixed)):
-        T = law.fixed[b] + 2.0 * s * law.linear[b]
-        while cell < len(law.block) and law.block[cell] == b:
-            for j in range(law.start[cell], law.start[cell + 1]):
-                weight = 4.0 * s * s / (1.0 - 2.0 * s * law.values[j])
-                _add(T, law.columns[cell], weight * law.products[j])
-            cell += 1
+    scale, size, phase = np.empty(3 * q), np.zeros(1), np.zeros(1)
+    at = np.zeros((2, LANES))
+    at[0] = s
+    weights = _weights(law, at, len(size))
+    _effects(law, weights, at, X)
+    count, cell = 0, np.int64(0)
+    for b in range(len(law.fixed) if q > 0 else 0):
+        cell = _block(law, b, cell, weights, at, T)
         R[:] = 0.0
         for r in range(q):
             root, step = math.sqrt(law.gain[b, r]), 2.0 * s * law.level[b, r]
@@ -395,16 +571,21 @@ def _negative(law, s, sign):
         for a in range(3 * q):
             for c in range(3 * q):
                 row, column = max(place[a], place[c]), min(place[a], place[c])
-                R[a, c] -= scale[a] * scale[c] * T[row, column]
-        count += (np.linalg.eigvalsh(R) < 0.0).sum()
-        _fold(T, s, law.gain[b], law.level[b], X)
-    return count + (np.linalg.eigvalsh(X) > 0.0).sum()
+                R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
+        count += _inertia(R)
+        _fold(T, at, law.gain[b], law.level[b], X, size, phase)
+    last = np.empty((rest, rest))
+    for a in range(rest):
+        for c in range(a + 1):
+            last[a, c] = last[c, a] = -X[0, a, c, 0]
+    return count + _inertia(last)
 
 
 @njit(**EXACT_INNER)
-def _within(law, s):
+def _within(law, s, variance):
     """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law.
 
+    None can where 2 s is below what the variance, twice the sum of their squares, allows to one.
     Where a pole is, one of the donors has been before, but for those of levels with weights of the
     sign of s.
     """
@@ -416,7 +597,7 @@ def _within(law, s):
     for level in law.level.ravel():
         if sign * level > 0.0:
             alone = False
-    if law.fixed.shape[1] == 0 or (passed == 0 and alone):
+    if law.fixed.shape[1] == 0 or (passed == 0 and (alone or 2.0 * s * s * variance < 1.0)):
         return passed == 0
     return passed + _negative(law, s, sign) - _negative(law, 0.0, sign) == 0
 
@@ -432,15 +613,15 @@ class _Point(NamedTuple):
 
 
 @njit(**EXACT_INNER)
-def _point(law, zero, s, width):
+def _point(law, zero, s, width, variance):
     """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
     near, far = _ASIDE * width, _BESIDE * width
-    both = np.array([complex(s, near), complex(s, far)])
+    both = np.array([[s, s], [near, far]])
     size, phase, slow = _log_determinants(law, zero, both)
     for i in range(2):
         phase[i] += slow[:, i].sum()
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
-    if abs(phase[0]) < 1.0 and _within(law, s):
+    if abs(phase[0]) < 1.0 and _within(law, s, variance):
         K, slope = -0.5 * size[0], -0.5 * phase[0] / near
         turn = 0.5 * phase[1] + far * slope
         turn -= math.pi * round(turn / math.pi)
@@ -523,7 +704,7 @@ def _crossing(law, zero, value, mean, variance):
             width = 1.0 / math.sqrt(curve)
         for _ in range(8):  # until the step is right for the derivatives
             step = min(width, s)
-            at = _point(law, zero, side * s, step)
+            at = _point(law, zero, side * s, step, variance)
             width = 1.0 / math.sqrt(at.curve) if at.curve > 0.0 else 0.5 * step
             if not at.curve <= math.inf or 0.5 * step < min(width, s) < 2.0 * step:
                 break
@@ -593,11 +774,11 @@ def _path(law, value, at):
 def _integrand(law, zero, value, path, x):
     """The integrand at x (n,) of the path, less the size exp(start)."""
     n = len(x)
-    s, slope = np.empty(n, dtype=np.complex128), np.empty(n, dtype=np.complex128)
+    s, slope = np.empty((2, n)), np.empty(n, dtype=np.complex128)
     for i in range(n):
         sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
         reach = path.width / path.fast
-        s[i] = complex(path.cross + reach * path.bend * (cosh - 1.0), reach * sinh)
+        s[0, i], s[1, i] = path.cross + reach * path.bend * (cosh - 1.0), reach * sinh
         slope[i] = complex(path.width * path.bend * sinh, path.width * cosh)
     size, phase, slow = _log_determinants(law, zero, s)
     first = 1 if x[0] == 0.0 else 0  # at 0 K is real
@@ -613,16 +794,16 @@ def _integrand(law, zero, value, path, x):
     # and all of them start from the whole, which hardly turns at first
     whole = 0.0
     if n > first:
-        whole = phase[first] + 2.0 * (path.turn * x[first] + s[first].imag * value)
+        whole = phase[first] + 2.0 * (path.turn * x[first] + s[1, first] * value)
         whole = 2.0 * math.pi * round(whole / (2.0 * math.pi))
     if first == 1:
         phase[0] = whole
     out = np.empty(n)
     for i in range(n):
-        turn = -0.5 * (phase[i] - whole) - s[i].imag * value
-        at = -0.5 * size[i] - s[i].real * value - path.start
+        turn = -0.5 * (phase[i] - whole) - s[1, i] * value
+        at = -0.5 * size[i] - s[0, i] * value - path.start
         unit = complex(math.cos(turn), math.sin(turn))
-        out[i] = math.exp(at) * (unit / s[i] * slope[i]).imag / math.pi
+        out[i] = math.exp(at) * (unit / complex(s[0, i], s[1, i]) * slope[i]).imag / math.pi
     return out
 
 
@@ -700,12 +881,11 @@ def tail(
 
 @kept_exact
 def _tail(value, law, more, least, agree):
-    mean, own = _moments(law)
+    mean, own, zero = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
-    zero = _start(law)
     at = _crossing(law, zero, value, mean, own)
     if math.isnan(at.s):
         return (-math.inf if value > mean else 0.0), mean, variance
@@ -713,15 +893,15 @@ def _tail(value, law, more, least, agree):
     end = _end(law, value, path, math.log(_NOTHING * agree**2))
     step = _STEP
     f = _integrand(law, zero, value, path, _nodes(0.0, end, step))
-    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    sums = step * (_sum(f, 1) - 0.5 * f[0])
+    coarse = 2.0 * step * (_sum(f, np.int64(2)) - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    sums = step * (_sum(f, np.int64(1)) - 0.5 * f[0])
     total = sums - _trace(path, step)
     # the error falls with the square from one step to the next
     while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
         coarse = total
         step *= 0.5
         f = _integrand(law, zero, value, path, _nodes(step, end, 2.0 * step))
-        sums = 0.5 * sums + step * _sum(f, 1)
+        sums = 0.5 * sums + step * _sum(f, np.int64(1))
         total = sums - _trace(path, step)
     if at.s > 0.0:
         log = path.start + math.log(max(total, 0.0))

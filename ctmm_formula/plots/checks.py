@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..engine.model import refuse_related
 from ..engine.precision import Precision
 from ..errors import ConvergenceError, CTMMError
 from . import style
@@ -176,6 +177,7 @@ def residuals_data(res: object) -> pd.DataFrame:
 
     fit = style.fitted(res)
     d, model = fit.design, fit.model
+    refuse_related(model)
     try:
         pre = Precision(model, fit.estimate.theta)
         diagonal = pre.diagonal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..design.grids import differences
+from ..design.crossings import loads_of
+from ..design.grids import differences, levels_of
+from ..design.table import label
+from ..errors import CTMMError
 from ..inference.differences import Differences, test_differences
+from ..inference.fit import ROBUST, Errors
+from ..inference.group_score import OVERALL, group_design, group_test
 from ..inference.testing import TestResult
+from ..structures import Crossing, cross
 from .parameters import effect_table, errors_of_effects
 from .record import Covariance, Record
 
 MEAN = "mean"
+_UNLIKE = 0.05  # p value of the test of groups below which effects say that they differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +55,7 @@ class Effects:
     method : str
         Where standard errors come from.
     notes : tuple of str
-        Why an effect is NaN.
+        Why an effect is NaN; that groups of donors differ in their variance.
     """
 
     name: str
@@ -133,7 +141,9 @@ def effects(
 ) -> Effects:
     """Effect of a variable on the mean of every cell type, and whether cell types respond alike.
 
-    Effects are differences of what the formula predicts, whatever its parametrisation.
+    Effects are differences of what the formula predicts, whatever its parametrisation.  Where the
+    levels are groups of donors, a test of groups (:meth:`test_groups`, p < .05) says whether they
+    differ in their variance: robust errors allow for it, those by the model want ``by=``.
 
     Parameters
     ----------
@@ -176,13 +186,19 @@ def effects(
       null hypothesis: the effect of sex is the same in all cell types
       F(3, 17.6116) = 0.8981, p = 0.4617
     """
-    return effects_of(res, differences(res.design, name, values, at), covariance, alpha)
+    asked = differences(res.design, name, values, at)
+    groups = res.design.frame[name] if levels_of(res.design, name) else None
+    return effects_of(res, asked, covariance, alpha, groups)
 
 
 def effects_of(
-    res: Record, asked: Differences, covariance: Covariance = None, alpha: float = 0.05
+    res: Record,
+    asked: Differences,
+    covariance: Covariance = None,
+    alpha: float = 0.05,
+    groups: pd.Series | None = None,
 ) -> Effects:
-    """The same of rows that are known."""
+    """The same of rows that are known; `groups` are the levels of the rows of the fit."""
     errors = errors_of_effects(res, covariance)
     S = len(asked.steps)
     found = test_differences(res.numbers, errors, asked, asked.parts)
@@ -204,5 +220,47 @@ def effects_of(
         by_celltype={c: found.parts[f"[{c}]"] for c in asked.celltypes},
         at=asked.at,
         method=errors.title.replace("wald", "errors"),
-        notes=tuple(f"{name}: {why}" for name, why in asked.missing.items()),
+        notes=(
+            *(f"{name}: {why}" for name, why in asked.missing.items()),
+            *unlike(res, asked.name, groups, errors),
+        ),
     )
+
+
+def unlike(res: Record, name: str, groups: pd.Series | None, errors: Errors) -> list[str]:
+    """What to say where groups of donors differ in their variance: one note, or none."""
+    design = res.design
+    if groups is None or design.crossing is not None:
+        return []
+    texts = pd.Series([label(value) for value in groups], dtype=object)
+    of_donor = pd.Series(design.donor_codes).groupby(texts).nunique()
+    if len(of_donor) < 2 or of_donor.sum() > len(design.donors):  # several levels in one donor
+        return []
+    ordered = dict.fromkeys(map(label, groups.cat.categories)) if hasattr(groups, "cat") else {}
+    crossing = Crossing("by", name, tuple(dict.fromkeys([*ordered, *of_donor.index])))
+    crossing = crossing._replace(levels=tuple(g for g in crossing.levels if g in of_donor))
+    own = replace(design, crossing=crossing, loads=loads_of(crossing, texts))
+    try:
+        structure = cross(res.structure_, crossing, own.effects)
+        model = own.model(structure).unrelated
+        shared = group_design(model, structure)
+        test = group_test(model, shared, design.celltypes)
+    except (CTMMError, np.linalg.LinAlgError):
+        return []
+    p = math.exp(test.combined[OVERALL])
+    if not p < _UNLIKE:
+        return []
+    best = int(np.nanargmin(test.chosen[OVERALL]))
+    level = shared.levels[best]
+    others = [g for g in crossing.levels if g != level]
+    more = "more" if test.tested[OVERALL][best].statistic > 0 else "less"
+    than = others[0] if len(others) == 1 else "the others"
+    then = (
+        "errors are robust to it, and by={0!r} has the variances of each"
+        if errors.name == ROBUST
+        else "errors take them for alike and may be too small; by={0!r} fits the variances of each"
+    )
+    return [
+        f"donors of {level} vary {more} than those of {than} (test of groups, p = {p:.2g}): "
+        + then.format(name)
+    ]

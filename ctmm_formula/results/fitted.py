@@ -13,7 +13,7 @@ import pandas as pd
 from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
-from . import hypothesis_tests, parameters, predictions, serialize, shares
+from . import donors, hypothesis_tests, parameters, predictions, serialize, shares
 from .effects import effects
 from .heritability import heritability
 from .record import Covariance, Of, Record
@@ -118,6 +118,10 @@ class CTMMResults(Record):
     predict = predictions.predict
     get_prediction = predictions.get_prediction
     augment = predictions.augment
+
+    # single donors
+    outliers = donors.outliers
+    predicted_expression = donors.predicted_expression
 
     def simulate(self, rng: Rng = None, n: int = 1) -> pd.DataFrame:
         """Draw `n` new responses from the fitted model.

@@ -211,6 +211,10 @@ def _check_sizes(
     same = again.labels == structure.labels and np.array_equal(again.basis, structure.basis)
     if structure.celltypes != design.effects or not same or again.crossed != structure.crossed:
         raise ValueError("the structure is of other cell types")
+    if len(design.random_names) != len(design.random):
+        raise ValueError("names of random effects")
+    if len(design.proportion_cols) not in (0, C):
+        raise ValueError("columns of proportions")
     columns = {name for name in (design.donor_col, design.celltype_col) if name is not None}
     if not columns | set(design.proportion_cols) <= set(design.frame.columns):
         raise KeyError("columns of the frame")

@@ -32,10 +32,11 @@ from .noise import (
     relative_error,
     spread_cells,
 )
-from .tables import Pseudobulk, overall_table, simulate_pseudobulk
+from .tables import Condition, Pseudobulk, overall_table, simulate_pseudobulk
 
 __all__ = [
     "DESIGNS",
+    "Condition",
     "CountCells",
     "Pseudobulk",
     "Rng",

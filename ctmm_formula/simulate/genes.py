@@ -15,7 +15,7 @@ from ..errors import CTMMError
 from .counts import CountCells
 from .limits import NONE, drawing, measured, number, room, shaped
 from .noise import CellNoise, NoiseError
-from .tables import Study, known_keywords, make_study, overall_obs
+from .tables import Condition, Study, known_keywords, make_study, overall_obs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,6 +39,8 @@ class SimulatedGenes:
         Their columns in `obs`: ``fit_genes(..., proportions=genes.proportions)``.
     nu2 : DataFrame, shape (n, genes), or None
         Unbiased estimates of nu^2, of counts.
+    condition : Condition, or None
+        Of the column ``status`` of `obs`, where there is one.
 
     Examples
     --------
@@ -56,6 +58,7 @@ class SimulatedGenes:
     celltypes: tuple[str, ...]
     proportions: list[str] | None = None
     nu2: pd.DataFrame | None = None
+    condition: Condition | None = None
 
     def gene(self, name: str) -> pd.DataFrame:
         """One gene as a table for ``fit``: columns of `obs`, ``expr``, ``nu``, ``nu2`` if any."""
@@ -70,6 +73,7 @@ class SimulatedGenes:
         """
         if self.proportions is not None:
             return self
+        self._one_row_a_pair("overall pseudobulk")
         share, obs = overall_obs(self.obs, self.celltypes)
         donor = pd.factorize(self.obs["donor"])[0]
         expr = self.expr.mul(share, axis=0).groupby(donor).sum()
@@ -80,6 +84,7 @@ class SimulatedGenes:
     def to_anndata(self) -> AnnData:
         """The pseudobulk AnnData of :func:`ctmm_formula.pseudobulk`, missing pairs as NaN."""
         anndata = require_anndata()
+        self._one_row_a_pair("the AnnData of pairs")
         if self.proportions is not None:
             obs = self.obs.drop(columns=self.proportions)
             obs.index = pd.Index(obs["donor"].astype(str))
@@ -98,6 +103,14 @@ class SimulatedGenes:
             shares = self.obs[self.proportions].set_axis(list(self.celltypes), axis=1)
             out.obsm["proportions"] = shares.set_axis(obs.index, axis=0)
         return out
+
+    def _one_row_a_pair(self, what: str) -> None:
+        """An error where donors are seen twice."""
+        if self.condition is not None and self.condition.paired:
+            raise CTMMError(
+                f"{what} has one row for each donor and cell type, and here donors are seen under "
+                "two conditions: paired=False, or take obs, expr and nu"
+            )
 
 
 def simulate_genes(
@@ -138,7 +151,8 @@ def simulate_genes(
     rng : numpy Generator or seed, optional
     **study
         sigma2, V, beta, n_pcs, effects, n_batches, batch_variance, cells, min_cells,
-        cell_variance, missing, as in :func:`simulate_pseudobulk`.
+        cell_variance, missing, as in :func:`simulate_pseudobulk`; condition, a
+        :class:`Condition` of donors (of counts, its effects are log-fold).
 
     Returns
     -------
@@ -167,6 +181,9 @@ def simulate_genes(
     if (level < 0).any():
         raise CTMMError("gene_variance must not be negative")
     known_keywords(simulate_genes, study)
+    condition = study.get("condition")
+    if condition is not None and not isinstance(condition, Condition):
+        raise CTMMError(f"condition= must be a simulate.Condition, or None, got {condition!r}")
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     room(n_genes=n_genes, rows=len(n_cells))
@@ -179,7 +196,7 @@ def simulate_genes(
         for name, given in others.items():
             if given:
                 raise CTMMError(f"counts= make their own variance between cells: leave out {name}=")
-        return _of_counts(made, counts, n_genes, kind, rng)
+        return _of_counts(made, counts, n_genes, kind, rng, condition)
     Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))
     for g in range(n_genes):
         nu = made.nu * level[g]
@@ -195,13 +212,14 @@ def simulate_genes(
         NU[g] = measured(nu, made.nu.shape)
     names = gene_names(n_genes)
     expr, noise = (pd.DataFrame(values.T, columns=names) for values in (Y, NU))
-    out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes)
+    out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes, condition=condition)
     return out if kind == "ctp" else out.overall()
 
 
 def _of_counts(
-    made: Study, counts: CountCells, n_genes: int, kind: str, rng: np.random.Generator
-) -> SimulatedGenes:
+    made: Study, counts: CountCells, n_genes: int, kind: str, rng: np.random.Generator,
+    condition: Condition | None,
+) -> SimulatedGenes:  # fmt: skip
     """Genes whose cells are counted."""
     n_cells, none = made.obs["n_cells"].to_numpy(), np.zeros(len(made.obs))
     donor = pd.factorize(made.obs["donor"])[0]
@@ -210,7 +228,7 @@ def _of_counts(
         pd.DataFrame(np.array(part).T, columns=gene_names(n_genes))
         for part in zip(*found, strict=True)
     )
-    out = SimulatedGenes(made.obs, expr, nu, made.truth, made.celltypes, None, nu2)
+    out = SimulatedGenes(made.obs, expr, nu, made.truth, made.celltypes, None, nu2, condition)
     return out if kind == "ctp" else out.overall()
 
 

@@ -85,7 +85,7 @@ def needs_batches(batch_variance: float, n_batches: int) -> None:
 
 def drawing(name: str, value: Any, example: str) -> Any:
     """A function that draws, or None, or an error that names one."""
-    if value is None or callable(value):
+    if value is None or (callable(value) and not isinstance(value, type)):
         return value
     raise CTMMError(f"{name}= must be a function such as {example}, or None, got {value!r}")
 

@@ -134,6 +134,53 @@ def simulate_pseudobulk(
     return Pseudobulk(ctp, overall_table(ctp, study.celltypes))
 
 
+STATUS, LEVELS = "status", ("control", "case")
+"""Column of a condition, and its levels."""
+
+
+class Condition(NamedTuple):
+    """A condition that some donors have, or under which every donor is seen as well.
+
+    Attributes
+    ----------
+    effect : float or array, shape (C,)
+        On the means of the cell types.
+    share : float
+        Share of donors who have it; they are drawn at random.
+    cells : float
+        Factor of their numbers of cells.
+    variance : float
+        Factor of all their variances between donors.
+    response : float or array, shape (C,)
+        With `paired`, variance between donors of what each level adds: one value, shared by all
+        cell types; several, of each type's own.
+    paired : bool
+        Every donor is seen under both levels; `share` and `variance` have no part.
+    """
+
+    effect: ArrayLike = 0.0
+    share: float = 0.5
+    cells: float = 1.0
+    variance: float = 1.0
+    response: ArrayLike = 0.0
+    paired: bool = False
+
+    def covariance(self, A: np.ndarray) -> np.ndarray:
+        """Of the effects of a donor under both levels, (2 C, 2 C)."""
+        if not self.paired:
+            return np.kron(np.diag([1.0, self.variance]), A)
+        own = floats("response", self.response)
+        return np.kron(np.ones((2, 2)), A) + np.kron(
+            np.eye(2), np.full(A.shape, own) if own.ndim == 0 else np.diag(own)
+        )
+
+    def levels(self, n_donors: int, rng: np.random.Generator) -> np.ndarray:
+        """Levels of the rows of donors, (N, 1), or (N, 2) where every donor has both."""
+        if self.paired:
+            return np.tile([0, 1], (n_donors, 1))
+        return (rng.permutation(n_donors) < round(self.share * n_donors)).astype(int)[:, None]
+
+
 class Study(NamedTuple):
     """Donors, pairs and parameters, before any response.
 
@@ -185,8 +232,9 @@ def make_study(
     min_cells: int = 2,
     cell_variance: ArrayLike = 4.0,
     missing: float = 0.0,
+    condition: Condition | None = None,
 ) -> Study:
-    """Arguments as in :func:`simulate_pseudobulk`."""
+    """Arguments as in :func:`simulate_pseudobulk`; a `condition` is the column "status"."""
     names = _names(celltypes)
     C = len(names)
     n_donors = whole_number("n_donors", n_donors, 1, MOST_DRAWS)
@@ -206,18 +254,29 @@ def make_study(
     donors = _donor_table(n_donors, n_batches, n_pcs, rng)
     slopes = _slopes(donors, {} if effects is None else effects)
 
-    n_cells = cell_numbers(cells, (n_donors, C), rng)
-    keep = (n_cells >= max(min_cells, 2)) & (rng.random((n_donors, C)) >= missing)
+    level = np.zeros((n_donors, 1), dtype=int)
+    if condition is not None:
+        level = condition.levels(n_donors, rng)
+    shape = n_donors, level.shape[1] * C  # cell types of one level after the other
+    n_cells, level = cell_numbers(cells, shape, rng), np.repeat(level, C, axis=1)
+    if condition is not None:
+        fewer = np.maximum(np.rint(condition.cells * n_cells), 2).astype(np.int64)
+        n_cells = np.where(level == 1, fewer, n_cells)
+    keep = (n_cells >= max(min_cells, 2)) & (rng.random(shape) >= missing)
     donor, celltype = np.nonzero(keep)
-    n_cells = n_cells[keep]
-    s2 = shaped("cell_variance", in_order("cell_variance", cell_variance, names), keep.shape)
-    nu = s2[keep] / n_cells
+    n_cells, level, celltype = n_cells[keep], level[keep], celltype % C
+    s2 = shaped("cell_variance", in_order("cell_variance", cell_variance, names), (n_donors, C))
+    nu = s2[donor, celltype] / n_cells
     if (A != A.T).any() or (nu < 0).any():
         raise CTMMError("V must be symmetric and cell_variance >= 0")
 
-    H = np.eye(C)[celltype]
+    H = types = np.eye(C)[celltype]
+    changes = np.zeros((len(H), 0))
+    if condition is not None:
+        A, changes = condition.covariance(A), types * (level == 1)[:, None]
+        H = np.eye(2 * C)[level * C + celltype]
     covariates = donors.assign(sex=donors["sex"] == "M")[list(slopes)].to_numpy(dtype=float)
-    X = np.column_stack([H, covariates[donor]])
+    X = np.column_stack([types, covariates[donor], changes])
     if len(X) < X.shape[1]:
         raise CTMMError(
             f"{len(X)} pairs of donor and cell type are too few for {X.shape[1]} means and "
@@ -225,12 +284,17 @@ def make_study(
         )
     batch = RandomComponent(pd.factorize(donors["batch"])[0][donor], np.ones(len(donor)))
     codes = np.unique(donor, return_inverse=True)[1]
-    model = build_model(np.zeros(len(nu)), nu, X, H, codes, A[None], [batch])
+    model = build_model(np.zeros(len(nu)), nu, X, H, codes, A[None], [batch], types=types)
     obs = donors.iloc[donor].reset_index(drop=True)
     obs.insert(1, "celltype", np.array(names, dtype=object)[celltype])
     obs["n_cells"] = n_cells
     truth = truth_of(names, sigma2, V, means) | {"batch": float(batch_variance), **slopes}
     fixed = np.concatenate([means, list(slopes.values())])
+    if condition is not None:
+        obs[STATUS] = pd.Categorical.from_codes(level, categories=pd.Index(LEVELS, dtype=object))
+        own = shaped("effect", condition.effect, (C,))
+        fixed = np.concatenate([fixed, own])
+        truth |= {f"effect[{name}]": float(e) for name, e in zip(names, own, strict=True)}
     return Study(obs, tuple(names), nu, model, fixed, pd.Series(truth, dtype=float))
 
 

@@ -35,11 +35,12 @@ from ..inference.jackknife import JackknifeRun
 from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, GROUP_TESTS, TESTS, run_test
+from ..results.donors import scan_donors
 from ..results.effects import effects_of
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
 from ..results.summary import installed, versions
-from .codec import Plain, decode, encode, from_plain, table, to_plain
+from .codec import Plain, decode, encode, from_plain, table, to_factor, to_plain
 from .received import differences_of, structure_of, to_design
 from .transcriptome import scan_genes
 
@@ -332,7 +333,9 @@ def _linear(request: Mapping[str, Any]) -> Plain:
 
 
 def _effects_of(request: Mapping[str, Any]) -> Plain:
-    """Effects by cell type: request {fit, effects, covariance, alpha}, rows as `received` reads.
+    """Effects by cell type: request {fit, effects, covariance, alpha, groups}.
+
+    ``effects`` are rows as `received` reads, ``groups`` (may lack) the levels of the fit's rows.
 
     Tables of effects (steps one after the other) and of their means over cell types, and the
     joint tests by name.
@@ -340,13 +343,46 @@ def _effects_of(request: Mapping[str, Any]) -> Plain:
     res = _stored(request["fit"])
     asked = differences_of(request["effects"], res.celltypes)
     covariance = _covariance(res, request.get("covariance"))
-    found = effects_of(res, asked, covariance, float(request.get("alpha", 0.05)))
+    sent = request.get("groups")
+    groups = None if sent is None else pd.Series(to_factor(sent))
+    found = effects_of(res, asked, covariance, float(request.get("alpha", 0.05)), groups)
     return {
         "table": encode(found.table.to_numpy()),
         "mean": encode(found.mean.to_numpy()),
         "columns": list(found.table.columns),
         "tests": {name: _sent(test) for name, test in found.tests.items()},
         "method": found.method,
+        "notes": list(found.notes)[len(asked.missing) :],  # the caller knows what is missing
+    }
+
+
+def _outliers(request: Mapping[str, Any]) -> Plain:
+    """Deletion residuals of rows and chi2 of donors, with p values: request {fit}."""
+    found = _stored(request["fit"]).outliers(adjust="none")
+    parts = {"residual": found.rows["residual"], "row_p": found.rows["p_value"]}
+    parts |= {"chi2": found.donors["statistic"], "donor_p": found.donors["p_value"]}
+    parts["df"] = found.donors["df"]
+    return {name: encode(part.to_numpy(dtype=float)) for name, part in parts.items()}
+
+
+def _predicted(request: Mapping[str, Any]) -> Plain:
+    """Predicted expression of the rows with its errors: request {fit}."""
+    found = _stored(request["fit"]).predicted_expression()
+    return {name: encode(found[name].to_numpy()) for name in ("predicted", "std_error")}
+
+
+def _scan_donors(request: Mapping[str, Any]) -> Plain:
+    """Variables of donors: request {fit, donors, names, values (donors x variables), missing}."""
+    donors, names = (list(map(str, request[key])) for key in ("donors", "names"))
+    values = decode(request["values"]).reshape(len(donors), len(names))
+    own = pd.DataFrame(values, pd.Index(donors, dtype=object), names)
+    res = _stored(request["fit"])
+    found = scan_donors(res, own, missing=str(request["missing"]), adjust="none")
+    others = [f"{name}_adjusted" for name in ("p_mean", "p_omnibus", "p_heterogeneity")]
+    return {
+        **table(found.drop(columns=[*others, "n_missing", "reason"])),
+        "n_missing": encode(found["n_missing"].to_numpy(dtype=float)),
+        "reason": list(found["reason"]),
     }
 
 
@@ -381,6 +417,9 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "errors": _errors,
     "linear": _linear,
     "effects": _effects_of,
+    "outliers": _outliers,
+    "predicted": _predicted,
+    "scan_donors": _scan_donors,
     "bootstrap": _bootstrap,
     "anova": _anova,
     "genes": scan_genes,

@@ -25,7 +25,8 @@ from .received import structure_of, to_design
 def scan_genes(request: Mapping[str, Any]) -> Plain:
     """Fit and test many genes: the request of a fit with ``expr`` and ``nu`` (genes x rows).
 
-    May have ``nu2`` as well.  More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs.
+    May have ``nu2`` as well.  More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs,
+    shares (may lack).
     Every row must have a value in some gene.  P values are not adjusted.
     """
     floor, bounds = float(request["noise_floor"]), request.get("bounds")
@@ -43,7 +44,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),
         draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1, MOST_DRAWS),
-        entropy=int(request["seed"]),
+        entropy=int(request["seed"]), shares=bool(request.get("shares", False)),
     )  # fmt: skip
     patterns = Patterns(plan, make, every, design)
     block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)

@@ -9,12 +9,16 @@ Every gene is its own data set, half of the donors are cases, and the tests are 
 ``res.effects("status")``: of the robust estimate, and on normal cells, whose measured noise says
 nothing of their mean, of REML by Kenward and Roger as well.  Beside them what separate fits of
 each cell type say of the same pseudobulk: t tests by ordinary least squares, the Cauchy
-combination of their p values, and Cochran's Q over types.
+combination of their p values, and Cochran's Q over types; and "moderated", t tests by variances
+that are squeezed over the data sets of a line, cell type by cell type (Smyth 2004, as limma does
+over genes).
 
 counts   those of ``count_levels.py``: negative binomial, mean counts .1 and 2 a cell, uneven
          numbers of cells
 normal   A = .25 J + diag(.05 ... .4) times 8 / chi2(8) of the gene, 10 to 120 cells of a pair,
          variance between cells 4 with CV .4, measured in as many cells
+unlike   groups whose donors differ in variance, the smaller one the more; also with ``by=``, that
+         is, a covariance for each
 """
 
 from __future__ import annotations
@@ -34,8 +38,9 @@ import count_levels
 import numpy as np
 import pandas as pd
 from count_levels import LEVELS, Setting, share
+from group_levels import draws
 from joblib import Parallel, delayed
-from scipy import stats
+from scipy import optimize, special, stats
 
 import ctmm_formula as ctmm
 from ctmm_formula.distributions import cauchy_tail
@@ -44,7 +49,7 @@ from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference.differences import Differences, test_differences
 from ctmm_formula.inference.fit import Fit
-from ctmm_formula.structures import resolve
+from ctmm_formula.structures import Crossing, Structure, cross, resolve
 
 HERE = Path(__file__).parent
 SIZES, TYPES = (10, 15, 20, 50), (4, 8)
@@ -55,7 +60,9 @@ class Normal:
     """One line of normal cells: donors of both arms, and what is unusual.
 
     arms: share of the cells in the second arm; missing: share of pairs; batches: number of them,
-    with a variance of .1; response: effect in the last type, everywhere: in all types.
+    with a variance of .1; response: effect in the last type, everywhere: in all types; tails: law
+    of the donors' effects; groups: number of arms; few, factor: donors in the second arm, where
+    that is not half, and its A over that of the first.
     """
 
     donors: int
@@ -65,6 +72,10 @@ class Normal:
     batches: int = 0
     response: float = 0.0
     everywhere: float = 0.0
+    tails: str = "normal"
+    groups: int = 2
+    factor: float = 1.0
+    few: int = 0
 
     mean = float("nan")
 
@@ -76,6 +87,9 @@ class Normal:
             "response": "effect {:g} in the last type", "everywhere": "effect {:g} in all types",
         }  # fmt: skip
         given = [(words[name], getattr(self, name)) for name in words]
+        given += [("{} donors", self.tails)] * (self.tails != "normal")
+        given += [("{:d} groups", self.groups)] * (self.groups > 2)
+        given += [("A of cases x {:g}", self.factor)] * (self.factor != 1.0)
         cells = "as many cells" if self.arms == 1 else f"{self.arms:.2g} of the cells"
         return ", ".join([cells, *(text.format(v) for text, v in given if v)])
 
@@ -92,6 +106,16 @@ TABLES: dict[str, list[Setting] | list[Normal]] = {
         *(Setting(40, C, 0.5, arms=1 / 3, missing=0.15) for C in TYPES),
         *(Setting(2 * n, 4, 0.5, arms=1 / 3, batches=n // 2) for n in (20, 50)),
         *(Setting(2 * n, 4, 0.5, own=0.3, arms=1 / 3) for n in (10, 50)),
+    ],
+    "normal, more": [
+        *(Normal(2 * n, 4, 1 / 3, tails=t) for n in (20, 50) for t in ("t5", "lognormal")),
+        *(Normal(3 * n, C, 1 / 3, groups=3) for n, C in ((15, 4), (20, 4), (50, 4), (20, 8))),
+        Normal(60, 4, 1 / 3, groups=3, missing=0.15), Normal(60, 4, 1 / 3, groups=3, batches=15),
+        *(Normal(2 * n, 4, 1 / 3, missing=0.15, batches=n // 2) for n in (20, 50)),
+    ],
+    "unlike": [
+        Normal(60, few=15, factor=3.0), Normal(80, few=20, factor=3.0, arms=1 / 3),
+        Normal(60, few=30, factor=3.0), Normal(60, few=15), Normal(60, few=45, factor=3.0),
     ],
     "power on normal cells": [
         Normal(40, arms=1 / 3, response=0.6), Normal(100, arms=1 / 3, response=0.6),
@@ -113,6 +137,9 @@ NOTES = {
     "any scale; the last two lines have V > 0.  The robust estimate, as by default.",
     "normal": "No effect.  `KR` is REML with the covariance and degrees of freedom of Kenward and "
     "Roger, as by default where numbers of cells are not known.",
+    "normal, more": "No effect.  Of three groups, tests are of both comparisons with the first.",
+    "unlike": "No effect; donors of the second group vary more, but in the fourth line.  *by*: "
+    "with a covariance for each group.",
     "power on counts": "Rates at .05.  Of effects that all types share, those of differences are "
     "levels, as far as log(1 + CP10K) leaves a log-fold effect the same in all types.",
     "power on normal cells": "Rates at .05.",
@@ -135,47 +162,104 @@ def normal(s: Normal, number: int) -> Model:
     cells = size[keep]
     variance = 4.0 * rng.gamma(1 / 0.16, 0.16, len(cells))
     nu = variance / cells * rng.chisquare(cells - 1) / (cells - 1)
-    y = rng.multivariate_normal(np.zeros(s.types), A, s.donors)[keep]
+    if s.tails == "normal":
+        own = rng.multivariate_normal(np.zeros(s.types), A, s.donors)
+    else:
+        own = np.sqrt(A[0, 1]) * draws(s.tails, (s.donors, 1), rng)
+        own = own + np.sqrt(np.diag(A) - A[0, 1]) * draws(s.tails, (s.donors, s.types), rng)
+    arm = (np.arange(s.donors) < s.few).astype(int) if s.few else np.arange(s.donors) % s.groups
+    y = (own * np.where(arm == 1, np.sqrt(s.factor), 1.0)[:, None])[keep]
     y = y + rng.normal(size=len(y)) * np.sqrt(variance / cells)
-    y += (donor % 2) * (s.everywhere + s.response * (celltype == s.types - 1))
+    y += (arm == 1)[donor] * (s.everywhere + s.response * (celltype == s.types - 1))
     random = []
     if s.batches:
         batch = np.arange(s.donors) // 2 % s.batches
         y += (np.sqrt(0.1) * rng.normal(size=s.batches))[batch][donor]
         random = [RandomComponent(batch[donor], np.ones(len(donor)))]
     H = np.eye(s.types)[celltype]
-    X = np.hstack([H, H * (donor % 2)[:, None]])
+    X = np.hstack([H, *(H * (arm == g)[donor][:, None] for g in range(1, s.groups))])
     basis = resolve("free", list(map(str, range(s.types)))).basis
     return build_model(y, nu, X, H, donor, basis, random, cells)
 
 
+def arms_of(model: Model) -> np.ndarray:
+    """Arm of every row."""
+    C = model.types.shape[1]
+    return model.X.reshape(len(model.X), -1, C).any(axis=2).astype(int)[:, 1:] @ np.arange(
+        1, model.X.shape[1] // C
+    )
+
+
 def separately(model: Model) -> dict[str, np.ndarray]:
-    """Per-type least squares: t tests, their Cauchy combination, Cochran's Q."""
-    effect, se, p = [], [], []
-    code, case = model.H.argmax(axis=1), model.X[:, model.H.shape[1] :].any(axis=1)
-    for c in range(model.H.shape[1]):
-        one, two = (model.y[(code == c) & (case == arm)] for arm in (False, True))
-        test = stats.ttest_ind(two, one)
-        effect.append(two.mean() - one.mean())
-        se.append(effect[-1] / test.statistic)
-        p.append(test.pvalue)
+    """Per-type least squares: t (or F) tests, their Cauchy combination, Cochran's Q.
+
+    squares: mean squares between arms and within, (types, 2), with df (types, 2), to be moderated.
+    """
+    effect, se, p, squares, df = [], [], [], [], []
+    code, arm = model.types.argmax(axis=1), arms_of(model)
+    for c in range(model.types.shape[1]):
+        parts = [model.y[(code == c) & (arm == g)] for g in range(arm.max() + 1)]
+        y = np.concatenate(parts)
+        inside = sum(float(np.square(one - one.mean()).sum()) for one in parts)
+        df.append((len(parts) - 1, len(y) - len(parts)))
+        between = (float(np.square(y - y.mean()).sum()) - inside) / df[-1][0]
+        squares.append((between, inside / df[-1][1]))
+        p.append(stats.f.sf(between / squares[-1][1], *df[-1]))
+        effect.append(parts[1].mean() - parts[0].mean())
+        se.append(np.sqrt(squares[-1][1] * sum(1 / len(one) for one in parts[:2])))
     d, w = np.array(effect), np.array(se) ** -2.0
     Q = float(w @ (d - w @ d / w.sum()) ** 2)
     cauchy = cauchy_tail(float(np.mean(np.tan((0.5 - np.array(p)) * np.pi))))
-    return {
-        "types": np.array(p), "all": np.array([cauchy]),
-        "differences": np.array([stats.chi2.sf(Q, len(d) - 1)]),
-    }  # fmt: skip
+    out = {"types": np.array(p), "all": np.array([cauchy])}
+    if arm.max() == 1:
+        out["differences"] = np.array([stats.chi2.sf(Q, len(d) - 1)])
+    return out | {"squares": np.array(squares), "df": np.array(df, dtype=float)}
 
 
-def asked(model: Model, kind: str) -> dict[str, np.ndarray]:
+def moderated(squares: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """P values (sets, types) by variances within that are squeezed over sets, type by type."""
+    out = np.empty(squares.shape[:2])
+    for c in range(out.shape[1]):
+        (between, s2), (q, d) = squares[:, c].T, df[:, c].T
+        e = np.log(s2) - special.digamma(d / 2) + np.log(d / 2)
+        excess = e.var(ddof=1) - special.polygamma(1, d / 2).mean()
+        d0 = np.inf
+        if excess > 0:
+            d0 = 2 * optimize.brentq(lambda x, v=excess: special.polygamma(1, x) - v, 1e-3, 1e6)
+            centre = np.exp(e.mean() + special.digamma(d0 / 2) - np.log(d0 / 2))
+            s2 = (d0 * centre + d * s2) / (d0 + d)
+        else:
+            s2 = np.full(len(s2), np.exp(e.mean()))
+        out[:, c] = stats.f.sf(between / s2, q, np.minimum(d0 + d, d.sum()))
+    return out
+
+
+def by_arm(model: Model) -> tuple[Model, Structure]:
+    """The same data with a covariance for each arm."""
+    names = tuple(map(str, range(model.types.shape[1])))
+    arm = arms_of(model)
+    crossing = Crossing("by", "status", tuple(map(str, range(arm.max() + 1))))
+    structure = cross(resolve("free", names), crossing, crossing.effects(names))
+    H = (np.eye(arm.max() + 1)[arm][:, :, None] * model.H[:, None]).reshape(len(arm), -1)
+    own = build_model(
+        model.y, model.nu, model.X, H, model.row_donor, structure.basis, model.random,
+        model.n_cells, None, model.H,
+    )  # fmt: skip
+    return own, structure
+
+
+def asked(model: Model, kind: str, by: bool = False) -> dict[str, np.ndarray]:
     """The tests of ``res.effects``, by "robust" or "kenward-roger" errors."""
-    C, p = model.H.shape[1], model.X.shape[1]
+    C, p = model.types.shape[1], model.X.shape[1]
     names = tuple(map(str, range(C)))
-    rows = Differences("status", "control", ("case",), names, np.eye(p)[None, C:])
+    steps = tuple(f"case{k}" for k in range(1, p // C))
+    rows = Differences("status", "control", steps, names, np.eye(p)[C:].reshape(len(steps), C, p))
     method, domain = ("robust" if kind == "robust" else "reml"), Domain("noise", 0.1)
+    structure = resolve("free", names)
+    if by:
+        model, structure = by_arm(model)
     found = estimate(model, method, domain)
-    fit = Fit(model, resolve("free", names), domain, found, np.eye(p)[:C])
+    fit = Fit(model, structure, domain, found, np.eye(p)[:C])
     test = test_differences(fit, fit.errors(kind), rows)
     own = test.parts
     return {
@@ -195,7 +279,9 @@ def measured(s: Setting | Normal, number: int) -> dict[str, np.ndarray] | None:
             model, kinds = count_levels.gene(s, number, effects=True).model, {"": "robust"}
         out = {}
         for prefix, kind in kinds.items():
-            out |= {f"{prefix}{key}": p for key, p in asked(model, kind).items()}
+            for by in (False, True) if isinstance(s, Normal) and s.few else (False,):
+                found = asked(model, kind, by)
+                out |= {f"{prefix}{'by ' if by else ''}{key}": p for key, p in found.items()}
         return out | {f"OLS {key}": p for key, p in separately(model).items()}
     except (ValueError, np.linalg.LinAlgError):
         return None
@@ -226,7 +312,11 @@ def line(name: str, s: Setting | Normal, genes: int, workers: int) -> dict[str, 
     results = Parallel(workers)(delayed(measured)(s, number) for number in range(genes))
     there = [one for one in results if one is not None]
     found = {key: np.array([one[key] for one in there]) for key in there[0]}
-    head = {"a group": s.donors // 2, "types": s.types}
+    found["moderated types"] = moderated(found.pop("OLS squares"), found.pop("OLS df"))
+    few = isinstance(s, Normal) and s.few
+    groups = s.groups if isinstance(s, Normal) else 2
+    size = f"{s.donors - few}, {few}" if few else s.donors // groups
+    head = {"a group": size, "types": s.types}
     head |= {} if isinstance(s, Normal) else {"mean count": s.mean}
     none = genes - len(there) + int(np.isnan(found["all"]).sum())
     cells = s.label.replace("second arm with 0.333333", "cases with a third")

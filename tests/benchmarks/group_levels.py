@@ -10,7 +10,9 @@ pair (log-uniform), the variance between cells 4 times a lognormal variable of c
 variation .4, nu the variance of that many Gaussian cells over their number.  "Counts": Poisson
 counts of a mean of 2 exp(.6 times the donor's effects) a cell, nu and nu2 from the cells.  Donors
 are Gaussian, t with 5 degrees of freedom or lognormal (sd of logarithms .8), of variance A.  In "a
-third" the second group has a third of the cells.  Fixed effects: every type in every group.
+third" the second group has a third of the cells.  Fixed effects: every type in every group.  "A
+trend": a number of donors, uniform in 0 to 1, by which A grows (``by="age"``), or does not; fixed
+effects are slopes.  Batches have a variance of .1 and half of the cells of all groups.
 
 Beside them, from the same pseudobulk taken as exact: Brown and Forsythe's test and the F test of
 two variances, of every cell type.
@@ -26,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ctmm_formula.engine.model import build_model
+from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.engine.noise import unbiased_square
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.inference.group_score import (
@@ -47,21 +49,29 @@ ALPHAS = (0.05, 0.01)
 
 
 class Setting(NamedTuple):
-    """Donors of both groups (or under both conditions), cells of the second as a share of the
-    first's, donors' law, kind of cells, variances of the second group or of responses."""
+    """Donors of the groups (or under both conditions; of a trend all and none), cells of the second
+    as a share of the first's, donors' law, kind of cells, variances of the second group or of
+    responses, share of missing pairs, number of batches."""
 
-    donors: tuple[int, int]
+    donors: tuple[int, ...]
     share: float = 1.0
     law: str = "normal"
     cells: str = "Gaussian"
     factor: float = 1.0
     shared: float = 0.0
     own: float = 0.0
+    missing: float = 0.0
+    batches: int = 0
+
+    @property
+    def trend(self) -> bool:
+        return len(self.donors) == 1
 
     @property
     def name(self) -> str:
         third = ", a third" if self.share < 1.0 else ""
-        return f"{self.donors[0]} and {self.donors[1]}{third}, {self.law}, {self.cells}"
+        groups = f"{self.donors[0]}, a trend" if self.trend else " and ".join(map(str, self.donors))
+        return f"{groups}{third}, {self.law}, {self.cells}"
 
 
 SIZES = [((50, 50), 1.0), ((50, 50), 1 / 3), ((20, 60), 1 / 3), ((20, 20), 1.0), ((20, 20), 1 / 3)]
@@ -72,6 +82,19 @@ GROUPS = [
     for cells in ("Gaussian", "counts")
     if law == "normal" or (donors, share) == SIZES[1] or cells == "Gaussian"
 ]
+MORE = [
+    Setting((50, 50), 1 / 3, cells=cells, **more)
+    for cells in ("Gaussian", "counts")
+    for more in ({"missing": 0.15}, {"batches": 12}, {"missing": 0.15, "batches": 12})
+] + [
+    Setting(donors, share, law, cells)
+    for donors, share in (((40, 40, 40), 1 / 3), ((20, 20, 20), 1 / 3), ((100,), 1.0))
+    for law, cells in (("normal", "Gaussian"), ("t5", "Gaussian"), ("normal", "counts"))
+] + [Setting((40,)), Setting((100,), missing=0.15), Setting((96,), batches=12)]  # fmt: skip
+MORE_POWER = [
+    Setting((40, 40, 40), factor=2.0), Setting((100,), factor=3.0),
+    Setting((50, 50), factor=2.0, missing=0.15), Setting((50, 50), factor=2.0, batches=12),
+]  # fmt: skip
 POWER = [
     Setting((50, 50), 1.0, factor=2.0),
     Setting((20, 20), 1.0, factor=2.5),
@@ -114,14 +137,28 @@ def measured(effects: np.ndarray, n: np.ndarray, cells: str, rng: np.random.Gene
     return mean, square / (n - 1) / n, unbiased_square(n.astype(float), square, fourth)
 
 
-def pairs(setting: Setting, within: bool, rng: np.random.Generator):
-    """One data set: donors, types, groups, y, nu, nu2, n."""
-    first, second = setting.donors
-    N, C = (first, 4) if within else (first + second, 4)
+class Pairs(NamedTuple):
+    """One data set by pair: donor, type, group, y, nu, nu2, cells, batch, and x of a trend."""
+
+    donor: np.ndarray
+    celltype: np.ndarray
+    group: np.ndarray
+    y: np.ndarray
+    nu: np.ndarray
+    nu2: np.ndarray | None
+    n: np.ndarray
+    batch: np.ndarray
+    x: np.ndarray | None
+
+
+def pairs(setting: Setting, within: bool, rng: np.random.Generator) -> Pairs:
+    """One data set."""
+    first = setting.donors[0]
+    N, C = (first, 4) if within else (sum(setting.donors), 4)
     donor, rest = np.divmod(np.arange(N * C * (1 + within)), C * (1 + within))
     group, celltype = np.divmod(rest, C)
     if not within:
-        group = (donor >= first).astype(int)
+        group = np.searchsorted(np.cumsum(setting.donors), donor, side="right")
     effects = math.sqrt(SIGMA2) * draws(setting.law, (N,), rng)[donor]
     effects += (np.sqrt(V) * draws(setting.law, (N, C), rng))[donor, celltype]
     if within:
@@ -130,23 +167,49 @@ def pairs(setting: Setting, within: bool, rng: np.random.Generator):
         effects += np.where(celltype == 2, own, 0.0)
     else:
         effects *= np.where(group == 1, math.sqrt(setting.factor), 1.0)
+    x = None
+    if setting.trend:
+        x = rng.uniform(size=N)[donor]
+        effects *= np.sqrt(1.0 + (setting.factor - 1.0) * x)
+    batch = donor % max(setting.batches, 1)
+    if setting.batches:
+        effects += math.sqrt(0.1) * rng.normal(size=setting.batches)[batch]
     n = np.exp(rng.uniform(math.log(10), math.log(120), len(donor)))
     n = np.maximum(np.round(n * np.where(group == 1, setting.share, 1.0)), 4).astype(int)
-    return donor, celltype, group, *measured(effects, n, setting.cells, rng), n
+    out = Pairs(donor, celltype, group, *measured(effects, n, setting.cells, rng), n, batch, x)
+    if not setting.missing:
+        return out
+    keep = rng.random(len(donor)) >= setting.missing
+    keep |= np.bincount(donor, keep)[donor] == 0
+    own = Pairs(*(None if one is None else one[keep] for one in out))
+    return own._replace(donor=np.unique(own.donor, return_inverse=True)[1])
 
 
-def model_of(within: bool, donor, celltype, group, y, nu, nu2, n):
+def model_of(within: bool, data: Pairs):
     """The model of a fit by groups or within donors, and its structure."""
-    crossing = Crossing("within" if within else "by", "g", ("a", "b"))
+    types = np.eye(4)[data.celltype]
+    if data.x is None:
+        G = int(data.group.max()) + 1
+        crossing = Crossing("within" if within else "by", "g", tuple("abc"[:G]))
+        H = np.eye(4 * G)[4 * data.group + data.celltype]
+        X = H
+    else:
+        crossing = Crossing("trend", "g", ("", "g"))
+        H = np.hstack([types, np.sqrt(data.x)[:, None] * types])
+        X = np.hstack([types, data.x[:, None] * types])
     structure = cross(resolve("free", TYPES), crossing, crossing.effects(TYPES))
-    H, types = np.eye(8)[4 * group + celltype], np.eye(4)[celltype]
-    arrays = y, nu, H, H, donor, structure.basis, (), n.astype(float), nu2, types
-    return build_model(*arrays), structure
+    random = [RandomComponent(data.batch, np.ones(len(data.y)))] if data.batch.any() else []
+    return build_model(
+        data.y, data.nu, X, H, data.donor, structure.basis, random, data.n.astype(float), data.nu2,
+        types,
+    ), structure  # fmt: skip
 
 
 def naive(celltype, group, y) -> list[list[float]]:
     """Brown-Forsythe's and F's p values of every cell type, noise taken for biology."""
     brown, f = [], []
+    if group.max() == 0:  # of a trend there are no groups
+        return [[math.nan] * 4] * 2
     for c in range(4):
         a, b = (y[(celltype == c) & (group == g)] for g in (0, 1))
         brown.append(stats.levene(a, b, center="median").pvalue)
@@ -166,7 +229,7 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
     """P values of one data set, those of several tests in a list."""
     rng, within = np.random.default_rng(seed), what == "response"
     data = pairs(setting, within, rng)
-    model, structure = model_of(within, *data)
+    model, structure = model_of(within, data)
     try:
         if within:
             test = response_test(model, response_design(model, structure))
@@ -178,12 +241,13 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
     except CTMMError:
         return [[math.nan]] * len(COLUMNS[what])
     overall = test.tested[OVERALL][0]
-    types = [test.tested[of_type(name)][0] for name in TYPES]
+    types = [test.tested[of_type(name)][0] for name in TYPES]  # of several levels, the first
     return [
         [math.exp(overall.law)], [math.exp(overall.empirical)], [math.exp(test.combined[OVERALL])],
         [math.exp(test.combined[SHARED])], [math.exp(one.law) for one in types],
         [math.exp(one.empirical) for one in types],
-        [math.exp(test.combined[of_type(name)]) for name in TYPES], *naive(*data[1:4]),
+        [math.exp(test.combined[of_type(name)]) for name in TYPES],
+        *naive(data.celltype, data.group, data.y),
     ]  # fmt: skip
 
 
@@ -193,6 +257,9 @@ def line(what: str, setting: Setting, sets: int, number: int) -> str:
     cells = []
     for column in range(len(COLUMNS[what])):
         p = np.array([one[column] for one in found])
+        if np.isnan(p).all():
+            cells.append("")
+            continue
         hits = [np.nanmean(p < alpha, axis=0) for alpha in ALPHAS]
         # tests of one data set depend on each other: its errors are those of their mean
         se = (p < ALPHAS[0]).mean(axis=1).std(ddof=1) / math.sqrt(sets)
@@ -206,6 +273,8 @@ def label(setting: Setting) -> str:
     more = [f"A x {setting.factor:g}"] * (setting.factor != 1.0)
     more += [f"shared response {setting.shared:g}"] * (setting.shared > 0)
     more += [f"response of type 3 {setting.own:g}"] * (setting.own > 0)
+    more += [f"{setting.missing:.0%} of pairs missing"] * (setting.missing > 0)
+    more += [f"{setting.batches} batches"] * (setting.batches > 0)
     return ", ".join([setting.name, *more])
 
 
@@ -214,13 +283,17 @@ PARTS = {
     "Groups: power": ("groups", POWER),
     "Responses: level": ("response", RESPONSE),
     "Responses: power": ("response", RESPONSE_POWER),
+    "Groups, more: level": ("groups", MORE),
+    "Groups, more: power": ("groups", MORE_POWER),
 }
 TITLE = """# Tests of groups and of responses
 
 Written by `group_levels.py`, seeded by setting and number of the data set.  Rates of rejection at
 .05 (of several types their mean and range) with standard error, then at .01.  *overall*, *shared*
 and *type* are the p values that count: with fewer than 40 donors in a group the larger of both
-laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact.
+laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact, and compare the
+first two groups.  Of three groups each is tested against the others, and the p values that count
+are those of all of them combined; *law* and *empirical* are of the first.
 """
 
 

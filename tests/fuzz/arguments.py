@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import ctmm_formula as ctmm
 
@@ -30,6 +31,11 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
         for structure in ("hom", "free")
     }
     res = fits["free"]
+    res_sex = ctmm.fit("expr ~ C(celltype) * sex", data=df)
+    donors = sorted(set(df["donor"]))
+    dosages = pd.DataFrame(
+        np.random.default_rng(5).binomial(2, 0.4, (len(donors), 2)), donors, ["rs1", "rs2"]
+    )
     kept = folder / "fit.json"
     res.to_json(kept)
     pb = ctmm.pseudobulk(cells(np.random.default_rng(3)), min_cells=2, min_cells_donor=2)
@@ -42,6 +48,10 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
             "method": "he", "data": df, "donor": "donor", "celltype": "celltype", "noise": "nu",
             "nu2": "nu2", "n_cells": "n_cells", "bounds": "noise", "noise_floor": 0.1,
             "proportions": None, "formula_engine": "patsy",
+        }),
+        "fit groups": (ctmm.fit, {
+            "formula": "expr ~ C(celltype)", "structure": "hom", "data": df, "by": "sex",
+            "within": None, "method": "robust", "nu2": None,
         }),
         "fit overall": (ctmm.fit, {
             "formula": "expr ~ sex", "random": "batch", "structure": "hom", "data": overall,
@@ -76,6 +86,11 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
             "missing": 0.1, "n_batches": 3, "batch_variance": 0.1, "kind": "ctp",
             "structure": "hom", "tests": "score", "alpha": 0.05, "n_sim": 2, "one_step": False,
             "n_bootstrap": 3, "rng": 1, "progress": False,
+        }),
+        "power of conditions": (ctmm.power, {
+            "n_donors": 12, "celltypes": 2, "effect": 0.5, "cases": 0.5, "case_cells": 0.5,
+            "case_variance": 2.0, "response": 0.0, "paired": False, "counts": 2.0, "fold": 2.0,
+            "dispersion": 0.5, "cells": 30, "tests": ["effects"], "n_sim": 2, "rng": 1,
         }),
         "simulate_pseudobulk": (ctmm.simulate_pseudobulk, {
             "n_donors": 10, "celltypes": 2, "sigma2": 0.2, "V": 0.1, "beta": 0.0, "n_pcs": 1,
@@ -141,6 +156,18 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
         "test_mean": (res.test_mean, {"covariance": None}),
         "wald_test": (res.wald_test, {"hypotheses": "hom = 0", "covariance": None}),
         "t_test": (res.t_test, {"hypotheses": "hom = 0", "covariance": None}),
+        "effects": (res_sex.effects, {
+            "name": "sex", "values": ["F", "M"], "at": None, "covariance": None, "alpha": 0.05,
+        }),
+        "contrast": (res_sex.contrast, {
+            "weights": "T|M = T|F", "at": None, "covariance": None, "alpha": 0.05,
+        }),
+        "means at": (res_sex.means, {"at": {"sex": "M"}, "covariance": None, "alpha": 0.05}),
+        "outliers": (res.outliers, {"adjust": "holm"}),
+        "scan_donors": (ctmm.scan_donors, {
+            "res": res, "table": dosages, "missing": "refuse", "adjust": "fdr_bh",
+        }),
+        "tree": (ctmm.tree, {"clades": {"lymphoid": ["B", "T"]}}),
         "predict": (res.predict, {"newdata": df.head(3), "random": "all"}),
         "compare_lr_test": (res.compare_lr_test, {"restricted": fits["hom"]}),
         "plot_data": (res.plot_data, {"kind": "gene"}),

@@ -26,7 +26,9 @@
 #' (two-sided), \code{conf.low}, \code{conf.high}; \code{NA} where the data do not tell an effect. Its
 #' attribute \code{"mean"} is the same of the mean effects over cell types, its attribute \code{"tests"} a
 #' list of tests as \code{\link{test_mean}} returns them: \code{omnibus}, \code{heterogeneity},
-#' \code{mean} and, by name, every cell type (of several comparisons, all of them at once).
+#' \code{mean} and, by name, every cell type (of several comparisons, all of them at once), its attribute
+#' \code{"notes"} says where groups of donors differ in their variance (\code{\link{test_groups}},
+#' p < .05), which robust errors allow for and those by the model do not: fit with \code{by =}.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype * sex, random = ~ batch, data = pseudobulk)
 #' found <- effects(fit, "sex")
@@ -40,8 +42,10 @@ effects.ctmm <- function(object, variable, values = NULL, at = NULL, covariance 
   no_more(...)
   check_level(level)
   sent <- differences(object, variable, values, at)
+  own <- object$columns[[variable]]
+  groups <- if (!is.null(levels_of(object, variable))) coded(variable, droplevels(as.factor(own)))
   got <- ask("effects", list(fit = stored(object), effects = sent, alpha = 1 - level,
-                             covariance = covariance_out(covariance)))
+                             covariance = covariance_out(covariance), groups = groups))
   columns <- c("estimate", "std.error", "df", "statistic", "p.value", "conf.low", "conf.high")
   steps <- text(sent$steps)
   comparison <- if (nzchar(sent$reference)) paste(steps, "-", sent$reference) else steps
@@ -56,7 +60,7 @@ effects.ctmm <- function(object, variable, values = NULL, at = NULL, covariance 
   tests <- lapply(got$tests, test_in, object)
   structure(cbind(key, numbers(got$table)), class = c("ctmm_effects", "data.frame"),
             mean = cbind(data.frame(comparison = comparison), numbers(got$mean)), tests = tests,
-            variable = sent$name, method = got$method, at = sent$at)
+            variable = sent$name, method = got$method, at = sent$at, notes = in_r(text(got$notes)))
 }
 
 #' @rdname effects.ctmm
@@ -79,11 +83,12 @@ print.ctmm_effects <- function(x, digits = 4L, ...) {
     cat("  ", test$null, ": ", shown, "\n", sep = "")
   }
   if (nzchar(attr(x, "at"))) cat("  ", attr(x, "at"), "\n", sep = "")
+  for (note in attr(x, "notes")) cat(strwrap(note, indent = 2L, exdent = 4L), sep = "\n")
   invisible(x)
 }
 
 plain_effects <- function(x) {
-  for (name in c("mean", "tests", "variable", "method", "at")) attr(x, name) <- NULL
+  for (name in c("mean", "tests", "variable", "method", "at", "notes")) attr(x, name) <- NULL
   structure(x, class = "data.frame")
 }
 

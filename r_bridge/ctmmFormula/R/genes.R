@@ -34,6 +34,8 @@
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
 #' @param threads number of threads; the table does not depend on it.
 #' @param progress show a progress bar (the genes then cross in pieces).
+#' @param shares whether there are columns \code{share[...]}: shares of the variance of overall
+#' pseudobulk, as \code{\link{variance_explained}}.
 #' @param x what \code{ctmm_genes} returned.
 #' @param n number of rows.
 #' @param effect a variable with effects, by default the first; of several comparisons with the level,
@@ -74,7 +76,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        by = NULL, within = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
-                       progress = FALSE) {
+                       progress = FALSE, shares = FALSE) {
   call <- match.call()
   told <- few <- NULL
   if (!missing(data) && is_pseudobulk(data)) {
@@ -139,7 +141,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     models = lapply(unname(as.list(models)), structure_out, celltypes = fit$celltypes),
     method = method_out(method), bounds = bounds_out(bounds),
     noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = flag(one_step, "one_step"),
-    n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed,
+    n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed, shares = flag(shares, "shares"),
     n_jobs = threads_of(threads))
   Y[bad != "", ] <- NA_real_
   out <- once(run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress))
@@ -361,6 +363,43 @@ top_effects <- function(x, effect = NULL, celltype = NULL, n = 10) {
   out <- utils::head(out[order(out$p.value), ], n)
   rownames(out) <- NULL
   out
+}
+
+#' Results of Genes Beside Their Counts
+#'
+#' Puts the columns of \code{\link{ctmm_genes}} into the \code{rowData} of an experiment, by the names of
+#' the genes.
+#'
+#' @param x a \code{SummarizedExperiment} (or \code{SingleCellExperiment}) whose rows are genes.
+#' @param found what \code{\link{ctmm_genes}}, \code{\link{top_genes}} or \code{\link{top_effects}}
+#' returned.
+#' @param columns only these, by default all of them but \code{gene}.
+#' @param prefix put before their names.
+#' @return \code{x} with the columns in its \code{rowData}, in place of those of the same name;
+#' \code{NA} for genes that were not fitted.
+#' @examplesIf FALSE
+#' found <- ctmm_genes(~ celltype, data = ctmm_pseudobulk(sce))
+#' sce <- add_genes(sce, found, c("p_score_bh", "hom"))
+#' SummarizedExperiment::rowData(sce)
+#' @export
+add_genes <- function(x, found, columns = NULL, prefix = "ctmm_") {
+  need_package("SummarizedExperiment")
+  if (!inherits(x, "SummarizedExperiment"))
+    fail("DataError", "add_genes() takes a SummarizedExperiment, got ", class(x)[1L])
+  if (!is.data.frame(found) || !"gene" %in% names(found))
+    fail("CTMMError", "found = must be what ctmm_genes(), top_genes() or top_effects() returned")
+  found <- as.data.frame(found)
+  columns <- columns %||% setdiff(names(found), "gene")
+  absent <- setdiff(columns, names(found))
+  if (length(absent)) fail("CTMMError", "found has no column ", listing(absent))
+  if (is.null(rownames(x))) fail("DataError", "rows of the experiment have no names: rownames(x)")
+  gone <- setdiff(found$gene, rownames(x))
+  if (length(gone))
+    fail("DataError", "the experiment has no row ", listing(gone), ": take the one that was fitted")
+  at <- match(rownames(x), found$gene)
+  rows <- SummarizedExperiment::rowData(x)
+  for (name in columns) rows[[paste0(prefix, name)]] <- found[[name]][at]
+  SummarizedExperiment::`rowData<-`(x, value = rows)
 }
 
 #' @export

@@ -145,3 +145,21 @@ test_that("genes are asked in words, and have a table like limma's", {
   plain <- ctmm_genes(~ celltype, data = pseudobulk, expr = Y, nu = nu)
   expect_error(top_effects(plain), "there are no effects")
 })
+
+test_that("groups that vary unlike are said", {
+  need_python()
+  set.seed(2)
+  donors <- 60
+  case <- seq_len(donors) > 42
+  d <- expand.grid(celltype = c("B", "NK", "T"), donor = seq_len(donors))
+  d$status <- ifelse(case, "case", "control")[d$donor]
+  d$n_cells <- 20 + seq_len(nrow(d)) %% 60
+  d$nu <- 4 / d$n_cells
+  sd <- ifelse(case, 1.5, 0.5)[d$donor]
+  d$expr <- sd * rnorm(donors)[d$donor] + 0.4 * sd * rnorm(nrow(d)) + sqrt(d$nu) * rnorm(nrow(d))
+  found <- effects(ctmm(expr ~ celltype * status, data = d), "status")
+  expect_match(attr(found, "notes"), "donors of control vary less than those of case")
+  expect_match(attr(found, "notes"), "by='status'", fixed = TRUE)
+  expect_output(print(found), "vary less")
+  expect_length(attr(effects(ctmm(expr ~ celltype * status, by = ~ status, data = d), "status"), "notes"), 0)
+})

@@ -351,3 +351,36 @@ test_that("a pseudobulk is fitted by naming a gene, and scanned as it is", {
   expect_error(ctmm(nobody ~ celltype, data = pb, method = "reml"), "must name one gene", class = "ctmm_DataError")
   expect_error(as.data.frame(pb, gene = "nobody"), "must name one gene", class = "ctmm_DataError")
 })
+
+test_that("shares of variance are those of each fit", {
+  need_python()
+  g <- genes(3)
+  found <- scan(g, tests = character(), shares = TRUE)
+  fit <- one(g, 2)
+  own <- variance_explained(fit)
+  shown <- own$share[own$component != "total"]
+  columns <- sprintf("share[%s]", c("means", "fixed", "shared", "specific", "batch", "noise"))
+  expect_true(all(columns %in% names(found)))
+  expect_equal(sum(unlist(as.data.frame(found)[2L, columns])), 1, tolerance = 1e-9)
+  expect_equal(found[["share[shared]"]][2L], own$share[own$component == "shared"], tolerance = 1e-9)
+  expect_equal(found[["share[noise]"]][2L], own$share[own$component == "noise"], tolerance = 1e-9)
+  expect_false(any(grepl("^share", names(scan(g, tests = character())))))
+})
+
+test_that("columns of a scan go into the rows of an experiment", {
+  need_python()
+  need("SummarizedExperiment")
+  g <- genes(4)
+  se <- SummarizedExperiment::SummarizedExperiment(list(expr = g$Y))
+  SummarizedExperiment::rowData(se)$length <- 1:4
+  found <- scan(g)
+  out <- SummarizedExperiment::rowData(add_genes(se, found[c(3, 1), ], c("hom", "p_score")))
+  expect_identical(colnames(out), c("length", "ctmm_hom", "ctmm_p_score"))
+  expect_equal(out$ctmm_hom, c(found$hom[1L], NA, found$hom[3L], NA))
+  every <- SummarizedExperiment::rowData(add_genes(se, found, prefix = ""))
+  expect_equal(every$p_score_bh, found$p_score_bh)
+  expect_error(add_genes(se[1:2, ], found), "no row 'g3', 'g4'")
+  expect_error(add_genes(se, found, "none"), "no column 'none'")
+  expect_error(add_genes(g$Y, found), "takes a SummarizedExperiment")
+  expect_error(add_genes(se, 1), "found =")
+})
