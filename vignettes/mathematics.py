@@ -423,6 +423,42 @@ print(f"p value of heritability {kin.test_heritability().pvalue:.2f}, of sibs dr
 # | draws from a model | `engine.draws.draw` |
 
 # %% [markdown]
+# ## Single donors
+#
+# A variable $g$ of donors with an effect in every cell type has the columns $Z = \mathrm{diag}(g) H$.
+# From one fit without it, with $P$ and $r = Py$ as above,
+#
+# $$ T = Z'r = \sum_i g_i H_i'r_i, \quad V = Z'PZ, \quad b = V^{-1}T $$
+#
+# and with $q$ cell types $T'V^{-1}T$ tests all effects, $T'V^{-1}T - (1'T)^2 / 1'V1$ their differences.
+# The variance is that of the fit without $g$, which holds what $g$ explains: $x$ on $d$ degrees of
+# freedom (rows less what the fixed effects take of them) becomes
+#
+# $$ F = \frac{x / q}{(d - x) / (d - q)} \sim F(q, d - q), $$
+#
+# exactly so for least squares.  A row's deletion residual is $r_a / \sqrt{P_{aa}}$, a donor's
+# distance $r_i'(P_{ii})^{-1}r_i \sim \chi^2$; with noise $D$ the residual of predicted expression is
+# $D r$, and its error has variance $D - DPD$.
+#
+# | what | where |
+# |---|---|
+# | $T$, $V$ of all variables by matrix products | `inference.donor_scores.scan_variables` |
+# | deletion residuals | `inference.donor_scores.deletion` |
+# | working noise in place of $\nu$, for robust fits | `inference.donor_scores.weighed_by` |
+
+# %%
+S_inv = np.linalg.inv(Sigma)
+P = S_inv - S_inv @ X @ np.linalg.solve(X.T @ S_inv @ X, X.T @ S_inv)
+g = pd.Series(
+    np.random.default_rng(1).binomial(2, 0.3, df["donor"].nunique()), df["donor"].unique()
+)
+Z = df["donor"].map(g).to_numpy()[:, None] * pd.get_dummies(df["celltype"]).to_numpy(dtype=float)
+b = np.linalg.solve(Z.T @ P @ Z, Z.T @ P @ y)
+found = ctmm.scan_donors(res, pd.DataFrame({"g": g}))
+agree("effects of a variable", b, found.filter(like="estimate[").to_numpy()[0])
+agree("deletion residuals", P @ y / np.sqrt(np.diag(P)), res.outliers().rows["residual"])
+
+# %% [markdown]
 # ## Imputation
 #
 # Soft-impute: minimise $\tfrac12 \lVert Y - Z \rVert^2_{observed} + \lambda \lVert Z \rVert_*$ over
