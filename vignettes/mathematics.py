@@ -353,6 +353,58 @@ agree("score statistic, in standard deviations", statistic / scale, test.statist
 print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / scale):.1e}")
 
 # %% [markdown]
+# ## Kinship
+#
+# With a kernel $K$ between donors (a kinship, or $GG'/m$ of a window of standardised genotypes) and
+# $A_g = \sum_k \theta_k B_k$ between cell types
+#
+# $$ \mathrm{Cov}(y_i, y_j) = K_{ij} H_i A_g H_j' \quad (i \ne j), \qquad
+# \Sigma_k = L (K \otimes B_k) L' $$
+#
+# where $L$ picks the observed pairs.  Moments are those above: of two factors $Z K Z'$, $Z$ with one
+# entry a row, $T = Z'Q$ and $M = Z_f'Z_g$,
+#
+# $$ \mathrm{tr}(\Pi\Sigma_f\Pi\Sigma_g) = \mathrm{tr}(K_f M K_g M')
+# - 2\langle K_f T_f, M K_g T_g\rangle + \langle T_f'K_fT_f, T_g'K_gT_g\rangle $$
+#
+# so that $N \times N$ kernels meet only $N \times p$ matrices, and $M$ between donors is diagonal.
+# With $s$ the mean of $K_{ii}$ less that of $K_{ij}$, which a constant added to $K$ does not change,
+# the heritability of a cell type is $s A_{g,cc} / (s A_{g,cc} + A_{cc})$, without noise; intervals
+# of ratios are Fieller's.
+#
+# The test of heritability takes products of different donors: $r = Py$ under the null of unrelated
+# donors and working noise, $s_i = v'H_i'r_i$ with $v = 1$ (shared) or $e_c$, $K_0$ the kernel
+# without its diagonal,
+#
+# $$ T_v = s'K_0s, \quad M = L_v'P\hat\Sigma PL_v, \quad E\,T_v = \mathrm{tr}K_0M, \quad
+# \mathrm{Var}\,T_v = 2\,\mathrm{tr}(K_0M)^2, $$
+#
+# with the law of the eigenvalues of $K_0M$.  What is specific is tested with donors as fixed effects,
+# a cell type by its own rows; p values are combined by Cauchy's rule.
+#
+# | what | where |
+# |---|---|
+# | a kernel, its products and scale | `engine.relatedness.Kernel` |
+# | $G$ with kernels | `engine.he.moment_matrix` |
+# | what relatives add to errors of $b$ | `engine.he.between_donors` |
+# | heritabilities and genetic correlations | `results.heritability.heritability` |
+# | scores of different donors, and their laws | `inference.genetic_score.genetic_test` |
+# | genetic values | `engine.blup.effects` |
+
+# %%
+donors = df["donor"].unique()
+family = np.arange(len(donors)) // 3
+K = pd.DataFrame(0.5 * (np.equal.outer(family, family) + np.eye(len(donors))), donors, donors)
+kin = ctmm.fit("expr ~ C(celltype) + sex", kinship=K, data=df, structure="hom")
+between = K.loc[df["donor"], df["donor"]].to_numpy()
+two = [parts[0], between]  # hom, genetic:hom
+Pi = np.eye(len(y)) - X @ np.linalg.pinv(X)
+gram = np.array([[np.trace(Pi @ S @ Pi @ R) for R in two] for S in two])
+right = [y @ Pi @ S @ Pi @ y - np.trace(Pi @ S @ Pi @ np.diag(nu)) for S in two]
+agree("components with a kinship", np.linalg.solve(gram, right), kin.vcomp)
+print(f"p value of heritability {kin.test_heritability().pvalue:.2f}, of sibs drawn by lot")
+
+# %% [markdown]
 # ## Predictions and shares
 #
 # With $r = Py$, the predicted shared effect of donor $i$ is $\sigma^2 1'H_i'r_i$, the cell
