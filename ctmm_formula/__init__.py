@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import simulate as simulate
     from .api import anova as anova
     from .api import fit as fit
+    from .cells.authors_tables import from_ctmm as from_ctmm
     from .cells.evaluation import evaluate_imputation as evaluate_imputation
     from .cells.impute import impute as impute
     from .cells.pseudobulk import pseudobulk as pseudobulk
@@ -68,6 +69,7 @@ _HOME = {
     "filter_genes": "cells.standardize",
     "fit": "api",
     "fit_genes": "scan.genes",
+    "from_ctmm": "cells.authors_tables",
     "impute": "cells.impute",
     "load_example": "datasets",
     "load_genes": "datasets",

@@ -132,7 +132,7 @@ def test_more_parameters_than_donors(small):
     formula = "expr ~ C(celltype) + PC1 + PC2"
     for structure in ("iid", "free"):
         res = ctmm.fit(formula, data=small, structure=structure, bounds="nonnegative")
-        adjusted = dense_kr.adjusted(res.model, res.estimate.theta, free=res.estimate.theta > 0)
+        adjusted = dense_kr.adjusted(res.arrays, res.estimate.theta, free=res.estimate.theta > 0)
         df = [dense_kr.satterthwaite(adjusted, row) for row in np.eye(4)]
         p = 2 * stats.t.sf(np.abs(res.fe_params / res.bse_fe), df)
         assert np.allclose(res.pvalues[:4], p, rtol=1e-8)
@@ -408,8 +408,8 @@ def test_public_names():
     assert sorted(ctmm.__all__) == [
         "BoundaryWarning", "CTMMError", "CTMMResults", "CTMMWarning", "ConvergenceError",
         "DataError", "FormulaError", "Scan", "__version__", "anova", "banded", "errors",
-        "evaluate_imputation", "filter_genes", "fit", "fit_genes", "impute", "load_example",
-        "load_genes", "load_truth", "overall", "plots", "power", "principal_components",
+        "evaluate_imputation", "filter_genes", "fit", "fit_genes", "from_ctmm", "impute",
+        "load_example", "load_genes", "load_truth", "overall", "plots", "power", "principal_components",
         "pseudobulk", "r", "read_kinship", "read_scan", "scan_donors", "show_versions", "simulate",
         "simulate_pseudobulk", "standardize", "to_frame", "to_long", "tree",
     ]  # fmt: skip

@@ -46,7 +46,7 @@ def fitted(df, method="reml", **options):
 
 def brute(res):
     """P, Sigma and the arrays of the model, by the weights that the fit has."""
-    model, theta = res.model, res.estimate.theta
+    model, theta = res.arrays, res.estimate.theta
     if res.method == "robust":
         model = model.with_response(model.y, dense.working_noise(model))
         theta = covariance_part(theta, model.basis)
@@ -58,7 +58,7 @@ def brute(res):
 def values_of(res, table, name):
     """A variable by row of the model."""
     by_donor = table[name].reindex(list(res.donors)).to_numpy(dtype=float)
-    return by_donor[res.model.donors[res.model.row_donor]]
+    return by_donor[res.arrays.donors[res.arrays.row_donor]]
 
 
 def tail(x, q, d):
@@ -143,7 +143,7 @@ def test_outliers_are_what_the_other_rows_say(df, setting):
     res = fitted(df, **SETTINGS[setting])
     found = res.outliers()
     a, Sigma, _ = brute(res)
-    residual = found.rows["residual"].to_numpy()[res.model.order]
+    residual = found.rows["residual"].to_numpy()[res.arrays.order]
 
     def away(at):
         rest = np.setdiff1d(np.arange(len(a.y)), at)
@@ -159,7 +159,7 @@ def test_outliers_are_what_the_other_rows_say(df, setting):
         e, cov = away(np.array([i]))
         close(residual[i], e[0] / np.sqrt(cov[0, 0]), rtol=1e-6)
     for code in (0, 40):
-        donor = found.donors.loc[res.donors[res.model.donors[code]]]
+        donor = found.donors.loc[res.donors[res.arrays.donors[code]]]
         at = np.flatnonzero(a.donor == code)
         e, cov = away(at)
         close(donor["statistic"], e @ np.linalg.solve(cov, e), rtol=1e-6)
@@ -203,7 +203,7 @@ def test_predicted_expression_is_the_fit_with_its_error(df, options):
     # predicted less true: (I - D P) y - m, by its definition
     W = np.eye(len(a.y)) - a.D @ P
     cov = W @ Sigma @ W.T - W @ truth - truth @ W.T + truth
-    got = found["std_error"].to_numpy()[res.model.order]
+    got = found["std_error"].to_numpy()[res.arrays.order]
     close(got, np.sqrt(np.diag(cov)), rtol=1e-6)
     assert (got**2 < np.diag(a.D)).all()
 

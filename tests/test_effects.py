@@ -62,7 +62,7 @@ def test_tables_and_tests_are_those_of_dense_algebra(df, formula, counted):
     L = rows_of(res, [{"sex": "F", "PC1": 0.0}, {"sex": "M", "PC1": 0.0}])
     unlike, mean = L[1:] - L[0], L.mean(axis=0, keepdims=True)
     if counted:
-        want = dense_robust.fit(res.model)
+        want = dense_robust.fit(res.arrays)
 
         def f(L):
             test = dense_robust.cr2(want, L)
@@ -71,7 +71,7 @@ def test_tables_and_tests_are_those_of_dense_algebra(df, formula, counted):
         one = dense_robust.cr2(want, L)
         value, se, t, df_ = L @ want.beta, np.sqrt(np.diag(one.cov)), one.t, one.df
     else:
-        at, b = dense_kr.adjusted(res.model, res.estimate.theta), res.fe_params.to_numpy()
+        at, b = dense_kr.adjusted(res.arrays, res.estimate.theta), res.fe_params.to_numpy()
 
         def f(L):
             return dense_kr.scaled_f(at, L, b)[:2]

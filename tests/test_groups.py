@@ -123,10 +123,10 @@ def test_likelihoods_are_those_of_dense_algebra(kind, method):
     frame["batch"] = [f"b{int(name[1:]) % 5}" for name in frame["donor"]]
     fit = ctmm.fit(APART, random="batch", method=method, data=frame, **{kind: "group"})
     theta = fit.estimate.theta
-    assert dense.llf(fit.model, theta, method) == pytest.approx(fit.llf, abs=1e-9)
+    assert dense.llf(fit.arrays, theta, method) == pytest.approx(fit.llf, abs=1e-9)
     # H by hand: donors' effects in each group or condition
     H, basis = by_hand(frame, kind)
-    model = fit.model
+    model = fit.arrays
     np.testing.assert_array_equal(model.unsort(model.H), H)
     np.testing.assert_array_equal(model.basis, basis)
 
@@ -204,7 +204,7 @@ def test_a_trend_of_numbers():
     assert abs(fit.vcomp["hom"] - 0.2) < 3 * fit.bse["hom"]
     assert abs(fit.vcomp["hom:age"] - 0.8) < 3 * fit.bse["hom:age"]
     assert fit.bse["hom:age"] < 0.15
-    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
+    assert dense.llf(fit.arrays, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
     assert any("x = 0 where it is" in note for note in fit.notes)
     with pytest.raises(CTMMError, match="no one icc"):
         fit.icc()
@@ -244,7 +244,7 @@ def test_predictions_are_those_of_dense_algebra(kind, method):
     )  # fmt: skip
     theta = np.maximum(fit.estimate.theta, 0.0)
     fit.estimate.theta[:] = theta
-    model, keep = fit.model, fit.structure_.shared
+    model, keep = fit.arrays, fit.structure_.shared
     a = dense.arrays(model)
     P = dense.projection(dense.covariance(a, theta), a.X)[1]
     A = fit.structure_.covariance(theta)
@@ -340,7 +340,7 @@ def test_donors_may_miss_a_condition():
     frame = table(within=True, donors=60)
     frame = frame[~(frame["donor"].isin(["d00", "d01", "d02"]) & (frame["group"] == "case"))]
     fit = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", method="reml", data=frame)
-    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
+    assert dense.llf(fit.arrays, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-8)
     effect = fit.random_effects["specific"]["estimate"]["d00", "T", "case"]
     assert np.isfinite(effect) and effect != 0.0  # of the shared part
 
@@ -390,7 +390,7 @@ def test_overall_pseudobulk_by_groups():
                    proportions=["prop_B", "prop_NK", "prop_T"])  # fmt: skip
     assert list(fit.vcomp.index) == ["hom[case]", "hom[ctrl]"]
     assert "no cell type has rows of its own" in fit.test_groups().note
-    assert dense.llf(fit.model, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
+    assert dense.llf(fit.arrays, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
 
 
 def test_structures_of_groups_know_their_null():
@@ -468,20 +468,20 @@ def test_scores_are_those_of_dense_algebra(kind, batch, squares):
     null = crossed.common(crossed.inner.basis, effects)
     J = next(iter(crossed.tested(np.ones((1, 3, 3)), effects).values()))[0]
     scaled = next(iter(crossed.tested(crossed.inner.basis, effects).values()))
-    design = directions.directions_of(fit.model, null, {"J": J}, {"A": scaled})
-    noise = working_noise(fit.model.nu, design.how, 1.0)
-    model = fit.model
+    design = directions.directions_of(fit.arrays, null, {"J": J}, {"A": scaled})
+    noise = working_noise(fit.arrays.nu, design.how, 1.0)
+    model = fit.arrays
     null_model = design.null.with_response(model.y, model.nu, model.nu2)
     got = directions.directed(null_model, noise, design)
     theta = got.theta
     A = np.tensordot(theta[: len(null)], scaled, axes=1)
     # pooled per cell type over groups
-    types, n = fit.model.types.argmax(axis=1), fit.model.n_cells
+    types, n = fit.arrays.types.argmax(axis=1), fit.arrays.n_cells
     for c in range(3):
         own = types == c
-        np.testing.assert_allclose(noise[own], np.mean((n * fit.model.nu)[own]) / n[own])
+        np.testing.assert_allclose(noise[own], np.mean((n * fit.arrays.nu)[own]) / n[own])
     for d, (value, lam, terms, full) in enumerate(
-        dense_directions(fit.model, null, [J, A], theta, noise)
+        dense_directions(fit.arrays, null, [J, A], theta, noise)
     ):
         assert got.form(d)[0] == pytest.approx(value, rel=1e-8)
         np.testing.assert_allclose(got.terms(d), terms, atol=1e-8 * np.abs(terms).max())

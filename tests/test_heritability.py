@@ -159,7 +159,7 @@ def test_what_cannot_be_had_says_so(df, K, res):
 
 def test_fixed_effects_count_relatives(df, K, res):
     """To the jackknife comes the positive part of what is between donors; the model has all."""
-    a = dense.arrays(res.model)
+    a = dense.arrays(res.arrays)
     hat = np.linalg.pinv(a.X)
     theta, p = res.estimate.theta, len(res.fe_params)
     model = res.cov_params("model").to_numpy()[:p, :p]
@@ -198,7 +198,7 @@ def test_predicted_effects_are_those_of_henderson(df, K, G, negative):
         res.design, res.structure_, res.domain, replace(res.estimate, theta=theta)
     )
     assert res.definite == (not negative)
-    model = res.model
+    model = res.arrays
     at = np.where(theta > 0, theta, 0.0)
     a = dense.arrays(model)
     _, P = dense.projection(dense.covariance(a, at), a.X)
@@ -224,7 +224,7 @@ def test_predicted_effects_are_those_of_henderson(df, K, G, negative):
     batch = at[2] * a.levels[0].T @ r
     close(tables["batch"]["estimate"], batch, 1e-8)
     fitted = fitted + a.levels[0] @ batch
-    close(res.model.unsort(fitted), res.fittedvalues, 1e-8)
+    close(res.arrays.unsort(fitted), res.fittedvalues, 1e-8)
     close(res.predict(random="all"), res.fittedvalues, 1e-8)
     close(res.resid, df["expr"] - res.fittedvalues, 1e-8)
     assert len(res.augment()) == len(df)

@@ -22,15 +22,15 @@ LAYERS = [
     "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
     "api",
     # results/
-    "fitted", "donors", "hypothesis_tests", "effects", "tested", "predictions", "parameters",
-    "shares", "heritability", "serialize", "record", "questions", "resampling", "labels", "summary",
-    "estimates",
+    "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
+    "parameters", "shares", "heritability", "serialize", "record", "questions", "resampling",
+    "labels", "model_view", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
-    "stacks",
+    "stacks", "authors_tables",
     # design/
     "identified", "grids", "labelled", "kinship", "arrays", "crossings", "prepare", "matrix",
     "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",

@@ -186,7 +186,7 @@ def test_components_have_the_intervals_of_the_fit(res):
 
 def test_residuals_agree_with_the_textbook(res):
     """Each row predicted by brute force from all others."""
-    model = res.model
+    model = res.arrays
     a = dense.arrays(model)
     Sigma = dense.covariance(a, res.estimate.theta)
     got = plots.residuals_data(res)

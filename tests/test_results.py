@@ -183,7 +183,7 @@ def test_progress(table, capsys):
 
 def test_p_values_and_intervals(res):
     t = res.params / res.bse
-    adjusted = dense_kr.adjusted(res.model, res.estimate.theta)
+    adjusted = dense_kr.adjusted(res.arrays, res.estimate.theta)
     df = [dense_kr.satterthwaite(adjusted, row) for row in np.eye(len(FIXED))]
     df = pd.Series(df + 6 * [60.0], res.params.index)
     assert np.allclose(res.tvalues, t, rtol=EXACT)
@@ -516,7 +516,7 @@ def test_wald_test(res):
     one = res.wald_test("PC1 = 0.02", "model")
     t = (res.params["PC1"] - 0.02) / res.bse["PC1"]
     assert one.statistic == pytest.approx(t**2, rel=1e-10)
-    adjusted = dense_kr.adjusted(res.model, res.estimate.theta)
+    adjusted = dense_kr.adjusted(res.arrays, res.estimate.theta)
     df = dense_kr.satterthwaite(adjusted, np.eye(len(FIXED))[FIXED.index("PC1")])
     assert one.df == pytest.approx((1, df), rel=1e-8)
     assert one.null == "PC1 = 0.02"

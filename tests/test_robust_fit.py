@@ -73,7 +73,7 @@ random = pytest.mark.parametrize("name", quick_first(RANDOM))
 @random
 def test_table_by_brute_force(fits, name):
     res = fits[name]
-    dense = dense_robust.fit(res.model)
+    dense = dense_robust.fit(res.arrays)
     p, units = len(res.fe_params), dense.unit.max() + 1
     assert res.df_resid == units - 1 == (71 if name == "donors" else 23)
     table, cr2 = res.table(), dense_robust.cr2(dense, np.eye(p))
@@ -105,7 +105,7 @@ def test_table_by_brute_force(fits, name):
 @random
 def test_means_contrasts_and_tests_by_brute_force(fits, name):
     res = fits[name]
-    dense = dense_robust.fit(res.model)
+    dense = dense_robust.fit(res.arrays)
     L = res.design.mean_rows
     means, want = res.means(alpha=0.1), dense_robust.cr2(dense, L)
     close(means["std_error"], np.sqrt(np.diag(want.cov)))
@@ -157,9 +157,9 @@ def test_jackknife_of_units(fits):
         res = fits[name]
         jack = res.jackknife()
         assert f"leave out {left}" in repr(jack)
-        weighed = robust.weigh(res.model)
+        weighed = robust.weigh(res.arrays)
         first = weighed.donors[0]
-        donors = np.sort(res.model.donors[first])
+        donors = np.sort(res.arrays.donors[first])
         row = jack.estimates.loc[", ".join(res.donors[code] for code in donors)]
         close(row, [*weighed.replicates.beta[0], *weighed.replicates.theta[0]], SAME)
         p = len(res.fe_params)
@@ -255,7 +255,7 @@ def test_the_wire(df, fits):
 
 
 def sandwich_of(res, L):
-    return sandwich.contrasts(robust.weigh(res.model), L)
+    return sandwich.contrasts(robust.weigh(res.arrays), L)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_one_unit(df):
 def test_an_effect_that_rests_on_one_donor(df):
     data = df.assign(odd=(df["donor"] == "donor05").astype(float))
     res = ctmm.fit("expr ~ C(celltype) + odd", data=data, method="robust")
-    plain = dense_robust.cr2(dense_robust.fit(res.model), np.eye(5)[:4])
+    plain = dense_robust.cr2(dense_robust.fit(res.arrays), np.eye(5)[:4])
     table = res.table()
     assert np.isnan(table.loc["odd", ["std_error", "p_value"]].astype(float)).all()
     close(table["std_error"].iloc[:4], np.sqrt(np.diag(plain.cov)))

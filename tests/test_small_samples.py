@@ -103,7 +103,7 @@ def padded(res, L):
 def test_dense(name):
     res = fitted(CASES[name])
     theta, p = res.estimate.theta, len(res.fe_params)
-    by_hand = dense_kr.adjusted(res.model, theta, res.method)
+    by_hand = dense_kr.adjusted(res.arrays, theta, res.method)
     L = hypotheses(res)
     close(res.cov_params().to_numpy()[:p, :p], by_hand.Phi)
     df = [dense_kr.satterthwaite(by_hand, row) for row in L]
@@ -131,7 +131,7 @@ def test_dense(name):
 
 def test_accessors_agree():
     res = fitted(CASES["missing"])
-    by_hand = dense_kr.adjusted(res.model, res.estimate.theta)
+    by_hand = dense_kr.adjusted(res.arrays, res.estimate.theta)
     table, means = res.table("kenward-roger"), res.means("kenward-roger")
     p = len(res.fe_params)
     close(table["std_error"].iloc[:p], np.sqrt(np.diag(by_hand.cov)))
@@ -172,7 +172,7 @@ def test_components_on_a_lower_bound_count_as_known():
     res = fitted({"data": study(12, 3, 5, V=0.0), "bounds": "nonnegative"})
     theta = res.estimate.theta
     assert (theta == 0).any() and (theta > 0).any()
-    by_hand = dense_kr.adjusted(res.model, theta, free=theta > 0)
+    by_hand = dense_kr.adjusted(res.arrays, theta, free=theta > 0)
     L = hypotheses(res)
     close(res.numbers.model_errors.df(padded(res, L)),
           [dense_kr.satterthwaite(by_hand, row) for row in L])  # fmt: skip
@@ -202,7 +202,7 @@ def test_all_components_on_a_bound_leave_a_known_covariance():
 def test_on_the_edge_of_a_determinant_all_components_are_free(bounds):
     res = fitted({"data": study(10, 3, 12, V=0.0), "structure": "full", "bounds": bounds})
     assert res.boundary
-    by_hand = dense_kr.adjusted(res.model, res.estimate.theta)
+    by_hand = dense_kr.adjusted(res.arrays, res.estimate.theta)
     L = hypotheses(res)
     df = [dense_kr.satterthwaite(by_hand, row) for row in L]
     close(res.numbers.model_errors.df(padded(res, L)), df, 1e-6)
@@ -235,7 +235,7 @@ def test_reasons():
 def test_hypotheses_that_kenward_and_roger_have_no_f_for():
     """Variances by cell type are hardly known from 25 donors' overall pseudobulk."""
     res = fitted(mixed(25, 3))
-    by_hand = dense_kr.adjusted(res.model, res.estimate.theta)
+    by_hand = dense_kr.adjusted(res.arrays, res.estimate.theta)
     L = hypotheses(res)[:3]
     assert dense_kr.traces(by_hand, L)[1] > 2 and dense_kr.scaled_f(by_hand, L, L[0])[2] < 0.8
     test = res.wald_test(padded(res, L), "kenward-roger")
@@ -332,7 +332,7 @@ def compared(res, theirs):
     """Estimates by two optimisers; likelihoods by brute force and each other."""
     assert res.llf >= theirs["llf"][0] - 1e-8
     assert res.llf == pytest.approx(theirs["llf"][0], abs=1e-6)
-    assert dense.llf(res.model, res.estimate.theta, "reml") == pytest.approx(res.llf, abs=1e-8)
+    assert dense.llf(res.arrays, res.estimate.theta, "reml") == pytest.approx(res.llf, abs=1e-8)
     close(res.vcomp, theirs["theta"], 2e-3)
     close(res.fe_params, theirs["beta"], 1e-4)
     close(res.bse_fe, theirs["se"], 1e-3)

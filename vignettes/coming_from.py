@@ -179,24 +179,15 @@ folder.cleanup()
 # On regular data both give the same numbers (`tests/benchmarks/authors_package.md`: components to
 # 6e-6, p values to 0.2 %).  They differ where the maximum lies on the edge of the domain: there
 # ctmm may stop short of it and say that it converged; here the constrained maximum is reported with a
-# `BoundaryWarning`.  Tables of numbers become a long table so:
+# `BoundaryWarning`.  Its files, or arrays of the same shape, become a long table so:
 
 # %%
 rng = np.random.default_rng(0)
-types = ["B", "Mono", "NK", "T"]
 n = rng.integers(12, 90, (40, 4))  # as in the files: donors by cell types
 y = rng.normal(size=(40, 1)) + rng.normal(0, 0.5, (40, 4)) + rng.normal(size=(40, 4)) / np.sqrt(n)
-nu = 1 / n
+P, nu = n / n.sum(axis=1, keepdims=True), 1 / n
 
-long = pd.DataFrame(
-    {
-        "donor": np.repeat(np.arange(40), 4),
-        "celltype": types * 40,
-        "expr": y.ravel(),
-        "nu": nu.ravel(),
-        "n_cells": n.ravel(),
-    }
-)
+long = ctmm.from_ctmm(y, P, nu, celltypes=["B", "Mono", "NK", "T"])
 res = ctmm.fit("expr ~ C(celltype)", data=long, structure="free", method="reml")
 print(res.vcomp.round(3).to_string())
 

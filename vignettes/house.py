@@ -55,7 +55,7 @@ from ctmm_formula.structures import STRUCTURES
 
 df = ctmm.load_example()
 res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", method="reml", data=df)
-model = res.model  # the arrays; strings and tables end here
+model = res.arrays  # the arrays; strings and tables end here
 again = estimate(model, "reml")  # what fit, jackknife, bootstrap and scan all call
 print(dict(zip(res.vcomp.index, again.theta.round(4).tolist(), strict=True)))
 print("structures:", *STRUCTURES)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
+from itertools import pairwise
 from types import ModuleType
 from typing import TypeVar
 
@@ -187,6 +188,22 @@ class Coding:
         names = self._engine.names
         return names if self.kept is None else tuple(names[k] for k in self.kept)
 
+    @property
+    def terms(self) -> dict[str, list[int]]:
+        """Columns of every term, by its name in patsy's spelling: numbers among ``names``.
+
+        >>> coding = Coding("x * z", pd.DataFrame({"x": [1.0, 2.0], "z": [0.0, 5.0]}), {}, "patsy")
+        >>> coding.terms
+        {'Intercept': [0], 'x': [1], 'z': [2], 'x:z': [3]}
+        """
+        kept = range(len(self._engine.names)) if self.kept is None else self.kept
+        place = {column: number for number, column in enumerate(kept)}
+        told = {
+            name: [place[column] for column in columns if column in place]
+            for name, columns in self._engine.term_columns.items()
+        }
+        return {name: columns for name, columns in told.items() if columns}
+
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
         """Design rows, shape (len(frame), p), coded as the training rows were.
 
@@ -264,6 +281,10 @@ class _Patsy:
         matrix = patsy.dmatrix(f"~ {fixed}", frame, eval_env=scope, NA_action=_keep_missing())
         self.info = matrix.design_info
         self.names = tuple(self.info.column_names)
+        slices = self.info.term_name_slices.items()
+        self.term_columns = {
+            name: list(range(*own.indices(len(self.names)))) for name, own in slices
+        }
 
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
         out = patsy.build_design_matrices([self.info], frame, NA_action=_keep_missing())[0]
@@ -305,7 +326,14 @@ class _Formulaic:
             self.spec = formula.get_model_matrix(
                 frame, context=self.context, na_action="ignore", output="numpy"
             ).model_spec
-        self.names, self.columns = self._patsy_columns(formulaic, texts)
+        entries = self._patsy_entries(formulaic, texts)
+        self.names = tuple(name for _, _, names in entries for name in names)
+        self.columns = [k for _, where, _ in entries for k in where]
+        starts = np.cumsum([0, *(len(names) for _, _, names in entries)]).tolist()
+        self.term_columns = {
+            ":".join(term) or INTERCEPT: list(range(start, stop))
+            for (term, _, _), (start, stop) in zip(entries, pairwise(starts), strict=True)
+        }
 
     def matrix(self, frame: pd.DataFrame) -> np.ndarray:
         with _unseen_are_errors(_formulaic()):
@@ -314,28 +342,26 @@ class _Formulaic:
             )
         return np.asarray(out, dtype=np.float64)[:, self.columns]
 
-    def _patsy_columns(
+    def _patsy_entries(
         self, formulaic: ModuleType, texts: list[str]
-    ) -> tuple[tuple[str, ...], list[int]]:
-        """Names as patsy writes them, and the columns in its order.
+    ) -> list[tuple[tuple[str, ...], list[int], list[str]]]:
+        """Terms in patsy's order: their factors, columns, and names as it writes them.
 
         patsy sorts terms by the set of their numeric factors (none first, then as first met),
         and within a set by degree.
         """
         kinds = {str(key): kind.value for key, (kind, _) in self.spec.encoder_state.items()}
-        groups: dict[frozenset[str], list[tuple[int, list[int], list[str]]]] = {frozenset(): []}
+        groups: dict[frozenset[str], list[tuple[tuple[str, ...], list[int], list[str]]]] = {
+            frozenset(): []
+        }
         for term, text in zip(self.terms, texts, strict=True):
             parsed = next(iter(formulaic.Formula([text], _ordering="none")))
             factors = [str(factor) for factor in parsed.factors] if term else []
             numeric = {name for name in factors if kinds.get(name) == "numerical"}
             where = list(range(*self.spec.term_slices[parsed].indices(10**9)))
             names = [self._rename(self.spec.column_names[k], term, factors, numeric) for k in where]
-            groups.setdefault(frozenset(numeric), []).append((len(term), where, names))
-        entries = [e for group in groups.values() for e in sorted(group, key=lambda e: e[0])]
-        return (
-            tuple(name for _, _, names in entries for name in names),
-            [k for _, where, _ in entries for k in where],
-        )
+            groups.setdefault(frozenset(numeric), []).append((term, where, names))
+        return [e for group in groups.values() for e in sorted(group, key=lambda e: len(e[0]))]
 
     def _rename(
         self, name: str, term: tuple[str, ...], factors: list[str], numeric: set[str]

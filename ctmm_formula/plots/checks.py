@@ -176,7 +176,7 @@ def residuals_data(res: object) -> pd.DataFrame:
     from scipy.stats import norm
 
     fit = style.fitted(res)
-    d, model = fit.design, fit.model
+    d, model = fit.design, fit.arrays
     refuse_related(model)
     try:
         pre = Precision(model, fit.estimate.theta)

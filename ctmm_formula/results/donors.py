@@ -42,9 +42,9 @@ _LACKING = {
 
 def _weights(res: Record) -> Precision:
     """P by which donors are looked at: that of the fit, of robust ones by its working noise."""
-    refuse_related(res.model)
+    refuse_related(res.arrays)
     try:
-        return weighed_by(res.model, res.estimate.theta, res.numbers.is_clustered)
+        return weighed_by(res.arrays, res.estimate.theta, res.numbers.is_clustered)
     except (ConvergenceError, np.linalg.LinAlgError) as error:
         raise ConvergenceError(
             f"the fit has no covariance to weigh donors by: {error}; fit by method='robust' or "
@@ -144,7 +144,7 @@ def outliers(res: Record, *, adjust: str = "holm") -> Outliers:
     264  donor69     day3     -2.83
     """
     pre = _weights(res)
-    found, model, design = deletion(pre), res.model, res.design
+    found, model, design = deletion(pre), res.arrays, res.design
     rows = _keys(res)
     if design.n_cells is not None:
         rows["n_cells"] = design.n_cells
@@ -198,7 +198,7 @@ def predicted_expression(res: Record) -> pd.DataFrame:
     [1.67, 1.54, 0.28]
     """
     warnings.warn(BAD_PHENOTYPES, CTMMWarning, stacklevel=2)
-    effects, model = res.blup, res.model
+    effects, model = res.blup, res.arrays
     return _keys(res).assign(
         observed=res.design.y,
         predicted=model.unsort(effects.fitted),
@@ -284,7 +284,7 @@ def scan_donors(
         there = np.maximum(len(values) - counts, 1)
         values = np.where(gone, np.where(gone, 0.0, values).sum(axis=0) / there, values)
     pre = _weights(res)
-    found = scan_variables(donor_scores(pre), values[res.model.donors[pre.donors]])
+    found = scan_variables(donor_scores(pre), values[res.arrays.donors[pre.donors]])
     out: dict[str, object] = {}
     for c, name in enumerate(res.celltypes):
         out |= {f"estimate[{name}]": found.effect[:, c], f"se[{name}]": found.se[:, c]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
-from . import donors, hypothesis_tests, parameters, predictions, serialize, shares
+from . import donors, hypothesis_tests, parameters, predictions, serialize, shares, terms
 from .effects import effects
 from .heritability import heritability
 from .record import Covariance, Of, Record
@@ -84,6 +85,7 @@ class CTMMResults(Record):
     glance = parameters.glance
     bse = Of(parameters.bse)
     bse_fe = Of(parameters.bse_fe)
+    bse_re = Of(parameters.bse_re)
     tvalues = Of(parameters.tvalues)
     pvalues = Of(parameters.pvalues)
     conf_int = parameters.conf_int
@@ -101,7 +103,10 @@ class CTMMResults(Record):
     test_response = hypothesis_tests.test_response
     test_heritability = hypothesis_tests.test_heritability
     wald_test = hypothesis_tests.wald_test
+    f_test = hypothesis_tests.wald_test
     t_test = hypothesis_tests.t_test
+    wald_test_terms = terms.wald_test_terms
+    t_test_pairwise = terms.t_test_pairwise
     compare_lr_test = hypothesis_tests.compare_lr_test
 
     # shares of variance
@@ -138,7 +143,7 @@ class CTMMResults(Record):
             On the index of the data.
         """
         streams = generator(rng).spawn(whole_number("n", n, 1, MOST_DRAWS))
-        drawn = [self.model.unsort(self.numbers.draw(stream)) for stream in streams]
+        drawn = [self.arrays.unsort(self.numbers.draw(stream)) for stream in streams]
         return pd.DataFrame(np.array(drawn).T, index=self.design.index)
 
     def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
@@ -261,6 +266,79 @@ class CTMMResults(Record):
             name = text if len(text) < 200 else f"{text[:200]}..."
             raise DataError(f"{name!r} is neither a fit as JSON nor a file: {error}") from None
         return cls(*serialize.loads(text, on_off("trust", trust)))
+
+    def save(self, fname: str | Path, remove_data: bool = False) -> None:
+        """Pickle the results, as statsmodels does; :meth:`load` reads them.
+
+        A pickle needs the same versions of libraries, and whoever loads it runs code that it
+        holds.  What is kept for years or given to others is better written by :meth:`to_json`.
+
+        Parameters
+        ----------
+        fname : str or Path
+        remove_data : bool
+            Call :meth:`remove_data` before.
+
+        Raises
+        ------
+        DataError
+            The file cannot be written, and what was there stays; or the formula uses a function
+            that cannot be pickled.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import ctmm_formula as ctmm
+        >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     res.save(f"{folder}/fit.pickle")
+        ...     again = ctmm.CTMMResults.load(f"{folder}/fit.pickle")
+        >>> again.params.equals(res.params)
+        True
+        """
+        name = file_path("save", fname)
+        if on_off("remove_data", remove_data):
+            self.remove_data()
+        try:
+            stored = pickle.dumps(self)
+            write_whole(name, lambda part: part.write_bytes(stored))
+        except (OSError, pickle.PicklingError, TypeError) as error:
+            raise DataError(
+                f"{str(name)!r} cannot be written ({said(error)}): give another place, or define "
+                "functions of the formula at the top of a module"
+            ) from None
+
+    @classmethod
+    def load(cls, fname: str | Path) -> CTMMResults:
+        """Read results that :meth:`save` pickled.
+
+        Runs code that the file holds: only for files of your own.  :meth:`from_json` reads files of
+        anybody.
+
+        Raises
+        ------
+        DataError
+            There is no such file, or it holds no pickled fit.
+        """
+        name = file_path("load", fname)
+        try:
+            found = pickle.loads(name.read_bytes())
+        except Exception as error:  # whatever a pickle of other versions makes Python raise
+            raise DataError(f"{str(name)!r} holds no pickled fit ({said(error)})") from None
+        if not isinstance(found, cls):
+            raise DataError(f"{str(name)!r} holds no fit but a {type(found).__name__}")
+        return found
+
+    def remove_data(self) -> None:
+        """Forget what can be computed again: arrays of the engine, predictions, jackknives.
+
+        The rows of the fit stay, as tests are made of them when they are asked for; so every
+        method works as before, and the next one takes longer.
+        """
+        stored = self.__getstate__()
+        self.__dict__.clear()
+        self.__dict__.update(stored)
+        self._jackknives.clear()
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()

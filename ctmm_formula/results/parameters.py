@@ -82,6 +82,11 @@ def bse_fe(res: Record) -> pd.Series:
     return bse(res).iloc[: res.numbers.n_fixed]
 
 
+def bse_re(res: Record) -> pd.Series:
+    """Standard errors of the variance components, in squared units of the response."""
+    return bse(res).iloc[res.numbers.n_fixed :]
+
+
 def tvalues(res: Record) -> pd.Series:
     """t of ``params``; see :func:`table`."""
     return table(res)["statistic"]

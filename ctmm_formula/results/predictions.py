@@ -36,7 +36,7 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
         what they are where the fitted covariance is not positive definite (possible for moments).
     """
     design, effects = res.design, res.blup
-    back = np.argsort(res.model.donors)
+    back = np.argsort(res.arrays.donors)
     parts = []
     if len(res.structure_.shared):
         index, at = _of_donors(design, shared=True)
@@ -126,7 +126,7 @@ def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
     given = kinship if isinstance(kinship, Mapping) else dict.fromkeys(names, kinship)
     if set(given) != set(names) or (kinship is not None and given is not kinship and names[1:]):
         raise CTMMError(f"the fit has the kinships {', '.join(names)}: give each by its name")
-    back, tables = np.argsort(res.model.donors), {}
+    back, tables = np.argsort(res.arrays.donors), {}
     for one, (own, _), pull in zip(design.kinship, res.blup.genetic, res.blup.pull, strict=True):
         donors, values = list(design.donors), own[back]
         if kinship is not None:
@@ -138,7 +138,7 @@ def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
 
 def fittedvalues(res: Record) -> pd.Series:
     """Fixed effects and all predicted random effects, on the index of the data."""
-    fitted = res.model.unsort(res.blup.fitted)
+    fitted = res.arrays.unsort(res.blup.fitted)
     return pd.Series(fitted, index=res.design.index, name="fittedvalues")
 
 
@@ -289,11 +289,11 @@ def _contribution(res: Record, frame: pd.DataFrame, name: str, table: pd.DataFra
     design, effect = res.design, table["estimate"].to_numpy()
     if name in ("shared", "specific"):
         donor = _texts(frame, design.donor_col, "donor")
-        values = getattr(res.blup, name)[np.argsort(res.model.donors)]
+        values = getattr(res.blup, name)[np.argsort(res.arrays.donors)]
         return (_look_up(values, design.donors, donor) * design.crossed(frame)).sum(axis=1)
     names = [one.name for one in design.kinship]
     if name in names:
-        values = res.blup.genetic[names.index(name)][0][np.argsort(res.model.donors)]
+        values = res.blup.genetic[names.index(name)][0][np.argsort(res.arrays.donors)]
         donor = _texts(frame, design.donor_col, "donor")
         return (_look_up(values, design.donors, donor) * design.crossed(frame)).sum(axis=1)
     components = [

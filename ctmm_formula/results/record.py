@@ -27,6 +27,7 @@ from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit
 from ..inference.jackknife import JackknifeRun
 from ..structures import Structure
 from .labels import METHODS, Labels
+from .model_view import FittedModel
 from .resampling import Jackknife, progress_bar
 from .summary import recorded_versions
 
@@ -68,14 +69,14 @@ class Record:
     _jackknives: dict[tuple[int | None, bool], JackknifeRun] = field(default_factory=dict)
 
     @cached_property
-    def model(self) -> Model:
+    def arrays(self) -> Model:
         """The model as arrays, in kernel order."""
         return self.design.model(self.structure_)
 
     @cached_property
     def numbers(self) -> Fit:
         """The fit as tests and resampling see it: arrays without names."""
-        return Fit(self.model, self.structure_, self.domain, self.estimate, self.design.mean_rows)
+        return Fit(self.arrays, self.structure_, self.domain, self.estimate, self.design.mean_rows)
 
     @cached_property
     def labels(self) -> Labels:
@@ -141,6 +142,11 @@ class Record:
         return self.numbers
 
     @property
+    def model(self) -> FittedModel:
+        """The model under statsmodels' names: ``endog``, ``exog``, ``exog_names``, ``groups``."""
+        return FittedModel(self.design)
+
+    @property
     def fe_params(self) -> pd.Series:
         """Fixed effects b."""
         return pd.Series(self.estimate.beta, index=list(self.labels.fixed), name="estimate")
@@ -164,6 +170,11 @@ class Record:
         """
         count = len(self.structure_.labels)
         return self._effect_frame(self.structure_.covariance(self.estimate.theta[:count]))
+
+    @property
+    def cov_re(self) -> pd.DataFrame:
+        """``A`` under statsmodels' name: covariance of the effects of a donor."""
+        return self.A
 
     @property
     def V(self) -> pd.DataFrame:
@@ -284,7 +295,7 @@ class Record:
 
     def _jackknife_of(self, run: JackknifeRun) -> Jackknife:
         """The numbers of a jackknife with their labels, in the order of the donors."""
-        groups = [np.sort(self.model.donors[group]) for group in run.left_out]
+        groups = [np.sort(self.arrays.donors[group]) for group in run.left_out]
         names = [", ".join(self.donors[code] for code in group) for group in groups]
         order = np.argsort([group[0] for group in groups])
         index = pd.Index([names[g] for g in order], name="left_out", dtype=object)
@@ -299,7 +310,7 @@ class Record:
 
         With a kinship whether all of its parts, environment and kinships, are covariances.
         """
-        at, model = self.estimate, self.model
+        at, model = self.estimate, self.arrays
         if model.kinship:
             return bool((covariance_parts(model, at.theta) == at.theta).all())
         if self.numbers.has_likelihood or (at.theta >= 0.0).all():
@@ -318,7 +329,7 @@ class Record:
             There is none, as the noise is 0; it names donors.  A fitted covariance that is not
             positive definite (possible for moments) has those of its part that is a covariance.
         """
-        at, model = self.estimate, self.model
+        at, model = self.estimate, self.arrays
         try:
             return predicted(model, at.theta, at.beta, self.structure_.shared)
         except (ConvergenceError, np.linalg.LinAlgError) as error:

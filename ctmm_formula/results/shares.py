@@ -153,7 +153,7 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     design, at = res.design, Weights.of(res.design)
     common, V = res._common, res.V.to_numpy()
     random = {name: r for name, _, r in _random(res)}
-    genetic = res.model.genetic_covariances(res.estimate.theta)
+    genetic = res.arrays.genetic_covariances(res.estimate.theta)
     parts = variance_parts(at, res.estimate.beta, common, V, random, design.nu, genetic, ddof)
     specific = V * at.square
     own = np.diag(specific)
@@ -198,7 +198,7 @@ def icc(res: Record) -> pd.DataFrame:
     squares = (r * (weight.T @ component.values**2) for _, component, r in _random(res))
     A = res.A.to_numpy()
     for one, own in zip(
-        res.design.kinship, res.model.genetic_covariances(res.estimate.theta), strict=True
+        res.design.kinship, res.arrays.genetic_covariances(res.estimate.theta), strict=True
     ):
         A = A + one.kernel.scale * own
     parts = {
@@ -215,7 +215,7 @@ def icc(res: Record) -> pd.DataFrame:
 
 def _random(res: Record) -> Iterator[tuple[str, RandomComponent, float]]:
     """Name, design and variance of every random effect."""
-    theta = res.model.random_variances(res.estimate.theta).tolist()
+    theta = res.arrays.random_variances(res.estimate.theta).tolist()
     return zip(res.labels.random, res.design.random, theta, strict=True)
 
 

@@ -343,7 +343,7 @@ def wrong_test(test: Any) -> str:
 
 def wrong_fit(fit: Any, data: Any, call: dict[str, Any]) -> str:
     """What is wrong with a fit of this table, or nothing."""
-    at, model = fit.estimate, fit.model
+    at, model = fit.estimate, fit.arrays
     theta = at.theta
     if not (np.isfinite(theta).all() and np.isfinite(at.beta).all()):
         return "parameters are not finite"
