@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from .api import fit
+from .arguments import Method
 from .cells.aggregate import Moments
 from .datasets import load_example
 from .engine.options import where_kept
@@ -20,7 +21,7 @@ from .errors import CTMMWarning
 from .results.fitted import CTMMResults
 
 
-def _fit(method: str) -> CTMMResults:
+def _fit(method: Method) -> CTMMResults:
     formula = "expr ~ C(celltype) + sex"
     return fit(formula, random="batch", method=method, data=load_example())
 

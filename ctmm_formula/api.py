@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .arguments import choose, name_list
+from .arguments import Bounds, FormulaEngine, Method, choose, name_list
 from .blas import one_thread
 from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata, left_out
@@ -30,7 +30,7 @@ from .inference.comparison import compare
 from .inference.fit import ROBUST
 from .results.fitted import CTMMResults
 from .results.summary import Summary, describe_anova
-from .structures import Crossing, Structure, resolve
+from .structures import Crossing, Structure, StructureLike, resolve
 
 DEFAULT_BOUNDS = {"ctp": "noise", "op": "psd"}
 """Bounds of the variance components by kind of data, where none are named."""
@@ -40,8 +40,8 @@ def fit(
     formula: str,
     random: object = None,
     *,
-    structure: object = "free",
-    method: str | None = None,
+    structure: StructureLike = "free",
+    method: Method | None = None,
     data: object = None,
     donor: str = "donor",
     celltype: str | None = None,
@@ -52,10 +52,10 @@ def fit(
     by: str | None = None,
     within: str | None = None,
     kinship: object = None,
-    genetic_structure: object = None,
-    bounds: str | None = None,
+    genetic_structure: StructureLike | None = None,
+    bounds: Bounds | None = None,
     noise_floor: float = 0.1,
-    formula_engine: str = "patsy",
+    formula_engine: FormulaEngine = "patsy",
 ) -> CTMMResults:
     """Fit the cell type-specific mixed model to one gene.
 
@@ -165,7 +165,7 @@ def fit(
     >>> res.method, list(res.vcomp.index)
     ('robust', ['hom', 'V[day0]', 'V[day1]', 'V[day2]', 'V[day3]', 'batch'])
     """
-    method = check_settings(method, structure, bounds, noise_floor)
+    chosen = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
@@ -199,7 +199,7 @@ def fit(
         gone=left_out(uns),
     )
     design, _ = identified(lambda without: make(without=without), [structure, genetic])
-    results = fit_design(design, structure, method, bounds, noise_floor)
+    results = fit_design(design, structure, chosen, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
     return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -16,6 +16,14 @@ MOST_DRAWS = 1_000_000
 
 Rng: TypeAlias = np.random.Generator | int | None
 """What ``rng=`` takes: a generator, a seed, or None for one from the system."""
+
+Method: TypeAlias = Literal["robust", "reml", "ml", "he"]
+Bounds: TypeAlias = Literal["noise", "psd", "nonnegative"]
+VarianceTest: TypeAlias = Literal["score", "jackknife", "wald", "lrt", "bootstrap"]
+ComponentTest: TypeAlias = Literal["wald", "jackknife", "exact"]
+CovarianceName: TypeAlias = Literal["model", "kenward-roger", "jackknife", "robust"]
+FormulaEngine: TypeAlias = Literal["patsy", "formulaic"]
+"""What arguments take, for checkers of types: the names of the registries, as a test compares."""
 
 
 def shown(value: object) -> str:

@@ -383,13 +383,14 @@ def pvalues_of(
     tables = {}
     for method, crossing in dict.fromkeys(map(scan_of, asked)):
         own = dict.fromkeys(t.test for t in asked if scan_of(t) == (method, crossing))
+        how: dict[str, Any] = {"structure": structure, "method": method, **options}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CTMMWarning)  # the rates say what failed
             tables[method, crossing] = fit_genes(
-                formula, random, data=genes, structure=structure, method=method, tests=list(own),
+                formula, random, data=genes, tests=list(own),
                 proportions=genes.proportions, n_jobs=1,
                 by=STATUS if crossing == "by" else None,
-                within=STATUS if crossing == "within" else None, **options,
+                within=STATUS if crossing == "within" else None, **how,
             ).table  # fmt: skip
     out = {}
     for name, test in zip(tests, asked, strict=True):

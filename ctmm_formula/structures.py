@@ -39,7 +39,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, NewType, TypeAlias
 
 import numpy as np
 
@@ -363,7 +363,11 @@ ARGUMENTS: dict[str, str] = {"banded": "width"}
 """Structures that take one non-negative integer, and what it is called."""
 
 
-def banded(width: int) -> str:
+Band = NewType("Band", str)
+"""What :func:`banded` returns, apart from other text for checkers of types."""
+
+
+def banded(width: int) -> Band:
     """The banded structure: V_cd is free where `|c - d| <= width`, zero elsewhere.
 
     >>> banded(1)
@@ -372,7 +376,7 @@ def banded(width: int) -> str:
     number = isinstance(width, Real) and not isinstance(width, bool)
     if not (number and 0 <= width < np.inf and int(width) == width):
         raise CTMMError(f"banded(width): width must be an integer >= 0, got {width!r}")
-    return f"banded({int(width)})"
+    return Band(f"banded({int(width)})")
 
 
 class Tree(NamedTuple):
@@ -449,6 +453,19 @@ def tree(clades: Mapping[str, object]) -> Tree:
     if twice:
         raise CTMMError(f"tree: {twice[0]!r} occurs twice among clades and cell types")
     return Tree(tuple(found))
+
+
+StructureLike: TypeAlias = (
+    Literal["hom", "iid", "free", "full"]
+    | Band
+    | Tree
+    | Structure
+    | np.ndarray
+    | list[Any]
+    | tuple[Any, ...]
+    | Mapping[str, Any]
+)
+"""What ``structure=`` takes."""
 
 
 def resolve(structure: object, celltypes: Sequence[str]) -> Structure:

@@ -411,7 +411,8 @@ def test_public_names():
         "evaluate_imputation", "filter_genes", "fit", "fit_genes", "from_ctmm", "impute",
         "load_example", "load_genes", "load_truth", "overall", "plots", "power",
         "principal_components", "pseudobulk", "r", "read_kinship", "read_scan", "scan_donors",
-        "show_versions", "simulate", "simulate_pseudobulk", "standardize", "to_frame", "to_long", "tree",
+        "show_versions", "simulate", "simulate_pseudobulk", "standardize", "to_frame",
+        "to_long", "tree",
     ]  # fmt: skip
     assert set(ctmm.__all__) <= set(dir(ctmm))
     for name in ctmm.__all__:

@@ -11,7 +11,8 @@ from ctmm_formula.errors import DataError
 @pytest.fixture(scope="module")
 def drawn():
     V = 0.4 * np.eye(3)
-    return ctmm.simulate_pseudobulk(30, ["B", "NK", "T"], 0.3, V, n_batches=5, rng=1).ctp
+    types = ["B", "NK", "T"]
+    return ctmm.simulate_pseudobulk(30, types, sigma2=0.3, V=V, n_batches=5, rng=1).ctp
 
 
 @pytest.fixture

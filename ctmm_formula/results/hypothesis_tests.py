@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..arguments import Rng, choose, threads
+from ..arguments import ComponentTest, Rng, VarianceTest, choose, threads
 from ..errors import CTMMError
 from ..inference.comparison import compare
 from ..inference.differences import linear
@@ -90,7 +90,7 @@ def _ends(
 
 def test_variance(
     res: Record,
-    method: str | None = None,
+    method: VarianceTest | None = None,
     *,
     covariance: Jackknife | None = None,
     rng: Rng = None,
@@ -247,7 +247,7 @@ def test_heritability(res: Record, kinship: str | None = None) -> TestResult:
 def test_component(
     res: Record,
     name: str,
-    method: str | None = None,
+    method: ComponentTest | None = None,
     *,
     covariance: Jackknife | None = None,
     rng: Rng = None,

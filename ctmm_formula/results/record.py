@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose, on_off, threads, whole_number
+from ..arguments import CovarianceName, choose, on_off, threads, whole_number
 from ..design.labelled import Design
 from ..engine.blup import Effects, covariance_parts
 from ..engine.blup import effects as predicted
@@ -36,7 +36,8 @@ OWN = {"ml": MODEL, "reml": MODEL, "he": JACKKNIFE, "robust": ROBUST}
 """Method of estimation -> covariance that standard errors are by unless told otherwise."""
 
 T = TypeVar("T")
-Covariance: TypeAlias = str | Jackknife | None
+Covariance: TypeAlias = CovarianceName | Jackknife | None
+Asked: TypeAlias = str | Jackknife | None  # the same, not looked at yet
 
 
 class Of(property, Generic[T]):
@@ -200,7 +201,7 @@ class Record:
         names = list(self.structure_.celltypes)
         return pd.DataFrame(matrix, index=names, columns=names)
 
-    def errors(self, covariance: Covariance = None) -> Errors:
+    def errors(self, covariance: Asked = None) -> Errors:
         """What ``covariance=`` asks for (a word, or a Jackknife), in numbers."""
         if isinstance(covariance, Jackknife):
             if not covariance.params.equals(self.params):
@@ -216,7 +217,7 @@ class Record:
             choose("covariance", kind, dict.fromkeys((*COVARIANCES, self.cov_type)))
         )
 
-    def shown_errors(self, covariance: Covariance = None) -> Errors:
+    def shown_errors(self, covariance: Asked = None) -> Errors:
         """The same for tables, which have no place for a note: warns once of what is missing."""
         errors = self.errors(covariance)
         if errors.missing and not self._told:
@@ -224,7 +225,7 @@ class Record:
             warnings.warn(errors.missing, CTMMWarning, stacklevel=4)
         return errors
 
-    def errors_for(self, L: np.ndarray, covariance: Covariance = None) -> Errors:
+    def errors_for(self, L: np.ndarray, covariance: Asked = None) -> Errors:
         """The same for tests of L t (q, p + K).
 
         By default robust ones for fixed effects, wherever they can be had.

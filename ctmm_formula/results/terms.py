@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,34 @@ from ..errors import CTMMError
 from .estimates import adjusted
 from .hypothesis_tests import t_test, wald_test
 from .record import Covariance, Record
-from .tested import Pairwise
 
 if TYPE_CHECKING:
     from statsmodels.stats.contrast import WaldTestResults
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairwise:
+    """Differences between all pairs of levels of a factor.
+
+    Made by :meth:`ctmm_formula.CTMMResults.t_test_pairwise`.
+
+    Attributes
+    ----------
+    result_frame : DataFrame
+        One row per pair, ``b-a``: coef, std err, t, P>|t|, Conf. Int. Low, Conf. Int. Upp., and of
+        every method of adjustment pvalue-METHOD and reject-METHOD.
+    contrasts : DataFrame
+        Weights of ``params`` in each difference.
+    """
+
+    result_frame: pd.DataFrame
+    contrasts: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return self.result_frame.to_string(float_format="{:.4g}".format)
+
+    def _repr_html_(self) -> str:
+        return self.result_frame.to_html(float_format="{:.4g}".format)
 
 
 def wald_test_terms(

@@ -23,7 +23,18 @@ from ..api import (
     method_of,
     scale_of,
 )
-from ..arguments import MOST_DRAWS, Rng, generator, name_list, on_off, threads, whole_number
+from ..arguments import (
+    MOST_DRAWS,
+    Bounds,
+    FormulaEngine,
+    Method,
+    Rng,
+    generator,
+    name_list,
+    on_off,
+    threads,
+    whole_number,
+)
 from ..cells.scale import summary_of
 from ..cells.tables import left_out
 from ..design.expressions import quote
@@ -38,6 +49,7 @@ from ..inference.tests import DRAWS, needs_of
 from ..paths import file_path
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
+from ..structures import StructureLike
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import (
@@ -66,9 +78,9 @@ def fit_genes(
     nu: object = None,
     nu2: object = None,
     genes: Sequence[str] | None = None,
-    structure: object = "free",
-    models: Sequence[object] = (),
-    method: str | None = None,
+    structure: StructureLike = "free",
+    models: Sequence[StructureLike] = (),
+    method: Method | None = None,
     tests: str | Sequence[str] | None = None,
     donor: str = "donor",
     celltype: str | None = None,
@@ -78,10 +90,10 @@ def fit_genes(
     by: str | None = None,
     within: str | None = None,
     kinship: object = None,
-    genetic_structure: object = None,
-    bounds: str | None = None,
+    genetic_structure: StructureLike | None = None,
+    bounds: Bounds | None = None,
     noise_floor: float = 0.1,
-    formula_engine: str = "patsy",
+    formula_engine: FormulaEngine = "patsy",
     one_step: bool = False,
     shares: bool = False,
     n_bootstrap: int = 999,
@@ -191,7 +203,7 @@ def fit_genes(
     0  gene001     ok         0.0     0.0
     1  gene002     ok         0.0     0.0
     """
-    method = check_settings(method, structure, bounds, noise_floor)
+    named = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
     shares = on_off("shares", shares)
@@ -223,11 +235,11 @@ def fit_genes(
     options["without"] = without
     make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design)
-    method, why = method_of(design, method, bounds)
-    rows = read_tests(asked, design, structures[0], method)
-    check_tests(rows, len(structures), method, why, design.crossing, design.kinship)
+    chosen, why = method_of(design, named, bounds)
+    rows = read_tests(asked, design, structures[0], chosen)
+    check_tests(rows, len(structures), chosen, why, design.crossing, design.kinship)
     plan = make_plan(
-        design, structures, method, domain_of(design, bounds, noise_floor), rows,
+        design, structures, chosen, domain_of(design, bounds, noise_floor), rows,
         one_step=one_step, draws=n_bootstrap, shares=shares,
         entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(rows.values()) else 0,
     )  # fmt: skip

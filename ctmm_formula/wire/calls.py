@@ -326,10 +326,9 @@ def _linear(request: Mapping[str, Any]) -> Plain:
     """
     res, L = _stored(request["fit"]), decode(request["L"])
     every, alpha = np.pad(L, ((0, 0), (0, len(res.vcomp)))), float(request.get("alpha", 0.05))
+    own: Any = res.cov_type
     out = {"table": encode(linear(res, L, None, alpha)), "df": encode(res.errors().df(every))}
-    return out | {
-        "test": _sent(res.wald_test(every, res.cov_type)) if request.get("joint") else None
-    }
+    return out | {"test": _sent(res.wald_test(every, own)) if request.get("joint") else None}
 
 
 def _effects_of(request: Mapping[str, Any]) -> Plain:
