@@ -90,7 +90,7 @@ def test_nested_variances_are_fitted_inside_their_bounds(method):
         bounds="nonnegative", data=ctmm.load_example(),
     )  # fmt: skip
     assert list(fit.vcomp.index)[:3] == ["hom", "V[early]", "V[late]"]
-    theta, gradient = fit.estimate.theta, dense.score(fit.model, fit.estimate.theta, method)
+    theta, gradient = fit.estimate.theta, dense.score(fit.arrays, fit.estimate.theta, method)
     inside = theta > 1e-6
     assert inside.sum() >= 4 and (theta >= 0.0).all()
     assert np.abs(gradient[inside]).max() < 1e-3 and (gradient[~inside] < 1e-3).all()
