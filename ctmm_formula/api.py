@@ -83,7 +83,8 @@ def fit(
         Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
         which hold on counts of cells, whose measured noise rises with expression, and for few
         donors; restricted or full maximum likelihood; or Haseman-Elston moments.  By default
-        "robust" where numbers of cells are known, else "reml"; a note says which, and why.
+        "robust" where numbers of cells are known, else "reml", and "he" with `kinship`; a note
+        says which, and why.
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
@@ -472,8 +473,8 @@ def _notes(results: CTMMResults) -> Iterator[str]:
         )
     if results.design.kinship:
         yield (
-            "fixed effects by ordinary least squares, with the covariance that the fitted model, "
-            "kinship included, gives them"
+            "fixed effects by ordinary least squares; to their jackknife covariance comes what "
+            "related donors add, where the fitted kinship says more"
         )
     elif at.beta_by == "ols":
         yield (

@@ -249,6 +249,8 @@ def test_missing_values_are_refused_or_filled_and_counted(df, table):
     filled = gaps.copy()
     filled["rs1"] = filled["rs1"].fillna(gaps.loc[list(res.donors), "rs1"].mean())
     close(found["p_omnibus"], ctmm.scan_donors(res, filled)["p_omnibus"])
+    none = ctmm.scan_donors(res, gaps.assign(rs2=np.nan), missing="mean").loc["rs2"]
+    assert none["reason"] == "no donor has a value" and none["n_missing"] == res.n_donors
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,7 @@ def test_a_column_may_name_the_donors_and_truth_values_are_numbers(df, table):
     own = table.assign(carrier=table["rs2"] > 0).astype({"rs1": "Int64"})
     named = own.rename_axis("donor").reset_index()
     close(ctmm.scan_donors(res, named)["p_omnibus"][:3], ctmm.scan_donors(res, table)["p_omnibus"])
+    close(ctmm.scan_donors(res, table["lab"])["p_mean"], ctmm.scan_donors(res, table)["p_mean"][2:])
     found = ctmm.scan_donors(res, own)
     close(found.loc["carrier", "p_omnibus"], found.loc["rs2", "p_omnibus"])
     with pytest.raises(ctmm.CTMMError, match="needs a result of fit"):

@@ -203,6 +203,17 @@ def test_lazy_arrays(chunk):
     same(ctmm.pseudobulk(adata, **LOOSE), *plain(X, obs))
 
 
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_lazy_anndata(form, tmp_path):
+    pytest.importorskip("xarray")
+    X, obs, genes = cells()
+    adata, _ = in_form(form, X, obs, genes, tmp_path)
+    adata.write_h5ad(tmp_path / "lazy.h5ad")
+    lazy = ad.experimental.read_lazy(tmp_path / "lazy.h5ad")
+    same(ctmm.pseudobulk(lazy, **LOOSE), *plain(X, obs))
+    lazy.file.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("kinds", [(np.int64, np.int64), (np.int64, np.int32)])

@@ -78,6 +78,8 @@ def test_pages_stand_alone(site):
             r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="([^"]+)', html
         )
         assert [name for name in loaded if name.startswith(("http", "//"))] == [], page
+        here = [name.partition("?")[0] for name in loaded if not name.startswith("data:")]
+        assert [name for name in here if not (page.parent / name).exists()] == [], page
     assert "<math" in (site / "mathematics.html").read_text("utf-8")
 
 

@@ -142,6 +142,31 @@ print(f"p < .05 in genes without effect: {(null < 0.05).mean():.3f}")
 # genes of the first kind may have a star: [what V means on scales](scales.py) says the same of
 # variances.
 #
+# ## Many variables of the donors
+#
+# One fit without them serves any number of variables of donors: dosages of variants, scores, laboratory
+# values.  Each by itself has an effect in every cell type, on average, and differences between types.
+# Here 2,000 dosages that have nothing to do with the gene, and one that acts in monocytes alone:
+
+# %%
+variants = pd.DataFrame(
+    rng.binomial(2, 0.3, (DONORS, 2000)), [f"donor{i:02d}" for i in range(DONORS)],
+    [f"rs{k}" for k in range(2000)],
+)  # fmt: skip
+table = pb.obs.assign(expr=pb.to_df()["gene199"], nu=pb.to_df("nu")["gene199"]).reset_index(
+    drop=True
+)
+own = (table["celltype"] == "Mono") * table["donor"].astype(str).map(variants["rs7"])
+table["expr"] += 0.6 * own
+null = ctmm.fit("expr ~ C(celltype) + status", data=table)
+hits = ctmm.scan_donors(null, variants).sort_values("p_omnibus")
+columns = [*(f"estimate[{name}]" for name in TYPES), "p_omnibus", "p_heterogeneity"]
+shown = hits[[*columns, "p_omnibus_adjusted"]].head(3)
+print(shown.to_string(float_format="{:.2g}".format), end="\n\n")
+others = hits.drop("rs7")
+print(f"p < .05 of the others: {(others['p_omnibus'] < 0.05).mean():.3f}", end="\n\n")
+
+# %% [markdown]
 # ## Where the variance is
 
 # %% alt="Violins of shares of variance of 200 genes: means, shared, specific, fixed effects, noise."

@@ -219,9 +219,60 @@ print(res.vcomp.round(3).to_string())
 # ```
 # :::
 #
+# ### dreamlet, muscat, memento, diffVar: conditions
+#
+# What is asked of cases and controls, by whom, and what is taken for granted (by their papers and
+# manuals; none of them was run here):
+#
+# | question | elsewhere | here |
+# |---|---|---|
+# | does a condition change the mean, in each cell type? | dreamlet, muscat: one model for each type | `effects("status")`, one model of all types: [cases and controls](cases_controls.py) |
+# | do cell types respond differently? | comparing the lists of types, or a heterogeneity test of separate fits | `effects(...).heterogeneity`, by the covariance between types |
+# | the same donors twice | dreamlet: `(1 \| donor)`; muscat: blocks | `within="stim"`: [before and after](before_after.py) |
+# | do donors respond differently? | a random slope of the donor | `test_response()`, noise taken off |
+# | are patients more variable, *between donors*? | diffVar (variancePartition, missMethyl): residuals of pseudobulk, noise in them | `by="status"`, `test_groups()`: noise taken off |
+# | is expression more variable, *between cells* of a sample? | memento, BASiCS | not here: it is part of the noise |
+# | which weights? | numbers of cells or voom's precisions, as if noise were all there is | 1 / (variance between donors + noise), and errors from donors |
+#
+# Where one group has fewer cells its means are noisier, and tests of residuals take that for variance
+# between donors (.20 to .26 at .05 by Brown and Forsythe's test of normal cells where cases have a
+# third of them; on counts, where donors differ by more than the noise, .05 to .08:
+# `tests/benchmarks/group_levels.md`).  For means the types' own least squares are honest, and what the
+# joint model adds is the test of differences between types (`tests/benchmarks/effect_levels.md`).
+#
+# ::: columns
+# ```r
+# # dreamlet (not run here)
+# pb <- aggregateToPseudoBulk(
+#     sce, cluster_id = "celltype", sample_id = "donor")
+# fit <- dreamlet(processAssays(pb, ~ status), ~ status)
+# topTable(fit, coef = "statuscase")
+# # variancePartition (not run here): one cell type
+# diffVar(dream(vobj, ~ status, info))
+# # muscat (not run here)
+# pbDS(aggregateData(sce), method = "limma-voom")
+# ```
+#
+# ```python
+# # ctmm_formula
+# pb = ctmm.pseudobulk(adata, donor="donor", celltype="celltype")
+# scan = ctmm.fit_genes(
+#     "~ C(celltype) * status", data=pb,
+#     tests=["effects:status"],
+# )
+# scan.top(20, by="effects:status")
+# ctmm.fit_genes(
+#     "~ C(celltype) * status", data=pb,
+#     by="status", tests=["groups"],
+# )
+# ```
+# :::
+#
 # ## Which to use
 #
-# - Differences of means between conditions: dream or dreamlet.
+# - Means of conditions in each cell type, many kinds of random effects: dreamlet.  Whether cell types
+#   respond differently, few donors, counts of few cells: this package.
+# - Variability between cells: memento.
 # - Any mixed model of one gene with known noise, variances not negative: metafor (few rows) or lme4
 #   as above.
 # - Variance between donors by cell type, its tests, all genes: this package.

@@ -353,6 +353,58 @@ agree("score statistic, in standard deviations", statistic / scale, test.statist
 print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / scale):.1e}")
 
 # %% [markdown]
+# ## Kinship
+#
+# With a kernel $K$ between donors (a kinship, or $GG'/m$ of a window of standardised genotypes) and
+# $A_g = \sum_k \theta_k B_k$ between cell types
+#
+# $$ \mathrm{Cov}(y_i, y_j) = K_{ij} H_i A_g H_j' \quad (i \ne j), \qquad
+# \Sigma_k = L (K \otimes B_k) L' $$
+#
+# where $L$ picks the observed pairs.  Moments are those above: of two factors $Z K Z'$, $Z$ with one
+# entry a row, $T = Z'Q$ and $M = Z_f'Z_g$,
+#
+# $$ \mathrm{tr}(\Pi\Sigma_f\Pi\Sigma_g) = \mathrm{tr}(K_f M K_g M')
+# - 2\langle K_f T_f, M K_g T_g\rangle + \langle T_f'K_fT_f, T_g'K_gT_g\rangle $$
+#
+# so that $N \times N$ kernels meet only $N \times p$ matrices, and $M$ between donors is diagonal.
+# With $s$ the mean of $K_{ii}$ less that of $K_{ij}$, which a constant added to $K$ does not change,
+# the heritability of a cell type is $s A_{g,cc} / (s A_{g,cc} + A_{cc})$, without noise; intervals
+# of ratios are Fieller's.
+#
+# The test of heritability takes products of different donors: $r = Py$ under the null of unrelated
+# donors and working noise, $s_i = v'H_i'r_i$ with $v = 1$ (shared) or $e_c$, $K_0$ the kernel
+# without its diagonal,
+#
+# $$ T_v = s'K_0s, \quad M = L_v'P\hat\Sigma PL_v, \quad E\,T_v = \mathrm{tr}K_0M, \quad
+# \mathrm{Var}\,T_v = 2\,\mathrm{tr}(K_0M)^2, $$
+#
+# with the law of the eigenvalues of $K_0M$.  What is specific is tested with donors as fixed effects,
+# a cell type by its own rows; p values are combined by Cauchy's rule.
+#
+# | what | where |
+# |---|---|
+# | a kernel, its products and scale | `engine.relatedness.Kernel` |
+# | $G$ with kernels | `engine.he.moment_matrix` |
+# | what relatives add to errors of $b$ | `engine.he.between_donors` |
+# | heritabilities and genetic correlations | `results.heritability.heritability` |
+# | scores of different donors, and their laws | `inference.genetic_score.genetic_test` |
+# | genetic values | `engine.blup.effects` |
+
+# %%
+donors = df["donor"].unique()
+family = np.arange(len(donors)) // 3
+K = pd.DataFrame(0.5 * (np.equal.outer(family, family) + np.eye(len(donors))), donors, donors)
+kin = ctmm.fit("expr ~ C(celltype) + sex", kinship=K, data=df, structure="hom")
+between = K.loc[df["donor"], df["donor"]].to_numpy()
+two = [parts[0], between]  # hom, genetic:hom
+Pi = np.eye(len(y)) - X @ np.linalg.pinv(X)
+gram = np.array([[np.trace(Pi @ S @ Pi @ R) for R in two] for S in two])
+right = [y @ Pi @ S @ Pi @ y - np.trace(Pi @ S @ Pi @ np.diag(nu)) for S in two]
+agree("components with a kinship", np.linalg.solve(gram, right), kin.vcomp)
+print(f"p value of heritability {kin.test_heritability().pvalue:.2f}, of sibs drawn by lot")
+
+# %% [markdown]
 # ## Predictions and shares
 #
 # With $r = Py$, the predicted shared effect of donor $i$ is $\sigma^2 1'H_i'r_i$, the cell
@@ -369,6 +421,42 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # | predicted effects and their standard errors | `engine.blup.effects` |
 # | shares of variance | `results.shares.variance_explained`, `results.shares.icc` |
 # | draws from a model | `engine.draws.draw` |
+
+# %% [markdown]
+# ## Single donors
+#
+# A variable $g$ of donors with an effect in every cell type has the columns $Z = \mathrm{diag}(g) H$.
+# From one fit without it, with $P$ and $r = Py$ as above,
+#
+# $$ T = Z'r = \sum_i g_i H_i'r_i, \quad V = Z'PZ, \quad b = V^{-1}T $$
+#
+# and with $q$ cell types $T'V^{-1}T$ tests all effects, $T'V^{-1}T - (1'T)^2 / 1'V1$ their differences.
+# The variance is that of the fit without $g$, which holds what $g$ explains: $x$ on $d$ degrees of
+# freedom (rows less what the fixed effects take of them) becomes
+#
+# $$ F = \frac{x / q}{(d - x) / (d - q)} \sim F(q, d - q), $$
+#
+# exactly so for least squares.  A row's deletion residual is $r_a / \sqrt{P_{aa}}$, a donor's
+# distance $r_i'(P_{ii})^{-1}r_i \sim \chi^2$; with noise $D$ the residual of predicted expression is
+# $D r$, and its error has variance $D - DPD$.
+#
+# | what | where |
+# |---|---|
+# | $T$, $V$ of all variables by matrix products | `inference.donor_scores.scan_variables` |
+# | deletion residuals | `inference.donor_scores.deletion` |
+# | working noise in place of $\nu$, for robust fits | `inference.donor_scores.weighed_by` |
+
+# %%
+S_inv = np.linalg.inv(Sigma)
+P = S_inv - S_inv @ X @ np.linalg.solve(X.T @ S_inv @ X, X.T @ S_inv)
+g = pd.Series(
+    np.random.default_rng(1).binomial(2, 0.3, df["donor"].nunique()), df["donor"].unique()
+)
+Z = df["donor"].map(g).to_numpy()[:, None] * pd.get_dummies(df["celltype"]).to_numpy(dtype=float)
+b = np.linalg.solve(Z.T @ P @ Z, Z.T @ P @ y)
+found = ctmm.scan_donors(res, pd.DataFrame({"g": g}))
+agree("effects of a variable", b, found.filter(like="estimate[").to_numpy()[0])
+agree("deletion residuals", P @ y / np.sqrt(np.diag(P)), res.outliers().rows["residual"])
 
 # %% [markdown]
 # ## Imputation

@@ -156,7 +156,7 @@ shown.pivot(index=["effect", "response", "test"], columns="n_donors", values="ra
 
 # %% [markdown]
 # On log(1 + CP10K) a change of level changes the scale of what donors differ by, too: a strong effect
-# is a small response there ([what V means on which scale](scales.html)).
+# is a small response there ([what V means on which scale](scales.py)).
 #
 # ## A whole transcriptome
 #

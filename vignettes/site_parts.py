@@ -41,6 +41,7 @@ R_PACKAGE = ROOT / "r_bridge" / "ctmmFormula"
 logger = logging.getLogger(__name__)
 
 QUICK = re.compile(r"^(\w+ = )(.+?)  # quick: (.+)$", re.MULTILINE)
+HTML_IMAGE = re.compile(r'<img src="([^"]+)" alt="([^"]*)"\s*/>')
 R_CALL = re.compile(r'\AR\(r?"""\n(.*?)\n?"""\)\Z', re.DOTALL)
 """A cell that only hands a text to R is shown as the R code it is."""
 R_BODY = re.compile(r"<h2.*?>(.*?)</h2>(.*?)(?:<hr|</div>\s*</body>)", re.DOTALL)
@@ -140,6 +141,12 @@ def write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def as_image(match: re.Match) -> str:
+    """A picture in HTML as one in markdown, whose file is then found and copied."""
+    text = re.sub(r"([\[\]])", r"\\\1", match[2])
+    return f"![{text}]({match[1]})"
+
+
 def pages_of_the_repository(app: Sphinx) -> None:
     """What stands beside the code it tells of, as pages: figures measured, the R package."""
     del app
@@ -153,7 +160,8 @@ def pages_of_the_repository(app: Sphinx) -> None:
             to = HERE / brought[to] if to in brought else to
             return f"]({os.path.relpath(to, target.parent)})"
 
-        text = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", link, source.read_text(encoding="utf-8"))
+        text = HTML_IMAGE.sub(as_image, source.read_text(encoding="utf-8"))
+        text = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", link, text)
         script = source.with_suffix(".py")
         by = f"\nMade by `{script.relative_to(ROOT)}`.\n" if script.exists() else ""
         write(target, text + by)

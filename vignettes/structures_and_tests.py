@@ -21,6 +21,7 @@
 # | `"iid"` | v I | 2 | one number for "how specific": few donors |
 # | `"free"` | diag(V_1 ... V_C) | 1 + C | the default: which cell types vary |
 # | `ctmm.banded(w)` | entries at most w off the diagonal | 1 + C + ... | ordered cell types, such as days |
+# | `ctmm.tree({...})` | one variance per clade, and per cell type | 1 + clades + C | lineages |
 # | `"full"` | any symmetric matrix | C (C + 1) / 2 | correlations between cell types; many donors |
 #
 # All of them on the example, and what the likelihood says:
@@ -46,7 +47,9 @@ fits = {
         data=df,
     )
     for name, structure in {
-        "hom": "hom", "iid": "iid", "free": "free", "banded(1)": ctmm.banded(1), "full": "full",
+        "hom": "hom", "iid": "iid", "free": "free",
+        "tree": ctmm.tree({"early": ["day0", "day1"], "late": ["day2", "day3"]}),
+        "banded(1)": ctmm.banded(1), "full": "full",
     }.items()
 }  # fmt: skip
 print(ctmm.anova(*fits.values()))
@@ -55,11 +58,13 @@ print(ctmm.anova(*fits.values()))
 # The correlations of true expression between cell types, by the structures that differ in them:
 
 # %%
-for name in ("free", "banded(1)", "full"):
+for name in ("free", "tree", "banded(1)", "full"):
     print(name, fits[name].corr.round(2).to_string(), sep="\n", end="\n\n")
 
 # %% [markdown]
-# A structure of your own is a list of symmetric matrices (see [the house](house.py)).
+# A structure of your own is a list of symmetric matrices (see [the house](house.py)).  Groups of
+# donors with a covariance each (`by=`) and conditions of the same donors (`within=`) cross any of these:
+# [cases and controls](cases_controls.py), [before and after](before_after.py).
 #
 # ## Bounds
 #

@@ -69,8 +69,9 @@ def pseudobulk(
     Parameters
     ----------
     data : AnnData, path of an h5ad or zarr file, or table (cells x genes)
-        AnnData may be backed (but anndata loads a view of one).  Of a file only obs and var are
-        loaded; the matrix is streamed.  CSR, CSC, dense and dask matrices will do.
+        AnnData may be backed (but anndata loads a view of one) or lazy, of
+        ``anndata.experimental.read_lazy``.  Of a file only obs and var are loaded; the matrix is
+        streamed.  CSR, CSC, dense and dask matrices will do.
     donor, celltype : str
         Columns of obs.
     obs : DataFrame, optional

@@ -120,7 +120,13 @@ def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
     parent = None if raw else getattr(data, "_adata_ref", None)  # a view's
     if parent is not None and parent.n_vars > max(data.n_vars, whole[1]):
         whole = ("the AnnData that it is a view of", parent.n_vars)
-    return Source(matrix, _form(matrix), data.obs, home.var, data.obs_names, whole=whole)
+    obs, var = _in_memory(data.obs), _in_memory(home.var)
+    return Source(matrix, _form(matrix), obs, var, data.obs_names, whole=whole)
+
+
+def _in_memory(frame: Any) -> pd.DataFrame:
+    """The columns of a lazy AnnData, of which only the matrix stays behind."""
+    return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
 
 
 def _from_file(path: Path, layer: str | None, raw: bool) -> Source:

@@ -533,9 +533,11 @@ def told(
     if celltype is None or celltype not in coding.frame.columns or not np.isfinite(X).all():
         return same
     gone = aliased(X, coding.names)
+    if not gone:
+        return same
     others = coding.frame.drop(columns=celltype)
     of_donor = others.groupby(ready.labels[ready.roles.donor].codes).nunique(dropna=False)
-    if not gone or (of_donor > 1).any(axis=None):
+    if (of_donor > 1).any(axis=None):
         return same
     every = _in_every_type(coding, celltype, celltypes)
     if not np.isfinite(every).all() or aliased(every, coding.names):
@@ -550,9 +552,13 @@ def told(
 
 
 def _in_every_type(coding: Coding, celltype: str, celltypes: tuple[str, ...]) -> np.ndarray:
-    """Design of every row in every cell type, types one after the other."""
-    size, n = len(celltypes), len(coding.frame)
-    frame = pd.concat([coding.frame] * size, ignore_index=True)
+    """Design of every row in every cell type, types one after the other.
+
+    One row is all of them where nothing else tells them apart.
+    """
+    own = coding.frame if len(coding.frame.columns) > 1 else coding.frame.iloc[:1]
+    size, n = len(celltypes), len(own)
+    frame = pd.concat([own] * size, ignore_index=True)
     codes = np.repeat(np.arange(size), n)
     frame[celltype] = pd.Categorical.from_codes(codes, categories=pd.Index(celltypes, dtype=object))
     return coding.matrix(frame)
@@ -569,7 +575,7 @@ def mean_rows(
         return np.tile(X.mean(axis=0), (size, 1))
     # every row once per cell type, the other columns as observed
     every = _in_every_type(coding, celltype, celltypes)
-    return every.reshape(size, len(X), -1).mean(axis=1)
+    return every.reshape(size, -1, X.shape[1]).mean(axis=1)
 
 
 # ---------------------------------------------------------------------------------------------

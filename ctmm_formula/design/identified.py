@@ -114,7 +114,7 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
         raise ConvergenceError(
             f"variance components cannot be told apart in {model.n_donors} donors: "
             f"{listing(names, 20)}; between these donors the kinship is a multiple of the identity "
-            "(all equally related), that of another name, or of a random effect"
+            "(all equally related), that of another name or a random effect, or they are too few"
         )
     named = [name for name in STRUCTURES if name not in ARGUMENTS]
     # of one cell type all structures are the same

@@ -103,6 +103,33 @@ def match_kinship(
 
 def _kernel(given: object, name: str, donors: Sequence[str]) -> tuple[Kernel, list[str], list[str]]:
     """The kernel of these donors, what to know of it, and what of that is a doubt."""
+    values, index, square = _values(given, name)
+    at = _rows_of(donors, index, name, given)
+    if square:
+        return _of_matrix(values[np.ix_(at, at)], name, donors)
+    return _of_genotypes(values[at], name)
+
+
+def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """All donors of what was given as a kinship, and how they are related to these, (M, N).
+
+    Genotypes are standardised as those of `donors`.
+
+    Raises
+    ------
+    DataError
+        As :func:`match_kinship`.
+    """
+    values, index, square = _values(given, name)
+    at = _rows_of(donors, index, name, given)
+    if square:
+        return index, values[:, at]
+    scaled = _scale(values[at], name).root(values)
+    return index, scaled @ scaled[at].T
+
+
+def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
+    """Numbers of a table, labels of its rows, and whether it is square: columns as rows."""
     table = read_kinship(given) if isinstance(given, (str, PathLike)) else given
     if not isinstance(table, pd.DataFrame):
         raise DataError(
@@ -110,32 +137,39 @@ def _kernel(given: object, name: str, donors: Sequence[str]) -> tuple[Kernel, li
             f"got {type(table).__name__}: pd.DataFrame(K, index=donors, columns=donors)"
         )
     index = _labels(table.index, name, "rows")
-    at = _rows_of(donors, index, name, table)
     columns = [label(value) for value in table.columns]
-    if set(columns) != set(index):
-        if len(columns) == len(index):
-            raise DataError(
-                f"kinship {name!r} is square, but its columns ({listing(columns, 3)}, ...) are not "
-                f"named as its rows ({listing(index, 3)}, ...): name both by donor; of genotypes, "
-                "leave a column out or add one of zeros"
-            )
-        if len(set(columns) & set(index)) > len(columns) / 2:
-            raise DataError(
-                f"kinship {name!r} has columns for donors that have no row, or the other way "
-                f"round: {listing(sorted(set(columns) ^ set(index)))}"
-            )
-        return _of_genotypes(_numbers(table, name, index).iloc[at], name)
-    columns = _labels(table.columns, name, "columns")
-    K = (
-        _numbers(table, name, index)
-        .iloc[:, [columns.index(d) for d in index]]
-        .to_numpy(dtype=float)
-    )
-    wrong = np.argwhere(~np.isfinite(K))
+    square = set(columns) == set(index)
+    if isinstance(table.index, pd.RangeIndex) and not square:
+        text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+        fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"
+        raise DataError(f"kinship {name!r} has no labels of donors, its rows are numbered: {fix}")
+    if not square and len(columns) == len(index):
+        raise DataError(
+            f"kinship {name!r} is square, but its columns ({listing(columns, 3)}, ...) are not "
+            f"named as its rows ({listing(index, 3)}, ...): name both by donor; of genotypes, "
+            "leave a column out or add one of zeros"
+        )
+    if not square and len(set(columns) & set(index)) > len(columns) / 2:
+        raise DataError(
+            f"kinship {name!r} has columns for donors that have no row, or the other way "
+            f"round: {listing(sorted(set(columns) ^ set(index)))}"
+        )
+    text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+    if text:
+        raise DataError(
+            f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
+            "and the rest is numbers"
+        )
+    values = table.to_numpy(dtype=float, na_value=np.nan)
+    if square:
+        place = {one: k for k, one in enumerate(_labels(table.columns, name, "columns"))}
+        values = values[:, [place[one] for one in index]]
+    wrong = np.argwhere(~np.isfinite(values) if square else np.isinf(values))
     if len(wrong):
         names = list(dict.fromkeys(index[i] for i in wrong[:, 0]))
-        raise DataError(f"kinship {name!r} is missing or infinite for donors {listing(names)}")
-    return _of_matrix(K[np.ix_(at, at)], name, donors)
+        what = "missing or infinite" if square else "infinite"
+        raise DataError(f"kinship {name!r} is {what} for donors {listing(names)}")
+    return values, index, square
 
 
 def _labels(given: pd.Index, name: str, what: str) -> list[str]:
@@ -151,16 +185,17 @@ def _labels(given: pd.Index, name: str, what: str) -> list[str]:
     return known
 
 
-def _rows_of(donors: Sequence[str], index: list[str], name: str, table: pd.DataFrame) -> list[int]:
+def _rows_of(donors: Sequence[str], index: list[str], name: str, table: object) -> list[int]:
     """Where each donor is; donors of others may be there."""
     place = {one: k for k, one in enumerate(index)}
     absent = [donor for donor in donors if donor not in place]
     if not absent:
         return [place[donor] for donor in donors]
-    if isinstance(table.index, pd.RangeIndex):
-        text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
-        fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"
-        raise DataError(f"kinship {name!r} has no labels of donors, its rows are numbered: {fix}")
+    if isinstance(table, pd.DataFrame) and isinstance(table.index, pd.RangeIndex):
+        raise DataError(
+            f"kinship {name!r} has no labels of donors, its rows are numbered: "
+            "pd.DataFrame(K, index=donors, columns=donors)"
+        )
     if len(absent) == len(donors):
         raise DataError(
             f"kinship {name!r} has none of the donors ({listing(absent, 3)}): its rows are called "
@@ -170,17 +205,6 @@ def _rows_of(donors: Sequence[str], index: list[str], name: str, table: pd.DataF
         f"kinship {name!r} has no row for {len(absent)} of {len(donors)} donors: "
         f"{listing(absent)}{near(absent[0], index)}; add them, or leave their rows out of data"
     )
-
-
-def _numbers(table: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
-    """The table, if all of it is numbers."""
-    text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
-    if text:
-        raise DataError(
-            f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
-            "and the rest is numbers"
-        )
-    return table
 
 
 def _of_matrix(
@@ -204,22 +228,28 @@ def _of_matrix(
             "or make K from genotypes, G G'/m"
         )
     kernel = Kernel(K, None)
-    centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
-    away = centred - np.diag(np.diag(centred)) + kernel.scale / len(K)
-    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
-    notes, doubts = [], []
+    notes = []
     if abs(kernel.scale - 1.0) > 0.005:
         notes.append(
             f"kinship {name!r}: genetic variances of heritability() are between these donors, "
             f"components times {kernel.scale:.4g} (mean of its diagonal less mean of the others)"
         )
-    if spread * len(K) < math.sqrt(2.0):
-        doubts.append(
-            f"kinship {name!r} is next to a multiple of the identity between these {len(K)} donors "
-            f"(entries off the diagonal vary by {spread:.2g} of it): what is genetic can hardly be "
-            "told from the environment"
-        )
-    return kernel, notes, [*doubts, *_alike(K, name, donors)]
+    return kernel, notes, [*_next_to_identity(kernel, name), *_alike(K, name, donors)]
+
+
+def _next_to_identity(kernel: Kernel, name: str) -> list[str]:
+    """Whether a heritability would have a standard error of 1 or more, by moments without noise."""
+    K, N = kernel.whole, len(kernel)
+    centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
+    away = centred - np.diag(np.diag(centred)) + kernel.scale / N
+    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
+    if spread * N >= math.sqrt(2.0):
+        return []
+    return [
+        f"kinship {name!r} is next to a multiple of the identity between these {N} donors (entries "
+        f"off the diagonal vary by {spread:.2g} of it): what is genetic can hardly be told from "
+        "the environment"
+    ]
 
 
 def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
@@ -236,32 +266,42 @@ def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
     ]
 
 
-def _of_genotypes(table: pd.DataFrame, name: str) -> tuple[Kernel, list[str], list[str]]:
-    """G G'/m of standardised columns; what is missing is the mean of its column."""
-    G = table.to_numpy(dtype=float)
-    if np.isinf(G).any():
-        raise DataError(f"genotypes {name!r} are infinite in column {_first(table, np.isinf(G))!r}")
+class _Scale(NamedTuple):
+    """How genotypes are standardised: means and deviations of the columns that vary."""
+
+    kept: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+
+    def root(self, G: np.ndarray) -> np.ndarray:
+        """Standardised genotypes over the root of their number; what is missing is the mean."""
+        own = G[:, self.kept]
+        own = np.where(np.isnan(own), 0.0, own - self.mean)
+        return own / self.sd / math.sqrt(own.shape[1])
+
+
+def _scale(G: np.ndarray, name: str) -> _Scale:
+    """Means and deviations of the genotypes of these donors."""
     missing = np.isnan(G)
-    empty = missing.all(axis=0)
-    count = np.maximum((~missing).sum(axis=0), 1)
-    mean = np.where(missing, 0.0, G).sum(axis=0) / count
-    G = np.where(missing, mean, G) - mean
-    sd = G.std(axis=0)
-    kept = (sd > 1e-8 * np.maximum(np.abs(mean), 1e-300)) & ~empty
-    if not kept.any():
+    mean = np.where(missing, 0.0, G).sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)
+    sd = np.where(missing, 0.0, G - mean).std(axis=0)
+    kept = np.flatnonzero(sd > 1e-8 * np.maximum(np.abs(mean), 1e-300))
+    if not len(kept):
         raise DataError(
             f"genotypes {name!r} do not vary between these {len(G)} donors: no column is left"
         )
-    notes = [f"kinship {name!r}: G G'/m of {int(kept.sum())} columns of genotypes, standardised"]
-    if not kept.all():
-        notes[0] += f"; {int((~kept).sum())} that do not vary are left out"
-    if missing.any():
-        notes[0] += f"; {int(missing.sum())} missing genotypes are the mean of their column"
-    return Kernel(None, G[:, kept] / sd[kept] / math.sqrt(kept.sum())), notes, []
+    return _Scale(kept, mean[kept], sd[kept])
 
 
-def _first(table: pd.DataFrame, wrong: np.ndarray) -> str:
-    return str(table.columns[int(wrong.any(axis=0).argmax())])
+def _of_genotypes(G: np.ndarray, name: str) -> tuple[Kernel, list[str], list[str]]:
+    """G G'/m of standardised columns."""
+    scale, missing = _scale(G, name), int(np.isnan(G).sum())
+    left_out = G.shape[1] - len(scale.kept)
+    note = f"kinship {name!r}: G G'/m of {len(scale.kept)} columns of genotypes, standardised"
+    note += f"; {left_out} that do not vary are left out" if left_out else ""
+    note += f"; {missing} missing genotypes are the mean of their column" if missing else ""
+    kernel = Kernel(None, scale.root(G))
+    return kernel, [note], _next_to_identity(kernel, name)
 
 
 # ---------------------------------------------------------------------------------------------

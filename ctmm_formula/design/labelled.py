@@ -288,13 +288,11 @@ class Design:
             A covariate that `newdata` lacks, or that is infinite there.
         """
         coding = self.coded()
-        if (
-            arrays.design_names(coding, self.celltypes if self.proportion_cols else ())
-            != self.names
-        ):
+        shares = self.celltypes if self.proportion_cols else ()
+        if len(arrays.design_names(coding, shares)) != len(self.names):
             raise DataError(
-                "the formula and the columns of this fit give other fixed effects than it has: "
-                "its file was changed, so fit again"
+                "the formula of this fit gives another number of fixed effects than it has: its "
+                "file was changed, so fit again"
             )
         table = as_frame(newdata, "newdata", may_be_empty=True)
         frame = pd.DataFrame(index=pd.RangeIndex(len(table)))

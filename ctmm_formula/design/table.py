@@ -387,6 +387,8 @@ def _kind(value: object) -> type:
 
 def _one_kind(given: pd.Series, what: str) -> type:
     """The one kind of value in a column without missing values."""
+    if set(map(type, given)) == {str}:
+        return str
     kinds = given.map(_kind)
     first = kinds.iloc[0] if len(kinds) else Real
     other = np.flatnonzero([kind is not first for kind in kinds])

@@ -44,6 +44,8 @@ class Effects:
         fitted less true expression has variance D - D P D.
     genetic : tuple of (values, se), each (N, C)
         One pair per kinship.
+    pull : tuple of ndarray, each (N, C)
+        L' r A of every kinship: its product with K_ij gives the genetic values of any donors i.
     """
 
     shared: np.ndarray
@@ -55,6 +57,7 @@ class Effects:
     fitted: np.ndarray
     fitted_se: np.ndarray
     genetic: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    pull: tuple[np.ndarray, ...] = ()
 
 
 def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarray) -> Effects:
@@ -146,8 +149,9 @@ def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.nd
     fitted += (H * total[donor]).sum(axis=1)
     noise = model.noise
     fitted_se = _root(noise - noise**2 * np.diag(P))
+    every = tuple(pull @ A for A in model.genetic_covariances(theta))
     return Effects(
-        *donors[0], *donors[1], tuple(levels), marginal, fitted, fitted_se, tuple(genetic)
+        *donors[0], *donors[1], tuple(levels), marginal, fitted, fitted_se, tuple(genetic), every
     )
 
 

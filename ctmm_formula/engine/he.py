@@ -31,7 +31,7 @@ from . import kernels
 from .domain import Domain
 from .estimate import Convergence, Estimate
 from .likelihood import evaluate, residual
-from .model import Model, rank_one_factors
+from .model import Model, factors_of
 from .precision import Precision
 from .relatedness import Kernel
 
@@ -132,8 +132,7 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     ConvergenceError
         The fixed effects are collinear in the donors in use.
     """
-    S = model.S
-    F = S.shape[1]
+    F = model.S.shape[1]
     p = model.X.shape[1]
     score, average, expected = np.zeros(F), np.zeros((F, F)), np.zeros((F, F))
     # P at Sigma = I is Pi, so the Fisher information there is half the normal matrix
@@ -145,21 +144,24 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     )  # fmt: skip
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
-    gram = np.asarray(2.0 * S @ expected @ S.T)
-    if not model.kinship:
-        return gram
+    gram = np.asarray(2.0 * model.S @ expected @ model.S.T)
+    return _with_kinship(model, gram, projected) if model.kinship else gram
+
+
+def _with_kinship(model: Model, gram: np.ndarray, projected: bool) -> np.ndarray:
+    """The matrix (K, K) of all components, from that of those without the kinship's."""
     Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
-    others = [*_factors(model), *_kinship_factors(model)]
-    known = [_Seen(factor, Q) for factor in others]
-    donors = {*range(model.W.shape[1]), *range(F, len(known))}
+    known = [_Seen(factor, Q) for factor in (*_factors(model), *_kinship_factors(model))]
+    first, R = model.S.shape[1], model.W.shape[1]
     meet, traces = _Meeting(), np.zeros((len(known), len(known)))
-    for g in range(F, len(known)):
+    for g in range(first, len(known)):
         for f in range(g + 1):
-            traces[f, g] = traces[g, f] = meet(known[f], known[g], f in donors)
-    whole = components_to_factors(model)
-    out = whole @ traces @ whole.T
+            donors = f < R or f >= first
+            traces[f, g] = traces[g, f] = meet(known[f], known[g], donors)
+    S = components_to_factors(model)
+    out = S @ traces @ S.T
     out[: len(gram), : len(gram)] = gram
-    return out
+    return np.asarray(out)
 
 
 class _Seen:
@@ -172,7 +174,7 @@ class _Seen:
 
 
 class _Meeting:
-    """tr(Pi Sigma_f Pi Sigma_g) where g is a kernel's; keeps products K_f o K_g."""
+    """tr(Pi Sigma_f Pi Sigma_g), g a kernel's, f of `donors` or levels; keeps K_f o K_g."""
 
     def __init__(self) -> None:
         self.products: dict[tuple[int, int], np.ndarray] = {}
@@ -198,7 +200,7 @@ class _Meeting:
 
 def components_to_factors(model: Model) -> np.ndarray:
     """S of all components (K, F), those of the kinship among them."""
-    parts = [model.S, *(rank_one_factors(term.basis)[1] for term in model.kinship)]
+    parts = [model.S, *(factors_of(term.basis)[1] for term in model.kinship)]
     return np.asarray(block_diag(*parts))
 
 
@@ -262,6 +264,24 @@ def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estim
     del method, domain  # moments know no bounds
     design = moments(model)
     return complete(model, design.solve(model.y[:, None], model.nu[:, None])[0], design)
+
+
+def between_donors(model: Model, theta: np.ndarray) -> np.ndarray:
+    """What related donors add to the covariance (p, p) of b by OLS, where that is more.
+
+    The positive part of (X'X)^-1 X' (Sigma between different donors) X (X'X)^-1.
+    """
+    B = model.Q @ model.back.T  # b = B'y
+    if model.n_donors < len(model.active):
+        B = np.linalg.pinv(np.where(model.active_rows[:, None], model.X, 0.0)).T
+    phi = (theta @ components_to_factors(model))[model.S.shape[1] :]
+    out = np.zeros((B.shape[1],) * 2)
+    for factor, size in zip(_kinship_factors(model), phi, strict=True):
+        T, kernel = factor.Z @ B, factor.kernel
+        assert kernel is not None
+        out += size * T.T @ (kernel.times(T) - kernel.diagonal[:, None] * T)
+    values, axes = np.linalg.eigh(out)
+    return np.asarray((axes * np.maximum(values, 0.0)) @ axes.T)
 
 
 def ols(model: Model) -> np.ndarray:
@@ -340,7 +360,7 @@ def _kinship_factors(model: Model) -> list[Factor]:
     return [
         Factor(_incidence(model.row_donor, w, model.active_rows, len(model.active)), term.kernel)
         for term in model.kinship
-        for w in (model.H @ rank_one_factors(term.basis)[0]).T
+        for w in (model.H @ factors_of(term.basis)[0]).T
     ]
 
 

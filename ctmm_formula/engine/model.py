@@ -462,6 +462,11 @@ def _connected(matrix: np.ndarray) -> list[np.ndarray]:
     return [part for part in parts if part.any()]
 
 
+def factors_of(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`rank_one_factors` of a basis, kept for the next that asks."""
+    return _cached_factors(basis.tobytes(), basis.shape)
+
+
 @functools.lru_cache(maxsize=64)
 def _cached_factors(basis: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return rank_one_factors(np.frombuffer(basis).reshape(shape))
@@ -489,7 +494,7 @@ def _orthonormal(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
     """W = H V (n, R) and the map S (K + Kr, R + Kr) from components to factors."""
-    vectors, coef = _cached_factors(basis.tobytes(), basis.shape)
+    vectors, coef = factors_of(basis)
     count, n_factors = coef.shape
     S = np.zeros((count + n_random, n_factors + n_random))
     S[:count, :n_factors] = coef

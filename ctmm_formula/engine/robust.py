@@ -185,6 +185,11 @@ class RobustFit:
         moved = (beta - self.state.beta) @ self.back.T
         return Replicates(theta, self.estimate.beta + moved)
 
+    @cached_property
+    def cov_jackknife(self) -> np.ndarray:
+        """Covariance of (theta, beta) by the replicates, (K + p, K + p)."""
+        return self.replicates.covariance()
+
     def component_errors(self) -> np.ndarray:
         """Standard errors of theta (K,): the larger of the jackknife's and of 2 F^-1.
 
@@ -193,7 +198,7 @@ class RobustFit:
         passed over.
         """
         K = len(self.estimate.theta)
-        jackknife = np.diag(self.replicates.covariance())[:K]
+        jackknife = np.diag(self.cov_jackknife)[:K]
         return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
 
     def component_intervals(self, level: float = 0.95) -> np.ndarray:

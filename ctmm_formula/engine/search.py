@@ -234,7 +234,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         else:
             ahead[:] = path[s]
             llf, decrement = llfs[s], decrements[s]
-            status = EDGE if reached[s] <= _BARRIER_ENOUGH else STALLED
+            status = EDGE if reached[s] < 2.0 * _BARRIER_ENOUGH else STALLED  # to rounding
         better = llf > best_llf + 1e-9 * (1.0 + abs(llf))
         if prefer_interior and (status == INTERIOR) != (best == INTERIOR):
             better = status == INTERIOR

@@ -17,7 +17,6 @@ import numpy as np
 
 from ..engine.robust import ONE_UNIT, RobustFit
 from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, covariance, joint
-from .jackknife import covariance as jackknife_covariance
 from .testing import Law
 
 
@@ -35,8 +34,9 @@ class Clustered:
     @cached_property
     def cov(self) -> np.ndarray:
         """Covariance of (b, theta), (p + K, p + K); NaN where there is none."""
-        p, left = len(self.fit.estimate.beta), self.fit.replicates
-        own = jackknife_covariance(np.hstack([left.beta, left.theta]))
+        p, K = len(self.fit.estimate.beta), len(self.fit.estimate.theta)
+        effects_first = np.r_[K : K + p, :K]
+        own = self.fit.cov_jackknife[np.ix_(effects_first, effects_first)]
         se = self.fit.component_errors()
         sandwich = self._of_effects
         if np.isnan(sandwich).any():

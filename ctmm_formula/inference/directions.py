@@ -9,8 +9,9 @@ pooled per cell type; a direction is a matrix D (E, E) of the donors' effects.  
 
 T has two reference laws.  Of normal donors that of the quadratic form (``law``): exact, and wrong
 where donors have heavy tails, as a variance's error has the kurtosis of what varies.  The other is
-empirical: T = sum_u t_u over independent units u (donors, or blocks that share levels), and
-T / sqrt(sum_u t_u^2) goes by t with U - 2 degrees of freedom.
+empirical: T = sum_u t_u over independent units u (donors, or blocks that share levels), whose mean
+is tested by Student's t with U - 1 degrees of freedom.  (Against the sum of squares about 0, which
+holds what T has to say, few units could hardly reject.)
 """
 
 from __future__ import annotations
@@ -191,12 +192,11 @@ class Directed:
 
     def _empirical(self, terms: np.ndarray) -> float:
         """Logarithm of the two-sided p value of independent terms (U,)."""
-        df = len(terms) - 2
-        size = float(np.square(terms).sum())
-        if len(terms) < _UNITS or not size > 0.0:
+        U, deviation = len(terms), float(np.std(terms, ddof=1)) if len(terms) > 1 else 0.0
+        if U < _UNITS or not deviation > 0.0:
             return math.nan
-        t = abs(float(terms.sum())) / math.sqrt(size)
-        return min(float(log_t_tail(t, df)) + math.log(2.0), 0.0)
+        t = abs(float(terms.mean())) / (deviation / math.sqrt(U))
+        return min(float(log_t_tail(t, U - 1)) + math.log(2.0), 0.0)
 
     def terms(self, d: int) -> np.ndarray:
         """The score less its expectation, by independent units (U,)."""

@@ -23,6 +23,7 @@ from ..engine.domain import Domain
 from ..engine.draws import draw
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
+from ..engine.he import between_donors
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.noise import COUNTED, pooling
@@ -290,7 +291,7 @@ class Fit:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
         if model.kinship:
-            return MODEL
+            return JACKKNIFE
         counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
         return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
 
@@ -312,8 +313,7 @@ class Fit:
     def jackknife_errors(self, run: JackknifeRun) -> Errors:
         """Errors by a jackknife of this fit.
 
-        With a kinship of the variance components alone: fixed effects of related donors are not
-        independent, and keep the covariance by the model.
+        To those of fixed effects comes what related donors add, as they are not independent.
         """
         reason = self.trouble
         if not reason and not np.isfinite(run.cov[self.n_fixed :, self.n_fixed :]).all():
@@ -330,8 +330,7 @@ class Fit:
         cov = run.cov
         if self.model.kinship:
             cov, p = cov.copy(), self.n_fixed
-            cov[:p, p:], cov[p:, :p] = 0.0, 0.0
-            cov[:p, :p] = self.estimate.cov_beta
+            cov[:p, :p] += between_donors(self.model, self.estimate.theta)
         return Errors(cov, run.name, self.df_resid, count, reason, missing=missing)
 
     @one_thread()

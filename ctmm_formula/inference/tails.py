@@ -291,9 +291,9 @@ def _log_determinants(law, zero, s):
         for i in range(LANES):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
-        some, turns = size[first : first + m].copy(), np.zeros((len(slow), m))
-        _add_slow(law, lanes, some, turns)
-        size[first : first + m], slow[:, first : first + m] = some, turns
+        some, angles = size[first : first + m].copy(), np.zeros((len(slow), m))
+        _add_slow(law, lanes, some, angles)
+        size[first : first + m], slow[:, first : first + m] = some, angles
     for i in range(n):
         if zero[1] < 0.0:
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])

@@ -5,6 +5,7 @@ A test that cannot be had has p value nan and its reason in ``note``: a scan of 
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 from collections.abc import Callable, Mapping
@@ -377,16 +378,27 @@ def mean_differentiation(
     if np.isnan(L_means).any():
         blank = TestResult("mean differentiation", _SAME_MEAN, method, distribution="F")
         return blank.without("the rows do not tell the mean of every cell type")
-    contrasts = L_means[:-1] - L_means[-1]
-    largest = np.abs(L_means).max(axis=0)
-    scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
-    # rounding in a covariate's mean is no part of the contrast
-    contrasts[np.abs(scaled) < _SINGULAR] = 0.0
+    contrasts, whole = _between(L_means.tobytes(), L_means.shape)
     test = wald(
         beta, cov_beta, contrasts, df_resid, name="mean differentiation",
         null=_SAME_MEAN, method=method, groups=groups,
         law=law(contrasts) if law is not None and len(contrasts) else None,
     )  # fmt: skip
-    if len(scaled) and np.linalg.matrix_rank(scaled, tol=_SINGULAR) < len(scaled):
+    if not whole:
         return test.without("the fixed part does not let every cell type have its own mean")
     return test
+
+
+@functools.lru_cache(maxsize=64)
+def _between(means: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """Contrasts mu_c - mu_C from rows of means, and whether none is a combination of others."""
+    L = np.frombuffer(means).reshape(shape)
+    contrasts = L[:-1] - L[-1]
+    largest = np.abs(L).max(axis=0)
+    scaled = contrasts / np.where(largest > 0, largest, 1.0)  # units of covariates drop out
+    # rounding in a covariate's mean is no part of the contrast
+    contrasts[np.abs(scaled) < _SINGULAR] = 0.0
+    contrasts.flags.writeable = False
+    return contrasts, not len(scaled) or bool(
+        np.linalg.matrix_rank(scaled, tol=_SINGULAR) == len(scaled)
+    )

@@ -147,8 +147,7 @@ def run_test(
     if fixed_by is None:
         fixed_by = fit.fixed_by if FIXED in test.needs else ""
     kind = errors_of(test, fixed_by)
-    by_model = kind == MODEL and FIXED not in test.needs
-    own = fit.errors(kind, n_jobs) if errors is None or by_model else errors(kind)
+    own = fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1, 100 * MOST_DRAWS)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""

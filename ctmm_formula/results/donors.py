@@ -118,9 +118,9 @@ def outliers(res: Record, *, adjust: str = "holm") -> Outliers:
 
     A row's deletion residual is its distance from what all other rows say of it, over the standard
     error of that distance: its own noise, its donor's effects and the uncertainty of the fixed
-    effects, at the variance components of the whole fit.  Of raw z scores more than half of the
-    extreme ones are pairs with few cells; these are as rare there as elsewhere.  Robust fits take
-    the noise that is pooled over donors, as their weights do.
+    effects, at the variance components of the whole fit.  Of extreme raw z scores about half
+    are from the fifth of pairs with fewest cells; these are hardly more frequent there than
+    elsewhere.  Robust fits take the noise that is pooled over donors, as their weights do.
 
     Parameters
     ----------
@@ -181,9 +181,10 @@ def predicted_expression(res: Record) -> pd.DataFrame:
     -----
     CTMMWarning
         Each time: predictions are bad phenotypes.  They are shrunk, and hold other cell types of
-        the donor: in simulations with a variant that acts in one type (effect .31) regression on
-        them finds .18, with power .77 against .96 of :func:`ctmm_formula.scan_donors`, and finds
-        something in the other types in .06 to .11 at .05.
+        the donor: in simulations with a variant that acts in one type (effect .30) regression on
+        them finds .20, with power .58 against .76 of :func:`ctmm_formula.scan_donors`, and finds
+        something in the other types in .08 to .12 at .05
+        (``tests/benchmarks/donor_scan_levels.md``).
 
     Examples
     --------
@@ -223,7 +224,7 @@ def scan_donors(
     ----------
     res : CTMMResults
         The fit without the variables.
-    table : DataFrame, dict of columns
+    table : DataFrame, Series, dict of columns
         Numbers; rows are named by donor (or by a column of the name of the fit's), columns are
         variables.  Other donors may be there too, and do not count.
     missing : {"refuse", "mean"}
@@ -292,12 +293,16 @@ def scan_donors(
     out |= {"p_omnibus": found.joint[:, 0], "p_heterogeneity": found.joint[:, 1]}
     for name in ("p_mean", "p_omnibus", "p_heterogeneity"):
         out[f"{name}_adjusted"] = adjusted(np.asarray(out[name]), adjust)
-    out |= {"n_missing": counts, "reason": [_LACKING.get(k, "") for k in found.lacking.tolist()]}
+    reasons = np.array([_LACKING.get(k, "") for k in found.lacking.tolist()], dtype=object)
+    reasons[counts == len(values)] = "no donor has a value"
+    out |= {"n_missing": counts, "reason": reasons}
     return pd.DataFrame(out, index=pd.Index(names, name="variable", dtype=object))
 
 
 def _variables(res: Record, table: object) -> tuple[list[str], np.ndarray]:
     """Names of the variables, and their values by donor of the fit (N, S)."""
+    if isinstance(table, pd.Series):
+        table = table.to_frame("variable" if table.name is None else table.name)
     frame = as_frame(table, "table")
     own = res.design.donor_col
     if own in frame.columns:

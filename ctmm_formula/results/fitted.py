@@ -116,6 +116,7 @@ class CTMMResults(Record):
 
     # predicted effects and values
     random_effects = Of(predictions.random_effects)
+    genetic_values = predictions.genetic_values
     fittedvalues = Of(predictions.fittedvalues)
     marginal = Of(predictions.marginal)
     resid = Of(predictions.resid)

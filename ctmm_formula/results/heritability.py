@@ -21,8 +21,10 @@ heritabilities are tested by scores (:mod:`ctmm_formula.inference.genetic_score`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,14 +32,16 @@ import pandas as pd
 from ..arguments import check_alpha
 from ..distributions import t_reach
 from ..errors import CTMMError
+from ..inference.fit import Errors, Fit
 from .record import Covariance, Record
 
 COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high", "note")
 """Columns of the table of heritabilities."""
 SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
+_ROW, _PAIR = ["kinship", "part"], ["kinship", "celltype", "other"]
 _NOT_POSITIVE = "the variance between donors is not clearly positive"
 _NO_VARIANCE = "a genetic variance is not clearly positive"
-_NO_ERRORS = "there are no standard errors of the components"
+_NO_ERRORS = "there are no standard errors of the components, or no residual degrees of freedom"
 _BEYOND = "beyond 1, as moments know no bounds"
 
 
@@ -119,33 +123,24 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
     if not kinship:
         raise CTMMError("there is no kinship: fit with kinship=")
     fit, errors = res.numbers, res.shown_errors(covariance)
-    theta, cov = fit.estimate.theta, errors.cov[fit.n_fixed :, fit.n_fixed :]
-    df = errors.df(np.eye(1, fit.n_params))
-    reach = float(t_reach(alpha / 2, np.where(df > 0, df, np.nan))[0])
-    matrices = [res.structure_.basis, *(one.structure.basis for one in kinship)]
-    starts = [0, *len(fit.model.S) + np.cumsum([0, *map(len, matrices[1:-1])])]
-    scales = [1.0, *(one.kernel.scale for one in kinship)]
-    # what every part of the covariance (a row) takes of the components
-    names, of = _named(types)
-    every = np.zeros((len(matrices), len(names), len(theta)))
-    for own, basis, start, scale in zip(every, matrices, starts, scales, strict=True):
-        own[:, start : start + len(basis)] = scale * _parts(basis)
-    wholes = every.sum(axis=0)[of]
-    rows, pairs = [], []
-    for part in every[1:]:
-        for top, own, whole in zip(part, every[0], wholes, strict=True):
-            rows.append([top @ theta, own @ theta, *_ratio(top, whole, theta, cov, reach)])
-    for basis, start in zip(matrices[1:], starts[1:], strict=True):
+    theta, reach = fit.estimate.theta, reach_of(errors, fit.n_params, alpha)
+    cov = errors.cov[fit.n_fixed :, fit.n_fixed :]
+    rows = parts_of(fit, theta, cov, reach)
+    pairs = []
+    at = len(fit.model.S)
+    for term in fit.model.kinship:
+        start, basis = at, term.basis
+        at += len(basis)
         for c, d in combinations(range(len(types)), 2):
             A = np.zeros((3, len(theta)))
-            A[:, start : start + len(basis)] = basis[:, [c, c, d], [d, c, d]].T
+            A[:, start:at] = basis[:, [c, c, d], [d, c, d]].T
             pairs.append(_correlation(A, theta, cov, reach))
     of_kinship = [one.name for one in kinship]
     two = [(k, c, d) for k in of_kinship for c, d in combinations(types, 2)]
     both = pd.MultiIndex.from_frame(pd.DataFrame(two, columns=_PAIR))
     return Heritability(
         pd.DataFrame(
-            rows, pd.MultiIndex.from_product([of_kinship, names], names=["kinship", "part"]),
+            rows, pd.MultiIndex.from_product([of_kinship, names_of(types)], names=_ROW),
             list(COLUMNS),
         ),
         pd.DataFrame(pairs, both, ["correlation", *COLUMNS[3:]]),
@@ -154,14 +149,40 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
     )  # fmt: skip
 
 
-_PAIR = ["kinship", "celltype", "other"]
+def names_of(types: Sequence[str]) -> list[str]:
+    """Names of the parts that have a heritability.
+
+    >>> names_of(("T", "B")), names_of(("T",))
+    (['shared', 'specific', 'total', 'T', 'B'], ['total', 'T'])
+    """
+    return [*([SHARED, SPECIFIC] if len(types) > 1 else []), TOTAL, *types]
 
 
-def _named(types: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Names of parts, and the number of the part whose variance is theirs in whole."""
-    first = [SHARED, SPECIFIC, TOTAL] if len(types) > 1 else [TOTAL]
-    at = len(first)
-    return [*first, *types], np.r_[[at - 1] * at, at : at + len(types)]
+def reach_of(errors: Errors, n_params: int, alpha: float) -> float:
+    """Half the width of an interval in standard errors; NaN without degrees of freedom."""
+    df = errors.df(np.eye(1, n_params))
+    return float(t_reach(alpha / 2, np.where(df > 0, df, np.nan))[0])
+
+
+def parts_of(fit: Fit, theta: np.ndarray, cov: np.ndarray, reach: float) -> list[list[Any]]:
+    """Values of ``COLUMNS`` of every part of every kinship, at components theta (K,)."""
+    model = fit.model
+    matrices = [fit.structure.basis, *(term.basis for term in model.kinship)]
+    starts = [0, *len(model.S) + np.cumsum([0, *map(len, matrices[1:-1])])]
+    scales = [1.0, *(term.kernel.scale for term in model.kinship)]
+    # what every part of the covariance (a row) takes of the components
+    C = model.H.shape[1]
+    at = 3 if C > 1 else 1
+    of = np.r_[[at - 1] * at, at : at + C]  # parts of the total are shares of all of it
+    every = np.zeros((len(matrices), len(of), len(theta)))
+    for own, basis, start, scale in zip(every, matrices, starts, scales, strict=True):
+        own[:, start : start + len(basis)] = scale * _parts(basis)
+    wholes = every.sum(axis=0)[of]
+    return [
+        [top @ theta, own @ theta, *_ratio(top, whole, theta, cov, reach)]
+        for part in every[1:]
+        for top, own, whole in zip(part, every[0], wholes, strict=True)
+    ]
 
 
 def _parts(basis: np.ndarray) -> np.ndarray:
@@ -181,13 +202,14 @@ def _ratio(
     weights = np.array([top, whole])
     a, b = weights @ theta
     V = weights @ cov @ weights.T
-    known = b * b - reach**2 * V[1, 1]
-    if not (b > 0.0 and known > 0.0):
-        return [math.nan] * 4 + [_NOT_POSITIVE if np.isfinite(V).all() else _NO_ERRORS]
+    clear = b * b - reach**2 * V[1, 1]
+    if not (b > 0.0 and clear > 0.0):
+        known = np.isfinite(V).all() and math.isfinite(reach)
+        return [math.nan] * 4 + [_NOT_POSITIVE if known else _NO_ERRORS]
     h = a / b
     se = math.sqrt(max(V[0, 0] - 2.0 * h * V[0, 1] + h * h * V[1, 1], 0.0)) / b
-    middle = (a * b - reach**2 * V[0, 1]) / known
-    half = math.sqrt(max(middle**2 - (a * a - reach**2 * V[0, 0]) / known, 0.0))
+    middle = (a * b - reach**2 * V[0, 1]) / clear
+    half = math.sqrt(max(middle**2 - (a * a - reach**2 * V[0, 0]) / clear, 0.0))
     return [h, se, middle - half, middle + half, ""]
 
 
@@ -195,7 +217,7 @@ def _correlation(A: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
     """A_cd / (A_cc A_dd)^1/2 of rows (cd, cc, dd), by the delta method for its inverse tanh."""
     cd, cc, dd = A @ theta
     V = A @ cov @ A.T
-    if not np.isfinite(V).all():
+    if not (np.isfinite(V).all() and math.isfinite(reach)):
         return [math.nan] * 4 + [_NO_ERRORS]
     if not min(cc - reach * math.sqrt(V[1, 1]), dd - reach * math.sqrt(V[2, 2])) > 0.0:
         return [math.nan] * 4 + [_NO_VARIANCE]

@@ -196,7 +196,8 @@ def test_response(res: Record) -> TestResult:
 
     By noise-robust score tests, one-sided: is there any variance of responses (``pvalue``), one
     that all cell types share (``extra["shared"]``), and beyond that in a cell type
-    (``extra["celltype"]``).
+    (``extra["celltype"]``).  A response of one type far beyond what donors otherwise differ by is
+    found in the others as well, as their null knows of none.
 
     Returns
     -------

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, iterable
+from ..design.kinship import related_to
 from ..design.labelled import Design
 from ..design.table import crossed, label, pick
 from ..errors import CTMMError
@@ -84,6 +85,55 @@ def _of_donors(design: Design, shared: bool) -> tuple[pd.Index, tuple[np.ndarray
     if len(keys) == 1:
         return pd.Index(design.donors, name=design.donor_col), (donors, effects)
     return pd.MultiIndex.from_arrays(list(keys.values()), names=list(keys)), (donors, effects)
+
+
+def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
+    """Predicted genetic values (BLUPs), also of donors without expression.
+
+    Parameters
+    ----------
+    kinship : optional
+        As ``fit`` takes it, with more donors (of a fit with several kinships a dict): values of all
+        donors in it.  By default those of the donors of the fit.
+
+    Returns
+    -------
+    DataFrame
+        Rows kinship and donor, a column for every cell type; in units of the response.
+
+    Raises
+    ------
+    CTMMError
+        The fit has no kinship, or `kinship` is not what it takes.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> donors = [*df["donor"].unique(), "brother"]
+    >>> sibs = np.arange(len(donors)) // 3
+    >>> sibs[-1] = 0  # of the first three
+    >>> K = pd.DataFrame(0.5 * (np.equal.outer(sibs, sibs) + np.eye(len(donors))), donors, donors)
+    >>> res = ctmm.fit("expr ~ C(celltype)", kinship=K, structure="hom", data=df)
+    >>> values = res.genetic_values(K).loc["genetic", "day0"]
+    >>> len(values), len(res.genetic_values())
+    (73, 72)
+    """
+    design = res.design
+    if not design.kinship:
+        raise CTMMError("there is no kinship: fit with kinship=")
+    names = [one.name for one in design.kinship]
+    given = kinship if isinstance(kinship, Mapping) else dict.fromkeys(names, kinship)
+    if set(given) != set(names) or (kinship is not None and given is not kinship and names[1:]):
+        raise CTMMError(f"the fit has the kinships {', '.join(names)}: give each by its name")
+    back, tables = np.argsort(res.arrays.donors), {}
+    for one, (own, _), pull in zip(design.kinship, res.blup.genetic, res.blup.pull, strict=True):
+        donors, values = list(design.donors), own[back]
+        if kinship is not None:
+            donors, K = related_to(given[one.name], one.name, design.donors)
+            values = K @ pull[back]
+        tables[one.name] = pd.DataFrame(values, donors, list(design.effects))
+    return pd.concat(tables, names=["kinship", design.donor_col])
 
 
 def fittedvalues(res: Record) -> pd.Series:

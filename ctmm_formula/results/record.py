@@ -237,8 +237,6 @@ class Record:
             kind = choose("covariance", covariance, (ROBUST, *COVARIANCES))
         if of_fixed and isinstance(kind, str) and kind == ROBUST:
             return fit.robust_errors
-        if of_fixed and isinstance(kind, str) and kind == MODEL:
-            return self.errors(MODEL)
         return self.errors(covariance)
 
     def _errors(self, kind: str) -> Errors:

@@ -347,7 +347,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         df = f"{errors.groups - 1} df (blocks less one)"
     units = "blocks of donors joined by random effects" if fit.design.random else "donors"
     over = errors.name.replace("jackknife", "jackknife over donors", 1)
-    related = ", of fixed effects by the fitted model" if fit.design.kinship else ""
+    related = ", of fixed effects with what related donors add" if fit.design.kinship else ""
     if fit.method == "robust":
         df = f"the residual df ({units} less one)"
     said = [

@@ -23,6 +23,9 @@ KINDS: dict[str, tuple[type, object]] = {
 BY_TYPE = "celltype"
 """The detail of a test that has a p value for every cell type."""
 
+H2, SE_H2 = "h2", "se_h2"
+"""Columns of heritabilities and of their standard errors."""
+
 LOG = "log10_"
 """What the column of a p value's logarithm begins with."""
 
@@ -57,6 +60,8 @@ class Layout:
         and whether a part is of one number, with an estimate.
     shares : tuple of str
         Parts of the variance of overall pseudobulk, if they are asked for.
+    heritability : tuple of str
+        Parts that have a heritability, where there are a kinship and the jackknife.
     """
 
     celltypes: tuple[str, ...]
@@ -69,6 +74,7 @@ class Layout:
     one_step: bool = False
     parts: dict[str, dict[str, bool]] = field(default_factory=dict)
     shares: tuple[str, ...] = ()
+    heritability: tuple[str, ...] = ()
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -148,6 +154,7 @@ class Layout:
         numbers = ["llf", *self.estimates]
         numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
         numbers += [f"share[{name}]" for name in self.shares]
+        numbers += [f"{what}[{name}]" for what in (H2, SE_H2) for name in self.heritability]
         if self.one_step:
             numbers.append("error_jackknife")
         for test in self.tests:

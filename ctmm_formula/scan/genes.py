@@ -145,7 +145,9 @@ def fit_genes(
         As in ``fit``.
     kinship, genetic_structure
         As in ``fit``, one kinship for all genes: components by moments, and by default the test
-        "heritability", as ``test_heritability`` (with the law of many donors for any number).
+        "heritability", as ``test_heritability`` (with the law of many donors for any number).  A
+        test with the jackknife (``"jackknife"``) adds columns ``h2[...]`` and ``se_h2[...]``, as
+        ``heritability`` has them.
     noise : str
         Layer of the noise variances in an AnnData; their squares are in the layer of that name
         with a 2 (``"nu2"``), if there is one.

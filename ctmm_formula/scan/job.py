@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
@@ -20,6 +23,8 @@ from .patterns import Patterns
 from .responses import Responses
 from .store import Store, fingerprint
 from .worker import scan_block
+
+T = TypeVar("T")
 
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
@@ -119,7 +124,42 @@ def spread(
         return
     run, count = Parallel(n_jobs=n_jobs, **options), _ROUND * effective_n_jobs(n_jobs)
     while some := list(islice(tasks, count)):
-        yield from run(some)
+        yield from run(delayed(_with_own_arrays)(*call) for call in some)
+
+
+def _with_own_arrays(function: Callable[..., T], given: tuple, named: dict[str, Any]) -> T:
+    """The call with copies of its arrays.
+
+    Those that come from ray lie in memory that workers share and must not write; compiled loops
+    are made for arrays that can be written, and would refuse them.
+
+    >>> there = np.zeros(3)
+    >>> there.flags.writeable = False
+    >>> _with_own_arrays(lambda one: one.flags.writeable, (there,), {})
+    True
+    """
+    kept: dict[int, object] = {}
+    data = io.BytesIO()
+    _Copy(data, kept).dump((given, named))
+    again = pickle.Unpickler(io.BytesIO(data.getvalue()))
+    again.persistent_load = kept.__getitem__  # type: ignore[method-assign]
+    given, named = again.load()
+    return function(*given, **named)
+
+
+class _Copy(pickle.Pickler):
+    """Pickles all but code, which is kept by number: what a formula uses may be a lambda."""
+
+    def __init__(self, data: io.BytesIO, kept: dict[int, object]) -> None:
+        super().__init__(data, protocol=4)  # a later one would leave arrays as they are
+        self.kept = kept
+
+    def persistent_id(self, one: object) -> int | None:
+        """Number of a function, class or module."""
+        if not isinstance(one, (FunctionType, BuiltinFunctionType, ModuleType, type)):
+            return None
+        self.kept[id(one)] = one
+        return id(one)
 
 
 def used_rows(responses: Responses) -> np.ndarray:

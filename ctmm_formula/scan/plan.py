@@ -14,8 +14,9 @@ from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.fit import JACKKNIFE, MODEL, ROBUST, errors_of_fixed
+from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
 from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
+from ..results.heritability import names_of
 from ..results.labels import Labels
 from ..results.questions import About, known_form, read_test
 from ..results.shares import PARTS
@@ -69,7 +70,7 @@ def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
 def fixed_by(design: Design, method: str) -> str:
     """Kind of errors that tests of fixed effects use."""
     if design.kinship:
-        return MODEL
+        return JACKKNIFE
     return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
 
 
@@ -205,5 +206,6 @@ def make_plan(
         (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
         if shares
         else (),
+        tuple(names_of(design.celltypes)) if design.kinship and resampled else (),
     )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests)

@@ -62,6 +62,11 @@ class Scan:
           that moved most
         - with ``shares=True`` the shares of the variance of overall pseudobulk, ``share[means]``,
           ``share[shared]``, ``share[batch]``, ``share[noise]``, ...
+        - with a kinship, components ``genetic:hom``, ``genetic:V[T]``; "heritability" has
+          ``p_heritability_shared``, ``p_heritability_specific`` and, not adjusted,
+          ``p_heritability[T]``; with the jackknife ``h2[shared]``, ``h2[specific]``, ``h2[total]``,
+          ``h2[T]`` and their errors ``se_h2[...]``, NaN where the variance between donors is not
+          clearly positive
         - for every test ``stat_<test>``, ``p_<test>``, ``p_<test>_bonferroni`` and
           ``p_<test>_bh`` (Benjamini-Hochberg): "score" (with ``p_score_cauchy`` and, not adjusted,
           ``p_score[T]``), "jackknife", "wald", "lrt", "bootstrap", "mean"; and for every one of

@@ -386,6 +386,7 @@ def write_table(
             "one_step": layout.one_step,
             "parts": layout.parts,
             "shares": layout.shares,
+            "heritability": layout.heritability,
         },
     }
     kinds = layout.kinds()
@@ -461,7 +462,7 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
     return Layout(
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
         ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
-        _texts(raw.get("shares", [])),
+        _texts(raw.get("shares", [])), _texts(raw.get("heritability", [])),
     )  # fmt: skip
 
 

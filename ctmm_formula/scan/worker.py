@@ -32,8 +32,9 @@ from ..inference.fit import JACKKNIFE, Errors, Fit
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import run_test
+from ..results.heritability import parts_of, reach_of
 from ..results.shares import Weights, variance_parts
-from .columns import Block, Row, stack
+from .columns import H2, SE_H2, Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
 
@@ -283,6 +284,8 @@ class _Gene:
         if isinstance(run, JackknifeRun):
             errors["se_jackknife"] = main.jackknife_errors(run)
             out["error_jackknife"] = run.error
+            if layout.heritability:
+                out |= self._heritability(main, errors["se_jackknife"])
         elif run is not None:
             reasons.append(f"jackknife: {run}")
         for prefix in set(layout.errors) & set(errors):
@@ -302,6 +305,16 @@ class _Gene:
             ]
         self._others(out, reasons)
         return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
+
+    def _heritability(self, main: Fit, errors: Errors) -> Row:
+        """Heritabilities and their standard errors."""
+        p, theta = main.n_fixed, main.estimate.theta
+        reach = reach_of(errors, main.n_params, 0.05)
+        rows = parts_of(main, theta, errors.cov[p:, p:], reach)
+        out: Row = {}
+        for name, (_, _, h2, se, *_) in zip(self.plan.layout.heritability, rows, strict=True):
+            out |= {f"{H2}[{name}]": h2, f"{SE_H2}[{name}]": se}
+        return out
 
     def _shares(self, main: Fit, weights: Weights) -> Row:
         """Shares of the variance of overall pseudobulk."""

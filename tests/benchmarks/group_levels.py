@@ -108,6 +108,7 @@ RESPONSE = [
 ] + [Setting((50, 50), 1.0, law) for law in ("t5", "lognormal")]
 RESPONSE_POWER = [
     Setting((20, 20), own=0.15), Setting((50, 50), own=0.1), Setting((50, 50), shared=0.05),
+    Setting((50, 50), own=1.0),
 ]  # fmt: skip
 
 

@@ -173,7 +173,7 @@ def model_of(setting: Setting, rng: np.random.Generator):
     )  # fmt: skip
 
 
-COLUMNS = ["any", "shared", "specific", "types", "t of g", "F of V"]
+COLUMNS = ["any", "shared", "specific", "types", "t of g", "F of V", "equal means"]
 
 
 def one_set(setting: Setting, seed: list[int]) -> tuple[list[list[float]], list[float]]:
@@ -189,6 +189,10 @@ def one_set(setting: Setting, seed: list[int]) -> tuple[list[list[float]], list[
     df = model.n_donors - p - len(at.theta)
     cov = run.cov[p:, p:]
     g = stats.t.sf(at.theta[K] / math.sqrt(cov[K, K]), df)
+    apart = np.hstack([np.ones((3, 1)), -np.eye(3), np.zeros((3, p - 4))])
+    means = apart @ at.beta
+    errors = apart @ (run.cov[:p, :p] + he.between_donors(model, at.theta)) @ apart.T
+    equal = stats.f.sf(means @ np.linalg.solve(errors, means) / 3, 3, df)
     V = at.theta[K + 1 :]
     F = V @ np.linalg.solve(cov[K + 1 :, K + 1 :], V) / len(V)
     scale = model.kinship[0].kernel.scale
@@ -201,7 +205,8 @@ def one_set(setting: Setting, seed: list[int]) -> tuple[list[list[float]], list[
     covered = math.nan if math.isnan(h2) else float(low <= truth <= high)
     logs = [[test.any], [test.shared.log], [test.specific], [one.log for one in test.types]]
     scores = [[math.exp(log) for log in own] for own in logs]
-    return [*scores, [float(g)], [float(stats.f.sf(F, len(V), df))]], [float(h2), covered]
+    F = stats.f.sf(F, len(V), df)
+    return [*scores, [float(g)], [float(F)], [float(equal)]], [float(h2), covered]
 
 
 def line(setting: Setting, sets: int, number: int) -> str:
@@ -243,9 +248,9 @@ Written by `heritability_levels.py`, seeded by setting and number of the data se
 rejection at .05 (of the four types their mean and range) with standard error, then at .01.  *any*,
 *shared*, *specific* and *types* are the scores of `test_heritability()`, of different donors only,
 by the law of many donors as in scans; *t of g* and *F of V* the tests of the same variances by
-moments and jackknife.  Of Gaussian cells the last column has median and quartiles of the total h2
-where the variance between donors is clearly positive, how often its 95 % interval holds the true
-one, and the share of sets that have one.
+moments and jackknife, *equal means* (which is true) that of fixed effects.  Of Gaussian cells the
+last column has median and quartiles of the total h2 where the variance between donors is clearly
+positive, how often its 95 % interval holds the true one, and the share of sets that have one.
 """
 
 

@@ -103,7 +103,8 @@ def main() -> None:
         "Written by `score_speed.py`: CPU milliseconds a gene, one BLAS thread; 10 % of the pairs "
         'missing, `fit_genes("~ C(celltype)", tests=["score"])`, half of the genes with V = 0. '
         "p values of cell types, sum and Cauchy combination: the largest relative difference, and "
-        f"how many lie on another side of {', '.join(map(str, BOUNDS))} or Bonferroni's bound.",
+        f"how many lie on another side of {', '.join(map(str, BOUNDS))} or Bonferroni's bound. "
+        "One checkout runs after the other: beside other work, times are no closer than by half.",
         "| donors x types x batches | fit alone | with the score test, before | after | score "
         "alone, before | after | ratio | p values | largest difference | across a bound | null "
         "genes at .05, before | after |\n|" + "---|" * 12,

@@ -1,0 +1,182 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Before and after
+#
+# The same donors, with and without a stimulation: which genes respond, in which cell types, and do
+# donors differ in how they respond?  From counts of cells to pictures, on simulated counts whose truth
+# is known.
+
+# %%
+import warnings
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+import ctmm_formula as ctmm
+
+rng = np.random.default_rng(5)
+
+# %% [markdown]
+# ## Counts with known responses
+#
+# 24 donors, each sampled twice, four cell types; two donors miss the stimulated sample.  Donors differ
+# in every gene (log-fold sd .3, shared by the types, and .15 of each type's own), the same before and
+# after.  Of 160 genes,
+#
+# - 20 respond in all donors alike, in monocytes only, by a log-fold effect of .8;
+# - 20 respond *on average not at all, but donors differ*: each sample of a donor adds to all types
+#   what is its own (sd .25);
+# - the others do not respond.
+
+# %%
+DONORS, GENES = 24, 160
+TYPES = {"B": 25, "CD4": 70, "Mono": 40, "NK": 15}
+names = [f"gene{g:03d}" for g in range(GENES)]
+donor, stim = np.divmod(np.arange(2 * DONORS)[: 2 * DONORS - 2], 2)  # samples
+donor[-1], stim[-1] = DONORS - 1, 0  # the last two donors were seen once
+effect = np.zeros((GENES, len(TYPES)))
+effect[:20, 2] = rng.choice([-0.8, 0.8], 20)
+response = np.repeat([0.0, 0.25, 0.0], [20, 20, GENES - 40])
+shared = 0.3 * rng.normal(size=(DONORS, 1, GENES))
+fold = (shared + 0.15 * rng.normal(size=(DONORS, 4, GENES)))[donor]
+fold = fold + stim[:, None, None] * effect.T
+fold = fold + response * rng.normal(size=(len(donor), 1, GENES))
+size = rng.poisson(np.array(list(TYPES.values())), (len(donor), 4)) + 11
+pair = np.repeat(np.arange(size.size), size.ravel())
+sample = pair // 4
+depth = 2000 * np.exp(0.4 * rng.normal(size=len(pair)))
+rate = rng.gamma(2.0, 0.5, GENES) * np.exp(fold.reshape(-1, GENES)[pair]) * depth[:, None] / 2000
+counts = rng.poisson(rate * rng.gamma(2.0, 0.5, rate.shape))
+rest = rng.poisson(depth)  # counts of all other genes
+person = np.array([f"donor{i:02d}" for i in donor])
+condition = np.where(stim, "stim", "ctrl")
+cells = AnnData(
+    csr_matrix(np.column_stack([counts, rest])),
+    obs=pd.DataFrame(
+        {
+            "sample": np.char.add(np.char.add(person, "_"), condition)[sample],
+            "person": person[sample],
+            "stim": condition[sample],
+            "celltype": np.array(list(TYPES))[pair % 4],
+        },
+        index=[f"cell{i}" for i in range(len(pair))],
+    ),
+    var=pd.DataFrame(index=[*names, "others"]),
+)
+
+# %% [markdown]
+# Pseudobulk is made of samples: every sample is a donor of its own there, and the columns of the
+# person and of the condition are carried along for the fit, `donor="person"`.
+
+# %%
+pb = ctmm.pseudobulk(cells, donor="sample", normalize="log_cp10k", min_cells=10, min_cells_donor=50)
+print(pb.obs[["donor", "person", "stim", "celltype", "n_cells"]].head(3), end="\n\n")
+
+# %% [markdown]
+# ## One gene
+#
+# `within="stim"` splits what donors differ by into what they have under both conditions and a
+# *response*: `hom:stim` is the variance of responses that all cell types share, `V[T]:stim` what a
+# type has beyond that.  Effects are differences within donors, and those seen once count for what they
+# say.
+
+# %%
+res = ctmm.fit("gene000 ~ C(celltype) * stim", donor="person", within="stim", data=pb)
+print(res.vcomp.round(4).to_string(), end="\n\n")
+print(res.effects("stim"), end="\n\n")
+print("truth, log-fold:", dict(zip(TYPES, effect[0].tolist(), strict=True)), end="\n\n")
+
+# %% [markdown]
+# What pairing is worth: the same samples taken for different donors have larger errors.
+
+# %%
+apart = ctmm.fit("gene000 ~ C(celltype) * stim", data=pb)
+errors = {"within donors": res, "as if apart": apart}
+shown = {name: one.effects("stim").table["std_error"] for name, one in errors.items()}
+print(pd.DataFrame(shown).round(3), end="\n\n")
+
+# %% [markdown]
+# Do donors respond differently?  A gene whose mean stays where it is, and whose donors do not:
+
+# %%
+moved = ctmm.fit("gene025 ~ C(celltype) * stim", donor="person", within="stim", data=pb)
+print(moved.test_response(), end="\n\n")
+print(res.test_response(), end="\n\n")
+
+# %% [markdown]
+# Before a test, look at the samples: `outliers` has residuals that allow for how few cells a pair has,
+# and for what the donor is like under the other condition.
+
+# %%
+print(moved.outliers(), end="\n\n")
+
+# %% [markdown]
+# ## All genes
+
+# %%
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ctmm.CTMMWarning)
+    scan = ctmm.fit_genes(
+        "~ C(celltype) * stim", data=pb, donor="person", within="stim", genes=names,
+        tests=["effects:stim", "response"],
+    )  # fmt: skip
+print(scan, end="\n\n")
+print(scan.summary(), end="\n\n")
+
+# %% alt="Volcanoes of four cell types: genes that respond stand apart in monocytes."
+scan.plot("volcano")[0].figure
+
+# %% [markdown]
+# ## Against the truth
+#
+# Shares of genes found at a Benjamini-Hochberg p of .05.  Genes that respond in monocytes have an
+# effect, genes whose donors differ have a variance of responses; only few have what is not theirs.
+
+# %%
+kind = np.repeat(["monocytes respond", "donors differ", "none"], [20, 20, GENES - 40])
+columns = {"effect": "p_effects:stim_bh", "types differ": "p_effects:stim_heterogeneity_bh",
+           "response": "p_response_bh", "shared response": "p_response_shared_bh"}  # fmt: skip
+found = pd.DataFrame({name: scan.table[column] < 0.05 for name, column in columns.items()})
+print(found.groupby(kind, sort=False).mean().round(2), end="\n\n")
+none = scan.table[kind == "none"]
+for name in ("p_effects:stim", "p_response"):
+    print(f"{name} < .05 in genes without either: {(none[name] < 0.05).mean():.3f}")
+print("hom:stim, median of genes:")
+print(scan.table.groupby(kind, sort=False)["hom:stim"].median().round(4).to_string())
+
+# %% [markdown]
+# ## The naive answer
+#
+# The variance of each donor's difference, taken as it is, is mostly noise: half of it, over genes
+# whose donors respond alike, beside what the model leaves.
+
+# %%
+wide = pd.DataFrame(pb.to_df()[names]).set_index(
+    [pb.obs["person"], pb.obs["celltype"], pb.obs["stim"]]
+)
+difference = wide.xs("stim", level="stim") - wide.xs("ctrl", level="stim")
+naive = difference.groupby("celltype", observed=True).var().T / 2
+own = scan.table.set_index("gene")
+mine = pd.DataFrame({t: own["hom:stim"] + own[f"V[{t}]:stim"] for t in TYPES})
+shown = {"half the variance of differences": naive, "model": mine}
+table = {k: v.loc[np.array(names)[kind == "none"], list(TYPES)].median() for k, v in shown.items()}
+print(pd.DataFrame(table).round(4), end="\n\n")
+
+# %% [markdown]
+# ## What to keep in mind
+#
+# - **Levels** of the test of responses, beside what takes noise for biology, are in
+#   `tests/benchmarks/group_levels.md`.
+# - **Scale**: on log(1 + CP10K) a change of level changes how much donors differ, too, so a strong
+#   effect may bring a small response: [what V means on which scale](scales.py).
+# - **Different donors** under the two conditions are [cases and controls](cases_controls.py);
+#   `by=` there asks whether they vary alike.
+# - **How many donors?**  `ctmm.power(paired=True, ...)`: [planning a study](planning.py).
