@@ -168,3 +168,8 @@ def test_tables_are_copies(genes):
 def test_unknown_gene_or_kind(arguments, message):
     with pytest.raises(CTMMError, match=message):
         load_example(**arguments)
+
+
+def test_genes_show_their_sizes():
+    shown = repr(load_genes())
+    assert shown == "<Genes: obs, expr, nu; 200 genes, 275 rows, 72 donors, 4 cell types>"

@@ -53,6 +53,13 @@ class Genes(NamedTuple):
     expr: pd.DataFrame
     nu: pd.DataFrame
 
+    def __repr__(self) -> str:
+        donors, types = (self.obs[name].nunique() for name in ("donor", "celltype"))
+        return (
+            f"<Genes: obs, expr, nu; {self.expr.shape[1]} genes, {len(self.obs)} rows, {donors} "
+            f"donors, {types} cell types>"
+        )
+
 
 def load_example(gene: str = DEMONSTRATION, *, kind: str = "ctp") -> pd.DataFrame:
     """Load one gene of the embedded, simulated example as a table ready to fit.

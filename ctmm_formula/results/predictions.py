@@ -17,7 +17,18 @@ from .parameters import effect_table
 from .record import Covariance, Record
 
 
-def random_effects(res: Record) -> dict[str, pd.DataFrame]:
+class RandomEffects(dict[str, pd.DataFrame]):
+    """Frames of predicted random effects by name, with a short form."""
+
+    def __repr__(self) -> str:
+        rows = (
+            f"  {name!r}: {len(frame)} effects by {', '.join(map(str, frame.index.names))}"
+            for name, frame in self.items()
+        )
+        return "\n".join(["<RandomEffects: estimate and std_error of", *rows]) + ">"
+
+
+def random_effects(res: Record) -> RandomEffects:
     """Predicted random effects (BLUPs) with prediction standard errors.
 
     Returns
@@ -34,6 +45,16 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     ConvergenceError
         There is no noise to tell them from, see :mod:`ctmm_formula.engine.blup`; which also says
         what they are where the fitted covariance is not positive definite (possible for moments).
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype)", random="batch", data=ctmm.load_example())
+    >>> res.random_effects
+    <RandomEffects: estimate and std_error of
+      'shared': 72 effects by donor
+      'specific': 288 effects by donor, celltype
+      'batch': 24 effects by level>
     """
     design, effects = res.design, res.blup
     back = np.argsort(res.arrays.donors)
@@ -50,10 +71,10 @@ def random_effects(res: Record) -> dict[str, pd.DataFrame]:
     for one, (value, se) in zip(design.kinship, effects.genetic, strict=True):
         index, at = _of_donors(design, shared=False)
         parts.append((one.name, index, (value[back][at], se[back][at])))
-    return {
-        name: pd.DataFrame({"estimate": value, "std_error": se}, index)
+    return RandomEffects(
+        (name, pd.DataFrame({"estimate": value, "std_error": se}, index))
         for name, index, (value, se) in parts
-    }
+    )
 
 
 def _of_donors(design: Design, shared: bool) -> tuple[pd.Index, tuple[np.ndarray, np.ndarray]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SimulatedGenes:
     """Many responses of the same donors; ``fit_genes(formula, data=genes)`` takes it as it is.
 
@@ -46,6 +46,8 @@ class SimulatedGenes:
     --------
     >>> import ctmm_formula as ctmm
     >>> genes = simulate_genes(3, 40, ["T", "B"], V=(0.5, 0.1), rng=1)
+    >>> genes
+    <SimulatedGenes: 3 genes, 80 rows, 40 donors, 2 cell types>
     >>> scan = ctmm.fit_genes("~ C(celltype)", data=genes, tests="score")
     >>> bool((scan.table["p_score"] < 0.01).all())
     True
@@ -65,6 +67,12 @@ class SimulatedGenes:
         choose("gene", name, map(str, self.expr.columns))
         more = {} if self.nu2 is None else {"nu2": self.nu2[name]}
         return self.obs.assign(expr=self.expr[name], nu=self.nu[name], **more)
+
+    def __repr__(self) -> str:
+        return (
+            f"<SimulatedGenes: {self.expr.shape[1]} genes, {len(self.obs)} rows, "
+            f"{self.obs['donor'].nunique()} donors, {len(self.celltypes)} cell types>"
+        )
 
     def overall(self) -> SimulatedGenes:
         """Overall pseudobulk: y_i = sum_c P_ic y_ic, nu_i = sum_c P_ic^2 nu_ic.
