@@ -35,8 +35,12 @@ def small_png(data: str) -> bytes:
 
 def printed(cell: nbformat.NotebookNode) -> str:
     """What a cell prints: markdown as it is, other text as a block."""
-    texts = [out.get("text") or out.data.get("text/markdown", "") for out in cell.outputs]
-    shown = "\n".join(line.rstrip() for line in "".join(texts).rstrip().splitlines())
+    text = ""
+    for out in cell.outputs:
+        more = out.get("text") or out.data.get("text/markdown", "")
+        if not text.endswith(more):  # streams that were merged into the first are still there
+            text += more
+    shown = "\n".join(line.rstrip() for line in text.rstrip().splitlines())
     return shown if "markdown" in cell.metadata.get("tags", []) else f"```text\n{shown}\n```"
 
 
