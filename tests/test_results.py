@@ -727,6 +727,14 @@ def test_functions_of_the_caller_are_pickled_but_no_json(table):
     assert back.predict(table.head()).equals(res.predict(table.head()))
 
 
+def test_what_is_written_into_a_covariance_stays_outside(res):
+    before = res.bse.copy()
+    for held in (res.cov_params(), res.cov_params("jackknife"), res.jackknife().cov_params()):
+        held.iloc[:] = 0.0
+    assert res.bse.equals(before)
+    assert (res.jackknife().bse > 0).all() and (res.cov_params().to_numpy() != 0).any()
+
+
 def test_files_that_are_no_fit():
     with pytest.raises(DataError, match="not a fit stored by to_json"):
         CTMMResults.from_json('{"a": 1}')

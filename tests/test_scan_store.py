@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -271,6 +272,17 @@ def test_draws_go_on_with_the_seed_of_the_start(data, tmp_path, count):
     first = scan(data, out=path, **settings)
     same(first, scan(data, rng=first.call["entropy"], **settings))
     assert scan(data, **settings).call["entropy"] != first.call["entropy"]
+
+
+def test_a_scan_is_pickled_with_its_genes():
+    """Modules that a formula uses are found again by name."""
+    genes = ctmm.load_genes()
+    done = ctmm.fit_genes(
+        "~ C(celltype) + np.exp(PC1 / 10)", data=genes, genes=["gene001"], tests=[], method="he"
+    )
+    back = pickle.loads(pickle.dumps(done))
+    assert back.table.equals(done.table)
+    assert back.gene("gene001").params.equals(done.gene("gene001").params)
 
 
 def test_a_scan_read_from_a_file_gives_genes_with_its_data(data, tmp_path):

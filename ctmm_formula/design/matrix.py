@@ -231,15 +231,11 @@ class Coding:
     def __getstate__(self) -> dict[str, object]:
         state = {name: own for name, own in self.__dict__.items() if name != "_untold"}
         state["_built"] = None
-        state["context"] = {name: _portable(name, value) for name, value in self.context.items()}
+        state["context"] = packed(self.context)
         return state
 
     def __setstate__(self, state: dict) -> None:
-        context = {
-            name: importlib.import_module(value.name) if isinstance(value, _Module) else value
-            for name, value in state["context"].items()
-        }
-        self.__dict__.update(state, context=context)
+        self.__dict__.update(state, context=unpacked(state["context"]))
 
 
 class _Module:
@@ -247,6 +243,25 @@ class _Module:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+def packed(context: Mapping[str, object]) -> dict[str, object]:
+    """Functions and values of a formula as they can be pickled.
+
+    Raises
+    ------
+    DataError
+        A lambda, or a function inside another one.
+    """
+    return {name: _portable(name, value) for name, value in context.items()}
+
+
+def unpacked(context: Mapping[str, object]) -> dict[str, object]:
+    """The inverse of :func:`packed`."""
+    return {
+        name: importlib.import_module(value.name) if isinstance(value, _Module) else value
+        for name, value in context.items()
+    }
 
 
 def _portable(name: str, value: object) -> object:

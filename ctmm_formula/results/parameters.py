@@ -31,7 +31,7 @@ def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
     """
     names = res.labels.params
-    return pd.DataFrame(res.shown_errors(covariance).cov, index=names, columns=names)
+    return pd.DataFrame(res.shown_errors(covariance).cov.copy(), index=names, columns=names)
 
 
 def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:

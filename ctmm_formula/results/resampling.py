@@ -97,7 +97,7 @@ class Jackknife:
 
     def cov_params(self) -> pd.DataFrame:
         """Covariance (p + K, p + K) of ``params``: (G - 1)/G times the squares about the mean."""
-        return pd.DataFrame(self._run.cov, self.params.index, self.params.index)
+        return pd.DataFrame(self._run.cov.copy(), self.params.index, self.params.index)
 
     @property
     def bse(self) -> pd.Series:

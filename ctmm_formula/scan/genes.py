@@ -41,7 +41,7 @@ from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.identified import identified
 from ..design.labelled import Design, build_design, means_warning
-from ..design.matrix import check_vouched
+from ..design.matrix import check_vouched, packed, unpacked
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
@@ -377,6 +377,15 @@ class Refit:
     responses: Responses
     options: Mapping[str, Any]
     plan: Plan
+
+    def __getstate__(self) -> dict[str, object]:
+        env = packed(self.options["env"])
+        return {**self.__dict__, "options": {**self.options, "env": env}}
+
+    def __setstate__(self, state: dict) -> None:
+        options = state["options"]
+        options["env"] = unpacked(options["env"])
+        self.__dict__.update(state)
 
     def __call__(self, name: str) -> CTMMResults:
         """The results of one gene."""
