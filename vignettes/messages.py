@@ -128,7 +128,7 @@ class Source:
             given = _assigned(place.scopes[-1], node.id)
             if given:
                 return [text for value in given for text in self._texts(place, value)]
-            return self._handed_over(place, node.id) or [text]
+            return self._handed_over(place, node.id) or self._constant(node.id) or [text]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             function = self.functions.get((place.path, node.func.id)) or self.functions.get(
                 (None, node.func.id)
@@ -160,6 +160,16 @@ class Source:
             for other, value in given
             if not isinstance(value, passed_on)
             for text in self._texts(other, value)
+        ]
+        return [text for text in found if has_words(text)]
+
+    def _constant(self, name: str) -> list[str]:
+        """What stands at the top of a file under this name."""
+        found = [
+            template(node.value)
+            for tree in self.trees.values()
+            for node in tree.body
+            if isinstance(node, ast.Assign) and any(_is_of(to, name) for to in node.targets)
         ]
         return [text for text in found if has_words(text)]
 

@@ -56,6 +56,7 @@ class Hand:
     random: list[tuple[np.ndarray, np.ndarray]]
     row_donor: np.ndarray
     n_cells: np.ndarray | None
+    kinship: tuple = ()
 
     @property
     def active_rows(self) -> np.ndarray:
