@@ -33,12 +33,13 @@ import numpy as np
 
 from ..engine.domain import Domain
 from ..engine.likelihood import fit, residual, response_scale
-from ..engine.model import Model, RandomComponent, build_model
+from ..engine.model import Model, build_model
 from ..engine.noise import Pooling, pooling, working_noise
 from ..engine.precision import Precision, Projection
 from ..engine.relatedness import Kernel
 from ..errors import CTMMError
-from .score import ALIKE, log_cauchy_combination
+from .directions import rows_of_type
+from .score import log_cauchy_combination, refuse_alike
 from .tails import mixture, tail
 
 WHOLE = 1500
@@ -160,10 +161,7 @@ def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
     CTMMError
         Hardly any row has noise (:data:`~ctmm_formula.inference.score.ALIKE`).
     """
-    if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
-        raise CTMMError(
-            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
-        )
+    refuse_alike(model.nu[model.active_rows])
     C, whole = model.H.shape[1], design.whole
     null = _null_of(design.null, model.y, model.nu)
     own = np.arange(1, C + 1)
@@ -306,26 +304,16 @@ def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
 
 def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType | None:
     """The rows of one cell type alone, where there are enough of them."""
-    rows = np.flatnonzero((model.H[:, c] == 1.0) & model.active_rows)
-    if len(rows) < 3:
+    part = rows_of_type(model, c)
+    if part is None:
         return None
-    left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
-    X = left[:, size > _NOTHING * size[:1].max(initial=0.0)]
-    if len(rows) <= X.shape[1] + 2:
-        return None
-    donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
-    random = {}  # effects of a batch on all types and on this one are the same here
-    for codes, values in model.random:
-        level = np.unique(codes[rows], return_inverse=True)[1]
-        if len(np.unique(level[values[rows] != 0.0])) > 1:
-            key = level.tobytes(), values[rows].tobytes()
-            random[key] = RandomComponent(level, values[rows])
+    rows = part.rows
     one = np.ones((len(rows), 1))
     own = build_model(
-        model.y[rows], model.nu[rows], X, one, donor, np.ones((1, 1, 1)), list(random.values()),
+        model.y[rows], model.nu[rows], part.X, one, part.donor, np.ones((1, 1, 1)), part.random,
         None if model.n_cells is None else model.n_cells[rows],
     )  # fmt: skip
-    known = donors[own.donors]
+    known = part.donors[own.donors]
     same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
     own_related = related if same else Related(kernel.of(known))
     return OfType(rows[own.order], _pooled(own), own_related)

@@ -21,10 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.model import Model, RandomComponent, build_model
+from ..engine.model import Model, build_model
 from ..errors import CTMMError
 from ..structures import CROSSINGS, Crossed, Structure
-from .directions import NOT_THERE, DirectionDesign, Tested, directions_of, score_directions
+from .directions import (
+    NOT_THERE,
+    DirectionDesign,
+    Tested,
+    directions_of,
+    rows_of_type,
+    score_directions,
+)
 from .score import log_cauchy_combination
 
 FEW = 40
@@ -120,22 +127,14 @@ def _of_type(
     model: Model, crossed: Crossed, effects: Sequence[str], c: int, levels: Sequence[str]
 ) -> DirectionDesign | None:
     """The design of the rows of one cell type, where some of the groups have it."""
-    rows = np.flatnonzero((model.types[:, c] == 1.0) & model.active_rows)
+    part = rows_of_type(model, c)
+    if part is None:
+        return None
+    rows = part.rows
     loads = _loads(model, crossed, effects)[rows]
     seen = np.asarray(loads.any(axis=0))
     if seen.sum() < 2:
         return None
-    left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
-    X = left[:, size > 1e-9 * size[:1].max(initial=0.0)]
-    donor = np.unique(model.row_donor[rows], return_inverse=True)[1]
-    if len(rows) <= X.shape[1] + 2 or donor.max() < 2:
-        return None
-    random = {}  # effects of a batch on all types and on this one are the same here
-    for codes, values in model.random:
-        level = np.unique(codes[rows], return_inverse=True)[1]
-        if len(np.unique(level[values[rows] != 0.0])) > 1:
-            key = level.tobytes(), values[rows].tobytes()
-            random[key] = RandomComponent(level, values[rows])
     kind = CROSSINGS[crossed.crossing.kind]
 
     def among(part: np.ndarray) -> np.ndarray:
@@ -145,10 +144,10 @@ def _of_type(
     parts = {g: among(B) for g, B in kind.tested(crossed.crossing).items() if g in levels}
     parts = {g: B for g, B in parts.items() if B.any()}
     own = build_model(
-        model.y[rows], model.nu[rows], X, loads[:, seen], donor, null, list(random.values()),
+        model.y[rows], model.nu[rows], part.X, loads[:, seen], part.donor, null, part.random,
         None if model.n_cells is None else model.n_cells[rows], None, np.ones((len(rows), 1)),
     )  # fmt: skip
-    fewest = len(np.unique(donor)) // 2
+    fewest = len(part.donors) // 2
     if crossed.crossing.kind == "by":
         fewest = int(np.array(loads[:, seen] > 0.0).sum(axis=0).min())  # a row a donor
     return directions_of(own, null, parts, {})._replace(rows=rows[own.order], fewest=fewest)

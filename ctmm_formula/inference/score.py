@@ -114,6 +114,20 @@ def design_of(model: Model) -> ScoreDesign:
     )  # fmt: skip
 
 
+def refuse_alike(nu: np.ndarray) -> None:
+    """Measured noise (rows,) of a test by scores must be there in enough of them.
+
+    Raises
+    ------
+    CTMMError
+        Hardly any row has noise (:data:`ALIKE`).
+    """
+    if (nu == 0.0).mean() > ALIKE:
+        raise CTMMError(
+            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
+        )
+
+
 def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     """Test V = 0 against a cell type-specific variance in any cell type.
 
@@ -132,10 +146,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    if (model.nu[model.active_rows] == 0.0).mean() > ALIKE:
-        raise CTMMError(
-            f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test V"
-        )
+    refuse_alike(model.nu[model.active_rows])
     design = design_of(model) if design is None else design
     noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
     null = null_of(model, noise, design)
