@@ -30,8 +30,7 @@ from pathlib import Path
 import bench_fit
 import numpy as np
 import pandas as pd
-from scan_null import inflation
-from scipy.stats import beta
+from scan_null import inflation, quantiles
 
 import ctmm_formula as ctmm
 from ctmm_formula.results.estimates import adjusted
@@ -189,21 +188,8 @@ def picture(found: dict[str, np.ndarray], null: np.ndarray, path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
     for ax, (title, names) in zip(axes, panels.items(), strict=True):
-        longest = 0
-        for name in names:
-            p = np.sort(found[name][null].ravel())
-            p = p[np.isfinite(p)]
-            longest = max(longest, len(p))
-            expected = (np.arange(len(p)) + 0.5) / len(p)
-            value = -np.log10(np.maximum(p, 1e-300))
-            ax.plot(-np.log10(expected), value, ".", ms=3, label=f"{name} ({inflation(p):.2f})")
-        rank = np.unique(np.geomspace(1, longest, 200).astype(int))
-        at = -np.log10((rank - 0.5) / longest)
-        low, high = (beta.ppf(q, rank, longest + 1 - rank) for q in (0.975, 0.025))
-        ax.fill_between(at, -np.log10(low), -np.log10(high), color="0.85", zorder=0)
-        ax.plot(at, at, color="0.3", lw=0.8)
-        ax.set(xlabel="expected -log10 p", title=title, ylim=(0, 8))
-        ax.legend(fontsize=7, title="null genes (lambda_GC)", title_fontsize=7, loc="upper left")
+        p = {name: found[name][null].ravel() for name in names}
+        quantiles(ax, p, title, 8)
     axes[0].set_ylabel("observed -log10 p")
     figure.tight_layout()
     figure.savefig(path, dpi=100)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from group_levels import sections
 from scipy import stats
 
 from ctmm_formula.engine import he
@@ -267,16 +268,6 @@ def main() -> None:
             if key not in done and options.only in key:
                 done[key] = line(setting, options.sets, 100 * number + k)
                 OUT.write_text(text_of(done))
-
-
-def sections(lines: list[str]) -> list[tuple[str, str]]:
-    """Lines of tables with the title of their part."""
-    out, title = [], ""
-    for text in lines:
-        title = text.removeprefix("## ") if text.startswith("## ") else title
-        if text.startswith("| ") and not text.startswith("| setting"):
-            out.append((title, text))
-    return out
 
 
 def text_of(done: dict[str, str]) -> str:

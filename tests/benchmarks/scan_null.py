@@ -104,6 +104,24 @@ def table(found: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def quantiles(ax, tests: dict[str, np.ndarray], title: str, top: float) -> None:
+    """QQ plot of the p values of null genes, by name, with the band of 95 %."""
+    longest = 0
+    for name, p in tests.items():
+        p = np.sort(p[np.isfinite(p)])
+        longest = max(longest, len(p))
+        expected = (np.arange(len(p)) + 0.5) / len(p)
+        value = -np.log10(np.maximum(p, 1e-300))
+        ax.plot(-np.log10(expected), value, ".", ms=3, label=f"{name} ({inflation(p):.2f})")
+    rank = np.unique(np.geomspace(1, longest, 200).astype(int))
+    at = -np.log10((rank - 0.5) / longest)
+    low, high = (beta.ppf(q, rank, longest + 1 - rank) for q in (0.975, 0.025))
+    ax.fill_between(at, -np.log10(low), -np.log10(high), color="0.85", zorder=0)
+    ax.plot(at, at, color="0.3", lw=0.8)
+    ax.set(xlabel="expected -log10 p", title=title, ylim=(0, top))
+    ax.legend(fontsize=7, title="test (lambda_GC)", title_fontsize=7, loc="upper left")
+
+
 def picture(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     import matplotlib
 
@@ -112,20 +130,7 @@ def picture(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(found), figsize=(5 * len(found), 4.6), sharey=True)
     for ax, (noise, tests) in zip(axes, found.items(), strict=True):
-        longest = 0
-        for name, p in tests.items():
-            p = np.sort(p[np.isfinite(p)])
-            longest = max(longest, len(p))
-            expected = (np.arange(len(p)) + 0.5) / len(p)
-            value = -np.log10(np.maximum(p, 1e-300))
-            ax.plot(-np.log10(expected), value, ".", ms=3, label=f"{name} ({inflation(p):.2f})")
-        rank = np.unique(np.geomspace(1, longest, 200).astype(int))
-        at = -np.log10((rank - 0.5) / longest)
-        low, high = (beta.ppf(q, rank, longest + 1 - rank) for q in (0.975, 0.025))
-        ax.fill_between(at, -np.log10(low), -np.log10(high), color="0.85", zorder=0)
-        ax.plot(at, at, color="0.3", lw=0.8)
-        ax.set(xlabel="expected -log10 p", title=noise, ylim=(0, 10))
-        ax.legend(fontsize=7, title="test (lambda_GC)", title_fontsize=7, loc="upper left")
+        quantiles(ax, tests, noise, 10)
     axes[0].set_ylabel("observed -log10 p (cut at 10)")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
