@@ -72,3 +72,28 @@ def test_what_does_not_fit_is_refused(wide, tmp_path):
     ]:
         with pytest.raises(DataError, match=said):
             call()
+
+
+ONE = np.ones(30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {"P": w["P"].iloc[:, ::-1]}, "y and P have other cell types, or in another"),
+        (lambda w: {"nu": w["nu"].iloc[::-1]}, "nu and P have other donors, or in another order"),
+        (lambda w: {"fixed": {"a": np.ones((30, 2)), "a1": ONE}}, "two covariates 'a1'"),
+        (
+            lambda w: {"fixed": {"b": np.ones(30)}, "random": {"b": np.ones((30, 1))}},
+            "covariates 'b'",
+        ),
+        (lambda w: {"fixed": w["P"]}, "fixed= takes tables by name"),
+        (lambda w: {"random": {3: ONE[:, None]}}, "random= takes tables by name"),
+        (lambda w: {"celltypes": 3}, "celltypes= must be a list"),
+        (lambda w: {"y": w["expr"].to_numpy() * 1j}, "they are complex"),
+    ],
+)
+def test_what_is_mixed_up_is_told(wide, change, message):
+    call = {"y": wide["expr"], "P": wide["P"], "nu": wide["nu"], **change(wide)}
+    with pytest.raises(ctmm.CTMMError, match=message):
+        ctmm.from_ctmm(**call)

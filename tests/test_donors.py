@@ -310,3 +310,14 @@ def test_a_thousand_variables_take_milliseconds(df):
     assert (time.process_time() - start) / 20_000 < 2e-4
     assert found["p_omnibus"].notna().all()
     assert abs((found["p_omnibus"] < 0.05).mean() - 0.05) < 0.03
+
+
+def test_columns_of_the_tables_are_not_overwritten():
+    df = ctmm.load_example().rename(columns={"celltype": "observed"})
+    res = ctmm.fit("expr ~ C(observed)", celltype="observed", data=df)
+    with (
+        pytest.raises(ctmm.DataError, match="a column 'observed' of its own"),
+        pytest.warns(ctmm.CTMMWarning),
+    ):
+        res.predicted_expression()
+    assert "observed" in res.outliers().rows

@@ -334,6 +334,8 @@ def test_effects_say_when_groups_vary_unlike():
         "status", covariance="kenward-roger"
     )
     assert "may be too small" in model.notes[0]
+    moments = fit("C(celltype) * status", table, method="he")
+    assert "robust to it" in moments.effects("status", covariance="jackknife").notes[0]
     # groups that are fitted each by itself, numbers, and what differs within donors say nothing
     assert not fit("C(celltype) * status", table, by="status").effects("status").notes
     assert not fit("C(celltype) * x", table).effects("x").notes

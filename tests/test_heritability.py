@@ -280,6 +280,27 @@ def test_draws_are_of_the_fit(df, G):
 # heritability
 
 
+def test_genetic_values_are_of_the_kinship_that_was_fitted(df, K, G, res):
+    with pytest.raises(ctmm.DataError, match="otherwise than the fit has it"):
+        res.genetic_values(2.0 * K)
+    with pytest.raises(ctmm.DataError, match="otherwise than the fit has it"):
+        ctmm.fit(FORMULA, kinship=G, data=df).genetic_values(G.iloc[:, :10])
+    assert len(res.genetic_values(K)) == len(K)
+
+
+def test_a_part_that_the_structure_lacks_has_no_error(df, K):
+    res = ctmm.fit(FORMULA, genetic_structure="hom", kinship=K, data=df)
+    row = res.heritability().table.loc[("genetic", "specific")]
+    assert row["h2"] == 0.0 and np.isnan(row["std_error"]) and np.isnan(row["conf_high"])
+    assert row["note"] == "the genetic structure has no such part"
+
+
+def test_variants_of_one_name_are_named(df, G):
+    twice = pd.concat([G, G[["rs3"]]], axis=1)
+    with pytest.raises(ctmm.DataError, match="several columns 'rs3'"):
+        ctmm.fit(FORMULA, kinship=twice, data=df)
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_goldens_of_heritability_and_p_values(name):
     """The definitions and the p values of cigma 1.1.0, run as a black box."""

@@ -104,7 +104,10 @@ def test_terms_of_both_engines(engine):
         (lambda r: r.t_test_pairwise("nosuch"), "unknown term 'nosuch': choose from Intercept"),
         (lambda r: r.t_test_pairwise("PC1"), "'PC1' holds numbers"),
         (lambda r: r.t_test_pairwise("Intercept"), "is not one factor"),
-        (lambda r: r.t_test_pairwise("sex", factor_labels=["a"]), "needs 2 names, for F, M"),
+        (
+            lambda r: r.t_test_pairwise("sex", factor_labels=["a"]),
+            "needs 2 different names, for F, M",
+        ),
         (lambda r: r.t_test_pairwise("sex", "nosuch"), "adjust='nosuch'"),
     ],
 )
@@ -136,3 +139,35 @@ def test_removed_data_are_made_again():
     assert len(pickle.dumps(res)) < kept and "arrays" not in vars(res)
     assert str(res.summary()) == summary
     assert res.test_variance("jackknife") == before
+
+
+def test_terms_beside_proportions_are_their_own():
+    """Columns of X start with the proportions there; each covariate by itself says the same."""
+    types = ctmm.load_example()["celltype"].unique()
+    res = ctmm.fit(
+        "expr ~ sex + PC1", proportions=[f"prop_{name}" for name in types], structure="hom",
+        method="reml", data=ctmm.load_example(kind="op"),
+    )  # fmt: skip
+    table = res.wald_test_terms().table
+    assert list(table.index) == ["celltype", "sex", "PC1"]
+    assert table.loc["PC1", "pvalue"] == pytest.approx(res.f_test("PC1 = 0").pvalue)
+    assert table.loc["sex", "pvalue"] == pytest.approx(res.f_test("sex[T.M] = 0").pvalue)
+    assert table.loc["celltype", "df_constraint"] == len(types)
+    frame = res.t_test_pairwise("sex").result_frame
+    assert frame["pvalue-hs"].iloc[0] == pytest.approx(table.loc["sex", "pvalue"])
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda r: r.t_test_pairwise("C(celltype):sex"), "is not one factor"),
+        (lambda r: r.t_test_pairwise("sex", factor_labels=3), "factor_labels= must be a list"),
+        (lambda r: r.t_test_pairwise("sex", factor_labels=["a", "a"]), "2 different names"),
+        (lambda r: r.t_test_pairwise("sex", method=None), "method= must be a list"),
+        (lambda r: r.wald_test_terms(skip_single="no"), "skip_single="),
+    ],
+)
+def test_what_terms_refuse(ask, message):
+    res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
+    with pytest.raises(ctmm.CTMMError, match=message):
+        ask(res)

@@ -8,6 +8,8 @@ from os import PathLike
 import numpy as np
 import pandas as pd
 
+from ..arguments import name_list
+from ..design.table import listing
 from ..errors import DataError
 from ..paths import file_path, said
 
@@ -81,12 +83,13 @@ def from_ctmm(
     if isinstance(named, pd.DataFrame):
         donors = list(named.index) if donors is None else donors
         celltypes = list(named.columns) if celltypes is None else celltypes
+    _same_labels({"P": P, "y": y, "nu": nu})
     people = _names("donors", donors, N, "donor")
     types = _names("celltypes", celltypes, C, "type")
-    covariates = _covariates(fixed or {}, N) | {
-        name: _levels(name, _rows(f"random {name!r}", table, N))
-        for name, table in (random or {}).items()
-    }
+    covariates = _covariates(_by_name("fixed", fixed), N)
+    for name, table in _by_name("random", random).items():
+        _once(name, covariates)
+        covariates[name] = _levels(name, _rows(f"random {name!r}", table, N))
     taken = (_FIXED | {f"prop_{name}" for name in types}).intersection(covariates)
     if taken:
         raise DataError(f"a covariate is named {sorted(taken)[0]!r} as a column of its own: rename")
@@ -108,12 +111,30 @@ def from_ctmm(
     return out.assign(**{name: np.repeat(values, C) for name, values in covariates.items()})
 
 
+def _same_labels(tables: Mapping[str, object]) -> None:
+    """DataFrames must have their donors and cell types in one order; the first says which."""
+    frames = {name: one for name, one in tables.items() if isinstance(one, pd.DataFrame)}
+    first, *others = frames.items() or [("", pd.DataFrame())]
+    for name, one in others:
+        for axis, what in enumerate(("donors", "cell types")):
+            own, known = list(one.axes[axis]), list(first[1].axes[axis])
+            if len(own) == len(known) and own != known:  # y of overall pseudobulk has one column
+                raise DataError(
+                    f"{name} and {first[0]} have other {what}, or in another order, "
+                    f"{listing(own, 3)} and {listing(known, 3)}: tables are matched by position, "
+                    "so give them alike"
+                )
+
+
 def _table(what: str, given: object) -> np.ndarray:
     """A table as numbers (rows, columns)."""
     try:
         if isinstance(given, (str, PathLike)):
             given = np.loadtxt(file_path(what, given), ndmin=1)
-        out = np.asarray(given, dtype=float)
+        out = np.asarray(given)
+        if out.dtype.kind == "c":
+            raise TypeError("they are complex")
+        out = out.astype(float)
     except DataError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -139,8 +160,25 @@ def _covariates(fixed: Mapping[str, object], N: int) -> dict[str, np.ndarray]:
         table = _rows(f"fixed {name!r}", given, N)
         k = table.shape[1]
         for c in range(k):
-            out[name if k == 1 else f"{name}{c + 1}"] = table[:, c]
+            column = name if k == 1 else f"{name}{c + 1}"
+            _once(column, out)
+            out[column] = table[:, c]
     return out
+
+
+def _once(name: str, known: Mapping[str, object]) -> None:
+    if name in known:
+        raise DataError(f"there are two covariates {name!r}: give each a name of its own")
+
+
+def _by_name(what: str, given: object) -> Mapping[str, object]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise DataError(
+            f"{what}= takes tables by name, {what}={{'name': table}}, got {type(given).__name__}"
+        )
+    return given
 
 
 def _levels(name: str, indicators: np.ndarray) -> np.ndarray:
@@ -159,7 +197,7 @@ def _levels(name: str, indicators: np.ndarray) -> np.ndarray:
 def _names(what: str, given: Sequence[object] | None, count: int, stem: str) -> list[str]:
     width = len(str(count))
     names = [f"{stem}{k + 1:0{width}d}" for k in range(count)] if given is None else given
-    out = [str(name) for name in names]
+    out = [str(name) for name in name_list(what, names)]
     if len(out) != count or len(set(out)) < count:
         raise DataError(f"{what}= needs {count} different names, got {len(out)}")
     return out

@@ -438,8 +438,12 @@ def design_rows(coding: Coding, frame: pd.DataFrame, P: np.ndarray | None) -> np
     X = coding.matrix(frame[list(coding.frame.columns)])
     if P is None:
         return X
-    covariates = [k for k, name in enumerate(coding.names) if name != INTERCEPT]
-    return np.hstack([P, X[:, covariates]])
+    return np.hstack([P, X[:, covariate_columns(coding)]])
+
+
+def covariate_columns(coding: Coding) -> list[int]:
+    """Columns of a coding that stay where proportions stand in place of the intercept."""
+    return [k for k, name in enumerate(coding.names) if name != INTERCEPT]
 
 
 def design_names(coding: Coding, celltypes: tuple[str, ...]) -> tuple[str, ...]:

@@ -139,6 +139,9 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
     index = _labels(table.index, name, "rows")
     columns = [label(value) for value in table.columns]
     square = set(columns) == set(index)
+    if not square and len(set(columns)) < len(columns):
+        twice = sorted({one for one in columns if columns.count(one) > 1})
+        raise DataError(f"kinship {name!r} has several columns {listing(twice)}: give each once")
     if isinstance(table.index, pd.RangeIndex) and not square:
         text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
         fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"

@@ -184,6 +184,27 @@ class Design:
             )
         return self.coding
 
+    @cached_property
+    def terms(self) -> dict[str, list[int]]:
+        """Terms of the fixed part -> their columns of X; proportions are the term `celltype`.
+
+        Raises
+        ------
+        DataError
+            The caller coded the fixed part.
+        """
+        coding = self.coded()
+        if not self.proportion_cols:
+            return coding.terms
+        C = len(self.celltypes)
+        covariates = arrays.covariate_columns(coding)
+        out = {"celltype": list(range(C))}
+        for name, columns in coding.terms.items():
+            own = [C + covariates.index(k) for k in columns if k in covariates]
+            if own:
+                out[name] = own
+        return out
+
     @property
     def context(self) -> dict[str, object]:
         """Functions and values of the caller that the formula uses."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +53,14 @@ def _weights(res: Record) -> Precision:
         ) from None
 
 
-def _keys(res: Record) -> pd.DataFrame:
-    """Donor, cell type and condition of every row, on the index of the data."""
+def _keys(res: Record, own: Sequence[str]) -> pd.DataFrame:
+    """Donor, cell type and condition of every row, on the index of the data, beside columns `own`.
+
+    Raises
+    ------
+    DataError
+        One of them is called as one of `own`.
+    """
     design = res.design
     crossing = design.crossing
     names = [design.celltype_col, None if crossing is None else crossing.column]
@@ -63,6 +70,11 @@ def _keys(res: Record) -> pd.DataFrame:
     for name in names:
         if name is not None and name in design.frame.columns:
             out[name] = design.frame[name].to_numpy()
+    taken = [name for name in out.columns if name in own]
+    if taken:
+        raise DataError(
+            f"the table has a column {taken[0]!r} of its own: rename that of the data and fit again"
+        )
     return out.set_axis(design.index)
 
 
@@ -145,7 +157,7 @@ def outliers(res: Record, *, adjust: str = "holm") -> Outliers:
     """
     pre = _weights(res)
     found, model, design = deletion(pre), res.arrays, res.design
-    rows = _keys(res)
+    rows = _keys(res, ("n_cells", "residual", "p_value", "p_adjusted"))
     if design.n_cells is not None:
         rows["n_cells"] = design.n_cells
     residual = model.unsort(found.residual)
@@ -199,7 +211,7 @@ def predicted_expression(res: Record) -> pd.DataFrame:
     """
     warnings.warn(BAD_PHENOTYPES, CTMMWarning, stacklevel=2)
     effects, model = res.blup, res.arrays
-    return _keys(res).assign(
+    return _keys(res, ("observed", "predicted", "std_error")).assign(
         observed=res.design.y,
         predicted=model.unsort(effects.fitted),
         std_error=model.unsort(effects.fitted_se),

@@ -16,7 +16,7 @@ from ..design.grids import differences, levels_of
 from ..design.table import label
 from ..errors import CTMMError
 from ..inference.differences import Differences, test_differences
-from ..inference.fit import ROBUST, Errors
+from ..inference.fit import JACKKNIFE, ROBUST, Errors
 from ..inference.group_score import OVERALL, group_design, group_test
 from ..inference.testing import TestResult
 from ..structures import Crossing, cross
@@ -255,11 +255,10 @@ def unlike(res: Record, name: str, groups: pd.Series | None, errors: Errors) -> 
     others = [g for g in crossing.levels if g != level]
     more = "more" if test.tested[OVERALL][best].statistic > 0 else "less"
     than = others[0] if len(others) == 1 else "the others"
-    then = (
-        "errors are robust to it, and by={0!r} has the variances of each"
-        if errors.name == ROBUST
-        else "errors take them for alike and may be too small; by={0!r} fits the variances of each"
-    )
+    then = "errors take them for alike and may be too small; by={0!r} fits the variances of each"
+    if errors.name in (ROBUST, JACKKNIFE):
+        also = "" if design.kinship else ", and by={0!r} has the variances of each"
+        then = f"errors are robust to it{also}"
     return [
         f"donors of {level} vary {more} than those of {than} (test of groups, p = {p:.2g}): "
         + then.format(name)

@@ -39,6 +39,7 @@ COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high",
 """Columns of the table of heritabilities."""
 SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
 _ROW, _PAIR = ["kinship", "part"], ["kinship", "celltype", "other"]
+_NOT_THERE = "the genetic structure has no such part"
 _NOT_POSITIVE = "the variance between donors is not clearly positive"
 _NO_VARIANCE = "a genetic variance is not clearly positive"
 _NO_ERRORS = "there are no standard errors of the components, or no residual degrees of freedom"
@@ -199,6 +200,8 @@ def _ratio(
     top: np.ndarray, whole: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
 ) -> list[object]:
     """top't / whole't with its standard error, Fieller's interval, and why there is none."""
+    if not np.abs(top).max() > 1e-12:
+        return [0.0, math.nan, math.nan, math.nan, _NOT_THERE]
     weights = np.array([top, whole])
     a, b = weights @ theta
     V = weights @ cov @ weights.T

@@ -12,7 +12,7 @@ from ..arguments import choose, iterable
 from ..design.kinship import related_to
 from ..design.labelled import Design
 from ..design.table import crossed, label, pick
-from ..errors import CTMMError
+from ..errors import CTMMError, DataError
 from .parameters import effect_table
 from .record import Covariance, Record
 
@@ -125,7 +125,7 @@ def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
     Raises
     ------
     CTMMError
-        The fit has no kinship, or `kinship` is not what it takes.
+        The fit has no kinship, or `kinship` is not what it takes, or is another among its donors.
 
     Examples
     --------
@@ -152,6 +152,12 @@ def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
         donors, values = list(design.donors), own[back]
         if kinship is not None:
             donors, K = related_to(given[one.name], one.name, design.donors)
+            here, whole = [donors.index(name) for name in design.donors], one.kernel.whole
+            if not np.allclose(K[here], whole, rtol=1e-6, atol=1e-9 * np.abs(whole).max()):
+                raise DataError(
+                    f"kinship {one.name!r} relates the donors of the fit otherwise than the fit "
+                    "has it: give the one that was fitted, with more donors"
+                )
             values = K @ pull[back]
         tables[one.name] = pd.DataFrame(values, donors, list(design.effects))
     return pd.concat(tables, names=["kinship", design.donor_col])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose
+from ..arguments import choose, name_list, on_off
 from ..design.expressions import names_in
 from ..design.grids import levels_of, rows_at, variables
 from ..design.table import label
@@ -79,10 +79,11 @@ def wald_test_terms(
     """
     from statsmodels.stats.contrast import WaldTestResults
 
+    skip_single = on_off("skip_single", skip_single)
     each = np.eye(res.numbers.n_params)
     terms = {
         name: columns
-        for name, columns in res.design.coded().terms.items()
+        for name, columns in res.design.terms.items()
         if not (skip_single and len(columns) == 1)
     }
     rows = []
@@ -142,18 +143,20 @@ def t_test_pairwise(
     """
     names, rows = _levels(res, term_name)
     if factor_labels is not None:
-        if len(factor_labels) != len(names):
+        labels = [factor_labels] if isinstance(factor_labels, str) else factor_labels
+        given = [str(name) for name in name_list("factor_labels", labels)]
+        if len(given) != len(names) or len(set(given)) < len(given):
             raise CTMMError(
-                f"factor_labels= needs {len(names)} names, for {', '.join(names)}, got "
-                f"{len(factor_labels)}"
+                f"factor_labels= needs {len(names)} different names, for {', '.join(names)}, got "
+                f"{', '.join(given)}"
             )
-        names = [str(name) for name in factor_labels]
+        names = given
     pairs = list(combinations(range(len(names)), 2))
     L = np.array([rows[b] - rows[a] for a, b in pairs])
     L = np.pad(L, ((0, 0), (0, len(res.estimate.theta))))
     found = t_test(res, L, covariance)
     frame = found.summary_frame([f"{names[b]}-{names[a]}" for a, b in pairs], alpha=alpha)
-    for one in [method] if isinstance(method, str) else method:
+    for one in [method] if isinstance(method, str) else name_list("method", method):
         p = adjusted(np.atleast_1d(found.pvalue), one)
         frame[f"pvalue-{one}"], frame[f"reject-{one}"] = p, p <= alpha
     return Pairwise(frame, pd.DataFrame(L, frame.index, res.labels.params))
@@ -162,9 +165,10 @@ def t_test_pairwise(
 def _levels(res: Record, term: str) -> tuple[list[str], np.ndarray]:
     """Levels of the one factor of a term, and rows (levels, p) of their means."""
     design = res.design
-    term = choose("term", term, design.coded().terms)
-    columns = [name for name in names_in(term).variables if name in design.coded().frame]
-    if ":" in term or len(columns) != 1:
+    term = choose("term", term, design.terms)
+    frame = design.coded().frame
+    columns = [] if ":" in term else [n for n in names_in(term).variables if n in frame]
+    if len(columns) != 1:
         raise CTMMError(f"the term {term!r} is not one factor: see contrast() and effects()")
     name = columns[0]
     if name == design.celltype_col:

@@ -346,7 +346,8 @@ def _kinship_of(
         raise DataError("the scan took a kinship, which its file does not hold: give it, kinship=")
     known = call["genetic_structure"][0]
     given = known if genetic_structure is None else genetic_structure
-    return {"kinship": {names[0]: kinship}, "genetic_structure": given}
+    named = kinship if isinstance(kinship, Mapping) else {names[0]: kinship}
+    return {"kinship": named, "genetic_structure": given}
 
 
 def _functions(functions: object) -> dict[str, Callable[..., object]]:

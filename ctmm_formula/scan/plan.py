@@ -144,18 +144,22 @@ def check_tests(
         )
     if method in LIKELIHOODS:
         return
-    called = f"method={method!r}" + (" (the default where there are numbers of cells)" * bool(why))
+    where = "with kinship=" if kinship else "where there are numbers of cells"
+    called = f"method={method!r}" + f" (the default {where})" * bool(why)
     for name, row in tests.items():
         if LIKELIHOOD in row.needs:
-            others = [repr(n) for n, test in SCANNED.items() if LIKELIHOOD not in test.needs]
+            known = [n for n, test in SCANNED.items() if LIKELIHOOD not in test.needs]
+            others = [repr(n) for n in known if not (kinship and n == "score")]
+            instead = "scan without kinship=" if kinship else "fit by method='reml' or 'ml'"
             raise CTMMError(
                 f"{called} has no likelihood and so no test {name!r}: use "
-                f"{', '.join(others[:-1])} and {others[-1]}, or fit by method='reml' or 'ml'"
+                f"{', '.join(others[:-1])} and {others[-1]}, or {instead}"
             )
     if why and n_structures > 1:
+        say = "" if kinship else "method='reml' or 'ml', or "
         raise CTMMError(
             f"models= are compared by likelihood ratios, and {called} has none: say "
-            "method='reml' or 'ml', or method='robust' to fit them without a comparison"
+            f"{say}method={method!r} to fit them without a comparison"
         )
 
 
