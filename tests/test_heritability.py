@@ -266,8 +266,8 @@ def test_genetic_values_of_donors_without_expression(df, donors, K, G, kind):
 
 def test_draws_are_of_the_fit(df, G):
     res = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df)
-    if (res.vcomp >= 0).all():
-        assert res.simulate(1, 2).shape == (len(df), 2)
+    with pytest.raises(ctmm.CTMMError, match="cannot draw"):  # its genetic variance is negative
+        res.simulate(1, 2)
     theta = np.array([0.2, 0.4])
     drawn = ctmm.CTMMResults(
         res.design, res.structure_, res.domain,
@@ -465,7 +465,7 @@ def test_the_law_of_many_donors_is_near_that_of_all_eigenvalues():
 
 
 def test_noise_has_no_say(df, K):
-    """Ten times the noise in some rows, y as it was: other donors' products are the same."""
+    """Other noise, y as it was: the products of different donors are the same."""
     res = ctmm.fit(FORMULA, structure="free", kinship=K, data=df)
     wild = df.assign(nu=df["nu"] * np.random.default_rng(0).uniform(0.5, 1.5, len(df)))
     again = ctmm.fit(FORMULA, structure="free", kinship=K, data=wild)

@@ -298,6 +298,9 @@ def test_a_scan_read_from_a_file_gives_genes_with_its_data(data, tmp_path):
                                 "nu": data["nu"].rename(columns={"gene040": "x"})})  # fmt: skip
     with pytest.raises(ctmm.DataError, match="there is no gene 'gene3' in the scan; did you mean"):
         read.gene("gene3")
+    other = ctmm.read_scan(path, **{**data, "expr": 2.0 * data["expr"]})
+    with pytest.warns(ctmm.CTMMWarning, match="not those that were scanned"):
+        other.gene("gene003")
 
 
 def rewritten(path, change=lambda table, about: (table, about), seal=False):

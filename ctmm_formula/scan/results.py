@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..cells.scale import TOO_FEW, scale_notes
 from ..cells.tables import UNSEEN
 from ..design.labelled import means_note
 from ..design.table import label, near
-from ..errors import CTMMError, DataError
+from ..errors import CTMMError, CTMMWarning, DataError
 from ..inference.fit import correlation
 from ..paths import file_path
 from ..results.estimates import adjusted, adjusted_logs
@@ -36,6 +37,9 @@ TIDY = {
     "p_value": "p", "log10_p_value": f"{LOG}p",
 }  # fmt: skip
 """Columns of ``Scan.tidy()`` -> what those of the table begin with."""
+
+_SAME = 1e-3
+"""Of the largest variance component: by so little a gene may differ from its row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +171,18 @@ class Scan:
                 "the scan was read from a file, without the data: read_scan(path, data=...) gives "
                 "genes as well"
             )
-        return self._refit(found)
+        fit = self._refit(found)
+        kept = self.vcomp.loc[found]
+        own = fit.vcomp.reindex(kept.index).to_numpy()
+        near_enough = _SAME * np.abs(own).max(initial=0.0, where=np.isfinite(own))
+        if not np.allclose(own, kept.to_numpy(), rtol=0.0, atol=near_enough, equal_nan=True):
+            warnings.warn(
+                f"gene {found!r} has other variance components by these data than in the table of "
+                "the scan: the data, their noise or the kinship are not those that were scanned",
+                CTMMWarning,
+                stacklevel=2,
+            )
+        return fit
 
     def top(self, n: int = 10, by: str | None = None) -> pd.DataFrame:
         """The first rows of the table by one column.
