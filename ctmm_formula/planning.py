@@ -37,7 +37,7 @@ from .simulate import (
     spread_cells,
 )
 from .simulate.limits import ABOVE_0, LIMITS, NOT_NEGATIVE, needs_batches, number
-from .simulate.tables import STATUS, celltype_names
+from .simulate.tables import CONDITION_LIMITS, STATUS, celltype_names
 from .structures import resolve
 
 PER_STUDY = 25
@@ -534,9 +534,9 @@ def _label(value: Any) -> Any:
 
 
 _POWER_LIMITS = {
-    "cases": (1e-9, 1.0 - 1e-9, "a share above 0 and below 1"),
-    "case_cells": (1e-6, 1e6, "above 0, up to 1e6"),
-    "case_variance": (0.0, 1e6, "from 0 to 1e6"),
+    "cases": CONDITION_LIMITS["share"],
+    "case_cells": CONDITION_LIMITS["cells"],
+    "case_variance": CONDITION_LIMITS["variance"],
     "sigma2": NOT_NEGATIVE,
     "cell_variance": ABOVE_0,
     "kurtosis": (*LIMITS["kurtosis"][:2], f"{LIMITS['kurtosis'][2]}, or None"),

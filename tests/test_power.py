@@ -422,3 +422,21 @@ def test_a_study_has_a_condition_where_it_is_asked_for():
 def test_conditions_that_are_none(options, message):
     with pytest.raises(CTMMError, match=message):
         ctmm.power(**{"n_sim": 2, "tests": "effects", "rng": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"share": 2.0}, "share of the condition= must be a share above 0"),
+        ({"cells": -1.0}, "cells of the condition="),
+        ({"cells": float("nan")}, "cells of the condition="),
+        ({"variance": (1.0, 2.0)}, "variance of the condition="),
+        ({"paired": "x"}, "paired of the condition="),
+        ({"response": (0.1, 0.2, 0.3), "paired": True}, r"has shape \(3,\) for 2 cell types"),
+        ({"response": -0.1, "paired": True}, "is a variance"),
+        ({"effect": "much"}, "effect of the condition"),
+    ],
+)
+def test_simulated_conditions_that_are_none(given, message):
+    with pytest.raises(CTMMError, match=message):
+        simulate_genes(1, 12, 2, condition=Condition(**given), rng=1)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, whole_number
+from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, on_off, whole_number
 from ..engine.draws import draw
 from ..engine.model import Model, RandomComponent, build_model
 from ..errors import CTMMError
@@ -138,6 +138,14 @@ STATUS, LEVELS = "status", ("control", "case")
 """Column of a condition, and its levels."""
 
 
+CONDITION_LIMITS = {
+    "share": (1e-9, 1.0 - 1e-9, "a share above 0 and below 1"),
+    "cells": (1e-6, 1e6, "above 0, up to 1e6"),
+    "variance": (0.0, 1e6, "from 0 to 1e6"),
+}
+"""Of a condition: least, most, and these in words."""
+
+
 class Condition(NamedTuple):
     """A condition that some donors have, or under which every donor is seen as well.
 
@@ -164,6 +172,27 @@ class Condition(NamedTuple):
     variance: float = 1.0
     response: ArrayLike = 0.0
     paired: bool = False
+
+    def check(self, C: int) -> None:
+        """Errors of a condition of C cell types.
+
+        Raises
+        ------
+        CTMMError
+            A value out of its limits, or not one number or one for each cell type.
+        """
+        for name, limits in CONDITION_LIMITS.items():
+            number(f"{name} of the condition", getattr(self, name), limits)
+        on_off("paired of the condition", self.paired)
+        for name in ("effect", "response"):
+            values = floats(f"{name} of the condition", getattr(self, name))
+            if values.shape not in ((), (C,)):
+                raise CTMMError(
+                    f"{name} of the condition has shape {values.shape} for {C} cell types: give "
+                    "one number, or one for each"
+                )
+        if (values < 0.0).any():
+            raise CTMMError("response of the condition is a variance: give 0 or more")
 
     def covariance(self, A: np.ndarray) -> np.ndarray:
         """Of the effects of a donor under both levels, (2 C, 2 C)."""
@@ -256,6 +285,7 @@ def make_study(
 
     level = np.zeros((n_donors, 1), dtype=int)
     if condition is not None:
+        condition.check(C)
         level = condition.levels(n_donors, rng)
     shape = n_donors, level.shape[1] * C  # cell types of one level after the other
     n_cells, level = cell_numbers(cells, shape, rng), np.repeat(level, C, axis=1)

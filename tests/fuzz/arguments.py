@@ -36,6 +36,9 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
     dosages = pd.DataFrame(
         np.random.default_rng(5).binomial(2, 0.4, (len(donors), 2)), donors, ["rs1", "rs2"]
     )
+    sibs = np.arange(len(donors)) // 3
+    K = pd.DataFrame(0.5 * (np.equal.outer(sibs, sibs) + np.eye(len(donors))), donors, donors)
+    related = ctmm.fit("expr ~ C(celltype)", data=df, kinship=K, structure="hom")
     kept = folder / "fit.json"
     res.to_json(kept)
     pb = ctmm.pseudobulk(cells(np.random.default_rng(3)), min_cells=2, min_cells_donor=2)
@@ -167,6 +170,31 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
         "scan_donors": (ctmm.scan_donors, {
             "res": res, "table": dosages, "missing": "refuse", "adjust": "fdr_bh",
         }),
+        "kinship": (ctmm.fit, {
+            "formula": "expr ~ C(celltype)", "kinship": K, "genetic_structure": "hom",
+            "structure": "hom", "data": df, "method": None, "bounds": None,
+        }),
+        "heritability": (related.heritability, {"covariance": None, "alpha": 0.05}),
+        "test_heritability": (related.test_heritability, {"kinship": "genetic"}),
+        "genetic_values": (related.genetic_values, {"kinship": K}),
+        "f_test": (res.f_test, {"hypotheses": "Intercept = 0"}),
+        "wald_test_terms": (res.wald_test_terms, {"skip_single": False, "covariance": None}),
+        "t_test_pairwise": (res.t_test_pairwise, {
+            "term_name": "C(celltype)", "method": "hs", "alpha": 0.05, "factor_labels": None,
+            "covariance": None,
+        }),
+        "from_ctmm": (ctmm.from_ctmm, {
+            "y": np.ones((4, 2)), "P": np.full((4, 2), 0.5), "nu": np.ones((4, 2)),
+            "fixed": {"x": np.arange(4.0)}, "random": {"b": np.eye(4)}, "celltypes": ["B", "T"],
+            "donors": list("abcd"),
+        }),
+        "condition": (
+            lambda **given: ctmm.simulate.simulate_genes(
+                1, 10, 2, condition=ctmm.simulate.Condition(**given), rng=1
+            ),
+            {"effect": 0.1, "share": 0.5, "cells": 1.0, "variance": 1.0, "response": 0.1,
+             "paired": True},
+        ),
         "tree": (ctmm.tree, {"clades": {"lymphoid": ["B", "T"]}}),
         "predict": (res.predict, {"newdata": df.head(3), "random": "all"}),
         "compare_lr_test": (res.compare_lr_test, {"restricted": fits["hom"]}),
