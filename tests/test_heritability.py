@@ -293,6 +293,9 @@ def test_a_part_that_the_structure_lacks_has_no_error(df, K):
     row = res.heritability().table.loc[("genetic", "specific")]
     assert row["h2"] == 0.0 and np.isnan(row["std_error"]) and np.isnan(row["conf_high"])
     assert row["note"] == "the genetic structure has no such part"
+    pairs = res.heritability(alpha=0.5).correlations
+    assert (pairs["correlation"] == 1.0).all() and pairs["std_error"].isna().all()
+    assert set(pairs["note"]) == {"1 by the genetic structure"}
 
 
 def test_variants_of_one_name_are_named(df, G):

@@ -137,7 +137,7 @@ def _table(what: str, given: object) -> np.ndarray:
         out = out.astype(float)
     except DataError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{what} is no table of numbers ({said(error)}): give a file without a header, "
             "separated by spaces, an array or a DataFrame"

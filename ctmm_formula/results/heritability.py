@@ -39,6 +39,7 @@ COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high",
 """Columns of the table of heritabilities."""
 SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
 _ROW, _PAIR = ["kinship", "part"], ["kinship", "celltype", "other"]
+_ALWAYS_ONE = "1 by the genetic structure"
 _NOT_THERE = "the genetic structure has no such part"
 _NOT_POSITIVE = "the variance between donors is not clearly positive"
 _NO_VARIANCE = "a genetic variance is not clearly positive"
@@ -218,6 +219,8 @@ def _ratio(
 
 def _correlation(A: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float) -> list[object]:
     """A_cd / (A_cc A_dd)^1/2 of rows (cd, cc, dd), by the delta method for its inverse tanh."""
+    if np.array_equal(A[1], A[0]) and np.array_equal(A[2], A[0]):
+        return [1.0, math.nan, math.nan, math.nan, _ALWAYS_ONE]
     cd, cc, dd = A @ theta
     V = A @ cov @ A.T
     if not (np.isfinite(V).all() and math.isfinite(reach)):
@@ -226,7 +229,7 @@ def _correlation(A: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
         return [math.nan] * 4 + [_NO_VARIANCE]
     r = cd / math.sqrt(cc * dd)
     turn = np.array([1.0 / math.sqrt(cc * dd), -r / (2.0 * cc), -r / (2.0 * dd)])
-    se = math.sqrt(turn @ V @ turn)
+    se = math.sqrt(max(turn @ V @ turn, 0.0))
     if abs(r) >= 1.0:
         return [r, se, math.nan, math.nan, _BEYOND]
     ends = np.tanh(math.atanh(r) + np.array([-reach, reach]) * se / (1.0 - r * r))

@@ -173,19 +173,21 @@ class Condition(NamedTuple):
     response: ArrayLike = 0.0
     paired: bool = False
 
-    def check(self, C: int) -> None:
-        """Errors of a condition of C cell types.
+    def checked(self, C: int) -> Condition:
+        """The same as numbers, of C cell types.
 
         Raises
         ------
         CTMMError
             A value out of its limits, or not one number or one for each cell type.
         """
-        for name, limits in CONDITION_LIMITS.items():
-            number(f"{name} of the condition", getattr(self, name), limits)
-        on_off("paired of the condition", self.paired)
+        numbers = {
+            name: number(f"{name} of the condition", getattr(self, name), limits)
+            for name, limits in CONDITION_LIMITS.items()
+        }
+        paired, own = on_off("paired of the condition", self.paired), {}
         for name in ("effect", "response"):
-            values = floats(f"{name} of the condition", getattr(self, name))
+            values = own[name] = floats(f"{name} of the condition", getattr(self, name))
             if values.shape not in ((), (C,)):
                 raise CTMMError(
                     f"{name} of the condition has shape {values.shape} for {C} cell types: give "
@@ -193,6 +195,7 @@ class Condition(NamedTuple):
                 )
         if (values < 0.0).any():
             raise CTMMError("response of the condition is a variance: give 0 or more")
+        return self._replace(**numbers, **own, paired=paired)
 
     def covariance(self, A: np.ndarray) -> np.ndarray:
         """Of the effects of a donor under both levels, (2 C, 2 C)."""
@@ -285,7 +288,7 @@ def make_study(
 
     level = np.zeros((n_donors, 1), dtype=int)
     if condition is not None:
-        condition.check(C)
+        condition = condition.checked(C)
         level = condition.levels(n_donors, rng)
     shape = n_donors, level.shape[1] * C  # cell types of one level after the other
     n_cells, level = cell_numbers(cells, shape, rng), np.repeat(level, C, axis=1)
