@@ -185,17 +185,22 @@ class Condition(NamedTuple):
             name: number(f"{name} of the condition", getattr(self, name), limits)
             for name, limits in CONDITION_LIMITS.items()
         }
-        paired, own = on_off("paired of the condition", self.paired), {}
-        for name in ("effect", "response"):
-            values = own[name] = floats(f"{name} of the condition", getattr(self, name))
+        paired = on_off("paired of the condition", self.paired)
+        own = {
+            name: floats(f"{name} of the condition", getattr(self, name))
+            for name in ("effect", "response")
+        }
+        for name, values in own.items():
             if values.shape not in ((), (C,)):
                 raise CTMMError(
                     f"{name} of the condition has shape {values.shape} for {C} cell types: give "
                     "one number, or one for each"
                 )
-        if (values < 0.0).any():
+        if (own["response"] < 0.0).any():
             raise CTMMError("response of the condition is a variance: give 0 or more")
-        return self._replace(**numbers, **own, paired=paired)
+        return self._replace(
+            effect=own["effect"], response=own["response"], paired=paired, **numbers
+        )
 
     def covariance(self, A: np.ndarray) -> np.ndarray:
         """Of the effects of a donor under both levels, (2 C, 2 C)."""
