@@ -24,7 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .kernels import cholesky, cholesky_solve
 from .noise import COUNTED, Pooling
+from .options import kept
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -57,34 +59,79 @@ class MovingNoise:
 
     def jointly(self, rows: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Covariance (q, q) of orthonormal rows (q, p) under the hypothesis `away` (q,) from b."""
-        moved = across = rows.T
+        across = np.ascontiguousarray(rows.T)
         if self.slope == 0.0:
             return rows @ across
-        loads = self.solved @ across
-        for _ in range(TIMES):
-            shift = -moved @ np.linalg.solve(rows @ moved, away)
-            moved = across + self.solved.T @ (self._moved(shift)[:, None] * loads)
-        out = rows @ moved
-        return 0.5 * (out + out.T)  # rounding
+        return _moved(*self._given, across, np.asarray(away, dtype=float), True)
 
     def singly(self, rows: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Variance (q,) of each row (q, p) of length 1 under its own hypothesis, `away` (q,)."""
-        moved = across = rows.T
         if self.slope == 0.0:
             return np.ones(len(rows))
-        loads = self.solved @ across
-        for _ in range(TIMES):
-            shift = -moved * (away / (across * moved).sum(axis=0))
-            moved = across + self.solved.T @ (self._moved(shift) * loads)
-        return (across * moved).sum(axis=0)
+        across = np.ascontiguousarray(rows.T)
+        return _moved(*self._given, across, np.asarray(away, dtype=float), False).diagonal()
 
-    def _moved(self, shift: np.ndarray) -> np.ndarray:
-        """What a shift of the effects (p,) or (p, q) adds to the noise, (n,) or (n, q)."""
-        to_rows = self.columns @ shift
-        cells, least = self.cells, -MOST * self.noise
-        if shift.ndim > 1:
-            cells, least = cells[:, None], least[:, None]
-        return np.maximum(self.slope * to_rows / cells, least)
+    @property
+    def _given(self) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]:
+        return self.columns, self.solved, self.slope, self.cells, self.noise
+
+
+@kept
+def _moved(columns, solved, slope, cells, noise, across, away, together):
+    """Covariance (q, q) of rows `across` (p, q), jointly `away` (q,) or each by itself.
+
+    Each by itself has the diagonal only.
+    """
+    n, p = columns.shape
+    q = across.shape[1]
+    moved, out = across.copy(), np.zeros((q, q))
+    low, shift = np.empty((q, q)), np.empty((p, q))
+    per_cell, load, step = np.empty(n), np.empty(q), np.empty(q)
+    for a in range(n):
+        per_cell[a] = slope / cells[a]
+    for time in range(TIMES + 1):
+        for s in range(q):
+            for t in range(s + 1):
+                if together or t == s:
+                    up = down = 0.0
+                    for j in range(p):
+                        up += across[j, s] * moved[j, t]
+                        down += across[j, t] * moved[j, s]
+                    out[s, t] = out[t, s] = 0.5 * (up + down)  # rounding
+        if time == TIMES:
+            break
+        low[:] = out
+        step[:] = away
+        if together:
+            cholesky(low, q)
+            cholesky_solve(low, q, step)
+        for j in range(p):
+            if together:
+                shift[j, 0] = 0.0
+                for s in range(q):
+                    shift[j, 0] -= moved[j, s] * step[s]
+            else:
+                for s in range(q):
+                    shift[j, s] = -moved[j, s] * away[s] / out[s, s]
+        moved[:] = across
+        for a in range(n):
+            least = -MOST * noise[a]
+            for s in range(q):
+                load[s] = 0.0
+                for j in range(p):
+                    load[s] += solved[a, j] * across[j, s]
+            more = 0.0
+            for s in range(q):
+                if s == 0 or not together:
+                    more = 0.0
+                    for j in range(p):
+                        more += columns[a, j] * shift[j, s]
+                    more = max(per_cell[a] * more, least)
+                load[s] *= more
+            for j in range(p):
+                for s in range(q):
+                    moved[j, s] += solved[a, j] * load[s]
+    return out
 
 
 def moving_noise(

@@ -35,13 +35,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from .moving_noise import MovingNoise
-from .robust import ONE_UNIT, RobustFit, Units
+from .options import kept
+from .robust import ONE_UNIT, RobustFit
 
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
@@ -130,8 +131,8 @@ class ApproximateHotelling:
 def covariance(fit: RobustFit) -> np.ndarray:
     """CR2 covariance of b, (p, p); NaN where an effect rests on one unit.  V_L is L V L'."""
     p = len(fit.back)
-    part = _loads(fit, np.eye(p))
-    return np.full((p, p), math.nan) if isinstance(part, str) else part.cov()
+    part = _spread(fit, np.eye(p), together=False)
+    return np.full((p, p), math.nan) if isinstance(part, str) else part.cov
 
 
 def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
@@ -143,19 +144,11 @@ def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     L : ndarray, shape (q, p), about the columns of ``model.X``
     """
     value, q = L @ fit.estimate.beta, len(L)
-    part, across = _loads(fit, L), (L @ fit.back @ fit.state.root).T
+    part = _spread(fit, L, together=False)
     if isinstance(part, str):
-        none = np.full((q, q), math.nan)
+        none, across = np.full((q, q), math.nan), _in_axes(fit, L)
         return Contrasts(value, none, np.full(q, math.nan), part, fit.moving, across)
-    cov = part.cov()
-    d, k, h = part.variances()
-    own = np.arange(q)
-    expected = (d - k)[:, own, own].sum(axis=0)
-    H = np.einsum("uas,ubs->sab", h, h)
-    variance = 2.0 * ((d * (d - 2.0 * k))[:, own, own].sum(axis=0) + np.square(H).sum(axis=(1, 2)))
-    # where nothing is left that could vary there are no degrees of freedom
-    df = np.divide(2.0 * expected**2, variance, np.full(q, math.nan), where=variance > 0.0)
-    return Contrasts(value, cov, df, "", fit.moving, across)
+    return Contrasts(value, part.cov, part.df, "", fit.moving, part.across)
 
 
 def hotelling(
@@ -202,28 +195,21 @@ def joint(
     size, axes = np.linalg.eigh(fit.moving.jointly(part.across.T, away))
     # of the rows themselves: they are even'^-1 times the even ones
     turn = np.linalg.solve(even.T, (axes * np.sqrt(size)) @ axes.T)
-    return df, turn @ part.cov() @ turn.T, ""
+    return df, turn @ part.cov @ turn.T, ""
 
 
-def _denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, np.ndarray, _Loads] | str:
-    """Degrees of freedom, the turn (q, q) of the rows to E V_L = I, and these by unit."""
+def _denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, np.ndarray, _Spread] | str:
+    """Degrees of freedom, the turn (q, q) of the rows to E V_L = I, and these over units."""
     q = len(L)
-    turn = L @ fit.back @ fit.state.root
+    turn = _in_axes(fit, L).T
     size, axes = np.linalg.eigh(turn @ turn.T)
     if not size[0] > _DEPENDENT * size[-1]:
         return "the hypotheses are linearly dependent"
     even = axes / np.sqrt(size)
-    part = _loads(fit, even.T @ L)
+    part = _spread(fit, even.T @ L, together=True)
     if isinstance(part, str):
         return part
-    d, k, h = part.variances()
-    ds, ks = np.einsum("uss->us", d), np.einsum("uss->us", k)
-    # sums over all s and t at once
-    within = (ds.sum(axis=1) * (ds - 2.0 * ks).sum(axis=1)).sum() + (d * (d - 2.0 * k)).sum()
-    flat = h.reshape(len(h), -1)
-    H = (flat.T @ flat).reshape(*h.shape[1:], *h.shape[1:])  # [a, s, b, t]
-    across = np.square(H).sum() + (H * H.transpose(2, 1, 0, 3)).sum()
-    df = q * (q + 1) / (within + across) - q + 1.0
+    df = q * (q + 1) / part.variance - q + 1.0
     return (df, even, part) if df > 0.0 else TOO_FEW
 
 
@@ -231,58 +217,122 @@ def _no_test(note: str) -> ApproximateHotelling:
     return ApproximateHotelling(math.nan, math.nan, math.nan, math.nan, note)
 
 
-@dataclass(frozen=True)
-class _Loads:
-    """Rows of L in the axes of each unit's share of X'SX.
+class _Spread(NamedTuple):
+    """Rows of L over all units.
 
-    With K = root root', root'G_u root = T T', T'T = diag(l) and loads z = T' root' L' (U, k, q)
+    across (p, q) root'L'; cov (q, q) V_L; df (q,) of each row; variance, of all entries of V_L
+    together (NaN unless it was asked for).
+    """
+
+    across: np.ndarray
+    cov: np.ndarray
+    df: np.ndarray
+    variance: float
+
+
+def _in_axes(fit: RobustFit, L: np.ndarray) -> np.ndarray:
+    """root'L', (p, q)."""
+    return np.ascontiguousarray((L @ fit.back @ fit.state.root).T)
+
+
+def _spread(fit: RobustFit, L: np.ndarray, *, together: bool) -> _Spread | str:
+    """Rows of L over units, or why there is no covariance of them."""
+    if fit.n_units < 2:
+        return ONE_UNIT
+    units, across = fit.units, _in_axes(fit, L)
+    turned = units.score @ units.root
+    cov, df, variance, rests = _over_units(units.share, units.axes, turned, across, together)
+    return ALONE if rests else _Spread(across, cov, df, variance)
+
+
+@kept
+def _over_units(share, axes, turned, across, together):
+    """V_L (q, q), the rows' df (q,), the variance of V_L, and whether a row rests on one unit.
+
+    In the axes of each unit's share of X'SX, with K = root root', root'G_u root = T T',
+    T'T = diag(l) and loads z = T' root' L' (k, q),
 
         e_u = root (root'L' + T z / (sqrt(1 - l) + 1 - l)),   root'h_u = T (1 - l)^-1/2 z
 
     Where l = 1 the generalised root leaves the axis out: e_u has T z taken off and h_u nothing.
+
+    Parameters
+    ----------
+    share : (U, k), l; axes : (U, p, k), T; turned : (U, p), root's_u; across : (p, q)
+    together : bool
+        Whether all entries of V_L are asked for, or the rows one by one.
     """
-
-    units: Units
-    across: np.ndarray  # root'L', (p, q)
-    loads: np.ndarray
-
-    @cached_property
-    def alone(self) -> np.ndarray:
-        """Axes in which a fixed effect rests on the unit, (U, k)."""
-        return self.units.share == 1.0
-
-    @cached_property
-    def left(self) -> np.ndarray:
-        """1 - l, and 1 where that is zero."""
-        return np.where(self.alone, 1.0, 1.0 - self.units.share)
-
-    def cov(self) -> np.ndarray:
-        """V_L, shape (q, q)."""
-        units = self.units
-        turned = units.score @ units.root
-        scale = np.where(self.alone, -1.0, 1.0 / (np.sqrt(self.left) + self.left))
-        along = (turned[:, None, :] @ units.axes) * scale[:, None, :]
-        g = turned @ self.across + (along @ self.loads)[:, 0]
-        return g.T @ g
-
-    def variances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """d, k (U, q, q) and root'h (U, p, q)."""
-        inflate = np.where(self.alone, 0.0, 1.0 / np.sqrt(self.left))
-        scaled = inflate[..., None] * self.loads
-        across = scaled.swapaxes(1, 2)
-        k = across @ (self.units.share[..., None] * scaled)
-        return across @ scaled, k, self.units.axes @ scaled
-
-
-def _loads(fit: RobustFit, L: np.ndarray) -> _Loads | str:
-    """Rows of L by unit, or why there is no covariance of them."""
-    if fit.n_units < 2:
-        return ONE_UNIT
-    units = fit.units
-    across = units.root.T @ (L @ fit.back).T
-    part = _Loads(units, across, units.axes.swapaxes(1, 2) @ across)
-    if part.alone.any():
-        resting = np.square(np.where(part.alone[..., None], part.loads, 0.0)).sum(axis=1)
-        if (resting > _TOUCHES * np.square(across).sum(axis=0)).any():
-            return ALONE
-    return part
+    units, most = share.shape
+    p, q = across.shape
+    cov, h = np.zeros((q, q)), np.empty((q, units, p))
+    z, g = np.empty((most, q)), np.empty(q)
+    expected, square, resting = np.zeros(q), np.zeros(q), np.zeros(q)
+    variance = 0.0
+    for u in range(units):
+        for s in range(q):
+            g[s] = 0.0
+            for j in range(p):
+                g[s] += turned[u, j] * across[j, s]
+        for i in range(most):
+            along = 0.0
+            for s in range(q):
+                z[i, s] = 0.0
+            for j in range(p):
+                along += turned[u, j] * axes[u, j, i]
+                for s in range(q):
+                    z[i, s] += axes[u, j, i] * across[j, s]
+            left = 1.0 - share[u, i]
+            alone = left == 0.0
+            scale = -1.0 if alone else 1.0 / (math.sqrt(left) + left)
+            inflate = 0.0 if alone else 1.0 / math.sqrt(left)
+            for s in range(q):
+                g[s] += scale * along * z[i, s]
+                if alone:
+                    resting[s] += z[i, s] * z[i, s]
+                z[i, s] *= inflate
+        trace = trace_left = 0.0
+        for s in range(q):
+            for t in range(s + 1):
+                cov[s, t] += g[s] * g[t]
+                d = k = 0.0
+                for i in range(most):
+                    d += z[i, s] * z[i, t]
+                    k += z[i, s] * share[u, i] * z[i, t]
+                both = d * (d - 2.0 * k)
+                if s == t:
+                    expected[s] += d - k
+                    square[s] += both
+                    trace += d
+                    trace_left += d - 2.0 * k
+                    variance += both
+                else:
+                    variance += 2.0 * both
+            for j in range(p):
+                total = 0.0
+                for i in range(most):
+                    total += axes[u, j, i] * z[i, s]
+                h[s, u, j] = total
+        variance += trace * trace_left
+    for s in range(q):
+        for t in range(s + 1):
+            cov[t, s] = cov[s, t]
+            if t == s or together:
+                H = np.dot(h[s].T, h[t])
+                own = turn = 0.0
+                for a in range(p):
+                    for b in range(p):
+                        own += H[a, b] * H[a, b]
+                        turn += H[a, b] * H[b, a]
+                variance += (own + turn) * (1.0 if s == t else 2.0)
+                if s == t:
+                    square[s] += own
+    df, rests = np.full(q, math.nan), False
+    for s in range(q):
+        size = 0.0
+        for j in range(p):
+            size += across[j, s] * across[j, s]
+        rests = rests or resting[s] > _TOUCHES * size
+        # where nothing is left that could vary there are no degrees of freedom
+        if square[s] > 0.0:
+            df[s] = expected[s] * expected[s] / square[s]
+    return cov, df, variance if together else math.nan, rests
