@@ -85,49 +85,42 @@ def _moved(columns, solved, slope, cells, noise, across, away, together):
     n, p = columns.shape
     q = across.shape[1]
     moved, out = across.copy(), np.zeros((q, q))
-    low, shift = np.empty((q, q)), np.empty((p, q))
-    per_cell, load, step = np.empty(n), np.empty(q), np.empty(q)
-    for a in range(n):
-        per_cell[a] = slope / cells[a]
+    low, shift = np.empty((q, q)), np.zeros((p, q))
+    load, step = np.empty(q), np.empty(q)
     for time in range(TIMES + 1):
         for s in range(q):
             for t in range(s + 1):
-                if together or t == s:
-                    up = down = 0.0
-                    for j in range(p):
-                        up += across[j, s] * moved[j, t]
-                        down += across[j, t] * moved[j, s]
-                    out[s, t] = out[t, s] = 0.5 * (up + down)  # rounding
+                total = 0.0
+                for j in range(p):
+                    total += 0.5 * (across[j, s] * moved[j, t] + across[j, t] * moved[j, s])
+                out[s, t] = out[t, s] = total
         if time == TIMES:
             break
-        low[:] = out
-        step[:] = away
+        for s in range(q):
+            step[s] = away[s]
+            for t in range(q):
+                low[s, t] = out[s, t]
         if together:
             cholesky(low, q)
             cholesky_solve(low, q, step)
         for j in range(p):
-            if together:
-                shift[j, 0] = 0.0
-                for s in range(q):
+            shift[j, 0] = 0.0
+            for s in range(q):
+                if together:
                     shift[j, 0] -= moved[j, s] * step[s]
-            else:
-                for s in range(q):
+                else:
                     shift[j, s] = -moved[j, s] * away[s] / out[s, s]
-        moved[:] = across
+        for j in range(p):
+            for s in range(q):
+                moved[j, s] = across[j, s]
         for a in range(n):
             least = -MOST * noise[a]
             for s in range(q):
-                load[s] = 0.0
+                load[s] = more = 0.0
                 for j in range(p):
                     load[s] += solved[a, j] * across[j, s]
-            more = 0.0
-            for s in range(q):
-                if s == 0 or not together:
-                    more = 0.0
-                    for j in range(p):
-                        more += columns[a, j] * shift[j, s]
-                    more = max(per_cell[a] * more, least)
-                load[s] *= more
+                    more += columns[a, j] * shift[j, 0 if together else s]
+                load[s] *= max(slope / cells[a] * more, least)
             for j in range(p):
                 for s in range(q):
                     moved[j, s] += solved[a, j] * load[s]

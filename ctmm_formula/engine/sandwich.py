@@ -264,7 +264,7 @@ def _over_units(share, axes, turned, across, together):
     """
     units, most = share.shape
     p, q = across.shape
-    cov, h = np.zeros((q, q)), np.empty((q, units, p))
+    cov, h, H = np.zeros((q, q)), np.empty((q, units, p)), np.empty((p, p))
     z, g = np.empty((most, q)), np.empty(q)
     expected, square, resting = np.zeros(q), np.zeros(q), np.zeros(q)
     variance = 0.0
@@ -317,8 +317,14 @@ def _over_units(share, axes, turned, across, together):
         for t in range(s + 1):
             cov[t, s] = cov[s, t]
             if t == s or together:
-                H = np.dot(h[s].T, h[t])
                 own = turn = 0.0
+                for a in range(p):
+                    for b in range(p):
+                        H[a, b] = 0.0
+                for u in range(units):
+                    for a in range(p):
+                        for b in range(p):
+                            H[a, b] += h[s, u, a] * h[t, u, b]
                 for a in range(p):
                     for b in range(p):
                         own += H[a, b] * H[a, b]
