@@ -192,6 +192,10 @@ def test_donors_out_of_use(random):
     close(got.replicates.covariance(), want.replicates.covariance())
     L = contrasts(model.X.shape[1])
     close(sandwich.contrasts(got, L).cov, sandwich.contrasts(want, L).cov)
+    some = model.without(np.flatnonzero(model.donor_block == 0)) if random != "crossed" else model
+    fits = [robust.weigh(one) for one in (some, subset(some, some.active_rows))]
+    close(*(sandwich.contrasts(fit, L).statistics(0.3) for fit in fits))
+    close(*(sandwich.hotelling(fit, L).pvalue for fit in fits))
     assert not {2, 7} & set(np.concatenate(got.donors))
 
 

@@ -20,13 +20,14 @@ Where numbers of cells are not known nothing moves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from .kernels import cholesky, cholesky_solve
 from .noise import COUNTED, Pooling
-from .options import kept
+from .options import FAST_INNER, kept
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -37,8 +38,7 @@ MOST = 0.8
 """A hypothesis takes away no more of a pair's noise."""
 
 
-@dataclass(frozen=True, eq=False)
-class MovingNoise:
+class MovingNoise(NamedTuple):
     """How noise moves with hypotheses about the fixed effects, in axes with (X'SX)^-1 = I.
 
     Attributes
@@ -57,30 +57,29 @@ class MovingNoise:
     cells: np.ndarray
     noise: np.ndarray
 
-    def jointly(self, rows: np.ndarray, away: np.ndarray) -> np.ndarray:
-        """Covariance (q, q) of orthonormal rows (q, p) under the hypothesis `away` (q,) from b."""
-        across = np.ascontiguousarray(rows.T)
-        if self.slope == 0.0:
-            return rows @ across
-        return _moved(*self._given, across, np.asarray(away, dtype=float), True)
-
     def singly(self, rows: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Variance (q,) of each row (q, p) of length 1 under its own hypothesis, `away` (q,)."""
         if self.slope == 0.0:
             return np.ones(len(rows))
         across = np.ascontiguousarray(rows.T)
-        return _moved(*self._given, across, np.asarray(away, dtype=float), False).diagonal()
-
-    @property
-    def _given(self) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]:
-        return self.columns, self.solved, self.slope, self.cells, self.noise
+        return _each(*self, across, np.asarray(away, dtype=float))
 
 
 @kept
-def _moved(columns, solved, slope, cells, noise, across, away, together):
+def _each(columns, solved, slope, cells, noise, across, away):
+    """Variances (q,) of rows `across` (p, q), each `away` from its hypothesis (q,)."""
+    cov = covariance_under(columns, solved, slope, cells, noise, across, away, False)
+    out = np.empty(len(cov))
+    for s in range(len(cov)):
+        out[s] = cov[s, s]
+    return out
+
+
+@njit(**FAST_INNER)
+def covariance_under(columns, solved, slope, cells, noise, across, away, together):
     """Covariance (q, q) of rows `across` (p, q), jointly `away` (q,) or each by itself.
 
-    Each by itself has the diagonal only.
+    Orthonormal rows, or of length 1; each by itself has the diagonal only.
     """
     n, p = columns.shape
     q = across.shape[1]
@@ -184,8 +183,10 @@ def _through_levels(layout: Layout, state: State) -> np.ndarray:
         for b in range(d):
             np.add.at(ZZ, (unit, own[:, a], own[:, b]), across[:, a, b])
     g = np.zeros((units, most))
-    of_unit = np.repeat(np.arange(units), layout.level_stop - first)
-    g[of_unit, np.arange(len(of_unit)) - first[of_unit]] = state.g[layout.level_comp]
+    sizes = layout.level_stop - first  # of blocks in use: there may be others
+    of_unit = np.repeat(np.arange(units), sizes)
+    place = np.arange(len(of_unit)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    g[of_unit, place] = state.g[layout.level_comp[first[of_unit] + place]]
     effects = np.linalg.solve(np.eye(most) + g[:, :, None] * ZZ, g[:, :, None] * ZX)
     weights = effects[unit[:, None], own] * there[:, :, None]  # (N, d, p)
     T, _, _, lanes = state.solved.shape

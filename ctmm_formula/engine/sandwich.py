@@ -38,11 +38,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from scipy import special
 
-from .moving_noise import MovingNoise
-from .options import kept
+from .moving_noise import MovingNoise, covariance_under
+from .options import FAST_INNER, kept
 from .robust import ONE_UNIT, RobustFit
+from .symmetric import rotate
 
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
@@ -131,7 +133,7 @@ class ApproximateHotelling:
 def covariance(fit: RobustFit) -> np.ndarray:
     """CR2 covariance of b, (p, p); NaN where an effect rests on one unit.  V_L is L V L'."""
     p = len(fit.back)
-    part = _spread(fit, np.eye(p), together=False)
+    part = _spread(fit, np.eye(p))
     return np.full((p, p), math.nan) if isinstance(part, str) else part.cov
 
 
@@ -144,7 +146,7 @@ def contrasts(fit: RobustFit, L: np.ndarray) -> Contrasts:
     L : ndarray, shape (q, p), about the columns of ``model.X``
     """
     value, q = L @ fit.estimate.beta, len(L)
-    part = _spread(fit, L, together=False)
+    part = _spread(fit, L)
     if isinstance(part, str):
         none, across = np.full((q, q), math.nan), _in_axes(fit, L)
         return Contrasts(value, none, np.full(q, math.nan), part, fit.moving, across)
@@ -187,30 +189,12 @@ def joint(
     ndarray, shape (q, q) : covariance of L b where it is `null`
     str : why there is no test, and these are NaN; or ""
     """
-    found = _denominator(fit, L)
-    if isinstance(found, str):
-        return math.nan, np.full((len(L), len(L)), math.nan), found
-    df, even, part = found
-    away = even.T @ (L @ fit.estimate.beta - null)
-    size, axes = np.linalg.eigh(fit.moving.jointly(part.across.T, away))
-    # of the rows themselves: they are even'^-1 times the even ones
-    turn = np.linalg.solve(even.T, (axes * np.sqrt(size)) @ axes.T)
-    return df, turn @ part.cov @ turn.T, ""
-
-
-def _denominator(fit: RobustFit, L: np.ndarray) -> tuple[float, np.ndarray, _Spread] | str:
-    """Degrees of freedom, the turn (q, q) of the rows to E V_L = I, and these over units."""
-    q = len(L)
-    turn = _in_axes(fit, L).T
-    size, axes = np.linalg.eigh(turn @ turn.T)
-    if not size[0] > _DEPENDENT * size[-1]:
-        return "the hypotheses are linearly dependent"
-    even = axes / np.sqrt(size)
-    part = _spread(fit, even.T @ L, together=True)
-    if isinstance(part, str):
-        return part
-    df = q * (q + 1) / part.variance - q + 1.0
-    return (df, even, part) if df > 0.0 else TOO_FEW
+    none = math.nan, np.full((len(L), len(L)), math.nan)
+    if fit.n_units < 2:
+        return *none, ONE_UNIT
+    away = L @ fit.estimate.beta - null
+    df, cov, wrong = _jointly(*_by_unit(fit, L), away, *fit.moving)
+    return (*none, _WRONG[wrong]) if wrong else (df, cov, "")
 
 
 def _no_test(note: str) -> ApproximateHotelling:
@@ -218,16 +202,11 @@ def _no_test(note: str) -> ApproximateHotelling:
 
 
 class _Spread(NamedTuple):
-    """Rows of L over all units.
-
-    across (p, q) root'L'; cov (q, q) V_L; df (q,) of each row; variance, of all entries of V_L
-    together (NaN unless it was asked for).
-    """
+    """Rows of L over all units: across (p, q) root'L'; cov (q, q) V_L; df (q,) of each row."""
 
     across: np.ndarray
     cov: np.ndarray
     df: np.ndarray
-    variance: float
 
 
 def _in_axes(fit: RobustFit, L: np.ndarray) -> np.ndarray:
@@ -235,17 +214,97 @@ def _in_axes(fit: RobustFit, L: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((L @ fit.back @ fit.state.root).T)
 
 
-def _spread(fit: RobustFit, L: np.ndarray, *, together: bool) -> _Spread | str:
+def _by_unit(
+    fit: RobustFit, L: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Shares and axes of units, root's_u (U, p) and root'L' (p, q)."""
+    units = fit.units
+    return units.share, units.axes, units.score @ units.root, _in_axes(fit, L)
+
+
+def _spread(fit: RobustFit, L: np.ndarray) -> _Spread | str:
     """Rows of L over units, or why there is no covariance of them."""
     if fit.n_units < 2:
         return ONE_UNIT
-    units, across = fit.units, _in_axes(fit, L)
-    turned = units.score @ units.root
-    cov, df, variance, rests = _over_units(units.share, units.axes, turned, across, together)
-    return ALONE if rests else _Spread(across, cov, df, variance)
+    given = _by_unit(fit, L)
+    cov, df, rests = _each(*given)
+    return ALONE if rests else _Spread(given[-1], cov, df)
+
+
+_DONE, _IS_DEPENDENT, _RESTS, _HAS_FEW = 0, 1, 2, 3
+_WRONG = {
+    _IS_DEPENDENT: "the hypotheses are linearly dependent",
+    _RESTS: ALONE,
+    _HAS_FEW: TOO_FEW,
+}
 
 
 @kept
+def _each(share, axes, turned, across):
+    """V_L (q, q), df of every row (q,), and whether one rests on one unit alone."""
+    cov, df, _, rests = _over_units(share, axes, turned, across, False)
+    return cov, df, rests
+
+
+@kept
+def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, noise):
+    """df and covariance (q, q) of L b where the hypothesis holds, `away` (q,) from it.
+
+    The last is how it went: :data:`_DONE`, or what is wrong.
+    """
+    p, q = across.shape
+    gram, turn = np.zeros((q, q)), np.empty((q, q))
+    for s in range(q):
+        for t in range(q):
+            for j in range(p):
+                gram[s, t] += across[j, s] * across[j, t]
+    rotate(gram, turn)
+    least, most = math.inf, 0.0
+    for s in range(q):
+        least, most = min(least, gram[s, s]), max(most, gram[s, s])
+    if not least > _DEPENDENT * most:
+        return math.nan, gram, _IS_DEPENDENT
+    even, to_even = np.zeros((p, q)), np.zeros(q)  # rows with L K L' = I
+    for s in range(q):
+        size = math.sqrt(gram[s, s])
+        for t in range(q):
+            to_even[s] += turn[s, t] * away[t] / size
+            for j in range(p):
+                even[j, s] += across[j, t] * turn[s, t] / size
+    cov, _, variance, rests = _over_units(share, axes, turned, even, True)
+    if rests:
+        return math.nan, gram, _RESTS
+    df = q * (q + 1) / variance - q + 1.0
+    if not df > 0.0:
+        return math.nan, gram, _HAS_FEW
+    back = np.zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
+    if slope == 0.0:
+        for s in range(q):
+            for t in range(q):
+                back[t, s] = turn[s, t] * math.sqrt(gram[s, s])
+    else:
+        M = covariance_under(columns, solved, slope, cells, noise, even, to_even, True)
+        own = np.empty((q, q))
+        rotate(M, own)
+        for s in range(q):
+            for t in range(q):
+                root = 0.0
+                for k in range(q):
+                    root += own[k, s] * math.sqrt(M[k, k]) * own[k, t]
+                for k in range(q):
+                    back[k, t] += turn[s, k] * math.sqrt(gram[s, s]) * root
+    out = np.zeros((q, q))
+    for s in range(q):
+        for t in range(q):
+            total = 0.0
+            for k in range(q):
+                total += back[s, k] * cov[k, t]
+            for k in range(q):
+                out[s, k] += total * back[k, t]
+    return df, out, _DONE
+
+
+@njit(**FAST_INNER)
 def _over_units(share, axes, turned, across, together):
     """V_L (q, q), the rows' df (q,), the variance of V_L, and whether a row rests on one unit.
 

@@ -22,9 +22,10 @@ from numba import njit
 from .block_sums import block_sums
 from .kernels import _inverse_root, cholesky
 from .lanes import load, root, spread, store
-from .leverages import rotate, without
+from .leverages import without
 from .model import LANES
 from .options import FAST_INNER, FAST_PART, kept
+from .symmetric import rotate
 from .unit_sums import (
     Layout,
     cross_products,

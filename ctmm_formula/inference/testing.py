@@ -24,6 +24,7 @@ from ..distributions import (
     t_tail,
 )  # fmt: skip
 from ..engine.robust import ONE_UNIT
+from ..engine.symmetric import squared_distance
 
 LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
@@ -264,14 +265,10 @@ def wald(
     scale = np.sqrt(np.clip(np.diag(S), 0.0, None))
     if not scale.all():
         return blank.without("a tested combination has no variance")
-    R = S / np.outer(scale, scale)  # unit diagonal: the rank does not depend on units
-    try:
-        smallest = np.linalg.eigvalsh(0.5 * (R + R.T))[0]
-    except np.linalg.LinAlgError:
-        return blank.without("the covariance of the tested combinations has no eigenvalues")
-    if smallest < _SINGULAR:
+    distance, smallest = squared_distance(S / np.outer(scale, scale), d / scale)
+    if smallest < _SINGULAR:  # of a unit diagonal: the rank does not depend on units
         return blank.without("the covariance of the tested combinations is singular")
-    F = float(d / scale @ np.linalg.solve(R, d / scale)) / q
+    F = distance / q
     F *= 1.0 if law is None else law.scale
     return replace(blank, statistic=F, pvalue=f_tail(F, q, df), log_pvalue=log_f_tail(F, q, df))
 
