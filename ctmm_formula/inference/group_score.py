@@ -9,8 +9,8 @@ type's difference is taken for its own.  With fewer than :data:`FEW` donors in a
 both laws' p values counts, as the empirical one is then liberal, else the empirical
 (``tests/benchmarks/group_levels.md``).
 
-Of responses, one-sided as V is: J, the sum over cell types, and every type beside a response that
-all share.
+Of responses, one-sided as V is: J beside a response of every type's own, the sum of these beside
+what all share, and of every cell type all of its response, again by its own rows alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .score import log_cauchy_combination
 
 FEW = 40
 """Donors in a group below which the larger of the two p values counts."""
-OVERALL, SHARED = "overall", "shared"
+OVERALL, SHARED, SPECIFIC = "overall", "shared", "specific"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,10 +83,7 @@ def group_design(model: Model, structure: Structure) -> GroupDesign:
         model, null, {f"shared|{g}": J[g][0] for g in names},
         {f"overall|{g}": scaled[g] for g in names},
     )  # fmt: skip
-    one_hot = model.types.shape[1] == C and bool((model.types.max(axis=1) == 1.0).all())
-    types = tuple(
-        _of_type(model, crossed, effects, c, names) if one_hot else None for c in range(C)
-    )
+    types = types_alone(model, crossed, effects, names)
     fewest = min(_sizes(model, crossed, effects))
     return GroupDesign(both._replace(fewest=fewest), types, names)
 
@@ -121,6 +118,25 @@ def _levels_of(crossed: Crossed, effects: Sequence[str]) -> np.ndarray:
     """Number of the level of every effect, (E,)."""
     names = crossed.crossing.effects(crossed.inner.celltypes)
     return np.array([names.index(name) for name in effects]) // len(crossed.inner.celltypes)
+
+
+def types_alone(
+    model: Model, crossed: Crossed, effects: Sequence[str], levels: Sequence[str]
+) -> tuple[DirectionDesign | None, ...]:
+    """Designs of the rows of every cell type alone, None where it has too few or there are none."""
+    C = len(crossed.inner.celltypes)
+    one_hot = model.types.shape[1] == C and bool((model.types.max(axis=1) == 1.0).all())
+    return tuple(
+        _of_type(model, crossed, effects, c, levels) if one_hot else None for c in range(C)
+    )
+
+
+def _alone(model: Model, own: DirectionDesign | None, two_sided: bool) -> dict[str, Tested]:
+    """Tests of the rows of one cell type, none where they cannot be had."""
+    try:
+        return {} if own is None else score_directions(model, own, two_sided)
+    except CTMMError:  # of the rows of this type alone
+        return {}
 
 
 def _of_type(
@@ -164,10 +180,7 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
     found = score_directions(model, design.both, True)
     names = [of_type(name) for name in celltypes]
     for name, own in zip(names, design.types, strict=True):
-        try:
-            tested = {} if own is None else score_directions(model, own, True)
-        except CTMMError:  # of the rows of this type alone
-            tested = {}
+        tested = _alone(model, own, True)
         found |= {_key(name, level): one for level, one in tested.items()}
     designs = (design.both, design.both, *design.types)
     few = {
@@ -211,22 +224,20 @@ def _chosen(one: Tested, few: bool) -> float:
 class ResponseDesign(NamedTuple):
     """What tests of responses of all genes share.
 
-    given: directions beside what conditions have in common: "shared", and "sum" over the cell
-    types; beyond: every type, beside a shared response too.
+    shared: beside a response of every type's own; specific: of all types' own together, beside what
+    they share; types: of the rows of every cell type alone, or None where it has too few.
     """
 
-    given: DirectionDesign
-    beyond: DirectionDesign
+    shared: DirectionDesign
+    specific: DirectionDesign
+    types: tuple[DirectionDesign | None, ...]
 
 
 class ResponseTest(NamedTuple):
-    """Statistics and logarithms of one-sided p values: shared response, types, and all together.
-
-    overall combines them all.
-    """
+    """Statistics and logarithms of one-sided p values, and all together in `overall`."""
 
     shared: Tested
-    total: Tested
+    specific: Tested
     types: tuple[Tested, ...]
     overall: float
 
@@ -238,14 +249,14 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
         raise CTMMError("there are no conditions of the same donors: fit with within=")
     effects, C = structure.celltypes, len(crossed.inner.celltypes)
     column = crossed.crossing.column
-    units = np.array([np.diag(e) for e in np.eye(C)])
     null = crossed.common(crossed.inner.basis, effects)
-    J = crossed.tested(np.ones((1, C, C)), effects)[column][0]
-    types = crossed.tested(units, effects)[column]
-    own = {f"type|{c}": B for c, B in enumerate(types)}
-    given = directions_of(model, null, {SHARED: J, "sum": types.sum(axis=0)}, {})
-    beyond = directions_of(model, np.concatenate([null, J[None]]), own, {})
-    return ResponseDesign(given, beyond)
+    J = crossed.tested(np.ones((1, C, C)), effects)[column]
+    units = crossed.tested(np.array([np.diag(e) for e in np.eye(C)]), effects)[column]
+    return ResponseDesign(
+        directions_of(model, np.concatenate([null, units]), {SHARED: J[0]}, {}),
+        directions_of(model, np.concatenate([null, J]), {SPECIFIC: units.sum(axis=0)}, {}),
+        types_alone(model, crossed, effects, (column,)),
+    )
 
 
 def response_test(model: Model, design: ResponseDesign) -> ResponseTest:
@@ -256,9 +267,8 @@ def response_test(model: Model, design: ResponseDesign) -> ResponseTest:
     ConvergenceError, CTMMError
         As :func:`score_directions`.
     """
-    given = score_directions(model, design.given, False)
-    beyond = score_directions(model, design.beyond, False)
-    logs = np.array([one.upper for one in (*given.values(), *beyond.values())])
-    return ResponseTest(
-        given[SHARED], given["sum"], tuple(beyond.values()), log_cauchy_combination(logs)
-    )
+    shared = score_directions(model, design.shared, False)[SHARED]
+    specific = score_directions(model, design.specific, False)[SPECIFIC]
+    types = tuple(next(iter(_alone(model, own, False).values()), NOT_THERE) for own in design.types)
+    logs = np.array([one.upper for one in (shared, specific, *types)])
+    return ResponseTest(shared, specific, types, log_cauchy_combination(logs))

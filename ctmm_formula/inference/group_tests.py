@@ -14,6 +14,7 @@ from .group_score import (
     FEW,
     OVERALL,
     SHARED,
+    SPECIFIC,
     GroupDesign,
     ResponseDesign,
     group_design,
@@ -116,9 +117,9 @@ def response(fit: Fit, ask: object) -> TestResult:
     types = crossed.inner.celltypes
     logs = {name: one.upper for name, one in zip(types, test.types, strict=True)}
     return replace(
-        blank, statistic=test.total.statistic, pvalue=math.exp(test.overall),
-        log_pvalue=test.overall, note="cell types beyond a response that all share",
-        extra={SHARED: math.exp(test.shared.upper),
+        blank, statistic=test.specific.statistic, pvalue=math.exp(test.overall),
+        log_pvalue=test.overall, note="every cell type by its own rows alone",
+        extra={SHARED: math.exp(test.shared.upper), SPECIFIC: math.exp(test.specific.upper),
                "celltype": {name: math.exp(log) for name, log in logs.items()}},
-        log_details={SHARED: test.shared.upper, "celltype": logs},
+        log_details={SHARED: test.shared.upper, SPECIFIC: test.specific.upper, "celltype": logs},
     )  # fmt: skip

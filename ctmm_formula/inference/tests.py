@@ -378,9 +378,9 @@ GROUP_TESTS: dict[str, Test] = {
         "part, and the variance of every cell type, two-sided, by a noise-robust score test",
     ),
     "response": Test(
-        "response", response, frozenset({CELLS}), (SHARED, "celltype"),
-        "donors differ in how they respond to conditions (within=): in all cell types alike, and "
-        "beyond that in every type, by a noise-robust score test",
+        "response", response, frozenset({CELLS}), (SHARED, SPECIFIC, "celltype"),
+        "donors differ in how they respond to conditions (within=): in all cell types alike, "
+        "specific to some, and in every type by its own rows, by a noise-robust score test",
     ),
 }  # fmt: skip
 """Tests of groups and of responses by name; a scan takes them beside those of ``TESTS``."""

@@ -194,10 +194,10 @@ def test_groups(res: Record) -> TestResult:
 def test_response(res: Record) -> TestResult:
     """Test that donors respond alike to conditions, of a fit with ``within=``.
 
-    By noise-robust score tests, one-sided: is there any variance of responses (``pvalue``), one
-    that all cell types share (``extra["shared"]``), and beyond that in a cell type
-    (``extra["celltype"]``).  A response of one type far beyond what donors otherwise differ by is
-    found in the others as well, as their null knows of none.
+    By noise-robust score tests, one-sided: is there any variance of responses (``pvalue``), what
+    all cell types share of it (``extra["shared"]``), what is specific to some
+    (``extra["specific"]``), and any in a cell type, by its own rows alone (``extra["celltype"]``),
+    whatever the others do.  Levels and power in ``tests/benchmarks/group_levels.md``.
 
     Returns
     -------
