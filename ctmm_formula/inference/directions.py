@@ -10,8 +10,9 @@ pooled per cell type; a direction is a matrix D (E, E) of the donors' effects.  
 T has two reference laws.  Of normal donors that of the quadratic form (``law``): exact, and wrong
 where donors have heavy tails, as a variance's error has the kurtosis of what varies.  The other is
 empirical: T = sum_u t_u over independent units u (donors, or blocks that share levels), whose mean
-is tested by Student's t with U - 1 degrees of freedom.  (Against the sum of squares about 0, which
-holds what T has to say, few units could hardly reject.)
+is tested by Student's t with U - 1 degrees of freedom, means of several directions by Hotelling's
+test.  (Against the sum of squares about 0, which holds what T has to say, few units could hardly
+reject.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..distributions import log_t_tail
+from ..distributions import log_f_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent
@@ -34,6 +35,7 @@ from .score_law import Layout, Products, law_of, lay_out, products
 from .tails import Law, tail
 
 _UNITS = 10  # independent units below which there is no empirical law
+_SAME = 1e-6  # smallest eigenvalue of the correlations of directions that are none of others
 
 
 class Direction(NamedTuple):
@@ -67,13 +69,15 @@ class DirectionDesign(NamedTuple):
 class Tested(NamedTuple):
     """One direction: statistic in standard deviations, and logarithms of p values.
 
-    law and empirical (t; NaN where there is none), and of the upper tail alone.
+    law and empirical (t; NaN where there is none), and of the upper tail alone; terms (U,) of
+    independent units, of which the empirical law is made (two-sided tests have them).
     """
 
     statistic: float
     law: float
     empirical: float
     upper: float
+    terms: np.ndarray = np.zeros(0)
 
 
 NOT_THERE = Tested(math.nan, math.nan, math.nan, math.nan)
@@ -224,17 +228,9 @@ class Directed:
         if upper > math.log(0.5):  # a small lower tail keeps its digits as an upper one
             value, law = self.form(d, -1.0)
             both = tail(value, law, more, least)[0]
-        return Tested(
-            statistic, min(both + math.log(2.0), 0.0), self._empirical(self.terms(d)), upper
-        )
-
-    def _empirical(self, terms: np.ndarray) -> float:
-        """Logarithm of the two-sided p value of independent terms (U,)."""
-        U, deviation = len(terms), float(np.std(terms, ddof=1)) if len(terms) > 1 else 0.0
-        if U < _UNITS or not deviation > 0.0:
-            return math.nan
-        t = abs(float(terms.mean())) / (deviation / math.sqrt(U))
-        return min(float(log_t_tail(t, U - 1)) + math.log(2.0), 0.0)
+        terms = self.terms(d)
+        log = min(both + math.log(2.0), 0.0)
+        return Tested(statistic, log, empirical(terms[:, None]), upper, terms)
 
     def terms(self, d: int) -> np.ndarray:
         """The score less its expectation, by independent units (U,)."""
@@ -319,6 +315,35 @@ class Directed:
             np.diag(GM)[:L, None, None], GS[:L, None, :], GM[:L, None, :], GS, GM, K
         )  # fmt: skip
         return own, levels.reshape(self.layout.component.shape)
+
+
+def empirical(terms: np.ndarray) -> float:
+    """Logarithm of the p value of the means of independent terms (U, r) of r directions.
+
+    Hotelling's, two-sided: of one direction that of Student's t.  Directions that are combinations
+    of others count once; NaN of few units, or where nothing varies.
+
+    >>> x = np.arange(12.0)
+    >>> round(math.exp(empirical(np.column_stack([x - 4.0, 4.0 - x]))), 4)  # one direction
+    0.1774
+    """
+    U = len(terms)
+    if U < _UNITS:
+        return math.nan
+    mean = terms.mean(axis=0)
+    deviation = (terms - mean).std(axis=0, ddof=1)
+    known = deviation > 0.0
+    if not known.any():
+        return math.nan
+    scaled = (terms - mean)[:, known] / deviation[known]
+    size, axes = np.linalg.eigh(scaled.T @ scaled / (U - 1))
+    kept = size > _SAME * size[-1]
+    r = int(kept.sum())
+    if r > U // 3:
+        return math.nan
+    away = axes.T[kept] @ (mean[known] / deviation[known]) / np.sqrt(size[kept])
+    F = U * float(away @ away) * (U - r) / ((U - 1) * r)
+    return min(log_f_tail(F, r, U - r), 0.0)
 
 
 def _moments(

@@ -29,6 +29,7 @@ from .directions import (
     DirectionDesign,
     Tested,
     directions_of,
+    empirical,
     rows_of_type,
     score_directions,
 )
@@ -194,10 +195,7 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
     chosen = {
         name: np.array([_chosen(one, few[name]) for one in own]) for name, own in tested_of.items()
     }
-    combined = {
-        name: float(own[0]) if len(own) == 1 else log_cauchy_combination(own)
-        for name, own in chosen.items()
-    }
+    combined = {name: _together(own, few[name]) for name, own in tested_of.items()}
     return GroupTest(tested_of, chosen, combined, few[OVERALL])
 
 
@@ -215,6 +213,16 @@ def _chosen(one: Tested, few: bool) -> float:
     if few or math.isnan(one.empirical):
         return float(np.fmax(one.law, one.empirical))
     return one.empirical
+
+
+def _together(levels: Sequence[Tested], few: bool) -> float:
+    """The p value that counts of all levels together, empirically by one test of them all."""
+    if len(levels) == 1:
+        return _chosen(levels[0], few)
+    terms = [one.terms for one in levels if len(one.terms)]
+    law = log_cauchy_combination(np.array([one.law for one in levels]))
+    joint = empirical(np.column_stack(terms)) if terms else math.nan
+    return _chosen(Tested(math.nan, law, joint, math.nan), few)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -108,7 +108,8 @@ RESPONSE = [
 ] + [Setting((50, 50), 1.0, law) for law in ("t5", "lognormal")]
 RESPONSE_POWER = [
     Setting((20, 20), own=0.15), Setting((50, 50), own=0.1), Setting((50, 50), shared=0.05),
-    Setting((50, 50), own=1.0),
+    Setting((50, 50), own=1.0), Setting((50, 50), 1 / 3, cells="counts", own=1.0),
+    Setting((50, 50), shared=1.0),
 ]  # fmt: skip
 
 
@@ -222,7 +223,7 @@ def naive(celltype, group, y) -> list[list[float]]:
 COLUMNS = {
     "groups": ["overall law", "overall empirical", "overall", "shared", "type law",
                "type empirical", "type", "Brown-Forsythe", "F"],
-    "response": ["overall", "shared", "sum", "type 3", "other types"],
+    "response": ["overall", "shared", "specific", "type 3", "other types"],
 }  # fmt: skip
 
 
@@ -235,7 +236,7 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
         if within:
             test = response_test(model, response_design(model, structure))
             types = [math.exp(one.upper) for one in test.types]
-            rest = [math.exp(one.upper) for one in (test.shared, test.total)]
+            rest = [math.exp(one.upper) for one in (test.shared, test.specific)]
             return [[math.exp(test.overall)], *([p] for p in rest), types[2:3],
                     types[:2] + types[3:]]  # fmt: skip
         test = group_test(model, group_design(model, structure), TYPES)
@@ -294,7 +295,8 @@ Written by `group_levels.py`, seeded by setting and number of the data set.  Rat
 and *type* are the p values that count: with fewer than 40 donors in a group the larger of both
 laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact, and compare the
 first two groups.  Of three groups each is tested against the others, and the p values that count
-are those of all of them combined; *law* and *empirical* are of the first.
+are those of all of them together; *law* and *empirical* are of the first.  Of responses, *shared*
+is beside every type's own, *specific* beside what all share, and types go by their own rows.
 """
 
 
