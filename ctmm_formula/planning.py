@@ -220,7 +220,7 @@ def power(
           "effects_heterogeneity" (the same in all types), "effects_celltype" (a row for each)
         - of variances of cases and others, fitted ``by=``: "groups", "groups_shared",
           "groups_celltype"; of responses with ``paired=True``: "response", "response_shared",
-          "response_celltype"
+          "response_specific", "response_celltype"
     alpha : float
         Level; for a scan of 10,000 genes with Bonferroni's rule 0.05 / 10_000.
     n_sim : int

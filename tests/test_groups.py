@@ -24,6 +24,7 @@ import ctmm_formula as ctmm
 from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import CTMMError, DataError
 from ctmm_formula.inference import directions
+from ctmm_formula.inference.directions import empirical
 from ctmm_formula.structures import Crossing, cross, resolve
 
 TYPES = ("B", "NK", "T")
@@ -579,6 +580,36 @@ def test_responses_are_found_where_they_are():
     quiet = frame.assign(expr=y + np.sqrt(frame["nu"]) * rng.normal(size=len(frame)))
     test = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=quiet).test_response()
     assert test.pvalue > 0.01
+
+
+def test_a_strong_response_of_one_type_is_not_found_in_the_others():
+    frame = table(within=True, donors=60, missing=0.0)
+    rng = np.random.default_rng(5)
+    y = frame.groupby(["donor", "celltype"])["expr"].transform("mean")
+    y += np.sqrt(frame["nu"]) * rng.normal(size=len(frame))
+    y += np.where(frame["celltype"] == "T", 2.0 * rng.normal(size=len(frame)), 0.0)
+    fit = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=frame.assign(expr=y))
+    test = fit.test_response()
+    own = test.extra["celltype"]
+    assert test.pvalue < 1e-6 and test.extra["specific"] < 1e-6 and own.pop("T") < 1e-6
+    assert min(own.values()) > 0.01 and test.extra["shared"] > 0.01
+    alone = frame.assign(expr=y)[frame["celltype"] == "B"]
+    other = ctmm.fit("expr ~ C(group)", within="group", structure="hom", data=alone)
+    assert own["B"] == pytest.approx(other.test_response().extra["celltype"]["B"], rel=1e-6)
+
+
+def test_empirical_law_of_several_directions():
+    rng = np.random.default_rng(0)
+    terms = rng.normal(size=(40, 2)) @ [[1.0, 0.6], [0.0, 1.0]] + 0.3
+    U, r = terms.shape
+    T2 = U * terms.mean(0) @ np.linalg.solve(np.cov(terms.T), terms.mean(0))
+    want = stats.f.sf(T2 * (U - r) / (r * (U - 1)), r, U - r)
+    assert np.exp(empirical(terms)) == pytest.approx(want, rel=1e-10)
+    closed = np.column_stack([terms, -terms.sum(axis=1)])  # groups against the others sum to 0
+    assert np.exp(empirical(closed)) == pytest.approx(want, rel=1e-8)
+    one = stats.ttest_1samp(terms[:, 0], 0.0).pvalue
+    assert np.exp(empirical(terms[:, :1])) == pytest.approx(one, rel=1e-10)
+    assert np.isnan(empirical(terms[:9])) and np.isnan(empirical(np.ones((40, 2))))
 
 
 def test_tests_without_groups_say_so():

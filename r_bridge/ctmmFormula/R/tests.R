@@ -60,7 +60,8 @@ test_component <- function(object, ...) UseMethod("test_component")
 #' \code{extra$shared} of the shared variance, \code{extra$celltype} of the whole variance of each cell
 #' type; \code{extra$law} and \code{extra$empirical} have those by the law of normal donors and by the
 #' differences between donors: where a group has fewer than 40 donors the larger counts, else the
-#' empirical. Of responses, one-sided: any, shared by all cell types, and beyond that of each.
+#' empirical. Of responses, one-sided: any, \code{extra$shared} by all cell types, \code{extra$specific} to
+#' some, and \code{extra$celltype} in each by its own rows alone.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype * sex, by = ~ sex, data = pseudobulk)
 #' fit$vcomp
