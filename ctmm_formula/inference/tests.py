@@ -38,6 +38,10 @@ _NO_SQUARES = (
     "cells of some pairs are all alike and there are no unbiased squares of the noise (nu2): the "
     "test is cautious"
 )
+_SPARSE = (
+    "one cell type has far more cells than the others, whose cells are often all alike: the larger "
+    "of the p values of their sum and of the Cauchy combination"
+)
 _DOUBTED = 0.05  # p values of the jackknife below this come with advice
 _JACKKNIFE_ON_EDGE = edge_note("jackknife p values tend to be too small")
 
@@ -235,12 +239,14 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     )
     if fit.model.nu2 is None and (fit.model.nu[fit.model.active_rows] == 0.0).any():
         notes.append(_NO_SQUARES)
+    if test.larger:
+        notes.append(_SPARSE)
     types = fit.structure.celltypes
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
     logs = dict(zip(types, test.log_pvalue_celltype.tolist(), strict=True))
     return replace(
-        blank, statistic=float(test.statistic_sum), pvalue=float(test.pvalue_sum),
-        log_pvalue=test.log_pvalue_sum, note="; ".join(notes),
+        blank, statistic=float(test.statistic_sum), pvalue=math.exp(test.log_pvalue),
+        log_pvalue=test.log_pvalue, note="; ".join(notes),
         extra={"celltype": pvalues, "cauchy": test.pvalue_cauchy, "weights": test.weights},
         log_details={"celltype": logs, "cauchy": test.log_pvalue_cauchy},
     )  # fmt: skip

@@ -304,7 +304,7 @@ def score(s: Setting, number: int) -> dict[str, np.ndarray]:
     """P values of the score test."""
     test = score_test(gene(s, number).model)
     return {
-        "sum": np.array([test.pvalue_sum]),
+        "sum": np.exp([test.log_pvalue]),
         "cauchy": np.array([test.pvalue_cauchy]),
         "types": test.pvalue_celltype,
     }
