@@ -128,6 +128,8 @@ class Moments:
         Q' Sigma_f Q of every factor.
     back : ndarray, shape (p, p)
         Fixed effects of X from those of Q.
+    across : ndarray, shape (F', F', N)
+        Of factors f, h with kernels (K_f d K_h)_ii of every donor i, d = Z_f' Z_h.
     """
 
     gram: np.ndarray
@@ -138,6 +140,7 @@ class Moments:
     rows: np.ndarray
     cores: np.ndarray
     back: np.ndarray
+    across: np.ndarray
 
     def residual(self, Y: np.ndarray) -> np.ndarray:
         """Pi Y of responses (n, G), zero in rows that are not in use."""
@@ -189,7 +192,7 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     if not model.kinship:
         return gram
     Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
-    return _with_kinship(model, gram, _Seen(factors_of_model(model), Q))
+    return _with_kinship(model, gram, _Seen(factors_of_model(model), Q))[0]
 
 
 class _Seen:
@@ -202,8 +205,8 @@ class _Seen:
         self.cores = np.array([self.T[own].T @ self.KT[own] for own in parts])
 
 
-def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> np.ndarray:
-    """The matrix (K, K) of all components, from that of those without the kinship's."""
+def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix (K, K) of all components, from that of those without the kinship's; `across`."""
     factors, F = seen.factors, len(seen.cores)
     levels = factors.of_levels
     donors = [f for f in range(F) if not levels.start <= f < levels.stop]
@@ -213,16 +216,17 @@ def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> np.ndarray:
     inner = (of_donors.transpose(1, 0, 2) @ of_donors.transpose(1, 2, 0)).transpose(1, 2, 0)
     between = -2.0 * (d * inner).sum(axis=2)  # (F', F')
     kernels = list(factors.by_kernel())
-    shift = levels.stop - levels.start
-    at = [np.array(own) - shift for _, own in kernels]
-    own = np.arange(levels.start)
+    own, shift = np.arange(levels.start), levels.stop - levels.start
+    at = [np.array(numbers) - shift for _, numbers in kernels]
+    across = np.empty((len(donors) - len(own),) * 2 + d.shape[2:])
     for (one, _), f in zip(kernels, at, strict=True):
         part = d[np.ix_(own, f)]
         between[np.ix_(own, f)] += (part * part) @ one.diagonal
         for (other, _), g in zip(kernels, at, strict=True):
             part = d[np.ix_(f, g)]
             turned = part.reshape(-1, part.shape[2]) @ (one.whole * other.whole)
-            between[np.ix_(f, g)] += (part * turned.reshape(part.shape)).sum(axis=2)
+            across[np.ix_(f - len(own), g - len(own))] = turned.reshape(part.shape)
+    between[len(own) :, len(own) :] += (d[len(own) :, len(own) :] * across).sum(axis=2)
     traces = np.tensordot(seen.cores, seen.cores, axes=([1, 2], [1, 2]))
     traces[np.ix_(donors, donors)] += between
     for f in range(levels.start, levels.stop):
@@ -233,7 +237,7 @@ def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> np.ndarray:
     S = components_to_factors(model)
     out = S @ traces @ S.T
     out[: len(gram), : len(gram)] = gram
-    return np.asarray(out)
+    return np.asarray(out), across
 
 
 def _meeting(seen: _Seen, f: int, g: int, kernel: Kernel) -> float:
@@ -297,12 +301,12 @@ def moments(model: Model) -> Moments:
     back = model.back
     if len(back) and model.n_donors < len(model.active):
         back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
-    seen = _Seen(factors, Q)
+    seen, across = _Seen(factors, Q), np.empty((0, 0, len(model.active)))
     if model.kinship:
-        gram = _with_kinship(model, gram, seen)
+        gram, across = _with_kinship(model, gram, seen)
     S = components_to_factors(model)
     noise = S @ _noise_weights(seen, Q)
-    found = Moments(gram, noise, Q, factors, S, model.active_rows, seen.cores, back)
+    found = Moments(gram, noise, Q, factors, S, model.active_rows, seen.cores, back, across)
     _KEPT[model] = found
     return found
 

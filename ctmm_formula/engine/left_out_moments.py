@@ -28,7 +28,6 @@ from .left_out_fits import packed
 from .likelihood import residual
 from .model import Blocks, Model
 from .options import kept
-from .relatedness import Kernel
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -293,33 +292,36 @@ class _Update:
                 met = np.einsum("ga,gab,gb,gab->g", weight[f], value, weight[g], self.A)
                 out[:, f, g] = out[:, g, f] = met
         if count > levels:
-            own = list(factors.by_kernel())
-            d = factors.weight[first + levels :]
-            d = np.array([np.add.reduceat(one * d, model.row_ptr[:-1], axis=1) for one in d])
-            out[:, levels:, levels:] = self._between(own, d, weight[levels:], donor)
+            value = self._between(model, donor)
+            both = weight[levels:]
+            out[:, levels:, levels:] = np.einsum(
+                "fga,gab,gabfh,hgb->gfh", both, self.A, value, both, optimize=True
+            )
         return S @ out @ S.T
 
-    def _between(
-        self, own: list[tuple[Kernel, range]], d: np.ndarray, weight: np.ndarray, donor: np.ndarray
-    ) -> np.ndarray:
-        """The same between kernels of donors, (g, f, h): sum_l K_f,il d_l K_h,lj, d = Z_f' Z_h."""
-        F, _, N = d.shape
+    def _between(self, model: Model, donor: np.ndarray) -> np.ndarray:
+        """(K_f d K_h)_ij, d = Z_f' Z_h, of the donors i, j of rows (g, m), (g, m, m, f, h)."""
+        factors, across = self.design.factors, self.design.across
+        F, _, N = across.shape
         pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
         i, j = np.divmod(pairs, N)
-        alone = len(pairs) == N and bool((i == j).all())  # every donor by itself
-        values = np.empty((len(pairs), F, F))
-        step = len(pairs) if alone else max(_CHUNK // N, 1)
-        parts = [(kernel, np.array(at) - own[0][1][0]) for kernel, at in own]
-        for start in range(0, len(pairs), step):
-            some = slice(start, start + step)
-            for one, f in parts:
-                for other, h in parts:
-                    left, right = one.whole, other.whole
-                    K = left * right if alone else left[i[some]] * right[j[some]]
-                    part = d[np.ix_(f, h)].reshape(-1, N)
-                    values[some, f[:, None], h] = (K @ part.T).reshape(-1, len(f), len(h))
-        met = values[where].reshape(*self.A.shape, F, F) * self.A[..., None, None]
-        return np.einsum("fga,gabfh,hgb->gfh", weight, met, weight, optimize=True)
+        if (i == j).all():
+            values = across.transpose(2, 0, 1)[i]
+        else:
+            own = list(factors.by_kernel())
+            first = own[0][1][0]
+            weight = factors.weight[first:]
+            d = [np.add.reduceat(one * weight, model.row_ptr[:-1], axis=1) for one in weight]
+            values, step = np.empty((len(pairs), F, F)), max(_CHUNK // N, 1)
+            parts = [(kernel.whole, np.array(at) - first) for kernel, at in own]
+            for start in range(0, len(pairs), step):
+                some = slice(start, start + step)
+                for one, f in parts:
+                    for other, h in parts:
+                        part = np.array(d)[np.ix_(f, h)].reshape(-1, N)
+                        turned = (one[i[some]] * other[j[some]]) @ part.T
+                        values[some, f[:, None], h] = turned.reshape(-1, len(f), len(h))
+        return values[where].reshape(*self.A.shape, F, F)
 
     def _meet(self, rows: np.ndarray, U: np.ndarray, factors: Iterable[int]) -> np.ndarray:
         """Sums over the rows of g of rows'(Z_f U_f), (F, g, k), of rows (n, p) and U (L, p, k)."""
