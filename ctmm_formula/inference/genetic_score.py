@@ -115,11 +115,18 @@ class NullDesign(NamedTuple):
 
 
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their null, and how their donors relate."""
+    """The rows of one cell type: in the model's order, their null, their donors (None: all of them,
+    in order), and how these relate."""
 
     rows: np.ndarray
     null: NullDesign
+    donors: np.ndarray | None
     related: Related
+
+    def of(self, kernel: Kernel, related: Related) -> OfType:
+        """The same with another kernel between the model's donors."""
+        own = related if self.donors is None else Related(kernel.of(self.donors))
+        return self._replace(related=own)
 
 
 class GeneticDesign(NamedTuple):
@@ -134,6 +141,12 @@ class GeneticDesign(NamedTuple):
     related: Related
     types: tuple[OfType | None, ...]
     whole: bool
+
+    def with_kernel(self, kernel: Kernel) -> GeneticDesign:
+        """The same design with another kernel: what rests on rows alone is not made again."""
+        related = Related(kernel)
+        types = tuple(own and own.of(kernel, related) for own in self.types)
+        return self._replace(related=related, types=types)
 
 
 def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesign:
@@ -332,8 +345,8 @@ def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType |
     )  # fmt: skip
     known = part.donors[own.donors]
     same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
-    own_related = related if same else Related(kernel.of(known))
-    return OfType(rows[own.order], _pooled(own), own_related)
+    found = OfType(rows[own.order], _pooled(own), None if same else known, related)
+    return found.of(kernel, related)
 
 
 def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
