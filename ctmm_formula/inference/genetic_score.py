@@ -116,7 +116,8 @@ class NullDesign(NamedTuple):
 
 class OfType(NamedTuple):
     """The rows of one cell type: in the model's order, their null, their donors (None: all of them,
-    in order), and how these relate."""
+    in order), and how these relate.
+    """
 
     rows: np.ndarray
     null: NullDesign
