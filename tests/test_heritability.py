@@ -467,6 +467,16 @@ def test_the_law_of_many_donors_is_near_that_of_all_eigenvalues():
     assert shape.specific == pytest.approx(whole.specific, abs=0.1)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_design_takes_another_kernel(missing):
+    first = related(make("ctp", "free", "batch", missing), KERNELS["window"](30))
+    other = related(make("ctp", "free", "batch", missing), KERNELS["family"](30))
+    design = genetic_score.genetic_design(first, 0).with_kernel(other.kinship[0].kernel)
+    fresh = genetic_score.genetic_design(other, 0)
+    own = genetic_score.genetic_test(other, design)
+    assert own == genetic_score.genetic_test(other, fresh)
+
+
 def test_noise_has_no_say(df, K):
     """Other noise, y as it was: the products of different donors are the same."""
     res = ctmm.fit(FORMULA, structure="free", kinship=K, data=df)

@@ -83,17 +83,10 @@ def _related(model: Model, theta: np.ndarray, rng: np.random.Generator) -> np.nd
                 f"semi-definite (smallest eigenvalue {size[0]:.3g}); choose larger variance "
                 "components"
             )
-        root = term.kernel.root
-        if root is None:
-            root = _part(*np.linalg.eigh(term.kernel.whole))
-        values = root @ rng.standard_normal((root.shape[1], len(A))) @ _part(size, axes)
+        root, part = term.kernel.half, (axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T
+        values = root @ rng.standard_normal((root.shape[1], len(A))) @ part
         out += (model.H * values[model.row_donor]).sum(axis=1)
     return np.where(model.active_rows, out, 0.0)
-
-
-def _part(size: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Symmetric root of what is a covariance of a matrix, from its eigenvalues and vectors."""
-    return np.asarray((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T)
 
 
 def _check_parameters(model: Model, theta: np.ndarray, beta: np.ndarray) -> None:

@@ -19,8 +19,11 @@ and between two kernels of donors M = diag(d), tr(K_f M K_g M') = d' (K_f o K_g)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse as sp
@@ -42,29 +45,67 @@ _NOTHING = 1e-10  # of a diagonal, or the smallest eigenvalue of a correlation m
 _INVOLVED = 1e-4  # entry of an eigenvector
 
 
-class Factor(NamedTuple):
-    """Sigma_f = Z K Z'.
+class Factors(NamedTuple):
+    """Sigma_f = Z_f K_f Z_f' of all factors of a model, their levels one after another.
 
-    Z : sparse (levels, n)
-        Z', zero in rows that are not in use.
-    kernel : Kernel over the levels, or None for the identity
+    Donors' loadings come first, then random effects, then loadings with a kernel between donors.
+
+    Z : sparse (L, n)
+        Every Z_f', zero in rows that are not in use.
+    ptr : int ndarray, shape (F + 1,)
+        Where the levels of a factor start.
+    level : int ndarray, shape (F, n); weight : ndarray, shape (F, n)
+        The level of every row, and what it has of it.
+    kernels : tuple, length F
+        The Kernel over the levels, or None for the identity.
+    of_levels : slice
+        Factors of random effects: the others are of donors.
     """
 
     Z: sp.csr_array
-    kernel: Kernel | None = None
+    ptr: np.ndarray
+    level: np.ndarray
+    weight: np.ndarray
+    kernels: tuple[Kernel | None, ...]
+    of_levels: slice
+
+    def part(self, f: int) -> slice:
+        """The levels of one factor among all."""
+        return slice(int(self.ptr[f]), int(self.ptr[f + 1]))
+
+    def by_kernel(self) -> Iterator[tuple[Kernel, range]]:
+        """Every kernel and its factors, which follow each other."""
+        first = self.of_levels.stop
+        for kernel, own in groupby(range(first, len(self.kernels)), lambda f: self.kernels[f]):
+            if kernel is not None:
+                numbers = list(own)
+                yield kernel, range(numbers[0], numbers[-1] + 1)
 
     def weigh(self, B: np.ndarray) -> np.ndarray:
-        """K B for B (levels, j)."""
-        return B if self.kernel is None else self.kernel.times(B)
+        """K B of every factor, for B (L, ...)."""
+        if not self.kernels[self.of_levels.stop :]:
+            return B
+        out, width = B.copy(), math.prod(B.shape[1:])
+        for kernel, own in self.by_kernel():
+            N, F = len(kernel), len(own)
+            levels = slice(self.part(own[0]).start, self.part(own[-1]).stop)
+            side = B[levels].reshape(F, N, width).transpose(1, 0, 2)
+            turned = kernel.times(side.reshape(N, F * width)).reshape(N, F, width)
+            out[levels] = turned.transpose(1, 0, 2).reshape(F * N, *B.shape[1:])
+        return out
+
+    def spread(self, f: int, U: np.ndarray) -> np.ndarray:
+        """Z_f U_f for U (L, j), (n, j)."""
+        return self.weight[f][:, None] * U[self.part(f)][self.level[f]]
 
     def times(self, B: np.ndarray) -> np.ndarray:
-        """Z K Z' B for B (n, j)."""
-        return self.Z.T @ self.weigh(self.Z @ B)
+        """Z K Z' B of every factor for B (n, j), (F, n, j)."""
+        U = self.weigh(self.Z @ B)
+        return np.array([self.spread(f, U) for f in range(len(self.kernels))])
 
-    def squares(self, B: np.ndarray) -> np.ndarray:
-        """B_j' Z K Z' B_j of every column of B (n, j)."""
-        own = self.Z @ B
-        return np.asarray((own * self.weigh(own)).sum(axis=0))
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the levels of each factor of values (L, j), (F, j)."""
+        return np.add.reduceat(values, self.ptr[:-1])
 
 
 @dataclass(frozen=True)
@@ -78,8 +119,7 @@ class Moments:
         Weight of each row's noise variance.
     Q : ndarray, shape (n, p)
         Orthonormal fixed effects of the rows in use, zero elsewhere.
-    factors : tuple of Factor
-        Donor loadings, random effects, kinship.
+    factors : Factors
     S : ndarray, shape (K, F)
         Components to factors.
     rows : bool ndarray, shape (n,)
@@ -88,16 +128,19 @@ class Moments:
         Q' Sigma_f Q of every factor.
     back : ndarray, shape (p, p)
         Fixed effects of X from those of Q.
+    across : ndarray, shape (F', F', N)
+        Of factors f, h with kernels (K_f d K_h)_ii of every donor i, d = Z_f' Z_h.
     """
 
     gram: np.ndarray
     noise: np.ndarray
     Q: np.ndarray
-    factors: tuple[Factor, ...]
+    factors: Factors
     S: np.ndarray
     rows: np.ndarray
     cores: np.ndarray
     back: np.ndarray
+    across: np.ndarray
 
     def residual(self, Y: np.ndarray) -> np.ndarray:
         """Pi Y of responses (n, G), zero in rows that are not in use."""
@@ -106,7 +149,8 @@ class Moments:
 
     def squares(self, E: np.ndarray) -> np.ndarray:
         """E' Sigma_k E of each residual (n, G), shape (K, G)."""
-        return self.S @ np.array([factor.squares(E) for factor in self.factors])
+        U = self.factors.Z @ E
+        return self.S @ self.factors.sums(U * self.factors.weigh(U))
 
     def solve(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """theta (G, K) of responses and noise variances (n, G).
@@ -145,57 +189,63 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
     gram = np.asarray(2.0 * model.S @ expected @ model.S.T)
-    return _with_kinship(model, gram, projected) if model.kinship else gram
-
-
-def _with_kinship(model: Model, gram: np.ndarray, projected: bool) -> np.ndarray:
-    """The matrix (K, K) of all components, from that of those without the kinship's."""
+    if not model.kinship:
+        return gram
     Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
-    known = [_Seen(factor, Q) for factor in (*_factors(model), *_kinship_factors(model))]
-    first, R = model.S.shape[1], model.W.shape[1]
-    meet, traces = _Meeting(), np.zeros((len(known), len(known)))
-    for g in range(first, len(known)):
-        for f in range(g + 1):
-            donors = f < R or f >= first
-            traces[f, g] = traces[g, f] = meet(known[f], known[g], donors)
-    S = components_to_factors(model)
-    out = S @ traces @ S.T
-    out[: len(gram), : len(gram)] = gram
-    return np.asarray(out)
+    return _with_kinship(model, gram, _Seen(factors_of_model(model), Q))[0]
 
 
 class _Seen:
-    """A factor and what the fixed effects take of it: T = Z'Q, K T, T' K T."""
+    """Factors and what the fixed effects take of them: T = Z'Q, K T (L, p), T'K T (F, p, p)."""
 
-    def __init__(self, factor: Factor, Q: np.ndarray) -> None:
-        self.Z, self.kernel, self.T = factor.Z, factor.kernel, factor.Z @ Q
-        self.KT = factor.weigh(self.T)
-        self.core = self.T.T @ self.KT
+    def __init__(self, factors: Factors, Q: np.ndarray) -> None:
+        self.factors, self.T = factors, factors.Z @ Q
+        self.KT = factors.weigh(self.T)
+        parts = map(factors.part, range(len(factors.kernels)))
+        self.cores = np.array([self.T[own].T @ self.KT[own] for own in parts])
 
 
-class _Meeting:
-    """tr(Pi Sigma_f Pi Sigma_g), g a kernel's, f of `donors` or levels; keeps K_f o K_g."""
+def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix (K, K) of all components, from that of those without the kinship's; `across`."""
+    factors, F = seen.factors, len(seen.cores)
+    levels = factors.of_levels
+    donors = [f for f in range(F) if not levels.start <= f < levels.stop]
+    of_donors = np.array([seen.KT[factors.part(f)] for f in donors])  # (F', N, p)
+    weight = factors.weight[donors]
+    d = np.array([np.add.reduceat(own * weight, model.row_ptr[:-1], axis=1) for own in weight])
+    inner = (of_donors.transpose(1, 0, 2) @ of_donors.transpose(1, 2, 0)).transpose(1, 2, 0)
+    between = -2.0 * (d * inner).sum(axis=2)  # (F', F')
+    kernels = list(factors.by_kernel())
+    own, shift = np.arange(levels.start), levels.stop - levels.start
+    at = [np.array(numbers) - shift for _, numbers in kernels]
+    across = np.empty((len(donors) - len(own),) * 2 + d.shape[2:])
+    for (one, _), f in zip(kernels, at, strict=True):
+        part = d[np.ix_(own, f)]
+        between[np.ix_(own, f)] += (part * part) @ one.diagonal
+        for (other, _), g in zip(kernels, at, strict=True):
+            part = d[np.ix_(f, g)]
+            turned = part.reshape(-1, part.shape[2]) @ (one.whole * other.whole)
+            across[np.ix_(f - len(own), g - len(own))] = turned.reshape(part.shape)
+    between[len(own) :, len(own) :] += (d[len(own) :, len(own) :] * across).sum(axis=2)
+    traces = np.tensordot(seen.cores, seen.cores, axes=([1, 2], [1, 2]))
+    traces[np.ix_(donors, donors)] += between
+    for f in range(levels.start, levels.stop):
+        for kernel, others in kernels:
+            for g in others:
+                traces[f, g] += _meeting(seen, f, g, kernel)
+    traces[levels.stop :, : levels.stop] = traces[: levels.stop, levels.stop :].T
+    S = components_to_factors(model)
+    out = S @ traces @ S.T
+    out[: len(gram), : len(gram)] = gram
+    return np.asarray(out), across
 
-    def __init__(self) -> None:
-        self.products: dict[tuple[int, int], np.ndarray] = {}
 
-    def __call__(self, f: _Seen, g: _Seen, donors: bool) -> float:
-        M, K = f.Z @ g.Z.T, g.kernel
-        assert K is not None
-        if not donors:  # levels of a random effect: tr(M K M')
-            whole = float((M @ K.whole * M.toarray()).sum())
-        else:
-            d = M.diagonal()
-            Kd = d * K.diagonal if f.kernel is None else self.product(f.kernel, K) @ d
-            whole = float(d @ Kd)
-        return whole - 2.0 * float((f.KT * (M @ g.KT)).sum()) + float((f.core * g.core).sum())
-
-    def product(self, one: Kernel, other: Kernel) -> np.ndarray:
-        """K_f o K_g."""
-        key = id(one), id(other)
-        if key not in self.products:
-            self.products[key] = one.whole * other.whole
-        return self.products[key]
+def _meeting(seen: _Seen, f: int, g: int, kernel: Kernel) -> float:
+    """tr(Pi Sigma_f Pi Sigma_g) less that of the cores, f a random effect's and g a kernel's."""
+    Z, one, other = seen.factors.Z, seen.factors.part(f), seen.factors.part(g)
+    M = Z[one] @ Z[other].T
+    whole = float((M @ kernel.whole * M.toarray()).sum())
+    return whole - 2.0 * float((seen.KT[one] * (M @ seen.KT[other])).sum())
 
 
 def components_to_factors(model: Model) -> np.ndarray:
@@ -231,23 +281,34 @@ def confounded(model: Model) -> list[int]:
     return sorted([*np.flatnonzero(~left).tolist(), *np.flatnonzero(left)[null].tolist()])
 
 
+_KEPT: WeakKeyDictionary[Model, Moments] = WeakKeyDictionary()
+
+
 def moments(model: Model) -> Moments:
     """Normal matrix and noise weights of the design of `model`, in O(n K p).
+
+    Kept as long as the model: its jackknife takes those of its fit.
 
     Raises
     ------
     ConvergenceError
         The fixed effects are collinear in the donors in use.
     """
-    gram, Q = moment_matrix(model), orthonormal(model)
+    if model in _KEPT:
+        return _KEPT[model]
+    Q, factors = orthonormal(model), factors_of_model(model)
+    gram = moment_matrix(model.unrelated)
     back = model.back
     if len(back) and model.n_donors < len(model.active):
         back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
-    factors = (*_factors(model), *_kinship_factors(model))
+    seen, across = _Seen(factors, Q), np.empty((0, 0, len(model.active)))
+    if model.kinship:
+        gram, across = _with_kinship(model, gram, seen)
     S = components_to_factors(model)
-    known = [_noise_weights(factor, Q) for factor in factors]
-    noise, cores = (np.array(part) for part in zip(*known, strict=True))
-    return Moments(gram, S @ noise, Q, factors, S, model.active_rows, cores, back)
+    noise = S @ _noise_weights(seen, Q)
+    found = Moments(gram, noise, Q, factors, S, model.active_rows, seen.cores, back, across)
+    _KEPT[model] = found
+    return found
 
 
 def fit(model: Model, method: str = "he", domain: Domain | None = None) -> Estimate:
@@ -274,12 +335,12 @@ def between_donors(model: Model, theta: np.ndarray) -> np.ndarray:
     B = model.Q @ model.back.T  # b = B'y
     if model.n_donors < len(model.active):
         B = np.linalg.pinv(np.where(model.active_rows[:, None], model.X, 0.0)).T
-    phi = (theta @ components_to_factors(model))[model.S.shape[1] :]
-    out = np.zeros((B.shape[1],) * 2)
-    for factor, size in zip(_kinship_factors(model), phi, strict=True):
-        T, kernel = factor.Z @ B, factor.kernel
-        assert kernel is not None
-        out += size * T.T @ (kernel.times(T) - kernel.diagonal[:, None] * T)
+    phi, factors = theta @ components_to_factors(model), factors_of_model(model)
+    T, out = factors.Z @ B, np.zeros((B.shape[1],) * 2)
+    for kernel, own in factors.by_kernel():
+        for f in own:
+            part = T[factors.part(f)]
+            out += phi[f] * part.T @ (kernel.times(part) - kernel.diagonal[:, None] * part)
     values, axes = np.linalg.eigh(out)
     return np.asarray((axes * np.maximum(values, 0.0)) @ axes.T)
 
@@ -348,42 +409,40 @@ def over_blocks(model: Model, theta: np.ndarray) -> Precision | None:
         return None
 
 
-def _factors(model: Model) -> list[Factor]:
-    """Factors of donors' loadings, then of random effects."""
-    loadings = [_incidence(model.row_donor, w, model.active_rows) for w in model.W.T]
-    levels = [_incidence(*component, model.active_rows) for component in model.random]
-    return [Factor(Z) for Z in (*loadings, *levels)]
-
-
-def _kinship_factors(model: Model) -> list[Factor]:
-    """Factors of the kinship: donors' loadings with a kernel between donors."""
-    return [
-        Factor(_incidence(model.row_donor, w, model.active_rows, len(model.active)), term.kernel)
-        for term in model.kinship
-        for w in (model.H @ factors_of(term.basis)[0]).T
+def factors_of_model(model: Model) -> Factors:
+    """Factors of donors' loadings, of random effects, and of the kinship."""
+    N, random = len(model.active), model.random
+    loadings = [model.H @ factors_of(term.basis)[0] for term in model.kinship]
+    kernels = [
+        term.kernel
+        for term, own in zip(model.kinship, loadings, strict=True)
+        for _ in range(own.shape[1])
     ]
+    R = model.W.shape[1]
+    of_random = [component.values[None] for component in random]
+    weight = np.concatenate([model.W.T, *of_random, *(own.T for own in loadings)])
+    weight = np.where(model.active_rows, weight, 0.0)
+    level = np.tile(model.row_donor, (len(weight), 1))
+    for k, component in enumerate(random):
+        level[R + k] = component.codes
+    sizes = np.full(len(weight), N)
+    sizes[R : R + len(random)] = [int(component.codes.max()) + 1 for component in random]
+    ptr = np.concatenate([[0], np.cumsum(sizes)])
+    factor, row = np.nonzero(weight)
+    at = ptr[factor] + level[factor, row]
+    order = np.argsort(at, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(at, minlength=ptr[-1]))])
+    Z = sp.csr_array((weight[factor, row][order], row[order], start), (int(ptr[-1]), len(model.y)))
+    every = (*(None,) * (R + len(random)), *kernels)
+    return Factors(Z, ptr, level, weight, every, slice(R, R + len(random)))
 
 
-def _incidence(
-    codes: np.ndarray, weights: np.ndarray, rows: np.ndarray, levels: int = 0
-) -> sp.csr_array:
-    used = np.flatnonzero(rows & (weights != 0.0))
-    used = used[np.argsort(codes[used], kind="stable")]
-    levels = levels or int(codes.max()) + 1
-    ptr = np.concatenate([[0], np.bincount(codes[used], minlength=levels).cumsum()])
-    return sp.csr_array((weights[used], used, ptr), (len(ptr) - 1, len(codes)))
-
-
-def _noise_weights(factor: Factor, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Diagonal of Pi Z K Z' Pi, (n,), and Q' Z K Z' Q.
-
-    Of every row z' K z - 2 z' K T q + q' T' K T q, T = Z'Q.
-    """
-    Z, own = factor.Z, factor.Z.data**2
-    if factor.kernel is not None:
-        own = own * np.repeat(factor.kernel.diagonal, np.diff(Z.indptr))
-    T = Z @ Q
-    KT = factor.weigh(T)
-    core = T.T @ KT
-    half = 0.5 * Q @ core - Z.T @ KT
-    return np.bincount(Z.indices, own, len(Q)) + 2.0 * (half * Q).sum(axis=1), core
+def _noise_weights(seen: _Seen, Q: np.ndarray) -> np.ndarray:
+    """Diagonals of Pi Z K Z' Pi, (F, n): of every row z' K z - 2 z' K T q + q' T' K T q."""
+    factors = seen.factors
+    out = np.square(factors.weight)
+    for kernel, own in factors.by_kernel():
+        out[own] *= kernel.diagonal[factors.level[own]]
+    for f, core in enumerate(seen.cores):
+        out[f] += ((Q @ core - 2.0 * factors.spread(f, seen.KT)) * Q).sum(axis=1)
+    return out

@@ -15,20 +15,19 @@ the number of donors.  G and the weights of nu hold no response: once per group 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
 from ..errors import ConvergenceError
 from . import he, kernels
-from .he import Factor, Moments
+from .he import Factors, Moments
 from .kernels import VALUE, evaluate
+from .left_out_fits import packed
 from .likelihood import residual
 from .model import Blocks, Model
 from .options import kept
-from .relatedness import Kernel
 
 ALIASED = 1e-10
 """Smallest eigenvalue of Pi_gg, below which the other rows do not identify all fixed effects."""
@@ -61,16 +60,19 @@ class LeftOutMoments:
     ) -> None:
         self.model, self.groups = model, list(groups)
         self.design = he.moments(model) if design is None else design
-        spans = list(pairwise(model.row_ptr))
-        own = [np.concatenate([np.arange(*spans[i]) for i in group]) for group in self.groups]
-        smallest = np.array([_smallest(self.design.Q[rows]) for rows in own])
+        donors, ptr = packed(self.groups)
+        count = np.diff(model.row_ptr)[donors]
+        ptr = np.concatenate([[0], np.cumsum(count)])[ptr]  # rows of every group
+        rows = np.repeat(model.row_ptr[donors + 1] - np.cumsum(count), count)
+        rows += np.arange(len(rows))
+        smallest = _smallest(self.design.Q, rows, ptr)
         self.aliased = smallest < ALIASED
-        few = np.array([len(rows) <= _LARGEST for rows in own])
-        self.near = np.flatnonzero(few & (smallest >= _FAR))
-        near = [own[g] for g in self.near]
-        self._update = _Update(self.design, model, near) if near else None
+        near = (np.diff(ptr) <= _LARGEST) & (smallest >= _FAR)
+        self.near = np.flatnonzero(near)
+        if len(self.near):
+            self._update = _Update(self.design, model, *_padded(rows, ptr, self.near))
         self._others: dict[int, Moments] = {}
-        for g in np.flatnonzero(~self.aliased & ~(few & (smallest >= _FAR))):
+        for g in np.flatnonzero(~self.aliased & ~near):
             try:
                 part = he.moments(model.without(self.groups[g]))
             except ConvergenceError:  # not even without rounding
@@ -84,7 +86,7 @@ class LeftOutMoments:
         size = max(_CHUNK // (len(self.design.S) * len(Y)), 1)
         for start in range(0, Y.shape[1], size):
             some = slice(start, start + size)
-            if self._update is not None:
+            if len(self.near):
                 out[some, self.near] = self._update.theta(Y[:, some], NU[:, some])
         for g, part in self._others.items():
             out[:, g] = part.solve(Y, NU)
@@ -120,7 +122,7 @@ class LeftOutMoments:
     def ols(self, model: Model, theta: np.ndarray) -> np.ndarray:
         """b (g, p) by OLS; NaN where there is no theta (g, K)."""
         beta = np.full((len(self.groups), model.X.shape[1]), math.nan)
-        if self._update is not None:
+        if len(self.near):
             rows = self.design.rows
             back = np.linalg.lstsq(model.X[rows], self.design.Q[rows], rcond=None)[0]
             beta[self.near] = self._update.ols(model.y) @ back.T
@@ -163,13 +165,29 @@ def _known(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Whether moment equations (..., K, K) tell components apart, beside those of all rows."""
     diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
     left = (diagonal > _NOTHING * np.diag(whole)).all(axis=-1)
-    return np.asarray(left & (np.linalg.cond(gram) <= he.CONFOUNDED))
+    size = np.abs(np.linalg.eigvalsh(gram))
+    return np.asarray(left & (size.max(axis=-1) <= he.CONFOUNDED * size.min(axis=-1)))
 
 
-def _smallest(Q: np.ndarray) -> float:
-    """Smallest eigenvalue of I - Q Q' of some rows."""
-    gram = Q @ Q.T if len(Q) < Q.shape[1] else Q.T @ Q
-    return 1.0 - float(np.linalg.eigvalsh(gram)[-1]) if len(gram) else 1.0
+def _smallest(Q: np.ndarray, rows: np.ndarray, ptr: np.ndarray) -> np.ndarray:
+    """Smallest eigenvalues of I - Q Q' of groups of rows, (g,)."""
+    sizes, p = np.diff(ptr), Q.shape[1]
+    out = np.ones(len(sizes))
+    for size in np.unique(sizes[sizes > 0]) if p else ():
+        some = np.flatnonzero(sizes == size)
+        own = Q[_padded(rows, ptr, some)[0]]
+        turned = own.transpose(0, 2, 1)
+        gram = own @ turned if size < p else turned @ own
+        out[some] -= np.linalg.eigvalsh(gram)[:, -1]
+    return out
+
+
+def _padded(rows: np.ndarray, ptr: np.ndarray, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of some groups (g, m), 0 beyond their own, and which are."""
+    sizes = np.diff(ptr)[some]
+    offset = np.arange(sizes.max())
+    mask = offset < sizes[:, None]
+    return np.where(mask, rows[np.where(mask, ptr[some, None] + offset, 0)], 0), mask
 
 
 class _Update:
@@ -178,23 +196,22 @@ class _Update:
     Groups are padded to m rows; (g, m, .) are values in their rows, zero where there is none.
     """
 
-    def __init__(self, design: Moments, model: Model, rows: list[np.ndarray]) -> None:
-        self.design = design
+    def __init__(self, design: Moments, model: Model, rows: np.ndarray, mask: np.ndarray) -> None:
+        self.design, self.rows, self.mask = design, rows, mask
         n, p = design.Q.shape
-        m = max((len(own) for own in rows), default=0)
-        self.mask = np.arange(m) < np.array([[len(own)] for own in rows]).reshape(-1, 1)
-        self.rows = np.zeros((len(rows), m), dtype=np.int64)
-        self.rows[self.mask] = np.concatenate([*rows, np.zeros(0, dtype=np.int64)])
+        m = rows.shape[1]
         self.upper = np.triu_indices(p)
-        group = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-        self.members = sp.csr_array(
-            (np.ones(len(group)), (group, self.rows[self.mask])), (len(rows), n)
-        )
+        group = np.nonzero(mask)[0]
+        at = group, self.rows[self.mask]
+        self.members = sp.csr_array((np.ones(len(group)), at), (len(rows), n))
+        donor, first = np.unique(model.row_donor[at[1]], return_index=True)
+        at = group[first], donor
+        self.donors = sp.csr_array((np.ones(len(donor)), at), (len(rows), len(model.active)))
 
         Q = self._take(design.Q)
         self.A = np.linalg.inv(np.eye(m) - Q @ Q.transpose(0, 2, 1))
         AQ = self.A @ Q
-        SQ = _times(design, design.Q)  # Sigma_k Q and Pi Sigma_k Q
+        SQ = np.tensordot(design.S, design.factors.times(design.Q), axes=1)  # and Pi Sigma_k Q
         PSQ = SQ - design.Q @ (design.Q.T @ SQ)
         sigma = self._blocks(model)
         left = self._take(PSQ) @ Q.transpose(0, 2, 1)
@@ -243,13 +260,16 @@ class _Update:
         near = self._take(SQ)
         through -= _inner(self.A @ near, near)
         rows = self._scatter(AQ)
-        small = (Q.transpose(0, 2, 1) @ AQ).reshape(len(Q), -1)
-        for k in range(K):
-            far = np.einsum("np,lnp->nl", rows, _times(design, PSQ[k]))
-            far = self.members @ far
-            through[:, k] -= far
-            through[:, :, k] -= far
-            through[:, k] += small @ (SQ.transpose(0, 2, 1) @ PSQ[k]).reshape(K, -1).T
+        small = Q.transpose(0, 2, 1) @ AQ
+        n, p = design.Q.shape
+        turned = PSQ.transpose(1, 2, 0).reshape(n, p * K)
+        U = design.factors.weigh(design.factors.Z @ turned)
+        U = U.reshape(len(U), p, K)
+        far = np.tensordot(self._meet(rows, U, range(len(design.cores))), design.S, axes=(0, 1))
+        through -= far + far.transpose(0, 2, 1)
+        inner = SQ.transpose(0, 2, 1).reshape(K * p, n) @ turned  # Q' Sigma_l Pi Sigma_k Q
+        inner = inner.reshape(K, p, p, K).transpose(3, 1, 2, 0)
+        through += np.tensordot(small, inner, axes=([1, 2], [1, 2]))
         AT = self.A @ self.T
         gram = design.gram - 2.0 * through + _traces(AT, AT)
         known = _known(gram, design.gram)
@@ -261,44 +281,60 @@ class _Update:
 
         (g, k, l), summed over the entries z_a (K_f Z_f' Z_g K_g)_ab z_b of pairs of factors.
         """
-        first, levels = model.W.shape[1], len(model.random)
-        factors, S = self.design.factors[first:], self.design.S[self.alone :, first:]
-        out = np.empty((len(self.rows), len(factors), len(factors)))
-        at = [_entry_of_rows(factor, self.rows, self.mask) for factor in factors]
-        for f, (i, left) in enumerate(at):
-            for g, (j, right) in enumerate(at):
-                if min(f, g) < levels:
-                    value = _meet(factors[f], factors[g], i[:, :, None], j[:, None, :])
-                    out[:, f, g] = np.einsum("ga,gab,gb,gab->g", left, value, right, self.A)
-        if len(factors) > levels:
-            weights = np.stack([weight for _, weight in at[levels:]], axis=-1)
-            out[:, levels:, levels:] = self._between(
-                [factor.kernel for factor in factors[levels:] if factor.kernel is not None],
-                [factor.Z for factor in factors[levels:]], weights, model.row_donor[self.rows],
-            )  # fmt: skip
+        factors, donor = self.design.factors, model.row_donor[self.rows]
+        first, levels = factors.of_levels.start, len(model.random)
+        S, count = self.design.S[self.alone :, first:], len(factors.kernels) - first
+        out = np.empty((len(self.rows), count, count))
+        weight = factors.weight[first:, self.rows] * self.mask
+        for f in range(levels):
+            for g in range(count):
+                value = _entries(factors, first + f, first + g, self.rows)
+                met = np.einsum("ga,gab,gb,gab->g", weight[f], value, weight[g], self.A)
+                out[:, f, g] = out[:, g, f] = met
+        if count > levels:
+            value = self._between(model, donor)
+            both = weight[levels:]
+            out[:, levels:, levels:] = np.einsum(
+                "fga,gab,gabfh,hgb->gfh", both, self.A, value, both, optimize=True
+            )
         return S @ out @ S.T
 
-    def _between(
-        self, kernels: list[Kernel], Z: list[sp.csr_array], weights: np.ndarray, donor: np.ndarray
-    ) -> np.ndarray:
-        """The same between kernels of donors, (g, f, h): sum_l K_f,il d_l K_h,lj, d = Z_f' Z_h."""
-        N, F = len(kernels[0]), len(kernels)
-        d = np.array([(f @ h.T).diagonal() for f in Z for h in Z])
+    def _between(self, model: Model, donor: np.ndarray) -> np.ndarray:
+        """(K_f d K_h)_ij, d = Z_f' Z_h, of the donors i, j of rows (g, m), (g, m, m, f, h)."""
+        factors, across = self.design.factors, self.design.across
+        F, _, N = across.shape
         pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
-        values = np.empty((len(pairs), F * F))
-        number = np.arange(F * F).reshape(F, F)
-        parts = [np.array([one is own for one in kernels]) for own in dict.fromkeys(kernels)]
-        step = max(_CHUNK // N, 1)
-        for start in range(0, len(pairs), step):
-            i, j = np.divmod(pairs[start : start + step], N)
-            for some in parts:
-                for others in parts:
-                    at = number[np.ix_(some, others)].ravel()
-                    first, second = kernels[some.argmax()], kernels[others.argmax()]
-                    K = first.whole[i] * second.whole[j]
-                    values[start : start + step, at] = K @ d[at].T
-        met = values[where].reshape(*self.A.shape, F, F) * self.A[..., None, None]
-        return np.einsum("gaf,gabfh,gbh->gfh", weights, met, weights, optimize=True)
+        i, j = np.divmod(pairs, N)
+        if (i == j).all():
+            values = across.transpose(2, 0, 1)[i]
+        else:
+            own = list(factors.by_kernel())
+            first = own[0][1][0]
+            weight = factors.weight[first:]
+            d = [np.add.reduceat(one * weight, model.row_ptr[:-1], axis=1) for one in weight]
+            values, step = np.empty((len(pairs), F, F)), max(_CHUNK // N, 1)
+            parts = [(kernel.whole, np.array(at) - first) for kernel, at in own]
+            for start in range(0, len(pairs), step):
+                some = slice(start, start + step)
+                for one, f in parts:
+                    for other, h in parts:
+                        part = np.array(d)[np.ix_(f, h)].reshape(-1, N)
+                        turned = (one[i[some]] * other[j[some]]) @ part.T
+                        values[some, f[:, None], h] = turned.reshape(-1, len(f), len(h))
+        return values[where].reshape(*self.A.shape, F, F)
+
+    def _meet(self, rows: np.ndarray, U: np.ndarray, factors: Iterable[int]) -> np.ndarray:
+        """Sums over the rows of g of rows'(Z_f U_f), (F, g, k), of rows (n, p) and U (L, p, k)."""
+        known, out = self.design.factors, []
+        loads = known.Z @ rows
+        for f in factors:
+            own = known.part(f)
+            if known.of_levels.start <= f < known.of_levels.stop:
+                of_rows = U[own][known.level[f]] * known.weight[f][:, None, None]
+                out.append(self.members @ (rows[:, None] @ of_rows)[:, 0])
+            else:
+                out.append(self.donors @ (loads[own][:, None] @ U[own])[:, 0])
+        return np.array(out)
 
     def _noise(
         self,
@@ -315,24 +351,17 @@ class _Update:
         near = AQ * self._take(SQ) + (A @ self._take(PSQ)) * Q - (ATA @ Q) * Q
         near[: self.alone] += (sigma[: self.alone] @ AQ) * Q
         own = np.einsum("kgaa->kga", ATA - 2.0 * (A @ sigma)) + 2.0 * near.sum(axis=-1)
-        K, groups = own.shape[:2]
-        kinds, group = np.meshgrid(np.arange(K), np.nonzero(self.mask)[0], indexing="ij")
-        at = (kinds * groups + group).ravel()
-        self.own = sp.csr_array(
-            (own[:, self.mask].ravel(), (at, np.tile(self.rows[self.mask], K))), (K * groups, n)
-        )
+        K = len(own)
+        ptr = np.concatenate([[0], np.cumsum(np.tile(self.mask.sum(axis=1), K))])
+        at = np.tile(self.rows[self.mask], K)
+        self.own = sp.csr_array((own[:, self.mask].ravel(), at, ptr), (len(ptr) - 1, n))
         Qt = Q.transpose(0, 2, 1)
         inner = Qt @ ATA @ Q - 2.0 * self._take(PSQ).transpose(0, 1, 3, 2) @ AQ
         self.inner = _pack(inner, self.upper)  # (K, g, h)
         self.small = (Qt @ AQ)[(slice(None), *self.upper)]
         self.products = design.Q[:, self.upper[0]] * design.Q[:, self.upper[1]]
-        self.maps = [_spread(factor.Z, design.Q) for factor in design.factors]
-        rows = self._scatter(AQ)
-        joining = design.S[self.alone :].any(axis=0)
-        self.far = {
-            int(f): self.members @ _spread(design.factors[f].Z, rows).T
-            for f in np.flatnonzero(joining)
-        }
+        self.joining = np.flatnonzero(design.S[self.alone :].any(axis=0)).tolist()
+        self.rows_of = self._scatter(AQ)
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
         """Variance components (G, g, K) of responses and noise variances (n, G)."""
@@ -340,13 +369,21 @@ class _Update:
         E = design.residual(Y)
         a = self.A @ self._take(E)  # residuals of the rows of g from the fit to all others
         rows = self._scatter(a)
-        sums = [factor.Z @ E for factor in design.factors]
-        spread = [factor.weigh(u) for factor, u in zip(design.factors, sums, strict=True)]
-        squares = [(u * Ku).sum(axis=0) for u, Ku in zip(sums, spread, strict=True)]
-        full = S @ np.array(squares) - design.noise @ NU
-        pairs = [(factor.Z, Ku) for factor, Ku in zip(design.factors, spread, strict=True)]
-        cross = np.array([self.members @ (rows * (Z.T @ Ku)) for Z, Ku in pairs])
-        means = np.array([(Z @ design.Q).T @ Ku for Z, Ku in pairs])
+        factors = design.factors
+        sums = factors.Z @ E
+        spread = factors.weigh(sums)
+        full = S @ factors.sums(sums * spread) - design.noise @ NU
+        loads = (factors.Z @ rows) * spread
+        Q, parts = factors.Z @ design.Q, range(len(factors.kernels))
+        means = np.array([Q[own].T @ spread[own] for own in map(factors.part, parts)])
+        cross = np.array(
+            [
+                self.members @ (rows * factors.spread(f, spread))
+                if factors.of_levels.start <= f < factors.of_levels.stop
+                else self.donors @ loads[factors.part(f)]
+                for f in parts
+            ]
+        )
         turned = self._take(design.Q).transpose(0, 2, 1) @ a
         cross -= np.einsum("gpG,fpG->fgG", turned, means)
         right = full[:, None] - 2.0 * np.tensordot(S, cross, axes=1)
@@ -368,14 +405,16 @@ class _Update:
         p, G = design.Q.shape[1], NU.shape[1]
         out = (self.own @ NU).reshape(K, groups, G)
         out += self.inner @ (self.products.T @ NU)
-        V = np.empty((len(design.factors), p, p, G))
-        for f, (factor, to) in enumerate(zip(design.factors, self.maps, strict=True)):
-            levels = factor.Z.shape[0]
-            spread = factor.weigh((to @ NU).reshape(levels, p * G))
-            V[f] = np.tensordot((factor.Z @ design.Q).T, spread.reshape(levels, p, G), axes=1)
-            if f in self.far:
-                far = 2.0 * (self.far[f] @ spread.reshape(levels * p, G))
-                out += S[:, f, None, None] * far
+        factors, n = design.factors, len(NU)
+        Q = factors.Z @ design.Q
+        spread = factors.Z @ (design.Q[:, :, None] * NU[:, None]).reshape(n, -1)
+        spread = factors.weigh(spread)
+        spread = spread.reshape(len(spread), p, G)
+        parts = map(factors.part, range(len(factors.kernels)))
+        V = np.array([np.tensordot(Q[own].T, spread[own], axes=1) for own in parts])
+        if self.joining:
+            far = self._meet(self.rows_of, spread, self.joining)
+            out += 2.0 * np.tensordot(S[:, self.joining], far, axes=1)
         packed = _pack(np.moveaxis(np.tensordot(S, V, axes=1), -1, 1), self.upper)
         out -= 2.0 * (self.small @ packed.transpose(0, 2, 1))
         return out
@@ -385,11 +424,6 @@ class _Update:
         out = np.zeros((self.design.Q.shape[0], values.shape[2]))
         out[self.rows[self.mask]] = values[self.mask]
         return out
-
-
-def _times(design: Moments, B: np.ndarray) -> np.ndarray:
-    """Sigma_k B of every component, (K, n, j)."""
-    return np.tensordot(design.S, np.array([factor.times(B) for factor in design.factors]), axes=1)
 
 
 def _traces(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -411,19 +445,16 @@ def _pack(matrices: np.ndarray, upper: tuple[np.ndarray, np.ndarray]) -> np.ndar
     return both * np.where(i == j, 0.5, 1.0)
 
 
-def _spread(Z: sp.csr_array, Q: np.ndarray) -> sp.csr_array:
-    """Takes nu (n,) to Z' diag(nu) Q, as (levels p, n)."""
-    entries = Z.tocoo()
-    level, row = entries.coords
-    p = Q.shape[1]
-    at = level[:, None] * p + np.arange(p)
-    values = entries.data[:, None] * Q[row]
-    index = at.ravel(), np.repeat(row, p)
-    return sp.csr_array((values.ravel(), index), (Z.shape[0] * p, Z.shape[1]))
+def _entries(factors: Factors, f: int, g: int, rows: np.ndarray) -> np.ndarray:
+    """Entries of K_f Z_f' Z_g K_g at the levels of rows (G, m) of f and of g, f a random effect's.
 
-
-def _entries(M: sp.csr_array, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """M[i, j] for arrays of indices."""
+    (G, m, m)
+    """
+    i, j = factors.level[f][rows][:, :, None], factors.level[g][rows][:, None, :]
+    M = factors.Z[factors.part(f)] @ factors.Z[factors.part(g)].T
+    kernel = factors.kernels[g]
+    if kernel is not None:
+        return np.asarray((M @ kernel.whole)[i, j])
     wanted = i * M.shape[1] + j
     M = M.tocsr()
     M.sort_indices()
@@ -432,23 +463,3 @@ def _entries(M: sp.csr_array, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     keys = np.repeat(np.arange(M.shape[0]), np.diff(M.indptr)) * M.shape[1] + M.indices
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, M.data[at], 0.0)
-
-
-def _entry_of_rows(
-    factor: Factor, rows: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Level of every row (g, m) and what it has of it: the one entry of its column of Z'."""
-    level, weight = np.zeros((2, factor.Z.shape[1]))
-    entries = factor.Z.tocoo()
-    level[entries.coords[1]], weight[entries.coords[1]] = entries.coords[0], entries.data
-    return level.astype(np.int64)[rows], weight[rows] * mask
-
-
-def _meet(f: Factor, g: Factor, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Entries of K_f Z_f' Z_g K_g at levels i of f and j of g, one of them a random effect's."""
-    M = f.Z @ g.Z.T
-    if f.kernel is not None:
-        return np.asarray((M.T @ f.kernel.whole).T[i, j])
-    if g.kernel is not None:
-        return np.asarray((M @ g.kernel.whole)[i, j])
-    return _entries(M, i, j)

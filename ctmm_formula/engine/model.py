@@ -116,7 +116,7 @@ class Blocks(NamedTuple):
     level_comp: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """Frozen arrays of one response; make it with :func:`build_model`.
 

@@ -58,6 +58,14 @@ class Kernel:
         """K_ii, (N,)."""
         return np.diag(self.whole) if self.root is None else np.square(self.root).sum(axis=1)
 
+    @cached_property
+    def half(self) -> np.ndarray:
+        """Some matrix whose product with its transpose is K: `root`, or the symmetric root."""
+        if self.root is not None:
+            return self.root
+        size, axes = np.linalg.eigh(self.whole)
+        return np.asarray((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T)
+
     def times(self, B: np.ndarray) -> np.ndarray:
         """K B for B (N, j)."""
         root = self.root

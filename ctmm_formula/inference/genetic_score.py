@@ -77,7 +77,24 @@ class Related:
     """A kernel without its diagonal, and what scores take of it."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.K0 = kernel.whole - np.diag(kernel.diagonal)
+        self.kernel = kernel
+
+    def __len__(self) -> int:
+        return len(self.kernel)
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """K0 B for B (N, j)."""
+        return self.kernel.times(B) - self.kernel.diagonal[:, None] * B
+
+    @cached_property
+    def K0(self) -> np.ndarray:
+        """The matrix, (N, N)."""
+        return self.kernel.whole - np.diag(self.kernel.diagonal)
+
+    @cached_property
+    def mean_square(self) -> float:
+        """Mean of its squared entries."""
+        return float(self.square.mean())
 
     @cached_property
     def square(self) -> np.ndarray:
@@ -98,11 +115,19 @@ class NullDesign(NamedTuple):
 
 
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their null, and how their donors relate."""
+    """The rows of one cell type: in the model's order, their null, their donors (None: all of them,
+    in order), and how these relate.
+    """
 
     rows: np.ndarray
     null: NullDesign
+    donors: np.ndarray | None
     related: Related
+
+    def of(self, kernel: Kernel, related: Related) -> OfType:
+        """The same with another kernel between the model's donors."""
+        own = related if self.donors is None else Related(kernel.of(self.donors))
+        return self._replace(related=own)
 
 
 class GeneticDesign(NamedTuple):
@@ -117,6 +142,12 @@ class GeneticDesign(NamedTuple):
     related: Related
     types: tuple[OfType | None, ...]
     whole: bool
+
+    def with_kernel(self, kernel: Kernel) -> GeneticDesign:
+        """The same design with another kernel: what rests on rows alone is not made again."""
+        related = Related(kernel)
+        types = tuple(own and own.of(kernel, related) for own in self.types)
+        return self._replace(related=related, types=types)
 
 
 def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesign:
@@ -230,45 +261,45 @@ class _Scores:
     def __init__(
         self, P: Projection, null: _Null, V: np.ndarray, related: Related, whole: bool
     ) -> None:
-        self.related, self.K0, self.whole = related, related.K0, whole
-        N, R = len(self.K0), V.shape[1]
+        self.related, self.whole = related, whole
+        N, R = len(related), V.shape[1]
         e, donor = null.excess[:, None], null.donor
         r = P.project(null.y[:, None])
         s = _by_donor(V * r, donor, N)
-        self.T = (s * (self.K0 @ s)).sum(axis=0)
+        self.T = (s * related.times(s)).sum(axis=0)
         DV = np.stack([P.within(column[:, None])[:, 0] for column in V.T], axis=1)
-        inner = V[:, :, None] * DV[:, None, :] + DV[:, :, None] * (e * DV)[:, None, :]
-        self.d = _by_donor(inner.reshape(len(V), -1), donor, N).reshape(N, R, R)
-        k = P.phi.shape[1]
-        first = _by_donor((V[:, :, None] * P.phi[:, None, :]).reshape(len(V), -1), donor, N)
-        second = _by_donor((DV[:, :, None] * (e * P.phi)[:, None, :]).reshape(len(V), -1), donor, N)
-        parts = first.reshape(N, R, k), second.reshape(N, R, k)
-        self.J = np.concatenate(parts, axis=2).transpose(1, 0, 2)  # (R, N, 2 k)
+        k, n = P.phi.shape[1], len(V)
+        one, two = np.triu_indices(R)
+        inner = V[:, one] * DV[:, two] + DV[:, one] * (e * DV)[:, two]
+        d = _by_donor(inner, donor, N)
+        self.d = np.empty((N, R, R))
+        self.d[:, one, two] = self.d[:, two, one] = d
+        sides = V[:, :, None] * P.phi[:, None], DV[:, :, None] * (e * P.phi)[:, None]
+        J = _by_donor(np.stack(sides, axis=2).reshape(n, R * 2 * k), donor, N)
+        self.J = J.reshape(N, R, 2 * k).transpose(1, 0, 2)
         inside = P.omega @ (P.phi.T @ (e * P.phi)) @ P.omega
         self.B = np.block([[inside - P.omega, -P.omega], [-P.omega, np.zeros((k, k))]])
-        self.KJ = self.K0 @ self.J
-        cores = np.array([[Jv.T @ KJu for KJu in self.KJ] for Jv in self.J])
-        self.mean = np.array([(self.B * cores[v, v]).sum() for v in range(R)])
-        self.cov = np.empty((R, R))
-        square = (related.square @ self.d.reshape(N, -1)).reshape(N, R, R)
-        for v in range(R):
-            for u in range(v + 1):
-                d = self.d[:, v, u]
-                value = float(d @ square[:, v, u])
-                value += 2.0 * float(d @ ((self.KJ[v] @ self.B) * self.KJ[u]).sum(axis=1))
-                value += float(np.trace(self.B @ cores[u, u] @ self.B.T @ cores[v, v]))
-                self.cov[v, u] = self.cov[u, v] = 2.0 * value
+        self.KJ = related.times(J).reshape(N, R, 2 * k).transpose(1, 0, 2)
+        cores = [J.T @ KJ @ self.B for J, KJ in zip(self.J, self.KJ, strict=True)]
+        self.mean = np.array([np.trace(core) for core in cores])
+        KJB = self.KJ @ self.B
+        cov = np.zeros((R, R))
+        for j, (v, u) in enumerate(zip(one, two, strict=True)):
+            cov[v, u] = 2.0 * float(d[:, j] @ (KJB[v] * self.KJ[u]).sum(axis=1))
+            cov[v, u] += float((cores[u] * cores[v].T).sum())
+        cov[one, two] += (d * (related.square @ d)).sum(axis=0)
+        self.cov = 2.0 * (cov + np.triu(cov, 1).T)
 
     def fits(self, count: int) -> bool:
         """Whether the law of a sum of so many directions has all eigenvalues."""
-        return self.whole and count * len(self.K0) <= WHOLE
+        return self.whole and count * len(self.related) <= WHOLE
 
     def test(self, some: Iterable[int]) -> Tested:
         """The sum of some directions."""
         at = np.array(list(some))
         value, mean = float(self.T[at].sum()), float(self.mean[at].sum())
         variance = float(self.cov[np.ix_(at, at)].sum())
-        scale = float(self.related.square.mean() * np.square(self.d[:, at, at].sum(axis=1)).sum())
+        scale = float(self.related.mean_square * np.square(self.d[:, at, at].sum(axis=1)).sum())
         if not variance > _NOTHING**2 * max(scale, 1e-300):
             return NOT_THERE
         z = (value - mean) / math.sqrt(variance)
@@ -284,7 +315,7 @@ class _Scores:
         if not self.fits(len(at)):
             mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
             return np.outer(self.related.spectrum, mean).ravel()
-        N, R = len(self.K0), len(at)
+        N, R = len(self.related), len(at)
         J = self.J[at].reshape(R * N, -1)
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
         i = np.arange(N)
@@ -293,7 +324,7 @@ class _Scores:
         i = np.arange(R * N)
         M[i, i] += _RIDGE * float(M[i, i].max())  # singular, as P is
         root = np.linalg.cholesky(M).reshape(R, N, -1)
-        turned = (self.K0 @ root).reshape(R * N, -1)
+        turned = (self.related.K0 @ root).reshape(R * N, -1)
         return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
 
 
@@ -315,8 +346,8 @@ def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType |
     )  # fmt: skip
     known = part.donors[own.donors]
     same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
-    own_related = related if same else Related(kernel.of(known))
-    return OfType(rows[own.order], _pooled(own), own_related)
+    found = OfType(rows[own.order], _pooled(own), None if same else known, related)
+    return found.of(kernel, related)
 
 
 def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:

@@ -158,7 +158,7 @@ def leave_out_groups(model: Model, blocks: int | None) -> list[np.ndarray]:
     donors = np.flatnonzero(model.active)
     if blocks is not None and not 2 <= blocks <= len(donors):
         raise CTMMError(f"blocks must lie between 2 and the {len(donors)} donors, got {blocks}")
-    return list(np.array_split(donors, blocks or len(donors)))
+    return list(donors[:, None] if blocks is None else np.array_split(donors, blocks))
 
 
 def covariance(replicates: np.ndarray) -> np.ndarray:
