@@ -23,8 +23,8 @@ LAYERS = [
     "api",
     # results/
     "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
-    "parameters", "shares", "heritability", "serialize", "record", "questions", "resampling",
-    "labels", "model_view", "summary", "estimates",
+    "maketables", "parameters", "shares", "heritability", "serialize", "record", "questions",
+    "resampling", "labels", "model_view", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/

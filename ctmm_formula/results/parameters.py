@@ -28,7 +28,27 @@ EFFECTS = ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "c
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     """Covariance of all parameters, shape (p + K, p + K); NaN where the method has none.
 
-    `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
+    Parameters
+    ----------
+    covariance : {"model", "kenward-roger", "jackknife", "robust"} or Jackknife, optional
+        As in :meth:`~ctmm_formula.CTMMResults.table`.
+
+    Returns
+    -------
+    DataFrame
+        Rows and columns by parameter; of variance components in squared units of theirs.
+
+    Raises
+    ------
+    CTMMError
+        This fit has no errors of that kind.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype)", structure="hom", data=ctmm.load_example())
+    >>> res.cov_params().loc["hom", "hom"].round(4)
+    np.float64(0.0259)
     """
     names = res.labels.params
     return pd.DataFrame(res.shown_errors(covariance).cov.copy(), index=names, columns=names)
@@ -78,12 +98,12 @@ def bse(res: Record) -> pd.Series:
 
 
 def bse_fe(res: Record) -> pd.Series:
-    """Standard errors of the fixed effects."""
+    """Standard errors of the fixed effects, (p,)."""
     return bse(res).iloc[: res.numbers.n_fixed]
 
 
 def bse_re(res: Record) -> pd.Series:
-    """Standard errors of the variance components, in squared units of the response."""
+    """Standard errors of the variance components, (K,), in squared units of the response."""
     return bse(res).iloc[res.numbers.n_fixed :]
 
 
@@ -369,8 +389,12 @@ def tested(
 def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """One row per parameter, with broom's column names.
 
-    P values of variances are one-sided, those of fixed effects two-sided; `covariance` and
-    `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
+    P values of variances are one-sided, those of fixed effects two-sided.
+
+    Parameters
+    ----------
+    covariance, alpha
+        As in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------
