@@ -22,6 +22,7 @@ Bounds: TypeAlias = Literal["noise", "psd", "nonnegative"]
 VarianceTest: TypeAlias = Literal["score", "jackknife", "wald", "lrt", "bootstrap"]
 ComponentTest: TypeAlias = Literal["wald", "jackknife", "exact"]
 CovarianceName: TypeAlias = Literal["model", "kenward-roger", "jackknife", "robust"]
+IntervalMethod: TypeAlias = Literal["wald", "log", "profile"]
 FormulaEngine: TypeAlias = Literal["patsy", "formulaic"]
 """What arguments take, for checkers of types: the names of the registries, as a test compares."""
 

@@ -50,6 +50,21 @@ def variance_interval(
     return ends
 
 
+def log_interval(
+    value: np.ndarray, se: np.ndarray, df: np.ndarray | float, tail: float
+) -> np.ndarray:
+    """Intervals (K, 2) of positive values, by t on the scale of their logarithm; else NaN.
+
+    >>> log_interval(np.array([0.2, -0.1]), np.array([0.1, 0.1]), 19, 0.025).round(3)
+    array([[0.07, 0.57],
+           [ nan,  nan]])
+    """
+    value = np.where(np.asarray(value) > 0, value, np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        part = t_reach(tail, np.where(np.greater(df, 0), df, np.nan)) * se / value
+        return value[..., None] * np.exp(part[..., None] * [-1.0, 1.0])
+
+
 def f_tail(F: float, q: float, df: float) -> float:
     """P(F(q, df) > F) for F >= 0; chi2(q) / q where df is infinite."""
     if df == np.inf:
@@ -60,6 +75,15 @@ def f_tail(F: float, q: float, df: float) -> float:
 def chi2_tail(x: float, df: float) -> float:
     """P(chi2(df) > x) for x >= 0."""
     return float(special.chdtrc(df, x))
+
+
+def chi2_reach(tail: float, df: float) -> float:
+    """The x that chi2(df) exceeds with probability `tail`.
+
+    >>> round(chi2_reach(0.05, 1), 4)
+    3.8415
+    """
+    return float(special.chdtri(df, tail))
 
 
 def cauchy_tail(x: float) -> float:

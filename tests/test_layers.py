@@ -23,8 +23,8 @@ LAYERS = [
     "api",
     # results/
     "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
-    "parameters", "shares", "heritability", "serialize", "record", "questions", "resampling",
-    "labels", "model_view", "summary", "estimates",
+    "maketables", "parameters", "shares", "heritability", "serialize", "record", "questions",
+    "resampling", "labels", "model_view", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
@@ -41,7 +41,7 @@ LAYERS = [
     "group_score", "genetic_score", "directions", "score", "score_law", "tails",
     "simulate",
     # engine/
-    "draws", "plain", "blup", "left_out_scores", "variation", "estimators",
+    "draws", "plain", "profile", "blup", "left_out_scores", "variation", "estimators",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
     "kernels", "lanes", "options", "model", "noise", "relatedness", "estimate",

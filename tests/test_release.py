@@ -64,3 +64,13 @@ def test_files_of_the_home_are_there(file):
     assert text.strip()
     if file.startswith("ISSUE"):
         assert "ctmm.show_versions()" in text
+
+
+def test_what_the_r_package_pins_is_what_is_needed():
+    """Versions that tests were run with, of every dependency and not below its lowest version."""
+    file = ROOT / "r_bridge" / "ctmmFormula" / "inst" / "python" / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for needed in PROJECT["project"]["dependencies"]:
+        name, lowest = needed.split(">=")
+        assert [*map(int, pins[name].split("."))] >= [*map(int, lowest.split("."))]

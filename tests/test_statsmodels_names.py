@@ -52,6 +52,18 @@ def test_model_holds_what_mixedlm_holds(res, theirs):
     assert ours.endog is res.design.y and ours.exog is res.design.X  # no copies
 
 
+def test_model_holds_random_effects_as_mixedlm_does():
+    df = ctmm.load_example().iloc[::-1]
+    design = {"groups": "donor", "re_formula": "0 + C(celltype)"}
+    model = smf.mixedlm(FORMULA, df, **design)
+    df["site"] = df["donor"].str[-1]
+    ours = ctmm.fit(FORMULA, random=["batch", "site"], data=df).model
+    np.testing.assert_array_equal(ours.exog_re, model.exog_re)
+    assert ours.exog_re_names == ["day0", "day1", "day2", "day3"]
+    assert (ours.k_re, ours.k_vc) == (model.k_re, 2)
+    assert ours.row_labels.equals(df.index)
+
+
 def test_terms_are_tested_as_by_mixedlm(res, theirs):
     ours = res.wald_test_terms(covariance="model").table
     want = theirs.wald_test_terms(scalar=True).table  # chi2, without a denominator
@@ -122,8 +134,17 @@ def test_saved_and_loaded(res, tmp_path):
     back = ctmm.CTMMResults.load(path)
     pd.testing.assert_frame_equal(back.table(), res.table())
     assert back.test_mean() == res.test_mean()
-    with pytest.raises(DataError, match="holds no pickled fit"):
+    data = path.read_bytes()
+    assert pickle.loads(data).params.equals(res.params)  # as any pickle
+    with pytest.raises(DataError, match=r"cannot be read: .*No such file"):
         ctmm.CTMMResults.load(tmp_path / "absent")
+    at = len(data) // 2
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(DataError, match="was damaged since it was written"):
+        ctmm.CTMMResults.load(path)
+    path.write_bytes(data[:at])
+    with pytest.raises(DataError, match="holds no pickled fit"):
+        ctmm.CTMMResults.load(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(DataError, match="holds no fit but a dict"):
         ctmm.CTMMResults.load(path)
@@ -171,3 +192,33 @@ def test_what_terms_refuse(ask, message):
     res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
     with pytest.raises(ctmm.CTMMError, match=message):
         ask(res)
+
+
+def test_maketables_shows_fits_side_by_side():
+    mt = pytest.importorskip("maketables")
+    from maketables.extractors import PluginExtractor
+
+    df = ctmm.load_example()
+    reml = ctmm.fit(FORMULA, random="batch", data=df, method="reml")
+    robust = ctmm.fit(FORMULA, data=df, structure="hom")
+    table = mt.ETable([reml, robust], coef_fmt="b:.4f (se:.4f)")
+    text = " ".join(map(str, table.df.to_numpy().ravel()))
+    for res in (reml, robust):
+        for name in ("PC1", "hom"):
+            assert f"{res.params[name]:.4f}" in text and f"({res.bse[name]:.4f})" in text
+    # its extractor of statsmodels' names comes first; that of the attributes finds the same
+    own = PluginExtractor()
+    assert own.can_handle(reml)
+    shown = own.coef_table(reml)
+    assert shown.index.name == "Coefficient" and list(shown.index) == list(reml.params.index)
+    assert (shown["b"] == reml.params).all() and (shown["p"] == reml.pvalues).all()
+    assert (shown["ci95u"] == reml.conf_int()["conf_high"]).all()
+    assert own.depvar(reml) == "expr" and own.vcov_info(robust)["vcov_type"] == "robust"
+    labels, default = own.stat_labels(reml), own.default_stat_keys(reml)
+    assert set(default) <= set(labels)
+    values = {key: own.stat(reml, key) for key in [*labels, "se_type", "r2"]}
+    assert values == {
+        "N": 275, "n_donors": 72, "n_celltypes": 4, "structure": "free", "method": "reml",
+        "ll": reml.llf, "aic": reml.aic, "bic": reml.bic, "se_type": "model", "r2": None,
+    }  # fmt: skip
+    assert own.stat(robust, "aic") is None

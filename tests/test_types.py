@@ -40,6 +40,7 @@ WRONG = [
     'res.test_variance("skore")',
     'res.test_component("hom", "score")',
     'res.conf_int(covariance="satterthwaite")',
+    'res.conf_int(method="profiles")',
 ]
 
 

@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 
 from ..arguments import MOST_DRAWS, Rng, generator, threads, whole_number
 from ..blas import one_thread
+from ..distributions import chi2_reach
 from ..engine.domain import Domain
 from ..engine.draws import draw
 from ..engine.estimate import Estimate
@@ -27,6 +28,7 @@ from ..engine.he import between_donors
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.noise import COUNTED, pooling
+from ..engine.profile import limits
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
@@ -204,6 +206,27 @@ class Fit:
     def on_edge(self) -> bool:
         """Whether the estimate lies on the edge of its domain."""
         return self.estimate.convergence.boundary
+
+    def profiles(self, alpha: float) -> np.ndarray:
+        """Intervals (K, 2) of the variance components by profile likelihood.
+
+        Raises
+        ------
+        CTMMError
+            There is no likelihood, or the fit did not converge.
+        """
+        if not self.has_likelihood:
+            raise CTMMError(
+                f"{self._called} has no likelihood, so there are no profiles: fit by "
+                "method='reml' or 'ml'"
+            )
+        if self.trouble:
+            raise CTMMError(self.trouble)
+        drop = 0.5 * chi2_reach(alpha, 1)
+        count = len(self.estimate.theta)
+        with one_thread():
+            every = [limits(self.model, self.estimate, self.domain, k, drop) for k in range(count)]
+        return np.array(every).reshape(count, 2)
 
     @property
     def aic(self) -> float:

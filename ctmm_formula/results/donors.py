@@ -145,6 +145,15 @@ def outliers(res: Record, *, adjust: str = "holm") -> Outliers:
     Outliers
         ``rows`` and ``donors``; NaN where a row alone determines a fixed effect.
 
+    Raises
+    ------
+    CTMMError
+        There is no such `adjust`, or donors are related (``kinship=``).
+    ConvergenceError
+        The fit has no covariance to weigh donors by.
+    DataError
+        A column of the data is called as one of the tables.
+
     Examples
     --------
     >>> import ctmm_formula as ctmm
@@ -188,6 +197,13 @@ def predicted_expression(res: Record) -> pd.DataFrame:
     DataFrame
         On the index of the data: donor, cell type, observed, predicted, std_error (of predicted
         less true expression).
+
+    Raises
+    ------
+    ConvergenceError
+        There are no predicted random effects.
+    DataError
+        A column of the data is called as one of the table.
 
     Warns
     -----
@@ -256,8 +272,12 @@ def scan_donors(
     Raises
     ------
     DataError
-        Donors of the fit that the table does not have, or has twice; columns that are no numbers;
-        missing values.
+        Donors of the fit that the table does not have, or has twice; columns that are no numbers,
+        are infinite or have a name twice; missing values; `res` is no fit.
+    CTMMError
+        No such `missing` or `adjust`; donors are related (``kinship=``).
+    ConvergenceError
+        The fit has no covariance to weigh donors by.
 
     Notes
     -----

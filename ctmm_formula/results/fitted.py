@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import fields
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,24 @@ import pandas as pd
 from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
-from . import donors, hypothesis_tests, parameters, predictions, serialize, shares, terms
+from . import (
+    donors,
+    hypothesis_tests,
+    maketables,
+    parameters,
+    predictions,
+    serialize,
+    shares,
+    terms,
+)
 from .effects import effects
 from .heritability import heritability
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
+
+_SEAL = b"ctmm_formula sha256 "
+"""Between a pickle and its checksum."""
 
 
 class CTMMResults(Record):
@@ -94,6 +107,14 @@ class CTMMResults(Record):
     contrasts = parameters.contrasts
     contrast = parameters.contrast
     effects = effects
+
+    # maketables' names
+    __maketables_coef_table__ = property(maketables.coef_table)
+    __maketables_stat__ = maketables.stat
+    __maketables_depvar__ = property(maketables.depvar)
+    __maketables_vcov_info__ = property(maketables.vcov_info)
+    __maketables_stat_labels__ = maketables.STATISTICS
+    __maketables_default_stat_keys__ = maketables.DEFAULT
 
     # tests
     test_variance = hypothesis_tests.test_variance
@@ -191,6 +212,11 @@ class CTMMResults(Record):
 
     def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
         """Describe the fit as text, HTML (notebooks) and LaTeX.
+
+        Parameters
+        ----------
+        covariance, alpha
+            As in :meth:`table`.
 
         `covariance` and `alpha` are as in :meth:`table`.
 
@@ -301,6 +327,7 @@ class CTMMResults(Record):
             self.remove_data()
         try:
             stored = pickle.dumps(self)
+            stored += _SEAL + sha256(stored).digest()  # which readers of pickles leave unread
             write_whole(name, lambda part: part.write_bytes(stored))
         except (OSError, pickle.PicklingError, TypeError) as error:
             raise DataError(
@@ -315,14 +342,39 @@ class CTMMResults(Record):
         Runs code that the file holds: only for files of your own.  :meth:`from_json` reads files of
         anybody.
 
+        Parameters
+        ----------
+        fname : str or Path
+
+        Returns
+        -------
+        CTMMResults
+
         Raises
         ------
         DataError
-            There is no such file, or it holds no pickled fit.
+            The file cannot be read, holds no pickled fit, or was damaged since it was written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import ctmm_formula as ctmm
+        >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     res.save(f"{folder}/fit.pickle")
+        ...     ctmm.CTMMResults.load(f"{folder}/fit.pickle").nobs
+        275
         """
         name = file_path("load", fname)
         try:
-            found = pickle.loads(name.read_bytes())
+            data = name.read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{str(name)!r} cannot be read: {said(error)}") from None
+        stored, seal, digest = data.rpartition(_SEAL)
+        if seal and digest != sha256(stored).digest():
+            raise DataError(f"{str(name)!r} was damaged since it was written: save it again")
+        try:
+            found = pickle.loads(data)
         except Exception as error:  # whatever a pickle of other versions makes Python raise
             raise DataError(f"{str(name)!r} holds no pickled fit ({said(error)})") from None
         if not isinstance(found, cls):
@@ -334,6 +386,17 @@ class CTMMResults(Record):
 
         The rows of the fit stay, as tests are made of them when they are asked for; so every
         method works as before, and the next one takes longer.
+
+        Examples
+        --------
+        >>> import pickle
+        >>> import ctmm_formula as ctmm
+        >>> res = ctmm.fit("expr ~ C(celltype)", data=ctmm.load_example())
+        >>> p = res.test_variance("jackknife").pvalue
+        >>> before = len(pickle.dumps(res))
+        >>> res.remove_data()
+        >>> len(pickle.dumps(res)) < before, res.test_variance("jackknife").pvalue == p
+        (True, True)
         """
         stored = self.__getstate__()
         self.__dict__.clear()

@@ -41,6 +41,20 @@ def wald_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None
     TestResult
         F on q and a denominator of its own, ``df_resid`` for variance components and by the
         jackknife; nan with the reason in ``note`` where it cannot be had.
+
+    Raises
+    ------
+    CTMMError
+        A hypothesis names no parameter, or contradicts another.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", data=ctmm.load_example())
+    >>> print(res.f_test("sex[T.M] = 0"))  # the same under statsmodels' other name
+    linear hypothesis: wald (robust)
+      null hypothesis: sex[T.M] = 0
+      F(1, 18.6096) = 2.358, p = 0.1415
     """
     fit, names = res.numbers, res.labels.params
     L, rhs = constraints(names, hypotheses)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import check_alpha, choose
+from ..arguments import IntervalMethod, check_alpha, choose
 from ..design.grids import grid, rows_at, settings
-from ..distributions import t_tail, variance_interval
+from ..distributions import log_interval, t_tail, variance_interval
 from ..errors import CTMMError
 from ..inference.clustered import Clustered
 from ..inference.differences import padded
@@ -28,7 +28,27 @@ EFFECTS = ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "c
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     """Covariance of all parameters, shape (p + K, p + K); NaN where the method has none.
 
-    `covariance` is as in :meth:`~ctmm_formula.CTMMResults.table`.
+    Parameters
+    ----------
+    covariance : {"model", "kenward-roger", "jackknife", "robust"} or Jackknife, optional
+        As in :meth:`~ctmm_formula.CTMMResults.table`.
+
+    Returns
+    -------
+    DataFrame
+        Rows and columns by parameter; of variance components in squared units of theirs.
+
+    Raises
+    ------
+    CTMMError
+        This fit has no errors of that kind.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype)", structure="hom", data=ctmm.load_example())
+    >>> res.cov_params().loc["hom", "hom"].round(4)
+    np.float64(0.0259)
     """
     names = res.labels.params
     return pd.DataFrame(res.shown_errors(covariance).cov.copy(), index=names, columns=names)
@@ -78,12 +98,12 @@ def bse(res: Record) -> pd.Series:
 
 
 def bse_fe(res: Record) -> pd.Series:
-    """Standard errors of the fixed effects."""
+    """Standard errors of the fixed effects, (p,)."""
     return bse(res).iloc[: res.numbers.n_fixed]
 
 
 def bse_re(res: Record) -> pd.Series:
-    """Standard errors of the variance components, in squared units of the response."""
+    """Standard errors of the variance components, (K,), in squared units of the response."""
     return bse(res).iloc[res.numbers.n_fixed :]
 
 
@@ -97,14 +117,62 @@ def pvalues(res: Record) -> pd.Series:
     return table(res)["p_value"]
 
 
-def conf_int(res: Record, alpha: float = 0.05, covariance: Covariance = None) -> pd.DataFrame:
-    """Wald intervals by t, columns conf_low and conf_high.
+def conf_int(
+    res: Record,
+    alpha: float = 0.05,
+    covariance: Covariance = None,
+    *,
+    method: IntervalMethod = "wald",
+) -> pd.DataFrame:
+    """Confidence intervals of all ``params``, shape (p + K, 2): conf_low and conf_high.
 
-    Those of variance components may reach below zero, as the estimates may; by robust errors they
-    are made on the scale of log(component + noise) and reach further up than down.  `alpha` and
-    `covariance` are as in :meth:`~ctmm_formula.CTMMResults.table`.
+    Parameters
+    ----------
+    alpha : float
+        One less the confidence, between 0 and 1.
+    covariance : {"model", "kenward-roger", "jackknife", "robust"} or Jackknife, optional
+        As in :meth:`~ctmm_formula.CTMMResults.table`; profiles do not use it.
+    method : {"wald", "log", "profile"}
+        How intervals of variance components are made; fixed effects have those of "wald".
+
+        - "wald": by t about the estimate.  They may reach below zero, as the estimates may; by
+          robust errors they are made on the scale of log(component + noise) and reach further up
+          than down.
+        - "log": by t on the scale of the logarithm, so above zero; NaN of estimates that are not
+          positive.
+        - "profile": the values whose likelihood, at its maximum over all other parameters, is
+          within half a quantile of chi-squared (1 df) of the highest, as in lme4 and metafor.
+          They end where the domain (``bounds``) does.  After "reml" and "ml".
+
+    Raises
+    ------
+    CTMMError
+        A profile of a fit without a likelihood, or of one that did not converge.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", random="batch", method="reml", data=df)
+    >>> res.conf_int(method="profile").loc["batch"].round(2).tolist()
+    [0.06, 0.79]
+    >>> res.conf_int().loc["batch"].round(2).tolist()
+    [-0.02, 0.63]
     """
-    return table(res, covariance, alpha)[["conf_low", "conf_high"]]
+    out = table(res, covariance, alpha)[["conf_low", "conf_high"]]
+    if choose("method", method, get_args(IntervalMethod)) == "wald":
+        return out
+    fit, ends = res.numbers, out.to_numpy(copy=True)
+    own = slice(fit.n_fixed, fit.n_params)
+    if method == "profile":
+        ends[own] = fit.profiles(alpha)
+    else:
+        errors = res.shown_errors(covariance)
+        each = np.eye(fit.n_params)[own]
+        ends[own] = log_interval(
+            fit.estimate.theta, np.sqrt(errors.variances(each)), errors.df(each), alpha / 2
+        )
+    return pd.DataFrame(ends, out.index, out.columns)
 
 
 def means(
@@ -321,8 +389,12 @@ def tested(
 def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """One row per parameter, with broom's column names.
 
-    P values of variances are one-sided, those of fixed effects two-sided; `covariance` and
-    `alpha` are as in :meth:`~ctmm_formula.CTMMResults.table`.
+    P values of variances are one-sided, those of fixed effects two-sided.
+
+    Parameters
+    ----------
+    covariance, alpha
+        As in :meth:`~ctmm_formula.CTMMResults.table`.
 
     Returns
     -------

@@ -350,7 +350,25 @@ def _texts(frame: pd.DataFrame, name: str, role: str) -> list[str | None]:
 
 
 def augment(res: Record) -> pd.DataFrame:
-    """The columns in use with marginal, fitted and resid, on the index of the data."""
+    """The columns in use, and beside them .marginal, .fitted and .resid, in units of the response.
+
+    Returns
+    -------
+    DataFrame
+        A row per row of the fit, on the index of the data.
+
+    Raises
+    ------
+    ConvergenceError
+        There are no predicted random effects.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> res = ctmm.fit("expr ~ C(celltype) + sex", data=ctmm.load_example())
+    >>> res.augment()[[".marginal", ".fitted", ".resid"]].round(2).loc[0].tolist()
+    [0.88, 1.53, 0.14]
+    """
     out = res.design.frame.set_axis(res.design.index)
     return out.assign(
         **{".marginal": marginal(res), ".fitted": fittedvalues(res), ".resid": resid(res)}

@@ -144,7 +144,7 @@ class Record:
 
     @property
     def model(self) -> FittedModel:
-        """The model under statsmodels' names: ``endog``, ``exog``, ``exog_names``, ``groups``."""
+        """The model under statsmodels' names: ``endog`` (n,), ``exog`` (n, p), ``groups`` (n,)."""
         return FittedModel(self.design)
 
     @property
@@ -174,7 +174,7 @@ class Record:
 
     @property
     def cov_re(self) -> pd.DataFrame:
-        """``A`` under statsmodels' name: covariance of the effects of a donor."""
+        """``A`` under statsmodels' name: covariance of the effects of a donor, (C, C)."""
         return self.A
 
     @property

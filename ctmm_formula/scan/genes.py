@@ -303,6 +303,17 @@ def read_scan(
         data lack its genes.
     FormulaError
         With data: its formula uses other functions.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import ctmm_formula as ctmm
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), genes=["gene001", "gene002"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scan.to_parquet(f"{folder}/scan.parquet")
+    ...     again = ctmm.read_scan(f"{folder}/scan.parquet")
+    >>> again.table.equals(scan.table)
+    True
     """
     given_functions = _functions(functions)
     trust = on_off("trust", trust)

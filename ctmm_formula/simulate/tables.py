@@ -164,6 +164,14 @@ class Condition(NamedTuple):
         cell types; several, of each type's own.
     paired : bool
         Every donor is seen under both levels; `share` and `variance` have no part.
+
+    Examples
+    --------
+    >>> from ctmm_formula import simulate
+    >>> stimulated = simulate.Condition(effect=0.5, paired=True, response=0.2)
+    >>> genes = simulate.simulate_genes(1, 10, 2, condition=stimulated, rng=1)
+    >>> genes.obs.groupby("status", observed=True)["donor"].nunique().tolist()
+    [10, 10]
     """
 
     effect: ArrayLike = 0.0

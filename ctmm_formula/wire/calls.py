@@ -318,6 +318,11 @@ def _errors(request: Mapping[str, Any]) -> Plain:
     return {"cov": encode(errors.cov), "df": encode(df), "slopes": _slopes(errors)}
 
 
+def _profiles(request: Mapping[str, Any]) -> Plain:
+    """Intervals of the variance components by profile likelihood, (K, 2)."""
+    return encode(_stored(request["fit"]).numbers.profiles(request["alpha"]))
+
+
 def _linear(request: Mapping[str, Any]) -> Plain:
     """Combinations L b of fixed effects: request {fit, L, joint, alpha}; alpha may lack.
 
@@ -414,6 +419,7 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "test": _test,
     "tests": _tests,
     "errors": _errors,
+    "profiles": _profiles,
     "linear": _linear,
     "effects": _effects_of,
     "outliers": _outliers,

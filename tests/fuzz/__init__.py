@@ -13,6 +13,7 @@ FUZZERS: dict[str, Fuzzer] = {
     "cells": pseudobulks.aggregation,
     "pseudobulk": pseudobulks.steps,
     "jsons": files.jsons,
+    "pickles": files.pickles,
     "scan_files": files.scan_files,
     "poison": files.poison,
     "differential": differential.differential,

@@ -1,4 +1,4 @@
-"""Readers of files: edits of JSON and of scans, flipped bits, cut ends.
+"""Readers of files: edits of JSON and of scans, flipped bits and cut ends, also of pickles.
 
 Every damaged file must be a CTMMError, or be read as what was written.  Edits come in two kinds:
 plain ones, which the checksum must notice, and sealed ones, by someone who makes a checksum anew:
@@ -81,6 +81,25 @@ def quiet(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ctmm.CTMMWarning)
         return function(*arguments, **options)
+
+
+def pickles(folder: Path) -> Callable[[Rng], Try]:
+    """Flipped bits and cut ends of what ``save`` wrote, which holds code: never sealed edits."""
+    fit = quiet(ctmm.fit, "expr ~ C(celltype)", data=ctmm.load_example(), method="he")
+    file = folder / "fit.pickle"
+    fit.save(file)
+    data, text = file.read_bytes(), fit.to_json()
+
+    def attempt(rng: Rng) -> Try:
+        bits = damaged(data, rng)
+
+        def read() -> str:
+            file.write_bytes(bits)
+            return "" if ctmm.CTMMResults.load(file).to_json() == text else OTHER
+
+        return Try("pickle bits", read)
+
+    return attempt
 
 
 def jsons(folder: Path) -> Callable[[Rng], Try]:

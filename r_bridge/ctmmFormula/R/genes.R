@@ -36,6 +36,9 @@
 #' @param progress show a progress bar (the genes then cross in pieces).
 #' @param shares whether there are columns \code{share[...]}: shares of the variance of overall
 #' pseudobulk, as \code{\link{variance_explained}}.
+#' @param BPPARAM a parameter object of \pkg{BiocParallel} in place of \code{threads}: its number of workers
+#' on this machine, and its seed and progress bar, where \code{seed} and \code{progress} say nothing.
+#' The work stays in threads of this session, whatever kind it is.
 #' @param x what \code{ctmm_genes} returned.
 #' @param n number of rows.
 #' @param effect a variable with effects, by default the first; of several comparisons with the level,
@@ -76,8 +79,15 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        by = NULL, within = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
-                       progress = FALSE, shares = FALSE) {
+                       progress = FALSE, shares = FALSE, BPPARAM = NULL) {
   call <- match.call()
+  if (!is.null(BPPARAM)) {
+    if (!missing(threads)) fail("CTMMError", "give threads = or BPPARAM =, not both")
+    workers <- workers_of(BPPARAM)
+    threads <- workers$threads
+    seed <- seed %||% workers$seed
+    if (missing(progress)) progress <- workers$progress
+  }
   told <- few <- NULL
   if (!missing(data) && is_pseudobulk(data)) {
     data <- as_pseudobulk(data)
@@ -156,6 +166,20 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
   table
+}
+
+# What a parameter object of BiocParallel asks for.
+workers_of <- function(BPPARAM) {
+  if (!inherits(BPPARAM, "BiocParallelParam"))
+    fail("CTMMError", "BPPARAM = must be a parameter object of BiocParallel, such as MulticoreParam(4), ",
+         "got ", class(BPPARAM)[1L])
+  need_package("BiocParallel")
+  workers <- BiocParallel::bpworkers(BPPARAM)
+  if (is.character(workers) && !all(workers %in% c("localhost", "127.0.0.1")))
+    fail("CTMMError", "BPPARAM = names other machines, ", listing(workers), ": genes are fitted by ",
+         "threads of this session; send each machine a part of the genes by bplapply()")
+  list(threads = max(1L, BiocParallel::bpnworkers(BPPARAM)), seed = BiocParallel::bpRNGseed(BPPARAM),
+       progress = isTRUE(BiocParallel::bpprogressbar(BPPARAM)))
 }
 
 # Matrices of genes by samples, checked against each other and cut to the genes asked for.

@@ -37,6 +37,11 @@
 #' @param parm names of parameters, \code{"beta_"} for the fixed effects or \code{"theta_"} for the
 #' variance components; default all.
 #' @param level of confidence.
+#' @param method how intervals of variance components are made: \code{"wald"}, by t about the estimate
+#' (after \code{method = "robust"} on the scale of log(component + noise)); \code{"log"}, by t on the scale
+#' of the logarithm, \code{NA} where the estimate is not positive; \code{"profile"}, by profile
+#' likelihood, as in \pkg{lme4} and \pkg{metafor}, after ML and REML. Fixed effects have those by
+#' \code{"wald"}.
 #' @param fixed.only leave the random terms out.
 #' @param newdata a table with the covariates and, for random effects, the columns of donors, cell types
 #' and groups.
@@ -326,9 +331,11 @@ is_table_of <- function(data, object) {
 
 #' @rdname ctmm-methods
 #' @export
-confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
+confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL,
+                         method = c("wald", "log", "profile"), ...) {
   no_more(...)
   check_level(level)
+  method <- match.arg(method)
   errors <- errors_of(object, covariance)
   value <- c(object$beta, object$vcomp)
   out <- intervals(value, sqrt(diag(errors$cov)), errors$df, level)
@@ -336,6 +343,15 @@ confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL, ...) {
     out[names(object$beta), ] <- linear_of(object, diag(length(object$beta)), errors, level)$ends
     at <- names(object$vcomp)
     out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual, level)
+  }
+  at <- names(object$vcomp)
+  if (method == "profile")
+    out[at, ] <- array_in(ask("profiles", list(fit = stored(object), alpha = 1 - level)))
+  if (method == "log") {
+    df <- if (length(errors$df) > 1L) errors$df[at] else errors$df
+    ends <- log(ifelse(value[at] > 0, value[at], NA_real_))
+    part <- stats::qt((1 + level) / 2, ifelse(df > 0, df, NA_real_)) * sqrt(diag(errors$cov))[at] / value[at]
+    out[at, ] <- exp(ends + cbind(-part, part))
   }
   if (missing(parm)) return(out)
   if (identical(parm, "beta_")) parm <- names(object$beta)

@@ -32,12 +32,16 @@ wire <- function() {
 }
 
 start_python <- function() {
+  own <- own_python()
+  # taken where nothing else is asked for
+  if (file.exists(own)) Sys.setenv(RETICULATE_PYTHON_FALLBACK = own)
   found <- tryCatch(reticulate::py_available(initialize = TRUE), error = function(e) e)
   if (isTRUE(found)) return(invisible())
   asked <- Sys.getenv("RETICULATE_PYTHON")
   why <- c(if (inherits(found, "error")) conditionMessage(found), unfit(asked))
   asked <- if (nzchar(asked)) sprintf(" (RETICULATE_PYTHON is '%s')", asked) else ""
   no_python(paste0("Python cannot be started", asked, ".", paste0("\n  ", why, collapse = ""), "\n",
+                   "ctmm_install() makes an environment that is found without being named.\n",
                    choose_python()))
 }
 
@@ -62,8 +66,8 @@ unfit <- function(asked, reticulate = utils::packageVersion("reticulate")) {
 # What installs the package, from a copy of its repository.
 missing_module <- function() {
   paste0("The Python package ", MODULE, " is not installed in the Python that R is using,\n  ",
-         python_in_use(), "\nInstall it in an environment of its own, in a copy of its repository (the ",
-         "folder with pyproject.toml):\n",
+         python_in_use(), "\nctmm_install(), in a new R session, makes an environment with it that is found without being ",
+         "named.\nOr make one yourself, in a copy of its repository (the folder with pyproject.toml):\n",
          "  python3 -m venv ~/ctmm && ~/ctmm/bin/pip install .\n", choose_python())
 }
 
@@ -120,10 +124,11 @@ once <- function(code) {
 #' Starts Python if it has not started, and lists versions and what is missing.
 #'
 #' @details
-#' \pkg{reticulate} takes the Python that the environment variable \code{RETICULATE_PYTHON} names, else
-#' that of \code{reticulate::use_virtualenv()} and its like, else the one on the path. The choice is made
-#' once in a session. To install the Python package, in a copy of its repository (Python 3.11; later
-#' ones need \pkg{reticulate} 1.34 or later):
+#' \code{\link{ctmm_install}} makes a Python environment for this package, which is found without being
+#' named. \pkg{reticulate} takes the Python that the environment variable \code{RETICULATE_PYTHON} names,
+#' else that of \code{reticulate::use_virtualenv()} and its like, else that environment, else the one on
+#' the path. The choice is made once in a session. To install the Python package yourself, in a copy of
+#' its repository (Python 3.11; later ones need \pkg{reticulate} 1.34 or later):
 #' \preformatted{python3 -m venv ~/ctmm
 #' ~/ctmm/bin/pip install .}
 #' and in R, before anything uses Python,

@@ -16,7 +16,8 @@
 #' @param data the table of the fit; by default the model frame, with a dot before columns that are not
 #' in the formula.
 #' @param ... nothing: an argument that is not listed is an error.
-#' @return Data frames.
+#' @return Data frames; tibbles where \pkg{tibble} is loaded, with row names as column
+#' \code{.rownames}.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
 #' tidy(fit, conf.int = TRUE)
@@ -45,7 +46,15 @@ tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "s
   if ("ran_vals" %in% effects) out$values <- value_rows(x, !is.null(ends), conf.level)
   out <- do.call(rbind, unname(out))
   rownames(out) <- NULL
-  out
+  as_loaded(out)
+}
+
+# A tibble in sessions that work with tibbles.
+as_loaded <- function(table) {
+  if (!isNamespaceLoaded("tibble")) return(table)
+  names <- attr(table, "row.names")
+  if (is.character(names)) table <- cbind(.rownames = names, table)
+  tibble::as_tibble(table)
 }
 
 tidy_rows <- function(effect, group, table, ends) {
@@ -88,13 +97,13 @@ value_rows <- function(x, ends, level) {
 glance.ctmm <- function(x, ...) {
   no_more(...)
   likelihood <- !is.na(x$loglik)
-  data.frame(
+  as_loaded(data.frame(
     structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
     n_donors = length(x$donors), n_celltypes = length(x$celltypes),
     logLik = x$loglik, AIC = if (likelihood) stats::AIC(x) else NA_real_,
     BIC = if (likelihood) stats::BIC(x) else NA_real_, df = length(x$beta) + length(x$vcomp),
     df.residual = x$df.residual, converged = x$convergence$converged,
-    boundary = x$convergence$boundary)
+    boundary = x$convergence$boundary))
 }
 
 #' @rdname tidiers
@@ -115,5 +124,5 @@ augment.ctmm <- function(x, data = NULL, ...) {
   base$.fitted <- conditional(x)
   base$.resid <- x$y - base$.fitted
   base$.fixed <- marginal(x)
-  base
+  as_loaded(base)
 }

@@ -44,12 +44,12 @@ test_that("an argument that a method has not is refused by every method", {
     tried <- tried + 1
   }
   expect_gt(tried, 50)
-  expect_error(confint(fit, method = "profile"), "confint\\(\\) has no argument 'method' here; it takes parm")
+  expect_error(confint(fit, quiet = TRUE), "confint\\(\\) has no argument 'quiet' here; it takes parm")
   expect_error(predict(fit, type = "response"), "'type'")
   expect_error(summary(fit, ddf = "Kenward-Roger"), "'ddf'")
   expect_error(VarCorr(fit, sigma = 2), "the noise is known")
   expect_error(extractAIC(update(fit, method = "ml"), scale = 2), "scale = must be 0")
-  expect_error(confint(fit, "hom", 0.9, NULL, 5), "no argument '5'")
+  expect_error(confint(fit, "hom", 0.9, NULL, "wald", 5), "no argument '5'")
   expect_error(ctmm(expr ~ celltype, data = pseudobulk, weights = nu), "unused argument")
   expect_error(ctmm_pseudobulk(many_cells()$x, cells = many_cells()$d, colour = 2), "unused argument")
 })
