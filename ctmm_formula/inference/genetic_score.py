@@ -115,8 +115,9 @@ class NullDesign(NamedTuple):
 
 
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their null, their donors (None: all of them,
-    in order), and how these relate.
+    """The rows of one cell type: in the model's order, their null, and how their donors relate.
+
+    donors is None where these are all of them, in order.
     """
 
     rows: np.ndarray
