@@ -19,7 +19,8 @@ LAYERS = [
     "calls", "transcriptome", "received", "codec",
     "planning",
     # scan/
-    "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
+    "genes", "job", "results", "store", "worker", "patterns", "plan", "windows", "responses",
+    "columns",
     "api",
     # results/
     "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
@@ -32,8 +33,8 @@ LAYERS = [
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks", "authors_tables",
     # design/
-    "identified", "grids", "labelled", "kinship", "arrays", "crossings", "prepare", "matrix",
-    "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
+    "identified", "grids", "labelled", "kinship", "genotypes", "arrays", "crossings", "prepare",
+    "matrix", "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     "datasets",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
@@ -60,6 +61,7 @@ COMPLETION = {"fill", "softimpute", "mvn", "holes", "stacks"}
 TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
 # Nobody who only imports the package pays for these.
 LATE = {"numba", "rpy2", "matplotlib", "seaborn", "scanpy", "anndata", "formulaic", "dask", "ray"}
+LATE |= {"bed_reader", "pgenlib"}
 
 # Folders whose files are one layer.
 WHOLE = {"datasets", "simulate"}

@@ -44,6 +44,7 @@ from .tails import mixture, tail
 
 WHOLE = 1500
 """Donors times directions up to which the law has all eigenvalues."""
+_MANY, _DIRECTIONS = 300, 60  # donors from which a law takes only so many eigenvalues
 _RIDGE = 1e-10  # of the largest entry: the eigenvalues of K0 M move as little
 _NOTHING = 1e-9  # of a column's size: what a projection leaves of it is rounding
 
@@ -78,6 +79,7 @@ class Related:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self._spectra: dict[bytes, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.kernel)
@@ -89,7 +91,9 @@ class Related:
     @cached_property
     def K0(self) -> np.ndarray:
         """The matrix, (N, N)."""
-        return self.kernel.whole - np.diag(self.kernel.diagonal)
+        out = self.kernel.whole.copy()
+        np.fill_diagonal(out, 0.0)
+        return out
 
     @cached_property
     def mean_square(self) -> float:
@@ -101,10 +105,68 @@ class Related:
         """Entries squared, (N, N)."""
         return np.square(self.K0)
 
+    def spectrum(self, donors: np.ndarray) -> np.ndarray:
+        """Eigenvalues of these donors (in order), kept for the next that asks.
+
+        Of many donors and genotypes the largest, and two others that all have the sum, the sum of
+        squares and the skewness with.
+        """
+        key = donors.tobytes()
+        if key not in self._spectra:
+            many = self.kernel.root is not None and len(donors) > _MANY
+            found = self._largest(donors) if many else np.linalg.eigvalsh(self.of(donors))
+            self._spectra[key] = found
+        return self._spectra[key]
+
+    def _largest(self, donors: np.ndarray) -> np.ndarray:
+        """The same by Rayleigh quotients of the leading directions of K."""
+        leading, skew = self._leading
+        lengths = np.sqrt(np.square(leading).sum(axis=0))
+        own, diagonal = leading[donors], self.kernel.diagonal
+        size, axes = np.linalg.eigh(own.T @ own)
+        size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
+        vectors = (own @ axes) / np.sqrt(size)
+        # what is not leading has its mean where a part of the donors sees it
+        inside = np.square((own / lengths).T @ vectors).sum(axis=0)
+        left = (diagonal.sum() - np.square(lengths).sum()) / (len(leading) - len(lengths))
+        top = size + (1.0 - inside) * left - diagonal[donors] @ np.square(vectors)
+        there = np.zeros(len(self.K0))
+        there[donors] = 1.0
+        count = len(donors) - len(top)
+        mean = -float(top.sum()) / count
+        square = float(there @ (self.square @ there)) - float(top @ top)
+        spread = math.sqrt(max(square / count - mean**2, 0.0))
+        high = 0.5 * (skew + math.hypot(skew, 2.0))
+        some = min(max(round(count / (1.0 + high**2)), 1), count - 1)
+        ratio = math.sqrt((count - some) / some)
+        rest = np.full(count, mean - spread / ratio)
+        rest[:some] = mean + spread * ratio
+        return np.concatenate([top, rest])
+
     @cached_property
-    def spectrum(self) -> np.ndarray:
-        """Eigenvalues, (N,)."""
-        return np.linalg.eigvalsh(self.K0)
+    def _leading(self) -> tuple[np.ndarray, float]:
+        """B (N, r), B B' next to K in its leading directions; skewness of other eigenvalues."""
+        K = self.kernel
+        probes = np.random.default_rng(0).standard_normal((len(self.K0), _DIRECTIONS))
+        Q = K.times(probes)
+        for _ in range(2):
+            Q = K.times(np.linalg.qr(Q)[0])
+        Q = np.linalg.qr(Q)[0]
+        size, axes = np.linalg.eigh(Q.T @ K.times(Q))
+        left = probes - Q @ (Q.T @ probes)
+        once = self.K0 @ left
+        once -= Q @ (Q.T @ once)
+        sums = [float((a * b).sum()) for a, b in ((left, left), (left, once), (once, once))]
+        cube = float((once * (self.K0 @ once)).sum())
+        mean, square, cube = sums[1] / sums[0], sums[2] / sums[0], cube / sums[0]
+        spread = math.sqrt(max(square - mean**2, 1e-300))
+        skew = (cube - 3.0 * mean * square + 2.0 * mean**3) / spread**3
+        there = size > _NOTHING * size[-1]
+        return (Q @ axes[:, there]) * np.sqrt(size[there]), skew
+
+    def of(self, donors: np.ndarray) -> np.ndarray:
+        """K0 of these donors (in order)."""
+        return self.K0 if len(donors) == len(self.K0) else self.K0[np.ix_(donors, donors)]
 
 
 class NullDesign(NamedTuple):
@@ -115,20 +177,11 @@ class NullDesign(NamedTuple):
 
 
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their null, and how their donors relate.
-
-    donors is None where these are all of them, in order.
-    """
+    """The rows of one cell type: in the model's order, their null, and their donors."""
 
     rows: np.ndarray
     null: NullDesign
-    donors: np.ndarray | None
-    related: Related
-
-    def of(self, kernel: Kernel, related: Related) -> OfType:
-        """The same with another kernel between the model's donors."""
-        own = related if self.donors is None else Related(kernel.of(self.donors))
-        return self._replace(related=own)
+    donors: np.ndarray
 
 
 class GeneticDesign(NamedTuple):
@@ -146,9 +199,7 @@ class GeneticDesign(NamedTuple):
 
     def with_kernel(self, kernel: Kernel) -> GeneticDesign:
         """The same design with another kernel: what rests on rows alone is not made again."""
-        related = Related(kernel)
-        types = tuple(own and own.of(kernel, related) for own in self.types)
-        return self._replace(related=related, types=types)
+        return self._replace(related=Related(kernel))
 
 
 def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesign:
@@ -167,9 +218,8 @@ def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesi
     C = model.H.shape[1]
     units = [np.diag(e) for e in np.eye(C)]
     free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
-    related = Related(kernel)
-    types = tuple(_of_type(model, kernel, related, c) for c in range(C))
-    return GeneticDesign(_pooled(model.with_basis(free)), related, types, whole)
+    types = tuple(_of_type(model, c) for c in range(C))
+    return GeneticDesign(_pooled(model.with_basis(free)), Related(kernel), types, whole)
 
 
 def _pooled(model: Model) -> NullDesign:
@@ -207,7 +257,7 @@ def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
         single = log_cauchy_combination(np.array([within.test([c]).log for c in range(C)]))
         specific = log_cauchy_combination(np.array([within.test(range(C)).log, single]))
     every = np.array([shared.log, total.log, by_type])
-    types = tuple(_alone(model, own_type, whole) for own_type in design.types)
+    types = tuple(_alone(model, own_type, design) for own_type in design.types)
     return GeneticTest(
         log_cauchy_combination(every), shared, specific, types, null.weights,
         scores.fits(len(own)),
@@ -265,6 +315,7 @@ class _Scores:
         self.related, self.whole = related, whole
         N, R = len(related), V.shape[1]
         e, donor = null.excess[:, None], null.donor
+        self.donors = np.unique(donor)
         r = P.project(null.y[:, None])
         s = _by_donor(V * r, donor, N)
         self.T = (s * related.times(s)).sum(axis=0)
@@ -293,7 +344,7 @@ class _Scores:
 
     def fits(self, count: int) -> bool:
         """Whether the law of a sum of so many directions has all eigenvalues."""
-        return self.whole and count * len(self.related) <= WHOLE
+        return self.whole and count * len(self.donors) <= WHOLE
 
     def test(self, some: Iterable[int]) -> Tested:
         """The sum of some directions."""
@@ -315,26 +366,33 @@ class _Scores:
         """Weights of chi2_1 in the law, up to scale where they are those of the shape."""
         if not self.fits(len(at)):
             mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
-            return np.outer(self.related.spectrum, mean).ravel()
-        N, R = len(self.related), len(at)
-        J = self.J[at].reshape(R * N, -1)
+            return np.outer(self.related.spectrum(self.donors), mean).ravel()
+        N, R = len(self.donors), len(at)
+        J = self.J[at][:, self.donors].reshape(R * N, -1)
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
         i = np.arange(N)
-        M[:, i, :, i] += self.d[:, at[:, None], at]
+        M[:, i, :, i] += self.d[self.donors][:, at[:, None], at]
         M = M.reshape(R * N, R * N)
         i = np.arange(R * N)
         M[i, i] += _RIDGE * float(M[i, i].max())  # singular, as P is
         root = np.linalg.cholesky(M).reshape(R, N, -1)
-        turned = (self.related.K0 @ root).reshape(R * N, -1)
+        turned = (self.related.of(self.donors) @ root).reshape(R * N, -1)
         return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
 
 
 def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
-    """Sums of rows (n, k) by donor, (N, k), each with some; rows of a donor follow each other."""
-    return np.add.reduceat(values, np.searchsorted(donor, np.arange(N)))
+    """Sums of rows (n, k) by donor, (N, k); rows of a donor follow each other."""
+    first = np.flatnonzero(np.diff(donor, prepend=-1))
+    sums = np.add.reduceat(values, first)
+    there = donor[first]
+    if len(there) == N and (np.diff(there) > 0).all():
+        return np.asarray(sums)
+    out = np.zeros((N, values.shape[1]))
+    out[there] = sums
+    return out
 
 
-def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType | None:
+def _of_type(model: Model, c: int) -> OfType | None:
     """The rows of one cell type alone, where there are enough of them."""
     part = rows_of_type(model, c)
     if part is None:
@@ -345,18 +403,16 @@ def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType |
         model.y[rows], model.nu[rows], part.X, one, part.donor, np.ones((1, 1, 1)), part.random,
         None if model.n_cells is None else model.n_cells[rows],
     )  # fmt: skip
-    known = part.donors[own.donors]
-    same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
-    found = OfType(rows[own.order], _pooled(own), None if same else known, related)
-    return found.of(kernel, related)
+    return OfType(rows[own.order], _pooled(own), part.donors[own.donors])
 
 
-def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
+def _alone(model: Model, own: OfType | None, design: GeneticDesign) -> Tested:
     """The test of the rows of one cell type alone."""
     if own is None:
         return NOT_THERE
     try:
         null = _null_of(own.null, model.y[own.rows], model.nu[own.rows])
-        return _Scores(null.P, null, own.null.model.H, own.related, whole).test([0])
+        null = null._replace(donor=own.donors[null.donor])
+        return _Scores(null.P, null, own.null.model.H, design.related, design.whole).test([0])
     except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
         return NOT_THERE

@@ -36,6 +36,7 @@ from .columns import KINDS, LOG, Block, Layout
 KEY = b"ctmm_formula"
 FORMAT = 2
 LOCK, NOTE = "lock", "call.json"
+_VALUES = "expression or noise values (or genotypes, where there are)"
 _OTHER = "give another out=, or overwrite=True to replace it"
 _ANEW = "take a copy that is whole, or compute it anew (another out=, or overwrite=True)"
 _OURS = re.compile(r"lock|call\.json|table\.parquet|block-\d{6,}\.parquet|\.ctmm-\d+-\d+\.tmp")
@@ -227,9 +228,7 @@ class Store:
                 f"{str(self.path)!r} was written by to_parquet and cannot be gone on with: {_OTHER}"
             )
         if there != data:
-            raise DataError(
-                f"{str(self.path)!r} was made from other expression or noise values: {_OTHER}"
-            )
+            raise DataError(f"{str(self.path)!r} was made from other {_VALUES}: {_OTHER}")
 
     def block(self, number: int, data: str, genes: Sequence[str]) -> Block | None:
         """The finished block of these genes, if it is there.
@@ -256,9 +255,7 @@ class Store:
                 f"its {len(genes)} genes anew"
             )
         if found.information["data"] != data:
-            raise DataError(
-                f"{str(path)!r} was made from other expression or noise values: {_OTHER}"
-            )
+            raise DataError(f"{str(path)!r} was made from other {_VALUES}: {_OTHER}")
         return block
 
     def add(self, number: int, data: str, block: Block) -> None:
@@ -374,10 +371,7 @@ def write_table(
         "layout": {
             "celltypes": layout.celltypes,
             "fixed": layout.fixed,
-            "structures": [
-                {"name": s.name, "labels": list(s.labels), "basis": s.basis.tolist()}
-                for s in (own.inner for own in layout.structures)
-            ],
+            "structures": [_plain(own.inner) for own in layout.structures],
             "crossing": _crossing(layout),
             "components": layout.components,
             "tests": layout.tests,
@@ -387,6 +381,8 @@ def write_table(
             "parts": layout.parts,
             "shares": layout.shares,
             "heritability": layout.heritability,
+            "genetic": [[name, _plain(own)] for name, own in layout.genetic],
+            "windows": layout.windows,
         },
     }
     kinds = layout.kinds()
@@ -441,13 +437,11 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
     """What the columns stand for, as :func:`write_table` wrote it."""
     names = _texts(raw["celltypes"])
     crossing = _crossing_of(raw.get("crossing"), names)
-    structures = []
-    for own in raw["structures"]:
-        labels, basis = _texts(own["labels"]), np.array(own["basis"], dtype=float)
-        if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
-            raise ValueError(f"basis of {own['name']!r}")
-        inner = Structure(_texts([own["name"]])[0], names, labels, basis)
-        structures.append(inner if crossing is None else cross(inner, *crossing))
+    inner = [_structure(own, names) for own in raw["structures"]]
+    structures = [own if crossing is None else cross(own, *crossing) for own in inner]
+    genetic = [(_texts([name])[0], _structure(own, names)) for name, own in raw.get("genetic", [])]
+    if not isinstance(raw.get("windows", False), bool):
+        raise TypeError("windows")
     components = tuple(_texts(own) for own in raw["components"])
     if not structures or len(components) != len(structures):
         raise ValueError("components")
@@ -463,7 +457,21 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
         ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
         _texts(raw.get("shares", [])), _texts(raw.get("heritability", [])),
+        tuple(genetic), raw.get("windows", False),
     )  # fmt: skip
+
+
+def _plain(own: Structure) -> dict[str, Any]:
+    """A structure as JSON."""
+    return {"name": own.name, "labels": list(own.labels), "basis": own.basis.tolist()}
+
+
+def _structure(raw: Mapping[str, Any], names: tuple[str, ...]) -> Structure:
+    """The inverse."""
+    labels, basis = _texts(raw["labels"]), np.array(raw["basis"], dtype=float)
+    if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
+        raise ValueError(f"basis of {raw['name']!r}")
+    return Structure(_texts([raw["name"]])[0], names, labels, basis)
 
 
 def _crossing(layout: Layout) -> list[Any] | None:
