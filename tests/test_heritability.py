@@ -13,8 +13,10 @@ from test_kinship import GOLDENS, KERNELS, family, golden_model, golden_set, rel
 
 import ctmm_formula as ctmm
 from ctmm_formula.design.kinship import match_kinship
+from ctmm_formula.engine.relatedness import Kernel
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference import genetic_score
+from ctmm_formula.inference.tails import mixture, tail
 from ctmm_formula.results.heritability import _ratio
 from ctmm_formula.structures import resolve
 
@@ -475,6 +477,23 @@ def test_a_design_takes_another_kernel(missing):
     fresh = genetic_score.genetic_design(other, 0)
     own = genetic_score.genetic_test(other, design)
     assert own == genetic_score.genetic_test(other, fresh)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.6])
+def test_the_spectrum_of_a_window_is_next_to_that_of_all_eigenvalues(part):
+    """Variants in blocks, as of a window: tails of laws by the largest eigenvalues and moments."""
+    rng = np.random.default_rng(5)
+    latent = np.repeat(rng.normal(size=(2, 600, 40)), 12, axis=2) + rng.normal(size=(2, 600, 480))
+    G = (latent < -0.5).sum(axis=0).astype(float)
+    kernel = Kernel(None, (G - G.mean(axis=0)) / G.std(axis=0) / np.sqrt(480))
+    donors = np.sort(rng.permutation(600)[: int(600 * part)])
+    related = genetic_score.Related(kernel)
+    exact, near = np.linalg.eigvalsh(related.of(donors)), related.spectrum(donors)
+    assert len(near) == len(donors) and near.sum() == pytest.approx(0.0, abs=1e-8)
+    assert near @ near == pytest.approx(exact @ exact, rel=1e-6)
+    for z in (1.6, 4.0, 8.0):
+        logs = [tail(float(w.sum()) + z * np.sqrt(2 * w @ w), mixture(w))[0] for w in (exact, near)]
+        assert logs[1] == pytest.approx(logs[0], rel=0.01)
 
 
 def test_noise_has_no_say(df, K):

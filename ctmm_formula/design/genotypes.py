@@ -71,9 +71,11 @@ class Scale(NamedTuple):
 
     def root(self, G: np.ndarray) -> np.ndarray:
         """Standardised genotypes over the root of their number; what is missing is the mean."""
-        own = G[:, self.kept]
-        own = np.where(np.isnan(own), 0.0, own - self.mean)
-        return own / (self.sd * math.sqrt(max(own.shape[1], 1)))
+        own = G[:, self.kept].astype(float)
+        own -= self.mean
+        own /= self.sd * math.sqrt(max(own.shape[1], 1))
+        own[np.isnan(own)] = 0.0
+        return own
 
 
 def scale_of(G: np.ndarray, maf: float = 0.0) -> Scale:
@@ -83,8 +85,12 @@ def scale_of(G: np.ndarray, maf: float = 0.0) -> Scale:
     [0]
     """
     missing = np.isnan(G)
-    mean = np.where(missing, 0.0, G).sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)
-    sd = np.where(missing, 0.0, G - mean).std(axis=0)
+    holes = missing.sum(axis=0)
+    filled = np.where(missing, 0.0, G)
+    mean = filled.sum(axis=0) / np.maximum(len(G) - holes, 1)
+    away = filled - mean
+    away[missing] = 0.0
+    sd = np.sqrt(np.einsum("ij,ij->j", away, away) / max(len(G), 1))
     varies = sd > _CONSTANT * np.maximum(np.abs(mean), 1e-300)
     common = varies & (np.minimum(mean, 2.0 - mean) >= 2.0 * maf) if maf else varies
     kept = np.flatnonzero(common)
@@ -99,7 +105,7 @@ def scaled(G: np.ndarray, maf: float = 0.0) -> Scaled:
     (1, 0, 1)
     """
     scale = scale_of(G, maf)
-    missing = int(np.isnan(G[:, scale.kept]).sum())
+    missing = int(np.isnan(G).sum(axis=0)[scale.kept].sum())
     return Scaled(scale.root(G), scale.constant, scale.rare, missing)
 
 

@@ -46,7 +46,7 @@ class Pattern:
     ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
     type means, ``tests`` the tests of the scan on these rows, ``donors`` the number of each of its
     donors among those of the scan, ``weights`` what shares of variance need, if they are asked for,
-    ``nulls`` what tests of heritability share whatever the kinship.
+    ``nulls`` what tests of heritability share whatever the kernel of a gene.
     """
 
     plan: Plan
@@ -56,7 +56,7 @@ class Pattern:
     tests: Mapping[str, Test]
     donors: np.ndarray
     weights: Weights | None = None
-    nulls: GeneticDesign | None = None
+    nulls: tuple[GeneticDesign, ...] | None = None
 
     def of_kernel(self, kernel: Kernel) -> Pattern:
         """The pattern of a gene whose first kinship is its own, of donors in the order of codes."""
@@ -65,8 +65,7 @@ class Pattern:
             replace(one, kinship=(one.kinship[0]._replace(kernel=own), *one.kinship[1:]))
             for one in self.models
         )
-        nulls = None if self.genetic is None else self.genetic[0]
-        return replace(self, models=models, nulls=nulls)
+        return replace(self, models=models, nulls=self.genetic)
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
@@ -98,8 +97,11 @@ class Pattern:
         """What the tests of heritability of all genes share, of every kinship, if asked for."""
         if not any(map(of_heritability, self.plan.layout.tests)):
             return None
-        nulls = self.nulls or genetic_design(self.models[0], 0, whole=False)
-        return tuple(nulls.with_kernel(term.kernel) for term in self.models[0].kinship)
+        first, *others = self.models[0].kinship
+        if self.nulls is not None:
+            return (self.nulls[0].with_kernel(first.kernel), *self.nulls[1:])
+        own = genetic_design(self.models[0], 0, whole=False)
+        return (own, *(own.with_kernel(term.kernel) for term in others))
 
     @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
