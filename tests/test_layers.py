@@ -32,15 +32,14 @@ LAYERS = [
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks", "authors_tables",
+    "datasets", "simulate",
     # design/
     "identified", "grids", "labelled", "kinship", "genotypes", "arrays", "crossings", "prepare",
     "matrix", "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
-    "datasets",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
     "group_score", "genetic_score", "directions", "score", "score_law", "tails",
-    "simulate",
     # engine/
     "draws", "plain", "profile", "blup", "left_out_scores", "variation", "estimators",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
