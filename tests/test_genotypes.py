@@ -388,6 +388,9 @@ BAD_TABLES = {
                       "no column 'chromosome', did you mean 'chrom'|no column 'chromosome'"),
     "positions in words": (lambda G, v: (G, v.assign(position="p")), "no position"),
     "probabilities": (lambda G, v: (G * 3, v), "no counts of an allele, from 0 to 2"),
+    "1e150": (lambda G, v: (G.assign(rs3=1e150), v), "no counts of an allele"),
+    "complex": (lambda G, v: (G.assign(rs3=1j), v), "columns 'rs3' of genotypes are not numbers"),
+    "a dict": (lambda G, v: (G, v.assign(position=[{}] * len(v))), "no position"),
     "letters": (lambda G, v: (G.assign(rs3="AC"), v), "columns 'rs3' of genotypes are not numbers"),
     "a variant twice": (lambda G, v: (G, pd.concat([v, v.iloc[:1]])), "several variants 'rs0'"),
 }  # fmt: skip

@@ -619,6 +619,8 @@ BAD = {
     "infinite": (lambda K: edit(K, at={(2, 2): np.inf}), "missing or infinite for donors"),
     "indefinite": (lambda K: edit(K, at={(0, 9): 3.0, (9, 0): 3.0}), "is no covariance"),
     "distances": (lambda K: 1.0 - K, "is no covariance"),
+    "huge": (lambda K: K * 1e200, "entries up to 1e.200: rescale it"),
+    "complex": (lambda K: K.assign(**{str(K.columns[0]): 1j}), "are not numbers"),
     "text": (lambda K: K.assign(**{str(K.columns[0]): "a"}), "are not numbers"),
     "empty dict": (lambda K: {}, "is an empty dict"),
     "a name with a colon": (lambda K: {"a:b": K}, "a text without ':'"),
@@ -691,6 +693,15 @@ def test_files(kind, K, tmp_path):
     structure = resolve("hom", ["a", "b"])
     found = match_kinship(path, list(K.index)[:9], structure).kinship[0]
     close(found.kernel.whole, K.iloc[:9, :9].to_numpy(), 1e-7)
+
+
+def test_a_compressed_file_that_was_cut_or_damaged(K, tmp_path):
+    path = write(tmp_path, K, "csv.gz")
+    whole = path.read_bytes()
+    for bad in (whole[:-20], whole[:40] + b"0123456789" + whole[50:]):
+        path.write_bytes(bad)
+        with pytest.raises(ctmm.DataError, match="could not be read as a kinship"):
+            ctmm.read_kinship(path)
 
 
 def test_files_that_do_not_go_together(K, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..errors import DataError
 from ..paths import file_path, said
@@ -337,9 +337,19 @@ class Genotypes:
         digest = blake2b(digest_size=16)
         table = self.variants
         for part in (self.donors, table.index, table["chromosome"]):
-            digest.update("\n".join(map(str, part)).encode() + b"\0")
+            digest.update("\n".join(map(str, part)).encode(errors="surrogatepass") + b"\0")
         digest.update(np.ascontiguousarray(table["position"].to_numpy(float)).tobytes())
         return digest.hexdigest()
+
+
+def no_numbers(table: pd.DataFrame) -> list[str]:
+    """Names of the columns that are not real numbers.
+
+    >>> no_numbers(pd.DataFrame({"a": [1], "b": ["x"], "c": [1j]}))
+    ['b', 'c']
+    """
+    kinds = zip(table, table.dtypes, strict=True)
+    return [str(name) for name, d in kinds if not is_numeric_dtype(d) or is_complex_dtype(d)]
 
 
 def check_maf(value: object) -> float:
@@ -599,19 +609,28 @@ def _variants(path: Path, columns: Mapping[str, int], least: int) -> pd.DataFram
     return _placed(parts["id"], parts["chromosome"], parts["position"], str(path))
 
 
+def _number(value: Any) -> float:
+    """A position, NaN where it is none."""
+    try:
+        return math.nan if isinstance(value, complex) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def _placed(
-    names: Sequence[str], chromosome: Sequence[object], position: object, where: str
+    names: Sequence[str], chromosome: Sequence[object], position: Sequence[object], where: str
 ) -> pd.DataFrame:
     """The table of variants, clean."""
-    known = {one: chromosome_name(one) for one in dict.fromkeys(chromosome)}
-    place = pd.to_numeric(pd.Series(position), errors="coerce").to_numpy(dtype=float)
+    texts = [label(one) for one in chromosome]
+    known = {one: chromosome_name(one) for one in dict.fromkeys(texts)}
+    place = np.array([_number(one) for one in position])
     wrong = np.flatnonzero(~(np.isfinite(place) & (place >= 0.0)))
     if len(wrong):
         raise DataError(
             f"{where} has no position (base pairs) of {len(wrong)} variants: "
             f"{listing([str(names[k]) for k in wrong[:6]])}; leave them out"
         )
-    columns = {"chromosome": [known[one] for one in chromosome], "position": place}
+    columns = {"chromosome": [known[one] for one in texts], "position": place}
     return pd.DataFrame(columns, index=pd.Index([str(name) for name in names], name="variant"))
 
 
@@ -625,16 +644,13 @@ def _from_table(source: object, variants: object, donors: object) -> _Source:
                 "genotypes have no labels of donors, their rows are numbered: set_index"
             )
         labels, names = list(source.index), [label(one) for one in source.columns]
-        text = [
-            str(name) for name, kind in zip(source, source.dtypes, strict=True)
-            if not is_numeric_dtype(kind)
-        ]  # fmt: skip
+        text = no_numbers(source)
         if text:
             raise DataError(
                 f"columns {listing(text)} of genotypes are not numbers: donors are the index, and "
                 "the rest is counts of an allele"
             )
-        values = source.to_numpy(dtype=np.float32, na_value=np.nan)
+        values = source.to_numpy(dtype=float, na_value=np.nan)
     else:
         values = np.asarray(source)
         if values.ndim != 2 or values.dtype.kind not in "biuf":
@@ -645,7 +661,7 @@ def _from_table(source: object, variants: object, donors: object) -> _Source:
         if not isinstance(donors, Sequence) or isinstance(donors, str):
             raise DataError("an array of genotypes has no labels of donors: give donors=")
         labels, names = list(donors), [f"v{k}" for k in range(1, values.shape[1] + 1)]
-        values = values.astype(np.float32)
+        values = values.astype(float)
     known = [label(one) for one in labels]
     if len(known) != len(values):
         raise DataError(f"donors= has {len(known)} labels for {len(values)} rows of genotypes")
@@ -671,7 +687,7 @@ def _from_table(source: object, variants: object, donors: object) -> _Source:
         )
     table = _in_order(variants, names, isinstance(source, pd.DataFrame))
     clean = _placed(names, table["chromosome"].tolist(), table["position"].tolist(), "variants=")
-    return _Source(known, clean, _Table(values))
+    return _Source(known, clean, _Table(values.astype(np.float32)))
 
 
 def _in_order(variants: pd.DataFrame, names: Sequence[str], named: bool) -> pd.DataFrame:

@@ -9,6 +9,7 @@ What the model does with K is said in :mod:`ctmm_formula.engine.relatedness`.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -23,13 +24,14 @@ from ..engine.relatedness import Kernel
 from ..errors import DataError
 from ..paths import file_path, said
 from ..structures import Structure
-from .genotypes import Genotypes, Scaled, scale_of, scaled
+from .genotypes import Genotypes, Scaled, no_numbers, scale_of, scaled
 from .table import label, listing, near
 
 DEFAULT_NAME = "genetic"
 """Name of a kinship that was given without one."""
 _SYMMETRIC = 1e-5  # of the largest entry, as files round
 _INDEFINITE = 0.01  # of the mean of the diagonal, as missing genotypes make K
+_LARGEST = 1e100  # of an entry: squares of more are no numbers
 _SAME = 0.95  # correlation from which two donors look like one
 _FEW = 0.1  # donors: more that look alike come of a short window
 _RESERVED = frozenset({"environment", "shared", "specific", "total", "noise", "means", "fixed"})
@@ -166,7 +168,7 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
         twice = sorted({one for one in columns if columns.count(one) > 1})
         raise DataError(f"kinship {name!r} has several columns {listing(twice)}: give each once")
     if isinstance(table.index, pd.RangeIndex) and not square:
-        text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+        text = no_numbers(table)
         fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"
         raise DataError(f"kinship {name!r} has no labels of donors, its rows are numbered: {fix}")
     if not square and len(columns) == len(index):
@@ -180,7 +182,7 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             f"kinship {name!r} has columns for donors that have no row, or the other way "
             f"round: {listing(sorted(set(columns) ^ set(index)))}"
         )
-    text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+    text = no_numbers(table)
     if text:
         raise DataError(
             f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
@@ -237,6 +239,9 @@ def _of_matrix(
     K: np.ndarray, name: str, donors: Sequence[str]
 ) -> tuple[Kernel, list[str], list[str]]:
     """The checks of a matrix of the donors in the fit."""
+    largest = float(np.abs(K).max(initial=0.0))
+    if largest > _LARGEST:
+        raise DataError(f"kinship {name!r} has entries up to {largest:.3g}: rescale it")
     away = np.abs(K - K.T)
     if away.max(initial=0.0) > _SYMMETRIC * np.abs(K).max(initial=0.0):
         i, j = np.unravel_index(int(away.argmax()), away.shape)
@@ -352,7 +357,9 @@ def read_kinship(path: object) -> pd.DataFrame:
         raise DataError(f"there is no file {str(file)!r}")
     try:
         return _READERS[ending](file)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{str(file)!r} could not be read as a kinship ({said(error)})") from None
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..arguments import whole_number
 from ..design.genotypes import Genotypes, Scaled, check_maf, chromosome_name, scaled
@@ -227,7 +227,7 @@ def _positions(given: object) -> pd.DataFrame:
     if twice:
         raise DataError(f"positions= has several rows for genes {listing(twice)}: keep one of each")
     for name in columns:
-        if not is_numeric_dtype(table[name].dtype):
+        if not is_numeric_dtype(table[name].dtype) or is_complex_dtype(table[name].dtype):
             raise DataError(f"column {name!r} of positions= is not numbers: give base pairs")
     ends = table[columns].to_numpy(dtype=float, na_value=np.nan)
     gone = table["chromosome"].isna().to_numpy() | ~np.isfinite(ends).all(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import arguments, differential, files, formulas, kills, pseudobulks, tables
+from . import arguments, differential, files, formulas, kills, pseudobulks, relatives, tables
 from .harness import Fuzzer
 
 FUZZERS: dict[str, Fuzzer] = {
@@ -16,6 +16,8 @@ FUZZERS: dict[str, Fuzzer] = {
     "pickles": files.pickles,
     "scan_files": files.scan_files,
     "poison": files.poison,
+    "kinships": relatives.kinships,
+    "genotypes": relatives.genotypes,
     "differential": differential.differential,
     "kills": kills.kills,
 }
