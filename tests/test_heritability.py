@@ -409,7 +409,7 @@ def test_goldens_of_scores(name):
         (python["score"]["any"], null.P, H),
         (python["score"]["specific"], genetic_score._within(null.P), model.H),
     ):
-        scores = genetic_score._Scores(P, null, V, related, True)
+        (scores,) = genetic_score.scores_of([(P, null, V)], related, True)
         close(scores.T, known["T"], 1e-7)
         close(scores.mean, known["mean"], 1e-7)
         close(scores.cov, known["cov"], 1e-7)
@@ -439,8 +439,8 @@ def test_scores_are_those_of_dense_matrices(kernels, random):
         dense_P = S - S @ Q @ np.linalg.solve(Q.T @ S @ Q, Q.T @ S)
         for term in model.kinship:
             K0 = term.kernel.whole - np.diag(term.kernel.diagonal)
-            scores = genetic_score._Scores(
-                P, null, model.H, genetic_score.Related(term.kernel), True
+            (scores,) = genetic_score.scores_of(
+                [(P, null, model.H)], genetic_score.Related(term.kernel), True
             )
             Sigma = dense_P @ (effects + np.diag(model.nu)) @ dense_P
             loads = [D * h[:, None] for h in model.H.T]  # (n, N) of every type

@@ -25,7 +25,7 @@ cell type by itself ("is expression in this type heritable?") is the test of its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -248,16 +248,22 @@ def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
     null = _null_of(design.null, model.y, model.nu)
     own = np.arange(1, C + 1)
     ones = model.H.sum(axis=1, keepdims=True)
-    scores = _Scores(null.P, null, np.hstack([ones, model.H]), design.related, whole)
+    asked = [_Asked(null.P, null, np.hstack([ones, model.H]))]
+    if C > 1:
+        asked.append(_Asked(_within(null.P), null, model.H))
+    alone = [_alone(model, own_type) for own_type in design.types]
+    asked += [one for one in alone if one is not None]
+    scores, *others = scores_of(asked, design.related, whole)
     shared, total = scores.test([0]), scores.test(own)
     by_type = log_cauchy_combination(np.array([scores.test([c]).log for c in own]))
     specific = math.nan
     if C > 1:
-        within = _Scores(_within(null.P), null, model.H, design.related, whole)
+        within, *others = others
         single = log_cauchy_combination(np.array([within.test([c]).log for c in range(C)]))
         specific = log_cauchy_combination(np.array([within.test(range(C)).log, single]))
     every = np.array([shared.log, total.log, by_type])
-    types = tuple(_alone(model, own_type, design) for own_type in design.types)
+    rest = iter(others)
+    types = tuple(NOT_THERE if one is None else _attempt(next(rest)) for one in alone)
     return GeneticTest(
         log_cauchy_combination(every), shared, specific, types, null.weights,
         scores.fits(len(own)),
@@ -296,50 +302,72 @@ def _within(P: Projection) -> Projection:
     return Projection(P.rows, P.mask, inverse, P.Z, P.g, P.X @ axes[:, left])
 
 
+class _Asked(NamedTuple):
+    """What scores are asked of: P, the null that it is of, and what rows have of directions."""
+
+    P: Projection
+    null: _Null
+    V: np.ndarray
+
+
 class _Scores:
     """Scores of several directions under one P, their means and covariances.
 
+    What takes the kernel, K0 sides and its squares times pairs, is there after :meth:`complete`.
+
     Parameters
     ----------
-    P : Projection; null : _Null
-    V : ndarray, shape (n, R)
-        What rows have of every direction.
+    asked : _Asked
+        P; null; V (n, R), what rows have of every direction.
     related : Related
     whole : bool
         Whether laws may have all eigenvalues.
+
+    Attributes
+    ----------
+    sides : ndarray, shape (N, R + 2 k R)
+        s, then J of every direction.
+    pairs : ndarray, shape (N, R (R + 1) / 2)
+        d of every pair of directions.
     """
 
-    def __init__(
-        self, P: Projection, null: _Null, V: np.ndarray, related: Related, whole: bool
-    ) -> None:
+    def __init__(self, asked: _Asked, related: Related, whole: bool) -> None:
+        P, null, V = asked
         self.related, self.whole = related, whole
         N, R = len(related), V.shape[1]
         e, donor = null.excess[:, None], null.donor
         self.donors = np.unique(donor)
         r = P.project(null.y[:, None])
         s = _by_donor(V * r, donor, N)
-        self.T = (s * related.times(s)).sum(axis=0)
         DV = np.stack([P.within(column[:, None])[:, 0] for column in V.T], axis=1)
         k, n = P.phi.shape[1], len(V)
         one, two = np.triu_indices(R)
         inner = V[:, one] * DV[:, two] + DV[:, one] * (e * DV)[:, two]
-        d = _by_donor(inner, donor, N)
+        self.pairs = _by_donor(inner, donor, N)
         self.d = np.empty((N, R, R))
-        self.d[:, one, two] = self.d[:, two, one] = d
+        self.d[:, one, two] = self.d[:, two, one] = self.pairs
         sides = V[:, :, None] * P.phi[:, None], DV[:, :, None] * (e * P.phi)[:, None]
         J = _by_donor(np.stack(sides, axis=2).reshape(n, R * 2 * k), donor, N)
         self.J = J.reshape(N, R, 2 * k).transpose(1, 0, 2)
+        self.sides = np.hstack([s, J])
         inside = P.omega @ (P.phi.T @ (e * P.phi)) @ P.omega
         self.B = np.block([[inside - P.omega, -P.omega], [-P.omega, np.zeros((k, k))]])
-        self.KJ = related.times(J).reshape(N, R, 2 * k).transpose(1, 0, 2)
-        cores = [J.T @ KJ @ self.B for J, KJ in zip(self.J, self.KJ, strict=True)]
+
+    def complete(self, K_sides: np.ndarray, square_pairs: np.ndarray) -> None:
+        """T, its mean and covariance, from K0 times the sides and its squares times the pairs."""
+        N, R = self.d.shape[:2]
+        s, Ks = self.sides[:, :R], K_sides[:, :R]
+        self.T = (s * Ks).sum(axis=0)
+        KJ = K_sides[:, R:].reshape(N, R, -1).transpose(1, 0, 2)
+        cores = [J.T @ own @ self.B for J, own in zip(self.J, KJ, strict=True)]
         self.mean = np.array([np.trace(core) for core in cores])
-        KJB = self.KJ @ self.B
+        KJB = KJ @ self.B
         cov = np.zeros((R, R))
+        one, two = np.triu_indices(R)
         for j, (v, u) in enumerate(zip(one, two, strict=True)):
-            cov[v, u] = 2.0 * float(d[:, j] @ (KJB[v] * self.KJ[u]).sum(axis=1))
+            cov[v, u] = 2.0 * float(self.pairs[:, j] @ (KJB[v] * KJ[u]).sum(axis=1))
             cov[v, u] += float((cores[u] * cores[v].T).sum())
-        cov[one, two] += (d * (related.square @ d)).sum(axis=0)
+        cov[one, two] += (self.pairs * square_pairs).sum(axis=0)
         self.cov = 2.0 * (cov + np.triu(cov, 1).T)
 
     def fits(self, count: int) -> bool:
@@ -406,13 +434,34 @@ def _of_type(model: Model, c: int) -> OfType | None:
     return OfType(rows[own.order], _pooled(own), part.donors[own.donors])
 
 
-def _alone(model: Model, own: OfType | None, design: GeneticDesign) -> Tested:
-    """The test of the rows of one cell type alone."""
+def _alone(model: Model, own: OfType | None) -> _Asked | None:
+    """The rows of one cell type alone, where they can be asked."""
     if own is None:
-        return NOT_THERE
+        return None
     try:
         null = _null_of(own.null, model.y[own.rows], model.nu[own.rows])
-        null = null._replace(donor=own.donors[null.donor])
-        return _Scores(null.P, null, own.null.model.H, design.related, design.whole).test([0])
     except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
+        return None
+    return _Asked(null.P, null._replace(donor=own.donors[null.donor]), own.null.model.H)
+
+
+def _attempt(scores: _Scores) -> Tested:
+    """The test of a cell type by itself, if its law can be had."""
+    try:
+        return scores.test([0])
+    except np.linalg.LinAlgError:
         return NOT_THERE
+
+
+def scores_of(asked: Sequence[_Asked], related: Related, whole: bool) -> list[_Scores]:
+    """Scores under several P, which meet the kernel together: it is read once."""
+    found = [_Scores(one, related, whole) for one in asked]
+    K_sides = related.times(np.hstack([one.sides for one in found]))
+    square_pairs = related.square @ np.hstack([one.pairs for one in found])
+    at = [np.cumsum([part.shape[1] for part in parts])[:-1] for parts in (
+        [one.sides for one in found], [one.pairs for one in found]
+    )]  # fmt: skip
+    split = np.split(K_sides, at[0], axis=1), np.split(square_pairs, at[1], axis=1)
+    for one, *own in zip(found, *split, strict=True):
+        one.complete(*own)
+    return found
