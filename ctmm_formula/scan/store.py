@@ -36,7 +36,6 @@ from .columns import KINDS, LOG, Block, Layout
 KEY = b"ctmm_formula"
 FORMAT = 2
 LOCK, NOTE = "lock", "call.json"
-_VALUES = "expression or noise values (or genotypes, where there are)"
 _OTHER = "give another out=, or overwrite=True to replace it"
 _ANEW = "take a copy that is whole, or compute it anew (another out=, or overwrite=True)"
 _OURS = re.compile(r"lock|call\.json|table\.parquet|block-\d{6,}\.parquet|\.ctmm-\d+-\d+\.tmp")
@@ -228,7 +227,10 @@ class Store:
                 f"{str(self.path)!r} was written by to_parquet and cannot be gone on with: {_OTHER}"
             )
         if there != data:
-            raise DataError(f"{str(self.path)!r} was made from other {_VALUES}: {_OTHER}")
+            raise DataError(
+                f"{str(self.path)!r} was made from other expression or noise values, or "
+                f"genotypes: {_OTHER}"
+            )
 
     def block(self, number: int, data: str, genes: Sequence[str]) -> Block | None:
         """The finished block of these genes, if it is there.
@@ -255,7 +257,10 @@ class Store:
                 f"its {len(genes)} genes anew"
             )
         if found.information["data"] != data:
-            raise DataError(f"{str(path)!r} was made from other {_VALUES}: {_OTHER}")
+            raise DataError(
+                f"{str(path)!r} was made from other expression or noise values, or "
+                f"genotypes: {_OTHER}"
+            )
         return block
 
     def add(self, number: int, data: str, block: Block) -> None:
