@@ -240,6 +240,10 @@ def test_a_scan_has_the_numbers_of_fits_by_hand(
                 known = parts.loc[part, ["h2", "std_error"]].to_numpy(float)
                 found = row[[f"h2[{column}]", f"se_h2[{column}]"]].to_numpy(float)
                 np.testing.assert_allclose(found, known, rtol=1e-4)
+    note = scan.notes[-1]
+    assert note.startswith("window=6,000: ") and "2 genes have none" in note
+    missing = (rows["share_imputed"] * rows["n_snps"]).sum() / rows["n_snps"].sum()
+    assert f"{missing:.2%} of the genotypes are missing" in note
     # blocks, workers and files make no difference
     with pytest.warns(ctmm.CTMMWarning):
         again = ctmm.fit_genes(

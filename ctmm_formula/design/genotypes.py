@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
+from ..arguments import name_list
 from ..errors import DataError
 from ..paths import file_path, said
 from .table import label, listing, near
@@ -317,7 +318,9 @@ class Genotypes:
         DataError
             Donors without genotypes, or no variant varies between them.
         """
-        names = list(self.donors) if donors is None else [label(one) for one in donors]
+        names = list(self.donors)
+        if donors is not None:
+            names = [label(one) for one in name_list("donors", donors)]
         rows, least = self.rows_of(names), self.maf if maf is None else check_maf(maf)
         K, count = np.zeros((len(rows), len(rows))), 0
         for start in range(0, len(self), _PART):

@@ -420,7 +420,7 @@ def _kinship_of(
 ) -> dict[str, object]:
     """The kinship that a scan took, which its file does not hold."""
     names = call.get("kinship")
-    if not names:
+    if not (names or layout.windows):
         return {}
     own = names[1:] if layout.windows else names
     if kinship is None and own:

@@ -55,6 +55,12 @@ _CALL: dict[str, tuple[type, ...]] = {
 """What a reader takes from the settings of a scan, and its types."""
 
 
+_OF_WINDOWS: dict[str, tuple[type, ...]] = {
+    "window": (int,), "maf": (int, float), "windows": _TEXT, "kinship": (list,),
+}  # fmt: skip
+"""The same of a scan whose genes have windows of their own."""
+
+
 @dataclass(frozen=True)
 class _File:
     """A file of ours that was read and found whole."""
@@ -408,7 +414,7 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
     try:
         layout = _layout(information["layout"])
         call = information["call"]
-        for name, kinds in _CALL.items():
+        for name, kinds in (_CALL | (_OF_WINDOWS if layout.windows else {})).items():
             if not isinstance(call[name], kinds):
                 raise TypeError(f"{name} is {type(call[name]).__name__}")
         if call["entropy"] < 0:

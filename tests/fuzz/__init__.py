@@ -15,6 +15,7 @@ FUZZERS: dict[str, Fuzzer] = {
     "jsons": files.jsons,
     "pickles": files.pickles,
     "scan_files": files.scan_files,
+    "window_files": files.window_files,
     "poison": files.poison,
     "kinships": relatives.kinships,
     "genotypes": relatives.genotypes,
