@@ -86,7 +86,7 @@ class Heredity(NamedTuple):
             if not ((own[name] >= 0.0) & (own[name] <= _VARIANCE[1])).all():
                 raise CTMMError(f"{name} is a variance: give 0 or more")
         causal = whole_number("causal", self.causal, 1, MOST_DRAWS)
-        window = whole_number("window", self.window, 0, MOST_DRAWS)
+        window = whole_number("window", self.window, 0, 10**9)
         return self._replace(causal=causal, window=window, **own)
 
     def truth(self, celltypes: Sequence[str]) -> dict[str, float]:
