@@ -104,7 +104,9 @@ shown = {name: one.effects("stim").table["std_error"] for name, one in errors.it
 print(pd.DataFrame(shown).round(3), end="\n\n")
 
 # %% [markdown]
-# Do donors respond differently?  A gene whose mean stays where it is, and whose donors do not:
+# Do donors respond differently?  A gene whose mean stays where it is, and whose donors do not.  The
+# test says what of it all types share, what is specific to some, and in which types, each by its own
+# rows alone:
 
 # %%
 moved = ctmm.fit("gene025 ~ C(celltype) * stim", donor="person", within="stim", data=pb)
