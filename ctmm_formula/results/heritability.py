@@ -129,13 +129,10 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
     cov = errors.cov[fit.n_fixed :, fit.n_fixed :]
     rows = parts_of(fit, theta, cov, reach)
     pairs = []
-    at = len(fit.model.S)
-    for term in fit.model.kinship:
-        start, basis = at, term.basis
-        at += len(basis)
+    for term, at in zip(fit.model.kinship, fit.model.kinship_slices, strict=True):
         for c, d in combinations(range(len(types)), 2):
             A = np.zeros((3, len(theta)))
-            A[:, start:at] = basis[:, [c, c, d], [d, c, d]].T
+            A[:, at] = term.basis[:, [c, c, d], [d, c, d]].T
             pairs.append(_correlation(A, theta, cov, reach))
     of_kinship = [one.name for one in kinship]
     two = [(k, c, d) for k in of_kinship for c, d in combinations(types, 2)]
@@ -170,15 +167,15 @@ def parts_of(fit: Fit, theta: np.ndarray, cov: np.ndarray, reach: float) -> list
     """Values of ``COLUMNS`` of every part of every kinship, at components theta (K,)."""
     model = fit.model
     matrices = [fit.structure.basis, *(term.basis for term in model.kinship)]
-    starts = [0, *len(model.S) + np.cumsum([0, *map(len, matrices[1:-1])])]
+    places = [slice(0, len(fit.structure.basis)), *model.kinship_slices]
     scales = [1.0, *(term.kernel.scale for term in model.kinship)]
     # what every part of the covariance (a row) takes of the components
     C = model.H.shape[1]
-    at = 3 if C > 1 else 1
-    of = np.r_[[at - 1] * at, at : at + C]  # parts of the total are shares of all of it
+    first = 3 if C > 1 else 1
+    of = np.r_[[first - 1] * first, first : first + C]  # parts of the total are shares of all of it
     every = np.zeros((len(matrices), len(of), len(theta)))
-    for own, basis, start, scale in zip(every, matrices, starts, scales, strict=True):
-        own[:, start : start + len(basis)] = scale * _parts(basis)
+    for own, basis, at, scale in zip(every, matrices, places, scales, strict=True):
+        own[:, at] = scale * _parts(basis)
     wholes = every.sum(axis=0)[of]
     return [
         [top @ theta, own @ theta, *_ratio(top, whole, theta, cov, reach)]
