@@ -87,8 +87,8 @@ def _text(table: pd.DataFrame) -> str:
 def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> Heritability:
     """How much of the variance between donors is genetic: shared, specific, by cell type.
 
-    Ratios of moments, see :mod:`ctmm_formula.results.heritability`: without the noise of cells in
-    the denominator, and unbounded.
+    Ratios of components, see :mod:`ctmm_formula.results.heritability`: without the noise of cells
+    in the denominator; of moments unbounded.
 
     Parameters
     ----------
@@ -143,9 +143,22 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
             list(COLUMNS),
         ),
         pd.DataFrame(pairs, both, ["correlation", *COLUMNS[3:]]),
-        f"errors by the {errors.name}: of other donors of this population, in whom variants have "
-        "the effects that they have here",
+        target_of(errors, fit),
     )  # fmt: skip
+
+
+def target_of(errors: Errors, fit: Fit) -> str:
+    """What the errors are about."""
+    if errors.groups is not None:
+        return (
+            f"errors by the {errors.name}: of other donors of this population, in whom variants "
+            "have the effects that they have here"
+        )
+    edge = "; a component lies on its bound, where they are no guide" if fit.on_edge else ""
+    return (
+        "errors by the information of the model: of its variances, for effects of variants drawn "
+        f"anew, and noise that is known{edge}"
+    )
 
 
 def names_of(types: Sequence[str]) -> list[str]:

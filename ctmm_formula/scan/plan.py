@@ -69,9 +69,8 @@ def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
 
 def fixed_by(design: Design, method: str) -> str:
     """Kind of errors that tests of fixed effects use."""
-    if design.kinship:
-        return JACKKNIFE
-    return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
+    robust = design.n_cells is not None and design.n_units > 1
+    return errors_of_fixed(method, robust, bool(design.kinship))
 
 
 def read_tests(
