@@ -24,7 +24,8 @@ from ctmm_formula.errors import CTMMError
 
 OUT = Path(__file__).with_suffix(".md")
 METHODS = ("he", "robust", "reml")
-SETTINGS = [Setting(N, noise=kind, g=0.13, V=0.04) for N in (200, 500) for kind in ("exact", "measured")]  # fmt: skip
+KINDS = ("exact", "measured")
+SETTINGS = [Setting(N, noise=kind, g=0.13, V=0.04) for N in (200, 500) for kind in KINDS]
 
 
 def total(setting: Setting, seed: list[int]) -> list[tuple[float, float]]:
@@ -47,7 +48,9 @@ def total(setting: Setting, seed: list[int]) -> list[tuple[float, float]]:
 
 def line(setting: Setting, sets: int) -> str:
     """Median, its standard error and the robust standard deviation of every method."""
-    found = np.array([total(setting, [9, setting.N, KINDS[setting.noise], k]) for k in range(sets)])
+    found = np.array(
+        [total(setting, [9, setting.N, KINDS.index(setting.noise), k]) for k in range(sets)]
+    )
     cells = [f"{np.mean(found[:, 0, 0]):.3f}"]
     for values, took in found[:, 1:].transpose(1, 2, 0):
         known = values[np.isfinite(values)]
@@ -58,7 +61,6 @@ def line(setting: Setting, sets: int) -> str:
     return f"| {setting.N}, {setting.noise} | {sets} | {' | '.join(cells)} |"
 
 
-KINDS = {"exact": 0, "measured": 1}
 TITLE = """# Total heritability by method
 
 Written by `heritability_estimates.py`.  Median with its standard error, in brackets the robust
