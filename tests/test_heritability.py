@@ -377,6 +377,13 @@ def test_goldens_of_heritability_and_p_values(name):
     assert res.test_variance("jackknife").pvalue == pytest.approx(cigma["p"]["W"], rel=1e-8)
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e40])
+def test_the_scale_of_a_kinship_is_no_doubt(df, K, res, size):
+    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=size * K, data=df)
+    assert not any("identity" in note for note in again.notes)
+    assert again.test_heritability().pvalue == pytest.approx(res.test_heritability().pvalue)
+
+
 def test_heritability_is_made_of_components(res):
     table, scale = res.heritability().table.loc["genetic"], res.design.kinship[0].kernel.scale
     v = res.vcomp
@@ -636,6 +643,8 @@ def numbered(K):
 
 
 BAD = {
+    "tiny": (lambda K: 1e-200 * K, "mean diagonal of 1e-200"),
+    "complex": (lambda K: K + 0.1j, "has complex numbers"),
     "numpy": (lambda K: K.to_numpy(), "must be a DataFrame with the donors' labels"),
     "none of them": (lambda K: K.rename(index=lambda d: "x" + d, columns=lambda d: "x" + d),
                      "none of the donors .* never by position"),

@@ -33,11 +33,13 @@ from ..arguments import check_alpha
 from ..distributions import t_reach
 from ..errors import CTMMError
 from ..inference.fit import Errors, Fit
+from ..inference.genetic_tests import NO_KINSHIP
+from ..inference.group_score import SHARED, SPECIFIC
 from .record import Covariance, Record
 
 COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high", "note")
 """Columns of the table of heritabilities."""
-SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
+TOTAL = "total"
 _ROW, _PAIR = ["kinship", "part"], ["kinship", "celltype", "other"]
 _ALWAYS_ONE = "1 by the genetic structure"
 _NOT_THERE = "the genetic structure has no such part"
@@ -123,7 +125,7 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
     check_alpha(alpha)
     kinship, types = res.design.kinship, res.celltypes
     if not kinship:
-        raise CTMMError("there is no kinship: fit with kinship=")
+        raise CTMMError(NO_KINSHIP)
     fit, errors = res.numbers, res.shown_errors(covariance)
     theta, reach = fit.estimate.theta, reach_of(errors, fit.n_params, alpha)
     cov = errors.cov[fit.n_fixed :, fit.n_fixed :]
