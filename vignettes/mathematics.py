@@ -105,7 +105,7 @@ def agree(what, dense, package, tolerance=1e-7):
 # |---|---|
 # | $\ell$, score, average and expected information, $b$ | `engine.kernels.evaluate`, called by `engine.likelihood.evaluate` |
 # | the same in plain numpy, for readers | `engine.plain.evaluate` |
-# | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
+# | $\log\lvert X'X\rvert$ | `engine.likelihood.coding_constant` |
 # | the fit | `engine.likelihood.fit` |
 # | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.search.race`, `engine.search.search` |
 # | where climbs start | `engine.likelihood.centre`, `engine.search.corners` |
