@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,7 @@ from .precision import level_matrix
 LARGEST = 3000
 """Order M of the largest matrix that is inverted: a fit takes minutes there."""
 _STEPS = 100
+_SMALL = 1e-3  # of the largest root of A_s: smaller ones cost its inverse too many digits
 _TOLERANCE = 1e-10  # squared decrement
 _PATIENCE = 3  # steps that the domain cuts short before a climb turns to the edge
 _BARRIER = tuple(10.0**-k for k in range(1, 9))
@@ -200,11 +202,13 @@ class Joined:
 
 @dataclass(frozen=True)
 class _Inner:
-    """Sigma at one point: the inverse of its blocks, W and Gamma (M, M), log|Sigma|."""
+    """Sigma at one point: S (N, r, r), R, s (M,), (s + R'WR)^-1, Gamma (M, M), log|Sigma|."""
 
     joined: Joined
     inverse: np.ndarray
-    W: np.ndarray
+    turn: _Turn
+    signs: np.ndarray
+    middle: np.ndarray
     gamma: np.ndarray
     logdet: float
 
@@ -221,7 +225,6 @@ class _Inner:
             return None
         logdet = 2.0 * float(np.log(root[:, index, index]).sum())
         inverse = np.linalg.inv(sigma) * (mask[:, :, None] & mask[:, None, :])
-        W = _inner_products(joined, inverse)
         roots, signs, at = [], [], len(model.S)
         for term in joined.terms:
             k = len(term.basis)
@@ -232,12 +235,22 @@ class _Inner:
         g = model.random_variances(theta)[joined.component]
         signs.append(np.where(g < 0.0, -1.0, 1.0))
         turn = _Turn(joined, roots, np.sqrt(np.abs(g)))
-        V = turn.right(turn.right(W).T)
-        found = _inverted(V, np.concatenate(signs))
+        loads = [term.load @ root for term, root in zip(joined.terms, roots, strict=True)]
+        inside = _inner_products(joined, inverse, loads, joined.Z * turn.levels)
+        sign = np.concatenate(signs)
+        found = _inverted(inside, sign)
         if found is None:
             return None
-        gamma = turn.left(turn.left(found[0]).T)
-        return _Inner(joined, inverse, W, gamma, logdet + found[1])
+        middle = found[0]
+        gamma = turn.left(turn.left(middle).T)
+        return _Inner(joined, inverse, turn, sign, middle, gamma, logdet + found[1])
+
+    @cached_property
+    def whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """W and Gamma W, (M, M): where components are 0, and R has no inverse."""
+        loads = [term.load for term in self.joined.terms]
+        W = _inner_products(self.joined, self.inverse, loads, self.joined.Z)
+        return W, self.gamma @ W
 
     def within(self, Y: np.ndarray) -> np.ndarray:
         """S Y of Y (n, j)."""
@@ -253,20 +266,41 @@ class _Inner:
         joined, model = self.joined, self.joined.model
         TH = self._blocks(U)
         out = [float((TH * B).sum()) for B in model.basis]
-        BU, GW = joined.cross(U), self.gamma @ self.W
+        BU = joined.cross(U)
         last = joined.part(len(joined.terms))
-        levels = self.W[last, last].diagonal() - (self.W[last] * GW[:, last].T).sum(axis=1)
-        levels -= np.square(BU[last]).sum(axis=1)
+        levels = self._of_levels(last) - np.square(BU[last]).sum(axis=1)
         out += [float(levels[joined.component == k].sum()) for k in range(len(model.random))]
         for s, (root, load, basis) in enumerate(joined.terms):
-            own, (m, c) = joined.part(s), (root.shape[1], load.shape[2])
-            W, WG = self.W[own].reshape(c, m, -1), GW[:, own].T.reshape(c, m, -1)
-            square = self.W[own, own].reshape(c, m, c, m)
-            part = BU[own].reshape(c, -1)
-            inner = np.einsum("ajbj->ab", square) - W.reshape(c, -1) @ WG.reshape(c, -1).T
-            inner -= part @ part.T
+            part = BU[joined.part(s)].reshape(load.shape[2], -1)
+            inner = self._of_term(s, root.shape[1], load.shape[2]) - part @ part.T
             out += [float((inner * B).sum()) for B in basis]
         return np.array(out)
+
+    def _of_levels(self, last: slice) -> np.ndarray:
+        """z'Sigma^-1 z of every level, (q,)."""
+        size = self.turn.levels
+        if size.min(initial=math.inf) > _SMALL * size.max(initial=0.0):
+            signs = self.signs[last]
+            return np.asarray((signs - self.middle[last, last].diagonal()) / size**2)
+        W, GW = self.whole
+        return np.asarray(W[last, last].diagonal() - (W[last] * GW[:, last].T).sum(axis=1))
+
+    def _of_term(self, s: int, m: int, c: int) -> np.ndarray:
+        """Sum of the diagonal blocks (c, c) of B'Sigma^-1 B of a term: of W - W Gamma W.
+
+        R'(W - W Gamma W)R = s - s (s + R'WR)^-1 s.
+        """
+        own, root = self.joined.part(s), self.turn.roots[s]
+        size = np.linalg.norm(root, axis=0)
+        if size.min() > _SMALL * size.max():
+            signs = self.signs[own].reshape(c, m)[:, 0]
+            blocks = np.einsum("ajbj->ab", self.middle[own, own].reshape(c, m, c, m))
+            inner = np.diag(m * signs) - np.outer(signs, signs) * blocks
+            back = np.linalg.inv(root)
+            return np.asarray(back.T @ inner @ back)
+        W, GW = self.whole
+        blocks = np.einsum("ajbj->ab", W[own, own].reshape(c, m, c, m))
+        return np.asarray(blocks - W[own].reshape(c, -1) @ GW[:, own].T.reshape(c, -1).T)
 
     def _blocks(self, U: np.ndarray) -> np.ndarray:
         """Sum over donors of H_i'(Sigma^-1 - U U')_ii H_i, (C, C)."""
@@ -308,35 +342,35 @@ class _Turn(NamedTuple):
     roots: list[np.ndarray]
     levels: np.ndarray
 
-    def right(self, Y: np.ndarray) -> np.ndarray:
-        """R'Y of Y (M, j)."""
-        return self._apply(Y, [root.T for root in self.roots])
-
     def left(self, Y: np.ndarray) -> np.ndarray:
         """R Y of Y (M, j)."""
-        return self._apply(Y, self.roots)
-
-    def _apply(self, Y: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
-        out = np.empty_like(Y, order="C")
-        for s, root in enumerate(matrices):
+        out, last = np.empty_like(Y, order="C"), self.joined.part(len(self.roots))
+        for s, root in enumerate(self.roots):
             own = self.joined.part(s)
             part = Y[own]
             out[own] = (root @ part.reshape(len(root), -1)).reshape(part.shape)
-        out[self.joined.ptr[-2] :] = self.levels[:, None] * Y[self.joined.ptr[-2] :]
+        out[last] = self.levels[:, None] * Y[last]
         return out
 
 
-def _inner_products(joined: Joined, inverse: np.ndarray) -> np.ndarray:
-    """W = B'SB, (M, M)."""
+def _inner_products(
+    joined: Joined, inverse: np.ndarray, loads: list[np.ndarray], Z: np.ndarray
+) -> np.ndarray:
+    """B'SB, (M, M), of columns B of these loads (N, r, c) of every term and levels Z (n, q)."""
     M = int(joined.ptr[-1])
     W, last = np.empty((M, M)), joined.part(len(joined.terms))
-    SZ = joined.gather(inverse @ joined.spread(joined.Z))
-    W[:, last] = joined.cross(SZ)
-    W[last] = W[:, last].T
-    for s, (root, load, _) in enumerate(joined.terms):
+    SZ = inverse @ joined.spread(Z)
+    W[last, last] = Z.T @ joined.gather(SZ)
+    q = Z.shape[1]
+    for s, (term, load) in enumerate(zip(joined.terms, loads, strict=True)):
+        root, own = term.root, joined.part(s)
+        met = (load.transpose(0, 2, 1) @ SZ).reshape(len(root), load.shape[2] * q)
+        met = (root.T @ met).reshape(root.shape[1], load.shape[2], q).transpose(1, 0, 2)
+        W[own, last] = met.reshape(root.shape[1] * load.shape[2], q)
+        W[last, own] = W[own, last].T
         left, (m, c) = inverse @ load, (root.shape[1], load.shape[2])
         for t in range(s, len(joined.terms)):
-            other, load_t, _ = joined.terms[t]
+            other, load_t = joined.terms[t].root, loads[t]
             core, d = left.transpose(0, 2, 1) @ load_t, load_t.shape[2]  # (N, c, d)
             k = other.shape[1]
             for a in range(c):
