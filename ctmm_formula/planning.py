@@ -22,7 +22,7 @@ from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
 from .inference.fit import JACKKNIFE
-from .inference.tests import DRAWS, GROUP_TESTS, LIKELIHOOD, TESTS
+from .inference.tests import BY, DRAWS, GROUP_TESTS, LIKELIHOOD, TESTS, WITHIN
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
 from .scan.job import spread
@@ -81,8 +81,9 @@ def known_tests() -> dict[str, Asked]:
     for detail in ("", "mean", "heterogeneity", BY_TYPE):
         name = f"effects_{detail}" if detail else "effects"
         out[name] = Asked("", f"effects:{STATUS}", detail, "cases")
-    for name, study in (("groups", "by"), ("response", "within")):
-        for detail in ("", *GROUP_TESTS[name].details):
+    for name, test in GROUP_TESTS.items():
+        study = BY if BY in test.needs else WITHIN
+        for detail in ("", *test.details):
             out[f"{name}_{detail}" if detail else name] = Asked("robust", name, detail, study)
     return out
 

@@ -10,8 +10,9 @@ from ctmm_formula import arguments
 from ctmm_formula.design.matrix import ENGINES
 from ctmm_formula.engine.domain import BOUNDS
 from ctmm_formula.engine.estimators import ESTIMATORS
+from ctmm_formula.inference.fit import ROBUST
 from ctmm_formula.inference.tests import COMPONENT_TESTS, named
-from ctmm_formula.results.record import COVARIANCES, OWN
+from ctmm_formula.results.record import COVARIANCES
 
 SCRIPT = """
 import pandas as pd
@@ -49,7 +50,7 @@ def test_names_for_checkers_are_those_of_the_registries():
     assert set(get_args(arguments.Bounds)) == set(BOUNDS)
     assert set(get_args(arguments.VarianceTest)) == set(named("variance"))
     assert set(get_args(arguments.ComponentTest)) == set(COMPONENT_TESTS)
-    assert set(get_args(arguments.CovarianceName)) == {*COVARIANCES, *OWN.values()}
+    assert set(get_args(arguments.CovarianceName)) == {*COVARIANCES, ROBUST}
     assert set(get_args(arguments.FormulaEngine)) == set(ENGINES)
 
 

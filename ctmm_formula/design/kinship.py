@@ -30,6 +30,7 @@ _SYMMETRIC = 1e-5  # of the largest entry, as files round
 _INDEFINITE = 0.01  # of the mean of the diagonal, as missing genotypes make K
 _SAME = 0.95  # correlation from which two donors look like one
 _FEW = 0.1  # donors: more that look alike come of a short window
+_SIZES = 1e-50, 1e50  # whose squares are numbers
 _RESERVED = frozenset({"environment", "shared", "specific", "total", "noise", "means", "fixed"})
 
 
@@ -163,6 +164,8 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
             "and the rest is numbers"
         )
+    if any(map(pd.api.types.is_complex_dtype, table.dtypes)):
+        raise DataError(f"kinship {name!r} has complex numbers: a kinship is real, K.real")
     values = table.to_numpy(dtype=float, na_value=np.nan)
     if square:
         place = {one: k for k, one in enumerate(_labels(table.columns, name, "columns"))}
@@ -230,6 +233,8 @@ def _of_matrix(
             f"mean diagonal {size:.3g}; distances are none either; set negative eigenvalues to 0, "
             "or make K from genotypes, G G'/m"
         )
+    if not _SIZES[0] < size < _SIZES[1]:
+        raise DataError(f"kinship {name!r} has a mean diagonal of {size:.3g}: divide it by that")
     kernel = Kernel(K, None)
     notes = []
     if abs(kernel.scale - 1.0) > 0.005:
@@ -245,7 +250,8 @@ def _next_to_identity(kernel: Kernel, name: str) -> list[str]:
     K, N = kernel.whole, len(kernel)
     centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
     away = centred - np.diag(np.diag(centred)) + kernel.scale / N
-    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
+    away /= max(kernel.scale, float(np.finfo(float).tiny))  # before squares, which have limits
+    spread = float(np.sqrt(np.mean(np.square(away))))
     if spread * N >= math.sqrt(2.0):
         return []
     return [
