@@ -431,15 +431,24 @@ class Fit:
         )
 
     def replicates(
-        self, n: int, rng: Rng = None, n_jobs: int = 1
+        self,
+        n: int,
+        rng: Rng = None,
+        n_jobs: int = 1,
+        done: Callable[[int], object] = lambda count: None,
     ) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
-        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed."""
+        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed.
+
+        `done` is called with 1 after every refit.
+        """
 
         def params(y: np.ndarray) -> np.ndarray | str:
             try:
                 return self.refit(y).params
             except CTMMError as error:
                 return str(error)
+            finally:
+                done(1)
 
         found = dict(enumerate(self.of_draws(params, n, rng, n_jobs)))
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))

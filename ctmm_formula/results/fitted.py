@@ -15,6 +15,7 @@ import pandas as pd
 from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
+from ..progress import progress_bar
 from . import (
     donors,
     hypothesis_tests,
@@ -167,7 +168,9 @@ class CTMMResults(Record):
         drawn = [self.arrays.unsort(self.numbers.draw(stream)) for stream in streams]
         return pd.DataFrame(np.array(drawn).T, index=self.design.index)
 
-    def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
+    def bootstrap(
+        self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1, progress: bool | None = None
+    ) -> Bootstrap:
         """Parametric bootstrap: draw from the fitted model and fit again.
 
         Parameters
@@ -176,13 +179,17 @@ class CTMMResults(Record):
         rng : numpy Generator or seed, optional
         n_jobs : int
             Threads; the numbers do not depend on it.
+        progress : bool, optional
+            Show a progress bar; by default in notebooks and terminals, of work that takes a while.
 
         Returns
         -------
         Bootstrap
             ``replicates``, ``bse``, ``cov_params()``, ``conf_int()``, ``failed``.
         """
-        values, failed = self.numbers.replicates(n, rng, n_jobs)
+        n = whole_number("n", n, 1, MOST_DRAWS)
+        with progress_bar(progress, "bootstrap", "refit", n) as done:
+            values, failed = self.numbers.replicates(n, rng, n_jobs, done)
         return Bootstrap(pd.DataFrame(values, columns=self.labels.params), failed)
 
     def plot(self, kind: str = "gene", ax: Any = None, **options: Any) -> Any:

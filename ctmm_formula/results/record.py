@@ -25,10 +25,11 @@ from ..errors import ConvergenceError, CTMMError, CTMMWarning, NoLikelihoodError
 from ..inference.comparison import Labelled
 from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit, correlation
 from ..inference.jackknife import JackknifeRun
+from ..progress import progress_bar
 from ..structures import Structure
 from .labels import METHODS, Labels
 from .model_view import FittedModel
-from .resampling import Jackknife, progress_bar
+from .resampling import Jackknife
 from .summary import recorded_versions
 
 COVARIANCES = (MODEL, KENWARD_ROGER, JACKKNIFE)
@@ -269,7 +270,7 @@ class Record:
         n_jobs : int
             Threads, -1 for all.
         progress : bool
-            Show a progress bar.
+            Show a progress bar (refits run as one batch, so it tells when they are done).
 
         Returns
         -------

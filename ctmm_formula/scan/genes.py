@@ -47,6 +47,7 @@ from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
 from ..inference.tests import DRAWS, needs_of
 from ..paths import file_path
+from ..progress import checked_progress
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from ..structures import StructureLike
@@ -101,7 +102,7 @@ def fit_genes(
     n_jobs: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Scan:
     """Fit the model of :func:`ctmm_formula.fit` to every gene and test it.
 
@@ -167,8 +168,8 @@ def fit_genes(
         an interruption goes on where it stopped, and returns at once when all is done.
     overwrite : bool
         Replace a scan with other settings or data at `out`.
-    progress : bool
-        Show a progress bar.
+    progress : bool, optional
+        Show a progress bar; by default in notebooks and terminals, of work that takes a while.
 
     Returns
     -------
@@ -207,7 +208,7 @@ def fit_genes(
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
     shares = on_off("shares", shares)
-    progress = on_off("progress", progress)
+    progress = checked_progress(progress)
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1, MOST_DRAWS)
     responses = open_responses(data, expr, nu, nu2, noise).chosen(genes)
     if proportions is None:

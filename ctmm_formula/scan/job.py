@@ -17,7 +17,7 @@ from joblib.parallel import get_active_backend
 
 from ..blas import one_thread
 from ..errors import CTMMError, DataError
-from ..results.resampling import progress_bar
+from ..progress import progress_bar
 from .columns import Block
 from .patterns import Patterns
 from .responses import Responses
@@ -49,7 +49,7 @@ class Job:
         return fingerprint(self._digests)
 
     @one_thread()
-    def run(self, progress: bool) -> Block:
+    def run(self, progress: bool | None) -> Block:
         """The columns of all genes."""
         store = self.store
         if store is not None and (ended := store.finished()) is not None:
