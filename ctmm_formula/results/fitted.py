@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import fields
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
+from ..arguments import MOST_DRAWS, FitPicture, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from ..progress import progress_bar
@@ -31,6 +32,9 @@ from .heritability import heritability
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SEAL = b"ctmm_formula sha256 "
 """Between a pickle and its checksum."""
@@ -192,6 +196,14 @@ class CTMMResults(Record):
             values, failed = self.numbers.replicates(n, rng, n_jobs, done)
         return Bootstrap(pd.DataFrame(values, columns=self.labels.params), failed)
 
+    @overload
+    def plot(
+        self, kind: Literal["residuals"], ax: Sequence[Axes] | None = None, **options: Any
+    ) -> np.ndarray: ...
+
+    @overload
+    def plot(self, kind: FitPicture = "gene", ax: Axes | None = None, **options: Any) -> Axes: ...
+
     def plot(self, kind: str = "gene", ax: Any = None, **options: Any) -> Any:
         """Draw the fit; the pictures are the functions of :mod:`ctmm_formula.plots`.
 
@@ -211,7 +223,9 @@ class CTMMResults(Record):
 
         return OF_A_FIT[choose("kind", kind, OF_A_FIT)][0](self, ax=ax, **options)
 
-    def plot_data(self, kind: str = "gene", **options: Any) -> pd.DataFrame:
+    def plot_data(
+        self, kind: FitPicture | Literal["residuals"] = "gene", **options: Any
+    ) -> pd.DataFrame:
         """Return the numbers that :meth:`plot` draws."""
         from ..plots.fits import OF_A_FIT
 

@@ -29,6 +29,7 @@ from ..arguments import (
     FormulaEngine,
     Method,
     Rng,
+    ScanTest,
     generator,
     name_list,
     on_off,
@@ -82,7 +83,7 @@ def fit_genes(
     structure: StructureLike = "free",
     models: Sequence[StructureLike] = (),
     method: Method | None = None,
-    tests: str | Sequence[str] | None = None,
+    tests: ScanTest | list[str] | tuple[str, ...] | None = None,
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
@@ -132,7 +133,7 @@ def fit_genes(
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"robust", "reml", "ml", "he"}, optional
         As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
-    tests : str, or sequence of str, optional
+    tests : str, or list or tuple of str, optional
         By default "score", with `by` "groups", with `within` "response" and with `kinship`
         "heritability".  Of V = 0, as
         ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap"; of equal means
