@@ -155,6 +155,9 @@ class Fit:
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
     genetic_design: GeneticDesign | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Fit: {self.structure.name}, {self.model!r}, {self.estimate!r}>"
+
     @property
     def n_fixed(self) -> int:
         """Number of fixed effects p."""

@@ -123,6 +123,9 @@ class TestResult:
         outcome = f"  {self._outcome()}, p = {self.pvalue:.4g}"
         return "\n".join([f"{self.name}: {self.method}", *lines[:at], outcome, *lines[at:]])
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         cells = [("method", self.method), ("statistic", self._outcome())]
         cells += [("p value", f"{self.pvalue:.4g}"), *self._rows()]
