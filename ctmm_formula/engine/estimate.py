@@ -68,3 +68,10 @@ class Estimate:
     observed: np.ndarray
     llf: float
     convergence: Convergence
+
+    def __repr__(self) -> str:
+        ended = self.convergence.message or "closed form"
+        theta = np.array2string(self.theta, precision=4, separator=", ")
+        return (
+            f"<Estimate by {self.method}: theta {theta}, {len(self.beta)} fixed effects; {ended}>"
+        )

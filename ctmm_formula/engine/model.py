@@ -235,6 +235,13 @@ class Model:
         """Rows in use."""
         return int(self.active_rows.sum())
 
+    def __repr__(self) -> str:
+        p, terms = self.X.shape[1], len(self.random)
+        return (
+            f"<Model: {self.nobs} rows, {self.n_donors} donors, {p} fixed effects, "
+            f"{self.n_components} variance components, {terms} of random effects>"
+        )
+
     def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""
         return replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))

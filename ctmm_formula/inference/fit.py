@@ -156,6 +156,9 @@ class Fit:
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
     genetic_design: GeneticDesign | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Fit: {self.structure.name}, {self.model!r}, {self.estimate!r}>"
+
     @property
     def n_fixed(self) -> int:
         """Number of fixed effects p."""
@@ -449,15 +452,24 @@ class Fit:
         )
 
     def replicates(
-        self, n: int, rng: Rng = None, n_jobs: int = 1
+        self,
+        n: int,
+        rng: Rng = None,
+        n_jobs: int = 1,
+        done: Callable[[int], object] = lambda count: None,
     ) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
-        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed."""
+        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed.
+
+        `done` is called with 1 after every refit.
+        """
 
         def params(y: np.ndarray) -> np.ndarray | str:
             try:
                 return self.refit(y).params
             except CTMMError as error:
                 return str(error)
+            finally:
+                done(1)
 
         found = dict(enumerate(self.of_draws(params, n, rng, n_jobs)))
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))

@@ -34,10 +34,11 @@ from ..inference.fit import (
     own_errors_of,
 )
 from ..inference.jackknife import JackknifeRun
+from ..progress import progress_bar
 from ..structures import Structure
 from .labels import METHODS, Labels
 from .model_view import FittedModel
-from .resampling import Jackknife, progress_bar
+from .resampling import Jackknife
 from .summary import recorded_versions
 
 COVARIANCES = (MODEL, KENWARD_ROGER, JACKKNIFE)
@@ -276,7 +277,7 @@ class Record:
         n_jobs : int
             Threads, -1 for all.
         progress : bool
-            Show a progress bar.
+            Show a progress bar (refits run as one batch, so it tells when they are done).
 
         Returns
         -------
