@@ -122,14 +122,16 @@ def fit(
         window (donors x variants, from which K = G G'/m of the standardised columns), or a file
         that :func:`read_kinship` reads; ``{"cis": G, "trans": K}`` for several.  Genetic effects
         are covariances K (x) A of a structure of their own, with components ``genetic:hom``,
-        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  By ``method="he"``.  See
+        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  "robust" then takes one step
+        from the fit without the kinship, "reml" and "ml" a kinship of low rank, or few donors.  See
         ``res.heritability()``, ``res.test_heritability()``.
     genetic_structure : as `structure`, optional
         That of the genetic effects; by default the same.
     bounds : {"noise", "psd", "nonnegative"}, optional
         Domain of the variance components for ML and REML, see :mod:`ctmm_formula.engine.domain`; by
         default "noise" (they may be negative) for cell type-specific, "psd" for overall
-        pseudobulk.  Where bounds are named and no method, the method is "reml".
+        pseudobulk, "nonnegative" with `kinship`.  Where bounds are named and no method, the method
+        is "reml".
     noise_floor : float
         Share of the noise below which no total variance may fall (``bounds="noise"``).
     formula_engine : {"patsy", "formulaic"}
@@ -228,31 +230,42 @@ def genetic_of(structure: object, kinship: object, given: object) -> object:
     return given
 
 
-def method_of(design: Design, method: str | None, bounds: str | None) -> tuple[str, str]:
-    """The method that fits a design, and why where none was named.
+_NAMED = "bounds are named, which moments have none of"
+
+
+def method_of(
+    design: Design, method: str | None, bounds: str | None, alone: bool = False
+) -> tuple[str, str]:
+    """The method that fits a design, and why where none was named; `alone` of one gene.
 
     Raises
     ------
     CTMMError
-        There is a kinship, which moments alone know.
+        A scan with a kinship, which goes by moments.
     """
     if design.kinship:
-        if method not in (None, "he"):
+        if not alone and (method not in (None, "he") or bounds is not None):
+            asked = f"method={method!r}" if method not in (None, "he") else f"bounds={bounds!r}"
             raise CTMMError(
-                f"method={method!r} takes donors as unrelated: with kinship= there are "
-                "Haseman-Elston moments, method='he', which is the default then"
+                f"{asked} with kinship= is of fit(): a scan has Haseman-Elston moments, "
+                "method='he', which is the default then and knows no bounds"
             )
-        if method is None and bounds is not None:
-            raise CTMMError(
-                "bounds= are those of likelihoods; with kinship= there are moments, which know "
-                "none: leave bounds= out"
+        if method is not None:
+            return method, ""
+        if bounds is not None:
+            return (
+                "reml",
+                "method: reml by default, as bounds are named, which moments have none of",
             )
-        return "he", "method: he, as it takes a kinship" if method is None else ""
+        return "he", (
+            "method: he by default, as there is a kinship: unbiased whatever laws and noise are; "
+            "method='robust' weighs by pooled noise, method='reml' has likelihoods"
+        )
     if method is not None:
         return method, ""
     reason = ""
     if bounds is not None:
-        reason = "bounds are named, which moments have none of"
+        reason = _NAMED
     elif design.n_cells is None:
         reason = "there are no numbers of cells, and the noise variances are taken as known"
     elif design.n_units < 2:
@@ -277,7 +290,8 @@ def check_formula(random: object, noise: object, engine: str) -> None:
 
 def domain_of(design: Design, bounds: str | None, noise_floor: float) -> Domain:
     """The domain of a design, by default that of its kind of data."""
-    return Domain(bounds or DEFAULT_BOUNDS[design.kind], noise_floor)
+    default = "nonnegative" if design.kinship else DEFAULT_BOUNDS[design.kind]
+    return Domain(bounds or default, noise_floor)
 
 
 @one_thread()
@@ -286,7 +300,7 @@ def fit_design(
 ) -> CTMMResults:
     """Fit a design; what there is to say about the fit is in its notes."""
     cells = design.structure(structure)
-    method, why = method_of(design, method, bounds)
+    method, why = method_of(design, method, bounds, alone=True)
     model = design.model(cells)
     for one in (cells, *(own.structure for own in design.kinship)):
         check_alone(design.alone, one)
@@ -432,7 +446,8 @@ def warn_of(results: CTMMResults) -> None:
     if not results.converged:
         warnings.warn(text, CTMMWarning, stacklevel=3)
     elif text:
-        text += ": variance components there are pinned by the bound; prefer test_variance('score')"
+        test = "test_heritability()" if results.design.kinship else "test_variance('score')"
+        text += f": variance components there are pinned by the bound; prefer {test}"
         warnings.warn(text, BoundaryWarning, stacklevel=3)
 
 
@@ -471,9 +486,16 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )
-    if results.design.kinship:
+    if results.design.kinship and results.numbers.has_likelihood:
         yield (
-            "fixed effects by ordinary least squares; to their jackknife covariance comes what "
+            "weighed by the measured noise as if it were known: where it is of few cells, its "
+            "errors count as environment and heritabilities come out too small; method='robust' "
+            "weighs by pooled noise"
+        )
+    elif results.design.kinship:
+        how = "weighted" if results.method == "robust" else "ordinary"
+        yield (
+            f"fixed effects by {how} least squares; to their jackknife covariance comes what "
             "related donors add, where the fitted kinship says more"
         )
     elif at.beta_by == "ols":

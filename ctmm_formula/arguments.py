@@ -22,7 +22,15 @@ Bounds: TypeAlias = Literal["noise", "psd", "nonnegative"]
 VarianceTest: TypeAlias = Literal["score", "jackknife", "wald", "lrt", "bootstrap"]
 ComponentTest: TypeAlias = Literal["wald", "jackknife", "exact"]
 CovarianceName: TypeAlias = Literal["model", "kenward-roger", "jackknife", "robust"]
+ScanTest: TypeAlias = Literal[
+    "score", "jackknife", "wald", "lrt", "bootstrap", "mean", "mean_jackknife", "groups",
+    "response", "heritability",
+]  # fmt: skip
 IntervalMethod: TypeAlias = Literal["wald", "log", "profile"]
+FitPicture: TypeAlias = Literal["gene", "shares", "components", "influence", "missing", "noise"]
+ScanPicture: TypeAlias = Literal[
+    "variances", "shares", "correlations", "differentiation", "qq", "effects"
+]
 FormulaEngine: TypeAlias = Literal["patsy", "formulaic"]
 """What arguments take, for checkers of types: the names of the registries, as a test compares."""
 

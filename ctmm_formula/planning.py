@@ -7,7 +7,7 @@ kernels; :data:`PER_STUDY` of them, then donors, numbers of cells and batches ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from .engine.estimators import ESTIMATORS
 from .engine.likelihood import LIKELIHOODS
 from .errors import CTMMError, CTMMWarning
 from .inference.fit import JACKKNIFE
-from .inference.tests import DRAWS, GROUP_TESTS, LIKELIHOOD, TESTS
+from .inference.tests import BY, DRAWS, GROUP_TESTS, LIKELIHOOD, TESTS, WITHIN
+from .progress import checked_progress, progress_bar
 from .scan.columns import BY_TYPE
 from .scan.genes import fit_genes
 from .scan.job import spread
@@ -81,8 +82,9 @@ def known_tests() -> dict[str, Asked]:
     for detail in ("", "mean", "heterogeneity", BY_TYPE):
         name = f"effects_{detail}" if detail else "effects"
         out[name] = Asked("", f"effects:{STATUS}", detail, "cases")
-    for name, study in (("groups", "by"), ("response", "within")):
-        for detail in ("", *GROUP_TESTS[name].details):
+    for name, test in GROUP_TESTS.items():
+        study = BY if BY in test.needs else WITHIN
+        for detail in ("", *test.details):
             out[f"{name}_{detail}" if detail else name] = Asked("robust", name, detail, study)
     return out
 
@@ -143,7 +145,7 @@ def power(
     n_bootstrap: int = 199,
     n_jobs: int | None = None,
     rng: Rng = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """How often tests are positive: power where there is an effect, false positives where none.
 
@@ -232,8 +234,8 @@ def power(
     n_jobs : int, optional
         Workers; by default 1, or what ``joblib.parallel_config`` says.  The same numbers.
     rng : numpy Generator or seed, optional
-    progress : bool
-        Show a progress bar.
+    progress : bool, optional
+        Show a progress bar; by default in notebooks and terminals, of work that takes a while.
 
     Returns
     -------
@@ -277,7 +279,7 @@ def power(
         raise CTMMError(f"tests= is empty: choose from {', '.join(known)}")
     asked = [known[choose("test", name, known)] for name in names]
     alpha = number("alpha", alpha, (1e-300, 1.0 - 1e-9, "a level above 0 and below 1"))
-    one_step, progress = on_off("one_step", one_step), on_off("progress", progress)
+    one_step, progress = on_off("one_step", one_step), checked_progress(progress)
     n_sim = whole_number("n_sim", n_sim, 1, MOST_DRAWS)
     # of fewer draws no p value is below alpha
     drawn = any(DRAWS in TESTS[one.test].needs for one in asked if one.test in TESTS)
@@ -298,7 +300,11 @@ def power(
         _try(work[k * studies : (k + 1) * studies], grid)
     tasks = (delayed(_attempt)(study) for study in work)
     run = spread(tasks, None if n_jobs is None else threads(n_jobs))
-    found = list(_shown(run, len(work), progress))
+    found = []
+    with progress_bar(progress, "studies", "study", len(work)) as done:
+        for one in run:
+            found.append(one)
+            done(1)
     lost = [reason for _, reason in found if reason]
     if lost:
         warnings.warn(
@@ -659,11 +665,3 @@ def _check_grid(grid: Sequence[Mapping[str, Any]]) -> None:
     for setting in grid:
         _check(setting)
     needs_batches(*(max(s[name] for s in grid) for name in ("batch_variance", "n_batches")))
-
-
-def _shown(results: Any, total: int, progress: bool) -> Iterator[Any]:
-    if not progress:
-        return iter(results)
-    from tqdm.auto import tqdm
-
-    return iter(tqdm(results, total=total, desc="studies", unit="study"))

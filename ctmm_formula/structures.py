@@ -72,6 +72,9 @@ class Structure:
     basis: np.ndarray
     crossed: Crossed | None = None
 
+    def __repr__(self) -> str:
+        return f"<Structure {self.name}: {', '.join(self.labels)}>"
+
     @cached_property
     def shared(self) -> np.ndarray:
         """Indices of the components that all cell types share: whose matrix is (made of) J."""

@@ -825,7 +825,7 @@ RAW = {
     "a covariate beyond floats": (lambda d: d.assign(PC1=HUGE), "column 'PC1'.*beyond 1e308"),
     "a label beyond floats": (lambda d: d.assign(donor=HUGE), "column 'donor'.*beyond 1e308"),
     "half a character": (
-        lambda d: d.assign(celltype="\ud800" + d["celltype"]),
+        lambda d: d.assign(celltype="\ud800" + d["celltype"].astype(object)),
         r"column 'celltype'.*half a character \('\\ud800.*encoding='utf-8'",
     ),
     "a conversion that fails": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -193,7 +194,8 @@ def test_a_formula_without_response_only_on_request():
         ("y ~ x + «y»", "is the response"),
         ("y ~ x + np.log(«y»)", "is the response"),
         ("np.log(y) ~ x + C(«y»)", "is the response"),
-        ("y ~ x + «`»b`", r'Q\("'),
+        # Python's reader of words stops there before 3.12
+        ("y ~ x + «`»b`" if sys.version_info < (3, 12) else "y ~ x + «`b`»", r'Q\("'),
         ("y ~ x + «a b»", "not a Python expression"),
         ("y ~ «.»", "not supported"),
         ("y ~ «x^2»", "not a power"),

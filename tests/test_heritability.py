@@ -13,6 +13,7 @@ from test_kinship import GOLDENS, KERNELS, family, golden_model, golden_set, rel
 
 import ctmm_formula as ctmm
 from ctmm_formula.design.kinship import match_kinship
+from ctmm_formula.engine import related_likelihood
 from ctmm_formula.engine.relatedness import Kernel
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference import genetic_score
@@ -61,7 +62,7 @@ def test_components_and_labels(res):
     assert res.method == "he" and res.bounds == "none"
     assert res.tidy()["component"].tolist()[-3:] == ["random", "genetic", "genetic"]
     assert "Kinship:         genetic (iid)" in str(res.summary())
-    assert res.notes[0] == "method: he, as it takes a kinship"
+    assert res.notes[0].startswith("method: he by default, as there is a kinship")
     for text in (res.summary().as_html(), res.summary().as_latex()):
         assert "genetic:hom" in text
 
@@ -128,11 +129,61 @@ def test_json_and_pickle_keep_it(res, G, df, tmp_path):
         ctmm.CTMMResults.from_json(json.dumps(content))
 
 
+METHODS = ["reml", "ml", "robust"]
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods(df, K, G, method, tmp_path):
+    res = ctmm.fit(FORMULA, structure="iid", kinship={"cis": G, "trans": K}, method=method, data=df)
+    likely = method != "robust"
+    assert res.method == method and res.cov_type == ("model" if likely else "jackknife")
+    assert res.bounds == ("nonnegative" if likely else "none")
+    assert ("weighed by the measured noise" in " ".join(res.notes)) == likely
+    if likely:
+        assert res.aic == pytest.approx(-2 * res.llf + 2 * len(res.params))
+        null = ctmm.fit(FORMULA, structure="iid", kinship={"one": K}, method=method, data=df)
+        test = res.compare_lr_test(null)
+        assert test.df == 2 and "null lies on a bound" in test.note
+        other = ctmm.fit(FORMULA, structure="iid", kinship=2 * K, method=method, data=df)
+        with pytest.raises(ctmm.CTMMError, match="lacks a kinship of"):
+            res.compare_lr_test(other)
+        assert 0 <= res.test_variance("lrt").pvalue < 0.05
+        with pytest.raises(ctmm.CTMMError, match="kenward-roger"):
+            res.cov_params("kenward-roger")
+        with pytest.raises(ctmm.CTMMError, match="one_step= takes donors as unrelated"):
+            res.jackknife(one_step=True)
+        assert "information of the model" in res.heritability().target
+    blocks = res.jackknife(blocks=6)
+    assert np.isfinite(blocks.bse).all()
+    assert "other donors of this population" in res.heritability(blocks).target
+    assert res.heritability().table["h2"].notna().all() and 0 < res.test_mean().pvalue < 0.01
+    assert res.test_heritability("trans").pvalue < 1 and res.conf_int().shape == (11, 2)
+    assert len(res.genetic_values()) == 2 * len(K) and res.effects("sex").table.notna().all(
+        axis=None
+    )
+    again = ctmm.CTMMResults.from_json(res.to_json(tmp_path / "fit.json"))
+    assert str(again.summary()) == str(res.summary())
+    pd.testing.assert_frame_equal(again.heritability().table, res.heritability().table)
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
+def test_bounds_ask_for_a_likelihood(df, K, genes):
+    res = ctmm.fit(FORMULA, structure="hom", kinship=K, bounds="psd", data=df)
+    assert res.method == "reml" and "as bounds are named" in res.notes[0]
+    with pytest.raises(ctmm.CTMMError, match="a scan has Haseman-Elston moments"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
+def test_a_kinship_of_too_high_a_rank(df, K, monkeypatch):
+    monkeypatch.setattr(related_likelihood, "LARGEST", 100)
+    with pytest.raises(ctmm.CTMMError, match=r"kinship of rank 72 with 4 cell types.*'he'"):
+        ctmm.fit(FORMULA, structure="free", kinship=K, method="reml", data=df)
+    assert ctmm.fit(FORMULA, structure="hom", kinship=K, method="reml", data=df).converged
+
+
 def test_what_cannot_be_had_says_so(df, K, res):
-    with pytest.raises(ctmm.CTMMError, match="method='reml' takes donors as unrelated"):
-        ctmm.fit(FORMULA, kinship=K, data=df, method="reml")
-    with pytest.raises(ctmm.CTMMError, match="bounds= are those of likelihoods"):
-        ctmm.fit(FORMULA, kinship=K, data=df, bounds="psd")
     with pytest.raises(ctmm.CTMMError, match="genetic_structure= is that of a kinship"):
         ctmm.fit(FORMULA, genetic_structure="hom", data=df)
     assert "takes donors as unrelated" in res.test_variance().note
@@ -326,6 +377,13 @@ def test_goldens_of_heritability_and_p_values(name):
     V = ", ".join(f"genetic:V[{c}] = 0" for c in types)
     assert res.wald_test(V).pvalue == pytest.approx(cigma["p"]["V"], rel=1e-8)
     assert res.test_variance("jackknife").pvalue == pytest.approx(cigma["p"]["W"], rel=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e40])
+def test_the_scale_of_a_kinship_is_no_doubt(df, K, res, size):
+    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=size * K, data=df)
+    assert not any("identity" in note for note in again.notes)
+    assert again.test_heritability().pvalue == pytest.approx(res.test_heritability().pvalue)
 
 
 def test_heritability_is_made_of_components(res):
@@ -578,7 +636,7 @@ def test_what_a_scan_with_a_kinship_refuses(genes, K):
         ctmm.fit_genes("~ C(celltype)", **genes, tests=["heritability"])
     with pytest.raises(ctmm.CTMMError, match="'score' of V = 0 takes donors as unrelated"):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests=["score"])
-    with pytest.raises(ctmm.CTMMError, match="takes donors as unrelated"):
+    with pytest.raises(ctmm.CTMMError, match="a scan has Haseman-Elston moments"):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
     default = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid")
     assert "p_heritability_specific_bh" in default.table
@@ -602,6 +660,8 @@ def numbered(K):
 
 
 BAD = {
+    "tiny": (lambda K: 1e-200 * K, "mean diagonal of 1e-200"),
+    "complex": (lambda K: K + 0.1j, "has complex numbers"),
     "numpy": (lambda K: K.to_numpy(), "must be a DataFrame with the donors' labels"),
     "none of them": (lambda K: K.rename(index=lambda d: "x" + d, columns=lambda d: "x" + d),
                      "none of the donors .* never by position"),
@@ -619,8 +679,6 @@ BAD = {
     "infinite": (lambda K: edit(K, at={(2, 2): np.inf}), "missing or infinite for donors"),
     "indefinite": (lambda K: edit(K, at={(0, 9): 3.0, (9, 0): 3.0}), "is no covariance"),
     "distances": (lambda K: 1.0 - K, "is no covariance"),
-    "huge": (lambda K: K * 1e200, "entries up to 1e.200: rescale it"),
-    "complex": (lambda K: K.assign(**{str(K.columns[0]): 1j}), "are not numbers"),
     "text": (lambda K: K.assign(**{str(K.columns[0]): "a"}), "are not numbers"),
     "empty dict": (lambda K: {}, "is an empty dict"),
     "a name with a colon": (lambda K: {"a:b": K}, "a text without ':'"),

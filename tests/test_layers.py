@@ -41,11 +41,12 @@ LAYERS = [
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
     "group_score", "genetic_score", "directions", "score", "score_law", "tails",
     # engine/
-    "draws", "plain", "profile", "blup", "left_out_scores", "variation", "estimators",
+    "draws", "plain", "profile", "estimators", "related_likelihood", "related_moments", "blup",
+    "left_out_scores", "variation",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
-    "kernels", "lanes", "symmetric", "options", "model", "noise", "relatedness", "estimate",
-    "structures", "distributions", "blas", "arguments", "paths", "errors",
+    "symmetric", "kernels", "lanes", "options", "model", "noise", "relatedness", "estimate",
+    "structures", "distributions", "blas", "progress", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions", "vouched"}

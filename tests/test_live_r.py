@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ctmm_formula as ctmm
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 
@@ -116,3 +117,40 @@ def test_same_fit(tool, method, batch, missing, tmp_path, make_model):
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ESTIMATES * np.abs(theirs).max())
+
+
+def test_metafor_with_a_kinship(tmp_path):
+    """A kinship shared by cell types and one of every type, as `rma.mv(R=)` has them."""
+    need("metafor")
+    rng = np.random.default_rng(5)
+    N, types = 24, ["T1", "T2"]
+    names = [f"d{i:02d}" for i in range(N)]
+    K = np.where(np.arange(N)[:, None] // 4 == np.arange(N) // 4, 0.5, 0.02) + 0.48 * np.eye(N)
+    root = np.linalg.cholesky(K)
+    y = 0.8 * (root @ rng.normal(size=(N, 1))) + 0.8 * (root @ rng.normal(size=(N, 2)))
+    y += 0.6 * rng.normal(size=(N, 1))
+    donor, celltype = np.divmod(np.arange(2 * N), 2)
+    nu = 0.3 * 10 ** rng.uniform(-1, 0, 2 * N)
+    data = pd.DataFrame(
+        {
+            "donor": np.array(names)[donor],
+            "celltype": np.array(types)[celltype],
+            "expr": y.ravel() + rng.normal(size=2 * N) * np.sqrt(nu),
+            "nu": nu,
+        }
+    ).drop(index=[3, 17])
+    files = tmp_path / "data.csv", tmp_path / "K.csv"
+    frame = pd.DataFrame(K, names, names)
+    data.to_csv(files[0], index=False)
+    frame.to_csv(files[1])
+    script = ["Rscript", "--vanilla", str(SCRIPTS / "metafor_kinship.R"), *map(str, files)]
+    out = subprocess.run(script, capture_output=True, check=True, text=True).stdout
+    llf, g, e, *rest = map(float, out.split())
+    res = ctmm.fit(
+        "expr ~ 0 + C(celltype)", structure="hom", genetic_structure="free", kinship=frame,
+        method="reml", data=data,
+    )  # fmt: skip
+    assert res.llf == pytest.approx(llf, abs=LLF)
+    theirs = np.array([e, g, *rest[:2]])
+    assert np.abs(res.vcomp - theirs).max() < ESTIMATES * theirs.max()
+    assert np.abs(res.fe_params - rest[2:]).max() < ESTIMATES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -54,20 +55,6 @@ def test_lowest_versions_are_declared():
         assert ">=" in needed
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "SECURITY.md", "ISSUE_TEMPLATE/bug.yml", "workflows/ci.yml", "workflows/release.yml",
-        "workflows/docs.yml", "conda/recipe.yaml",
-    ],
-)  # fmt: skip
-def test_files_of_the_home_are_there(file):
-    text = (ROOT / ".github" / file).read_text(encoding="utf-8")
-    assert text.strip()
-    if file.startswith("ISSUE"):
-        assert "ctmm.show_versions()" in text
-
-
 def test_what_the_r_package_pins_is_what_is_needed():
     """Versions that tests were run with, of every dependency and not below its lowest version."""
     file = ROOT / "r_bridge" / "ctmmFormula" / "inst" / "python" / "constraints.txt"
@@ -76,3 +63,64 @@ def test_what_the_r_package_pins_is_what_is_needed():
     for needed in PROJECT["project"]["dependencies"]:
         name, lowest = needed.split(">=")
         assert [*map(int, pins[name].split("."))] >= [*map(int, lowest.split("."))]
+
+
+def test_the_paper_is_cited_alike_everywhere():
+    """CITATION.cff, which GitHub turns into BibTeX, the README's BibTeX, and the R package's."""
+    yaml = pytest.importorskip("yaml")
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = cff["preferred-citation"]
+    assert paper["type"] == "article" and cff["version"] and cff["repository-code"] == HOME
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    bibtex = dict(re.findall(r"^  (\w+) = \{(.*)\},$", readme, re.MULTILINE))
+    r = (ROOT / "r_bridge/ctmmFormula/inst/CITATION").read_text(encoding="utf-8")
+    values = {"title": paper["title"].replace("RNA", "{RNA}"), "journal": paper["journal"]}
+    values |= {"volume": str(paper["volume"]), "pages": str(paper["start"])}
+    values |= {"year": str(paper["year"]), "doi": paper["doi"]}
+    assert values.items() <= bibtex.items()
+    assert all(f'{name} = "{value}"' in r for name, value in values.items())
+    names = [(one["family-names"], one["given-names"]) for one in paper["authors"]]
+    assert bibtex["author"] == " and ".join(f"{family}, {given}" for family, given in names)
+    assert all(f'person("{given}", "{family}")' in r for family, given in names)
+
+
+@pytest.mark.r
+def test_r_makes_the_same_bibtex(tmp_path):
+    from test_r_package import need_r
+
+    need_r("utils")
+    file = ROOT / "r_bridge/ctmmFormula/inst/CITATION"
+    code = (
+        f"cat(toBibtex(readCitationFile('{file}', list(Version = '1', Encoding = 'UTF-8')))[1:9])"
+    )
+    call = subprocess.run(["Rscript", "--vanilla", "-e", code], capture_output=True, text=True)
+    assert call.returncode == 0, call.stderr
+    assert "@Article{ChenDahl2024" in call.stdout and "Minhui Chen and Andy Dahl" in call.stdout
+
+
+def test_the_home_asks_what_is_needed_and_says_where_to_write():
+    """Forms, policies and workflows: not that they are there, but what they hold."""
+    yaml = pytest.importorskip("yaml")
+
+    def read(file: str) -> dict:
+        return yaml.safe_load((ROOT / ".github" / file).read_text(encoding="utf-8"))
+
+    bug = read("ISSUE_TEMPLATE/bug.yml")
+    asked = [part.get("attributes", {}) for part in bug["body"]]
+    assert any("ctmm.show_versions()" in str(one) for one in asked)
+    assert any(part.get("validations", {}).get("required") for part in bug["body"])
+    security = (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8")
+    assert "report" in security.lower() and "version" in security.lower()
+    steps = [
+        step.get("run", "") for step in read("workflows/release.yml")["jobs"]["build"]["steps"]
+    ]
+    assert "twine check --strict dist/*" in steps and "python -m build" in steps
+    quick = read("workflows/ci.yml")["jobs"]["quick"]["strategy"]["matrix"]
+    tested = {f"Programming Language :: Python :: {version}" for version in quick["python"]}
+    classifiers = {c for c in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d", c)}
+    assert classifiers == tested and quick["set"] == ["newest", "lowest"]
+    systems = {one["os"].split("-")[0] for one in quick["include"]} | {"ubuntu"}
+    assert systems == {"ubuntu", "macos", "windows"}
+    recipe = (ROOT / ".github" / "conda" / "recipe.yaml").read_text(encoding="utf-8")
+    for needed in PROJECT["project"]["dependencies"]:
+        assert re.match(r"[\w-]+", needed)[0] in recipe, needed

@@ -119,7 +119,10 @@ def test_overall_pseudobulk_survives_h5ad(pb, tmp_path):
     op = ctmm.standardize(ctmm.principal_components(ctmm.overall(lose(pb, "d03|t1")), 2))
     op.write_h5ad(tmp_path / "op.h5ad")
     back = ad.read_h5ad(tmp_path / "op.h5ad")
-    pd.testing.assert_frame_equal(back.obs, op.obs)
+    # with pandas 3 texts come back as str
+    pd.testing.assert_frame_equal(
+        back.obs, op.obs, check_index_type=False, check_dtype=False, check_categorical=False
+    )
     pd.testing.assert_frame_equal(back.obsm["proportions"], op.obsm["proportions"])
     np.testing.assert_equal(back.uns["ctmm"], op.uns["ctmm"])
     one, two = (ctmm.fit("g1 ~ age", data=data, structure="hom") for data in (op, back))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # one thread a kernel, so that sums are added in one order; the package of this checkout
 os.environ |= {
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1",
     "PYTHONPATH": str(ROOT), "CTMM_SITE_QUICK": "yes" if tags.has("quick") else "",  # noqa: F821
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ def agree(what, dense, package, tolerance=1e-7):
 # |---|---|
 # | $\ell$, score, average and expected information, $b$ | `engine.kernels.evaluate`, called by `engine.likelihood.evaluate` |
 # | the same in plain numpy, for readers | `engine.plain.evaluate` |
-# | $\log\lvert X'X\rvert$ | `engine.likelihood._coding_constant` |
+# | $\log\lvert X'X\rvert$ | `engine.likelihood.coding_constant` |
 # | the fit | `engine.likelihood.fit` |
 # | Newton and Fisher steps, barrier towards an edge | `engine.optimize.newton`, `engine.search.race`, `engine.search.search` |
 # | where climbs start | `engine.likelihood.centre`, `engine.search.corners` |
@@ -372,6 +372,18 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # the heritability of a cell type is $s A_{g,cc} / (s A_{g,cc} + A_{cc})$, without noise; intervals
 # of ratios are Fieller's.
 #
+# By REML and ML a kernel $K = GG'$ adds columns $B$ ($G$ by what rows have of the cell types, with
+# the levels of random effects) to the block-diagonal $\Sigma_e = S^{-1}$ of donors, with $T = RsR'$
+# their covariance, $s$ of signs, and $W = B'SB$:
+#
+# $$ \Sigma^{-1} = S - SB\,\Gamma B'S, \quad \Gamma = R(s + R'WR)^{-1}R', \quad
+# \log|\Sigma| = \log|\Sigma_e| + \log|\det(s + R'WR)| $$
+#
+# so that the order of what is inverted is the rank of $K$ times the number of cell types.  Robust fits
+# take one step: with $S_i^{-1} = H_iAH_i' + \mathrm{diag}(w_i)$ of the robust fit without the kinship,
+# they are the moments above of the rows $O_iS_i^{1/2}y_i$, $O_i$ the axes of
+# $S_i^{1/2}\mathrm{diag}(\nu_i)S_i^{1/2}$, whose noise no two rows share.
+#
 # The test of heritability takes products of different donors: $r = Py$ under the null of unrelated
 # donors and working noise, $s_i = v'H_i'r_i$ with $v = 1$ (shared) or $e_c$, $K_0$ the kernel
 # without its diagonal,
@@ -386,6 +398,8 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # |---|---|
 # | a kernel, its products and scale | `engine.relatedness.Kernel` |
 # | $G$ with kernels | `engine.he.moment_matrix` |
+# | likelihoods with kernels | `engine.related_likelihood.Joined` |
+# | weighted moments | `engine.related_moments.weighted` |
 # | what relatives add to errors of $b$ | `engine.he.between_donors` |
 # | heritabilities and genetic correlations | `results.heritability.heritability` |
 # | scores of different donors, and their laws | `inference.genetic_score.genetic_test` |
@@ -402,6 +416,21 @@ Pi = np.eye(len(y)) - X @ np.linalg.pinv(X)
 gram = np.array([[np.trace(Pi @ S @ Pi @ R) for R in two] for S in two])
 right = [y @ Pi @ S @ Pi @ y - np.trace(Pi @ S @ Pi @ np.diag(nu)) for S in two]
 agree("components with a kinship", np.linalg.solve(gram, right), kin.vcomp)
+kin_reml = ctmm.fit(
+    "expr ~ C(celltype) + sex", kinship=K, data=df, structure="hom", method="reml", bounds="noise"
+)
+joint = sum(t * S for t, S in zip(kin_reml.vcomp, two, strict=True)) + np.diag(nu)
+inverse = np.linalg.inv(joint)
+gls = np.linalg.solve(X.T @ inverse @ X, X.T @ inverse @ y)
+resid = y - X @ gls
+dense_llf = -0.5 * (
+    (len(y) - X.shape[1]) * np.log(2 * np.pi)
+    + np.linalg.slogdet(joint)[1]
+    + np.linalg.slogdet(X.T @ inverse @ X)[1]
+    - np.linalg.slogdet(X.T @ X)[1]
+    + resid @ inverse @ resid
+)
+agree("its restricted likelihood", dense_llf, kin_reml.llf)
 print(f"p value of heritability {kin.test_heritability().pvalue:.2f}, of sibs drawn by lot")
 
 # %% [markdown]

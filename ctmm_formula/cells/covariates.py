@@ -167,7 +167,9 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
 
 def _varies(column: pd.Series, cell: np.ndarray, size: int) -> bool:
     """Whether a column has two values in one pair."""
-    return _constant(pd.factorize(column)[0], cell, size) is None
+    # objects as they are: pandas 2.2 looks for dates among them, and stops at numbers beyond floats
+    values = column.to_numpy() if column.dtype == object else column
+    return _constant(pd.factorize(values)[0], cell, size) is None
 
 
 def _constant(codes: np.ndarray, groups: np.ndarray, size: int) -> np.ndarray | None:

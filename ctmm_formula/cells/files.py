@@ -32,7 +32,10 @@ def open_file(path: Path) -> tuple[Any, Callable[[], None]]:
         try:
             import zarr
         except ImportError:
-            raise CTMMError("zarr is not installed: pip install zarr") from None
+            raise CTMMError(
+                f"{str(path)!r} is a folder, as zarr stores are, and zarr is not installed: "
+                "pip install zarr"
+            ) from None
         try:
             # a zarr store holds no file open
             return zarr.open_group(str(path), mode="r"), lambda: None

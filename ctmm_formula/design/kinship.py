@@ -31,9 +31,9 @@ DEFAULT_NAME = "genetic"
 """Name of a kinship that was given without one."""
 _SYMMETRIC = 1e-5  # of the largest entry, as files round
 _INDEFINITE = 0.01  # of the mean of the diagonal, as missing genotypes make K
-_LARGEST = 1e100  # of an entry: squares of more are no numbers
 _SAME = 0.95  # correlation from which two donors look like one
 _FEW = 0.1  # donors: more that look alike come of a short window
+_SIZES = 1e-50, 1e50  # whose squares are numbers
 _RESERVED = frozenset({"environment", "shared", "specific", "total", "noise", "means", "fixed"})
 
 
@@ -137,12 +137,8 @@ def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[st
     """
     maf = 0.0
     if isinstance(given, Genotypes):
-        index, values, square, maf = (
-            list(given.donors),
-            given.read().astype(float),
-            False,
-            given.maf,
-        )
+        index, values, square = list(given.donors), given.read().astype(float), False
+        maf = given.maf
         at = given.rows_of(donors, f"genotypes {name!r}").tolist()
     else:
         values, index, square = _values(given, name)
@@ -182,6 +178,8 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             f"kinship {name!r} has columns for donors that have no row, or the other way "
             f"round: {listing(sorted(set(columns) ^ set(index)))}"
         )
+    if any(map(pd.api.types.is_complex_dtype, table.dtypes)):
+        raise DataError(f"kinship {name!r} has complex numbers: a kinship is real, K.real")
     text = no_numbers(table)
     if text:
         raise DataError(
@@ -239,9 +237,6 @@ def _of_matrix(
     K: np.ndarray, name: str, donors: Sequence[str]
 ) -> tuple[Kernel, list[str], list[str]]:
     """The checks of a matrix of the donors in the fit."""
-    largest = float(np.abs(K).max(initial=0.0))
-    if largest > _LARGEST:
-        raise DataError(f"kinship {name!r} has entries up to {largest:.3g}: rescale it")
     away = np.abs(K - K.T)
     if away.max(initial=0.0) > _SYMMETRIC * np.abs(K).max(initial=0.0):
         i, j = np.unravel_index(int(away.argmax()), away.shape)
@@ -258,6 +253,8 @@ def _of_matrix(
             f"mean diagonal {size:.3g}; distances are none either; set negative eigenvalues to 0, "
             "or make K from genotypes, G G'/m"
         )
+    if not _SIZES[0] < size < _SIZES[1]:
+        raise DataError(f"kinship {name!r} has a mean diagonal of {size:.3g}: divide it by that")
     kernel = Kernel(K, None)
     notes = []
     if abs(kernel.scale - 1.0) > 0.005:
@@ -273,7 +270,8 @@ def _next_to_identity(kernel: Kernel, name: str) -> list[str]:
     K, N = kernel.whole, len(kernel)
     centred = K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()
     away = centred - np.diag(np.diag(centred)) + kernel.scale / N
-    spread = float(np.sqrt(np.mean(np.square(away))) / max(kernel.scale, 1e-300))
+    away /= max(kernel.scale, float(np.finfo(float).tiny))  # before squares, which have limits
+    spread = float(np.sqrt(np.mean(np.square(away))))
     if spread * N >= math.sqrt(2.0):
         return []
     return [

@@ -140,6 +140,12 @@ class Design:
     loads: np.ndarray | None = None
     kinship: tuple[Kinship, ...] = ()
 
+    def __repr__(self) -> str:
+        return (
+            f"<Design: {self.spec.text}, {len(self.rows)} rows, {len(self.donors)} donors, "
+            f"{len(self.celltypes)} cell types, {len(self.names)} fixed effects>"
+        )
+
     @cached_property
     def E(self) -> np.ndarray:
         """What rows have of each of a donor's effects, (n, E): `H`, or its rows crossed."""

@@ -168,11 +168,9 @@ def _covariance(model: Model, theta: np.ndarray) -> np.ndarray:
 
 def covariance_parts(model: Model, theta: np.ndarray) -> np.ndarray:
     """Components of what is no covariance, of donors or of a kinship, shrunk until it is one."""
-    at, out = len(model.S), [covariance_part(theta[: len(model.S)], model.basis)]
-    for term in model.kinship:
-        out.append(covariance_part(theta[at : at + len(term.basis)], term.basis))
-        at += len(term.basis)
-    return np.concatenate(out)
+    own = covariance_part(theta[: len(model.S)], model.basis)
+    terms = zip(model.kinship, model.kinship_slices, strict=True)
+    return np.concatenate([own, *(covariance_part(theta[at], one.basis) for one, at in terms)])
 
 
 def covariance_part(theta: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -132,6 +132,17 @@ def _covariances(basis_bytes: bytes, shape: tuple[int, ...], n_components: int) 
     return _cones(lower, [np.eye(shape[1])], basis[cone], cone)
 
 
+def constrain_genetic(basis: np.ndarray, domain: Domain) -> Constraint:
+    """The constraint set of the components of a kinship's basis (k, C, C) by themselves.
+
+    A >= 0, under "noise" too: no noise is a floor of what donors share.
+    """
+    count = len(basis)
+    if domain.bounds == "nonnegative":
+        return _covariances(basis.tobytes(), basis.shape, count)
+    return _cones(np.full(count, -np.inf), [np.eye(basis.shape[1])], basis, np.arange(count))
+
+
 def are_variances(basis: np.ndarray) -> np.ndarray:
     """Which matrices (K, C, C) are covariances by themselves, (K,) bool."""
     size = np.linalg.eigvalsh(basis)

@@ -49,9 +49,11 @@ class Estimate:
     beta_by : str
         "gls" or "ols".
     information : ndarray, shape (K, K)
-        Expected (Fisher) information of theta, of the working covariance for "robust"; NaN for HE.
+        Expected (Fisher) information of theta, of the working covariance for "robust"; the average
+        information with a kinship; NaN for HE, and for "robust" with a kinship.
     observed : ndarray, shape (K, K)
-        Observed information of theta, the curvature of the log-likelihood; NaN without one.
+        Observed information of theta, the curvature of the log-likelihood; NaN without one, and
+        with a kinship.
     llf : float
         Log-likelihood with all constants (restricted for REML); NaN without one.
     convergence : Convergence
@@ -66,3 +68,10 @@ class Estimate:
     observed: np.ndarray
     llf: float
     convergence: Convergence
+
+    def __repr__(self) -> str:
+        ended = self.convergence.message or "closed form"
+        theta = np.array2string(self.theta, precision=4, separator=", ")
+        return (
+            f"<Estimate by {self.method}: theta {theta}, {len(self.beta)} fixed effects; {ended}>"
+        )

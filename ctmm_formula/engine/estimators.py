@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..arguments import choose
-from . import he, likelihood, robust
+from . import he, likelihood, related_likelihood, related_moments, robust
 from .domain import Domain
 from .estimate import Estimate
 from .model import Model
 
+
+def _by_likelihood(model: Model, method: str, domain: Domain) -> Estimate:
+    """By sums over blocks of donors, which a kinship joins."""
+    return (related_likelihood if model.kinship else likelihood).fit(model, method, domain)
+
+
+def _robust(model: Model, method: str, domain: Domain) -> Estimate:
+    """By independent units, which a kinship leaves none of."""
+    return (related_moments if model.kinship else robust).fit(model, method, domain)
+
+
 ESTIMATORS: dict[str, Callable[[Model, str, Domain], Estimate]] = {
-    "ml": likelihood.fit,
-    "reml": likelihood.fit,
+    "ml": _by_likelihood,
+    "reml": _by_likelihood,
     "he": he.fit,
-    "robust": robust.fit,
+    "robust": _robust,
 }
 
 

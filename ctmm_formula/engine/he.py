@@ -39,7 +39,7 @@ from .precision import Precision
 from .relatedness import Kernel
 
 CONFOUNDED = 1e12
-"""Condition number of G from which the components cannot be told apart."""
+"""Condition number of G, its diagonal ones, from which components cannot be told apart."""
 
 _NOTHING = 1e-10  # of a diagonal, or the smallest eigenvalue of a correlation matrix
 _INVOLVED = 1e-4  # entry of an eigenvector
@@ -160,12 +160,14 @@ class Moments:
         ConvergenceError
             The components cannot be told apart in this design.
         """
-        if np.linalg.cond(self.gram) > CONFOUNDED:
+        size = 1.0 / np.sqrt(np.maximum(self.gram.diagonal(), np.finfo(float).tiny))
+        gram = self.gram * np.outer(size, size)  # whatever the units of a kernel
+        if np.linalg.cond(gram) > CONFOUNDED:
             raise ConvergenceError(
                 "variance components cannot be told apart: singular moment matrix"
             )
         moments = self.squares(self.residual(Y)) - self.noise @ NU
-        return np.linalg.solve(self.gram, moments).T
+        return (size[:, None] * np.linalg.solve(gram, size[:, None] * moments)).T
 
 
 def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:

@@ -165,7 +165,8 @@ def _known(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Whether moment equations (..., K, K) tell components apart, beside those of all rows."""
     diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
     left = (diagonal > _NOTHING * np.diag(whole)).all(axis=-1)
-    size = np.abs(np.linalg.eigvalsh(gram))
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(whole), np.finfo(float).tiny))
+    size = np.abs(np.linalg.eigvalsh(gram * np.outer(scale, scale)))
     return np.asarray(left & (size.max(axis=-1) <= he.CONFOUNDED * size.min(axis=-1)))
 
 

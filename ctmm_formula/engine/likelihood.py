@@ -96,8 +96,8 @@ def evaluate(
         nan = np.full((K, K), math.nan)
         return Evaluation(llf, nan[0], nan, nan, np.full(p, math.nan), np.full((p, p), math.nan))
     S = model.S
-    beta, cov = _fixed_effects(model, beta, gram, 1.0)
-    llf += _coding_constant(model) if reml else 0.0
+    beta, cov = fixed_effects(model, beta, gram, 1.0)
+    llf += coding_constant(model) if reml else 0.0
     if not full:
         nan = np.full((K, K), math.nan)
         return Evaluation(llf, nan[0], nan, nan, beta, cov)
@@ -116,12 +116,7 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
         The domain has no interior point for this structure, or a cell type no noise.
     """
     reml = choose("method", method, LIKELIHOODS) == "reml"
-    if not (model.noise[model.active_rows] > 0.0).all():
-        raise ConvergenceError(
-            "the noise variance is 0 in every pair of a cell type, where no cell differs from "
-            "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "
-            "cell type or the gene"
-        )
+    refuse_no_noise(model)
     scale = response_scale(model)
     problem = make_problem(model, constrain(model, domain), reml, scale)
     p = model.X.shape[1]
@@ -143,8 +138,8 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
         )
     on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
     df = model.nobs - p if reml else model.nobs
-    constant = _coding_constant(model) if reml else 0.0
-    beta, cov = _fixed_effects(model, work.beta, work.gram, scale)
+    constant = coding_constant(model) if reml else 0.0
+    beta, cov = fixed_effects(model, work.beta, work.gram, scale)
     return Estimate(
         method=method,
         theta=theta * scale**2,
@@ -160,13 +155,28 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
             gradient_norm=math.sqrt(max(decrement, 0.0)),
             n_evaluations=int(n_eval),
             n_starts=int(used),
-            message=_MESSAGES[EDGE if on_edge and status == INTERIOR else status],
+            message=MESSAGES[EDGE if on_edge and status == INTERIOR else status],
         ),
     )
 
 
+def refuse_no_noise(model: Model) -> None:
+    """A likelihood weighs by the noise.
+
+    Raises
+    ------
+    ConvergenceError
+    """
+    if not (model.noise[model.active_rows] > 0.0).all():
+        raise ConvergenceError(
+            "the noise variance is 0 in every pair of a cell type, where no cell differs from "
+            "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "
+            "cell type or the gene"
+        )
+
+
 _CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
-_MESSAGES = {
+MESSAGES = {
     INTERIOR: "interior optimum",
     EDGE: "optimum on the edge of the domain",
     STALLED: "the last step did not reach the tolerance",
@@ -285,9 +295,12 @@ def centre(model: Model, scale: float) -> np.ndarray:
     """A point well inside the domain of y / scale: its variance split between all effects."""
     K = len(model.basis)
     noise = np.minimum(model.noise[model.active_rows] / scale**2, 1.0)
-    share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random))
-    theta = np.full(len(model.S), share)
+    share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random) + 2 * len(model.kinship))
+    theta = np.full(model.n_components, share)
     theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)
+    for term, at in zip(model.kinship, model.kinship_slices, strict=True):
+        split = _split(term.basis.tobytes(), term.basis.shape)
+        theta[at] = share * split / max(float(term.kernel.diagonal.mean()), 1e-300)
     return theta
 
 
@@ -308,7 +321,7 @@ def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-def _fixed_effects(
+def fixed_effects(
     model: Model, beta: np.ndarray, gram: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """b and its covariance for the caller's X, from those of the orthonormal X."""
@@ -320,7 +333,7 @@ def _fixed_effects(
     return model.back @ beta, root.T @ root * scale**2
 
 
-def _coding_constant(model: Model) -> float:
+def coding_constant(model: Model) -> float:
     """1/2 log|Q'Q| of the rows in use: the kernels' X is orthonormal over all rows."""
     if model.n_donors == len(model.active):
         return 0.0

@@ -23,6 +23,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,13 +207,18 @@ class Model:
         """Variances of the random effects, (Kr,)."""
         return theta[len(self.basis) : len(self.S)]
 
+    @property
+    def kinship_slices(self) -> list[slice]:
+        """Where the components of every term of the kinship lie in theta."""
+        ends = len(self.S) + np.cumsum([0, *(len(term.basis) for term in self.kinship)])
+        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
     def genetic_covariances(self, theta: np.ndarray) -> list[np.ndarray]:
         """A = sum_k theta_k B_k of every term of the kinship, (C, C) each."""
-        at, out = len(self.S), []
-        for term in self.kinship:
-            out.append(np.tensordot(theta[at : at + len(term.basis)], term.basis, axes=1))
-            at += len(term.basis)
-        return out
+        return [
+            np.tensordot(theta[at], term.basis, axes=1)
+            for term, at in zip(self.kinship, self.kinship_slices, strict=True)
+        ]
 
     @property
     def n_donors(self) -> int:
@@ -228,6 +234,13 @@ class Model:
     def nobs(self) -> int:
         """Rows in use."""
         return int(self.active_rows.sum())
+
+    def __repr__(self) -> str:
+        p, terms = self.X.shape[1], len(self.random)
+        return (
+            f"<Model: {self.nobs} rows, {self.n_donors} donors, {p} fixed effects, "
+            f"{self.n_components} variance components, {terms} of random effects>"
+        )
 
     def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""

@@ -59,6 +59,15 @@ class Kernel:
         return np.diag(self.whole) if self.root is None else np.square(self.root).sum(axis=1)
 
     @cached_property
+    def columns(self) -> np.ndarray:
+        """G (N, m) with K = G G', what is negative of K taken for 0; m is N or less."""
+        if self.root is not None:
+            return self.root
+        size, axes = np.linalg.eigh(self.whole)
+        some = size > 1e-12 * size[-1]
+        return np.asarray(axes[:, some] * np.sqrt(size[some]))
+
+    @cached_property
     def half(self) -> np.ndarray:
         """Some matrix whose product with its transpose is K: `root`, or the symmetric root."""
         if self.root is not None:

@@ -101,7 +101,9 @@ def _doubts(small: Labelled, large: Labelled) -> Iterator[str]:
     if inner.domain != outer.domain:
         yield f"fitted with different bounds ({_name(inner.domain)}, {_name(outer.domain)})"
     bounds = outer.domain.bounds
-    more = len(outer.model.random) > len(inner.model.random)
+    more = outer.model.n_components - len(outer.model.basis) > (
+        inner.model.n_components - len(inner.model.basis)
+    )
     if (more and bounds != "noise") or null_on_bound(inner.structure, outer.structure, bounds):
         yield on_bound(bounds)
 
@@ -195,12 +197,36 @@ def _not_nested(small: Labelled, large: Labelled) -> Iterator[CTMMError]:
             f"structure {inner.structure.name} of {small.label!r} is no special case of "
             f"{outer.structure.name} of {large.label!r}: compare their aic or bic"
         )
+    if _lacks_kinship(inner.model, outer.model):
+        yield CTMMError(
+            f"{large.label!r} lacks a kinship of {small.label!r}, or its structure: the models are "
+            "not nested, compare their aic or bic"
+        )
     missing = _missing_random(small, outer.model)
     if missing:
         yield CTMMError(
             f"{large.label!r} lacks the random effect {', '.join(missing)} of {small.label!r}: "
             "the models are not nested, compare their aic or bic"
         )
+
+
+def _lacks_kinship(small: Model, large: Model) -> bool:
+    """Whether `large` has no term for some kinship of `small`, with all of its basis matrices."""
+    return not all(
+        any(
+            np.allclose(one.kernel.whole, other.kernel.whole) and _inside(one.basis, other.basis)
+            for other in large.kinship
+        )
+        for one in small.kinship
+    )
+
+
+def _inside(small: np.ndarray, large: np.ndarray) -> bool:
+    """Whether matrices (k, C, C) are combinations of others."""
+    columns = large.reshape(len(large), -1).T
+    own = small.reshape(len(small), -1).T
+    apart = own - columns @ np.linalg.lstsq(columns, own)[0]
+    return bool(np.abs(apart).max() < 1e-9)
 
 
 def _spans(large: Model, small: Model) -> bool:

@@ -30,6 +30,7 @@ from scipy import special
 
 from ..blas import one_thread
 from ..engine.blup import covariance_part
+from ..engine.likelihood import response_scale
 from ..engine.model import Model
 from ..engine.noise import pooling, working_noise
 from ..engine.precision import Precision
@@ -79,8 +80,8 @@ def weighed_by(model: Model, theta: np.ndarray, robust: bool) -> Precision:
     """
     if robust:
         rows = model.active_rows
-        how, size = pooling(model.types, model.n_cells, rows), float(np.var(model.y[rows]))
-        noise = working_noise(model.nu, how, size)
+        how = pooling(model.types, model.n_cells, rows)
+        noise = working_noise(model.nu, how, response_scale(model) ** 2)
         model = model.with_response(model.y, noise, model.nu2)
     else:
         try:

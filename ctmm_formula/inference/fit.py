@@ -29,6 +29,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.noise import COUNTED, pooling
 from ..engine.profile import limits
+from ..engine.related_moments import weighted
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
@@ -155,6 +156,9 @@ class Fit:
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
     genetic_designs: Sequence[GeneticDesign] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Fit: {self.structure.name}, {self.model!r}, {self.estimate!r}>"
+
     @property
     def n_fixed(self) -> int:
         """Number of fixed effects p."""
@@ -194,7 +198,13 @@ class Fit:
     @property
     def is_clustered(self) -> bool:
         """Whether its errors come from independent units: donors, or blocks of them."""
-        return self.estimate.method in CLUSTERED
+        return self.estimate.method in CLUSTERED and not self.model.kinship
+
+    @cached_property
+    def resampled(self) -> Model:
+        """The model whose donors a jackknife of moments leaves out: of related ones weighted."""
+        both = self.model.kinship and self.estimate.method in CLUSTERED
+        return weighted(self.model) if both else self.model
 
     @property
     def trouble(self) -> str:
@@ -262,7 +272,9 @@ class Fit:
         elif np.isnan(cov[p:, p:]).any():
             reason = SINGULAR
         own = None
-        if self.has_likelihood:  # moments have no covariance of theta to take them from
+        if (
+            self.has_likelihood and not self.model.kinship
+        ):  # moments have no covariance of theta to take them from
             own = Satterthwaite(self.model, self.domain, self.estimate, cov, self.df_resid)
         return Errors(cov, MODEL, self.df_resid, None, reason, own)
 
@@ -279,6 +291,11 @@ class Fit:
             raise CTMMError(
                 "covariance='kenward-roger' adjusts fits by REML, this one is by "
                 f"{self._called}: fit by method='reml'"
+            )
+        if self.model.kinship:
+            raise CTMMError(
+                "covariance='kenward-roger' takes donors as unrelated, and the fit has a kinship: "
+                "use covariance='model'"
             )
         model = self.model_errors
         own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
@@ -313,10 +330,9 @@ class Fit:
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
-        if model.kinship:
-            return JACKKNIFE
         counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
-        return errors_of_fixed(self.estimate.method, counted and n_units(model) > 1)
+        robust = counted and n_units(model) > 1
+        return errors_of_fixed(self.estimate.method, robust, bool(model.kinship))
 
     @one_thread()
     def errors(self, kind: str, n_jobs: int = 1) -> Errors:
@@ -351,9 +367,9 @@ class Fit:
                 f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
             )
         cov = run.cov
-        if self.model.kinship:
+        if self.model.kinship and not self.has_likelihood:
             cov, p = cov.copy(), self.n_fixed
-            cov[:p, :p] += between_donors(self.model, self.estimate.theta)
+            cov[:p, :p] += between_donors(self.resampled, self.estimate.theta)
         return Errors(cov, run.name, self.df_resid, count, reason, missing=missing)
 
     @one_thread()
@@ -367,7 +383,12 @@ class Fit:
         if self.is_clustered:
             return unit_jackknife(self.model, self._robust, blocks)
         return jackknife(
-            self.model, self.estimate, self.domain, blocks=blocks, one_step=one_step, n_jobs=n_jobs
+            self.resampled,
+            self.estimate,
+            self.domain,
+            blocks=blocks,
+            one_step=one_step,
+            n_jobs=n_jobs,
         )
 
     # refits
@@ -388,8 +409,8 @@ class Fit:
         null = self.structure.null()
         if not self.has_likelihood:
             raise CTMMError(
-                f"{self._called} has no likelihood: use the jackknife or score "
-                "test, or fit by reml or ml"
+                f"{self._called} has no likelihood: use the jackknife "
+                f"{'' if self.model.kinship else 'or score '}test, or fit by reml or ml"
             )
         if not self.structure.contains(null):
             raise CTMMError(
@@ -431,15 +452,24 @@ class Fit:
         )
 
     def replicates(
-        self, n: int, rng: Rng = None, n_jobs: int = 1
+        self,
+        n: int,
+        rng: Rng = None,
+        n_jobs: int = 1,
+        done: Callable[[int], object] = lambda count: None,
     ) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
-        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed."""
+        """Parameters of refits to `n` draws (n, p + K), and (draw, reason) where one failed.
+
+        `done` is called with 1 after every refit.
+        """
 
         def params(y: np.ndarray) -> np.ndarray | str:
             try:
                 return self.refit(y).params
             except CTMMError as error:
                 return str(error)
+            finally:
+                done(1)
 
         found = dict(enumerate(self.of_draws(params, n, rng, n_jobs)))
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))
@@ -452,15 +482,31 @@ def n_units(model: Model) -> int:
     return len(np.unique(model.donor_block[model.active]))
 
 
-def errors_of_fixed(method: str, robust: bool) -> str:
+def own_errors_of(method: str, related: bool) -> str:
+    """Errors that come with a fit by `method`, `related` if it has a kinship.
+
+    >>> [own_errors_of(method, False) for method in ("reml", "he", "robust")]
+    ['model', 'jackknife', 'robust']
+    >>> [own_errors_of(method, True) for method in ("reml", "he", "robust")]
+    ['model', 'jackknife', 'jackknife']
+    """
+    if method in LIKELIHOODS:
+        return MODEL
+    return ROBUST if method in CLUSTERED and not related else JACKKNIFE
+
+
+def errors_of_fixed(method: str, robust: bool, related: bool = False) -> str:
     """Errors that tests of fixed effects after `method` use unless told others.
 
     Robust ones wherever they can be had (`robust`: numbers of cells are known, and there are
-    units to leave out), as counts bias whatever weighs by their measured noise.
+    units to leave out), as counts bias whatever weighs by their measured noise; with a kinship
+    (`related`) those of the fit.
 
     >>> errors_of_fixed("reml", True), errors_of_fixed("reml", False), errors_of_fixed("he", False)
     ('robust', 'kenward-roger', 'jackknife')
     """
+    if related:
+        return own_errors_of(method, related)
     if robust or method in CLUSTERED:
         return ROBUST
     return KENWARD_ROGER if method == "reml" else JACKKNIFE

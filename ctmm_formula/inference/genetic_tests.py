@@ -11,9 +11,11 @@ import numpy as np
 from ..errors import CTMMError
 from .fit import Fit
 from .genetic_score import genetic_design, genetic_test
+from .group_score import SHARED, SPECIFIC
 from .testing import TestResult
 
-SHARED, SPECIFIC = "shared", "specific"
+NO_KINSHIP = "there is no kinship: fit with kinship="
+"""Why nothing can be said of heritabilities."""
 
 
 def heritable(fit: Fit, ask: Any) -> TestResult:
@@ -23,7 +25,7 @@ def heritable(fit: Fit, ask: Any) -> TestResult:
         distribution="chi2 mixture",
     )  # fmt: skip
     if not fit.model.kinship:
-        return blank.without("there is no kinship: fit with kinship=")
+        return blank.without(NO_KINSHIP)
     number = max(ask.component, 0)
     try:
         known = fit.genetic_designs

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
+from ..engine import related_likelihood
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
@@ -105,8 +106,33 @@ def jackknife(
     kind = "donor" if blocks is None else "block"
     if estimate.method not in LIKELIHOODS:  # closed form: no step to stop after
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
+    if model.kinship:
+        if one_step:
+            raise CTMMError(
+                "one_step= takes donors as unrelated, and the fit has a kinship: leave out blocks "
+                "of donors, blocks=20"
+            )
+        return _of_related(model, estimate, domain or Domain(), groups, kind)
     left_out = LikelihoodJackknife(model, groups, "one-step" if one_step else kind)
     return left_out(model, estimate, domain, n_jobs)
+
+
+def _of_related(
+    model: Model, estimate: Estimate, domain: Domain, groups: list[np.ndarray], kind: str
+) -> JackknifeRun:
+    """Refits by likelihood where donors are related, each from the full fit."""
+    theta = np.full((len(groups), len(estimate.theta)), np.nan)
+    beta, failed = np.full((len(groups), len(estimate.beta)), np.nan), []
+    for g, group in enumerate(groups):
+        try:
+            found = related_likelihood.fit(
+                model.without(group), estimate.method, domain, estimate.theta
+            )
+            theta[g], beta[g] = found.theta, found.beta
+        except (ConvergenceError, np.linalg.LinAlgError):
+            failed.append((g, _NO_FIT))
+    cov = covariance(np.hstack([beta, theta]))
+    return JackknifeRun(kind, theta, beta, tuple(groups), cov, tuple(failed), 0.0)
 
 
 def unit_jackknife(model: Model, full: RobustFit, blocks: int | None = None) -> JackknifeRun:

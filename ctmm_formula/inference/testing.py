@@ -33,6 +33,15 @@ _SAME_MEAN = "all cell types have the same mean"
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of tests are equal, NaN being equal to NaN."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b or (a != a and b != b))
+
+
 @dataclass(frozen=True)
 class TestResult:
     """One test.
@@ -123,6 +132,15 @@ class TestResult:
         at = 1 if self.null else 0
         outcome = f"  {self._outcome()}, p = {self.pvalue:.4g}"
         return "\n".join([f"{self.name}: {self.method}", *lines[:at], outcome, *lines[at:]])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all is the same; what is missing, NaN, is no difference."""
+        if not isinstance(other, TestResult):
+            return NotImplemented
+        return all(_same(getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
 
     def _repr_html_(self) -> str:
         cells = [("method", self.method), ("statistic", self._outcome())]

@@ -22,8 +22,8 @@ from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
 from .fit import JACKKNIFE, MODEL, Errors, Fit, edge_note
-from .genetic_tests import SPECIFIC, heritable
-from .group_score import SHARED
+from .genetic_tests import heritable
+from .group_score import SHARED, SPECIFIC
 from .group_tests import groups, response
 from .rlrt import exact_rlrt
 from .score import score_test
@@ -32,6 +32,8 @@ from .testing import Law, TestResult, likelihood_ratio, mean_differentiation, on
 LIKELIHOOD, FIXED, DRAWS, CELLS = "likelihood", "fixed", "draws", "cells"
 """What a test may need beside a jackknife: a fit by ML or REML; the errors of fixed effects; draws;
 numbers of cells (without them it does what it can, and says so)."""
+BY, WITHIN, KINSHIP = ARGUMENTS = "by", "within", "kinship"
+"""Arguments of a fit that some test is about, which needs it."""
 
 _NEAR_ZERO = "near V = 0 the jackknife test rejects too often: confirm by test_variance('score')"
 _NO_SQUARES = (
@@ -77,6 +79,7 @@ class Test:
         Which method of the results asks it: ``test_<question>``.
     run : callable (Fit, Ask) -> TestResult
     needs : frozenset of {"likelihood", "jackknife", "fixed", "draws", "cells"}
+        And the argument of a fit that it is about: "by", "within" or "kinship".
     details : tuple of str
         Further p values in ``TestResult.extra``: "celltype" (one for each), "cauchy", ...
     asserts : str
@@ -379,12 +382,12 @@ TESTS: dict[str, Test] = {
 
 GROUP_TESTS: dict[str, Test] = {
     "groups": Test(
-        "groups", groups, frozenset({CELLS}), (SHARED, "celltype"),
+        "groups", groups, frozenset({CELLS, BY}), (SHARED, "celltype"),
         "the covariance between donors differs between groups (by=): all of it scaled, its shared "
         "part, and the variance of every cell type, two-sided, by a noise-robust score test",
     ),
     "response": Test(
-        "response", response, frozenset({CELLS}), (SHARED, SPECIFIC, "celltype"),
+        "response", response, frozenset({CELLS, WITHIN}), (SHARED, SPECIFIC, "celltype"),
         "donors differ in how they respond to conditions (within=): in all cell types alike, "
         "specific to some, and in every type by its own rows, by a noise-robust score test",
     ),
@@ -393,7 +396,7 @@ GROUP_TESTS: dict[str, Test] = {
 
 GENETIC_TESTS: dict[str, Test] = {
     "heritability": Test(
-        "heritability", heritable, frozenset({CELLS}), (SHARED, SPECIFIC, "celltype"),
+        "heritability", heritable, frozenset({CELLS, KINSHIP}), (SHARED, SPECIFIC, "celltype"),
         "variance between donors goes with a kinship: any, shared by all cell types, specific to "
         "some, and in every type by its own rows, by a score of different donors that noise does "
         "not move",
@@ -403,6 +406,18 @@ GENETIC_TESTS: dict[str, Test] = {
 
 SCANNED: Mapping[str, Test] = ChainMap(GENETIC_TESTS, GROUP_TESTS, TESTS)
 """Tests that a scan can be asked for."""
+
+
+def test_about(argument: str) -> str:
+    """Name of the test of what an argument of a fit brings in.
+
+    >>> [test_about(argument) for argument in ARGUMENTS]
+    ['groups', 'response', 'heritability']
+    """
+    return next(name for name, test in SCANNED.items() if argument in test.needs)
+
+
+test_about.__test__ = False  # type: ignore[attr-defined]  # its name makes pytest try it
 
 
 # one component

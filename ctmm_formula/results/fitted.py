@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import fields
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import MOST_DRAWS, Rng, choose, generator, on_off, whole_number
+from ..arguments import MOST_DRAWS, FitPicture, Rng, choose, generator, on_off, whole_number
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
+from ..progress import progress_bar
 from . import (
     donors,
     hypothesis_tests,
@@ -30,6 +32,9 @@ from .heritability import heritability
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SEAL = b"ctmm_formula sha256 "
 """Between a pickle and its checksum."""
@@ -167,7 +172,9 @@ class CTMMResults(Record):
         drawn = [self.arrays.unsort(self.numbers.draw(stream)) for stream in streams]
         return pd.DataFrame(np.array(drawn).T, index=self.design.index)
 
-    def bootstrap(self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1) -> Bootstrap:
+    def bootstrap(
+        self, n: int = 200, *, rng: Rng = None, n_jobs: int = 1, progress: bool | None = None
+    ) -> Bootstrap:
         """Parametric bootstrap: draw from the fitted model and fit again.
 
         Parameters
@@ -176,14 +183,26 @@ class CTMMResults(Record):
         rng : numpy Generator or seed, optional
         n_jobs : int
             Threads; the numbers do not depend on it.
+        progress : bool, optional
+            Show a progress bar; by default in notebooks and terminals, of work that takes a while.
 
         Returns
         -------
         Bootstrap
             ``replicates``, ``bse``, ``cov_params()``, ``conf_int()``, ``failed``.
         """
-        values, failed = self.numbers.replicates(n, rng, n_jobs)
+        n = whole_number("n", n, 1, MOST_DRAWS)
+        with progress_bar(progress, "bootstrap", "refit", n) as done:
+            values, failed = self.numbers.replicates(n, rng, n_jobs, done)
         return Bootstrap(pd.DataFrame(values, columns=self.labels.params), failed)
+
+    @overload
+    def plot(
+        self, kind: Literal["residuals"], ax: Sequence[Axes] | None = None, **options: Any
+    ) -> np.ndarray: ...
+
+    @overload
+    def plot(self, kind: FitPicture = "gene", ax: Axes | None = None, **options: Any) -> Axes: ...
 
     def plot(self, kind: str = "gene", ax: Any = None, **options: Any) -> Any:
         """Draw the fit; the pictures are the functions of :mod:`ctmm_formula.plots`.
@@ -204,7 +223,9 @@ class CTMMResults(Record):
 
         return OF_A_FIT[choose("kind", kind, OF_A_FIT)][0](self, ax=ax, **options)
 
-    def plot_data(self, kind: str = "gene", **options: Any) -> pd.DataFrame:
+    def plot_data(
+        self, kind: FitPicture | Literal["residuals"] = "gene", **options: Any
+    ) -> pd.DataFrame:
         """Return the numbers that :meth:`plot` draws."""
         from ..plots.fits import OF_A_FIT
 

@@ -33,11 +33,13 @@ from ..arguments import check_alpha
 from ..distributions import t_reach
 from ..errors import CTMMError
 from ..inference.fit import Errors, Fit
+from ..inference.genetic_tests import NO_KINSHIP
+from ..inference.group_score import SHARED, SPECIFIC
 from .record import Covariance, Record
 
 COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high", "note")
 """Columns of the table of heritabilities."""
-SHARED, SPECIFIC, TOTAL = "shared", "specific", "total"
+TOTAL = "total"
 _ROW, _PAIR = ["kinship", "part"], ["kinship", "celltype", "other"]
 _ALWAYS_ONE = "1 by the genetic structure"
 _NOT_THERE = "the genetic structure has no such part"
@@ -87,8 +89,8 @@ def _text(table: pd.DataFrame) -> str:
 def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> Heritability:
     """How much of the variance between donors is genetic: shared, specific, by cell type.
 
-    Ratios of moments, see :mod:`ctmm_formula.results.heritability`: without the noise of cells in
-    the denominator, and unbounded.
+    Ratios of components, see :mod:`ctmm_formula.results.heritability`: without the noise of cells
+    in the denominator; of moments unbounded.
 
     Parameters
     ----------
@@ -123,19 +125,16 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
     check_alpha(alpha)
     kinship, types = res.design.kinship, res.celltypes
     if not kinship:
-        raise CTMMError("there is no kinship: fit with kinship=")
+        raise CTMMError(NO_KINSHIP)
     fit, errors = res.numbers, res.shown_errors(covariance)
     theta, reach = fit.estimate.theta, reach_of(errors, fit.n_params, alpha)
     cov = errors.cov[fit.n_fixed :, fit.n_fixed :]
     rows = parts_of(fit, theta, cov, reach)
     pairs = []
-    at = len(fit.model.S)
-    for term in fit.model.kinship:
-        start, basis = at, term.basis
-        at += len(basis)
+    for term, at in zip(fit.model.kinship, fit.model.kinship_slices, strict=True):
         for c, d in combinations(range(len(types)), 2):
             A = np.zeros((3, len(theta)))
-            A[:, start:at] = basis[:, [c, c, d], [d, c, d]].T
+            A[:, at] = term.basis[:, [c, c, d], [d, c, d]].T
             pairs.append(_correlation(A, theta, cov, reach))
     of_kinship = [one.name for one in kinship]
     two = [(k, c, d) for k in of_kinship for c, d in combinations(types, 2)]
@@ -146,9 +145,22 @@ def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05
             list(COLUMNS),
         ),
         pd.DataFrame(pairs, both, ["correlation", *COLUMNS[3:]]),
-        f"errors by the {errors.name}: of other donors of this population, in whom variants have "
-        "the effects that they have here",
+        target_of(errors, fit),
     )  # fmt: skip
+
+
+def target_of(errors: Errors, fit: Fit) -> str:
+    """What the errors are about."""
+    if errors.groups is not None:
+        return (
+            f"errors by the {errors.name}: of other donors of this population, in whom variants "
+            "have the effects that they have here"
+        )
+    edge = "; a component lies on its bound, where they are no guide" if fit.on_edge else ""
+    return (
+        "errors by the information of the model: of its variances, for effects of variants drawn "
+        f"anew, and noise that is known{edge}"
+    )
 
 
 def names_of(types: Sequence[str]) -> list[str]:
@@ -170,15 +182,15 @@ def parts_of(fit: Fit, theta: np.ndarray, cov: np.ndarray, reach: float) -> list
     """Values of ``COLUMNS`` of every part of every kinship, at components theta (K,)."""
     model = fit.model
     matrices = [fit.structure.basis, *(term.basis for term in model.kinship)]
-    starts = [0, *len(model.S) + np.cumsum([0, *map(len, matrices[1:-1])])]
+    places = [slice(0, len(fit.structure.basis)), *model.kinship_slices]
     scales = [1.0, *(term.kernel.scale for term in model.kinship)]
     # what every part of the covariance (a row) takes of the components
     C = model.H.shape[1]
-    at = 3 if C > 1 else 1
-    of = np.r_[[at - 1] * at, at : at + C]  # parts of the total are shares of all of it
+    first = 3 if C > 1 else 1
+    of = np.r_[[first - 1] * first, first : first + C]  # parts of the total are shares of all of it
     every = np.zeros((len(matrices), len(of), len(theta)))
-    for own, basis, start, scale in zip(every, matrices, starts, scales, strict=True):
-        own[:, start : start + len(basis)] = scale * _parts(basis)
+    for own, basis, at, scale in zip(every, matrices, places, scales, strict=True):
+        own[:, at] = scale * _parts(basis)
     wholes = every.sum(axis=0)[of]
     return [
         [top @ theta, own @ theta, *_ratio(top, whole, theta, cov, reach)]

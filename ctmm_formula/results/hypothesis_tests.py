@@ -246,6 +246,18 @@ def test_heritability(res: Record, kinship: str | None = None) -> TestResult:
     ------
     CTMMError
         No kinship of that name.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, ctmm_formula as ctmm
+    >>> df = ctmm.load_example()
+    >>> donors = df["donor"].unique()
+    >>> sibs = np.arange(len(donors)) // 3
+    >>> K = pd.DataFrame(0.5 * (np.equal.outer(sibs, sibs) + np.eye(len(donors))), donors, donors)
+    >>> res = ctmm.fit("expr ~ C(celltype)", kinship=K, structure="iid", data=df)
+    >>> test = res.test_heritability()
+    >>> round(test.pvalue, 2), list(test.extra)
+    (0.46, ['shared', 'specific', 'celltype'])
     """
     names = [one.name for one in res.design.kinship]
     number = 0

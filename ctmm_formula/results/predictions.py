@@ -13,6 +13,7 @@ from ..design.kinship import related_to
 from ..design.labelled import Design
 from ..design.table import crossed, label, pick
 from ..errors import CTMMError, DataError
+from ..inference.genetic_tests import NO_KINSHIP
 from .parameters import effect_table
 from .record import Covariance, Record
 
@@ -142,7 +143,7 @@ def genetic_values(res: Record, kinship: object = None) -> pd.DataFrame:
     """
     design = res.design
     if not design.kinship:
-        raise CTMMError("there is no kinship: fit with kinship=")
+        raise CTMMError(NO_KINSHIP)
     names = [one.name for one in design.kinship]
     given = kinship if isinstance(kinship, Mapping) else dict.fromkeys(names, kinship)
     if set(given) != set(names) or (kinship is not None and given is not kinship and names[1:]):

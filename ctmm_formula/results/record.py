@@ -23,17 +23,25 @@ from ..engine.likelihood import evaluate
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError, CTMMWarning, NoLikelihoodError
 from ..inference.comparison import Labelled
-from ..inference.fit import JACKKNIFE, KENWARD_ROGER, MODEL, ROBUST, Errors, Fit, correlation
+from ..inference.fit import (
+    JACKKNIFE,
+    KENWARD_ROGER,
+    MODEL,
+    ROBUST,
+    Errors,
+    Fit,
+    correlation,
+    own_errors_of,
+)
 from ..inference.jackknife import JackknifeRun
+from ..progress import progress_bar
 from ..structures import Structure
 from .labels import METHODS, Labels
 from .model_view import FittedModel
-from .resampling import Jackknife, progress_bar
+from .resampling import Jackknife
 from .summary import recorded_versions
 
 COVARIANCES = (MODEL, KENWARD_ROGER, JACKKNIFE)
-OWN = {"ml": MODEL, "reml": MODEL, "he": JACKKNIFE, "robust": ROBUST}
-"""Method of estimation -> covariance that standard errors are by unless told otherwise."""
 
 T = TypeVar("T")
 Covariance: TypeAlias = CovarianceName | Jackknife | None
@@ -117,7 +125,7 @@ class Record:
         lambda r: r._likely.bic, "-2 llf + log(n) df_model; n rows, for REML less fixed effects."
     )
     cov_type = Of(
-        lambda res: OWN[res.method],
+        lambda res: own_errors_of(res.method, bool(res.design.kinship)),
         "Covariance that standard errors and tests use unless told otherwise.",
     )
 
@@ -269,7 +277,7 @@ class Record:
         n_jobs : int
             Threads, -1 for all.
         progress : bool
-            Show a progress bar.
+            Show a progress bar (refits run as one batch, so it tells when they are done).
 
         Returns
         -------

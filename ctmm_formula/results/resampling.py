@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,20 +12,6 @@ from ..arguments import check_alpha
 from ..inference.jackknife import JackknifeRun
 from ..inference.testing import denominator
 from .estimates import estimates
-
-
-@contextmanager
-def progress_bar(
-    shown: bool, what: str, unit: str, total: int
-) -> Iterator[Callable[[int], object]]:
-    """What to call with every number of units that are done."""
-    if not shown:
-        yield lambda count: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=what, unit=unit) as bar:
-        yield bar.update
 
 
 def _html(shown: Jackknife | Bootstrap, *estimates: pd.Series) -> str:

@@ -41,9 +41,8 @@ _ROBUST = (
     "t of fixed effects takes the noise that counts have at the tested value, so it is not quite "
     "coef / std err, and intervals hold the values that it does not reject.",
 )
-_INFORMATION = (
-    "Standard errors: model (inverse expected information), as if the noise variances were known."
-)
+_OF_MODEL = "Standard errors: model (inverse {} information), as if the noise variances were known."
+_INFORMATION = _OF_MODEL.format("expected")
 _OWN_DF = (
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "(donors less parameters), one-sided."
@@ -348,10 +347,12 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     units = "blocks of donors joined by random effects" if fit.design.random else "donors"
     over = errors.name.replace("jackknife", "jackknife over donors", 1)
     related = ", of fixed effects with what related donors add" if fit.design.kinship else ""
-    if fit.method == "robust":
+    if fit.numbers.is_clustered:
         df = f"the residual df ({units} less one)"
     said = [
-        _INFORMATION if errors.name == "model" else f"Standard errors: {over}{related}.",
+        _OF_MODEL.format("average" if fit.design.kinship else "expected")
+        if errors.name == "model"
+        else f"Standard errors: {over}{related}.",
         f"P values by t with {df}, one-sided for variances."
         if fit.df_resid > 0
         else "No p values and intervals, as there are no residual df (donors less parameters).",

@@ -29,6 +29,7 @@ from ..arguments import (
     FormulaEngine,
     Method,
     Rng,
+    ScanTest,
     generator,
     name_list,
     on_off,
@@ -49,6 +50,7 @@ from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
 from ..inference.tests import DRAWS, needs_of
 from ..paths import file_path
+from ..progress import checked_progress
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from ..structures import StructureLike
@@ -86,7 +88,7 @@ def fit_genes(
     structure: StructureLike = "free",
     models: Sequence[StructureLike] = (),
     method: Method | None = None,
-    tests: str | Sequence[str] | None = None,
+    tests: ScanTest | list[str] | tuple[str, ...] | None = None,
     donor: str = "donor",
     celltype: str | None = None,
     noise: str = "nu",
@@ -110,7 +112,7 @@ def fit_genes(
     n_jobs: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Scan:
     """Fit the model of :func:`ctmm_formula.fit` to every gene and test it.
 
@@ -140,7 +142,7 @@ def fit_genes(
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"robust", "reml", "ml", "he"}, optional
         As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
-    tests : str, or sequence of str, optional
+    tests : str, or list or tuple of str, optional
         By default "score", with `by` "groups", with `within` "response" and with `kinship`
         "heritability".  Of V = 0, as
         ``test_variance`` has them: "score", "jackknife", "wald", "lrt", "bootstrap"; of equal means
@@ -185,8 +187,8 @@ def fit_genes(
         an interruption goes on where it stopped, and returns at once when all is done.
     overwrite : bool
         Replace a scan with other settings or data at `out`.
-    progress : bool
-        Show a progress bar.
+    progress : bool, optional
+        Show a progress bar; by default in notebooks and terminals, of work that takes a while.
 
     Returns
     -------
@@ -225,7 +227,7 @@ def fit_genes(
     check_formula(random, noise, formula_engine)
     one_step, overwrite = on_off("one_step", one_step), on_off("overwrite", overwrite)
     shares = on_off("shares", shares)
-    progress = on_off("progress", progress)
+    progress = checked_progress(progress)
     n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 1, MOST_DRAWS)
     responses = open_responses(data, expr, nu, nu2, noise).chosen(genes)
     if proportions is None:
@@ -419,7 +421,7 @@ def _kinship_of(
     layout: Layout, call: Mapping[str, Any], kinship: object, genetic_structure: object
 ) -> dict[str, object]:
     """The kinship that a scan took, which its file does not hold."""
-    names = call.get("kinship")
+    names = call.get("kinship") or []
     if not (names or layout.windows):
         return {}
     own = names[1:] if layout.windows else names

@@ -17,7 +17,7 @@ from joblib.parallel import get_active_backend
 
 from ..blas import one_thread
 from ..errors import CTMMError, DataError
-from ..results.resampling import progress_bar
+from ..progress import progress_bar
 from .columns import Block
 from .patterns import Patterns
 from .responses import Responses
@@ -52,7 +52,7 @@ class Job:
         return fingerprint(self._digests)
 
     @one_thread()
-    def run(self, progress: bool) -> Block:
+    def run(self, progress: bool | None) -> Block:
         """The columns of all genes."""
         store = self.store
         if store is not None and (ended := store.finished()) is not None:
@@ -146,9 +146,7 @@ def _with_own_arrays(function: Callable[..., T], given: tuple, named: dict[str, 
     kept: dict[int, object] = {}
     data = io.BytesIO()
     _Copy(data, kept).dump((given, named))
-    again = pickle.Unpickler(io.BytesIO(data.getvalue()))
-    again.persistent_load = kept.__getitem__  # type: ignore[method-assign]
-    given, named = again.load()
+    given, named = _Again(io.BytesIO(data.getvalue()), kept).load()
     return function(*given, **named)
 
 
@@ -165,6 +163,18 @@ class _Copy(pickle.Pickler):
             return None
         self.kept[id(one)] = one
         return id(one)
+
+
+class _Again(pickle.Unpickler):
+    """Reads what :class:`_Copy` wrote."""
+
+    def __init__(self, data: io.BytesIO, kept: dict[int, object]) -> None:
+        super().__init__(data)
+        self.kept = kept
+
+    def persistent_load(self, number: int) -> object:
+        """The function, class or module of a number."""
+        return self.kept[number]
 
 
 def used_rows(responses: Responses) -> np.ndarray:

@@ -15,7 +15,17 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
-from ..inference.tests import LIKELIHOOD, SCANNED, Test, errors_of
+from ..inference.tests import (
+    ARGUMENTS,
+    BY,
+    KINSHIP,
+    LIKELIHOOD,
+    SCANNED,
+    WITHIN,
+    Test,
+    errors_of,
+    test_about,
+)
 from ..results.heritability import names_of
 from ..results.labels import Labels
 from ..results.questions import About, known_form, read_test
@@ -69,9 +79,8 @@ def asked_tests(tests: str | Sequence[str]) -> tuple[str, ...]:
 
 def fixed_by(design: Design, method: str) -> str:
     """Kind of errors that tests of fixed effects use."""
-    if design.kinship:
-        return JACKKNIFE
-    return errors_of_fixed(method, design.n_cells is not None and design.n_units > 1)
+    robust = design.n_cells is not None and design.n_units > 1
+    return errors_of_fixed(method, robust, bool(design.kinship))
 
 
 def read_tests(
@@ -89,11 +98,7 @@ def read_tests(
     return {name: read_test(name, about) for name in names}
 
 
-CROSSED = {"by": "groups", "within": "response"}
-"""Arguments that cross the effects of donors -> the test of what they ask."""
-
-
-HERITABILITY = "heritability"
+HERITABILITY = test_about(KINSHIP)
 
 
 def of_heritability(test: str) -> bool:
@@ -120,10 +125,9 @@ def default_tests(by: object, within: object, kinship: object = None) -> tuple[s
     >>> default_tests(None, None), default_tests("status", None), default_tests(None, "stim")
     (('score',), ('groups',), ('response',))
     """
-    if kinship is not None:
-        return (HERITABILITY,)
-    given = [argument for argument, value in (("by", by), ("within", within)) if value is not None]
-    return (CROSSED[given[0]] if given else "score",)
+    asked = ((KINSHIP, kinship), (BY, by), (WITHIN, within))
+    given = [test_about(argument) for argument, value in asked if value is not None]
+    return (given[0] if given else "score",)
 
 
 def check_tests(
@@ -140,19 +144,17 @@ def check_tests(
     ------
     CTMMError
     """
-    given = None if crossing is None else "within" if crossing.kind == "within" else "by"
-    for argument, name in CROSSED.items():
-        if name in tests and argument != given:
-            raise CTMMError(
-                f"test {name!r} is of fits with {argument}=: name the column, {argument}='...'"
-            )
+    given = None if crossing is None else WITHIN if crossing.kind == WITHIN else BY
+    there = {given, KINSHIP if kinship else None}
+    for name, row in tests.items():
+        for argument in row.needs.intersection(ARGUMENTS) - there:
+            fix = "give one" if argument == KINSHIP else f"name the column, {argument}='...'"
+            raise CTMMError(f"test {name!r} is of fits with {argument}=: {fix}")
     if given is not None and "score" in tests:
         raise CTMMError(
             f"test 'score' of V = 0 knows no groups or conditions ({given}=): ask for "
-            f"{CROSSED[given]!r}, or scan each by itself"
+            f"{test_about(given)!r}, or scan each by itself"
         )
-    if HERITABILITY in tests and not kinship:
-        raise CTMMError(f"test {HERITABILITY!r} is of fits with kinship=: give one")
     if kinship and "score" in tests:
         raise CTMMError(
             f"test 'score' of V = 0 takes donors as unrelated: ask for {HERITABILITY!r}, or scan "

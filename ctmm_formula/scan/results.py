@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import choose, whole_number
+from ..arguments import ScanPicture, choose, whole_number
 from ..cells.scale import TOO_FEW, scale_notes
 from ..cells.tables import UNSEEN
 from ..design.labelled import means_note
@@ -28,6 +28,9 @@ from .columns import LOG, OF_WINDOW, Block, Layout, term
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
 """Suffix of an adjusted column -> method of statsmodels' multipletests."""
@@ -282,6 +285,12 @@ class Scan:
         columns = ["tested", "smallest", "p<0.05", *ADJUSTMENTS]
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("test")
 
+    @overload
+    def plot(self, kind: Literal["volcano"], /, **options: Any) -> Axes | np.ndarray: ...
+
+    @overload
+    def plot(self, kind: ScanPicture = "variances", /, **options: Any) -> Axes: ...
+
     def plot(self, kind: str = "variances", /, **options: Any) -> Any:
         """Draw the scan; the pictures are the functions of :mod:`ctmm_formula.plots`.
 
@@ -302,7 +311,9 @@ class Scan:
 
         return OF_A_SCAN[choose("kind", kind, OF_A_SCAN)][0](self, **options)
 
-    def plot_data(self, kind: str = "variances", /, **options: Any) -> pd.DataFrame:
+    def plot_data(
+        self, kind: ScanPicture | Literal["volcano"] = "variances", /, **options: Any
+    ) -> pd.DataFrame:
         """Return the numbers that :meth:`plot` draws."""
         from ..plots.scans import OF_A_SCAN
 

@@ -1,0 +1,118 @@
+"""Likelihoods of related donors against dense algebra and goldens of another author and metafor."""
+
+import json
+
+import dense
+import numpy as np
+import pytest
+from conftest import SHARED, quick_first
+from test_he import close, make
+from test_kinship import GOLDENS, KERNELS, golden_model, golden_set, related
+
+from ctmm_formula.engine import related_likelihood
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
+
+
+def point(model, negative=False):
+    """A point inside the domain."""
+    theta = np.random.default_rng(0).uniform(0.1, 0.6, model.n_components)
+    if negative:
+        for term, at in zip(model.kinship, model.kinship_slices, strict=True):
+            theta[at.stop - 1] = -0.03 / np.linalg.norm(term.kernel.whole, 2)
+    return theta
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("kernels", quick_first(KERNELS, 2))
+@pytest.mark.parametrize("random", quick_first(["batch", "none", "crossed", "celltype-specific"]))
+def test_value_score_and_information(kernels, random, method, negative):
+    model = related(make("ctp", "free", random, True), KERNELS[kernels](30))
+    theta = point(model, negative)
+    at = related_likelihood.evaluate(model, theta, method == "reml")
+    assert at.llf == pytest.approx(dense.llf(model, theta, method), abs=1e-8)
+    close(at.score, dense.score(model, theta, method), 1e-8)
+    close(at.average, dense.average_information(model, theta), 1e-8)
+
+
+@pytest.mark.parametrize("structure", ["full", "iid", "hom"])
+def test_structures(structure):
+    model = related(make("ctp", "iid", "batch", True), KERNELS["both"](30), structure)
+    theta = point(model)
+    if structure == "full":
+        theta[3:] = [*(full := [0.5, 0.2, 0.4, 0.1, 0.05, 0.6]), *full]
+    at = related_likelihood.evaluate(model, theta, True)
+    assert at.llf == pytest.approx(dense.llf(model, theta, "reml"), abs=1e-8)
+    close(at.score, dense.score(model, theta, "reml"), 1e-8)
+
+
+def test_of_donors_left_out():
+    model = related(make(missing=True), KERNELS["both"](30)).without([3, 8])
+    theta = point(model)
+    at = related_likelihood.evaluate(model, theta, True)
+    assert at.llf == pytest.approx(dense.llf(model, theta, "reml"), abs=1e-8)
+    close(at.score, dense.score(model, theta, "reml"), 1e-8)
+
+
+def test_outside():
+    model = related(make(), KERNELS["family"](30))
+    theta = point(model)
+    for k in (0, -1):
+        far = theta.copy()
+        far[k] = -5.0
+        assert dense.llf(model, far, "reml") == -np.inf
+        assert related_likelihood.evaluate(model, far, True) is None
+
+
+@pytest.mark.parametrize("structure", ["hom", "free"])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_goldens(name, structure):
+    data, K, python, _ = golden_set(name)
+    model = golden_model(data, K, structure)
+    k = len(model.basis)
+    order = np.r_[k : 2 * k, :k]  # genetic components first there
+    for known in python[structure]["at_points"]:
+        theta = np.array(known["theta"])[np.argsort(order)]
+        at = related_likelihood.evaluate(model, theta, True)
+        assert at.llf == pytest.approx(known["llf"], abs=1e-7)
+        close(at.score[order], known["score"], 1e-8)
+        close(at.average[np.ix_(order, order)], known["average_information"], 1e-8)
+    metafor = json.loads((SHARED / f"golden/kinship/{name}_metafor.json").read_text())[structure]
+    for bounds, key in (("nonnegative", "reml_nonnegative"), ("noise", "reml_unbounded")):
+        known = python[structure][key]
+        found = estimate(model, "reml", Domain(bounds))
+        assert found.convergence.converged, found.convergence
+        for theirs in (known, metafor) if bounds == "nonnegative" else (known,):
+            assert found.llf == pytest.approx(theirs["llf"], abs=1e-6)
+            close(found.theta[order], theirs["theta"], 1e-5)
+            if "beta" in theirs:
+                close(found.beta, theirs["beta"], 1e-5)
+                close(np.sqrt(np.diag(found.cov_beta)), theirs["se_beta"], 1e-5)
+
+
+BOUNDS = ["nonnegative", "psd", "noise"]
+
+
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("structure", quick_first(["free", "full", "hom"]))
+def test_nothing_in_the_domain_is_better(structure, bounds, method):
+    """By the same likelihood in dense algebra: stationary, or no way up that stays inside."""
+    base = make("ctp", "free", "batch", missing=True, n_donors=40)
+    model = related(base, KERNELS["family"](40), structure)
+    found = estimate(model, method, Domain(bounds))
+    assert found.convergence.converged, found.convergence
+    assert found.llf == pytest.approx(dense.llf(model, found.theta, method), abs=1e-7)
+    score, size = dense.score(model, found.theta, method), np.abs(found.theta).max()
+    if not found.convergence.boundary:
+        step = np.linalg.solve(dense.average_information(model, found.theta), score)
+        assert np.abs(step).max() < 1e-4 * size
+    walls = related_likelihood._Walls(model, Domain(bounds))
+    rng = np.random.default_rng(1)
+    for spread in (1e-3, 1e-2, 0.1):
+        for _ in range(40):
+            near = found.theta + spread * size * rng.normal(size=len(found.theta))
+            near = np.maximum(near, walls.lower)
+            if walls(near)[0] > -np.inf:
+                assert dense.llf(model, near, method) <= found.llf + 1e-5
