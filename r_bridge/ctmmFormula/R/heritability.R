@@ -7,8 +7,8 @@
 #' of donors without expression.
 #'
 #' @details
-#' The noise of cells and random effects are in no denominator. Estimates are moments, unbounded; standard
-#' errors are by the delta method from the jackknife over donors, intervals by Fieller, \code{NaN} with a
+#' The noise of cells and random effects are in no denominator. By default estimates are moments, unbounded;
+#' standard errors are by the delta method from the jackknife over donors, intervals by Fieller, \code{NaN} with a
 #' \code{note} where the variance between donors is not clearly positive. They are those of other donors of
 #' this population, in whom variants have the effects that they have here.
 #'
