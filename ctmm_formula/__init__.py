@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .datasets import load_example as load_example
     from .datasets import load_genes as load_genes
     from .datasets import load_truth as load_truth
+    from .design.genotypes import Genotypes as Genotypes
     from .design.kinship import read_kinship as read_kinship
     from .errors import BoundaryWarning as BoundaryWarning
     from .errors import ConvergenceError as ConvergenceError
@@ -61,6 +62,7 @@ _HOME = {
     "ConvergenceError": "errors",
     "DataError": "errors",
     "FormulaError": "errors",
+    "Genotypes": "design.genotypes",
     "Scan": "scan.results",
     "anova": "api",
     "banded": "structures",

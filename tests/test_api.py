@@ -407,8 +407,8 @@ def test_anova_refuses(fits, table):
 def test_public_names():
     assert sorted(ctmm.__all__) == [
         "BoundaryWarning", "CTMMError", "CTMMResults", "CTMMWarning", "ConvergenceError",
-        "DataError", "FormulaError", "Scan", "__version__", "anova", "banded", "errors",
-        "evaluate_imputation", "filter_genes", "fit", "fit_genes", "from_ctmm", "impute",
+        "DataError", "FormulaError", "Genotypes", "Scan", "__version__", "anova", "banded",
+        "errors", "evaluate_imputation", "filter_genes", "fit", "fit_genes", "from_ctmm", "impute",
         "load_example", "load_genes", "load_truth", "overall", "plots", "power",
         "principal_components", "pseudobulk", "r", "read_kinship", "read_scan", "scan_donors",
         "show_versions", "simulate", "simulate_pseudobulk", "standardize", "to_frame",

@@ -19,7 +19,8 @@ LAYERS = [
     "calls", "transcriptome", "received", "codec",
     "planning",
     # scan/
-    "genes", "job", "results", "store", "worker", "patterns", "plan", "responses", "columns",
+    "genes", "job", "results", "store", "worker", "patterns", "plan", "windows", "responses",
+    "columns",
     "api",
     # results/
     "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
@@ -31,21 +32,20 @@ LAYERS = [
     "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
     "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
     "stacks", "authors_tables",
+    "datasets", "simulate",
     # design/
-    "identified", "grids", "labelled", "kinship", "arrays", "crossings", "prepare", "matrix",
-    "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
-    "datasets",
+    "identified", "grids", "labelled", "kinship", "genotypes", "arrays", "crossings", "prepare",
+    "matrix", "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
     "group_score", "genetic_score", "directions", "score", "score_law", "tails",
-    "simulate",
     # engine/
     "draws", "plain", "profile", "estimators", "related_likelihood", "related_moments", "blup",
     "left_out_scores", "variation",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
-    "symmetric", "kernels", "lanes", "options", "model", "noise", "relatedness", "estimate",
+    "kernels", "lanes", "symmetric", "options", "model", "noise", "relatedness", "estimate",
     "structures", "distributions", "blas", "progress", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
@@ -61,6 +61,7 @@ COMPLETION = {"fill", "softimpute", "mvn", "holes", "stacks"}
 TABLE_LIBRARIES = {"pandas", "patsy", "formulaic", "anndata", "scanpy"}
 # Nobody who only imports the package pays for these.
 LATE = {"numba", "rpy2", "matplotlib", "seaborn", "scanpy", "anndata", "formulaic", "dask", "ray"}
+LATE |= {"bed_reader", "pgenlib"}
 
 # Folders whose files are one layer.
 WHOLE = {"datasets", "simulate"}

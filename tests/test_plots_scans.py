@@ -58,6 +58,26 @@ def everything(scan):
 
 
 @pytest.fixture(scope="module")
+def related():
+    """A scan of genes with windows of their own, beside a kinship."""
+    G = ctmm.simulate.simulate_genotypes(80, 300, family=2, rng=1)
+    own = ctmm.simulate.Heredity(G, cis=0.4, cis_specific=0.3, window=50_000)
+    genes = ctmm.simulate.simulate_genes(6, 80, 3, sigma2=0.1, heredity=own, rng=2)
+    return ctmm.fit_genes(
+        "~ C(celltype)", data=genes, structure="iid", genetic_structure="full", genotypes=G,
+        window=50_000, positions=genes.positions, kinship={"trans": G.kinship()},
+        tests=["heritability", "jackknife"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scan_of(everything, related):
+    """A scan that has a picture."""
+    genetic = ("heritability", "genetic_correlations")
+    return {kind: related if kind in genetic else everything for kind in OF_A_SCAN}
+
+
+@pytest.fixture(scope="module")
 def many():
     """Fourteen cell types with long names and known correlations, as a scan holds them."""
     rng = np.random.default_rng(14)
@@ -542,11 +562,11 @@ def test_a_scan_without_effects_says_what_to_ask(many, two_tests):
 # all of them
 
 
-def test_methods_are_the_functions(everything):
+def test_methods_are_the_functions(everything, scan_of):
     for kind, (draw, data) in OF_A_SCAN.items():
-        ax = small()
-        assert everything.plot(kind, ax=ax) is ax
-        pd.testing.assert_frame_equal(everything.plot_data(kind), data(everything))
+        ax, own = small(), scan_of[kind]
+        assert own.plot(kind, ax=ax) is ax
+        pd.testing.assert_frame_equal(own.plot_data(kind), data(own))
         name = draw.__name__
         assert draw is getattr(plots, name) and data is getattr(plots, f"{name}_data")
     with pytest.raises(ctmm.CTMMError, match="unknown kind 'vulcano'"):
@@ -555,9 +575,35 @@ def test_methods_are_the_functions(everything):
         plots.variances(everything.table)
 
 
-def test_what_is_no_axes_is_refused(everything, rates):
+def test_heritabilities_and_genetic_correlations_are_those_of_the_scan(related, everything):
+    table = plots.heritability_data(related)
+    assert list(table["kinship"].unique()) == ["cis", "trans"]
+    one = table[(table["kinship"] == "trans") & (table["part"] == "total")].set_index("gene")
+    known = related.table.set_index("gene")
+    np.testing.assert_array_equal(one["h2"], known["h2[trans:total]"])
+    np.testing.assert_array_equal(one["std_error"], known["se_h2[trans:total]"])
+    ax = plots.heritability(related, kinship="trans")
+    assert [t.get_text() for t in ax.get_xticklabels()][:3] == ["shared", "specific", "total"]
+    with pytest.raises(ctmm.CTMMError, match="kinship"):
+        plots.heritability(related, kinship="gene")
+    # every gene's covariance over its variance between donors, then their mean
+    theta = related.vcomp
+    of = [f"cis:V[{name}]" for name in related.layout.celltypes]
+    trans = [name.replace("cis", "trans") for name in of]
+    size = theta["hom"] + theta["V"] + (theta[of].mean(axis=1) + theta[trans].mean(axis=1))
+    mean = theta.div(size, axis=0)[size > 0].mean()
+    r = mean["cis:V[T2,T1]"] / np.sqrt(mean[of[0]] * mean[of[1]])
+    found = plots.genetic_correlations_data(related)
+    assert found["correlation"].iloc[0] == pytest.approx(np.clip(r, -1, 1), nan_ok=True)
+    assert found[["kinship", "first", "second"]].iloc[0].tolist() == ["cis", "T1", "T2"]
+    for draw in (plots.heritability, plots.genetic_correlations):
+        with pytest.raises(ctmm.CTMMError, match="kinship"):
+            draw(everything)
+
+
+def test_what_is_no_axes_is_refused(scan_of, rates):
     """A figure or several axes, as plt.subplots returns them, in place of one."""
-    draws = [partial(everything.plot, kind) for kind in OF_A_SCAN]
+    draws = [partial(scan_of[kind].plot, kind) for kind in OF_A_SCAN]
     for draw in (*draws, lambda ax: plots.power_curves(rates, ax=ax)):
         for wrong in (Figure(), Figure().subplots(1, 2), "ax"):
             kind = type(wrong).__name__
@@ -565,13 +611,13 @@ def test_what_is_no_axes_is_refused(everything, rates):
                 draw(ax=wrong)
 
 
-def test_nothing_is_shown_written_or_set(everything, many, two_tests, rates, tmp_path, monkeypatch):
+def test_nothing_is_shown_written_or_set(scan_of, many, two_tests, rates, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: pytest.fail("written"))
     before, figures = dict(matplotlib.rcParams), plt.get_fignums()
     for kind in OF_A_SCAN:
-        everything.plot(kind)
+        scan_of[kind].plot(kind)
     plots.correlations(many)
     plots.differentiation(two_tests, y="score")
     plots.power_curves(rates)

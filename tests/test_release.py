@@ -30,7 +30,9 @@ def test_links_of_the_readme_are_absolute_where_it_stands_alone():
     )
 
 
-@pytest.mark.parametrize("extra", ["anndata", "plots", "formulaic", "parallel", "scan", "r"])
+@pytest.mark.parametrize(
+    "extra", ["anndata", "plots", "formulaic", "parallel", "scan", "genotypes", "r"]
+)
 def test_extras_hold_what_is_imported(extra):
     imported = set()
     for path in (ROOT / "ctmm_formula").rglob("*.py"):
@@ -44,7 +46,7 @@ def test_extras_hold_what_is_imported(extra):
             ):
                 imported.add(str(node.args[0].value).partition(".")[0])  # import_module("...")
     for needed in PROJECT["project"]["optional-dependencies"][extra]:
-        name = re.match(r"[\w-]+", needed)[0]
+        name = re.match(r"[\w-]+", needed)[0].replace("-", "_")
         assert name in imported | {"dask"}, needed
 
 

@@ -4,16 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ctmm_formula as ctmm
 from ctmm_formula.engine.draws import draw
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.simulate import (
+    CountCells,
+    Heredity,
     beta_error,
     cell_error,
     log_uniform_cells,
     negative_binomial_cells,
     simulate_cells,
     simulate_genes,
+    simulate_genotypes,
     simulate_pseudobulk,
 )
 
@@ -344,3 +348,104 @@ def test_ten_cell_types_sort_as_they_are_numbered():
     names = simulate_pseudobulk(2, 10, n_pcs=0, rng=1).ctp["celltype"].unique().tolist()
     assert names == sorted(names)
     assert names[-1] == "T10"
+
+
+# ---------------------------------------------------------------------------------------------
+# genotypes
+
+
+def test_genotypes_have_frequencies_and_blocks():
+    G = simulate_genotypes(1000, 200, block=10, ld=0.95, missing=0.02, rng=1).frame()
+    values = G.to_numpy()
+    assert np.isnan(values).mean() == pytest.approx(0.02, abs=0.003)
+    p = np.nanmean(values, axis=0) / 2
+    assert p.min() > 0.03 and p.max() < 0.55
+    # of unrelated donors in Hardy-Weinberg proportions
+    np.testing.assert_allclose(np.nanvar(values, axis=0), 2 * p * (1 - p), rtol=0.2)
+    r = np.corrcoef(np.where(np.isnan(values), np.nanmean(values, axis=0), values).T)
+    inside = np.arange(200)[:, None] // 10 == np.arange(200) // 10
+    assert np.square(r[np.triu(inside, 1)]).mean() > 0.2
+    assert np.square(r[~inside]).mean() < 0.002
+
+
+def test_families_and_populations_are_in_the_kinship():
+    K = simulate_genotypes(120, 3000, family=3, block=5, rng=2).kinship().to_numpy()
+    sibs = np.arange(120)[:, None] // 3 == np.arange(120) // 3
+    off = ~np.eye(120, dtype=bool)
+    assert K[sibs & off].mean() == pytest.approx(0.5, abs=0.02)  # of full sibs
+    assert abs(K[~sibs].mean()) < 0.02
+    K = simulate_genotypes(90, 3000, populations=3, fst=0.1, block=1, rng=3).kinship().to_numpy()
+    same = np.arange(90)[:, None] // 30 == np.arange(90) // 30
+    off = ~np.eye(90, dtype=bool)
+    assert K[same & off].mean() - K[~same].mean() == pytest.approx(2 * 0.1, abs=0.04)
+
+
+@pytest.mark.slow
+def test_genetic_values_have_the_variances_of_their_kinships():
+    G = simulate_genotypes(300, 1500, family=3, rng=4)
+    own = Heredity(G, cis=0.3, cis_specific=(0.2, 0.0), polygenic=0.4, polygenic_specific=0.1,
+                   window=100_000)  # fmt: skip
+    genes = simulate_genes(
+        400, 300, ["T", "B"], sigma2=0.2, V=0.0, cell_variance=1e-6, heredity=own, n_pcs=0, rng=5
+    )
+    wide = genes.expr.to_numpy().reshape(300, 2, 400)
+    between = wide.var(axis=0, ddof=1).mean(axis=1)
+    np.testing.assert_allclose(between, [0.2 + 0.3 + 0.2 + 0.5, 0.2 + 0.3 + 0.5], rtol=0.05)
+    difference = (wide[:, 0] - wide[:, 1]).var(axis=0, ddof=1).mean()
+    assert difference == pytest.approx(0.2 + 0.1 + 0.1, rel=0.07)
+    # sibs share half of what is genetic, and of no variant nothing
+    pairs = wide.reshape(100, 3, 2, 400)
+    sibs = (pairs[:, 0, 1] * pairs[:, 1, 1]).mean()
+    assert sibs == pytest.approx(0.5 * (0.3 + 0.5), abs=0.05)
+    assert genes.truth[["cis:hom", "cis:V[T]", "trans:V[B]"]].tolist() == [0.3, 0.2, 0.1]
+
+
+def test_genes_come_with_genotypes_and_places():
+    G = simulate_genotypes(60, 400, rng=6)
+    own = Heredity(G, cis=1.0, window=50_000)
+    for counts in (None, CountCells(mean=2.0)):
+        genes = simulate_genes(4, 60, ["T", "B"], heredity=own, counts=counts, cells=40, rng=7)
+        scan = ctmm.fit_genes(
+            "~ C(celltype)", data=genes, structure="hom", genotypes=genes.genotypes,
+            window=50_000, positions=genes.positions,
+        )  # fmt: skip
+        assert (scan.table["p_heritability"] < 0.05).sum() >= 2
+        assert (scan.table["n_snps"] > 5).all()
+    again = simulate_genes(4, 60, ["T", "B"], heredity=own, counts=counts, cells=40, rng=7)
+    pd.testing.assert_frame_equal(again.expr, genes.expr)
+    none = simulate_genes(2, 60, ["T", "B"], rng=7)
+    same = simulate_genes(2, 60, ["T", "B"], heredity=Heredity(G), rng=7)
+    assert none.genotypes is None and same.truth["cis:hom"] == 0.0
+    stratified = Heredity(G, stratified=3.0)
+    genes = simulate_genes(50, 60, 2, sigma2=0.0, cell_variance=1e-6, heredity=stratified, rng=8)
+    assert genes.expr.var().mean() == pytest.approx(3.0, rel=0.5)
+    assert genes.overall().positions is genes.positions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genotypes": 3}, "are those of simulate_genotypes"),
+        ({"cis": -1.0}, "cis="),
+        ({"cis_specific": (1.0, 2.0, 3.0)}, "cis_specific must have shape"),
+        ({"polygenic_specific": -0.1}, "polygenic_specific is a variance"),
+        ({"causal": 0}, "causal"),
+        ({"genotypes": simulate_genotypes(4, 10, rng=1)}, "no row for 56 of 60 donors"),
+    ],
+)
+def test_what_no_heredity_is(change, message):
+    own = Heredity(simulate_genotypes(60, 20, rng=1), cis=0.1)._replace(**change)
+    with pytest.raises(ctmm.CTMMError, match=message):
+        simulate_genes(2, 60, 2, heredity=own, rng=1)
+    with pytest.raises(ctmm.CTMMError, match=r"must be a simulate\.Heredity"):
+        simulate_genes(2, 60, 2, heredity=change, rng=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ld": 1.0}, {"fst": 0.9}, {"missing": 0.9}, {"chromosomes": 0}, {"populations": 99},
+     {"n_variants": 0}, {"block": 0}, {"family": 0}, {"spacing": 0}],
+)  # fmt: skip
+def test_what_no_genotypes_are(change):
+    with pytest.raises(ctmm.CTMMError, match=next(iter(change))):
+        simulate_genotypes(**{"n_donors": 20, "n_variants": 30, "rng": 1, **change})

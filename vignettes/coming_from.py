@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown]
-# # Coming from ctmm, lme4, metafor or dream
+# # Coming from ctmm, lme4, metafor, dream or GCTA
 #
 # What is called what, and the same fit written in each.  The code of lme4 and metafor is run here, in
 # R, on the same data.  That of ctmm (the authors' package) and of dream is shown and not run.
@@ -268,6 +268,45 @@ print(res.vcomp.round(3).to_string())
 # ```
 # :::
 #
+# ### cigma, GCTA, limix: heritability
+#
+# What is genetic in the variance between donors, by whom, and what is taken for granted.  cigma (the
+# authors' follow-up) was run as a black box on complete tables, with the same moments and the same
+# jackknife p values; the others were not run here, and are told of by their manuals.
+#
+# | | cigma 1.1.0 | GCTA | limix | here |
+# |---|---|---|---|---|
+# | cell types | together | one phenotype, or two | traits together, complete data | together, pairs may be missing |
+# | noise of pseudobulk | known, taken off | in the environment: h2 is biased down | in the environment | known, taken off |
+# | kinship | a table, one or two | `--grm`, `--mgrm` | a matrix, rows by position | `kinship=`, any number, by label |
+# | window of a gene | a kinship for each gene of your own making | `--extract` and `--make-grm` for each | of your own making | `genotypes=`, `window=`, `maf=` |
+# | estimate | HE, REML in R | REML, `--HEreg` | REML | HE |
+# | errors | jackknife over donors, without one donor each | information matrix | | exact jackknife in closed form |
+# | is anything genetic? | Wald test of the jackknife: level 0 to .016 at .05 | likelihood ratio | likelihood ratio | score of different donors: [levels and power](measured/heritability_levels) |
+# | covariates, batches | fixed, random | `--qcovar`, `--covar` | fixed | formula, `random=` |
+# | all genes | a loop of your own | a loop of your own | a loop of your own | `fit_genes`, blocks, resume, dask |
+#
+# ::: columns
+# ```sh
+# # GCTA (not run here): one gene, one cell type
+# plink --bfile cohort --chr 1 --from-bp 1 \
+#   --to-bp 1000000 --make-bed --out window
+# gcta64 --bfile window --make-grm --out window
+# gcta64 --reml --grm window --pheno gene1_T.txt \
+#   --qcovar pcs.txt --out gene1_T
+# ```
+#
+# ```python
+# # ctmm_formula: all genes, all cell types
+# scan = ctmm.fit_genes(
+#     "~ C(celltype) + PC1", data=pb,
+#     genotypes=ctmm.Genotypes("cohort.bed"),
+#     window=500_000, maf=.05, positions=table,
+# )
+# scan.top(20, by="heritability")
+# ```
+# :::
+#
 # ## Which to use
 #
 # - Means of conditions in each cell type, many kinds of random effects: dreamlet.  Whether cell types
@@ -275,4 +314,6 @@ print(res.vcomp.round(3).to_string())
 # - Variability between cells: memento.
 # - Any mixed model of one gene with known noise, variances not negative: metafor (few rows) or lme4
 #   as above.
+# - Heritability of one phenotype in very many people: GCTA.  Of expression by cell type, whose
+#   noise is known from the cells: this package.
 # - Variance between donors by cell type, its tests, all genes: this package.

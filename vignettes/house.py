@@ -24,10 +24,10 @@
 # | `ctmm_formula/plots/` | pictures: Axes in, Axes out, and the numbers they draw | fits and tables |
 # | `ctmm_formula/cells/` | cells to pseudobulk, standardisation, imputation | tables and arrays |
 # | `ctmm_formula/r.py` | the bridge to R, for the R package softImpute | tables and arrays |
-# | `ctmm_formula/design/` | formulas (strings), then tables, one mask of missing rows, $X$, blocks | no numerics |
 # | `ctmm_formula/datasets/` | the example data and the script that makes them | |
-# | `ctmm_formula/inference/` | tests, jackknife, bootstrap | arrays only |
 # | `ctmm_formula/simulate/` | data with known truth | arrays and tables |
+# | `ctmm_formula/design/` | formulas (strings), then tables, one mask of missing rows, $X$, blocks | no numerics |
+# | `ctmm_formula/inference/` | tests, jackknife, bootstrap | arrays only |
 # | `ctmm_formula/engine/` | the model as arrays, likelihood, moments, optimiser, compiled loops | arrays only |
 # | `ctmm_formula/structures.py` | covariance structures as lists of basis matrices | arrays only |
 # | `ctmm_formula/distributions.py` | tails of t, F, chi2 and Cauchy | nothing |

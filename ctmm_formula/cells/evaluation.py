@@ -131,7 +131,7 @@ def _hide(observed: np.ndarray, how: str, fraction: float, rng: np.random.Genera
     if how == "random":
         if not 0.0 < real(fraction) <= 0.5:
             raise CTMMError(f"fraction= must be above 0 and at most 0.5, got {shown(fraction)}")
-        hidden = next(split(observed, max(round(1.0 / real(fraction)), 2), rng))
+        hidden = next(split(observed, max(round(min(1.0 / real(fraction), 1e9)), 2), rng))
         # a donor must keep a pair
         return hidden & ~(hidden == observed).all(axis=1, keepdims=True)
     if observed.all():

@@ -1,16 +1,18 @@
 """Kinships: tables and files of how donors are related, matched to donors by label.
 
 A square table, its columns named as its rows, is a kinship K (donors x donors).  Any other, donors
-in its rows, is one of genotypes G: every column is standardised over the donors of the fit, and
-K = G G' / m of the m columns that vary.  What the model does with K is said in
-:mod:`ctmm_formula.engine.relatedness`.
+in its rows, is one of genotypes G, as is what :mod:`ctmm_formula.design.genotypes` reads: every
+column is standardised over the donors of the fit, and K = G G' / m of the m columns that vary.
+What the model does with K is said in :mod:`ctmm_formula.engine.relatedness`.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +24,24 @@ from ..engine.relatedness import Kernel
 from ..errors import DataError
 from ..paths import file_path, said
 from ..structures import Structure
+from .genotypes import Genotypes, Scaled, no_numbers, scale_of, scaled
 from .table import label, listing, near
 
 DEFAULT_NAME = "genetic"
 """Name of a kinship that was given without one."""
 _SYMMETRIC = 1e-5  # of the largest entry, as files round
 _INDEFINITE = 0.01  # of the mean of the diagonal, as missing genotypes make K
+_LARGEST = 1e100  # of an entry: squares of more are no numbers
 _SAME = 0.95  # correlation from which two donors look like one
 _FEW = 0.1  # donors: more that look alike come of a short window
 _SIZES = 1e-50, 1e50  # whose squares are numbers
 _RESERVED = frozenset({"environment", "shared", "specific", "total", "noise", "means", "fixed"})
+
+
+class OfEach(Enum):
+    """What stands for a kinship that there are many of, each in its turn."""
+
+    GENE = "gene"
 
 
 class Kinship(NamedTuple):
@@ -65,7 +75,7 @@ def match_kinship(
 
     Parameters
     ----------
-    given : DataFrame, file name, or dict name -> one of these
+    given : DataFrame, Genotypes, file name, or dict name -> one of these
     donors : sequence of str, length N
     structure : Structure
         Of the genetic effects.
@@ -104,11 +114,16 @@ def match_kinship(
 
 def _kernel(given: object, name: str, donors: Sequence[str]) -> tuple[Kernel, list[str], list[str]]:
     """The kernel of these donors, what to know of it, and what of that is a doubt."""
+    if given is OfEach.GENE:
+        return Kernel(None, np.zeros((len(donors), 1))), [], []
+    if isinstance(given, Genotypes):
+        rows = given.rows_of(donors, f"genotypes {name!r}")
+        return _of_genotypes(given.scaled(rows), name, len(rows))
     values, index, square = _values(given, name)
     at = _rows_of(donors, index, name, given)
     if square:
         return _of_matrix(values[np.ix_(at, at)], name, donors)
-    return _of_genotypes(values[at], name)
+    return _of_genotypes(scaled(values[at]), name, len(at))
 
 
 def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -121,12 +136,22 @@ def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[st
     DataError
         As :func:`match_kinship`.
     """
-    values, index, square = _values(given, name)
-    at = _rows_of(donors, index, name, given)
+    maf = 0.0
+    if isinstance(given, Genotypes):
+        index, values, square, maf = (
+            list(given.donors),
+            given.read().astype(float),
+            False,
+            given.maf,
+        )
+        at = given.rows_of(donors, f"genotypes {name!r}").tolist()
+    else:
+        values, index, square = _values(given, name)
+        at = _rows_of(donors, index, name, given)
     if square:
         return index, values[:, at]
-    scaled = _scale(values[at], name).root(values)
-    return index, scaled @ scaled[at].T
+    root = scale_of(values[at], maf).root(values)
+    return index, root @ root[at].T
 
 
 def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
@@ -134,8 +159,8 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
     table = read_kinship(given) if isinstance(given, (str, PathLike)) else given
     if not isinstance(table, pd.DataFrame):
         raise DataError(
-            f"kinship {name!r} must be a DataFrame with the donors' labels, or the name of a file, "
-            f"got {type(table).__name__}: pd.DataFrame(K, index=donors, columns=donors)"
+            f"kinship {name!r} must be a DataFrame with the donors' labels, the name of a file, or "
+            f"Genotypes, got {type(table).__name__}: pd.DataFrame(K, index=donors, columns=donors)"
         )
     index = _labels(table.index, name, "rows")
     columns = [label(value) for value in table.columns]
@@ -144,7 +169,7 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
         twice = sorted({one for one in columns if columns.count(one) > 1})
         raise DataError(f"kinship {name!r} has several columns {listing(twice)}: give each once")
     if isinstance(table.index, pd.RangeIndex) and not square:
-        text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+        text = no_numbers(table)
         fix = f"set_index({text[0]!r})" if text else "pd.DataFrame(K, index=donors, columns=donors)"
         raise DataError(f"kinship {name!r} has no labels of donors, its rows are numbered: {fix}")
     if not square and len(columns) == len(index):
@@ -158,7 +183,7 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             f"kinship {name!r} has columns for donors that have no row, or the other way "
             f"round: {listing(sorted(set(columns) ^ set(index)))}"
         )
-    text = [str(c) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c].dtype)]
+    text = no_numbers(table)
     if text:
         raise DataError(
             f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
@@ -217,6 +242,9 @@ def _of_matrix(
     K: np.ndarray, name: str, donors: Sequence[str]
 ) -> tuple[Kernel, list[str], list[str]]:
     """The checks of a matrix of the donors in the fit."""
+    largest = float(np.abs(K).max(initial=0.0))
+    if largest > _LARGEST:
+        raise DataError(f"kinship {name!r} has entries up to {largest:.3g}: rescale it")
     away = np.abs(K - K.T)
     if away.max(initial=0.0) > _SYMMETRIC * np.abs(K).max(initial=0.0):
         i, j = np.unravel_index(int(away.argmax()), away.shape)
@@ -275,42 +303,15 @@ def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
     ]
 
 
-class _Scale(NamedTuple):
-    """How genotypes are standardised: means and deviations of the columns that vary."""
-
-    kept: np.ndarray
-    mean: np.ndarray
-    sd: np.ndarray
-
-    def root(self, G: np.ndarray) -> np.ndarray:
-        """Standardised genotypes over the root of their number; what is missing is the mean."""
-        own = G[:, self.kept]
-        own = np.where(np.isnan(own), 0.0, own - self.mean)
-        return own / self.sd / math.sqrt(own.shape[1])
-
-
-def _scale(G: np.ndarray, name: str) -> _Scale:
-    """Means and deviations of the genotypes of these donors."""
-    missing = np.isnan(G)
-    mean = np.where(missing, 0.0, G).sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)
-    sd = np.where(missing, 0.0, G - mean).std(axis=0)
-    kept = np.flatnonzero(sd > 1e-8 * np.maximum(np.abs(mean), 1e-300))
-    if not len(kept):
+def _of_genotypes(found: Scaled, name: str, N: int) -> tuple[Kernel, list[str], list[str]]:
+    """The kernel of standardised genotypes of N donors."""
+    if not found.root.shape[1]:
+        rare = f", or are rarer than maf= ({found.rare})" if found.rare else ""
         raise DataError(
-            f"genotypes {name!r} do not vary between these {len(G)} donors: no column is left"
+            f"genotypes {name!r} do not vary between these {N} donors{rare}: no column is left"
         )
-    return _Scale(kept, mean[kept], sd[kept])
-
-
-def _of_genotypes(G: np.ndarray, name: str) -> tuple[Kernel, list[str], list[str]]:
-    """G G'/m of standardised columns."""
-    scale, missing = _scale(G, name), int(np.isnan(G).sum())
-    left_out = G.shape[1] - len(scale.kept)
-    note = f"kinship {name!r}: G G'/m of {len(scale.kept)} columns of genotypes, standardised"
-    note += f"; {left_out} that do not vary are left out" if left_out else ""
-    note += f"; {missing} missing genotypes are the mean of their column" if missing else ""
-    kernel = Kernel(None, scale.root(G))
-    return kernel, [note], _next_to_identity(kernel, name)
+    kernel = Kernel(None, found.root)
+    return kernel, [f"kinship {name!r}: {found.said}"], _next_to_identity(kernel, name)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -348,6 +349,8 @@ def read_kinship(path: object) -> pd.DataFrame:
     """
     file = file_path("kinship=", path)
     ending = next((e for e in _READERS if file.name.endswith(e)), None)
+    if file.suffix in (".bed", ".pgen"):
+        raise DataError(f"{str(file)!r} holds genotypes: Genotypes({str(file)!r})")
     if ending is None:
         ending = next((e for e in _READERS if file.with_name(file.name + e).exists()), None)
         if ending is None:
@@ -360,7 +363,9 @@ def read_kinship(path: object) -> pd.DataFrame:
         raise DataError(f"there is no file {str(file)!r}")
     try:
         return _READERS[ending](file)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{str(file)!r} could not be read as a kinship ({said(error)})") from None
 
 

@@ -467,11 +467,17 @@ def build_design(
     names = arrays.design_names(coding, seen.celltypes if roles.proportions else ())
     one_mean = roles.celltype is not None and roles.celltype not in roles.fixed
     design = assemble(spec, ready, seen, y, X, names, engine, coding, one_mean=one_mean)
-    return design if kinship is None else _related(design, kinship, genetic_structure)
+    return design if kinship is None else related(design, kinship, genetic_structure)
 
 
-def _related(design: Design, kinship: object, structure: object) -> Design:
-    """The design with a kinship of its donors."""
+def related(design: Design, kinship: object, structure: object) -> Design:
+    """The design with a kinship of its donors, and its structure between cell types.
+
+    Raises
+    ------
+    DataError
+        It is no kinship of these donors, or the design is of another kind.
+    """
     if design.kind != "ctp" or design.crossing is not None:
         what = "by= or within=" if design.kind == "ctp" else "proportions="
         raise DataError(f"kinship= is for one row per donor and cell type, without {what}")

@@ -9,7 +9,7 @@ Order of all parameters: fixed effects b (p), then variance components theta (K)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -142,8 +142,8 @@ class Fit:
         What its score test shares with those of other responses, where it is at hand.
     group_design : GroupDesign or ResponseDesign, optional
         The same of the tests of groups or of responses.
-    genetic_design : GeneticDesign, optional
-        The same of the tests of heritability.
+    genetic_designs : sequence of GeneticDesign, optional
+        The same of the tests of heritability, for every kinship.
     """
 
     model: Model
@@ -154,7 +154,7 @@ class Fit:
     weighed: RobustFit | None = field(default=None, repr=False)
     score_design: ScoreDesign | None = field(default=None, repr=False)
     group_design: GroupDesign | ResponseDesign | None = field(default=None, repr=False)
-    genetic_design: GeneticDesign | None = field(default=None, repr=False)
+    genetic_designs: Sequence[GeneticDesign] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"<Fit: {self.structure.name}, {self.model!r}, {self.estimate!r}>"

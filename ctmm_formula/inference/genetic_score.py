@@ -25,7 +25,7 @@ cell type by itself ("is expression in this type heritable?") is the test of its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ from .tails import mixture, tail
 
 WHOLE = 1500
 """Donors times directions up to which the law has all eigenvalues."""
+_MANY, _DIRECTIONS = 300, 60  # donors from which a law takes only so many eigenvalues
 _RIDGE = 1e-10  # of the largest entry: the eigenvalues of K0 M move as little
 _NOTHING = 1e-9  # of a column's size: what a projection leaves of it is rounding
 
@@ -78,6 +79,7 @@ class Related:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self._spectra: dict[bytes, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.kernel)
@@ -89,7 +91,9 @@ class Related:
     @cached_property
     def K0(self) -> np.ndarray:
         """The matrix, (N, N)."""
-        return self.kernel.whole - np.diag(self.kernel.diagonal)
+        out = self.kernel.whole.copy()
+        np.fill_diagonal(out, 0.0)
+        return out
 
     @cached_property
     def mean_square(self) -> float:
@@ -101,10 +105,68 @@ class Related:
         """Entries squared, (N, N)."""
         return np.square(self.K0)
 
+    def spectrum(self, donors: np.ndarray) -> np.ndarray:
+        """Eigenvalues of these donors (in order), kept for the next that asks.
+
+        Of many donors and genotypes the largest, and two others that all have the sum, the sum of
+        squares and the skewness with.
+        """
+        key = donors.tobytes()
+        if key not in self._spectra:
+            many = self.kernel.root is not None and len(donors) > _MANY
+            found = self._largest(donors) if many else np.linalg.eigvalsh(self.of(donors))
+            self._spectra[key] = found
+        return self._spectra[key]
+
+    def _largest(self, donors: np.ndarray) -> np.ndarray:
+        """The same by Rayleigh quotients of the leading directions of K."""
+        leading, skew = self._leading
+        lengths = np.sqrt(np.square(leading).sum(axis=0))
+        own, diagonal = leading[donors], self.kernel.diagonal
+        size, axes = np.linalg.eigh(own.T @ own)
+        size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
+        vectors = (own @ axes) / np.sqrt(size)
+        # what is not leading has its mean where a part of the donors sees it
+        inside = np.square((own / lengths).T @ vectors).sum(axis=0)
+        left = (diagonal.sum() - np.square(lengths).sum()) / (len(leading) - len(lengths))
+        top = size + (1.0 - inside) * left - diagonal[donors] @ np.square(vectors)
+        there = np.zeros(len(self.K0))
+        there[donors] = 1.0
+        count = len(donors) - len(top)
+        mean = -float(top.sum()) / count
+        square = float(there @ (self.square @ there)) - float(top @ top)
+        spread = math.sqrt(max(square / count - mean**2, 0.0))
+        high = 0.5 * (skew + math.hypot(skew, 2.0))
+        some = min(max(round(count / (1.0 + high**2)), 1), count - 1)
+        ratio = math.sqrt((count - some) / some)
+        rest = np.full(count, mean - spread / ratio)
+        rest[:some] = mean + spread * ratio
+        return np.concatenate([top, rest])
+
     @cached_property
-    def spectrum(self) -> np.ndarray:
-        """Eigenvalues, (N,)."""
-        return np.linalg.eigvalsh(self.K0)
+    def _leading(self) -> tuple[np.ndarray, float]:
+        """B (N, r), B B' next to K in its leading directions; skewness of other eigenvalues."""
+        K = self.kernel
+        probes = np.random.default_rng(0).standard_normal((len(self.K0), _DIRECTIONS))
+        Q = K.times(probes)
+        for _ in range(2):
+            Q = K.times(np.linalg.qr(Q)[0])
+        Q = np.linalg.qr(Q)[0]
+        size, axes = np.linalg.eigh(Q.T @ K.times(Q))
+        left = probes - Q @ (Q.T @ probes)
+        once = self.K0 @ left
+        once -= Q @ (Q.T @ once)
+        sums = [float((a * b).sum()) for a, b in ((left, left), (left, once), (once, once))]
+        cube = float((once * (self.K0 @ once)).sum())
+        mean, square, cube = sums[1] / sums[0], sums[2] / sums[0], cube / sums[0]
+        spread = math.sqrt(max(square - mean**2, 1e-300))
+        skew = (cube - 3.0 * mean * square + 2.0 * mean**3) / spread**3
+        there = size > _NOTHING * size[-1]
+        return (Q @ axes[:, there]) * np.sqrt(size[there]), skew
+
+    def of(self, donors: np.ndarray) -> np.ndarray:
+        """K0 of these donors (in order)."""
+        return self.K0 if len(donors) == len(self.K0) else self.K0[np.ix_(donors, donors)]
 
 
 class NullDesign(NamedTuple):
@@ -115,20 +177,11 @@ class NullDesign(NamedTuple):
 
 
 class OfType(NamedTuple):
-    """The rows of one cell type: in the model's order, their null, and how their donors relate.
-
-    donors is None where these are all of them, in order.
-    """
+    """The rows of one cell type: in the model's order, their null, and their donors."""
 
     rows: np.ndarray
     null: NullDesign
-    donors: np.ndarray | None
-    related: Related
-
-    def of(self, kernel: Kernel, related: Related) -> OfType:
-        """The same with another kernel between the model's donors."""
-        own = related if self.donors is None else Related(kernel.of(self.donors))
-        return self._replace(related=own)
+    donors: np.ndarray
 
 
 class GeneticDesign(NamedTuple):
@@ -146,9 +199,7 @@ class GeneticDesign(NamedTuple):
 
     def with_kernel(self, kernel: Kernel) -> GeneticDesign:
         """The same design with another kernel: what rests on rows alone is not made again."""
-        related = Related(kernel)
-        types = tuple(own and own.of(kernel, related) for own in self.types)
-        return self._replace(related=related, types=types)
+        return self._replace(related=Related(kernel))
 
 
 def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesign:
@@ -167,9 +218,8 @@ def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesi
     C = model.H.shape[1]
     units = [np.diag(e) for e in np.eye(C)]
     free = np.array([np.ones((C, C)), *units] if C > 1 else [np.ones((1, 1))])
-    related = Related(kernel)
-    types = tuple(_of_type(model, kernel, related, c) for c in range(C))
-    return GeneticDesign(_pooled(model.with_basis(free)), related, types, whole)
+    types = tuple(_of_type(model, c) for c in range(C))
+    return GeneticDesign(_pooled(model.with_basis(free)), Related(kernel), types, whole)
 
 
 def _pooled(model: Model) -> NullDesign:
@@ -198,16 +248,22 @@ def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:
     null = _null_of(design.null, model.y, model.nu)
     own = np.arange(1, C + 1)
     ones = model.H.sum(axis=1, keepdims=True)
-    scores = _Scores(null.P, null, np.hstack([ones, model.H]), design.related, whole)
+    asked = [_Asked(null.P, null, np.hstack([ones, model.H]))]
+    if C > 1:
+        asked.append(_Asked(_within(null.P), null, model.H))
+    alone = [_alone(model, own_type) for own_type in design.types]
+    asked += [one for one in alone if one is not None]
+    scores, *others = scores_of(asked, design.related, whole)
     shared, total = scores.test([0]), scores.test(own)
     by_type = log_cauchy_combination(np.array([scores.test([c]).log for c in own]))
     specific = math.nan
     if C > 1:
-        within = _Scores(_within(null.P), null, model.H, design.related, whole)
+        within, *others = others
         single = log_cauchy_combination(np.array([within.test([c]).log for c in range(C)]))
         specific = log_cauchy_combination(np.array([within.test(range(C)).log, single]))
     every = np.array([shared.log, total.log, by_type])
-    types = tuple(_alone(model, own_type, whole) for own_type in design.types)
+    rest = iter(others)
+    types = tuple(NOT_THERE if one is None else _attempt(next(rest)) for one in alone)
     return GeneticTest(
         log_cauchy_combination(every), shared, specific, types, null.weights,
         scores.fits(len(own)),
@@ -246,54 +302,77 @@ def _within(P: Projection) -> Projection:
     return Projection(P.rows, P.mask, inverse, P.Z, P.g, P.X @ axes[:, left])
 
 
+class _Asked(NamedTuple):
+    """What scores are asked of: P, the null that it is of, and what rows have of directions."""
+
+    P: Projection
+    null: _Null
+    V: np.ndarray
+
+
 class _Scores:
     """Scores of several directions under one P, their means and covariances.
 
+    What takes the kernel, K0 sides and its squares times pairs, is there after :meth:`complete`.
+
     Parameters
     ----------
-    P : Projection; null : _Null
-    V : ndarray, shape (n, R)
-        What rows have of every direction.
+    asked : _Asked
+        P; null; V (n, R), what rows have of every direction.
     related : Related
     whole : bool
         Whether laws may have all eigenvalues.
+
+    Attributes
+    ----------
+    sides : ndarray, shape (N, R + 2 k R)
+        s, then J of every direction.
+    pairs : ndarray, shape (N, R (R + 1) / 2)
+        d of every pair of directions.
     """
 
-    def __init__(
-        self, P: Projection, null: _Null, V: np.ndarray, related: Related, whole: bool
-    ) -> None:
+    def __init__(self, asked: _Asked, related: Related, whole: bool) -> None:
+        P, null, V = asked
         self.related, self.whole = related, whole
         N, R = len(related), V.shape[1]
         e, donor = null.excess[:, None], null.donor
+        self.donors = np.unique(donor)
         r = P.project(null.y[:, None])
         s = _by_donor(V * r, donor, N)
-        self.T = (s * related.times(s)).sum(axis=0)
         DV = np.stack([P.within(column[:, None])[:, 0] for column in V.T], axis=1)
         k, n = P.phi.shape[1], len(V)
         one, two = np.triu_indices(R)
         inner = V[:, one] * DV[:, two] + DV[:, one] * (e * DV)[:, two]
-        d = _by_donor(inner, donor, N)
+        self.pairs = _by_donor(inner, donor, N)
         self.d = np.empty((N, R, R))
-        self.d[:, one, two] = self.d[:, two, one] = d
+        self.d[:, one, two] = self.d[:, two, one] = self.pairs
         sides = V[:, :, None] * P.phi[:, None], DV[:, :, None] * (e * P.phi)[:, None]
         J = _by_donor(np.stack(sides, axis=2).reshape(n, R * 2 * k), donor, N)
         self.J = J.reshape(N, R, 2 * k).transpose(1, 0, 2)
+        self.sides = np.hstack([s, J])
         inside = P.omega @ (P.phi.T @ (e * P.phi)) @ P.omega
         self.B = np.block([[inside - P.omega, -P.omega], [-P.omega, np.zeros((k, k))]])
-        self.KJ = related.times(J).reshape(N, R, 2 * k).transpose(1, 0, 2)
-        cores = [J.T @ KJ @ self.B for J, KJ in zip(self.J, self.KJ, strict=True)]
+
+    def complete(self, K_sides: np.ndarray, square_pairs: np.ndarray) -> None:
+        """T, its mean and covariance, from K0 times the sides and its squares times the pairs."""
+        N, R = self.d.shape[:2]
+        s, Ks = self.sides[:, :R], K_sides[:, :R]
+        self.T = (s * Ks).sum(axis=0)
+        KJ = K_sides[:, R:].reshape(N, R, -1).transpose(1, 0, 2)
+        cores = [J.T @ own @ self.B for J, own in zip(self.J, KJ, strict=True)]
         self.mean = np.array([np.trace(core) for core in cores])
-        KJB = self.KJ @ self.B
+        KJB = KJ @ self.B
         cov = np.zeros((R, R))
+        one, two = np.triu_indices(R)
         for j, (v, u) in enumerate(zip(one, two, strict=True)):
-            cov[v, u] = 2.0 * float(d[:, j] @ (KJB[v] * self.KJ[u]).sum(axis=1))
+            cov[v, u] = 2.0 * float(self.pairs[:, j] @ (KJB[v] * KJ[u]).sum(axis=1))
             cov[v, u] += float((cores[u] * cores[v].T).sum())
-        cov[one, two] += (d * (related.square @ d)).sum(axis=0)
+        cov[one, two] += (self.pairs * square_pairs).sum(axis=0)
         self.cov = 2.0 * (cov + np.triu(cov, 1).T)
 
     def fits(self, count: int) -> bool:
         """Whether the law of a sum of so many directions has all eigenvalues."""
-        return self.whole and count * len(self.related) <= WHOLE
+        return self.whole and count * len(self.donors) <= WHOLE
 
     def test(self, some: Iterable[int]) -> Tested:
         """The sum of some directions."""
@@ -315,26 +394,33 @@ class _Scores:
         """Weights of chi2_1 in the law, up to scale where they are those of the shape."""
         if not self.fits(len(at)):
             mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
-            return np.outer(self.related.spectrum, mean).ravel()
-        N, R = len(self.related), len(at)
-        J = self.J[at].reshape(R * N, -1)
+            return np.outer(self.related.spectrum(self.donors), mean).ravel()
+        N, R = len(self.donors), len(at)
+        J = self.J[at][:, self.donors].reshape(R * N, -1)
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
         i = np.arange(N)
-        M[:, i, :, i] += self.d[:, at[:, None], at]
+        M[:, i, :, i] += self.d[self.donors][:, at[:, None], at]
         M = M.reshape(R * N, R * N)
         i = np.arange(R * N)
         M[i, i] += _RIDGE * float(M[i, i].max())  # singular, as P is
         root = np.linalg.cholesky(M).reshape(R, N, -1)
-        turned = (self.related.K0 @ root).reshape(R * N, -1)
+        turned = (self.related.of(self.donors) @ root).reshape(R * N, -1)
         return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
 
 
 def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
-    """Sums of rows (n, k) by donor, (N, k), each with some; rows of a donor follow each other."""
-    return np.add.reduceat(values, np.searchsorted(donor, np.arange(N)))
+    """Sums of rows (n, k) by donor, (N, k); rows of a donor follow each other."""
+    first = np.flatnonzero(np.diff(donor, prepend=-1))
+    sums = np.add.reduceat(values, first)
+    there = donor[first]
+    if len(there) == N and (np.diff(there) > 0).all():
+        return np.asarray(sums)
+    out = np.zeros((N, values.shape[1]))
+    out[there] = sums
+    return out
 
 
-def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType | None:
+def _of_type(model: Model, c: int) -> OfType | None:
     """The rows of one cell type alone, where there are enough of them."""
     part = rows_of_type(model, c)
     if part is None:
@@ -345,18 +431,37 @@ def _of_type(model: Model, kernel: Kernel, related: Related, c: int) -> OfType |
         model.y[rows], model.nu[rows], part.X, one, part.donor, np.ones((1, 1, 1)), part.random,
         None if model.n_cells is None else model.n_cells[rows],
     )  # fmt: skip
-    known = part.donors[own.donors]
-    same = len(known) == len(kernel) and bool((known == np.arange(len(kernel))).all())
-    found = OfType(rows[own.order], _pooled(own), None if same else known, related)
-    return found.of(kernel, related)
+    return OfType(rows[own.order], _pooled(own), part.donors[own.donors])
 
 
-def _alone(model: Model, own: OfType | None, whole: bool) -> Tested:
-    """The test of the rows of one cell type alone."""
+def _alone(model: Model, own: OfType | None) -> _Asked | None:
+    """The rows of one cell type alone, where they can be asked."""
     if own is None:
-        return NOT_THERE
+        return None
     try:
         null = _null_of(own.null, model.y[own.rows], model.nu[own.rows])
-        return _Scores(null.P, null, own.null.model.H, own.related, whole).test([0])
     except (CTMMError, np.linalg.LinAlgError):  # of the rows of this type alone
+        return None
+    return _Asked(null.P, null._replace(donor=own.donors[null.donor]), own.null.model.H)
+
+
+def _attempt(scores: _Scores) -> Tested:
+    """The test of a cell type by itself, if its law can be had."""
+    try:
+        return scores.test([0])
+    except np.linalg.LinAlgError:
         return NOT_THERE
+
+
+def scores_of(asked: Sequence[_Asked], related: Related, whole: bool) -> list[_Scores]:
+    """Scores under several P, which meet the kernel together: it is read once."""
+    found = [_Scores(one, related, whole) for one in asked]
+    K_sides = related.times(np.hstack([one.sides for one in found]))
+    square_pairs = related.square @ np.hstack([one.pairs for one in found])
+    at = [np.cumsum([part.shape[1] for part in parts])[:-1] for parts in (
+        [one.sides for one in found], [one.pairs for one in found]
+    )]  # fmt: skip
+    split = np.split(K_sides, at[0], axis=1), np.split(square_pairs, at[1], axis=1)
+    for one, *own in zip(found, *split, strict=True):
+        one.complete(*own)
+    return found

@@ -26,10 +26,10 @@ def heritable(fit: Fit, ask: Any) -> TestResult:
     )  # fmt: skip
     if not fit.model.kinship:
         return blank.without(NO_KINSHIP)
-    design = fit.genetic_design
+    number = max(ask.component, 0)
     try:
-        if design is None:
-            design = genetic_design(fit.model, max(ask.component, 0))
+        known = fit.genetic_designs
+        design = genetic_design(fit.model, number) if known is None else known[number]
         test = genetic_test(fit.model, design)
     except (CTMMError, np.linalg.LinAlgError) as error:
         return blank.without(str(error))

@@ -22,6 +22,10 @@ from .pvalues import qq as qq
 from .pvalues import qq_data as qq_data
 from .scans import correlations as correlations
 from .scans import correlations_data as correlations_data
+from .scans import genetic_correlations as genetic_correlations
+from .scans import genetic_correlations_data as genetic_correlations_data
+from .scans import heritability as heritability
+from .scans import heritability_data as heritability_data
 from .scans import shares_of_genes as shares_of_genes
 from .scans import shares_of_genes_data as shares_of_genes_data
 from .scans import variances as variances

@@ -1,4 +1,4 @@
-"""Pictures of all genes of a scan: their variances, and correlations between cell types."""
+"""Pictures of all genes of a scan: variances, heritability, correlations between cell types."""
 
 from __future__ import annotations
 
@@ -168,6 +168,88 @@ def shares_of_genes_data(scan: object) -> pd.DataFrame:
     return wide.set_axis(["gene", *names], axis=1).melt("gene", var_name="part", value_name="share")
 
 
+@style.picture
+def heritability(scan: object, *, kinship: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw how much of the variance between donors is genetic, of all genes, by cell type.
+
+    Parameters
+    ----------
+    scan : Scan
+        With ``kinship=`` (or ``genotypes=``) and a test with the jackknife.
+    kinship : str, optional
+        Which one, where there are several; by default the first.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Violins with medians: the shared, the specific and the total share, then that of every cell
+        type; the rest of 1 is the environment.  Shares beyond 0 and 1 (moments know no bounds) are
+        drawn there, and counted in the note with genes whose variance is not clearly positive.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> own = ctmm.simulate.Heredity(ctmm.simulate.simulate_genotypes(60, 300, rng=1), cis=0.5)
+    >>> genes = ctmm.simulate.simulate_genes(3, 60, ["T", "B"], heredity=own, rng=2)
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=genes, genotypes=genes.genotypes,
+    ...                       window=100_000, positions=genes.positions, structure="iid",
+    ...                       tests=["heritability", "jackknife"])
+    >>> [text.get_text() for text in scan.plot("heritability").get_xticklabels()]
+    ['shared', 'specific', 'total', 'B', 'T']
+    """
+    table = heritability_data(scan)
+    name = choose("kinship", kinship or table["kinship"].iloc[0], list(table["kinship"].unique()))
+    wide = table[table["kinship"] == name].pivot(index="gene", columns="part", values="h2")
+    parts = list(dict.fromkeys(table["part"]))
+    values = [wide[part].dropna().to_numpy() for part in parts]
+    every = np.concatenate(values)
+    if not every.size:
+        raise CTMMError("no gene of the scan has a heritability: see reason in scan.table")
+    beyond = int(((every < 0.0) | (every > 1.0)).sum())
+    lost = int(wide[parts[-1]].isna().sum())
+    remarks = style.remarks(
+        (beyond, f"{beyond} of {every.size} shares beyond 0 and 1 drawn there"),
+        (lost, f"{style.count(lost, 'gene')} without a clear variance in {parts[-1]}"),
+    )
+    ax = style.axes(ax, max(4.5, 1.2 + 0.6 * len(parts)), 3.4)
+    shades = {"shared": style.SHARED, "specific": style.SPECIFIC}
+    fills = [shades.get(part, style.PALETTE[1]) for part in parts]
+    clipped = [own.clip(0.0, 1.0) for own in values]
+    medians = [np.median(own) if own.size else np.nan for own in values]
+    _violins(ax, clipped, fills, medians, remarks)
+    ax.set_ylim(-0.02, 1.02)
+    style.names_below(ax, range(len(parts)), parts)
+    return style.finish(ax, "", "genetic share (the rest: environment)")
+
+
+def heritability_data(scan: object) -> pd.DataFrame:
+    """Numbers that :func:`heritability` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene, kinship and part: gene, kinship, part, h2 (not clipped; NaN where the
+        variance between donors is not clearly positive), std_error.
+    """
+    found = scanned(scan)
+    names = found.layout.heritability
+    if not names:
+        raise CTMMError(
+            "the scan has no heritabilities: fit_genes(kinship=..., tests=['heritability', "
+            "'jackknife'])"
+        )
+    kinships = [name for name, _ in found.layout.genetic]
+    rows = []
+    for k, name in enumerate(names):
+        own = kinships[k // (len(names) // len(kinships))]
+        part = name.removeprefix(f"{own}:") if len(kinships) > 1 else name
+        columns = {"gene": found.table["gene"], "kinship": own, "part": part}
+        numbers = {"h2": found.table[f"h2[{name}]"], "std_error": found.table[f"se_h2[{name}]"]}
+        rows.append(pd.DataFrame(columns | numbers))
+    return pd.concat(rows, ignore_index=True)
+
+
 def _edge(values: np.ndarray) -> float:
     """What 99 % of the values lie within, to two digits."""
     reach = float(np.quantile(np.abs(values), 0.99, method="higher"))  # of few values, all
@@ -257,8 +339,88 @@ def correlations(
         (lost, f"{lost} of {empty.ngroups} genes without a covariance left out"),
         (part, f"{style.count(part, 'gene')} with some of the pairs only"),
     )
-    draw = _pairs if kind == "violin" else _heatmap
-    return draw(table, types, ordered, remarks, ax)
+    if kind == "violin":
+        return _pairs(table, types, ordered, remarks, ax)
+    return _heatmap(table, types, ordered, remarks, ax, "median correlation")
+
+
+@style.picture
+def genetic_correlations(
+    scan: object, *, kinship: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the genetic correlations between cell types, of all genes together.
+
+    Parameters
+    ----------
+    scan : Scan
+        With ``kinship=`` (or ``genotypes=``); ``genetic_structure="full"`` has a covariance for
+        each pair.
+    kinship : str, optional
+        Which one, where there are several; by default the first.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Correlations of the mean of all genes' genetic covariances, each over its gene's variance
+        between donors: those of single genes are too imprecise to be drawn.
+
+    Examples
+    --------
+    >>> import ctmm_formula as ctmm
+    >>> own = ctmm.simulate.Heredity(ctmm.simulate.simulate_genotypes(60, 300, rng=1), cis=0.5)
+    >>> genes = ctmm.simulate.simulate_genes(3, 60, ["T", "B", "NK"], heredity=own, rng=2)
+    >>> scan = ctmm.fit_genes("~ C(celltype)", data=genes, genotypes=genes.genotypes,
+    ...                       window=100_000, positions=genes.positions, structure="iid")
+    >>> scan.plot_data("genetic_correlations")[["first", "second"]].values.tolist()
+    [['B', 'NK'], ['B', 'T'], ['NK', 'T']]
+    """
+    table = genetic_correlations_data(scan)
+    name = choose("kinship", kinship or table["kinship"].iloc[0], list(table["kinship"].unique()))
+    own = table[table["kinship"] == name]
+    genes = int(own["genes"].iloc[0])
+    types = list(scanned(scan).layout.celltypes)
+    if not own["correlation"].notna().any():
+        raise CTMMError("no cell type of the scan has a genetic variance above 0 over all genes")
+    words = f"{style.count(genes, 'gene')} together"
+    return _heatmap(own, types, False, words, ax, "genetic correlation")
+
+
+def genetic_correlations_data(scan: object) -> pd.DataFrame:
+    """Numbers that :func:`genetic_correlations` draws.
+
+    Returns
+    -------
+    DataFrame
+        One row per kinship and pair: kinship, first, second (cell types), correlation (NaN where a
+        mean genetic variance is not above 0), genes.
+    """
+    found = scanned(scan)
+    layout = found.layout
+    if not layout.genetic or len(layout.celltypes) < 2:
+        raise CTMMError("the scan has no kinship, or one cell type: fit_genes(kinship=...)")
+    theta = found.vcomp.dropna()
+    environment = layout.structures[0]
+    own = environment.basis.diagonal(axis1=1, axis2=2).mean(axis=1)
+    size = theta.to_numpy()[:, : len(own)] @ own
+    names, parts = list(theta.columns), []
+    at = len(names) - sum(len(structure.labels) for _, structure in layout.genetic)
+    for name, structure in layout.genetic:
+        values = theta.to_numpy()[:, at : at + len(structure.labels)]
+        at += len(structure.labels)
+        parts.append((name, np.tensordot(values, structure.basis, axes=1)))
+        size = size + np.trace(parts[-1][1], axis1=1, axis2=2) / len(layout.celltypes)
+    rows = []
+    there = size > 0.0
+    for name, A in parts:
+        mean = (A[there] / size[there, None, None]).mean(axis=0) if there.any() else A.sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            sd = np.sqrt(np.where(np.diag(mean) > 0.0, np.diag(mean), np.nan))
+        r = np.clip(mean / np.outer(sd, sd), -1.0, 1.0)
+        for c, d in zip(*np.triu_indices(len(r), 1), strict=True):
+            pair = {"first": layout.celltypes[c], "second": layout.celltypes[d]}
+            rows.append({"kinship": name, **pair, "correlation": r[c, d], "genes": there.sum()})
+    return pd.DataFrame(rows)
 
 
 def correlations_data(scan: object) -> pd.DataFrame:
@@ -309,7 +471,7 @@ def _pairs(
 
 
 def _heatmap(
-    table: pd.DataFrame, types: list[str], ordered: bool, remark: str, ax: Axes | None
+    table: pd.DataFrame, types: list[str], ordered: bool, remark: str, ax: Axes | None, what: str
 ) -> Axes:
     from matplotlib import rcParams
     from matplotlib.patches import Rectangle
@@ -340,7 +502,7 @@ def _heatmap(
     below = style.shortened(types[:-1], 0.42 * style.cell(ax)[1])
     ax.set_xticks(range(C - 1), below, parse_math=False, **tilt)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.03, ticks=[-1.0, -0.5, 0.0, 0.5, 1.0])
-    bar.set_label("median correlation", fontsize=style.SMALL + 1)
+    bar.set_label(what, fontsize=style.SMALL + 1)
     bar.ax.tick_params(labelsize=style.SMALL)
     style.finish(ax, "framed: adjacent cell types" if ordered else "")
     style.note(ax, remark)
@@ -369,7 +531,9 @@ def _positive(name: str, value: object) -> float:
 OF_A_SCAN: dict[str, tuple[Callable[..., Any], Callable[..., pd.DataFrame]]] = {
     "variances": (variances, variances_data),
     "shares": (shares_of_genes, shares_of_genes_data),
+    "heritability": (heritability, heritability_data),
     "correlations": (correlations, correlations_data),
+    "genetic_correlations": (genetic_correlations, genetic_correlations_data),
     "differentiation": (differentiation, differentiation_data),
     "qq": (qq, qq_data),
     "volcano": (volcano, volcano_data),

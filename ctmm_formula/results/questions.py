@@ -24,7 +24,15 @@ from ..inference.differences import Differences, each, linear, padded, test_diff
 from ..inference.fit import JACKKNIFE, Fit
 from ..inference.hypotheses import constraints, in_words
 from ..inference.testing import TestResult
-from ..inference.tests import COMPONENT_TESTS, FIXED, LIKELIHOOD, SCANNED, Ask, Test
+from ..inference.tests import (
+    COMPONENT_TESTS,
+    FIXED,
+    GENETIC_TESTS,
+    LIKELIHOOD,
+    SCANNED,
+    Ask,
+    Test,
+)
 
 ASKED = "hypothesis"
 """The question of a test that is read from text."""
@@ -191,6 +199,19 @@ def _run_wald(fit: Fit, ask: Ask, *, L: np.ndarray, rhs: np.ndarray, null: str) 
     return linear(fit, ask.errors, L, rhs, null=null)
 
 
+def _heritability(rest: str, about: About) -> Test:
+    names = [one.name for one in about.design.kinship]
+    if not names:
+        raise CTMMError("there is no kinship: give kinship=")
+    row = GENETIC_TESTS["heritability"]
+    number = names.index(choose("kinship", rest, names))
+    return replace(row, run=partial(_run_heritability, row=row, number=number))
+
+
+def _run_heritability(fit: Fit, ask: Ask, *, row: Test, number: int) -> TestResult:
+    return row.run(fit, ask._replace(component=number))
+
+
 QUESTIONS: dict[str, Question] = {
     "effects": Question(
         _effects, "effects:VARIABLE",
@@ -209,6 +230,10 @@ QUESTIONS: dict[str, Question] = {
     "wald": Question(
         _wald, "wald:V[T] = V[B]",
         "linear hypotheses of parameters do not hold, as CTMMResults.wald_test",
+    ),
+    "heritability": Question(
+        _heritability, "heritability:KINSHIP",
+        "variance between donors goes with that of several kinships, as test_heritability",
     ),
 }  # fmt: skip
 """Questions by the word before their colon."""

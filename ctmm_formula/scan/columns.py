@@ -26,6 +26,11 @@ BY_TYPE = "celltype"
 H2, SE_H2 = "h2", "se_h2"
 """Columns of heritabilities and of their standard errors."""
 
+OF_WINDOW = {
+    "n_snps": "count", "snps_constant": "count", "snps_rare": "count", "share_imputed": "number",
+}  # fmt: skip
+"""Columns of a gene's own window: variants in its kinship, those left out, missing genotypes."""
+
 LOG = "log10_"
 """What the column of a p value's logarithm begins with."""
 
@@ -62,6 +67,10 @@ class Layout:
         Parts of the variance of overall pseudobulk, if they are asked for.
     heritability : tuple of str
         Parts that have a heritability, where there are a kinship and the jackknife.
+    genetic : tuple of (str, Structure)
+        Kinships by name, with their structures between cell types.
+    windows : bool
+        Whether the first kinship is of every gene's own window.
     """
 
     celltypes: tuple[str, ...]
@@ -75,6 +84,8 @@ class Layout:
     parts: dict[str, dict[str, bool]] = field(default_factory=dict)
     shares: tuple[str, ...] = ()
     heritability: tuple[str, ...] = ()
+    genetic: tuple[tuple[str, Structure], ...] = ()
+    windows: bool = False
 
     def ratio_name(self, pair: tuple[int, int]) -> str:
         """``lrt[hom:free]``."""
@@ -149,6 +160,7 @@ class Layout:
         """Name -> kind of every column before adjustment, in order."""
         out = {"gene": "text", "status": "text", "reason": "text"}
         out |= dict.fromkeys(["n_obs", "n_donors"], "count")
+        out |= OF_WINDOW if self.windows else {}
         out |= dict.fromkeys(["mean", "zero_noise"], "number")
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]

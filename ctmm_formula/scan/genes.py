@@ -40,7 +40,9 @@ from ..cells.scale import summary_of
 from ..cells.tables import left_out
 from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
+from ..design.genotypes import Genotypes
 from ..design.identified import identified
+from ..design.kinship import DEFAULT_NAME, OfEach
 from ..design.labelled import Design, build_design, means_warning
 from ..design.matrix import check_vouched, packed, unpacked
 from ..design.table import listing
@@ -52,6 +54,7 @@ from ..progress import checked_progress
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from ..structures import StructureLike
+from .columns import Block, Layout
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import (
@@ -61,11 +64,13 @@ from .plan import (
     check_tests,
     default_tests,
     make_plan,
+    of_each_kinship,
     read_tests,
 )
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
+from .windows import CIS, Windows, windows_of
 from .worker import BOUNDARY, OK
 
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
@@ -93,6 +98,10 @@ def fit_genes(
     within: str | None = None,
     kinship: object = None,
     genetic_structure: StructureLike | None = None,
+    genotypes: Genotypes | None = None,
+    window: int | None = None,
+    maf: float = 0.0,
+    positions: pd.DataFrame | None = None,
     bounds: Bounds | None = None,
     noise_floor: float = 0.1,
     formula_engine: FormulaEngine = "patsy",
@@ -146,10 +155,19 @@ def fit_genes(
     donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
     kinship, genetic_structure
-        As in ``fit``, one kinship for all genes: components by moments, and by default the test
-        "heritability", as ``test_heritability`` (with the law of many donors for any number).  A
-        test with the jackknife (``"jackknife"``) adds columns ``h2[...]`` and ``se_h2[...]``, as
-        ``heritability`` has them.
+        As in ``fit``, the same for all genes: components by moments, and by default the test
+        "heritability", as ``test_heritability`` (with the law of many donors for any number); of
+        several kinships ``"heritability:NAME"`` for each.  A test with the jackknife
+        (``"jackknife"``) adds columns ``h2[...]`` and ``se_h2[...]``, as ``heritability`` has them.
+    genotypes : Genotypes, optional
+        A kinship "cis" of every gene's own, of the variants around it, beside those of `kinship`:
+        ``Genotypes("cohort.bed")``.  A gene without variants fails, with the reason.
+    window : int
+        Base pairs before the start and after the end of a gene, or on both sides of its tss.
+    maf : float
+        Only variants with this frequency of the rarer allele between the donors of a gene.
+    positions : DataFrame
+        Index gene; columns chromosome ("chr1" and 1 are the same), and start and end, or tss.
     noise : str
         Layer of the noise variances in an AnnData; their squares are in the layer of that name
         with a 2 (``"nu2"``), if there is one.
@@ -216,6 +234,10 @@ def fit_genes(
         proportions = responses.proportions
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "by": by, "within": within}
+    windows = None
+    if any(one is not None for one in (genotypes, window, positions)):
+        windows = windows_of(genotypes, window, maf, positions, responses.genes)
+        kinship = _with_own(kinship)
     genetic = genetic_of(structure, kinship, genetic_structure)
     options |= {"kinship": kinship, "genetic_structure": genetic}
     options |= {"engine": formula_engine, "env": caller()}
@@ -237,21 +259,25 @@ def fit_genes(
     options["without"] = without
     make = FromTable(spec, responses.obs, options)
     structures = all_structures([structure, *more], design)
+    asked = of_each_kinship(asked, design.kinship)
+    windows = None if windows is None else windows.of_donors(design.donors)
     chosen, why = method_of(design, named, bounds)
     rows = read_tests(asked, design, structures[0], chosen)
     check_tests(rows, len(structures), chosen, why, design.crossing, design.kinship)
     plan = make_plan(
         design, structures, chosen, domain_of(design, bounds, noise_floor), rows,
-        one_step=one_step, draws=n_bootstrap, shares=shares,
+        one_step=one_step, draws=n_bootstrap, shares=shares, windows=windows is not None,
         entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(rows.values()) else 0,
     )  # fmt: skip
-    refit = Refit(spec, responses, {**options, "env": design.context}, plan)
+    refit = Refit(spec, responses, {**options, "env": design.context}, plan, windows)
     call = refit.call(design, noise)
     store = None if path is None else Store(path, call, plan.layout.kinds(), overwrite)
     patterns = Patterns(plan, make.less(design), base, design)
-    job = Job(patterns, responses, store, None if n_jobs is None else threads(n_jobs))
+    ordered = responses if windows is None else responses.chosen(windows.order)
+    workers = None if n_jobs is None else threads(n_jobs)
+    job = Job(patterns, ordered, store, workers, windows)
     with store or nullcontext():
-        block = job.run(progress)
+        block = _in_order(job.run(progress), responses.genes)
         table = doubted(full_table(block, plan.layout), responses)
         notes = notes_of(table, plan.layout, call, responses)
         scan = Scan(table, plan.layout, call, refit, notes)
@@ -268,6 +294,22 @@ def fit_genes(
     return scan
 
 
+def _with_own(kinship: object) -> dict[str, object]:
+    """Kinships of a scan whose genes have their own beside those that were given."""
+    given = {} if kinship is None else {DEFAULT_NAME: kinship}
+    given = dict(kinship) if isinstance(kinship, Mapping) else given
+    if CIS in given:
+        raise DataError(f"kinship {CIS!r} is that of every gene's own window: give another name")
+    return {CIS: OfEach.GENE, **given}
+
+
+def _in_order(block: Block, genes: Sequence[str]) -> Block:
+    """Columns of genes in this order."""
+    place = {gene: k for k, gene in enumerate(block["gene"])}
+    at = np.array([place[gene] for gene in genes], dtype=np.int64)
+    return {name: values[at] for name, values in block.items()}
+
+
 def read_scan(
     path: str | Path,
     data: object = None,
@@ -278,6 +320,8 @@ def read_scan(
     proportions: pd.DataFrame | None = None,
     kinship: object = None,
     genetic_structure: object = None,
+    genotypes: Genotypes | None = None,
+    positions: pd.DataFrame | None = None,
     trust: bool = False,
     functions: Mapping[str, Callable[..., object]] | None = None,
 ) -> Scan:
@@ -291,7 +335,10 @@ def read_scan(
     proportions : DataFrame, optional
         Where the scan was given them as a table.
     kinship, genetic_structure : optional
-        Where the scan was given them; the structure only where it has no name.
+        Where the scan was given them; the structure only where the file is of an earlier version
+        and it has no name.
+    genotypes, positions : optional
+        Where the scan was given them.
     trust : bool
         Let the formula of the file use whatever Python has and what is defined where you call.
         Without it, columns, arithmetic and the functions of :mod:`ctmm_formula.design.vouched`.
@@ -326,7 +373,8 @@ def read_scan(
     responses = open_responses(data, expr, nu, nu2, call["noise"])
     options = {name: call[name] for name in ("donor", "celltype", "n_cells", "proportions")}
     options |= {name: call.get(name) for name in ("by", "within")}  # files of before have none
-    options |= _kinship_of(call, kinship, genetic_structure)
+    windows = _windows_of(table["gene"].tolist(), layout, call, genotypes, positions)
+    options |= _kinship_of(layout, call, kinship, genetic_structure)
     env = {**(caller() if trust else {}), **given_functions}
     options |= {"engine": call["formula_engine"], "env": env}
     lost = sorted(set(table["gene"]) - set(responses.genes))
@@ -345,22 +393,50 @@ def read_scan(
     if not trust:
         check_vouched(spec.fixed, responses.obs.columns, {}, given_functions)
     notes = notes_of(table, layout, call, responses.chosen(table["gene"].tolist()))
-    return Scan(table, layout, call, Refit(spec, responses, options, plan), notes)
+    return Scan(table, layout, call, Refit(spec, responses, options, plan, windows), notes)
+
+
+def _windows_of(
+    genes: Sequence[str],
+    layout: Layout,
+    call: Mapping[str, Any],
+    genotypes: object,
+    positions: object,
+) -> Windows | None:
+    """The windows that a scan took, whose file does not hold the genotypes."""
+    if not layout.windows:
+        return None
+    if genotypes is None or positions is None:
+        raise DataError(
+            "the scan took genotypes, which its file does not hold: give them, genotypes= and "
+            "positions="
+        )
+    found = windows_of(genotypes, call["window"], call["maf"], positions, genes)
+    if fingerprint(found.parts) != call["windows"]:
+        raise DataError("genotypes= or positions= are not those of the scan: give them as it had")
+    return found
 
 
 def _kinship_of(
-    call: Mapping[str, Any], kinship: object, genetic_structure: object
+    layout: Layout, call: Mapping[str, Any], kinship: object, genetic_structure: object
 ) -> dict[str, object]:
     """The kinship that a scan took, which its file does not hold."""
-    names = call.get("kinship")
-    if not names:
+    names = call.get("kinship") or []
+    if not (names or layout.windows):
         return {}
-    if kinship is None:
+    own = names[1:] if layout.windows else names
+    if kinship is None and own:
         raise DataError("the scan took a kinship, which its file does not hold: give it, kinship=")
-    known = call["genetic_structure"][0]
-    given = known if genetic_structure is None else genetic_structure
-    named = kinship if isinstance(kinship, Mapping) else {names[0]: kinship}
-    return {"kinship": named, "genetic_structure": given}
+    given = genetic_structure
+    if given is None:
+        given = layout.genetic[0][1].given if layout.genetic else call["genetic_structure"][0]
+    named = kinship if isinstance(kinship, Mapping) else {own[0]: kinship} if own else {}
+    if set(named) != set(own):
+        raise DataError(f"the scan took the kinships {listing(own)}: give each by its name")
+    return {
+        "kinship": _with_own(named) if layout.windows else dict(named),
+        "genetic_structure": given,
+    }
 
 
 def _functions(functions: object) -> dict[str, Callable[..., object]]:
@@ -391,6 +467,7 @@ class Refit:
     responses: Responses
     options: Mapping[str, Any]
     plan: Plan
+    windows: Windows | None = None
 
     def __getstate__(self) -> dict[str, object]:
         env = packed(self.options["env"])
@@ -420,9 +497,12 @@ class Refit:
             nu2=square if square in there else None,
         )  # fmt: skip
         given = [one.given for one in plan.layout.structures]
-        if self.options.get("kinship") is not None:
-            given.append(self.options["genetic_structure"])
-        design, _ = identified(lambda without: make(**{**self.options, "without": without}), given)
+        options = dict(self.options)
+        if options.get("kinship") is not None:
+            given.append(options["genetic_structure"])
+        if self.windows is not None:
+            options["kinship"] = {**options["kinship"], CIS: self.windows.of(name)}
+        design, _ = identified(lambda without: make(**{**options, "without": without}), given)
         structure = main if main.celltypes == design.effects else main.given
         results = fit_design(design, structure, plan.method, domain.bounds, domain.noise_floor)
         # its jackknife is the one of the table
@@ -441,6 +521,7 @@ class Refit:
             share = [str(name) for name in given]
         random = [part for c in design.random for part in (c.codes, c.values)]
         cells = np.zeros(0) if design.n_cells is None else design.n_cells
+        windows = self.windows
         related = [p for one in design.kinship for p in (one.kernel.whole, one.structure.basis)]
         names = {
             "kinship": [one.name for one in design.kinship],
@@ -461,6 +542,9 @@ class Refit:
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},
             **{name: self.options[name] for name in ("by", "within")},
             **(names if design.kinship else {}),
+            **({} if windows is None else {
+                "window": windows.window, "maf": windows.maf, "windows": fingerprint(windows.parts)
+            }),
             "proportions": share,
             "formula_engine": self.options["engine"],
             "noise": noise,

@@ -22,9 +22,11 @@ from .columns import Block
 from .patterns import Patterns
 from .responses import Responses
 from .store import Store, fingerprint
+from .windows import Read, Windows
 from .worker import scan_block
 
 T = TypeVar("T")
+_Block = tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray | None, Read | None]
 
 BLOCK = 50
 """Genes computed, written and lost by a kill together; the numbers do not depend on it."""
@@ -40,6 +42,7 @@ class Job:
     responses: Responses
     store: Store | None
     n_jobs: int | None
+    windows: Windows | None = None
     _digests: list[str] = field(default_factory=list)
     _failure: list[Exception] = field(default_factory=list)
 
@@ -79,14 +82,16 @@ class Job:
         names = self.patterns.plan.layout.kinds()
         return {name: np.concatenate([block[name] for block in ordered]) for name in names}
 
-    def _read(self) -> Iterator[tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Names, expression, noise and its squares of every block of genes."""
+    def _read(self) -> Iterator[_Block]:
+        """Names, expression, noise and its squares, and genotypes of every block of genes."""
         genes, size = self.responses.genes, block_size(len(self.responses.obs))
         for start in range(0, len(genes), size):
             names = genes[start : start + size]
             values = self.responses.read(start, start + len(names))
-            self._digests.append(fingerprint(*values))
-            yield names, *values
+            own = None if self.windows is None else self.windows.read(names)
+            genotypes = () if own is None else (own.values,)
+            self._digests.append(fingerprint(*values, *genotypes))
+            yield names, *values, own
 
     def _tasks(self, blocks: dict[int, Block], done: Callable[[int], object]) -> Iterator[Any]:
         """Blocks to be done; an error here is kept, as workers' threads would lose it."""

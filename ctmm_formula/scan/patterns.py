@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..design.table import listing
 from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.relatedness import Kernel
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
 from ..inference.genetic_score import GeneticDesign, genetic_design
@@ -30,7 +31,7 @@ from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
 from ..inference.tests import Test
 from ..results.shares import Weights
-from .plan import Plan, read_tests
+from .plan import Plan, of_heritability, read_tests
 
 SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
 """Moment estimators -> what all responses of a model share."""
@@ -43,8 +44,9 @@ class Pattern:
     """The models of all genes with the same rows, one for each structure, without response.
 
     ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
-    type means, ``tests`` the tests of the scan on these rows, ``weights`` what shares of variance
-    need, if they are asked for.
+    type means, ``tests`` the tests of the scan on these rows, ``donors`` the number of each of its
+    donors among those of the scan, ``weights`` what shares of variance need, if they are asked for,
+    ``nulls`` what tests of heritability share whatever the kernel of a gene.
     """
 
     plan: Plan
@@ -52,7 +54,18 @@ class Pattern:
     models: tuple[Model, ...]
     mean_rows: np.ndarray
     tests: Mapping[str, Test]
+    donors: np.ndarray
     weights: Weights | None = None
+    nulls: tuple[GeneticDesign, ...] | None = None
+
+    def of_kernel(self, kernel: Kernel) -> Pattern:
+        """The pattern of a gene whose first kinship is its own, of donors in the order of codes."""
+        own = kernel.of(self.models[0].donors)
+        models = tuple(
+            replace(one, kinship=(one.kinship[0]._replace(kernel=own), *one.kinship[1:]))
+            for one in self.models
+        )
+        return replace(self, models=models, nulls=self.genetic)
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
@@ -80,11 +93,15 @@ class Pattern:
         return group_design(self.models[0], structure) if "groups" in tests else None
 
     @cached_property
-    def genetic(self) -> GeneticDesign | None:
-        """What the tests of heritability of all genes share, if they are asked for."""
-        if "heritability" not in self.plan.layout.tests:
+    def genetic(self) -> tuple[GeneticDesign, ...] | None:
+        """What the tests of heritability of all genes share, of every kinship, if asked for."""
+        if not any(map(of_heritability, self.plan.layout.tests)):
             return None
-        return genetic_design(self.models[0], 0, whole=False)
+        first, *others = self.models[0].kinship
+        if self.nulls is not None:
+            return (self.nulls[0].with_kernel(first.kernel), *self.nulls[1:])
+        own = genetic_design(self.models[0], 0, whole=False)
+        return (own, *(own.with_kernel(term.kernel) for term in others))
 
     @cached_property
     def jackknife(self) -> LikelihoodJackknife | MomentJackknife:
@@ -128,6 +145,7 @@ class Patterns:
         self, plan: Plan, make: Callable[[np.ndarray], Design], base: np.ndarray, design: Design
     ) -> None:
         self.plan, self.make, self.names = plan, make, _names(design)
+        self.donors = {name: k for k, name in enumerate(design.donors)}
         self._key, self._first = base.tobytes(), self._pattern(design, base)
 
     def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
@@ -136,14 +154,20 @@ class Patterns:
         for model, structure in zip(models, structures, strict=True):
             for one in (structure, *(own.structure for own in design.kinship)):
                 check_alone(design.alone, one)
-            check_components(model, structure, (*design.random_names, *design.genetic_names))
+            first = int(self.plan.layout.windows)  # a gene's own kernel is not there yet
+            model = replace(model, kinship=model.kinship[first:])
+            genetic = [name for one in design.kinship[first:] for name in one.labels]
+            check_components(model, structure, (*design.random_names, *genetic))
         tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
         weights = Weights.of(design) if self.plan.layout.shares else None
-        return Pattern(self.plan, rows[design.rows], models, design.mean_rows, tests, weights)
+        donors = np.array([self.donors[name] for name in design.donors], dtype=np.int64)
+        return Pattern(
+            self.plan, rows[design.rows], models, design.mean_rows, tests, donors, weights
+        )
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
-        if self.plan.method not in SHARED:
+        if self.plan.method not in SHARED or self.plan.layout.windows:
             return
         with suppress(CTMMError):  # a reason that every gene will have
             _ = self._first.shared

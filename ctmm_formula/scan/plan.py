@@ -101,6 +101,24 @@ def read_tests(
 HERITABILITY = test_about(KINSHIP)
 
 
+def of_heritability(test: str) -> bool:
+    """Whether a test is of one kinship or all.
+
+    >>> of_heritability("heritability:cis"), of_heritability("score")
+    (True, False)
+    """
+    return test.partition(":")[0] == HERITABILITY
+
+
+def of_each_kinship(tests: Sequence[str], kinship: Sequence[Kinship]) -> tuple[str, ...]:
+    """The same tests, of heritability for every kinship where there are several."""
+    if len(kinship) < 2:
+        return tuple(tests)
+    own = [f"{HERITABILITY}:{one.name}" for one in kinship]
+    every = [name for test in tests for name in (own if test == HERITABILITY else [test])]
+    return tuple(dict.fromkeys(every))
+
+
 def default_tests(by: object, within: object, kinship: object = None) -> tuple[str, ...]:
     """What a scan tests unless told.
 
@@ -137,8 +155,6 @@ def check_tests(
             f"test 'score' of V = 0 knows no groups or conditions ({given}=): ask for "
             f"{test_about(given)!r}, or scan each by itself"
         )
-    if len(kinship) > 1:
-        raise CTMMError("fit_genes takes one kinship for all genes; several go into fit")
     if kinship and "score" in tests:
         raise CTMMError(
             f"test 'score' of V = 0 takes donors as unrelated: ask for {HERITABILITY!r}, or scan "
@@ -189,6 +205,7 @@ def make_plan(
     draws: int,
     entropy: int,
     shares: bool = False,
+    windows: bool = False,
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
@@ -212,6 +229,16 @@ def make_plan(
         (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
         if shares
         else (),
-        tuple(names_of(design.celltypes)) if design.kinship and resampled else (),
+        _heritabilities(design) if resampled else (),
+        tuple((one.name, one.structure) for one in design.kinship),
+        windows,
     )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests)
+
+
+def _heritabilities(design: Design) -> tuple[str, ...]:
+    """Names of the parts that have one, of several kinships with theirs: ``cis:shared``."""
+    names = names_of(design.celltypes)
+    if len(design.kinship) < 2:
+        return tuple(names) if design.kinship else ()
+    return tuple(f"{one.name}:{name}" for one in design.kinship for name in names)

@@ -24,7 +24,7 @@ from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
 from ..results.questions import spelled
-from .columns import LOG, Block, Layout, term
+from .columns import LOG, OF_WINDOW, Block, Layout, term
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
@@ -67,6 +67,8 @@ class Scan:
           (robust), and ``se_jackknife[...]`` where the jackknife was run; ``error_jackknife``:
           largest distance of one-step estimates from exact ones, in standard errors, on the donors
           that moved most
+        - with genotypes of windows ``n_snps`` in the kinship, ``snps_constant`` and ``snps_rare``
+          left out (they do not vary, or less than ``maf`` asks), ``share_imputed`` of the genotypes
         - with ``shares=True`` the shares of the variance of overall pseudobulk, ``share[means]``,
           ``share[shared]``, ``share[batch]``, ``share[noise]``, ...
         - with a kinship, components ``genetic:hom``, ``genetic:V[T]``; "heritability" has
@@ -354,6 +356,7 @@ def notes_of(
     """What to know of data, formula and scale of a scan; without the data, by fitted means."""
     means_missing = means_note(call.get("one_mean", ""), layout.structures)
     said = [*call.get("doubts", []), *([means_missing] if means_missing else [])]
+    said += [_windows_note(table, call)] if layout.windows else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
     if responses is None or responses.var is None:
@@ -361,6 +364,25 @@ def notes_of(
         return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means))
     var = responses.var.iloc[responses.places]
     return (*said, *scale_notes(responses.uns, var, means))
+
+
+def _windows_note(table: pd.DataFrame, call: Mapping[str, Any]) -> str:
+    """What windows of genes hold, over all genes."""
+    there = table[table["n_snps"] > 0]
+    lost = len(table) - len(there)
+    if not len(there):
+        return f"window={call['window']:,}: no gene has variants"
+    text = f"window={call['window']:,}: {there['n_snps'].median():g} variants a gene (median)"
+    for name, what in (
+        ("snps_constant", "do not vary"), ("snps_rare", f"are rarer than maf={call['maf']:g}"),
+    ):  # fmt: skip
+        share = there[name].sum() / max(there[list(OF_WINDOW)[:3]].to_numpy().sum(), 1)
+        text += f"; {share:.1%} of all {what} and are left out" if share else ""
+    missing = float(
+        (there["share_imputed"] * there["n_snps"]).sum() / max(there["n_snps"].sum(), 1)
+    )
+    text += f"; {missing:.2%} of the genotypes are missing and are the mean" if missing else ""
+    return text + (f"; {lost} genes have none" if lost else "")
 
 
 def full_table(block: Block, layout: Layout) -> pd.DataFrame:

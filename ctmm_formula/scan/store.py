@@ -55,6 +55,12 @@ _CALL: dict[str, tuple[type, ...]] = {
 """What a reader takes from the settings of a scan, and its types."""
 
 
+_OF_WINDOWS: dict[str, tuple[type, ...]] = {
+    "window": (int,), "maf": (int, float), "windows": _TEXT, "kinship": (list,),
+}  # fmt: skip
+"""The same of a scan whose genes have windows of their own."""
+
+
 @dataclass(frozen=True)
 class _File:
     """A file of ours that was read and found whole."""
@@ -228,7 +234,8 @@ class Store:
             )
         if there != data:
             raise DataError(
-                f"{str(self.path)!r} was made from other expression or noise values: {_OTHER}"
+                f"{str(self.path)!r} was made from other expression or noise values, or "
+                f"genotypes: {_OTHER}"
             )
 
     def block(self, number: int, data: str, genes: Sequence[str]) -> Block | None:
@@ -257,7 +264,8 @@ class Store:
             )
         if found.information["data"] != data:
             raise DataError(
-                f"{str(path)!r} was made from other expression or noise values: {_OTHER}"
+                f"{str(path)!r} was made from other expression or noise values, or "
+                f"genotypes: {_OTHER}"
             )
         return block
 
@@ -374,10 +382,7 @@ def write_table(
         "layout": {
             "celltypes": layout.celltypes,
             "fixed": layout.fixed,
-            "structures": [
-                {"name": s.name, "labels": list(s.labels), "basis": s.basis.tolist()}
-                for s in (own.inner for own in layout.structures)
-            ],
+            "structures": [_plain(own.inner) for own in layout.structures],
             "crossing": _crossing(layout),
             "components": layout.components,
             "tests": layout.tests,
@@ -387,6 +392,8 @@ def write_table(
             "parts": layout.parts,
             "shares": layout.shares,
             "heritability": layout.heritability,
+            "genetic": [[name, _plain(own)] for name, own in layout.genetic],
+            "windows": layout.windows,
         },
     }
     kinds = layout.kinds()
@@ -407,7 +414,7 @@ def load(path: Path) -> tuple[pd.DataFrame, Layout, dict[str, Any]]:
     try:
         layout = _layout(information["layout"])
         call = information["call"]
-        for name, kinds in _CALL.items():
+        for name, kinds in (_CALL | (_OF_WINDOWS if layout.windows else {})).items():
             if not isinstance(call[name], kinds):
                 raise TypeError(f"{name} is {type(call[name]).__name__}")
         if call["entropy"] < 0:
@@ -441,13 +448,11 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
     """What the columns stand for, as :func:`write_table` wrote it."""
     names = _texts(raw["celltypes"])
     crossing = _crossing_of(raw.get("crossing"), names)
-    structures = []
-    for own in raw["structures"]:
-        labels, basis = _texts(own["labels"]), np.array(own["basis"], dtype=float)
-        if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
-            raise ValueError(f"basis of {own['name']!r}")
-        inner = Structure(_texts([own["name"]])[0], names, labels, basis)
-        structures.append(inner if crossing is None else cross(inner, *crossing))
+    inner = [_structure(own, names) for own in raw["structures"]]
+    structures = [own if crossing is None else cross(own, *crossing) for own in inner]
+    genetic = [(_texts([name])[0], _structure(own, names)) for name, own in raw.get("genetic", [])]
+    if not isinstance(raw.get("windows", False), bool):
+        raise TypeError("windows")
     components = tuple(_texts(own) for own in raw["components"])
     if not structures or len(components) != len(structures):
         raise ValueError("components")
@@ -463,7 +468,21 @@ def _layout(raw: Mapping[str, Any]) -> Layout:
         names, _texts(raw["fixed"]), tuple(structures), components, tests, _texts(raw["errors"]),
         ratios, raw["one_step"], _parts_of(raw.get("parts", {}), tests),
         _texts(raw.get("shares", [])), _texts(raw.get("heritability", [])),
+        tuple(genetic), raw.get("windows", False),
     )  # fmt: skip
+
+
+def _plain(own: Structure) -> dict[str, Any]:
+    """A structure as JSON."""
+    return {"name": own.name, "labels": list(own.labels), "basis": own.basis.tolist()}
+
+
+def _structure(raw: Mapping[str, Any], names: tuple[str, ...]) -> Structure:
+    """The inverse."""
+    labels, basis = _texts(raw["labels"]), np.array(raw["basis"], dtype=float)
+    if basis.shape != (len(labels), len(names), len(names)) or not np.isfinite(basis).all():
+        raise ValueError(f"basis of {raw['name']!r}")
+    return Structure(_texts([raw["name"]])[0], names, labels, basis)
 
 
 def _crossing(layout: Layout) -> list[Any] | None:

@@ -25,6 +25,7 @@ from ..engine import he
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.model import Model
+from ..engine.relatedness import Kernel
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
@@ -34,9 +35,10 @@ from ..inference.testing import TestResult
 from ..inference.tests import run_test
 from ..results.heritability import parts_of, reach_of
 from ..results.shares import Weights, variance_parts
-from .columns import H2, SE_H2, Block, Row, stack
+from .columns import H2, OF_WINDOW, SE_H2, Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
+from .windows import Read
 
 T = TypeVar("T")
 OK, BOUNDARY, NOT_CONVERGED, FAILED = "ok", "boundary", "not converged", "failed"
@@ -50,10 +52,12 @@ def scan_block(
     Y: np.ndarray,
     NU: np.ndarray,
     NU2: np.ndarray | None = None,
+    windows: Read | None = None,
 ) -> Block:
     """Columns of some genes (g), from expression and noise (rows of the table, g) with NaN.
 
-    `NU2`, the squares of the noise, may have more NaN.
+    `NU2`, the squares of the noise, may have more NaN.  With `windows` every gene has a kernel of
+    its own, and so a pattern.
     """
     found: list[Row] = [{} for _ in names]
     # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
@@ -67,7 +71,11 @@ def scan_block(
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
                 square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
-                own = _scan_pattern(pattern, y, nu, square, streams)
+                if windows is None:
+                    own = _scan_pattern(pattern, y, nu, square, streams)
+                else:
+                    each = zip(members, y, nu, square, streams)  # noqa: B905  (no squares: None)
+                    own = [_with_window(pattern, windows, *gene) for gene in each]
                 rows = pattern.rows
             for k, row in zip(members, own, strict=True):
                 found[k] = {"gene": names[k], **row}
@@ -126,6 +134,26 @@ def _scan_pattern(
         gene = _Gene(pattern, [fit[at] for fit in fits], runs[at], streams[k])
         rows[k] = _attempt(gene.row)
     return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
+
+
+def _with_window(
+    pattern: Pattern,
+    windows: Read,
+    gene: int,
+    y: np.ndarray,
+    nu: np.ndarray,
+    nu2: np.ndarray | None,
+    stream: np.random.SeedSequence,
+) -> Row:
+    """One gene with the kernel of its own window."""
+    found = _attempt(windows.of, gene, pattern.donors)
+    if isinstance(found, Exception):
+        return _failure(found)
+    own = pattern.of_kernel(Kernel(None, found.root))
+    row = _scan_pattern(own, y[None], nu[None], [nu2], [stream])[0]
+    N, m = found.root.shape
+    known = m, found.constant, found.rare, found.missing / (N * m)
+    return {**row, **dict(zip(OF_WINDOW, known, strict=True))}
 
 
 def _in_order(model: Model, values: np.ndarray | None) -> Any:

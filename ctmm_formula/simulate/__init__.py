@@ -5,6 +5,7 @@
 simulate_pseudobulk   one gene of a study as tables, cell type-specific and overall
 simulate_genes        many genes or replicates of a study, as ``fit_genes`` takes them
 simulate_design       the simulations of the CTMM paper by name, see ``DESIGNS``
+simulate_genotypes    genotypes of donors: variants in blocks, families, populations
 simulate_cells        single cells of a study, as ``pseudobulk`` takes them
 bootstrap_cells       cell types resampled from the counts of real cells
 ====================  =========================================================================
@@ -23,6 +24,7 @@ from .cells import bootstrap_cells, simulate_cells
 from .counts import CountCells
 from .designs import DESIGNS, simulate_design
 from .genes import SimulatedGenes, simulate_genes
+from .heredity import Heredity, simulate_genotypes
 from .noise import (
     beta_error,
     cell_error,
@@ -38,6 +40,7 @@ __all__ = [
     "DESIGNS",
     "Condition",
     "CountCells",
+    "Heredity",
     "Pseudobulk",
     "Rng",
     "SimulatedGenes",
@@ -53,6 +56,7 @@ __all__ = [
     "simulate_cells",
     "simulate_design",
     "simulate_genes",
+    "simulate_genotypes",
     "simulate_pseudobulk",
     "spread_cells",
 ]

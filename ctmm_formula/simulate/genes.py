@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..arguments import MOST_DRAWS, Rng, choose, generator, whole_number
+from ..design.genotypes import Genotypes
 from ..errors import CTMMError
 from .counts import CountCells
+from .heredity import Heredity, inherited
 from .limits import NONE, drawing, measured, number, room, shaped
 from .noise import CellNoise, NoiseError
 from .tables import Condition, Study, known_keywords, make_study, overall_obs
@@ -41,6 +43,9 @@ class SimulatedGenes:
         Unbiased estimates of nu^2, of counts.
     condition : Condition, or None
         Of the column ``status`` of `obs`, where there is one.
+    genotypes : Genotypes, or None; positions : DataFrame, or None
+        Of donors, and places of the genes, as ``fit_genes`` takes them, where some of the variance
+        is genetic.
 
     Examples
     --------
@@ -61,6 +66,8 @@ class SimulatedGenes:
     proportions: list[str] | None = None
     nu2: pd.DataFrame | None = None
     condition: Condition | None = None
+    genotypes: Genotypes | None = None
+    positions: pd.DataFrame | None = None
 
     def gene(self, name: str) -> pd.DataFrame:
         """One gene as a table for ``fit``: columns of `obs`, ``expr``, ``nu``, ``nu2`` if any."""
@@ -87,7 +94,10 @@ class SimulatedGenes:
         expr = self.expr.mul(share, axis=0).groupby(donor).sum()
         nu = self.nu.mul(share**2, axis=0).groupby(donor).sum()
         columns = [f"prop_{name}" for name in self.celltypes]
-        return SimulatedGenes(obs, expr, nu, self.truth, self.celltypes, columns)
+        return SimulatedGenes(
+            obs, expr, nu, self.truth, self.celltypes, columns,
+            genotypes=self.genotypes, positions=self.positions,
+        )  # fmt: skip
 
     def to_anndata(self) -> AnnData:
         """The pseudobulk AnnData of :func:`ctmm_formula.pseudobulk`, missing pairs as NaN."""
@@ -132,6 +142,7 @@ def simulate_genes(
     cell_noise: CellNoise | None = None,
     noise_error: NoiseError | None = None,
     counts: CountCells | None = None,
+    heredity: Heredity | None = None,
     rng: Rng = None,
     **study: Any,
 ) -> SimulatedGenes:
@@ -156,6 +167,9 @@ def simulate_genes(
         Draw counts of cells, and measure their pairs: sigma2, V, beta, effects and batch_variance
         are then those of log-fold effects, in place of expression itself, and the settings of the
         variance between cells above (and cell_variance) have no part.
+    heredity : Heredity, optional
+        Genetic values of every gene, beside sigma2 and V, which are then the environment's:
+        ``Heredity(simulate_genotypes(50), cis=0.1)``.
     rng : numpy Generator or seed, optional
     **study
         sigma2, V, beta, n_pcs, effects, n_batches, batch_variance, cells, min_cells,
@@ -195,6 +209,7 @@ def simulate_genes(
     made = make_study(rng, n_donors, celltypes, **study)
     n_cells = made.obs["n_cells"].to_numpy()
     room(n_genes=n_genes, rows=len(n_cells))
+    genetic, more, truth = _genetic(made, heredity, n_genes, rng)
     if counts is not None:
         if not isinstance(counts, CountCells):
             raise CTMMError(f"counts= must be CountCells(mean=1.0), or None, got {counts!r}")
@@ -204,40 +219,58 @@ def simulate_genes(
         for name, given in others.items():
             if given:
                 raise CTMMError(f"counts= make their own variance between cells: leave out {name}=")
-        return _of_counts(made, counts, n_genes, kind, rng, condition)
+        out = _of_counts(made, counts, n_genes, genetic, rng, condition)
+        out = replace(out, truth=truth, **more)
+        return out if kind == "ctp" else out.overall()
     Y, NU = np.empty((n_genes, len(n_cells))), np.empty((n_genes, len(n_cells)))
     for g in range(n_genes):
         nu = made.nu * level[g]
         if cell_cv > NONE:
             nu = nu * rng.gamma(cell_cv**-2, cell_cv**2, nu.shape)
         if cell_noise is None:
-            Y[g] = made.draw(nu, rng)
+            Y[g] = genetic[g] + made.draw(nu, rng)
         else:
-            Y[g] = made.draw(np.zeros_like(nu), rng)
+            Y[g] = genetic[g] + made.draw(np.zeros_like(nu), rng)
             error, nu = cell_noise(rng, nu, n_cells)
             Y[g] += shaped("errors drawn by cell_noise=", error, nu.shape)
         nu = noise_error(rng, nu, n_cells) if noise_error else nu
         NU[g] = measured(nu, made.nu.shape)
     names = gene_names(n_genes)
     expr, noise = (pd.DataFrame(values.T, columns=names) for values in (Y, NU))
-    out = SimulatedGenes(made.obs, expr, noise, made.truth, made.celltypes, condition=condition)
+    out = SimulatedGenes(made.obs, expr, noise, truth, made.celltypes, condition=condition, **more)
     return out if kind == "ctp" else out.overall()
 
 
 def _of_counts(
-    made: Study, counts: CountCells, n_genes: int, kind: str, rng: np.random.Generator,
+    made: Study, counts: CountCells, n_genes: int, genetic: np.ndarray, rng: np.random.Generator,
     condition: Condition | None,
 ) -> SimulatedGenes:  # fmt: skip
     """Genes whose cells are counted."""
     n_cells, none = made.obs["n_cells"].to_numpy(), np.zeros(len(made.obs))
     donor = pd.factorize(made.obs["donor"])[0]
-    found = [counts.measure(rng, made.draw(none, rng), n_cells, donor) for _ in range(n_genes)]
+    found = [counts.measure(rng, own + made.draw(none, rng), n_cells, donor) for own in genetic]
     expr, nu, nu2 = (
         pd.DataFrame(np.array(part).T, columns=gene_names(n_genes))
         for part in zip(*found, strict=True)
     )
-    out = SimulatedGenes(made.obs, expr, nu, made.truth, made.celltypes, None, nu2, condition)
-    return out if kind == "ctp" else out.overall()
+    return SimulatedGenes(made.obs, expr, nu, made.truth, made.celltypes, None, nu2, condition)
+
+
+def _genetic(
+    made: Study, heredity: Heredity | None, n_genes: int, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, Any], pd.Series]:
+    """Genetic values of genes in every row (G, n), what of it results say, and the truth."""
+    if heredity is None:
+        return np.zeros((n_genes, len(made.obs))), {}, made.truth
+    if not isinstance(heredity, Heredity):
+        raise CTMMError(f"heredity= must be a simulate.Heredity, or None, got {heredity!r}")
+    own, names = heredity.checked(len(made.celltypes)), made.celltypes
+    code, donors = pd.factorize(made.obs["donor"])
+    found = inherited(own, list(donors), gene_names(n_genes), len(names), rng)
+    cell = pd.Index(names).get_indexer(pd.Index(made.obs["celltype"]))
+    truth = pd.Series({**made.truth, **own.truth(names)}, dtype=float)
+    more = {"genotypes": own.genotypes, "positions": found.positions}
+    return found.values[:, code, cell], more, truth
 
 
 def gene_names(count: int) -> list[str]:

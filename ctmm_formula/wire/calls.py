@@ -34,14 +34,14 @@ from ..inference.fit import Errors
 from ..inference.jackknife import JackknifeRun
 from ..inference.small_sample import Satterthwaite
 from ..inference.testing import TestResult
-from ..inference.tests import COMPONENT_TESTS, GROUP_TESTS, TESTS, run_test
+from ..inference.tests import COMPONENT_TESTS, GENETIC_TESTS, GROUP_TESTS, TESTS, run_test
 from ..results.donors import scan_donors
 from ..results.effects import effects_of
 from ..results.fitted import CTMMResults
 from ..results.parameters import linear
 from ..results.summary import installed, versions
 from .codec import Plain, decode, encode, from_plain, table, to_factor, to_plain
-from .received import differences_of, structure_of, to_design
+from .received import differences_of, kinships_of, structure_of, to_design
 from .transcriptome import scan_genes
 
 PROTOCOL = 2
@@ -179,6 +179,14 @@ def _described(res: CTMMResults) -> Plain:
         "bic": float(res.numbers.bic),
         "shares": table(res.variance_explained(by_celltype=True)),
         **_crossing(res),
+        "kinship": {
+            one.name: encode(A)
+            for one, A in zip(
+                res.design.kinship,
+                res.arrays.genetic_covariances(res.estimate.theta),
+                strict=True,
+            )
+        },
         "versions": dict(res.versions),
         **{name: getattr(res, name) for name in same},
         **{name: list(values) for name, values in lists.items()},
@@ -278,7 +286,8 @@ def _covariance(res: CTMMResults, sent: Any) -> Any:
 def _test(request: Mapping[str, Any]) -> Plain:
     """One test: request {fit, what, method, name, covariance, seed, n, n_jobs}; most may lack."""
     res = _stored(request["fit"])
-    what = choose("test", request["what"], ("variance", "mean", "component", *GROUP_TESTS))
+    known = ("variance", "mean", "component", *GROUP_TESTS, *GENETIC_TESTS)
+    what = choose("test", request["what"], known)
     covariance = _covariance(res, request.get("covariance"))
     # what is not there is left to the defaults of the method called
     kinds = (("seed", "rng", int), ("n", "n", int), ("method", "method", str))
@@ -287,6 +296,8 @@ def _test(request: Mapping[str, Any]) -> Plain:
     }
     if what in GROUP_TESTS:
         test = run_test(what, res.numbers)
+    elif what in GENETIC_TESTS:
+        test = res.test_heritability(request.get("name"))
     elif what == "mean":
         test = res.test_mean(covariance)
     elif what == "variance":
@@ -360,6 +371,38 @@ def _effects_of(request: Mapping[str, Any]) -> Plain:
     }
 
 
+def _heritability(request: Mapping[str, Any]) -> Plain:
+    """Heritabilities and genetic correlations: request {fit, covariance, alpha}; alpha may lack."""
+    res = _stored(request["fit"])
+    covariance = _covariance(res, request.get("covariance"))
+    found = res.heritability(covariance, float(request.get("alpha", 0.05)))
+    out: Plain = {"target": found.target}
+    for name, frame in (("table", found.table), ("correlations", found.correlations)):
+        numbers = [column for column in frame if column != "note"]
+        out[name] = {
+            "keys": {
+                str(key): [str(value) for value in frame.index.get_level_values(k)]
+                for k, key in enumerate(frame.index.names)
+            },
+            "columns": {str(c): encode(frame[c].to_numpy(dtype=float)) for c in numbers},
+            "note": [str(note) for note in frame["note"]],
+        }
+    return out
+
+
+def _genetic_values(request: Mapping[str, Any]) -> Plain:
+    """Predicted genetic values: request {fit, kinship}, kinship (may lack) as a fit has it."""
+    res = _stored(request["fit"])
+    sent = request.get("kinship")
+    found = res.genetic_values(kinships_of(sent) if sent else None)
+    return {
+        "kinship": [str(value) for value in found.index.get_level_values(0)],
+        "donors": [str(value) for value in found.index.get_level_values(1)],
+        "celltypes": [str(name) for name in found.columns],
+        "values": encode(found.to_numpy(dtype=float)),
+    }
+
+
 def _outliers(request: Mapping[str, Any]) -> Plain:
     """Deletion residuals of rows and chi2 of donors, with p values: request {fit}."""
     found = _stored(request["fit"]).outliers(adjust="none")
@@ -422,6 +465,8 @@ CALLS: dict[str, Callable[[Mapping[str, Any]], Plain]] = {
     "profiles": _profiles,
     "linear": _linear,
     "effects": _effects_of,
+    "heritability": _heritability,
+    "genetic_values": _genetic_values,
     "outliers": _outliers,
     "predicted": _predicted,
     "scan_donors": _scan_donors,

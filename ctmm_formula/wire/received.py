@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..design import arrays
 from ..design.formula import FormulaSpec
-from ..design.labelled import Design, assemble
+from ..design.labelled import Design, assemble, related
 from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
 from ..inference.differences import Differences
@@ -23,6 +23,19 @@ def structure_of(value: Any) -> Any:
     if isinstance(value, str):
         return value
     return {str(label): decode(matrix) for label, matrix in value.items()}
+
+
+def kinships_of(sent: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """Kinships by name: each {name, file}, or {name, rows, columns, values}."""
+    out: dict[str, object] = {}
+    for one in sent:
+        if one.get("file") is not None:
+            out[str(one["name"])] = str(one["file"])
+            continue
+        rows, columns = ([str(label) for label in one[key]] for key in ("rows", "columns"))
+        values = decode(one["values"]).reshape(len(rows), len(columns), order="F")
+        out[str(one["name"])] = pd.DataFrame(values, rows, columns)
+    return out
 
 
 def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
@@ -56,6 +69,9 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     sent = model.get("effects") or []
     known = {str(one["name"]): differences_of(one, design.celltypes, at) for one in sent}
     design = replace(design, known_effects=known)
+    if model.get("kinship"):
+        given = structure_of(model["genetic_structure"])
+        design = related(design, kinships_of(model["kinship"]), given)
     return design if at is None else replace(design, rows=np.arange(len(at)))
 
 

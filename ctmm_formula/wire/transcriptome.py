@@ -16,7 +16,14 @@ from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
 from ..scan.job import Job
 from ..scan.patterns import Patterns
-from ..scan.plan import all_structures, asked_tests, check_tests, make_plan, read_tests
+from ..scan.plan import (
+    all_structures,
+    asked_tests,
+    check_tests,
+    make_plan,
+    of_each_kinship,
+    read_tests,
+)
 from ..scan.responses import Responses
 from .codec import Plain, decode, encode
 from .received import structure_of, to_design
@@ -38,8 +45,8 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     design = make(every)
     structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
-    tests = read_tests(asked, design, structures[0], method)
-    check_tests(tests, len(structures), method, why, design.crossing)
+    tests = read_tests(of_each_kinship(asked, design.kinship), design, structures[0], method)
+    check_tests(tests, len(structures), method, why, design.crossing, design.kinship)
     plan = make_plan(
         design, structures, method, domain_of(design, bounds, floor), tests,
         one_step=bool(request["one_step"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import arguments, differential, files, formulas, kills, pseudobulks, tables
+from . import arguments, differential, files, formulas, kills, pseudobulks, relatives, tables
 from .harness import Fuzzer
 
 FUZZERS: dict[str, Fuzzer] = {
@@ -15,7 +15,10 @@ FUZZERS: dict[str, Fuzzer] = {
     "jsons": files.jsons,
     "pickles": files.pickles,
     "scan_files": files.scan_files,
+    "window_files": files.window_files,
     "poison": files.poison,
+    "kinships": relatives.kinships,
+    "genotypes": relatives.genotypes,
     "differential": differential.differential,
     "kills": kills.kills,
 }

@@ -39,6 +39,9 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
     sibs = np.arange(len(donors)) // 3
     K = pd.DataFrame(0.5 * (np.equal.outer(sibs, sibs) + np.eye(len(donors))), donors, donors)
     related = ctmm.fit("expr ~ C(celltype)", data=df, kinship=K, structure="hom")
+    G = ctmm.simulate.simulate_genotypes(20, 60, rng=1)
+    many = ctmm.simulate.simulate_genes(2, 20, 2, heredity=ctmm.simulate.Heredity(G), rng=1)
+    K.to_csv(folder / "K.csv")
     kept = folder / "fit.json"
     res.to_json(kept)
     pb = ctmm.pseudobulk(cells(np.random.default_rng(3)), min_cells=2, min_cells_donor=2)
@@ -174,6 +177,30 @@ def _doors(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, Any
             "formula": "expr ~ C(celltype)", "kinship": K, "genetic_structure": "hom",
             "structure": "hom", "data": df, "method": None, "bounds": None,
         }),
+        "windows": (ctmm.fit_genes, {
+            "formula": "~ C(celltype)", "data": many, "structure": "hom", "genotypes": G,
+            "window": 10**6, "maf": 0.01, "positions": many.positions, "kinship": None,
+            "genetic_structure": "hom", "tests": ["heritability"],
+        }),
+        "Genotypes": (ctmm.Genotypes, {
+            "source": G.frame().to_numpy(), "variants": G.variants, "donors": list(G.donors),
+        }),
+        "window": (lambda **given: G.window(**given).frame(), {
+            "chromosome": 1, "start": 1, "end": 10**6, "maf": 0.1,
+        }),
+        "G.kinship": (G.kinship, {"donors": list(G.donors[:9]), "maf": 0.05}),
+        "read_kinship": (ctmm.read_kinship, {"path": folder / "K.csv"}),
+        "simulate_genotypes": (ctmm.simulate.simulate_genotypes, {
+            "n_donors": 6, "n_variants": 10, "chromosomes": 2, "block": 5, "ld": 0.5,
+            "spacing": 100, "family": 2, "populations": 2, "fst": 0.1, "missing": 0.1, "rng": 1,
+        }),
+        "heredity": (
+            lambda **given: ctmm.simulate.simulate_genes(
+                1, 20, 2, heredity=ctmm.simulate.Heredity(**given), rng=1
+            ),
+            {"genotypes": G, "cis": 0.1, "cis_specific": 0.1, "polygenic": 0.1,
+             "polygenic_specific": 0.1, "causal": 5, "window": 10**5, "stratified": 0.1},
+        ),
         "heritability": (related.heritability, {"covariance": None, "alpha": 0.05}),
         "test_heritability": (related.test_heritability, {"kinship": "genetic"}),
         "genetic_values": (related.genetic_values, {"kinship": K}),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,24 @@ def scan_files(folder: Path) -> Callable[[Rng], Try]:
         ctmm.fit_genes, "~ C(celltype) + PC1", data=ctmm.load_genes(), genes=genes, tests=[],
         method="he",
     )  # fmt: skip
+    return _scan_files(folder, scan, {})
+
+
+def window_files(folder: Path) -> Callable[[Rng], Try]:
+    """The same of a scan whose genes have kinships of their own windows."""
+    G = ctmm.simulate.simulate_genotypes(24, 60, rng=1)
+    own = ctmm.simulate.Heredity(G, cis=0.3)
+    genes = ctmm.simulate.simulate_genes(GENES, 24, 2, heredity=own, rng=2)
+    related = {"genotypes": G, "positions": genes.positions, "kinship": {"trans": G.kinship()}}
+    scan = quiet(
+        ctmm.fit_genes, "~ C(celltype)", data=genes, structure="hom", window=10**6, maf=0.05,
+        tests=["heritability", "jackknife"], **related,
+    )  # fmt: skip
+    return _scan_files(folder, scan, {"data": genes, **related})
+
+
+def _scan_files(folder: Path, scan: ctmm.Scan, data: Mapping[str, Any]) -> Callable[[Rng], Try]:
+    """The same of any scan, read again with its data, if there are any."""
     path = folder / "scan.parquet"
     scan.to_parquet(path)
     whole, table = path.read_bytes(), pq.read_table(path)
@@ -158,6 +176,8 @@ def scan_files(folder: Path) -> Callable[[Rng], Try]:
         back = ctmm.read_scan(path)
         str(back)
         assert back.vcomp is not None
+        if data:
+            quiet(ctmm.read_scan(path, **data).gene, back.genes[0])
         return ""
 
     def write(table: Any, about: Any) -> None:

@@ -43,6 +43,13 @@
 #' @param within a column of conditions that the same donors were seen under, \code{within = ~ stim}, one
 #' row per donor, cell type and condition: components of what a donor has under all of them
 #' (\code{V[T]}) and of its responses (\code{V[T]:stim}).
+#' @param kinship how donors are related, which splits the variance between them into what is genetic and
+#' the environment: a symmetric matrix with the donors as row and column names (it may have more donors,
+#' in any order), a matrix of genotypes with donors as row names (counts of an allele, a column for every
+#' variant), the name of a file (\code{"cohort.grm.bin"} of GCTA, \code{"cohort.rel"} of PLINK, a csv), or a
+#' list of several, \code{list(cis = G, trans = K)}. See \code{\link{heritability}}.
+#' @param genetic_structure covariance of genetic effects between cell types, by default
+#' \code{structure}, which is then that of the environment.
 #' @param bounds domain of the variance components: \code{"noise"} (they may be negative as long as
 #' every covariance keeps the share \code{noise_floor} of its noise), \code{"psd"} or
 #' \code{"nonnegative"} (as \pkg{lme4}). By default \code{"noise"}, for overall pseudobulk
@@ -69,7 +76,8 @@
 #' @export
 ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL,
                  donor = NULL, celltype = NULL, noise = NULL, nu2 = NULL, n_cells = NULL,
-                 proportions = NULL, by = NULL, within = NULL, bounds = NULL, noise_floor = 0.1,
+                 proportions = NULL, by = NULL, within = NULL, kinship = NULL,
+                 genetic_structure = NULL, bounds = NULL, noise_floor = 0.1,
                  subset, na.action, contrasts = NULL, offset, singular.ok = FALSE) {
   call <- match.call()
   # update() asks again with these values, wherever that is
@@ -94,6 +102,7 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
   made <- make_frame(spec, data, roles, call, contrasts)
   fit <- design(spec, data, roles, made, contrasts, singular.ok)
   fit$call <- call
+  fit$sent <- with_kinship(fit$sent, kinship, genetic_structure, structure, fit$celltypes)
   request <- list(model = fit$sent, structure = structure_out(structure, fit$celltypes),
                   method = method_out(method), bounds = bounds_out(bounds),
                   noise_floor = share_out(noise_floor))
@@ -308,6 +317,7 @@ described <- function(fit, request) {
   fit$random_names <- text(got$random_names)
   fit["crossing"] <- list(crossing_in(got$crossing))
   fit$effect_names <- text(got$effect_names)
+  fit$kinship <- lapply(got$kinship, square, names = fit$effect_names)
   for (name in c("A", "V", "corr")) fit[[name]] <- square(got[[name]], fit$effect_names)
   fit$shares <- table_in(got$shares)
   fit$icc <- if (!is.null(got$icc)) table_in(got$icc)
@@ -340,7 +350,7 @@ effects_in <- function(fit, got) {
       return(list(estimate = as("estimate"), std.error = as("std_error")))
     }
     if (name == "shared") return(pair(sent, fit$donors))
-    if (name == "specific") {
+    if (name %in% c("specific", names(fit$kinship))) {
       values <- matrix(array_in(sent), ncol = 2L)  # donor by donor
       size <- list(fit$donors, fit$celltypes)
       as <- function(k) matrix(values[, k], length(fit$donors), byrow = TRUE, dimnames = size)

@@ -17,11 +17,13 @@
 #' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
-#' @param random,structure,method,donor,celltype,n_cells,proportions,within,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
-#' @param tests by default \code{"score"}, with \code{by =} \code{"groups"} and with \code{within =}
-#' \code{"response"}. Some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
+#' @param tests by default \code{"score"}, with \code{by =} \code{"groups"}, with \code{within =}
+#' \code{"response"} and with \code{kinship =} \code{"heritability"}, as \code{\link{test_heritability}} (of
+#' several kinships \code{"heritability:trans"} for each); a test with the jackknife then adds columns
+#' \code{h2[...]} and \code{se_h2[...]}. Some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
 #' \code{\link{test_mean}}, or \code{"mean_jackknife"}, the published one; with \code{by =} also
 #' \code{"groups"}, with \code{within =} \code{"response"}, as in \code{\link{test_groups}}. In words:
@@ -76,7 +78,7 @@
 ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random = NULL,
                        structure = "free", models = list(), method = NULL, tests = NULL, genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
-                       by = NULL, within = NULL,
+                       by = NULL, within = NULL, kinship = NULL, genetic_structure = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE, shares = FALSE, BPPARAM = NULL) {
@@ -104,7 +106,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   }
   data <- as_table(data)
   if (is.null(tests))
-    tests <- if (!is.null(by)) "groups" else if (!is.null(within)) "response" else "score"
+    tests <- if (!is.null(kinship)) "heritability" else if (!is.null(by)) "groups" else if (!is.null(within)) "response" else "score"
   values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), data, genes)
   if (length(stats::as.formula(formula)) > 2L)
     fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",
@@ -137,6 +139,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   several <- if (is.null(roles$n_cells)) NA else data[[roles$n_cells]][rows] > 1
   bad <- bad_values(Y, NU, several, rownames(data)[rows])
   model <- fit$sent
+  model <- with_kinship(model, kinship, genetic_structure, structure, fit$celltypes)
   model$y <- model$noise <- model$nu2 <- NULL
   model$rows <- i4(rows)
   model$formula <- sub("^\\.response ", "", model$formula)

@@ -101,7 +101,7 @@ contribution <- function(object, frame, name, allow) {
     at
   }
   zero <- function(x) ifelse(is.na(x), 0, x)
-  if (name %in% c("shared", "specific")) {
+  if (name %in% c("shared", "specific", names(object$kinship))) {
     at <- found(column(object$roles$donor), object$donors, object$roles$donor)
     if (name == "shared" && is.null(object$crossing)) return(zero(effect[at, "estimate"]))
     H <- if (name == "shared") loads(object, frame) else effect_rows(object, frame, column)
@@ -186,6 +186,9 @@ simulate.ctmm <- function(object, nsim = 1, seed = NULL, ...) {
 # A function that draws from N(0, Sigma): random effects with a variance by level, the rest by
 # blocks of rows: donors, or all rows where a random effect has a negative variance.
 drawing <- function(object) {
+  if (length(object$kinship))
+    fail("CTMMError", "simulate() draws unrelated donors, and this fit has a kinship: draw in Python, ",
+         "ctmm_formula.simulate")
   H <- row_types(object)
   donor <- match(as.character(used_rows(object)[[object$roles$donor]]), object$donors)
   g <- object$vcomp[object$random_names]

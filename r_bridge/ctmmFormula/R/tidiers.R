@@ -39,7 +39,9 @@ tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "s
   if ("fixed" %in% effects) out$fixed <- tidy_rows("fixed", NA_character_, tables$fixed, ends)
   if ("ran_pars" %in% effects) {
     n <- x$n_labels
-    group <- c(rep(x$roles$donor, n), x$random_names)
+    genetic <- nrow(tables$variance) - n - length(x$random_names)
+    group <- c(rep(x$roles$donor, n), x$random_names,
+               rep(names(x$kinship), each = genetic %/% max(length(x$kinship), 1L)))
     out$variance <- if (scales == "vcov") tidy_rows("ran_pars", group, tables$variance, ends)
                     else sd_rows(x, !is.null(ends))
   }

@@ -14,6 +14,13 @@ VarCorr.ctmm <- function(x, sigma = 1, ...) {
     attr(value, "correlation") <- matrix(1, 1L, 1L, dimnames = dimnames(value))
     out[[name]] <- value
   }
+  for (name in names(x$kinship)) {
+    value <- x$kinship[[name]]
+    sd <- sqrt_or_na(diag(value))
+    attr(value, "stddev") <- sd
+    attr(value, "correlation") <- x$kinship[[name]] / outer(sd, sd)
+    out[[name]] <- value
+  }
   structure(out, class = "VarCorr.ctmm", structure = x$structure, vcomp = x$vcomp)
 }
 
@@ -99,7 +106,12 @@ ranef.ctmm <- function(object, condVar = TRUE, ...) {
   }
   if (condVar) attr(own$estimate, "std.error") <- own$std.error
   out <- named(list(own$estimate), object$roles$donor)
-  for (name in setdiff(names(effects), c("shared", "specific"))) {
+  for (name in names(object$kinship)) {
+    one <- frame(effects[[name]]$estimate)
+    if (condVar) attr(one, "std.error") <- frame(effects[[name]]$std.error)
+    out[[name]] <- one
+  }
+  for (name in setdiff(names(effects), c("shared", "specific", names(object$kinship)))) {
     values <- effects[[name]]
     one <- data.frame(`(Intercept)` = values[, 1L], row.names = rownames(values),
                       check.names = FALSE)

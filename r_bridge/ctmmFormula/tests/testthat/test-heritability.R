@@ -1,0 +1,157 @@
+# Kinships and heritability, as Python has them.
+sibs_of <- function(donors, size = 3) {
+  same <- outer((seq_along(donors) - 1) %/% size, (seq_along(donors) - 1) %/% size, `==`)
+  matrix(0.5 * same + 0.5 * diag(length(donors)), length(donors), dimnames = list(donors, donors))
+}
+
+donors <- unique(as.character(pseudobulk$donor))
+K <- sibs_of(donors)
+
+related_fit <- function() {
+  if (is.null(kept$related))
+    kept$related <- ctmm(expr ~ celltype + sex, random = ~ batch, kinship = K, structure = "iid",
+                         data = pseudobulk)
+  kept$related
+}
+
+test_that("a fit has components of the kinship, and donors are matched by name", {
+  need_python()
+  fit <- related_fit()
+  expect_identical(names(fit$vcomp), c("hom", "V", "batch", "genetic:hom", "genetic:V"))
+  expect_identical(fit$method, "he")
+  set.seed(1)
+  others <- paste0("other", 1:4)
+  more <- sibs_of(c(donors, others))
+  more <- more[sample(nrow(more)), sample(ncol(more))]
+  expect_equal(update(fit, kinship = more)$vcomp, fit$vcomp, tolerance = 1e-8)
+  expect_equal(diag(fit$kinship$genetic), named(rep(sum(fit$vcomp[4:5]), 4), fit$celltypes))
+  expect_identical(names(VarCorr(fit)), c("donor", "batch", "genetic"))
+  expect_output(print(summary(fit)), "genetic:hom")
+  tidy <- generics::tidy(fit, effects = "ran_pars")
+  expect_identical(tidy$group, c("donor", "donor", "batch", "genetic", "genetic"))
+})
+
+test_that("moments of a kinship are those of plain algebra", {
+  need_python()
+  d <- pseudobulk[order(pseudobulk$donor, pseudobulk$celltype), ]
+  fit <- ctmm(expr ~ celltype, kinship = K, structure = "hom", data = d)
+  X <- model.matrix(~ celltype, d)
+  Q <- qr.Q(qr(X))
+  P <- diag(nrow(d)) - tcrossprod(Q)
+  at <- match(d$donor, donors)
+  parts <- list(outer(at, at, `==`) + 0, K[at, at])
+  e <- drop(P %*% d$expr)
+  gram <- outer(1:2, 1:2, Vectorize(function(i, j) sum((P %*% parts[[i]] %*% P) * parts[[j]])))
+  right <- vapply(parts, function(S) sum(e * (S %*% e)) - sum(diag(P %*% S %*% P) * d$nu), 0)
+  expect_equal(unname(fit$vcomp), solve(gram, right), tolerance = 1e-8)
+})
+
+test_that("heritability has tables, and test and values are Python's", {
+  need_python()
+  fit <- related_fit()
+  found <- heritability(fit)
+  expect_identical(found$table$part, c("shared", "specific", "total", paste0("day", 0:3)))
+  expect_identical(names(found$table), c("kinship", "part", "genetic", "environment", "h2", "std.error",
+                                         "conf.low", "conf.high", "note"))
+  # the scale of a kinship: mean of its diagonal less that of the others
+  scale <- mean(diag(K)) - mean(K[upper.tri(K)])
+  v <- fit$vcomp
+  total <- scale * sum(v[4:5]) + sum(v[1:2])
+  h2 <- found$table$h2[found$table$part == "total"]
+  if (is.finite(h2)) expect_equal(h2, unname(scale * sum(v[4:5]) / total), tolerance = 1e-8)
+  expect_identical(nrow(found$correlations), 6L)
+  expect_output(print(found), "Genetic correlations")
+  wide <- heritability(fit, level = 0.99)$table
+  ok <- is.finite(wide$conf.low) & is.finite(found$table$conf.low)
+  expect_true(all(wide$conf.low[ok] < found$table$conf.low[ok]))
+  expect_equal(heritability(fit, covariance = jackknife(fit))$table, found$table)
+  test <- test_heritability(fit)
+  expect_s3_class(test, "htest")
+  expect_true(test$p.value > 0 && test$p.value <= 1)
+  expect_identical(names(test$extra$celltype), fit$celltypes)
+  expect_output(print(test), "cross-donor score")
+  values <- genetic_values(fit)
+  expect_identical(dim(values), c(72L, 6L))
+  more <- sibs_of(c(donors, "brother"), 3)
+  known <- genetic_values(fit, more)
+  expect_equal(as.matrix(known[1:72, 3:6]), as.matrix(values[match(known$donor[1:72], values$donor), 3:6]),
+               tolerance = 1e-6, ignore_attr = TRUE)
+  expect_identical(known$donor[73L], "brother")
+  expect_equal(unname(as.matrix(ranef(fit)$genetic)),
+               unname(as.matrix(values[match(rownames(ranef(fit)$genetic), values$donor), 3:6])))
+  expect_equal(unname(predict(fit, pseudobulk)), unname(fitted(fit)), tolerance = 1e-8)
+})
+
+test_that("several kinships, genotypes and files", {
+  need_python()
+  set.seed(2)
+  G <- matrix(rbinom(72 * 15, 2, 0.3), 72, dimnames = list(donors, NULL))
+  fit <- ctmm(expr ~ celltype, kinship = list(cis = G, trans = K), structure = "free",
+              genetic_structure = "hom", data = pseudobulk)
+  expect_identical(tail(names(fit$vcomp), 2L), c("cis:hom", "trans:hom"))
+  expect_error(test_heritability(fit), "which kinship")
+  expect_true(test_heritability(fit, "cis")$p.value > 0)
+  Z <- scale(G) * sqrt(72 / 71)
+  own <- ctmm(expr ~ celltype, kinship = tcrossprod(Z) / 15, structure = "hom", data = pseudobulk)
+  low <- ctmm(expr ~ celltype, kinship = G, structure = "hom", data = pseudobulk)
+  expect_equal(own$vcomp, low$vcomp, tolerance = 1e-6)
+  file <- tempfile(fileext = ".csv")
+  write.csv(K, file)
+  expect_equal(ctmm(expr ~ celltype, kinship = file, structure = "hom", data = pseudobulk)$vcomp,
+               ctmm(expr ~ celltype, kinship = K, structure = "hom", data = pseudobulk)$vcomp)
+  need("Matrix")
+  sparse <- Matrix::Matrix(K, sparse = TRUE)
+  expect_equal(ctmm(expr ~ celltype, kinship = sparse, structure = "hom", data = pseudobulk)$vcomp,
+               ctmm(expr ~ celltype, kinship = K, structure = "hom", data = pseudobulk)$vcomp)
+})
+
+test_that("all genes have the same numbers", {
+  need_python()
+  expr <- rbind(a = pseudobulk$expr, b = rev(pseudobulk$expr))
+  nu <- matrix(pseudobulk$nu, 2, nrow(pseudobulk), byrow = TRUE)
+  found <- ctmm_genes(~ celltype + sex, data = pseudobulk, expr = expr, nu = nu, random = ~ batch,
+                      structure = "iid", kinship = K, tests = c("heritability", "jackknife"))
+  fit <- related_fit()
+  expect_equal(unlist(found[1L, names(fit$vcomp)]), fit$vcomp, tolerance = 1e-8)
+  table <- heritability(fit)$table
+  expect_equal(unname(unlist(found[1L, sprintf("h2[%s]", table$part)])), table$h2, tolerance = 1e-6)
+  expect_equal(found$stat_heritability[1L], test_heritability(fit)$statistic[[1L]], tolerance = 1e-6)
+  by_default <- ctmm_genes(~ celltype, data = pseudobulk, expr = expr, nu = nu, structure = "hom",
+                           kinship = list(one = K, two = sibs_of(rev(donors), 4)))
+  expect_true(all(c("p_heritability:one_bh", "p_heritability:two_shared") %in% names(by_default)))
+})
+
+test_that("kinships that are none are refused", {
+  need_python()
+  bad <- list(
+    list(unname(K), "no names of donors"),
+    list(`colnames<-`(K, NULL), "no column names"),
+    list(K[-1, -1], "has no row for 1 of 72 donors"),
+    list(`dimnames<-`(K, list(paste0("x", donors), paste0("x", donors))), "none of the donors"),
+    list(K + upper.tri(K) * 0.2, "is not symmetric"),
+    list(`[<-`(K, 2, 2, NA), "missing or infinite"),
+    list(1 - K, "is no covariance"),
+    list("nowhere.grm.bin", "there is no file"),
+    list(c(1, 2), "must be a matrix of numbers"),
+    list(`storage.mode<-`(K, "character"), "must be a matrix of numbers"),
+    list(data.frame(a = letters[1:3]), "must be numbers"),
+    list(as.data.frame(unname(K)), "its rows are numbered"),
+    list(list(), "is an empty list"),
+    list(list(K), "needs a name of its own"),
+    list(list(a = K, a = K), "needs a name of its own"),
+    list(list(batch = K), "has the name of a random effect"),
+    list(rbind(K, K[1, , drop = FALSE]), "several rows for donors"),
+    list(matrix(1, 72, 1, dimnames = list(donors, "rs1")), "do not vary"),
+    list(`dimnames<-`(diag(72), list(donors, donors)), "multiple of the identity"))
+  for (one in bad)
+    expect_error(ctmm(expr ~ celltype, random = ~ batch, kinship = one[[1L]], structure = "hom",
+                      data = pseudobulk), one[[2L]], class = "ctmm_error")
+  fit <- example_fit()
+  expect_error(heritability(fit), "there is no kinship", class = "ctmm_CTMMError")
+  expect_error(genetic_values(fit), "there is no kinship", class = "ctmm_CTMMError")
+  expect_match(test_heritability(fit)$note, "there is no kinship")
+  expect_error(ctmm(expr ~ celltype, genetic_structure = "hom", data = pseudobulk), "give kinship")
+  expect_error(ctmm(expr ~ celltype, kinship = K, method = "reml", data = pseudobulk), "unrelated")
+  expect_error(simulate(related_fit()), "has a kinship")
+  expect_error(genetic_values(related_fit(), K[-1, -1]), "has no row for 1 of 72 donors")
+})
