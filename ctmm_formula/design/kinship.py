@@ -183,14 +183,14 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             f"kinship {name!r} has columns for donors that have no row, or the other way "
             f"round: {listing(sorted(set(columns) ^ set(index)))}"
         )
+    if any(map(pd.api.types.is_complex_dtype, table.dtypes)):
+        raise DataError(f"kinship {name!r} has complex numbers: a kinship is real, K.real")
     text = no_numbers(table)
     if text:
         raise DataError(
             f"columns {listing(text)} of kinship {name!r} are not numbers: donors are its index, "
             "and the rest is numbers"
         )
-    if any(map(pd.api.types.is_complex_dtype, table.dtypes)):
-        raise DataError(f"kinship {name!r} has complex numbers: a kinship is real, K.real")
     values = table.to_numpy(dtype=float, na_value=np.nan)
     if square:
         place = {one: k for k, one in enumerate(_labels(table.columns, name, "columns"))}
