@@ -489,8 +489,8 @@ def _notes(results: CTMMResults) -> Iterator[str]:
     if results.design.kinship and results.numbers.has_likelihood:
         yield (
             "weighed by the measured noise as if it were known: where it is of few cells, its "
-            "errors count as environment and heritabilities come out too small; method='robust' "
-            "weighs by pooled noise"
+            "errors count as environment and heritabilities come out too small; pool it, "
+            "(nu * n_cells).groupby(celltype).transform('mean') / n_cells, or use method='robust'"
         )
     elif results.design.kinship:
         how = "weighted" if results.method == "robust" else "ordinary"

@@ -206,6 +206,7 @@ class _Update:
         at = group, self.rows[self.mask]
         self.members = sp.csr_array((np.ones(len(group)), at), (len(rows), n))
         donor, first = np.unique(model.row_donor[at[1]], return_index=True)
+        self.single = len(donor) == len(rows)  # every group is one donor
         at = group[first], donor
         self.donors = sp.csr_array((np.ones(len(donor)), at), (len(rows), len(model.active)))
 
@@ -293,35 +294,36 @@ class _Update:
                 met = np.einsum("ga,gab,gb,gab->g", weight[f], value, weight[g], self.A)
                 out[:, f, g] = out[:, g, f] = met
         if count > levels:
-            value = self._between(model, donor)
             both = weight[levels:]
-            out[:, levels:, levels:] = np.einsum(
-                "fga,gab,gabfh,hgb->gfh", both, self.A, value, both, optimize=True
-            )
+            if self.single:
+                own = both.transpose(1, 0, 2)
+                met = own @ self.A @ own.transpose(0, 2, 1)
+                out[:, levels:, levels:] = met * self.design.across.transpose(2, 0, 1)[donor[:, 0]]
+            else:
+                out[:, levels:, levels:] = np.einsum(
+                    "fga,gab,gabfh,hgb->gfh", both, self.A, self._between(model, donor), both,
+                    optimize=True,
+                )  # fmt: skip
         return S @ out @ S.T
 
     def _between(self, model: Model, donor: np.ndarray) -> np.ndarray:
         """(K_f d K_h)_ij, d = Z_f' Z_h, of the donors i, j of rows (g, m), (g, m, m, f, h)."""
-        factors, across = self.design.factors, self.design.across
-        F, _, N = across.shape
+        factors = self.design.factors
+        F, _, N = self.design.across.shape
         pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
         i, j = np.divmod(pairs, N)
-        if (i == j).all():
-            values = across.transpose(2, 0, 1)[i]
-        else:
-            own = list(factors.by_kernel())
-            first = own[0][1][0]
-            weight = factors.weight[first:]
-            d = [np.add.reduceat(one * weight, model.row_ptr[:-1], axis=1) for one in weight]
-            values, step = np.empty((len(pairs), F, F)), max(_CHUNK // N, 1)
-            parts = [(kernel.whole, np.array(at) - first) for kernel, at in own]
-            for start in range(0, len(pairs), step):
-                some = slice(start, start + step)
-                for one, f in parts:
-                    for other, h in parts:
-                        part = np.array(d)[np.ix_(f, h)].reshape(-1, N)
-                        turned = (one[i[some]] * other[j[some]]) @ part.T
-                        values[some, f[:, None], h] = turned.reshape(-1, len(f), len(h))
+        own = list(factors.by_kernel())
+        first = own[0][1][0]
+        weight = factors.weight[first:]
+        d = np.array([np.add.reduceat(one * weight, model.row_ptr[:-1], axis=1) for one in weight])
+        values, step = np.empty((len(pairs), F, F)), max(_CHUNK // N, 1)
+        parts = [(kernel.whole, np.array(at) - first) for kernel, at in own]
+        for start in range(0, len(pairs), step):
+            some = slice(start, start + step)
+            for one, f in parts:
+                for other, h in parts:
+                    turned = (one[i[some]] * other[j[some]]) @ d[np.ix_(f, h)].reshape(-1, N).T
+                    values[some, f[:, None], h] = turned.reshape(-1, len(f), len(h))
         return values[where].reshape(*self.A.shape, F, F)
 
     def _meet(self, rows: np.ndarray, U: np.ndarray, factors: Iterable[int]) -> np.ndarray:
