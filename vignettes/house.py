@@ -32,7 +32,7 @@
 # | `ctmm_formula/structures.py` | covariance structures as lists of basis matrices | arrays only |
 # | `ctmm_formula/distributions.py` | tails of t, F, chi2 and Cauchy | nothing |
 # | `ctmm_formula/blas.py` | threads of the linear algebra, held at one | nothing |
-# | `ctmm_formula/progress.py` | progress bars, where somebody looks | nothing |
+# | `ctmm_formula/progress.py` | progress bars, where somebody looks | arguments |
 # | `ctmm_formula/arguments.py` | checks of arguments, seeds, whole numbers | nothing |
 # | `ctmm_formula/paths.py` | names of files, and how they are written | nothing |
 # | `ctmm_formula/errors.py` | exceptions and warnings | nothing |

@@ -30,7 +30,7 @@ study = {"n_donors": 60, "celltypes": TYPES, "sigma2": 0.2, "cells": 50}
 differ = ctmm.simulate.simulate_genes(10, V=(0.0, 0.3, 0.0, 0.0), rng=1, **study)
 alike = ctmm.simulate.simulate_genes(100, V=0.0, rng=2, **study)
 pb = differ.to_anndata()
-pb
+print(pb)
 
 # %% [markdown]
 # ## One gene
@@ -79,7 +79,8 @@ scans = {
 for name, scan in scans.items():
     found = scan.table["p_score"] < 0.05
     print(f"{name}: {found.sum()} of {len(found)} genes have p < .05")
-print(scans["differ"].top(5, "score")[["gene", "hom", "V[Mono]", "V[T]", "p_score"]].round(4))
+best = scans["differ"].top(5, "score")[["gene", "hom", "V[Mono]", "V[T]", "p_score"]]
+print(best.to_string(float_format="{:.3g}".format))
 
 # %% [markdown]
 # The truth is .2 and .3:

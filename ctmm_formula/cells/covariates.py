@@ -71,7 +71,7 @@ def carry(
             if wanted is None and _varies(column.iloc[:HEAD], cell[:HEAD], N * C):
                 left_out[name] = VARIES
                 continue
-            codes, known = pd.factorize(column)
+            codes, known = pd.factorize(_plain(column))
         except TypeError:
             left_out[name] = "its values are objects"
             continue
@@ -129,7 +129,7 @@ def pooled(obs: pd.DataFrame, pairs: Pairs, taken: Sequence[str]) -> dict[str, l
         try:
             if column.iloc[:HEAD].nunique() > FEW_LEVELS:
                 continue
-            codes, known = pd.factorize(column[on])
+            codes, known = pd.factorize(_plain(column[on]))
         except TypeError:  # values are objects
             continue
         levels = [_text(value) for value in known]
@@ -167,9 +167,15 @@ def _names(obs: pd.DataFrame, taken: Sequence[str], wanted: Sequence[str] | None
 
 def _varies(column: pd.Series, cell: np.ndarray, size: int) -> bool:
     """Whether a column has two values in one pair."""
-    # objects as they are: pandas 2.2 looks for dates among them, and stops at numbers beyond floats
-    values = column.to_numpy() if column.dtype == object else column
-    return _constant(pd.factorize(values)[0], cell, size) is None
+    return _constant(pd.factorize(_plain(column))[0], cell, size) is None
+
+
+def _plain(column: pd.Series) -> Any:
+    """A column whose objects pandas takes as they are.
+
+    In a Series pandas 2.2 looks for dates among them, and stops at numbers beyond floats.
+    """
+    return column.to_numpy() if column.dtype == object else column
 
 
 def _constant(codes: np.ndarray, groups: np.ndarray, size: int) -> np.ndarray | None:

@@ -95,7 +95,7 @@ class Contrasts:
     def intervals(self, level: float = 0.95) -> np.ndarray:
         """Confidence intervals (q, 2) of L b: the values that :meth:`pvalues` does not reject."""
         reach = special.stdtrit(self.df, 0.5 * (1.0 + level))
-        endless = np.isinf(reach)  # a level of 1, to rounding
+        endless = np.isinf(reach) | ((level == 1.0) & (self.df > 0))  # NaN before scipy 1.15
         reach, ends = np.where(endless, 0.0, reach), []
         for side in (-1.0, 1.0):
             distance = reach * np.sqrt(np.diag(self.cov))

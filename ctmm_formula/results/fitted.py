@@ -239,8 +239,6 @@ class CTMMResults(Record):
         covariance, alpha
             As in :meth:`table`.
 
-        `covariance` and `alpha` are as in :meth:`table`.
-
         Returns
         -------
         Summary
