@@ -29,8 +29,9 @@ ScanTest: TypeAlias = Literal[
 IntervalMethod: TypeAlias = Literal["wald", "log", "profile"]
 FitPicture: TypeAlias = Literal["gene", "shares", "components", "influence", "missing", "noise"]
 ScanPicture: TypeAlias = Literal[
-    "variances", "shares", "correlations", "differentiation", "qq", "effects"
-]
+    "variances", "shares", "heritability", "correlations", "genetic_correlations",
+    "differentiation", "qq", "effects",
+]  # fmt: skip
 FormulaEngine: TypeAlias = Literal["patsy", "formulaic"]
 """What arguments take, for checkers of types: the names of the registries, as a test compares."""
 
