@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import ctmm_formula as ctmm
 from ctmm_formula import progress
+from ctmm_formula.engine import options
 
 
 class Terminal(io.StringIO):
@@ -91,6 +93,7 @@ def test_in_a_real_terminal():
     code = """
 import ctmm_formula as ctmm
 from ctmm_formula import progress
+from ctmm_formula.engine import options
 progress.PATIENCE = {patience}
 ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), tests=[])
 """
@@ -114,3 +117,21 @@ ctmm.fit_genes("~ C(celltype)", data=ctmm.load_genes(), tests=[])
         os.close(master)
         assert call.returncode == 0
     assert b"200/200" in seen[0.0] and seen[1e3] == b""
+
+
+def test_what_the_first_use_waits_for_is_said_once(monkeypatch, tmp_path):
+    (tmp_path / "loops.py").write_text("def one(x):\n    return x\n\n\ndef two(x):\n    return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import loops
+
+    monkeypatch.setattr(options, "_announce", functools.cache(options._announce.__wrapped__))
+    options.kept(loops.one)(1.0)
+    assert options._announce.cache_info().misses == 1  # nobody looks: nothing is written
+    terminal(monkeypatch)
+    options._announce.cache_clear()
+    assert options.kept(loops.one)(1.0) == options.kept(loops.two)(1.0) == 1.0
+    said = sys.stderr.getvalue()
+    assert said.count("compiling") == 1 and said.endswith("compile does all of it ahead)\n")
+    options._announce.cache_clear()
+    options.kept(loops.two)(1.0)  # from the disk
+    assert sys.stderr.getvalue() == said

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
 from ..errors import CTMMWarning
+from ..progress import watched
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Sums in the order in which they are written."""
@@ -126,16 +129,29 @@ def _say(why: str) -> None:
     )
 
 
+@functools.cache
+def _announce() -> None:
+    """Say once, where somebody looks, what the first use waits for."""
+    if watched() and parent_process() is None:
+        sys.stderr.write(
+            "ctmm_formula: compiling for its first use on this machine, up to a minute or two "
+            "(python -m ctmm_formula compile does all of it ahead)\n"
+        )
+
+
 class _Checked(IndexDataCacheFile):
     """Numba's files of one function: an index, and the code for each of its signatures."""
 
     def load(self, key: Any) -> Any:
         """The code, or None where there is none or it is damaged."""
         try:
-            return super().load(key)
+            code = super().load(key)
         except Exception:  # unpickling damaged bytes may raise anything
             self._remove()
-            return None
+            code = None
+        if code is None:
+            _announce()
+        return code
 
     def save(self, key: Any, data: Any) -> None:
         """Write the code, if there is room."""
