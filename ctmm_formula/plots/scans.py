@@ -134,21 +134,9 @@ def shares_of_genes(scan: object, *, ax: Axes | None = None) -> Axes:
     rest = wide.drop(columns="noise").median().sort_values(ascending=False, kind="stable")
     names = [*map(str, rest.index), "noise"]
     values = [wide[name].dropna().to_numpy() for name in names]
-    ax = style.axes(ax, max(4.5, 1.2 + 0.6 * len(names)), 3.4)
-    shades = {"shared": style.SHARED, "specific": style.SPECIFIC, "noise": style.MUTED}
-    fills = [shades.get(name, style.PALETTE[1]) for name in names]
-    every = np.concatenate(values)
-    beyond = int(((every < 0.0) | (every > 1.0)).sum())
     lost = int(wide.isna().any(axis=1).sum())
-    remarks = style.remarks(
-        (beyond, f"{beyond} of {every.size} shares beyond 0 and 1 drawn there"),
-        (lost, f"{style.count(lost, 'gene')} without estimates left out"),
-    )
-    clipped = [own.clip(0.0, 1.0) for own in values]
-    _violins(ax, clipped, fills, [np.median(own) for own in values], remarks)
-    ax.set_ylim(-0.02, 1.02)
-    style.names_below(ax, range(len(names)), names)
-    return style.finish(ax, "", "share of variance")
+    remark = lost, f"{style.count(lost, 'gene')} without estimates left out"
+    return style.finish(_shares(ax, names, values, remark), "", "share of variance")
 
 
 def shares_of_genes_data(scan: object) -> pd.DataFrame:
@@ -203,23 +191,11 @@ def heritability(scan: object, *, kinship: str | None = None, ax: Axes | None = 
     wide = table[table["kinship"] == name].pivot(index="gene", columns="part", values="h2")
     parts = list(dict.fromkeys(table["part"]))
     values = [wide[part].dropna().to_numpy() for part in parts]
-    every = np.concatenate(values)
-    if not every.size:
+    if not any(own.size for own in values):
         raise CTMMError("no gene of the scan has a heritability: see reason in scan.table")
-    beyond = int(((every < 0.0) | (every > 1.0)).sum())
     lost = int(wide[parts[-1]].isna().sum())
-    remarks = style.remarks(
-        (beyond, f"{beyond} of {every.size} shares beyond 0 and 1 drawn there"),
-        (lost, f"{style.count(lost, 'gene')} without a clear variance in {parts[-1]}"),
-    )
-    ax = style.axes(ax, max(4.5, 1.2 + 0.6 * len(parts)), 3.4)
-    shades = {"shared": style.SHARED, "specific": style.SPECIFIC}
-    fills = [shades.get(part, style.PALETTE[1]) for part in parts]
-    clipped = [own.clip(0.0, 1.0) for own in values]
-    medians = [np.median(own) if own.size else np.nan for own in values]
-    _violins(ax, clipped, fills, medians, remarks)
-    ax.set_ylim(-0.02, 1.02)
-    style.names_below(ax, range(len(parts)), parts)
+    remark = lost, f"{style.count(lost, 'gene')} without a clear variance in {parts[-1]}"
+    ax = _shares(ax, parts, values, remark)
     return style.finish(ax, "", "genetic share (the rest: environment)")
 
 
@@ -257,6 +233,29 @@ def _edge(values: np.ndarray) -> float:
         return 1.0
     unit = 10.0 ** (np.floor(np.log10(reach)) - 1)
     return float(f"{np.ceil(reach / unit) * unit:.2g}")
+
+
+def _shares(
+    ax: Axes | None,
+    names: Sequence[str],
+    values: Sequence[np.ndarray],
+    remark: tuple[int, str],
+) -> Axes:
+    """Violins of shares by name, those beyond 0 and 1 drawn there and counted, then a remark."""
+    ax = style.axes(ax, max(4.5, 1.2 + 0.6 * len(names)), 3.4)
+    shades = {"shared": style.SHARED, "specific": style.SPECIFIC, "noise": style.MUTED}
+    fills = [shades.get(name, style.PALETTE[1]) for name in names]
+    every = np.concatenate(values)
+    beyond = int(((every < 0.0) | (every > 1.0)).sum())
+    remarks = style.remarks(
+        (beyond, f"{beyond} of {every.size} shares beyond 0 and 1 drawn there"), remark
+    )
+    clipped = [own.clip(0.0, 1.0) for own in values]
+    medians = [np.median(own) if own.size else np.nan for own in values]
+    _violins(ax, clipped, fills, medians, remarks)
+    ax.set_ylim(-0.02, 1.02)
+    style.names_below(ax, range(len(names)), names)
+    return ax
 
 
 def _violins(
