@@ -12,7 +12,10 @@ edge can win where it is within some 1.5 standard errors.  Therefore
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
 3. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
-   than the best by more than the barrier can still cost.
+   than the best by more than the barrier can still cost;
+4. where rows are few for the number of components, maxima are many and shallow: a second race
+   begins where one component stands out from nearly null (:func:`spikes`), by up to a hundred times
+   the split.
 
 For ML an interior stationary point is preferred to the edge, where the likelihood grows without
 limit as the noise floor goes to zero: its starts climb without a barrier first.
@@ -25,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit, typeof
+from numba.extending import register_jitable
 
 from .kernels import INFORMATION, VALUE, cholesky, cholesky_solve
 from .optimize import (
@@ -58,6 +62,7 @@ _NEARLY_NULL = 0.02  # of the variance split
 _SHORT = 0.97  # of the way to the edge where a start lies
 _FAR = 200.0  # units of a tenth of the split, where there is no edge
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
+_STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
 _ROUGH = 0.1  # relative accuracy of the way to the edge
 
 
@@ -108,6 +113,16 @@ def _is_clear(pr, theta, llf, wk):
             if around == -math.inf or around > llf - _FALLS:
                 return False
     return True
+
+
+@register_jitable
+def _is_better(status, llf, best, best_llf, prefer_interior):
+    """Whether an end takes the place of the best one so far."""
+    if status == INFEASIBLE or best == INFEASIBLE:
+        return status != INFEASIBLE
+    if prefer_interior and (status == INTERIOR) != (best == INTERIOR):
+        return status == INTERIOR
+    return llf > best_llf + 1e-9 * (1.0 + abs(llf))
 
 
 @kept
@@ -235,10 +250,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             ahead[:] = path[s]
             llf, decrement = llfs[s], decrements[s]
             status = EDGE if reached[s] < 2.0 * _BARRIER_ENOUGH else STALLED  # to rounding
-        better = llf > best_llf + 1e-9 * (1.0 + abs(llf))
-        if prefer_interior and (status == INTERIOR) != (best == INTERIOR):
-            better = status == INTERIOR
-        if better or best == INFEASIBLE:
+        if _is_better(status, llf, best, best_llf, prefer_interior):
             best, best_llf, best_decrement = status, llf, decrement
             theta[:] = ahead
     if best != INFEASIBLE and not look:
@@ -258,6 +270,12 @@ def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
     return starts
 
 
+def spikes(null: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """Starts (3 K, K) where one component stands out."""
+    unit = np.abs(middle).max()
+    return np.vstack([null + size * unit * np.eye(len(null)) for size in _STANDS_OUT])
+
+
 def climb(pr: Problem, start: np.ndarray, wk: Work) -> Found:
     """From one feasible start to a maximum, along the edge where it must."""
     return best_of(pr, start[None], np.zeros(1), False, wk)
@@ -275,7 +293,12 @@ def best_of(
 
 
 def search(
-    pr: Problem, start: np.ndarray, middle: np.ndarray, prefer_interior: bool, wk: Work
+    pr: Problem,
+    start: np.ndarray,
+    middle: np.ndarray,
+    prefer_interior: bool,
+    few_rows: bool,
+    wk: Work,
 ) -> Found:
     """The maximum over the domain; the first climb begins at `start`, `middle` lies well inside."""
     theta = start.copy()
@@ -298,6 +321,16 @@ def search(
     if prefer_interior:
         weights[: 2 + len(many)] = 0.0
     found = best_of(pr, starts, weights, prefer_interior, wk)
+    if few_rows:
+        starts = spikes(null, middle)
+        other = best_of(pr, starts, np.full(len(starts), _BARRIER), prefer_interior, wk)
+        n_eval += other.evaluations
+        used = found.starts + other.starts
+        if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
+            found = other._replace(evaluations=found.evaluations)
+        else:
+            refresh(pr, found.theta, wk)
+        found = found._replace(starts=used)
     return found._replace(evaluations=found.evaluations + n_eval)
 
 
