@@ -26,6 +26,9 @@ BETTER = {
     550: -33.85749816233864,
     594: 59.29213299081821,
     693: 268.74207719564157,
+    1026: -50.011356348075886,
+    1140: 101.84700088575916,
+    1615: 11.392491791408604,
 }
 """Number of a random design -> log-likelihood, by dense algebra, of a point of its domain that some
 of a hundred random starts reached and a climb from the variance split alone does not."""

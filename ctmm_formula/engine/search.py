@@ -13,9 +13,9 @@ edge can win where it is within some 1.5 standard errors.  Therefore
 3. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
    than the best by more than the barrier can still cost;
-4. where rows are few for the number of components, maxima are many and shallow: a second race
-   begins where one component stands out from nearly null (:func:`spikes`), by up to a hundred times
-   the split.
+4. where rows are few for the number of components, maxima are many and shallow: the first is never
+   the last, and a second race begins where one component stands out from nearly null
+   (:func:`spikes`), by up to a hundred times the split.
 
 For ML an interior stationary point is preferred to the edge, where the likelihood grows without
 limit as the noise floor goes to zero: its starts climb without a barrier first.
@@ -98,7 +98,11 @@ def _add(known, theta, info):
 
 @njit(**FAST_INNER)
 def _is_clear(pr, theta, llf, wk):
-    """Whether an interior maximum has room around it, and lower likelihood there."""
+    """Whether an interior maximum has room around it, and lower likelihood there.
+
+    Where there are bounds only, one that is near is where to look; the likelihood need fall by as
+    much less as it is nearer.
+    """
     K = len(theta)
     wk.chol[:] = wk.info
     if not cholesky(wk.chol, K):
@@ -109,8 +113,15 @@ def _is_clear(pr, theta, llf, wk):
         cholesky_solve(wk.chol, K, wk.step)
         for side in (-1.0, 1.0):
             wk.trial[:] = theta + side * _CLEAR / math.sqrt(wk.step[k]) * wk.step
+            share = 1.0
+            if len(pr.cactive) == 0:
+                asked = wk.trial[k] - theta[k]
+                wk.trial[:] = np.maximum(wk.trial, pr.lower)
+                share = (wk.trial[k] - theta[k]) / asked
+                if share == 0.0:
+                    continue
             around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-            if around == -math.inf or around > llf - _FALLS:
+            if around == -math.inf or around > llf - share * share * _FALLS:
                 return False
     return True
 
@@ -305,7 +316,7 @@ def search(
     status, llf, decrement, n_eval, _, clear = race(
         pr, start[None], np.zeros(1), prefer_interior, True, theta, wk
     )
-    if clear:
+    if clear and not few_rows:
         return Found(status, theta, llf, decrement, n_eval, 1)
     inside = status == INTERIOR
     first, null = theta if inside else start, _NEARLY_NULL * middle

@@ -1,6 +1,6 @@
 """Is the reported maximum the maximum?  Random hard designs, each against many random starts.
 
-    python tests/benchmarks/reml_maximum.py [--designs 1000] [--starts 40] [--first 0]
+    python tests/benchmarks/reml_maximum.py [--designs 2000] [--starts 40] [--first 0]
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
 ``reml_maximum.md`` beside this file.
@@ -172,8 +172,8 @@ def table(method: str, designs: range, starts: int) -> list[str]:
 def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--designs", type=int, default=1000)
-    parser.add_argument("--ml", type=int, default=250)
+    parser.add_argument("--designs", type=int, default=2000)
+    parser.add_argument("--ml", type=int, default=500)
     parser.add_argument("--starts", type=int, default=40)
     parser.add_argument("--first", type=int, default=0)
     asked = parser.parse_args()
