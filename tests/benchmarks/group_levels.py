@@ -22,15 +22,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+import ctmm_formula as ctmm
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.engine.noise import unbiased_square
 from ctmm_formula.errors import CTMMError
+from ctmm_formula.inference.directions import directions_of, score_directions
 from ctmm_formula.inference.group_score import (
     OVERALL,
     SHARED,
@@ -223,8 +228,20 @@ def naive(celltype, group, y) -> list[list[float]]:
 COLUMNS = {
     "groups": ["overall law", "overall empirical", "overall", "shared", "type law",
                "type empirical", "type", "Brown-Forsythe", "F"],
-    "response": ["overall", "shared", "specific", "type 3", "other types"],
+    "response": ["overall", "shared", "specific", "type 3", "other types", "type 3, all rows",
+                 "other types, all rows"],
 }  # fmt: skip
+
+
+def all_rows(model, structure) -> list[float]:
+    """P values of every type's response by all rows, beside what conditions share only."""
+    crossed = structure.crossed
+    names = structure.celltypes
+    null = crossed.common(crossed.inner.basis, names)
+    units = crossed.tested(np.array([np.diag(e) for e in np.eye(4)]), names)["g"]
+    design = directions_of(model, null, dict(zip(TYPES, units, strict=True)), {})
+    found = score_directions(model, design, False)
+    return [math.exp(found[name].upper) for name in TYPES]
 
 
 def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
@@ -237,8 +254,12 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
             test = response_test(model, response_design(model, structure))
             types = [math.exp(one.upper) for one in test.types]
             rest = [math.exp(one.upper) for one in (test.shared, test.specific)]
-            return [[math.exp(test.overall)], *([p] for p in rest), types[2:3],
-                    types[:2] + types[3:]]  # fmt: skip
+            parts = ([own[2:3], own[:2] + own[3:]] for own in (types, all_rows(model, structure)))
+            return [
+                [math.exp(test.overall)],
+                *([p] for p in rest),
+                *(p for own in parts for p in own),
+            ]
         test = group_test(model, group_design(model, structure), TYPES)
     except CTMMError:
         return [[math.nan]] * len(COLUMNS[what])
@@ -296,8 +317,40 @@ and *type* are the p values that count: with fewer than 40 donors in a group the
 laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact, and compare the
 first two groups.  Of three groups each is tested against the others, and the p values that count
 are those of all of them together; *law* and *empirical* are of the first.  Of responses, *shared*
-is beside every type's own, *specific* beside what all share, and types go by their own rows.
+is beside every type's own, *specific* beside what all share, and types go by their own rows;
+*all rows*: the same by the rows of all types, beside what conditions share.
 """
+
+
+COST = "Cost in a scan, milliseconds of CPU a gene"
+SCANS = {"groups": Setting((50, 50)), "response": Setting((100, 100))}
+"""100 donors; for responses each of them under both conditions."""
+
+
+def cost(what: str, genes: int = 100) -> str:
+    """A line of the table: a scan without and with a test, the least of five."""
+    within = what == "response"
+    sets = [pairs(SCANS[what], within, np.random.default_rng([12, k])) for k in range(genes)]
+    # numbers of cells are those of the first gene for all: values alone are taken from the others
+    first, names = sets[0], [f"g{k}" for k in range(genes)]
+    obs = pd.DataFrame(
+        {"donor": [f"d{k}" for k in first.donor], "celltype": first.celltype.astype(str),
+         "status": np.where(first.group == 1, "case", "control"), "n_cells": first.n}
+    )  # fmt: skip
+    Y = pd.DataFrame(np.array([one.y for one in sets]).T, columns=names)
+    NU = pd.DataFrame(np.array([one.nu for one in sets]).T, columns=names)
+    crossed = {"within" if within else "by": "status"}
+    least = [math.inf, math.inf]
+    for _ in range(5):
+        for k, tests in enumerate(([], [what])):
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ctmm.fit_genes(
+                    "~ C(celltype) * status", data=obs, expr=Y, nu=NU, tests=tests, **crossed
+                )
+            least[k] = min(least[k], 1e3 * (time.process_time() - start) / genes)
+    return f"| {what} | {genes} | {least[0]:.2f} | {least[1] - least[0]:.2f} |"
 
 
 def main() -> None:
@@ -313,6 +366,10 @@ def main() -> None:
             if key not in done and options.only in key:
                 done[key] = line(what, setting, options.sets, 100 * number + k)
                 OUT.write_text(text_of(done))
+    for what in SCANS:
+        if what + COST not in done and options.only in COST:
+            done[what + COST] = cost(what)
+            OUT.write_text(text_of(done))
 
 
 def sections(lines: list[str]) -> list[tuple[str, str]]:
@@ -320,7 +377,7 @@ def sections(lines: list[str]) -> list[tuple[str, str]]:
     out, title = [], ""
     for text in lines:
         title = text.removeprefix("## ") if text.startswith("## ") else title
-        if text.startswith("| ") and not text.startswith("| setting"):
+        if text.startswith("| ") and not text.startswith(("| setting", "| test")):
             out.append((title, text))
     return out
 
@@ -332,6 +389,8 @@ def text_of(done: dict[str, str]) -> str:
         rows = [done[label(s) + title] for s in settings if label(s) + title in done]
         head = ["setting", "sets", *COLUMNS[what]]
         parts += [f"## {title}\n", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
+    rows = [done[what + COST] for what in SCANS if what + COST in done]
+    parts += [f"## {COST}\n", "| test | genes | fit | test |", "|---|---|---|---|", *rows, ""]
     return "\n".join(parts)
 
 
