@@ -184,7 +184,7 @@ def test_blocks_learn_their_size(tmp_path, monkeypatch):
     X, obs, genes = cells()
     path, _ = in_form("h5ad", X, obs, genes, tmp_path)
     source = open_source(path, None, None, False, None)
-    sizes = [block.shape[0] for _, block in blocks(source)]
+    sizes = list(blocks(source, then=lambda first, block: block.shape[0]))
     source.close()
     assert sum(sizes) == len(X)
     assert len(sizes) > 3

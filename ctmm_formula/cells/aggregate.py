@@ -11,6 +11,8 @@ they are, n - k cells at distance `mean`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,10 @@ EPS = np.finfo(float).eps / 2
 """A sum of n values of one sign is off by less than n times this share of it."""
 TILE = 8
 """Genes of a CSC block that are written together: a cache line of each pair's row."""
+
+
+Seen = tuple[float, bool, int, int]
+"""Largest value, whether all were whole numbers, and row and gene of a bad one (row < 0: none)."""
 
 
 class BadValue(NamedTuple):
@@ -42,6 +48,8 @@ class Moments:
     n_pairs, n_genes : int
     lowest : float
         Smallest value allowed; 0, or minus the largest float where values may be negative.
+    n_jobs : int
+        Threads, each with pairs (genes, where these are stored together) of its own.
 
     Attributes
     ----------
@@ -55,13 +63,15 @@ class Moments:
         Whether all values seen were whole numbers.
     """
 
-    def __init__(self, n_pairs: int, n_genes: int, lowest: float = 0.0) -> None:
+    def __init__(
+        self, n_pairs: int, n_genes: int, lowest: float = 0.0, n_jobs: int = 1
+    ) -> None:
         self.count = np.zeros(n_pairs, dtype=np.int64)
         self.mean = np.zeros((n_pairs, n_genes))
         self.m2 = np.zeros((n_pairs, n_genes))
         self.m3 = np.zeros((n_pairs, n_genes))
         self.m4 = np.zeros((n_pairs, n_genes))
-        self.lowest = lowest
+        self.lowest, self.n_jobs = lowest, n_jobs
         self.top = -math.inf
         self.whole = True
 
@@ -82,14 +92,33 @@ class Moments:
         size = np.bincount(codes[codes >= 0], minlength=len(self.count))
         order = np.argsort(codes, kind="stable")[len(codes) - size.sum() :]
         start = np.concatenate([[0], np.cumsum(size)])
-        state = (self.count, self.mean, self.m2, self.m3, self.m4, self.lowest)
+        state = (self.count, self.mean, self.m2, self.m3, self.m4)
+        matrix: tuple[np.ndarray, ...] = (block,)
+        add = _add_dense
         if sparse.issparse(block):
-            indptr = block.indptr.astype(np.int64)
-            seen = _add_sparse(block.data, block.indices, indptr, order, start, *state)
-        else:
-            seen = _add_dense(block, order, start, *state)
+            matrix, add = (block.data, block.indices, block.indptr.astype(np.int64)), _add_sparse
+
+        def some(a: int, b: int) -> Seen:
+            own = (part[a:b] for part in state)
+            return add(*matrix, order, start[a : b + 1], *own, self.lowest)
+
+        seen = self._in_parts(some, start)
         self.count += size
         return self._note(seen, block)
+
+    def _in_parts(self, some: Callable[[int, int], Seen], start: np.ndarray) -> Seen:
+        """`some` of all pairs or genes, in as many parts of like work as there are threads."""
+        n = len(start) - 1
+        if self.n_jobs == 1:
+            return some(0, n)
+        cuts = np.searchsorted(start, np.linspace(start[0], start[-1], self.n_jobs + 1)[1:-1])
+        edges = np.unique([0, *cuts, n])
+        with ThreadPoolExecutor(self.n_jobs) as pool:
+            parts = list(pool.map(some, edges[:-1], edges[1:]))
+        for part in parts:
+            if part[2] >= 0:
+                return part
+        return max(part[0] for part in parts), all(part[1] for part in parts), -1, -1
 
     def add_genes(self, block: Any, codes: np.ndarray, targets: np.ndarray) -> BadValue | None:
         """Set the moments of a block of genes, over all cells at once.
@@ -102,13 +131,18 @@ class Moments:
             Their columns in `mean`, `m2` and `m4`.
         """
         self.count = np.bincount(codes[codes >= 0], minlength=len(self.count))
-        seen = _set_columns(
-            block.data, block.indices, block.indptr.astype(np.int64), codes, targets,
-            self.count, self.mean, self.m2, self.m4, self.lowest,
-        )  # fmt: skip
-        return self._note(seen, block)
+        indptr = block.indptr.astype(np.int64)
 
-    def _note(self, seen: tuple[float, bool, int, int], block: Any) -> BadValue | None:
+        def some(a: int, b: int) -> Seen:
+            top, whole, row, gene = _set_columns(
+                block.data, block.indices, indptr[a : b + 1], codes, targets[a:b],
+                self.count, self.mean, self.m2, self.m4, self.lowest,
+            )  # fmt: skip
+            return top, whole, row, a + gene
+
+        return self._note(self._in_parts(some, indptr), block)
+
+    def _note(self, seen: Seen, block: Any) -> BadValue | None:
         """Keep what was seen; a bad value is returned with its place."""
         top, whole, row, gene = seen
         self.top = max(self.top, top)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from joblib import effective_n_jobs
 
-from ..arguments import choose, real, shown, whole_number
+from ..arguments import choose, real, shown, threads, whole_number
 from ..design.table import column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
@@ -58,6 +60,7 @@ def pseudobulk(
     covariates: Sequence[str] | None = None,
     negative: str = "error",
     block_size: int | None = None,
+    n_jobs: int = 1,
 ) -> AnnData:
     """Aggregate cells to donors x cell types: mean, noise variance, number of cells.
 
@@ -111,6 +114,9 @@ def pseudobulk(
         Negative expression is a sign of scaled data; "keep" accepts it.
     block_size : int, optional
         Cells per block (genes, for CSC), in place of 64 MB.
+    n_jobs : int
+        Threads that read blocks, a few ahead, and aggregate them; -1 for as many as there are
+        cores.  The result is the same to the bit.
 
     Returns
     -------
@@ -192,12 +198,13 @@ def pseudobulk(
         raise DataError(f"donor= and celltype= name the same column, {donor!r}")
     if block_size is not None:
         block_size = whole_number("block_size", block_size, 1)
+    n_jobs = effective_n_jobs(threads(n_jobs))
 
     source = open_source(data, obs, layer, raw, genes)
     try:
         pairs = find_pairs(source.obs, donor, celltype, thresholds, experiment, replicate)
         places = gene_places(source, genes)
-        read = _stream(source, pairs, places, normalize, summary, negative, block_size)
+        read = _stream(source, pairs, places, normalize, summary, negative, block_size, n_jobs)
     finally:
         source.close()
     frame, left_out = carry(source.obs, pairs, (donor, celltype), covariates)
@@ -256,51 +263,79 @@ def _stream(
     summary: str,
     negative: str,
     block_size: int | None,
+    n_jobs: int,
 ) -> _Read:
     """Read the matrix once (twice for normalised CSC) and judge what kind of values it holds."""
     kept = source.genes if places is None else source.genes[places]
     lowest = -np.finfo(float).max if negative == "keep" and normalize is None else 0.0
-    moments = Moments(pairs.observed.size, len(kept), lowest)
+    moments = Moments(pairs.observed.size, len(kept), lowest, n_jobs)
     codes, by_genes = pairs.used, source.form == "csc"
-    sizes = _sizes(source, block_size) if normalize and by_genes else None
-    seen: list[tuple[float, bool]] = []
-    empty = np.zeros(len(codes), dtype=bool)
-    total = np.zeros(len(codes)) if sizes is None else sizes
-    scale = np.zeros(len(codes))
-    copies = normalize is not None or places is not None
-    for first, block in blocks(source, block_size, copies=copies):
+    used = codes >= 0
+    sizes = _sizes(source, block_size, n_jobs) if normalize and by_genes else None
+
+    def ready(first: int, block: Any) -> _Block:
+        """A block as the moments take it."""
         cell, gene = (0, first) if by_genes else (first, 0)
         span = slice(cell, cell + block.shape[0])
+        size, top, whole, bad = None, -math.inf, True, None
         if normalize:
             size = libraries(block) if sizes is None else sizes
-            total[span], used = size, codes[span] >= 0
-            empty[span], scale[span] = (size == 0) & used, scales(used, size, normalize)
-            block, top, whole, bad = normalise(
-                block, used, size, normalize, log=summary != "log_mean"
-            )
-            _refuse(bad, source.cells[cell:], source.genes[gene:])
-            seen.append((top, whole))
-        block, targets = _take(block, places, gene)
+            log = summary != "log_mean"
+            block, top, whole, bad = normalise(block, used[span], size, normalize, log=log)
+        targets = np.zeros(0, dtype=np.intp)
+        if bad is None:
+            block, targets = _take(block, places, gene)
+        return _Block(block, targets, span, gene, size, top, whole, bad)
+
+    seen: list[tuple[float, bool]] = []
+    total = np.zeros(len(codes)) if sizes is None else sizes
+    copies = normalize is not None or places is not None
+    for part in blocks(source, block_size, copies=copies, n_jobs=n_jobs, then=ready):
+        cells = source.cells[part.span]
+        _refuse(part.bad, cells, source.genes[part.gene :])
+        if part.size is not None:
+            total[part.span] = part.size
+            seen.append((part.top, part.whole))
         if by_genes:
-            bad = moments.add_genes(block, codes, targets)
+            bad = moments.add_genes(part.block, codes, part.targets)
         else:
-            bad = moments.add_cells(block, codes[span])
-        _refuse(bad, source.cells[cell:], kept[targets])
-        del block
+            bad = moments.add_cells(part.block, codes[part.span])
+        _refuse(bad, cells, kept[part.targets])
+        del part
     if not normalize:
         seen.append((moments.top, moments.whole))
     top, whole = max(top for top, _ in seen), all(whole for _, whole in seen)
-    notes = _judge(top, whole, normalize)
+    notes = [*source.notes, *_judge(top, whole, normalize)]
     if summary == "log_mean" and not whole:
         notes.append("counts are not whole numbers; half a count is 0.5 of them all the same")
-    if normalize:
-        text = _selection(source, total[codes >= 0])
-        if text:
-            warnings.warn(text, CTMMWarning, stacklevel=3)
-            notes.append(text)
-    if empty.any():
-        notes.append(f"{empty.sum()} cells have no counts, they are taken as zero")
+    if not normalize:
+        return _Read(pairs, moments, np.zeros(len(moments.count)), notes)
+    text = _selection(source, total[used])
+    if text:
+        warnings.warn(text, CTMMWarning, stacklevel=3)
+        notes.append(text)
+    empty = int(((total == 0) & used).sum())
+    if empty:
+        notes.append(f"{empty} cells have no counts, they are taken as zero")
+    scale = scales(used, total, normalize)
     return _Read(pairs, moments, half_counts(scale, codes, moments.count), notes)
+
+
+class _Block(NamedTuple):
+    """A block as the moments take it: which cells, first gene, columns in the result.
+
+    size: counts of its cells, where they are scaled by them; what its values were like, and one
+    that cannot be.
+    """
+
+    block: Any
+    targets: np.ndarray
+    span: slice
+    gene: int
+    size: np.ndarray | None
+    top: float
+    whole: bool
+    bad: BadValue | None
 
 
 def _summarise(
@@ -338,11 +373,14 @@ def _summarise(
     return {"X": X, "nu": nu, "nu2": nu2, "counts": counts}, columns, note
 
 
-def _sizes(source: Source, block_size: int | None) -> np.ndarray:
+def _sizes(source: Source, block_size: int | None, n_jobs: int) -> np.ndarray:
     """Counts of each cell, from a matrix stored gene by gene."""
     out = np.zeros(len(source.obs))
-    for _, block in blocks(source, block_size, copies=True):
-        out += libraries(block)
+    counts = blocks(
+        source, block_size, copies=True, n_jobs=n_jobs, then=lambda first, block: libraries(block)
+    )
+    for some in counts:
+        out += some
     return out
 
 

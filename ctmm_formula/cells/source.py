@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,9 @@ from .tables import in_var, is_anndata
 
 BLOCK = 2**26
 """Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
+_ROUND = 8  # blocks of one size, after which it is learned anew
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,8 @@ class Source:
     whole : tuple of str and int
         What the matrix may have been chosen from, and its number of genes: raw, where another
         matrix of the AnnData is read, or the AnnData that it is a view of.
+    notes : tuple of str
+        What was left out.
     """
 
     matrix: Any
@@ -46,6 +53,7 @@ class Source:
     cells: pd.Index
     close: Callable[[], None] = field(default=lambda: None)
     whole: tuple[str, int] = ("raw", 0)
+    notes: tuple[str, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -236,9 +244,14 @@ def _form(matrix: Any) -> str:
 
 
 def blocks(
-    source: Source, size: int | None = None, *, copies: bool = False
-) -> Iterator[tuple[int, Any]]:
-    """Blocks of cells (of genes, where these are stored together) and their first position.
+    source: Source,
+    size: int | None = None,
+    *,
+    copies: bool = False,
+    n_jobs: int = 1,
+    then: Callable[[int, Any], T],
+) -> Iterator[T]:
+    """What becomes of blocks of cells (of genes, where these are stored together), in order.
 
     Parameters
     ----------
@@ -247,13 +260,12 @@ def blocks(
         Cells (genes) per block; by default so many as take some 64 MB, learned from the blocks
         before, and all where the matrix in memory is read as it stands.
     copies : bool
-        Whether the caller copies its blocks, so that one of all cells would cost memory.
-
-    Yields
-    ------
-    first : int
-    block : CSR or C-ordered ndarray (CSC), float32 or float64, without duplicates; whatever the
-        chunks of a lazy array are
+        Whether `then` copies its blocks, so that one of all cells would cost memory.
+    n_jobs : int
+        Threads that read blocks and run `then`; the blocks are the same whatever it is.
+    then : callable
+        Takes the first position of a block, and the block: CSR or C-ordered ndarray (CSC), float32
+        or float64, without duplicates, whatever the chunks of a lazy array are.
     """
     matrix, by_genes = source.matrix, source.form == "csc"
     total = matrix.shape[1] if by_genes else matrix.shape[0]
@@ -262,18 +274,43 @@ def blocks(
     if size is None and at_once and not copies:
         size = total
     step = size or max(1, BLOCK // (8 * max(width, 1)))
-    first = 0
-    while first < total:
-        here = slice(first, min(first + step, total))
+
+    def one(here: slice) -> tuple[int, T]:
         whole = here == slice(0, total) and at_once
         block = matrix if whole else _cut(matrix, here, by_genes)
         block = _plain(block, "csc" if by_genes else "csr")
-        if size is None and sparse.issparse(block):
-            stored = block.data.nbytes + block.indices.nbytes + 1
-            step = max(1, min(8 * step, int((here.stop - here.start) * BLOCK / stored)))
-        yield first, block
-        del block  # two blocks at once are one too many
-        first = here.stop
+        stored = block.data.nbytes + block.indices.nbytes + 1 if sparse.issparse(block) else 0
+        return stored, then(here.start, block)
+
+    first, some = 0, 1  # the first tells how large those of the next round may be
+    while first < total:
+        starts = range(first, total, step)[: some if size is None else None]
+        spans = [slice(k, min(k + step, total)) for k in starts]
+        stored = 0
+        for stored, found in _ahead(n_jobs, one, spans):
+            yield found
+            del found  # two blocks at once are one too many
+        last = spans[-1]
+        if stored:
+            step = max(1, min(8 * step, int((last.stop - last.start) * BLOCK / stored)))
+        first, some = last.stop, _ROUND
+
+
+def _ahead(n_jobs: int, function: Callable[[slice], T], spans: Sequence[slice]) -> Iterator[T]:
+    """Results in order, of which `n_jobs` threads make as many before they are asked for."""
+    if n_jobs == 1 or len(spans) == 1:
+        yield from map(function, spans)
+        return
+    pool, waiting = ThreadPoolExecutor(n_jobs), deque[Future[T]]()
+    try:
+        for span in spans:
+            if len(waiting) == n_jobs:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, span))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _ready(matrix: Any) -> bool:
