@@ -29,9 +29,9 @@ LAYERS = [
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
-    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "files", "covariates",
-    "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn", "holes",
-    "stacks", "authors_tables",
+    "pseudobulk", "evaluation", "impute", "standardize", "r", "source", "stored", "files",
+    "covariates", "pairs", "tables", "scale", "normalize", "aggregate", "fill", "softimpute", "mvn",
+    "holes", "stacks", "authors_tables",
     "datasets", "simulate",
     # design/
     "identified", "grids", "labelled", "kinship", "genotypes", "arrays", "crossings", "prepare",

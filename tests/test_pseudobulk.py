@@ -192,6 +192,97 @@ def test_blocks_learn_their_size(tmp_path, monkeypatch):
     same(ctmm.pseudobulk(path, **LOOSE), *plain(X, obs))
 
 
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "h5ad", "zarr", "table"])
+@pytest.mark.parametrize("options", [{}, {"normalize": "log_cp10k"}, {"summary": "log_mean"}])
+@pytest.mark.filterwarnings("ignore:all values are whole numbers")
+def test_threads_give_the_same_bits(form, options, tmp_path, monkeypatch):
+    if form == "zarr":
+        pytest.importorskip("zarr")
+    monkeypatch.setattr("ctmm_formula.cells.source.BLOCK", 3000)
+    X, obs, genes = cells()
+    X = np.ceil(4 * X)
+    data, more = in_form(form, X, obs, genes, tmp_path)
+    one, *others = (
+        ctmm.pseudobulk(data, **{**LOOSE, **more, **options}, n_jobs=n) for n in (1, 2, 3, -1)
+    )
+    for two in others:
+        assert one.uns["ctmm"]["notes"].tolist() == two.uns["ctmm"]["notes"].tolist()
+        np.testing.assert_array_equal(one.X, two.X)
+        for name in one.layers:
+            np.testing.assert_array_equal(one.layers[name], two.layers[name])
+
+
+def test_threads_say_what_is_wrong(tmp_path):
+    X, obs, genes = cells()
+    X[17, 2], X[150, 1] = -1.0, np.nan
+    for form in ("csr", "csc", "dense"):
+        data, _ = in_form(form, X, obs, genes, tmp_path)
+        said = []
+        for n_jobs in (1, 3):
+            with pytest.raises(DataError) as error:
+                ctmm.pseudobulk(data, **LOOSE, n_jobs=n_jobs, block_size=50)
+            said.append(str(error.value))
+        assert said[0] == said[1], form
+    with pytest.raises(CTMMError, match="n_jobs= must be a number of threads"):
+        ctmm.pseudobulk(data, **LOOSE, n_jobs=0)
+
+
+def in_pieces(X, obs, genes, tmp_path, kinds=("csr", "dense", "csr")):
+    """The same cells in three h5ad files, and in memory."""
+    edges = [0, 40, 41, len(X)]
+    parts = [
+        in_form(kind, X[a:b], obs[a:b], genes, tmp_path)[0]
+        for kind, a, b in zip(kinds, edges, edges[1:], strict=False)
+    ]
+    paths = [tmp_path / f"part{k}.h5ad" for k in range(3)]
+    for part, path in zip(parts, paths, strict=True):
+        part.write_h5ad(path)
+    return parts, paths
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("kinds", [("csr", "dense", "csr"), ("dense",) * 3])
+def test_several_files_are_one_below_the_other(kinds, n_jobs, tmp_path):
+    X, obs, genes = cells()
+    parts, paths = in_pieces(X, obs, genes, tmp_path, kinds)
+    for data in (paths, parts, tuple(map(str, paths)), [paths[0], *parts[1:]]):
+        for more in ({}, {"block_size": 7}, {"genes": [genes[2], genes[0]]}):
+            pb = ctmm.pseudobulk(data, **LOOSE, n_jobs=n_jobs, **more)
+            own = [genes.index(name) for name in pb.var_names]
+            same(pb, *plain(X[:, own], obs))
+
+
+def test_several_files_that_differ(tmp_path):
+    X, obs, genes = cells()
+    parts, paths = in_pieces(X, obs, genes, tmp_path)
+    with pytest.raises(DataError, match=r"part0\.h5ad' twice: its cells would count twice"):
+        ctmm.pseudobulk([*paths, str(paths[0])], **LOOSE)
+    with pytest.raises(DataError, match=r"data\[1\] has not the genes of data\[0\], their order"):
+        ctmm.pseudobulk([parts[0], parts[1][:, ::-1].copy()], **LOOSE)
+    with pytest.raises(DataError, match=r"'g\d+' are in one of them only: give all of data="):
+        ctmm.pseudobulk([parts[0], parts[1][:, 1:].copy()], **LOOSE)
+    parts[2].X = sparse.csc_matrix(parts[2].X)
+    with pytest.raises(DataError, match=r"data\[2\] is stored gene by gene"):
+        ctmm.pseudobulk(parts, **LOOSE)
+    with pytest.raises(DataError, match="there is no file"):
+        ctmm.pseudobulk([paths[0], tmp_path / "none.h5ad"], **LOOSE)
+    parts[1].obs["lane"] = "a"
+    notes = ctmm.pseudobulk(parts[:2], **LOOSE).uns["ctmm"]["notes"]
+    assert "obs columns 'lane' are left out: not all of data= have them" in notes
+
+
+def test_other_containers_are_told_the_way():
+    class Experiment:
+        __module__ = "tiledbsoma._experiment"
+
+    with pytest.raises(DataError, match=r"data= is Experiment of .*tiledbsoma\.io\.to_anndata"):
+        ctmm.pseudobulk(Experiment(), **LOOSE)
+    X, obs, genes = cells()
+    collection = ad.experimental.AnnCollection([adata_of(X, obs, genes)])
+    with pytest.raises(DataError, match="the list of those"):
+        ctmm.pseudobulk(collection, **LOOSE)
+
+
 @pytest.mark.parametrize(
     "chunk", [None, sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix, sparse.csr_array]
 )

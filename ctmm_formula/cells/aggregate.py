@@ -63,9 +63,7 @@ class Moments:
         Whether all values seen were whole numbers.
     """
 
-    def __init__(
-        self, n_pairs: int, n_genes: int, lowest: float = 0.0, n_jobs: int = 1
-    ) -> None:
+    def __init__(self, n_pairs: int, n_genes: int, lowest: float = 0.0, n_jobs: int = 1) -> None:
         self.count = np.zeros(n_pairs, dtype=np.int64)
         self.mean = np.zeros((n_pairs, n_genes))
         self.m2 = np.zeros((n_pairs, n_genes))

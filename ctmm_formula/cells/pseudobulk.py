@@ -71,10 +71,11 @@ def pseudobulk(
 
     Parameters
     ----------
-    data : AnnData, path of an h5ad or zarr file, or table (cells x genes)
+    data : AnnData, path of an h5ad or zarr file, a list of these, or table (cells x genes)
         AnnData may be backed (but anndata loads a view of one) or lazy, of
         ``anndata.experimental.read_lazy``.  Of a file only obs and var are loaded; the matrix is
-        streamed.  CSR, CSC, dense and dask matrices will do.
+        streamed.  CSR, CSC, dense and dask matrices will do.  Those of a list, such as one file a
+        batch, must have the same genes; cells of a donor may be in several of them.
     donor, celltype : str
         Columns of obs.
     obs : DataFrame, optional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,17 @@ from ..arguments import name_list, on_off, shown
 from ..design.table import as_frame, listing, near
 from ..errors import DataError
 from .files import lazy, open_file, read
+from .stored import Rows, cut, in_memory
 from .tables import in_var, is_anndata
 
 BLOCK = 2**26
 """Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
+_OTHERS = {
+    "tiledbsoma": "take its cells as an AnnData, tiledbsoma.io.to_anndata(experiment, 'RNA')",
+    "anndata": "give the AnnData, or the list of those (or of the files) that it is made of",
+    "mudata": "give one of its AnnData, mdata.mod['rna']",
+}
+"""Packages of other containers of cells -> the way to what is read."""
 _ROUND = 8  # blocks of one size, after which it is learned anew
 
 T = TypeVar("T")
@@ -79,10 +87,12 @@ def open_source(
         raise DataError(f"layer= must be the name of a layer, a text, got {shown(layer)}")
     if layer is not None and raw:
         raise DataError("layer= and raw=True name two matrices: give one of them")
-    if isinstance(data, (str, Path)):
-        source = _from_file(Path(data), layer, raw)
-    elif is_anndata(data):
-        source = _from_anndata(data, layer, raw)
+    if isinstance(data, (str, Path)) or is_anndata(data):
+        source = _from_one(data, layer, raw)
+    elif isinstance(data, (list, tuple)) and data and all(map(_holds_cells, data)):
+        source = _from_several(data, layer, raw)
+    elif (way := _OTHERS.get(type(data).__module__.split(".")[0])) is not None:
+        raise DataError(f"data= is {type(data).__name__} of another kind: {way}")
     else:
         if layer is not None or raw:
             raise DataError("layer= and raw= are for AnnData; a table has one matrix")
@@ -111,6 +121,75 @@ def _checked(source: Source) -> Source:
 
 # ---------------------------------------------------------------------------------------------
 # opening
+
+
+def _holds_cells(data: object) -> bool:
+    return isinstance(data, (str, Path)) or is_anndata(data)
+
+
+def _from_one(data: Any, layer: str | None, raw: bool) -> Source:
+    if is_anndata(data):
+        return _from_anndata(data, layer, raw)
+    return _from_file(Path(data), layer, raw)
+
+
+def _from_several(several: Sequence[Any], layer: str | None, raw: bool) -> Source:
+    """Cells of several AnnData or files, one below the other."""
+    names = [
+        f"the file {str(one)!r}" if isinstance(one, (str, Path)) else f"data[{k}]"
+        for k, one in enumerate(several)
+    ]
+    same = [Path(one).resolve() if isinstance(one, (str, Path)) else id(one) for one in several]
+    for k, one in enumerate(same):
+        if one in same[:k]:
+            raise DataError(f"data= names {names[k]} twice: its cells would count twice")
+    sources: list[Source] = []
+
+    def close() -> None:
+        for source in sources:
+            source.close()
+
+    try:
+        for one, name in zip(several, names, strict=True):
+            sources.append(_from_one(one, layer, raw))
+            _check_stacked(sources[-1], name, sources[0], names[0])
+    except DataError:
+        close()
+        raise
+    tables = [source.obs for source in sources]
+    every = dict.fromkeys(name for table in tables for name in table)
+    lost = [name for name in every if not all(name in table for table in tables)]
+    notes: tuple[str, ...] = ()
+    if lost:
+        notes = (f"obs columns {listing(lost, 10)} are left out: not all of data= have them",)
+    with warnings.catch_warnings():  # of columns that are missing in all cells of some
+        warnings.simplefilter("ignore", FutureWarning)
+        obs = pd.concat(
+            [table[[name for name in every if name not in lost]] for table in tables],
+            ignore_index=True,
+        )
+    matrix = Rows([source.matrix for source in sources])
+    cells = pd.Index([name for source in sources for name in source.cells])
+    whole = max((source.whole for source in sources), key=lambda whole: whole[1])
+    return Source(matrix, _form(matrix), obs, sources[0].var, cells, close, whole, notes)
+
+
+def _check_stacked(source: Source, name: str, first: Source, first_name: str) -> None:
+    """Matrices below each other have the same genes, and are read cell by cell."""
+    if source.form == "csc":
+        raise DataError(
+            f"{name} is stored gene by gene (CSC), and several are read cell by cell: write it "
+            "anew with adata.X = adata.X.tocsr()"
+        )
+    if source.genes.equals(first.genes):
+        return
+    odd = list(source.genes.symmetric_difference(first.genes, sort=False))
+    what = f"{listing(odd)} are in one of them only" if odd else "their order is another"
+    raise DataError(
+        f"{name} has not the genes of {first_name}, {what}: give all of data= the same genes in "
+        "one order, adata[:, genes], or join them by anndata.concat (on disk by "
+        "anndata.experimental.concat_on_disk)"
+    )
 
 
 def _from_anndata(data: Any, layer: str | None, raw: bool) -> Source:
@@ -277,7 +356,7 @@ def blocks(
 
     def one(here: slice) -> tuple[int, T]:
         whole = here == slice(0, total) and at_once
-        block = matrix if whole else _cut(matrix, here, by_genes)
+        block = matrix if whole else cut(matrix, here, by_genes)
         block = _plain(block, "csc" if by_genes else "csr")
         stored = block.data.nbytes + block.indices.nbytes + 1 if sparse.issparse(block) else 0
         return stored, then(here.start, block)
@@ -286,9 +365,9 @@ def blocks(
     while first < total:
         starts = range(first, total, step)[: some if size is None else None]
         spans = [slice(k, min(k + step, total)) for k in starts]
-        stored = 0
-        for stored, found in _ahead(n_jobs, one, spans):
-            yield found
+        for found in _ahead(n_jobs, one, spans):
+            stored = found[0]
+            yield found[1]
             del found  # two blocks at once are one too many
         last = spans[-1]
         if stored:
@@ -322,22 +401,9 @@ def _ready(matrix: Any) -> bool:
     return type(matrix) is np.ndarray and matrix.flags.c_contiguous
 
 
-def _cut(matrix: Any, here: slice, by_genes: bool) -> Any:
-    """Some cells (genes); of a sparse matrix in memory without copying its values."""
-    if not sparse.issparse(matrix):
-        return matrix[:, here] if by_genes else matrix[here]
-    start, stop = matrix.indptr[here.start], matrix.indptr[here.stop]
-    indptr = matrix.indptr[here.start : here.stop + 1] - start
-    n = here.stop - here.start
-    shape = (matrix.shape[0], n) if by_genes else (n, matrix.shape[1])
-    parts = (matrix.data[start:stop], matrix.indices[start:stop], indptr)
-    return type(matrix)(parts, shape=shape)
-
-
 def _plain(block: Any, form: str) -> Any:
     """A block in memory, as the kernels read it; sparse ones in format `form`."""
-    if hasattr(block, "compute"):
-        block = block.compute()
+    block = in_memory(block)
     if not sparse.issparse(block):
         kind = np.float32 if np.dtype(block.dtype) == np.float32 else np.float64
         if np.ma.isMaskedArray(block):
