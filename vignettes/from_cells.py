@@ -75,7 +75,8 @@ print(adata, end="\n\n")
 # %% [markdown]
 # ## Ten lines
 #
-# `adata` may as well be the path of an h5ad or zarr file larger than memory: it is read in blocks.
+# `adata` may as well be the path of an h5ad or zarr file larger than memory, or a list of them, one
+# a batch: they are read in blocks, by as many threads as `n_jobs` says.
 
 # %%
 pb = ctmm.pseudobulk(

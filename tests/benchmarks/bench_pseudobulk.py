@@ -1,7 +1,7 @@
 """Pseudobulk of cells: time and memory against scanpy, and their growth on files.
 
 Run with the package installed, or from the repository with PYTHONPATH=. set:
-``python tests/benchmarks/bench_pseudobulk.py`` (some two minutes); ``--large`` adds a file of a
+``python tests/benchmarks/bench_pseudobulk.py`` (some three minutes); ``--large`` adds a file of a
 million cells (2 GB in the folder for temporary files, deleted afterwards).
 Prints the tables and writes ``pseudobulk_speed.md`` beside this file.
 
@@ -190,6 +190,47 @@ def growth(large: bool) -> list[str]:
     return lines
 
 
+def threads() -> list[str]:
+    """Wall time of two threads, by where the cells are and what is made of them."""
+    import anndata as ad
+
+    import ctmm_formula as ctmm
+
+    lines = ["| 100,000 x 2,000 cells | summary | one thread, s | two, s | ratio | bit for bit |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    X = rows(100_000, 2000, 0)
+    X.data = np.ceil(3.0 * X.data)
+    cells = ad.AnnData(X, obs=labels(100_000))
+    with tempfile.TemporaryDirectory() as folder:
+        places: dict[str, object] = {"in memory": cells}
+        for name, options in (("h5ad", {}), ("h5ad, gzip", {"compression": "gzip"})):
+            places[name] = Path(folder) / f"{len(places)}.h5ad"
+            cells.write_h5ad(places[name], **options)
+        places["zarr"] = Path(folder) / "cells.zarr"
+        cells.write_zarr(places["zarr"])
+        for name, data in places.items():
+            for summary in ("mean", "log_mean"):
+                asked = {"normalize": "log_cp10k", "summary": summary, "covariates": []}
+                found, spent = [], []
+                for n_jobs in (1, 2):
+                    took = []
+                    for _ in range(REPEATS):
+                        clock = time.perf_counter()
+                        out = ctmm.pseudobulk(data, **asked, n_jobs=n_jobs)
+                        took.append(time.perf_counter() - clock)
+                    spent.append(min(took))
+                    found.append(out)
+                one, two = found
+                same = np.array_equal(one.X, two.X, equal_nan=True) and all(
+                    np.array_equal(one.layers[k], two.layers[k], equal_nan=True) for k in one.layers
+                )
+                lines.append(
+                    f"| {name} | {summary} | {spent[0]:.2f} | {spent[1]:.2f} | "
+                    f"{spent[0] / spent[1]:.2f} | {same} |"
+                )
+    return lines
+
+
 def main(large: bool) -> None:
     found = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "anndata", "scanpy"))
     text = [
@@ -205,6 +246,10 @@ def main(large: bool) -> None:
         f"CSR, float64, {DONORS * TYPES} pairs; one run each, reading included.  Of the peak, the "
         "result takes 24 bytes for each pair and gene (38 MB for 2,000 genes).", "",
         *growth(large), "",
+        "## Two threads", "",
+        "Counts, scaled and averaged by `pseudobulk(n_jobs=)`; warm, the best of "
+        f"{REPEATS}, wall time.", "",
+        *threads(), "",
     ]  # fmt: skip
     print("\n".join(text))
     (HERE / "pseudobulk_speed.md").write_text("\n".join(text), encoding="utf-8")
