@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from .arguments import Bounds, FormulaEngine, Method, choose, name_list
+from .arguments import Bounds, FormulaEngine, Keep, Method, choose, name_list
 from .blas import one_thread
 from .cells.scale import scale_notes
 from .cells.tables import gene_table, is_anndata, left_out
@@ -56,6 +56,7 @@ def fit(
     bounds: Bounds | None = None,
     noise_floor: float = 0.1,
     formula_engine: FormulaEngine = "patsy",
+    keep: Keep = "all",
 ) -> CTMMResults:
     """Fit the cell type-specific mixed model to one gene.
 
@@ -136,6 +137,10 @@ def fit(
         Share of the noise below which no total variance may fall (``bounds="noise"``).
     formula_engine : {"patsy", "formulaic"}
         Who reads the fixed part.
+    keep : {"all", "rows", "tables"}
+        What the fit holds for later questions; "tables" are small, for thousands of fits in memory
+        or in files, and say what they cannot answer: see
+        :meth:`~ctmm_formula.CTMMResults.remove_data`.
 
     Returns
     -------
@@ -169,6 +174,7 @@ def fit(
     """
     chosen = check_settings(method, structure, bounds, noise_floor)
     check_formula(random, noise, formula_engine)
+    choose("keep", keep, get_args(Keep))
     if data is None:
         raise DataError("data= is missing: fit(formula, data=table)")
 
@@ -204,6 +210,7 @@ def fit(
     results = fit_design(design, structure, chosen, bounds, noise_floor)
     results.notes += scale_of(results, uns, var)
     warn_of(results)
+    results.remove_data(keep)
     return results
 
 

@@ -33,6 +33,7 @@ ScanPicture: TypeAlias = Literal[
     "differentiation", "qq", "effects",
 ]  # fmt: skip
 FormulaEngine: TypeAlias = Literal["patsy", "formulaic"]
+Keep: TypeAlias = Literal["all", "rows", "tables"]
 """What arguments take, for checkers of types: the names of the registries, as a test compares."""
 
 

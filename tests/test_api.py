@@ -71,6 +71,7 @@ def test_arguments_and_their_order():
         "bounds": None,
         "noise_floor": 0.1,
         "formula_engine": "patsy",
+        "keep": "all",
     }
     keyword = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert keyword == list(parameters)[2:]

@@ -25,7 +25,7 @@ LAYERS = [
     # results/
     "fitted", "donors", "terms", "hypothesis_tests", "effects", "tested", "predictions",
     "maketables", "parameters", "shares", "heritability", "serialize", "record", "questions",
-    "resampling", "labels", "model_view", "summary", "estimates",
+    "kept", "resampling", "labels", "model_view", "summary", "estimates",
     "plots", "fits", "checks", "data",
     "scans", "differentiation", "volcano", "names", "pvalues", "curves", "style",
     # cells/
@@ -34,8 +34,9 @@ LAYERS = [
     "holes", "stacks", "authors_tables",
     "datasets", "simulate",
     # design/
-    "identified", "grids", "labelled", "kinship", "genotypes", "arrays", "crossings", "prepare",
-    "matrix", "polynomials", "formula", "random_terms", "syntax", "vouched", "expressions", "table",
+    "identified", "grids", "rowless", "labelled", "kinship", "genotypes", "arrays", "crossings",
+    "prepare", "matrix", "polynomials", "formula", "random_terms", "syntax", "vouched",
+    "expressions", "table",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",

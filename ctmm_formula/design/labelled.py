@@ -142,9 +142,14 @@ class Design:
 
     def __repr__(self) -> str:
         return (
-            f"<Design: {self.spec.text}, {len(self.rows)} rows, {len(self.donors)} donors, "
-            f"{len(self.celltypes)} cell types, {len(self.names)} fixed effects>"
+            f"<Design: {self.spec.text}, {self.extent}, {len(self.celltypes)} cell types, "
+            f"{len(self.names)} fixed effects>"
         )
+
+    @property
+    def extent(self) -> str:
+        """How much of it there is, in words."""
+        return f"{len(self.rows)} rows, {len(self.donors)} donors"
 
     @cached_property
     def E(self) -> np.ndarray:

@@ -8,12 +8,22 @@ from dataclasses import fields
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import pandas as pd
 
-from ..arguments import MOST_DRAWS, FitPicture, Rng, choose, generator, on_off, whole_number
+from ..arguments import (
+    MOST_DRAWS,
+    FitPicture,
+    Keep,
+    Rng,
+    choose,
+    generator,
+    on_off,
+    whole_number,
+)
+from ..design.rowless import Rowless
 from ..errors import DataError
 from ..paths import file_path, said, write_whole
 from ..progress import progress_bar
@@ -29,6 +39,7 @@ from . import (
 )
 from .effects import effects
 from .heritability import heritability
+from .kept import answers, kept
 from .record import Covariance, Of, Record
 from .resampling import Bootstrap
 from .summary import Summary, summarise
@@ -231,6 +242,7 @@ class CTMMResults(Record):
 
         return OF_A_FIT[choose("kind", kind, OF_A_FIT)][1](self, **options)
 
+    @kept
     def summary(self, covariance: Covariance = None, alpha: float = 0.05) -> Summary:
         """Describe the fit as text, HTML (notebooks) and LaTeX.
 
@@ -260,7 +272,7 @@ class CTMMResults(Record):
             The formula uses functions of your own, which text cannot hold: pickle the results; or
             the file cannot be written, and what was there stays.
         """
-        *parts, runs = (getattr(self, own.name) for own in fields(self))
+        *parts, runs = (getattr(self, own.name) for own in fields(self) if own.init)
         text = serialize.dumps(*parts, tuple(runs.items()))
         if path is not None:
             name = file_path("to_json", path)
@@ -400,11 +412,21 @@ class CTMMResults(Record):
             raise DataError(f"{str(name)!r} holds no fit but a {type(found).__name__}")
         return found
 
-    def remove_data(self) -> None:
-        """Forget what can be computed again: arrays of the engine, predictions, jackknives.
+    def remove_data(self, keep: Keep = "rows") -> None:
+        """Forget what can be computed again, or everything but the tables.
 
-        The rows of the fit stay, as tests are made of them when they are asked for; so every
-        method works as before, and the next one takes longer.
+        Parameters
+        ----------
+        keep : {"rows", "tables", "all"}
+            - "rows": without arrays of the engine, predictions and jackknives.  Every method works
+              as before, and the next one takes longer.
+            - "tables": some tens of kilobytes, however many rows there were.  Parameters, ``A``,
+              ``V`` and ``corr`` stay, and so does what these say where they get no arguments, which
+              is computed now: ``table()`` with ``bse``, ``pvalues``, ``conf_int()`` and ``tidy()``,
+              ``cov_params()``, ``means()``, ``variance_explained()``, ``icc()``,
+              ``heritability()``, ``test_variance()``, ``test_mean()``, ``glance()`` and
+              ``summary()``.  Everything else raises a DataError that says so.
+            - "all": nothing is forgotten.
 
         Examples
         --------
@@ -416,11 +438,26 @@ class CTMMResults(Record):
         >>> res.remove_data()
         >>> len(pickle.dumps(res)) < before, res.test_variance("jackknife").pvalue == p
         (True, True)
+
+        As :func:`ctmm_formula.fit` does with ``keep="tables"``:
+
+        >>> res.remove_data(keep="tables")
+        >>> len(pickle.dumps(res)) < before / 3, res.test_variance().method
+        (True, 'score')
+        >>> res.fittedvalues
+        Traceback (most recent call last):
+            ...
+        ctmm_formula.errors.DataError: this needs rows of the fit, which keep='tables' has ...
         """
+        if choose("keep", keep, get_args(Keep)) == "all":
+            return
+        said = answers(self) if keep == "tables" else self._answers
         stored = self.__getstate__()
         self.__dict__.clear()
         self.__dict__.update(stored)
         self._jackknives.clear()
+        if keep == "tables":
+            self._answers, self.design = said, Rowless(self.design)
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()

@@ -35,6 +35,7 @@ from ..errors import CTMMError
 from ..inference.fit import Errors, Fit
 from ..inference.genetic_tests import NO_KINSHIP
 from ..inference.group_score import SHARED, SPECIFIC
+from .kept import kept
 from .record import Covariance, Record
 
 COLUMNS = ("genetic", "environment", "h2", "std_error", "conf_low", "conf_high", "note")
@@ -86,6 +87,7 @@ def _text(table: pd.DataFrame) -> str:
     return table.to_string(float_format=lambda value: f"{value:.4g}", na_rep="")
 
 
+@kept
 def heritability(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> Heritability:
     """How much of the variance between donors is genetic: shared, specific, by cell type.
 

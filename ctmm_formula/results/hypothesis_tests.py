@@ -15,6 +15,7 @@ from ..inference.fit import JACKKNIFE, Errors
 from ..inference.hypotheses import Hypotheses, constraints, in_words
 from ..inference.testing import TestResult
 from ..inference.tests import COMPONENT_TESTS, GENETIC_TESTS, TESTS, named, run_test
+from .kept import kept
 from .parameters import tested
 from .record import Covariance, Record
 from .resampling import Jackknife
@@ -102,6 +103,7 @@ def _ends(
     return tested(errors, effect, sd, L, alpha)[:, 4:]
 
 
+@kept
 def test_variance(
     res: Record,
     method: VarianceTest | None = None,
@@ -154,6 +156,7 @@ def test_variance(
     return run_test(method, res.numbers, errors=errors, rng=rng, n=n, n_jobs=n_jobs)
 
 
+@kept
 def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     """Test that all cell types have the same mean, whatever coding the formula has.
 

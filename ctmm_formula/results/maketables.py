@@ -26,7 +26,7 @@ STATISTICS = {
 DEFAULT = ["N", "n_donors", "structure", "method"]
 """Those that it shows where nothing is asked for."""
 
-SAME = {"N": "nobs", "se_type": "cov_type"}
+SAME = {"N": "nobs", "ll": "llf", "se_type": "cov_type"}
 """Attributes of a fit of other names; without a likelihood ll, aic and bic are missing."""
 
 
@@ -38,13 +38,8 @@ def coef_table(res: Record) -> pd.DataFrame:
 
 def stat(res: Record, key: str) -> object:
     """One of ``STATISTICS``, and None of any other or where the fit has none."""
-    fit = res.numbers
-    if key in ("ll", "aic", "bic"):
-        if not fit.has_likelihood:
-            return None
-        return fit.estimate.llf if key == "ll" else getattr(fit, key)
     known = STATISTICS.keys() | SAME.keys()
-    return getattr(res, SAME.get(key, key)) if key in known else None
+    return getattr(res, SAME.get(key, key), None) if key in known else None
 
 
 def depvar(res: Record) -> str:

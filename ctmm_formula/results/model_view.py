@@ -118,4 +118,4 @@ class FittedModel:
         return len(self.design.random_names)
 
     def __repr__(self) -> str:
-        return f"<Model: {self.formula}, {self.nobs} rows, {self.n_groups} donors>"
+        return f"<Model: {self.formula}, {self.design.extent}>"

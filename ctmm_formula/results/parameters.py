@@ -18,6 +18,7 @@ from ..inference.differences import padded
 from ..inference.fit import Errors
 from ..inference.hypotheses import Hypotheses, in_words
 from .estimates import TABLE, adjusted, estimates
+from .kept import kept
 from .questions import contrast_rows
 from .record import Covariance, Record
 
@@ -25,6 +26,7 @@ EFFECTS = ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "c
 """Columns of tables of effects and contrasts."""
 
 
+@kept
 def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     """Covariance of all parameters, shape (p + K, p + K); NaN where the method has none.
 
@@ -54,6 +56,7 @@ def cov_params(res: Record, covariance: Covariance = None) -> pd.DataFrame:
     return pd.DataFrame(res.shown_errors(covariance).cov.copy(), index=names, columns=names)
 
 
+@kept
 def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.DataFrame:
     """Estimates, standard errors, t, p values and intervals of all ``params``.
 
@@ -99,12 +102,12 @@ def bse(res: Record) -> pd.Series:
 
 def bse_fe(res: Record) -> pd.Series:
     """Standard errors of the fixed effects, (p,)."""
-    return bse(res).iloc[: res.numbers.n_fixed]
+    return bse(res).iloc[: len(res.estimate.beta)]
 
 
 def bse_re(res: Record) -> pd.Series:
     """Standard errors of the variance components, (K,), in squared units of the response."""
-    return bse(res).iloc[res.numbers.n_fixed :]
+    return bse(res).iloc[len(res.estimate.beta) :]
 
 
 def tvalues(res: Record) -> pd.Series:
@@ -175,6 +178,7 @@ def conf_int(
     return pd.DataFrame(ends, out.index, out.columns)
 
 
+@kept
 def means(
     res: Record,
     covariance: Covariance = None,
@@ -410,6 +414,7 @@ def tidy(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd.
     return out
 
 
+@kept
 def glance(res: Record) -> pd.DataFrame:
     """One row about the fit; log_lik, aic and bic are NaN without a likelihood."""
     fit = res.numbers

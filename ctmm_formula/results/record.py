@@ -36,6 +36,7 @@ from ..inference.fit import (
 from ..inference.jackknife import JackknifeRun
 from ..progress import progress_bar
 from ..structures import Structure
+from .kept import recalled
 from .labels import METHODS, Labels
 from .model_view import FittedModel
 from .resampling import Jackknife
@@ -51,10 +52,17 @@ Asked: TypeAlias = str | Jackknife | None  # the same, not looked at yet
 class Of(property, Generic[T]):
     """A property that is one expression, with its type and what help() says of it."""
 
+    _name = ""
+
     def __init__(self, get: Callable[[Record], T], doc: str | None = None) -> None:
         super().__init__(get, doc=doc or get.__doc__)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
     def __get__(self, of: Any, owner: type | None = None) -> T:  # type: ignore[override]
+        if of is not None and self._name in of._answers:
+            return recalled(of._answers[self._name])
         return super().__get__(of, owner)
 
 
@@ -76,6 +84,7 @@ class Record:
     one_step: bool = False
     _told = False  # of errors that are missing
     _jackknives: dict[tuple[int | None, bool], JackknifeRun] = field(default_factory=dict)
+    _answers: dict[str, bytes] = field(default_factory=dict, init=False)  # without rows
 
     @cached_property
     def arrays(self) -> Model:
@@ -129,7 +138,7 @@ class Record:
         "Covariance that standard errors and tests use unless told otherwise.",
     )
 
-    @property
+    @Of
     def llf(self) -> float:
         """Log-likelihood with all constants; restricted, with 1/2 log|X'X|, for REML.
 
@@ -165,7 +174,7 @@ class Record:
         """Variance components: ``hom``, ``V[T]``, ``V[B,T]``, then the random effects'."""
         return pd.Series(self.estimate.theta, index=self.labels.components, name="estimate")
 
-    @property
+    @Of
     def params(self) -> pd.Series:
         """Fixed effects, then variance components."""
         return pd.Series(self.numbers.params, index=self.labels.params, name="estimate")

@@ -29,6 +29,7 @@ from ..arguments import on_off, whole_number
 from ..design.labelled import Design
 from ..engine.model import RandomComponent
 from ..errors import CTMMError
+from .kept import kept
 from .record import Record
 
 PARTS = ("means", "fixed", "shared", "specific")
@@ -122,6 +123,7 @@ def variance_parts(
     return parts
 
 
+@kept
 def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1) -> pd.DataFrame:
     """Parts of the variance of overall pseudobulk, see this module.
 
@@ -169,6 +171,7 @@ def variance_explained(res: Record, *, by_celltype: bool = False, ddof: int = 1)
     return out.rename_axis("component")
 
 
+@kept
 def icc(res: Record) -> pd.DataFrame:
     """Intraclass correlation of each cell type.
 
