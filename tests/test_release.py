@@ -70,9 +70,20 @@ def test_the_paper_is_cited_alike_everywhere():
     yaml = pytest.importorskip("yaml")
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     paper = cff["preferred-citation"]
-    assert paper["type"] == "article" and cff["version"] and cff["repository-code"] == HOME
+    assert paper["type"] == "article" and cff["references"] == [paper]
+    assert cff["version"] and cff["repository-code"] == HOME
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    bibtex = dict(re.findall(r"^  (\w+) = \{(.*)\},$", readme, re.MULTILINE))
+    bibtex, software = (
+        dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.MULTILINE))
+        for entry in re.findall(r"^@\w+\{(.*?)^\}", readme, re.MULTILINE | re.DOTALL)
+    )
+    said = {name: value.replace("{", "").replace("}", "") for name, value in software.items()}
+    assert said == {
+        "author": cff["authors"][0]["name"], "title": cff["title"], "url": HOME,
+        "note": f"Version {cff['version']}",
+    }  # fmt: skip
+    surnames = " and ".join(one["family-names"] for one in paper["authors"])
+    assert f"{surnames} ({paper['year']})" in cff["title"]
     r = (ROOT / "r_bridge/ctmmFormula/inst/CITATION").read_text(encoding="utf-8")
     values = {"title": paper["title"].replace("RNA", "{RNA}"), "journal": paper["journal"]}
     values |= {"volume": str(paper["volume"]), "pages": str(paper["start"])}
