@@ -78,7 +78,7 @@ def test_tables_do_not_grow_with_the_rows():
         for keep in ("all", "tables")
         for data in (df, more)
     }
-    assert sizes["tables", len(df)] < sizes["all", len(df)] / 3
+    assert sizes["tables", len(df)] < sizes["all", len(df)] / 2
     assert sizes["tables", len(more)] < 1.05 * sizes["tables", len(df)]
     assert sizes["all", len(more)] > 5 * sizes["all", len(df)]
 
