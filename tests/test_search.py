@@ -51,7 +51,7 @@ KEPT = [] if MISSING else json.loads((SHARED / CASES).read_text())
 @pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
 @pytest.mark.filterwarnings("ignore:no cell type in the fixed part")
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
-@pytest.mark.parametrize("case", KEPT, ids=lambda case: str(case["seed"]))
+@pytest.mark.parametrize("case", KEPT, ids=[str(case["seed"]) for case in KEPT])
 def test_cases_of_users(case):
     data = pd.read_csv(SHARED / f"cases/reml/reml_{case['seed']}.csv", dtype={"donor": str})
     fit = ctmm.fit(case["formula"], data=data, **case["kw"])
