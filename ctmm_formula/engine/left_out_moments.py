@@ -216,11 +216,11 @@ class _Update:
         SQ = np.tensordot(design.S, design.factors.times(design.Q), axes=1)  # and Pi Sigma_k Q
         PSQ = SQ - design.Q @ (design.Q.T @ SQ)
         sigma = self._blocks(model)
-        left = self._take(PSQ) @ Q.transpose(0, 2, 1)
-        self.T = sigma - Q @ self._take(SQ).transpose(0, 1, 3, 2) - left
+        own, left = self._take(SQ), self._take(PSQ)
+        self.T = sigma - Q @ own.transpose(0, 1, 3, 2) - left @ Q.transpose(0, 2, 1)
         self.alone = len(model.basis)  # components that join no rows of different donors
-        self._equations(model, sigma, SQ, PSQ, Q, AQ)
-        self._noise(sigma, SQ, PSQ, Q, AQ)
+        self._equations(model, sigma, SQ, PSQ, own, Q, AQ)
+        self._noise(sigma, own, left, Q, AQ)
 
     def _take(self, values: np.ndarray) -> np.ndarray:
         """Values by row (..., n, j) as (..., g, m, j)."""
@@ -251,6 +251,7 @@ class _Update:
         sigma: np.ndarray,
         SQ: np.ndarray,
         PSQ: np.ndarray,
+        near: np.ndarray,
         Q: np.ndarray,
         AQ: np.ndarray,
     ) -> None:
@@ -259,7 +260,6 @@ class _Update:
         through = _traces(self.A @ sigma, sigma)  # tr A (Sigma_k Sigma_l)_gg
         if self.alone < K:
             through[:, self.alone :, self.alone :] = self._across(model)
-        near = self._take(SQ)
         through -= _inner(self.A @ near, near)
         rows = self._scatter(AQ)
         small = Q.transpose(0, 2, 1) @ AQ
@@ -347,19 +347,24 @@ class _Update:
         Q: np.ndarray,
         AQ: np.ndarray,
     ) -> None:
-        """What takes nu to the differences of C nu: its own rows, Q'DQ, Z'DQ of every factor."""
+        """What takes nu to the differences of C nu: its own rows, Q'DQ, Z'DQ of every factor.
+
+        SQ and PSQ in the rows of groups, (K, g, m, p).
+        """
         design, A = self.design, self.A
         n = len(design.Q)
         ATA = A @ self.T @ A
-        near = AQ * self._take(SQ) + (A @ self._take(PSQ)) * Q - (ATA @ Q) * Q
+        ATAQ = ATA @ Q
+        near = AQ * SQ + (A @ PSQ - ATAQ) * Q
         near[: self.alone] += (sigma[: self.alone] @ AQ) * Q
-        own = np.einsum("kgaa->kga", ATA - 2.0 * (A @ sigma)) + 2.0 * near.sum(axis=-1)
+        own = np.einsum("kgaa->kga", ATA) - 2.0 * (A * sigma).sum(axis=-1)
+        own += 2.0 * near.sum(axis=-1)
         K = len(own)
         ptr = np.concatenate([[0], np.cumsum(np.tile(self.mask.sum(axis=1), K))])
         at = np.tile(self.rows[self.mask], K)
         self.own = sp.csr_array((own[:, self.mask].ravel(), at, ptr), (len(ptr) - 1, n))
         Qt = Q.transpose(0, 2, 1)
-        inner = Qt @ ATA @ Q - 2.0 * self._take(PSQ).transpose(0, 1, 3, 2) @ AQ
+        inner = Qt @ ATAQ - 2.0 * PSQ.transpose(0, 1, 3, 2) @ AQ
         self.inner = _pack(inner, self.upper)  # (K, g, h)
         self.small = (Qt @ AQ)[(slice(None), *self.upper)]
         self.products = design.Q[:, self.upper[0]] * design.Q[:, self.upper[1]]

@@ -23,6 +23,7 @@ Every A_s >= 0, but under "nonnegative", where those of its components that are 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -57,6 +58,7 @@ _SMALL = 1e-3  # of the largest root of A_s: smaller ones cost its inverse too m
 _TOLERANCE = 1e-10  # squared decrement
 _PATIENCE = 3  # steps that the domain cuts short before a climb turns to the edge
 _BARRIER = tuple(10.0**-k for k in range(1, 9))
+_AT_ONCE = 2**17  # numbers: products of pairs of columns stay in the cache
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -320,16 +322,14 @@ class _Inner:
             out -= cross + cross.T
             for t in range(s, len(joined.terms)):
                 other, load_t, _ = joined.terms[t]
-                d = load_t.shape[2]
-                block = self.gamma[joined.part(s), joined.part(t)].reshape(c, m, d, -1)
-                inner = np.zeros((N, c, d))
-                for a in range(c):
-                    first = a if s == t else 0
-                    turned = root @ block[a, :, first:].reshape(m, -1)
-                    turned = turned.reshape(N, d - first, -1)
-                    inner[:, a, first:] = np.einsum("ibj,ij->ib", turned, other)
-                    if s == t:
-                        inner[:, first:, a] = inner[:, a, first:]
+                block = self.gamma[joined.part(s), joined.part(t)]
+                block = block.reshape(c, m, load_t.shape[2], -1)
+                if s == t:
+                    inner = _by_donor(root, block)
+                else:
+                    turned = np.array([root @ one.reshape(m, -1) for one in block])
+                    turned = turned.reshape(c, N, *block.shape[2:])
+                    inner = np.einsum("aibj,ij->iab", turned, other)
                 part = np.einsum("iCa,iab,iDb->CD", own, inner, HS @ load_t, optimize=True)
                 out -= part if s == t else part + part.T
         return out
@@ -369,19 +369,58 @@ def _inner_products(
         W[own, last] = met.reshape(root.shape[1] * load.shape[2], q)
         W[last, own] = W[own, last].T
         left, (m, c) = inverse @ load, (root.shape[1], load.shape[2])
-        for t in range(s, len(joined.terms)):
+        W[own, own] = _within(root, left.transpose(0, 2, 1) @ load)
+        for t in range(s + 1, len(joined.terms)):
             other, load_t = joined.terms[t].root, loads[t]
-            core, d = left.transpose(0, 2, 1) @ load_t, load_t.shape[2]  # (N, c, d)
-            k = other.shape[1]
+            core = left.transpose(0, 2, 1) @ load_t  # (N, c, d)
             for a in range(c):
-                first = a if s == t else 0
-                right = (core[:, a, first:, None] * other[:, None]).reshape(len(root), -1)
-                rows = slice(joined.ptr[s] + a * m, joined.ptr[s] + (a + 1) * m)
-                columns = slice(joined.ptr[t] + first * k, joined.ptr[t] + d * k)
-                block = root.T @ right
-                W[rows, columns] = block
-                W[columns, rows] = block.T
+                right = (core[:, a, :, None] * other[:, None]).reshape(len(root), -1)
+                rows, columns = slice(own.start + a * m, own.start + (a + 1) * m), joined.part(t)
+                W[rows, columns] = root.T @ right
+                W[columns, rows] = W[rows, columns].T
     return W
+
+
+def _products(root: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Products of pairs of columns of a root (N, m): some columns j, with all from the first of j.
+
+    (j, m - j.start, N); what is symmetric between columns is had of half of the pairs.
+    """
+    N, m = root.shape
+    columns, step = np.ascontiguousarray(root.T), max(_AT_ONCE // max(N * m, 1), 1)
+    for first in range(0, m, step):
+        j = slice(first, min(first + step, m))
+        yield j, columns[j, None] * columns[first:]
+
+
+def _within(root: np.ndarray, core: np.ndarray) -> np.ndarray:
+    """Sum over donors of core_i (x) g_i g_i', (c m, c m), of symmetric core (N, c, c)."""
+    (N, m), c = root.shape, core.shape[1]
+    a, b = np.triu_indices(c)
+    packed, blocks = np.ascontiguousarray(core[:, a, b]), np.empty((len(a), m, m))
+    for j, products in _products(root):
+        met = (products.reshape(-1, N) @ packed).T.reshape(len(a), j.stop - j.start, -1)
+        blocks[:, j, j.start :] = met
+        blocks[:, j.start :, j] = met.transpose(0, 2, 1)
+    out = np.empty((c, m, c, m))
+    out[a, :, b] = out[b, :, a] = blocks
+    return out.reshape(c * m, c * m)
+
+
+def _by_donor(root: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """g_i' block_ab g_i of every donor, (N, c, c), of a symmetric block (c, m, c, m)."""
+    N, c = len(root), len(block)
+    a, b = np.triu_indices(c)
+    both = block[a, :, b]
+    both = both + both.transpose(0, 2, 1)
+    met = np.zeros((len(a), N))
+    for j, products in _products(root):
+        part = both[:, j, j.start :]
+        part[:, :, : j.stop - j.start] *= 0.5  # these pairs are there in both orders
+        met += part.reshape(len(a), -1) @ products.reshape(-1, N)
+    out = np.empty((N, c, c))
+    out[:, a, b] = out[:, b, a] = met.T
+    return out
 
 
 def _inverted(V: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float] | None:
@@ -397,8 +436,7 @@ def _inverted(V: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float] | No
             return None
         logdet = 2.0 * float(np.log(root.diagonal()).sum())
         inverse, _ = lapack.dpotri(root, lower=1, overwrite_c=1)
-        lower = np.tril(inverse)
-        return lower + np.tril(lower, -1).T, logdet
+        return np.tril(inverse, -1).T + np.tril(inverse), logdet
     other = ~positive
     below = V[np.ix_(positive, other)]
     try:
