@@ -12,12 +12,14 @@ from scipy.sparse import csr_matrix
 
 import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
+from ctmm_formula.design.formula import parse
 from ctmm_formula.engine.estimators import ESTIMATORS
 from ctmm_formula.engine.likelihood import LIKELIHOODS
 from ctmm_formula.inference.fit import JACKKNIFE
 from ctmm_formula.inference.tests import LIKELIHOOD, TESTS
 from ctmm_formula.results.estimates import adjusted
 from ctmm_formula.scan import job, patterns
+from ctmm_formula.scan.patterns import FromTable
 from ctmm_formula.scan.worker import gene_seed
 from ctmm_formula.simulate import overall_table
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES
@@ -647,3 +649,64 @@ def test_a_cell_type_in_one_donor_is_left_out_of_a_scan(tmp_path):
     assert again.notes == part.notes
     for one in (part, again):
         assert one.gene("gene001").vcomp["hom"] == pytest.approx(part.table["hom"][0], rel=1e-12)
+
+
+ASKED = {
+    "donor": "donor", "n_cells": "n_cells", "proportions": None, "kinship": None,
+    "genetic_structure": "free", "engine": "patsy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("formula", "options"),
+    [
+        ("~ C(celltype)", {}),
+        ("~ C(celltype) * sex + age", {"random": "batch"}),
+        ("~ C(celltype) + bs(age, df=3) + np.log(age)", {"random": "(celltype|batch)"}),
+        ("~ C(celltype, Sum) + C(year)", {"random": "batch"}),
+        ("~ C(celltype) + sex", {"by": "sex"}),
+        ("~ C(celltype) + age", {"engine": "formulaic"}),
+    ],
+)
+def test_designs_of_a_clean_table_are_those_of_its_rows(formula, options):
+    pytest.importorskip("formulaic")
+    rng = np.random.default_rng(11)
+    donor, celltype = np.divmod(np.arange(72), 3)
+    table = pd.DataFrame(
+        {
+            "donor": [f"d{k:02d}" for k in donor], "celltype": np.array(list("BTX"))[celltype],
+            "sex": np.array(["F", "M"])[donor % 2], "age": 20.0 + donor, "year": 2000 + donor % 3,
+            "batch": [f"b{k}" for k in donor % 6], "unused": 1.0,
+            "n_cells": rng.integers(10, 90, 72).astype(float),
+        }
+    )  # fmt: skip
+    table.loc[[5, 40], "age"] = np.nan
+    table.loc[[7, 8], "n_cells"] = np.nan
+    options = dict(options)
+    spec = parse(formula, options.pop("random", None), response_required=False)
+    make = FromTable(spec, table, ASKED | {"env": {"np": np}} | options)
+    every = np.arange(len(table))
+    clean = make.less(make(every))
+    for k in range(12):
+        rows = every[rng.random(len(table)) >= 0.1 * (k % 4)]
+        if k >= 8:  # levels and donors that are gone
+            rows = np.setdiff1d(every[donor % 6 != k % 2], [0, 30])
+        one, two = make(rows), clean(rows)
+        for field in ("rows", "donor_codes", "X", "H", "n_cells", "mean_rows", "E", "proportions"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(two, field), field)
+        for field in ("names", "donors", "celltypes", "random_names", "random_levels", "alone"):
+            assert getattr(one, field) == getattr(two, field), field
+        assert one.index.equals(two.index) and one.effects == two.effects
+        for own, other in zip(one.random, two.random, strict=True):
+            np.testing.assert_array_equal(own.codes, other.codes)
+            np.testing.assert_array_equal(own.values, other.values)
+        pd.testing.assert_frame_equal(one.frame[two.frame.columns], two.frame)
+
+
+def test_a_table_with_rows_that_cannot_be_is_cleaned_row_by_row():
+    table = pd.DataFrame({"donor": list("aabbccd"), "celltype": list("BTBTBTB"), "n_cells": 20.0})
+    table.loc[6, "n_cells"] = -1.0
+    make = FromTable(parse("~ C(celltype)", response_required=False), table, ASKED | {"env": {}})
+    rows = np.arange(6)
+    clean = make.less(make(rows))
+    np.testing.assert_array_equal(clean(rows).X, make(rows).X)

@@ -459,13 +459,31 @@ def build_design(
         without=without,
         gone=gone,
     )
+    return prepared_design(spec, ready, engine, kinship, genetic_structure)
+
+
+def prepared_design(
+    spec: FormulaSpec,
+    ready: Prepared,
+    engine: str = "patsy",
+    kinship: object = None,
+    genetic_structure: object = "free",
+    like: Coding | None = None,
+) -> Design:
+    """The second half of :func:`build_design`: of clean columns.
+
+    `like` is the coding of other rows of the same table, which is taken where it is the same.
+    """
     roles, frame = ready.roles, ready.frame
     arrays.check_levels(ready)
     y = arrays.response(spec, ready)
     seen = arrays.observed(ready)
     # overall pseudobulk has a mean per cell type in place of the intercept
     fixed = f"{spec.fixed} + 1" if roles.proportions else spec.fixed
-    coding = Coding(fixed, frame[list(roles.fixed)], ready.context, engine)
+    training = frame[list(roles.fixed)]
+    coding = like.of(training) if like is not None else None
+    if coding is None:
+        coding = Coding(fixed, training, ready.context, engine)
     X = arrays.design_rows(coding, frame, seen.P)
     coding, X, unseen = arrays.told(coding, X, ready, seen.celltypes)
     ready = replace(ready, notes=(*ready.notes, *unseen), doubts=(*ready.doubts, *unseen))

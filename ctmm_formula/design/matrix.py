@@ -24,7 +24,7 @@ import patsy.builtins
 
 from ..arguments import choose
 from ..errors import DataError, FormulaError
-from .expressions import Names, is_condition, names_in
+from .expressions import Names, column_of, is_condition, names_in
 from .formula import FormulaSpec, parse
 from .polynomials import poly
 from .syntax import fixed_terms
@@ -181,6 +181,36 @@ class Coding:
             ]
             self._built = _guard(build, self.fixed, self.frame, self.context)
         return self._built
+
+    def of(self, frame: pd.DataFrame) -> Coding | None:
+        """The coding that training rows `frame` would give; None where it must be found anew.
+
+        It is this one where columns stand for themselves, so that a row is coded alike whatever
+        the others are, and their levels are the same.
+        """
+        if not self.by_row or self.kept is not None:
+            return None
+        for name, column in frame.items():
+            known = self.frame[name].dtype
+            if isinstance(known, pd.CategoricalDtype) and not column.cat.categories.equals(
+                known.categories
+            ):
+                return None
+        out = Coding(self.fixed, frame, self.context, self.engine, self.trusted)
+        out._built = self._engine
+        return out
+
+    @cached_property
+    def by_row(self) -> bool:
+        """Whether all factors are columns as they stand: numbers x, or ``C(x)`` of texts."""
+        for code in parse(f"~ {self.fixed}", response_required=False).factors:
+            name = column_of(code)
+            if name is None:
+                return False
+            text = isinstance(self.frame[name].dtype, pd.CategoricalDtype)
+            if "C" in names_in(code).called and not text:
+                return False
+        return True
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -96,6 +96,30 @@ class Prepared:
     notes: tuple[str, ...]
     context: dict[str, object]
     doubts: tuple[str, ...] = ()
+
+    def of(self, positions: np.ndarray) -> Prepared:
+        """What :func:`prepare` makes of some rows of the same table, but for notes.
+
+        Parameters
+        ----------
+        positions : int ndarray
+            Rows of the table, in order.
+        """
+        at = np.flatnonzero(np.isin(self.keep, positions, assume_unique=True))
+        frame = self.frame.iloc[at].reset_index(drop=True)
+        for name in frame.columns:
+            if isinstance(frame[name].dtype, pd.CategoricalDtype):
+                frame[name] = frame[name].cat.remove_unused_categories()
+        return replace(
+            self,
+            frame=frame,
+            labels={name: own[at].remove_unused_categories() for name, own in self.labels.items()},
+            keep=np.searchsorted(positions, self.keep[at]),
+            index=self.index[at],
+            dropped={},
+            notes=(),
+            doubts=(),
+        )
 
 
 def prepare(

@@ -17,7 +17,9 @@ import pandas as pd
 
 from ..design.formula import FormulaSpec
 from ..design.identified import check_alone, check_components
-from ..design.labelled import Design, build_design
+from ..design.labelled import Design, build_design, prepared_design
+from ..design.matrix import Coding
+from ..design.prepare import Prepared, prepare
 from ..design.table import listing
 from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
@@ -36,6 +38,8 @@ from .plan import Plan, of_heritability, read_tests
 SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
 """Moment estimators -> what all responses of a model share."""
 
+_CODING = ("engine", "kinship", "genetic_structure")
+"""Options of the second half of a design."""
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
 
 
@@ -127,11 +131,33 @@ class FromTable:
         """The design of these rows of the table."""
         return build_design(self.spec, self.table.iloc[rows], noise=None, nu2=None, **self.options)
 
-    def less(self, design: Design) -> FromTable:
+    def less(self, design: Design) -> CleanTable:
         """The same with no column and no name that the design does not use: what workers get."""
         used = [name for name in self.table.columns if name in set(design.frame.columns)]
-        options = {**self.options, "env": design.context}
-        return FromTable(self.spec, self.table[used], options)
+        options = {**self.options, "env": design.context, "celltype": design.celltype_col}
+        return CleanTable(self.spec, self.table[used], options, design.coding)
+
+
+@dataclass(frozen=True)
+class CleanTable(FromTable):
+    """The same designs, of a table that is cleaned, and as a rule coded, once for all of them."""
+
+    coding: Coding | None
+
+    def __call__(self, rows: np.ndarray) -> Design:
+        """The design of these rows of the table."""
+        if self._whole is None:
+            return super().__call__(rows)
+        options = {name: self.options[name] for name in _CODING}
+        return prepared_design(self.spec, self._whole.of(rows), like=self.coding, **options)
+
+    @cached_property
+    def _whole(self) -> Prepared | None:
+        options = {name: own for name, own in self.options.items() if name not in _CODING[1:]}
+        try:
+            return prepare(self.spec, self.table, noise=None, nu2=None, **options)
+        except CTMMError:  # of rows that are not in the scan
+            return None
 
 
 class Patterns:
