@@ -24,6 +24,7 @@ from .design.matrix import ENGINES
 from .design.table import column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
+from .engine.related_likelihood import is_rotated
 from .engine.robust import ONE_UNIT
 from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
@@ -124,8 +125,10 @@ def fit(
         that :func:`read_kinship` reads; ``{"cis": G, "trans": K}`` for several.  Genetic effects
         are covariances K (x) A of a structure of their own, with components ``genetic:hom``,
         ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  "robust" then takes one step
-        from the fit without the kinship, "reml" and "ml" a kinship of low rank, or few donors.  See
-        ``res.heritability()``, ``res.test_heritability()``.
+        from the fit without the kinship; "reml" and "ml" are exact for a kinship of low rank, or
+        few donors, and beyond rotate donors where no pair is missing (see
+        :mod:`ctmm_formula.engine.related_spectral`).  See ``res.heritability()``,
+        ``res.test_heritability()``.
     genetic_structure : as `structure`, optional
         That of the genetic effects; by default the same.
     bounds : {"noise", "psd", "nonnegative"}, optional
@@ -493,7 +496,13 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )
-    if results.design.kinship and results.numbers.has_likelihood:
+    likely = results.design.kinship and results.numbers.has_likelihood
+    if likely and is_rotated(results.numbers.model):
+        yield (
+            "a quasi-likelihood of rotated donors, as the kinship has too high a rank for the "
+            "exact one: noise weighs by its mean in each cell type, what was measured only centres"
+        )
+    elif likely:
         yield (
             "weighed by the measured noise as if it were known: where it is of few cells, its "
             "errors count as environment and heritabilities come out too small; pool it, "

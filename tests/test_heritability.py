@@ -181,6 +181,18 @@ def test_a_kinship_of_too_high_a_rank(df, K, monkeypatch):
     with pytest.raises(ctmm.CTMMError, match=r"kinship of rank 72 with 4 cell types.*'he'"):
         ctmm.fit(FORMULA, structure="free", kinship=K, method="reml", data=df)
     assert ctmm.fit(FORMULA, structure="hom", kinship=K, method="reml", data=df).converged
+    whole = df[df.groupby("donor")["donor"].transform("size") == 4]
+    res = ctmm.fit(FORMULA, structure="free", kinship=K, method="reml", data=whole)
+    assert res.converged and "donors rotated" in res.estimate.convergence.message
+    assert any("quasi-likelihood of rotated donors" in note for note in res.notes)
+    assert not any("as if it were known" in note for note in res.notes)
+    assert res.heritability().table["genetic"].notna().all() and res.test_mean().pvalue < 0.05
+    assert len(res.genetic_values()) == whole["donor"].nunique()
+    plain = ctmm.fit(FORMULA, structure="free", bounds="nonnegative", method="reml", data=whole)
+    with pytest.raises(ctmm.CTMMError, match=r"that of rotated donors.*not comparable"):
+        res.compare_lr_test(plain)
+    again = ctmm.CTMMResults.from_json(res.to_json())
+    assert str(again.summary()) == str(res.summary())
 
 
 def test_what_cannot_be_had_says_so(df, K, res):

@@ -12,6 +12,8 @@ from test_kinship import GOLDENS, KERNELS, golden_model, golden_set, related
 from ctmm_formula.engine import related_likelihood
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.likelihood import coding_constant
+from ctmm_formula.engine.related_spectral import Rotated, rotates
 
 
 def point(model, negative=False):
@@ -116,3 +118,65 @@ def test_nothing_in_the_domain_is_better(structure, bounds, method):
             near = np.maximum(near, walls.lower)
             if walls(near)[0] > -np.inf:
                 assert dense.llf(model, near, method) <= found.llf + 1e-5
+
+
+# ---------------------------------------------------------------------------------------------
+# rotated donors
+
+
+def of_means(model):
+    """The same with the noise of every cell type at its mean."""
+    rows, types = model.active_rows, model.H.argmax(axis=1)
+    mean = np.bincount(types[rows], model.nu[rows]) / np.bincount(types[rows])
+    return model.with_response(model.y, mean[types])
+
+
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("structure", ["free", "full"])
+@pytest.mark.parametrize("kernels", ["family", "window", "wide window"])
+def test_rotated_donors(kernels, structure, method):
+    """Exact where donors have the same noise; else centred by what was measured."""
+    model = related(make(random="none"), KERNELS[kernels](30), structure).without([4, 9])
+    theta = point(model)
+    if structure == "full":
+        theta[4:] = [0.5, 0.2, 0.4, 0.1, 0.05, 0.6]
+    even = of_means(model)
+    assert rotates(even)
+    reml = method == "reml"
+    own = [related_likelihood._centred(one, 1.0) for one in (even, model)]
+    same, other = (Rotated(one).at(theta, reml) for one in own)
+    constant = coding_constant(model) if reml else 0.0
+    assert same.llf + constant == pytest.approx(dense.llf(even, theta, method), abs=1e-8)
+    close(same.score, dense.score(even, theta, method), 1e-8)
+    close(same.average, dense.average_information(even, theta), 1e-8)
+
+    a = dense.arrays(even)
+    P = dense.projection(dense.covariance(a, theta), a.X)[1]
+    PEP = P @ np.diag(model.nu - even.nu)[np.ix_(model.active_rows, model.active_rows)] @ P
+    centre = np.array([np.vdot(part, PEP) for part in a.parts])
+    assert np.abs(centre).max() > 1e-3
+    close(other.score, dense.score(even, theta, method) - 0.5 * centre, 1e-8)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("method", ["reml", "ml"])
+def test_rotated_donors_have_the_same_maximum(method, bounds, monkeypatch):
+    model = of_means(related(make(random="none", n_donors=60), KERNELS["family"](60)))
+    exact = estimate(model, method, Domain(bounds))
+    monkeypatch.setattr(related_likelihood, "LARGEST", 100)
+    found = estimate(model, method, Domain(bounds))
+    assert found.convergence.converged and "donors rotated" in found.convergence.message
+    assert found.llf == pytest.approx(exact.llf, abs=1e-6)
+    close(found.theta, exact.theta, 1e-4)
+    close(found.beta, exact.beta, 1e-5)
+    close(found.cov_beta, exact.cov_beta, 1e-5)
+    again = related_likelihood.evaluate(model, found.theta, method == "reml")
+    assert again.llf == pytest.approx(found.llf, rel=1e-12)
+
+
+def test_what_does_not_rotate():
+    assert rotates(related(make(random="none"), KERNELS["family"](30)))
+    for random, kernels, missing in (
+        ("batch", "family", False), ("none", "both", False), ("none", "family", True)
+    ):  # fmt: skip
+        assert not rotates(related(make(random=random, missing=missing), KERNELS[kernels](30)))

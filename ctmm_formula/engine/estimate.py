@@ -32,6 +32,20 @@ class Convergence:
 
 
 @dataclass(frozen=True)
+class At:
+    """The likelihood of related donors at one point.
+
+    llf; score (K,); average (K, K) information; beta (p,) of the orthonormal X, its gram (p, p).
+    """
+
+    llf: float
+    score: np.ndarray
+    average: np.ndarray
+    beta: np.ndarray
+    gram: np.ndarray
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Fitted parameters of a :class:`~ctmm_formula.engine.model.Model`.
 

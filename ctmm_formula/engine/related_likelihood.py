@@ -13,8 +13,9 @@ so with T = R s R' (s of signs, as components may be negative), S = Sigma_e^-1 a
 
 and Sigma is positive definite where Sigma_e is, and s + R'WR has the inertia of s.  A matrix of
 order M = sum_s rank(K_s) rank(A_s) + levels is all that is inverted: of n x n where a kernel has
-full rank, which is refused from :data:`LARGEST` up.  Blocks of P come of N x M products, so the
-score costs as much as the value; steps are by the average information and secants.
+full rank.  Blocks of P come of N x M products, so the score costs as much as the value; steps are
+by the average information and secants.  From M = :data:`LARGEST` up donors are rotated instead,
+where no pair is missing (:mod:`ctmm_formula.engine.related_spectral`).
 
 The domain is that of :mod:`ctmm_formula.engine.domain`, of the environment as without a kinship.
 Every A_s >= 0, but under "nonnegative", where those of its components that are variances are.
@@ -36,7 +37,7 @@ from ..errors import ConvergenceError
 from . import he, kernels
 from .blup import covariance_parts
 from .domain import Constraint, Domain, constrain, constrain_genetic
-from .estimate import Convergence, Estimate
+from .estimate import At, Convergence, Estimate
 from .likelihood import (
     LIKELIHOODS,
     MESSAGES,
@@ -50,6 +51,7 @@ from .likelihood import (
 from .model import Model
 from .optimize import EDGE, INTERIOR, STALLED
 from .precision import level_matrix
+from .related_spectral import Rotated, rotates
 
 LARGEST = 3000
 """Order M of the largest matrix that is inverted: a fit takes minutes there."""
@@ -62,6 +64,28 @@ _AT_ONCE = 2**17  # numbers: products of pairs of columns stay in the cache
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
+def is_rotated(model: Model) -> bool:
+    """Whether a likelihood of this model is that of rotated donors, of noise alike for all.
+
+    Raises
+    ------
+    ConvergenceError
+        It is too large for any.
+    """
+    ranks = [term.kernel.columns.shape[1] for term in model.kinship]
+    parts = [np.linalg.matrix_rank(np.hstack(list(term.basis))) for term in model.kinship]
+    levels = sum(len(np.unique(one.codes[model.active_rows])) for one in model.random)
+    M = int(np.dot(ranks, parts)) + levels
+    if M <= LARGEST or rotates(model):
+        return M > LARGEST
+    raise ConvergenceError(
+        f"kinship of rank {' and '.join(map(str, ranks))} with {model.H.shape[1]} cell types: a "
+        f"likelihood would invert matrices of {M} x {M} in every step (at most {LARGEST}, but for "
+        "one kinship without missing pairs and random effects): use method='he' or 'robust', fewer "
+        "cell types, genetic_structure='hom', or a kernel of lower rank"
+    )
+
+
 class Term(NamedTuple):
     """A kernel: root (N, m) of donors in use, load (N, r, c) of their rows, basis (k, c, c)."""
 
@@ -70,31 +94,12 @@ class Term(NamedTuple):
     basis: np.ndarray
 
 
-@dataclass(frozen=True)
-class At:
-    """The likelihood at one point.
-
-    llf; score (K,); average (K, K) information; beta (p,) of the orthonormal X, its gram (p, p).
-    """
-
-    llf: float
-    score: np.ndarray
-    average: np.ndarray
-    beta: np.ndarray
-    gram: np.ndarray
-
-
 class Joined:
     """The likelihood of a model with a kinship.
 
     Parameters
     ----------
     model : Model
-
-    Raises
-    ------
-    ConvergenceError
-        The kernels have too many levels.
     """
 
     def __init__(self, model: Model) -> None:
@@ -111,14 +116,6 @@ class Joined:
         self.terms = [self._term(term.kernel.columns[donors], term.basis) for term in model.kinship]
         sizes = [term.root.shape[1] * term.load.shape[2] for term in self.terms]
         self.ptr = np.concatenate([[0], np.cumsum([*sizes, self.Z.shape[1]])])
-        if self.ptr[-1] > LARGEST:
-            rank = " and ".join(str(term.root.shape[1]) for term in self.terms)
-            raise ConvergenceError(
-                f"kinship of rank {rank} with {model.H.shape[1]} cell types: a likelihood would "
-                f"invert matrices of {self.ptr[-1]} x {self.ptr[-1]} in every step (at most "
-                f"{LARGEST}): use method='he' or 'robust', fewer cell types, "
-                "genetic_structure='hom', or a kernel of lower rank"
-            )
 
     def _term(self, root: np.ndarray, basis: np.ndarray) -> Term:
         size, axes = np.linalg.eigh((basis @ basis).sum(axis=0))
@@ -500,8 +497,8 @@ def _log_determinant(
 class _Objective:
     """Log-likelihood with a barrier of weight `mu`, counting its evaluations."""
 
-    def __init__(self, joined: Joined, walls: _Walls, reml: bool) -> None:
-        self.joined, self.walls, self.reml, self.count = joined, walls, reml, 0
+    def __init__(self, related: Joined | Rotated, walls: _Walls, reml: bool) -> None:
+        self.related, self.walls, self.reml, self.count = related, walls, reml, 0
 
     def __call__(self, theta: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray, At]:
         """Value, gradient, information and the likelihood itself; raises outside the domain."""
@@ -509,7 +506,7 @@ class _Objective:
         if barrier == -math.inf:
             raise _OutsideError
         self.count += 1
-        found = self.joined.at(theta, self.reml)
+        found = self.related.at(theta, self.reml)
         if found is None or not math.isfinite(found.llf):
             raise _OutsideError
         value = found.llf + (mu * barrier if mu else 0.0)
@@ -612,7 +609,9 @@ def _direction(
 
 def evaluate(model: Model, theta: np.ndarray, reml: bool, full: bool = True) -> At | None:
     """The likelihood of a model at theta (K,); None where Sigma is not positive definite."""
-    at = Joined(_centred(model, 1.0)).at(np.asarray(theta, dtype=float), reml, full)
+    own = _centred(model, 1.0)
+    related = Rotated(own) if is_rotated(own) else Joined(own)
+    at = related.at(np.asarray(theta, dtype=float), reml, full)
     if at is None or not reml:
         return at
     return replace(at, llf=at.llf + coding_constant(model))
@@ -635,7 +634,8 @@ def fit(model: Model, method: str, domain: Domain, start: np.ndarray | None = No
     Raises
     ------
     ConvergenceError
-        The kernels have too many levels, components cannot be told apart, no point of the domain
+        The kernels have too many levels and donors do not rotate, components cannot be told apart,
+        no point of the domain
         was found, or a cell type has no noise.
     """
     reml, scale = choose("method", method, LIKELIHOODS) == "reml", response_scale(model)
@@ -645,8 +645,8 @@ def fit(model: Model, method: str, domain: Domain, start: np.ndarray | None = No
             "variance components cannot be told apart: their information is singular"
         )
     own = _centred(model, scale)
-    walls = _Walls(own, domain)
-    f = _Objective(Joined(own), walls, reml)
+    walls, rotated = _Walls(own, domain), is_rotated(own)
+    f = _Objective(Rotated(own) if rotated else Joined(own), walls, reml)
     middle = centre(own, 1.0)
     starts = _starts(own, middle) if start is None else [start / scale**2]
     ends: list[_End] = []
@@ -678,7 +678,8 @@ def fit(model: Model, method: str, domain: Domain, start: np.ndarray | None = No
             gradient_norm=math.sqrt(max(best.decrement, 0.0)),
             n_evaluations=f.count,
             n_starts=len(ends),
-            message=MESSAGES[STALLED if not best.settled else EDGE if best.edge else INTERIOR],
+            message=MESSAGES[STALLED if not best.settled else EDGE if best.edge else INTERIOR]
+            + ("; donors rotated, noise by its mean in each cell type" if rotated else ""),
         ),
     )
 
@@ -696,7 +697,7 @@ def _inside(f: _Objective, theta: np.ndarray, middle: np.ndarray) -> np.ndarray:
     """A point inside the domain on the line to its middle."""
     for share in (1.0, 0.9, 0.7, 0.4, 0.2, 0.1, 0.0):
         at = np.maximum(share * theta + (1.0 - share) * middle, f.walls.lower)
-        if f.walls(at)[0] > -math.inf and f.joined.at(at, f.reml, False) is not None:
+        if f.walls(at)[0] > -math.inf and f.related.at(at, f.reml, False) is not None:
             return at
     raise ConvergenceError(
         "no starting point lies inside the bounds for this structure; use another bound or add a "

@@ -59,11 +59,16 @@ class Kernel:
         return np.diag(self.whole) if self.root is None else np.square(self.root).sum(axis=1)
 
     @cached_property
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (N,), rising, and axes (N, N) of K."""
+        return np.linalg.eigh(self.whole)
+
+    @cached_property
     def columns(self) -> np.ndarray:
         """G (N, m) with K = G G', what is negative of K taken for 0; m is N or less."""
         if self.root is not None:
             return self.root
-        size, axes = np.linalg.eigh(self.whole)
+        size, axes = self.spectrum
         some = size > 1e-12 * size[-1]
         return np.asarray(axes[:, some] * np.sqrt(size[some]))
 
@@ -72,7 +77,7 @@ class Kernel:
         """Some matrix whose product with its transpose is K: `root`, or the symmetric root."""
         if self.root is not None:
             return self.root
-        size, axes = np.linalg.eigh(self.whole)
+        size, axes = self.spectrum
         return np.asarray((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T)
 
     def times(self, B: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine.domain import Domain
 from ..engine.model import Model, RandomComponent
+from ..engine.related_likelihood import is_rotated
 from ..errors import CTMMError
 from ..structures import Structure
 from .fit import Fit
@@ -151,6 +152,12 @@ def _not_comparable(one: Labelled, first: Labelled) -> Iterator[CTMMError]:
         yield CTMMError(
             f"{one.label!r} was fitted by {method} and {first.label!r} by {other}: their "
             "likelihoods are not comparable, fit all by the same method"
+        )
+    elif one.fit.has_likelihood and is_rotated(a) != is_rotated(b):
+        yield CTMMError(
+            f"the likelihood of {(one if is_rotated(a) else first).label!r} is that of rotated "
+            "donors, with the noise at its mean in each cell type, the other's is exact: they are "
+            "not comparable, see test_heritability()"
         )
     if not all(map(np.array_equal, _data(a), _data(b))):
         yield CTMMError(
