@@ -39,7 +39,8 @@
 #
 # Beside the package: `r_bridge/` (the R package and its tour), `tests/` (with `tests/golden/` and
 # `tests/benchmarks/`), `vignettes/` (these pages, and in `vignettes/evidence/` the simulations that
-# they rest on), `.ci/run` (all checks on a clean machine).
+# they rest on), `.ci/run` (all checks on a clean machine),
+# `.ci/lowest` (the lowest versions that the package works with).
 
 # %% [markdown]
 # ## One fit from end to end
