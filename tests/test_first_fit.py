@@ -80,18 +80,6 @@ def test_without_a_place_for_the_cache_it_compiles_in_memory_and_says_so_once(tm
     assert done.stdout.split() == [*(v.hex() for v in kept.params), "0", "0"]
 
 
-def test_the_optimiser_is_compiled_by_another_process_meanwhile(tmp_path):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    first, later = (
-        subprocess.run(
-            [sys.executable, "-c", FIT], env=environment, capture_output=True, text=True, check=True
-        ).stdout.split()
-        for _ in range(2)
-    )
-    assert first[-2:] == ["1", "0"]  # found in the cache, not compiled here
-    assert first == later
-
-
 # other users, in mounts of their own: nothing of this process or machine changes
 
 USERS = (65534, 65533)  # nobody, and one without a name
