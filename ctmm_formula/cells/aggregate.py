@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy import sparse
 
 from ..engine.noise import unbiased_square
-from ..engine.options import EXACT_INNER, kept_exact
+from ..engine.options import called_exact, kept_exact
 
 EPS = np.finfo(float).eps / 2
 """A sum of n values of one sign is off by less than n times this share of it."""
@@ -169,7 +168,7 @@ class Moments:
         return self.m2, self.m4
 
 
-_square = njit(**EXACT_INNER)(unbiased_square)
+_square = called_exact(unbiased_square)
 
 
 @kept_exact
@@ -184,7 +183,7 @@ def _finish(count, mean, m2, m4):
             m4[i, j] = _square(n, squares, m4[i, j]) if n > 3.0 else np.nan
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _join(n_old, n_new, mean, m2, m3, m4, k, s, q, c, f):
     """Join a block with what came before.
 

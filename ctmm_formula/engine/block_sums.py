@@ -14,17 +14,16 @@ block.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from .kernels import _woodbury
-from .options import FAST_INNER, FAST_PART
+from .kernels import _woodbury, empty, zeros
+from .options import called, inlined
 
 
-@njit(**FAST_INNER)
+@called
 def _product(A, B):
     """A B; loops, as BLAS costs more to call than such small matrices do."""
     n, k, m = A.shape[0], A.shape[1], B.shape[1]
-    out = np.zeros((n, m))
+    out = zeros((n, m))
     for x in range(n):
         for y in range(k):
             f = A[x, y]
@@ -33,17 +32,17 @@ def _product(A, B):
     return out
 
 
-@njit(**FAST_INNER)
+@called
 def _turned(A):
     """A' as an array of its own."""
-    out = np.empty((A.shape[1], A.shape[0]))
+    out = empty((A.shape[1], A.shape[0]))
     for x in range(A.shape[0]):
         for y in range(A.shape[1]):
             out[y, x] = A[x, y]
     return out
 
 
-@njit(**FAST_INNER)
+@called
 def _eliminate_levels(layout, u, gram, noise, g):
     """M = Z'D Z, E = Z'D [X r], N = Z'D D_nu D [Z X], K and L of a unit, D = blockdiag(Sigma_i^-1).
 
@@ -53,8 +52,8 @@ def _eliminate_levels(layout, u, gram, noise, g):
     z0 = x0 + p + 1
     d, l0 = layout.level.shape[1], layout.level_start[u]
     q = layout.level_stop[u] - l0
-    M, E, N = np.zeros((q, q)), np.zeros((q, p + 1)), np.zeros((q, q + p))
-    K, T = np.empty((q, q)), np.empty((q, q))
+    M, E, N = zeros((q, q)), zeros((q, p + 1)), zeros((q, q + p))
+    K, T = empty((q, q)), empty((q, q))
     for i in range(layout.unit_ptr[u], layout.unit_ptr[u + 1]):
         for a in range(d):
             x = layout.level[i, a] - l0
@@ -69,14 +68,14 @@ def _eliminate_levels(layout, u, gram, noise, g):
                 if y >= 0:
                     M[x, y] += gram[i, z0 + a, z0 + b]
                     N[x, y] += noise[i, z0 + a, z0 + b]
-    variances = np.empty(q)
+    variances = empty(q)
     for x in range(q):
         variances[x] = g[layout.level_comp[l0 + x]]
-    _woodbury(variances, M, q, T, np.empty(q), np.empty(q, np.int64), K)
+    _woodbury(variances, M, q, T, empty(q), np.empty(q, np.int64), K)
     return M, E, N, K, _product(K, E)
 
 
-@njit(**FAST_PART)
+@inlined
 def _add_donor(layout, i, gram, noise, sums, v, t):
     """A donor's moments, of v = W'S [X r] and t = W'S D S X; see :func:`block_sums`."""
     R, p = layout.R, layout.p
@@ -101,7 +100,7 @@ def _add_donor(layout, i, gram, noise, sums, v, t):
         sums.noise[f] += noise[i, f, f]
 
 
-@njit(**FAST_INNER)
+@called
 def block_sums(layout, u, gram, noise, g, sums, v, t):
     """Sums of one unit, with or without levels, from the cross products (N, c, c) of its donors.
 
@@ -112,7 +111,7 @@ def block_sums(layout, u, gram, noise, g, sums, v, t):
     d, l0 = layout.level.shape[1], layout.level_start[u]
     q = layout.level_stop[u] - l0
     M, E, N, K, L = _eliminate_levels(layout, u, gram, noise, g)
-    through = np.empty((q, p))  # Z'D D_nu S X
+    through = empty((q, p))  # Z'D D_nu S X
     for x in range(q):
         for j in range(p):
             s = N[x, q + j]
@@ -137,7 +136,7 @@ def block_sums(layout, u, gram, noise, g, sums, v, t):
                 sums.noise_gram[j, k] -= 0.5 * s
 
     # GG = sum of g g' and VG = sum of v g' over donors, g = Z'D w
-    GG, VG, Kg = np.zeros((R, q, q)), np.zeros((R, p, q)), np.zeros((R, d))
+    GG, VG, Kg = zeros((R, q, q)), zeros((R, p, q)), zeros((R, d))
     for i in range(layout.unit_ptr[u], layout.unit_ptr[u + 1]):
         for f in range(R):
             for j in range(p):
@@ -173,7 +172,7 @@ def block_sums(layout, u, gram, noise, g, sums, v, t):
     _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sums)
 
 
-@njit(**FAST_INNER)
+@called
 def _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sums):
     """What goes through the levels of a unit: between its donors, and the levels as factors.
 
@@ -181,8 +180,8 @@ def _add_levels(layout, l0, M, E, N, K, L, through, GG, VG, sums):
     compile: rows [M; N; G_1 ...; VG_1 ...] by columns [K | keep].
     """
     p, R, q = layout.p, layout.R, len(M)
-    sides, rows = np.empty((q, 2 * q)), np.empty((2 * q + R * (q + p), q))
-    right, spread = np.empty((q, 2 * p + 1)), np.empty((q, p + R * p))
+    sides, rows = empty((q, 2 * q)), empty((2 * q + R * (q + p), q))
+    right, spread = empty((q, 2 * p + 1)), empty((q, p + R * p))
     KM = _product(K, M)
     g0, v0 = 2 * q, 2 * q + R * q
     for x in range(q):

@@ -25,18 +25,18 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from .lanes import all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
-from .options import FAST_INNER, FAST_PART, kept, kept_callback
+from .options import called, inlined, kept, kept_callback
 
 VALUE, SCORE, INFORMATION = 0, 1, 2
 """How much :func:`evaluate` computes."""
 
 
-@njit(**FAST_PART)
+@called
 def cholesky(a, m):
     """Factor the leading m x m of `a` in place (lower); False if not positive definite."""
     for j in range(m):
@@ -55,7 +55,7 @@ def cholesky(a, m):
     return True
 
 
-@njit(**FAST_PART)
+@called
 def cholesky_solve(low, m, b):
     """Solve (L L') x = b in place."""
     for i in range(m):
@@ -70,7 +70,7 @@ def cholesky_solve(low, m, b):
         b[i] = s / low[i, i]
 
 
-@njit(**FAST_PART)
+@called
 def fill(a, value):
     """a[:] = value for a matrix."""
     for i in range(a.shape[0]):
@@ -78,7 +78,33 @@ def fill(a, value):
             a[i, j] = value
 
 
-@njit(**FAST_PART)
+@called
+def empty(shape):
+    """An array, compiled once for all whose functions have other options."""
+    return np.empty(shape)
+
+
+@called
+def zeros(shape):
+    """An array of zeros."""
+    return np.zeros(shape)
+
+
+@called
+def copy(out, a):
+    """out[:] = a for a vector."""
+    for j in range(len(out)):
+        out[j] = a[j]
+
+
+@called
+def move(out, base, size, step):
+    """out[:] = base + size step for vectors."""
+    for j in range(len(out)):
+        out[j] = base[j] + size * step[j]
+
+
+@called
 def _dot(a, b, n):
     s = 0.0
     for j in range(n):
@@ -86,7 +112,7 @@ def _dot(a, b, n):
     return s
 
 
-@njit(**FAST_PART)
+@called
 def _multiply(A, q, B, first, width, out):
     """out = A B for A (q, q) and rows `first` to `first` + q of B."""
     for x in range(q):
@@ -99,7 +125,7 @@ def _multiply(A, q, B, first, width, out):
                     out[x, j] += f * B[first + w, j]
 
 
-@njit(**FAST_PART)
+@called
 def _inverse_root(low, p, out):
     """out = L^-T for the leading p x p of `low` (upper triangular)."""
     for c in range(p):
@@ -115,7 +141,7 @@ def _inverse_root(low, p, out):
 # -- one tile: LANES donors of at most m rows ----------------------------------------------------
 
 
-@njit(**FAST_PART)
+@inlined
 def _covariance(V, nu, mask, phi, R, low):
     """low = sum_r phi_r w_r w_r' + D of every donor; the identity where the mask is zero."""
     for a in range(low.shape[0]):
@@ -128,7 +154,7 @@ def _covariance(V, nu, mask, phi, R, low):
             store(low, (a, c), s)
 
 
-@njit(**FAST_PART)
+@inlined
 def _factor(low):
     """Cholesky factors in place, inverse pivots on the diagonal; (definite, product of pivots)."""
     m = low.shape[0]
@@ -152,7 +178,7 @@ def _factor(low):
     return definite, product
 
 
-@njit(**FAST_PART)
+@inlined
 def _whiten(low, V, first):
     """Columns V[first:] <- L^-1 V."""
     for j in range(first, V.shape[0]):
@@ -163,7 +189,7 @@ def _whiten(low, V, first):
             store(V, (j, a), s * load(low, (a, a)))
 
 
-@njit(**FAST_PART)
+@inlined
 def _inner(V, i, j):
     """Inner product of two columns, donor by donor."""
     s = load(V, (i, 0)) * load(V, (j, 0))
@@ -172,7 +198,7 @@ def _inner(V, i, j):
     return s
 
 
-@njit(**FAST_PART)
+@inlined
 def _project(V, x0, p, turn, gram):
     """Columns [X y] (from x0) <- [X turn, y - X turn (turn' X'y)]: then X is U and y is P y."""
     for a in range(V.shape[1]):
@@ -187,7 +213,7 @@ def _project(V, x0, p, turn, gram):
         store(V, (x0 + p, a), s)
 
 
-@njit(**FAST_PART)
+@called
 def _project_rows(rows, p, turn, gram):
     """The same for rows [X y] of levels."""
     for x in range(rows.shape[0]):
@@ -203,7 +229,7 @@ def _project_rows(rows, p, turn, gram):
 # -- random effects: one block of q levels after the other ---------------------------------------
 
 
-@njit(**FAST_PART)
+@called
 def _woodbury(g, M, q, T, column, order, K):
     """K = (I + G M)^-1 G and log|I + G M|; False if the block is not positive definite.
 
@@ -262,7 +288,7 @@ def _woodbury(g, M, q, T, column, order, K):
     return True, logdet
 
 
-@njit(**FAST_PART)
+@called
 def _unpack(flat, start, q, out):
     """out (q, q) = the pairs of one block."""
     for x in range(q):
@@ -270,7 +296,7 @@ def _unpack(flat, start, q, out):
             out[x, w] = flat[start + x * q + w]
 
 
-@njit(**FAST_INNER)
+@called
 def _times_levels(blocks, K_all, ZV, KZ):
     """KZ = K ZV for all blocks."""
     for b in range(len(blocks.level_ptr) - 1):
@@ -285,18 +311,18 @@ def _times_levels(blocks, K_all, ZV, KZ):
                     KZ[l0 + x, j] += f * ZV[l0 + w, j]
 
 
-@njit(**FAST_PART)
+@called
 def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
     width = ZV.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
-    M = np.empty((most, most))
-    K = np.empty((most, most))
-    T = np.empty((most, most))
-    g = np.empty(most)
-    column = np.empty(most)
+    M = empty((most, most))
+    K = empty((most, most))
+    T = empty((most, most))
+    g = empty(most)
+    column = empty(most)
     order = np.empty(most, np.int64)
     logdet = 0.0
     for b in range(len(blocks.level_ptr) - 1):
@@ -322,7 +348,7 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     return True, logdet
 
 
-@njit(**FAST_PART)
+@called
 def _levels(
     blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, c_all, YY
 ):
@@ -335,16 +361,16 @@ def _levels(
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
-    M = np.empty((most, most))
-    K = np.empty((most, most))
-    N = np.empty((most, most))
-    out = np.empty((most, most))
-    zx = np.empty((most, p + 1))
+    M = empty((most, most))
+    K = empty((most, most))
+    N = empty((most, most))
+    out = empty((most, most))
+    zx = empty((most, p + 1))
     more = most if full else 0
-    KG = np.empty((R, more, more))
-    KE = np.empty((R, more, p + 1))
-    NG = np.empty((more, more))
-    NE = np.empty((more, p + 1))
+    KG = empty((R, more, more))
+    KE = empty((R, more, p + 1))
+    NG = empty((more, more))
+    NE = empty((more, p + 1))
     for b in range(len(blocks.level_ptr) - 1):
         l0 = blocks.level_ptr[b]
         q = blocks.level_ptr[b + 1] - l0
@@ -432,13 +458,13 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     first = 0 if depth > 0 else R
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
-    V_all = np.empty((kept, width, m, LANES))
-    low = np.empty((m, m, LANES))
-    touch = np.empty((p1 + d, LANES))
-    ZV = np.zeros((n_levels, p1))
-    KZ = np.zeros((n_levels, p1))
-    M_all = np.zeros(n_pairs)
-    K_all = np.zeros(n_pairs)
+    V_all = empty((kept, width, m, LANES))
+    low = empty((m, m, LANES))
+    touch = empty((p1 + d, LANES))
+    ZV = zeros((n_levels, p1))
+    KZ = zeros((n_levels, p1))
+    M_all = zeros(n_pairs)
+    K_all = zeros(n_pairs)
     fill(gram, 0.0)
     logdet = 0.0
     product = 1.0
@@ -520,18 +546,18 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     if full:
         fill(average, 0.0)
         fill(expected, 0.0)
-    turn = np.empty((p, p))
+    turn = empty((p, p))
     _inverse_root(gram, p, turn)
     _project_rows(ZV, p, turn, gram)
     _times_levels(blocks, K_all, ZV, KZ)
-    A = np.empty((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
-    gK = np.empty((R, d, LANES))
-    near_KZ = np.empty((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
-    near_K = np.empty((d, d, LANES))
-    c_all = np.zeros((F, p))
-    YY = np.zeros((F if full else 0, p, p))
-    G_all = np.zeros((R if full else 0, n_pairs))
-    E_all = np.zeros((R if full else 0, n_levels, p1))
+    A = empty((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
+    gK = empty((R, d, LANES))
+    near_KZ = empty((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
+    near_K = empty((d, d, LANES))
+    c_all = zeros((F, p))
+    YY = zeros((F if full else 0, p, p))
+    G_all = zeros((R if full else 0, n_pairs))
+    E_all = zeros((R if full else 0, n_levels, p1))
     for t in range(n_tiles):
         V = V_all[t]
         donor = t * LANES
@@ -612,7 +638,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     return llf
 
 
-@njit(**FAST_PART)
+@inlined
 def _pair(blocks, donor, level):
     """Place of (level, 0) among the pairs of levels of the donor's block."""
     b = blocks.block[donor]
@@ -657,12 +683,22 @@ def _call(typingctx, address, arguments):
     return types.float64(types.int64, arguments), codegen
 
 
-@kept
-def evaluate(
+@called
+def evaluate_at(
     address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
 ):
     """:func:`_evaluate` through its address, see :func:`kernel_address`."""
     return _call(
         address,
         (phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram),
+    )
+
+
+@kept
+def evaluate(
+    address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
+):
+    """The same, called from Python."""
+    return evaluate_at(
+        address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
     )

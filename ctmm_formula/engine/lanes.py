@@ -159,6 +159,7 @@ def _arithmetic(operators, instruction):
     kinds = [(_LANE, _LANE), (_LANE, types.float64), (types.float64, _LANE)]
 
     class Template(ConcreteTemplate):
+        metadata = {"target": "cpu"}  # noqa: RUF012 - asked before what numba has for all targets
         cases = [signature(_LANE, *kind) for kind in kinds]  # noqa: RUF012
 
     def lower(context, builder, signature, args):

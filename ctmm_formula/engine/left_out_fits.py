@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from .kernels import SCORE, VALUE, evaluate
+from .kernels import SCORE, VALUE, empty, evaluate, evaluate_at
 from .optimize import Problem, Work, factors, walls
-from .options import FAST_INNER, kept
+from .options import called, kept
 
 _TOLERANCE = 1e-9  # squared Newton decrement of a refit before its last step
 
 
-@njit(**FAST_INNER)
+@called
 def _chord(pr, theta, inverse, steps, wk):
     """Quasi-Newton to the optimum from a first step: `inverse` is corrected by rank-one updates.
 
@@ -22,8 +21,8 @@ def _chord(pr, theta, inverse, steps, wk):
     `inverse` are changed in place; True where it settled inside the domain.
     """
     K = len(theta)
-    before = np.empty(K)
-    miss = np.empty(K)
+    before = empty(K)
+    miss = empty(K)
     last = 0.0
     for k in range(K):
         last += wk.step[k] * wk.grad[k]
@@ -36,8 +35,9 @@ def _chord(pr, theta, inverse, steps, wk):
             break
         if it == steps:
             return False
-        llf = evaluate(
-            pr.kernel, factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
+        factors(pr.S, theta, wk.phi)
+        llf = evaluate_at(
+            pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
             wk.score, wk.average, wk.expected, wk.beta, wk.gram,
         )  # fmt: skip
         if llf == -math.inf:

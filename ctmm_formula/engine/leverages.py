@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numba import njit
-
+from .kernels import empty
 from .lanes import spread, store
-from .options import FAST_INNER, FAST_PART, kept
+from .options import called, inlined, kept
 from .symmetric import rotate
 
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
@@ -31,8 +29,8 @@ def leverages(unit_gram, root, share, axes):
     share : (U, k) out, l; axes : (U, p, k) out, T
     """
     p, most = len(root), share.shape[1]
-    G, half = np.empty((p, p)), np.empty((p, p))
-    B, inner, rows = np.empty((p, most)), np.empty((most, most)), np.empty((most, most))
+    G, half = empty((p, p)), empty((p, p))
+    B, inner, rows = empty((p, most)), empty((most, most)), empty((most, most))
     for u in range(len(unit_gram)):
         for j in range(p):
             for k in range(p):
@@ -65,7 +63,7 @@ def leverages(unit_gram, root, share, axes):
                 axes[u, j, a] = s
 
 
-@njit(**FAST_INNER)
+@called
 def _pivoted(G, B):
     """Columns B with G = B B', by Cholesky's method with pivots; their number, G's rank."""
     p = len(G)
@@ -89,7 +87,7 @@ def _pivoted(G, B):
     return B.shape[1]
 
 
-@njit(**FAST_PART)
+@inlined
 def without(share, turned, root, K):
     """K (p, p, LANES) = (X'SX - X_u'S_u X_u)^-1 of some units; of the whole where there are none.
 

@@ -23,11 +23,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .kernels import cholesky, cholesky_solve
+from .kernels import cholesky, cholesky_solve, empty, zeros
 from .noise import COUNTED, Pooling
-from .options import FAST_INNER, kept
+from .options import called, kept
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -69,13 +68,13 @@ class MovingNoise(NamedTuple):
 def _each(columns, solved, slope, cells, noise, across, away):
     """Variances (q,) of rows `across` (p, q), each `away` from its hypothesis (q,)."""
     cov = covariance_under(columns, solved, slope, cells, noise, across, away, False)
-    out = np.empty(len(cov))
+    out = empty(len(cov))
     for s in range(len(cov)):
         out[s] = cov[s, s]
     return out
 
 
-@njit(**FAST_INNER)
+@called
 def covariance_under(columns, solved, slope, cells, noise, across, away, together):
     """Covariance (q, q) of rows `across` (p, q), jointly `away` (q,) or each by itself.
 
@@ -83,9 +82,9 @@ def covariance_under(columns, solved, slope, cells, noise, across, away, togethe
     """
     n, p = columns.shape
     q = across.shape[1]
-    moved, out = across.copy(), np.zeros((q, q))
-    low, shift = np.empty((q, q)), np.zeros((p, q))
-    load, step = np.empty(q), np.empty(q)
+    moved, out = across.copy(), zeros((q, q))
+    low, shift = empty((q, q)), zeros((p, q))
+    load, step = empty(q), empty(q)
     for time in range(TIMES + 1):
         for s in range(q):
             for t in range(s + 1):

@@ -14,11 +14,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .kernels import INFORMATION, SCORE, VALUE, cholesky, cholesky_solve, evaluate, fill
+from .kernels import INFORMATION, SCORE, VALUE, cholesky, cholesky_solve, evaluate_at, fill
 from .model import Blocks
-from .options import FAST_INNER, kept
+from .options import called
 
 INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How a climb ended."""
@@ -53,8 +52,10 @@ class Problem(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Buffers of one optimisation; grad (K,), hess and info (K, K), beta (p,)."""
+    """Buffers of one optimisation; phi (F,), grad (K,), observed and info (K, K), beta (p,)."""
 
+    phi: np.ndarray
+    cphi: np.ndarray
     score: np.ndarray
     average: np.ndarray
     expected: np.ndarray
@@ -80,6 +81,7 @@ def make_work(pr: Problem) -> Work:
     G, p = pr.cS.shape[1], pr.blocks.p
     zeros = np.zeros
     return Work(
+        zeros(F), zeros(G),
         zeros(F), zeros((F, F)), zeros((F, F)), zeros((p + 1, p + 1)), zeros(p),
         zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
         zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
@@ -87,18 +89,17 @@ def make_work(pr: Problem) -> Work:
     )  # fmt: skip
 
 
-@njit(**FAST_INNER)
-def factors(S, theta):
+@called
+def factors(S, theta, phi):
     """phi = S' theta."""
     K, F = S.shape
-    phi = np.zeros(F)
-    for k in range(K):
-        for f in range(F):
+    for f in range(F):
+        phi[f] = 0.0
+        for k in range(K):
             phi[f] += S[k, f] * theta[k]
-    return phi
 
 
-@njit(**FAST_INNER)
+@called
 def _add_congruence(S, inner, weight, out):
     """out += weight S inner S', skipping the zeros of S."""
     K, F = S.shape
@@ -112,7 +113,7 @@ def _add_congruence(S, inner, weight, out):
                         out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
 
 
-@njit(**FAST_INNER)
+@called
 def walls(pr, theta, mu, level, wk):
     """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
 
@@ -125,7 +126,8 @@ def walls(pr, theta, mu, level, wk):
     total = 0.0
     if len(pr.cactive) == 0:
         return total
-    phi = factors(pr.cS, theta)
+    phi = wk.cphi
+    factors(pr.cS, theta, phi)
     if level == VALUE and pr.noisy:  # noise plus a sum of positive parts needs no look
         for f in range(len(phi)):
             if phi[f] < 0.0:
@@ -138,7 +140,7 @@ def walls(pr, theta, mu, level, wk):
                 break
             for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
                 phi[f] = 0.0
-        value = evaluate(
+        value = evaluate_at(
             pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, level,
             wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
         )  # fmt: skip
@@ -162,7 +164,7 @@ def walls(pr, theta, mu, level, wk):
     return total
 
 
-@njit(**FAST_INNER)
+@called
 def objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
 
@@ -178,8 +180,9 @@ def objective(pr, theta, mu, level, wk):
     barrier = walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
     if barrier == -math.inf:
         return barrier, barrier
-    llf = evaluate(
-        pr.kernel, factors(pr.S, theta), pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
+    factors(pr.S, theta, wk.phi)
+    llf = evaluate_at(
+        pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
         level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
     )  # fmt: skip
     if llf == -math.inf:
@@ -195,7 +198,7 @@ def objective(pr, theta, mu, level, wk):
     return llf + mu * barrier, llf
 
 
-@njit(**FAST_INNER)
+@called
 def _direction(lower, theta, matrix, grad, chol, step, held):
     """step = matrix^-1 grad and the squared decrement grad' step; -1 if not definite.
 
@@ -239,7 +242,7 @@ class Known(NamedTuple):
     near: np.ndarray
 
 
-@njit(**FAST_INNER)
+@called
 def _leads_to(known, theta, step):
     """Whether theta + step is one of the points known."""
     K = len(theta)
@@ -254,7 +257,7 @@ def _leads_to(known, theta, step):
     return False
 
 
-@njit(**FAST_INNER)
+@called
 def newton(pr, theta, mu, tolerance, wk, patience, known):
     """Climb from `theta` (changed in place) at barrier weight mu.
 
@@ -324,9 +327,3 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
             if blocked >= patience:
                 return EDGE, llf, decrement, n_eval
     return STALLED, llf, decrement, n_eval
-
-
-@kept
-def refresh(pr, theta, wk):
-    """Log-likelihood, fixed effects and information at `theta`, left in `wk`."""
-    return objective(pr, theta, 0.0, INFORMATION, wk)[1]

@@ -24,6 +24,8 @@ from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.registry import CPUDispatcher
+from numba.core.types.misc import unliteral
 
 from ..errors import CTMMWarning
 from ..progress import watched
@@ -63,15 +65,41 @@ class _Inner(Compiler):
         return super().compile_extra(func)
 
 
-_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _Inner}
+class _Called(CPUDispatcher):
+    """What :class:`_Inner` compiles, once for all numbers: numba by itself does so for each."""
 
-EXACT_INNER = {**EXACT, **_CALLED}
-FAST_INNER = {**FAST, **_CALLED}
-"""Called from compiled code only: no code of its own, so that a call never runs another copy with
-other roundings than its caller's, whether that was compiled here or comes from the disk."""
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """The parent's, of types without values."""
+        args = tuple(unliteral(kind) for kind in args)
+        return super().get_call_template(args, {k: unliteral(v) for k, v in kws.items()})
 
-FAST_PART = {**FAST_INNER, "forceinline": True}
-"""The same, and inlined: vectors of lanes stay in registers."""
+
+def _inner(function: Callable, options: dict[str, Any]) -> Any:
+    compiled = njit(
+        **options, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Inner
+    )(function)
+    compiled.__class__ = _Called
+    return compiled
+
+
+def called(function: Callable) -> Any:
+    """Compile with the options FAST what is called from compiled code only.
+
+    It has no code of its own, so that a call never runs another copy with other roundings than its
+    caller's, whether that was compiled here or comes from the disk.
+    """
+    return _inner(function, FAST)
+
+
+def called_exact(function: Callable) -> Any:
+    """The same with the options EXACT."""
+    return _inner(function, EXACT)
+
+
+def inlined(function: Callable) -> Any:
+    """As :func:`called`, and inlined: vectors of lanes stay in registers."""
+    return _inner(function, {**FAST, "forceinline": True})
+
 
 _FOLDERS: set[str] = set()
 _DIGEST = 16  # bytes at the end of a file

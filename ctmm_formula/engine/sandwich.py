@@ -38,11 +38,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy import special
 
+from .kernels import empty, zeros
 from .moving_noise import MovingNoise, covariance_under
-from .options import FAST_INNER, kept
+from .options import called, kept
 from .robust import ONE_UNIT, RobustFit
 from .symmetric import rotate
 
@@ -253,7 +253,7 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
     The last is how it went: :data:`_DONE`, or what is wrong.
     """
     p, q = across.shape
-    gram, turn = np.zeros((q, q)), np.empty((q, q))
+    gram, turn = zeros((q, q)), empty((q, q))
     for s in range(q):
         for t in range(q):
             for j in range(p):
@@ -264,7 +264,7 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
         least, most = min(least, gram[s, s]), max(most, gram[s, s])
     if not least > _DEPENDENT * most:
         return math.nan, gram, _IS_DEPENDENT
-    even, to_even = np.zeros((p, q)), np.zeros(q)  # rows with L K L' = I
+    even, to_even = zeros((p, q)), zeros(q)  # rows with L K L' = I
     for s in range(q):
         size = math.sqrt(gram[s, s])
         for t in range(q):
@@ -277,14 +277,14 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
     df = q * (q + 1) / variance - q + 1.0
     if not df > 0.0:
         return math.nan, gram, _HAS_FEW
-    back = np.zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
+    back = zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
     if slope == 0.0:
         for s in range(q):
             for t in range(q):
                 back[t, s] = turn[s, t] * math.sqrt(gram[s, s])
     else:
         M = covariance_under(columns, solved, slope, cells, noise, even, to_even, True)
-        own = np.empty((q, q))
+        own = empty((q, q))
         rotate(M, own)
         for s in range(q):
             for t in range(q):
@@ -293,7 +293,7 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
                     root += own[k, s] * math.sqrt(M[k, k]) * own[k, t]
                 for k in range(q):
                     back[k, t] += turn[s, k] * math.sqrt(gram[s, s]) * root
-    out = np.zeros((q, q))
+    out = zeros((q, q))
     for s in range(q):
         for t in range(q):
             total = 0.0
@@ -304,7 +304,7 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
     return df, out, _DONE
 
 
-@njit(**FAST_INNER)
+@called
 def _over_units(share, axes, turned, across, together):
     """V_L (q, q), the rows' df (q,), the variance of V_L, and whether a row rests on one unit.
 
@@ -323,9 +323,9 @@ def _over_units(share, axes, turned, across, together):
     """
     units, most = share.shape
     p, q = across.shape
-    cov, h, H = np.zeros((q, q)), np.empty((q, units, p)), np.empty((p, p))
-    z, g = np.empty((most, q)), np.empty(q)
-    expected, square, resting = np.zeros(q), np.zeros(q), np.zeros(q)
+    cov, h, H = zeros((q, q)), empty((q, units, p)), empty((p, p))
+    z, g = empty((most, q)), empty(q)
+    expected, square, resting = zeros(q), zeros(q), zeros(q)
     variance = 0.0
     for u in range(units):
         for s in range(q):

@@ -27,10 +27,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, typeof
+from numba import typeof
 from numba.extending import register_jitable
 
-from .kernels import INFORMATION, VALUE, cholesky, cholesky_solve
+from .kernels import INFORMATION, VALUE, cholesky, cholesky_solve, copy, empty, evaluate, move
 from .optimize import (
     EDGE,
     INFEASIBLE,
@@ -42,9 +42,8 @@ from .optimize import (
     Work,
     newton,
     objective,
-    refresh,
 )
-from .options import FAST_INNER, kept
+from .options import called, kept
 
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
 _PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
@@ -81,22 +80,26 @@ class Found(NamedTuple):
     starts: int
 
 
-@njit(**FAST_INNER)
+@called
 def _nothing_known(count, K):
-    return Known(
-        np.empty((count, K)), np.empty((count, K, K)), np.zeros(1, np.int64), np.full(1, _SAME)
-    )
+    return Known(empty((count, K)), empty((count, K, K)), np.zeros(1, np.int64), np.full(1, _SAME))
 
 
-@njit(**FAST_INNER)
+@called
+def _copy_matrix(out, a):
+    for j in range(len(out)):
+        copy(out[j], a[j])
+
+
+@called
 def _add(known, theta, info):
     s = known.number[0]
-    known.theta[s] = theta
-    known.info[s] = info
+    copy(known.theta[s], theta)
+    _copy_matrix(known.info[s], info)
     known.number[0] = s + 1
 
 
-@njit(**FAST_INNER)
+@called
 def _is_clear(pr, theta, llf, wk):
     """Whether an interior maximum has room around it, and lower likelihood there.
 
@@ -104,19 +107,20 @@ def _is_clear(pr, theta, llf, wk):
     much less as it is nearer.
     """
     K = len(theta)
-    wk.chol[:] = wk.info
+    _copy_matrix(wk.chol, wk.info)
     if not cholesky(wk.chol, K):
         return False
     for k in range(K):
-        wk.step[:] = 0.0
-        wk.step[k] = 1.0
+        for j in range(K):
+            wk.step[j] = 1.0 if j == k else 0.0
         cholesky_solve(wk.chol, K, wk.step)
         for side in (-1.0, 1.0):
-            wk.trial[:] = theta + side * _CLEAR / math.sqrt(wk.step[k]) * wk.step
+            move(wk.trial, theta, side * _CLEAR / math.sqrt(wk.step[k]), wk.step)
             share = 1.0
             if len(pr.cactive) == 0:
                 asked = wk.trial[k] - theta[k]
-                wk.trial[:] = np.maximum(wk.trial, pr.lower)
+                for j in range(K):
+                    wk.trial[j] = max(wk.trial[j], pr.lower[j])
                 share = (wk.trial[k] - theta[k]) / asked
                 if share == 0.0:
                     continue
@@ -142,7 +146,7 @@ def towards_edge(pr, base, steps, share, wk):
     for s in range(len(steps)):
         inside, outside, length = 0.0, math.inf, 1.0
         while outside - inside > _ROUGH * outside or outside == math.inf:
-            wk.trial[:] = base + length * steps[s]
+            move(wk.trial, base, length, steps[s])
             if objective(pr, wk.trial, 0.0, VALUE, wk)[1] > -math.inf:
                 inside = length
             else:
@@ -150,7 +154,7 @@ def towards_edge(pr, base, steps, share, wk):
             if inside >= _FAR or outside < 1e-12:
                 break
             length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
-        steps[s] = base + share * inside * steps[s]
+        move(steps[s], base, share * inside, steps[s])
 
 
 @kept
@@ -178,13 +182,13 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     llfs, begin = np.full(S, -math.inf), weights.copy()
     age, alive = np.zeros(S, np.int64), np.zeros(S, np.bool_)
     reached, decrements = np.full(S, math.inf), np.full(S, math.inf)
-    ahead = np.empty(K)
+    ahead = empty(K)
     total, used = 0, 0
     for s in range(S):
         alive[s] = weights[s] > 0.0 and walled
         if alive[s]:
             continue
-        ahead[:] = starts[s]
+        copy(ahead, starts[s])
         status, llf, decrement, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, tops)
         total += n_eval
         if status == INFEASIBLE:
@@ -194,7 +198,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             _add(tops, ahead, wk.info)
             if best == INFEASIBLE or llf > best_llf:
                 best, best_llf, best_decrement = status, llf, decrement
-                theta[:] = ahead
+                copy(theta, ahead)
         elif status != MERGED:
             alive[s] = True
             begin[s] = _BARRIER
@@ -203,11 +207,20 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
         clear = _is_clear(pr, theta, best_llf, wk)
-        wk.info[:], wk.observed[:], wk.beta[:], wk.gram[:] = info, observed, beta, gram
+        _copy_matrix(wk.info, info)
+        _copy_matrix(wk.observed, observed)
+        copy(wk.beta, beta)
+        _copy_matrix(wk.gram, gram)
     if look or (prefer_interior and best == INTERIOR):
-        alive[:] = False
+        for s in range(S):
+            alive[s] = False
     mu = _BARRIER
-    while mu > 0.5 * _BARRIER_END and alive.any():
+    while mu > 0.5 * _BARRIER_END:
+        some = False
+        for s in range(S):
+            some = some or alive[s]
+        if not some:
+            break
         settled = _nothing_known(S, K)
         settled.near[0] = mu
         for s in range(S):
@@ -217,7 +230,9 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             for reach in _REACH:
                 if age[s] < 2 and reach > 0.0:
                     continue
-                ahead[:] = np.maximum(path[s] + reach * (path[s] - before[s]), pr.lower)
+                for k in range(K):
+                    further = path[s, k] + reach * (path[s, k] - before[s, k])
+                    ahead[k] = max(further, pr.lower[k])
                 for _ in range(_LONG):
                     status, llf, decrement, n_eval = newton(
                         pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
@@ -233,7 +248,9 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             if not alive[s]:
                 continue
             age[s] += 1
-            before[s], path[s], llfs[s] = path[s], ahead, llf
+            copy(before[s], path[s])
+            copy(path[s], ahead)
+            llfs[s] = llf
             if status == INTERIOR:
                 reached[s], decrements[s] = mu, decrement
                 _add(settled, ahead, wk.info)
@@ -250,7 +267,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         if not alive[s]:
             continue
         # where no wall holds the end of the path, one more climb finishes in the interior
-        ahead[:] = path[s]
+        copy(ahead, path[s])
         status, llf, decrement, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, 2, tops)
         total += n_eval
         if status == MERGED:
@@ -258,12 +275,12 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         if status == INTERIOR:
             _add(tops, ahead, wk.info)
         else:
-            ahead[:] = path[s]
+            copy(ahead, path[s])
             llf, decrement = llfs[s], decrements[s]
             status = EDGE if reached[s] < 2.0 * _BARRIER_ENOUGH else STALLED  # to rounding
         if _is_better(status, llf, best, best_llf, prefer_interior):
             best, best_llf, best_decrement = status, llf, decrement
-            theta[:] = ahead
+            copy(theta, ahead)
     if best != INFEASIBLE and not look:
         objective(pr, theta, 0.0, INFORMATION, wk)
     return best, best_llf, best_decrement, total, used, clear
@@ -274,8 +291,11 @@ def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
 
     The flattest axes come first.
     """
-    refresh(pr, base, wk)
-    axes = np.linalg.eigh(wk.info)[1].T * unit
+    evaluate(
+        pr.kernel, pr.S.T @ base, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, INFORMATION,
+        wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+    )  # fmt: skip
+    axes = np.linalg.eigh(pr.S @ wk.expected @ pr.S.T)[1].T * unit
     starts = np.stack([axes, -axes], axis=1).reshape(-1, len(base))
     towards_edge(pr, base, starts, _SHORT, wk)
     return starts
@@ -333,6 +353,8 @@ def search(
         weights[: 2 + len(many)] = 0.0
     found = best_of(pr, starts, weights, prefer_interior, wk)
     if few_rows:
+        there = wk.beta, wk.gram, wk.info, wk.observed
+        ours = [part.copy() for part in there]
         starts = spikes(null, middle)
         other = best_of(pr, starts, np.full(len(starts), _BARRIER), prefer_interior, wk)
         n_eval += other.evaluations
@@ -340,7 +362,8 @@ def search(
         if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
             found = other._replace(evaluations=found.evaluations)
         else:
-            refresh(pr, found.theta, wk)
+            for part, own in zip(there, ours, strict=True):
+                part[:] = own
         found = found._replace(starts=used)
     return found._replace(evaluations=found.evaluations + n_eval)
 
@@ -351,6 +374,5 @@ def compile_for(problem: Problem, work: Work) -> None:
     for function, arguments in {
         race: (problem, points, point, False, False, point, work),
         towards_edge: (problem, point, points, number, work),
-        refresh: (problem, point, work),
     }.items():
         function.compile(tuple(typeof(value) for value in arguments))

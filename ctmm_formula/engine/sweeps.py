@@ -17,14 +17,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from .block_sums import block_sums
-from .kernels import _inverse_root, cholesky
+from .kernels import _inverse_root, cholesky, empty, zeros
 from .lanes import load, root, spread, store
 from .leverages import without
 from .model import LANES
-from .options import FAST_INNER, FAST_PART, kept
+from .options import called, inlined, kept
 from .symmetric import rotate
 from .unit_sums import (
     Layout,
@@ -110,17 +109,17 @@ def make_state(layout: Layout) -> State:
     )
 
 
-@njit(**FAST_PART)
+@inlined
 def _make_solution(K, F, p):
     return Solution(
-        np.zeros((p, p, LANES)),
-        np.empty((F + 1, p, p, LANES)), np.empty((F, F, LANES)), np.empty((F, LANES)),
-        np.empty((p, LANES)), np.empty((K, LANES)), np.empty((K, F, LANES)),
-        np.empty((K, K, LANES)), np.empty((K, K, LANES)), np.empty((K, LANES)),
+        zeros((p, p, LANES)),
+        empty((F + 1, p, p, LANES)), empty((F, F, LANES)), empty((F, LANES)),
+        empty((p, LANES)), empty((K, LANES)), empty((K, F, LANES)),
+        empty((K, K, LANES)), empty((K, K, LANES)), empty((K, LANES)),
     )  # fmt: skip
 
 
-@njit(**FAST_PART)
+@inlined
 def _product(K, square, out, p):
     """out = K square."""
     for j in range(p):
@@ -131,7 +130,7 @@ def _product(K, square, out, p):
             store(out, (j, k), s)
 
 
-@njit(**FAST_PART)
+@inlined
 def _trace(a, b, p):
     """tr(a'b)."""
     s = spread(0.0)
@@ -141,7 +140,7 @@ def _trace(a, b, p):
     return s
 
 
-@njit(**FAST_PART)
+@inlined
 def _trace_product(a, b, p):
     """tr(a b)."""
     s = spread(0.0)
@@ -151,7 +150,7 @@ def _trace_product(a, b, p):
     return s
 
 
-@njit(**FAST_INNER)
+@called
 def _solve(sums, S, sol):
     """theta and beta from LANES sets of sums and their K; NaN where components are confounded."""
     count, p = len(sums.value), len(sums.score)
@@ -182,7 +181,7 @@ def _solve(sums, S, sol):
     _divide(sol)
 
 
-@njit(**FAST_PART)
+@inlined
 def _to_components(S, trace, sol):
     """F = S Fisher S', theta = S excess, size = diag(S trace S')."""
     K, count = S.shape
@@ -210,7 +209,7 @@ def _to_components(S, trace, sol):
             store(sol.F, (k, i), s)
 
 
-@njit(**FAST_PART)
+@inlined
 def _divide(sol):
     """theta <- F^-1 theta for positive definite F; NaN if F lacks rank."""
     K = len(sol.theta)
@@ -239,7 +238,7 @@ def _divide(sol):
         store(sol.theta, i, s * load(sol.low, (i, i)))
 
 
-@njit(**FAST_INNER)
+@called
 def _working(layout, theta, A, g):
     """Working covariance of these components: variances held >= 0, the rest positive semidefinite.
 
@@ -247,7 +246,7 @@ def _working(layout, theta, A, g):
     sum the negative eigenvalues are cut off.
     """
     C, K = len(A), len(layout.basis)
-    rest, axes = np.zeros((C, C)), np.empty((C, C))
+    rest, axes = zeros((C, C)), empty((C, C))
     joint = False
     for c in range(C):
         for e in range(C):
@@ -271,7 +270,7 @@ def _working(layout, theta, A, g):
         g[k] = max(theta[K + k], 0.0)
 
 
-@njit(**FAST_PART)
+@inlined
 def _root(gram, low, root):
     """root root' = gram^-1; False if gram lacks rank."""
     p = len(gram)
@@ -287,7 +286,7 @@ def _root(gram, low, root):
     return True
 
 
-@njit(**FAST_PART)
+@inlined
 def _keep_products(wk, t, gram, noise):
     """A tile's cross products, donor by donor."""
     count = len(wk.gram)
@@ -298,7 +297,7 @@ def _keep_products(wk, t, gram, noise):
                 noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
 
 
-@njit(**FAST_PART)
+@inlined
 def _keep_solved(layout, wk, t, solved):
     """A tile's Sigma_i^-1 [X Z]."""
     R, p = layout.R, layout.p
@@ -336,9 +335,9 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     count, size = layout.S.shape[1], len(state.flat)
     joined = len(layout.level_comp) > 0
     wk, sol = make_tile(layout), _make_solution(K, count, p)
-    rest, one = np.empty((size, LANES)), np.empty(size)
+    rest, one = empty((size, LANES)), empty(size)
     rest_sums, one_sums = lane_parts(rest, count, p), parts(one, count, p)
-    v, t, low = np.empty((layout.R, p + 1)), np.empty((layout.R, p)), np.empty((p, p))
+    v, t, low = empty((layout.R, p + 1)), empty((layout.R, p)), empty((p, p))
     sums = parts(state.flat, count, p)
     noise = np.ones(w.shape)
     for step in range(max(steps, 1)):
@@ -403,7 +402,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     return DONE
 
 
-@njit(**FAST_PART)
+@inlined
 def _add_block(one, one_sums, u, adding, state, rest):
     """Add a block to the sums and keep its X'SX and X'Sr, or rest = the sums without it."""
     for j in range(len(one)):
@@ -418,7 +417,7 @@ def _add_block(one, one_sums, u, adding, state, rest):
                 state.unit_gram[u, j, k] = one_sums.gram[j, k]
 
 
-@njit(**FAST_PART)
+@inlined
 def _keep_effects(layout, wk, lane, u, state):
     """X'SX and X'Sr of a donor without levels."""
     x0, p = layout.R, layout.p
@@ -428,7 +427,7 @@ def _keep_effects(layout, wk, lane, u, state):
             state.unit_gram[u, j, k] = wk.gram[x0 + j, x0 + k, lane]
 
 
-@njit(**FAST_PART)
+@inlined
 def _write(sol, lane, share, theta, beta):
     """The estimate of one lane; no beta where a fixed effect rests on the unit alone."""
     alone = False

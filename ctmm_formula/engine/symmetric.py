@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numba import njit
-
-from .options import FAST_INNER, kept
+from .kernels import empty
+from .options import called, kept
 
 _SWEEPS = 30  # most of these: each squares what is off the diagonal
 _SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where they are done
 
 
-@njit(**FAST_INNER)
+@called
 def rotate(B, axes):
     """Eigenvalues of symmetric B on its diagonal, eigenvectors as rows, by Jacobi's rotations."""
     p = len(B)
@@ -57,7 +55,7 @@ def rotate(B, axes):
 def squared_distance(S, d):
     """d' S^-1 d of symmetric S (q, q), and its smallest eigenvalue."""
     q = len(S)
-    B, axes = np.empty((q, q)), np.empty((q, q))
+    B, axes = empty((q, q)), empty((q, q))
     for j in range(q):
         for k in range(q):
             B[j, k] = 0.5 * (S[j, k] + S[k, j])

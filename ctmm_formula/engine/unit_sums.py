@@ -21,12 +21,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .kernels import _factor, _inner, _whiten
+from .kernels import _factor, _inner, _whiten, empty, zeros
 from .lanes import load, spread, store, total
 from .model import LANES
-from .options import FAST_INNER, FAST_PART
+from .options import called, inlined
 
 
 class Layout(NamedTuple):
@@ -92,13 +91,13 @@ class Tile(NamedTuple):
     noise: np.ndarray
 
 
-@njit(**FAST_PART)
+@inlined
 def make_tile(layout):
     """Memory for one tile."""
     c, m, C = layout.columns.shape[1], layout.columns.shape[2], layout.H.shape[1]
     return Tile(
-        np.empty((m, m, LANES)), np.empty((c, m, LANES)), np.empty((c, m, LANES)),
-        np.empty((C, LANES)), np.empty((c, c, LANES)), np.zeros((c, c, LANES)),
+        empty((m, m, LANES)), empty((c, m, LANES)), empty((c, m, LANES)),
+        empty((C, LANES)), empty((c, c, LANES)), zeros((c, c, LANES)),
     )  # fmt: skip
 
 
@@ -108,7 +107,7 @@ def size_of(F: int, p: int) -> int:
     return 2 * p * p + p + pairs * (1 + p * p) + F * (2 * p * p + p + 2)
 
 
-@njit(**FAST_PART)
+@inlined
 def parts(flat, F, p):
     """The sums as parts of one vector (size,), so that it can be copied as a whole."""
     P = F * (F + 1) // 2
@@ -128,7 +127,7 @@ def parts(flat, F, p):
     )  # fmt: skip
 
 
-@njit(**FAST_PART)
+@inlined
 def lane_parts(flat, F, p):
     """The same of a tile of units, (size, LANES)."""
     P = F * (F + 1) // 2
@@ -151,7 +150,7 @@ def lane_parts(flat, F, p):
 # -- a tile of donors ----------------------------------------------------------------------------
 
 
-@njit(**FAST_INNER)
+@called
 def cross_products(layout, t, A, w, nu, r, wk):
     """The two cross products of a tile of donors; False if a Sigma_i is not positive definite.
 
@@ -202,7 +201,7 @@ def cross_products(layout, t, A, w, nu, r, wk):
     return True
 
 
-@njit(**FAST_PART)
+@inlined
 def _put(sums, rest, index, value):
     """rest = sums - value, lane by lane, or, where rest is sums, sums += value of all lanes."""
     if rest.ndim == sums.ndim:  # known when this is compiled
@@ -211,7 +210,7 @@ def _put(sums, rest, index, value):
         store(rest, index, sums[index] - value)
 
 
-@njit(**FAST_INNER)
+@called
 def donor_sums(layout, wk, sums, rest):
     """Sums of a tile of units that are single donors without levels.
 

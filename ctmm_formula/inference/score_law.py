@@ -12,11 +12,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from ..engine.kernels import empty, fill, zeros
 from ..engine.lanes import load, root, signed, spread, store
 from ..engine.model import LANES, Model, from_tiles
-from ..engine.options import FAST_INNER, kept
+from ..engine.options import called, kept
 from .tails import Law
 
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
@@ -118,7 +118,7 @@ def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarr
     return slot, component
 
 
-@njit(**FAST_INNER)
+@called
 def _cholesky(A, m):
     """The lower factor of A's first m rows, in place."""
     for a in range(m):
@@ -127,10 +127,11 @@ def _cholesky(A, m):
             for c in range(b):
                 total -= A[a, c] * A[b, c]
             A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
-        A[a, a + 1 : m] = 0.0
+        for b in range(a + 1, m):
+            A[a, b] = 0.0
 
 
-@njit(**FAST_INNER)
+@called
 def _solve(low, right, out, start, m):
     """Rows `start` on of the solution by the lower factor `low` of m rows, column by column."""
     for k in range(right.shape[1]):
@@ -153,23 +154,24 @@ def products(layout, A, w, excess, y):
     b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
     p = b - d
     blocks, q = layout.component.shape
-    SH, SB = np.empty((n, C)), np.empty((n, b))
-    HS, HM, HB = np.zeros((N, C, C)), np.zeros((N, C, C)), np.zeros((N, C, 2 * b))
-    Hy, fixed = np.zeros((N, C)), np.zeros((blocks, 2 * (q + p), 2 * (q + p)))
-    Zy, Xy = np.zeros((blocks, q)), np.zeros(p)
-    first, second = np.empty((b, b)), np.empty((b, b))
+    SH, SB = empty((n, C)), empty((n, b))
+    HS, HM, HB = zeros((N, C, C)), zeros((N, C, C)), zeros((N, C, 2 * b))
+    Hy, fixed = zeros((N, C)), zeros((blocks, 2 * (q + p), 2 * (q + p)))
+    Zy, Xy = zeros((blocks, q)), zeros(p)
+    first, second = empty((b, b)), empty((b, b))
     place = np.empty((2, b), dtype=np.int64)
     most = 1
     for i in range(N):
         most = max(most, layout.ptr[i + 1] - layout.ptr[i])
-    low, HA = np.empty((most, most)), np.empty((most, C))
+    low, HA = empty((most, most)), empty((most, C))
     for cell in range(len(layout.columns)):
         for i in range(d):
             place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
         for i in range(p):
             place[0, d + i] = layout.columns[cell, 2 * d + i]
             place[1, d + i] = layout.columns[cell, 2 * d + p + i]
-        first[:], second[:] = 0.0, 0.0
+        fill(first, 0.0)
+        fill(second, 0.0)
         at = layout.block[layout.cell[cell]]
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
             start, stop = layout.ptr[i], layout.ptr[i + 1]
@@ -234,13 +236,14 @@ def products(layout, A, w, excess, y):
     return Products(HS, HM, HB, Hy, fixed, Zy, Xy, SH, SB)
 
 
-@njit(**FAST_INNER)
+@called
 def _sandwich(R, M, out):
     """R M R' of a symmetric M."""
     C = len(M)
-    half = np.empty(C)
+    half = empty(C)
     for a in range(len(R)):
-        half[:] = 0.0
+        for d in range(C):
+            half[d] = 0.0
         for c in range(C):
             if R[a, c] != 0.0:
                 for d in range(C):
@@ -252,7 +255,7 @@ def _sandwich(R, M, out):
             out[a, b] = out[b, a] = total
 
 
-@njit(**FAST_INNER)
+@called
 def _rotate(A, Q):
     """Eigenvalues of symmetric A (r, r, LANES) on its diagonal, vectors as rows of Q.
 
@@ -262,7 +265,7 @@ def _rotate(A, Q):
     for a in range(r):
         for b in range(r):
             store(Q, (a, b), spread(1.0 if a == b else 0.0))
-    both = np.empty((2, LANES))
+    both = empty((2, LANES))
     for _ in range(_SWEEPS if r > 1 else 0):
         off, on = spread(0.0), spread(0.0)
         for a in range(r):
@@ -301,13 +304,13 @@ def _rotate(A, Q):
                 store(A, (b, a), spread(0.0))
 
 
-@njit(**FAST_INNER)
+@called
 def _by_donor(found, R, sign):
     """G (N, r, r) of every donor, its eigenvalues (N, r) and vectors as rows of Q (N, r, r)."""
     N, r = len(found.HB), len(R)
-    G, sizes, Q = np.empty((N, r, r)), np.empty((N, r)), np.empty((N, r, r))
-    bare = np.empty((r, r))
-    inner, axes = np.zeros((r, r, LANES)), np.empty((r, r, LANES))
+    G, sizes, Q = empty((N, r, r)), empty((N, r)), empty((N, r, r))
+    bare = empty((r, r))
+    inner, axes = zeros((r, r, LANES)), empty((r, r, LANES))
     for first in range(0, N, LANES):
         stop = min(first + LANES, N)
         for i in range(first, stop):
@@ -347,15 +350,16 @@ def law_of(layout, found, R, sign, gain, level):
     r = len(R)
     levels = 2 * layout.slot.shape[1]
     fixed = k - levels
-    values, products = np.empty(N * r), np.empty((N * r, fixed * (fixed + 1) // 2))
-    beside = np.empty((N * r, levels * (levels + 1) // 2 + levels * fixed))
-    linear = np.zeros(found.fixed.shape)
-    own, FL, c_j = np.empty((k, k)), np.empty((r, k)), np.empty((r, k))
+    values, products = empty(N * r), empty((N * r, fixed * (fixed + 1) // 2))
+    beside = empty((N * r, levels * (levels + 1) // 2 + levels * fixed))
+    linear = zeros(found.fixed.shape)
+    own, FL, c_j = empty((k, k)), empty((r, k)), empty((r, k))
     G, sizes, Q = _by_donor(found, R, sign)
     for cell in range(len(layout.columns)):
-        own[:] = 0.0
+        fill(own, 0.0)
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
-            FL[:] = 0.0
+            fill(FL, 0.0)
+            fill(c_j, 0.0)
             for a in range(r):
                 for c in range(C):
                     if R[a, c] != 0.0:
@@ -365,7 +369,6 @@ def law_of(layout, found, R, sign, gain, level):
                 for b in range(k):
                     for c in range(b + 1):
                         own[b, c] += sign[a] * FL[a, b] * FL[a, c]
-            c_j[:] = 0.0
             for a in range(r):
                 for b in range(r):
                     turn = 0.0
@@ -410,13 +413,21 @@ def diagonals(layout, found, K, inverse, G, GX, components):
     n, C = layout.H.shape
     b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
     p, (blocks, q) = b - d, layout.component.shape
-    LL, LX = np.zeros((C + 1, blocks, q, q)), np.zeros((C + 1, blocks, q, p))
-    XX = np.zeros((C + 1, p, p))
-    hB = np.zeros((N, C + 1, b))
-    KX, left = np.empty(GX.shape), np.empty(GX.shape)
+    LL, LX = zeros((C + 1, blocks, q, q)), zeros((C + 1, blocks, q, p))
+    XX = zeros((C + 1, p, p))
+    hB = zeros((N, C + 1, b))
+    KX, left = empty(GX.shape), empty(GX.shape)
     for at in range(blocks):
-        KX[at] = np.dot(K[at], GX[at])
-        left[at] = GX[at] - np.dot(G[at], KX[at])
+        for k in range(q):
+            for m in range(p):
+                KX[at, k, m] = 0.0
+                for r in range(q):
+                    KX[at, k, m] += K[at, k, r] * GX[at, r, m]
+        for k in range(q):
+            for m in range(p):
+                left[at, k, m] = GX[at, k, m]
+                for r in range(q):
+                    left[at, k, m] -= G[at, k, r] * KX[at, r, m]
     for i in range(N):
         at = layout.block[i]
         for c in range(C):
@@ -441,26 +452,38 @@ def diagonals(layout, found, K, inverse, G, GX, components):
             for k in range(p):
                 for m in range(p):
                     XX[c, k, m] += hB[i, c, d + k] * hB[i, c, d + m]
-    ZX = np.zeros((components, blocks, p, p))
+    ZX, whole = zeros((components, blocks, p, p)), zeros((components, p, p))
     for at in range(blocks):
         for k in range(q):
             m = layout.component[at, k]
             if m >= 0:
                 for row in range(p):
                     for column in range(p):
-                        ZX[m, at, row, column] += left[at, k, row] * left[at, k, column]
-    whole = ZX.sum(axis=1)
-    out = np.zeros((C + 1 + components, n))
-    zs, v, x = np.empty(q), np.empty(q), np.empty(p)
+                        both = left[at, k, row] * left[at, k, column]
+                        ZX[m, at, row, column] += both
+                        whole[m, row, column] += both
+    out = zeros((C + 1 + components, n))
+    zs, v, x, rest = empty(q), empty(q), empty(p), empty(p)
     for i in range(N):
         at = layout.block[i]
         for a in range(layout.ptr[i], layout.ptr[i + 1]):
-            zs[:] = 0.0
+            for k in range(q):
+                zs[k] = 0.0
             for k in range(d):
                 if layout.slot[i, k] >= 0:
                     zs[layout.slot[i, k]] = found.SB[a, k]
-            v = np.dot(K[at], zs)
-            x = np.dot(inverse, found.SB[a, d:] - np.dot(KX[at].T, zs))
+            for k in range(q):
+                v[k] = 0.0
+                for r in range(q):
+                    v[k] += K[at, k, r] * zs[r]
+            for k in range(p):
+                rest[k] = found.SB[a, d + k]
+                for r in range(q):
+                    rest[k] -= KX[at, r, k] * zs[r]
+            for k in range(p):
+                x[k] = 0.0
+                for m in range(p):
+                    x[k] += inverse[k, m] * rest[m]
             for c in range(C + 1):
                 own = 0.0
                 if c < C:
@@ -487,12 +510,12 @@ def diagonals(layout, found, K, inverse, G, GX, components):
             for k in range(q):
                 m = layout.component[at, k]
                 if m >= 0:
-                    rest = zs[k]
+                    total = zs[k]
                     for r in range(q):
-                        rest -= G[at, k, r] * v[r]
+                        total -= G[at, k, r] * v[r]
                     for r in range(p):
-                        rest -= left[at, k, r] * x[r]
-                    out[C + 1 + m, a] += rest * rest
+                        total -= left[at, k, r] * x[r]
+                    out[C + 1 + m, a] += total * total
             for m in range(components):
                 for row in range(p):
                     for column in range(p):

@@ -20,11 +20,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from ..engine.kernels import empty, fill, zeros
 from ..engine.lanes import load, root, spread, store
 from ..engine.model import LANES
-from ..engine.options import EXACT_INNER, FAST_PART, kept_exact
+from ..engine.options import called_exact, inlined, kept_exact
 
 # trapezoid in x, along the path in widths
 _STEP, _LAST_STEP, _REACH = 0.6, 0.005, 60.0
@@ -94,7 +94,7 @@ def mixture(weights: np.ndarray) -> Law:
     )  # fmt: skip
 
 
-@njit(**FAST_PART)
+@inlined
 def _subtract(real, imag, A, a, k, out, row, column):
     """out[row, column] -= (real + i imag) A[a, k]."""
     x, y = load(A, (0, a, k)), load(A, (1, a, k))
@@ -102,10 +102,11 @@ def _subtract(real, imag, A, a, k, out, row, column):
     store(out, (1, row, column), load(out, (1, row, column)) - (real * y + imag * x))
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _pivot(A, B, c, n):
     """The largest of rows c on of column c to row c, at each of n points; -1 for an exchange."""
-    sign = np.ones(LANES)
+    sign = empty(LANES)
+    store(sign, 0, spread(1.0))
     for i in range(n):
         best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
         for a in range(c + 1, A.shape[1]):
@@ -124,7 +125,7 @@ def _pivot(A, B, c, n):
     return sign
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _eliminate(A, B, size, phase):
     """Solve A (2, m, m, LANES) for B (2, m, r, LANES) in place; factors of the determinant.
 
@@ -132,7 +133,7 @@ def _eliminate(A, B, size, phase):
     to it, and the determinant's phase in (-pi, pi] is `phase`.
     """
     m, r, n = A.shape[1], B.shape[2], len(size)
-    square, unit = np.empty(LANES), np.empty((2, LANES))
+    square, unit = empty(LANES), empty((2, LANES))
     store(unit, 0, spread(1.0))
     store(unit, 1, spread(0.0))
     for c in range(m):
@@ -168,7 +169,7 @@ def _eliminate(A, B, size, phase):
         phase[i] = math.atan2(unit[1, i], unit[0, i])
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _fold(T, s, gain, level, X, size, phase):
     """Take the levels of a block out and add what is left to X; factors of det.
 
@@ -176,7 +177,7 @@ def _fold(T, s, gain, level, X, size, phase):
     what is symmetric the lower triangles.
     """
     q, rest = len(gain), X.shape[1]
-    A, B = np.empty((2, 2 * q, 2 * q, LANES)), np.empty((2, 2 * q, rest, LANES))
+    A, B = empty((2, 2 * q, 2 * q, LANES)), empty((2, 2 * q, rest, LANES))
     for r in range(q):
         g = gain[r]
         step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
@@ -206,10 +207,10 @@ def _fold(T, s, gain, level, X, size, phase):
                 _subtract(0.0 - real, 0.0 - imag, B, r, b, X, a, b)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _weights(law, s, n):
     """4 s^2 / (1 - 2 s l_j) at the first n of s, real and imaginary parts beside each other."""
-    out = np.empty((len(law.values), 2 * n))
+    out = empty((len(law.values), 2 * n))
     for j in range(len(out)):
         twice = -2.0 * law.values[j]
         for i in range(n):
@@ -221,7 +222,13 @@ def _weights(law, s, n):
     return out
 
 
-@njit(**FAST_PART)
+@called_exact
+def _weighted(products, weights, first, stop):
+    """Sums over rows `first` to `stop` of every product by every weight, (k, 2 n)."""
+    return np.dot(products[first:stop].T, weights[first:stop])
+
+
+@inlined
 def _add(sums, at, n, T, row, column):
     """T[row, column] += sums[at] at n points."""
     for i in range(n):
@@ -229,12 +236,12 @@ def _add(sums, at, n, T, row, column):
         T[1, row, column, i] += sums[at, n + i]
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _effects(law, weights, s, X):
     """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES)."""
     blocks, rest, n = len(law.fixed), X.shape[1], weights.shape[1] // 2
     start = law.fixed.shape[1] - rest
-    sums = np.dot(law.products.T, weights)
+    sums = _weighted(law.products, weights, 0, len(weights))
     at = 0
     for a in range(rest):
         for c in range(a + 1):
@@ -248,7 +255,7 @@ def _effects(law, weights, s, X):
             at += 1
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _block(law, b, cell, weights, s, T):
     """Levels of T_b(s) to T (2, W, 2 q, LANES), with `cell` its first; the one after it."""
     W, q, n = T.shape[1], T.shape[2] // 2, weights.shape[1] // 2
@@ -258,8 +265,7 @@ def _block(law, b, cell, weights, s, T):
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        first, stop = law.start[cell], law.start[cell + 1]
-        sums = np.dot(law.beside[first:stop].T, weights[first:stop])
+        sums = _weighted(law.beside, weights, law.start[cell], law.start[cell + 1])
         at = 0
         for a in range(law.columns.shape[1] - W + 2 * q):
             column = law.columns[cell, a]
@@ -274,7 +280,7 @@ def _block(law, b, cell, weights, s, T):
     return cell
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _log_determinants(law, zero, s):
     """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
 
@@ -283,17 +289,20 @@ def _log_determinants(law, zero, s):
     which change slowly.
     """
     n = s.shape[1]
-    size, phase = np.full(n, -zero[0]), np.empty(n)
-    slow = np.zeros((len(law.fixed) + 1, n))
-    lanes = np.empty((2, LANES))
+    size, phase = empty(n), empty(n)
+    for i in range(n):
+        size[i] = -zero[0]
+    slow = zeros((len(law.fixed) + 1, n))
+    lanes, angles = empty((2, LANES)), zeros((len(slow), LANES))
     for first in range(0, n, LANES):
         m = min(n - first, LANES)
         for i in range(LANES):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
-        some, angles = size[first : first + m].copy(), np.zeros((len(slow), m))
-        _add_slow(law, lanes, some, angles)
-        size[first : first + m], slow[:, first : first + m] = some, angles
+        _add_slow(law, lanes, size[first : first + m], angles)
+        for b in range(len(slow)):
+            for i in range(m):
+                slow[b, first + i] = angles[b, i]
     for i in range(n):
         if zero[1] < 0.0:
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
@@ -316,17 +325,17 @@ def _log_determinants(law, zero, s):
     return size, phase, slow
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _add_slow(law, s, size, slow):
     """What is not of donors by themselves at s (2, LANES), see :func:`_log_determinants`."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     if W == 0:
         return
-    X, T = np.empty((2, W - 2 * q, W - 2 * q, LANES)), np.empty((2, W, 2 * q, LANES))
+    X, T = empty((2, W - 2 * q, W - 2 * q, LANES)), empty((2, W, 2 * q, LANES))
     weights = _weights(law, s, len(size))
     _effects(law, weights, s, X)
-    cell = np.int64(0)
+    cell = 0
     if q > 0:
         for b in range(blocks):
             cell = _block(law, b, cell, weights, s, T)
@@ -335,14 +344,14 @@ def _add_slow(law, s, size, slow):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
             store(X, (1, c, a), load(X, (1, a, c)))
-    _eliminate(X, np.empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
+    _eliminate(X, empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _inverse(A):
     """The inverse of A (n, n), with log|det| and the determinant's sign; A is overwritten."""
     n = len(A)
-    B = np.zeros((n, n))
+    B = zeros((n, n))
     size, sign = 0.0, 1.0
     for c in range(n):
         B[c, c] = 1.0
@@ -371,7 +380,7 @@ def _inverse(A):
     return B, size, sign
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _series(A, B):
     """Power series (3, n, n) and (3, n, m): B becomes A^-1 B, and log det A.
 
@@ -379,7 +388,7 @@ def _series(A, B):
     """
     n, m = A.shape[1], B.shape[2]
     inverse, size, sign = _inverse(A[0].copy())
-    one = np.zeros((n, n))
+    one = zeros((n, n))
     first, second = 0.0, 0.0
     for a in range(n):
         for b in range(n):
@@ -389,7 +398,7 @@ def _series(A, B):
         first += one[a, a]
         for b in range(n):
             second += inverse[a, b] * A[2, b, a] - 0.5 * one[a, b] * one[b, a]
-    old = np.empty((n, m))
+    old = empty((n, m))
     for o in range(3):
         for a in range(n):
             for k in range(m):
@@ -407,17 +416,17 @@ def _series(A, B):
     return size, first, second, sign
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _four_sums(products):
     """4 times the sums of columns."""
-    out = np.zeros(products.shape[1])
+    out = zeros(products.shape[1])
     for j in range(len(products)):
         for k in range(len(out)):
             out[k] += 4.0 * products[j, k]
     return out
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _moments(law):
     """Mean and variance of the form: power series of the same eliminations.
 
@@ -431,9 +440,9 @@ def _moments(law):
     for value in law.values:
         mean += value
         variance += 2.0 * value * value
-    X = np.zeros((3, rest, rest))
-    T = np.zeros((3, W, 2 * q))
-    A, B = np.empty((3, 2 * q, 2 * q)), np.empty((3, 2 * q, rest))
+    X = zeros((3, rest, rest))
+    T = zeros((3, W, 2 * q))
+    A, B = empty((3, 2 * q, 2 * q)), empty((3, 2 * q, rest))
     sums = _four_sums(law.products)
     at = 0
     for a in range(rest):
@@ -493,18 +502,20 @@ def _moments(law):
                     for r in range(2 * q):
                         for k in range(rest):
                             X[o, a, k] += T[i, 2 * q + a, r] * B[o - i, r, k]
-    start, first, second, turn = _series(X, np.empty((3, rest, 0)))
+    start, first, second, turn = _series(X, empty((3, rest, 0)))
     return mean - 0.5 * first, variance - second, (size + start, sign * turn)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _inertia(A):
     """Negative eigenvalues of symmetric A (n, n), which is overwritten.
 
     By elimination with pivots of one row and, where they are small, of two (Bunch and Parlett).
     """
-    left = np.arange(len(A))
     count, n = 0, len(A)
+    left = np.empty(n, dtype=np.int64)
+    for a in range(n):
+        left[a] = a
     while n > 0:
         one, first, second = 0, 0, 0
         off = 0.0
@@ -522,10 +533,11 @@ def _inertia(A):
             count += pivot < 0.0
             n -= 1
             left[one] = left[n]
-            for a in left[:n]:
+            for i in range(n):
+                a = left[i]
                 factor = A[a, at] / pivot
-                for b in left[:n]:
-                    A[a, b] -= factor * A[at, b]
+                for k in range(n):
+                    A[a, left[k]] -= factor * A[at, left[k]]
         else:  # one eigenvalue of each sign
             up, down = left[first], left[second]
             upper, lower, both = A[up, up], A[down, down], A[up, down]
@@ -534,15 +546,17 @@ def _inertia(A):
             left[first] = left[n - 1]  # the one that lies further on goes first
             left[second] = left[n - 2]
             n -= 2
-            for a in left[:n]:
+            for i in range(n):
+                a = left[i]
                 x = (lower * A[a, up] - both * A[a, down]) / det
                 y = (upper * A[a, down] - both * A[a, up]) / det
-                for b in left[:n]:
+                for k in range(n):
+                    b = left[k]
                     A[a, b] -= x * A[up, b] + y * A[down, b]
     return count
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _negative(law, s, sign):
     """Negative eigenvalues of all that is left when the donors are out, at real s.
 
@@ -550,18 +564,19 @@ def _negative(law, s, sign):
     """
     q, W = law.gain.shape[1], law.fixed.shape[1]
     rest = W - 2 * q
-    X, T = np.empty((2, rest, rest, LANES)), np.empty((2, W, 2 * q, LANES))
-    R = np.zeros((3 * q, 3 * q))
+    X, T = empty((2, rest, rest, LANES)), empty((2, W, 2 * q, LANES))
+    R = zeros((3 * q, 3 * q))
     place = np.empty(3 * q, dtype=np.int64)
-    scale, size, phase = np.empty(3 * q), np.zeros(1), np.zeros(1)
-    at = np.zeros((2, LANES))
-    at[0] = s
+    scale, size, phase = empty(3 * q), zeros(1), zeros(1)
+    at = empty((2, LANES))
+    store(at, 0, spread(s))
+    store(at, 1, spread(0.0))
     weights = _weights(law, at, len(size))
     _effects(law, weights, at, X)
-    count, cell = 0, np.int64(0)
+    count, cell = 0, 0
     for b in range(len(law.fixed) if q > 0 else 0):
         cell = _block(law, b, cell, weights, at, T)
-        R[:] = 0.0
+        fill(R, 0.0)
         for r in range(q):
             root, step = math.sqrt(law.gain[b, r]), 2.0 * s * law.level[b, r]
             place[r], place[q + r], place[2 * q + r] = r, r, q + r
@@ -574,14 +589,14 @@ def _negative(law, s, sign):
                 R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
         count += _inertia(R)
         _fold(T, at, law.gain[b], law.level[b], X, size, phase)
-    last = np.empty((rest, rest))
+    last = empty((rest, rest))
     for a in range(rest):
         for c in range(a + 1):
             last[a, c] = last[c, a] = -X[0, a, c, 0]
     return count + _inertia(last)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _within(law, s, variance):
     """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law.
 
@@ -594,9 +609,10 @@ def _within(law, s, variance):
         if 2.0 * s * value > 1.0:
             passed += 1
     alone = True
-    for level in law.level.ravel():
-        if sign * level > 0.0:
-            alone = False
+    for b in range(law.level.shape[0]):
+        for r in range(law.level.shape[1]):
+            if sign * law.level[b, r] > 0.0:
+                alone = False
     if law.fixed.shape[1] == 0 or (passed == 0 and (alone or 2.0 * s * s * variance < 1.0)):
         return passed == 0
     return passed + _negative(law, s, sign) - _negative(law, 0.0, sign) == 0
@@ -612,24 +628,29 @@ class _Point(NamedTuple):
     third: float
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _point(law, zero, s, width, variance):
     """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
     near, far = _ASIDE * width, _BESIDE * width
-    both = np.array([[s, s], [near, far]])
+    both = empty((2, 2))
+    both[0, 0] = both[0, 1] = s
+    both[1, 0], both[1, 1] = near, far
     size, phase, slow = _log_determinants(law, zero, both)
     for i in range(2):
-        phase[i] += slow[:, i].sum()
+        for b in range(len(slow)):
+            phase[i] += slow[b, i]
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
     if abs(phase[0]) < 1.0 and _within(law, s, variance):
         K, slope = -0.5 * size[0], -0.5 * phase[0] / near
         turn = 0.5 * phase[1] + far * slope
         turn -= math.pi * round(turn / math.pi)
-        return _Point(s, K, slope, (2.0 * K + size[1]) / far**2, 6.0 * turn / far**3)
+        return _Point(
+            s, K, slope, (2.0 * K + size[1]) / (far * far), 6.0 * turn / (far * far * far)
+        )
     return _Point(s, math.nan, math.nan, math.nan, math.nan)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _donors_alone(law, side, target, low, high, unit):
     """The s of (low, high) where the donors' part of K' - mean is the target.
 
@@ -668,7 +689,7 @@ def _donors_alone(law, side, target, low, high, unit):
     return s
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _crossing(law, zero, value, mean, variance):
     """The saddlepoint, or a point not far from the pole at 0; s is NaN where K' never is `value`.
 
@@ -750,7 +771,7 @@ class _Path(NamedTuple):
     turn: float
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _path(law, value, at):
     """The path through a crossing: how it widens and bends follows from the cumulants there."""
     width = 1.0 / math.sqrt(at.curve)
@@ -758,11 +779,11 @@ def _path(law, value, at):
     for weight in law.values:
         t = 2.0 * weight * width / (1.0 - 2.0 * at.s * weight)
         second += t * t
-        fourth += t**4
+        fourth += t * t * t * t
         if 2.0 * at.s * weight >= 1.0:
             fourth = math.inf  # beyond the pole of a donor by itself, which says nothing then
             break
-    skew = at.third * width**3
+    skew = at.third * width * width * width
     fast = max(fourth / second, 0.25 * skew * skew)
     fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST), 1e-3)
     bend = skew / (3.0 * fast) * math.copysign(1.0, value)
@@ -770,27 +791,27 @@ def _path(law, value, at):
     return _Path(at.s, width, fast, bend, at.K - at.s * value, (at.slope - value) * width)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _integrand(law, zero, value, path, x):
     """The integrand at x (n,) of the path, less the size exp(start)."""
     n = len(x)
-    s, slope = np.empty((2, n)), np.empty(n, dtype=np.complex128)
+    s, slope = empty((2, n)), empty((2, n))
     for i in range(n):
         sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
         reach = path.width / path.fast
         s[0, i], s[1, i] = path.cross + reach * path.bend * (cosh - 1.0), reach * sinh
-        slope[i] = complex(path.width * path.bend * sinh, path.width * cosh)
+        slope[0, i], slope[1, i] = path.width * path.bend * sinh, path.width * cosh
     size, phase, slow = _log_determinants(law, zero, s)
     first = 1 if x[0] == 0.0 else 0  # at 0 K is real
     # slow parts are known but for multiples of 2 pi: each is followed by itself,
-    for part in slow:
+    for b in range(len(slow)):
         rate = 0.0
         for i in range(first, n):
             if i > first:
-                guess = part[i - 1] + rate * (x[i] - x[i - 1])
-                part[i] -= 2.0 * math.pi * round((part[i] - guess) / (2.0 * math.pi))
-                rate = (part[i] - part[i - 1]) / (x[i] - x[i - 1])
-            phase[i] += part[i]
+                guess = slow[b, i - 1] + rate * (x[i] - x[i - 1])
+                slow[b, i] -= 2.0 * math.pi * round((slow[b, i] - guess) / (2.0 * math.pi))
+                rate = (slow[b, i] - slow[b, i - 1]) / (x[i] - x[i - 1])
+            phase[i] += slow[b, i]
     # and all of them start from the whole, which hardly turns at first
     whole = 0.0
     if n > first:
@@ -798,16 +819,19 @@ def _integrand(law, zero, value, path, x):
         whole = 2.0 * math.pi * round(whole / (2.0 * math.pi))
     if first == 1:
         phase[0] = whole
-    out = np.empty(n)
+    out = empty(n)
     for i in range(n):
         turn = -0.5 * (phase[i] - whole) - s[1, i] * value
         at = -0.5 * size[i] - s[0, i] * value - path.start
-        unit = complex(math.cos(turn), math.sin(turn))
-        out[i] = math.exp(at) * (unit / complex(s[0, i], s[1, i]) * slope[i]).imag / math.pi
+        cos, sin = math.cos(turn), math.sin(turn)
+        up = cos * slope[0, i] - sin * slope[1, i]
+        up_i = cos * slope[1, i] + sin * slope[0, i]
+        square = s[0, i] * s[0, i] + s[1, i] * s[1, i]
+        out[i] = math.exp(at) * (up_i * s[0, i] - up * s[1, i]) / (math.pi * square)
     return out
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _end(law, value, path, nothing):
     """Where along the path the integrand has vanished; absolute values of donors will do."""
     most = -math.inf
@@ -833,7 +857,7 @@ def _end(law, value, path, nothing):
     return end + _STEP
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _trace(path, step):
     """What the pole at 0 adds to a sum of this step, less the size exp(start).
 
@@ -850,15 +874,15 @@ def _trace(path, step):
     return math.copysign(math.exp(-far - path.start) / -math.expm1(-far), path.cross)
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _nodes(start, end, step):
-    x = np.empty(max(math.ceil((end - start) / step), 1))
+    x = empty(max(math.ceil((end - start) / step), 1))
     for i in range(len(x)):
         x[i] = start + i * step
     return x
 
 
-@njit(**EXACT_INNER)
+@called_exact
 def _sum(f, stride):
     total = 0.0
     for i in range(0, len(f), stride):
@@ -893,15 +917,15 @@ def _tail(value, law, more, least, agree):
     end = _end(law, value, path, math.log(_NOTHING * agree**2))
     step = _STEP
     f = _integrand(law, zero, value, path, _nodes(0.0, end, step))
-    coarse = 2.0 * step * (_sum(f, np.int64(2)) - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    sums = step * (_sum(f, np.int64(1)) - 0.5 * f[0])
+    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    sums = step * (_sum(f, 1) - 0.5 * f[0])
     total = sums - _trace(path, step)
     # the error falls with the square from one step to the next
     while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
         coarse = total
         step *= 0.5
         f = _integrand(law, zero, value, path, _nodes(step, end, 2.0 * step))
-        sums = 0.5 * sums + step * _sum(f, np.int64(1))
+        sums = 0.5 * sums + step * _sum(f, 1)
         total = sums - _trace(path, step)
     if at.s > 0.0:
         log = path.start + math.log(max(total, 0.0))

@@ -28,9 +28,10 @@ import numpy as np
 
 from ctmm_formula.engine.domain import BOUNDS, Domain, constrain
 from ctmm_formula.engine.estimators import estimate
+from ctmm_formula.engine.left_out_fits import inside as lies_inside
 from ctmm_formula.engine.likelihood import centre, make_problem, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work, refresh
+from ctmm_formula.engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work
 from ctmm_formula.engine.search import climb
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.structures import resolve
@@ -97,10 +98,11 @@ def random_start(pr: Problem, middle: np.ndarray, rng: np.random.Generator, wk: 
     base = middle * 10 ** rng.uniform(-3, 1)
     step = rng.normal(size=len(middle)) * 10 ** rng.uniform(-2, 2, len(middle))
     step *= np.linalg.norm(middle) / np.linalg.norm(step)
-    inside, outside = 0.0, math.inf
+    inside, outside, nobody = 0.0, math.inf, [np.zeros(0, dtype=np.int64)]
     length = 10 ** rng.uniform(-3, 2)
     for _ in range(60):
-        feasible = math.isfinite(refresh(pr, base + length * step, wk))
+        theta = base + length * step
+        feasible = (theta >= pr.lower).all() and lies_inside(pr, theta[None], nobody, wk)[0]
         inside, outside = (length, outside) if feasible else (inside, length)
         if outside == math.inf or outside - inside < 1e-3 * outside:
             break
