@@ -356,3 +356,48 @@ def test_what_is_no_name_of_a_variable_is_refused(name):
     res = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
     with pytest.raises(ctmm.CTMMError, match="unknown variable"):
         res.effects(name)
+
+
+def test_groups_of_two_numbers_are_groups():
+    """Donors of one vary more: said of 0 and 1 as of two texts, after any fit."""
+    rng = np.random.default_rng(3)
+    donor, celltype = np.divmod(np.arange(300), 3)
+    st = donor % 2
+    sd = np.where(st == 1, 2.0, 1.0)
+    y = sd * (rng.normal(size=100)[donor] + 0.5 * rng.normal(size=300)) + 0.2 * rng.normal(size=300)
+    table = pd.DataFrame(
+        {"donor": [f"d{k:03d}" for k in donor], "celltype": np.array(list("BTX"))[celltype],
+         "st": st, "expr": y, "nu": 0.04, "n_cells": 40.0}
+    )  # fmt: skip
+    for data in (table, table.drop(columns="n_cells")):
+        for formula, name in (("C(celltype) * st", "st"), ("C(celltype) * C(st)", "st")):
+            (note,) = fit(formula, data).effects(name).notes
+            assert note.startswith("donors of 1 vary more than those of 0")
+
+
+def test_a_type_with_the_name_of_another_test(df):
+    table = df.assign(celltype=df["celltype"].replace({"day0": "mean"}))
+    found = fit("C(celltype) * sex", table).effects("sex")
+    assert found.tests["mean"] is found.mean_test
+    assert found.tests["celltype mean"] is found.by_celltype["mean"]
+
+
+def test_weights_that_are_missing_or_series(df):
+    res = fit("C(celltype) * sex", df)
+    with pytest.raises(ctmm.CTMMError, match="the weight of 'day3' is missing"):
+        res.contrast({"day3": np.nan, "day0": -1.0})
+    with pytest.raises(ctmm.CTMMError, match="the weight of 'day3' is missing"):
+        res.contrast({"late": {"day3": np.nan, "day0": -1.0}})
+    weights = {"day3": 1.0, "day0": -1.0}
+    one = res.contrast({"late": weights})
+    pd.testing.assert_frame_equal(one, res.contrast({"late": pd.Series(weights)}))
+
+
+def test_names_with_two_blanks_in_a_scan(df):
+    obs, expr, nu = ctmm.load_genes()
+    obs = obs.assign(celltype=obs["celltype"].astype(str).replace({"day0": "day  0"}))
+    scan = ctmm.fit_genes(
+        "~ C(celltype)", data=obs, expr=expr.iloc[:, :2], nu=nu.iloc[:, :2],
+        tests=["contrast:day  0 - day1"],
+    )  # fmt: skip
+    assert scan.table.filter(like="day  0 - day1").notna().any().any()

@@ -7,6 +7,7 @@ fits within donors with dense algebra and metafor.
 from __future__ import annotations
 
 import io
+import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -548,6 +549,10 @@ def test_of_more_groups_each_is_tested_against_the_others():
     test = ctmm.fit("expr ~ C(celltype)*C(group)", by="group", data=frame).test_groups()
     assert list(test.extra["group"]) == ["g0", "g1", "g2"]
     assert "combined" in test.note and 0 < test.pvalue < 1
+    law, empirical = test.extra["law"], test.extra["empirical"]  # of all groups together
+    assert test.pvalue == pytest.approx(max(law["overall"], empirical["overall"]))
+    for name in TYPES:
+        assert test.extra["celltype"][name] == pytest.approx(max(law[name], empirical[name]))
 
 
 def test_few_blocks_have_no_empirical_law():
@@ -562,6 +567,46 @@ def test_few_blocks_have_no_empirical_law():
     alone = frame[frame["celltype"] == "T"]
     own = ctmm.fit("expr ~ C(group)", random="batch", by="group", structure="hom", data=alone)
     assert test.extra["celltype"]["T"] == pytest.approx(own.test_groups().pvalue, rel=1e-6)
+
+
+def test_variance_of_types_is_no_response_whatever_the_fit_has_of_it():
+    """A fit of hom or iid leaves what a type has under all conditions to the test of responses."""
+    hits = []
+    for seed in range(30):
+        rng = np.random.default_rng([5, seed])
+        donor, rest = np.divmod(np.arange(240), 6)
+        celltype, status = rest % 3, rest // 3
+        own = rng.normal(size=(40, 3)) * np.sqrt([0.05, 0.2, 0.8])
+        frame = pd.DataFrame(
+            {"donor": [f"d{k:02d}" for k in donor], "celltype": np.array(list("BTX"))[celltype],
+             "status": np.array(["ctrl", "stim"])[status], "nu": 0.05, "n_cells": 30.0,
+             "expr": own[donor, celltype] + rng.normal(size=240) * math.sqrt(0.05)}
+        )  # fmt: skip
+        logs = [
+            ctmm.fit(
+                "expr ~ C(celltype) * status", within="status", structure=structure, data=frame
+            ).test_response()
+            for structure in ("hom", "free")
+        ]
+        assert logs[0].log_pvalue == pytest.approx(logs[1].log_pvalue, abs=1e-6)
+        hits.append(logs[0].pvalue < 0.05)
+    assert np.mean(hits) < 0.2
+
+
+def test_reasons_of_tests_that_are_not_there():
+    frame = table(donors=60)
+    one = frame[frame["celltype"] == "T"]
+    both = pd.concat([one, one.assign(expr=one["expr"][::-1].to_numpy())], ignore_index=True)
+    both["status"] = np.repeat(["ctrl", "stim"], len(one))
+    fit = ctmm.fit("expr ~ status", within="status", structure="hom", data=both)
+    assert "nothing shared or specific" in fit.test_response().note
+    lost = frame[~((frame["group"] == "case") & (frame["celltype"] == "T"))]
+    test = ctmm.fit("expr ~ C(celltype) + C(group)", by="group", data=lost).test_groups()
+    assert "no test of 'T': too few rows of its own, or in one group only" in test.note
+    case = frame["donor"][frame["group"] == "case"].iloc[0]
+    alone = frame[(frame["group"] == "ctrl") | (frame["donor"] == case)]
+    with pytest.raises(DataError, match=r"one level once rows are left out \(.* of one donor: 1"):
+        ctmm.fit("expr ~ C(celltype) + C(group)", by="group", data=alone)
 
 
 def test_a_type_that_a_group_lacks_has_no_test():

@@ -271,18 +271,6 @@ def test_several_files_that_differ(tmp_path):
     assert "obs columns 'lane' are left out: not all of data= have them" in notes
 
 
-def test_other_containers_are_told_the_way():
-    class Experiment:
-        __module__ = "tiledbsoma._experiment"
-
-    with pytest.raises(DataError, match=r"data= is Experiment of .*tiledbsoma\.io\.to_anndata"):
-        ctmm.pseudobulk(Experiment(), **LOOSE)
-    X, obs, genes = cells()
-    collection = ad.experimental.AnnCollection([adata_of(X, obs, genes)])
-    with pytest.raises(DataError, match="the list of those"):
-        ctmm.pseudobulk(collection, **LOOSE)
-
-
 @pytest.mark.parametrize(
     "chunk", [None, sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix, sparse.csr_array]
 )

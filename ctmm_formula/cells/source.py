@@ -23,12 +23,6 @@ from .tables import in_var, is_anndata
 
 BLOCK = 2**26
 """Bytes of one block as it is stored, 64 MB; copies for the computation come on top."""
-_OTHERS = {
-    "tiledbsoma": "take its cells as an AnnData, tiledbsoma.io.to_anndata(experiment, 'RNA')",
-    "anndata": "give the AnnData, or the list of those (or of the files) that it is made of",
-    "mudata": "give one of its AnnData, mdata.mod['rna']",
-}
-"""Packages of other containers of cells -> the way to what is read."""
 _ROUND = 8  # blocks of one size, after which it is learned anew
 
 T = TypeVar("T")
@@ -91,8 +85,6 @@ def open_source(
         source = _from_one(data, layer, raw)
     elif isinstance(data, (list, tuple)) and data and all(map(_holds_cells, data)):
         source = _from_several(data, layer, raw)
-    elif (way := _OTHERS.get(type(data).__module__.split(".")[0])) is not None:
-        raise DataError(f"data= is {type(data).__name__} of another kind: {way}")
     else:
         if layer is not None or raw:
             raise DataError("layer= and raw= are for AnnData; a table has one matrix")

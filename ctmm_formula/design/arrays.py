@@ -32,14 +32,14 @@ matrices have their fourth powers."""
 
 
 def check_levels(ready: Prepared) -> None:
-    """Donors, pairs and factors must vary after incomplete rows are gone."""
+    """Donors, pairs and factors must vary in the rows that are kept."""
     roles = ready.roles
     donors = ready.labels[roles.donor]
     for name in dict.fromkeys([*roles.fixed, *roles.groups]):
         column = ready.labels.get(name, ready.frame[name].array)
         levels = getattr(column, "categories", None)
         if levels is not None and len(levels) < 2 and name != roles.donor:
-            lost = f" after {sum(ready.dropped.values())} incomplete rows" if ready.dropped else ""
+            lost = f" once rows are left out ({ready.left_out})" if ready.dropped else ""
             raise DataError(
                 f"column {name!r} has one level{lost}, {levels[0]!r}: it cannot be estimated; "
                 "leave it out" + (" or use more cell types" if name == roles.celltype else "")

@@ -51,7 +51,10 @@ def crossing_of(ready: Prepared) -> tuple[Crossing | None, np.ndarray | None]:
         return crossing, loads_of(crossing, pd.Series(x))
     levels = tuple(values.categories)
     if len(levels) < 2:
-        raise DataError(f"{kind}={column!r}: the column has one level, {levels[0]!r}: leave it out")
+        left = f" once rows are left out ({ready.left_out})" if ready.dropped else ""
+        raise DataError(
+            f"{kind}={column!r}: the column has one level, {levels[0]!r}{left}: leave it out"
+        )
     if kind == "by":
         _check_constant(np.asarray(values.codes), column, donors, ready.keep)
     else:

@@ -97,6 +97,11 @@ class Prepared:
     context: dict[str, object]
     doubts: tuple[str, ...] = ()
 
+    @property
+    def left_out(self) -> str:
+        """Why rows are not there, and how many, in words."""
+        return ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
+
     def of(self, positions: np.ndarray) -> Prepared:
         """What :func:`prepare` makes of some rows of the same table, but for notes.
 

@@ -60,11 +60,13 @@ class GroupTest(NamedTuple):
     """What was found, by question: "overall", "shared", then :func:`of_type` in their order.
 
     tested: of every level that is tested; chosen: logarithm of the p value that counts, (levels,);
-    combined: the same for all levels together; few: whether the larger one of both laws counts.
+    together: both laws of all levels together; combined: the p value of them that counts; few:
+    whether that is the larger one.
     """
 
     tested: dict[str, list[Tested]]
     chosen: dict[str, np.ndarray]
+    together: dict[str, Tested]
     combined: dict[str, float]
     few: bool
 
@@ -195,8 +197,9 @@ def group_test(model: Model, design: GroupDesign, celltypes: Sequence[str]) -> G
     chosen = {
         name: np.array([_chosen(one, few[name]) for one in own]) for name, own in tested_of.items()
     }
-    combined = {name: _together(own, few[name]) for name, own in tested_of.items()}
-    return GroupTest(tested_of, chosen, combined, few[OVERALL])
+    together = {name: _together(own) for name, own in tested_of.items()}
+    combined = {name: _chosen(one, few[name]) for name, one in together.items()}
+    return GroupTest(tested_of, chosen, together, combined, few[OVERALL])
 
 
 def of_type(name: str) -> str:
@@ -215,14 +218,14 @@ def _chosen(one: Tested, few: bool) -> float:
     return one.empirical
 
 
-def _together(levels: Sequence[Tested], few: bool) -> float:
-    """The p value that counts of all levels together, empirically by one test of them all."""
+def _together(levels: Sequence[Tested]) -> Tested:
+    """Both laws of all levels together; the empirical one is one test of them all."""
     if len(levels) == 1:
-        return _chosen(levels[0], few)
+        return levels[0]
     terms = [one.terms for one in levels if len(one.terms)]
     law = log_cauchy_combination(np.array([one.law for one in levels]))
     joint = empirical(np.column_stack(terms)) if terms else math.nan
-    return _chosen(Tested(math.nan, law, joint, math.nan), few)
+    return Tested(math.nan, law, joint, math.nan)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -257,7 +260,7 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
         raise CTMMError("there are no conditions of the same donors: fit with within=")
     effects, C = structure.celltypes, len(crossed.inner.celltypes)
     column = crossed.crossing.column
-    null = crossed.common(crossed.inner.basis, effects)
+    null = crossed.common(_with_types(crossed.inner.basis), effects)
     J = crossed.tested(np.ones((1, C, C)), effects)[column]
     units = crossed.tested(np.array([np.diag(e) for e in np.eye(C)]), effects)[column]
     return ResponseDesign(
@@ -265,6 +268,26 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
         directions_of(model, np.concatenate([null, J]), {SPECIFIC: units.sum(axis=0)}, {}),
         types_alone(model, crossed, effects, (column,)),
     )
+
+
+def _with_types(basis: np.ndarray) -> np.ndarray:
+    """Matrices (K, C, C) with a variance of every type's own, where they have none.
+
+    Whatever the fit takes for nothing, what types have under all conditions is no response.
+    """
+
+    def rank(matrices: list[np.ndarray]) -> int:
+        return int(np.linalg.matrix_rank(np.array(matrices).reshape(len(matrices), -1)))
+
+    C = basis.shape[1]
+    own = [np.diag(e) for e in np.eye(C)]
+    if rank([*basis, *own]) == rank([*basis]):
+        return basis
+    out = [np.ones((C, C)), *own] if C > 1 else own
+    for B in basis:
+        if rank([*out, B]) > len(out):
+            out.append(B)
+    return np.array(out)
 
 
 def response_test(model: Model, design: ResponseDesign) -> ResponseTest:

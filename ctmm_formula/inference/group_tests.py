@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..errors import CTMMError
-from .directions import Tested
 from .fit import Fit
 from .group_score import (
     FEW,
@@ -59,8 +59,7 @@ def groups(fit: Fit, ask: object) -> TestResult:
         notes.append("every group against the others, combined")
     if all(math.isnan(one.empirical) for one in test.tested[OVERALL]):
         notes.append("no empirical law, as there are too few independent units")
-    if not any(own.types):
-        notes.append("no cell type has rows of its own")
+    notes += _untested(types, [test.combined[of_type(name)] for name in types], "group")
     extra: dict[str, object] = {
         SHARED: math.exp(test.combined[SHARED]),
         "celltype": {name: math.exp(test.combined[of_type(name)]) for name in types},
@@ -75,7 +74,7 @@ def groups(fit: Fit, ask: object) -> TestResult:
         }
     for what in ("law", "empirical"):
         extra[what] = {
-            _short(name): math.exp(_smallest(own, what)) for name, own in test.tested.items()
+            _short(name): math.exp(getattr(one, what)) for name, one in test.together.items()
         }
     return replace(
         blank, statistic=test.tested[OVERALL][best].statistic,
@@ -90,11 +89,15 @@ def _short(name: str) -> str:
     return name if short in (OVERALL, SHARED) else short
 
 
-def _smallest(tested: list[Tested], what: str) -> float:
-    """The smallest logarithm of a p value among levels, NaN where there is none."""
-    logs = [getattr(one, what) for one in tested]
-    known = [log for log in logs if not math.isnan(log)]
-    return min(known, default=math.nan)
+def _untested(types: Sequence[str], logs: Iterable[float], what: str) -> list[str]:
+    """Why cell types have no test of their own, if any has none."""
+    lost = [name for name, log in zip(types, logs, strict=True) if math.isnan(log)]
+    if len(lost) == len(types):
+        return ["no cell type has rows of its own with which it could be tested"]
+    if not lost:
+        return []
+    names = ", ".join(map(repr, lost))
+    return [f"no test of {names}: too few rows of its own, or in one {what} only"]
 
 
 def response(fit: Fit, ask: object) -> TestResult:
@@ -116,9 +119,12 @@ def response(fit: Fit, ask: object) -> TestResult:
         )
     types = crossed.inner.celltypes
     logs = {name: one.upper for name, one in zip(types, test.types, strict=True)}
+    notes = ["every cell type by its own rows alone", *_untested(types, logs.values(), "condition")]
+    if len(types) == 1:
+        notes = ["of one cell type there is nothing shared or specific"]
     return replace(
         blank, statistic=test.specific.statistic, pvalue=math.exp(test.overall),
-        log_pvalue=test.overall, note="every cell type by its own rows alone",
+        log_pvalue=test.overall, note="; ".join(notes),
         extra={SHARED: math.exp(test.shared.upper), SPECIFIC: math.exp(test.specific.upper),
                "celltype": {name: math.exp(log) for name, log in logs.items()}},
         log_details={SHARED: test.shared.upper, SPECIFIC: test.specific.upper, "celltype": logs},

@@ -17,7 +17,7 @@ from ..design.table import label
 from ..errors import CTMMError
 from ..inference.differences import Differences, test_differences
 from ..inference.fit import JACKKNIFE, ROBUST, Errors
-from ..inference.group_score import OVERALL, group_design, group_test
+from ..inference.group_score import OVERALL, group_design, group_test, of_type
 from ..inference.testing import TestResult
 from ..structures import Crossing, cross
 from .parameters import effect_table, errors_of_effects
@@ -71,13 +71,17 @@ class Effects:
 
     @property
     def tests(self) -> dict[str, TestResult]:
-        """The joint tests by name: omnibus, heterogeneity, mean, and every cell type."""
+        """The joint tests by name: omnibus, heterogeneity, mean, and every cell type.
+
+        A cell type that has the name of another test is ``"celltype mean"``.
+        """
         joint = {
             "omnibus": self.omnibus,
             "heterogeneity": self.heterogeneity,
             "mean": self.mean_test,
         }
-        return joint | self.by_celltype
+        own = {of_type(c) if c in joint else c: test for c, test in self.by_celltype.items()}
+        return joint | own
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values; numbers that do not exist are nan."""
@@ -187,8 +191,9 @@ def effects(
       F(3, 17.6116) = 0.8981, p = 0.4617
     """
     asked = differences(res.design, name, values, at)
-    groups = res.design.frame[name] if levels_of(res.design, name) else None
-    return effects_of(res, asked, covariance, alpha, groups)
+    groups = res.design.frame[name]
+    several = levels_of(res.design, name) or groups.nunique() == 2  # as by= takes numbers
+    return effects_of(res, asked, covariance, alpha, groups if several else None)
 
 
 def effects_of(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..arguments import IntervalMethod, check_alpha, choose
 from ..design.grids import grid, rows_at, settings
+from ..design.table import listing
 from ..distributions import log_interval, t_tail, variance_interval
 from ..errors import CTMMError
 from ..inference.clustered import Clustered
@@ -310,11 +311,15 @@ def _named(weights: Any) -> tuple[list[str] | None, Any]:
     """Names of contrasts, and weights or words."""
     if not isinstance(weights, Mapping):
         return None, weights
-    every = [isinstance(value, Mapping) for value in weights.values()]
+    every = [isinstance(value, (Mapping, pd.Series)) for value in weights.values()]
     if any(every) and not all(every):
         raise CTMMError("weights are numbers by mean, or such dicts by name: not both")
     several = weights if any(every) else {_sum(weights): weights}
-    return list(map(str, several)), pd.DataFrame(list(several.values())).fillna(0.0)
+    rows = [dict(own) for own in several.values()]
+    missing = [str(name) for row in rows for name, weight in row.items() if pd.isna(weight)]
+    if missing:
+        raise CTMMError(f"the weight of {listing(missing)} is missing: give a number, or none")
+    return list(map(str, several)), pd.DataFrame(rows).fillna(0.0)
 
 
 def _sum(weights: Mapping[Any, Any]) -> str:

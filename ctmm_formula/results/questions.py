@@ -101,9 +101,7 @@ def spelled(name: str) -> str:
     if not isinstance(name, str):
         return name
     head, colon, rest = name.partition(":")
-    return (
-        f"{head.strip()}:{' '.join(rest.split())}" if colon and head.strip() in QUESTIONS else name
-    )
+    return f"{head.strip()}:{rest.strip()}" if colon and head.strip() in QUESTIONS else name
 
 
 def read_test(name: str, about: About) -> Test:

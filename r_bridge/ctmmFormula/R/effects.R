@@ -43,7 +43,8 @@ effects.ctmm <- function(object, variable, values = NULL, at = NULL, covariance 
   check_level(level)
   sent <- differences(object, variable, values, at)
   own <- object$columns[[variable]]
-  groups <- if (!is.null(levels_of(object, variable))) coded(variable, droplevels(as.factor(own)))
+  several <- !is.null(levels_of(object, variable)) || length(unique(own)) == 2
+  groups <- if (several) coded(variable, droplevels(as.factor(own)))
   got <- ask("effects", list(fit = stored(object), effects = sent, alpha = 1 - level,
                              covariance = covariance_out(covariance), groups = groups))
   columns <- c("estimate", "std.error", "df", "statistic", "p.value", "conf.low", "conf.high")
