@@ -321,3 +321,48 @@ def test_missing_means_of_the_cell_types_cross_once():
     reply = calls.call("genes", sent | more | settings | {"n_jobs": 1})
     assert [note["message"] for note in reply["warnings"]] == [res.notes[-1]]
     assert reply["value"]["notes"][-1] == res.notes[-1]
+
+
+def test_genes_with_windows_of_their_own():
+    """The numbers of a scan here, genes in the caller's order, genotypes as a table."""
+    df = ctmm.load_example()
+    donors = list(df["donor"].unique())
+    counts = np.random.default_rng(4).binomial(2, 0.3, (len(donors), 20)).astype(float)
+    table = pd.DataFrame(counts, donors, [f"rs{k}" for k in range(20)])
+    places = pd.DataFrame({"chromosome": "1", "position": 1000.0 * np.arange(20)}, table.columns)
+    where = pd.DataFrame({"chromosome": "1", "tss": [14_000.0, 4000.0]}, ["late", "early"])
+    sent = make_request(df, ctmm.fit("expr ~ C(celltype)", structure="hom", method="he", data=df))
+    y = np.array([df["expr"], df["expr"][::-1]])
+    nu = np.array([df["nu"], df["nu"]])
+    sent["model"] |= {"genetic_structure": "hom", "genotypes": {
+        "rows": donors, "columns": list(table), "values": codec.encode(counts),
+        "chromosome": ["1"] * 20, "position": codec.encode(places["position"].to_numpy()),
+    }}  # fmt: skip
+    sent |= {"method": None, "window": 4000, "maf": 0.05, "positions": {
+        "genes": list(where.index), "chromosome": ["1", "1"],
+        "tss": codec.encode(where["tss"].to_numpy()),
+    }}  # fmt: skip
+    sent |= {
+        "models": [],
+        "tests": ["heritability"],
+        "one_step": False,
+        "n_bootstrap": 1,
+        "seed": 1,
+    }
+    sent |= {"genes": list(where.index), "expr": codec.encode(y), "nu": codec.encode(nu)}
+    sent |= {"seed": 1, "n_jobs": 1}
+    found = call("genes", sent)["columns"]
+    genes = {
+        "expr": pd.DataFrame(y.T, columns=where.index),
+        "nu": pd.DataFrame(nu.T, columns=where.index),
+    }
+    scan = ctmm.fit_genes(
+        "~ C(celltype)", data=df.drop(columns=["expr", "nu"]), **genes, structure="hom",
+        genotypes=ctmm.Genotypes(table, places), window=4000, maf=0.05, positions=where,
+    ).table  # fmt: skip
+    assert found["gene"] == ["late", "early"] == scan["gene"].tolist()
+    for name in ("cis:hom", "hom", "stat_heritability", "p_heritability", "n_snps"):
+        np.testing.assert_allclose(codec.decode(found[name]), scan[name], rtol=1e-9)
+    again = {**sent["model"], "kinship": [{"name": "cis", "file": "K.csv"}]}
+    reply = calls.call("genes", sent | {"model": again})
+    assert not reply["ok"] and "every gene's own window" in reply["message"]

@@ -40,6 +40,13 @@ Block = dict[str, np.ndarray]
 """Columns of some genes."""
 
 
+def in_order(block: Block, genes: Sequence[str]) -> Block:
+    """Columns of genes in this order."""
+    place = {gene: k for k, gene in enumerate(block["gene"])}
+    at = np.array([place[gene] for gene in genes], dtype=np.int64)
+    return {name: values[at] for name, values in block.items()}
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a scan has columns for.

@@ -42,7 +42,6 @@ from ..design.expressions import quote
 from ..design.formula import FormulaSpec, parse
 from ..design.genotypes import Genotypes
 from ..design.identified import identified
-from ..design.kinship import DEFAULT_NAME, OfEach
 from ..design.labelled import Design, build_design, means_warning
 from ..design.matrix import check_vouched, packed, unpacked
 from ..design.table import listing
@@ -54,7 +53,7 @@ from ..progress import checked_progress
 from ..results.fitted import CTMMResults
 from ..results.summary import recorded_versions
 from ..structures import StructureLike
-from .columns import Block, Layout
+from .columns import Layout, in_order
 from .job import Job, block_size, used_rows
 from .patterns import FromTable, Patterns
 from .plan import (
@@ -70,7 +69,7 @@ from .plan import (
 from .responses import Responses, open_responses
 from .results import Scan, doubted, full_table, notes_of, notice, unseen
 from .store import Store, fingerprint, load
-from .windows import CIS, Windows, windows_of
+from .windows import CIS, Windows, windows_of, with_own
 from .worker import BOUNDARY, OK
 
 _TABLE = "a table"  # what a scan notes of proportions that are no columns of the data
@@ -237,7 +236,7 @@ def fit_genes(
     windows = None
     if any(one is not None for one in (genotypes, window, positions)):
         windows = windows_of(genotypes, window, maf, positions, responses.genes)
-        kinship = _with_own(kinship)
+        kinship = with_own(kinship)
     genetic = genetic_of(structure, kinship, genetic_structure)
     options |= {"kinship": kinship, "genetic_structure": genetic}
     options |= {"engine": formula_engine, "env": caller()}
@@ -277,7 +276,7 @@ def fit_genes(
     workers = None if n_jobs is None else threads(n_jobs)
     job = Job(patterns, ordered, store, workers, windows)
     with store or nullcontext():
-        block = _in_order(job.run(progress), responses.genes)
+        block = in_order(job.run(progress), responses.genes)
         table = doubted(full_table(block, plan.layout), responses)
         notes = notes_of(table, plan.layout, call, responses)
         scan = Scan(table, plan.layout, call, refit, notes)
@@ -292,22 +291,6 @@ def fit_genes(
         mild = set(counts) <= {OK, BOUNDARY} and BOUNDARY in counts
         warnings.warn(text, BoundaryWarning if mild else CTMMWarning, stacklevel=2)
     return scan
-
-
-def _with_own(kinship: object) -> dict[str, object]:
-    """Kinships of a scan whose genes have their own beside those that were given."""
-    given = {} if kinship is None else {DEFAULT_NAME: kinship}
-    given = dict(kinship) if isinstance(kinship, Mapping) else given
-    if CIS in given:
-        raise DataError(f"kinship {CIS!r} is that of every gene's own window: give another name")
-    return {CIS: OfEach.GENE, **given}
-
-
-def _in_order(block: Block, genes: Sequence[str]) -> Block:
-    """Columns of genes in this order."""
-    place = {gene: k for k, gene in enumerate(block["gene"])}
-    at = np.array([place[gene] for gene in genes], dtype=np.int64)
-    return {name: values[at] for name, values in block.items()}
 
 
 def read_scan(
@@ -434,7 +417,7 @@ def _kinship_of(
     if set(named) != set(own):
         raise DataError(f"the scan took the kinships {listing(own)}: give each by its name")
     return {
-        "kinship": _with_own(named) if layout.windows else dict(named),
+        "kinship": with_own(named) if layout.windows else dict(named),
         "genetic_structure": given,
     }
 

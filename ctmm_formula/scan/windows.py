@@ -6,7 +6,7 @@ genome, so that windows of a block overlap.  What was read is part of the block'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,12 +16,28 @@ from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..arguments import whole_number
 from ..design.genotypes import Genotypes, Scaled, check_maf, chromosome_name, scaled
+from ..design.kinship import DEFAULT_NAME, OfEach
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
 
 CIS = "cis"
 """Name of the kinship of a gene's own window."""
 _MOST = 1_000_000_000  # base pairs
+
+
+def with_own(kinship: object) -> dict[str, object]:
+    """Kinships of a scan whose genes have their own beside those that were given.
+
+    Raises
+    ------
+    DataError
+        One of these has the name of a gene's own.
+    """
+    given = {} if kinship is None else {DEFAULT_NAME: kinship}
+    given = dict(kinship) if isinstance(kinship, Mapping) else given
+    if CIS in given:
+        raise DataError(f"kinship {CIS!r} is that of every gene's own window: give another name")
+    return {CIS: OfEach.GENE, **given}
 
 
 class Read(NamedTuple):

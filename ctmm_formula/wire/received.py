@@ -11,10 +11,12 @@ import pandas as pd
 
 from ..design import arrays
 from ..design.formula import FormulaSpec
+from ..design.genotypes import Genotypes
 from ..design.labelled import Design, assemble, related
 from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
 from ..inference.differences import Differences
+from ..scan.windows import with_own
 from .codec import decode, to_factor
 
 
@@ -27,15 +29,36 @@ def structure_of(value: Any) -> Any:
 
 def kinships_of(sent: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Kinships by name: each {name, file}, or {name, rows, columns, values}."""
-    out: dict[str, object] = {}
-    for one in sent:
-        if one.get("file") is not None:
-            out[str(one["name"])] = str(one["file"])
-            continue
-        rows, columns = ([str(label) for label in one[key]] for key in ("rows", "columns"))
-        values = decode(one["values"]).reshape(len(rows), len(columns), order="F")
-        out[str(one["name"])] = pd.DataFrame(values, rows, columns)
-    return out
+    return {
+        str(one["name"]): _table_of(one) if one.get("file") is None else str(one["file"])
+        for one in sent
+    }
+
+
+def _table_of(sent: Mapping[str, Any]) -> pd.DataFrame:
+    """A table of numbers: {rows, columns, values}."""
+    rows, columns = ([str(label) for label in sent[key]] for key in ("rows", "columns"))
+    values = decode(sent["values"]).reshape(len(rows), len(columns), order="F")
+    return pd.DataFrame(values, rows, columns)
+
+
+def genotypes_of(sent: Mapping[str, Any]) -> Genotypes:
+    """Genotypes: {file}, or {rows, columns, values} with chromosome and position of the columns."""
+    if sent.get("file") is not None:
+        return Genotypes(str(sent["file"]))
+    places = {
+        "chromosome": list(map(str, sent["chromosome"])),
+        "position": decode(sent["position"]),
+    }
+    table = _table_of(sent)
+    return Genotypes(table, pd.DataFrame(places, table.columns))
+
+
+def positions_of(sent: Mapping[str, Any]) -> pd.DataFrame:
+    """Where genes are: {genes, chromosome}, and start and end, or tss."""
+    places: dict[str, Any] = {"chromosome": list(map(str, sent["chromosome"]))}
+    places |= {name: decode(sent[name]) for name in ("start", "end", "tss") if name in sent}
+    return pd.DataFrame(places, [str(gene) for gene in sent["genes"]])
 
 
 def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
@@ -69,9 +92,11 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     sent = model.get("effects") or []
     known = {str(one["name"]): differences_of(one, design.celltypes, at) for one in sent}
     design = replace(design, known_effects=known)
-    if model.get("kinship"):
-        given = structure_of(model["genetic_structure"])
-        design = related(design, kinships_of(model["kinship"]), given)
+    kinship = kinships_of(model.get("kinship") or ())
+    if model.get("genotypes"):
+        kinship = with_own(kinship)
+    if kinship:
+        design = related(design, kinship, structure_of(model["genetic_structure"]))
     return design if at is None else replace(design, rows=np.arange(len(at)))
 
 

@@ -14,6 +14,7 @@ from ..api import check_settings, domain_of, method_of
 from ..arguments import MOST_DRAWS, threads, whole_number
 from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
+from ..scan.columns import in_order
 from ..scan.job import Job
 from ..scan.patterns import Patterns
 from ..scan.plan import (
@@ -25,15 +26,17 @@ from ..scan.plan import (
     read_tests,
 )
 from ..scan.responses import Responses
+from ..scan.windows import windows_of
 from .codec import Plain, decode, encode
-from .received import structure_of, to_design
+from .received import genotypes_of, positions_of, structure_of, to_design
 
 
 def scan_genes(request: Mapping[str, Any]) -> Plain:
     """Fit and test many genes: the request of a fit with ``expr`` and ``nu`` (genes x rows).
 
     May have ``nu2`` as well.  More keys: genes, models, tests, one_step, n_bootstrap, seed, n_jobs,
-    shares (may lack).
+    shares (may lack); with ``genotypes`` in the model window, maf and positions, as every gene has
+    a kinship of the variants around it.
     Every row must have a value in some gene.  P values are not adjusted.
     """
     floor, bounds = float(request["noise_floor"]), request.get("bounds")
@@ -41,8 +44,15 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     method = check_settings(request.get("method"), given[0], bounds, floor)
     asked = asked_tests([str(name) for name in request["tests"]])
     responses = _responses(request)
-    make, every = partial(to_design, request["model"]), np.arange(len(responses.obs))
+    model, windows = request["model"], None
+    if model.get("genotypes"):
+        windows = windows_of(
+            genotypes_of(model["genotypes"]), request["window"], request["maf"],
+            positions_of(request["positions"]), responses.genes,
+        )  # fmt: skip
+    make, every = partial(to_design, model), np.arange(len(responses.obs))
     design = make(every)
+    windows = None if windows is None else windows.of_donors(design.donors)
     structures = all_structures(given, design)
     method, why = method_of(design, method, bounds)
     tests = read_tests(of_each_kinship(asked, design.kinship), design, structures[0], method)
@@ -52,9 +62,12 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         one_step=bool(request["one_step"]),
         draws=whole_number("n_bootstrap", int(request["n_bootstrap"]), 1, MOST_DRAWS),
         entropy=int(request["seed"]), shares=bool(request.get("shares", False)),
+        windows=windows is not None,
     )  # fmt: skip
     patterns = Patterns(plan, make, every, design)
-    block = Job(patterns, responses, None, threads(int(request["n_jobs"]))).run(False)
+    ordered = responses if windows is None else responses.chosen(windows.order)
+    job = Job(patterns, ordered, None, threads(int(request["n_jobs"])), windows)
+    block = in_order(job.run(False), responses.genes)
     kinds = plan.layout.kinds()
     means = means_warning(design.one_mean, structures)
     if means:

@@ -18,10 +18,20 @@
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
 #' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param genotypes genotypes by which every gene has a kinship \code{"cis"} of its own, that of the
+#' variants around it: the name of a file of PLINK, \code{"cohort.bed"} or \code{"cohort.pgen"} (read window
+#' by window, by the extra \code{genotypes} of the Python package), or a matrix of counts of an allele, donors
+#' as row names and a column for every variant. Other kinships, \code{kinship = list(trans = K)}, go beside.
+#' @param variants of a matrix of genotypes a data frame with columns \code{chromosome} and \code{position}
+#' (base pairs), a row for every column of the matrix.
+#' @param window base pairs before the start and after the end of a gene, or on both sides of its \code{tss}.
+#' @param maf least frequency of the rarer allele, between the donors of the gene.
+#' @param positions a data frame with genes as row names, \code{chromosome}, and \code{start} and \code{end}
+#' or \code{tss}, in base pairs.
 #' @param models a list of more structures to fit; each is compared to the next smaller one nested in
 #' it.
 #' @param tests by default \code{"score"}, with \code{by =} \code{"groups"}, with \code{within =}
-#' \code{"response"} and with \code{kinship =} \code{"heritability"}, as \code{\link{test_heritability}} (of
+#' \code{"response"} and with \code{kinship =} or \code{genotypes =} \code{"heritability"}, as \code{\link{test_heritability}} (of
 #' several kinships \code{"heritability:trans"} for each); a test with the jackknife then adds columns
 #' \code{h2[...]} and \code{se_h2[...]}. Some of \code{"score"}, \code{"jackknife"}, \code{"wald"}, \code{"lrt"} and
 #' \code{"bootstrap"}, tests of V = 0 as in \code{\link{test_variance}}, and \code{"mean"}, as in
@@ -35,7 +45,8 @@
 #' @param one_step one-step jackknife in place of the exact one, for many donors.
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
 #' @param threads number of threads; the table does not depend on it.
-#' @param progress show a progress bar (the genes then cross in pieces).
+#' @param progress show a progress bar (the genes then cross in pieces; with \code{genotypes} they do not, and
+#' there is none).
 #' @param shares whether there are columns \code{share[...]}: shares of the variance of overall
 #' pseudobulk, as \code{\link{variance_explained}}.
 #' @param BPPARAM a parameter object of \pkg{BiocParallel} in place of \code{threads}: its number of workers
@@ -79,6 +90,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        structure = "free", models = list(), method = NULL, tests = NULL, genes = NULL,
                        donor = NULL, celltype = NULL, n_cells = NULL, proportions = NULL,
                        by = NULL, within = NULL, kinship = NULL, genetic_structure = NULL,
+                       genotypes = NULL, variants = NULL, window = NULL, maf = 0, positions = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
                        one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE, shares = FALSE, BPPARAM = NULL) {
@@ -106,7 +118,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   }
   data <- as_table(data)
   if (is.null(tests))
-    tests <- if (!is.null(kinship)) "heritability" else if (!is.null(by)) "groups" else if (!is.null(within)) "response" else "score"
+    tests <- if (!is.null(kinship) || !is.null(genotypes)) "heritability" else if (!is.null(by)) "groups" else if (!is.null(within)) "response" else "score"
   values <- gene_matrices(list(expr = expr, nu = nu, nu2 = nu2), data, genes)
   if (length(stats::as.formula(formula)) > 2L)
     fail("FormulaError", "ctmm_genes takes a formula without response, every gene is one: ~ ",
@@ -139,6 +151,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   several <- if (is.null(roles$n_cells)) NA else data[[roles$n_cells]][rows] > 1
   bad <- bad_values(Y, NU, several, rownames(data)[rows])
   model <- fit$sent
+  around <- windows_out(genotypes, variants, window, maf, positions)
+  model$genotypes <- around$genotypes
   model <- with_kinship(model, kinship, genetic_structure, structure, fit$celltypes)
   model$y <- model$noise <- model$nu2 <- NULL
   model$rows <- i4(rows)
@@ -156,8 +170,9 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     noise_floor = share_out(noise_floor), tests = as.list(tests), one_step = flag(one_step, "one_step"),
     n_bootstrap = whole(n_bootstrap, "n_bootstrap", 1L), seed = seed, shares = flag(shares, "shares"),
     n_jobs = threads_of(threads))
+  request <- c(request, around[c("window", "maf", "positions")])
   Y[bad != "", ] <- NA_real_
-  out <- once(run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress))
+  out <- once(run_genes(request, list(expr = Y, nu = NU, nu2 = NU2), progress && is.null(genotypes)))
   out$table$reason[bad != ""] <- bad[bad != ""]
   doubted <- out$table$gene %in% few & out$table$status != "failed"
   out$table$reason[doubted] <- sub("^; ", "", paste(out$table$reason[doubted], TOO_FEW, sep = "; "))
@@ -168,6 +183,47 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     notes = c(out$notes, told))
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
+  table
+}
+
+# Genotypes, the window around genes and where these are, as they cross.
+windows_out <- function(genotypes, variants, window, maf, positions) {
+  if (is.null(genotypes)) {
+    if (!is.null(variants) || !is.null(window) || !is.null(positions))
+      fail("DataError", "variants =, window = and positions = belong to genotypes =: give it, too")
+    return(NULL)
+  }
+  if (is.null(window) || is.null(positions))
+    fail("DataError", "genotypes = takes a window around every gene: give window = 500000 and positions =, ",
+         "a table of where genes are; of all variants as one kinship, kinship = genotypes")
+  sent <- one_kinship(genotypes, "cis")
+  if (is.null(sent$file)) {
+    at <- places(variants, "variants", "position")
+    if (nrow(at) != length(sent$columns))
+      fail("DataError", sprintf("variants = has %d rows, genotypes = %d columns: a row for every column",
+                                nrow(at), length(sent$columns)))
+    sent <- c(sent, list(chromosome = as.list(as.character(at$chromosome)), position = f8(at$position)))
+  } else if (!is.null(variants)) {
+    fail("DataError", "variants = is of a matrix of genotypes; a file has its own")
+  }
+  ends <- if ("tss" %in% names(positions)) "tss" else c("start", "end")
+  at <- places(positions, "positions", ends)
+  if (!is.character(attr(at, "row.names")))
+    fail("DataError", "positions = has no names of genes, its rows are numbered: set its row names")
+  list(genotypes = sent, window = whole(window, "window", 0L),
+       maf = as.double(single(maf, "maf", is.numeric)),
+       positions = c(list(genes = as.list(rownames(at)),
+                          chromosome = as.list(as.character(at$chromosome))), lapply(at[ends], f8)))
+}
+
+# A table of places on the genome, all of them there.
+places <- function(table, name, numbers) {
+  columns <- c("chromosome", numbers)
+  if (!is.data.frame(table) || !all(columns %in% names(table)))
+    fail("DataError", name, " = must be a data frame with columns ", listing(columns))
+  bad <- numbers[!vapply(table[numbers], is.numeric, NA)]
+  if (length(bad)) fail("DataError", "column ", listing(bad), " of ", name, " = is not numbers: give base pairs")
+  if (anyNA(table[columns])) fail("DataError", name, " = has missing values: leave these rows out")
   table
 }
 

@@ -110,7 +110,7 @@ is_list <- function(x) is.list(x) && !is.data.frame(x)
 
 # The request's model with kinships and the structure of genetic effects.
 with_kinship <- function(model, kinship, genetic, structure, celltypes) {
-  if (is.null(kinship)) {
+  if (is.null(kinship) && is.null(model$genotypes)) {
     if (!is.null(genetic))
       fail("CTMMError", "genetic_structure = is that of a kinship: give kinship =, too")
     return(model)

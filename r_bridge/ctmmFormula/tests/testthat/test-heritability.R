@@ -131,6 +131,53 @@ test_that("all genes have the same numbers", {
   expect_true(all(c("p_heritability:one_bh", "p_heritability:two_shared") %in% names(by_default)))
 })
 
+test_that("every gene may have the kinship of the variants around it", {
+  need_python()
+  set.seed(3)
+  G <- matrix(rbinom(72 * 40, 2, 0.3), 72, dimnames = list(donors, sprintf("rs%d", 1:40)))
+  variants <- data.frame(chromosome = "1", position = 1000 * (1:40))
+  positions <- data.frame(chromosome = c("chr1", "chr1", "chr2"), start = c(28000, 9000, 1),
+                          end = c(30000, 10000, 9), row.names = c("a", "b", "c"))
+  expr <- rbind(a = pseudobulk$expr, b = rev(pseudobulk$expr), c = pseudobulk$expr)
+  nu <- matrix(pseudobulk$nu, 3, nrow(pseudobulk), byrow = TRUE)
+  scan <- function(...) suppressWarnings(ctmm_genes(~ celltype + sex, data = pseudobulk, expr = expr, nu = nu,
+                                                    structure = "hom", ...))
+  found <- scan(genotypes = G, variants = variants, window = 5000, positions = positions, progress = TRUE)
+  expect_identical(found$gene, c("a", "b", "c"))
+  expect_identical(found$n_snps, c(13L, 12L, 0L))
+  expect_match(found$reason[3L], "no genotypes of chromosome 2")
+  own <- list(a = 23:35, b = 4:15)
+  d <- pseudobulk
+  for (gene in c("a", "b")) {
+    d$expr <- expr[gene, ]
+    d$nu <- nu[1L, ]
+    fit <- ctmm(expr ~ celltype + sex, kinship = list(cis = G[, own[[gene]]]), structure = "hom", data = d)
+    expect_equal(unlist(found[found$gene == gene, names(fit$vcomp)]), fit$vcomp, tolerance = 1e-6)
+    expect_equal(found$stat_heritability[found$gene == gene], test_heritability(fit)$statistic[[1L]],
+                 tolerance = 1e-4)
+  }
+  tss <- data.frame(chromosome = 1, tss = c(29000, 9500), row.names = c("a", "b"))
+  both <- scan(genotypes = G, variants = variants, window = 6000, positions = tss,
+               kinship = list(trans = K), genetic_structure = "hom")
+  expect_true(all(c("cis:hom", "trans:hom", "p_heritability:cis", "p_heritability:trans") %in% names(both)))
+  expect_identical(both$n_snps, c(13L, 12L, 0L))
+  bad <- list(
+    list(list(genotypes = G), "give window = 500000 and positions ="),
+    list(list(window = 5), "belong to genotypes ="),
+    list(list(genotypes = G, window = 5000, positions = positions), "variants = must be a data frame"),
+    list(list(genotypes = G, window = 5000, positions = positions, variants = variants[-1, ]), "39 rows"),
+    list(list(genotypes = G, window = -1, positions = positions, variants = variants), "window = must be"),
+    list(list(genotypes = G, window = 5000, positions = tss[0, ], variants = variants), "none of the genes"),
+    list(list(genotypes = G, window = 5000, positions = positions["start"], variants = variants),
+         "positions = must be"),
+    list(list(genotypes = G, window = 5000, positions = data.frame(chromosome = 1, tss = 1),
+              variants = variants), "its rows are numbered"),
+    list(list(genotypes = G, window = 5000, positions = positions, variants = variants,
+              kinship = list(cis = K)), "every gene's own window"),
+    list(list(genotypes = "nowhere.bed", window = 5000, positions = positions), "there is no file"))
+  for (one in bad) expect_error(do.call(scan, one[[1L]]), one[[2L]], class = "ctmm_error")
+})
+
 test_that("kinships that are none are refused", {
   need_python()
   bad <- list(
