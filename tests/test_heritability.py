@@ -138,6 +138,8 @@ def test_other_methods(df, K, G, method, tmp_path):
     res = ctmm.fit(FORMULA, structure="iid", kinship={"cis": G, "trans": K}, method=method, data=df)
     likely = method != "robust"
     assert res.method == method and res.cov_type == ("model" if likely else "jackknife")
+    by = {"reml": "kenward-roger", "ml": "model", "robust": "jackknife"}[method]
+    assert by in res.test_mean().method
     assert res.bounds == ("nonnegative" if likely else "none")
     assert ("weighed by the measured noise" in " ".join(res.notes)) == likely
     if likely:
@@ -149,8 +151,15 @@ def test_other_methods(df, K, G, method, tmp_path):
         with pytest.raises(ctmm.CTMMError, match="lacks a kinship of"):
             res.compare_lr_test(other)
         assert 0 <= res.test_variance("lrt").pvalue < 0.05
-        with pytest.raises(ctmm.CTMMError, match="kenward-roger"):
-            res.cov_params("kenward-roger")
+        if method == "reml":
+            more = res.cov_params("kenward-roger") - res.cov_params("model")
+            assert np.linalg.eigvalsh(more)[-1] > 0
+            df = res.effects("sex").table["df"]
+            assert (df > 20).all() and abs(df.iloc[0] - res.df_resid) > 1
+        else:
+            with pytest.raises(ctmm.CTMMError, match="adjusts fits by REML"):
+                res.cov_params("kenward-roger")
+        assert "inverse average information" in str(res.summary())
         with pytest.raises(ctmm.CTMMError, match="one_step= takes donors as unrelated"):
             res.jackknife(one_step=True)
         assert "information of the model" in res.heritability().target

@@ -3,6 +3,7 @@
 import json
 
 import dense
+import dense_kr
 import numpy as np
 import pytest
 from conftest import SHARED, quick_first
@@ -23,6 +24,13 @@ def point(model, negative=False):
         for term, at in zip(model.kinship, model.kinship_slices, strict=True):
             theta[at.stop - 1] = -0.03 / np.linalg.norm(term.kernel.whole, 2)
     return theta
+
+
+def of_means(model):
+    """The same with the noise of every cell type at its mean."""
+    rows, types = model.active_rows, model.H.argmax(axis=1)
+    mean = np.bincount(types[rows], model.nu[rows]) / np.bincount(types[rows])
+    return model.with_response(model.y, mean[types])
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -55,6 +63,31 @@ def test_of_donors_left_out():
     at = related_likelihood.evaluate(model, theta, True)
     assert at.llf == pytest.approx(dense.llf(model, theta, "reml"), abs=1e-8)
     close(at.score, dense.score(model, theta, "reml"), 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "random", "limit"),
+    [("family", "none", 0), ("wide window", "none", 0), ("both", "batch", 3000),
+     ("family", "crossed", 3000), ("window", "celltype-specific", 3000)],
+)  # fmt: skip
+def test_how_the_fixed_effects_move(kernels, random, limit, monkeypatch):
+    """Kenward and Roger's covariance and Satterthwaite's degrees of freedom by n x n matrices."""
+    monkeypatch.setattr(related_likelihood, "LARGEST", limit)
+    model = related(make(random=random, missing=limit > 0), KERNELS[kernels](30))
+    model = model if limit else of_means(model)
+    assert related_likelihood.is_rotated(model) == (limit == 0)
+    theta = point(model)
+    known = dense_kr.adjusted(model, theta)
+    found = related_likelihood.variation(model, theta, known.W)
+    close(found.root @ found.root.T, known.Phi, 1e-9)
+    adjusted = found.root @ (np.eye(len(found.root)) + found.inflation) @ found.root.T
+    close(adjusted, known.cov, 1e-9)
+    assert np.abs(found.inflation).max() > 1e-3
+    for row in np.eye(len(known.Phi)):
+        z = row @ found.root
+        moves = np.einsum("i,kij,j->k", z, found.slopes, z)
+        df = 2.0 * (z @ z) ** 2 / (moves @ moves)
+        assert df == pytest.approx(dense_kr.satterthwaite(known, row), rel=1e-8)
 
 
 def test_outside():
@@ -122,13 +155,6 @@ def test_nothing_in_the_domain_is_better(structure, bounds, method):
 
 # ---------------------------------------------------------------------------------------------
 # rotated donors
-
-
-def of_means(model):
-    """The same with the noise of every cell type at its mean."""
-    rows, types = model.active_rows, model.H.argmax(axis=1)
-    mean = np.bincount(types[rows], model.nu[rows]) / np.bincount(types[rows])
-    return model.with_response(model.y, mean[types])
 
 
 @pytest.mark.parametrize("method", ["reml", "ml"])

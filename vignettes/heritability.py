@@ -179,5 +179,6 @@ ctmm.plots.qq(p).figure
 #   file knows by which genotypes it was made.
 # - `res.genetic_values(K)` predicts genetic values, also of donors without expression.
 # - In R: `ctmm(expr ~ celltype, kinship = K, data = df)`, `heritability(fit)`,
-#   `test_heritability(fit)`, `ctmm_genes(..., kinship = K)`.
+#   `test_heritability(fit)`, `ctmm_genes(..., kinship = K)`, and a window for each gene by
+#   `ctmm_genes(..., genotypes = "cohort.bed", window = 500000, positions = table)`.
 # - Single variants, in place of all of a window: `ctmm.scan_donors(res, table)`.

@@ -379,7 +379,12 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # $$ \Sigma^{-1} = S - SB\,\Gamma B'S, \quad \Gamma = R(s + R'WR)^{-1}R', \quad
 # \log|\Sigma| = \log|\Sigma_e| + \log|\det(s + R'WR)| $$
 #
-# so that the order of what is inverted is the rank of $K$ times the number of cell types.  Robust fits
+# so that the order of what is inverted is the rank of $K$ times the number of cell types.  Beyond 3,000
+# donors are rotated, where no pair is missing: with $K = O\,\mathrm{diag}(k)\,O'$, the mean noise $D$ of
+# every type, $A_e + D = LL'$ and $L^{-1}A_gL'^{-1} = V\mathrm{diag}(a)V'$, the rows of $O'Y L'^{-1}V$ ($Y$
+# donors by types) are independent, with variances $1 + k_ja_c$.  What the noise has beside its mean,
+# $E = \mathrm{diag}(\nu) - D$, centres: the score is half of
+# $r'\Sigma_kr - \mathrm{tr}P\Sigma_k - \mathrm{tr}P\Sigma_kPE$.  Robust fits
 # take one step: with $S_i^{-1} = H_iAH_i' + \mathrm{diag}(w_i)$ of the robust fit without the kinship,
 # they are the moments above of the rows $O_iS_i^{1/2}y_i$, $O_i$ the axes of
 # $S_i^{1/2}\mathrm{diag}(\nu_i)S_i^{1/2}$, whose noise no two rows share.
@@ -399,6 +404,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # | a kernel, its products and scale | `engine.relatedness.Kernel` |
 # | $G$ with kernels | `engine.he.moment_matrix` |
 # | likelihoods with kernels | `engine.related_likelihood.Joined` |
+# | rotated donors | `engine.related_spectral.Rotated` |
 # | weighted moments | `engine.related_moments.weighted` |
 # | what relatives add to errors of $b$ | `engine.he.between_donors` |
 # | heritabilities and genetic correlations | `results.heritability.heritability` |

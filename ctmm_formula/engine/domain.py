@@ -214,3 +214,9 @@ def _cones(
     )
     active = np.ones(len(sizes), dtype=bool)
     return Constraint(lower, S, np.zeros(len(W)), tiles, blocks, active, False)
+
+
+def lower_bounds(model: Model, domain: Domain) -> np.ndarray:
+    """Lower bounds of all components, those of the kinship among them, (K,); -inf without one."""
+    genetic = (constrain_genetic(term.basis, domain).lower for term in model.kinship)
+    return np.concatenate([constrain(model.unrelated, domain).lower, *genetic])

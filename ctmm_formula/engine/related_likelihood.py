@@ -36,7 +36,7 @@ from ..arguments import choose
 from ..errors import ConvergenceError
 from . import he, kernels
 from .blup import covariance_parts
-from .domain import Constraint, Domain, constrain, constrain_genetic
+from .domain import Constraint, Domain, constrain, constrain_genetic, lower_bounds
 from .estimate import At, Convergence, Estimate
 from .likelihood import (
     LIKELIHOODS,
@@ -51,7 +51,7 @@ from .likelihood import (
 from .model import Model
 from .optimize import EDGE, INTERIOR, STALLED
 from .precision import level_matrix
-from .related_spectral import Rotated, rotates
+from .related_spectral import Fixed, Rotated, rotates
 
 LARGEST = 3000
 """Order M of the largest matrix that is inverted: a fit takes minutes there."""
@@ -179,24 +179,33 @@ class Joined:
         if not full:
             return At(llf, nan[0], nan, beta, root @ root.T)
         traces = inner.traces(U if reml else U[:, :0])
-        F, squares = self._moved(r)
+        F = self._moved(r[:, None])[..., 0].T
         PF = inner.solve(F) - U @ (U.T @ F)
-        return At(llf, 0.5 * (squares - traces), 0.5 * F.T @ PF, beta, root @ root.T)
+        return At(llf, 0.5 * (F.T @ r - traces), 0.5 * F.T @ PF, beta, root @ root.T)
 
-    def _moved(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sigma_k r of every component, (n, K), and r'Sigma_k r."""
-        model = self.model
-        u = self.H.transpose(0, 2, 1) @ self.spread(r[:, None])
-        out = [self.gather(self.H @ (B @ u))[:, 0] for B in model.basis]
+    def fixed(self, theta: np.ndarray) -> Fixed | None:
+        """What the fixed effects move with at theta, None where Sigma is not positive definite."""
+        inner = _Inner.of(self, theta)
+        if inner is None:
+            return None
+        SX = inner.solve(self.X)
+        low = np.linalg.cholesky(self.X.T @ SX)
+        U = np.linalg.solve(low, SX.T).T
+        return Fixed(low, U, self._moved(U), inner.solve)
+
+    def _moved(self, R: np.ndarray) -> np.ndarray:
+        """Sigma_k R of every component for R (n, j), (K, n, j)."""
+        model, own = self.model, self.spread(R)
+        u = self.H.transpose(0, 2, 1) @ own
+        out = [self.gather(self.H @ (B @ u)) for B in model.basis]
         for k in range(len(model.random)):
             Z = self.Z[:, self.component == k]
-            out.append(Z @ (Z.T @ r))
+            out.append(Z @ (Z.T @ R))
         for root, load, basis in self.terms:
-            own = (load.transpose(0, 2, 1) @ self.spread(r[:, None]))[..., 0]  # (N, c)
-            met = root @ (root.T @ own)
-            out += [self.gather(load @ (met @ B)[..., None])[:, 0] for B in basis]
-        F = np.array(out).T
-        return F, F.T @ r
+            met = load.transpose(0, 2, 1) @ own  # (N, c, j)
+            met = (root @ (root.T @ met.reshape(len(met), -1))).reshape(met.shape)
+            out += [self.gather(load @ (B @ met)) for B in basis]
+        return np.array(out)
 
 
 @dataclass(frozen=True)
@@ -455,7 +464,7 @@ class _Walls:
     def __init__(self, model: Model, domain: Domain) -> None:
         own = constrain(model.unrelated, domain)
         genetic = [constrain_genetic(term.basis, domain) for term in model.kinship]
-        self.lower = np.concatenate([own.lower, *(one.lower for one in genetic)])
+        self.lower = lower_bounds(model, domain)
         places = [slice(0, len(model.S)), *model.kinship_slices]
         every = zip([own, *genetic], places, strict=True)
         self.parts = [(one, at) for one, at in every if len(one.active)]
@@ -615,6 +624,37 @@ def evaluate(model: Model, theta: np.ndarray, reml: bool, full: bool = True) -> 
     if at is None or not reml:
         return at
     return replace(at, llf=at.llf + coding_constant(model))
+
+
+class Moves(NamedTuple):
+    """How the covariance of the fixed effects moves with theta, see ``engine.variation``.
+
+    root (p, p); slopes (K, p, p); inflation (p, p).
+    """
+
+    root: np.ndarray
+    slopes: np.ndarray
+    inflation: np.ndarray
+
+
+def variation(model: Model, theta: np.ndarray, W: np.ndarray) -> Moves:
+    """Derivatives at `theta`, whose estimate has the covariance `W` (K, K).
+
+    Raises
+    ------
+    ConvergenceError
+        Sigma is not positive definite.
+    """
+    found = (Rotated(model) if is_rotated(model) else Joined(model)).fixed(theta)
+    if found is None:
+        raise ConvergenceError("the covariance of the data is not positive definite")
+    values, axes = np.linalg.eigh(W)
+    half = (axes * np.sqrt(np.clip(values, 0.0, None))).T
+    slopes = np.tensordot(half, found.U.T @ found.moved, axes=1)
+    moved = np.tensordot(half, found.moved, axes=1).transpose(1, 0, 2)  # (n, K, p)
+    met = found.solve(moved.reshape(len(moved), -1)).reshape(moved.shape)
+    C = np.tensordot(moved, met, axes=([0, 1], [0, 1])) - (slopes @ slopes).sum(axis=0)
+    return Moves(np.linalg.solve(found.low, model.back.T).T, slopes, C + C.T)
 
 
 def _centred(model: Model, scale: float) -> Model:

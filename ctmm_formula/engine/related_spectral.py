@@ -21,6 +21,8 @@ where nu is the same for all donors this is the exact likelihood, else a quasi-l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
@@ -29,6 +31,19 @@ from .estimate import At
 from .model import Model
 
 _LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Fixed(NamedTuple):
+    """Fixed effects at one theta, whose X'Sigma^-1 X is low low'.
+
+    low (p, p); U (n, p), Sigma^-1 X low'^-1; moved (K, n, p), Sigma_k U of every component; solve:
+    Sigma^-1 Y of Y (n, j).  Rows may be turned.
+    """
+
+    low: np.ndarray
+    U: np.ndarray
+    moved: np.ndarray
+    solve: Callable[[np.ndarray], np.ndarray]
 
 
 def rotates(model: Model) -> bool:
@@ -129,6 +144,23 @@ class Rotated:
         flat, U = np.array(F).reshape(len(F), -1), U.reshape(-1, p)
         PF = flat * w.ravel() - (flat @ U) @ U.T
         return At(-0.5 * log, np.array(score), 0.5 * flat @ PF.T, beta, root @ root.T)
+
+    def fixed(self, theta: np.ndarray) -> Fixed | None:
+        """What the fixed effects move with at theta, None where Sigma is not positive definite."""
+        k = len(self.own)
+        found = self._types(theta[:k], theta[k:])
+        if found is None:
+            return None
+        T, w, _ = found
+        X = T @ self.X
+        SX = (w[..., None] * X).reshape(-1, X.shape[2])
+        low = np.linalg.cholesky(X.reshape(SX.shape).T @ SX)
+        U = np.linalg.solve(low, SX.T).T
+        turned = U.reshape(X.shape)
+        moved = [B @ turned for B in T @ self.own @ T.T]
+        moved += [self.size[:, None, None] * (B @ turned) for B in T @ self.related @ T.T]
+        every = np.array(moved).reshape(len(theta), *U.shape)
+        return Fixed(low, U, every, lambda Y: w.ravel()[:, None] * Y)
 
     def _types(
         self, own: np.ndarray, related: np.ndarray

@@ -272,9 +272,7 @@ class Fit:
         elif np.isnan(cov[p:, p:]).any():
             reason = SINGULAR
         own = None
-        if (
-            self.has_likelihood and not self.model.kinship
-        ):  # moments have no covariance of theta to take them from
+        if self.has_likelihood:  # moments have no covariance of theta to take them from
             own = Satterthwaite(self.model, self.domain, self.estimate, cov, self.df_resid)
         return Errors(cov, MODEL, self.df_resid, None, reason, own)
 
@@ -291,11 +289,6 @@ class Fit:
             raise CTMMError(
                 "covariance='kenward-roger' adjusts fits by REML, this one is by "
                 f"{self._called}: fit by method='reml'"
-            )
-        if self.model.kinship:
-            raise CTMMError(
-                "covariance='kenward-roger' takes donors as unrelated, and the fit has a kinship: "
-                "use covariance='model'"
             )
         model = self.model_errors
         own = KenwardRoger(self.model, self.domain, self.estimate, model.cov, self.df_resid)
@@ -499,14 +492,14 @@ def errors_of_fixed(method: str, robust: bool, related: bool = False) -> str:
     """Errors that tests of fixed effects after `method` use unless told others.
 
     Robust ones wherever they can be had (`robust`: numbers of cells are known, and there are
-    units to leave out), as counts bias whatever weighs by their measured noise; with a kinship
-    (`related`) those of the fit.
+    units to leave out), as counts bias whatever weighs by their measured noise.  With a kinship
+    (`related`) there are none; other fits than REML then have their own.
 
     >>> errors_of_fixed("reml", True), errors_of_fixed("reml", False), errors_of_fixed("he", False)
     ('robust', 'kenward-roger', 'jackknife')
     """
     if related:
-        return own_errors_of(method, related)
+        return KENWARD_ROGER if method == "reml" else own_errors_of(method, related)
     if robust or method in CLUSTERED:
         return ROBUST
     return KENWARD_ROGER if method == "reml" else JACKKNIFE

@@ -27,9 +27,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ..engine.domain import Domain, constrain
+from ..engine import related_likelihood
+from ..engine.domain import Domain, lower_bounds
 from ..engine.estimate import Estimate
 from ..engine.model import Model
+from ..engine.related_likelihood import Moves
 from ..engine.variation import Variation, variation
 from ..errors import CTMMError
 from .testing import Law
@@ -100,7 +102,7 @@ class Satterthwaite:
     @property
     def reason(self) -> str:
         """Why fixed effects have no degrees of freedom, or ""."""
-        return "" if isinstance(self._found, Variation) else self._found
+        return self._found if isinstance(self._found, str) else ""
 
     @property
     def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -127,22 +129,23 @@ class Satterthwaite:
     def W(self) -> np.ndarray:
         """Covariance of theta, zero for components on a lower bound; NaN where there is none."""
         at = self.estimate
-        free = np.ix_(*2 * [at.theta > constrain(self.model, self.domain).lower])
+        free = np.ix_(*2 * [at.theta > lower_bounds(self.model, self.domain)])
         out = np.zeros_like(at.information)
         out[free] = information_cov(at.information[free])
         return out
 
     @cached_property
-    def _found(self) -> Variation | str:
+    def _found(self) -> Variation | Moves | str:
         if not np.isfinite(self.W).all():
             return SINGULAR
         try:
-            return variation(self.model, self.estimate.theta, self.W)
+            found = related_likelihood.variation if self.model.kinship else variation
+            return found(self.model, self.estimate.theta, self.W)
         except (CTMMError, np.linalg.LinAlgError) as error:
             return f"the covariance of the fixed effects has no derivatives: {error}"
 
     @property
-    def _at(self) -> Variation:
+    def _at(self) -> Variation | Moves:
         found = self._found
         if isinstance(found, str):
             raise CTMMError(found)

@@ -42,16 +42,15 @@ _ROBUST = (
     "coef / std err, and intervals hold the values that it does not reject.",
 )
 _OF_MODEL = "Standard errors: model (inverse {} information), as if the noise variances were known."
-_INFORMATION = _OF_MODEL.format("expected")
 _OWN_DF = (
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "(donors less parameters), one-sided."
 )
 _OWN = {
     "robust": _ROBUST,
-    "model": (_INFORMATION, _OWN_DF),
+    "model": (_OF_MODEL, _OWN_DF),
     "kenward-roger": (
-        "Standard errors: Kenward and Roger's, of variances by the inverse expected information.",
+        "Standard errors: Kenward and Roger's, of variances by the inverse {} information.",
         _OWN_DF,
     ),
 }
@@ -349,8 +348,10 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     related = ", of fixed effects with what related donors add" if fit.design.kinship else ""
     if fit.numbers.is_clustered:
         df = f"the residual df ({units} less one)"
+    information = "average" if fit.design.kinship else "expected"
+    own = _OWN.get(errors.name, ())
     said = [
-        _OF_MODEL.format("average" if fit.design.kinship else "expected")
+        _OF_MODEL.format(information)
         if errors.name == "model"
         else f"Standard errors: {over}{related}.",
         f"P values by t with {df}, one-sided for variances."
@@ -358,7 +359,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
         else "No p values and intervals, as there are no residual df (donors less parameters).",
     ]
     return [
-        *([text.format(units=units) for text in _OWN[errors.name]] if errors.own else said),
+        *([text.format(information, units=units) for text in own] if errors.own else said),
         *([f"{errors.missing[:1].upper()}{errors.missing[1:]}."] if errors.missing else []),
         *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
