@@ -9,13 +9,15 @@ Four cell types, A = .25 J + diag(.05, .1, .2, .4) between donors.  "Gaussian": 
 pair (log-uniform), the variance between cells 4 times a lognormal variable of coefficient of
 variation .4, nu the variance of that many Gaussian cells over their number.  "Counts": Poisson
 counts of a mean of 2 exp(.6 times the donor's effects) a cell, nu and nu2 from the cells.  Donors
-are Gaussian, t with 5 degrees of freedom or lognormal (sd of logarithms .8), of variance A.  In "a
+are Gaussian, t with 5 degrees of freedom, lognormal (sd of logarithms .8), or half of it is that of
+a genotype ("genotypes"), of variance A.  In "a
 third" the second group has a third of the cells.  Fixed effects: every type in every group.  "A
 trend": a number of donors, uniform in 0 to 1, by which A grows (``by="age"``), or does not; fixed
 effects are slopes.  Batches have a variance of .1 and half of the cells of all groups.
 
-Beside them, from the same pseudobulk taken as exact: Brown and Forsythe's test and the F test of
-two variances, of every cell type.
+Beside them, from the same pseudobulk taken as exact: Brown and Forsythe's test, the t test of
+absolute deviations from the groups' means ("deviations", as DiffVar's without its moderation over
+genes) and the F test of two variances, of every cell type.
 """
 
 from __future__ import annotations
@@ -49,14 +51,15 @@ from ctmm_formula.structures import Crossing, cross, resolve
 
 OUT = Path(__file__).with_suffix(".md")
 TYPES = ("A", "B", "C", "D")
-V, SIGMA2 = np.array([0.05, 0.1, 0.2, 0.4]), 0.25
+V, SIGMA2 = (0.05, 0.1, 0.2, 0.4), 0.25
 ALPHAS = (0.05, 0.01)
 
 
 class Setting(NamedTuple):
     """Donors of the groups (or under both conditions; of a trend all and none), cells of the second
-    as a share of the first's, donors' law, kind of cells, variances of the second group or of
-    responses, share of missing pairs, number of batches."""
+    as a share of the first's, donors' law, kind of cells, variances of the second group (of all, of
+    the last type's own and the shared one) or of responses, share of missing pairs, number of
+    batches, coefficient of variation of errors of nu, variances of types."""
 
     donors: tuple[int, ...]
     share: float = 1.0
@@ -67,6 +70,10 @@ class Setting(NamedTuple):
     own: float = 0.0
     missing: float = 0.0
     batches: int = 0
+    cv: float = 0.0
+    V: tuple[float, ...] = V
+    last: float = 1.0
+    J: float = 1.0
 
     @property
     def trend(self) -> bool:
@@ -74,7 +81,7 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        third = ", a third" if self.share < 1.0 else ""
+        third = {1.0: "", 1 / 3: ", a third"}.get(self.share, f", {self.share:g} times the cells")
         groups = f"{self.donors[0]}, a trend" if self.trend else " and ".join(map(str, self.donors))
         return f"{groups}{third}, {self.law}, {self.cells}"
 
@@ -96,9 +103,14 @@ MORE = [
     for donors, share in (((40, 40, 40), 1 / 3), ((20, 20, 20), 1 / 3), ((100,), 1.0))
     for law, cells in (("normal", "Gaussian"), ("t5", "Gaussian"), ("normal", "counts"))
 ] + [Setting((40,)), Setting((100,), missing=0.15), Setting((96,), batches=12)]  # fmt: skip
+MORE += [
+    Setting((50, 50), 1 / 3, cv=0.45), Setting((50, 50), 1 / 3, "genotypes"),
+    Setting((20, 60), 1 / 3, missing=0.1),
+]  # fmt: skip
 MORE_POWER = [
     Setting((40, 40, 40), factor=2.0), Setting((100,), factor=3.0),
     Setting((50, 50), factor=2.0, missing=0.15), Setting((50, 50), factor=2.0, batches=12),
+    Setting((50, 50), last=6.0, V=(0.1,) * 4), Setting((50, 50), 3.0, J=2.5, V=(0.1,) * 4),
 ]  # fmt: skip
 POWER = [
     Setting((50, 50), 1.0, factor=2.0),
@@ -111,6 +123,7 @@ RESPONSE = [
     for share in (1.0, 1 / 3)
     for cells in ("Gaussian", "counts")
 ] + [Setting((50, 50), 1.0, law) for law in ("t5", "lognormal")]
+RESPONSE += [Setting((n, n), 1 / 3, cv=0.45) for n in (20, 50)]
 RESPONSE_POWER = [
     Setting((20, 20), own=0.15), Setting((50, 50), own=0.1), Setting((50, 50), shared=0.05),
     Setting((50, 50), own=1.0), Setting((50, 50), 1 / 3, cells="counts", own=1.0),
@@ -122,6 +135,9 @@ def draws(law: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
     """Effects of mean 0 and variance 1."""
     if law == "t5":
         return rng.standard_t(5, shape) / math.sqrt(5 / 3)
+    if law == "genotypes":
+        return math.sqrt(0.5) * (rng.binomial(2, 0.5, shape) * math.sqrt(2.0) - math.sqrt(2.0)
+                                 + rng.normal(size=shape))  # fmt: skip
     if law == "lognormal":
         s = 0.8
         raw = np.exp(s * rng.normal(size=shape) - s * s / 2)
@@ -167,7 +183,9 @@ def pairs(setting: Setting, within: bool, rng: np.random.Generator) -> Pairs:
     if not within:
         group = np.searchsorted(np.cumsum(setting.donors), donor, side="right")
     effects = math.sqrt(SIGMA2) * draws(setting.law, (N,), rng)[donor]
-    effects += (np.sqrt(V) * draws(setting.law, (N, C), rng))[donor, celltype]
+    effects *= np.where(group == 1, math.sqrt(setting.J), 1.0)
+    own = (np.sqrt(setting.V) * draws(setting.law, (N, C), rng))[donor, celltype]
+    effects += own * np.where((group == 1) & (celltype == C - 1), math.sqrt(setting.last), 1.0)
     if within:
         effects += math.sqrt(setting.shared) * rng.normal(size=(N, 2))[donor, group]
         own = math.sqrt(setting.own) * rng.normal(size=(N, 2))[donor, group]
@@ -183,7 +201,10 @@ def pairs(setting: Setting, within: bool, rng: np.random.Generator) -> Pairs:
         effects += math.sqrt(0.1) * rng.normal(size=setting.batches)[batch]
     n = np.exp(rng.uniform(math.log(10), math.log(120), len(donor)))
     n = np.maximum(np.round(n * np.where(group == 1, setting.share, 1.0)), 4).astype(int)
-    out = Pairs(donor, celltype, group, *measured(effects, n, setting.cells, rng), n, batch, x)
+    y, nu, nu2 = measured(effects, n, setting.cells, rng)
+    if setting.cv:
+        nu = nu * rng.gamma(1.0 / setting.cv**2, setting.cv**2, len(nu))
+    out = Pairs(donor, celltype, group, y, nu, nu2, n, batch, x)
     if not setting.missing:
         return out
     keep = rng.random(len(donor)) >= setting.missing
@@ -213,21 +234,26 @@ def model_of(within: bool, data: Pairs):
 
 
 def naive(celltype, group, y) -> list[list[float]]:
-    """Brown-Forsythe's and F's p values of every cell type, noise taken for biology."""
-    brown, f = [], []
+    """P values of Brown and Forsythe, by absolute deviations, and of F of every cell type.
+
+    Noise is taken for biology.
+    """
+    brown, deviations, f = [], [], []
     if group.max() == 0:  # of a trend there are no groups
-        return [[math.nan] * 4] * 2
+        return [[math.nan] * 4] * 3
     for c in range(4):
         a, b = (y[(celltype == c) & (group == g)] for g in (0, 1))
         brown.append(stats.levene(a, b, center="median").pvalue)
+        own = [np.abs(z - z.mean()) * math.sqrt(len(z) / (len(z) - 1)) for z in (a, b)]
+        deviations.append(stats.ttest_ind(*own).pvalue)
         tail = stats.f.sf(a.var(ddof=1) / b.var(ddof=1), len(a) - 1, len(b) - 1)
         f.append(2 * min(tail, 1 - tail))
-    return [brown, f]
+    return [brown, deviations, f]
 
 
 COLUMNS = {
     "groups": ["overall law", "overall empirical", "overall", "shared", "type law",
-               "type empirical", "type", "Brown-Forsythe", "F"],
+               "type empirical", "type", "Brown-Forsythe", "deviations", "F"],
     "response": ["overall", "shared", "specific", "type 3", "other types", "type 3, all rows",
                  "other types, all rows"],
 }  # fmt: skip
@@ -277,23 +303,29 @@ def one_set(what: str, setting: Setting, seed: list[int]) -> list[list[float]]:
 def line(what: str, setting: Setting, sets: int, number: int) -> str:
     """A line of the table: rates at both levels, with standard errors of the first."""
     found = [one_set(what, setting, [number, k]) for k in range(sets)]
-    cells = []
-    for column in range(len(COLUMNS[what])):
-        p = np.array([one[column] for one in found])
-        if np.isnan(p).all():
-            cells.append("")
-            continue
-        hits = [np.nanmean(p < alpha, axis=0) for alpha in ALPHAS]
-        # tests of one data set depend on each other: its errors are those of their mean
-        se = (p < ALPHAS[0]).mean(axis=1).std(ddof=1) / math.sqrt(sets)
-        spread = f" ({hits[0].min():.3f}-{hits[0].max():.3f})" if p.shape[1] > 1 else ""
-        cells.append(f"{hits[0].mean():.3f}{spread} ± {se:.3f}; {hits[1].mean():.3f}")
+    cells = [rates([one[column] for one in found]) for column in range(len(COLUMNS[what]))]
     return f"| {label(setting)} | {sets} | {' | '.join(cells)} |"
+
+
+def rates(p_values: list[list[float]]) -> str:
+    """Rates of rejection of p values (sets, tests), one cell of the table."""
+    p = np.array(p_values)
+    if np.isnan(p).all():
+        return ""
+    hits = [np.nanmean(p < alpha, axis=0) for alpha in ALPHAS]
+    # tests of one data set depend on each other: its errors are those of their mean
+    se = (p < ALPHAS[0]).mean(axis=1).std(ddof=1) / math.sqrt(len(p))
+    spread = f" ({hits[0].min():.3f}-{hits[0].max():.3f})" if p.shape[1] > 1 else ""
+    return f"{hits[0].mean():.3f}{spread} ± {se:.3f}; {hits[1].mean():.3f}"
 
 
 def label(setting: Setting) -> str:
     """The setting, and what differs in it."""
     more = [f"A x {setting.factor:g}"] * (setting.factor != 1.0)
+    more += [f"V of the last type x {setting.last:g}"] * (setting.last != 1.0)
+    more += [f"shared x {setting.J:g}"] * (setting.J != 1.0)
+    more += [f"V {setting.V[0]:g} each"] * (len(set(setting.V)) == 1)
+    more += [f"errors of nu {setting.cv:g}"] * (setting.cv > 0)
     more += [f"shared response {setting.shared:g}"] * (setting.shared > 0)
     more += [f"response of type 3 {setting.own:g}"] * (setting.own > 0)
     more += [f"{setting.missing:.0%} of pairs missing"] * (setting.missing > 0)
@@ -314,9 +346,9 @@ TITLE = """# Tests of groups and of responses
 Written by `group_levels.py`, seeded by setting and number of the data set.  Rates of rejection at
 .05 (of several types their mean and range) with standard error, then at .01.  *overall*, *shared*
 and *type* are the p values that count: with fewer than 40 donors in a group the larger of both
-laws', else the empirical.  Brown-Forsythe and F take the pseudobulk as exact, and compare the
-first two groups.  Of three groups each is tested against the others, and the p values that count
-are those of all of them together; *law* and *empirical* are of the first.  Of responses, *shared*
+laws', else the empirical.  Brown-Forsythe, deviations (DiffVar's kind) and F take the pseudobulk as
+exact, and compare the first two groups.  Of three groups each is tested against the others, and the
+p values that count are those of all of them together; *law* and *empirical* are of the first.  Of responses, *shared*
 is beside every type's own, *specific* beside what all share, and types go by their own rows;
 *all rows*: the same by the rows of all types, beside what conditions share.
 """
