@@ -14,6 +14,7 @@ import pytest
 from conftest import SHARED, not_here
 from scipy import stats
 
+import ctmm_formula as ctmm
 import ctmm_formula.inference.fit as fit_module
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.draws import draw
@@ -835,3 +836,39 @@ def test_published_jackknife_tests(method, tolerance, published, gene, make_mode
         "V": ask(fit, "jackknife").pvalue,
     }
     assert got == pytest.approx({key: p[key] for key in got}, rel=tolerance)
+
+
+def silent_table(silent):
+    """Counts of four types, of which some have none."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(40):
+        a = 0.3 * rng.normal()
+        for c in range(4):
+            n = int(rng.integers(20, 100))
+            rate = 0.0 if c in silent else np.exp(a + 0.4 * rng.normal())
+            x = np.log1p(2 * rng.poisson(rate, n))
+            rows.append((f"d{i}", f"t{c}", x.mean(), x.var(ddof=1) / n, n, f"b{i % 5}"))
+    return pd.DataFrame(rows, columns=["donor", "celltype", "expr", "nu", "n_cells", "batch"])
+
+
+@pytest.mark.parametrize("silent", [(3,), (0, 2)])
+@pytest.mark.parametrize("random", [None, "batch", "(celltype|batch)"])
+def test_types_without_counts_are_left_out_of_the_score_test(silent, random):
+    """They say that nothing varies, to any precision, which the shared variance would obey."""
+    table = silent_table(silent)
+    test = ctmm.fit("expr ~ C(celltype)", random=random, data=table).test_variance()
+    names = [f"t{c}" for c in silent]
+    seen = table[~table["celltype"].isin(names)]
+    alone = ctmm.fit("expr ~ C(celltype)", random=random, data=seen).test_variance()
+    assert test.log_pvalue == pytest.approx(alone.log_pvalue, rel=1e-6)
+    for name, p in test.extra["celltype"].items():
+        if name in names:
+            assert np.isnan(p) and f"{name!r}" in test.note
+        else:
+            assert p == pytest.approx(alone.extra["celltype"][name], rel=1e-5)
+    assert "no unbiased squares" not in test.note
+
+
+def test_counts_in_one_type_only_have_no_score_test():
+    test = ctmm.fit("expr ~ C(celltype)", data=silent_table((0, 1, 2))).test_variance()
+    assert np.isnan(test.pvalue) and "in all cell types but 1: too few counts" in test.note

@@ -28,9 +28,19 @@ import numpy as np
 from ..distributions import log_f_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
-from ..engine.model import Model, RandomComponent
+from ..engine.model import Model
 from ..engine.noise import Pooling, pooling, working_noise
-from .score import NOTHING, SILENT, Solved, by_level, loadings, refuse_alike, square_excess
+from .score import (
+    NOTHING,
+    SILENT,
+    Part,
+    Solved,
+    by_level,
+    loadings,
+    part_of,
+    refuse_alike,
+    square_excess,
+)
 from .score_law import Layout, Products, law_of, lay_out, products
 from .tails import Law, tail
 
@@ -114,44 +124,9 @@ def directions_of(
     )  # fmt: skip
 
 
-class RowsOfType(NamedTuple):
-    """The rows of one cell type alone, m of them, for a model of their own.
-
-    Attributes
-    ----------
-    rows : int ndarray, shape (m,)
-    X : ndarray, shape (m, q)
-        Orthonormal columns of what the fixed effects are there.
-    donor : int ndarray, shape (m,)
-        Numbers from 0 without a gap; `donors` are these in the whole model.
-    random : list of RandomComponent
-        Effects of a batch on all types and on this one are the same here, and stand once.
-    """
-
-    rows: np.ndarray
-    X: np.ndarray
-    donor: np.ndarray
-    donors: np.ndarray
-    random: list[RandomComponent]
-
-
-def rows_of_type(model: Model, c: int) -> RowsOfType | None:
+def rows_of_type(model: Model, c: int) -> Part | None:
     """The rows of cell type number `c`; None where there are too few of rows or donors."""
-    rows = np.flatnonzero((model.types[:, c] == 1.0) & model.active_rows)
-    donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
-    if len(donors) < 3:
-        return None
-    left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
-    X = left[:, size > 1e-9 * size[:1].max(initial=0.0)]
-    if len(rows) <= X.shape[1] + 2:
-        return None
-    random = {}
-    for codes, values in model.random:
-        level = np.unique(codes[rows], return_inverse=True)[1]
-        if len(np.unique(level[values[rows] != 0.0])) > 1:
-            key = level.tobytes(), values[rows].tobytes()
-            random[key] = RandomComponent(level, values[rows])
-    return RowsOfType(rows, X, donor, donors, list(random.values()))
+    return part_of(model, np.flatnonzero((model.types[:, c] == 1.0) & model.active_rows))
 
 
 def score_directions(model: Model, design: DirectionDesign, two_sided: bool) -> dict[str, Tested]:

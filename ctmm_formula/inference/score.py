@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ import numpy as np
 from ..distributions import cauchy_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
-from ..engine.model import Model
+from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
 from .score_law import Layout, Products, diagonals, law_of, lay_out, products
@@ -62,6 +62,45 @@ NOTHING = 1e-8  # share of a direction's information that the null's components 
 SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 _HIGH = 0.99  # what a p value counts at most in a combination
 _FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
+
+
+class Part(NamedTuple):
+    """Some rows of a model, m of them, for a model of their own.
+
+    Attributes
+    ----------
+    rows : int ndarray, shape (m,)
+    X : ndarray, shape (m, q)
+        Orthonormal columns of what the fixed effects are there.
+    donor : int ndarray, shape (m,)
+        Numbers from 0 without a gap; `donors` are these in the whole model.
+    random : list of RandomComponent
+        Those with several levels there, and effects that are the same there once.
+    """
+
+    rows: np.ndarray
+    X: np.ndarray
+    donor: np.ndarray
+    donors: np.ndarray
+    random: list[RandomComponent]
+
+
+def part_of(model: Model, rows: np.ndarray) -> Part | None:
+    """Some rows of a model; None where they are too few, or of too few donors."""
+    donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
+    if len(donors) < 3:
+        return None
+    left, size, _ = np.linalg.svd(model.X[rows], full_matrices=False)
+    X = left[:, size > 1e-9 * size[:1].max(initial=0.0)]
+    if len(rows) <= X.shape[1] + 2:
+        return None
+    random = {}
+    for codes, values in model.random:
+        level = np.unique(codes[rows], return_inverse=True)[1]
+        if len(np.unique(level[values[rows] != 0.0])) > 1:
+            key = level.tobytes(), values[rows].tobytes()
+            random[key] = RandomComponent(level, values[rows])
+    return Part(rows, X, donor, donors, list(random.values()))
 
 
 @dataclass(frozen=True)
@@ -87,6 +126,8 @@ class ScoreTest:
         "n_cells", or "mean noise" where cell counts are missing.
     larger : bool
         Whether the larger of the p values of the sum and of the combination counts.
+    silent : tuple of int
+        Numbers of cell types that are left out, as hardly any of their pairs has noise.
     """
 
     statistic: np.ndarray
@@ -100,6 +141,7 @@ class ScoreTest:
     theta_null: np.ndarray
     weights: str
     larger: bool
+    silent: tuple[int, ...] = ()
 
     @property
     def log_pvalue(self) -> float:
@@ -165,6 +207,9 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     """
     C = model.H.shape[1]
     refuse_alike(model.nu[model.active_rows])
+    silent = _silent(model)
+    if silent:
+        return _without(model, silent)
     design = design_of(model) if design is None else design
     noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
     null = null_of(model, noise, design)
@@ -189,6 +234,49 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         theta_null=null.theta,
         weights=design.how.weights,
         larger=_is_sparse(model.nu, design.how),
+    )
+
+
+def _silent(model: Model) -> tuple[int, ...]:
+    """Cell types of which hardly any pair has noise, where others have.
+
+    They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
+    """
+    types = model.types[model.active_rows]
+    if not (types.max(axis=1) == 1.0).all():
+        return ()
+    alike = (model.nu[model.active_rows] == 0.0) @ types / types.sum(axis=0)
+    return tuple(int(c) for c in np.flatnonzero(alike > ALIKE))
+
+
+def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
+    """The test of the other cell types by their rows, NaN of those that are left out."""
+    kept = np.setdiff1d(np.arange(model.H.shape[1]), silent)
+    rows = np.flatnonzero(model.active_rows & (model.types[:, kept].max(axis=1) == 1.0))
+    part = part_of(model, rows) if len(kept) > 1 else None
+    if part is None:
+        raise CTMMError(
+            f"in more than {ALIKE:.0%} of the pairs all cells are alike, in all cell types but "
+            f"{len(kept)}: too few counts to test"
+        )
+    n_cells, nu2 = (None if one is None else one[rows] for one in (model.n_cells, model.nu2))
+    own = build_model(
+        model.y[rows], model.nu[rows], part.X, model.H[rows][:, kept], part.donor,
+        np.ones((1, len(kept), len(kept))), part.random, n_cells, nu2, model.types[rows][:, kept],
+    )  # fmt: skip
+    found = score_test(own)
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        out = np.full(model.H.shape[1], np.nan)
+        out[kept] = values
+        return out
+
+    return replace(
+        found,
+        statistic=placed(found.statistic),
+        pvalue_celltype=placed(found.pvalue_celltype),
+        log_pvalue_celltype=placed(found.log_pvalue_celltype),
+        silent=silent,
     )
 
 

@@ -240,11 +240,15 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     notes = (
         [] if test.weights == "n_cells" else [f"no numbers of cells: weighted by {test.weights}"]
     )
-    if fit.model.nu2 is None and (fit.model.nu[fit.model.active_rows] == 0.0).any():
+    seen = fit.model.active_rows & ~fit.model.types[:, list(test.silent)].any(axis=1)
+    if fit.model.nu2 is None and (fit.model.nu[seen] == 0.0).any():
         notes.append(_NO_SQUARES)
     if test.larger:
         notes.append(_SPARSE)
     types = fit.structure.celltypes
+    if test.silent:
+        lost = ", ".join(repr(types[c]) for c in test.silent)
+        notes.append(f"without {lost}, where cells of a pair are alike in nearly all pairs")
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
     logs = dict(zip(types, test.log_pvalue_celltype.tolist(), strict=True))
     return replace(

@@ -265,7 +265,7 @@ def fit_genes(
     check_tests(rows, len(structures), chosen, why, design.crossing, design.kinship)
     plan = make_plan(
         design, structures, chosen, domain_of(design, bounds, noise_floor), rows,
-        one_step=one_step, draws=n_bootstrap, shares=shares, windows=windows is not None,
+        one_step=one_step, draws=n_bootstrap, shares=shares, windows=windows is not None, why=why,
         entropy=_entropy(rng, path, overwrite) if DRAWS in needs_of(rows.values()) else 0,
     )  # fmt: skip
     refit = Refit(spec, responses, {**options, "env": design.context}, plan, windows)
@@ -369,7 +369,8 @@ def read_scan(
     elif options["proportions"] == _TABLE:
         raise DataError("the scan took its proportions from a table: give it, proportions=")
     domain = Domain(call["bounds"], call["noise_floor"])
-    plan = Plan(layout, call["method"], domain, "", call["one_step"], 1, 0)  # no gene is tested
+    why = str(call.get("why", ""))  # no gene is tested
+    plan = Plan(layout, call["method"], domain, "", call["one_step"], 1, 0, why=why)
     spec = parse(call["formula"], response_required=False)
     if spec.response:
         raise DataError(f"{str(path)!r} is damaged or was edited: its formula has a response")
@@ -493,6 +494,7 @@ class Refit:
         own = self.responses.var
         var = pd.DataFrame(index=[name]) if own is None else own.iloc[self.responses.places[[k]]]
         results.notes += scale_of(results, self.responses.uns, var)
+        results.notes = (*([plan.why] if plan.why else []), *results.notes)
         return results
 
     def call(self, design: Design, noise: str) -> dict[str, Any]:
@@ -515,6 +517,7 @@ class Refit:
             "formula": self.spec.text,
             "structures": [structure.name for structure in plan.layout.structures],
             "method": plan.method,
+            "why": plan.why,
             "tests": list(plan.layout.tests),
             "bounds": plan.domain.bounds,
             "noise_floor": plan.domain.noise_floor,

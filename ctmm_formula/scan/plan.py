@@ -41,7 +41,7 @@ class Plan:
     ``tests`` are the rows of its tests for the design of the scan, ``fixed_by`` is the kind of
     errors that tests of fixed effects use, ``one_step`` stands for the
     one-step jackknife in place of the exact one, ``draws`` is for every test that draws,
-    ``entropy`` the seed of the scan.
+    ``entropy`` the seed of the scan, ``why`` the reason for a method that nobody named.
     """
 
     layout: Layout
@@ -52,6 +52,7 @@ class Plan:
     draws: int
     entropy: int
     tests: Mapping[str, Test] = field(default_factory=dict)
+    why: str = ""
 
     @property
     def resampled(self) -> bool:
@@ -206,6 +207,7 @@ def make_plan(
     entropy: int,
     shares: bool = False,
     windows: bool = False,
+    why: str = "",
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
     likelihood = method in LIKELIHOODS
@@ -233,7 +235,7 @@ def make_plan(
         tuple((one.name, one.structure) for one in design.kinship),
         windows,
     )
-    return Plan(layout, method, domain, own, one_step, draws, entropy, tests)
+    return Plan(layout, method, domain, own, one_step, draws, entropy, tests, why)
 
 
 def _heritabilities(design: Design) -> tuple[str, ...]:

@@ -355,7 +355,12 @@ def notes_of(
 ) -> tuple[str, ...]:
     """What to know of data, formula and scale of a scan; without the data, by fitted means."""
     means_missing = means_note(call.get("one_mean", ""), layout.structures)
-    said = [*call.get("doubts", []), *([means_missing] if means_missing else [])]
+    why = str(call.get("why", ""))
+    said = [
+        *([why] if why else []),
+        *call.get("doubts", []),
+        *([means_missing] if means_missing else []),
+    ]
     said += [_windows_note(table, call)] if layout.windows else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means = table[columns].to_numpy(float) if set(columns) <= set(table) else None

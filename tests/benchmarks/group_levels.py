@@ -343,14 +343,14 @@ PARTS = {
 }
 TITLE = """# Tests of groups and of responses
 
-Written by `group_levels.py`, seeded by setting and number of the data set.  Rates of rejection at
-.05 (of several types their mean and range) with standard error, then at .01.  *overall*, *shared*
+Written by `group_levels.py`, seeded by setting and number of the data set. Rates of rejection at
+.05 (of several types their mean and range) with standard error, then at .01. *overall*, *shared*
 and *type* are the p values that count: with fewer than 40 donors in a group the larger of both
-laws', else the empirical.  Brown-Forsythe, deviations (DiffVar's kind) and F take the pseudobulk as
-exact, and compare the first two groups.  Of three groups each is tested against the others, and the
-p values that count are those of all of them together; *law* and *empirical* are of the first.  Of responses, *shared*
-is beside every type's own, *specific* beside what all share, and types go by their own rows;
-*all rows*: the same by the rows of all types, beside what conditions share.
+laws', else the empirical. Brown-Forsythe, deviations (DiffVar's kind) and F take the pseudobulk as
+exact, and compare the first two groups. Of three groups each is tested against the others, and the
+p values that count are those of all of them together; *law* and *empirical* are of the first. Of
+responses, *shared* is beside every type's own, *specific* beside what all share, and types go by
+their own rows; *all rows*: the same by the rows of all types, beside what conditions share.
 """
 
 
