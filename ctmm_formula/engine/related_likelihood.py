@@ -54,7 +54,7 @@ from .precision import level_matrix
 from .related_spectral import Fixed, Rotated, rotates
 
 LARGEST = 3000
-"""Order M of the largest matrix that is inverted: a fit takes minutes there."""
+"""Order M of the largest matrix that is inverted: a fit takes half a minute there."""
 _STEPS = 100
 _SMALL = 1e-3  # of the largest root of A_s: smaller ones cost its inverse too many digits
 _TOLERANCE = 1e-10  # squared decrement
