@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from .kernels import _woodbury, empty, zeros
-from .options import called, inlined
+from .options import called
 
 
 @called
@@ -75,7 +75,7 @@ def _eliminate_levels(layout, u, gram, noise, g):
     return M, E, N, K, _product(K, E)
 
 
-@inlined
+@called
 def _add_donor(layout, i, gram, noise, sums, v, t):
     """A donor's moments, of v = W'S [X r] and t = W'S D S X; see :func:`block_sums`."""
     R, p = layout.R, layout.p

@@ -12,7 +12,7 @@ import math
 
 from .kernels import empty
 from .lanes import spread, store
-from .options import called, inlined, kept
+from .options import called, kept
 from .symmetric import rotate
 
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
@@ -87,7 +87,7 @@ def _pivoted(G, B):
     return B.shape[1]
 
 
-@inlined
+@called
 def without(share, turned, root, K):
     """K (p, p, LANES) = (X'SX - X_u'S_u X_u)^-1 of some units; of the whole where there are none.
 

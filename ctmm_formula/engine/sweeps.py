@@ -109,7 +109,7 @@ def make_state(layout: Layout) -> State:
     )
 
 
-@inlined
+@called
 def _make_solution(K, F, p):
     return Solution(
         zeros((p, p, LANES)),
@@ -119,7 +119,7 @@ def _make_solution(K, F, p):
     )  # fmt: skip
 
 
-@inlined
+@called
 def _product(K, square, out, p):
     """out = K square."""
     for j in range(p):
@@ -181,7 +181,7 @@ def _solve(sums, S, sol):
     _divide(sol)
 
 
-@inlined
+@called
 def _to_components(S, trace, sol):
     """F = S Fisher S', theta = S excess, size = diag(S trace S')."""
     K, count = S.shape
@@ -209,7 +209,7 @@ def _to_components(S, trace, sol):
             store(sol.F, (k, i), s)
 
 
-@inlined
+@called
 def _divide(sol):
     """theta <- F^-1 theta for positive definite F; NaN if F lacks rank."""
     K = len(sol.theta)
@@ -270,7 +270,7 @@ def _working(layout, theta, A, g):
         g[k] = max(theta[K + k], 0.0)
 
 
-@inlined
+@called
 def _root(gram, low, root):
     """root root' = gram^-1; False if gram lacks rank."""
     p = len(gram)
@@ -286,7 +286,7 @@ def _root(gram, low, root):
     return True
 
 
-@inlined
+@called
 def _keep_products(wk, t, gram, noise):
     """A tile's cross products, donor by donor."""
     count = len(wk.gram)
@@ -297,7 +297,7 @@ def _keep_products(wk, t, gram, noise):
                 noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
 
 
-@inlined
+@called
 def _keep_solved(layout, wk, t, solved):
     """A tile's Sigma_i^-1 [X Z]."""
     R, p = layout.R, layout.p
@@ -402,7 +402,7 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     return DONE
 
 
-@inlined
+@called
 def _add_block(one, one_sums, u, adding, state, rest):
     """Add a block to the sums and keep its X'SX and X'Sr, or rest = the sums without it."""
     for j in range(len(one)):
@@ -417,7 +417,7 @@ def _add_block(one, one_sums, u, adding, state, rest):
                 state.unit_gram[u, j, k] = one_sums.gram[j, k]
 
 
-@inlined
+@called
 def _keep_effects(layout, wk, lane, u, state):
     """X'SX and X'Sr of a donor without levels."""
     x0, p = layout.R, layout.p
@@ -427,7 +427,7 @@ def _keep_effects(layout, wk, lane, u, state):
             state.unit_gram[u, j, k] = wk.gram[x0 + j, x0 + k, lane]
 
 
-@inlined
+@called
 def _write(sol, lane, share, theta, beta):
     """The estimate of one lane; no beta where a fixed effect rests on the unit alone."""
     alone = False

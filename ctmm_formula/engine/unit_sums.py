@@ -91,7 +91,7 @@ class Tile(NamedTuple):
     noise: np.ndarray
 
 
-@inlined
+@called
 def make_tile(layout):
     """Memory for one tile."""
     c, m, C = layout.columns.shape[1], layout.columns.shape[2], layout.H.shape[1]
@@ -107,7 +107,7 @@ def size_of(F: int, p: int) -> int:
     return 2 * p * p + p + pairs * (1 + p * p) + F * (2 * p * p + p + 2)
 
 
-@inlined
+@called
 def parts(flat, F, p):
     """The sums as parts of one vector (size,), so that it can be copied as a whole."""
     P = F * (F + 1) // 2
@@ -127,7 +127,7 @@ def parts(flat, F, p):
     )  # fmt: skip
 
 
-@inlined
+@called
 def lane_parts(flat, F, p):
     """The same of a tile of units, (size, LANES)."""
     P = F * (F + 1) // 2
