@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .kernels import SCORE, VALUE, empty, evaluate, evaluate_at
-from .optimize import Problem, Work, factors, walls
+from .optimize import Problem, Work, factors, is_inside
 from .options import called, kept
 
 _TOLERANCE = 1e-9  # squared Newton decrement of a refit before its last step
@@ -69,7 +69,7 @@ def _chord(pr, theta, inverse, steps, wk):
         held = inverse[k, k] == 0.0
         if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
             return False
-    return walls(pr, theta, 0.0, VALUE, wk) > -math.inf
+    return is_inside(pr, theta, wk)
 
 
 @kept

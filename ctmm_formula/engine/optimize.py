@@ -114,8 +114,27 @@ def _add_congruence(S, inner, weight, out):
 
 
 @called
-def walls(pr, theta, mu, level, wk):
-    """log-determinants of the constraint set, or -inf; from SCORE on their derivatives too.
+def is_inside(pr, theta, wk):
+    """Whether the determinants of the constraint set are those of definite matrices."""
+    if len(pr.cactive) == 0:
+        return True
+    factors(pr.cS, theta, wk.cphi)
+    if pr.noisy:  # noise plus a sum of positive parts needs no look
+        for f in range(len(wk.cphi)):
+            if wk.cphi[f] < 0.0:
+                break
+        else:
+            return True
+    value = evaluate_at(
+        pr.kernel, wk.cphi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, VALUE,
+        wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+    )  # fmt: skip
+    return value > -math.inf
+
+
+@called
+def _walls(pr, theta, mu, wk):
+    """log-determinants of the constraint set, or -inf.
 
     Adds mu times the gradient and curvature to wk.grad, wk.observed and wk.info.  A random
     effect's own wall is the determinant of its whole block; it hides the wall of the single
@@ -128,27 +147,19 @@ def walls(pr, theta, mu, level, wk):
         return total
     phi = wk.cphi
     factors(pr.cS, theta, phi)
-    if level == VALUE and pr.noisy:  # noise plus a sum of positive parts needs no look
-        for f in range(len(phi)):
-            if phi[f] < 0.0:
-                break
-        else:
-            return total
     for alone in range(2):
         if alone == 1:
-            if len(pr.cblocks.level_comp) == 0 or level == VALUE:
+            if len(pr.cblocks.level_comp) == 0:
                 break
             for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
                 phi[f] = 0.0
         value = evaluate_at(
-            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, level,
+            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, INFORMATION,
             wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
         )  # fmt: skip
         if value == -math.inf:
             return value
         total -= 2.0 * value
-        if level == VALUE:
-            break
         if alone == 1:
             for f in range(pr.cblocks.R, pr.cblocks.R + n_random):
                 wk.cscore[f] = 0.0
@@ -158,15 +169,16 @@ def walls(pr, theta, mu, level, wk):
         for k in range(K):
             for f in range(pr.cS.shape[1]):
                 wk.grad[k] -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
-        if level > SCORE:
-            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
-            _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+        _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
+        _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
     return total
 
 
 @called
 def objective(pr, theta, mu, level, wk):
     """Barrier objective; with level SCORE or INFORMATION also wk.grad, wk.observed, wk.info.
+
+    With a barrier the level is INFORMATION.
 
     Returns (objective, log-likelihood); -inf outside the domain.
     """
@@ -177,9 +189,9 @@ def objective(pr, theta, mu, level, wk):
         wk.grad[k] = 0.0
     fill(wk.observed, 0.0)
     fill(wk.info, 0.0)
-    barrier = walls(pr, theta, mu, level if mu > 0.0 else VALUE, wk)
-    if barrier == -math.inf:
-        return barrier, barrier
+    barrier = _walls(pr, theta, mu, wk) if mu > 0.0 else 0.0
+    if barrier == -math.inf or (mu == 0.0 and not is_inside(pr, theta, wk)):
+        return -math.inf, -math.inf
     factors(pr.S, theta, wk.phi)
     llf = evaluate_at(
         pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
