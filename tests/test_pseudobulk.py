@@ -3,6 +3,7 @@
 import logging
 import tracemalloc
 import warnings
+from importlib.metadata import version
 from itertools import permutations
 from pathlib import Path
 
@@ -26,15 +27,32 @@ ROUNDING = 1e-12
 """Sums of some hundred values in another order differ by less."""
 LOOSE = {"min_cells": 1, "min_cells_donor": 1}
 # these cells have few genes, and some of them values no logarithm has
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:cells are scaled .* is this a selection:UserWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:cells are scaled .* is this a selection:UserWarning"),
+    # scanpy of groups of one cell
+    pytest.mark.filterwarnings("ignore:Group counts matches dof:RuntimeWarning"),
+]
 no_logarithms = pytest.mark.filterwarnings("ignore:the largest value is .*:UserWarning")
 """All pairs of two cells and more."""
 FORMS = [
     "csr", "csc", "csr_array", "dense", "fortran", "layer", "raw", "view", "backed", "backed csc",
     "h5ad", "h5ad dense", "h5ad layer", "h5ad raw", "zarr", "zarr dense", "table", "sparse table",
 ]  # fmt: skip
+
+
+def same_table(one, two):
+    """The same but for the type of texts, which anndata reads as it likes."""
+
+    def plain_texts(table):
+        table = table.set_axis(table.index.astype(object)).set_axis(
+            table.columns.astype(object), axis=1
+        )
+        for name in table.columns[[isinstance(k, pd.CategoricalDtype) for k in table.dtypes]]:
+            texts = table[name].cat.categories.astype(object)
+            table[name] = table[name].cat.rename_categories(texts)
+        return table
+
+    pd.testing.assert_frame_equal(plain_texts(one), plain_texts(two))
 
 
 def cells(n=400, genes=7, donors=5, celltypes=3, seed=0, dtype=np.float64):
@@ -440,17 +458,17 @@ def test_variance_does_not_cancel(make, block_size):
 
 
 @no_logarithms
-def test_scanpys_variance_cancels_where_ours_does_not():
-    # the reason not to call it: E[x^2] - E[x]^2 of 1e6 +- 0.01
+def test_variances_do_not_cancel():
+    # E[x^2] - E[x]^2 of 1e6 +- 0.01 has no digit left, in scanpy before 1.12
     rng = np.random.default_rng(3)
     X = 1e6 + 0.01 * rng.normal(size=(500, 1))
     obs = pd.DataFrame({"donor": "a", "celltype": "t"}, index=map(str, range(500)))
     adata = adata_of(X, obs, ["g"])
     truth = X.var(ddof=1) / 500
     ours = ctmm.pseudobulk(adata).layers["nu"][0, 0]
-    theirs = by_scanpy(adata)[2][0, 0]
     assert ours == pytest.approx(truth, rel=1e-6)
-    assert theirs != pytest.approx(truth, rel=0.1)
+    if tuple(map(int, version("scanpy").split(".")[:2])) < (1, 12):
+        assert by_scanpy(adata)[2][0, 0] != pytest.approx(truth, rel=0.1)
 
 
 def test_stored_duplicates_and_zeros_of_a_sparse_matrix():
@@ -733,7 +751,7 @@ def test_types_of_covariates_survive_h5ad(tmp_path):
     table = pd.DataFrame(X, index=obs.index, columns=genes)
     pb = ctmm.pseudobulk(table, obs=obs, **LOOSE)
     pb.write_h5ad(tmp_path / "pb.h5ad")
-    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "pb.h5ad").obs, pb.obs)
+    same_table(ad.read_h5ad(tmp_path / "pb.h5ad").obs, pb.obs)
     kept = pb.obs[["age", "ok", "site", "day"]]
     assert kept.iloc[0].tolist() == [30, True, "x", "2020-02-01"]
     assert "obs column 'boxes' is left out: its values are objects" in pb.uns["ctmm"]["notes"]
@@ -785,13 +803,13 @@ def test_survives_h5ad(tmp_path):
     pb = ctmm.pseudobulk(adata)
     pb.write_h5ad(tmp_path / "pb.h5ad")
     back = ad.read_h5ad(tmp_path / "pb.h5ad")
-    pd.testing.assert_frame_equal(back.obs, pb.obs)
+    same_table(back.obs, pb.obs)
     np.testing.assert_array_equal(back.X, pb.X)
     np.testing.assert_array_equal(back.layers["nu"], pb.layers["nu"])
     np.testing.assert_equal(back.uns["ctmm"], pb.uns["ctmm"])
     # again, and every later step reads it
     back.write_h5ad(tmp_path / "again.h5ad")
-    pd.testing.assert_frame_equal(
+    same_table(
         ctmm.overall(ad.read_h5ad(tmp_path / "again.h5ad")).to_df(), ctmm.overall(pb).to_df()
     )
 
@@ -804,7 +822,7 @@ def test_survives_zarr(pb, tmp_path):
             warnings.filterwarnings("ignore", "Writing zarr v2 data", UserWarning)
             data.write_zarr(tmp_path / f"{k}.zarr")
         back = ad.read_zarr(tmp_path / f"{k}.zarr")
-        pd.testing.assert_frame_equal(back.obs, data.obs)
+        same_table(back.obs, data.obs)
         np.testing.assert_equal(back.uns["ctmm"], data.uns["ctmm"])
         one, two = (ctmm.fit("g25 ~ C(celltype)" if k == 0 else "g25 ~ 1", data=d, structure="hom")
                     for d in (data, back))  # fmt: skip
