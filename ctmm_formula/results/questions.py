@@ -97,11 +97,16 @@ def known_form(name: object) -> str:
 
 
 def spelled(name: str) -> str:
-    """A name with the blanks that :func:`known_form` leaves; what is no text as it is."""
+    """A name with the blanks that :func:`known_form` leaves; what is no text as it is.
+
+    Blanks within names of columns and levels stay.
+    """
     if not isinstance(name, str):
         return name
     head, colon, rest = name.partition(":")
-    return f"{head.strip()}:{rest.strip()}" if colon and head.strip() in QUESTIONS else name
+    if not (colon and head.strip() in QUESTIONS):
+        return name
+    return f"{head.strip()}:{' = '.join(side.strip() for side in rest.split('='))}"
 
 
 def read_test(name: str, about: About) -> Test:
