@@ -145,7 +145,7 @@ def _from_several(several: Sequence[Any], layer: str | None, raw: bool) -> Sourc
         for one, name in zip(several, names, strict=True):
             sources.append(_from_one(one, layer, raw))
             _check_stacked(sources[-1], name, sources[0], names[0])
-    except DataError:
+    except BaseException:  # whatever stops it, no file stays open
         close()
         raise
     tables = [source.obs for source in sources]

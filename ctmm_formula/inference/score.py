@@ -86,7 +86,7 @@ class Part(NamedTuple):
 
 
 def part_of(model: Model, rows: np.ndarray) -> Part | None:
-    """Some rows of a model; None where they are too few, or of too few donors."""
+    """Some rows (m,) of a model; None where they are too few, or of fewer than three donors."""
     donors, donor = np.unique(model.row_donor[rows], return_inverse=True)
     if len(donors) < 3:
         return None
@@ -245,7 +245,7 @@ def _silent(model: Model) -> tuple[int, ...]:
     types = model.types[model.active_rows]
     if not (types.max(axis=1) == 1.0).all():
         return ()
-    alike = (model.nu[model.active_rows] == 0.0) @ types / types.sum(axis=0)
+    alike = (model.nu[model.active_rows] == 0.0) @ types / np.maximum(types.sum(axis=0), 1.0)
     return tuple(int(c) for c in np.flatnonzero(alike > ALIKE))
 
 
