@@ -348,18 +348,14 @@ def law_of(layout, found, R, sign, gain, level):
     """
     N, C, k = found.HB.shape
     r = len(R)
-    levels = 2 * layout.slot.shape[1]
-    fixed = k - levels
-    values, products = empty(N * r), empty((N * r, fixed * (fixed + 1) // 2))
-    beside = empty((N * r, levels * (levels + 1) // 2 + levels * fixed))
+    values, vectors = empty(N * r), zeros((k, N * r))
     linear = zeros(found.fixed.shape)
-    own, FL, c_j = empty((k, k)), empty((r, k)), empty((r, k))
+    own, FL = empty((k, k)), empty((r, k))
     G, sizes, Q = _by_donor(found, R, sign)
     for cell in range(len(layout.columns)):
         fill(own, 0.0)
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
             fill(FL, 0.0)
-            fill(c_j, 0.0)
             for a in range(r):
                 for c in range(C):
                     if R[a, c] != 0.0:
@@ -376,29 +372,16 @@ def law_of(layout, found, R, sign, gain, level):
                         turn += G[i, b, c] * Q[i, a, c]
                     turn *= sign[b]
                     for c in range(k):
-                        c_j[a, c] += turn * FL[b, c]
+                        vectors[c, i * r + a] += turn * FL[b, c]
             for a in range(r):
                 values[i * r + a] = sizes[i, a]
-                at = 0
-                for b in range(fixed):
-                    for c in range(b + 1):
-                        products[i * r + a, at + c] = c_j[a, levels + b] * c_j[a, levels + c]
-                    at += b + 1
-                at = 0
-                for b in range(levels):
-                    for c in range(b + 1):
-                        beside[i * r + a, at + c] = c_j[a, b] * c_j[a, c]
-                    at += b + 1
-                    for c in range(fixed):
-                        beside[i * r + a, at + c] = c_j[a, b] * c_j[a, levels + c]
-                    at += fixed
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 row, column = layout.columns[cell, a], layout.columns[cell, c]
                 linear[at, max(row, column), min(row, column)] += own[a, c]
     return Law(
-        values, products, beside, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
+        values, vectors, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
     )  # fmt: skip
 

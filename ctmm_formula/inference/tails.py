@@ -22,19 +22,21 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, fill, zeros
-from ..engine.lanes import load, root, spread, store
+from ..engine.lanes import load, root, signed, spread, store
 from ..engine.model import LANES
 from ..engine.options import called_exact, inlined, kept_exact
 
 # trapezoid in x, along the path in widths
-_STEP, _LAST_STEP, _REACH = 0.6, 0.005, 60.0
-_AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
+_STEP, _LAST_STEP, _REACH = 0.65, 0.005, 60.0
+_AGREE = 5e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
+_HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e30  # the form is never beyond a value whose saddlepoint is
+_ROWS, _TOGETHER = 64, 4  # products at a time, and factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
 _SPREAD, _WIDEST = 0.3, 0.6  # how fast the path widens, of the fourth by the second cumulant
@@ -58,11 +60,8 @@ class Law(NamedTuple):
     ----------
     values : ndarray, shape (J,)
         l_j, cells in order: donors that touch the same 2 d columns of levels.
-    products : ndarray, shape (J, p (2 p + 1))
-        Lower triangle of c_j c_j' in the columns of the fixed effects.
-    beside : ndarray, shape (J, d (2 d + 1) + 4 d p)
-        For every column of levels what c_j c_j' has in it and those before it, then in those of the
-        fixed effects.
+    vectors : ndarray, shape (2 d + 2 p, J)
+        c_j, by the columns of the levels and of the fixed effects.
     start : int ndarray, shape (cells + 1,)
         First j of every cell.
     columns : int ndarray, shape (cells, 2 d + 2 p); block : int ndarray, shape (cells,)
@@ -73,8 +72,7 @@ class Law(NamedTuple):
     """
 
     values: np.ndarray
-    products: np.ndarray
-    beside: np.ndarray
+    vectors: np.ndarray
     start: np.ndarray
     columns: np.ndarray
     block: np.ndarray
@@ -86,9 +84,9 @@ class Law(NamedTuple):
 
 def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
-    none, products = np.zeros((1, 0, 0)), np.zeros((len(weights), 0))
+    none = np.zeros((1, 0, 0))
     return Law(
-        np.asarray(weights, dtype=float), products, products,
+        np.asarray(weights, dtype=float), np.zeros((0, len(weights))),
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
         none, none, np.zeros((1, 0)), np.zeros((1, 0)),
     )  # fmt: skip
@@ -208,24 +206,57 @@ def _fold(T, s, gain, level, X, size, phase):
 
 
 @called_exact
-def _weights(law, s, n):
-    """4 s^2 / (1 - 2 s l_j) at the first n of s, real and imaginary parts beside each other."""
-    out = empty((len(law.values), 2 * n))
-    for j in range(len(out)):
-        twice = -2.0 * law.values[j]
+def _sums(law, cell, s, n, own, rest):
+    """4 s^2 c_j c_j' / (1 - 2 s l_j) summed over a cell, at the first n of s.
+
+    Lower triangle by rows, real and imaginary parts beside each other: the rows of levels, then
+    what those of fixed effects have in the columns of levels, are `own` (entries, 2 n); what is
+    left is added to `rest` (p (2 p + 1), 2 n).
+    """
+    k, levels = len(law.vectors), law.columns.shape[1] - _size(len(rest))
+    start, stop = law.start[cell], law.start[cell + 1]
+    fill(own, 0.0)
+    some = min(_ROWS, stop - start)
+    products, weights = empty((len(own) + len(rest), some)), empty((2 * n, some))
+    for first in range(start, stop, some):
+        rows = min(some, stop - first)
+        values = law.values[first : first + rows]
         for i in range(n):
-            real, imag = 1.0 + twice * s[0, i], twice * s[1, i]
-            square = 4.0 / (real * real + imag * imag)
-            up = square * (s[0, i] * s[0, i] - s[1, i] * s[1, i])
-            up_i = square * 2.0 * s[0, i] * s[1, i]
-            out[j, i], out[j, n + i] = up * real + up_i * imag, up_i * real - up * imag
-    return out
+            x, y = s[0, i], s[1, i]
+            up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
+            for j in range(rows):
+                real, imag = 1.0 - 2.0 * values[j] * x, -2.0 * values[j] * y
+                square = 1.0 / (real * real + imag * imag)
+                weights[i, j] = square * (up * real + up_i * imag)
+                weights[n + i, j] = square * (up_i * real - up * imag)
+        at, last = 0, len(own)
+        for a in range(k):
+            one = law.vectors[a, first : first + rows]
+            for b in range(a + 1):
+                other = law.vectors[b, first : first + rows]
+                out = products[at if b < levels else last]
+                for j in range(rows):
+                    out[j] = one[j] * other[j]
+                if b < levels:
+                    at += 1
+                else:
+                    last += 1
+        if rows < some:
+            products[:, rows:] = 0.0
+            weights[:, rows:] = 0.0
+        found = np.dot(products, weights.T)
+        for a in range(len(own)):
+            for i in range(2 * n):
+                own[a, i] += found[a, i]
+        for a in range(len(rest)):
+            for i in range(2 * n):
+                rest[a, i] += found[len(own) + a, i]
 
 
 @called_exact
-def _weighted(products, weights, first, stop):
-    """Sums over rows `first` to `stop` of every product by every weight, (k, 2 n)."""
-    return np.dot(products[first:stop].T, weights[first:stop])
+def _size(entries):
+    """Rows of a lower triangle of so many entries."""
+    return int(math.sqrt(2.0 * entries))
 
 
 @inlined
@@ -237,56 +268,102 @@ def _add(sums, at, n, T, row, column):
 
 
 @called_exact
-def _effects(law, weights, s, X):
-    """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES)."""
-    blocks, rest, n = len(law.fixed), X.shape[1], weights.shape[1] // 2
-    start = law.fixed.shape[1] - rest
-    sums = _weighted(law.products, weights, 0, len(weights))
-    at = 0
-    for a in range(rest):
-        for c in range(a + 1):
-            first = twice = 0.0
-            for b in range(blocks):
-                first += law.fixed[b, start + a, start + c]
-                twice += 2.0 * law.linear[b, start + a, start + c]
-            store(X, (0, a, c), first + twice * load(s, 0))
-            store(X, (1, a, c), twice * load(s, 1))
-            _add(sums, at, n, X, a, c)
-            at += 1
+def _block(law, b, cell, s, own, rest, T):
+    """Columns of levels of T_b(s) to T (2, W, 2 q, LANES), the lower triangle.
 
-
-@called_exact
-def _block(law, b, cell, weights, s, T):
-    """Levels of T_b(s) to T (2, W, 2 q, LANES), with `cell` its first; the one after it."""
-    W, q, n = T.shape[1], T.shape[2] // 2, weights.shape[1] // 2
+    `cell` is the block's first, and returned is the one after it; `own` is room for
+    :func:`_sums` of it, which adds to `rest`.
+    """
+    W, levels, n = T.shape[1], T.shape[2], rest.shape[1] // 2
     for a in range(W):
-        for c in range(2 * q):
+        for c in range(min(a + 1, levels)):
             twice = 2.0 * law.linear[b, a, c]
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        sums = _weighted(law.beside, weights, law.start[cell], law.start[cell + 1])
+        _sums(law, cell, s, n, own, rest)
         at = 0
-        for a in range(law.columns.shape[1] - W + 2 * q):
-            column = law.columns[cell, a]
-            for c in range(a + 1):
-                row = law.columns[cell, c]
-                _add(sums, at, n, T, max(row, column), min(row, column))
-                at += 1
-            for row in range(2 * q, W):
-                _add(sums, at, n, T, row, column)
+        for a in range(law.columns.shape[1]):
+            for c in range(min(a + 1, law.columns.shape[1] - W + levels)):
+                row, column = law.columns[cell, a], law.columns[cell, c]
+                _add(own, at, n, T, max(row, column), min(row, column))
                 at += 1
         cell += 1
     return cell
 
 
 @called_exact
-def _log_determinants(law, zero, s):
+def _effects(law, rest, s, X):
+    """XX summed over blocks, of which `rest` is the part of donors, is added to X."""
+    size = X.shape[1]
+    start = law.fixed.shape[1] - size
+    at = 0
+    for a in range(size):
+        for c in range(a + 1):
+            first = twice = 0.0
+            for b in range(len(law.fixed)):
+                first += law.fixed[b, start + a, start + c]
+                twice += 2.0 * law.linear[b, start + a, start + c]
+            store(X, (0, a, c), load(X, (0, a, c)) + (first + twice * load(s, 0)))
+            store(X, (1, a, c), load(X, (1, a, c)) + twice * load(s, 1))
+            _add(rest, at, rest.shape[1] // 2, X, a, c)
+            at += 1
+
+
+@called_exact
+def _room(law, n):
+    """X and T at all lanes, X zero, and sums over donors at n points, those of all zero."""
+    q, W = law.gain.shape[1], law.fixed.shape[1]
+    left, levels = W - 2 * q, law.columns.shape[1] - W + 2 * q
+    own = empty((levels * (levels + 1) // 2 + levels * left, 2 * n))
+    rest = zeros((left * (left + 1) // 2, 2 * n))
+    X = zeros((2, left, left, LANES))
+    return X, empty((2, W, 2 * q, LANES)), own, rest
+
+
+@called_exact
+def _of_donors(law, s, size, phase):
+    """Factors of det of the donors: their log|.| is added to `size`, the phase starts at 0.
+
+    As many lanes of s (2, LANES) are points as `size` has.
+    """
+    z, turns = empty((2, LANES)), empty(LANES)
+    real, imag, count = spread(1.0), spread(0.0), spread(0.0)
+    x, y = load(s, 0), load(s, 1)
+    for j in range(len(law.values)):
+        twice = -2.0 * law.values[j]
+        up, right = 1.0 + twice * x, twice * y
+        # across the negative axis, half a sheet on: with it where the factor turns that way
+        before = signed(spread(1.0), imag)
+        real, imag = real * up - imag * right, real * right + imag * up
+        after, way = signed(spread(1.0), imag), signed(spread(1.0), right)
+        count += (before - after) * (1.0 + way * before)
+        if j % _TOGETHER == _TOGETHER - 1 or j == len(law.values) - 1:
+            store(z, 0, real)
+            store(z, 1, imag)
+            for i in range(len(size)):
+                square = z[0, i] * z[0, i] + z[1, i] * z[1, i]
+                if not 1e-50 < square < 1e50:
+                    size[i] += 0.5 * math.log(square)
+                    square = 1.0 / math.sqrt(square)
+                    z[0, i], z[1, i] = z[0, i] * square, z[1, i] * square
+            real, imag = load(z, 0), load(z, 1)
+    store(z, 0, real)
+    store(z, 1, imag)
+    store(turns, 0, count)
+    for i in range(len(size)):
+        size[i] += 0.5 * math.log(z[0, i] * z[0, i] + z[1, i] * z[1, i])
+        phase[i] = math.atan2(z[1, i], z[0, i]) + 0.5 * math.pi * turns[i]
+
+
+@called_exact
+def _log_determinants(law, zero, s, counts):
     """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
 
     That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
     0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
-    which change slowly.
+    which change slowly.  At last, where it `counts`, :func:`_passed` by the first of s, which then
+    is real or almost so.
     """
     n = s.shape[1]
     size, phase = empty(n), empty(n)
@@ -294,57 +371,47 @@ def _log_determinants(law, zero, s):
         size[i] = -zero[0]
     slow = zeros((len(law.fixed) + 1, n))
     lanes, angles = empty((2, LANES)), zeros((len(slow), LANES))
+    passed = 0
     for first in range(0, n, LANES):
         m = min(n - first, LANES)
         for i in range(LANES):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
-        _add_slow(law, lanes, size[first : first + m], angles)
+        _of_donors(law, lanes, size[first : first + m], phase[first : first + m])
+        passed += _add_slow(law, lanes, size[first : first + m], angles, counts and first == 0)
         for b in range(len(slow)):
             for i in range(m):
                 slow[b, first + i] = angles[b, i]
-    for i in range(n):
-        if zero[1] < 0.0:
+    if zero[1] < 0.0:
+        for i in range(n):
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
-        real, imag, turns = 1.0, 0.0, 0
-        for value in law.values:
-            up, right = 1.0 - 2.0 * s[0, i] * value, -2.0 * s[1, i] * value
-            before = imag
-            real, imag = real * up - imag * right, real * right + imag * up
-            if before > 0.0 > imag and right > 0.0:
-                turns += 1
-            elif before < 0.0 < imag and right < 0.0:
-                turns -= 1
-            square = real * real + imag * imag
-            if not 1e-200 < square < 1e200:
-                size[i] += 0.5 * math.log(square)
-                square = 1.0 / math.sqrt(square)
-                real, imag = real * square, imag * square
-        size[i] += 0.5 * math.log(real * real + imag * imag)
-        phase[i] = math.atan2(imag, real) + 2.0 * math.pi * turns
-    return size, phase, slow
+    return size, phase, slow, passed
 
 
 @called_exact
-def _add_slow(law, s, size, slow):
+def _add_slow(law, s, size, slow, counts):
     """What is not of donors by themselves at s (2, LANES), see :func:`_log_determinants`."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     if W == 0:
-        return
-    X, T = empty((2, W - 2 * q, W - 2 * q, LANES)), empty((2, W, 2 * q, LANES))
-    weights = _weights(law, s, len(size))
-    _effects(law, weights, s, X)
-    cell = 0
-    if q > 0:
-        for b in range(blocks):
-            cell = _block(law, b, cell, weights, s, T)
+        return 0
+    X, T, own, rest = _room(law, len(size))
+    cell = passed = 0
+    for b in range(blocks):
+        cell = _block(law, b, cell, s, own, rest, T)
+        if q > 0:
+            if counts:
+                passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
             _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
+    _effects(law, rest, s, X)
     for a in range(len(X[0])):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
             store(X, (1, c, a), load(X, (1, a, c)))
+    if counts:  # as many of one sign as of the other at s = 0
+        passed += _inertia(-X[0, :, :, 0]) - X.shape[1] // 2
     _eliminate(X, empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
+    return passed
 
 
 @called_exact
@@ -417,16 +484,6 @@ def _series(A, B):
 
 
 @called_exact
-def _four_sums(products):
-    """4 times the sums of columns."""
-    out = zeros(products.shape[1])
-    for j in range(len(products)):
-        for k in range(len(out)):
-            out[k] += 4.0 * products[j, k]
-    return out
-
-
-@called_exact
 def _moments(law):
     """Mean and variance of the form: power series of the same eliminations.
 
@@ -443,40 +500,31 @@ def _moments(law):
     X = zeros((3, rest, rest))
     T = zeros((3, W, 2 * q))
     A, B = empty((3, 2 * q, 2 * q)), empty((3, 2 * q, rest))
-    sums = _four_sums(law.products)
-    at = 0
-    for a in range(rest):
-        for c in range(a + 1):
-            X[2, a, c] = X[2, c, a] = sums[at]
-            at += 1
-        for c in range(rest):
-            for b in range(blocks):
-                row, column = 2 * q + max(a, c), 2 * q + min(a, c)
-                X[0, a, c] += law.fixed[b, row, column]
-                X[1, a, c] += 2.0 * law.linear[b, row, column]
     cell = 0
-    for b in range(blocks if q > 0 else 0):
+    for b in range(blocks if W > 0 else 0):
         for a in range(W):
-            for c in range(2 * q):
+            for c in range(W):
                 row, column = max(a, c), min(a, c)
-                T[0, a, c] = law.fixed[b, row, column]
-                T[1, a, c] = 2.0 * law.linear[b, row, column]
-                T[2, a, c] = 0.0
+                start, first = law.fixed[b, row, column], 2.0 * law.linear[b, row, column]
+                if c < 2 * q:
+                    T[0, a, c], T[1, a, c], T[2, a, c] = start, first, 0.0
+                elif a >= 2 * q:
+                    X[0, a - 2 * q, c - 2 * q] += start
+                    X[1, a - 2 * q, c - 2 * q] += first
         while cell < len(law.block) and law.block[cell] == b:
-            sums = _four_sums(law.beside[law.start[cell] : law.start[cell + 1]])
-            at = 0
-            for a in range(law.columns.shape[1] - rest):
-                column = law.columns[cell, a]
-                for c in range(a + 1):
-                    row = law.columns[cell, c]
-                    T[2, row, column] += sums[at]
-                    if row != column:
-                        T[2, column, row] += sums[at]
-                    at += 1
-                for row in range(2 * q, W):
-                    T[2, row, column] += sums[at]
-                    at += 1
+            own = law.vectors[:, law.start[cell] : law.start[cell + 1]].copy()
+            both = np.dot(own, own.T)
+            for a in range(len(both)):
+                row = law.columns[cell, a]
+                for c in range(len(both)):
+                    column = law.columns[cell, c]
+                    if column < 2 * q:
+                        T[2, row, column] += 4.0 * both[a, c]
+                    elif row >= 2 * q:
+                        X[2, row - 2 * q, column - 2 * q] += 4.0 * both[a, c]
             cell += 1
+        if q == 0:
+            continue
         for o in range(3):
             for r in range(q):
                 g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
@@ -557,65 +605,65 @@ def _inertia(A):
 
 
 @called_exact
-def _negative(law, s, sign):
-    """Negative eigenvalues of all that is left when the donors are out, at real s.
+def _passed(T, s, gain, level):
+    """Negative eigenvalues of a block's levels at real s, less those at s = 0 of its side.
 
-    At s = 0 of the side `sign`.  Levels count by their three equations.
+    A level has three equations, which at 0 have one and, where its weight is of the other sign than
+    s, another.  T (2, W, 2 q, LANES) has s in its first lane.
     """
-    q, W = law.gain.shape[1], law.fixed.shape[1]
-    rest = W - 2 * q
-    X, T = empty((2, rest, rest, LANES)), empty((2, W, 2 * q, LANES))
+    q = len(gain)
     R = zeros((3 * q, 3 * q))
-    place = np.empty(3 * q, dtype=np.int64)
-    scale, size, phase = empty(3 * q), zeros(1), zeros(1)
-    at = empty((2, LANES))
-    store(at, 0, spread(s))
-    store(at, 1, spread(0.0))
-    weights = _weights(law, at, len(size))
-    _effects(law, weights, at, X)
-    count, cell = 0, 0
-    for b in range(len(law.fixed) if q > 0 else 0):
-        cell = _block(law, b, cell, weights, at, T)
-        fill(R, 0.0)
-        for r in range(q):
-            root, step = math.sqrt(law.gain[b, r]), 2.0 * s * law.level[b, r]
-            place[r], place[q + r], place[2 * q + r] = r, r, q + r
-            scale[r], scale[q + r], scale[2 * q + r] = root, math.sqrt(abs(step)), root
-            R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
-            R[q + r, q + r] = -1.0 if sign * law.level[b, r] < 0.0 else 1.0  # 1 / step, scaled
-        for a in range(3 * q):
-            for c in range(3 * q):
-                row, column = max(place[a], place[c]), min(place[a], place[c])
-                R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
-        count += _inertia(R)
-        _fold(T, at, law.gain[b], law.level[b], X, size, phase)
-    last = empty((rest, rest))
-    for a in range(rest):
-        for c in range(a + 1):
-            last[a, c] = last[c, a] = -X[0, a, c, 0]
-    return count + _inertia(last)
+    place, scale = np.empty(3 * q, dtype=np.int64), empty(3 * q)
+    before = q
+    for r in range(q):
+        root, step = math.sqrt(gain[r]), 2.0 * s * level[r]
+        place[r], place[q + r], place[2 * q + r] = r, r, q + r
+        scale[r], scale[q + r], scale[2 * q + r] = root, math.sqrt(abs(step)), root
+        R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
+        R[q + r, q + r] = -1.0 if step < 0.0 else 1.0  # 1 / step, scaled
+        before += step < 0.0
+    for a in range(3 * q):
+        for c in range(3 * q):
+            row, column = max(place[a], place[c]), min(place[a], place[c])
+            R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
+    return _inertia(R) - before
 
 
 @called_exact
-def _within(law, s, variance):
-    """Whether no eigenvalue of A M has its pole between 0 and real s, by Sylvester's law.
-
-    None can where 2 s is below what the variance, twice the sum of their squares, allows to one.
-    Where a pole is, one of the donors has been before, but for those of levels with weights of the
-    sign of s.
-    """
-    passed, sign = 0, math.copysign(1.0, s)
+def _of_donors_passed(law, s):
+    """Poles of donors by themselves between 0 and real s."""
+    passed = 0
     for value in law.values:
-        if 2.0 * s * value > 1.0:
-            passed += 1
-    alone = True
+        passed += 2.0 * s * value > 1.0
+    return passed
+
+
+@called_exact
+def _can_pass(law, s, variance):
+    """Whether poles of the whole may lie between 0 and real s where none of a donor does.
+
+    None can where 2 s is below what the variance, twice the sum of squares of eigenvalues, allows
+    to one; and none but for levels with weights of the sign of s.
+    """
+    if 2.0 * s * s * variance < 1.0:
+        return False
     for b in range(law.level.shape[0]):
         for r in range(law.level.shape[1]):
-            if sign * law.level[b, r] > 0.0:
-                alone = False
-    if law.fixed.shape[1] == 0 or (passed == 0 and (alone or 2.0 * s * s * variance < 1.0)):
-        return passed == 0
-    return passed + _negative(law, s, sign) - _negative(law, 0.0, sign) == 0
+            if s * law.level[b, r] > 0.0:
+                return True
+    return False
+
+
+@called_exact
+def _until(law, zero, s, variance):
+    """:func:`_log_determinants`, and by Sylvester's law whether the first s lies within all poles.
+
+    That is, whether none lies between 0 and its real part.
+    """
+    passed = _of_donors_passed(law, s[0, 0])
+    counts = passed > 0 or _can_pass(law, s[0, 0], variance)
+    size, phase, slow, others = _log_determinants(law, zero, s, counts)
+    return size, phase, slow, passed + others == 0
 
 
 class _Point(NamedTuple):
@@ -635,12 +683,12 @@ def _point(law, zero, s, width, variance):
     both = empty((2, 2))
     both[0, 0] = both[0, 1] = s
     both[1, 0], both[1, 1] = near, far
-    size, phase, slow = _log_determinants(law, zero, both)
+    size, phase, slow, within = _until(law, zero, both, variance)
     for i in range(2):
         for b in range(len(slow)):
             phase[i] += slow[b, i]
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
-    if abs(phase[0]) < 1.0 and _within(law, s, variance):
+    if abs(phase[0]) < 1.0 and within:
         K, slope = -0.5 * size[0], -0.5 * phase[0] / near
         turn = 0.5 * phase[1] + far * slope
         turn -= math.pi * round(turn / math.pi)
@@ -690,27 +738,54 @@ def _donors_alone(law, side, target, low, high, unit):
 
 
 @called_exact
-def _crossing(law, zero, value, mean, variance):
-    """The saddlepoint, or a point not far from the pole at 0; s is NaN where K' never is `value`.
-
-    K' - mean is taken for a multiple of the donors' part of it; where that fails, as poles of
-    donors may be none of the whole, for a s / (1 - b s), which is what it looks like on the way to
-    a pole, through zero and the last two points, within the bounds that they set.
-    """
-    side = math.copysign(1.0, value - mean)
+def _aim(value, mean, variance):
+    """On which side of 0 the saddlepoint lies, and |K' - mean| there: not too near that pole."""
     target, least = abs(value - mean), _APART * math.sqrt(variance)
     if target < least:
-        side, target = math.copysign(1.0, value), least
+        return math.copysign(1.0, value), least
+    return math.copysign(1.0, value - mean), target
+
+
+@called_exact
+def _ratio(law, variance):
+    """The variance in that of the donors' part."""
+    donors = 0.0
+    for weight in law.values:
+        donors += 2.0 * weight * weight
+    return variance / donors
+
+
+@called_exact
+def _guess(law, side, target, mean, variance):
+    """Where K' - mean has the target, were it a multiple of the donors' part of it.
+
+    K and its true derivatives are not known there.
+    """
+    ratio, unit = _ratio(law, variance), 1.0 / math.sqrt(variance)
+    s = _donors_alone(law, side, target / ratio, 0.0, math.inf, unit)
+    if law.fixed.shape[1] > 0 and not s < _FAR * unit:
+        s = unit  # what donors by themselves never are the whole may be
+    curve = third = 0.0
+    for weight in law.values:
+        z = weight / (1.0 - 2.0 * side * weight * s)
+        curve += 2.0 * ratio * z * z
+        third += 8.0 * ratio * z * z * z
+    return _Point(side * s, math.nan, mean + side * target, curve, third)
+
+
+@called_exact
+def _crossing(law, zero, first, side, target, mean, variance):
+    """The saddlepoint, or a point not far from the pole at 0; NaN where K' never has the target.
+
+    K' - mean is taken for a multiple of the donors' part of it, as for the `first` guess; where
+    that fails, as poles of donors may be none of the whole, for a s / (1 - b s), which is what it
+    looks like on the way to a pole, through zero and the last two points, within the bounds that
+    they set.
+    """
     low, high, bottom = 0.0, math.inf, 0.0
     before, x_before = 0.0, 0.0
     width = unit = 1.0 / math.sqrt(variance)
-    ratio = 0.0
-    for weight in law.values:
-        ratio += 2.0 * weight * weight
-    ratio = variance / ratio
-    s = _donors_alone(law, side, target / ratio, low, high, unit)
-    if law.fixed.shape[1] > 0 and not s < _FAR * unit:
-        s = unit  # what donors by themselves never are the whole may be
+    ratio, s = _ratio(law, variance), side * first
     for count in range(200):
         if not s < _FAR * unit:
             break
@@ -792,16 +867,20 @@ def _path(law, value, at):
 
 
 @called_exact
-def _integrand(law, zero, value, path, x):
-    """The integrand at x (n,) of the path, less the size exp(start)."""
+def _places(path, x):
+    """s (2, n) at x (n,) of the path."""
+    s = empty((2, len(x)))
+    reach = path.width / path.fast
+    for i in range(len(x)):
+        s[0, i] = path.cross + reach * path.bend * (math.cosh(path.fast * x[i]) - 1.0)
+        s[1, i] = reach * math.sinh(path.fast * x[i])
+    return s
+
+
+@called_exact
+def _integrand(value, path, x, s, size, phase, slow):
+    """The integrand at x (n,) of the path, places s, less the size exp(start)."""
     n = len(x)
-    s, slope = empty((2, n)), empty((2, n))
-    for i in range(n):
-        sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
-        reach = path.width / path.fast
-        s[0, i], s[1, i] = path.cross + reach * path.bend * (cosh - 1.0), reach * sinh
-        slope[0, i], slope[1, i] = path.width * path.bend * sinh, path.width * cosh
-    size, phase, slow = _log_determinants(law, zero, s)
     first = 1 if x[0] == 0.0 else 0  # at 0 K is real
     # slow parts are known but for multiples of 2 pi: each is followed by itself,
     for b in range(len(slow)):
@@ -821,14 +900,41 @@ def _integrand(law, zero, value, path, x):
         phase[0] = whole
     out = empty(n)
     for i in range(n):
+        sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
+        slope, slope_i = path.width * path.bend * sinh, path.width * cosh
         turn = -0.5 * (phase[i] - whole) - s[1, i] * value
         at = -0.5 * size[i] - s[0, i] * value - path.start
         cos, sin = math.cos(turn), math.sin(turn)
-        up = cos * slope[0, i] - sin * slope[1, i]
-        up_i = cos * slope[1, i] + sin * slope[0, i]
+        up = cos * slope - sin * slope_i
+        up_i = cos * slope_i + sin * slope
         square = s[0, i] * s[0, i] + s[1, i] * s[1, i]
         out[i] = math.exp(at) * (up_i * s[0, i] - up * s[1, i]) / (math.pi * square)
     return out
+
+
+@called_exact
+def _along(law, zero, value, path, x):
+    """The integrand at x (n,) of the path."""
+    s = _places(path, x)
+    size, phase, slow, _ = _log_determinants(law, zero, s, False)
+    return _integrand(value, path, x, s, size, phase, slow)
+
+
+@called_exact
+def _from(law, zero, value, at, end, variance):
+    """The path through a point of which K may be unknown, and the integrand along it up to `end`.
+
+    There is no integrand where a pole lies between 0 and the point.
+    """
+    path, x = _path(law, value, at), _nodes(0.0, end, _STEP)
+    s = _places(path, x)
+    size, phase, slow, within = _until(law, zero, s, variance)
+    if not within:
+        return path, x[:0]
+    path = _Path(
+        path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value, path.turn
+    )
+    return path, _integrand(value, path, x, s, size, phase, slow)
 
 
 @called_exact
@@ -903,6 +1009,16 @@ def tail(
     return _tail(value, law, more, least, agree)
 
 
+@called_exact
+def _both(path, f, step):
+    """Sums of the integrand with the step and with twice that, without what the pole at 0 adds."""
+    if len(f) == 0:
+        return math.nan, math.nan, math.nan
+    sums = step * (_sum(f, 1) - 0.5 * f[0])
+    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0])
+    return sums, sums - _trace(path, step), coarse - _trace(path, 2.0 * step)
+
+
 @kept_exact
 def _tail(value, law, more, least, agree):
     mean, own, zero = _moments(law)
@@ -910,24 +1026,28 @@ def _tail(value, law, more, least, agree):
     if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
-    at = _crossing(law, zero, value, mean, own)
-    if math.isnan(at.s):
-        return (-math.inf if value > mean else 0.0), mean, variance
-    path = _path(law, value, at)
-    end = _end(law, value, path, math.log(_NOTHING * agree**2))
-    step = _STEP
-    f = _integrand(law, zero, value, path, _nodes(0.0, end, step))
-    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    sums = step * (_sum(f, 1) - 0.5 * f[0])
-    total = sums - _trace(path, step)
+    side, target = _aim(value, mean, own)
+    nothing, step = math.log(_NOTHING * agree**2), _STEP
+    # most guesses are good enough for a path, and what comes of it tells of the others
+    at = _guess(law, side, target, mean, own)
+    end = _end(law, value, _path(law, value, at), nothing)
+    path, f = _from(law, zero, value, at, end, own)
+    sums, total, coarse = _both(path, f, step)
+    if not abs(total - coarse) < _HOPELESS * abs(total):
+        at = _crossing(law, zero, at.s, side, target, mean, own)
+        if math.isnan(at.s):
+            return (-math.inf if value > mean else 0.0), mean, variance
+        end = _end(law, value, _path(law, value, at), nothing)
+        path, f = _from(law, zero, value, at, end, own)
+        sums, total, coarse = _both(path, f, step)
     # the error falls with the square from one step to the next
     while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
         coarse = total
         step *= 0.5
-        f = _integrand(law, zero, value, path, _nodes(step, end, 2.0 * step))
+        f = _along(law, zero, value, path, _nodes(step, end, 2.0 * step))
         sums = 0.5 * sums + step * _sum(f, 1)
         total = sums - _trace(path, step)
-    if at.s > 0.0:
+    if path.cross > 0.0:
         log = path.start + math.log(max(total, 0.0))
         return min(log, 0.0), mean, variance
     return math.log1p(max(math.exp(path.start) * min(total, 0.0), -1.0)), mean, variance
