@@ -55,6 +55,12 @@
 #' \code{"nonnegative"} (as \pkg{lme4}). By default \code{"noise"}, for overall pseudobulk
 #' \code{"psd"}.
 #' @param noise_floor share of the noise below which no variance may fall.
+#' @param keep \code{"tables"} leaves a fit of some tens of kilobytes, however many rows there were, for
+#' thousands of fits: estimates and their covariance, shares of variance, and what \code{summary},
+#' \code{tidy}, \code{glance}, \code{VarCorr} and, without more arguments, \code{confint},
+#' \code{\link{celltype_means}}, \code{\link{test_variance}}, \code{\link{test_mean}} and
+#' \code{\link{heritability}} say. What needs rows is an error of class \code{ctmm_DataError}.
+#' \code{"all"} forgets nothing.
 #' @param subset,na.action,contrasts,offset as in \code{\link{lm}}. A row is left out where anything
 #' that takes part is missing, but for numbers of cells and squares of noise variances.
 #' @param singular.ok what to do when the fixed part is not of full rank: stop and name the columns, or
@@ -77,9 +83,11 @@
 ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL,
                  donor = NULL, celltype = NULL, noise = NULL, nu2 = NULL, n_cells = NULL,
                  proportions = NULL, by = NULL, within = NULL, kinship = NULL,
-                 genetic_structure = NULL, bounds = NULL, noise_floor = 0.1,
+                 genetic_structure = NULL, bounds = NULL, noise_floor = 0.1, keep = "all",
                  subset, na.action, contrasts = NULL, offset, singular.ok = FALSE) {
-  call <- match.call()
+  call <- asked <- match.call()
+  if (!single(keep, "keep", is.character) %in% c("all", "tables"))
+    fail("CTMMError", "keep = must be \"all\" or \"tables\", got ", as_text(keep))
   # update() asks again with these values, wherever that is
   if (!identical(call[[1L]], quote(ctmm))) call[[1L]] <- quote(ctmmFormula::ctmm)
   for (name in setdiff(names(call), c("", "data", "subset", "offset", "na.action")))
@@ -106,8 +114,8 @@ ctmm <- function(formula, data, random = NULL, structure = "free", method = NULL
   request <- list(model = fit$sent, structure = structure_out(structure, fit$celltypes),
                   method = method_out(method), bounds = bounds_out(bounds),
                   noise_floor = share_out(noise_floor))
-  fit <- described(fit, request)
-  finish(fit)
+  fit <- finish(described(fit, request))
+  if (keep == "all") fit else without_rows(fit, asked)
 }
 
 method_out <- function(method) if (!is.null(method)) tolower(single(method, "method", is.character))
@@ -207,6 +215,7 @@ design <- function(spec, data, roles, made, contrasts, singular.ok) {
   labels <- labels_in(frame, roles, spec$random, rows)
   if (is.null(fit$celltypes)) fit$celltypes <- levels(labels[[roles$celltype]])
   fit$donors <- levels(labels[[roles$donor]])
+  fit$n_donors <- length(fit$donors)
   fit$labels <- labels
   fit$frame <- frame
   fit$rows <- rows
@@ -373,6 +382,7 @@ finish <- function(fit) {
 
 # The fit as Python wants it back.
 stored <- function(object) {
+  if (inherits(object, "ctmm_tables")) return(list(said = object$said))
   r <- object$request
   list(model = r$model, structure = r$structure, bounds = object$bounds,
        noise_floor = object$noise_floor, estimate = object$estimate)

@@ -290,6 +290,7 @@ update.ctmm <- function(object, formula., ..., evaluate = TRUE) {
 # The data of a fit: what its call names where the formula was written, or here, and is what was
 # fitted. A table that has changed since is taken with a warning.
 data_of <- function(object, here) {
+  force(object$data_rows)
   given <- object$call$data
   places <- list(environment(object$given), here)
   found <- lapply(places, function(place) tryCatch({
@@ -484,7 +485,7 @@ cat_sizes <- function(x) {
                 stats::AIC(value), stats::BIC(value)))
   }
   cat(sprintf("Rows: %d of %d possible, donors: %d, cell types: %d\n", x$n, x$n_possible,
-              length(x$donors), length(x$celltypes)))
+              x$n_donors, length(x$celltypes)))
 }
 
 cat_notes <- function(notes)
@@ -503,7 +504,7 @@ summary.ctmm <- function(object, covariance = NULL, ...) {
   no_more(...)
   tables <- estimates(object, covariance)
   out <- object[c("call", "formula", "method", "structure", "bounds", "noise_floor", "kind", "n",
-                  "n_possible", "donors", "celltypes", "loglik", "df.residual", "convergence",
+                  "n_possible", "n_donors", "celltypes", "loglik", "df.residual", "convergence",
                   "notes", "versions", "beta", "vcomp")]
   out$coefficients <- tables$fixed
   out$varcomp <- tables$variance
@@ -532,7 +533,7 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
   cat("Structure: ", x$structure, ", bounds: ", bounds, "\n", sep = "")
   cat("Data:      ", KINDS[[x$kind]], "\n", sep = "")
   cat(sprintf("Rows: %d of %d possible, donors: %d, cell types: %d, residual df: %d\n", x$n,
-              x$n_possible, length(x$donors), length(x$celltypes), x$df.residual))
+              x$n_possible, x$n_donors, length(x$celltypes), x$df.residual))
   if (!is.null(x$criteria))
     cat(sprintf("logLik: %.4f  AIC: %.4f  BIC: %.4f\n", x$criteria[[1L]], x$criteria[[2L]],
                 x$criteria[[3L]]))

@@ -87,7 +87,8 @@ no_python <- function(message) stop(condition(message, "ctmm_no_python", "error"
 
 # Ask Python; its errors and warnings become conditions of R with their message and class.
 ask <- function(name, request) {
-  reply <- wire()$call(name, request)
+  reply <- if (is.null(request$fit$said)) wire()$call(name, request) else recalled(name, request)
+  if (is.list(state$heard)) state$heard <- c(state$heard, list(without_fit(name, request, reply)))
   for (note in reply$warnings) {
     class <- c(paste0("ctmm_", unlist(note$classes)), "ctmm_warning")
     warning(condition(in_r(note$message), class, "warning"))

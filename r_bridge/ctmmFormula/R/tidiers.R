@@ -101,7 +101,7 @@ glance.ctmm <- function(x, ...) {
   likelihood <- !is.na(x$loglik)
   as_loaded(data.frame(
     structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
-    n_donors = length(x$donors), n_celltypes = length(x$celltypes),
+    n_donors = x$n_donors, n_celltypes = length(x$celltypes),
     logLik = x$loglik, AIC = if (likelihood) stats::AIC(x) else NA_real_,
     BIC = if (likelihood) stats::BIC(x) else NA_real_, df = length(x$beta) + length(x$vcomp),
     df.residual = x$df.residual, converged = x$convergence$converged,
