@@ -77,10 +77,11 @@ def test_the_paper_is_cited_alike_everywhere():
         dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.MULTILINE))
         for entry in re.findall(r"^@\w+\{(.*?)^\}", readme, re.MULTILINE | re.DOTALL)
     )
+    year = re.search(r"Copyright \(c\) (\d{4})", (ROOT / "LICENSE").read_text("utf-8"))[1]
     said = {name: value.replace("{", "").replace("}", "") for name, value in software.items()}
     assert said == {
         "author": cff["authors"][0]["name"], "title": cff["title"], "url": HOME,
-        "note": f"Version {cff['version']}",
+        "note": f"Version {cff['version']}", "year": year,
     }  # fmt: skip
     surnames = " and ".join(one["family-names"] for one in paper["authors"])
     assert f"{surnames} ({paper['year']})" in cff["title"]
@@ -89,10 +90,35 @@ def test_the_paper_is_cited_alike_everywhere():
     values |= {"volume": str(paper["volume"]), "pages": str(paper["start"])}
     values |= {"year": str(paper["year"]), "doi": paper["doi"]}
     assert values.items() <= bibtex.items()
-    assert all(f'{name} = "{value}"' in r for name, value in values.items())
+    assert all(f'{name} = "{value}"' in r for name, value in (values | {"year": year}).items())
     names = [(one["family-names"], one["given-names"]) for one in paper["authors"]]
     assert bibtex["author"] == " and ".join(f"{family}, {given}" for family, given in names)
     assert all(f'person("{given}", "{family}")' in r for family, given in names)
+
+
+def day_of_release(cff: dict, changes: str, readme: str) -> str:
+    """As all files say it, or nothing while the version is not released."""
+    said = re.search(rf"^## {re.escape(cff['version'])} \((.+)\)$", changes, re.MULTILINE)[1]
+    day = "" if said == "not released" else said
+    assert str(cff.get("date-released", "")) == day
+    assert ("not released" in readme) == (not day)
+    return day
+
+
+def test_a_version_has_the_same_day_everywhere_once_it_is_released():
+    """The CITATION's year is that of this day, so a released version has one."""
+    yaml = pytest.importorskip("yaml")
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes, readme = ((ROOT / f).read_text("utf-8") for f in ("CHANGELOG.md", "README.md"))
+    day_of_release(cff, changes, readme)
+    day = "2031-02-03"
+    heading = rf"^(## {re.escape(cff['version'])}) \(.+\)$"
+    released = re.sub(heading, rf"\1 ({day})", changes, flags=re.MULTILINE)
+    then = readme.replace(", not released", "")
+    assert day_of_release(cff | {"date-released": day}, released, then) == day
+    for wrong in ({}, {"date-released": "2031-02-04"}):
+        with pytest.raises(AssertionError):
+            day_of_release({"version": cff["version"], **wrong}, released, then)
 
 
 @pytest.mark.r
