@@ -425,11 +425,11 @@ top_effects <- function(x, effect = NULL, celltype = NULL, n = 10) {
   column <- function(kind, end) x[[paste0(kind, "_effects:", variable, end)]]
   types <- Filter(function(type) !is.null(column("estimate", end(type))), c(about$celltypes, "mean"))
   if (is.null(celltype)) {
-    F <- column("stat", "")
+    statistic <- column("stat", "")
     out <- data.frame(gene = x$gene, check.names = FALSE)
     for (type in types) out[[type]] <- column("estimate", end(type))
     out$mean.expression <- x$mean
-    out <- cbind(out, F = F, df1 = column("df1", ""), df2 = column("df", ""),
+    out <- cbind(out, F = statistic, df1 = column("df1", ""), df2 = column("df", ""),
                  p.value = column("p", ""), p.adjusted = column("p", "_bh"))
     apart <- column("p", "_heterogeneity")
     if (!is.null(apart)) out$p.heterogeneity <- apart
