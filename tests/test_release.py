@@ -158,6 +158,17 @@ def test_the_home_asks_what_is_needed_and_says_where_to_write():
     assert classifiers == tested and quick["set"] == ["newest", "lowest"]
     systems = {one["os"].split("-")[0] for one in quick["include"]} | {"ubuntu"}
     assert systems == {"ubuntu", "macos", "windows"}
+    entry, urls = read("scverse/meta.yaml"), PROJECT["project"]["urls"]
+    assert entry["project_home"] == HOME and entry["license"] == PROJECT["project"]["license"]
+    assert entry["documentation_home"].startswith(urls["Documentation"])
+    assert entry["tutorials_home"] == urls["Documentation"]
+    assert entry["install"] == {"pypi": PROJECT["project"]["name"]}
+    for file in re.findall(
+        r"[\w/]+\.(?:yml|md)", (ROOT / ".github/scverse/meta.yaml").read_text("utf-8")
+    ):
+        assert (ROOT / file).exists() or (ROOT / ".github" / file).exists(), file
+    support = "The latest release is supported"
+    assert support in security and support in (ROOT / "README.md").read_text(encoding="utf-8")
     recipe = (ROOT / ".github" / "conda" / "recipe.yaml").read_text(encoding="utf-8")
     for needed in PROJECT["project"]["dependencies"]:
         assert re.match(r"[\w-]+", needed)[0] in recipe, needed

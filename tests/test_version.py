@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
         ("CITATION.cff", r"^version: (\S+)$"),
         ("r_bridge/ctmmFormula/DESCRIPTION", r"^Version: (\S+)$"),
         ("CHANGELOG.md", r"\A# Changes\n\n## (\S+)"),
+        (".github/scverse/meta.yaml", r"^version: v(\S+)$"),
+        (".github/conda/recipe.yaml", r"^  version: \"(\S+)\"$"),
         ("README.md", r"^Version (\S+?),? "),
     ],
 )
