@@ -14,6 +14,7 @@ import pytest
 from test_layers import LAYERS, WHOLE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vignettes"))
+import look
 import messages
 
 import ctmm_formula as ctmm
@@ -83,6 +84,30 @@ def test_pages_stand_alone(site):
     assert "<math" in (site / "mathematics.html").read_text("utf-8")
 
 
+needs_browser = pytest.mark.skipif(look.browser() is None, reason="there is no Chromium here")
+
+
+@needs_browser
+@pytest.mark.pages
+def test_pages_fit_their_screen(site):
+    assert look.faults(site) == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_page_that_is_too_wide_or_lacks_a_picture_is_seen(tmp_path):
+    page = '<!doctype html><body style="margin: 0"><div style="width: {}px">x</div>{}</body>'
+    (tmp_path / "good.html").write_text(page.format(300, ""), "utf-8")
+    (tmp_path / "bad.html").write_text(page.format(600, '<img src="a.png">'), "utf-8")
+    lacks = f"no picture {(tmp_path / 'a.png').as_uri()}"
+    assert sorted(look.faults(tmp_path)) == sorted(
+        f"bad.html at {width} pixels, {scheme}: {fault}"
+        for scheme in ("light", "dark")
+        for width in (1280, 390)
+        for fault in (lacks, *(["600 pixels wide"] if width < 600 else []))
+    )
+
+
 @pytest.mark.pages
 def test_calls_of_r_are_shown_as_r(site):
     if not (site / "r_users.html").exists():
@@ -121,6 +146,7 @@ def test_readme_shows_the_rates_of_the_page(site):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
     assert len(rows) > 5
     page = (site / "structures_and_tests.html").read_text("utf-8").replace("\n", "")
+    page = re.sub('<td class="(number|words)">', "<td>", page)
     for row in rows[2:]:
         assert "".join(f"<td><p>{cell}</p></td>" for cell in row) in page
 

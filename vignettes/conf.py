@@ -41,7 +41,7 @@ extensions = [
 ]  # fmt: skip
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
 exclude_patterns = [
-    "conf.py", "site_parts.py", "readme.py", "messages.py", "errors.md", "evidence/*.py",
+    "conf.py", "site_parts.py", "readme.py", "messages.py", "look.py", "errors.md", "evidence/*.py",
     "evidence/targets.md", *site_parts.left_out(),
 ]  # fmt: skip
 suppress_warnings = [
@@ -67,6 +67,7 @@ default_role = "code"  # names between single backticks
 autosummary_generate = True
 autodoc_typehints = "none"  # docstrings say types, with shapes and units
 autodoc_member_order = "bysource"
+napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_preprocess_types = False

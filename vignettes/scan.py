@@ -100,8 +100,8 @@ scan.plot("variances").figure
 # %% [markdown]
 # ## Correlations between days
 #
-# Of the full structure (figure 3B), for the genes whose estimates of variance are positive; dark: days
-# next to each other.
+# Of the full structure (figure 3B), for the genes whose estimates of variance are positive; in a
+# strong colour: days next to each other.
 
 # %% alt="Violins of the correlations of true expression between days"
 scan.plot("correlations", ordered=True).figure

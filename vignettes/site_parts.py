@@ -25,6 +25,8 @@ import jupytext
 import latex2mathml.converter
 import nbformat
 from docutils import nodes
+from sphinx.ext import napoleon
+from sphinx.ext.napoleon import NumpyDocstring
 from sphinx.util import logging
 
 if TYPE_CHECKING:
@@ -40,10 +42,14 @@ NEEDS_R = {
 R_PACKAGE = ROOT / "r_bridge" / "ctmmFormula"
 logger = logging.getLogger(__name__)
 
-QUICK = re.compile(r"^(\w+ = )(.+?)  # quick: (.+)$", re.MULTILINE)
+QUICK = re.compile(r"^(\w[\w, ]* = )(.+?)  # quick: (.+)$", re.MULTILINE)
+FORMATTED = re.compile(r"  # fmt: skip$", re.MULTILINE)
 HTML_IMAGE = re.compile(r'<img src="([^"]+)" alt="([^"]*)"\s*/>')
 R_CALL = re.compile(r'\AR\(r?"""\n(.*?)\n?"""\)\Z', re.DOTALL)
 """A cell that only hands a text to R is shown as the R code it is."""
+CELLS = {"number": re.compile(r"[-−+±<>≤≥~]?\s*\.?\d.{0,40}"), "words": re.compile(r"(?s)\D.{24,}")}
+"""Of a table: what stays in one line, as `0.050 (0.013) [84 failed]`, and what needs some width."""
+MEASURED_PAGE = re.compile(r"(?:tests/benchmarks|vignettes/(evidence))/(\w+)\.md")
 R_BODY = re.compile(r"<h2.*?>(.*?)</h2>(.*?)(?:<hr|</div>\s*</body>)", re.DOTALL)
 SETUP = f"""\
 %matplotlib inline
@@ -72,7 +78,8 @@ get_ipython().register_magic_function(as_markdown, "cell")
 def notebook(text: str) -> nbformat.NotebookNode:
     """The script as a notebook, with the sizes asked for."""
     quick = bool(os.environ["CTMM_SITE_QUICK"])
-    book = jupytext.reads(QUICK.sub(r"\1\3" if quick else r"\1\2", text), fmt="py:percent")
+    text = FORMATTED.sub("", QUICK.sub(r"\1\3" if quick else r"\1\2", text))
+    book = jupytext.reads(text, fmt="py:percent")
     book.cells = [cell for cell in book.cells if cell.cell_type != "raw"]
     for cell in book.cells:
         if "markdown" in cell.metadata.get("tags", []):
@@ -90,29 +97,64 @@ def notebook(text: str) -> nbformat.NotebookNode:
     return book
 
 
+class Docstring(NumpyDocstring):
+    """As napoleon reads it, but a property's first line is a sentence, whatever colon it has."""
+
+    def _consume_inline_attribute(self) -> tuple[str, list[str]]:
+        lines = [self._lines.next(), *self._dedent(self._consume_to_end())]
+        return "", NumpyDocstring(lines, self._config).lines()
+
+    def _consume_fields(self, *args, multiple: bool = True, **kwargs):
+        """Several attributes in one line are several, as parameters are."""
+        return super()._consume_fields(*args, multiple=multiple, **kwargs)
+
+
+def says_nothing(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object):
+    """Whether a member is a field of a named tuple, which its class describes."""
+    del app, what, name, options
+    return skip or str(getattr(obj, "__doc__", "")).startswith("Alias for field number") or None
+
+
 def tidy(app: Sphinx, doctree: nodes.document, name: str) -> None:
-    """Show calls of R as R code, and ask every picture for its text."""
-    del app
+    """Show calls of R as R code, link files that are pages, ask every picture for its text."""
     for block in doctree.findall(nodes.literal_block):
         call = R_CALL.match(block.astext().strip())
         if call:
             block["language"] = "r"
             block.rawsource = call[1]
             block.children = [nodes.Text(call[1])]
+    for cell in doctree.findall(nodes.entry):
+        cell["classes"] += [kind for kind, rule in CELLS.items() if rule.fullmatch(cell.astext())]
+    for file in list(doctree.findall(nodes.literal)):
+        found = MEASURED_PAGE.fullmatch(file.astext())
+        page = found and f"{found[1] or 'measured'}/{found[2]}"
+        if page in app.env.found_docs and not isinstance(file.parent, nodes.reference):
+            uri = app.builder.get_relative_uri(name, page)
+            file.replace_self(nodes.reference("", "", file.deepcopy(), internal=True, refuri=uri))
+    for link in list(doctree.findall(nodes.reference)):  # types are classes: "genes" is none
+        if link.children and isinstance(link[0], nodes.emphasis) and link.astext().islower():
+            link.replace_self(link.children)
     for image in doctree.findall(nodes.image):
         if not image.get("alt"):
             logger.warning("%s: the picture %s has no alt text", name, image["uri"])
 
 
+def mathml(text: str, display: str) -> str:
+    """A formula; primes are transposes, and few fonts have room for one above a line."""
+    return latex2mathml.converter.convert(text, display=display).replace(
+        "<mi>&#x02032;</mi>", "<mo>&#x022A4;</mo>"
+    )
+
+
 def inline_formula(translator, node: nodes.math) -> None:
     """A formula of a line."""
-    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    translator.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def display_formula(translator, node: nodes.math_block) -> None:
     """A formula of its own."""
-    formula = latex2mathml.converter.convert(node.astext(), display="block")
+    formula = mathml(node.astext(), "block")
     translator.body.append(f'<div class="formula">{formula}</div>\n')
     raise nodes.SkipNode
 
@@ -192,7 +234,9 @@ def extend(app: Sphinx) -> None:
     """Register all of it."""
     app.connect("builder-inited", pages_of_the_repository)
     app.connect("builder-inited", r_pages)
+    app.connect("autodoc-skip-member", says_nothing)
     app.connect("doctree-resolved", tidy)
+    napoleon.NumpyDocstring = Docstring
     app.add_html_math_renderer(
         "mathml", inline_renderers=(inline_formula, None), block_renderers=(display_formula, None)
     )

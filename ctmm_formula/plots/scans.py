@@ -302,7 +302,7 @@ def correlations(
         A violin per pair, or the medians of all pairs; default violins of up to six cell types.
     ordered : bool
         The cell types are ordered (stages, days): pairs are sorted by distance and adjacent ones
-        marked, dark violins or framed cells.
+        marked, violins in a strong colour or framed cells.
     ax : Axes, optional
 
     Returns
@@ -466,7 +466,7 @@ def _pairs(
     longest = style.slope_below(ax, len(order))[1]
     short = style.shortened(types, longest / 2 - style.extent("–", style.SMALL))  # two in one name
     style.names_below(ax, range(len(order)), [f"{short[c]}–{short[r]}" for r, c in order])
-    return style.finish(ax, "dark: adjacent cell types" if ordered else "", "correlation")
+    return style.finish(ax, "strong colour: adjacent cell types" if ordered else "", "correlation")
 
 
 def _heatmap(

@@ -47,7 +47,7 @@ def volcano(
     genes : int or list of str
         Genes to name; a number: those with the smallest p values among what is found.
     alpha : float
-        Genes with Benjamini-Hochberg p below it are dark, the others light.
+        Genes with Benjamini-Hochberg p below it are in colour, the others grey.
     ax : Axes, or one per cell type, optional
 
     Returns
