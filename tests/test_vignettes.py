@@ -109,6 +109,15 @@ def test_a_page_that_is_too_wide_or_lacks_a_picture_is_seen(tmp_path):
 
 
 @pytest.mark.pages
+def test_help_pages_of_r_have_no_code_of_latex_or_rd(site):
+    html = (site / "reference" / "r.html").read_text("utf-8")
+    if "This site was built without R" in html:
+        pytest.skip("built without R")
+    assert "<math" in html and "https://doi.org/10.1038/s41467-024-49242-9" in html
+    assert re.findall(r"\\[a-zA-Z]+", text_of(html.replace("\\n", ""))) == []
+
+
+@pytest.mark.pages
 def test_calls_of_r_are_shown_as_r(site):
     if not (site / "r_users.html").exists():
         pytest.skip("left out without R")

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ R_PAGES = {"README.md": "install.md", "ctmm-in-r.md": "tour.md"}
 NEEDS_R = {
     "coming_from.py": ("lme4", "metafor"), "r_users.py": ("reticulate", "generics", "nlme"),
 }  # fmt: skip
+R_FIRST = (
+    "ctmmFormula-package", "ctmm_install", "ctmm_check", "ctmm", "ctmm-methods", "means", "tests",
+    "groups", "effects.ctmm", "heritability", "donors", "jackknife", "accessors", "tidiers", "banded",
+    "ctmm_genes", "add_genes", "ctmm_pseudobulk", "ctmm_data", "pseudobulk",
+)  # fmt: skip
+"""Help pages by what they are for: first steps, a gene, all genes, cells and tables."""
 R_PACKAGE = ROOT / "r_bridge" / "ctmmFormula"
 logger = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ R_CALL = re.compile(r'\AR\(r?"""\n(.*?)\n?"""\)\Z', re.DOTALL)
 CELLS = {"number": re.compile(r"[-−+±<>≤≥~]?\s*\.?\d.{0,40}"), "words": re.compile(r"(?s)\D.{24,}")}
 """Of a table: what stays in one line, as `0.050 (0.013) [84 failed]`, and what needs some width."""
 MEASURED_PAGE = re.compile(r"(?:tests/benchmarks|vignettes/(evidence))/(\w+)\.md")
+R_FORMULA = re.compile(r'<code class="reqn">(.*?)</code>', re.DOTALL)
+R_DOI = re.compile(r'\\Sexpr\[[^]]*\]\{tools:::Rd_expr_doi\("(.*?)"\)\}')
 R_BODY = re.compile(r"<h2.*?>(.*?)</h2>(.*?)(?:<hr|</div>\s*</body>)", re.DOTALL)
 SETUP = f"""\
 %matplotlib inline
@@ -212,10 +221,12 @@ def pages_of_the_repository(app: Sphinx) -> None:
 def r_pages(app: Sphinx) -> None:
     """The help pages of the R package, by R itself; their names are what a search finds."""
     del app
-    text = "# Reference of the R package\n\nThe help pages of `ctmmFormula`.\n\n"
+    text = "# Reference of the R package\n\nThe help pages of `ctmmFormula`, which `?name` shows in R.\n\n"
     if shutil.which("Rscript") is None:
         text += 'This site was built without R: `help(package = "ctmmFormula")` shows them.\n'
-    for page in sorted((R_PACKAGE / "man").glob("*.Rd")) if shutil.which("Rscript") else ():
+    rank = {name: at for at, name in enumerate(R_FIRST)}
+    pages = sorted((R_PACKAGE / "man").glob("*.Rd"), key=lambda p: (rank.get(p.stem, 99), p.stem))
+    for page in pages if shutil.which("Rscript") else ():
         # links to other help pages would lead nowhere
         code = "tools::Rd2HTML(commandArgs(TRUE), Links = character(), Links2 = character())"
         call = ["Rscript", "--vanilla", "-e", f"suppressWarnings({code})", str(page)]
@@ -225,6 +236,8 @@ def r_pages(app: Sphinx) -> None:
             re.findall(r"^\\alias\{(.+)\}", page.read_text("utf-8"), re.MULTILINE)
         )
         body = re.sub(r"<(/?)h3>", r"<\1h4>", re.sub(r"\n{2,}", "\n", body))
+        body = R_FORMULA.sub(lambda formula: mathml(unescape(formula[1]), "inline"), body)
+        body = R_DOI.sub(r'<a href="https://doi.org/\1">doi:\1</a>', body)
         called = ", ".join(f"`{name}`" for name in names)
         text += f"## {title}\n\n{called}\n\n```{{raw}} html\n{body.strip()}\n```\n\n"
     write(HERE / "reference" / "r.md", text)
