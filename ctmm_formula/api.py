@@ -485,7 +485,7 @@ def _notes(results: CTMMResults) -> Iterator[str]:
     if text and results.converged:
         text += (
             ", where standard errors and Wald tests of variance components are no guide (degrees "
-            "of freedom of fixed effects take those on a bound for known, others for free)"
+            "of freedom of fixed effects take what the edge holds for known)"
         )
     if text:
         yield text

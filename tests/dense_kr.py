@@ -8,14 +8,45 @@ import dense
 import numpy as np
 
 
-def adjusted(model, theta: np.ndarray, method: str = "reml", free=None) -> SimpleNamespace:
-    """Phi, Phi_A, W and the P_k of the components that are `free` (all of them by default)."""
+def held(model, theta: np.ndarray, floor: float | None = None) -> np.ndarray:
+    """Directions that leave variance where donors' covariances have none, (m, K).
+
+    Of the covariance above the share `floor` of the noise, or (None) of the true expression.
+    """
+    out = []
+    for i in np.unique(model.row_donor):
+        k = np.flatnonzero(model.row_donor == i)
+        H = model.H[k]
+        moves = np.array([H @ B @ H.T for B in model.basis])
+        M = np.tensordot(theta[: len(moves)], moves, axes=1)
+        if floor is not None:
+            M = M + (1 - floor) * np.diag(model.nu[k])
+        size, axes = np.linalg.eigh(M)
+        none = axes[:, size < 1e-5 * np.abs(size).max()]
+        pairs = [(v, u) for v in none.T for u in none.T]
+        out += [[v @ move @ u for move in moves] for v, u in pairs]
+    own = np.array(out).reshape(len(out), len(model.basis))
+    return np.pad(own, ((0, 0), (0, len(theta) - own.shape[1])))
+
+
+def adjusted(
+    model, theta: np.ndarray, method: str = "reml", free=None, held=None
+) -> SimpleNamespace:
+    """Phi, Phi_A, W and the P_k of the components that are `free` (all of them by default).
+
+    held: combinations of components (m, K) that keep their value, by Lagrange's equations.
+    """
     a = dense.arrays(model)
     free = np.ones(len(theta), dtype=bool) if free is None else free
     S = np.linalg.inv(dense.covariance(a, theta))
     Phi = np.linalg.inv(a.X.T @ S @ a.X)
     information = dense.expected_information(model, theta, method)[np.ix_(free, free)]
     W = np.linalg.inv(information)
+    if held is not None:
+        N = held[:, free] / np.linalg.norm(held[:, free], axis=1, keepdims=True)
+        N = N * np.sqrt(np.abs(np.diag(information)).max())
+        whole = np.block([[information, N.T], [N, np.zeros((len(N), len(N)))]])
+        W = np.linalg.pinv(whole, rcond=1e-7)[: len(W), : len(W)]
     G = [S @ part @ S for part, used in zip(a.parts, free, strict=True) if used]
     P = [-a.X.T @ g @ a.X for g in G]
     middle = np.zeros_like(Phi)

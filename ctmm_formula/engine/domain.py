@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 from numbers import Real
 
 import numpy as np
@@ -39,6 +39,7 @@ from ..errors import CTMMError
 from .model import Blocks, Model, Tiles, rank_one_factors, tile
 
 BOUNDS = ("noise", "psd", "nonnegative")
+_GONE = 1e-5  # share of a variance that counts as none; the barrier of a search leaves less
 
 
 @dataclass(frozen=True)
@@ -218,5 +219,50 @@ def _cones(
 
 def lower_bounds(model: Model, domain: Domain) -> np.ndarray:
     """Lower bounds of all components, those of the kinship among them, (K,); -inf without one."""
-    genetic = (constrain_genetic(term.basis, domain).lower for term in model.kinship)
-    return np.concatenate([constrain(model.unrelated, domain).lower, *genetic])
+    return np.concatenate([own.lower for own, _ in _every(model, domain)])
+
+
+def held(model: Model, domain: Domain, theta: np.ndarray) -> np.ndarray:
+    """Directions in which the edge of the domain holds `theta`, (m, K).
+
+    Of a component on its lower bound that of itself; of a covariance M(theta) of a donor, or of its
+    true expression, v'(dM / dtheta_k) u for all v and u that M leaves no variance.  A block whose
+    random effects have negative variances may hold `theta` too: its directions are not among them.
+    """
+    out = []
+    for own, at in _every(model, domain):
+        here = theta[at]
+        part = [np.eye(len(here))[here <= own.lower]]
+        if len(own.active):
+            part.append(_without_variance(own, here))
+        out.append(np.pad(np.concatenate(part), ((0, 0), (at.start, len(theta) - at.stop))))
+    return np.concatenate(out)
+
+
+def _every(model: Model, domain: Domain) -> list[tuple[Constraint, slice]]:
+    """Constraints of all parts of a model, and the numbers of their components."""
+    own = constrain(model.unrelated, domain), slice(0, len(model.S))
+    genetic = (constrain_genetic(term.basis, domain) for term in model.kinship)
+    return [own, *zip(genetic, model.kinship_slices, strict=True)]
+
+
+def _without_variance(own: Constraint, theta: np.ndarray) -> np.ndarray:
+    """The directions of covariances that the edge leaves short of a dimension, (m, K)."""
+    R = own.blocks.R
+    loads = own.blocks.design[:, :R].transpose(0, 3, 2, 1)  # (tiles, donors, rows, R)
+    phi, noise = own.S[:, :R].T @ theta, own.tiles.put(own.nu, 1.0).transpose(0, 2, 1)
+    # in units of the noise; without any, of the largest that would be there if nothing cancelled
+    largest = (np.square(loads) @ np.abs(phi)).max(axis=2, keepdims=True)
+    size = np.where(noise > 0.0, noise, largest)
+    scaled = loads / np.sqrt(np.where(size > 0.0, size, 1.0))[..., None]
+    M = (scaled * phi) @ scaled.swapaxes(2, 3) + (noise > 0.0)[..., None] * np.eye(noise.shape[2])
+    left, axes = np.linalg.eigh(M)
+    gone = (left < _GONE).reshape(-1, left.shape[2])
+    gone &= own.tiles.donors(own.active, False)[:, None]
+    seen = (scaled.swapaxes(2, 3) @ axes).reshape(-1, R, gone.shape[1])
+    out = [
+        own.S[:, :R] @ (seen[donor, :, i] * seen[donor, :, j])
+        for donor in np.flatnonzero(gone.any(axis=1))
+        for i, j in combinations_with_replacement(np.flatnonzero(gone[donor]), 2)
+    ]
+    return np.array(out).reshape(-1, len(theta))

@@ -14,9 +14,12 @@ rows are alike, does not depend on how the hypotheses are written, and counts th
 rows vary together.  Kenward and Roger put the adjusted covariance in the place of Phi and match
 mean and variance by a scale and a denominator.
 
-A component on a lower bound counts as known, the others as free, those of a covariance on the edge
-of its cone or of the noise floor too: that takes them for more variable than they are.  Tests of
-variance components have the degrees of freedom of the fit.
+On the edge of the domain W is the covariance of components that move along it
+(:func:`ctmm_formula.engine.domain.held`): one on a lower bound counts as known, and so does the
+combination of several that gives a donor's covariance no more than the noise floor or, with bounds
+"psd", no variance at all.  As if they were free they would vary more than they can, most of all
+where there are few donors and truly no variance.  Tests of variance components have the degrees of
+freedom of the fit.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from functools import cached_property
 import numpy as np
 
 from ..engine import related_likelihood
-from ..engine.domain import Domain, lower_bounds
+from ..engine.domain import Domain, held
 from ..engine.estimate import Estimate
 from ..engine.model import Model
 from ..engine.related_likelihood import Moves
@@ -37,6 +40,7 @@ from ..errors import CTMMError
 from .testing import Law
 
 _DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
+_PARALLEL = 1e-6  # singular value, next to the largest, of combinations of other directions
 SINGULAR = "the information matrix of the variance components is singular"
 NO_LAW = (
     "there is no F of Kenward and Roger for so many hypotheses at once: test fewer, or use "
@@ -127,12 +131,9 @@ class Satterthwaite:
 
     @cached_property
     def W(self) -> np.ndarray:
-        """Covariance of theta, zero for components on a lower bound; NaN where there is none."""
+        """Covariance of theta along the edge that holds it; NaN where there is none."""
         at = self.estimate
-        free = np.ix_(*2 * [at.theta > lower_bounds(self.model, self.domain)])
-        out = np.zeros_like(at.information)
-        out[free] = information_cov(at.information[free])
-        return out
+        return information_cov(at.information, held(self.model, self.domain, at.theta))
 
     @cached_property
     def _found(self) -> Variation | Moves | str:
@@ -187,17 +188,29 @@ class KenwardRoger(Satterthwaite):
         return df, (shrink * df / (df - 2.0) if math.isfinite(df) else shrink), ""
 
 
-def information_cov(information: np.ndarray) -> np.ndarray:
+def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> np.ndarray:
     """Inverse of the information of theta, shape (K, K); nan where there is none.
+
+    With directions `held` (m, K) that of theta + T t where none of them changes, held T = 0:
+    T (T' information T)^-1 T'.
 
     >>> information_cov(np.array([[4.0]]))
     array([[0.25]])
+    >>> information_cov(np.diag([4.0, 2.0]), np.array([[1.0, 0.0]]))
+    array([[0. , 0. ],
+           [0. , 0.5]])
     """
     if not len(information):
         return information
     scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = information / np.outer(scale, scale)  # units of the components drop out
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] < 1e-12:
+    scale = np.where(scale == 0.0, 1.0, scale)  # of none: held, or singular
+    scaled = information / np.outer(scale, scale)  # units of the components drop out
+    T = np.eye(len(scale))
+    if held is not None and len(held):
+        rows = held / scale
+        _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
+    left = T.T @ scaled @ T
+    if not np.isfinite(left).all() or (len(left) and np.linalg.eigvalsh(left)[0] < 1e-12):
         return np.full_like(information, math.nan)
-    return np.linalg.inv(scaled) / np.outer(scale, scale)
+    return (T @ np.linalg.inv(left) @ T.T) / np.outer(scale, scale)
