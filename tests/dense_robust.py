@@ -113,10 +113,28 @@ def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: fl
     return np.array([one.t[0] / quantile for one in own])
 
 
+def uneven(C: np.ndarray) -> float:
+    """Units alike that give V^-1 its mean, less those that give V its variance, of C (U, q, q)."""
+    q = C.shape[1]
+    alike = q * (q + 1) / sum(np.trace(c) ** 2 + np.trace(c @ c) for c in C)
+    load = np.full(len(C), 2.0)
+    for _ in range(5000):
+        parts = C / load[:, None, None]
+        left_out = parts.sum(axis=0) - parts
+        if np.linalg.eigvalsh(left_out).min() <= 0:
+            return 0.0
+        before, load = load, 1 + np.trace(np.linalg.inv(left_out) @ C, axis1=1, axis2=2)
+        if np.abs(load - before).max() < 1e-13 * load.max():
+            break
+    m = np.trace(np.linalg.inv((C / load[:, None, None]).sum(axis=0))) / q
+    return 1 + q * m / (m - 1) - alike
+
+
 def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> SimpleNamespace:
     """CR2 covariance, Satterthwaite df and HTZ test from the n x n covariance of residuals.
 
-    Tests go by the noise that the rows have where L b is `null`.
+    Tests go by the noise that the rows have where L b is `null`.  units (q, U, n): what makes of y
+    the terms of rows with E V = I.
     """
     a, n, q = f.a, len(f.a.y), len(L)
     values = np.broadcast_to(null, q)
@@ -144,10 +162,16 @@ def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> Si
         for s in range(q) for t in range(q)
     ]  # fmt: skip
     eta = q * (q + 1) / sum(var)
+    if q > 1:
+        eta += uneven(np.array([G[:, :, u, u] for u in range(count)]))
     away = L @ f.beta - null
     at = power(half @ moved(f, L, null) @ half, 0.5)
     there = np.linalg.inv(half) @ at @ half @ V @ half @ at @ np.linalg.inv(half)
     F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(there) @ away
     alone = [moved(f, L[[k]], away_from)[0, 0] for k, away_from in enumerate(values)]
     t = away / np.sqrt(np.diag(V) * alone / np.diag(expected))
-    return SimpleNamespace(cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected, t=t)
+    maker = (half @ np.moveaxis(g, 1, 2).reshape(q, -1)).reshape(q, count, n)
+    maker = maker - maker @ a.X @ f.K @ a.X.T @ f.S
+    return SimpleNamespace(
+        cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected, t=t, units=maker
+    )

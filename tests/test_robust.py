@@ -300,6 +300,34 @@ def test_hotelling_of_complete_even_data():
     close(one.pvalues(), stats.ttest_1samp(D, 0.0).pvalue)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_joint_tests_divide_by_what_has_the_mean_of_their_law(groups):
+    """Units that say different things of different rows: E V^-1 by draws at the same weights."""
+    rng = np.random.default_rng(groups)
+    size, count = 6, 20
+    H = np.tile(np.eye(size), (count, 1))
+    donor = np.repeat(np.arange(count), size)
+    cells = np.exp(rng.uniform(np.log(5), np.log(500), len(donor)))
+    nu = 10.0 / cells
+    y = rng.normal(size=len(nu)) * np.sqrt(nu + 0.02)
+    X = np.hstack([H, H * (donor % 2)[:, None]])[:, : size * groups]
+    basis = resolve("iid", list("abcdef")).basis
+    model = build_model(y, nu, X, H, donor, basis, n_cells=cells)
+    L = np.eye(size * groups)[-size:]
+    fit = dense_robust.fit(model)
+    want = dense_robust.cr2(fit, L)
+    close(sandwich.hotelling(robust.weigh(model), L).df_denom, want.df_denom)
+    draws = rng.normal(size=(4000, len(y))) @ np.linalg.cholesky(fit.Sigma).T
+    terms = np.einsum("sun,bn->bsu", want.units, draws)
+    V = terms @ terms.transpose(0, 2, 1)
+    np.testing.assert_allclose(V.mean(axis=0), np.eye(size), atol=0.06)
+    mean = np.trace(np.linalg.inv(V), axis1=1, axis2=2).mean()
+    eta = want.df_denom + size - 1
+    plain = size * (size + 1) / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
+    off, was = (abs(size * x / (x - size - 1) / mean - 1) for x in (eta, plain))
+    assert off < 0.12 and off < 0.5 * was, (off, was)
+
+
 def test_invariances():
     """Units of the response, coding of X and what X explains change nothing but their own."""
     model = make("free", "ctp", "batch", True)

@@ -181,6 +181,17 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 #
 # $$ \frac{\eta - q + 1}{\eta q}(Lb)'V_L^{-1}(Lb) \sim F(q, \eta - q + 1) $$
 #
+# That $\eta$ gives $V$ the variance of a Wishart matrix; where some units say more than others,
+# $V^{-1}$ is smaller in the mean than that matrix's.  With $C_u$ the covariance of $e_u's_u$ that mean
+# is $mI$ on average, $m = \mathrm{tr}\big[\sum_u C_u / (1 + c_u)\big]^{-1} / q$, in which leaving
+# units out of $V$ gives $c_u = \mathrm{tr}\,C_u\big[\sum_{v \ne u} C_v / (1 + c_v)\big]^{-1}$, and
+# $\eta$ becomes
+#
+# $$ \eta + 1 + \frac{qm}{m - 1}
+# - \frac{q(q + 1)}{\sum_u (\mathrm{tr}C_u)^2 + \mathrm{tr}(C_u^2)} $$
+#
+# which is $\eta$ itself where units are alike.
+#
 # The noise of counts rises with their mean, so $V_L$ at the estimates is too small where a mean came
 # out too small by chance.  Tests of $Lb = c$ take the noise that the pairs have where it is true: the
 # variance between cells moves with the mean by $\lambda = \sum nr(n\nu - \bar s^2) / \sum nr^2$, so
@@ -262,8 +273,10 @@ agree("jackknife standard errors", np.sqrt(np.diag(jackknife)), bse, tolerance=1
 #
 # $$ \Phi_A = \Phi + 2\Phi\Big[\sum_{kl} W_{kl} (Q_{kl} - P_k\Phi P_l)\Big]\Phi $$
 #
-# and their scale and denominator, which match variance and mean.  Components on a lower bound
-# count as known, all others as free.
+# and their scale and denominator, which match variance and mean.  On the edge of the domain $W$ is
+# the covariance of components that move along it: $T(T'FT)^{-1}T'$ with the information $F$ and a
+# basis $T$ of the directions in which no component on a bound moves, and no donor's covariance that
+# is as small as the noise floor allows.
 #
 # | what | where |
 # |---|---|
