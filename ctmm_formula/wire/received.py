@@ -17,13 +17,16 @@ from ..design.prepare import Prepared, Roles
 from ..design.random_terms import RandomTerm
 from ..inference.differences import Differences
 from ..scan.windows import with_own
+from ..structures import tree
 from .codec import decode, to_factor
 
 
 def structure_of(value: Any) -> Any:
-    """A structure by name, or its matrices by label."""
+    """A structure by name, its matrices by label, or clades: ["tree", {name: types or clades}]."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list | tuple):
+        return tree(value[1])
     return {str(label): decode(matrix) for label, matrix in value.items()}
 
 

@@ -22,7 +22,8 @@
 #' \code{list(batch = "celltype")}.
 #' @param structure covariance between cell types: \code{"hom"} (a variance that all share),
 #' \code{"iid"} (and one for each cell type, all equal), \code{"free"} (and one for each cell type),
-#' \code{"full"} (any covariance), \code{\link{banded}(width)}, or a list of symmetric matrices.
+#' \code{"full"} (any covariance), \code{\link{banded}(width)}, \code{\link{tree}(clades)}, or a list of
+#' symmetric matrices.
 #' @param method \code{"robust"} (noise-robust moments with cluster-robust errors, which hold on counts of
 #' cells, whose measured noise rises with expression, and for few donors), \code{"reml"}, \code{"ml"} or
 #' \code{"he"} (Haseman-Elston moments). By default \code{"robust"} where numbers of cells are known, else
@@ -134,10 +135,11 @@ single <- function(x, name, is) {
 # A structure by name; matrices as a named list.
 structure_out <- function(structure, celltypes) {
   if (is.character(structure) && length(structure) == 1L) return(structure)
+  if (inherits(structure, "ctmm_tree")) return(list("tree", unclass(structure)))
   if (is.matrix(structure)) structure <- list(structure)
   if (!is.list(structure) || !length(structure))
-    fail("CTMMError", "structure must be a name (hom, iid, free, full, banded(width)) or a list of ",
-         "matrices, got ", class(structure)[1L])
+    fail("CTMMError", "structure must be a name (hom, iid, free, full, banded(width)), tree(clades) or a ",
+         "list of matrices, got ", class(structure)[1L])
   size <- length(celltypes)
   for (matrix in structure)
     if (!is.matrix(matrix) || !is.numeric(matrix) || any(dim(matrix) != size))
@@ -173,6 +175,47 @@ banded <- function(width) {
   if (!is.numeric(width) || length(width) != 1L || is.na(width) || width < 0 || width != round(width))
     fail("CTMMError", "banded(width): width must be a whole number >= 0")
   sprintf("banded(%d)", as.integer(width))
+}
+
+#' Cell Types on a Tree
+#'
+#' A variance that all cell types share, one for every clade and one for every cell type: types of a clade
+#' have what they share with each other beyond what all share.
+#'
+#' @param clades a named list: cell types of a clade, \code{list(lymphoid = c("T", "B"))}, or a list of the
+#' clades inside it. Types in no clade stand by themselves.
+#' @param x a tree.
+#' @param ... nothing.
+#' @return The structure, for \code{\link{ctmm}}; components are \code{hom}, \code{V[lymphoid]} and
+#' \code{V[T]}.
+#' @examples
+#' tree(list(early = c("day0", "day1"), late = c("day2", "day3")))
+#' @export
+tree <- function(clades) {
+  structure(inside_clade(clades, "clades"), class = "ctmm_tree")
+}
+
+inside_clade <- function(x, name) {
+  if (is.factor(x)) x <- as.character(x)
+  if (is.character(x) && name != "clades") return(as.list(x))
+  if (!is.list(x) || !length(x))
+    fail("CTMMError", "tree: ", name, if (name == "clades") " are a named list, tree(list(lymphoid = c(\"T\", \"B\")))"
+         else " must be names of cell types, or a list of clades")
+  if (is.null(names(x)) || !all(nzchar(names(x))) || anyDuplicated(names(x)))
+    fail("CTMMError", "tree: every clade of ", name, " needs a name of its own")
+  Map(inside_clade, x, names(x))
+}
+
+#' @rdname tree
+#' @export
+print.ctmm_tree <- function(x, ...) {
+  show <- function(x, indent) for (name in names(x)) {
+    own <- x[[name]]
+    cat(indent, name, if (is.null(names(own))) paste0(": ", paste(unlist(own), collapse = ", ")), "\n", sep = "")
+    if (!is.null(names(own))) show(own, paste0(indent, "  "))
+  }
+  show(unclass(x), "")
+  invisible(x)
 }
 
 # What lm keeps of the design, and the model as it crosses to Python.

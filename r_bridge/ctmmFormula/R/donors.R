@@ -27,8 +27,8 @@
 #' @param adjust a method of \code{\link[stats]{p.adjust}}: over rows, over donors, or over variables.
 #' @param ... nothing: an argument that is not listed is an error.
 #' @return
-#' \code{outliers}: a list of two data frames, \code{rows} (donor, cell type, \code{residual},
-#' \code{p.value}, \code{p.adjusted}) and \code{donors} (\code{statistic}, chi-squared, \code{df},
+#' \code{outliers}: a list of two data frames, \code{rows} (donor, cell type, \code{n_cells} where
+#' numbers of cells are known, \code{residual}, \code{p.value}, \code{p.adjusted}) and \code{donors} (\code{statistic}, chi-squared, \code{df},
 #' \code{p.value}, \code{p.adjusted}). \code{predicted_expression}: a data frame of donor, cell type,
 #' \code{observed}, \code{predicted} and \code{std.error}, of predicted less true expression.
 #' \code{scan_donors}: a data frame with a row per variable: \code{estimate[T]}, \code{se[T]} and
@@ -54,8 +54,10 @@ outliers <- function(object, adjust = "holm", ...) {
     list(p.value = p, p.adjusted = stats::p.adjust(p, adjust_out(adjust)))
   }
   na <- function(x) ifelse(is.nan(x), NA_real_, x)
-  rows <- data.frame(row_keys(object), residual = na(array_in(got$residual)), p_values(got$row_p),
-                     check.names = FALSE)
+  rows <- row_keys(object)
+  counted <- object$request$model$n_cells
+  rows$n_cells <- if (!is.null(counted)) array_in(counted$values)
+  rows <- data.frame(rows, residual = na(array_in(got$residual)), p_values(got$row_p), check.names = FALSE)
   donors <- data.frame(statistic = na(array_in(got$chi2)), df = array_in(got$df), p_values(got$donor_p),
                        row.names = object$donors)
   list(rows = rows, donors = donors)

@@ -17,7 +17,7 @@
 #' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
-#' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts as in \code{\link{ctmm}}.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts,singular.ok as in \code{\link{ctmm}}.
 #' @param genotypes genotypes by which every gene has a kinship \code{"cis"} of its own, that of the
 #' variants around it: the name of a file of PLINK, \code{"cohort.bed"} or \code{"cohort.pgen"} (read window
 #' by window, by the extra \code{genotypes} of the Python package), or a matrix of counts of an allele, donors
@@ -92,7 +92,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
                        by = NULL, within = NULL, kinship = NULL, genetic_structure = NULL,
                        genotypes = NULL, variants = NULL, window = NULL, maf = 0, positions = NULL,
                        bounds = NULL, noise_floor = 0.1, subset, na.action, contrasts = NULL,
-                       one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
+                       singular.ok = FALSE, one_step = FALSE, n_bootstrap = 999, seed = NULL, threads = 1,
                        progress = FALSE, shares = FALSE, BPPARAM = NULL) {
   call <- match.call()
   if (!is.null(BPPARAM)) {
@@ -143,7 +143,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   own <- data[some, , drop = FALSE]
   for (name in c("ctmm_roles", "outside")) attr(own, name) <- attr(data, name)
   made <- make_frame(spec, own, roles, call, contrasts)
-  fit <- design(spec, own, roles, made, contrasts, FALSE)
+  fit <- design(spec, own, roles, made, contrasts, singular.ok)
   rows <- which(some)[fit$rows]
   Y <- values$expr[, rows, drop = FALSE]
   NU <- values$nu[, rows, drop = FALSE]
@@ -500,7 +500,8 @@ print.ctmm_genes <- function(x, n = 6, digits = 3, ...) {
   about <- attr(x, "ctmm")
   if (is.null(about)) return(print(as.data.frame(x), digits = digits, ...))
   counts <- table(x$status)
-  name <- if (is.character(about$structure)) about$structure else "own matrices"
+  name <- if (is.character(about$structure)) about$structure
+          else if (inherits(about$structure, "ctmm_tree")) "tree" else "own matrices"
   cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name,
               if (about$method == "robust") METHODS[["robust"]] else toupper(about$method),
               paste(counts, names(counts), collapse = ", ")))

@@ -104,7 +104,8 @@ ask <- function(name, request) {
 }
 
 # What Python's messages call otherwise than R.
-WORDS <- c("(?<![[:alnum:]_])pseudobulk\\(" = "ctmm_pseudobulk(", "Q\\(['\"]([^'\"]*)['\"]\\)" = "`\\1`")
+WORDS <- c("(?<![[:alnum:]_])pseudobulk\\(" = "ctmm_pseudobulk(", "Q\\(['\"]([^'\"]*)['\"]\\)" = "`\\1`",
+           "(not of full rank: .*; leave these terms out)" = "\\1, or let singular.ok = TRUE drop the columns")
 
 in_r <- function(texts) {
   for (python in names(WORDS)) texts <- gsub(python, WORDS[[python]], texts, perl = TRUE)

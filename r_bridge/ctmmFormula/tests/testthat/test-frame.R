@@ -278,6 +278,8 @@ test_that("a fixed part that is not of full rank is refused, or cut down on requ
   d <- subset(pseudobulk, !(celltype == "day3" & sex == "M"))
   expect_error(ctmm(expr ~ celltype * sex, data = d, method = "reml"), "'celltypeday3:sexM' \\(is zero in every row",
                class = "ctmm_DataError")
+  expect_error(ctmm(expr ~ celltype * sex, data = d, method = "reml"),
+               "leave these terms out, or let singular.ok = TRUE drop the columns")
   expect_message(fit <- ctmm(expr ~ celltype * sex, data = d, singular.ok = TRUE, method = "reml"),
                  "dropping 'celltypeday3:sexM'")
   model <- lm(expr ~ celltype * sex, d)

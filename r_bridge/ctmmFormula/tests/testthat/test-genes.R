@@ -384,3 +384,20 @@ test_that("columns of a scan go into the rows of an experiment", {
   expect_error(add_genes(g$Y, found), "takes a SummarizedExperiment")
   expect_error(add_genes(se, 1), "found =")
 })
+
+test_that("a scan may drop columns of a fixed part that is not of full rank", {
+  need_python()
+  d <- subset(pseudobulk, !(celltype == "day3" & sex == "M"))
+  expr <- rbind(a = d$expr, b = rev(d$expr))
+  nu <- rbind(a = d$nu, b = d$nu)
+  scan <- function(...) ctmm_genes(~ celltype * sex, data = d, expr = expr, nu = nu,
+                                   tests = "effects:sex", ...)
+  expect_error(scan(), "let singular.ok = TRUE drop the columns", class = "ctmm_DataError")
+  expect_message(found <- scan(singular.ok = TRUE), "dropping 'celltypeday3:sexM'")
+  expect_match(attr(found, "ctmm")$notes, "dropped from the fixed part", all = FALSE)
+  fit <- suppressMessages(ctmm(expr ~ celltype * sex, data = d, singular.ok = TRUE))
+  one <- effects(fit, "sex")
+  expect_equal(found[1, "p_sex"], one$omnibus$p.value, tolerance = 1e-8)
+  kept <- names(coef(fit))
+  expect_equal(unlist(found[1, sprintf("b[%s]", kept)], use.names = FALSE), unname(coef(fit)), tolerance = 1e-8)
+})

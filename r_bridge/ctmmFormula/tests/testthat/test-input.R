@@ -187,6 +187,35 @@ test_that("structures may be banded or matrices of one's own", {
   expect_error(banded(-1), class = "ctmm_CTMMError")
 })
 
+test_that("a tree gives clades a variance", {
+  need_python()
+  fit <- function(structure) ctmm(expr ~ celltype, data = pseudobulk, structure = structure)
+  types <- levels(pseudobulk$celltype)
+  clades <- tree(list(early = c("day0", "day1"), late = factor(c("day3", "day2"))))
+  ones <- function(names) outer(types %in% names, types %in% names) * 1
+  own <- c(list(hom = ones(types), "V[early]" = ones(types[1:2]), "V[late]" = ones(types[3:4])),
+           lapply(types, ones))
+  names(own)[4:7] <- sprintf("V[%s]", types)
+  found <- fit(clades)
+  expect_identical(names(found$vcomp), names(own))
+  expect_equal(found$vcomp, fit(own)$vcomp, tolerance = 1e-8)
+  expect_output(print(clades), "early: day0, day1\nlate: day3, day2")
+  expect_equal(outliers(found)$rows$residual, outliers(fit(own))$rows$residual, tolerance = 1e-8)
+  deep <- tree(list(all3 = list(pair = c("day0", "day1"), rest = c("day2", "day3"))))
+  expect_output(print(deep), "all3\n  pair: day0, day1")
+  expect_identical(ctmmFormula:::structure_out(deep, types)[[2]]$all3$rest, list("day2", "day3"))
+  expect_error(fit(tree(list(a = c("day0", "day9")))), "'day9', which is no cell type", class = "ctmm_CTMMError")
+  expect_error(fit(tree(list(a = "day0"))), "two different cell types", class = "ctmm_CTMMError")
+  expect_error(tree(list(c("day0", "day1"))), "needs a name", class = "ctmm_CTMMError")
+  expect_error(tree("day0"), "named list", class = "ctmm_CTMMError")
+  expect_error(tree(list(a = 1:2)), "names of cell types", class = "ctmm_CTMMError")
+  values <- matrix(pseudobulk$expr, 1, dimnames = list("g", NULL))
+  nu <- matrix(pseudobulk$nu, 1)
+  scan <- ctmm_genes(~ celltype, data = pseudobulk, expr = values, nu = nu, structure = clades)
+  expect_equal(unlist(scan[names(own)]), found$vcomp, tolerance = 1e-8)
+  expect_output(print(scan), "structure tree")
+})
+
 test_that("overall pseudobulk takes its proportions by columns or as a table", {
   need_python()
   fit <- overall_fit()
