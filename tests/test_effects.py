@@ -382,6 +382,26 @@ def test_a_type_with_the_name_of_another_test(df):
     assert found.tests["celltype mean"] is found.by_celltype["mean"]
 
 
+def test_a_type_with_the_name_of_a_level_and_a_type():
+    rng = np.random.default_rng(2)
+    donor, celltype = np.divmod(np.arange(90), 3)
+    types = np.array(["T", "b,T", "X"])
+    table = pd.DataFrame(
+        {"donor": [f"d{k}" for k in donor], "celltype": types[celltype], "nu": 0.1, "n_cells": 40.0,
+         "arm": np.array(list("abc"))[donor % 3], "expr": rng.normal(size=90)}
+    )  # fmt: skip
+    res = fit("C(celltype) * arm", table)
+    said = r"'arm\[b,T\]' would be the effect of level 'b' in cell type 'T' and another one: rename"
+    with pytest.raises(ctmm.CTMMError, match=said):
+        res.effects("arm")
+    genes = {name: table[[column]].set_axis(["g"], axis=1)
+             for name, column in (("expr", "expr"), ("nu", "nu"))}  # fmt: skip
+    with pytest.raises(ctmm.CTMMError, match=f"effects:arm.*{said}"):
+        ctmm.fit_genes("~ C(celltype) * arm", data=table, tests=["effects:arm"], **genes)
+    two = table.assign(arm=table["arm"].replace("c", "b"))
+    assert "b,T" in fit("C(celltype) * arm", two).effects("arm").by_celltype
+
+
 def test_weights_that_are_missing_or_series(df):
     res = fit("C(celltype) * sex", df)
     with pytest.raises(ctmm.CTMMError, match="the weight of 'day3' is missing"):

@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from ..distributions import log_t_tail, t_tail
+from ..errors import CTMMError
 from .clustered import Clustered
 from .fit import Errors, Fit
 from .testing import TestResult, wald
@@ -100,8 +101,14 @@ class Differences:
         else:
             out["_mean"] = mean[0]
         for s, step in enumerate(self.steps):
-            ends = [f"[{step},{name}]" if several else f"[{name}]" for name in self.celltypes]
-            out |= dict(zip(ends, rows[s], strict=True))
+            for name, row in zip(self.celltypes, rows[s], strict=True):
+                end = f"[{step},{name}]" if several else f"[{name}]"
+                if end in out:
+                    raise CTMMError(
+                        f"{self.name + end!r} would be the effect of level {step!r} in cell type "
+                        f"{name!r} and another one: rename levels or cell types with commas"
+                    )
+                out[end] = row
         return out
 
     def reason(self, end: str) -> str:
