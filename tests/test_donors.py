@@ -256,7 +256,10 @@ def test_missing_values_are_refused_or_filled_and_counted(df, table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.iloc[5:], r"no row of 5 of the fit's 72 donors, .*name them by donor"),
+        (
+            lambda t: t.iloc[5:],
+            r"no row of 5 of the fit's 72 donors, .*leave these donors out of the fit",
+        ),
         (lambda t: t.reset_index(drop=True), r"no row of 72 .*give a column 'donor'"),
         (lambda t: pd.concat([t, t.iloc[:1]]), r"several rows of donor"),
         (lambda t: t.assign(text="a"), r"'text'.*numbers"),

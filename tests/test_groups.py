@@ -683,3 +683,26 @@ def test_all_genes_have_the_same_tests(kind):
     assert row[f"p_{name}_shared"] == pytest.approx(test.extra["shared"])
     for own in TYPES:
         assert row[f"p_{name}[{own}]"] == pytest.approx(test.extra["celltype"][own])
+
+
+@pytest.mark.parametrize("factor", [9.0, 0.1])
+def test_which_donors_vary_more_is_said(factor):
+    rng = np.random.default_rng(4)
+    donor, celltype = np.divmod(np.arange(240), 3)
+    x = rng.uniform(size=80)
+    sizes = {"status": np.where(np.arange(80) % 2, factor, 1.0), "age": 1.0 + (factor - 1.0) * x}
+    frame = pd.DataFrame(
+        {"donor": [f"d{k}" for k in donor], "celltype": np.array(list("BTX"))[celltype],
+         "status": np.where(donor % 2, "case", "control"), "age": x[donor], "nu": 0.1,
+         "n_cells": 30.0}
+    )  # fmt: skip
+    own, noise = rng.normal(size=80), rng.normal(size=240) * np.sqrt(0.1)
+    for by, said in (("status", "of 'case' vary"), ("age", "vary")):
+        frame["expr"] = np.sqrt(sizes[by])[donor] * own[donor] + noise
+        levels = ["control", "case"]
+        data = frame.assign(status=pd.Categorical(frame["status"], levels))
+        test = ctmm.fit("expr ~ C(celltype)", by=by, data=data).test_groups()
+        assert test.pvalue < 0.05
+        word = "more" if factor > 1 else "less"
+        where = " where 'age' is larger" if by == "age" else ""
+        assert f"donors {said} {word}{where}" in test.note

@@ -57,6 +57,11 @@ def groups(fit: Fit, ask: object) -> TestResult:
     ]
     if len(levels) > 1:
         notes.append("every group against the others, combined")
+    more, column = test.tested[OVERALL][best].statistic > 0, crossed.crossing.column
+    if crossed.crossing.kind == "trend":
+        notes.append(f"donors vary {'more' if more else 'less'} where {column!r} is larger")
+    else:
+        notes.append(f"donors of {levels[best]!r} vary {'more' if more else 'less'}")
     if all(math.isnan(one.empirical) for one in test.tested[OVERALL]):
         notes.append("no empirical law, as there are too few independent units")
     notes += _untested(types, [test.combined[of_type(name)] for name in types], "group")

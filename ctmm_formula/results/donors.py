@@ -354,10 +354,16 @@ def _variables(res: Record, table: object) -> tuple[list[str], np.ndarray]:
     absent = [name for name in res.donors if name not in rows]
     if absent:
         seen = [label(value) for value in frame.index[:3]]
+        fix = (
+            "leave these donors out of the fit, or give them rows of missing values and "
+            "missing='mean'"
+            if rows
+            else f"its rows are named {listing(seen)} ...: name them by donor, or give a column "
+            f"{own!r}"
+        )
         raise DataError(
             f"table has no row of {len(absent)} of the fit's {len(known)} donors, "
-            f"{listing(absent)}; its rows are named {listing(seen)} ...: name them by donor, or "
-            f"give a column {own!r}"
+            f"{listing(absent)}; {fix}"
         )
     frame = frame.iloc[[rows[name] for name in res.donors]]
     if all(isinstance(kind, np.dtype) and kind.kind in "iufb" for kind in frame.dtypes):
