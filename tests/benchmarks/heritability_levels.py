@@ -4,7 +4,8 @@
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Sets are kept in a
 file of their own as they come, round by round of all settings, the small ones first; a run goes on
-where the last one ended, and writes ``heritability_levels.md`` beside this file of all there is.
+where the last one ended, and writes ``heritability_levels.md`` beside this file of all there is:
+settings that the file has fewer sets of than the table keep their line.
 
 Four or eight cell types; e = .11 (shared) and W = .08 (of every type) between donors by the
 environment, g and V by the kinship: a window of 100 variants in linkage disequilibrium
@@ -294,7 +295,7 @@ def main() -> None:
                 done[str(setting)].append(found)
                 with options.keep.open("a") as file:
                     file.write(json.dumps([str(setting), *found]) + "\n")
-            OUT.write_text("\n".join(text_of(done)))
+            OUT.write_text("\n".join(text_of(done, lines_of(OUT))))
 
 
 def kept(path: Path) -> defaultdict[str, list]:
@@ -306,13 +307,25 @@ def kept(path: Path) -> defaultdict[str, list]:
     return done
 
 
-def text_of(done: dict[str, list]) -> Iterator[str]:
-    """The whole file."""
+def lines_of(path: Path) -> dict[str, tuple[int, str]]:
+    """Sets and line of every setting in a table."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [(text.split(" | "), text) for text in lines if text.startswith("| ")]
+    return {cells[0][2:]: (int(cells[1]), text) for cells, text in rows if cells[1].isdigit()}
+
+
+def text_of(done: dict[str, list], before: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """The whole file, with the lines of before where they are of more sets."""
     yield TITLE
     for title, settings in PARTS.items():
         head = ["setting", "sets", *COLUMNS, "h2; covered; has one"]
         yield from (f"## {title}\n", f"| {' | '.join(head)} |", "|" + "---|" * len(head))
-        yield from (line(one, done[str(one)]) for one in settings if len(done[str(one)]) > 1)
+        for one in settings:
+            sets, kept_line = before.get(str(one), (1, ""))
+            if len(done[str(one)]) >= max(sets, 2):
+                yield line(one, done[str(one)])
+            elif kept_line:
+                yield kept_line
         yield ""
 
 
