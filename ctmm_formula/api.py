@@ -25,8 +25,8 @@ from .design.table import column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.related_likelihood import is_rotated
-from .engine.robust import ONE_UNIT
-from .errors import BoundaryWarning, CTMMError, CTMMWarning, DataError
+from .engine.robust import CLUSTERED, ONE_UNIT
+from .errors import BoundaryWarning, ConvergenceError, CTMMError, CTMMWarning, DataError
 from .inference.comparison import compare
 from .inference.fit import ROBUST
 from .results.fitted import CTMMResults
@@ -85,8 +85,8 @@ def fit(
         Noise-robust moments with cluster-robust errors (see :mod:`ctmm_formula.engine.robust`),
         which hold on counts of cells, whose measured noise rises with expression, and for few
         donors; restricted or full maximum likelihood; or Haseman-Elston moments.  By default
-        "robust" where numbers of cells are known, else "reml", and "he" with `kinship`; a note
-        says which, and why.
+        "robust" where numbers of cells are known and with `kinship`, else "reml"; a note says
+        which, and why.
     data : DataFrame, dict of columns, an object with ``to_pandas()``, or a pseudobulk AnnData
         One row per donor and cell type; with `proportions`, one per donor.  In an AnnData from
         :func:`ctmm_formula.pseudobulk` (or :func:`ctmm_formula.overall`, whose proportions are
@@ -124,9 +124,9 @@ def fit(
         window (donors x variants, from which K = G G'/m of the standardised columns), or a file
         that :func:`read_kinship` reads; ``{"cis": G, "trans": K}`` for several.  Genetic effects
         are covariances K (x) A of a structure of their own, with components ``genetic:hom``,
-        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  "robust" then takes one step
-        from the fit without the kinship; "reml" and "ml" are exact for a kinship of low rank, or
-        few donors, and beyond rotate donors where no pair is missing (see
+        ``genetic:V[T]``; ``hom`` and ``V[T]`` are the environment's.  "robust" then weighs by the
+        kinship, too, and its errors are those of the model; it, "reml" and "ml" are exact for a
+        kinship of low rank, or few donors, and beyond rotate donors where no pair is missing (see
         :mod:`ctmm_formula.engine.related_spectral`).  See ``res.heritability()``,
         ``res.test_heritability()``.
     genetic_structure : as `structure`, optional
@@ -267,9 +267,15 @@ def method_of(
                 "reml",
                 "method: reml by default, as bounds are named, which moments have none of",
             )
-        return "he", (
-            "method: he by default, as there is a kinship: unbiased whatever laws and noise are; "
-            "method='robust' weighs by pooled noise, method='reml' has likelihoods"
+        if not alone:
+            return "he", (
+                "method: he by default, as there is a kinship: one closed form for all genes; "
+                "fit() of a gene has more precise estimates by method='robust', its default"
+            )
+        return "robust", (
+            "method: robust by default, as there is a kinship: weighed by it and by pooled noise, "
+            "centred by the measured; method='he' has moments without weights and the exact "
+            "jackknife, method='reml' likelihoods"
         )
     if method is not None:
         return method, ""
@@ -312,6 +318,11 @@ def fit_design(
     cells = design.structure(structure)
     method, why = method_of(design, method, bounds, alone=True)
     model = design.model(cells)
+    if why and design.kinship and method in CLUSTERED:
+        try:
+            is_rotated(model, method)
+        except ConvergenceError as error:
+            method, why = "he", f"method: he by default, as weights would know the kinship: {error}"
     for one in (cells, *(own.structure for own in design.kinship)):
         check_alone(design.alone, one)
     check_components(model, cells, (*design.random_names, *design.genetic_names))
@@ -479,6 +490,28 @@ def _row_names(design: Design, rows: np.ndarray) -> list[str]:
     return [f"{donor}|{name}" for donor, name in zip(donors, types, strict=True)]
 
 
+def _kinship_notes(results: CTMMResults) -> Iterator[str]:
+    """How a fit with a kinship was made."""
+    fit, method = results.numbers, results.method
+    if method == "he":
+        yield (
+            "fixed effects by ordinary least squares; to their jackknife covariance comes what "
+            "related donors add, where the fitted kinship says more"
+        )
+    elif is_rotated(fit.model, method):
+        what = "a quasi-likelihood of " if fit.has_likelihood else ""
+        yield (
+            f"{what}rotated donors, as the kinship has too high a rank for the exact one: noise "
+            "weighs by its mean in each cell type, what was measured only centres"
+        )
+    elif fit.has_likelihood:
+        yield (
+            "weighed by the measured noise as if it were known: where it is of few cells, its "
+            "errors count as environment and heritabilities come out too small; method='robust' "
+            "pools it"
+        )
+
+
 def _notes(results: CTMMResults) -> Iterator[str]:
     """What to know about this fit."""
     text, at = _trouble(results), results.estimate
@@ -496,24 +529,8 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )
-    likely = results.design.kinship and results.numbers.has_likelihood
-    if likely and is_rotated(results.numbers.model):
-        yield (
-            "a quasi-likelihood of rotated donors, as the kinship has too high a rank for the "
-            "exact one: noise weighs by its mean in each cell type, what was measured only centres"
-        )
-    elif likely:
-        yield (
-            "weighed by the measured noise as if it were known: where it is of few cells, its "
-            "errors count as environment and heritabilities come out too small; pool it, "
-            "(nu * n_cells).groupby(celltype).transform('mean') / n_cells, or use method='robust'"
-        )
-    elif results.design.kinship:
-        how = "weighted" if results.method == "robust" else "ordinary"
-        yield (
-            f"fixed effects by {how} least squares; to their jackknife covariance comes what "
-            "related donors add, where the fitted kinship says more"
-        )
+    if results.design.kinship:
+        yield from _kinship_notes(results)
     elif at.beta_by == "ols":
         yield (
             "the fitted covariance is not positive definite: fixed effects by ordinary least "

@@ -7,13 +7,13 @@ import dense
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 from test_he import close, make
 from test_kinship import GOLDENS, KERNELS, family, golden_model, golden_set, related
 
 import ctmm_formula as ctmm
 from ctmm_formula.design.kinship import match_kinship
-from ctmm_formula.engine import related_likelihood
+from ctmm_formula.engine import related_likelihood, related_moments
 from ctmm_formula.engine.relatedness import Kernel
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference import genetic_score
@@ -47,7 +47,7 @@ def G(donors):
 
 @pytest.fixture(scope="module")
 def res(df, K):
-    return ctmm.fit(FORMULA, random="batch", structure="iid", kinship=K, data=df)
+    return ctmm.fit(FORMULA, random="batch", structure="iid", kinship=K, method="he", data=df)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -62,9 +62,25 @@ def test_components_and_labels(res):
     assert res.method == "he" and res.bounds == "none"
     assert res.tidy()["component"].tolist()[-3:] == ["random", "genetic", "genetic"]
     assert "Kinship:         genetic (iid)" in str(res.summary())
-    assert res.notes[0].startswith("method: he by default, as there is a kinship")
     for text in (res.summary().as_html(), res.summary().as_latex()):
         assert "genetic:hom" in text
+
+
+def test_the_default_is_weighted_by_kinship_and_pooled_noise(df, K):
+    res = ctmm.fit(FORMULA, structure="iid", kinship=K, data=df)
+    assert res.method == "robust" and res.bounds == "none"
+    assert res.notes[0].startswith("method: robust by default, as there is a kinship")
+    how = related_moments.fit(res.arrays)
+    close(res.estimate.theta, how.theta, 1e-12)
+    p = len(res.fe_params)
+    close(res.cov_params().to_numpy()[p:, p:], np.linalg.inv(how.information), 1e-9)
+    assert "inverse expected information" in str(res.summary())
+    # Fieller's reach is that of variances, whatever fixed effects have
+    rows = res.heritability().table
+    low, high = res.conf_int().loc["genetic:hom"]
+    reach = (high - low) / 2 / res.bse["genetic:hom"]
+    assert reach == pytest.approx(stats.t.isf(0.025, res.df_resid))
+    assert rows["h2"].notna().all() and (rows["conf_low"] < rows["h2"]).all()
 
 
 def test_donors_are_matched_by_label_never_by_position(df, K, res):
@@ -74,7 +90,9 @@ def test_donors_are_matched_by_label_never_by_position(df, K, res):
     more.iloc[: len(K), : len(K)] = K.to_numpy()
     shuffled = more.loc[rng.permutation(more.index), rng.permutation(more.columns)]
     rows = df.sample(frac=1.0, random_state=1)
-    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=shuffled, data=rows)
+    again = ctmm.fit(
+        FORMULA, random="batch", structure="iid", kinship=shuffled, method="he", data=rows
+    )
     pd.testing.assert_series_equal(again.vcomp, res.vcomp, rtol=1e-9)
 
 
@@ -137,8 +155,8 @@ METHODS = ["reml", "ml", "robust"]
 def test_other_methods(df, K, G, method, tmp_path):
     res = ctmm.fit(FORMULA, structure="iid", kinship={"cis": G, "trans": K}, method=method, data=df)
     likely = method != "robust"
-    assert res.method == method and res.cov_type == ("model" if likely else "jackknife")
-    by = {"reml": "kenward-roger", "ml": "model", "robust": "jackknife"}[method]
+    assert res.method == method and res.cov_type == "model"
+    by = {"reml": "kenward-roger", "ml": "model", "robust": "model"}[method]
     assert by in res.test_mean().method
     assert res.bounds == ("nonnegative" if likely else "none")
     assert ("weighed by the measured noise" in " ".join(res.notes)) == likely
@@ -186,7 +204,7 @@ def test_bounds_ask_for_a_likelihood(df, K, genes):
 
 @pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
 def test_a_kinship_of_too_high_a_rank(df, K, monkeypatch):
-    monkeypatch.setattr(related_likelihood, "LARGEST", 100)
+    monkeypatch.setitem(related_likelihood.ORDERS, "reml", (100, 100))
     with pytest.raises(ctmm.CTMMError, match=r"kinship of rank 72 with 4 cell types.*'he'"):
         ctmm.fit(FORMULA, structure="free", kinship=K, method="reml", data=df)
     assert ctmm.fit(FORMULA, structure="hom", kinship=K, method="reml", data=df).converged
@@ -197,6 +215,13 @@ def test_a_kinship_of_too_high_a_rank(df, K, monkeypatch):
     assert not any("as if it were known" in note for note in res.notes)
     assert res.heritability().table["genetic"].notna().all() and res.test_mean().pvalue < 0.05
     assert len(res.genetic_values()) == whole["donor"].nunique()
+    monkeypatch.setitem(related_likelihood.ORDERS, "robust", (100, 100))
+    turned = ctmm.fit(FORMULA, structure="free", kinship=K, data=whole)
+    assert turned.method == "robust" and any(n.startswith("rotated donors") for n in turned.notes)
+    assert turned.test_mean().df[1] > 5 and turned.bse.notna().all()
+    plain = ctmm.fit(FORMULA, structure="free", kinship=K, data=df)
+    assert plain.method == "he" and "he by default, as weights would know" in plain.notes[0]
+    assert "of 288 x 288" in plain.notes[0]
     plain = ctmm.fit(FORMULA, structure="free", bounds="nonnegative", method="reml", data=whole)
     with pytest.raises(ctmm.CTMMError, match=r"that of rotated donors.*not comparable"):
         res.compare_lr_test(plain)
@@ -382,7 +407,7 @@ def test_variants_of_one_name_are_named(df, G):
 def test_goldens_of_heritability_and_p_values(name):
     """The definitions and the p values of cigma 1.1.0, run as a black box."""
     data, K, _, cigma = golden_set(name)
-    res = ctmm.fit("y ~ 0 + C(celltype) + x1", kinship=K, data=data)
+    res = ctmm.fit("y ~ 0 + C(celltype) + x1", kinship=K, method="he", data=data)
     types, scale = res.celltypes, res.design.kinship[0].kernel.scale
     T = res.heritability().table.loc["genetic"]
     for part in ("shared", "specific"):
@@ -437,8 +462,12 @@ def test_errors_by_the_delta_method_and_intervals_by_fieller():
     assert "no standard errors" in _ratio(top, whole, theta, np.nan * cov, reach)[4]
 
 
-def test_a_constant_of_the_kinship_changes_nothing(df, K, res):
-    again = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=K + 0.4, data=df)
+@pytest.mark.parametrize("method", ["he", "robust"])
+def test_a_constant_of_the_kinship_changes_nothing(df, K, method):
+    res, again = (
+        ctmm.fit(FORMULA, random="batch", structure="iid", kinship=one, method=method, data=df)
+        for one in (K, K + 0.4)
+    )
     columns = ["genetic", "environment", "h2"]
     pd.testing.assert_frame_equal(
         again.heritability().table[columns], res.heritability().table[columns], rtol=1e-8
@@ -465,7 +494,9 @@ def test_correlations(df, K):
     assert ((found["conf_low"] < expected) & (expected < found["conf_high"])).all()
     assert found["std_error"].between(0.02, 0.2).all()
     text = str(res.heritability())
-    assert "genetic correlations" in text and "other donors of this population" in text
+    assert "genetic correlations" in text and "effects of variants drawn anew" in text
+    he = ctmm.fit("expr ~ C(celltype)", structure="full", kinship=frame, method="he", data=data)
+    assert "other donors of this population" in str(he.heritability())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -619,7 +650,7 @@ def test_a_scan_has_the_numbers_of_single_fits(df, genes, K, tmp_path):
     assert scan.table["status"].tolist() == ["ok"] * 3, scan.table["reason"].tolist()
     for name in genes["expr"]:
         data = df.assign(expr=genes["expr"][name])
-        res = ctmm.fit(FORMULA, data=data.dropna(subset="expr"), **options)
+        res = ctmm.fit(FORMULA, method="he", data=data.dropna(subset="expr"), **options)
         row = scan.table.set_index("gene").loc[name]
         close(row[list(res.vcomp.index)].to_numpy(float), res.vcomp, 1e-9)
         close(scan.gene(name).vcomp, res.vcomp, 1e-9)

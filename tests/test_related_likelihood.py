@@ -72,7 +72,7 @@ def test_of_donors_left_out():
 )  # fmt: skip
 def test_how_the_fixed_effects_move(kernels, random, limit, monkeypatch):
     """Kenward and Roger's covariance and Satterthwaite's degrees of freedom by n x n matrices."""
-    monkeypatch.setattr(related_likelihood, "LARGEST", limit)
+    monkeypatch.setitem(related_likelihood.ORDERS, "reml", (limit, limit))
     model = related(make(random=random, missing=limit > 0), KERNELS[kernels](30))
     model = model if limit else of_means(model)
     assert related_likelihood.is_rotated(model) == (limit == 0)
@@ -169,7 +169,7 @@ def test_rotated_donors(kernels, structure, method):
     even = of_means(model)
     assert rotates(even)
     reml = method == "reml"
-    own = [related_likelihood._centred(one, 1.0) for one in (even, model)]
+    own = [related_likelihood.centred(one, 1.0) for one in (even, model)]
     same, other = (Rotated(one).at(theta, reml) for one in own)
     constant = coding_constant(model) if reml else 0.0
     assert same.llf + constant == pytest.approx(dense.llf(even, theta, method), abs=1e-8)
@@ -189,7 +189,8 @@ def test_rotated_donors(kernels, structure, method):
 def test_rotated_donors_have_the_same_maximum(method, bounds, monkeypatch):
     model = of_means(related(make(random="none", n_donors=60), KERNELS["family"](60)))
     exact = estimate(model, method, Domain(bounds))
-    monkeypatch.setattr(related_likelihood, "LARGEST", 100)
+    for one in ("reml", "ml"):
+        monkeypatch.setitem(related_likelihood.ORDERS, one, (100, 100))
     found = estimate(model, method, Domain(bounds))
     assert found.convergence.converged and "donors rotated" in found.convergence.message
     assert found.llf == pytest.approx(exact.llf, abs=1e-6)

@@ -8,59 +8,120 @@ import pytest
 from conftest import quick_first
 from test_he import close, make
 from test_kinship import KERNELS, related
+from test_related_likelihood import of_means, point
 
-from ctmm_formula.engine import he, related_moments, robust
-from ctmm_formula.engine.blup import covariance_part
+from ctmm_formula.engine import he, related_likelihood, related_moments
+from ctmm_formula.engine.blup import covariance_parts
+from ctmm_formula.engine.related_joined import Joined
+from ctmm_formula.engine.related_spectral import Rotated
+from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.jackknife import jackknife
 
 
+def working(model, theta, noise):
+    """The working covariance of the rows in use (n x n)."""
+    a = dense.arrays(model)
+    return np.tensordot(theta, a.parts, axes=1) + np.diag(noise[model.active_rows])
+
+
 def equations(model, S):
-    """theta and b of the weighted moment equations, at a working covariance S (n x n)."""
+    """F, q - h, b and its covariance, at a working covariance S (n x n), nu that of the model."""
     a = dense.arrays(model)
     M, P = dense.projection(S, a.X)
     F = np.array([[np.trace(P @ A @ P @ B) for B in a.parts] for A in a.parts])
-    q = [a.y @ P @ A @ P @ a.y - np.trace(P @ A @ P @ a.D) for A in a.parts]
-    return np.linalg.solve(F, q), np.linalg.solve(a.X.T @ M @ a.X, a.X.T @ M @ a.y)
-
-
-def working(model, shared):
-    """The working covariance, by the robust fit without the kinship."""
-    found = robust.fit(model.unrelated)
-    A = model.effect_covariance(covariance_part(found.theta, model.basis))
-    keep, donor = model.active_rows, model.row_donor
-    S = (model.H @ A @ model.H.T) * (donor[:, None] == donor)
-    S = S if shared else np.diag(np.diag(S))
-    return (S + np.diag(dense.working_noise(model.unrelated)))[np.ix_(keep, keep)]
-
-
-@pytest.mark.parametrize("kernels", quick_first(KERNELS, 2))
-@pytest.mark.parametrize("random", quick_first(["batch", "none", "crossed", "celltype-specific"]))
-def test_equations(kernels, random):
-    model = related(make("ctp", "free", random, True), KERNELS[kernels](30))
-    model = replace(model, n_cells=np.linspace(5, 60, len(model.y)))
-    star = related_moments.weighted(model)
-    spread = [c.codes != c.codes[model.row_ptr[model.row_donor]] for c in model.random]
-    S = working(model, not np.any(spread))
-    found = related_moments.fit(model)
-    theta, beta = equations(model, S)
-    close(found.theta, theta, 1e-8)
-    close(found.beta, beta, 1e-8)
-    a = dense.arrays(model)
-    M = np.linalg.inv(S)
+    right = np.array([a.y @ P @ A @ P @ a.y - np.trace(P @ A @ P @ a.D) for A in a.parts])
     hat = np.linalg.solve(a.X.T @ M @ a.X, a.X.T @ M)
-    close(found.cov_beta, hat @ dense.covariance(a, theta) @ hat.T, 1e-8)
-    # left out at the weights of all donors
-    run = jackknife(star, found)
-    for donor in (0, 7, 20):
-        part, rows = model.without([donor]), model.row_donor != donor
-        theta, beta = equations(part, S[np.ix_(rows, rows)])
-        close(run.theta[donor], theta, 1e-7)
-        close(run.beta[donor], beta, 1e-7)
+    return F, right, hat @ a.y, hat
 
 
-def test_equal_weights_are_haseman_elston(monkeypatch):
+def counted(model):
+    return replace(model, n_cells=np.linspace(5, 60, len(model.y)))
+
+
+@pytest.mark.parametrize("kernels", quick_first(KERNELS, 3))
+@pytest.mark.parametrize("random", quick_first(["batch", "none", "crossed", "celltype-specific"]))
+def test_equations_of_joined_donors(kernels, random):
+    """Missing pairs, donors left out, components of 0."""
+    model = counted(related(make("ctp", "free", random, True), KERNELS[kernels](30)))
+    model = model.without([4, 9])
+    theta = np.abs(point(model))
+    theta[[1, -1]] = 0.0
+    own = related_moments.pooled_noise(model)
+    found = Joined(own).equations(theta, model.nu)
+    F, right, beta, hat = equations(model, working(model, theta, own.nu))
+    close(found.traces, F, 1e-9)
+    close(found.right, right, 1e-9)
+    close(model.back @ found.beta, beta, 1e-8)
+    root = np.linalg.solve(found.low, model.back.T)
+    S = working(model, theta, model.nu)  # weights differ from the noise that is
+    close(root.T @ found.spread @ root, hat @ S @ hat.T, 1e-8)
+
+
+@pytest.mark.parametrize("structure", ["free", "full"])
+@pytest.mark.parametrize("kernels", ["family", "wide window"])
+def test_equations_of_rotated_donors(kernels, structure):
+    model = related(make(random="none"), KERNELS[kernels](30), structure).without([4, 9])
+    theta = np.abs(point(model))
+    found = Rotated(model).equations(theta, model.nu)
+    mean = of_means(model).nu
+    F, right, beta, hat = equations(model, working(model, theta, mean))
+    close(found.traces, F, 1e-9)
+    close(found.right, right, 1e-9)
+    close(model.back @ found.beta, beta, 1e-8)
+    root = np.linalg.solve(found.low, model.back.T)
+    close(root.T @ found.spread @ root, hat @ working(model, theta, model.nu) @ hat.T, 1e-8)
+
+
+@pytest.mark.parametrize("light", [0, 600], ids=["rotated", "joined"])
+def test_a_fit_is_these_equations_over_and_over(light, monkeypatch):
+    monkeypatch.setitem(related_likelihood.ORDERS, "robust", (light, 1500))
+    model = counted(related(make(random="none"), KERNELS["family"](30)))
+    noise = related_moments.pooled_noise(model).nu if light else of_means(model).nu
+    theta = he.fit(model).theta
+    weights = covariance_parts(model, theta)
+    for _ in range(related_moments.REWEIGHTINGS):
+        F, right, beta, hat = equations(model, working(model, weights, noise))
+        theta = np.linalg.solve(F, right)
+        last, weights = weights, 0.5 * (weights + covariance_parts(model, theta))
+    found = related_moments.fit(model)
+    close(found.theta, theta, 1e-7)
+    close(found.beta, beta, 1e-7)
+    close(found.information, 0.5 * F, 1e-7)
+    close(found.cov_beta, hat @ working(model, last, model.nu) @ hat.T, 1e-7)
+    assert ("donors rotated" in found.convergence.message) == (light == 0)
+
+
+def test_units_do_not_matter():
+    model = counted(related(make(random="batch"), KERNELS["both"](30)))
+    found = related_moments.fit(model)
+    other = related_moments.fit(model.with_response(100 * model.y, 1e4 * model.nu))
+    close(other.theta, 1e4 * found.theta, 1e-6)
+    close(other.cov_beta, 1e4 * found.cov_beta, 1e-6)
+    close(other.information, 1e-8 * found.information, 1e-6)
+
+
+def test_without_its_own_noise_and_covariance_it_is_haseman_elston(monkeypatch):
+    """All rows weigh alike where no component has any part in the weights."""
     model = related(make(), KERNELS["family"](30))
-    flat = replace(robust.fit(model.unrelated), theta=np.zeros(len(model.S)))
-    monkeypatch.setattr(related_moments, "weigh", lambda _: type("F", (), {"estimate": flat}))
+    monkeypatch.setattr(related_moments, "covariance_parts", lambda m, theta: 0.0 * theta)
     monkeypatch.setattr(related_moments, "working_noise", lambda nu, *_: np.full(len(nu), 2.0))
     close(related_moments.fit(model).theta, he.fit(model).theta, 1e-9)
+
+
+def test_the_jackknife_refits():
+    model = counted(related(make(random="none"), KERNELS["window"](30)))
+    found = related_moments.fit(model)
+    run = jackknife(model, found, blocks=4)
+    part = related_moments.fit(model.without(run.left_out[2]), start=found.theta)
+    close(run.theta[2], part.theta, 1e-12)
+    close(run.beta[2], part.beta, 1e-12)
+    assert run.kind == "block" and not run.failed
+    with pytest.raises(CTMMError, match="one_step= takes donors as unrelated"):
+        jackknife(model, found, one_step=True)
+
+
+def test_too_large_says_so(monkeypatch):
+    monkeypatch.setitem(related_likelihood.ORDERS, "robust", (20, 50))
+    model = related(make(random="batch"), KERNELS["family"](30))
+    with pytest.raises(ConvergenceError, match=r"at most 50, .*use method='he'"):
+        related_moments.fit(model)

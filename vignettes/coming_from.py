@@ -280,8 +280,8 @@ print(res.vcomp.round(3).to_string())
 # | noise of pseudobulk | known, taken off | in the environment: h2 is biased down | in the environment | known, taken off |
 # | kinship | a table, one or two | `--grm`, `--mgrm` | a matrix, rows by position | `kinship=`, any number, by label |
 # | window of a gene | a kinship for each gene of your own making | `--extract` and `--make-grm` for each | of your own making | `genotypes=`, `window=`, `maf=` |
-# | estimate | HE, REML in R | REML, `--HEreg` | REML | HE; of one gene also REML and weighted moments |
-# | errors | jackknife over donors, without one donor each | information matrix | | exact jackknife in closed form |
+# | estimate | HE, REML in R | REML, `--HEreg` | REML | moments weighed by kinship and pooled noise, REML, HE; in scans HE |
+# | errors | jackknife over donors, without one donor each | information matrix | | by the covariance that weighs; of HE the exact jackknife in closed form |
 # | is anything genetic? | Wald test of the jackknife: level 0 to .016 at .05 | likelihood ratio | likelihood ratio | score of different donors: [levels and power](measured/heritability_levels) |
 # | covariates, batches | fixed, random | `--qcovar`, `--covar` | fixed | formula, `random=` |
 # | all genes | a loop of your own | a loop of your own | a loop of your own | `fit_genes`, blocks, resume, dask |

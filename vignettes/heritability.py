@@ -91,7 +91,8 @@ print(res.test_heritability("cis"), end="\n\n")
 # %% [markdown]
 # `heritability` has shares of the variance between donors: *shared*, *specific* (the mean of what
 # types have beyond that) and their *total*, then that of every type by itself.  The noise of cells
-# is in no denominator.  Of one gene intervals are wide, shares are moments, which may lie beyond 0
+# is in no denominator.  Estimates are moments that the kinship and pooled noise weigh, whose errors are
+# those of the model's variances.  Of one gene intervals are wide, shares may lie beyond 0
 # and 1, and where the variance between donors is not clearly positive there is none, with the reason.
 #
 # The test asks less and knows more: it takes products of *different* donors only, in which the

@@ -398,9 +398,10 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # donors by types) are independent, with variances $1 + k_ja_c$.  What the noise has beside its mean,
 # $E = \mathrm{diag}(\nu) - D$, centres: the score is half of
 # $r'\Sigma_kr - \mathrm{tr}P\Sigma_k - \mathrm{tr}P\Sigma_kPE$.  Robust fits
-# take one step: with $S_i^{-1} = H_iAH_i' + \mathrm{diag}(w_i)$ of the robust fit without the kinship,
-# they are the moments above of the rows $O_iS_i^{1/2}y_i$, $O_i$ the axes of
-# $S_i^{1/2}\mathrm{diag}(\nu_i)S_i^{1/2}$, whose noise no two rows share.
+# solve the equations of robust fits without a kinship, $F\theta = q - h$, with the $P$ of these
+# weights and pooled noise, made anew from the part of $\theta$ that is a covariance; fixed effects are
+# then columns of $B$ whose variance has no bounds, and the measured noise is one more component, whose
+# traces are $h$.
 #
 # The test of heritability takes products of different donors: $r = Py$ under the null of unrelated
 # donors and working noise, $s_i = v'H_i'r_i$ with $v = 1$ (shared) or $e_c$, $K_0$ the kernel
@@ -416,9 +417,9 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 # |---|---|
 # | a kernel, its products and scale | `engine.relatedness.Kernel` |
 # | $G$ with kernels | `engine.he.moment_matrix` |
-# | likelihoods with kernels | `engine.related_likelihood.Joined` |
+# | likelihoods with kernels | `engine.related_joined.Joined` |
 # | rotated donors | `engine.related_spectral.Rotated` |
-# | weighted moments | `engine.related_moments.weighted` |
+# | weighted moments | `engine.related_moments.fit` |
 # | what relatives add to errors of $b$ | `engine.he.between_donors` |
 # | heritabilities and genetic correlations | `results.heritability.heritability` |
 # | scores of different donors, and their laws | `inference.genetic_score.genetic_test` |
@@ -428,7 +429,7 @@ print(f"p value {test.pvalue:.1e}; a normal tail would say {norm.sf(statistic / 
 donors = df["donor"].unique()
 family = np.arange(len(donors)) // 3
 K = pd.DataFrame(0.5 * (np.equal.outer(family, family) + np.eye(len(donors))), donors, donors)
-kin = ctmm.fit("expr ~ C(celltype) + sex", kinship=K, data=df, structure="hom")
+kin = ctmm.fit("expr ~ C(celltype) + sex", kinship=K, data=df, structure="hom", method="he")
 between = K.loc[df["donor"], df["donor"]].to_numpy()
 two = [parts[0], between]  # hom, genetic:hom
 Pi = np.eye(len(y)) - X @ np.linalg.pinv(X)

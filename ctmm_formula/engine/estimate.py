@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +47,33 @@ class At:
     gram: np.ndarray
 
 
+class Fixed(NamedTuple):
+    """Fixed effects at one theta, whose X'Sigma^-1 X is low low'.
+
+    low (p, p); U (n, p), Sigma^-1 X low'^-1; moved (K, n, p), Sigma_k U of every component; solve:
+    Sigma^-1 Y of Y (n, j).  Rows may be turned.
+    """
+
+    low: np.ndarray
+    U: np.ndarray
+    moved: np.ndarray
+    solve: Callable[[np.ndarray], np.ndarray]
+
+
+class Equations(NamedTuple):
+    """Moments of related donors weighted by P at one theta: traces t = right.
+
+    traces (K, K), tr(P Sigma_k P Sigma_l); right (K,), y'P Sigma_k P y - tr(P Sigma_k P diag(nu));
+    beta (p,), low (p, p) with X'Sigma^-1 X = low low', and spread (p, p) of low'beta.
+    """
+
+    traces: np.ndarray
+    right: np.ndarray
+    beta: np.ndarray
+    low: np.ndarray
+    spread: np.ndarray
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Fitted parameters of a :class:`~ctmm_formula.engine.model.Model`.
@@ -64,7 +93,7 @@ class Estimate:
         "gls" or "ols".
     information : ndarray, shape (K, K)
         Expected (Fisher) information of theta, of the working covariance for "robust"; the average
-        information with a kinship; NaN for HE, and for "robust" with a kinship.
+        information of likelihoods with a kinship; NaN for HE.
     observed : ndarray, shape (K, K)
         Observed information of theta, the curvature of the log-likelihood; NaN without one, and
         with a kinship.

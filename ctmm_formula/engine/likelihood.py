@@ -202,6 +202,11 @@ def residual(model: Model) -> np.ndarray:
     return model.y - model.Q @ (model.Q.T @ model.y)
 
 
+def centred(model: Model, scale: float) -> Model:
+    """The model of (y less its least-squares fit) / scale."""
+    return model.with_response(residual(model) / scale, model.nu / scale**2)
+
+
 def response_scale(model: Model) -> float:
     """Residual standard deviation of y: fits are made on y / scale."""
     p = model.Q.shape[1]
@@ -326,15 +331,23 @@ def _split(basis: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fixed_effects(
-    model: Model, beta: np.ndarray, gram: np.ndarray, scale: float
+    model: Model,
+    beta: np.ndarray,
+    gram: np.ndarray,
+    scale: float,
+    spread: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """b and its covariance for the caller's X, from those of the orthonormal X."""
+    """b and its covariance for the caller's X, from those of the orthonormal X.
+
+    `gram` is the root of X'Sigma^-1 X; `spread` the covariance of gram'b, if that is not 1.
+    """
     p = len(beta)
     if p == 0:
         return np.zeros(0), np.zeros((0, 0))
     root, _ = lapack.dtrtrs(gram[:p, :p], model.back.T, lower=1)
     beta = beta * scale + model.Q.T @ model.y  # the kernels saw the residual
-    return model.back @ beta, root.T @ root * scale**2
+    middle = root if spread is None else spread @ root
+    return model.back @ beta, root.T @ middle * scale**2
 
 
 def coding_constant(model: Model) -> float:

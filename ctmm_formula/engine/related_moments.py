@@ -1,80 +1,116 @@
-"""Noise-robust moments of related donors: Haseman and Elston's of weighted rows.
+"""Noise-robust moments of related donors, weighted by pooled noise and by the kinship.
 
-As in :mod:`ctmm_formula.engine.robust` weights come from pooled noise w, and the measured noise nu
-only centres.  With S_i = H_i A H_i' + diag(w_i) of every donor, A that of the robust fit without
-the kinship (all that donors differ by, genetic or not), rows are taken to
+The equations of :mod:`ctmm_formula.engine.robust`, whose P here knows that donors are related:
 
-    y*_i = O_i S_i^-1/2 y_i,     H*_i = O_i S_i^-1/2 H_i,     X*_i = O_i S_i^-1/2 X_i,
+    theta = F^-1 (q - h),  q_k = y'P Sigma_k P y,  F_kl = tr(P Sigma_k P Sigma_l),
+                           h_k = tr(P Sigma_k P diag(nu))
 
-O_i the axes of S_i^-1/2 diag(nu_i) S_i^-1/2, whose values are nu*_i.  The same model holds for
-them, with noise that rows do not share, so :mod:`ctmm_formula.engine.he` and its jackknife are all
-it takes: estimates are unbiased at any weights, free in sign, one step from a working covariance.
-Random effects that donors have several levels of leave S_i its diagonal.
+They are unbiased at any weights, free in sign, and at the fixed point, were the noise the working
+one, those of REML.  Weights are at the mean of the last ones and of the part of theta that is a
+covariance: else they may alternate where a component is about 0.  Haseman and Elston's moments,
+where they start, weigh all rows alike: a window of variants in linkage disequilibrium has few axes
+that donors differ along much, which then are all that counts, so that the estimate is as skewed as
+a chi-square of few degrees of freedom.
+
+P is that of :mod:`ctmm_formula.engine.related_joined`, or where that is large (ORDERS in
+:mod:`ctmm_formula.engine.related_likelihood`) and no pair is missing, of rotated donors
+(:mod:`ctmm_formula.engine.related_spectral`).  Errors are 2 F^-1, by the covariance that weighs:
+of the variances, for effects of variants drawn anew.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 
+from ..errors import ConvergenceError
 from . import he
-from .blup import covariance_part
+from .blup import covariance_parts
 from .domain import Domain
-from .estimate import Estimate
-from .model import Model, RandomComponent, build_model
+from .estimate import Convergence, Equations, Estimate
+from .likelihood import centred, fixed_effects, response_scale
+from .model import Model
 from .noise import pooling, working_noise
-from .robust import weigh
+from .related_joined import Joined
+from .related_likelihood import is_rotated
+from .related_spectral import Rotated
+
+REWEIGHTINGS = 6
+"""The last one as a rule moves theta by a twentieth of a standard error."""
 
 
-def weighted(model: Model) -> Model:
-    """The model of the weighted rows, rows and donors in the same order.
-
-    Raises
-    ------
-    ConvergenceError
-        There is no robust fit without the kinship.
-    """
-    found = weigh(model.unrelated).estimate
-    A = model.effect_covariance(covariance_part(found.theta, model.basis))
-    rows, how = model.active_rows, pooling(model.types, model.n_cells, model.active_rows)
-    apart = model.y - model.X @ found.beta
-    noise = working_noise(model.nu, how, float(np.square(apart[rows]).mean()))
-    spans = [slice(a, b) for a, b in pairwise(model.row_ptr)]
-    shared = all(len(np.unique(c.codes[own])) < 2 for c in model.random for own in spans)
-    nu = np.empty(len(model.y))
-    columns = np.column_stack([model.y, model.X, model.H, *(c.values for c in model.random)])
-    out = np.empty_like(columns)
-    for own in spans:
-        S = model.H[own] @ A @ model.H[own].T + np.diag(noise[own])
-        size, axes = np.linalg.eigh(S if shared else np.diag(np.diag(S)))
-        half = (axes / np.sqrt(size)) @ axes.T
-        if shared:
-            nu[own], axes = np.linalg.eigh(half @ (model.nu[own, None] * half))
-            half = axes.T @ half
-        else:
-            nu[own] = model.nu[own] * np.diag(half) ** 2
-        out[own] = half @ columns[own]
-    p, C = model.X.shape[1], model.H.shape[1]
-    values = out[:, 1 + p + C :].T
-    random = [RandomComponent(c.codes, v) for c, v in zip(model.random, values, strict=True)]
-    star = build_model(
-        out[:, 0], np.maximum(nu, 0.0), out[:, 1 : 1 + p], out[:, 1 + p : 1 + p + C],
-        model.row_donor, model.basis, random, kinship=model.kinship,
-    )  # fmt: skip
-    return replace(star, active=model.active)
-
-
-def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> Estimate:
-    """Weighted moments of one response.
+def fit(
+    model: Model,
+    method: str = "robust",
+    domain: Domain | None = None,
+    start: np.ndarray | None = None,
+) -> Estimate:
+    """Weighted moments of one response, from Haseman and Elston's or from `start` (K,).
 
     Raises
     ------
     ConvergenceError
-        The components cannot be told apart, or there is no robust fit without the kinship.
+        The components cannot be told apart, or the kinship has too many levels.
     """
     del method, domain  # moments know no bounds
-    found = he.fit(weighted(model))
-    how = replace(found.convergence, message="closed form at weights of a fit without the kinship")
-    return replace(found, method="robust", convergence=how)
+    scale = response_scale(model)
+    own = centred(model, scale)
+    theta = he.fit(own).theta if start is None else start / scale**2
+    rotated = is_rotated(own, "robust")
+    related = Rotated(own) if rotated else Joined(pooled_noise(own))
+    weights = covariance_parts(own, theta)
+    for _ in range(REWEIGHTINGS):
+        before, found = theta, _equations(related, weights, own.nu)
+        theta = np.linalg.solve(found.traces, found.right)
+        weights = 0.5 * (weights + covariance_parts(own, theta))
+    moved = math.sqrt(max(float((theta - before) @ found.traces @ (theta - before)) / 2.0, 0.0))
+    beta, cov = fixed_effects(model, found.beta, found.low, scale, found.spread)
+    return Estimate(
+        method="robust",
+        theta=theta * scale**2,
+        beta=beta,
+        cov_beta=cov,
+        beta_by="gls",
+        information=0.5 * found.traces / scale**4,
+        observed=np.full_like(found.traces, math.nan),
+        llf=math.nan,
+        convergence=Convergence(
+            converged=True,
+            boundary=False,
+            gradient_norm=moved,
+            n_evaluations=REWEIGHTINGS,
+            n_starts=1,
+            message=f"closed form at fixed weights, made anew {REWEIGHTINGS} times; the last time "
+            f"moved the components by {moved:.1g} standard errors"
+            + ("; donors rotated, noise by its mean in each cell type" if rotated else ""),
+        ),
+    )
+
+
+def pooled_noise(model: Model) -> Model:
+    """The model with its working noise in the place of the measured."""
+    rows = model.active_rows
+    how = pooling(model.types, model.n_cells, rows)
+    noise = working_noise(model.nu, how, response_scale(model) ** 2)
+    return model.with_response(model.y, noise)
+
+
+def working(model: Model, estimate: Estimate) -> tuple[Model, Estimate]:
+    """What weighed: the model with pooled noise, and the estimate's part that is a covariance."""
+    theta = covariance_parts(model, estimate.theta)
+    return pooled_noise(model), replace(estimate, theta=theta)
+
+
+def _equations(related: Joined | Rotated, theta: np.ndarray, nu: np.ndarray) -> Equations:
+    """The equations weighted at theta (K,)."""
+    try:
+        found = related.equations(theta, nu)
+    except np.linalg.LinAlgError:
+        found = None
+    if found is None:
+        raise ConvergenceError(
+            "the covariance of the data is not positive definite: use method='he'"
+        )
+    return found

@@ -21,29 +21,15 @@ where nu is the same for all donors this is the exact likelihood, else a quasi-l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
 
-from .estimate import At
+from .estimate import At, Equations, Fixed
 from .model import Model
 
 _LOG_2PI = math.log(2.0 * math.pi)
-
-
-class Fixed(NamedTuple):
-    """Fixed effects at one theta, whose X'Sigma^-1 X is low low'.
-
-    low (p, p); U (n, p), Sigma^-1 X low'^-1; moved (K, n, p), Sigma_k U of every component; solve:
-    Sigma^-1 Y of Y (n, j).  Rows may be turned.
-    """
-
-    low: np.ndarray
-    U: np.ndarray
-    moved: np.ndarray
-    solve: Callable[[np.ndarray], np.ndarray]
 
 
 def rotates(model: Model) -> bool:
@@ -71,6 +57,22 @@ def _rows(model: Model) -> np.ndarray:
     rows = np.flatnonzero(model.active_rows)
     order = np.lexsort((*model.H[rows].T, model.row_donor[rows]))
     return rows[order].reshape(model.n_donors, -1)
+
+
+class _Projected(NamedTuple):
+    """P = diag(w) - U U' of rotated donors (N, r), whose types are turned by T (r, r).
+
+    logdet log|Sigma|; low low' = X'Sigma^-1 X; U (N, r, p); beta (p,); y and Py (N, r).
+    """
+
+    T: np.ndarray
+    w: np.ndarray
+    logdet: float
+    low: np.ndarray
+    U: np.ndarray
+    beta: np.ndarray
+    y: np.ndarray
+    Py: np.ndarray
 
 
 class Rotated:
@@ -105,21 +107,11 @@ class Rotated:
 
     def at(self, theta: np.ndarray, reml: bool, full: bool = True) -> At | None:
         """The likelihood at theta (K,), None where Sigma is not positive definite."""
-        k = len(self.own)
-        found = self._types(theta[:k], theta[k:])
+        found = self._projected(theta)
         if found is None:
             return None
-        T, w, logdet = found
-        X, y = T @ self.X, (T @ self.y)[..., 0]
-        (N, r, p), SX = X.shape, w[..., None] * X
-        root, failed = lapack.dpotrf(np.tensordot(X, SX, axes=([0, 1], [0, 1])), lower=1)
-        if failed:
-            return None
-        U = lapack.dtrtrs(root, SX.reshape(-1, p).T, lower=1)[0].T  # P = diag(w) - U U'
-        by = U.T @ y.ravel()
-        beta = lapack.dtrtrs(root, by, lower=1, trans=1)[0]
-        e = w * y - (U @ by).reshape(N, r)
-        U = U.reshape(N, r, p)
+        T, w, logdet, root, U, beta, y, e = found
+        N, r, p = U.shape
         back = self._back(T.T @ U)
         EU = self.excess[..., None] * back
         core = np.tensordot(back, EU, axes=([0, 1], [0, 1]))  # U'E U
@@ -145,6 +137,30 @@ class Rotated:
         PF = flat * w.ravel() - (flat @ U) @ U.T
         return At(-0.5 * log, np.array(score), 0.5 * flat @ PF.T, beta, root @ root.T)
 
+    def equations(self, theta: np.ndarray, nu: np.ndarray) -> Equations | None:
+        """Moments weighted at theta, None where Sigma is not positive definite.
+
+        With tr(P Sigma_k) = tr(P Sigma_k P Sigma) they are those at theta and twice the score.
+        """
+        del nu  # it is that of the model
+        found, at = self._projected(theta), self.at(theta, True)
+        if found is None or at is None:
+            return None
+        T, w, _, root, U, beta, *_ = found
+        N, _, p = U.shape
+        sizes = np.repeat([np.ones(N), self.size], [len(self.own), len(self.related)], axis=0)
+        B = T @ np.concatenate([self.own, self.related]) @ T.T
+        moved = B[:, None] @ (sizes[..., None, None] * U)  # Sigma_k U
+        inner = np.tensordot(moved, U, axes=([1, 2], [0, 1]))  # U' Sigma_k U, (K, p, p)
+        flat, over = moved.reshape(len(B), -1), (w[..., None] * moved).reshape(len(B), -1)
+        traces = inner.reshape(len(B), -1) @ inner.reshape(len(B), -1).T - 2.0 * flat @ over.T
+        blocks = sizes[:, :, None, None] * (w[..., None] * B[:, None])  # diag(w) Sigma_k, by donor
+        turned = blocks.transpose(0, 1, 3, 2).reshape(len(B), -1)
+        traces += blocks.reshape(len(B), -1) @ turned.T
+        back = self._back(T.T @ U)
+        core = np.tensordot(back, self.excess[..., None] * back, axes=([0, 1], [0, 1]))
+        return Equations(traces, traces @ theta + 2.0 * at.score, beta, root, np.eye(p) + core)
+
     def fixed(self, theta: np.ndarray) -> Fixed | None:
         """What the fixed effects move with at theta, None where Sigma is not positive definite."""
         k = len(self.own)
@@ -161,6 +177,24 @@ class Rotated:
         moved += [self.size[:, None, None] * (B @ turned) for B in T @ self.related @ T.T]
         every = np.array(moved).reshape(len(theta), *U.shape)
         return Fixed(low, U, every, lambda Y: w.ravel()[:, None] * Y)
+
+    def _projected(self, theta: np.ndarray) -> _Projected | None:
+        """P = diag(w) - U U' at theta, None where Sigma is not positive definite."""
+        k = len(self.own)
+        found = self._types(theta[:k], theta[k:])
+        if found is None:
+            return None
+        T, w, logdet = found
+        X, y = T @ self.X, (T @ self.y)[..., 0]
+        (N, r, p), SX = X.shape, w[..., None] * X
+        low, failed = lapack.dpotrf(np.tensordot(X, SX, axes=([0, 1], [0, 1])), lower=1)
+        if failed:
+            return None
+        U = lapack.dtrtrs(low, SX.reshape(-1, p).T, lower=1)[0].T
+        by = U.T @ y.ravel()
+        beta = lapack.dtrtrs(low, by, lower=1, trans=1)[0]
+        Py = w * y - (U @ by).reshape(N, r)
+        return _Projected(T, w, logdet, low, U.reshape(N, r, p), beta, y, Py)
 
     def _types(
         self, own: np.ndarray, related: np.ndarray

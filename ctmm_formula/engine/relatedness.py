@@ -66,7 +66,7 @@ class Kernel:
     @cached_property
     def columns(self) -> np.ndarray:
         """G (N, m) with K = G G', what is negative of K taken for 0; m is N or less."""
-        if self.root is not None:
+        if self.root is not None and self.root.shape[1] <= len(self):
             return self.root
         size, axes = self.spectrum
         some = size > 1e-12 * size[-1]

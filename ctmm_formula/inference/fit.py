@@ -29,7 +29,7 @@ from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.noise import COUNTED, pooling
 from ..engine.profile import limits
-from ..engine.related_moments import weighted
+from ..engine.related_moments import working
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..errors import ConvergenceError, CTMMError
 from ..structures import Structure
@@ -200,11 +200,10 @@ class Fit:
         """Whether its errors come from independent units: donors, or blocks of them."""
         return self.estimate.method in CLUSTERED and not self.model.kinship
 
-    @cached_property
-    def resampled(self) -> Model:
-        """The model whose donors a jackknife of moments leaves out: of related ones weighted."""
-        both = self.model.kinship and self.estimate.method in CLUSTERED
-        return weighted(self.model) if both else self.model
+    @property
+    def is_weighted(self) -> bool:
+        """Whether it has moments weighted by related donors, whose errors are those weights'."""
+        return self.estimate.method in CLUSTERED and bool(self.model.kinship)
 
     @property
     def trouble(self) -> str:
@@ -257,23 +256,30 @@ class Fit:
 
     @cached_property
     def model_errors(self) -> Errors:
-        """Errors by the model: (X' Sigma^-1 X)^-1 and the inverse expected information."""
+        """Errors by the model: (X' Sigma^-1 X)^-1 and the inverse expected information.
+
+        Of robust fits with a kinship by the covariance that weighs.
+        """
         p = self.n_fixed
         cov = np.zeros((self.n_params, self.n_params))
         cov[:p, :p] = self.estimate.cov_beta
         cov[p:, p:] = math.nan
-        if self.has_likelihood:
+        informed = self.has_likelihood or self.is_weighted
+        if informed:
             cov[p:, p:] = information_cov(self.estimate.information)
         reason = ""
-        if not self.has_likelihood:
+        if not informed:
             reason = f"{self._called} has no information matrix: use the jackknife"
         elif self.trouble or self.on_edge:
             reason = self.trouble or edge_note("the information matrix is no valid guide")
         elif np.isnan(cov[p:, p:]).any():
             reason = SINGULAR
-        own = None
-        if self.has_likelihood:  # moments have no covariance of theta to take them from
+        own = None  # moments without weights have no covariance of theta to take them from
+        if self.has_likelihood:
             own = Satterthwaite(self.model, self.domain, self.estimate, cov, self.df_resid)
+        elif informed:
+            model, at = working(self.model, self.estimate)
+            own = Satterthwaite(model, Domain(), at, cov, self.df_resid)
         return Errors(cov, MODEL, self.df_resid, None, reason, own)
 
     @cached_property
@@ -360,9 +366,9 @@ class Fit:
                 f"jackknife failed ({run.failed[0][1]}): see jackknife().failed"
             )
         cov = run.cov
-        if self.model.kinship and not self.has_likelihood:
+        if self.model.kinship and self.estimate.method == "he":
             cov, p = cov.copy(), self.n_fixed
-            cov[:p, :p] += between_donors(self.resampled, self.estimate.theta)
+            cov[:p, :p] += between_donors(self.model, self.estimate.theta)
         return Errors(cov, run.name, self.df_resid, count, reason, missing=missing)
 
     @one_thread()
@@ -376,7 +382,7 @@ class Fit:
         if self.is_clustered:
             return unit_jackknife(self.model, self._robust, blocks)
         return jackknife(
-            self.resampled,
+            self.model,
             self.estimate,
             self.domain,
             blocks=blocks,
@@ -481,11 +487,11 @@ def own_errors_of(method: str, related: bool) -> str:
     >>> [own_errors_of(method, False) for method in ("reml", "he", "robust")]
     ['model', 'jackknife', 'robust']
     >>> [own_errors_of(method, True) for method in ("reml", "he", "robust")]
-    ['model', 'jackknife', 'jackknife']
+    ['model', 'jackknife', 'model']
     """
-    if method in LIKELIHOODS:
+    if method in LIKELIHOODS or (method in CLUSTERED and related):
         return MODEL
-    return ROBUST if method in CLUSTERED and not related else JACKKNIFE
+    return ROBUST if method in CLUSTERED else JACKKNIFE
 
 
 def errors_of_fixed(method: str, robust: bool, related: bool = False) -> str:

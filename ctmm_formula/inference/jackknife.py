@@ -19,17 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
-from ..engine import related_likelihood
+from ..engine import related_likelihood, related_moments
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
 from ..engine.left_out_fits import inside, left_out_fits, packed, without
 from ..engine.left_out_moments import ALIASED, LeftOutMoments
 from ..engine.left_out_scores import grouped, left_out_scores
-from ..engine.likelihood import LIKELIHOODS, centre, evaluate, make_problem, response_scale
+from ..engine.likelihood import centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, make_work
-from ..engine.robust import ONE_UNIT, RobustFit, weigh
+from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
 from ..engine.search import best_of
 from ..errors import ConvergenceError, CTMMError
 
@@ -104,7 +104,7 @@ def jackknife(
     """
     groups = leave_out_groups(model, blocks)
     kind = "donor" if blocks is None else "block"
-    if estimate.method not in LIKELIHOODS:  # closed form: no step to stop after
+    if estimate.method == "he":  # closed form: no step to stop after
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
     if model.kinship:
         if one_step:
@@ -120,14 +120,13 @@ def jackknife(
 def _of_related(
     model: Model, estimate: Estimate, domain: Domain, groups: list[np.ndarray], kind: str
 ) -> JackknifeRun:
-    """Refits by likelihood where donors are related, each from the full fit."""
+    """Refits where donors are related, by likelihood each from the full fit."""
+    refit = related_moments.fit if estimate.method in CLUSTERED else related_likelihood.fit
     theta = np.full((len(groups), len(estimate.theta)), np.nan)
     beta, failed = np.full((len(groups), len(estimate.beta)), np.nan), []
     for g, group in enumerate(groups):
         try:
-            found = related_likelihood.fit(
-                model.without(group), estimate.method, domain, estimate.theta
-            )
+            found = refit(model.without(group), estimate.method, domain, estimate.theta)
             theta[g], beta[g] = found.theta, found.beta
         except (ConvergenceError, np.linalg.LinAlgError):
             failed.append((g, _NO_FIT))

@@ -55,7 +55,7 @@ class Satterthwaite:
     Attributes
     ----------
     model : Model; domain : Domain; estimate : Estimate
-        A fit by ML or REML.
+        A fit by ML or REML, or what weighed moments of related donors.
     by_model : ndarray, shape (p + K, p + K)
     df_resid : float
         Degrees of freedom of what involves variance components.
@@ -140,8 +140,10 @@ class Satterthwaite:
         if not np.isfinite(self.W).all():
             return SINGULAR
         try:
-            found = related_likelihood.variation if self.model.kinship else variation
-            return found(self.model, self.estimate.theta, self.W)
+            at = self.model, self.estimate.theta, self.W
+            if self.model.kinship:
+                return related_likelihood.variation(*at, self.estimate.method)
+            return variation(*at)
         except (CTMMError, np.linalg.LinAlgError) as error:
             return f"the covariance of the fixed effects has no derivatives: {error}"
 

@@ -10,12 +10,14 @@ the scale of the kinship (mean of K_ii less mean of K_ij),
 
 T holds neither noise nor random effects, so neither brings h2 down.  With several kinships every
 one is over the sum of all.  All are ratios a't / b't of components t: standard errors by the delta
-method from the jackknife's covariance of t, intervals by Fieller, which has none where b't is not
+method from the covariance of t, intervals by Fieller, which has none where b't is not
 clearly positive.  Correlations of types are A_g,cd over the root of A_g,cc A_g,dd.
 
-The jackknife leaves out donors: its errors are those of a ratio in other donors of this population,
-with the effects that its variants have; a null variance is overestimated about two-fold, so small
-heritabilities are tested by scores (:mod:`ctmm_formula.inference.genetic_score`).
+Errors by the model, which robust fits and likelihoods have, are those of its variances, for effects
+of variants drawn anew.  The jackknife leaves out donors: its errors are those of a ratio in other
+donors of this population, with the effects that its variants have; a null variance is
+overestimated about two-fold, so small heritabilities are tested by scores
+(:mod:`ctmm_formula.inference.genetic_score`).
 """
 
 from __future__ import annotations
@@ -158,6 +160,11 @@ def target_of(errors: Errors, fit: Fit) -> str:
             f"errors by the {errors.name}: of other donors of this population, in whom variants "
             "have the effects that they have here"
         )
+    if fit.is_weighted:
+        return (
+            "errors by the covariance that weighs: of the model's variances, for effects of "
+            "variants drawn anew"
+        )
     edge = "; a component lies on its bound, where they are no guide" if fit.on_edge else ""
     return (
         "errors by the information of the model: of its variances, for effects of variants drawn "
@@ -176,7 +183,7 @@ def names_of(types: Sequence[str]) -> list[str]:
 
 def reach_of(errors: Errors, n_params: int, alpha: float) -> float:
     """Half the width of an interval in standard errors; NaN without degrees of freedom."""
-    df = errors.df(np.eye(1, n_params))
+    df = errors.df(np.eye(1, n_params, n_params - 1))  # of components
     return float(t_reach(alpha / 2, np.where(df > 0, df, np.nan))[0])
 
 

@@ -348,7 +348,8 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     related = ", of fixed effects with what related donors add" if fit.design.kinship else ""
     if fit.numbers.is_clustered:
         df = f"the residual df ({units} less one)"
-    information = "average" if fit.design.kinship else "expected"
+    likely = fit.numbers.has_likelihood
+    information = "average" if fit.design.kinship and likely else "expected"
     own = _OWN.get(errors.name, ())
     said = [
         _OF_MODEL.format(information)

@@ -26,8 +26,8 @@
 #' symmetric matrices.
 #' @param method \code{"robust"} (noise-robust moments with cluster-robust errors, which hold on counts of
 #' cells, whose measured noise rises with expression, and for few donors), \code{"reml"}, \code{"ml"} or
-#' \code{"he"} (Haseman-Elston moments). By default \code{"robust"} where numbers of cells are known, else
-#' \code{"reml"}; a note says which, and why.
+#' \code{"he"} (Haseman-Elston moments). By default \code{"robust"} where numbers of cells are known and with
+#' \code{kinship}, else \code{"reml"}; a note says which, and why.
 #' @param donor,celltype,noise,nu2,n_cells names of columns: donors, cell types, noise variances (squared
 #' standard errors of the means; 0, all cells of the pair being alike, needs the number of cells),
 #' unbiased estimates of their squares (for the score test where cells are few) and numbers of cells. By default what \code{\link{ctmm_data}}

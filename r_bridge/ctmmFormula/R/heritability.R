@@ -7,10 +7,12 @@
 #' of donors without expression.
 #'
 #' @details
-#' The noise of cells and random effects are in no denominator. By default estimates are moments, unbounded;
-#' standard errors are by the delta method from the jackknife over donors, intervals by Fieller, \code{NaN} with a
-#' \code{note} where the variance between donors is not clearly positive. They are those of other donors of
-#' this population, in whom variants have the effects that they have here.
+#' The noise of cells and random effects are in no denominator. By default estimates are moments that the
+#' kinship and pooled noise weigh, unbounded; standard errors are by the delta method from the covariance of the
+#' components, intervals by Fieller, \code{NaN} with a \code{note} where the variance between donors is not
+#' clearly positive. They are those of the model's variances, for effects of variants drawn anew; after
+#' \code{method = "he"}, and of \code{\link{jackknife}}, those of other donors of this population, in whom
+#' variants have the effects that they have here.
 #'
 #' The test takes products of different donors only, so that noise, however measured, does not move it. It
 #' is one-sided: \code{p.value} of anything genetic, \code{extra$shared} of what all cell types share,

@@ -10,7 +10,7 @@ K <- sibs_of(donors)
 related_fit <- function() {
   if (is.null(kept$related))
     kept$related <- ctmm(expr ~ celltype + sex, random = ~ batch, kinship = K, structure = "iid",
-                         data = pseudobulk)
+                         method = "he", data = pseudobulk)
   kept$related
 }
 
@@ -19,6 +19,7 @@ test_that("a fit has components of the kinship, and donors are matched by name",
   fit <- related_fit()
   expect_identical(names(fit$vcomp), c("hom", "V", "batch", "genetic:hom", "genetic:V"))
   expect_identical(fit$method, "he")
+  expect_identical(update(fit, method = NULL)$method, "robust")
   set.seed(1)
   others <- paste0("other", 1:4)
   more <- sibs_of(c(donors, others))
@@ -44,7 +45,7 @@ test_that("a kinship goes with REML as well", {
 test_that("moments of a kinship are those of plain algebra", {
   need_python()
   d <- pseudobulk[order(pseudobulk$donor, pseudobulk$celltype), ]
-  fit <- ctmm(expr ~ celltype, kinship = K, structure = "hom", data = d)
+  fit <- ctmm(expr ~ celltype, kinship = K, structure = "hom", method = "he", data = d)
   X <- model.matrix(~ celltype, d)
   Q <- qr.Q(qr(X))
   P <- diag(nrow(d)) - tcrossprod(Q)
@@ -151,7 +152,8 @@ test_that("every gene may have the kinship of the variants around it", {
   for (gene in c("a", "b")) {
     d$expr <- expr[gene, ]
     d$nu <- nu[1L, ]
-    fit <- ctmm(expr ~ celltype + sex, kinship = list(cis = G[, own[[gene]]]), structure = "hom", data = d)
+    fit <- ctmm(expr ~ celltype + sex, kinship = list(cis = G[, own[[gene]]]), structure = "hom",
+                method = "he", data = d)
     expect_equal(unlist(found[found$gene == gene, names(fit$vcomp)]), fit$vcomp, tolerance = 1e-6)
     expect_equal(found$stat_heritability[found$gene == gene], test_heritability(fit)$statistic[[1L]],
                  tolerance = 1e-4)
