@@ -246,31 +246,17 @@ _NAMED = "bounds are named, which moments have none of"
 def method_of(
     design: Design, method: str | None, bounds: str | None, alone: bool = False
 ) -> tuple[str, str]:
-    """The method that fits a design, and why where none was named; `alone` of one gene.
-
-    Raises
-    ------
-    CTMMError
-        A scan with a kinship, which goes by moments.
-    """
+    """The method that fits a design, and why where none was named; `alone` of one gene."""
     if design.kinship:
-        if not alone and (method not in (None, "he") or bounds is not None):
-            asked = f"method={method!r}" if method not in (None, "he") else f"bounds={bounds!r}"
-            raise CTMMError(
-                f"{asked} with kinship= is of fit(): a scan has Haseman-Elston moments, "
-                "method='he', which is the default then and knows no bounds"
-            )
         if method is not None:
             return method, ""
         if bounds is not None:
-            return (
-                "reml",
-                "method: reml by default, as bounds are named, which moments have none of",
-            )
+            return "reml", f"method: reml by default, as {_NAMED}"
         if not alone:
             return "he", (
                 "method: he by default, as there is a kinship: one closed form for all genes; "
-                "fit() of a gene has more precise estimates by method='robust', its default"
+                "method='robust', the default of fit(), is more precise, and weighs every gene by "
+                "itself"
             )
         return "robust", (
             "method: robust by default, as there is a kinship: weighed by it and by pooled noise, "

@@ -198,8 +198,9 @@ def test_other_methods(df, K, G, method, tmp_path):
 def test_bounds_ask_for_a_likelihood(df, K, genes):
     res = ctmm.fit(FORMULA, structure="hom", kinship=K, bounds="psd", data=df)
     assert res.method == "reml" and "as bounds are named" in res.notes[0]
-    with pytest.raises(ctmm.CTMMError, match="a scan has Haseman-Elston moments"):
-        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
+    scan = ctmm.fit_genes("~ C(celltype)", **genes, structure="hom", kinship=K, bounds="psd")
+    assert "reml by default, as bounds are named" in str(scan)
+    assert scan.table["llf"].notna().all()
 
 
 @pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
@@ -683,13 +684,47 @@ def test_a_scan_has_the_numbers_of_single_fits(df, genes, K, tmp_path):
                        tests=asked, shares=True, out=path)  # fmt: skip
 
 
-def test_what_a_scan_with_a_kinship_refuses(genes, K):
+@pytest.mark.filterwarnings("ignore::ctmm_formula.BoundaryWarning")
+@pytest.mark.parametrize("method", ["robust", "reml", "ml"])
+def test_scans_by_other_methods_have_the_numbers_of_single_fits(df, genes, K, method, tmp_path):
+    options = {"structure": "iid", "kinship": K, "method": method}
+    asked = ["heritability", "mean", "component:genetic:hom"]
+    asked += ["lrt"] if method != "robust" else []
+    path = tmp_path / "scan.parquet"
+    scan = ctmm.fit_genes("~ C(celltype) + sex", **genes, **options, tests=asked, out=path)
+    assert scan.table["status"].isin(["ok", "boundary"]).all()
+    for name in list(genes["expr"])[:2]:
+        data = df.assign(expr=genes["expr"][name])
+        res = ctmm.fit(FORMULA, data=data.dropna(subset="expr"), **options)
+        row = scan.table.set_index("gene").loc[name]
+        close(row[list(res.vcomp.index)].to_numpy(float), res.vcomp, 1e-9)
+        close([row[f"se[{own}]"] for own in res.vcomp.index], res.bse.iloc[-4:], 1e-8)
+        assert row["p_mean"] == pytest.approx(res.test_mean().pvalue, rel=1e-7)
+        known = res.heritability().table.loc["genetic", ["h2", "std_error"]]
+        for part in known.index:
+            own = row[[f"h2[{part}]", f"se_h2[{part}]"]].to_numpy(float)
+            np.testing.assert_allclose(own, known.loc[part].to_numpy(float), rtol=1e-6)
+        if method != "robust":
+            assert row["p_lrt"] == pytest.approx(res.test_variance("lrt").pvalue, rel=1e-6)
+        close(scan.gene(name).vcomp, res.vcomp, 1e-9)
+    again = ctmm.fit_genes("~ C(celltype) + sex", **genes, **options, tests=asked, out=path)
+    pd.testing.assert_frame_equal(again.table, scan.table)
+
+
+def test_what_a_scan_with_a_kinship_refuses(genes, K, monkeypatch):
     with pytest.raises(ctmm.CTMMError, match="'heritability' is of fits with kinship="):
         ctmm.fit_genes("~ C(celltype)", **genes, tests=["heritability"])
     with pytest.raises(ctmm.CTMMError, match="'score' of V = 0 takes donors as unrelated"):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests=["score"])
-    with pytest.raises(ctmm.CTMMError, match="a scan has Haseman-Elston moments"):
-        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="reml")
+    with pytest.raises(ctmm.CTMMError, match=r"method='he' .*no test 'lrt'.*'reml' or 'ml'"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests="lrt")
+    with pytest.raises(ctmm.CTMMError, match="one_step= takes donors as unrelated"):
+        ctmm.fit_genes(
+            "~ C(celltype)", **genes, kinship=K, method="reml", tests="jackknife", one_step=True
+        )
+    monkeypatch.setitem(related_likelihood.ORDERS, "robust", (10, 10))
+    with pytest.raises(ctmm.CTMMError, match="matrices of 288 x 288"):
+        ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, method="robust")
     default = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid")
     assert "p_heritability_specific_bh" in default.table
     again = ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, structure="iid", n_jobs=2)

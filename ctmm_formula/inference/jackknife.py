@@ -36,6 +36,7 @@ from ..errors import ConvergenceError, CTMMError
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
 _COMPONENTS = "the variance components cannot be told apart without these donors"
 _NO_FIT = "no fit, or no positive definite covariance, without these donors"
+NO_ONE_STEP = "one_step= takes donors as unrelated, and the fit has a kinship"
 _STEPS = 12
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
@@ -108,10 +109,7 @@ def jackknife(
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
     if model.kinship:
         if one_step:
-            raise CTMMError(
-                "one_step= takes donors as unrelated, and the fit has a kinship: leave out blocks "
-                "of donors, blocks=20"
-            )
+            raise CTMMError(f"{NO_ONE_STEP}: leave out blocks of donors, blocks=20")
         return _of_related(model, estimate, domain or Domain(), groups, kind)
     left_out = LikelihoodJackknife(model, groups, "one-step" if one_step else kind)
     return left_out(model, estimate, domain, n_jobs)

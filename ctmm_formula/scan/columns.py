@@ -73,7 +73,7 @@ class Layout:
     shares : tuple of str
         Parts of the variance of overall pseudobulk, if they are asked for.
     heritability : tuple of str
-        Parts that have a heritability, where there are a kinship and the jackknife.
+        Parts that have a heritability, where there are a kinship and errors of its components.
     genetic : tuple of (str, Structure)
         Kinships by name, with their structures between cell types.
     windows : bool

@@ -140,7 +140,9 @@ def fit_genes(
     models : sequence of structures, optional
         More structures to fit; each is compared to the next smaller one nested in it.
     method : {"robust", "reml", "ml", "he"}, optional
-        As in ``fit``: by default "robust" where numbers of cells are known, else "reml".
+        As in ``fit``: by default "robust" where numbers of cells are known, else "reml"; with
+        `kinship` or `genotypes` "he", one closed form for all genes, where the others, more
+        precise, fit every gene by itself.
     tests : str, or list or tuple of str, optional
         By default "score", with `by` "groups", with `within` "response" and with `kinship`
         "heritability".  Of V = 0, as
@@ -154,10 +156,10 @@ def fit_genes(
     donor, celltype, n_cells, proportions, by, within, bounds, noise_floor, formula_engine
         As in ``fit``.
     kinship, genetic_structure
-        As in ``fit``, the same for all genes: components by moments, and by default the test
+        As in ``fit``, the same for all genes: components, and by default the test
         "heritability", as ``test_heritability`` (with the law of many donors for any number); of
-        several kinships ``"heritability:NAME"`` for each.  A test with the jackknife
-        (``"jackknife"``) adds columns ``h2[...]`` and ``se_h2[...]``, as ``heritability`` has them.
+        several kinships ``"heritability:NAME"`` for each.  Columns ``h2[...]`` and ``se_h2[...]``
+        are as ``heritability`` has them, after "he" with a test by the jackknife (``"jackknife"``).
     genotypes : Genotypes, optional
         A kinship "cis" of every gene's own, of the variants around it, beside those of `kinship`:
         ``Genotypes("cohort.bed")``.  A gene without variants fails, with the reason.

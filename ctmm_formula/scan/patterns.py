@@ -24,6 +24,7 @@ from ..design.table import listing
 from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
+from ..engine.related_likelihood import is_rotated
 from ..engine.relatedness import Kernel
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError, DataError
@@ -184,6 +185,8 @@ class Patterns:
             model = replace(model, kinship=model.kinship[first:])
             genetic = [name for one in design.kinship[first:] for name in one.labels]
             check_components(model, structure, (*design.random_names, *genetic))
+            if not self.plan.shared:
+                is_rotated(model, self.plan.method)  # or it is too large, of whatever gene
         tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
         weights = Weights.of(design) if self.plan.layout.shares else None
         donors = np.array([self.donors[name] for name in design.donors], dtype=np.int64)
@@ -193,7 +196,7 @@ class Patterns:
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
-        if self.plan.method not in SHARED or self.plan.layout.windows:
+        if not self.plan.shared or self.plan.method not in SHARED or self.plan.layout.windows:
             return
         with suppress(CTMMError):  # a reason that every gene will have
             _ = self._first.shared

@@ -14,7 +14,8 @@ from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
-from ..inference.fit import JACKKNIFE, ROBUST, errors_of_fixed
+from ..inference.fit import JACKKNIFE, MODEL, ROBUST, errors_of_fixed, own_errors_of
+from ..inference.jackknife import NO_ONE_STEP
 from ..inference.tests import (
     ARGUMENTS,
     BY,
@@ -53,6 +54,11 @@ class Plan:
     entropy: int
     tests: Mapping[str, Test] = field(default_factory=dict)
     why: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether genes share work of their fits: not where weights of each know a kinship."""
+        return self.method == "he" or not self.layout.genetic
 
     @property
     def resampled(self) -> bool:
@@ -169,16 +175,14 @@ def check_tests(
         if LIKELIHOOD in row.needs:
             known = [n for n, test in SCANNED.items() if LIKELIHOOD not in test.needs]
             others = [repr(n) for n in known if not (kinship and n == "score")]
-            instead = "scan without kinship=" if kinship else "fit by method='reml' or 'ml'"
             raise CTMMError(
                 f"{called} has no likelihood and so no test {name!r}: use "
-                f"{', '.join(others[:-1])} and {others[-1]}, or {instead}"
+                f"{', '.join(others[:-1])} and {others[-1]}, or fit by method='reml' or 'ml'"
             )
     if why and n_structures > 1:
-        say = "" if kinship else "method='reml' or 'ml', or "
         raise CTMMError(
             f"models= are compared by likelihood ratios, and {called} has none: say "
-            f"{say}method={method!r} to fit them without a comparison"
+            f"method='reml' or 'ml', or method={method!r} to fit them without a comparison"
         )
 
 
@@ -216,6 +220,8 @@ def make_plan(
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
         ["se_jackknife"] if resampled else []
     )
+    if one_step and likelihood and resampled and design.kinship:
+        raise CTMMError(f"{NO_ONE_STEP}: leave one_step= out, or scan by method='he'")
     labels = [Labels.of(design, structure) for structure in structures]
     components = tuple(tuple(own.components) for own in labels)
     layout = Layout(
@@ -231,7 +237,7 @@ def make_plan(
         (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
         if shares
         else (),
-        _heritabilities(design) if resampled else (),
+        _heritabilities(design) if resampled or own_errors_of(method, True) == MODEL else (),
         tuple((one.name, one.structure) for one in design.kinship),
         windows,
     )

@@ -29,7 +29,7 @@ from ..engine.relatedness import Kernel
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
-from ..inference.fit import JACKKNIFE, Errors, Fit
+from ..inference.fit import JACKKNIFE, MODEL, Errors, Fit, own_errors_of
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import run_test
@@ -193,7 +193,8 @@ def _check(pattern: Pattern, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | No
 def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exception]:
     """Fits of many responses of one design, under its structure number k."""
     plan = pattern.plan
-    work = _attempt(_FITS.get(plan.method, _one_by_one), pattern, k, genes)
+    run = _FITS.get(plan.method, _one_by_one) if plan.shared else _one_by_one
+    work = _attempt(run, pattern, k, genes)
     if isinstance(work, Exception):
         return [work] * len(genes)
     structure = plan.layout.structures[k]
@@ -261,7 +262,7 @@ def jackknife_all(
 
 def _jackknives(pattern: Pattern, fits: Sequence[Fit]) -> list[Callable[[], JackknifeRun]]:
     """A jackknife of each fit, to be run."""
-    if pattern.plan.method in CLUSTERED:
+    if pattern.plan.method in CLUSTERED or not pattern.plan.shared:
         return [fit.jackknife for fit in fits]
     run, given = pattern.jackknife, [(fit.model, fit.estimate, fit.domain) for fit in fits]
     if isinstance(run, LikelihoodJackknife):
@@ -312,10 +313,11 @@ class _Gene:
         if isinstance(run, JackknifeRun):
             errors["se_jackknife"] = main.jackknife_errors(run)
             out["error_jackknife"] = run.error
-            if layout.heritability:
-                out |= self._heritability(main, errors["se_jackknife"])
         elif run is not None:
             reasons.append(f"jackknife: {run}")
+        own = "se" if own_errors_of(main.estimate.method, True) == MODEL else "se_jackknife"
+        if layout.heritability and own in errors:
+            out |= self._heritability(main, errors[own])
         for prefix in set(layout.errors) & set(errors):
             cov = errors[prefix].cov
             names = [f"{prefix}[{name}]" for name in layout.estimates]
