@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -366,3 +367,12 @@ def test_genes_with_windows_of_their_own():
     again = {**sent["model"], "kinship": [{"name": "cis", "file": "K.csv"}]}
     reply = calls.call("genes", sent | {"model": again})
     assert not reply["ok"] and "every gene's own window" in reply["message"]
+
+
+def test_missing_values_of_r_are_quiet():
+    """NA_real_ is a signalling NaN, of which a cast warns."""
+    data = np.array([0x7FF00000000007A2, 0x3FF0000000000000], dtype="<u8").tobytes()
+    found = codec.decode({"dtype": "f8", "shape": [2], "data": data})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(found.astype(np.float32), [np.nan, 1.0])

@@ -361,7 +361,7 @@ def notes_of(
         *call.get("doubts", []),
         *([means_missing] if means_missing else []),
     ]
-    said += [_windows_note(table, call)] if layout.windows else []
+    said += [windows_note(table, call["window"], call["maf"])] if layout.windows else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
     if responses is None or responses.var is None:
@@ -371,15 +371,15 @@ def notes_of(
     return (*said, *scale_notes(responses.uns, var, means))
 
 
-def _windows_note(table: pd.DataFrame, call: Mapping[str, Any]) -> str:
+def windows_note(table: pd.DataFrame, window: int, maf: float) -> str:
     """What windows of genes hold, over all genes."""
     there = table[table["n_snps"] > 0]
     lost = len(table) - len(there)
     if not len(there):
-        return f"window={call['window']:,}: no gene has variants"
-    text = f"window={call['window']:,}: {there['n_snps'].median():g} variants a gene (median)"
+        return f"window={window:,}: no gene has variants"
+    text = f"window={window:,}: {there['n_snps'].median():g} variants a gene (median)"
     for name, what in (
-        ("snps_constant", "do not vary"), ("snps_rare", f"are rarer than maf={call['maf']:g}"),
+        ("snps_constant", "do not vary"), ("snps_rare", f"are rarer than maf={maf:g}"),
     ):  # fmt: skip
         share = there[name].sum() / max(there[list(OF_WINDOW)[:3]].to_numpy().sum(), 1)
         text += f"; {share:.1%} of all {what} and are left out" if share else ""

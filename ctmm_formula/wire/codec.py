@@ -48,6 +48,8 @@ def decode(value: Mapping[str, Any]) -> np.ndarray:
     if int(np.prod(shape)) != len(flat):
         raise CTMMError(f"{len(flat)} numbers arrived for an array of shape {tuple(shape)}")
     own = flat.astype(np.int64 if kind == "<i4" else np.float64)  # a copy in our byte order
+    if kind != "<i4":
+        own[np.isnan(own)] = np.nan  # R's NA signals, and warns wherever it is cast
     return own.reshape(shape, order="F")
 
 

@@ -14,7 +14,7 @@ from ..api import check_settings, domain_of, method_of
 from ..arguments import MOST_DRAWS, threads, whole_number
 from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
-from ..scan.columns import in_order
+from ..scan.columns import OF_WINDOW, in_order
 from ..scan.job import Job
 from ..scan.patterns import Patterns
 from ..scan.plan import (
@@ -26,6 +26,7 @@ from ..scan.plan import (
     read_tests,
 )
 from ..scan.responses import Responses
+from ..scan.results import windows_note
 from ..scan.windows import windows_of
 from .codec import Plain, decode, encode
 from .received import genotypes_of, positions_of, structure_of, to_design
@@ -70,6 +71,10 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     block = in_order(job.run(False), responses.genes)
     kinds = plan.layout.kinds()
     means = means_warning(design.one_mean, structures)
+    around = []
+    if windows is not None:
+        table = pd.DataFrame({name: block[name] for name in OF_WINDOW})
+        around = [windows_note(table, request["window"], request["maf"])]
     if means:
         warnings.warn(means, CTMMWarning, stacklevel=2)
     return {
@@ -83,7 +88,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         "celltypes": list(design.celltypes),
         "method": method,
         "bounds": plan.domain.bounds,
-        "notes": [*([why] if why else []), *design.notes, *([means] if means else [])],
+        "notes": [*([why] if why else []), *design.notes, *([means] if means else []), *around],
     }
 
 

@@ -1,23 +1,28 @@
 """Heritabilities by moments and jackknife against the authors' program, on the same genes.
 
-    python tests/benchmarks/authors_heritability.py --python peer/bin/python [--genes 20]
+    python tests/benchmarks/authors_heritability.py --python peer/bin/python [--only moments]
 
-`--python` is the interpreter of an environment of its own: ``pip install cigma==1.1.0``.  20 genes
-of 100 donors and 4 cell types, each with a window of 100 variants of its own and a covariate, all
-pairs there (the authors' program takes no other): estimates, p values and heritabilities side by
-side.  Then the time of one gene, from arrays to the jackknife's covariance: of their program for
-the estimate with its jackknife and p values, of this one for the same.  Both on one thread, one
-after the other.  Prints the tables and writes ``authors_heritability.md`` beside this file.
+`--python` is the interpreter of an environment of its own: ``pip install cigma==1.1.0``.  Genes of
+4 cell types, each with a window of 100 variants of its own and a covariate, all pairs there (the
+authors' program takes no other), both programs on one thread, one after the other.  Parts, each of
+which may be run by itself and writes its section of ``authors_heritability.md`` beside this file:
+
+moments   20 genes of 100 donors: estimates, p values and heritabilities side by side; then the
+          time of one gene, from arrays to the jackknife's covariance and p values
+power     100 genes of 200 donors with g = .13 and V = .04 each: how often tests find something
+reml      single genes by their R engine (which needs R with optparse), and by this program
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +31,22 @@ from heritability_levels import Setting, model_of
 
 import ctmm_formula as ctmm
 from ctmm_formula.engine import he
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import Model, build_model
+from ctmm_formula.engine.related_likelihood import evaluate
 from ctmm_formula.engine.relatedness import Kernel, KernelTerm
+from ctmm_formula.inference.genetic_score import genetic_design, genetic_test
 from ctmm_formula.inference.jackknife import jackknife
 
 HERE = Path(__file__).parent
 DONORS, SIZES = 100, (100, 300, 1000)
+GENES, POWER = 20, 100
+REML_SIZES = (50, 100, 200)
+TITLE = """# Heritabilities: the authors' program and this one
+
+Written by `authors_heritability.py`: cigma 1.1.0, run as a black box, and this package.
+"""
 THEIRS = """
 import json, sys, time, warnings
 warnings.filterwarnings("ignore")
@@ -54,6 +69,26 @@ for name in sys.argv[1:]:
 """
 
 
+BY_REML = """
+import json, sys, time, warnings
+warnings.filterwarnings("ignore")
+import numpy as np
+from cigma import fit
+flat = lambda value: [float(x) for x in np.ravel(value)]
+for name in sys.argv[1:]:
+    data = np.load(name)
+    begin = time.perf_counter()
+    out, _ = fit.free_REML(
+        data["Y"], data["K"], data["P"], data["nu"], fixed_covars={"x": data["x"]}, R=True
+    )
+    took = time.perf_counter() - begin
+    V, W = (np.diag(m) if np.ndim(m) == 2 else m for m in (out["V"], out["W"]))
+    print("RESULT" + json.dumps(
+        {"took": took, "theta": flat([out["hom_e2"], *W, out["hom_g2"], *V])}
+    ), flush=True)
+"""
+
+
 def gene(donors: int, seed: int) -> Model:
     """One gene: two covariates are simulated, of which one is in the fit."""
     return model_of(Setting(donors, g=0.13, V=0.04), np.random.default_rng([17, donors, seed]))
@@ -71,14 +106,18 @@ def arrays(model: Model) -> dict[str, np.ndarray]:
     return {"Y": Y, "nu": nu, "K": K[np.ix_(back, back)], "x": x, "P": P}
 
 
-def theirs(python: str, genes: list[dict[str, np.ndarray]]) -> list[dict]:
-    """What their program says of these genes."""
+def theirs(python: str, genes: list[dict[str, np.ndarray]], code: str = THEIRS) -> list[dict]:
+    """What their program says of these genes; its R engine is looked for in ``src/cigma``."""
+    where = [python, "-c", "import importlib.util as i; print(i.find_spec('cigma').origin)"]
+    origin = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "src").mkdir()
+        Path(folder, "src", "cigma").symlink_to(Path(origin).parent)
         names = []
         for k, one in enumerate(genes):
             names.append(str(Path(folder, f"{k}.npz")))
             np.savez(names[-1], **one)
-        call = [python, "-c", THEIRS, *names]
+        call = [python, "-c", code, *names]
         out = subprocess.run(call, check=True, capture_output=True, text=True, cwd=folder).stdout
     lines = [line for line in out.splitlines() if line.startswith("RESULT")]
     return [json.loads(line.removeprefix("RESULT")) for line in lines]
@@ -95,7 +134,7 @@ def ours(one: dict[str, np.ndarray]) -> dict:
         }
     )  # fmt: skip
     K = pd.DataFrame(one["K"], names, names)
-    res = ctmm.fit("y ~ 0 + C(celltype) + x", kinship=K, data=data)
+    res = ctmm.fit("y ~ 0 + C(celltype) + x", kinship=K, method="he", data=data)
     labels = [
         "genetic:hom",
         *(f"genetic:V[{c}]" for c in types),
@@ -138,10 +177,88 @@ def apart(a: list[float], b: list[float]) -> float:
     return float(np.abs(np.subtract(a, b)).max() / np.abs(b).max())
 
 
+def moments(python: str) -> Iterator[str]:
+    """Their numbers and times beside these."""
+    genes = [arrays(gene(DONORS, k)) for k in range(GENES)]
+    found = list(zip(theirs(python, genes), map(ours, genes), strict=True))
+    what = {"components": [apart(b["theta"], a["theta"]) for a, b in found]}
+    for name in found[0][1]["p"]:
+        own = [apart(b["p"][name], a["p"][name]) for a, b in found if name in a["p"]]
+        what |= {f"p of {name}": own} if own else {}
+    what["shared and specific h2"] = [apart(b["h2"], a["h2"]) for a, b in found]
+    yield f'Moments (`method="he"`) of {GENES} genes of {DONORS} donors and 4 cell types.\n'
+    yield from ("| | largest relative difference |", "|---|---|")
+    yield from (f"| {name} | {max(values):.1e} |" for name, values in what.items())
+    yield "\nWith the exact jackknife, a window of 100 variants of its own, one gene, one thread:\n"
+    yield from ("| donors | cigma, s | this package, s | ratio |", "|---|---|---|---|")
+    for N in SIZES:
+        model = gene(N, 0)
+        mine, their = seconds(model), theirs(python, [arrays(model)])[0]["took"]
+        yield f"| {N} | {their:.3g} | {mine:.3g} | {their / mine:.0f} |"
+
+
+def power(python: str) -> Iterator[str]:
+    """How often tests of both find what is there."""
+    models = [gene(200, 1000 + k) for k in range(POWER)]
+    wald = [one["p"] for one in theirs(python, [arrays(model) for model in models])]
+    p: dict[str, list[float]] = {
+        "cigma, shared (`hom_g2`)": [one["hom_g2"][0] for one in wald],
+        "cigma, specific (`V`)": [one["V"][0] for one in wald],
+    }
+    both = zip(*p.values(), strict=True)
+    p["cigma, the smaller of both times 2"] = [2.0 * min(pair) for pair in both]
+    scores = [genetic_test(model, genetic_design(model, 0, whole=False)) for model in models]
+    p["this package, score, shared"] = [math.exp(one.shared.log) for one in scores]
+    p["this package, score, specific"] = [math.exp(one.specific) for one in scores]
+    p["this package, score, any"] = [math.exp(one.any) for one in scores]
+    yield f"Power at .05 of {POWER} genes of 200 donors, g = .13, V = .04 each, noise measured.\n"
+    yield from ("| test | rejects |", "|---|---|")
+    yield from (f"| {name} | {np.mean(np.array(own) < 0.05):.2f} |" for name, own in p.items())
+
+
+def reml(python: str) -> Iterator[str]:
+    """Times and maxima of REML."""
+    yield (
+        "REML of one gene, their R engine with its default arguments and this package "
+        '(`bounds="psd"`, the covariances of both parts positive semidefinite).  The difference is '
+        "that of the log-likelihood here and at their estimate; theirs knows no bounds.\n"
+    )
+    yield "| donors | cigma, s | this package, s | ratio | difference | theirs is a covariance |"
+    yield "|---|---|---|---|---|---|"
+    for N in REML_SIZES:
+        model = gene(N, 0)
+        (their,) = theirs(python, [arrays(model)], BY_REML)
+        X = model.X[:, : model.H.shape[1] + 1]
+        own = build_model(
+            model.y, model.nu, X, model.H, model.row_donor, model.basis, kinship=model.kinship
+        )
+        took = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            found = estimate(own, "reml", Domain("psd"))
+            took.append(time.perf_counter() - begin)
+        theta = np.array(their["theta"])
+        parts = [np.tensordot(part, own.basis, axes=1) for part in np.split(theta, 2)]
+        inside = all(np.linalg.eigvalsh(A)[0] >= 0.0 for A in parts)
+        at = evaluate(own, theta, True)
+        more = "" if at is None else f"{found.llf - at.llf:.1e}"
+        cells = f"{their['took']:.3g} | {min(took):.3g} | {their['took'] / min(took):.0f}"
+        yield f"| {N} | {cells} | {more} | {'yes' if inside else 'no'} |"
+
+
+PARTS = {"moments": moments, "power": power, "reml": reml}
+
+
+def sections(text: str) -> dict[str, str]:
+    """Parts of the file that is there, by name."""
+    found = [part.split("\n", 1) for part in text.split("\n## ")[1:]]
+    return {name.strip().lower(): body.strip() for name, body in found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True)
-    parser.add_argument("--genes", type=int, default=20)
+    parser.add_argument("--only", choices=list(PARTS))
     options = parser.parse_args()
     probe = [options.python, "-c", "import cigma"]
     try:
@@ -150,33 +267,14 @@ def main() -> None:
         there = False
     if not there:
         sys.exit(f"skipped: {options.python} has no cigma: pip install cigma==1.1.0 there")
-    genes = [arrays(gene(DONORS, k)) for k in range(options.genes)]
-    found = list(zip(theirs(options.python, genes), map(ours, genes), strict=True))
-    what = {"components": [apart(b["theta"], a["theta"]) for a, b in found]}
-    for name in found[0][1]["p"]:
-        own = [apart(b["p"][name], a["p"][name]) for a, b in found if name in a["p"]]
-        what |= {f"p of {name}": own} if own else {}
-    what["shared and specific h2"] = [apart(b["h2"], a["h2"]) for a, b in found]
-    lines = [
-        "# Heritabilities: the authors' program and this one\n",
-        f"Written by `authors_heritability.py`: cigma 1.1.0 and this package on {len(genes)} genes "
-        f"of {DONORS} donors and 4 cell types.\n",
-        "| | largest relative difference |",
-        "|---|---|",
-        *(f"| {name} | {max(values):.1e} |" for name, values in what.items()),
-        "\nMoments with the exact jackknife, a window of 100 variants of its own, one gene, one "
-        "thread:\n",
-        "| donors | cigma, s | this package, s | ratio |",
-        "|---|---|---|---|",
-    ]
-    for N in SIZES:
-        model = gene(N, 0)
-        mine, their = seconds(model), theirs(options.python, [arrays(model)])[0]["took"]
-        lines.append(f"| {N} | {their:.3g} | {mine:.3g} | {their / mine:.0f} |")
-        print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    (HERE / "authors_heritability.md").write_text(text)
-    print(text)
+    path = HERE / "authors_heritability.md"
+    done = sections(path.read_text()) if path.exists() else {}
+    for name, part in PARTS.items():
+        if options.only in (None, name):
+            done[name] = "\n".join(part(options.python))
+            print(done[name], flush=True)
+    own = [f"## {name.capitalize()}\n\n{done[name]}\n" for name in PARTS if name in done]
+    path.write_text("\n".join([TITLE, *own]))
 
 
 if __name__ == "__main__":

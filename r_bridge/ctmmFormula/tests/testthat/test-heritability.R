@@ -180,6 +180,46 @@ test_that("every gene may have the kinship of the variants around it", {
   for (one in bad) expect_error(do.call(scan, one[[1L]]), one[[2L]], class = "ctmm_error")
 })
 
+# A PLINK file of counts of the first allele (donors by variants), NA where missing.
+write_bed <- function(G, variants, stem) {
+  code <- matrix(c(3L, 2L, 0L)[G + 1L], nrow(G))
+  code[is.na(code)] <- 1L
+  code <- rbind(code, matrix(0L, -nrow(G) %% 4L, ncol(G)))
+  bytes <- colSums(matrix(code * c(1L, 4L, 16L, 64L), 4L))
+  writeBin(as.raw(c(0x6c, 0x1b, 0x01, bytes)), paste0(stem, ".bed"))
+  table <- function(x, end)
+    utils::write.table(x, paste0(stem, end), quote = FALSE, row.names = FALSE, col.names = FALSE)
+  table(data.frame("f", rownames(G), 0, 0, 0, -9), ".fam")
+  table(data.frame(variants$chromosome, colnames(G), 0, variants$position, "A", "C"), ".bim")
+  paste0(stem, ".bed")
+}
+
+test_that("a file of PLINK is read by window, and missing genotypes are said", {
+  need_python()
+  set.seed(4)
+  G <- matrix(rbinom(72 * 40, 2, 0.3), 72, dimnames = list(donors, sprintf("rs%d", 1:40)))
+  G[c(3, 50), 30] <- NA
+  variants <- data.frame(chromosome = "1", position = 1000 * (1:40))
+  positions <- data.frame(chromosome = 1, tss = c(29000, 9500), row.names = c("a", "b"))
+  expr <- rbind(a = pseudobulk$expr, b = rev(pseudobulk$expr))
+  nu <- matrix(pseudobulk$nu, 2, nrow(pseudobulk), byrow = TRUE)
+  scan <- function(...) ctmm_genes(~ celltype + sex, data = pseudobulk, expr = expr, nu = nu, structure = "hom",
+                                   window = 6000, positions = positions, ...)
+  matrix <- scan(genotypes = G, variants = variants)
+  said <- grep("genotypes are missing and are the mean", attr(matrix, "ctmm")$notes, value = TRUE)
+  expect_length(said, 1L)
+  expect_output(print(matrix), "Note: window=6,000: 12.5 variants a gene", fixed = TRUE)
+  expect_equal(matrix$share_imputed, c(2 / (72 * 13), 0))
+  if (!reticulate::py_module_available("bed_reader"))
+    skip("the Python package has no bed_reader, of the extra 'genotypes'")
+  # other donors, in another order: matched by label
+  more <- rbind(G, stranger = 0)[sample(73L), ]
+  file <- write_bed(more, variants, tempfile())
+  by_file <- scan(genotypes = file)
+  expect_equal(by_file, matrix, ignore_attr = TRUE, tolerance = 1e-6)
+  expect_true(said %in% attr(by_file, "ctmm")$notes)
+})
+
 test_that("kinships that are none are refused", {
   need_python()
   bad <- list(
