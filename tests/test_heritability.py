@@ -184,6 +184,9 @@ def test_other_methods(df, K, G, method, tmp_path):
     blocks = res.jackknife(blocks=6)
     assert np.isfinite(blocks.bse).all()
     assert "other donors of this population" in res.heritability(blocks).target
+    if not likely:
+        with pytest.raises(ctmm.CTMMError, match="no robust errors, as related donors are no"):
+            res.heritability("robust")
     assert res.heritability().table["h2"].notna().all() and 0 < res.test_mean().pvalue < 0.01
     assert res.test_heritability("trans").pvalue < 1 and res.conf_int().shape == (11, 2)
     assert len(res.genetic_values()) == 2 * len(K) and res.effects("sex").table.notna().all(
@@ -742,6 +745,11 @@ def edit(frame, **cells):
     return out
 
 
+def genotypes_of(K, codes):
+    drawn = np.random.default_rng(0).integers(0, 3, (len(K), 5))
+    return pd.DataFrame(np.array(codes)[drawn], K.index, [f"rs{k}" for k in range(5)])
+
+
 def numbered(K):
     return K.reset_index(drop=True)
 
@@ -772,6 +780,16 @@ BAD = {
     "a reserved name": (lambda K: {"shared": K}, "has the name of a part of the variance"),
     "no such file": (lambda K: "nowhere.grm.bin", "there is no file 'nowhere.grm.bin'"),
     "no such kind": (lambda K: "nowhere.xlsx", "is no kinship: a file ends in"),
+    "blanks": (lambda K: K.rename(index=lambda d: d + " ", columns=lambda d: d + " "),
+               "they are the same without blanks at their ends: rename them"),
+    "capitals": (lambda K: K.rename(index=str.upper, columns=str.upper),
+                 "they are the same but for upper and lower case"),
+    "families": (lambda K: K.rename(index=lambda d: f"f_{d}", columns=lambda d: f"f_{d}"),
+                 "they are the same behind a family ID"),
+    "transposed": (lambda K: genotypes_of(K, [0, 1, 2]).T, r"give the transpose, \.T"),
+    "a code of missing ones": (lambda K: genotypes_of(K, [0, 1, -9]),
+                               "columns 'rs0', 'rs1', .* hold -9: no count of an allele"),
+    "letters": (lambda K: genotypes_of(K, ["AA", "AG", "GG"]), "are not numbers"),
     "constant genotypes": (lambda K: pd.DataFrame({"rs1": np.ones(len(K))}, K.index),
                            "do not vary between these"),
 }  # fmt: skip
@@ -782,6 +800,28 @@ def test_a_bad_kinship_says_what_is_wrong(case, df, K):
     make_bad, message = BAD[case]
     with pytest.raises(ctmm.DataError, match=message):
         ctmm.fit(FORMULA, structure="hom", kinship=make_bad(K), data=df)
+
+
+def test_what_is_no_code_is_taken(df, K):
+    """Dosages, and columns that were standardised before."""
+    G = genotypes_of(K, [0.0, 0.7, 2.0])
+    for given in (G, (G - G.mean()) / G.std()):
+        assert ctmm.fit(FORMULA, structure="hom", kinship=given, data=df).converged
+
+
+CSV = {
+    "semicolons": (lambda K, path: K.to_csv(path, sep=";"), "has one column: its values must be"),
+    "no labels of rows": (lambda K, path: K.to_csv(path, index=False),
+                          r"no labels of rows: its first column, .* numbers \('1.0', '0.5'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CSV)
+def test_a_table_that_is_written_another_way(case, df, K, tmp_path):
+    write_it, message = CSV[case]
+    write_it(K, tmp_path / "K.csv")
+    with pytest.raises(ctmm.DataError, match=message):
+        ctmm.fit(FORMULA, structure="hom", kinship=tmp_path / "K.csv", data=df)
 
 
 @pytest.mark.parametrize("value", [np.eye, lambda n: np.eye(n) + 0.5, lambda n: 3 * np.eye(n)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from os import PathLike
 from pathlib import Path
@@ -195,6 +195,14 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
         names = list(dict.fromkeys(index[i] for i in wrong[:, 0]))
         what = "missing or infinite" if square else "infinite"
         raise DataError(f"kinship {name!r} is {what} for donors {listing(names)}")
+    beyond = (values < 0.0) | (values > 2.0)
+    if not square and beyond.any() and not (values[beyond] % 1.0).any():
+        where = [columns[k] for k in np.flatnonzero(beyond.any(axis=0))]
+        codes = ", ".join(f"{one:g}" for one in np.unique(values[beyond])[:4])
+        raise DataError(
+            f"columns {listing(where)} of genotypes {name!r} hold {codes}: no count of an allele, "
+            "0 to 2; make what stands for a missing one NaN, and standardise columns that are none"
+        )
     return values, index, square
 
 
@@ -226,11 +234,31 @@ def _rows_of(donors: Sequence[str], index: list[str], name: str, table: object) 
         raise DataError(
             f"kinship {name!r} has none of the donors ({listing(absent, 3)}): its rows are called "
             f"{listing(index, 3)}; they are matched by label, never by position"
+            f"{_other_way(donors, index, table)}"
         )
     raise DataError(
         f"kinship {name!r} has no row for {len(absent)} of {len(donors)} donors: "
         f"{listing(absent)}{near(absent[0], index)}; add them, or leave their rows out of data"
     )
+
+
+_ALMOST: dict[str, Callable[[str], str]] = {
+    "without blanks at their ends": str.strip,
+    "but for upper and lower case": str.casefold,
+    "behind a family ID": lambda one: one.partition("_")[2],
+}
+
+
+def _other_way(donors: Sequence[str], index: Sequence[str], table: object) -> str:
+    """How labels of rows would be those of donors."""
+    if isinstance(table, pd.DataFrame) and set(donors) <= {label(one) for one in table.columns}:
+        return "; donors are its columns: give the transpose, .T"
+    for how, turned in _ALMOST.items():
+        if {turned(one) for one in donors} <= {turned(one) for one in index} or (
+            set(donors) <= {turned(one) for one in index}
+        ):
+            return f"; they are the same {how}: rename them"
+    return ""
 
 
 def _of_matrix(
@@ -417,6 +445,15 @@ def _csv(path: Path) -> pd.DataFrame:
     sep = "\t" if ".tsv" in path.name else ","
     out = pd.read_csv(path, sep=sep, index_col=0, dtype={0: str})
     out.columns = out.columns.astype(str)
+    if not len(out.columns):
+        said = "tabs" if sep == "\t" else "commas"
+        raise DataError(f"{str(path)!r} has one column: its values must be separated by {said}")
+    first = pd.to_numeric(out.index.to_series(), errors="coerce")
+    if out.index.has_duplicates and first.notna().all():
+        raise DataError(
+            f"{str(path)!r} has no labels of rows: its first column, which must hold them, holds "
+            f"numbers ({listing(list(out.index[:3]))})"
+        )
     return out
 
 

@@ -27,6 +27,7 @@ from ..inference.fit import (
     JACKKNIFE,
     KENWARD_ROGER,
     MODEL,
+    RELATED,
     ROBUST,
     Errors,
     Fit,
@@ -226,6 +227,8 @@ class Record:
             return self.numbers.jackknife_errors(covariance._run)
         kind = self.cov_type if covariance is None else covariance
         if isinstance(kind, str) and kind == ROBUST != self.cov_type:
+            if self.design.kinship:
+                raise CTMMError(f"there are no robust errors, as {RELATED}: 'model' or 'jackknife'")
             raise CTMMError(
                 f"covariance='robust' comes with another estimate than that by {self.method!r}: "
                 "fit by method='robust'; test_mean, wald_test and t_test of fixed effects take it"
