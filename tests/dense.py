@@ -206,7 +206,7 @@ def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:
         coef = np.linalg.solve(trace, [np.sum((P @ T) * (P @ S).T) for T in a.parts])
         A.append(P @ (S - np.tensordot(coef, a.parts, axes=1)) @ P)
     out = SimpleNamespace(theta=theta, statistic=[], pvalue=[], form=[], A=[])
-    for Ac in [*A, np.sum(A, axis=0)]:
+    for Ac in [*A, np.tensordot(sum_weights(model), A, axes=1)]:
         lam = np.linalg.eigvalsh(root.T @ Ac @ root)
         q = a.y @ Ac @ a.y
         out.statistic.append((q - np.sum(Ac * Sigma)) / np.sqrt(2 * np.sum(lam**2)))
@@ -214,6 +214,17 @@ def score_test(model, hom_basis: np.ndarray, theta=None) -> SimpleNamespace:
         out.A.append(Ac)
         out.pvalue.append(imhof(q, lam))
     return out
+
+
+def sum_weights(model) -> np.ndarray:
+    """Of the types in the sum of scores: their variance between cells where squares are known."""
+    C, rows = model.H.shape[1], model.active_rows
+    own = model.H[rows].argmax(axis=1)
+    if model.nu2 is None or not np.array_equal(model.H[rows], np.eye(C)[own]):
+        return np.ones(C)
+    between = (model.n_cells * model.nu)[rows]
+    s2 = np.array([between[own == c].mean() for c in range(C)])
+    return s2 / s2.max()
 
 
 def score_variance(model, A: np.ndarray, hom_basis: np.ndarray, theta: np.ndarray) -> float:

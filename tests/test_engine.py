@@ -25,8 +25,9 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.jackknife import jackknife
-from ctmm_formula.inference.score import design_of, null_of, score_test
+from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.tails import tail
+from ctmm_formula.simulate import CountCells
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -321,8 +322,30 @@ def test_squares_of_the_noise_as_the_law_has_them_change_nothing():
     model = make("free", "ctp", "batch", True, 1)
     n = model.n_cells
     got, want = score_test(replace(model, nu2=model.nu**2 * (n - 1) / n)), score_test(model)
-    close([*got.statistic, got.statistic_sum], [*want.statistic, want.statistic_sum])
-    close([*got.pvalue_celltype, got.pvalue_sum], [*want.pvalue_celltype, want.pvalue_sum])
+    close(got.statistic, want.statistic)
+    close(got.pvalue_celltype, want.pvalue_celltype)
+
+
+def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():
+    """A type in which hardly anything is counted does not take the sum from the others."""
+    rng = np.random.default_rng(4)
+    N, cells = 50, CountCells(1.0, 0.5)
+    donor, celltype = np.divmod(np.arange(4 * N), 4)
+    fold = 0.3 * rng.normal(size=4 * N) + np.where(celltype == 3, np.log(0.005), 0.0)
+    n = rng.integers(30, 100, 4 * N)
+    found, H = cells.measure(rng, fold, n, donor), np.eye(4)[celltype]
+    basis = resolve("free", list("abcd")).basis
+    model = build_model(found.mean, found.nu, H, H, donor, basis, n_cells=n.astype(float),
+                        nu2=found.nu2)  # fmt: skip
+    got, plain = score_test(model), score_test(replace(model, nu2=None))
+    assert not got.silent and 0.5 < (found.nu[celltype == 3] == 0.0).mean() < 0.9
+    assert got.pvalue_sum < 1e-4 and plain.pvalue_sum > 0.05  # and three types vary
+    weights = weights_of_types(model, design_of(model).how)
+    close(weights, dense.sum_weights(model))
+    assert weights.max() == 1.0 and weights[3] < 0.02
+    # without numbers of cells, or the squares, nothing says what cells vary
+    for blind in (replace(model, n_cells=None), replace(model, nu2=None)):
+        assert (weights_of_types(blind, design_of(blind).how) == 1.0).all()
 
 
 @methods

@@ -332,14 +332,18 @@ agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2], "
 #    information of the null's components $m$.  The statistic is
 #    $T_c = y'A_c y - \mathrm{tr}(A_c \hat\Sigma)$, with the measured $\nu$ in $\hat\Sigma$.
 # 3. Under the null $y'A_c y \sim \sum_j \lambda_j \chi^2_1$, $\lambda$ the eigenvalues of
-#    $\hat\Sigma^{1/2} A_c \hat\Sigma^{1/2}$.  The omnibus test takes $\sum_c A_c$; the p values of the
-#    cell types are also combined by Cauchy's rule.
+#    $\hat\Sigma^{1/2} A_c \hat\Sigma^{1/2}$.  The omnibus test takes $\sum_c A_c$, or
+#    $\sum_c \bar s_c^2 A_c$ where squares are known (step 4); the p values of the cell types are
+#    also combined by Cauchy's rule.
 # 4. $\hat\Sigma$ has $\nu$ where the law needs its square, and $E \nu^2$ lies above the square of
 #    the true noise, far above where few cells have counts.  Pseudobulk of cells brings unbiased
 #    squares $\widehat{\nu^2}$ (column `nu2`), and $T_c$ then counts in standard deviations by
 #    $2\,\mathrm{tr}(A_c \hat\Sigma A_c \hat\Sigma) + 2 \sum_a A_{c,aa}^2 [\widehat{\nu^2}_a n_a / (n_a - 1) - \nu_a^2]$,
 #    in which the law of step 3 gives the shape.  Exact whatever the distribution of the cells:
 #    about the null mean $y_a^2 - \nu_a$ is the mean of $x_s x_t$ over pairs of different cells.
+#    A cell type in which a gene is low has little noise and would weigh most in $\sum_c A_c$, but it
+#    has little $V$ to show; $\bar s_c^2$ is the alternative of $V$ in proportion to the variance
+#    between cells.  Where types are alike both sums are the same.
 #
 # | what | where |
 # |---|---|

@@ -24,10 +24,14 @@ statistic.
 A pair whose cells are all alike has nu = 0, and is centred by it: whatever stood in for it would
 put the mean of T_c below zero.
 
-The omnibus test sums A_c over cell types.  Where one type is abundant and the others have hardly
-any counts (:data:`ABUNDANT`, :data:`SPARSE`) its cross products with them vary more than the law
-says, as their noise moves with the donor, and the sum rejects too often: there the larger of the p
-values of the sum and of the Cauchy combination counts (``tests/benchmarks/score_counts.md``).
+The omnibus test sums A_c over cell types, which is the best where all types have the same V.  A
+type in which a gene is low has little noise, so it would weigh most, and little V to show.  Where
+the noise is known to be that of cells (nu2), the sum is of s_c^2 A_c: the best where V goes with
+the variance between cells, and the same where types are alike
+(``tests/benchmarks/count_levels.md``).  Where one type is abundant and the others have hardly any
+counts (:data:`ABUNDANT`, :data:`SPARSE`) its cross products with them vary more than the law says,
+as their noise moves with the donor, and the sum rejects too often: there the larger of the p values
+of the sum and of the Cauchy combination counts (``tests/benchmarks/score_counts.md``).
 
 No lambda is ever computed: their law comes from eigenvalues of single donors and the elimination of
 levels and fixed effects, at a cost linear in N.
@@ -237,13 +241,31 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     )
 
 
+def _one_hot(types: np.ndarray) -> bool:
+    """Whether every row is of one cell type."""
+    return bool((types.max(axis=1) == 1.0).all())
+
+
+def weights_of_types(model: Model, how: Pooling) -> np.ndarray:
+    """Weights of the cell types in the sum of scores (C,), the largest 1.
+
+    Their variance between cells, pooled over donors, where it is known to be that: with unbiased
+    squares of the noise, by numbers of cells.  Else all alike.
+    """
+    types = model.types[how.rows]
+    if model.nu2 is None or how.weights != COUNTED or not _one_hot(types):
+        return np.ones(types.shape[1])
+    between = (how.per_cell * model.nu)[how.rows] @ types / np.maximum(types.sum(axis=0), 1.0)
+    return between / between.max()
+
+
 def _silent(model: Model) -> tuple[int, ...]:
     """Cell types of which hardly any pair has noise, where others have.
 
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
     types = model.types[model.active_rows]
-    if not (types.max(axis=1) == 1.0).all():
+    if not _one_hot(types):
         return ()
     alike = (model.nu[model.active_rows] == 0.0) @ types / np.maximum(types.sum(axis=0), 1.0)
     return tuple(int(c) for c in np.flatnonzero(alike > ALIKE))
@@ -310,6 +332,8 @@ class Null:
     theta : ndarray, shape (1 + Kr,)
     a : ndarray, shape (1 + Kr, C)
         Parts of the null's components in the score of every cell type that are none of its own.
+    weights : ndarray, shape (C,)
+        Of the cell types in the sum.
     expected, share : ndarray, shape (C + 1,)
         Of every cell type and their sum: the variance of the score, were `noise` that of the data,
         and the share of its information that the null's components leave.
@@ -320,6 +344,7 @@ class Null:
     noise: np.ndarray
     theta: np.ndarray
     a: np.ndarray
+    weights: np.ndarray
     expected: np.ndarray
     share: np.ndarray
 
@@ -335,8 +360,8 @@ class Null:
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
         inner = self.design.types - self.a[0][:, None, None]
-        inner = np.append(inner, inner.sum(axis=0)[None], axis=0)
-        weights = -np.append(self.a[1:], self.a[1:].sum(axis=1)[:, None], axis=1).T  # (C + 1, Kr)
+        inner = self._and_sum(inner)
+        weights = -self._and_sum(self.a[1:].T)  # (C + 1, Kr)
         level = by_level(layout, weights)
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
         more = self._more(layout, found, solved)
@@ -358,7 +383,11 @@ class Null:
         parts = solved.diagonals(layout, found)
         A = parts[:C] - self.a.T @ parts[C:]
         excess = square_excess(self.model)[layout.rows]
-        return 2.0 * np.square(np.append(A, A.sum(axis=0)[None], axis=0)) @ excess
+        return 2.0 * np.square(self._and_sum(A)) @ excess
+
+    def _and_sum(self, parts: np.ndarray) -> np.ndarray:
+        """Parts of the cell types (C, ...), and their weighted sum below them."""
+        return np.append(parts, np.tensordot(self.weights, parts, 1)[None], axis=0)
 
 
 def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
@@ -372,9 +401,10 @@ def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
     a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
-    left, whole = (np.append(np.diag(part), part.sum()) for part in (efficient, own))
+    w = weights_of_types(model, design.how)
+    left, whole = (np.append(np.diag(part), w @ part @ w) for part in (efficient, own))
     share = np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
-    return Null(model, design, noise, theta, a, 4.0 * left, share)
+    return Null(model, design, noise, theta, a, w, 4.0 * left, share)
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:

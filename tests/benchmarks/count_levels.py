@@ -1,9 +1,11 @@
 """Levels, bias, coverage and power on counts of cells, by the methods that are the defaults.
 
-    python tests/benchmarks/count_levels.py [--genes 600] [--workers 1] [--only means ...]
+    python tests/benchmarks/count_levels.py [--genes 400] [--workers 1] [--only means ...]
+        [--lines 0 12]
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
-``count_levels.md`` beside this file.
+``count_levels.md`` beside this file, a line at a time: lines that are not asked for (the sections
+of --only; those numbered from 0 up to 12) stay as they are there.
 
 Every gene is its own data set: negative binomial counts, dispersion .1, .5 or 1.5 (Poisson where
 said); library sizes lognormal (log sd .4) about 5,000; cells as log(1 + counts per 10,000).  The
@@ -41,6 +43,7 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference.score import score_test
 from ctmm_formula.scan.genes import fit_genes
 from ctmm_formula.simulate import CountCells, log_uniform_cells, simulate_genes
+from ctmm_formula.simulate.counts import measured_cells
 from ctmm_formula.structures import resolve
 
 HERE = Path(__file__).parent
@@ -56,7 +59,10 @@ class Setting:
     missing: share of pairs; batches: number of them, with a log-fold sd of .3; arms: condition
     without effect, the second arm with this share of the cells; depth: log sd of donors' depths;
     ambient: share of counts; informative: numbers of cells rise with the donor's effect; response:
-    log-fold effect of the condition in the last type, everywhere: in all types.
+    log-fold effect of the condition in the last type, everywhere: in all types; poisson: counts
+    without overdispersion; beside: mean of the last type, where donors share no effect; normal:
+    no counts but normal cells, whose variance differs between pairs by a CV of .4, shared variance
+    .25; genes: their number, where it is its own.
     """
 
     donors: int
@@ -73,6 +79,10 @@ class Setting:
     informative: float = 0.0
     response: float = 0.0
     everywhere: float = 0.0
+    poisson: bool = False
+    beside: float = 0.0
+    normal: bool = False
+    genes: int = 0
 
     @property
     def label(self) -> str:
@@ -84,6 +94,8 @@ class Setting:
             "ambient": "{:.0%} ambient", "informative": "cells rise with the effect, r = {:g}",
             "response": "log-fold effect {:g} in the last type",
             "everywhere": "log-fold effect {:g} in all types",
+            "poisson": "Poisson counts", "beside": "last type of mean {:g}, no shared effect",
+            "normal": "normal cells",
         }  # fmt: skip
         given = [(name, getattr(self, name)) for name in words]
         said = [words[name].format(np.expm1(v) if name == "shift" else v) for name, v in given if v]
@@ -92,15 +104,20 @@ class Setting:
 
 TABLES: dict[str, list[Setting]] = {
     "means": [
-        *(Setting(n, mean=m) for n, m in product((12, 20, 50), (0.02, 0.1, 0.5, 2.0))),
-        *(Setting(20, mean=m, cells=c) for c, m in product(("few", "mid", "one"), (0.02, 0.5))),
-        *(Setting(20, C, m) for C, m in product((2, 8), (0.02, 0.5))),
+        *(Setting(n, mean=0.02, genes=4000) for n in (12, 20, 50)),
+        *(Setting(n, mean=m) for n, m in product((12, 20, 50), (0.1, 0.5, 2.0))),
+        *(Setting(20, mean=0.02, cells=c, genes=4000) for c in ("few", "mid", "one")),
+        *(Setting(20, mean=0.5, cells=c) for c in ("few", "mid", "one")),
+        *(Setting(20, C, 0.02, genes=4000) for C in (2, 8)),
+        *(Setting(20, C, 0.5) for C in (2, 8)),
         *(Setting(20, 2, m, "two") for m in (0.2, 1.0, 5.0)),
+        *(Setting(n, mean=m, poisson=True) for n, m in product((20, 50), (0.02, 0.1, 0.5, 2.0))),
         *(Setting(20, mean=m, missing=0.2) for m in (0.02, 0.5)),
         *(Setting(48, mean=m, batches=12) for m in (0.02, 0.5)),
         Setting(50, mean=0.1, depth=0.5), Setting(50, mean=0.5, depth=0.5),
         Setting(50, mean=0.5, ambient=0.1), Setting(50, mean=0.1, informative=0.7),
-        Setting(300, mean=0.1), Setting(50, 15, 0.5, "mid"),
+        Setting(50, mean=0.5, informative=0.7),
+        Setting(300, mean=0.02), Setting(300, mean=0.1), Setting(50, 15, 0.5, "mid"),
     ],
     "power of means": [
         Setting(n, mean=m, cells=c, shift=s, missing=x)
@@ -116,14 +133,28 @@ TABLES: dict[str, list[Setting]] = {
         *(Setting(2 * n, C, m, arms=1.0)
           for n, C, m in product((10, 15, 20, 50), (4, 8), (0.1, 2.0))),
         *(Setting(2 * n, C, m, arms=0.25)
-          for n, C, m in product((10, 20), (4, 8), (0.1, 2.0))),
+          for n, C, m in product((10, 15, 20, 50), (4, 8), (0.1, 2.0))),
         Setting(40, 4, 0.5, own=0.3, arms=0.25),
+        *(Setting(2 * n, mean=m, cells="few", arms=1.0)
+          for n, m in product((10, 20, 50), (0.1, 0.5, 2.0))),
+        *(Setting(40, mean=m, arms=a, poisson=True) for m, a in product((0.1, 2.0), (1.0, 0.25))),
+        Setting(40, mean=0.5, arms=1.0, missing=0.2), Setting(48, mean=0.5, arms=1.0, batches=12),
+        *(Setting(40, mean=0.5, arms=a, **{what: size}) for a in (1.0, 0.25)
+          for what, size in (("informative", 0.7), ("depth", 0.5), ("ambient", 0.1))),
+        Setting(300, mean=0.1, arms=1.0), Setting(300, mean=0.1, arms=0.25),
     ],
     "components": [
         *(Setting(n, mean=m) for n, m in product((20, 50), (0.02, 0.1, 0.5, 2.0))),
         *(Setting(n, mean=m, own=0.3) for n, m in product((20, 50), (0.1, 0.5, 2.0))),
         Setting(50, mean=0.5, cells="few"), Setting(50, mean=0.5, cells="mid", own=0.3),
         Setting(100, mean=0.5, own=0.3),
+        *(Setting(50, C, 0.5, own=v) for C, v in product((2, 8), (0.0, 0.3))),
+        *(Setting(50, mean=m, poisson=True, own=v) for m, v in product((0.1, 0.5), (0.0, 0.3))),
+        *(Setting(50, mean=0.5, missing=0.2, own=v) for v in (0.0, 0.3)),
+        *(Setting(48, mean=0.5, batches=12, own=v) for v in (0.0, 0.3)),
+        *(Setting(50, mean=0.5, own=v, **{what: size}) for v in (0.0, 0.3)
+          for what, size in (("informative", 0.7), ("depth", 0.5), ("ambient", 0.1))),
+        *(Setting(300, mean=m, own=v) for m, v in product((0.02, 0.1), (0.0, 0.3))),
     ],
     "score": [
         *(Setting(n, mean=m, cells=c) for n, m, c in
@@ -133,8 +164,20 @@ TABLES: dict[str, list[Setting]] = {
         Setting(50, 8, 0.5), Setting(50, 15, 0.5, "mid"), Setting(300, mean=0.1, cells="mid"),
         Setting(50, mean=2.0, depth=0.5), Setting(50, mean=2.0, ambient=0.1),
         Setting(50, mean=0.5, informative=0.7),
+        *(Setting(n, 2, m, c) for n, m, c in product((20, 50), (0.02, 0.5), ("few", "uneven"))),
+        *(Setting(50, mean=m, cells=c, poisson=True)
+          for m, c in product((0.02, 0.1, 0.5, 2.0), ("mid", "uneven"))),
+        *(Setting(n, mean=1.0, cells=c, beside=m, genes=1000)
+          for n, c, m in product((20, 50), ("mid", "uneven"), (0.005, 0.05))),
         *(Setting(50, mean=m, cells=c, own=0.3)
           for c, m in product(("few", "mid", "uneven"), (0.02, 0.1, 0.5))),
+        *(Setting(n, mean=1.0, cells=c, beside=m, own=v)
+          for n, c, v, m in product((20, 50), ("mid", "uneven"), (0.15, 0.3), (0.005, 0.05))),
+    ],
+    "tails of the score": [
+        *(Setting(n, mean=0.0, cells="mid", normal=True, genes=5000) for n in (20, 50)),
+        *(Setting(n, mean=m, cells=c, genes=5000)
+          for n, m, c in product((20, 50), (0.1, 0.5), ("mid", "uneven"))),
     ],
 }  # fmt: skip
 
@@ -153,9 +196,9 @@ def numbers(rng: np.random.Generator, s: Setting, fold: np.ndarray) -> np.ndarra
         if s.cells == "two":
             median = np.array([300.0, 20.0])
         donor, pair = (0.4, 0.3) if s.cells == "uneven" else (0.0, 0.15)
-        own = s.informative * fold / fold.std() + np.sqrt(1 - s.informative**2) * rng.normal(
-            size=s.donors
-        )
+        own = rng.normal(size=s.donors)
+        if s.informative:
+            own = s.informative * fold / fold.std() + np.sqrt(1 - s.informative**2) * own
         size = median * np.exp(donor * own[:, None] + pair * rng.normal(size=shape))
     if s.arms:
         size[1::2] *= s.arms
@@ -177,7 +220,8 @@ def gene(s: Setting, number: int, *, effects: bool = False) -> Gene:
     words = [s.donors, s.types, round(1e4 * s.mean), sum(map(ord, s.label)), number]
     rng = np.random.default_rng(words)
     dispersion, sd = float(rng.choice(DISPERSIONS)), float(rng.choice(EFFECTS))
-    dispersion = 0.0 if s.cells == "two" else dispersion
+    dispersion = 0.0 if s.cells == "two" or s.poisson else dispersion
+    sd = 0.0 if s.beside else 0.5 if s.normal else sd
     fold = sd * rng.normal(size=s.donors)
     size = numbers(rng, s, fold)
     keep = rng.random(size.shape) >= s.missing
@@ -191,49 +235,73 @@ def gene(s: Setting, number: int, *, effects: bool = False) -> Gene:
         batch = np.arange(s.donors) // (2 if s.arms else 1) % s.batches  # both arms in each
         value += (0.3 * rng.normal(size=s.batches))[batch][donor]
         random = [RandomComponent(batch[donor], np.ones(len(donor)))]
-    cells = CountCells(s.mean, dispersion, depth_sd=s.depth, ambient=s.ambient)
-    found = cells.measure(rng, value, size[keep], donor)
+    if s.beside:
+        value[celltype == s.types - 1] += np.log(s.beside / s.mean)
+    if s.normal:
+        own = np.sqrt(2.0 * rng.gamma(0.4**-2, 0.4**2, len(value)))
+        noise = np.repeat(own, size[keep]) * rng.normal(size=size[keep].sum())
+        found = measured_cells(np.repeat(value, size[keep]) + noise, size[keep])
+    else:
+        cells = CountCells(s.mean, dispersion, depth_sd=s.depth, ambient=s.ambient)
+        found = cells.measure(rng, value, size[keep], donor)
     H = np.eye(s.types)[celltype]
     X = np.hstack([H, H * (donor % 2)[:, None]]) if effects else H
     model = build_model(
         found.mean, found.nu, X, H, donor, resolve("free", list(map(str, range(s.types)))).basis,
         random, size[keep].astype(float), nu2=found.nu2,
     )  # fmt: skip
-    spread = float(np.hypot(sd, 0.3 if s.batches else 0.0))
-    centre, hom, V = truth(s.mean, dispersion, spread, s.own)
-    last = truth(s.mean * np.exp(s.shift), dispersion, spread, s.own)[0]
+    if s.normal or s.beside:  # whose tests are looked at, not their estimates
+        return Gene(model, np.full(s.types, np.nan), np.nan, np.nan)
+    law = dispersion, sd, 0.3 if s.batches else 0.0, s.own, s.depth, s.ambient
+    centre, hom, V = truth(s.mean, *law)
+    last = truth(s.mean * np.exp(s.shift), *law)[0]
     return Gene(model, np.r_[np.full(s.types - 1, centre), last], hom, V)
 
 
 @cache
-def truth(mean: float, dispersion: float, sd: float, own: float) -> tuple[float, float, float]:
-    """Mean, shared and specific variance of log1p expression, by quadrature over the effects."""
+def truth(
+    mean: float,
+    dispersion: float,
+    sd: float,
+    batch: float,
+    own: float,
+    depth: float,
+    ambient: float,
+) -> tuple[float, float, float]:
+    """Mean, shared and specific variance of log1p expression, by quadrature over the effects.
+
+    Of donors within batches, whose log-fold effects have sd `batch`; log depths of donors have sd
+    `depth`.  All types are alike.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(21)
     weights = weights / weights.sum()
-    library = 5000.0 * np.exp(0.4 * nodes)
     counts = np.arange(6000)
-    value = np.log1p(1e4 * counts[None, :] / library[:, None])
+    soup = ambient * mean * np.exp((sd**2 + batch**2 + own**2) / 2)
 
-    def expected(fold: float) -> float:
-        rate = mean * np.exp(fold) * library[:, None] / 5000.0
+    def expected(fold: float, deep: float) -> float:
+        library = 5000.0 * np.exp(0.4 * nodes + deep)
+        value = np.log1p(1e4 * counts[None, :] / library[:, None])
+        rate = ((1.0 - ambient) * mean * np.exp(fold) + soup) * library[:, None] / 5000.0
         if dispersion == 0.0:
             pmf = stats.poisson.pmf(counts, rate)
         else:
             pmf = stats.nbinom.pmf(counts, 1 / dispersion, 1 / (1 + dispersion * rate))
         return float(weights @ (pmf * value).sum(axis=1))
 
-    if own == 0.0:
-        given = np.array([expected(fold) for fold in sd * nodes])
-        centre = float(weights @ given)
-        return centre, float(weights @ np.square(given)) - centre**2, 0.0
-    grid = np.linspace(-5 * np.hypot(sd, own), 5 * np.hypot(sd, own), 61)
-    at = np.interp
-    curve = np.array([expected(fold) for fold in grid])
-    table = at((sd * nodes)[:, None] + own * nodes, grid, curve)  # donor's effect, pair's own
-    given = table @ weights
-    centre = float(weights @ given)
-    hom = float(weights @ np.square(given)) - centre**2
-    return centre, hom, float(weights @ np.square(table) @ weights) - centre**2 - hom
+    # a pair's own effect, the donor's, the batch's, the depth; those that are not there once
+    pair, donor, site = (size * nodes if size else np.zeros(1) for size in (own, sd, batch))
+    deep, of_deep = np.polynomial.hermite_e.hermegauss(9 if depth else 1)
+    deep, of_deep = depth * deep, of_deep / of_deep.sum()
+    w = [*(weights if len(x) > 1 else np.ones(1) for x in (pair, donor, site)), of_deep]
+    folds = pair[:, None, None] + donor[:, None] + site
+    grid = np.unique(folds) if folds.size < 50 else np.linspace(folds.min(), folds.max(), 81)
+    curves = [[expected(fold, d) for fold in grid] for d in deep]
+    value = np.stack([np.interp(folds, grid, curve) for curve in curves], axis=-1)
+    of_donor = np.tensordot(w[0], value, 1)  # (donor, site, deep)
+    second = np.einsum("p,psbd,s,b,d->", w[0], np.square(value), *w[1:], optimize=True)
+    within = float(np.einsum("sbd,s,b,d->", np.square(of_donor), *w[1:], optimize=True))
+    of_site = np.einsum("sbd,s,d->b", of_donor, w[1], w[3], optimize=True)
+    return float(of_site @ w[2]), within - float(np.square(of_site) @ w[2]), float(second) - within
 
 
 # what is measured of one gene
@@ -312,7 +380,7 @@ def score(s: Setting, number: int) -> dict[str, np.ndarray]:
 
 MEASURES: dict[str, Callable[[Setting, int], dict[str, np.ndarray]]] = {
     "means": means, "power of means": means, "effects": effects, "components": components,
-    "score": score,
+    "score": score, "tails of the score": score,
 }  # fmt: skip
 
 
@@ -344,9 +412,10 @@ def average(values: np.ndarray) -> str:
 
 
 def span(p: np.ndarray, level: float) -> str:
-    """Rates over types."""
+    """Rates over types, and the standard error of one of them."""
     rates = (p <= level).mean(axis=0)
-    return f"{rates.min():.3f}-{rates.max():.3f}"
+    near = ((p <= level).mean() * len(p) + 2) / (len(p) + 4)
+    return f"{rates.min():.3f}-{rates.max():.3f} ({np.sqrt(near * (1 - near) / len(p)):.3f})"
 
 
 def cells_of(found: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, str]]:
@@ -375,20 +444,34 @@ def cells_of(found: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, str
         yield "of the rarest type", share(found["rarest covered"])
     else:
         for part in ("sum", "cauchy"):
-            for level in LEVELS:
+            for level in (*LEVELS, 0.001) if name.startswith("tails") else LEVELS:
                 yield f"{part} at {level:g}", share(found[part] <= level)
         yield "types at 0.05", span(found["types"], 0.05)
 
 
 def line(name: str, s: Setting, genes: int, workers: int) -> dict[str, object]:
     """One line of a table."""
+    genes = s.genes or genes
     jobs = (delayed(attempt)(name, s, number) for number in range(genes))
     results = [one for one in Parallel(workers)(jobs) if one is not None]
     found = {key: np.array([one[key] for one in results]) for key in results[0]}
     p = found.get("p", found.get("joint", found.get("sum", np.zeros(1))))
-    head = {"donors": s.donors, "types": s.types, "mean": s.mean, "cells": s.label}
     none = genes - len(results) + int(np.isnan(p).sum())
-    return head | dict(cells_of(found, name)) | {"no test": none}
+    return head(s) | {"genes": genes} | dict(cells_of(found, name)) | {"no test": none}
+
+
+def head(s: Setting) -> dict[str, object]:
+    """What names a line."""
+    mean = "" if s.normal else f"{s.mean:g}"
+    return {"donors": s.donors, "types": s.types, "mean": mean, "cells": s.label}
+
+
+def kept_lines(text: str, name: str) -> dict[tuple[str, ...], dict[str, object]]:
+    """Lines of a section of a page written before, by what names them."""
+    part = text.partition(f"\n## {name.capitalize()}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in row[1:-1].split("|")]
+            for row in part.splitlines() if row.startswith("|")]  # fmt: skip
+    return {tuple(row[:4]): dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
 def efficiency(genes: int) -> pd.DataFrame:
@@ -428,6 +511,7 @@ NOTES = {
     "components": "95 % intervals by the larger of jackknife and working covariance.",
     "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "
     "over single types.  Lines with V > 0 are power.  Missing tests count as negative.",
+    "tails of the score": "V = 0; far out as well.",
 }
 
 
@@ -439,28 +523,40 @@ EFFICIENCY = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--genes", type=int, default=600)
+    parser.add_argument("--genes", type=int, default=400)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[*TABLES, "efficiency"])
+    parser.add_argument("--lines", nargs=2, type=int, default=[0, 10**6])
     parser.add_argument("--out", default=str(HERE / "count_levels.md"))
     args = parser.parse_args()
-    parts = [
-        "# Counts of cells: levels, bias, coverage, power",
-        f"Written by `count_levels.py`, which says what is simulated; {args.genes} genes a line, "
-        "seeded by the setting and the number of the gene; standard errors in brackets.",
-    ]
+    out = Path(args.out)
+    before = out.read_text() if out.exists() else ""
+    tables = {name: kept_lines(before, name) for name in TABLES}
+    last = before.partition("\n## Efficiency\n")[2].strip()
+
+    def write() -> None:
+        parts = [
+            "# Counts of cells: levels, bias, coverage, power",
+            "Written by `count_levels.py`, which says what is simulated; seeded by the setting and "
+            "the number of the gene; standard errors in brackets.",
+        ]
+        for name, settings in TABLES.items():
+            keys = [tuple(map(str, head(s).values())) for s in settings]
+            rows = [tables[name][key] for key in keys if key in tables[name]]
+            if rows:
+                table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
+                parts += [f"## {name.capitalize()}", NOTES[name], table]
+        out.write_text("\n\n".join([*parts, *(["## Efficiency", last] if last else [])]) + "\n")
+
     for name in [name for name in args.only if name in TABLES]:
-        rows = []
-        for s in TABLES[name]:
-            rows.append(line(name, s, args.genes, args.workers))
-            sys.stderr.write(f"{name}: {rows[-1]}\n")
-            table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
-            shown = [*parts, f"## {name.capitalize()}", NOTES[name], table]
-            Path(args.out).write_text("\n\n".join(shown) + "\n")
-        parts = shown
+        for s in TABLES[name][slice(*args.lines)]:
+            key = tuple(map(str, head(s).values()))
+            tables[name][key] = line(name, s, args.genes, args.workers)
+            sys.stderr.write(f"{name}: {tables[name][key]}\n")
+            write()
     if "efficiency" in args.only:
-        parts += ["## Efficiency", EFFICIENCY, bench_fit.markdown(efficiency(args.genes))]
-        Path(args.out).write_text("\n\n".join(parts) + "\n")
+        last = f"{EFFICIENCY}\n\n{bench_fit.markdown(efficiency(args.genes))}"
+    write()
 
 
 if __name__ == "__main__":
