@@ -20,7 +20,7 @@ from scipy import stats
 from test_live_r import SCRIPTS, need
 
 import ctmm_formula as ctmm
-from ctmm_formula.errors import CTMMError
+from ctmm_formula.errors import CTMMError, CTMMWarning
 from ctmm_formula.inference.small_sample import NO_LAW
 from ctmm_formula.inference.testing import wald
 
@@ -263,6 +263,31 @@ def test_reasons():
     twice = np.eye(6, 10)[[0, 0]]
     assert "singular" in res.wald_test(twice, "model").note
     assert "singular" in res.wald_test(twice, "kenward-roger").note
+
+
+def test_less_than_one_degree_of_freedom_is_none():
+    """On the edge few donors decide the variances: t of a tenth of a df has ends at 1e7."""
+    rng = np.random.default_rng([12, 1])
+    donor, celltype = np.divmod(np.arange(36), 3)
+    nu = rng.uniform(0.02, 0.4, 36)
+    y = 0.5 * rng.normal(size=12)[donor] + np.sqrt(nu) * rng.normal(size=36)
+    table = pd.DataFrame({"donor": donor, "celltype": celltype, "expr": y, "nu": nu})
+    table = table.astype({"donor": str, "celltype": str})
+    res = ctmm.fit("expr ~ C(celltype)", method="reml", data=table)
+    with pytest.warns(CTMMWarning, match=r"^a fixed effect has no test and no interval: less than"):
+        found = res.table()
+    fixed = found.iloc[: len(res.fe_params)]
+    lost = fixed["p_value"].isna().to_numpy()
+    assert lost.sum() == 1 and fixed.loc[lost, ["conf_low", "conf_high"]].isna().all(axis=None)
+    assert np.isfinite(fixed[["estimate", "std_error"]]).all(axis=None)
+    assert found["conf_high"].abs().max() < 2.0
+    name = fixed.index[lost][0]
+    test = res.wald_test(f"{name} = 0", covariance="model")
+    assert np.isnan(test.pvalue) and test.note.startswith("less than one degree of freedom")
+    assert np.isfinite(res.wald_test(f"{name} = 0").pvalue)  # by the robust estimate
+    assert "A fixed effect has no test and no interval: less" in str(res.summary())
+    others = res.errors().df(np.eye(len(found)))[: len(lost)][~lost]
+    assert (others >= 1.0).all()
 
 
 def test_hypotheses_that_kenward_and_roger_have_no_f_for():

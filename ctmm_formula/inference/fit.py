@@ -93,6 +93,11 @@ class Errors(NamedTuple):
         return self.own.cov
 
     @property
+    def gaps(self) -> str:
+        """Why some of the standard errors, or what follows from them, are NaN; or ""."""
+        return self.missing or getattr(self.own, "missing", "")
+
+    @property
     def title(self) -> str:
         """What Wald tests by these errors call themselves."""
         return f"wald ({self.name})"

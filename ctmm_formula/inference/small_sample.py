@@ -41,11 +41,24 @@ from .testing import Law
 
 _DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
 _PARALLEL = 1e-6  # singular value, next to the largest, of combinations of other directions
+LEAST_DF = 1.0
+"""Degrees of freedom below which there is no law: the variance is not known to within itself, and
+intervals by t would end anywhere (at .2 some 1e7 standard errors away)."""
+UNKNOWN = (
+    "less than one degree of freedom is left (Satterthwaite's, where components on or near the edge "
+    "decide its variance): covariance='jackknife' and method='robust' have others"
+)
 SINGULAR = "the information matrix of the variance components is singular"
 NO_LAW = (
     "there is no F of Kenward and Roger for so many hypotheses at once: test fewer, or use "
     "covariance='model'"
 )
+
+
+def _law(cov: np.ndarray, df: float, scale: float) -> Law:
+    """The law by these degrees of freedom, or why they are none."""
+    few = math.isnan(df) or df < LEAST_DF
+    return Law(cov, math.nan, 1.0, UNKNOWN) if few else Law(cov, df, scale, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +86,10 @@ class Satterthwaite:
         return self.by_model
 
     def df(self, L: np.ndarray) -> np.ndarray:
-        """Degrees of freedom of every row of L (q, p + K) by itself, (q,); NaN without any."""
+        """Degrees of freedom of every row of L (q, p + K) by itself, (q,).
+
+        NaN without any, which is where fewer than :data:`LEAST_DF` come out.
+        """
         p = len(L.T) - len(self.estimate.theta)
         out = np.full(len(L), float(self.df_resid))
         fixed = ~L[:, p:].any(axis=1)
@@ -93,7 +109,7 @@ class Satterthwaite:
         if self.reason:
             return Law(cov, math.nan, 1.0, self.reason)
         if len(L) == 1:
-            return Law(cov, float(self._df(L[:, :p])[0]), 1.0, "")
+            return _law(cov, float(self._df(L[:, :p])[0]), 1.0)
         z = L[:, :p] @ self._at.root
         size, axes = np.linalg.eigh(z @ z.T)
         if not size[0] > _DEPENDENT * size[-1]:
@@ -101,12 +117,21 @@ class Satterthwaite:
         rows = (axes / np.sqrt(size)).T @ z
         M = rows @ self._at.slopes @ rows.T
         A1 = float(np.square(np.trace(M, axis1=1, axis2=2)).sum())
-        return Law(cov, *self._joint(len(L), A1, float(np.square(M).sum())))
+        df, scale, why = self._joint(len(L), A1, float(np.square(M).sum()))
+        return Law(cov, df, scale, why) if why else _law(cov, df, scale)
 
     @property
     def reason(self) -> str:
         """Why fixed effects have no degrees of freedom, or ""."""
         return self._found if isinstance(self._found, str) else ""
+
+    @cached_property
+    def missing(self) -> str:
+        """Why some fixed effects have no tests and intervals, or ""."""
+        p = len(self.by_model) - len(self.estimate.theta)
+        lost = 0 if self.reason else int(np.isnan(self._df(np.eye(p))).sum())
+        who = f"{lost} of {p} fixed effects have" if lost > 1 else "a fixed effect has"
+        return f"{who} no test and no interval: {UNKNOWN}" if lost else ""
 
     @property
     def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -122,7 +147,8 @@ class Satterthwaite:
         z = L @ self._at.root
         moves = ((z @ self._at.slopes) * z).sum(axis=2)  # (K, q)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 2.0 * np.square(np.square(z).sum(axis=1)) / np.square(moves).sum(axis=0)
+            df = 2.0 * np.square(np.square(z).sum(axis=1)) / np.square(moves).sum(axis=0)
+        return np.where(df < LEAST_DF, math.nan, df)
 
     def _combined(self, L: np.ndarray) -> np.ndarray:
         """L cov L'; what has no weight may be unknown."""

@@ -240,9 +240,9 @@ class Record:
     def shown_errors(self, covariance: Asked = None) -> Errors:
         """The same for tables, which have no place for a note: warns once of what is missing."""
         errors = self.errors(covariance)
-        if errors.missing and not self._told:
+        if errors.gaps and not self._told:
             self._told = True
-            warnings.warn(errors.missing, CTMMWarning, stacklevel=4)
+            warnings.warn(errors.gaps, CTMMWarning, stacklevel=4)
         return errors
 
     def errors_for(self, L: np.ndarray, covariance: Asked = None) -> Errors:

@@ -361,7 +361,7 @@ def _notes(fit: Any, errors: Any) -> list[str]:
     ]
     return [
         *([text.format(information, units=units) for text in own] if errors.own else said),
-        *([f"{errors.missing[:1].upper()}{errors.missing[1:]}."] if errors.missing else []),
+        *([f"{errors.gaps[:1].upper()}{errors.gaps[1:]}."] if errors.gaps else []),
         *([_BESIDE] if fit.numbers.fixed_by == ROBUST != fit.method else []),
         *([_CONVENTION[fit.method]] if fit.method in _CONVENTION else []),
         *_cautions(fit),
