@@ -92,12 +92,12 @@ def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
 
 
 def moved(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float) -> np.ndarray:
-    """Covariance of L b with the noise that the rows have where L b is `null`."""
+    """Covariance of L b with the noise that the rows have halfway to where L b is `null`."""
     a, n = f.a, f.cells
     if n is None:
         return L @ f.K @ L.T
     r = a.y - a.X @ f.beta
-    slope = np.sum(n * r * (n * np.diag(a.D) - n * f.w)) / np.sum(n * r**2)
+    slope = 0.5 * np.sum(n * r * (n * np.diag(a.D) - n * f.w)) / np.sum(n * r**2)
     back, M = f.K @ a.X.T @ f.S, f.K
     for _ in range(3):
         there = f.beta - M @ L.T @ np.linalg.pinv(L @ M @ L.T) @ (L @ f.beta - null)

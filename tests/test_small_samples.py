@@ -284,7 +284,6 @@ def test_less_than_one_degree_of_freedom_is_none():
     name = fixed.index[lost][0]
     test = res.wald_test(f"{name} = 0", covariance="model")
     assert np.isnan(test.pvalue) and test.note.startswith("less than one degree of freedom")
-    assert np.isfinite(res.wald_test(f"{name} = 0").pvalue)  # by the robust estimate
     assert "A fixed effect has no test and no interval: less" in str(res.summary())
     others = res.errors().df(np.eye(len(found)))[: len(lost)][~lost]
     assert (others >= 1.0).all()

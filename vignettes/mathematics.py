@@ -193,11 +193,12 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 # which is $\eta$ itself where units are alike.
 #
 # The noise of counts rises with their mean, so $V_L$ at the estimates is too small where a mean came
-# out too small by chance.  Tests of $Lb = c$ take the noise that the pairs have where it is true: the
-# variance between cells moves with the mean by $\lambda = \sum nr(n\nu - \bar s^2) / \sum nr^2$, so
+# out too small by chance, and too large where it is taken where $Lb = c$ is true.  Tests of $Lb = c$
+# take the noise halfway, as a square root would of Poisson counts: the variance between cells moves
+# with the mean by $\lambda = \sum nr(n\nu - \bar s^2) / \sum nr^2$, so
 #
 # $$ b_0 = b - ML'(LML')^{-1}(Lb - c), \quad
-# M = K + KX'S\,\mathrm{diag}(\lambda x_{ic}'(b_0 - b) / n_{ic})\,SXK $$
+# M = K + KX'S\,\mathrm{diag}(\tfrac12 \lambda x_{ic}'(b_0 - b) / n_{ic})\,SXK $$
 #
 # three times from $M = K$, and of rows with $LKL' = I$ the covariance is
 # $(LML')^{1/2}V_L(LML')^{1/2}$.  Intervals hold the values that are not rejected.
@@ -212,7 +213,7 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 # | $b$, $\theta$ and their weights | `engine.robust.weigh` |
 # | without each unit, by subtracting its sums | `engine.robust.RobustFit.replicates` |
 # | CR2, Satterthwaite, Hotelling | `engine.sandwich.contrasts`, `engine.sandwich.hotelling` |
-# | noise where a hypothesis holds | `engine.moving_noise.MovingNoise` |
+# | noise halfway to a hypothesis | `engine.moving_noise.MovingNoise` |
 # | which of them a test uses | `inference.clustered.Clustered` |
 
 # %%

@@ -1,14 +1,16 @@
-"""Covariance of fixed effects where a hypothesis holds, for noise that moves with the mean.
+"""Covariance of fixed effects between estimate and hypothesis, for noise that moves with the mean.
 
 The noise of counts rises with their mean.  A mean that comes out too small by chance brings noise
 that is too small with it, one that comes out too large noise that is too large: what is divided by
-a variance at the estimates is skewed, the more so the fewer counts there are.  A test asks what
-the noise would be were its hypothesis L b = c true.  With n_ic cells of a pair, s_c^2 their pooled
+a variance at the estimates is skewed, the more so the fewer counts there are.  Divided by what the
+variance were if the hypothesis L b = c held it is skewed the other way, and tests lose power where
+a mean is lower than that.  Halfway (:data:`WAY`) is where a square root would put Poisson counts,
+whose variance it makes constant.  With n_ic cells of a pair, s_c^2 their pooled
 variance and residuals r_ic, the variance between cells moves with the mean by
 
-    slope = sum n r (n nu - s^2) / sum n r^2
+    slope = WAY sum n r (n nu - s^2) / sum n r^2
 
-over all pairs, and the hypothesis moves the pair's mean by x_ic'(b0 - b), so that
+over all pairs on the way there, and the hypothesis moves the pair's mean by x_ic'(b0 - b), so that
 
     b0 = b - M L'(L M L')^-1 (L b - c)
     moved = slope x'(b0 - b) / n          (never below -:data:`MOST` of the working noise)
@@ -30,6 +32,9 @@ from .options import called, kept
 from .sweeps import State
 from .unit_sums import Layout
 
+WAY = 0.5
+"""Share of the way from the estimates to a hypothesis on which the noise is taken."""
+
 TIMES = 3
 """As a rule the last one moves a variance by a few hundredths of itself."""
 
@@ -45,7 +50,7 @@ class MovingNoise(NamedTuple):
     columns, solved : ndarray, shape (n, p)
         Fixed effects X root, and S X root.
     slope : float
-        Of the variance between cells on the mean; 0 where nothing moves.
+        Of the variance between cells on the mean, times :data:`WAY`; 0 where nothing moves.
     cells, noise : ndarray, shape (n,)
         Numbers of cells and working noise.
     """
@@ -150,7 +155,7 @@ def moving_noise(
     if how.weights == COUNTED and nu.any():
         r = start - columns @ state.beta
         size = float(n @ np.square(r))
-        slope = float((n * r) @ (n * (nu - noise))) / size if size > 0.0 else 0.0
+        slope = WAY * float((n * r) @ (n * (nu - noise))) / size if size > 0.0 else 0.0
     solved = _by_row(state.solved[:, :p])
     if len(layout.level_comp):
         solved = solved - _through_levels(layout, state)

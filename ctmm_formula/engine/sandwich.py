@@ -45,7 +45,7 @@ Of n units that are alike E V^-1 = m I, m = (n - 1) / (n - 1 - q).  With m = tr(
 is that number of units for the one that has the variance of independent g_u: what the fixed effects
 cost stays as it is, and all of eta where units are alike.
 
-The noise is that which the pairs have where the hypothesis holds
+The noise is that which the pairs have halfway to where the hypothesis holds
 (:mod:`ctmm_formula.engine.moving_noise`): with rows that have L K L' = I and L M L' there, V_L
 becomes (L M L')^1/2 V_L (L M L')^1/2.  An interval holds the values that its test does not reject.
 """

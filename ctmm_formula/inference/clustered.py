@@ -99,8 +99,8 @@ class Clustered:
     def tested(self, L: np.ndarray, null: np.ndarray | float, level: float) -> np.ndarray:
         """t, two-sided p value and interval of rows L b (q, p) against `null`, (q, 4).
 
-        By the noise where the hypothesis holds, so t is not quite the difference over its
-        standard error: see :mod:`ctmm_formula.engine.moving_noise`.
+        By the noise halfway to where the hypothesis holds, so t is not quite the difference over
+        its standard error: see :mod:`ctmm_formula.engine.moving_noise`.
         """
         rows = self._effects(L)
         return np.column_stack([rows.statistics(null), rows.pvalues(null), rows.intervals(level)])

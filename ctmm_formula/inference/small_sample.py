@@ -45,8 +45,8 @@ LEAST_DF = 1.0
 """Degrees of freedom below which there is no law: the variance is not known to within itself, and
 intervals by t would end anywhere (at .2 some 1e7 standard errors away)."""
 UNKNOWN = (
-    "less than one degree of freedom is left (Satterthwaite's, where components on or near the edge "
-    "decide its variance): covariance='jackknife' and method='robust' have others"
+    "less than one degree of freedom is left (Satterthwaite's, where components on or near the "
+    "edge decide its variance): covariance='jackknife' and method='robust' have others"
 )
 SINGULAR = "the information matrix of the variance components is singular"
 NO_LAW = (

@@ -64,7 +64,8 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     P values are two-sided for fixed effects and one-sided for variance components; those of
     variance components are NaN where the fit did not converge.  The statistic is the estimate over
     its standard error; by robust errors that of a fixed effect takes the noise that counts have
-    where the effect is 0, and its interval holds the values that such a test does not reject.
+    halfway to where the effect is 0, and its interval holds the values that such a test does not
+    reject.
 
     Parameters
     ----------

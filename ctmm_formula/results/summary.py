@@ -38,8 +38,8 @@ _ROBUST = (
     "working model, whose intervals (by logarithms of variance + noise) are no tests of 0.",
     "P values by t with Satterthwaite's degrees of freedom, of variances with the residual df "
     "({units} less one), one-sided.",
-    "t of fixed effects takes the noise that counts have at the tested value, so it is not quite "
-    "coef / std err, and intervals hold the values that it does not reject.",
+    "t of fixed effects takes the noise that counts have halfway to the tested value, so it is not "
+    "quite coef / std err, and intervals hold the values that it does not reject.",
 )
 _OF_MODEL = "Standard errors: model (inverse {} information), as if the noise variances were known."
 _OWN_DF = (
