@@ -343,8 +343,11 @@ def crossing_notes(structure: Structure, crossing: Crossing | None) -> tuple[str
 def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str, ...]:
     """Notes on the scale of a fit of the pseudobulk with `uns`, None for a table."""
     design = results.design
-    means = design.mean_rows @ results.estimate.beta if design.kind == "ctp" else None
-    return tuple(scale_notes(uns, var, None if means is None else means[None, :]))
+    if design.kind != "ctp" or "level_ratio" in var:
+        return tuple(scale_notes(uns, var))
+    L, fit = design.mean_rows, results.estimate
+    errors = None if fit.cov_beta is None else np.sqrt(np.diag(L @ fit.cov_beta @ L.T))[None, :]
+    return tuple(scale_notes(uns, var, (L @ fit.beta)[None, :], errors))
 
 
 def anova(

@@ -8,8 +8,16 @@ import pytest
 from scipy import sparse
 
 import ctmm_formula as ctmm
-from ctmm_formula.cells.scale import FEW_COUNTS, LARGE_RATIO, level_notes, level_ratio
+from ctmm_formula.cells.scale import (
+    FEW_COUNTS,
+    LARGE_RATIO,
+    level_notes,
+    level_ratio,
+    type_errors,
+    type_means,
+)
 from ctmm_formula.errors import CTMMError, DataError
+from ctmm_formula.simulate import CountCells
 
 ad = pytest.importorskip("anndata")
 
@@ -172,8 +180,38 @@ def test_shares_of_a_factor():
     found = level_ratio(with_hole)
     assert found[0] == pytest.approx(-np.expm1(-1.0) / -np.expm1(-0.5))
     assert np.isnan(found[1:]).all()
-    assert level_notes(found[1:]) == level_notes(np.array([1.0, LARGE_RATIO - 1e-9])) == []
-    assert level_notes(np.array([1.0, np.nan, LARGE_RATIO]))[0].startswith("in 1 of 3 genes")
+    for small in (found[1:], np.array([1.0, LARGE_RATIO - 1e-9])):
+        assert level_notes(small, small) == []
+    large = np.array([1.0, np.nan, LARGE_RATIO])
+    assert level_notes(large, large)[0].startswith("in 1 of 3 genes")
+
+
+def test_levels_differ_beyond_the_errors_of_their_means():
+    """Types alike, 11 to 15 cells of a low gene: by chance means differ more than 1.2-fold."""
+    rng = np.random.default_rng(2)
+    said, large = [], []
+    for mean, apart in ((0.02, 1.0), (0.1, 1.0), (0.1, 3.0)):
+        values = np.empty((80, 100))
+        n, observed = rng.integers(11, 16, 80), np.ones((20, 4), dtype=bool)
+        fold = np.where(np.arange(80) % 4 == 3, np.log(apart), 0.0)
+        for g in range(100):
+            values[:, g] = CountCells(mean).measure(rng, fold, n, np.arange(80) // 4).mean
+        means = type_means(values, observed)
+        errors = type_errors(values, observed, means)
+        by_type = values.reshape(20, 4, 100)
+        np.testing.assert_allclose(errors, by_type.std(axis=0, ddof=1).T / np.sqrt(20))
+        ratio, low = level_ratio(means), level_ratio(means, errors)
+        assert ((low >= 1.0) & (low <= ratio))[np.isfinite(ratio)].all()
+        large.append(np.mean(ratio >= LARGE_RATIO))
+        said.append(np.mean(low >= LARGE_RATIO))
+    assert min(large) > 0.8
+    assert max(said[:2]) <= 0.05 and said[2] > 0.5
+    # means within errors of each other, and far from them
+    narrow, wide = np.full((1, 2), 0.01), np.full((1, 2), 0.2)
+    m = np.array([[0.3, 0.6]])
+    assert level_ratio(m, wide)[0] == 1.0
+    expected = np.expm1(-0.58) / np.expm1(-0.32)
+    np.testing.assert_allclose(level_ratio(m, narrow), expected)
 
 
 def test_types_that_differ_in_level_are_named_on_log1p():
@@ -181,7 +219,7 @@ def test_types_that_differ_in_level_are_named_on_log1p():
     pb = ctmm.pseudobulk(K, obs=obs, **LOOSE, normalize="log_cp10k")
     by_type = pb.to_df().groupby(pb.obs["celltype"].to_numpy()).mean().to_numpy().T
     np.testing.assert_allclose(pb.var["level_ratio"], level_ratio(by_type), rtol=1e-12)
-    large = int((pb.var["level_ratio"] >= LARGE_RATIO).sum())
+    large = int((pb.var["level_ratio_low"] >= LARGE_RATIO).sum())
     assert 0 < large < 9
     assert pb.uns["ctmm"]["notes"][-1].startswith(f"in {large} of 9 genes cell types differ in")
     gene, other = pb.var["level_ratio"].idxmax(), pb.var["level_ratio"].idxmin()

@@ -97,7 +97,8 @@ for axis, pb, title in zip(
 # ## Who tells you
 #
 # A type of mean y moves by 1 − exp(−y) of a log factor.  `pseudobulk` writes the largest of these
-# shares over the smallest into `var["level_ratio"]`; from 1.2 on, pseudobulk, fit and scan have a
+# shares over the smallest into `var["level_ratio"]`, and what errors of the means leave of it into
+# `level_ratio_low`; where that is 1.2 or more, pseudobulk, fit and scan have a
 # note.  Fits of plain tables take their fitted means for it.  The rule reads log(1 + CP10K) in
 # natural logarithms; of log2(1 + CPM) it finds part of the genes only, and standardised tables
 # without this column say nothing.

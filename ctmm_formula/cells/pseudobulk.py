@@ -29,7 +29,15 @@ from .normalize import (
     scales,
 )
 from .pairs import Pairs, Thresholds, find_pairs
-from .scale import FEW_COUNTS, SUMMARIES, few_counts_note, level_notes, level_ratio, type_means
+from .scale import (
+    FEW_COUNTS,
+    SUMMARIES,
+    few_counts_note,
+    level_notes,
+    level_ratio,
+    type_errors,
+    type_means,
+)
 from .source import Source, blocks, gene_places, open_source
 from .tables import FORMAT, log, require_anndata
 
@@ -129,8 +137,9 @@ def pseudobulk(
         that was left out, in words in ``uns["ctmm"]["notes"]``.  On the scale of
         ``summary="log_mean"`` also ``layers["counts"]``, ``var["min_counts"]`` and
         ``var["few_counts"]``, genes that have too few counts for this scale; on that of
-        "mean", ``var["level_ratio"]``.  Layout: :mod:`ctmm_formula.cells.tables`; what V means
-        on which scale: :mod:`ctmm_formula.cells.scale`.
+        "mean", ``var["level_ratio"]`` and ``var["level_ratio_low"]``.  Layout:
+        :mod:`ctmm_formula.cells.tables`; what V means on which scale:
+        :mod:`ctmm_formula.cells.scale`.
 
     Raises
     ------
@@ -349,11 +358,14 @@ def _summarise(
     mean[~observed.ravel()] = np.nan
     types = [str(name) for name in read.pairs.celltypes]
     if summary == "mean":
-        ratio = level_ratio(type_means(mean, observed))
+        by_type = type_means(mean, observed)
+        ratio = level_ratio(by_type)
+        low = level_ratio(by_type, type_errors(mean, observed, by_type))
         if normalize is None and (read.moments.whole or read.moments.top > LARGEST_LOG):
             # no logarithms
-            ratio[:] = np.nan
-        return {"X": mean, "nu": nu, "nu2": nu2}, {"level_ratio": ratio}, level_notes(ratio)
+            ratio[:] = low[:] = np.nan
+        columns = {"level_ratio": ratio, "level_ratio_low": low}
+        return {"X": mean, "nu": nu, "nu2": nu2}, columns, level_notes(ratio, low)
     lost = np.flatnonzero(observed.ravel() & np.isnan(read.half))
     nu[lost], nu2[lost] = np.nan, np.nan
     X, nu, nu2, counts = log_means(mean, nu, nu2, read.half, str(normalize))

@@ -4,9 +4,10 @@ Means of logarithms (``summary="mean"``)
     The logarithm of 1 + x is straight where x is small.  A donor that multiplies the expression of
     all types by the same factor moves a type of mean y by 1 - exp(-y) of the log factor: types of
     different level move by different amounts, and what they do not share is V.  ``level_ratio`` of
-    a gene is the largest of these shares over the smallest; from LARGE_RATIO on it is noted.  The
-    rule reads natural logarithms of 1 + x (log1p of counts per 10,000): nothing is said where the
-    mean of a type is not positive, as in standardised data.
+    a gene is the largest of these shares over the smallest, ``level_ratio_low`` what is left of it
+    where every mean is REACH of its standard errors nearer the others; where that is LARGE_RATIO or
+    more it is noted.  The rule reads natural logarithms of 1 + x (log1p of counts per 10,000):
+    nothing is said where the mean of a type is not positive, as in standardised data.
     Depths that differ between donors, and ambient counts, change 1 + x by more than a factor: they
     too make V > 0 on this scale without any biology, and no rule sees them.
 
@@ -35,6 +36,8 @@ SUMMARIES = {
 LARGE_RATIO = 1.2
 """Of the shares by which a common factor moves the cell types of a gene, on log1p: below, the score
 test of V = 0 finds .06 to .10 of such genes at .05, from 1.2 to 1.35 .23, beyond 2 .6."""
+REACH = 2.0
+"""Standard errors by which the means of types may be nearer each other than they look."""
 FEW_COUNTS = 5.0
 """Counts of a pair, in the mean over donors, below which its logarithm is not relied on: levels and
 V are right down to 2 counts, and this leaves room."""
@@ -54,7 +57,9 @@ def summary_of(uns: Any) -> str:
     return str(record.get("summary", "")) if hasattr(record, "get") else ""
 
 
-def scale_notes(uns: Any, var: pd.DataFrame, means: np.ndarray | None = None) -> list[str]:
+def scale_notes(
+    uns: Any, var: pd.DataFrame, means: np.ndarray | None = None, errors: np.ndarray | None = None
+) -> list[str]:
     """What results must say of the scale of their genes.
 
     Parameters
@@ -62,15 +67,19 @@ def scale_notes(uns: Any, var: pd.DataFrame, means: np.ndarray | None = None) ->
     uns : mapping
         Of the pseudobulk; anything else where there is none.
     var : DataFrame, G rows
-        Of the genes; its columns `level_ratio` or `few_counts` and `min_counts` are read.
+        Of the genes; its columns `level_ratio` and `level_ratio_low`, or `few_counts`, are read.
     means : ndarray, shape (G, C), optional
         Fitted means of the cell types, for genes without these columns.  They are taken to be on
         the scale of log(1 + x).
+    errors : ndarray, shape (G, C), optional
+        Their standard errors.
     """
     if summary_of(uns) == "log_mean":
         few: np.ndarray = np.array(var.get("few_counts", []), dtype=bool)
-        out = [f"expression are {SUMMARIES['log_mean']}: V is what donors do to single cell types "
-               "beyond a factor shared by all"]  # fmt: skip
+        out = [
+            f"expression is on the scale of {SUMMARIES['log_mean']}: V is what donors do to single "
+            "cell types beyond a factor shared by all"
+        ]
         if few.any():
             names = listing(list(var.index[few]))
             out.append(
@@ -79,10 +88,12 @@ def scale_notes(uns: Any, var: pd.DataFrame, means: np.ndarray | None = None) ->
             )
         return out
     if "level_ratio" in var:
-        return level_notes(var["level_ratio"].to_numpy(dtype=float))
+        ratio = var["level_ratio"].to_numpy(dtype=float)
+        low = var.get("level_ratio_low", var["level_ratio"]).to_numpy(dtype=float)
+        return level_notes(ratio, low)
     if means is None:
         return []
-    return level_notes(level_ratio(means))
+    return level_notes(level_ratio(means), level_ratio(means, errors))
 
 
 def type_means(values: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -101,13 +112,24 @@ def type_means(values: np.ndarray, observed: np.ndarray) -> np.ndarray:
     return (total / np.where(count > 0, count, np.nan)[:, None]).T
 
 
-def level_ratio(means: np.ndarray) -> np.ndarray:
+def type_errors(values: np.ndarray, observed: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Standard errors of :func:`type_means` (G, C), by how donors differ; NaN of fewer than two."""
+    total = np.zeros(means.shape[::-1])
+    for row in np.flatnonzero(observed):
+        total[row % len(total)] += np.square(values[row] - means[:, row % len(total)])
+    n = observed.sum(axis=0).astype(float)
+    return np.sqrt(total / np.where(n > 1.0, n * (n - 1.0), np.nan)[:, None]).T
+
+
+def level_ratio(means: np.ndarray, errors: np.ndarray | None = None) -> np.ndarray:
     """How unlike a common factor moves the cell types of a gene on log1p; shape (G,).
 
     Parameters
     ----------
     means : ndarray, shape (G, C)
         Of each cell type, on the scale of log(1 + x).  NaN does not count.
+    errors : ndarray, shape (G, C), optional
+        Their standard errors; the ratio is then the smallest by means within REACH of them.
 
     Returns
     -------
@@ -118,17 +140,30 @@ def level_ratio(means: np.ndarray) -> np.ndarray:
     --------
     >>> level_ratio(np.array([[0.5, 0.5], [0.2, 2.0], [5.0, 2.0], [-1.0, 1.0]])).round(2).tolist()
     [1.0, 4.77, 1.15, nan]
+    >>> level_ratio(np.array([[0.02, 0.05], [0.2, 2.0]]), np.full((2, 2), 0.01)).round(2).tolist()
+    [1.0, 4.36]
     """
-    share = -np.expm1(-np.maximum(means, 0.0))  # none of a mean that no logarithm of 1 + x has
-    low = share.min(axis=1, initial=np.inf, where=~np.isnan(share))
-    high = share.max(axis=1, initial=-np.inf, where=~np.isnan(share))
-    fine = (low > 0) & np.isfinite(low)
+    there = ~np.isnan(means)
+
+    def extreme(values: np.ndarray, low: bool) -> np.ndarray:
+        share = -np.expm1(-np.maximum(values, 0.0))  # none of a mean that no log of 1 + x has
+        if low:
+            return share.min(axis=1, initial=np.inf, where=there)
+        return share.max(axis=1, initial=-np.inf, where=there)
+
+    reach = 0.0 if errors is None else REACH * errors
+    low, lowest = extreme(means + reach, True), extreme(means, True)
+    high = np.maximum(extreme(means - reach, False), low)
+    fine = (lowest > 0) & np.isfinite(lowest)
     return np.where(fine, high, np.nan) / np.where(fine, low, np.nan)
 
 
-def level_notes(ratio: np.ndarray) -> list[str]:
-    """What to say of genes whose cell types a common factor moves unlike; nothing without any."""
-    large = int((ratio >= LARGE_RATIO).sum())
+def level_notes(ratio: np.ndarray, low: np.ndarray) -> list[str]:
+    """What to say of genes whose cell types a common factor moves unlike; nothing without any.
+
+    By what errors of the means leave of the ratio, `low`.
+    """
+    large = int((low >= LARGE_RATIO).sum())
     if not large:
         return []
     who = f"cell types differ in level, {ratio[0]:.3g}-fold in what a factor does to their means"

@@ -112,7 +112,8 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
     expr <- data$expr
     nu <- data$nu
     nu2 <- data$nu2
-    told <- c(level_notes(data$genes$level_ratio), few_counts_note(data$genes$few_counts))
+    told <- c(level_notes(data$genes$level_ratio_low %||% data$genes$level_ratio),
+              few_counts_note(data$genes$few_counts))
     few <- rownames(data$expr)[which(as.logical(data$genes$few_counts))]
     data <- data$obs
   }

@@ -32,9 +32,10 @@
 #' \code{obs}, the table of pairs with \code{donor}, \code{celltype}, \code{n_cells}, \code{proportion}
 #' and covariates; \code{notes} on what was left out; \code{summary}; \code{genes}, what is known of
 #' each gene on this scale: \code{level_ratio}, the largest over the smallest share by which a common
-#' factor moves cell types on log1p, or \code{min_counts}, counts of a pair in the cell type with the
-#' fewest, and \code{few_counts}, too few for a logarithm. \code{\link{ctmm}} and \code{\link{ctmm_genes}}
-#' take it as \code{data}; \code{as.data.frame} gives the table of one gene.
+#' factor moves cell types on log1p, and \code{level_ratio_low}, what the standard errors of the means
+#' leave of it, or \code{min_counts}, counts of a pair in the cell type with the fewest, and
+#' \code{few_counts}, too few for a logarithm. \code{\link{ctmm}} and \code{\link{ctmm_genes}} take it
+#' as \code{data}; \code{as.data.frame} gives the table of one gene.
 #' @examples
 #' set.seed(1)
 #' cells <- data.frame(donor = rep(paste0("d", 1:20), each = 60),
@@ -90,10 +91,15 @@ pseudobulk_cells <- function(x, cells, donor = "donor", celltype = "celltype", n
     vapply(split(seq_along(n), obs$celltype), function(at)
       rowMeans(values[, at, drop = FALSE], na.rm = TRUE), numeric(nrow(values)))
   if (summary == "mean") {
-    ratio <- level_ratio(matrix(by_type(mean), nrow(mean)))
-    if (is.null(normalize) && length(judged)) ratio[] <- NA  # no logarithms
-    return(new_pseudobulk(mean, nu, kept$obs, c(pairs$notes, kept$notes, notes, level_notes(ratio)),
-                          summary, list(level_ratio = ratio), nu2))
+    means <- matrix(by_type(mean), nrow(mean))
+    squares <- matrix(by_type(mean^2), nrow(mean)) - means^2
+    count <- tapply(as.vector(pairs$observed), obs$celltype, sum)
+    errors <- sqrt(pmax(sweep(squares, 2L, ifelse(count > 1, count - 1, NA), `/`), 0))
+    genes <- list(level_ratio = level_ratio(means), level_ratio_low = level_ratio(means, errors))
+    if (is.null(normalize) && length(judged)) genes <- lapply(genes, `+`, NA)  # no logarithms
+    return(new_pseudobulk(mean, nu, kept$obs,
+                          c(pairs$notes, kept$notes, notes, level_notes(genes$level_ratio_low)),
+                          summary, genes, nu2))
   }
   scale <- SCALES[[normalize]]
   half <- half_counts(scale[1L] / library_size, place, n)
@@ -132,13 +138,17 @@ FEW_COUNTS <- 5
 TOO_FEW <- sprintf(paste("fewer than %g counts a pair in some cell type, too few for their logarithm:",
                          "tests are no guide"), FEW_COUNTS)
 
-level_ratio <- function(means) {
-  share <- -expm1(-means)
-  low <- apply(share, 1L, min, na.rm = TRUE)
-  ifelse(low > 0 & is.finite(low), apply(share, 1L, max, na.rm = TRUE) / low, NA)
+REACH <- 2
+level_ratio <- function(means, errors = 0 * means) {
+  share <- function(means) -expm1(-pmax(means, 0))
+  least <- function(means) apply(share(means), 1L, min, na.rm = TRUE)
+  lowest <- least(means)
+  low <- least(means + REACH * errors)
+  high <- pmax(apply(share(means - REACH * errors), 1L, max, na.rm = TRUE), low)
+  ifelse(lowest > 0 & is.finite(lowest), high / low, NA)
 }
 
-level_notes <- function(ratio) {
+level_notes <- function(ratio) {  # that errors of the means leave
   large <- sum(ratio >= LARGE_RATIO, na.rm = TRUE)
   if (large) sprintf(paste(
     "in %d of %d genes cell types differ in level, %g-fold and more in what a factor does to their",

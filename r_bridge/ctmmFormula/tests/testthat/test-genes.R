@@ -268,6 +268,7 @@ test_that("logarithms of means are those of the counts, and the scale is named",
   low <- rbind(low, rest = 20000)  # a library beside them
   logs <- pool(low, cells = all$d, min_cells_donor = 20, normalize = "log_cp10k")
   expect_true(max(logs$genes$level_ratio, na.rm = TRUE) > 1.5)
+  expect_true(all(logs$genes$level_ratio_low <= logs$genes$level_ratio, na.rm = TRUE))
   gene <- rownames(low)[which.max(logs$genes$level_ratio)]
   fit <- suppressWarnings(ctmm(reformulate("celltype", gene), data = logs))
   expect_match(fit$notes, "differ in level", all = FALSE)
