@@ -21,7 +21,7 @@ from .design.formula import parse
 from .design.identified import check_alone, check_components, identified
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
-from .design.table import column_name, listing
+from .design.table import amount, column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.related_likelihood import is_rotated
@@ -514,7 +514,7 @@ def _notes(results: CTMMResults) -> Iterator[str]:
     zero = np.flatnonzero(results.design.nu == 0.0)
     if len(zero) and not results.numbers.is_clustered:
         yield (
-            f"{len(zero)} rows have noise variance 0 as all their cells are alike, "
+            f"{amount(len(zero), 'row has', 'rows have')} noise variance 0 as all cells are alike, "
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
         )

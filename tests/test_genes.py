@@ -491,7 +491,7 @@ def test_a_scan_says_how_many_genes_are_low(small):
     nu = nu.copy()
     nu.iloc[: int(0.6 * len(nu)), 1] = 0.0
     data = {"data": obs, "expr": expr, "nu": nu}
-    with pytest.warns(ctmm.CTMMWarning, match=r"1 genes are the same .* \(zero_noise > 0.5\)"):
+    with pytest.warns(ctmm.CTMMWarning, match=r"1 gene is the same .* \(zero_noise > 0.5\)"):
         scan = ctmm.fit_genes("~ C(celltype)", method="robust", tests=["score"], **data)
     assert (scan.table["zero_noise"] > 0.5).tolist() == [False, True, False]
 

@@ -496,10 +496,10 @@ def test_bootstrap_takes_tables_and_leaves_out_what_has_no_counts(counts):
         ({"counts": pd.DataFrame(np.ones((1200, 2)), columns=["A", "A"])}, "several genes 'A'"),
         ({"donor": "donor"}, r"donor of each of the 1200 cells, got shape \(\)"),
         ({"donor": np.zeros((1200, 1))}, r"got shape \(1200, 1\)"),
-        ({"donor": [None, *range(1199)]}, r"donor= is missing for 1 cells \(the first: 0\)"),
+        ({"donor": [None, *range(1199)]}, r"donor= is missing for 1 cell \(the first: 0\)"),
         ({"total": "all"}, "total must be finite numbers, got 'all'"),
         ({"total": [500] * 3}, r"a number for each of the 1200 cells, got shape \(3,\)"),
-        ({"total": [0, *[500] * 1199]}, r"leave out 1 cells \(the first: 0\)"),
+        ({"total": [0, *[500] * 1199]}, r"leave out 1 cell \(the first: 0\)"),
     ],
 )
 def test_wrong_bootstraps(counts, change, message):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..design.table import labels, listing, pick
+from ..design.table import amount, labels, listing, pick
 from ..errors import DataError
 
 NO_LABEL = {"", "nan", "None", "<NA>"}
@@ -164,8 +164,9 @@ def _label(
         others = int(labelled.sum() - kept.sum())
         if twice:
             repeats.append(
-                f"{len(twice)} donors are in several experiments (column {experiment!r}): the one "
-                f"with most cells is kept, {others} cells of the others are left out: "
+                f"{amount(len(twice), 'donor is', 'donors are')} in several experiments (column "
+                f"{experiment!r}): the one with most cells is kept, "
+                f"{amount(others, 'cell', 'cells')} of the others left out: "
                 f"{listing(twice)}"
             )
             mixed = _mixed(d, e, kept, donors, experiments, experiment)
@@ -242,7 +243,8 @@ def _one_experiment(
     if len(several) and replicate == "error":
         at = several[0]
         raise DataError(
-            f"{len(several)} donors are in several experiments, {listing(list(donors[several]))}: "
+            f"{amount(len(several), 'donor is', 'donors are')} in several experiments, "
+            f"{listing(list(donors[several]))}: "
             f"{donors[at]!r} in {listing(list(experiments[counts[at] > 0]))}; "
             "replicate='largest' keeps the one with most cells"
         )
@@ -294,7 +296,7 @@ def _filter_notes(
         )
     if empty.any():
         texts.append(
-            f"{empty.sum()} donors are left out, none of their pairs has enough cells: "
+            f"{amount(empty.sum(), 'donor is', 'donors are')} left out, no pair has enough cells: "
             f"{listing(list(donors[empty]))}"
         )
     if not grid.celltypes.all():

@@ -13,7 +13,7 @@ import pandas as pd
 from joblib import effective_n_jobs
 
 from ..arguments import choose, real, shown, threads, whole_number
-from ..design.table import column_name, listing
+from ..design.table import amount, column_name, listing
 from ..errors import CTMMWarning, DataError
 from .aggregate import BadValue, Moments
 from .covariates import OWN, carry, pooled
@@ -326,7 +326,8 @@ def _stream(
         notes.append(text)
     empty = int(((total == 0) & used).sum())
     if empty:
-        notes.append(f"{empty} cells have no counts, they are taken as zero")
+        none = amount(empty, "cell has no counts and is", "cells have no counts and are")
+        notes.append(f"{none} taken as zero")
     scale = scales(used, total, normalize)
     return _Read(pairs, moments, half_counts(scale, codes, moments.count), notes)
 
@@ -381,8 +382,8 @@ def _summarise(
         note = [f"{none}half a count", *note]
     if len(lost):
         pairs = [f"{read.pairs.donors[k // C]}|{types[k % C]}" for k in lost]
-        note = [f"{len(lost)} pairs are missing, none of their cells has counts: {listing(pairs)}",
-                *note]  # fmt: skip
+        gone = amount(len(lost), "pair is", "pairs are")
+        note = [f"{gone} missing, as no cell there has counts: {listing(pairs)}", *note]
     return {"X": X, "nu": nu, "nu2": nu2, "counts": counts}, columns, note
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose, real, shown, whole_number
-from ..design.table import listing
+from ..design.table import amount, listing
 from ..errors import DataError
 from .scale import summary_of
 from .tables import (
@@ -168,7 +168,8 @@ def standardize(pb: AnnData, *, missing: str = "observed") -> AnnData:
         raise DataError("the pseudobulk is standardised already: var['op_mean'], var['op_sd']")
     values, used, text = _overall_values(pb, missing)
     if used.sum() < 2:
-        raise DataError(f"{used.sum()} donors have overall pseudobulk: a variance needs two")
+        few = amount(used.sum(), "donor has", "donors have")
+        raise DataError(f"{few} overall pseudobulk: a variance needs two")
     mean, sd = values[used].mean(axis=0), values[used].std(axis=0, ddof=1)
     flat = np.flatnonzero(~(sd > CONSTANT * np.abs(values[used]).max(axis=0)))
     if len(flat):

@@ -23,7 +23,7 @@ from pandas.api.types import is_complex_dtype, is_numeric_dtype
 from ..arguments import name_list
 from ..errors import DataError
 from ..paths import file_path, said
-from .table import label, listing, near
+from .table import amount, label, listing, near
 
 _PART = 512  # variants read at once where all are
 _CONSTANT = 1e-8  # deviation, in means, below which a variant does not vary
@@ -630,7 +630,7 @@ def _placed(
     wrong = np.flatnonzero(~(np.isfinite(place) & (place >= 0.0)))
     if len(wrong):
         raise DataError(
-            f"{where} has no position (base pairs) of {len(wrong)} variants: "
+            f"{where} has no position (base pairs) of {amount(len(wrong), 'variant')}: "
             f"{listing([str(names[k]) for k in wrong[:6]])}; leave them out"
         )
     columns = {"chromosome": [known[one] for one in texts], "position": place}

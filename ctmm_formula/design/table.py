@@ -175,6 +175,15 @@ def listing(values: Sequence[object], limit: int = 5) -> str:
     return shown if len(values) <= limit else f"{shown}, ... ({len(values)} in all)"
 
 
+def amount(n: int, one: str, several: str = "") -> str:
+    """A number and its word, or words, as they are of one; by default several have an s.
+
+    >>> amount(1, "donor"), amount(2, "donor"), amount(1, "row has", "rows have")
+    ('1 donor', '2 donors', '1 row has')
+    """
+    return f"{n} {one if n == 1 else several or one + 's'}"
+
+
 def rows(positions: Sequence[int] | np.ndarray, limit: int = 5) -> str:
     """``row 3`` or ``rows 3, 7, ... (12 in all)``.
 

@@ -16,7 +16,7 @@ from ..arguments import ScanPicture, choose, whole_number
 from ..cells.scale import TOO_FEW, scale_notes
 from ..cells.tables import UNSEEN
 from ..design.labelled import means_note
-from ..design.table import label, near
+from ..design.table import amount, label, near
 from ..errors import CTMMError, CTMMWarning, DataError
 from ..inference.fit import correlation
 from ..paths import file_path
@@ -387,7 +387,7 @@ def windows_note(table: pd.DataFrame, window: int, maf: float) -> str:
         (there["share_imputed"] * there["n_snps"]).sum() / max(there["n_snps"].sum(), 1)
     )
     text += f"; {missing:.2%} of the genotypes are missing and are the mean" if missing else ""
-    return text + (f"; {lost} genes have none" if lost else "")
+    return text + (f"; {amount(lost, 'gene has', 'genes have')} none" if lost else "")
 
 
 def full_table(block: Block, layout: Layout) -> pd.DataFrame:
@@ -426,7 +426,8 @@ def notice(counts: Mapping[str, int], low: int = 0) -> str:
     """What went wrong in a scan, in one sentence; nothing where nothing did."""
     if low:
         text = (
-            f"{low} genes are the same in all cells of most pairs (zero_noise > {UNSEEN:g}): "
+            f"{amount(low, 'gene is', 'genes are')} the same in all cells of most pairs "
+            f"(zero_noise > {UNSEEN:g}): "
             "tests of V find large effects only"
         )
         return "; ".join(filter(None, (notice(counts), text)))

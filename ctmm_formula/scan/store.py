@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import choose
-from ..design.table import listing
+from ..design.table import amount, listing
 from ..errors import CTMMWarning, DataError
 from ..paths import said, write_whole
 from ..structures import CROSSINGS, Crossing, Structure, cross
@@ -254,13 +254,14 @@ class Store:
             block = _as_kinds(found.block, self.kinds, path)
         except DataError as error:
             raise DataError(
-                f"{error} (remove it, and the same call computes its {len(genes)} genes anew)"
+                f"{error} (remove it, and the same call computes its "
+                f"{amount(len(genes), 'gene')} anew)"
             ) from None
         other = found.information.get("scan") != fingerprint(self.call)
         if other or found.information["genes"] != list(genes):
             raise DataError(
                 f"{str(path)!r} is a block of another scan: remove it, and the same call computes "
-                f"its {len(genes)} genes anew"
+                f"its {amount(len(genes), 'gene')} anew"
             )
         if found.information["data"] != data:
             raise DataError(

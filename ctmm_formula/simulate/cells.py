@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..arguments import MOST_DRAWS, Rng, choose, floats, generator, whole_number
+from ..design.table import amount
 from ..errors import CTMMError, CTMMWarning
 from .genes import SimulatedGenes, gene_names, require_anndata
 from .limits import NONE, drawing, measured, number, room
@@ -265,8 +266,8 @@ def _donors(donor: Any, cells: int) -> tuple[np.ndarray, np.ndarray]:
     gone = np.flatnonzero(pd.isna(labels))
     if len(gone):
         raise CTMMError(
-            f"donor= is missing for {len(gone)} cells (the first: {', '.join(map(str, gone[:3]))}):"
-            " leave them out"
+            f"donor= is missing for {amount(len(gone), 'cell')} (the first: "
+            f"{', '.join(map(str, gone[:3]))}): leave them out"
         )
     names = pd.Series(labels)
     mixed = names.map(type).nunique() > 1  # of which no order exists
@@ -285,7 +286,8 @@ def _check_bootstrap(K: np.ndarray, totals: np.ndarray, depth: float) -> None:
     if len(bad):
         raise CTMMError(
             "total= (by default the sum of the row) must be positive and no less than the counts "
-            f"of a gene: leave out {len(bad)} cells (the first: {', '.join(map(str, bad[:3]))})"
+            f"of a gene: leave out {amount(len(bad), 'cell')} (the first: "
+            f"{', '.join(map(str, bad[:3]))})"
         )
     if depth * totals.max(initial=0.0) > _LARGEST_RATE:
         raise CTMMError(f"counts are too large to draw: choose a smaller depth= than {depth:g}")
