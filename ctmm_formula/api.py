@@ -24,6 +24,7 @@ from .design.matrix import ENGINES
 from .design.table import amount, column_name, listing
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
+from .engine.noise import FAR, far_off, pooling
 from .engine.related_likelihood import is_rotated
 from .engine.robust import CLUSTERED, ONE_UNIT
 from .errors import BoundaryWarning, ConvergenceError, CTMMError, CTMMWarning, DataError
@@ -517,6 +518,14 @@ def _notes(results: CTMMResults) -> Iterator[str]:
             f"{amount(len(zero), 'row has', 'rows have')} noise variance 0 as all cells are alike, "
             f"{listing(_row_names(results.design, zero))}: weighed there by the variance between "
             "cells pooled over the donors of the cell type, divided by the number of cells"
+        )
+    data = results.design
+    far = far_off(data.nu, pooling(data.H, data.n_cells, np.ones(len(data.nu), dtype=bool)))
+    if len(far):
+        yield (
+            f"the noise variance of {listing(_row_names(data, far))} is more than {FAR:,.0f} times "
+            "that usual in the cell type: noise pooled over donors, by which robust fits and score "
+            "tests weigh, goes by it; check it, or leave it out"
         )
     if results.design.kinship:
         yield from _kinship_notes(results)

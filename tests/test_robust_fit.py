@@ -20,10 +20,11 @@ from test_wire import call, make_request, stored
 import ctmm_formula as ctmm
 from ctmm_formula.datasets import CELLTYPES
 from ctmm_formula.engine import robust, sandwich
+from ctmm_formula.engine.noise import far_off, pooling
 from ctmm_formula.engine.robust import ONE_UNIT
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.results.fitted import CTMMResults
-from ctmm_formula.simulate import overall_table
+from ctmm_formula.simulate import CountCells, overall_table
 from ctmm_formula.wire import codec
 
 EXACT = 1e-8  # relative: both sides are exact, only rounding is between them
@@ -362,3 +363,26 @@ def test_no_numbers_of_cells(few):
 def test_hypotheses_that_depend_on_each_other(fits):
     test = fits["donors"].wald_test(["PC1 = 0", "2 * PC1 = 0"])
     assert np.isnan(test.pvalue) and "dependent" in test.note
+
+
+def test_noise_far_from_that_of_other_pairs_is_named():
+    """It takes over what is pooled, and nothing else would show it."""
+    df = ctmm.load_example()
+    at = df.index[df["celltype"] == "day1"][3]
+    odd = df.assign(nu=df["nu"].where(df.index != at, 1e6))
+    name = f"{df.loc[at, 'donor']}|day1"
+    for method in ("robust", "reml"):
+        plain, res = (
+            ctmm.fit("expr ~ C(celltype)", method=method, data=data) for data in (df, odd)
+        )
+        found = [note for note in res.notes if f"noise variance of {name!r} is more than" in note]
+        assert len(found) == 1 and not any("that usual in the" in note for note in plain.notes)
+    # counts of a gene that is hardly seen differ by less
+    rng = np.random.default_rng(5)
+    donor, celltype = np.divmod(np.arange(200), 4)
+    n = np.array([600, 180, 55, 16])[celltype]
+    for mean in (0.005, 0.02, 0.1, 2.0):
+        for _ in range(5):
+            found = CountCells(mean, 1.5).measure(rng, 0.6 * rng.normal(size=50)[donor], n, donor)
+            how = pooling(np.eye(4)[celltype], n.astype(float), np.ones(200, dtype=bool))
+            assert not len(far_off(found.nu, how))

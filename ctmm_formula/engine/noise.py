@@ -17,6 +17,9 @@ import numpy as np
 
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _EPS = float(np.finfo(float).eps)
+FAR = 1e3
+"""Variance between cells, in the median of the cell type, beyond which it is hardly one of cells:
+among counts some ten times were seen."""
 COUNTED = "n_cells"
 """How weights call themselves where numbers of cells are known."""
 
@@ -76,6 +79,23 @@ def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
     noise = pooled(nu, how)
     mean = float(noise[how.rows].mean())
     return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
+
+
+def far_off(nu: np.ndarray, how: Pooling) -> np.ndarray:
+    """Rows whose variance between cells is :data:`FAR` times that usual in their group, (k,) int.
+
+    Usual is the median of the rows that vary.
+
+    >>> how = pooling(np.ones((5, 1)), None, np.ones(5, dtype=bool))
+    >>> far_off(np.array([0.0, 0.1, 0.2, 0.1, 1e6]), how).tolist()
+    [4]
+    """
+    between, out = np.where(how.rows, how.per_cell * nu, 0.0), []
+    for group in range(len(how.sizes)):
+        own = np.flatnonzero((how.code == group) & (between > 0.0))
+        if len(own):
+            out.append(own[between[own] > FAR * np.median(between[own])])
+    return np.sort(np.concatenate(out)) if out else np.empty(0, dtype=np.int64)
 
 
 def weighable(nu: np.ndarray, H: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import platform
+import re
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -228,7 +230,10 @@ def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
     alpha : float
         One less the confidence of the intervals.
     """
-    table = fit.table(covariance, alpha)
+    errors = fit.errors(covariance)
+    with warnings.catch_warnings():  # of what the notes below say
+        warnings.filterwarnings("ignore", f"{re.escape(errors.gaps)}$")
+        table = fit.table(covariance, alpha)
     split = len(fit.fe_params)
     shares = fit.variance_explained(by_celltype=True)
     return Summary(
@@ -239,7 +244,7 @@ def summarise(fit: Any, covariance: Any = None, alpha: float = 0.05) -> Summary:
             ("Variance components", _estimates(table.iloc[split:], "P>t", alpha)),
             ("Shares of overall variance", _shares(shares)),
         ),
-        tuple(_notes(fit, fit.errors(covariance))),
+        tuple(_notes(fit, errors)),
     )
 
 
