@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_robust.py [--runs 100]
 
-Run with the package installed, or from the repository with PYTHONPATH=. set.  Prints a table;
-warm, one thread, elapsed time, the best of many runs of a few milliseconds each, as others may use
-the machine.  The design is laid out once, as in a scan.
+Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
+``robust_speed.md`` beside this file; warm, one thread, elapsed time, the best of many runs of a few
+milliseconds each, as others may use the machine.  The design is laid out once, as in a scan.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import bench_fit
 import numpy as np
@@ -26,6 +26,7 @@ from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.structures import resolve
 
+HERE = Path(__file__).parent
 STUDIES = [
     *({"donors": N} for N in (100, 200, 400, 800, 1600)),
     {"donors": 100, "covariates": 8},
@@ -107,12 +108,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     args = parser.parse_args()
     table = pd.DataFrame([times(settings, args.runs) for settings in STUDIES])
-    sys.stdout.write(
-        "Milliseconds a gene; the leverages of the units are in the test and in the jackknife, "
-        f"but once in all three.\nPython {platform.python_version()}, numpy {np.__version__}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.\n\n"
-        f"{bench_fit.markdown(table)}\n"
-    )
+    text = [
+        "# Speed of noise-robust estimates",
+        "Written by `bench_robust.py`.  Milliseconds a gene, warm, one thread, the best of "
+        f"{args.runs} runs; the design laid out once, as in a scan.  The leverages of the units "
+        "are in the test and in the jackknife, but once in all three.",
+        f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, "
+        f"{os.cpu_count()} cores.",
+        bench_fit.markdown(table),
+    ]
+    (HERE / "robust_speed.md").write_text("\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
