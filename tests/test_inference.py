@@ -869,6 +869,22 @@ def test_types_without_counts_are_left_out_of_the_score_test(silent, random):
     assert "no unbiased squares" not in test.note
 
 
+def test_a_type_in_which_a_gene_is_low_is_named_where_it_takes_the_sum():
+    table = silent_table(())
+    low = table["celltype"] == "t2"
+    table.loc[low, "expr"] *= 0.1
+    table.loc[low, "nu"] *= 0.01
+    fits = (
+        ctmm.fit("expr ~ C(celltype)", data=table),
+        ctmm.fit("expr ~ C(celltype)", data=table.assign(nu2=0.9 * table["nu"] ** 2), nu2="nu2"),
+    )
+    notes = [fit.test_variance().note for fit in fits]
+    assert "cells hardly vary in 't2', which takes the sum" in notes[0]
+    assert "hardly vary" not in notes[1]
+    alike = ctmm.fit("expr ~ C(celltype)", data=silent_table(()))
+    assert "hardly vary" not in alike.test_variance().note
+
+
 def test_counts_in_one_type_only_have_no_score_test():
     test = ctmm.fit("expr ~ C(celltype)", data=silent_table((0, 1, 2))).test_variance()
     assert np.isnan(test.pvalue) and "in all cell types but 1: too few counts" in test.note

@@ -60,6 +60,9 @@ ALIKE = 0.9
 that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
 ABUNDANT = 4.0
 """Cells of a type, in those of the median type, from which it is abundant."""
+LOW = 0.1
+"""Variance between cells of a type, in the largest of all types, below which it takes a sum of
+scores that is not weighted by it (``tests/benchmarks/count_levels.md``: means of .05 beside 1)."""
 SPARSE = 0.1
 """Share of rows without noise in other types beside an abundant one."""
 NOTHING = 1e-8  # share of a direction's information that the null's components leave
@@ -132,6 +135,9 @@ class ScoreTest:
         Whether the larger of the p values of the sum and of the combination counts.
     silent : tuple of int
         Numbers of cell types that are left out, as hardly any of their pairs has noise.
+    low : tuple of int
+        Numbers of cell types that take the sum from the others, as their cells hardly vary and
+        the sum does not go by that.
     """
 
     statistic: np.ndarray
@@ -146,6 +152,7 @@ class ScoreTest:
     weights: str
     larger: bool
     silent: tuple[int, ...] = ()
+    low: tuple[int, ...] = ()
 
     @property
     def log_pvalue(self) -> float:
@@ -238,6 +245,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         theta_null=null.theta,
         weights=design.how.weights,
         larger=_is_sparse(model.nu, design.how),
+        low=() if model.nu2 is not None else _low(between_cells(model, design.how)),
     )
 
 
@@ -246,17 +254,29 @@ def _one_hot(types: np.ndarray) -> bool:
     return bool((types.max(axis=1) == 1.0).all())
 
 
-def weights_of_types(model: Model, how: Pooling) -> np.ndarray:
-    """Weights of the cell types in the sum of scores (C,), the largest 1.
+def between_cells(model: Model, how: Pooling) -> np.ndarray:
+    """Variance between cells of the types, pooled over donors (C,), the largest 1.
 
-    Their variance between cells, pooled over donors, where it is known to be that: with unbiased
-    squares of the noise, by numbers of cells.  Else all alike.
+    All alike where numbers of cells are not known, or rows have several types.
     """
     types = model.types[how.rows]
-    if model.nu2 is None or how.weights != COUNTED or not _one_hot(types):
+    if how.weights != COUNTED or not _one_hot(types):
         return np.ones(types.shape[1])
     between = (how.per_cell * model.nu)[how.rows] @ types / np.maximum(types.sum(axis=0), 1.0)
     return between / between.max()
+
+
+def weights_of_types(model: Model, how: Pooling) -> np.ndarray:
+    """Weights of the cell types in the sum of scores (C,), the largest 1.
+
+    Their variance between cells, where it is known to be that, with unbiased squares of the noise;
+    else all alike.
+    """
+    return np.ones(model.types.shape[1]) if model.nu2 is None else between_cells(model, how)
+
+
+def _low(between: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(c) for c in np.flatnonzero((between < LOW) & (between > 0.0)))
 
 
 def _silent(model: Model) -> tuple[int, ...]:
@@ -299,6 +319,7 @@ def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
         pvalue_celltype=placed(found.pvalue_celltype),
         log_pvalue_celltype=placed(found.log_pvalue_celltype),
         silent=silent,
+        low=tuple(int(kept[c]) for c in found.low),
     )
 
 

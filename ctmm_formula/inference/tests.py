@@ -246,6 +246,12 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     if test.larger:
         notes.append(_SPARSE)
     types = fit.structure.celltypes
+    if test.low:
+        low = ", ".join(repr(types[c]) for c in test.low)
+        notes.append(
+            f"cells hardly vary in {low}, which takes the sum of scores from the other cell types "
+            "where there are no unbiased squares of the noise (nu2): read the cauchy p value"
+        )
     if test.silent:
         lost = ", ".join(repr(types[c]) for c in test.silent)
         notes.append(f"without {lost}, where cells of a pair are alike in nearly all pairs")
