@@ -430,9 +430,11 @@ def _over_units(share, axes, turned, across, together):
 def _uneven(own):
     """What eta has to be larger by, as units with covariances `own` (U, q, q) are not alike.
 
-    0 where V^-1 has no mean.
+    0 where V^-1 has no mean, as of no more than q + 1 units.
     """
     units, q, _ = own.shape
+    if units <= q + 1:
+        return 0.0
     whole, part, column = empty((q, q)), empty((q, q)), empty(q)
     load = empty(units)  # 1 + c_u
     square = 0.0
