@@ -502,9 +502,9 @@ def efficiency(genes: int) -> pd.DataFrame:
 
 
 NOTES = {
-    "means": "Equal means; the test is HTZ of the robust estimate with the noise of equal means, "
-    "95 % intervals hold the means that t tests with Satterthwaite's df do not reject; Hotelling's "
-    "test takes donors with all types.",
+    "means": "Equal means; the test is HTZ of the robust estimate with the noise halfway to equal "
+    "means, 95 % intervals hold the means that t tests with Satterthwaite's df do not reject; "
+    "Hotelling's test takes donors with all types.",
     "power of means": "The last, rarest type differs from the others.",
     "effects": "A condition without effect, in half of the donors: t tests per type (over "
     "types), HTZ of all effects and of their differences.",
