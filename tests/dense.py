@@ -224,7 +224,8 @@ def sum_weights(model) -> np.ndarray:
         return np.ones(C)
     between = (model.n_cells * model.nu)[rows]
     s2 = np.array([between[own == c].mean() for c in range(C)])
-    return s2 / s2.max()
+    means = np.array([model.y[rows][own == c].mean() for c in range(C)])
+    return s2 / s2.max() if np.cov(means, s2)[0, 1] > 0.0 else np.ones(C)
 
 
 def score_variance(model, A: np.ndarray, hom_basis: np.ndarray, theta: np.ndarray) -> float:

@@ -344,7 +344,8 @@ agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2], "
 #    about the null mean $y_a^2 - \nu_a$ is the mean of $x_s x_t$ over pairs of different cells.
 #    A cell type in which a gene is low has little noise and would weigh most in $\sum_c A_c$, but it
 #    has little $V$ to show; $\bar s_c^2$ is the alternative of $V$ in proportion to the variance
-#    between cells.  Where types are alike both sums are the same.
+#    between cells.  Where types are alike both sums are the same; where $\bar s_c^2$ does not rise
+#    with their means, as on a logarithm, the plain one is taken.
 #
 # | what | where |
 # |---|---|

@@ -26,8 +26,8 @@ put the mean of T_c below zero.
 
 The omnibus test sums A_c over cell types, which is the best where all types have the same V.  A
 type in which a gene is low has little noise, so it would weigh most, and little V to show.  Where
-the noise is known to be that of cells (nu2), the sum is of s_c^2 A_c: the best where V goes with
-the variance between cells, and the same where types are alike
+the noise is known to be that of cells (nu2) and rises with the types' means, the sum is of
+s_c^2 A_c: the best where V goes with the variance between cells, and the same where types are alike
 (``tests/benchmarks/count_levels.md``).  Where one type is abundant and the others have hardly any
 counts (:data:`ABUNDANT`, :data:`SPARSE`) its cross products with them vary more than the law says,
 as their noise moves with the donor, and the sum rejects too often: there the larger of the p values
@@ -257,20 +257,25 @@ def _one_hot(types: np.ndarray) -> bool:
 def between_cells(model: Model, how: Pooling) -> np.ndarray:
     """Variance between cells of the types, pooled over donors (C,), the largest 1.
 
-    All alike where numbers of cells are not known, or rows have several types.
+    All alike where it does not rise with the types' means, as on a logarithm, so that it says
+    nothing of what V they may have; where numbers of cells are not known, or rows have several
+    types.
     """
     types = model.types[how.rows]
     if how.weights != COUNTED or not _one_hot(types):
         return np.ones(types.shape[1])
-    between = (how.per_cell * model.nu)[how.rows] @ types / np.maximum(types.sum(axis=0), 1.0)
-    return between / between.max()
+    rows = np.maximum(types.sum(axis=0), 1.0)
+    between = (how.per_cell * model.nu)[how.rows] @ types / rows
+    mean = model.y[how.rows] @ types / rows
+    rises = float((mean - mean.mean()) @ between) > 0.0
+    return between / between.max() if rises else np.ones(len(rows))
 
 
 def weights_of_types(model: Model, how: Pooling) -> np.ndarray:
     """Weights of the cell types in the sum of scores (C,), the largest 1.
 
-    Their variance between cells, where it is known to be that, with unbiased squares of the noise;
-    else all alike.
+    :func:`between_cells`, where it is known to be that, with unbiased squares of the noise; else
+    all alike.
     """
     return np.ones(model.types.shape[1]) if model.nu2 is None else between_cells(model, how)
 
