@@ -182,16 +182,17 @@ banded <- function(width) {
 #' A variance that all cell types share, one for every clade and one for every cell type: types of a clade
 #' have what they share with each other beyond what all share.
 #'
-#' @param clades a named list: cell types of a clade, \code{list(lymphoid = c("T", "B"))}, or a list of the
-#' clades inside it. Types in no clade stand by themselves.
+#' @param ... clades by name: cell types of a clade, \code{lymphoid = c("T", "B")}, or a list of the
+#' clades inside it; or one such list of all. Types in no clade stand by themselves.
 #' @param x a tree.
-#' @param ... nothing.
 #' @return The structure, for \code{\link{ctmm}}; components are \code{hom}, \code{V[lymphoid]} and
 #' \code{V[T]}.
 #' @examples
-#' tree(list(early = c("day0", "day1"), late = c("day2", "day3")))
+#' tree(early = c("day0", "day1"), late = c("day2", "day3"))
 #' @export
-tree <- function(clades) {
+tree <- function(...) {
+  clades <- list(...)
+  if (length(clades) == 1L && is.null(names(clades))) clades <- clades[[1L]]
   structure(inside_clade(clades, "clades"), class = "ctmm_tree")
 }
 
@@ -199,7 +200,7 @@ inside_clade <- function(x, name) {
   if (is.factor(x)) x <- as.character(x)
   if (is.character(x) && name != "clades") return(as.list(x))
   if (!is.list(x) || !length(x))
-    fail("CTMMError", "tree: ", name, if (name == "clades") " are a named list, tree(list(lymphoid = c(\"T\", \"B\")))"
+    fail("CTMMError", "tree: ", name, if (name == "clades") " have names, tree(lymphoid = c(\"T\", \"B\"))"
          else " must be names of cell types, or a list of clades")
   if (is.null(names(x)) || !all(nzchar(names(x))) || anyDuplicated(names(x)))
     fail("CTMMError", "tree: every clade of ", name, " needs a name of its own")

@@ -418,7 +418,8 @@ top_effects <- function(x, effect = NULL, celltype = NULL, n = 10) {
     fail("CTMMError", "there are no effects: ctmm_genes(..., tests = \"effects:VARIABLE\")")
   effect <- effect %||% known[1L]
   if (length(effect) != 1L || !effect %in% known)
-    fail("CTMMError", "there is no effect ", listing(effect), ": choose from ", listing(known, 20L))
+    fail("CTMMError", "there is no effect ", listing(effect), ": choose from ", listing(known, 20L),
+         if (is.numeric(effect)) "; the number of rows is n =")
   variable <- sub("\\[[^[]*\\]$", "", effect)
   level <- substring(effect, nchar(variable) + 1L)
   end <- function(type) if (type == "mean") paste0("_mean", level) else

@@ -401,4 +401,5 @@ test_that("a scan may drop columns of a fixed part that is not of full rank", {
   expect_equal(found[1, "p_sex"], one$omnibus$p.value, tolerance = 1e-8)
   kept <- names(coef(fit))
   expect_equal(unlist(found[1, sprintf("b[%s]", kept)], use.names = FALSE), unname(coef(fit)), tolerance = 1e-8)
+  expect_error(top_effects(found, 3), "there is no effect '3': choose from 'sex'; the number of rows is n =")
 })

@@ -192,6 +192,7 @@ test_that("a tree gives clades a variance", {
   fit <- function(structure) ctmm(expr ~ celltype, data = pseudobulk, structure = structure)
   types <- levels(pseudobulk$celltype)
   clades <- tree(list(early = c("day0", "day1"), late = factor(c("day3", "day2"))))
+  expect_identical(tree(early = c("day0", "day1"), late = c("day3", "day2")), clades)
   ones <- function(names) outer(types %in% names, types %in% names) * 1
   own <- c(list(hom = ones(types), "V[early]" = ones(types[1:2]), "V[late]" = ones(types[3:4])),
            lapply(types, ones))
@@ -206,8 +207,8 @@ test_that("a tree gives clades a variance", {
   expect_identical(ctmmFormula:::structure_out(deep, types)[[2]]$all3$rest, list("day2", "day3"))
   expect_error(fit(tree(list(a = c("day0", "day9")))), "'day9', which is no cell type", class = "ctmm_CTMMError")
   expect_error(fit(tree(list(a = "day0"))), "two different cell types", class = "ctmm_CTMMError")
-  expect_error(tree(list(c("day0", "day1"))), "needs a name", class = "ctmm_CTMMError")
-  expect_error(tree("day0"), "named list", class = "ctmm_CTMMError")
+  expect_error(tree(c("day0", "day1"), c("day2", "day3")), "needs a name", class = "ctmm_CTMMError")
+  expect_error(tree("day0"), "have names", class = "ctmm_CTMMError")
   expect_error(tree(list(a = 1:2)), "names of cell types", class = "ctmm_CTMMError")
   values <- matrix(pseudobulk$expr, 1, dimnames = list("g", NULL))
   nu <- matrix(pseudobulk$nu, 1)
