@@ -11,7 +11,8 @@ from test_heritability import FORMULA
 from test_kinship import family
 
 import ctmm_formula as ctmm
-from ctmm_formula.design.genotypes import Genotypes, chromosome_name, scaled
+from ctmm_formula.design.genotype_sources import chromosome_name
+from ctmm_formula.design.genotypes import Genotypes, scaled
 
 M = 60
 

@@ -24,7 +24,8 @@ from ..engine.relatedness import Kernel
 from ..errors import DataError
 from ..paths import file_path, said
 from ..structures import Structure
-from .genotypes import Genotypes, Scaled, no_numbers, scale_of, scaled
+from .genotype_sources import no_numbers
+from .genotypes import Genotypes, Scaled, scale_of, scaled
 from .table import label, listing, near
 
 DEFAULT_NAME = "genetic"

@@ -15,7 +15,8 @@ import pandas as pd
 from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..arguments import whole_number
-from ..design.genotypes import Genotypes, Scaled, check_maf, chromosome_name, scaled
+from ..design.genotype_sources import chromosome_name
+from ..design.genotypes import Genotypes, Scaled, check_maf, scaled
 from ..design.kinship import DEFAULT_NAME, OfEach
 from ..design.table import as_frame, label, listing, near
 from ..errors import DataError
