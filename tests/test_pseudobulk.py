@@ -1120,7 +1120,7 @@ def test_donors_in_several_experiments():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"donor": "doner"}, r"obs has no column 'doner' \(donor\); did you mean 'donor'"),
+        ({"donor": "doner"}, r"obs has no column 'doner' \(donor\); did you mean.*by donor="),
         ({"celltype": "donor"}, r"donor= and celltype= name the same column, 'donor'"),
         ({"celltype": ["celltype"]}, r"celltype= must be the name of a column"),
         ({"layer": "counts"}, r"the AnnData has no layer 'counts'; did you mean 'count'"),

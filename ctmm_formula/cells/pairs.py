@@ -201,7 +201,8 @@ def _mixed(
 
 def _codes(obs: pd.DataFrame, name: str, role: str) -> tuple[np.ndarray, pd.Index]:
     """Codes (-1: no label) and labels in use, in the order of the categories, else sorted."""
-    column = pick(obs, name, role, what="obs")
+    hint = f"; name the column by {role.replace(' ', '')}="
+    column = pick(obs, name, role, hint, what="obs")
     if isinstance(column.dtype, pd.CategoricalDtype):
         coded = labels(column, name, role)
         codes, texts = np.asarray(coded.codes, dtype=np.int64), np.asarray(coded.categories)

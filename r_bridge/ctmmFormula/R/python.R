@@ -35,7 +35,10 @@ start_python <- function() {
   own <- own_python()
   # taken where nothing else is asked for
   if (file.exists(own)) Sys.setenv(RETICULATE_PYTHON_FALLBACK = own)
-  found <- tryCatch(reticulate::py_available(initialize = TRUE), error = function(e) e)
+  # older ones take any pyproject.toml, as the repository of this package has, for one of Poetry
+  no_poetry <- function(w) if (grepl("Poetry", conditionMessage(w))) invokeRestart("muffleWarning")
+  found <- tryCatch(withCallingHandlers(reticulate::py_available(initialize = TRUE), warning = no_poetry),
+                    error = function(e) e)
   if (isTRUE(found)) return(invisible())
   asked <- Sys.getenv("RETICULATE_PYTHON")
   why <- c(if (inherits(found, "error")) conditionMessage(found), unfit(asked))

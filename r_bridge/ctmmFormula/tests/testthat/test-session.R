@@ -131,3 +131,15 @@ test_that("memory is given back after many fits", {
   # MB; one fit's arrays are 0.1 MB, so 100 that stayed would be 10 and more
   expect_lt(as.numeric(utils::tail(out$out, 1)), 5)
 })
+
+test_that("a pyproject.toml beside the work is not taken for one of Poetry", {
+  need_python()
+  folder <- tempfile()
+  dir.create(folder)
+  writeLines(c("[tool.other]", "x = 1"), file.path(folder, "pyproject.toml"))
+  said <- run_r(c(sprintf("setwd(%s); options(warn = 1)", shQuote(folder)),
+                  "Sys.unsetenv(c('RETICULATE_PYTHON', 'VIRTUAL_ENV'))",
+                  "cat(ctmmFormula::ctmm_check()$problem, 'checked\n')"),
+                paste0("RETICULATE_PYTHON_FALLBACK=", reticulate::py_config()$python))
+  expect_identical(trimws(said$out), "checked")
+})
