@@ -54,8 +54,7 @@ FORMATTED = re.compile(r"  # fmt: skip$", re.MULTILINE)
 HTML_IMAGE = re.compile(r'<img src="([^"]+)" alt="([^"]*)"\s*/>')
 R_CALL = re.compile(r'\AR\(r?"""\n(.*?)\n?"""\)\Z', re.DOTALL)
 """A cell that only hands a text to R is shown as the R code it is."""
-CELLS = {"number": re.compile(r"[-−+±<>≤≥~]?\s*\.?\d.{0,40}"), "words": re.compile(r"(?s)\D.{24,}")}
-"""Of a table: what stays in one line, as `0.050 (0.013) [84 failed]`, and what needs some width."""
+NUMBER = re.compile(r"[-−+±<>≤≥~]?\s*\.?\d")
 MEASURED_PAGE = re.compile(r"(?:tests/benchmarks|vignettes/(evidence))/(\w+)\.md")
 R_FORMULA = re.compile(r'<code class="reqn">(.*?)</code>', re.DOTALL)
 R_DOI = re.compile(r'\\Sexpr\[[^]]*\]\{tools:::Rd_expr_doi\("(.*?)"\)\}')
@@ -124,6 +123,14 @@ def says_nothing(app: Sphinx, what: str, name: str, obj: object, skip: bool, opt
     return skip or str(getattr(obj, "__doc__", "")).startswith("Alias for field number") or None
 
 
+def kinds_of_cell(text: str) -> list[str]:
+    """What stays in one line, as `0.050 (0.013) [84 failed]`, and what needs some width."""
+    letters = sum(map(str.isalpha, text))
+    if NUMBER.match(text) and (len(text) <= 12 or 3 * letters <= len(text)):
+        return ["number"]
+    return ["words"] if len(text) > 24 else []
+
+
 def tidy(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """Show calls of R as R code, link files that are pages, ask every picture for its text."""
     for block in doctree.findall(nodes.literal_block):
@@ -133,7 +140,7 @@ def tidy(app: Sphinx, doctree: nodes.document, name: str) -> None:
             block.rawsource = call[1]
             block.children = [nodes.Text(call[1])]
     for cell in doctree.findall(nodes.entry):
-        cell["classes"] += [kind for kind, rule in CELLS.items() if rule.fullmatch(cell.astext())]
+        cell["classes"] += kinds_of_cell(cell.astext())
     for file in list(doctree.findall(nodes.literal)):
         found = MEASURED_PAGE.fullmatch(file.astext())
         page = found and f"{found[1] or 'measured'}/{found[2]}"
