@@ -188,7 +188,7 @@ def effects(
     >>> print(found.heterogeneity)
     effect of sex: wald (robust)
       null hypothesis: the effect of sex is the same in all cell types
-      F(3, 17.6116) = 0.8981, p = 0.4617
+      F(3, 17.9679) = 0.9, p = 0.4605
     """
     asked = differences(res.design, name, values, at)
     groups = res.design.frame[name]
