@@ -217,7 +217,12 @@ print(three.vcomp.round(4).to_string())
 # ## What to keep in mind
 #
 # - **Levels** of the test of responses, beside what takes noise for biology, are in
-#   `tests/benchmarks/group_levels.md`.
+#   `tests/benchmarks/group_levels.md`, of effects in the same donors in
+#   `tests/benchmarks/effect_levels.md`, and 10,000 genes without either in
+#   `tests/benchmarks/response_scan.md`.
+# - **Donors who respond alike** leave nothing for the variances of responses, and a fit by REML ends on
+#   the edge.  Kenward and Roger's errors take what the edge holds for known and keep their level; at
+#   ten donors some joint tests have no F of theirs, and the robust ones do.
 # - **Scale**: on log(1 + CP10K) a change of level changes how much donors differ, too, so a strong
 #   effect may bring a small response: [what V means on which scale](scales.py).
 # - **Different donors** under the two conditions are [cases and controls](cases_controls.py);
