@@ -210,6 +210,7 @@ inside_clade <- function(x, name) {
 #' @rdname tree
 #' @export
 print.ctmm_tree <- function(x, ...) {
+  no_more(...)
   show <- function(x, indent) for (name in names(x)) {
     own <- x[[name]]
     cat(indent, name, if (is.null(names(own))) paste0(": ", paste(unlist(own), collapse = ", ")), "\n", sep = "")
