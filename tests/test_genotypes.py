@@ -195,17 +195,20 @@ def positions():
 WINDOW = {"window": 6000, "maf": 0.05}
 
 
-@pytest.mark.parametrize("trans", [False, True], ids=["alone", "beside K"])
+@pytest.mark.parametrize(
+    ("trans", "method"), [(False, "he"), (True, "he"), (True, "robust")],
+    ids=["alone", "beside K", "weighted"],
+)  # fmt: skip
 def test_a_scan_has_the_numbers_of_fits_by_hand(
-    trans, df, genes, table, variants, positions, G, donors, tmp_path
+    trans, method, df, genes, table, variants, positions, G, donors, tmp_path
 ):
     K = pd.DataFrame(family(len(donors), 3), donors, donors)
     beside = {"kinship": {"trans": K}} if trans else {}
     names = ["cis", "trans"] if trans else ["cis"]
     path = tmp_path / "scan.parquet"
     options = {"genotypes": G, "positions": positions, **WINDOW, **beside}
-    fixed = {"structure": "iid", "genetic_structure": "hom"}
-    tests = ["heritability", "jackknife"]
+    fixed = {"structure": "iid", "genetic_structure": "hom", "method": method}
+    tests = ["heritability", *(["jackknife"] if method == "he" else [])]
     with pytest.warns(ctmm.CTMMWarning, match="of 5 genes, 2 failed"):
         scan = ctmm.fit_genes(
             "~ C(celltype) + sex", **genes, **options, **fixed, tests=tests, out=path
@@ -223,7 +226,7 @@ def test_a_scan_has_the_numbers_of_fits_by_hand(
         common = np.minimum(own.mean(), 2 - own.mean()) / 2 >= 0.05
         window = window.loc[:, common & (own.std() > 0)]
         given = {"cis": window, **beside.get("kinship", {})}
-        res = ctmm.fit(FORMULA, method="he", kinship=given, data=data, **fixed)
+        res = ctmm.fit(FORMULA, kinship=given, data=data, **fixed)
         row = rows.loc[name]
         assert row["n_snps"] == window.shape[1]
         assert row["n_snps"] + row["snps_constant"] + row["snps_rare"] == len(own.T)
