@@ -5,7 +5,8 @@
 `--python` is the interpreter of an environment of its own: ``pip install cigma==1.1.0``.  Genes of
 4 cell types, each with a window of 100 variants of its own and a covariate, all pairs there (the
 authors' program takes no other), both programs on one thread, one after the other.  Parts, each of
-which may be run by itself and writes its section of ``authors_heritability.md`` beside this file:
+which may be run by itself (and its times for some numbers of donors only) and writes its section of
+``authors_heritability.md`` beside this file:
 
 moments   20 genes of 100 donors: estimates, p values and heritabilities side by side; then the
           time of one gene, from arrays to the jackknife's covariance and p values
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,6 @@ from ctmm_formula.inference.jackknife import jackknife
 HERE = Path(__file__).parent
 DONORS, SIZES = 100, (100, 300, 1000)
 GENES, POWER = 20, 100
-REML_SIZES = (50, 100, 200)
 TITLE = """# Heritabilities: the authors' program and this one
 
 Written by `authors_heritability.py`: cigma 1.1.0, run as a black box, and this package.
@@ -183,7 +183,7 @@ def apart(a: list[float], b: list[float]) -> float:
     return float(np.abs(np.subtract(a, b)).max() / np.abs(b).max())
 
 
-def moments(python: str) -> Iterator[str]:
+def moments(python: str, sizes: Sequence[int]) -> Iterator[str]:
     """Their numbers and times beside these."""
     genes = [arrays(gene(DONORS, k)) for k in range(GENES)]
     found = list(zip(theirs(python, genes), map(ours, genes), strict=True))
@@ -197,14 +197,15 @@ def moments(python: str) -> Iterator[str]:
     yield from (f"| {name} | {max(values):.1e} |" for name, values in what.items())
     yield "\nWith the exact jackknife, a window of its own, one gene; seconds of a processor:\n"
     yield from ("| donors | cigma, s | this package, s | ratio |", "|---|---|---|---|")
-    for N in SIZES:
+    for N in sizes:
         model = gene(N, 0)
         mine, their = seconds(model), theirs(python, [arrays(model)])[0]["took"]
         yield f"| {N} | {their:.3g} | {mine:.3g} | {their / mine:.0f} |"
 
 
-def power(python: str) -> Iterator[str]:
+def power(python: str, sizes: Sequence[int]) -> Iterator[str]:
     """How often tests of both find what is there."""
+    del sizes
     models = [gene(200, 1000 + k) for k in range(POWER)]
     wald = [one["p"] for one in theirs(python, [arrays(model) for model in models])]
     p: dict[str, list[float]] = {
@@ -222,7 +223,7 @@ def power(python: str) -> Iterator[str]:
     yield from (f"| {name} | {np.mean(np.array(own) < 0.05):.2f} |" for name, own in p.items())
 
 
-def reml(python: str) -> Iterator[str]:
+def reml(python: str, sizes: Sequence[int]) -> Iterator[str]:
     """Times and maxima of REML."""
     yield (
         "REML of one gene, seconds of a processor; their R engine with its default arguments and "
@@ -232,7 +233,7 @@ def reml(python: str) -> Iterator[str]:
     )
     yield "| donors | cigma, s | this package, s | ratio | difference | theirs is a covariance |"
     yield "|---|---|---|---|---|---|"
-    for N in REML_SIZES:
+    for N in sizes:
         model = gene(N, 0)
         (their,) = theirs(python, [arrays(model)], BY_REML)
         X = model.X[:, : model.H.shape[1] + 1]
@@ -253,7 +254,13 @@ def reml(python: str) -> Iterator[str]:
         yield f"| {N} | {cells} | {more} | {'yes' if inside else 'no'} |"
 
 
-PARTS = {"moments": moments, "power": power, "reml": reml}
+PARTS = {"moments": (moments, SIZES), "power": (power, ()), "reml": (reml, (50, 100, 200))}
+
+
+def rows_of(text: str) -> dict[int, str]:
+    """Lines of numbers of donors."""
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
+    return {int(name): line for name, line in rows.items() if name.isdigit()}
 
 
 def sections(text: str) -> dict[str, str]:
@@ -266,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True)
     parser.add_argument("--only", choices=list(PARTS))
+    parser.add_argument("--donors", type=int, nargs="*", help="times of these, others as they are")
     options = parser.parse_args()
     probe = [options.python, "-c", "import cigma"]
     try:
@@ -276,9 +284,13 @@ def main() -> None:
         sys.exit(f"skipped: {options.python} has no cigma: pip install cigma==1.1.0 there")
     path = HERE / "authors_heritability.md"
     done = sections(path.read_text()) if path.exists() else {}
-    for name, part in PARTS.items():
+    for name, (part, sizes) in PARTS.items():
         if options.only in (None, name):
-            done[name] = "\n".join(part(options.python))
+            some = [N for N in sizes if options.donors is None or N in options.donors]
+            text = "\n".join(part(options.python, some))
+            rows = {**rows_of(done.get(name, "")), **rows_of(text)}
+            kept = [line for line in text.splitlines() if line not in rows.values()]
+            done[name] = "\n".join([*kept, *(rows[N] for N in sizes if N in rows)])
             print(done[name], flush=True)
     own = [f"## {name.capitalize()}\n\n{done[name]}\n" for name in PARTS if name in done]
     path.write_text("\n".join([TITLE, *own]))
