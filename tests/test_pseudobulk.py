@@ -794,9 +794,7 @@ def test_nothing_is_lost_without_a_word(caplog):
         pb = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
     said = [record.getMessage().removeprefix("pseudobulk: ") for record in caplog.records]
     assert said == pb.uns["ctmm"]["notes"].tolist()
-    assert said[0] == "obs column 'depth' is left out: it varies within pairs"
-    assert said[1].startswith("in 3 of 7 genes cell types differ in level")
-    assert len(said) == 2
+    assert said == ["obs column 'depth' is left out: it varies within pairs"]
 
 
 def test_survives_h5ad(tmp_path):
