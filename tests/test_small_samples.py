@@ -371,6 +371,28 @@ def test_pbkrtest(batch, keep, tmp_path):
 
 
 @pytest.mark.r
+def test_a_singular_fit_has_the_degrees_of_freedom_of_lmertest(tmp_path):
+    """The variance that all types share is 0: rows are what is left.
+
+    pbkrtest has the same of one row; in tests of several it counts the component as free.
+    """
+    need("pbkrtest")
+    need("lmerTest")
+    data = study(18, 3, 31).assign(nu=0.05)
+    data["expr"] = np.random.default_rng(3).normal(scale=0.5, size=len(data))
+    L = np.eye(6)[3:]
+    data.to_csv(tmp_path / "data.csv", index=False, float_format="%.17g")
+    np.savetxt(tmp_path / "L.csv", L, delimiter=",")
+    theirs = run_r("small_samples.R", str(tmp_path / "data.csv"), str(tmp_path / "L.csv"), "0")
+    res = fitted({"data": data, "structure": "iid", "bounds": "nonnegative"})
+    assert res.vcomp["hom"] == 0.0 and theirs["theta"][0] < 1e-12
+    df = res.numbers.errors("kenward-roger").df(padded(res, L))
+    close(df, theirs["satterthwaite"], PEER)
+    close(df, theirs["df"], PEER)
+    close(df, np.full(3, 48.0))
+
+
+@pytest.mark.r
 def test_one_cell_type_is_a_meta_analysis():
     need("metafor")
     need("metadat")
