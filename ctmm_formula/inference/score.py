@@ -289,6 +289,8 @@ def _silent(model: Model) -> tuple[int, ...]:
 
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
+    if model.nu.all():
+        return ()
     types = model.types[model.active_rows]
     if not _one_hot(types):
         return ()
@@ -330,7 +332,7 @@ def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
 
 def _is_sparse(nu: np.ndarray, how: Pooling) -> bool:
     """Whether types beside an abundant one have hardly any counts."""
-    if how.weights != COUNTED or len(how.sizes) < 2:
+    if nu.all() or how.weights != COUNTED or len(how.sizes) < 2:
         return False
     at = how.code[how.rows]
     cells = np.bincount(at, how.per_cell[how.rows], len(how.sizes)) / how.sizes
