@@ -206,21 +206,19 @@ def _fold(T, s, gain, level, X, size, phase):
 
 
 @called_exact
-def _sums(law, cell, s, n, own, rest):
-    """4 s^2 c_j c_j' / (1 - 2 s l_j) summed over a cell, at the first n of s.
+def _sums(law, start, stop, first, last, s, out):
+    """4 s^2 c_j c_j' / (1 - 2 s l_j) summed over j from `start` to `stop`, at the points of s.
 
-    Lower triangle by rows, real and imaginary parts beside each other: the rows of levels, then
-    what those of fixed effects have in the columns of levels, are `own` (entries, 2 n); what is
-    left is added to `rest` (p (2 p + 1), 2 n).
+    Of the lower triangle, by rows, what lies in columns `first` to `last`: (entries, 2 n), n points
+    of s, real and imaginary parts beside each other.
     """
-    k, levels = len(law.vectors), law.columns.shape[1] - _size(len(rest))
-    start, stop = law.start[cell], law.start[cell + 1]
-    fill(own, 0.0)
+    k, n = len(law.vectors), out.shape[1] // 2
+    fill(out, 0.0)
     some = min(_ROWS, stop - start)
-    products, weights = empty((len(own) + len(rest), some)), empty((2 * n, some))
-    for first in range(start, stop, some):
-        rows = min(some, stop - first)
-        values = law.values[first : first + rows]
+    products, weights = empty((len(out), some)), empty((2 * n, some))
+    for begin in range(start, stop, some):
+        rows = min(some, stop - begin)
+        values = law.values[begin : begin + rows]
         for i in range(n):
             x, y = s[0, i], s[1, i]
             up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
@@ -229,34 +227,21 @@ def _sums(law, cell, s, n, own, rest):
                 square = 1.0 / (real * real + imag * imag)
                 weights[i, j] = square * (up * real + up_i * imag)
                 weights[n + i, j] = square * (up_i * real - up * imag)
-        at, last = 0, len(own)
-        for a in range(k):
-            one = law.vectors[a, first : first + rows]
-            for b in range(a + 1):
-                other = law.vectors[b, first : first + rows]
-                out = products[at if b < levels else last]
+        at = 0
+        for a in range(first, k):
+            one = law.vectors[a, begin : begin + rows]
+            for b in range(first, min(a + 1, last)):
+                other = law.vectors[b, begin : begin + rows]
                 for j in range(rows):
-                    out[j] = one[j] * other[j]
-                if b < levels:
-                    at += 1
-                else:
-                    last += 1
+                    products[at, j] = one[j] * other[j]
+                at += 1
         if rows < some:
             products[:, rows:] = 0.0
             weights[:, rows:] = 0.0
         found = np.dot(products, weights.T)
-        for a in range(len(own)):
+        for a in range(len(out)):
             for i in range(2 * n):
-                own[a, i] += found[a, i]
-        for a in range(len(rest)):
-            for i in range(2 * n):
-                rest[a, i] += found[len(own) + a, i]
-
-
-@called_exact
-def _size(entries):
-    """Rows of a lower triangle of so many entries."""
-    return int(math.sqrt(2.0 * entries))
+                out[a, i] += found[a, i]
 
 
 @inlined
@@ -268,35 +253,38 @@ def _add(sums, at, n, T, row, column):
 
 
 @called_exact
-def _block(law, b, cell, s, own, rest, T):
+def _block(law, b, cell, s, sums, T):
     """Columns of levels of T_b(s) to T (2, W, 2 q, LANES), the lower triangle.
 
-    `cell` is the block's first, and returned is the one after it; `own` is room for
-    :func:`_sums` of it, which adds to `rest`.
+    `cell` is the block's first, and returned is the one after it; `sums` is room for
+    :func:`_sums` of it.
     """
-    W, levels, n = T.shape[1], T.shape[2], rest.shape[1] // 2
+    W, levels, n = T.shape[1], T.shape[2], sums.shape[1] // 2
+    own = law.columns.shape[1] - W + levels
     for a in range(W):
         for c in range(min(a + 1, levels)):
             twice = 2.0 * law.linear[b, a, c]
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        _sums(law, cell, s, n, own, rest)
+        _sums(law, law.start[cell], law.start[cell + 1], 0, own, s, sums)
         at = 0
         for a in range(law.columns.shape[1]):
-            for c in range(min(a + 1, law.columns.shape[1] - W + levels)):
+            for c in range(min(a + 1, own)):
                 row, column = law.columns[cell, a], law.columns[cell, c]
-                _add(own, at, n, T, max(row, column), min(row, column))
+                _add(sums, at, n, T, max(row, column), min(row, column))
                 at += 1
         cell += 1
     return cell
 
 
 @called_exact
-def _effects(law, rest, s, X):
-    """XX summed over blocks, of which `rest` is the part of donors, is added to X."""
-    size = X.shape[1]
+def _effects(law, n, s, X):
+    """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES), at n points of s."""
+    size, k = X.shape[1], len(law.vectors)
     start = law.fixed.shape[1] - size
+    sums = empty((size * (size + 1) // 2, 2 * n))
+    _sums(law, 0, len(law.values), k - size, k, s, sums)
     at = 0
     for a in range(size):
         for c in range(a + 1):
@@ -304,21 +292,10 @@ def _effects(law, rest, s, X):
             for b in range(len(law.fixed)):
                 first += law.fixed[b, start + a, start + c]
                 twice += 2.0 * law.linear[b, start + a, start + c]
-            store(X, (0, a, c), load(X, (0, a, c)) + (first + twice * load(s, 0)))
-            store(X, (1, a, c), load(X, (1, a, c)) + twice * load(s, 1))
-            _add(rest, at, rest.shape[1] // 2, X, a, c)
+            store(X, (0, a, c), first + twice * load(s, 0))
+            store(X, (1, a, c), twice * load(s, 1))
+            _add(sums, at, n, X, a, c)
             at += 1
-
-
-@called_exact
-def _room(law, n):
-    """X and T at all lanes, X zero, and sums over donors at n points, those of all zero."""
-    q, W = law.gain.shape[1], law.fixed.shape[1]
-    left, levels = W - 2 * q, law.columns.shape[1] - W + 2 * q
-    own = empty((levels * (levels + 1) // 2 + levels * left, 2 * n))
-    rest = zeros((left * (left + 1) // 2, 2 * n))
-    X = zeros((2, left, left, LANES))
-    return X, empty((2, W, 2 * q, LANES)), own, rest
 
 
 @called_exact
@@ -395,15 +372,16 @@ def _add_slow(law, s, size, slow, counts):
     W = law.fixed.shape[1]
     if W == 0:
         return 0
-    X, T, own, rest = _room(law, len(size))
+    own = len(law.vectors) - W + 2 * q
+    X, T = empty((2, W - 2 * q, W - 2 * q, LANES)), empty((2, W, 2 * q, LANES))
+    sums = empty((own * (own + 1) // 2 + own * (W - 2 * q), 2 * len(size)))
+    _effects(law, len(size), s, X)
     cell = passed = 0
-    for b in range(blocks):
-        cell = _block(law, b, cell, s, own, rest, T)
-        if q > 0:
-            if counts:
-                passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
-            _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
-    _effects(law, rest, s, X)
+    for b in range(blocks if q > 0 else 0):
+        cell = _block(law, b, cell, s, sums, T)
+        if counts:
+            passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
+        _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
     for a in range(len(X[0])):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
