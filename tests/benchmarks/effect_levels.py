@@ -19,6 +19,9 @@ normal   A = .25 J + diag(.05 ... .4) times 8 / chi2(8) of the gene, 10 to 120 c
          variance between cells 4 with CV .4, measured in as many cells
 unlike   groups whose donors differ in variance, the smaller one the more; also with ``by=``, that
          is, a covariance for each
+within   all donors under both conditions, with ``within=``; donors respond alike, or responses vary
+         between donors: normal cells as above with .05 in all types together and .1 in each, counts
+         with a log-fold sd of .2 in each type.  Beside them paired t tests of each cell type.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -49,6 +52,7 @@ from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.inference.differences import Differences, test_differences
 from ctmm_formula.inference.fit import Fit
+from ctmm_formula.simulate import CountCells
 from ctmm_formula.structures import Crossing, Structure, cross, resolve
 
 HERE = Path(__file__).parent
@@ -60,9 +64,9 @@ class Normal:
     """One line of normal cells: donors of both arms, and what is unusual.
 
     arms: share of the cells in the second arm; missing: share of pairs; batches: number of them,
-    with a variance of .1; response: effect in the last type, everywhere: in all types; tails: law
-    of the donors' effects; groups: number of arms; few, factor: donors in the second arm, where
-    that is not half, and its A over that of the first.
+    with a variance of .1; response: effect in one type, at: its number; everywhere: in all types;
+    tails: law of the donors' effects; groups: number of arms; few, factor: donors in the second
+    arm, where that is not half, and its A over that of the first.
     """
 
     donors: int
@@ -71,6 +75,7 @@ class Normal:
     missing: float = 0.0
     batches: int = 0
     response: float = 0.0
+    at: int = -1
     everywhere: float = 0.0
     tails: str = "normal"
     groups: int = 2
@@ -86,6 +91,8 @@ class Normal:
             "missing": "{:.0%} of pairs missing", "batches": "{:d} batches",
             "response": "effect {:g} in the last type", "everywhere": "effect {:g} in all types",
         }  # fmt: skip
+        if self.at >= 0:
+            words["response"] = f"effect {{:g}} in type {self.at + 1}"
         given = [(words[name], getattr(self, name)) for name in words]
         given += [("{} donors", self.tails)] * (self.tails != "normal")
         given += [("{:d} groups", self.groups)] * (self.groups > 2)
@@ -94,7 +101,44 @@ class Normal:
         return ", ".join([cells, *(text.format(v) for text, v in given if v)])
 
 
-TABLES: dict[str, list[Setting] | list[Normal]] = {
+@dataclass(frozen=True)
+class Within:
+    """One line of donors under both conditions.
+
+    mean: mean count of a cell, none of normal cells; unlike: responses vary between donors;
+    missing: share of pairs, and of donors without the second condition; response: effect in the
+    last type; everywhere: in all types.
+    """
+
+    donors: int
+    types: int = 4
+    mean: float = float("nan")
+    unlike: bool = False
+    missing: float = 0.0
+    response: float = 0.0
+    everywhere: float = 0.0
+
+    groups, few = 1, 0
+
+    def sets(self, genes: int) -> int:
+        """Data sets of a line: REML of 18 components takes its time."""
+        return genes if self.types < 8 else genes * 2 // 5
+
+    @property
+    def label(self) -> str:
+        """What is unusual, in words."""
+        words = {
+            "missing": "{0:.0%} of pairs missing, {0:.0%} of donors without the second condition",
+            "response": "effect {:g} in the last type", "everywhere": "effect {:g} in all types",
+        }  # fmt: skip
+        given = [(words[name], getattr(self, name)) for name in words]
+        respond = "respond differently" if self.unlike else "respond alike"
+        return ", ".join([respond, *(text.format(v) for text, v in given if v)])
+
+
+Line = Setting | Normal | Within
+
+TABLES: dict[str, Sequence[Line]] = {
     "normal": [
         *(Normal(2 * n, C, 1 / 3) for n, C in product(SIZES, TYPES)),
         *(Normal(2 * n) for n in (10, 20, 50)),
@@ -117,7 +161,20 @@ TABLES: dict[str, list[Setting] | list[Normal]] = {
         Normal(60, few=15, factor=3.0), Normal(80, few=20, factor=3.0, arms=1 / 3),
         Normal(60, few=30, factor=3.0), Normal(60, few=15), Normal(60, few=45, factor=3.0),
     ],
+    "within donors": [
+        *(Within(n, unlike=u) for u, n in product((False, True), SIZES)),
+        *(Within(10, 8, unlike=u) for u in (False, True)),
+        *(Within(20, missing=0.15, unlike=u) for u in (False, True)),
+        *(Within(n, 4, m, u) for n in SIZES for m, u in ((0.1, False), (2.0, True))),
+        *(Within(20, 4, 0.5, u, 0.15) for u in (False, True)),
+    ],
+    "power within donors": [
+        *(Within(20, 4, m, u, 0.0, 0.4) for m in (float("nan"), 0.5) for u in (False, True)),
+        Within(20, 4, unlike=True, missing=0.2, response=0.4),
+        Within(20, 4, everywhere=0.2), Within(20, 4, 0.5, False, 0.0, 0.0, 0.2),
+    ],
     "power on normal cells": [
+        Normal(100, response=0.3, at=1),
         Normal(40, arms=1 / 3, response=0.6), Normal(100, arms=1 / 3, response=0.6),
         Normal(40, arms=1 / 3, missing=0.15, response=0.6), Normal(30, 8, response=0.8),
         Normal(100, arms=1 / 3, everywhere=0.3),
@@ -140,6 +197,8 @@ NOTES = {
     "normal, more": "No effect.  Of three groups, tests are of both comparisons with the first.",
     "unlike": "No effect; donors of the second group vary more, but in the fourth line.  *by*: "
     "with a covariance for each group.",
+    "within donors": "No effect.  With `within=`, cell types and conditions as they are observed.",
+    "power within donors": "Rates at .05.  Effects on counts are log-fold.",
     "power on counts": "Rates at .05.  Of effects that all types share, those of differences are "
     "levels, as far as log(1 + CP10K) leaves a log-fold effect the same in all types.",
     "power on normal cells": "Rates at .05.",
@@ -150,6 +209,7 @@ def normal(s: Normal, number: int) -> Model:
     """One data set of normal cells."""
     words = [s.donors, s.types, round(100 * s.arms), sum(map(ord, s.label)), number]
     rng = np.random.default_rng(words)
+    last = np.arange(s.types) == s.at % s.types
     A = 0.25 + np.diag(np.resize([0.05, 0.1, 0.2, 0.4], s.types))
     A = A * 8.0 / rng.chisquare(8)
     shape = (s.donors, s.types)
@@ -170,7 +230,7 @@ def normal(s: Normal, number: int) -> Model:
     arm = (np.arange(s.donors) < s.few).astype(int) if s.few else np.arange(s.donors) % s.groups
     y = (own * np.where(arm == 1, np.sqrt(s.factor), 1.0)[:, None])[keep]
     y = y + rng.normal(size=len(y)) * np.sqrt(variance / cells)
-    y += (arm == 1)[donor] * (s.everywhere + s.response * (celltype == s.types - 1))
+    y += (arm == 1)[donor] * (s.everywhere + s.response * last[celltype])
     random = []
     if s.batches:
         batch = np.arange(s.donors) // 2 % s.batches
@@ -234,30 +294,83 @@ def moderated(squares: np.ndarray, df: np.ndarray) -> np.ndarray:
     return out
 
 
-def by_arm(model: Model) -> tuple[Model, Structure]:
-    """The same data with a covariance for each arm."""
+def crossed(model: Model, kind: str) -> tuple[Model, Structure]:
+    """The same data with arms as groups of donors ("by") or conditions of a donor ("within")."""
     names = tuple(map(str, range(model.types.shape[1])))
     arm = arms_of(model)
-    crossing = Crossing("by", "status", tuple(map(str, range(arm.max() + 1))))
+    crossing = Crossing(kind, "status", tuple(map(str, range(arm.max() + 1))))
     structure = cross(resolve("free", names), crossing, crossing.effects(names))
     H = (np.eye(arm.max() + 1)[arm][:, :, None] * model.H[:, None]).reshape(len(arm), -1)
     own = build_model(
         model.y, model.nu, model.X, H, model.row_donor, structure.basis, model.random,
-        model.n_cells, None, model.H,
+        model.n_cells, model.nu2, model.H,
     )  # fmt: skip
     return own, structure
 
 
-def asked(model: Model, kind: str, by: bool = False) -> dict[str, np.ndarray]:
-    """The tests of ``res.effects``, by "robust" or "kenward-roger" errors."""
+def within_donors(s: Within, number: int) -> Model:
+    """One data set of donors under both conditions."""
+    words = [s.donors, s.types, sum(map(ord, s.label + str(s.mean))), number]
+    rng = np.random.default_rng(words)
+    shape = (s.donors, 2, s.types)
+    keep = rng.random(shape) >= s.missing
+    keep[:, 1] &= rng.random(s.donors)[:, None] >= s.missing
+    keep[~keep.any(axis=(1, 2)), 0, 0] = True
+    donor, condition, celltype = np.nonzero(keep)
+    effect = condition * (s.everywhere + s.response * (celltype == s.types - 1))
+    nu2 = None
+    if np.isnan(s.mean):
+        A = 0.25 + np.diag(np.resize([0.05, 0.1, 0.2, 0.4], s.types))
+        own = rng.multivariate_normal(np.zeros(s.types), A, s.donors)[:, None]
+        if s.unlike:
+            A = 0.05 + 0.1 * np.eye(s.types)
+            own = own + rng.multivariate_normal(np.zeros(s.types), A, (s.donors, 2))
+        own = own * np.sqrt(8.0 / rng.chisquare(8)) * np.ones((2, 1))
+        cells = np.maximum(np.rint(np.exp(rng.uniform(np.log(10), np.log(120), len(donor)))), 5)
+        variance = 4.0 * rng.gamma(1 / 0.16, 0.16, len(cells))
+        nu = variance / cells * rng.chisquare(cells - 1) / (cells - 1)
+        y = own[keep] + effect + rng.normal(size=len(cells)) * np.sqrt(variance / cells)
+    else:
+        dispersion = float(rng.choice(count_levels.DISPERSIONS))
+        fold = float(rng.choice(count_levels.EFFECTS)) * rng.normal(size=s.donors)
+        value = fold[donor] + s.unlike * 0.2 * rng.normal(size=shape)[keep] + effect
+        line = Setting(s.donors, s.types)
+        size = np.stack([count_levels.numbers(rng, line, fold) for _ in range(2)], axis=1)[keep]
+        found = CountCells(s.mean, dispersion).measure(rng, value, size, donor)
+        y, nu, nu2, cells = found.mean, found.nu, found.nu2, size.astype(float)
+    H = np.eye(s.types)[celltype]
+    basis = resolve("free", list(map(str, range(s.types)))).basis
+    X = np.hstack([H, H * condition[:, None]])
+    return build_model(y, nu, X, H, donor, basis, [], cells, nu2)
+
+
+def in_pairs(model: Model) -> dict[str, np.ndarray]:
+    """Paired t tests of each cell type; their squares between and within, to be moderated."""
+    code, arm, p, squares, df = model.types.argmax(axis=1), arms_of(model), [], [], []
+    for c in range(model.types.shape[1]):
+        wide = np.full((model.row_donor.max() + 1, 2), np.nan)
+        at = code == c
+        wide[model.row_donor[at], arm[at]] = model.y[at]
+        d = np.diff(wide, axis=1)
+        d = d[np.isfinite(d)]
+        df.append((1, len(d) - 1))
+        squares.append((len(d) * d.mean() ** 2, d.var(ddof=1)))
+        p.append(stats.f.sf(squares[-1][0] / squares[-1][1], *df[-1]))
+    cauchy = cauchy_tail(float(np.mean(np.tan((0.5 - np.array(p)) * np.pi))))
+    out = {"types": np.array(p), "all": np.array([cauchy])}
+    return out | {"squares": np.array(squares), "df": np.array(df, dtype=float)}
+
+
+def asked(model: Model, kind: str, across: str = "") -> dict[str, np.ndarray]:
+    """The tests of ``res.effects``, by "robust" or "kenward-roger" errors, arms crossed or not."""
     C, p = model.types.shape[1], model.X.shape[1]
     names = tuple(map(str, range(C)))
     steps = tuple(f"case{k}" for k in range(1, p // C))
     rows = Differences("status", "control", steps, names, np.eye(p)[C:].reshape(len(steps), C, p))
     method, domain = ("robust" if kind == "robust" else "reml"), Domain("noise", 0.1)
     structure = resolve("free", names)
-    if by:
-        model, structure = by_arm(model)
+    if across:
+        model, structure = crossed(model, across)
     found = estimate(model, method, domain)
     fit = Fit(model, structure, domain, found, np.eye(p)[:C])
     test = test_differences(fit, fit.errors(kind), rows)
@@ -270,30 +383,38 @@ def asked(model: Model, kind: str, by: bool = False) -> dict[str, np.ndarray]:
     }
 
 
-def measured(s: Setting | Normal, number: int) -> dict[str, np.ndarray] | None:
+def measured(s: Line, number: int) -> dict[str, np.ndarray] | None:
     """P values of one data set by method and test; nothing where it cannot be fitted."""
+    kinds = {"": "robust", "KR ": "kenward-roger"}
     try:
-        if isinstance(s, Normal):
-            model, kinds = normal(s, number), {"": "robust", "KR ": "kenward-roger"}
+        across = [""]
+        if isinstance(s, Within):
+            model, across, other = within_donors(s, number), ["within"], "paired"
+        elif isinstance(s, Normal):
+            model, across, other = normal(s, number), ["", "by"][: 1 + bool(s.few)], "OLS"
         else:
-            model, kinds = count_levels.gene(s, number, effects=True).model, {"": "robust"}
+            model, other = count_levels.gene(s, number, effects=True).model, "OLS"
+            kinds.pop("KR ")
         out = {}
         for prefix, kind in kinds.items():
-            for by in (False, True) if isinstance(s, Normal) and s.few else (False,):
-                found = asked(model, kind, by)
-                out |= {f"{prefix}{'by ' if by else ''}{key}": p for key, p in found.items()}
-        return out | {f"OLS {key}": p for key, p in separately(model).items()}
+            for name in across:
+                found = asked(model, kind, name)
+                by = "by " if name == "by" else ""
+                out |= {f"{prefix}{by}{key}": p for key, p in found.items()}
+        beside = in_pairs(model) if other == "paired" else separately(model)
+        return out | {f"{other} {key}": p for key, p in beside.items()}
     except (ValueError, np.linalg.LinAlgError):
         return None
 
 
-def columns(found: dict[str, np.ndarray], s: Setting | Normal, name: str) -> Iterator[tuple]:
+def columns(found: dict[str, np.ndarray], s: Line, name: str) -> Iterator[tuple]:
     """Columns of one line."""
     power = name.startswith("power")
     for key, p in found.items():
         if key.endswith("types"):
             if power:
-                last, others = (p[:, -1:], p[:, :-1]) if s.response else (p, None)
+                at = (np.arange(s.types) - getattr(s, "at", -1)) % s.types == 0
+                last, others = (p[:, at], p[:, ~at]) if s.response else (p, None)
                 yield f"{key}, with effect", share(last <= 0.05)
                 if others is not None:
                     yield f"{key}, without", share(others <= 0.05)
@@ -307,20 +428,27 @@ def columns(found: dict[str, np.ndarray], s: Setting | Normal, name: str) -> Ite
             yield f"{key}{'' if power else f' at {level:g}'}", share(p <= level)
 
 
-def line(name: str, s: Setting | Normal, genes: int, workers: int) -> dict[str, object]:
+def line(name: str, s: Line, genes: int, workers: int) -> dict[str, object]:
     """One line of a table."""
+    genes = s.sets(genes) if isinstance(s, Within) else genes
     results = Parallel(workers)(delayed(measured)(s, number) for number in range(genes))
     there = [one for one in results if one is not None]
     found = {key: np.array([one[key] for one in there]) for key in there[0]}
-    found["moderated types"] = moderated(found.pop("OLS squares"), found.pop("OLS df"))
+    other = "paired" if isinstance(s, Within) else "OLS"
+    found["moderated types"] = moderated(found.pop(f"{other} squares"), found.pop(f"{other} df"))
     few = isinstance(s, Normal) and s.few
-    groups = s.groups if isinstance(s, Normal) else 2
+    groups = 2 if isinstance(s, Setting) else s.groups
     size = f"{s.donors - few}, {few}" if few else s.donors // groups
-    head = {"a group": size, "types": s.types}
-    head |= {} if isinstance(s, Normal) else {"mean count": s.mean}
-    none = genes - len(there) + int(np.isnan(found["all"]).sum())
+    head = {"donors" if isinstance(s, Within) else "a group": size, "types": s.types}
+    counts = "normal cells" if np.isnan(s.mean) else f"{s.mean:g}"
+    head |= {} if isinstance(s, Normal) else {"mean count": counts}
+    head |= {"sets": genes} if isinstance(s, Within) else {}
     cells = s.label.replace("second arm with 0.333333", "cases with a third")
-    return head | {"cells": cells} | dict(columns(found, s, name)) | {"no test": none}
+    out = head | {"cells": cells} | dict(columns(found, s, name))
+    missing = {"no test": "all", "KR no test": "KR all"}
+    failed = genes - len(there)
+    out |= {k: failed + int(np.isnan(found[v]).sum()) for k, v in missing.items() if v in found}
+    return out
 
 
 def cost(genes: int = 200) -> str:
