@@ -164,7 +164,8 @@ print(pd.DataFrame(found, ["p < .05", "p < .01"]).T.round(3).to_string(), end="\
 ctmm.plots.qq(p).figure
 
 # %% [markdown]
-# Levels and power for 50 to 1,000 donors are [measured](measured/heritability_levels); formulas
+# Levels and power for 50 to 1,000 donors are [measured](measured/heritability_levels), and [the tail of
+# 50,000 genes](measured/heritability_tail); formulas
 # are in [Mathematics](mathematics).
 #
 # ## Which kinship?
