@@ -356,7 +356,8 @@ def components(s: Setting, number: int) -> dict[str, np.ndarray]:
     """Bias and coverage of hom and V."""
     g = gene(s, number)
     fit = robust.weigh(g.model)
-    theta, interval = fit.estimate.theta, fit.component_intervals()
+    own = slice(0, 1 + s.types)  # without those of batches
+    theta, interval = fit.estimate.theta[own], fit.component_intervals()[own]
     target = np.r_[g.hom, np.full(s.types, g.V)]
     inside = (interval[:, 0] <= target) & (target <= interval[:, 1])
     return {
