@@ -10,7 +10,7 @@ which may be run by itself (and its times for some numbers of donors only) and w
 
 moments   20 genes of 100 donors: estimates, p values and heritabilities side by side; then the
           time of one gene, from arrays to the jackknife's covariance and p values
-power     100 genes of 200 donors with g = .13 and V = .04 each: how often tests find something
+power     60 genes of 200 donors with g = .13 and V = .04 each: how often tests find something
 reml      single genes by their R engine (which needs R with optparse), and by this program
 """
 
@@ -42,7 +42,7 @@ from ctmm_formula.inference.jackknife import jackknife
 
 HERE = Path(__file__).parent
 DONORS, SIZES = 100, (100, 300, 1000)
-GENES, POWER = 20, 100
+GENES, POWER = 20, 60
 TITLE = """# Heritabilities: the authors' program and this one
 
 Written by `authors_heritability.py`: cigma 1.1.0, run as a black box, and this package.
