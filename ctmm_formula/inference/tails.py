@@ -31,11 +31,15 @@ _STEP, _LAST_STEP, _REACH = 0.65, 0.005, 60.0
 _AGREE = 5e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
+_ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
+_LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
+_GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
+_ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
-_FAR = 1e30  # the form is never beyond a value whose saddlepoint is
+_FAR = 1e6  # the form is never beyond a value whose saddlepoint is
 _ROWS, _TOGETHER = 64, 4  # products at a time, and factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
@@ -617,29 +621,14 @@ def _of_donors_passed(law, s):
 
 
 @called_exact
-def _can_pass(law, s, variance):
-    """Whether poles of the whole may lie between 0 and real s where none of a donor does.
-
-    None can where 2 s is below what the variance, twice the sum of squares of eigenvalues, allows
-    to one; and none but for levels with weights of the sign of s.
-    """
-    if 2.0 * s * s * variance < 1.0:
-        return False
-    for b in range(law.level.shape[0]):
-        for r in range(law.level.shape[1]):
-            if s * law.level[b, r] > 0.0:
-                return True
-    return False
-
-
-@called_exact
 def _until(law, zero, s, variance):
     """:func:`_log_determinants`, and by Sylvester's law whether the first s lies within all poles.
 
-    That is, whether none lies between 0 and its real part.
+    That is, whether none lies between 0 and its real part.  None can where 2 s is below what the
+    variance, twice the sum of squares of eigenvalues, allows to one.
     """
     passed = _of_donors_passed(law, s[0, 0])
-    counts = passed > 0 or _can_pass(law, s[0, 0], variance)
+    counts = passed > 0 or 2.0 * s[0, 0] * s[0, 0] * variance >= 1.0
     size, phase, slow, others = _log_determinants(law, zero, s, counts)
     return size, phase, slow, passed + others == 0
 
@@ -737,18 +726,19 @@ def _ratio(law, variance):
 def _guess(law, side, target, mean, variance):
     """Where K' - mean has the target, were it a multiple of the donors' part of it.
 
-    K and its true derivatives are not known there.
+    K and its true derivatives are not known there.  Where donors by themselves never have the
+    target the whole may: the point then is none to start from, and its slope NaN.
     """
     ratio, unit = _ratio(law, variance), 1.0 / math.sqrt(variance)
-    s = _donors_alone(law, side, target / ratio, 0.0, math.inf, unit)
-    if law.fixed.shape[1] > 0 and not s < _FAR * unit:
-        s = unit  # what donors by themselves never are the whole may be
+    s, slope = _donors_alone(law, side, target / ratio, 0.0, math.inf, unit), mean + side * target
+    if not s < _FAR * unit:
+        s, slope = unit, math.nan
     curve = third = 0.0
     for weight in law.values:
         z = weight / (1.0 - 2.0 * side * weight * s)
         curve += 2.0 * ratio * z * z
         third += 8.0 * ratio * z * z * z
-    return _Point(side * s, math.nan, mean + side * target, curve, third)
+    return _Point(side * s, math.nan, slope, curve, third)
 
 
 @called_exact
@@ -760,7 +750,7 @@ def _crossing(law, zero, first, side, target, mean, variance):
     looks like on the way to a pole, through zero and the last two points, within the bounds that
     they set.
     """
-    low, high, bottom = 0.0, math.inf, 0.0
+    low, high = 0.0, math.inf
     before, x_before = 0.0, 0.0
     width = unit = 1.0 / math.sqrt(variance)
     ratio, s = _ratio(law, variance), side * first
@@ -783,7 +773,7 @@ def _crossing(law, zero, first, side, target, mean, variance):
             if not at.curve <= math.inf or 0.5 * step < min(width, s) < 2.0 * step:
                 break
         x = side * (at.slope - mean)
-        if not x > bottom:  # beyond a pole
+        if math.isnan(x):  # beyond a pole
             high = s
             s = 0.5 * (low + high)
             continue
@@ -791,7 +781,7 @@ def _crossing(law, zero, first, side, target, mean, variance):
         if gap * width < _CLOSE and gap < _LIKE * target:
             return at
         if x < target:
-            low, bottom = s, x
+            low = s
         else:
             high = s
         if before == 0.0:
@@ -801,7 +791,7 @@ def _crossing(law, zero, first, side, target, mean, variance):
             a = x / s - b * x
         before, x_before = s, x
         s = target / (a + b * target)
-        if count < 3 and donors > 0.0:
+        if count < 3 and donors > 0.0 and _GUIDE * target < x < target / _GUIDE:
             ratio = x / donors
             again = _donors_alone(law, side, target / ratio, low, high, unit)
             s = again if again < _FAR * unit else s
@@ -902,16 +892,27 @@ def _along(law, zero, value, path, x):
 def _from(law, zero, value, at, end, variance):
     """The path through a point of which K may be unknown, and the integrand along it up to `end`.
 
-    There is no integrand where a pole lies between 0 and the point.
+    There is no integrand where a pole lies between 0 and the point, or its slope is another.
     """
     path, x = _path(law, value, at), _nodes(0.0, end, _STEP)
+    if math.isnan(at.slope):
+        return path, x[:0]
     s = _places(path, x)
+    near = _ASIDE * path.width
+    s[1, 0] = near  # where the phase tells the slope
     size, phase, slow, within = _until(law, zero, s, variance)
-    if not within:
+    s[1, 0] = 0.0
+    around = phase[0]
+    for b in range(len(slow)):
+        around += slow[b, 0]
+    around -= 2.0 * math.pi * round(around / (2.0 * math.pi))
+    slope = -0.5 * around / near
+    if not (within and abs(slope - at.slope) * path.width < _ASTRAY):
         return path, x[:0]
     path = _Path(
-        path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value, path.turn
-    )
+        path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value,
+        (slope - value) * path.width,
+    )  # fmt: skip
     return path, _integrand(value, path, x, s, size, phase, slow)
 
 
@@ -989,12 +990,17 @@ def tail(
 
 @called_exact
 def _both(path, f, step):
-    """Sums of the integrand with the step and with twice that, without what the pole at 0 adds."""
+    """The sum of the integrand, it and that with twice the step without what the pole at 0 adds.
+
+    At last how far that with three times the step is from the first of these two.
+    """
     if len(f) == 0:
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, math.nan
     sums = step * (_sum(f, 1) - 0.5 * f[0])
-    coarse = 2.0 * step * (_sum(f, 2) - 0.5 * f[0])
-    return sums, sums - _trace(path, step), coarse - _trace(path, 2.0 * step)
+    total = sums - _trace(path, step)
+    twice = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
+    thrice = 3.0 * step * (_sum(f, 3) - 0.5 * f[0]) - _trace(path, 3.0 * step)
+    return sums, total, twice, abs(total - thrice)
 
 
 @kept_exact
@@ -1010,21 +1016,32 @@ def _tail(value, law, more, least, agree):
     at = _guess(law, side, target, mean, own)
     end = _end(law, value, _path(law, value, at), nothing)
     path, f = _from(law, zero, value, at, end, own)
-    sums, total, coarse = _both(path, f, step)
-    if not abs(total - coarse) < _HOPELESS * abs(total):
+    sums, total, coarse, apart = _both(path, f, step)
+    left = _LEFT * agree
+    if not (abs(total - coarse) < _HOPELESS * abs(total) and abs(f[-1]) < left * abs(total)):
         at = _crossing(law, zero, at.s, side, target, mean, own)
         if math.isnan(at.s):
             return (-math.inf if value > mean else 0.0), mean, variance
         end = _end(law, value, _path(law, value, at), nothing)
         path, f = _from(law, zero, value, at, end, own)
-        sums, total, coarse = _both(path, f, step)
+        sums, total, coarse, apart = _both(path, f, step)
+        while len(f) > 0 and abs(f[-1]) > left * abs(total) and end < _REACH:
+            end *= _FURTHER  # where donors by themselves have vanished the whole may not have
+            path, f = _from(law, zero, value, at, end, own)
+            sums, total, coarse, apart = _both(path, f, step)
     # the error falls with the square from one step to the next
-    while abs(total - coarse) > agree * abs(total) and step > _LAST_STEP:
-        coarse = total
+    while (
+        abs(total - coarse) > agree * abs(total) or apart > _ACCIDENT * agree * abs(total)
+    ) and step > _LAST_STEP:
+        coarse, apart = total, 0.0
         step *= 0.5
         f = _along(law, zero, value, path, _nodes(step, end, 2.0 * step))
         sums = 0.5 * sums + step * _sum(f, 1)
         total = sums - _trace(path, step)
+        if not abs(total - coarse) < _HOPELESS * abs(total):  # as phases were lost between nodes
+            f = _along(law, zero, value, path, _nodes(0.0, end, step))
+            sums = step * (_sum(f, 1) - 0.5 * f[0])
+            total = sums - _trace(path, step)
     if path.cross > 0.0:
         log = path.start + math.log(max(total, 0.0))
         return min(log, 0.0), mean, variance
