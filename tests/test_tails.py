@@ -119,7 +119,7 @@ def a_form(rng: np.random.Generator):
     return law, lam[np.abs(lam) > 1e-9 * np.abs(lam).max()]
 
 
-@pytest.mark.parametrize("seed", quick_first(list(range(8))))
+@pytest.mark.parametrize("seed", quick_first(list(range(6))))
 def test_tails_of_random_forms(seed):
     rng, worst, count = np.random.default_rng(seed), 0.0, 0
     for _ in range(60):

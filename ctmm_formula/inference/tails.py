@@ -33,6 +33,7 @@ _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
 _LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
+_WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
 _GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
@@ -769,8 +770,11 @@ def _crossing(law, zero, first, side, target, mean, variance):
         for _ in range(8):  # until the step is right for the derivatives
             step = min(width, s)
             at = _point(law, zero, side * s, step, variance)
-            width = 1.0 / math.sqrt(at.curve) if at.curve > 0.0 else 0.5 * step
-            if not at.curve <= math.inf or 0.5 * step < min(width, s) < 2.0 * step:
+            if math.isnan(at.slope):
+                break
+            # no curve is what rounding leaves of it where the step is too small to see it
+            width = 1.0 / math.sqrt(at.curve) if at.curve > 0.0 else _WIDER * step
+            if 0.5 * step < min(width, s) < 2.0 * step:
                 break
         x = side * (at.slope - mean)
         if math.isnan(x):  # beyond a pole
