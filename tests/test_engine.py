@@ -349,6 +349,16 @@ def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():
     upside = replace(model, y=-model.y)
     for blind in (replace(model, n_cells=None), replace(model, nu2=None), upside):
         assert (weights_of_types(blind, design_of(blind).how) == 1.0).all()
+    # nor does a type without rows, wherever the response has its zero
+    rows, kept = celltype != 2, np.array([0, 1, 3])
+    for shift in (0.0, -9.0):
+        fewer = build_model(
+            found.mean[rows] + shift, found.nu[rows], H[:, kept][rows], H[rows], donor[rows],
+            basis, n_cells=n[rows].astype(float), nu2=found.nu2[rows],
+        )  # fmt: skip
+        own = weights_of_types(fewer, design_of(fewer).how)
+        close(own[kept], weights[kept] / weights[kept].max())
+        assert own[2] == 0.0
 
 
 @methods

@@ -264,10 +264,11 @@ def between_cells(model: Model, how: Pooling) -> np.ndarray:
     types = model.types[how.rows]
     if how.weights != COUNTED or not _one_hot(types):
         return np.ones(types.shape[1])
-    rows = np.maximum(types.sum(axis=0), 1.0)
+    rows = types.sum(axis=0)
+    seen, rows = rows > 0.0, np.maximum(rows, 1.0)
     between = (how.per_cell * model.nu)[how.rows] @ types / rows
     mean = model.y[how.rows] @ types / rows
-    rises = float((mean - mean.mean()) @ between) > 0.0
+    rises = float((mean - mean[seen].mean()) @ between) > 0.0
     return between / between.max() if rises else np.ones(len(rows))
 
 
