@@ -206,7 +206,7 @@ def joint(
     Returns
     -------
     float : degrees of freedom eta - q + 1
-    ndarray, shape (q, q) : covariance of L b where it is `null`
+    ndarray, shape (q, q) : covariance of L b by the noise halfway to where it is `null`
     str : why there is no test, and these are NaN; or ""
     """
     none = math.nan, np.full((len(L), len(L)), math.nan)
@@ -268,7 +268,7 @@ def _each(share, axes, turned, across):
 
 @kept
 def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, noise):
-    """df and covariance (q, q) of L b where the hypothesis holds, `away` (q,) from it.
+    """df and covariance (q, q) of L b, `away` (q,) from the hypothesis, by the noise halfway to it.
 
     The last is how it went: :data:`_DONE`, or what is wrong.
     """

@@ -17,7 +17,8 @@
 #' both have some. A gene uses the samples where both are there.
 #' @param nu2 with them, unbiased estimates of the squares of the noise variances, \code{NA} where there is
 #' none: for the score test of genes with few counts.
-#' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts,singular.ok as in \code{\link{ctmm}}.
+#' @param random,structure,method,donor,celltype,n_cells,proportions,within,kinship,genetic_structure,bounds,noise_floor,subset,na.action,contrasts,singular.ok as in \code{\link{ctmm}};
+#' with \code{kinship} or \code{genotypes} \code{method} is \code{"he"} by default, one closed form for all genes.
 #' @param genotypes genotypes by which every gene has a kinship \code{"cis"} of its own, that of the
 #' variants around it: the name of a file of PLINK, \code{"cohort.bed"} or \code{"cohort.pgen"} (read window
 #' by window, by the extra \code{genotypes} of the Python package), or a matrix of counts of an allele, donors
