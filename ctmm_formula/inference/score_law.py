@@ -120,13 +120,16 @@ def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarr
 
 @called
 def _cholesky(A, m):
-    """The lower factor of A's first m rows, in place."""
+    """The lower factor of A's first m rows, in place; 0 below where rounding leaves no pivot."""
     for a in range(m):
         for b in range(a + 1):
             total = A[a, b]
             for c in range(b):
                 total -= A[a, c] * A[b, c]
-            A[a, b] = math.sqrt(max(total, 0.0)) if a == b else total / A[b, b]
+            if a == b:
+                A[a, a] = math.sqrt(max(total, 0.0))
+            else:
+                A[a, b] = total / A[b, b] if A[b, b] > 0.0 else 0.0
         for b in range(a + 1, m):
             A[a, b] = 0.0
 
