@@ -131,7 +131,9 @@ def as_user(user, writable, **environment):
         lines += [f"mkdir -p {path}", f"mount --bind {stage}/{k} {path}"]
         lines += [] if path in writable else [f"mount -o remount,ro,bind {path}"]
     lines += [f'cd / && exec setpriv --reuid={user} --regid={user} --clear-groups "$@"']
-    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    # other kernels of BLAS have other roundings
+    blas = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **blas, **environment}
     command = ["env", "-i", *(f"{name}={value}" for name, value in given.items())]
     done = subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(lines), "sh", *command,

@@ -68,7 +68,7 @@ from .symmetric import rotate
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
 _STEPS, _CLOSE = 200, 1e-10  # most steps to the end of an interval, and the last, relative
-_TURNS, _STILL = 500, 1e-9  # most steps to the mean of V^-1, and the last, relative
+_TURNS, _STILL = 500, 1e-11  # most steps to the mean of V^-1, and the last, relative
 ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
 TOO_FEW = "too few independent donors or blocks for this many hypotheses"
 

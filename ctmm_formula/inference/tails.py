@@ -28,7 +28,7 @@ from ..engine.options import called_exact, inlined, kept_exact
 
 # trapezoid in x, along the path in widths
 _STEP, _LAST_STEP, _REACH = 0.65, 0.005, 60.0
-_AGREE = 5e-5  # of one sum with that of twice the step, whose error is about the root of its own
+_AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
