@@ -114,8 +114,14 @@ def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: fl
 
 
 def uneven(C: np.ndarray) -> float:
-    """Units alike that give V^-1 its mean, less those that give V its variance, of C (U, q, q)."""
+    """Units alike that give V^-1 its mean, less those that give V its variance, of C (U, q, q).
+
+    0 where there is no mean: of n units alike it is (n - 1) / (n - 1 - q), so of no more than
+    q + 1 units, where loads grow without end.
+    """
     q = C.shape[1]
+    if len(C) <= q + 1:
+        return 0.0
     alike = q * (q + 1) / sum(np.trace(c) ** 2 + np.trace(c @ c) for c in C)
     load = np.full(len(C), 2.0)
     for _ in range(5000):
@@ -126,6 +132,8 @@ def uneven(C: np.ndarray) -> float:
         before, load = load, 1 + np.trace(np.linalg.inv(left_out) @ C, axis1=1, axis2=2)
         if np.abs(load - before).max() < 1e-13 * load.max():
             break
+    else:
+        return 0.0
     m = np.trace(np.linalg.inv((C / load[:, None, None]).sum(axis=0))) / q
     return 1 + q * m / (m - 1) - alike
 

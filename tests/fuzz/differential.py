@@ -56,6 +56,7 @@ class Hand:
     random: list[tuple[np.ndarray, np.ndarray]]
     row_donor: np.ndarray
     n_cells: np.ndarray | None
+    nu2: np.ndarray | None = None
     kinship: tuple = ()
 
     @property
