@@ -22,6 +22,7 @@ from .design.identified import check_alone, check_components, identified
 from .design.labelled import Design, build_design, means_note, means_warning
 from .design.matrix import ENGINES
 from .design.table import amount, column_name, listing
+from .distributions import standard_errors
 from .engine.domain import Domain
 from .engine.estimators import ESTIMATORS, estimate
 from .engine.noise import FAR, far_off, pooling
@@ -347,7 +348,9 @@ def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str,
     if design.kind != "ctp" or "level_ratio" in var:
         return tuple(scale_notes(uns, var))
     L, fit = design.mean_rows, results.estimate
-    errors = None if fit.cov_beta is None else np.sqrt(np.diag(L @ fit.cov_beta @ L.T))[None, :]
+    errors = (
+        None if fit.cov_beta is None else standard_errors(np.diag(L @ fit.cov_beta @ L.T))[None, :]
+    )
     return tuple(scale_notes(uns, var, (L @ fit.beta)[None, :], errors))
 
 

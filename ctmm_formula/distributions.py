@@ -1,4 +1,4 @@
-"""Upper tails of t, F, chi2 and Cauchy by the special functions of scipy.
+"""Upper tails of t, F, chi2 and Cauchy by the special functions of scipy, and standard errors.
 
 The numbers are those of scipy.stats, whose import alone would take a good part of a first fit.
 """
@@ -9,6 +9,15 @@ import math
 
 import numpy as np
 from scipy import special
+
+
+def standard_errors(variances: np.ndarray | float) -> np.ndarray:
+    """Square roots of variances; NaN where negative components leave none.
+
+    >>> standard_errors(np.array([4.0, -1e-3])).tolist()
+    [2.0, nan]
+    """
+    return np.sqrt(np.where(np.asarray(variances) >= 0.0, variances, np.nan))
 
 
 def t_tail(t: np.ndarray | float, df: np.ndarray | float) -> np.ndarray:

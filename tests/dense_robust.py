@@ -132,8 +132,6 @@ def uneven(C: np.ndarray) -> float:
         before, load = load, 1 + np.trace(np.linalg.inv(left_out) @ C, axis1=1, axis2=2)
         if np.abs(load - before).max() < 1e-13 * load.max():
             break
-    else:
-        return 0.0
     m = np.trace(np.linalg.inv((C / load[:, None, None]).sum(axis=0))) / q
     return 1 + q * m / (m - 1) - alike
 

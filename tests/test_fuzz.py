@@ -315,6 +315,28 @@ def test_cells_labelled_by_lists_and_covariates_beyond_floats():
     assert made.obs["run"].tolist() == [hex(10**400)] * len(made)
 
 
+def test_fixed_effects_whose_variance_by_the_model_is_negative():
+    """Moments of two kinships; the first gene of the fuzzer's scan."""
+    G = ctmm.simulate.simulate_genotypes(24, 60, rng=1)
+    own = ctmm.simulate.Heredity(G, cis=0.3)
+    genes = ctmm.simulate.simulate_genes(files.GENES, 24, 2, heredity=own, rng=2)
+    related = {"genotypes": G, "positions": genes.positions, "kinship": {"trans": G.kinship()}}
+    ask = {"data": genes, "structure": "hom", "window": 10**6, "maf": 0.05, "tests": [], **related}
+    scan = files.quiet(ctmm.fit_genes, "~ C(celltype)", **ask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        fit = scan.gene("g1")
+        first = fit.params.index[0]
+        with pytest.warns(ctmm.CTMMWarning, match="negative components make the variance"):
+            assert fit.cov_params("model").loc[first, first] < 0
+        errors = fit.table("model")["std_error"]
+        test = fit.t_test(np.eye(2, len(fit.params)), covariance="model")
+        assert "Negative components make the variance" in str(fit.summary(covariance="model"))
+    assert np.isnan(errors.iloc[:2]).tolist() == [True, False]
+    assert np.isnan(test.sd.ravel()).tolist() == [True, False]
+    assert fit.bse.iloc[0] > 0  # of the jackknife
+
+
 # formulas of files
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..distributions import standard_errors
 from ..errors import ConvergenceError
 from .model import Model
 from .precision import Precision
@@ -88,13 +89,13 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
     for value, se, part in ((alpha, alpha_se, common), (gamma, gamma_se, V)):
         value[pre.donors] = pull @ part
         left = np.diag(part) - np.einsum("cd,ide,ec->ic", part, spread, part)
-        se[pre.donors] = _root(left)
+        se[pre.donors] = standard_errors(left)
 
     levels, u = [], pre.g * (pre.Z.T @ pre.Py)
-    u_se = _root(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
+    u_se = standard_errors(pre.g - pre.g**2 * np.einsum("nq,nq->q", pre.Z, pre.project(pre.Z)))
     for k, (codes, _) in enumerate(model.random):
         variance = theta[model.n_donor_components + k]
-        value, se = np.zeros(codes.max() + 1), np.full(codes.max() + 1, _root(variance))
+        value, se = np.zeros(codes.max() + 1), np.full(codes.max() + 1, standard_errors(variance))
         mine = pre.level_component == k
         value[pre.level_code[mine]], se[pre.level_code[mine]] = u[mine], u_se[mine]
         levels.append((value, se))
@@ -103,7 +104,9 @@ def effects(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.ndarra
     total = np.nan_to_num(alpha) + np.nan_to_num(gamma)
     fitted = marginal + np.einsum("nc,nc->n", model.H, total[model.row_donor]) + pre.Z @ u
     noise = model.noise
-    fitted_se = np.where(model.active_rows, _root(noise - noise**2 * pre.diagonal), np.nan)
+    fitted_se = np.where(
+        model.active_rows, standard_errors(noise - noise**2 * pre.diagonal), np.nan
+    )
     return Effects(alpha, alpha_se, gamma, gamma_se, tuple(levels), marginal, fitted, fitted_se)
 
 
@@ -129,26 +132,28 @@ def _of_related(model: Model, theta: np.ndarray, beta: np.ndarray, shared: np.nd
     donors = []
     for part in (common, V):
         left = np.diag(part) - np.einsum("cd,ide,ec->ic", part, own, part)
-        donors.append((pull @ part, _root(left)))
+        donors.append((pull @ part, standard_errors(left)))
     genetic = []
     for term, A in zip(model.kinship, model.genetic_covariances(theta), strict=True):
         K = term.kernel.whole
         turned = np.tensordot(K, np.tensordot(inner, A, axes=(1, 0)), axes=(1, 0))  # (N, N, C, C)
         both = np.einsum("ijdc,ji,de->ice", turned, K, A, optimize=True)
         left = np.outer(np.diag(K), np.diag(A)) - np.diagonal(both, axis1=1, axis2=2)
-        genetic.append((K @ pull @ A, _root(left)))
+        genetic.append((K @ pull @ A, standard_errors(left)))
     levels, fitted = [], model.X @ beta
     marginal = fitted.copy()
     for (codes, values), g in zip(model.random, model.random_variances(theta), strict=True):
         Z = np.zeros((len(H), codes.max() + 1))
         Z[rows, codes] = values
         u = g * (Z.T @ r)
-        levels.append((u, _root(g - g**2 * np.einsum("nq,nm,mq->q", Z, P, Z, optimize=True))))
+        levels.append(
+            (u, standard_errors(g - g**2 * np.einsum("nq,nm,mq->q", Z, P, Z, optimize=True)))
+        )
         fitted += Z @ u
     total = sum(value for value, _ in (*donors, *genetic))
     fitted += (H * total[donor]).sum(axis=1)
     noise = model.noise
-    fitted_se = _root(noise - noise**2 * np.diag(P))
+    fitted_se = standard_errors(noise - noise**2 * np.diag(P))
     every = tuple(pull @ A for A in model.genetic_covariances(theta))
     return Effects(
         *donors[0], *donors[1], tuple(levels), marginal, fitted, fitted_se, tuple(genetic), every
@@ -199,8 +204,3 @@ def covariance_part(theta: np.ndarray, basis: np.ndarray) -> np.ndarray:
             return np.concatenate([own, np.maximum(rest, 0.0)])
         low, high = (share, high) if good else (low, share)
     return np.concatenate([safe + low * (own - safe), np.maximum(rest, 0.0)])
-
-
-def _root(variance: np.ndarray) -> np.ndarray:
-    """Standard error; NaN where a negative variance component leaves none."""
-    return np.sqrt(np.where(np.asarray(variance) >= 0.0, variance, np.nan))

@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..distributions import log_t_tail, t_tail
+from ..distributions import log_t_tail, standard_errors, t_tail
 from ..errors import CTMMError
 from .clustered import Clustered
 from .fit import Errors, Fit
@@ -245,7 +245,7 @@ def each(
                 se[known], df[known], t[known] = errors.own.each(own, away)
             else:
                 every = padded(own, fit)
-                se[known] = np.sqrt(errors.of_effects(own))
+                se[known] = standard_errors(errors.of_effects(own))
                 df[known] = errors.df(every)
                 t[known] = (value[known] - away) / se[known]
     p = 2.0 * t_tail(np.abs(t), np.where(df > 0, df, math.nan))

@@ -43,6 +43,10 @@ from .testing import Law, denominator
 
 MODEL, KENWARD_ROGER, JACKKNIFE, ROBUST = "model", "kenward-roger", "jackknife", "robust"
 """Where errors come from."""
+NEGATIVE = (
+    "negative components make the variance of a fixed effect by the model negative: it has no "
+    "standard error; use covariance='jackknife'"
+)
 
 RELATED = "related donors are no independent units"
 """Why there are no cluster-robust errors with a kinship."""
@@ -71,7 +75,7 @@ class Errors(NamedTuple):
     params : ndarray, shape (p + K,), optional
         Of what they are the errors, where that is not the fit itself.
     missing : str
-        Why a jackknife leaves some of them NaN, or "".
+        Why some of them are NaN, or "".
     """
 
     given: np.ndarray | None
@@ -285,7 +289,8 @@ class Fit:
         elif informed:
             model, at = working(self.model, self.estimate)
             own = Satterthwaite(model, Domain(), at, cov, self.df_resid)
-        return Errors(cov, MODEL, self.df_resid, None, reason, own)
+        lost = NEGATIVE if (np.diag(cov)[:p] < 0.0).any() else ""
+        return Errors(cov, MODEL, self.df_resid, None, reason, own, missing=lost)
 
     @cached_property
     def kenward_roger_errors(self) -> Errors:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..arguments import MOST_DRAWS, Rng, choose, generator, whole_number
 from ..blas import one_thread
+from ..distributions import standard_errors
 from ..errors import CTMMError
 from .bootstrap import bootstrap_ratio
 from .comparison import null_on_bound, on_bound
@@ -436,8 +437,7 @@ test_about.__test__ = False  # type: ignore[attr-defined]  # its name makes pyte
 def _component_wald(fit: Fit, ask: Ask) -> TestResult:
     """One-sided t test by the errors given."""
     errors, at = ask.errors, fit.n_fixed + ask.component
-    with np.errstate(invalid="ignore"):  # of a negative variance there is no root
-        se = float(np.sqrt(errors.cov[at, at]))
+    se = float(standard_errors(errors.cov[at, at]))
     result = one_sided_t(
         float(fit.params[at]), se, fit.df_resid, null=ask.null, method=errors.title,
         note=_JACKKNIFE_ON_EDGE if fit.on_edge else "", groups=errors.groups,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..arguments import ComponentTest, Rng, VarianceTest, choose, threads
+from ..distributions import standard_errors
 from ..errors import CTMMError
 from ..inference.comparison import compare
 from ..inference.differences import linear
@@ -86,7 +87,7 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     L, rhs = constraints(res.labels.params, hypotheses)
     errors = res.errors_for(L, covariance)
     effect = L @ errors.estimates(fit)
-    sd = np.sqrt(errors.variances(L))
+    sd = standard_errors(errors.variances(L))
     if fit.trouble:  # variance components that did not settle have no test
         sd[L[:, fit.n_fixed :].any(axis=1)] = np.nan
     df = errors.df(L)

@@ -12,7 +12,7 @@ import pandas as pd
 from ..arguments import IntervalMethod, check_alpha, choose
 from ..design.grids import grid, rows_at, settings
 from ..design.table import listing
-from ..distributions import log_interval, t_tail, variance_interval
+from ..distributions import log_interval, standard_errors, t_tail, variance_interval
 from ..errors import CTMMError
 from ..inference.clustered import Clustered
 from ..inference.differences import padded
@@ -86,7 +86,7 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     errors = res.shown_errors(covariance)
     each = np.eye(res.numbers.n_params)
     df = errors.df(each)
-    out = tested(errors, res.numbers.params, np.sqrt(np.diag(errors.cov)), each, alpha)
+    out = tested(errors, res.numbers.params, standard_errors(np.diag(errors.cov)), each, alpha)
     own = np.arange(len(df)) >= res.numbers.n_fixed
     out[own & ~(res.converged & (df > 0)), 3] = np.nan
     if isinstance(errors.own, Clustered):
@@ -175,7 +175,7 @@ def conf_int(
         errors = res.shown_errors(covariance)
         each = np.eye(fit.n_params)[own]
         ends[own] = log_interval(
-            fit.estimate.theta, np.sqrt(errors.variances(each)), errors.df(each), alpha / 2
+            fit.estimate.theta, standard_errors(errors.variances(each)), errors.df(each), alpha / 2
         )
     return pd.DataFrame(ends, out.index, out.columns)
 
@@ -354,7 +354,8 @@ def effect_table(
     if known.any():
         own, fit = L[known], res.numbers
         every = padded(own, fit)
-        value, se = own @ errors.estimates(fit)[: fit.n_fixed], np.sqrt(errors.of_effects(own))
+        value = own @ errors.estimates(fit)[: fit.n_fixed]
+        se = standard_errors(errors.of_effects(own))
         away = np.broadcast_to(null, len(L))[known]
         out[known, :-1] = tested(errors, value, se, every, alpha, away)
         df = errors.df(every)
@@ -373,7 +374,7 @@ def _linear(
 def linear(res: Record, L: np.ndarray, covariance: Covariance, alpha: float) -> np.ndarray:
     """Columns of ``TABLE`` of linear combinations L b (q, p) of the fixed effects."""
     errors = res.shown_errors(covariance)
-    se = np.sqrt(errors.of_effects(L))
+    se = standard_errors(errors.of_effects(L))
     every = np.pad(L, ((0, 0), (0, len(res.estimate.theta))))
     return tested(errors, L @ res.estimate.beta, se, every, alpha)
 

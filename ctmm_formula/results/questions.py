@@ -17,6 +17,7 @@ import numpy as np
 from ..arguments import choose
 from ..design.grids import cells, differences
 from ..design.labelled import Design
+from ..distributions import standard_errors
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
@@ -184,8 +185,7 @@ def _component(rest: str, about: About) -> Test:
 def _run_component(fit: Fit, ask: Ask, *, row: Test, index: int, null: str) -> TestResult:
     test = row.run(fit, ask._replace(component=index, null=null))
     value, at = float(fit.estimate.theta[index]), fit.n_fixed + index
-    with np.errstate(invalid="ignore"):
-        se = float(np.sqrt(ask.errors.cov[at, at]))
+    se = float(standard_errors(ask.errors.cov[at, at]))
     return replace(test, estimate=value, std_error=se)
 
 
