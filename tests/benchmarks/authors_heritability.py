@@ -47,7 +47,7 @@ TITLE = """# Heritabilities: the authors' program and this one
 
 Written by `authors_heritability.py`: cigma 1.1.0, run as a black box, and this package.
 """
-THEIRS = """
+BEGIN = """
 import json, resource, sys, warnings
 warnings.filterwarnings("ignore")
 import numpy as np
@@ -59,6 +59,8 @@ def cpu():
 for name in sys.argv[1:]:
     data = np.load(name)
     begin = cpu()
+"""
+THEIRS = """
     out, p = fit.free_HE(
         data["Y"], data["K"], data["nu"], data["P"], fixed_covars={"x": data["x"]}, jk=True
     )
@@ -70,20 +72,7 @@ for name in sys.argv[1:]:
         "h2": flat([out["shared_h2"], out["specific_h2"]]),
     }), flush=True)
 """
-
-
 BY_REML = """
-import json, resource, sys, warnings
-warnings.filterwarnings("ignore")
-import numpy as np
-from cigma import fit
-flat = lambda value: [float(x) for x in np.ravel(value)]
-def cpu():
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in both)
-for name in sys.argv[1:]:
-    data = np.load(name)
-    begin = cpu()
     out, _ = fit.free_REML(
         data["Y"], data["K"], data["P"], data["nu"], fixed_covars={"x": data["x"]}, R=True
     )
@@ -123,7 +112,7 @@ def theirs(python: str, genes: list[dict[str, np.ndarray]], code: str = THEIRS) 
         for k, one in enumerate(genes):
             names.append(str(Path(folder, f"{k}.npz")))
             np.savez(names[-1], **one)
-        call = [python, "-c", code, *names]
+        call = [python, "-c", BEGIN + code, *names]
         out = subprocess.run(call, check=True, capture_output=True, text=True, cwd=folder).stdout
     lines = [line for line in out.splitlines() if line.startswith("RESULT")]
     return [json.loads(line.removeprefix("RESULT")) for line in lines]

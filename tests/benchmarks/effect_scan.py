@@ -30,7 +30,7 @@ from pathlib import Path
 import bench_fit
 import numpy as np
 import pandas as pd
-from scan_null import inflation, quantiles
+from scan_null import inflation, picture
 
 import ctmm_formula as ctmm
 from ctmm_formula.results.estimates import adjusted
@@ -175,24 +175,13 @@ def power(found: dict[str, np.ndarray], null: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def picture(found: dict[str, np.ndarray], null: np.ndarray, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = {
-        "effects": [name for name in found if name.startswith("effects")],
-        "limma, by type": [name for name in found if name.startswith("limma")],
-        "variances of groups": [name for name in found if name.startswith("groups")],
+def panels(found: dict[str, np.ndarray], null: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """P values of null genes by panel of the picture and name."""
+    starts = {"effects": "effects", "limma, by type": "limma", "variances of groups": "groups"}
+    return {
+        title: {name: p[null].ravel() for name, p in found.items() if name.startswith(start)}
+        for title, start in starts.items()
     }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
-    for ax, (title, names) in zip(axes, panels.items(), strict=True):
-        p = {name: found[name][null].ravel() for name in names}
-        quantiles(ax, p, title, 8)
-    axes[0].set_ylabel("observed -log10 p")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -206,7 +195,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         found, notes = run(genes, folder)
     null = np.arange(genes) < args.genes
-    picture(found, null, OUT.with_suffix(".png"))
+    picture(panels(found, null), OUT.with_suffix(".png"), 8.0)
     error = np.sqrt(0.05 * 0.95 / args.genes)
     parts = [
         "# A scan for effects and for variances of groups",

@@ -26,7 +26,7 @@ from pathlib import Path
 import bench_fit
 import numpy as np
 import pandas as pd
-from scan_null import inflation, quantiles
+from scan_null import inflation, picture
 
 import ctmm_formula as ctmm
 from ctmm_formula.simulate import CountCells
@@ -103,19 +103,13 @@ def grouped(found: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in out.items()}
 
 
-def picture(found: pd.DataFrame, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.5, 4.6), sharey=True)
-    for ax, (title, start) in zip(axes, PANELS.items(), strict=True):
-        own = {name: p for name, p in grouped(found).items() if name.startswith(start)}
-        quantiles(ax, own, title, 6)
-    axes[0].set_ylabel("observed -log10 p")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def panels(found: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """P values by panel of the picture and name."""
+    every = grouped(found)
+    return {
+        title: {name: p for name, p in every.items() if name.startswith(start)}
+        for title, start in PANELS.items()
+    }
 
 
 def main() -> None:
@@ -139,7 +133,7 @@ def main() -> None:
                 sys.stderr.write(f"{path.name}\n")
             parts.append(pd.read_csv(path, index_col=0))
     found = pd.concat(parts)
-    picture(found, OUT.with_suffix(".png"))
+    picture(panels(found), OUT.with_suffix(".png"), 6.0)
     error = np.sqrt(0.05 * 0.95 / args.genes)
     OUT.write_text(
         "# A scan of null genes in donors under two conditions\n\n"

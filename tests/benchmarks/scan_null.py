@@ -122,16 +122,17 @@ def quantiles(ax, tests: dict[str, np.ndarray], title: str, top: float) -> None:
     ax.legend(fontsize=7, title="test (lambda_GC)", title_fontsize=7, loc="upper left")
 
 
-def picture(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def picture(found: dict[str, dict[str, np.ndarray]], path: Path, top: float = 10.0) -> None:
+    """QQ plots side by side: p values of tests by panel and name, up to 10^-top."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(found), figsize=(5 * len(found), 4.6), sharey=True)
-    for ax, (noise, tests) in zip(axes, found.items(), strict=True):
-        quantiles(ax, tests, noise, 10)
-    axes[0].set_ylabel("observed -log10 p (cut at 10)")
+    for ax, (title, tests) in zip(axes, found.items(), strict=True):
+        quantiles(ax, tests, title, top)
+    axes[0].set_ylabel(f"observed -log10 p (cut at {top:g})")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
