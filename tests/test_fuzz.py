@@ -334,6 +334,8 @@ def test_fixed_effects_whose_variance_by_the_model_is_negative():
         assert "Negative components make the variance" in str(fit.summary(covariance="model"))
     assert np.isnan(errors.iloc[:2]).tolist() == [True, False]
     assert np.isnan(test.sd.ravel()).tolist() == [True, False]
+    assert "variance of a tested combination negative" in test.notes[0] and test.notes[1] == ""
+    assert str(test).endswith(f"c0: {test.notes[0]}")
     assert fit.bse.iloc[0] > 0  # of the jackknife
 
 

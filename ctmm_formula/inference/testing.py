@@ -30,6 +30,10 @@ LLF_TOLERANCE = 1e-6
 """A larger model may fall this far short of the smaller one by rounding; more is a failed fit."""
 
 _SAME_MEAN = "all cell types have the same mean"
+_NEGATIVE = (
+    "negative components make the variance of a tested combination negative: "
+    "use covariance='jackknife'"
+)
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
 
 
@@ -280,9 +284,11 @@ def wald(
     if not (np.isfinite(t).all() and np.isfinite(C).all()):
         return blank.without("the estimates or their covariance could not be computed")
     d = L @ t - rhs
-    scale = np.sqrt(np.clip(np.diag(S), 0.0, None))
-    if not scale.all():
+    if not np.diag(S).all():
         return blank.without("a tested combination has no variance")
+    if (np.diag(S) < 0.0).any():
+        return blank.without(_NEGATIVE)
+    scale = np.sqrt(np.diag(S))
     distance, smallest = squared_distance(S / np.outer(scale, scale), d / scale)
     if smallest < _SINGULAR:  # of a unit diagonal: the rank does not depend on units
         return blank.without("the covariance of the tested combinations is singular")

@@ -79,7 +79,8 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     Returns
     -------
     statsmodels ContrastResults
-        ``effect``, ``sd``, ``tvalue``, ``pvalue``, ``conf_int()``, ``summary_frame()``.
+        ``effect``, ``sd``, ``tvalue``, ``pvalue``, ``conf_int()``, ``summary_frame()``, and
+        ``notes``, which say of every hypothesis why it has no test, or "".
     """
     from .tested import Tested
 
@@ -95,7 +96,9 @@ def t_test(res: Record, hypotheses: Hypotheses, covariance: Covariance = None) -
     t = tested(errors, effect, sd, L, 0.05, rhs)[:, 2]
     df = np.where(df > 0, df, np.nan)
     denominator = df if errors.own else float(df[0])
-    return Tested(ends, effect=effect, t=t, sd=sd, df_denom=denominator, statistic=None)
+    none = zip(L[:, None], np.isnan(t) | np.isnan(df), strict=True)
+    notes = [linear(fit, errors, row).note if no else "" for row, no in none]
+    return Tested(ends, notes, effect=effect, t=t, sd=sd, df_denom=denominator, statistic=None)
 
 
 def _ends(

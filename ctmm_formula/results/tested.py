@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,21 @@ from statsmodels.stats.contrast import ContrastResults
 class Tested(ContrastResults):
     """t tests of linear hypotheses, with intervals `ends` (q, 2) for any alpha.
 
-    The others of statsmodels are symmetric about the estimate.
+    The others of statsmodels are symmetric about the estimate.  `notes` says of every hypothesis
+    why it has no test, or "".
     """
 
-    def __init__(self, ends: Callable[[float], np.ndarray], **kwds: Any) -> None:
-        self._ends = ends
+    def __init__(
+        self, ends: Callable[[float], np.ndarray], notes: Sequence[str], **kwds: Any
+    ) -> None:
+        self._ends, self.notes = ends, tuple(notes)
         super().__init__(**kwds)
 
     def conf_int(self, alpha: float = 0.05) -> np.ndarray:
         """Confidence intervals (q, 2) of the combinations."""
         return self._ends(alpha)
+
+    def __str__(self) -> str:
+        """The parent's table, and below it why a hypothesis has no test."""
+        reasons = [f"c{k}: {note}" for k, note in enumerate(self.notes) if note]
+        return "\n".join([super().__str__(), *reasons])
