@@ -113,29 +113,6 @@ def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: fl
     return np.array([one.t[0] / quantile for one in own])
 
 
-def uneven(C: np.ndarray) -> float:
-    """Units alike that give V^-1 its mean, less those that give V its variance, of C (U, q, q).
-
-    0 where there is no mean: of n units alike it is (n - 1) / (n - 1 - q), so of no more than
-    q + 1 units, where loads grow without end.
-    """
-    q = C.shape[1]
-    if len(C) <= q + 1:
-        return 0.0
-    alike = q * (q + 1) / sum(np.trace(c) ** 2 + np.trace(c @ c) for c in C)
-    load = np.full(len(C), 2.0)
-    for _ in range(5000):
-        parts = C / load[:, None, None]
-        left_out = parts.sum(axis=0) - parts
-        if np.linalg.eigvalsh(left_out).min() <= 0:
-            return 0.0
-        before, load = load, 1 + np.trace(np.linalg.inv(left_out) @ C, axis1=1, axis2=2)
-        if np.abs(load - before).max() < 1e-13 * load.max():
-            break
-    m = np.trace(np.linalg.inv((C / load[:, None, None]).sum(axis=0))) / q
-    return 1 + q * m / (m - 1) - alike
-
-
 def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> SimpleNamespace:
     """CR2 covariance, Satterthwaite df and HTZ test from the n x n covariance of residuals.
 
@@ -168,11 +145,11 @@ def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> Si
         for s in range(q) for t in range(q)
     ]  # fmt: skip
     eta = q * (q + 1) / sum(var)
-    if q > 1:
-        eta += uneven(np.array([G[:, :, u, u] for u in range(count)]))
-    away = L @ f.beta - null
+    away, back = L @ f.beta - null, np.linalg.inv(half)
     at = power(half @ moved(f, L, null) @ half, 0.5)
-    there = np.linalg.inv(half) @ at @ half @ V @ half @ at @ np.linalg.inv(half)
+    w, even = (q + 1) / (eta + q + 1), half @ V @ half
+    there = back @ at @ ((1 - w) * even + w * np.trace(even) / q * np.eye(q)) @ at @ back
+    eta *= q * (q + 1) / (2 + (1 - w) ** 2 * (q * (q + 1) - 2))  # the variance that V has left
     F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(there) @ away
     alone = [moved(f, L[[k]], away_from)[0, 0] for k, away_from in enumerate(values)]
     t = away / np.sqrt(np.diag(V) * alone / np.diag(expected))

@@ -279,7 +279,7 @@ def test_hypotheses_that_cannot_be_tested():
 
 
 def test_hotelling_of_complete_even_data():
-    """Donors alike: the test is Hotelling's own, with its exact law."""
+    """Donors alike: that of the differences' covariance, moved towards the model's."""
     rng = np.random.default_rng(3)
     size, count = 4, 15
     H = np.tile(np.eye(size), (count, 1))
@@ -289,20 +289,25 @@ def test_hotelling_of_complete_even_data():
     basis = resolve("free", list("abcd")).basis
     model = build_model(y.ravel(), nu, H, H, donor, basis, n_cells=np.full(len(nu), 20.0))
     L = np.diff(np.eye(size), axis=0)
-    got = sandwich.hotelling(robust.weigh(model), L)
-    D = y @ L.T
-    T2 = count * D.mean(axis=0) @ np.linalg.solve(np.cov(D.T), D.mean(axis=0))
-    q = len(L)
-    close(got.statistic, (count - q) / ((count - 1) * q) * T2)
-    close([got.df_num, got.df_denom], [q, count - q])
-    one = sandwich.contrasts(robust.weigh(model), L)
+    fit = robust.weigh(model)
+    got = sandwich.hotelling(fit, L)
+    D, q = y @ L.T, len(L)
+    own, by_model = np.cov(D.T) / count, L @ fit.estimate.cov_beta @ L.T
+    factor = np.trace(np.linalg.solve(by_model, own)) / q
+    w = (q + 1) / (count - 1 + q + 1)
+    V = (1 - w) * own + w * factor * by_model
+    eta = (count - 1) * q * (q + 1) / (2 + (1 - w) ** 2 * (q - 1) * (q + 2))
+    T2 = D.mean(axis=0) @ np.linalg.solve(V, D.mean(axis=0))
+    close(got.statistic, (eta - q + 1) / (eta * q) * T2)
+    close([got.df_num, got.df_denom], [q, eta - q + 1])
+    one = sandwich.contrasts(fit, L)
     close(one.df, np.full(q, count - 1.0))
     close(one.pvalues(), stats.ttest_1samp(D, 0.0).pvalue)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_joint_tests_divide_by_what_has_the_mean_of_their_law(groups):
-    """Units that say different things of different rows: E V^-1 by draws at the same weights."""
+def test_the_law_of_joint_tests(groups):
+    """Units that say different things of different rows, by draws at the same weights."""
     rng = np.random.default_rng(groups)
     size, count = 6, 20
     H = np.tile(np.eye(size), (count, 1))
@@ -321,11 +326,18 @@ def test_joint_tests_divide_by_what_has_the_mean_of_their_law(groups):
     terms = np.einsum("sun,bn->bsu", want.units, draws)
     V = terms @ terms.transpose(0, 2, 1)
     np.testing.assert_allclose(V.mean(axis=0), np.eye(size), atol=0.06)
-    mean = np.trace(np.linalg.inv(V), axis1=1, axis2=2).mean()
-    eta = want.df_denom + size - 1
-    plain = size * (size + 1) / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
-    off, was = (abs(size * x / (x - size - 1) / mean - 1) for x in (eta, plain))
-    assert off < 0.12 and off < 0.5 * was, (off, was)
+    many = size * (size + 1)
+    eta = many / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
+    w = (size + 1) / (eta + size + 1)
+    share = np.trace(V, axis1=1, axis2=2)[:, None, None] / size
+    V = (1 - w) * V + w * share * np.eye(size)
+    eta = many / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
+    assert want.df_denom + size - 1 == pytest.approx(eta, rel=0.1)
+    x = rng.normal(size=(len(V), size))
+    T2 = (x * np.linalg.solve(V, x[..., None])[..., 0]).sum(axis=1)
+    F = want.df_denom / ((want.df_denom + size - 1) * size) * T2
+    p = stats.f.sf(F, size, want.df_denom)
+    assert 0.035 < (p < 0.05).mean() < 0.06 and (p < 0.01).mean() < 0.015
 
 
 def test_invariances():

@@ -175,22 +175,17 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 #
 # $$ V_L = \sum_u e_u's_us_u'e_u, \quad e_u = (I - KG_u)^{-1/2}KL' $$
 #
-# $t$ tests have Satterthwaite's degrees of freedom $2E(V)^2/\mathrm{Var}(V)$; $F$ tests of $q$ rows
-# are the approximate Hotelling test, with $\eta = q(q + 1) / \sum_{st} \mathrm{Var}(V_{st})$ of rows
-# with $E V_L = I$:
+# $t$ tests have Satterthwaite's degrees of freedom $2E(V)^2/\mathrm{Var}(V)$.  Of $q$ rows with
+# $E V_L = I$, $\eta = q(q + 1) / \sum_{st} \mathrm{Var}(V_{st})$ are those of $V_L$ as a Wishart matrix.
+# A matrix of $q$ rows from little more than $q$ units costs a joint test most of its power, so it is
+# moved towards the model's, up to a factor, as by $q + 1$ more units that follow the model:
+#
+# $$ V_L \leftarrow (1 - w)V_L + w\,\frac{\mathrm{tr}V_L}{q} I, \quad w = \frac{q + 1}{\eta + q + 1}, \quad
+# \eta \leftarrow \frac{\eta\,q(q + 1)}{2 + (1 - w)^2(q - 1)(q + 2)} $$
+#
+# where the last has the variance that is left.  $F$ tests are the approximate Hotelling test:
 #
 # $$ \frac{\eta - q + 1}{\eta q}(Lb)'V_L^{-1}(Lb) \sim F(q, \eta - q + 1) $$
-#
-# That $\eta$ gives $V$ the variance of a Wishart matrix; where some units say more than others,
-# $V^{-1}$ is smaller in the mean than that matrix's.  With $C_u$ the covariance of $e_u's_u$ that mean
-# is $mI$ on average, $m = \mathrm{tr}\big[\sum_u C_u / (1 + c_u)\big]^{-1} / q$, in which leaving
-# units out of $V$ gives $c_u = \mathrm{tr}\,C_u\big[\sum_{v \ne u} C_v / (1 + c_v)\big]^{-1}$, and
-# $\eta$ becomes
-#
-# $$ \eta + 1 + \frac{qm}{m - 1}
-# - \frac{q(q + 1)}{\sum_u (\mathrm{tr}C_u)^2 + \mathrm{tr}(C_u^2)} $$
-#
-# which is $\eta$ itself where units are alike.
 #
 # The noise of counts rises with their mean, so $V_L$ at the estimates is too small where a mean came
 # out too small by chance, and too large where it is taken where $Lb = c$ is true.  Tests of $Lb = c$

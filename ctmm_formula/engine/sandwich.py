@@ -26,24 +26,17 @@ H_st = sum_u h_us h_ut' the covariances of the residuals of all pairs of units s
 
 which is linear in the number of units.
 
-A joint test divides by V, and the mean of V^-1 is that of a Wishart matrix with eta degrees of
-freedom only where units are alike: where some say more than others it is smaller, the more so the
-more rows there are, and the test is too careful.  Let C_u = d_u - k_u be the covariance of
-g_u = e_u's_u; they sum up to I.  With V_-u the sum without unit u,
+A matrix of q rows from little more than q units costs a joint test most of its power, where the
+working covariance has a few parameters.  So V is moved towards what that says of it, as it would be
+by q + 1 more units that follow it (as many as give an inverse Wishart matrix a mean), up to a
+factor that all rows share: of rows with E V = I
 
-    V^-1 g_u = V_-u^-1 g_u / (1 + g_u'V_-u^-1 g_u)
+    V <- (1 - w) V + w tr(V) / q I,   w = (q + 1) / (eta + q + 1)
+    eta <- eta q (q + 1) / (2 + (1 - w)^2 (q^2 + q - 2))
 
-so that, with means c_u in the place of g_u'V_-u^-1 g_u,
-
-    (E V_-u^-1)^-1 = sum_(v != u) C_v / (1 + c_v),   c_u = tr(C_u E V_-u^-1),
-    (E V^-1)^-1 = sum_u C_u / (1 + c_u)
-
-Of n units that are alike E V^-1 = m I, m = (n - 1) / (n - 1 - q).  With m = tr(E V^-1) / q
-
-    eta <- eta + 1 + q m / (m - 1) - q (q + 1) / sum_u ((tr C_u)^2 + tr(C_u^2))
-
-is that number of units for the one that has the variance of independent g_u: what the fixed effects
-cost stays as it is, and all of eta where units are alike.
+where the second has the variance that is left of V, with that of its trace, 2 q / eta, as it was.
+The more units the less w; of one row nothing moves.  Where the working covariance is wrong in more
+than a factor, V lies between it and the truth, and comes closer with every unit.
 
 The noise is that which the pairs have halfway to where the hypothesis holds
 (:mod:`ctmm_formula.engine.moving_noise`): with rows that have L K L' = I and L M L' there, V_L
@@ -59,7 +52,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from .kernels import cholesky, cholesky_solve, empty, zeros
+from .kernels import empty, zeros
 from .moving_noise import MovingNoise, covariance_under
 from .options import called, kept
 from .robust import ONE_UNIT, RobustFit
@@ -68,7 +61,6 @@ from .symmetric import rotate
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
 _STEPS, _CLOSE = 200, 1e-10  # most steps to the end of an interval, and the last, relative
-_TURNS, _STILL = 500, 1e-11  # most steps to the mean of V^-1, and the last, relative
 ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
 TOO_FEW = "too few independent donors or blocks for this many hypotheses"
 
@@ -262,7 +254,7 @@ _WRONG = {
 @kept
 def _each(share, axes, turned, across):
     """V_L (q, q), df of every row (q,), and whether one rests on one unit alone."""
-    cov, df, _, rests, _ = _over_units(share, axes, turned, across, False)
+    cov, df, _, rests = _over_units(share, axes, turned, across, False)
     return cov, df, rests
 
 
@@ -291,12 +283,21 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
             to_even[s] += turn[s, t] * away[t] / size
             for j in range(p):
                 even[j, s] += across[j, t] * turn[s, t] / size
-    cov, _, variance, rests, own = _over_units(share, axes, turned, even, True)
+    cov, _, variance, rests = _over_units(share, axes, turned, even, True)
     if rests:
         return math.nan, gram, _RESTS
-    df = q * (q + 1) / variance + (_uneven(own) if q > 1 else 0.0) - q + 1.0
-    if not df > 0.0:
+    eta = q * (q + 1) / variance
+    if not eta > q - 1.0:
         return math.nan, gram, _HAS_FEW
+    left = eta / (eta + q + 1.0)  # 1 - w
+    eta *= q * (q + 1) / (2.0 + left * left * (q - 1) * (q + 2))
+    mean = 0.0
+    for s in range(q):
+        mean += cov[s, s] / q
+    for s in range(q):
+        for t in range(q):
+            cov[s, t] *= left
+        cov[s, s] += (1.0 - left) * mean
     back = zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
     if slope == 0.0:
         for s in range(q):
@@ -321,12 +322,12 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
                 total += back[s, k] * cov[k, t]
             for k in range(q):
                 out[s, k] += total * back[k, t]
-    return df, out, _DONE
+    return eta - q + 1.0, out, _DONE
 
 
 @called
 def _over_units(share, axes, turned, across, together):
-    """V_L (q, q), the rows' df (q,), the variance of V_L, whether a row rests on one unit, C_u.
+    """V_L (q, q), the rows' df (q,), the variance of V_L, whether a row rests on one unit.
 
     In the axes of each unit's share of X'SX, with K = root root', root'G_u root = T T',
     T'T = diag(l) and loads z = T' root' L' (k, q),
@@ -344,7 +345,6 @@ def _over_units(share, axes, turned, across, together):
     units, most = share.shape
     p, q = across.shape
     cov, h, H = zeros((q, q)), empty((q, units, p)), empty((p, p))
-    own = empty((units if together else 0, q, q))
     z, g = empty((most, q)), empty(q)
     expected, square, resting = zeros(q), zeros(q), zeros(q)
     variance = 0.0
@@ -379,8 +379,6 @@ def _over_units(share, axes, turned, across, together):
                     d += z[i, s] * z[i, t]
                     k += z[i, s] * share[u, i] * z[i, t]
                 both = d * (d - 2.0 * k)
-                if together:
-                    own[u, s, t] = own[u, t, s] = d - k
                 if s == t:
                     expected[s] += d - k
                     square[s] += both
@@ -423,71 +421,4 @@ def _over_units(share, axes, turned, across, together):
         # where nothing is left that could vary there are no degrees of freedom
         if square[s] > 0.0:
             df[s] = expected[s] * expected[s] / square[s]
-    return cov, df, variance if together else math.nan, rests, own
-
-
-@called
-def _uneven(own):
-    """What eta has to be larger by, as units with covariances `own` (U, q, q) are not alike.
-
-    0 where V^-1 has no mean, as of no more than q + 1 units.
-    """
-    units, q, _ = own.shape
-    if units <= q + 1:
-        return 0.0
-    whole, part, column = empty((q, q)), empty((q, q)), empty(q)
-    load = empty(units)  # 1 + c_u
-    square = 0.0
-    for u in range(units):
-        size = 0.0
-        for s in range(q):
-            size += own[u, s, s]
-            for t in range(q):
-                square += own[u, s, t] * own[u, s, t]
-        square += size * size
-        load[u] = size
-    alike = q * (q + 1) / square
-    start = (alike - 1.0) / max(alike - 1.0 - q, 1.0)
-    for u in range(units):
-        load[u] = 1.0 + start * load[u]
-    for _ in range(_TURNS):
-        for s in range(q):
-            for t in range(q):
-                whole[s, t] = 0.0
-                for u in range(units):
-                    whole[s, t] += own[u, s, t] / load[u]
-        moved = 0.0
-        for u in range(units):
-            for s in range(q):
-                for t in range(q):
-                    part[s, t] = whole[s, t] - own[u, s, t] / load[u]
-            now = 1.0 + _trace_of_quotient(part, own[u], column)
-            if not now < math.inf:
-                return 0.0
-            moved = max(moved, abs(now - load[u]) / now)
-            for s in range(q):  # the others see it at once
-                for t in range(q):
-                    whole[s, t] += own[u, s, t] * (1.0 / now - 1.0 / load[u])
-            load[u] = now
-        if moved < _STILL:
-            for s in range(q):
-                for t in range(q):
-                    part[s, t] = 1.0 if s == t else 0.0
-            m = _trace_of_quotient(whole, part, column) / q
-            return 1.0 + q * m / (m - 1.0) - alike
-    return 0.0
-
-
-@called
-def _trace_of_quotient(low, B, column):
-    """tr(A^-1 B) (q, q), A in `low`, which its factor replaces; infinity if not definite."""
-    q = len(low)
-    if not cholesky(low, q):
-        return math.inf
-    trace = 0.0
-    for s in range(q):
-        for t in range(q):
-            column[t] = B[t, s]
-        cholesky_solve(low, q, column)
-        trace += column[s]
-    return trace
+    return cov, df, variance if together else math.nan, rests
