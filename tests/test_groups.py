@@ -382,6 +382,28 @@ def test_responses_that_no_row_tells_apart_are_left_out():
     assert any("'V[B]:group', 'V[NK]:group'" in note for note in fit.notes)
 
 
+def test_a_type_under_one_condition_has_neither_effect_nor_response():
+    """The others have theirs, of their own rows what they are beside the whole type."""
+    whole = table(within=True, donors=30, missing=0.0)
+    frame = whole[(whole["celltype"] != "T") | (whole["group"] == "ctrl")]
+    with pytest.warns(ctmm.CTMMWarning, match="no rows for combinations"):
+        fit = ctmm.fit(
+            "expr ~ C(celltype) * C(group)", within="group", method="reml", data=frame
+        )  # fmt: skip
+    assert dense.llf(fit.arrays, fit.estimate.theta, "reml") == pytest.approx(fit.llf, abs=1e-9)
+    found = fit.effects("group")
+    assert np.isnan(found.table["estimate"]).tolist() == [False, False, True]
+    assert found.omnibus.df[0] == 2 and "without T: no rows" in found.omnibus.note
+    assert {"V[B]:group", "V[NK]:group"} <= set(fit.vcomp.index)
+    assert "V[T]:group" not in fit.vcomp.index
+    test = fit.test_response()
+    every = ctmm.fit("expr ~ C(celltype) * C(group)", within="group", data=whole).test_response()
+    assert test.pvalue < 0.01 and 0 < test.extra["shared"] < 1 and 0 < test.extra["specific"] < 1
+    for name in ("B", "NK"):
+        assert test.extra["celltype"][name] == pytest.approx(every.extra["celltype"][name])
+    assert np.isnan(test.extra["celltype"]["T"]) and "no test of 'T'" in test.note
+
+
 def test_overall_pseudobulk_by_groups():
     rng = np.random.default_rng(5)
     P = rng.dirichlet([4, 3, 2], 90)

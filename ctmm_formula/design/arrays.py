@@ -525,23 +525,25 @@ def told(
 ) -> tuple[Coding, np.ndarray, tuple[str, ...]]:
     """The columns that the rows can tell, where cell types lack combinations that others have.
 
-    Without such combinations, and where covariates differ within a donor, what came: columns that
-    are aliased for another reason stay, for :func:`check_design`.
+    Without such combinations, and where covariates differ within a donor (a sample, of donors under
+    several conditions), what came: columns that are aliased for another reason stay, for
+    :func:`check_design`.
 
     Returns
     -------
     Coding; ndarray, shape (n, p) : of the columns kept
     tuple of str : what to know
     """
-    same, celltype = (coding, X, ()), ready.roles.celltype
+    same, roles = (coding, X, ()), ready.roles
+    celltype = roles.celltype
     if celltype is None or celltype not in coding.frame.columns or not np.isfinite(X).all():
         return same
     gone = aliased(X, coding.names)
     if not gone:
         return same
-    others = coding.frame.drop(columns=celltype)
-    of_donor = others.groupby(ready.labels[ready.roles.donor].codes).nunique(dropna=False)
-    if (of_donor > 1).any(axis=None):
+    sample = [ready.labels[name].codes for name in (roles.donor, roles.within) if name is not None]
+    others = coding.frame.drop(columns=celltype).groupby(sample).nunique(dropna=False)
+    if (others > 1).any(axis=None):
         return same
     every = _in_every_type(coding, celltype, celltypes)
     if not np.isfinite(every).all() or aliased(every, coding.names):

@@ -262,7 +262,11 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
     column = crossed.crossing.column
     null = crossed.common(_with_types(crossed.inner.basis), effects)
     J = crossed.tested(np.ones((1, C, C)), effects)[column]
-    units = crossed.tested(np.array([np.diag(e) for e in np.eye(C)]), effects)[column]
+    names = crossed.crossing.effects(crossed.inner.celltypes)
+    seen = np.bincount([names.index(name) % C for name in effects], minlength=C)
+    # under one condition a type's response is the variance that it has anyway
+    own = np.array([np.diag(e) for e in np.eye(C)[seen > 1]])
+    units = crossed.tested(own, effects)[column]
     return ResponseDesign(
         directions_of(model, np.concatenate([null, units]), {SHARED: J[0]}, {}),
         directions_of(model, np.concatenate([null, J]), {SPECIFIC: units.sum(axis=0)}, {}),
