@@ -413,6 +413,23 @@ def test_weights_that_are_missing_or_series(df):
     pd.testing.assert_frame_equal(one, res.contrast({"late": pd.Series(weights)}))
 
 
+def test_contrasts_are_named_whatever_cell_types_are_called():
+    """Commas in a name part no contrasts; an empty list of values is no value."""
+    table = ctmm.load_example().replace(
+        {"celltype": {"day3": "CD4+ T, naive", "day0": "CD14- M/DC"}}
+    )
+    res = ctmm.fit("expr ~ C(celltype) * sex", data=table)
+    found = res.contrast(
+        "CD4+ T, naive|M - CD4+ T, naive|F = CD14- M/DC|M - CD14- M/DC|F, day1 = 2"
+    )
+    assert found.index[1] == "day1 = 2" and found.index[0].count("CD4+ T, naive") == 2
+    plain = ctmm.fit("expr ~ C(celltype) * sex", data=ctmm.load_example())
+    same = plain.contrast(["day3|M - day3|F = day0|M - day0|F", "day1 = 2"])
+    np.testing.assert_allclose(found["p_value"], same["p_value"], rtol=1e-8)
+    with pytest.raises(ctmm.CTMMError, match="at= has no values for 'sex'"):
+        res.means(at={"sex": []})
+
+
 def test_names_with_two_blanks_in_a_scan(df):
     obs, expr, nu = ctmm.load_genes()
     obs = obs.assign(celltype=obs["celltype"].astype(str).replace({"day0": "day  0"}))

@@ -126,6 +126,8 @@ def grid(at: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     """
     several = [n for n, v in at.items() if iterable(v) and not isinstance(v, (str, bytes))]
     lists = [list(v) if n in several else [v] for n, v in at.items()]
+    if not all(lists):
+        raise CTMMError(f"at= has no values for {list(at)[lists.index([])]!r}: give at least one")
     return several, [dict(zip(at, values, strict=True)) for values in product(*lists)]
 
 

@@ -154,6 +154,11 @@ def in_words(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> str:
     >>> in_words(np.array([[0.0, -2.0], [1.0, 1.0]]), np.zeros(2), ["a", "b"])
     '- 2 b = 0, a + b = 0'
     """
+    return ", ".join(equations(L, rhs, names))
+
+
+def equations(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The same one by one, whatever the names are."""
     rows = []
     for row, value in zip(L, rhs, strict=True):
         terms = ""
@@ -161,4 +166,4 @@ def in_words(L: np.ndarray, rhs: np.ndarray, names: Sequence[str]) -> str:
             times = "" if abs(weight) == 1.0 else f"{abs(weight):g} "
             terms += f" {'-' if weight < 0 else '+'} {times}{name}" if weight else ""
         rows.append(f"{terms[1:].removeprefix('+ ')} = {value + 0.0:g}")  # no -0
-    return ", ".join(rows)
+    return rows

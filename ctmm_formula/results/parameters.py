@@ -303,9 +303,8 @@ def contrast(
     names, hypotheses = _named(weights)
     L, rhs, words = contrast_rows(res.design, hypotheses, at)
     errors = errors_of_effects(res, covariance)
-    index = words.split(", ") if names is None else names
-    own = pd.Index(index if len(index) == len(L) else range(len(L)), name="contrast")
-    return effect_table(res, errors, L, own, alpha, rhs)
+    index = pd.Index(words if names is None else names, name="contrast")
+    return effect_table(res, errors, L, index, alpha, rhs)
 
 
 def _named(weights: Any) -> tuple[list[str] | None, Any]:

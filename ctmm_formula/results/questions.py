@@ -23,7 +23,7 @@ from ..engine.robust import CLUSTERED
 from ..errors import CTMMError
 from ..inference.differences import Differences, each, linear, padded, test_differences
 from ..inference.fit import JACKKNIFE, Fit
-from ..inference.hypotheses import constraints, in_words
+from ..inference.hypotheses import constraints, equations, in_words
 from ..inference.testing import TestResult
 from ..inference.tests import (
     COMPONENT_TESTS,
@@ -146,15 +146,15 @@ def _run_effects(fit: Fit, ask: Ask, *, asked: Differences) -> TestResult:
 
 def _contrast(rest: str, about: About) -> Test:
     L, rhs, words = contrast_rows(about.design, rest)
-    run = partial(_run_contrast, L=L, rhs=rhs, null=words)
+    run = partial(_run_contrast, L=L, rhs=rhs, null=", ".join(words))
     row = QUESTIONS["contrast"].asserts
     return Test(ASKED, run, frozenset({FIXED}), (), row, {"": len(L) == 1})
 
 
 def contrast_rows(
     design: Design, hypotheses: object, at: object = None
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows L b = rhs (q, p) of hypotheses about means of cell types, and their words."""
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows L b = rhs (q, p) of hypotheses about means of cell types, and each in words."""
     means = cells(design, at)
     W, rhs = constraints(list(means), hypotheses)  # type: ignore[arg-type]
     used = np.flatnonzero((W != 0).any(axis=0))
@@ -162,7 +162,7 @@ def contrast_rows(
     if not np.isfinite(rows).all():
         lost = [list(means)[k] for k in used[~np.isfinite(rows).all(axis=1)]]
         raise CTMMError(f"the rows do not tell the mean of {', '.join(lost)}")
-    return W[:, used] @ rows, rhs, in_words(W, rhs, list(means))
+    return W[:, used] @ rows, rhs, equations(W, rhs, list(means))
 
 
 def _run_contrast(fit: Fit, ask: Ask, *, L: np.ndarray, rhs: np.ndarray, null: str) -> TestResult:
