@@ -99,7 +99,8 @@ differences <- function(object, variable, values = NULL, at = NULL, every = FALS
   own <- object$columns
   known <- setdiff(names(own), c(object$roles$celltype, object$proportion_columns))
   if (missing(variable) || !is.character(variable) || length(variable) != 1L || !variable %in% known)
-    fail("CTMMError", "unknown variable ", if (!missing(variable)) listing(as.character(variable)),
+    fail("CTMMError", if (missing(variable)) "name a variable" else
+           paste("unknown variable", listing(as.character(variable))),
          " of the fixed part: choose from ", if (length(known)) listing(known, 20L)
          else "none, it has no covariates")
   if (!is.null(at) && (!is.list(at) || is.null(names(at))))

@@ -74,7 +74,7 @@
 #' the smallest number; for tests in words \code{df_}, of F tests \code{df1_}, and of one number \code{estimate_} and \code{se_}.
 #' \code{top_genes} gives the first rows by one column; \code{top_effects} is a data frame like
 #' \code{topTable} of \pkg{limma}: \code{gene}, the \code{estimate} of the effect in a cell type (or
-#' \code{"mean"}), \code{std.error}, \code{mean} of the gene, \code{statistic} (t), \code{df},
+#' \code{"mean"}, their mean; a cell type of that name is \code{"celltype mean"}), \code{std.error}, \code{mean} of the gene, \code{statistic} (t), \code{df},
 #' \code{p.value} and \code{p.adjusted} (Benjamini and Hochberg); without a cell type the estimates of
 #' all of them, F of the omnibus test and \code{p.heterogeneity}.
 #' @examplesIf !nzchar(ctmm_check()$problem)
@@ -423,23 +423,26 @@ top_effects <- function(x, effect = NULL, celltype = NULL, n = 10) {
          if (is.numeric(effect)) "; the number of rows is n =")
   variable <- sub("\\[[^[]*\\]$", "", effect)
   level <- substring(effect, nchar(variable) + 1L)
-  end <- function(type) if (type == "mean") paste0("_mean", level) else
-    if (nzchar(level)) paste0(sub("\\]$", "", level), ",", type, "]") else paste0("[", type, "]")
   column <- function(kind, end) x[[paste0(kind, "_effects:", variable, end)]]
-  types <- Filter(function(type) !is.null(column("estimate", end(type))), c(about$celltypes, "mean"))
+  own <- about$celltypes
+  end <- if (nzchar(level)) paste0(sub("\\]$", "", level), ",", own, "]") else paste0("[", own, "]")
+  end <- c(end, paste0("_mean", level))
+  names(end) <- c(ifelse(own == "mean", "celltype mean", own), "mean")
+  end <- Filter(function(one) !is.null(column("estimate", one)), end)
   if (is.null(celltype)) {
     statistic <- column("stat", "")
     out <- data.frame(gene = x$gene, check.names = FALSE)
-    for (type in types) out[[type]] <- column("estimate", end(type))
+    for (type in names(end)) out[[type]] <- column("estimate", end[[type]])
     out$mean.expression <- x$mean
     out <- cbind(out, F = statistic, df1 = column("df1", ""), df2 = column("df", ""),
                  p.value = column("p", ""), p.adjusted = column("p", "_bh"))
     apart <- column("p", "_heterogeneity")
     if (!is.null(apart)) out$p.heterogeneity <- apart
   } else {
-    if (length(celltype) != 1L || !celltype %in% types)
-      fail("CTMMError", "there is no cell type ", listing(celltype), ": choose from ", listing(types, 20L))
-    own <- end(celltype)
+    if (length(celltype) != 1L || !celltype %in% names(end))
+      fail("CTMMError", "there is no cell type ", listing(celltype), ": choose from ",
+           listing(names(end), 20L))
+    own <- end[[celltype]]
     out <- data.frame(gene = x$gene, estimate = column("estimate", own),
                       std.error = column("se", own), mean = x$mean, statistic = column("stat", own),
                       df = column("df", own), p.value = column("p", own))

@@ -95,7 +95,7 @@ test_that("what cannot be asked names the choices", {
   need_python()
   fit <- crossed_fit()
   expect_error(effects(fit, "sx"), "unknown variable 'sx'.*'sex', 'PC1'", class = "ctmm_CTMMError")
-  expect_error(effects(fit), "unknown variable")
+  expect_error(effects(fit), "name a variable of the fixed part")
   expect_error(effects(fit, "celltype"), "unknown variable 'celltype'")
   expect_error(effects(fit, "sex", values = c("F", "X")), "'sex' has no value 'X': choose from 'F', 'M'")
   expect_error(effects(fit, "sex", values = c("F", "F")), "two or more different values")
@@ -144,6 +144,12 @@ test_that("genes are asked in words, and have a table like limma's", {
                "unknown test 'efects:sex'.*effects:VARIABLE")
   plain <- ctmm_genes(~ celltype, data = pseudobulk, expr = Y, nu = nu)
   expect_error(top_effects(plain), "there are no effects")
+  called <- pseudobulk
+  called$celltype <- sub("day1", "mean", as.character(called$celltype))
+  called <- ctmm_genes(~ celltype * sex + sex:PC1, data = called, expr = Y, nu = nu, random = ~ batch,
+                       tests = "effects:sex")
+  expect_equal(top_effects(called, celltype = "celltype mean", n = 3)[-4L], top[-4L], tolerance = 1e-6)
+  expect_equal(top_effects(called)[["mean"]], all$mean, tolerance = 1e-6)
 })
 
 test_that("groups that vary unlike are said", {
