@@ -481,8 +481,10 @@ def _inverted(V: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float] | No
         if failed:
             return None
         logdet = 2.0 * float(np.log(root.diagonal()).sum())
-        inverse, _ = lapack.dpotri(root, lower=1, overwrite_c=1)
-        return np.tril(inverse, -1).T + np.tril(inverse), logdet
+        half, _ = lapack.dpotri(root, lower=1, overwrite_c=1)  # zeros above the diagonal
+        inverse = half + half.T
+        inverse.flat[:: len(V) + 1] *= 0.5
+        return inverse, logdet
     other = ~positive
     below = V[np.ix_(positive, other)]
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ A fit takes half a minute there, or less.
 """
 _STEPS = 100
 _TOLERANCE = 1e-10  # squared decrement
+_HELD = 1e-4  # squared decrement behind the last barrier that only walls hold
 _PATIENCE = 3  # steps that the domain cuts short before a climb turns to the edge
 _BARRIER = tuple(10.0**-k for k in range(1, 9))
 
@@ -363,7 +365,25 @@ def _inside(f: _Objective, theta: np.ndarray, middle: np.ndarray) -> np.ndarray:
 def _along_the_edge(f: _Objective, theta: np.ndarray) -> _End:
     """Behind a barrier whose weight vanishes in stages."""
     end = _climb(f, theta, _BARRIER[0], 0.03 * _BARRIER[0])
-    for mu in _BARRIER[1:]:
-        end = _climb(f, end.theta, mu, 0.03 * mu)
+    for mu, following in pairwise(_BARRIER):
+        end = _climb(f, _ahead(f, end, mu, following), following, 0.03 * following)
+    if _direction(end.theta, f.walls.lower, end.at.score, end.at.average)[1] > _HELD:
+        return end._replace(edge=True)
     last = _climb(f, end.theta, 0.0, _TOLERANCE, 2)
     return last if last.settled else end._replace(edge=True)
+
+
+def _ahead(f: _Objective, end: _End, mu: float, following: float) -> np.ndarray:
+    """Where the maximum behind a barrier of weight `following` is, from that of weight `mu`.
+
+    A step by the curvature of the barrier that was there: the distance to a wall goes with mu.
+    """
+    _, grad, curvature = f.walls(end.theta)
+    step, _ = _direction(
+        end.theta, f.walls.lower, end.at.score + following * grad, end.at.average + mu * curvature
+    )
+    for size in (1.0, 0.99, 0.9):
+        theta = np.maximum(end.theta + size * step, f.walls.lower)
+        if f.walls(theta)[0] > -math.inf:
+            return theta
+    return end.theta
