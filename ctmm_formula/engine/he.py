@@ -85,14 +85,12 @@ class Factors(NamedTuple):
         """K B of every factor, for B (L, ...)."""
         if not self.kernels[self.of_levels.stop :]:
             return B
-        out, width = B.copy(), math.prod(B.shape[1:])
+        parts = [B[: self.part(self.of_levels.stop).start]]
         for kernel, own in self.by_kernel():
-            N, F = len(kernel), len(own)
-            levels = slice(self.part(own[0]).start, self.part(own[-1]).stop)
-            side = B[levels].reshape(F, N, width).transpose(1, 0, 2)
-            turned = kernel.times(side.reshape(N, F * width)).reshape(N, F, width)
-            out[levels] = turned.transpose(1, 0, 2).reshape(F * N, *B.shape[1:])
-        return out
+            part = B[self.part(own[0]).start : self.part(own[-1]).stop]
+            sides = part.reshape(len(own), len(kernel), math.prod(B.shape[1:]))
+            parts.append(kernel.times(sides).reshape(part.shape))
+        return np.concatenate(parts)
 
     def spread(self, f: int, U: np.ndarray) -> np.ndarray:
         """Z_f U_f for U (L, j), (n, j)."""
@@ -128,7 +126,7 @@ class Moments:
         Q' Sigma_f Q of every factor.
     back : ndarray, shape (p, p)
         Fixed effects of X from those of Q.
-    across : ndarray, shape (F', F', N)
+    across : ndarray, shape (N, F', F')
         Of factors f, h with kernels (K_f d K_h)_ii of every donor i, d = Z_f' Z_h.
     """
 
@@ -212,23 +210,23 @@ def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> tuple[np.ndarr
     factors, F = seen.factors, len(seen.cores)
     levels = factors.of_levels
     donors = [f for f in range(F) if not levels.start <= f < levels.stop]
-    of_donors = np.array([seen.KT[factors.part(f)] for f in donors])  # (F', N, p)
-    weight = factors.weight[donors]
-    d = np.array([np.add.reduceat(own * weight, model.row_ptr[:-1], axis=1) for own in weight])
-    inner = (of_donors.transpose(1, 0, 2) @ of_donors.transpose(1, 2, 0)).transpose(1, 2, 0)
-    between = -2.0 * (d * inner).sum(axis=2)  # (F', F')
+    of_donors = np.array([seen.KT[factors.part(f)] for f in donors]).transpose(1, 0, 2)
+    weight = factors.weight[donors].T
+    d = np.add.reduceat(weight[:, :, None] * weight[:, None, :], model.row_ptr[:-1])  # (N, F', F')
+    between = -2.0 * (d * (of_donors @ of_donors.transpose(0, 2, 1))).sum(axis=0)
     kernels = list(factors.by_kernel())
     own, shift = np.arange(levels.start), levels.stop - levels.start
     at = [np.array(numbers) - shift for _, numbers in kernels]
-    across = np.empty((len(donors) - len(own),) * 2 + d.shape[2:])
+    across = np.empty((len(d), *(len(donors) - len(own),) * 2))
+    every = np.arange(len(d))
     for (one, _), f in zip(kernels, at, strict=True):
-        part = d[np.ix_(own, f)]
-        between[np.ix_(own, f)] += (part * part) @ one.diagonal
+        part = d[np.ix_(every, own, f)]
+        between[np.ix_(own, f)] += np.tensordot(one.diagonal, part * part, axes=1)
         for (other, _), g in zip(kernels, at, strict=True):
-            part = d[np.ix_(f, g)]
-            turned = part.reshape(-1, part.shape[2]) @ (one.whole * other.whole)
-            across[np.ix_(f - len(own), g - len(own))] = turned.reshape(part.shape)
-    between[len(own) :, len(own) :] += (d[len(own) :, len(own) :] * across).sum(axis=2)
+            part = d[np.ix_(every, f, g)]
+            turned = one.meets(other, part.reshape(len(d), -1)).reshape(part.shape)
+            across[np.ix_(every, f - len(own), g - len(own))] = turned
+    between[len(own) :, len(own) :] += (d[:, len(own) :, len(own) :] * across).sum(axis=0)
     traces = np.tensordot(seen.cores, seen.cores, axes=([1, 2], [1, 2]))
     traces[np.ix_(donors, donors)] += between
     for f in range(levels.start, levels.stop):
@@ -303,7 +301,7 @@ def moments(model: Model) -> Moments:
     back = model.back
     if len(back) and model.n_donors < len(model.active):
         back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
-    seen, across = _Seen(factors, Q), np.empty((0, 0, len(model.active)))
+    seen, across = _Seen(factors, Q), np.empty((len(model.active), 0, 0))
     if model.kinship:
         gram, across = _with_kinship(model, gram, seen)
     S = components_to_factors(model)

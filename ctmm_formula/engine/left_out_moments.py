@@ -77,7 +77,7 @@ class LeftOutMoments:
                 part = he.moments(model.without(self.groups[g]))
             except ConvergenceError:  # not even without rounding
                 continue
-            if _known(part.gram, self.design.gram):
+            if np.isfinite(_inverses(part.gram, self.design.gram)).all():
                 self._others[int(g)] = part
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
@@ -161,13 +161,20 @@ def _gls_without(
             active[donors[x]] = True
 
 
-def _known(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Whether moment equations (..., K, K) tell components apart, beside those of all rows."""
-    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-    left = (diagonal > _NOTHING * np.diag(whole)).all(axis=-1)
+def _inverses(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Inverse moment matrices (..., K, K), NaN where they do not tell components apart.
+
+    Components must keep some of what they had in the matrix of all rows, `whole` (K, K).
+    """
+    left = np.diagonal(gram, axis1=-2, axis2=-1) > _NOTHING * np.diag(whole)
     scale = 1.0 / np.sqrt(np.maximum(np.diag(whole), np.finfo(float).tiny))
-    size = np.abs(np.linalg.eigvalsh(gram * np.outer(scale, scale)))
-    return np.asarray(left & (size.max(axis=-1) <= he.CONFOUNDED * size.min(axis=-1)))
+    scaled = gram * np.outer(scale, scale)
+    known = left.all(axis=-1) & (np.linalg.slogdet(scaled)[0] > 0.0)
+    out = np.full_like(gram, math.nan)
+    out[known] = np.linalg.inv(scaled[known])
+    size, inverse = (np.linalg.norm(one, axis=(-2, -1)) for one in (scaled, out))
+    out[~(size * inverse <= he.CONFOUNDED)] = math.nan
+    return out * np.outer(scale, scale)
 
 
 def _smallest(Q: np.ndarray, rows: np.ndarray, ptr: np.ndarray) -> np.ndarray:
@@ -194,7 +201,8 @@ def _padded(rows: np.ndarray, ptr: np.ndarray, some: np.ndarray) -> tuple[np.nda
 class _Update:
     """The differences that groups of rows make, all groups together.
 
-    Groups are padded to m rows; (g, m, .) are values in their rows, zero where there is none.
+    Groups are padded to m rows; (g, m, .) are values in their rows, zero where there is none, and
+    (g, m, K, .) those of every component, which a group meets in one product.
     """
 
     def __init__(self, design: Moments, model: Model, rows: np.ndarray, mask: np.ndarray) -> None:
@@ -213,37 +221,47 @@ class _Update:
         Q = self._take(design.Q)
         self.A = np.linalg.inv(np.eye(m) - Q @ Q.transpose(0, 2, 1))
         AQ = self.A @ Q
-        SQ = np.tensordot(design.S, design.factors.times(design.Q), axes=1)  # and Pi Sigma_k Q
+        SQ = np.tensordot(design.S, design.factors.times(design.Q), axes=1)
+        SQ = SQ.transpose(1, 0, 2).reshape(n, -1)  # Sigma_k Q of every component, Pi Sigma_k Q
         PSQ = SQ - design.Q @ (design.Q.T @ SQ)
-        sigma = self._blocks(model)
-        own, left = self._take(SQ), self._take(PSQ)
-        self.T = sigma - Q @ own.transpose(0, 1, 3, 2) - left @ Q.transpose(0, 2, 1)
+        sigma, K = self._blocks(model), len(design.S)
+        own, left = (self._take(one).reshape(*rows.shape, K, p) for one in (SQ, PSQ))
+        back = Q.transpose(0, 2, 1)
+        self.T = sigma - _right(left, back) - _right(own, back).transpose(0, 3, 2, 1)
         self.alone = len(model.basis)  # components that join no rows of different donors
-        self._equations(model, sigma, SQ, PSQ, own, Q, AQ)
-        self._noise(sigma, own, left, Q, AQ)
+        AT = _left(self.A, self.T)
+        self._equations(model, sigma, SQ, PSQ, own, AQ, AT)
+        self._noise(sigma, own, left, Q, AQ, AT)
 
     def _take(self, values: np.ndarray) -> np.ndarray:
-        """Values by row (..., n, j) as (..., g, m, j)."""
-        return values[..., self.rows, :] * self.mask[..., None]
+        """Values by row (n, j) as (g, m, j)."""
+        return values[self.rows] * self.mask[..., None]
 
     def _blocks(self, model: Model) -> np.ndarray:
-        """Sigma_k,gg of every component, (K, g, m, m)."""
+        """Sigma_k,gg of every component, (g, m, K, m)."""
         both = self.mask[:, :, None] & self.mask[:, None, :]
-        donor = model.row_donor[self.rows]
-        same = both & (donor[:, :, None] == donor[:, None, :])
-        K, R = len(model.basis), model.W.shape[1]
-        W = model.W[self.rows]
-        weighted = np.einsum("kr,gmr->kgmr", model.S[:K, :R], W)
-        parts = [same * (weighted @ W.transpose(0, 2, 1))]
+        donor, H = model.row_donor[self.rows], model.H[self.rows]
+        back = H.transpose(0, 2, 1)
+
+        def of_donors(basis: np.ndarray, weight: np.ndarray) -> np.ndarray:
+            C = H.shape[2]
+            loads = H @ basis.transpose(1, 0, 2).reshape(C, -1)
+            loads = loads.reshape(*self.rows.shape, len(basis), C)
+            return _right(loads, back) * weight[:, :, None]
+
+        parts = [of_donors(model.basis, both & (donor[:, :, None] == donor[:, None, :]))]
         for codes, values in model.random:
             code, value = codes[self.rows], values[self.rows]
             shared = both & (code[:, :, None] == code[:, None, :])
-            parts.append((shared * value[:, :, None] * value[:, None, :])[None])
-        for term in model.kinship:
-            related = both * term.kernel.whole[donor[:, :, None], donor[:, None, :]]
-            H = model.H[self.rows]
-            parts.append(related * (H @ term.basis[:, None] @ H.transpose(0, 2, 1)))
-        return np.concatenate(parts)
+            parts.append((shared * value[:, :, None] * value[:, None, :])[:, :, None])
+        for kernel, basis in model.kinship:
+            related = (
+                kernel.diagonal[donor][:, :, None]
+                if self.single
+                else kernel.whole[donor[:, :, None], donor[:, None, :]]
+            )
+            parts.append(of_donors(basis, both * related))
+        return np.concatenate(parts, axis=2)
 
     def _equations(
         self,
@@ -252,31 +270,24 @@ class _Update:
         SQ: np.ndarray,
         PSQ: np.ndarray,
         near: np.ndarray,
-        Q: np.ndarray,
         AQ: np.ndarray,
+        AT: np.ndarray,
     ) -> None:
         """Inverse normal matrices (g, K, K), NaN where components cannot be told apart."""
         design, K = self.design, len(self.design.S)
-        through = _traces(self.A @ sigma, sigma)  # tr A (Sigma_k Sigma_l)_gg
+        through = _traces(_left(self.A, sigma), sigma)  # tr A (Sigma_k Sigma_l)_gg
         if self.alone < K:
             through[:, self.alone :, self.alone :] = self._across(model)
-        through -= _inner(self.A @ near, near)
-        rows = self._scatter(AQ)
-        small = Q.transpose(0, 2, 1) @ AQ
-        n, p = design.Q.shape
-        turned = PSQ.transpose(1, 2, 0).reshape(n, p * K)
-        U = design.factors.weigh(design.factors.Z @ turned)
-        U = U.reshape(len(U), p, K)
-        far = np.tensordot(self._meet(rows, U, range(len(design.cores))), design.S, axes=(0, 1))
+        through -= _inner(_left(self.A, near), near)
+        rows, p = self._scatter(AQ), AQ.shape[2]
+        U = design.factors.weigh(design.factors.Z @ PSQ)
+        far = self._meet(rows, U.reshape(len(U), K, p), range(len(design.cores)))
+        far = np.tensordot(far, design.S, axes=(0, 1))
         through -= far + far.transpose(0, 2, 1)
-        inner = SQ.transpose(0, 2, 1).reshape(K * p, n) @ turned  # Q' Sigma_l Pi Sigma_k Q
-        inner = inner.reshape(K, p, p, K).transpose(3, 1, 2, 0)
-        through += np.tensordot(small, inner, axes=([1, 2], [1, 2]))
-        AT = self.A @ self.T
-        gram = design.gram - 2.0 * through + _traces(AT, AT)
-        known = _known(gram, design.gram)
-        self.inverse = np.full_like(gram, math.nan)
-        self.inverse[known] = np.linalg.inv(gram[known])
+        inner = (SQ.T @ PSQ).reshape(K, p, K, p).transpose(1, 3, 2, 0)  # Q'Sigma_l Pi Sigma_k Q
+        small = self._take(design.Q).transpose(0, 2, 1) @ AQ
+        through += np.tensordot(small, inner, axes=([1, 2], [0, 1]))
+        self.inverse = _inverses(design.gram - 2.0 * through + _traces(AT, AT), design.gram)
 
     def _across(self, model: Model) -> np.ndarray:
         """tr A (Sigma_k Sigma_l)_gg of components that join donors, whose rows meet outside of g.
@@ -298,7 +309,7 @@ class _Update:
             if self.single:
                 own = both.transpose(1, 0, 2)
                 met = own @ self.A @ own.transpose(0, 2, 1)
-                out[:, levels:, levels:] = met * self.design.across.transpose(2, 0, 1)[donor[:, 0]]
+                out[:, levels:, levels:] = met * self.design.across[donor[:, 0]]
             else:
                 out[:, levels:, levels:] = np.einsum(
                     "fga,gab,gabfh,hgb->gfh", both, self.A, self._between(model, donor), both,
@@ -309,7 +320,7 @@ class _Update:
     def _between(self, model: Model, donor: np.ndarray) -> np.ndarray:
         """(K_f d K_h)_ij, d = Z_f' Z_h, of the donors i, j of rows (g, m), (g, m, m, f, h)."""
         factors = self.design.factors
-        F, _, N = self.design.across.shape
+        N, F, _ = self.design.across.shape
         pairs, where = np.unique(donor[:, :, None] * N + donor[:, None, :], return_inverse=True)
         i, j = np.divmod(pairs, N)
         own = list(factors.by_kernel())
@@ -327,16 +338,16 @@ class _Update:
         return values[where].reshape(*self.A.shape, F, F)
 
     def _meet(self, rows: np.ndarray, U: np.ndarray, factors: Iterable[int]) -> np.ndarray:
-        """Sums over the rows of g of rows'(Z_f U_f), (F, g, k), of rows (n, p) and U (L, p, k)."""
+        """Sums over the rows of g of (Z_f U_f) rows, (F, g, k), of rows (n, p) and U (L, k, p)."""
         known, out = self.design.factors, []
         loads = known.Z @ rows
         for f in factors:
             own = known.part(f)
             if known.of_levels.start <= f < known.of_levels.stop:
                 of_rows = U[own][known.level[f]] * known.weight[f][:, None, None]
-                out.append(self.members @ (rows[:, None] @ of_rows)[:, 0])
+                out.append(self.members @ (of_rows @ rows[:, :, None])[..., 0])
             else:
-                out.append(self.donors @ (loads[own][:, None] @ U[own])[:, 0])
+                out.append(self.donors @ (U[own] @ loads[own][:, :, None])[..., 0])
         return np.array(out)
 
     def _noise(
@@ -346,27 +357,27 @@ class _Update:
         PSQ: np.ndarray,
         Q: np.ndarray,
         AQ: np.ndarray,
+        AT: np.ndarray,
     ) -> None:
         """What takes nu to the differences of C nu: its own rows, Q'DQ, Z'DQ of every factor.
 
-        SQ and PSQ in the rows of groups, (K, g, m, p).
+        SQ and PSQ in the rows of groups, (g, m, K, p).
         """
         design, A = self.design, self.A
-        n = len(design.Q)
-        ATA = A @ self.T @ A
-        ATAQ = ATA @ Q
-        near = AQ * SQ + (A @ PSQ - ATAQ) * Q
-        near[: self.alone] += (sigma[: self.alone] @ AQ) * Q
-        own = np.einsum("kgaa->kga", ATA) - 2.0 * (A * sigma).sum(axis=-1)
-        own += 2.0 * near.sum(axis=-1)
-        K = len(own)
+        ATA = _right(AT, A)
+        ATAQ = _right(ATA, Q)
+        near = np.einsum("gakp,gap->gak", SQ, AQ)
+        near += np.einsum("gakp,gap->gak", _left(A, PSQ) - ATAQ, Q)
+        alone = _right(sigma[:, :, : self.alone], AQ)
+        near[:, :, : self.alone] += np.einsum("gakp,gap->gak", alone, Q)
+        own = np.einsum("gaka->gak", ATA) - 2.0 * np.einsum("gab,gakb->gak", A, sigma) + 2.0 * near
+        K, n = own.shape[2], len(design.Q)
         ptr = np.concatenate([[0], np.cumsum(np.tile(self.mask.sum(axis=1), K))])
         at = np.tile(self.rows[self.mask], K)
-        self.own = sp.csr_array((own[:, self.mask].ravel(), at, ptr), (len(ptr) - 1, n))
-        Qt = Q.transpose(0, 2, 1)
-        inner = Qt @ ATAQ - 2.0 * PSQ.transpose(0, 1, 3, 2) @ AQ
-        self.inner = _pack(inner, self.upper)  # (K, g, h)
-        self.small = (Qt @ AQ)[(slice(None), *self.upper)]
+        self.own = sp.csr_array((own[self.mask].T.ravel(), at, ptr), (len(ptr) - 1, n))
+        inner = _left(Q.transpose(0, 2, 1), ATAQ) - 2.0 * _left(AQ.transpose(0, 2, 1), PSQ)
+        self.inner = _pack(inner.transpose(2, 0, 1, 3), self.upper)  # (K, g, h)
+        self.small = (Q.transpose(0, 2, 1) @ AQ)[(slice(None), *self.upper)]
         self.products = design.Q[:, self.upper[0]] * design.Q[:, self.upper[1]]
         self.joining = np.flatnonzero(design.S[self.alone :].any(axis=0)).tolist()
         self.rows_of = self._scatter(AQ)
@@ -395,7 +406,7 @@ class _Update:
         turned = self._take(design.Q).transpose(0, 2, 1) @ a
         cross -= np.einsum("gpG,fpG->fgG", turned, means)
         right = full[:, None] - 2.0 * np.tensordot(S, cross, axes=1)
-        right += ((self.T @ a) * a).sum(axis=2)
+        right += (_right(self.T, a) * a[:, :, None]).sum(axis=1).transpose(1, 0, 2)
         right -= self._noise_of(NU)
         return (self.inverse @ right.transpose(1, 0, 2)).transpose(2, 0, 1)
 
@@ -415,15 +426,15 @@ class _Update:
         out += self.inner @ (self.products.T @ NU)
         factors, n = design.factors, len(NU)
         Q = factors.Z @ design.Q
-        spread = factors.Z @ (design.Q[:, :, None] * NU[:, None]).reshape(n, -1)
+        spread = factors.Z @ (NU[:, :, None] * design.Q[:, None]).reshape(n, -1)
         spread = factors.weigh(spread)
-        spread = spread.reshape(len(spread), p, G)
+        spread = spread.reshape(len(spread), G, p)
         parts = map(factors.part, range(len(factors.kernels)))
         V = np.array([np.tensordot(Q[own].T, spread[own], axes=1) for own in parts])
         if self.joining:
             far = self._meet(self.rows_of, spread, self.joining)
             out += 2.0 * np.tensordot(S[:, self.joining], far, axes=1)
-        packed = _pack(np.moveaxis(np.tensordot(S, V, axes=1), -1, 1), self.upper)
+        packed = _pack(np.moveaxis(np.tensordot(S, V, axes=1), 2, 1), self.upper)
         out -= 2.0 * (self.small @ packed.transpose(0, 2, 1))
         return out
 
@@ -434,16 +445,27 @@ class _Update:
         return out
 
 
+def _left(A: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """A T_k of every component, (g, i, K, j), for A (g, i, m) and T (g, m, K, j)."""
+    return (A @ T.reshape(*T.shape[:2], -1)).reshape(*A.shape[:2], *T.shape[2:])
+
+
+def _right(T: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """T_k B of every component, (g, m, K, i), for T (g, m, K, j) and B (g, j, i)."""
+    rows = T.reshape(len(T), -1, T.shape[3]) @ B
+    return rows.reshape(*T.shape[:3], B.shape[2])
+
+
 def _traces(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """tr L_kg R_lg, (g, K, K), of (K, g, m, m)."""
-    return _inner(left, right.transpose(0, 1, 3, 2))
+    """tr L_kg R_lg, (g, K, K), of (g, m, K, m)."""
+    return _inner(left, right.transpose(0, 3, 2, 1))
 
 
 def _inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Sums of products of the entries of L_kg and R_lg, (g, K, K), of (K, g, ., .)."""
-    K, groups = left.shape[:2]
-    rows = left.transpose(1, 0, 2, 3).reshape(groups, K, -1)
-    return rows @ right.transpose(1, 2, 3, 0).reshape(groups, -1, K)
+    """Sums of products of the entries of L_kg and R_lg, (g, K, K), of (g, ., K, .)."""
+    groups, _, K, _ = left.shape
+    rows, others = (one.transpose(0, 2, 1, 3).reshape(groups, K, -1) for one in (left, right))
+    return rows @ others.transpose(0, 2, 1)
 
 
 def _pack(matrices: np.ndarray, upper: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

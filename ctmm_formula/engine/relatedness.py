@@ -81,11 +81,32 @@ class Kernel:
         return np.asarray((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T)
 
     def times(self, B: np.ndarray) -> np.ndarray:
-        """K B for B (N, j)."""
+        """K B for B (..., N, j)."""
         root = self.root
         if root is None or 2 * root.shape[1] > len(root):
             return self.whole @ B
         return np.asarray(root @ (root.T @ B))
+
+    def meets(self, other: Kernel, D: np.ndarray) -> np.ndarray:
+        """(K diag(d) K')_ii of every donor and column d of D (N, j), with another kernel K'.
+
+        As few columns as span D are what costs; where they are few, so that ranks are low, N x N
+        matrices are not needed.
+
+        >>> low = Kernel(None, np.array([[1.0], [2.0]]))
+        >>> low.meets(low, np.array([[1.0, 2.0], [0.0, 0.0]])).round(12).tolist()
+        [[1.0, 2.0], [4.0, 8.0]]
+        """
+        G, R = self.root, other.root
+        left, size, right = np.linalg.svd(D, full_matrices=False)
+        some = size > 1e-15 * size[0]
+        axes, right = left[:, some], size[some, None] * right[some]
+        if G is None or R is None or 4 * some.sum() * min(G.shape[1], R.shape[1]) > len(G):
+            return np.asarray((self.whole * other.whole) @ axes @ right)
+        out = np.zeros(D.shape)
+        for d, row in zip(axes.T, right, strict=True):
+            out += np.outer(((G @ (G.T @ (d[:, None] * R))) * R).sum(axis=1), row)
+        return out
 
     def of(self, donors: np.ndarray) -> Kernel:
         """The kernel of these donors, in their order."""
