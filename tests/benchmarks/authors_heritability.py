@@ -11,7 +11,8 @@ which may be run by itself (and its times for some numbers of donors only) and w
 moments   20 genes of 100 donors: estimates, p values and heritabilities side by side; then the
           time of one gene, from arrays to the jackknife's covariance and p values
 power     60 genes of 200 donors with g = .13 and V = .04 each: how often tests find something
-reml      single genes by their R engine (which needs R with optparse), and by this program
+reml      single genes by their R engine (which needs R with optparse), and by this program; it is
+          stopped after `--limit` seconds of a processor, and what it found is kept in a file
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
@@ -101,8 +103,18 @@ def arrays(model: Model) -> dict[str, np.ndarray]:
     return {"Y": Y, "nu": nu, "K": K[np.ix_(back, back)], "x": x, "P": P}
 
 
-def theirs(python: str, genes: list[dict[str, np.ndarray]], code: str = THEIRS) -> list[dict]:
-    """What their program says of these genes; its R engine is looked for in ``src/cigma``."""
+def theirs(
+    python: str, genes: list[dict[str, np.ndarray]], code: str = THEIRS, limit: int | None = None
+) -> list[dict]:
+    """What their program says of these genes; its R engine is looked for in ``src/cigma``.
+
+    No process of it takes more than `limit` seconds of a processor: then nothing is said.
+    """
+
+    def bound() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+
     where = [python, "-c", "import importlib.util as i; print(i.find_spec('cigma').origin)"]
     origin = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,8 +125,12 @@ def theirs(python: str, genes: list[dict[str, np.ndarray]], code: str = THEIRS) 
             names.append(str(Path(folder, f"{k}.npz")))
             np.savez(names[-1], **one)
         call = [python, "-c", BEGIN + code, *names]
-        out = subprocess.run(call, check=True, capture_output=True, text=True, cwd=folder).stdout
-    lines = [line for line in out.splitlines() if line.startswith("RESULT")]
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        run = subprocess.run(call, capture_output=True, text=True, cwd=folder, preexec_fn=bound)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin
+    if run.returncode and (limit is None or used < 0.9 * limit):
+        sys.exit(run.stderr)
+    lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT")]
     return [json.loads(line.removeprefix("RESULT")) for line in lines]
 
 
@@ -172,10 +188,10 @@ def apart(a: list[float], b: list[float]) -> float:
     return float(np.abs(np.subtract(a, b)).max() / np.abs(b).max())
 
 
-def moments(python: str, sizes: Sequence[int]) -> Iterator[str]:
+def moments(options: argparse.Namespace, sizes: Sequence[int]) -> Iterator[str]:
     """Their numbers and times beside these."""
     genes = [arrays(gene(DONORS, k)) for k in range(GENES)]
-    found = list(zip(theirs(python, genes), map(ours, genes), strict=True))
+    found = list(zip(theirs(options.python, genes), map(ours, genes), strict=True))
     what = {"components": [apart(b["theta"], a["theta"]) for a, b in found]}
     for name in found[0][1]["p"]:
         own = [apart(b["p"][name], a["p"][name]) for a, b in found if name in a["p"]]
@@ -188,15 +204,15 @@ def moments(python: str, sizes: Sequence[int]) -> Iterator[str]:
     yield from ("| donors | cigma, s | this package, s | ratio |", "|---|---|---|---|")
     for N in sizes:
         model = gene(N, 0)
-        mine, their = seconds(model), theirs(python, [arrays(model)])[0]["took"]
+        mine, their = seconds(model), theirs(options.python, [arrays(model)])[0]["took"]
         yield f"| {N} | {their:.3g} | {mine:.3g} | {their / mine:.0f} |"
 
 
-def power(python: str, sizes: Sequence[int]) -> Iterator[str]:
+def power(options: argparse.Namespace, sizes: Sequence[int]) -> Iterator[str]:
     """How often tests of both find what is there."""
     del sizes
     models = [gene(200, 1000 + k) for k in range(POWER)]
-    wald = [one["p"] for one in theirs(python, [arrays(model) for model in models])]
+    wald = [one["p"] for one in theirs(options.python, [arrays(model) for model in models])]
     p: dict[str, list[float]] = {
         "cigma, shared (`hom_g2`)": [one["hom_g2"][0] for one in wald],
         "cigma, specific (`V`)": [one["V"][0] for one in wald],
@@ -212,19 +228,24 @@ def power(python: str, sizes: Sequence[int]) -> Iterator[str]:
     yield from (f"| {name} | {np.mean(np.array(own) < 0.05):.2f} |" for name, own in p.items())
 
 
-def reml(python: str, sizes: Sequence[int]) -> Iterator[str]:
+def reml(options: argparse.Namespace, sizes: Sequence[int]) -> Iterator[str]:
     """Times and maxima of REML."""
     yield (
         "REML of one gene, seconds of a processor; their R engine with its default arguments and "
         'this package (`bounds="psd"`, the covariances of both parts positive semidefinite).  The '
         "difference is that of the log-likelihood here and at their estimate; theirs knows no "
-        "bounds.\n"
+        "bounds.  What they had not finished after so many seconds is >.\n"
     )
     yield "| donors | cigma, s | this package, s | ratio | difference | theirs is a covariance |"
     yield "|---|---|---|---|---|---|"
+    kept = json.loads(options.keep.read_text()) if options.keep.exists() else {}
     for N in sizes:
         model = gene(N, 0)
-        (their,) = theirs(python, [arrays(model)], BY_REML)
+        if str(N) not in kept:
+            said = theirs(options.python, [arrays(model)], BY_REML, options.limit)
+            kept[str(N)] = said[0] if said else {"took": options.limit, "theta": None}
+            options.keep.write_text(json.dumps(kept))
+        their = kept[str(N)]
         X = model.X[:, : model.H.shape[1] + 1]
         own = build_model(
             model.y, model.nu, X, model.H, model.row_donor, model.basis, kinship=model.kinship
@@ -234,13 +255,16 @@ def reml(python: str, sizes: Sequence[int]) -> Iterator[str]:
             begin = time.process_time()
             found = estimate(own, "reml", Domain("psd"))
             took.append(time.process_time() - begin)
-        theta = np.array(their["theta"])
-        parts = [np.tensordot(part, own.basis, axes=1) for part in np.split(theta, 2)]
-        inside = all(np.linalg.eigvalsh(A)[0] >= 0.0 for A in parts)
-        at = evaluate(own, theta, True)
-        more = "" if at is None else f"{found.llf - at.llf:.1e}"
-        cells = f"{their['took']:.3g} | {min(took):.3g} | {their['took'] / min(took):.0f}"
-        yield f"| {N} | {cells} | {more} | {'yes' if inside else 'no'} |"
+        ratio, more, inside = their["took"] / min(took), "", ""
+        if their["theta"] is not None:
+            theta = np.array(their["theta"])
+            parts = [np.tensordot(part, own.basis, axes=1) for part in np.split(theta, 2)]
+            inside = "yes" if all(np.linalg.eigvalsh(A)[0] >= 0.0 for A in parts) else "no"
+            at = evaluate(own, theta, True)
+            more = "" if at is None else f"{found.llf - at.llf:.1e}"
+        at_least = "> " if their["theta"] is None else ""
+        cells = f"{at_least}{their['took']:.3g} | {min(took):.3g} | {at_least}{ratio:.0f}"
+        yield f"| {N} | {cells} | {more} | {inside} |"
 
 
 PARTS = {"moments": (moments, SIZES), "power": (power, ()), "reml": (reml, (50, 100, 200))}
@@ -261,6 +285,8 @@ def sections(text: str) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True)
+    parser.add_argument("--limit", type=int, default=2400, help="seconds of one REML of theirs")
+    parser.add_argument("--keep", type=Path, default=HERE / "authors_heritability.reml.json")
     parser.add_argument("--only", choices=list(PARTS))
     parser.add_argument("--donors", type=int, nargs="*", help="times of these, others as they are")
     options = parser.parse_args()
@@ -276,7 +302,7 @@ def main() -> None:
     for name, (part, sizes) in PARTS.items():
         if options.only in (None, name):
             some = [N for N in sizes if options.donors is None or N in options.donors]
-            text = "\n".join(part(options.python, some))
+            text = "\n".join(part(options, some))
             rows = {**rows_of(done.get(name, "")), **rows_of(text)}
             kept = [line for line in text.splitlines() if line not in rows.values()]
             done[name] = "\n".join([*kept, *(rows[N] for N in sizes if N in rows)])
