@@ -97,10 +97,18 @@ def test_rows_that_are_lost_and_values_outside_are_seen():
 
 
 @pytest.mark.slow
-def test_the_bench_starts_anew_where_its_null_fit_is_local():
-    """The log-likelihood of this null model has two maxima, -117.008 and -116.185."""
-    found = harness.run({"differential": FUZZERS["differential"]}, 5, 1, first=1030)
-    assert found == {"differential he ctp: result": 1}
+@pytest.mark.parametrize(
+    ("seed", "number", "method"),
+    [
+        (5, 1030, "he"),  # -117.008 and -116.185
+        (3, 189, "robust"),  # -82.459, where the first climb ends, and -82.351
+    ],
+)
+def test_null_fits_with_two_maxima(seed, number, method):
+    """The restricted log-likelihood of these null models has two maxima: both sides find the higher
+    one."""
+    found = harness.run({"differential": FUZZERS["differential"]}, seed, 1, first=number)
+    assert found == {f"differential {method} ctp: result": 1}
 
 
 # what the fuzzers found, each kind once

@@ -122,13 +122,12 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
     p = model.X.shape[1]
     middle = centre(model, scale)
     work = make_work(problem)
-    few_rows = model.nobs < _FEW_ROWS * len(middle)
     start = middle
     if not reml:  # the REML optimum is the natural first start for ML
-        restricted = search(problem._replace(reml=True), middle, middle, False, few_rows, work)
+        restricted = search(problem._replace(reml=True), middle, middle, False, model.nobs, work)
         start = middle if restricted.status == INFEASIBLE else restricted.theta
     status, theta, llf, decrement, n_eval, used = search(
-        problem, start, middle, not reml, few_rows, work
+        problem, start, middle, not reml, model.nobs, work
     )
     if status == INFEASIBLE:
         raise ConvergenceError(
@@ -178,7 +177,6 @@ def refuse_no_noise(model: Model) -> None:
         )
 
 
-_FEW_ROWS = 10  # for each component
 _CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
 MESSAGES = {
     INTERIOR: "interior optimum",

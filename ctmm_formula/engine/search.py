@@ -6,7 +6,8 @@ at the least variance that their noise allows.  Such a donor gains no more than
 edge can win where it is within some 1.5 standard errors.  Therefore
 
 1. climb from the variance split; an interior maximum with that much room along every component's
-   profile, and lower likelihood there, is the maximum;
+   profile, and lower likelihood there, is the maximum; not so where rows are not many and three
+   variances or more are bounded each by itself, of which one may trade places with two others;
 2. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
@@ -60,6 +61,8 @@ _BEHIND = 3.0  # what a barrier of weight one costs at most, per component
 _NEARLY_NULL = 0.02  # of the variance split
 _SHORT = 0.97  # of the way to the edge where a start lies
 _FAR = 200.0  # units of a tenth of the split, where there is no edge
+_TRADED = 3  # variances that can stand in for each other
+_FEW_ROWS, _SOME_ROWS = 10, 50  # for each component
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
 _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
 _ROUGH = 0.1  # relative accuracy of the way to the edge
@@ -328,24 +331,31 @@ def search(
     start: np.ndarray,
     middle: np.ndarray,
     prefer_interior: bool,
-    few_rows: bool,
+    rows: int,
     wk: Work,
 ) -> Found:
-    """The maximum over the domain; the first climb begins at `start`, `middle` lies well inside."""
+    """The maximum over the domain; the first climb begins at `start`, `middle` lies well inside.
+
+    `rows` is the number of responses.
+    """
     theta = start.copy()
     status, llf, decrement, n_eval, _, clear = race(
         pr, start[None], np.zeros(1), prefer_interior, True, theta, wk
     )
-    if clear and not few_rows:
+    walled, count = len(pr.cactive) > 0, len(start)
+    few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
+    if clear and not few_rows and not (traded and rows < _SOME_ROWS * count):
         return Found(status, theta, llf, decrement, n_eval, 1)
     inside = status == INTERIOR
     first, null = theta if inside else start, _NEARLY_NULL * middle
-    if len(pr.cactive):
+    if walled:
         unit = 0.1 * np.abs(middle).max()
         many = corners(pr, null, unit, wk)
         few = corners(pr, theta if inside else middle, unit, wk)[:_FLAT]
     else:  # bounds only: one component at a time stands out
         many, few = null + np.diag(middle - null), null[None]
+        if traded:
+            many = np.vstack([many, middle - np.diag(middle - null)])  # or all but one
     starts = np.vstack([first, middle, many, few])
     weights = np.repeat([_BARRIER, 0.1 * _BARRIER], [2 + len(many), len(few)])
     weights[0] = 0.0 if inside else _BARRIER
