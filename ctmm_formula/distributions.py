@@ -41,14 +41,19 @@ def t_reach(p: float, df: np.ndarray | float) -> np.ndarray:
 
 
 def variance_interval(
-    value: np.ndarray, se: np.ndarray, df: np.ndarray | float, tail: float
+    value: np.ndarray,
+    se: np.ndarray,
+    df: np.ndarray | float,
+    tail: float,
+    df_se: np.ndarray | float | None = None,
 ) -> np.ndarray:
     """Intervals (K, 2) of variance components, by t on the scale of log(value + c).
 
     The standard error of a variance component rises with it, as se = (2 / df)^1/2 (value + c)
     where noise adds c: estimates that happen to be small come with small errors, and value -+ t se
     misses larger truths.  c is what the standard error says it is, and at least 0; ends may be
-    negative, as components may.
+    negative, as components may.  t has `df_se` degrees of freedom, those of the standard error,
+    where they are fewer than the df of the units.
 
     >>> variance_interval(np.array([0.2]), np.array([0.1]), 19, 0.025).round(3)
     array([[0.048, 0.5  ]])
@@ -56,7 +61,7 @@ def variance_interval(
     value, se = np.asarray(value, dtype=float), np.asarray(se, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         whole = np.maximum(value, se * np.sqrt(np.asarray(df) / 2.0))
-        part = t_reach(tail, df) * se / whole
+        part = t_reach(tail, df if df_se is None else df_se) * se / whole
         ends = value[..., None] + whole[..., None] * np.expm1(part[..., None] * [-1.0, 1.0])
     return ends
 

@@ -91,6 +91,14 @@ def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
     return out
 
 
+def error_df(theta: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of the jackknife's variances of replicates (U, K), by k statistics."""
+    spread = np.array([2.0 * stats.kstat(t, 2) ** 2 / stats.kstatvar(t, 2) for t in theta.T])
+    most = 1.0 / (len(theta) - 1)
+    own = np.where(spread > 0, np.maximum(1.0 / spread, most), most)
+    return 1.0 / np.maximum(own, own.mean())
+
+
 def moved(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float) -> np.ndarray:
     """Covariance of L b with the noise that the rows have halfway to where L b is `null`."""
     a, n = f.a, f.cells

@@ -60,11 +60,12 @@ def close(value, expected, rtol=EXACT):
 
 
 def component_errors(dense):
-    """Jackknife covariance of theta, and the larger of its errors and the working model's."""
+    """Jackknife covariance of theta, the larger of its errors and the working model's, their df."""
     parts = [part.theta for part in dense_robust.jackknife(dense)]
     cov = (len(parts) - 1) ** 2 / len(parts) * np.cov(np.transpose(parts))
     working = np.diag(2.0 * np.linalg.inv(dense.F))
-    return cov, np.sqrt(np.maximum(np.diag(cov), working))
+    df = dense_robust.error_df(np.array(parts))
+    return cov, np.sqrt(np.maximum(np.diag(cov), working)), df
 
 
 random = pytest.mark.parametrize("name", quick_first(RANDOM))
@@ -78,7 +79,7 @@ def test_table_by_brute_force(fits, name):
     p, units = len(res.fe_params), dense.unit.max() + 1
     assert res.df_resid == units - 1 == (71 if name == "donors" else 23)
     table, cr2 = res.table(), dense_robust.cr2(dense, np.eye(p))
-    cov, se = component_errors(dense)
+    cov, se, df_se = component_errors(dense)
     close(table["estimate"], [*dense.beta, *dense.theta])
     close(table["std_error"], [*np.sqrt(np.diag(cr2.cov)), *se])
     df = np.append(cr2.df, np.full(len(se), units - 1))
@@ -91,7 +92,7 @@ def test_table_by_brute_force(fits, name):
         np.testing.assert_allclose(dense_robust.ends(dense, row, 0.05, low, high), [1, -1], 1e-6)
     # of components by t on the scale of log(theta + c), where se = sqrt(2 / df) (theta + c)
     c = np.maximum(se / np.sqrt(2.0 / df[p:]) - dense.theta, 0.0)
-    reach = stats.t.ppf(0.975, df[p:]) * se / (dense.theta + c)
+    reach = stats.t.ppf(0.975, df_se) * se / (dense.theta + c)
     expected[p:] = np.transpose([(dense.theta + c) * np.exp(s * reach) - c for s in (-1, 1)])
     close(table[["conf_low", "conf_high"]], expected)
     own = res.cov_params().to_numpy()

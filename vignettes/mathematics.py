@@ -199,8 +199,12 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 # $(LML')^{1/2}V_L(LML')^{1/2}$.  Intervals hold the values that are not rejected.
 #
 # Standard errors of $\theta$ are the larger of the jackknife's over units, at fixed weights, and of
-# $2F^{-1}$; tests of them have units less rows as degrees of freedom.  Whether $V = 0$ is a question
-# for the score test.
+# $2F^{-1}$; tests of them have units less rows as degrees of freedom.  Their intervals are by $t$ on
+# the scale of $\log(\theta + c)$, on which the standard error does not rise with $\theta$; $t$ has
+# Satterthwaite's degrees of freedom $2S^2 / \mathrm{Var}(S)$ of the jackknife's variance $S$, from
+# the cumulants of its replicates, and no more than the components have on average: counts make
+# donors' effects skewed, and few donors do not show how long their tails are.  Whether $V = 0$ is a
+# question for the score test.
 #
 # | what | where |
 # |---|---|

@@ -201,13 +201,34 @@ class RobustFit:
         jackknife = np.diag(self.cov_jackknife)[:K]
         return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
 
-    def component_intervals(self, level: float = 0.95) -> np.ndarray:
-        """Confidence intervals of theta (K, 2) by t with U - 1 df; ends may be negative.
+    @cached_property
+    def error_df(self) -> np.ndarray:
+        """Satterthwaite's degrees of freedom 2 E(S)^2 / Var(S) of the jackknife's variances S (K,).
 
-        See :func:`ctmm_formula.distributions.variance_interval`.
+        S is the variance of U replicates; that of S follows from their second and fourth cumulants
+        k2 and k4, here unbiased, as 2 k2^2 / (U - 1) + k4 / U.  Few units show how long the tails
+        of their effects are, and all components those of the same units: no component has more
+        degrees of freedom than they have together (1 / df on average), nor than U - 1.
+        """
+        U = self.n_units
+        most = np.full(len(self.estimate.theta), max(U - 1.0, 1.0))
+        if U < 4:
+            return most
+        square = np.square(self.replicates.theta - self.replicates.theta.mean(axis=0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = np.square(square).mean(axis=0) / np.square(square.mean(axis=0)) - 3.0
+        k4 = (U - 1.0) / ((U - 2.0) * (U - 3.0)) * ((U + 1.0) * excess + 6.0)  # of k2^2
+        own = np.fmax(1.0 / most, (2.0 * U + (U - 1.0) * k4) / (2.0 * U * (U + 1.0)))
+        return 1.0 / np.maximum(own, own.mean())
+
+    def component_intervals(self, level: float = 0.95) -> np.ndarray:
+        """Confidence intervals of theta (K, 2); ends may be negative.
+
+        See :func:`ctmm_formula.distributions.variance_interval`; by t with :attr:`error_df`.
         """
         df, tail = max(self.n_units - 1, 1), 0.5 * (1.0 - level)
-        return variance_interval(self.estimate.theta, self.component_errors(), df, tail)
+        theta, se = self.estimate.theta, self.component_errors()
+        return variance_interval(theta, se, df, tail, self.error_df)
 
 
 def fit(model: Model, method: str = "robust", domain: Domain | None = None) -> Estimate:

@@ -3,8 +3,9 @@
 Fixed effects have the cluster-robust covariance CR2 of :mod:`ctmm_formula.engine.sandwich`, t tests
 of one row Satterthwaite's degrees of freedom, F tests of several the approximate Hotelling law.
 Variance components have the jackknife's correlations and the larger of its standard errors and the
-working model's, tests of them units less rows.  Order of all parameters: fixed effects b (p), then
-variance components theta (K).
+working model's, tests of them units less rows; their intervals have the degrees of freedom of the
+jackknife's variances.  Order of all parameters: fixed effects b (p), then variance components
+theta (K).
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     variance components are NaN where the fit did not converge.  The statistic is the estimate over
     its standard error; by robust errors that of a fixed effect takes the noise that counts have
     halfway to where the effect is 0, and its interval holds the values that such a test does not
-    reject.
+    reject; that of a component is by t on the scale of log(component + noise), with the degrees of
+    freedom that its standard error has.
 
     Parameters
     ----------
@@ -91,7 +92,8 @@ def table(res: Record, covariance: Covariance = None, alpha: float = 0.05) -> pd
     out[own & ~(res.converged & (df > 0)), 3] = np.nan
     if isinstance(errors.own, Clustered):
         at = np.flatnonzero(own & (df > 0))
-        out[at, 4:] = variance_interval(out[at, 0], out[at, 1], df[at], alpha / 2)
+        df_se = errors.own.fit.error_df[at - res.numbers.n_fixed]
+        out[at, 4:] = variance_interval(out[at, 0], out[at, 1], df[at], alpha / 2, df_se)
     own &= res.converged & (df > 0)  # a variance is tested against larger values
     out[own, 3] = t_tail(out[own, 2], df[own])
     return pd.DataFrame(out, index=res.labels.params, columns=list(TABLE))

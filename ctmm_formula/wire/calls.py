@@ -30,6 +30,7 @@ from ..arguments import choose, generator
 from ..engine.domain import Domain
 from ..engine.estimate import Estimate
 from ..errors import CTMMError
+from ..inference.clustered import Clustered
 from ..inference.fit import Errors
 from ..inference.jackknife import JackknifeRun
 from ..inference.small_sample import Satterthwaite
@@ -174,6 +175,7 @@ def _described(res: CTMMResults) -> Plain:
         "cov": encode(res.cov_params().to_numpy()),
         "df": encode(res.errors().df(np.eye(res.numbers.n_params))),
         "slopes": _slopes(res.errors()),
+        "error_df": _error_df(res.errors()),
         "table": table(res.table()),
         "aic": float(res.numbers.aic),
         "bic": float(res.numbers.bic),
@@ -199,6 +201,11 @@ def _slopes(errors: Errors) -> Plain | None:
     """What Satterthwaite's degrees of freedom of any combination follow from."""
     parts = errors.own.parts if isinstance(errors.own, Satterthwaite) else None
     return None if parts is None else {"root": encode(parts[0]), "slopes": encode(parts[1])}
+
+
+def _error_df(errors: Errors) -> Plain | None:
+    """Degrees of freedom of the standard errors of the components, where intervals go by them."""
+    return encode(errors.own.fit.error_df) if isinstance(errors.own, Clustered) else None
 
 
 def _effects(res: CTMMResults) -> Plain:

@@ -176,7 +176,7 @@ TABLES: dict[str, list[Setting]] = {
     ],
     "tails of the score": [
         *(Setting(n, mean=0.0, cells="mid", normal=True, genes=5000) for n in (20, 50)),
-        *(Setting(n, mean=m, cells=c, genes=5000)
+        *(Setting(n, mean=m, cells=c, genes=2000)
           for n, m, c in product((20, 50), (0.1, 0.5), ("mid", "uneven"))),
     ],
 }  # fmt: skip
@@ -366,6 +366,7 @@ def components(s: Setting, number: int) -> dict[str, np.ndarray]:
         "hom covered": inside[:1],
         "V covered": inside[1:].mean(keepdims=True),
         "rarest covered": inside[-1:],
+        "widths": np.diff(interval[[0, -1]]).ravel() / g.hom,
     }
 
 
@@ -443,6 +444,9 @@ def cells_of(found: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, str
         yield "coverage of hom", share(found["hom covered"])
         yield "coverage of V", share(found["V covered"])
         yield "of the rarest type", share(found["rarest covered"])
+        wide = np.median(found["widths"], axis=0)
+        yield "width of hom", f"{wide[0]:.2f}"
+        yield "width of V, rarest type", f"{wide[1]:.2f}"
     else:
         for part in ("sum", "cauchy"):
             for level in (*LEVELS, 0.001) if name.startswith("tails") else LEVELS:
@@ -509,7 +513,8 @@ NOTES = {
     "power of means": "The last, rarest type differs from the others.",
     "effects": "A condition without effect, in half of the donors: t tests per type (over "
     "types), HTZ of all effects and of their differences.",
-    "components": "95 % intervals by the larger of jackknife and working covariance.",
+    "components": "95 % intervals by the larger of jackknife and working covariance, t with the "
+    "degrees of freedom of the jackknife's variances; widths over hom, medians over genes.",
     "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "
     "over single types.  Lines with V > 0 are power.  Missing tests count as negative.",
     "tails of the score": "V = 0; far out as well.",

@@ -365,6 +365,7 @@ described <- function(fit, request) {
   fit$df.residual <- got$df_resid
   fit$df <- array_in(got$df)
   fit$slopes <- slopes_in(got$slopes)
+  if (!is.null(got$error_df)) fit$error_df <- array_in(got$error_df)
   fit$convergence <- record$convergence
   fit$n_possible <- got$n_possible
   fit$n_labels <- length(got$labels)

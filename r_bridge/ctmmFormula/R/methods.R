@@ -38,8 +38,8 @@
 #' variance components; default all.
 #' @param level of confidence.
 #' @param method how intervals of variance components are made: \code{"wald"}, by t about the estimate
-#' (after \code{method = "robust"} on the scale of log(component + noise)); \code{"log"}, by t on the scale
-#' of the logarithm, \code{NA} where the estimate is not positive; \code{"profile"}, by profile
+#' (after \code{method = "robust"} on the scale of log(component + noise), with the degrees of freedom of the
+#' jackknife's variances); \code{"log"}, by t on the scale of the logarithm, \code{NA} where the estimate is not positive; \code{"profile"}, by profile
 #' likelihood, as in \pkg{lme4} and \pkg{metafor}, after ML and REML. Fixed effects have those by
 #' \code{"wald"}.
 #' @param fixed.only leave the random terms out.
@@ -343,7 +343,8 @@ confint.ctmm <- function(object, parm, level = 0.95, covariance = NULL,
   if (identical(errors$name, "robust")) {
     out[names(object$beta), ] <- linear_of(object, diag(length(object$beta)), errors, level)$ends
     at <- names(object$vcomp)
-    out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual, level)
+    out[at, ] <- variance_intervals(value[at], sqrt(diag(errors$cov))[at], object$df.residual,
+                                    object$error_df, level)
   }
   at <- names(object$vcomp)
   if (method == "profile")
@@ -371,11 +372,12 @@ intervals <- function(value, se, df, level) {
   matrix(c(value - reach, value + reach), ncol = 2L, dimnames = list(names(value), columns))
 }
 
-# By t on the scale of log(value + c), where the standard error is (2 / df)^1/2 (value + c).
-variance_intervals <- function(value, se, df, level) {
+# By t on the scale of log(value + c), where the standard error is (2 / df)^1/2 (value + c); t has the
+# degrees of freedom of the standard error.
+variance_intervals <- function(value, se, df, df_se, level) {
   if (!isTRUE(df > 0)) return(NA_real_)
   whole <- pmax(value, se * sqrt(df / 2))
-  reach <- stats::qt((1 + level) / 2, df) * se / whole
+  reach <- stats::qt((1 + level) / 2, df_se) * se / whole
   value + whole * cbind(expm1(-reach), expm1(reach))
 }
 
