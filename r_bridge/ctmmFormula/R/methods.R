@@ -39,8 +39,9 @@
 #' @param level of confidence.
 #' @param method how intervals of variance components are made: \code{"wald"}, by t about the estimate
 #' (after \code{method = "robust"} on the scale of log(component + noise), with the degrees of freedom of the
-#' jackknife's variances); \code{"log"}, by t on the scale of the logarithm, \code{NA} where the estimate is not positive; \code{"profile"}, by profile
-#' likelihood, as in \pkg{lme4} and \pkg{metafor}, after ML and REML. Fixed effects have those by
+#' jackknife's variances); \code{"log"}, by t on the scale of the logarithm, \code{NA} where the estimate is
+#' not positive; \code{"profile"}, by profile likelihood, as in \pkg{lme4} and \pkg{metafor}, after ML and
+#' REML. Fixed effects have those by
 #' \code{"wald"}.
 #' @param fixed.only leave the random terms out.
 #' @param newdata a table with the covariates and, for random effects, the columns of donors, cell types
