@@ -773,6 +773,8 @@ BAD = {
     "asymmetric": (lambda K: edit(K, at={(0, 5): 0.7}), "is not symmetric: 0.7 for"),
     "triangle": (lambda K: pd.DataFrame(np.tril(K), K.index, K.columns), "fill in the other half"),
     "missing": (lambda K: edit(K, at={(2, 2): np.nan}), "missing or infinite for donors"),
+    "a donor missing": (lambda K: K.drop(index=K.index[5]).reindex(K.index),
+                        "missing or infinite for donors 'donor06'$"),
     "infinite": (lambda K: edit(K, at={(2, 2): np.inf}), "missing or infinite for donors"),
     "indefinite": (lambda K: edit(K, at={(0, 9): 3.0, (9, 0): 3.0}), "is no covariance"),
     "distances": (lambda K: 1.0 - K, "is no covariance"),
@@ -792,6 +794,7 @@ BAD = {
     "a code of missing ones": (lambda K: genotypes_of(K, [0, 1, -9]),
                                "columns 'rs0', 'rs1', .* hold -9: no count of an allele"),
     "letters": (lambda K: genotypes_of(K, ["AA", "AG", "GG"]), "are not numbers"),
+    "genotypes of nothing": (lambda K: pd.DataFrame(index=K.index), "have no variant"),
     "constant genotypes": (lambda K: pd.DataFrame({"rs1": np.ones(len(K))}, K.index),
                            "do not vary between these"),
 }  # fmt: skip
@@ -867,12 +870,18 @@ def write(folder, K, kind):
         (folder / "c.rel").write_text("\n".join("\t".join(map(str, row)) for row in rows))
         (folder / "c.rel.id").write_text("#FID IID\n" + ids if kind == "rel" else ids)
         return folder / "c.rel"
+    if kind == "grm.gz":
+        (folder / "c.grm.id").write_text(ids)
+        i, j = np.tril_indices(len(K))
+        pairs = pd.DataFrame({"i": i + 1, "j": j + 1, "m": 1000, "K": K.to_numpy()[i, j]})
+        pairs.to_csv(folder / "c.grm.gz", sep="\t", header=False, index=False)
+        return folder / "c.grm.gz"
     path = folder / f"c.{kind}"
     K.to_csv(path, sep="\t" if "tsv" in kind else ",")
     return path
 
 
-@pytest.mark.parametrize("kind", ["grm", "rel", "triangle", "csv", "tsv", "csv.gz"])
+@pytest.mark.parametrize("kind", ["grm", "grm.gz", "rel", "triangle", "csv", "tsv", "csv.gz"])
 def test_files(kind, K, tmp_path):
     path = write(tmp_path, K, kind)
     pd.testing.assert_frame_equal(ctmm.read_kinship(path), K, check_names=False)
@@ -891,6 +900,35 @@ def test_a_compressed_file_that_was_cut_or_damaged(K, tmp_path):
             ctmm.read_kinship(path)
 
 
+@pytest.mark.parametrize(("how", "message"), [
+    ({"header": False}, "no labels of columns: its first row"),
+    ({"index": False}, "no labels of rows: its first column"),
+    ({"stray": True}, "numbers its rows before their labels"),
+    ({"sep": ";"}, "must be separated by commas"),
+])  # fmt: skip
+def test_a_table_without_its_labels(K, how, message, tmp_path):
+    path = tmp_path / "c.csv"
+    table = K.rename_axis("id").reset_index() if how.pop("stray", False) else K
+    table.to_csv(path, **how)
+    with pytest.raises(ctmm.DataError, match=message):
+        ctmm.read_kinship(path)
+
+
+def test_what_is_missing_of_other_donors_is_nothing_to_a_fit(df, K, res):
+    more = K.reindex(index=[*K.index, "other"], columns=[*K.columns, "other"])
+    found = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=more, method="he", data=df)
+    pd.testing.assert_series_equal(found.vcomp, res.vcomp)
+    with pytest.raises(ctmm.DataError, match="missing or infinite for donors 'other'"):
+        found.genetic_values(kinship=more)
+
+
+def test_donors_without_genotypes_are_warned_of(df, K):
+    G = genotypes_of(K, [0.0, 1.0, 2.0])
+    G.loc[K.index[4], "rs0":"rs2"] = np.nan
+    with pytest.warns(ctmm.CTMMWarning, match="donors 'donor05' lack most of their genotypes"):
+        ctmm.fit(FORMULA, kinship=G, structure="hom", genetic_structure="hom", data=df)
+
+
 def test_files_that_do_not_go_together(K, tmp_path):
     path = write(tmp_path, K, "grm")
     (tmp_path / "c.grm.id").write_text("f a\nf b\n")
@@ -898,6 +936,10 @@ def test_files_that_do_not_go_together(K, tmp_path):
         ctmm.read_kinship(path)
     (tmp_path / "c.grm.id").unlink()
     with pytest.raises(ctmm.DataError, match=r"no file .*c.grm.id"):
+        ctmm.read_kinship(path)
+    path = write(tmp_path, K.iloc[:5, :5], "grm.gz")
+    (tmp_path / "c.grm.id").write_text("f a\nf b\n")
+    with pytest.raises(ctmm.DataError, match="15 numbers, which is no kinship of the 2 donors"):
         ctmm.read_kinship(path)
     path = write(tmp_path, K, "rel")
     path.write_text("1 2\n3 x\n")

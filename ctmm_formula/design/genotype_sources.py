@@ -307,6 +307,12 @@ def _placed(
             f"{where} has no position (base pairs) of {amount(len(wrong), 'variant')}: "
             f"{listing([str(names[k]) for k in wrong[:6]])}; leave them out"
         )
+    parts = np.flatnonzero(place % 1.0)
+    if len(parts):
+        raise DataError(
+            f"{where} has {amount(len(parts), 'variant')} at parts of a base pair "
+            f"({place[parts[0]]:g}): give base pairs, of megabases 1_000_000 times as many"
+        )
     columns = {"chromosome": [known[one] for one in texts], "position": place}
     return pd.DataFrame(columns, index=pd.Index([str(name) for name in names], name="variant"))
 

@@ -36,12 +36,15 @@ class Scaled(NamedTuple):
     constant, rare, missing : int
         Variants that do not vary, and that vary less than was asked for; missing genotypes of those
         that are in.
+    empty : int ndarray
+        Donors without most of their genotypes.
     """
 
     root: np.ndarray
     constant: int
     rare: int
     missing: int
+    empty: np.ndarray
 
     @property
     def said(self) -> str:
@@ -98,11 +101,12 @@ def scaled(G: np.ndarray, maf: float = 0.0) -> Scaled:
     """Genotypes (N, m) with NaN, standardised.
 
     >>> scaled(np.array([[0.0, 1.0], [2.0, 1.0], [np.nan, 1.0]]))[1:]
-    (1, 0, 1)
+    (1, 0, 1, array([2]))
     """
-    scale = scale_of(G, maf)
-    missing = int(np.isnan(G).sum(axis=0)[scale.kept].sum())
-    return Scaled(scale.root(G), scale.constant, scale.rare, missing)
+    scale, missing = scale_of(G, maf), np.isnan(G)
+    holes = missing[:, scale.kept] if missing.any() else missing[:, :0]
+    empty = np.flatnonzero(2 * holes.sum(axis=1) > max(len(scale.kept), 1))
+    return Scaled(scale.root(G), scale.constant, scale.rare, int(holes.sum()), empty)
 
 
 class Genotypes:

@@ -118,12 +118,12 @@ def _kernel(given: object, name: str, donors: Sequence[str]) -> tuple[Kernel, li
         return Kernel(None, np.zeros((len(donors), 1))), [], []
     if isinstance(given, Genotypes):
         rows = given.rows_of(donors, f"genotypes {name!r}")
-        return _of_genotypes(given.scaled(rows), name, len(rows))
+        return _of_genotypes(given.scaled(rows), name, donors)
     values, index, square = _values(given, name)
     at = _rows_of(donors, index, name, given)
     if square:
         return _of_matrix(values[np.ix_(at, at)], name, donors)
-    return _of_genotypes(scaled(values[at]), name, len(at))
+    return _of_genotypes(scaled(values[at]), name, donors)
 
 
 def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -145,6 +145,7 @@ def related_to(given: object, name: str, donors: Sequence[str]) -> tuple[list[st
         values, index, square = _values(given, name)
         at = _rows_of(donors, index, name, given)
     if square:
+        _refuse_holes(values[:, at], name, index)
         return index, values[:, at]
     root = scale_of(values[at], maf).root(values)
     return index, root @ root[at].T
@@ -191,11 +192,9 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
     if square:
         place = {one: k for k, one in enumerate(_labels(table.columns, name, "columns"))}
         values = values[:, [place[one] for one in index]]
-    wrong = np.argwhere(~np.isfinite(values) if square else np.isinf(values))
-    if len(wrong):
-        names = list(dict.fromkeys(index[i] for i in wrong[:, 0]))
-        what = "missing or infinite" if square else "infinite"
-        raise DataError(f"kinship {name!r} is {what} for donors {listing(names)}")
+    if not square and np.isinf(values).any():
+        names = [index[i] for i in np.flatnonzero(np.isinf(values).any(axis=1))]
+        raise DataError(f"genotypes {name!r} are infinite for donors {listing(names)}")
     beyond = (values < 0.0) | (values > 2.0)
     if not square and beyond.any() and not (values[beyond] % 1.0).any():
         where = [columns[k] for k in np.flatnonzero(beyond.any(axis=0))]
@@ -205,6 +204,15 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
             "0 to 2; make what stands for a missing one NaN, and standardise columns that are none"
         )
     return values, index, square
+
+
+def _refuse_holes(K: np.ndarray, name: str, donors: Sequence[str]) -> None:
+    """Names donors (rows) whose kinship is not known; where whole rows are not, those alone."""
+    lost = ~np.isfinite(K)
+    some, whole = lost.any(axis=1), lost.all(axis=1)
+    if some.any():
+        names = [donors[i] for i in np.flatnonzero(whole if whole.any() else some).tolist()]
+        raise DataError(f"kinship {name!r} is missing or infinite for donors {listing(names)}")
 
 
 def _labels(given: pd.Index, name: str, what: str) -> list[str]:
@@ -266,6 +274,7 @@ def _of_matrix(
     K: np.ndarray, name: str, donors: Sequence[str]
 ) -> tuple[Kernel, list[str], list[str]]:
     """The checks of a matrix of the donors in the fit."""
+    _refuse_holes(K, name, donors)
     away = np.abs(K - K.T)
     if away.max(initial=0.0) > _SYMMETRIC * np.abs(K).max(initial=0.0):
         i, j = np.unravel_index(int(away.argmax()), away.shape)
@@ -324,15 +333,27 @@ def _alike(K: np.ndarray, name: str, donors: Sequence[str]) -> list[str]:
     ]
 
 
-def _of_genotypes(found: Scaled, name: str, N: int) -> tuple[Kernel, list[str], list[str]]:
-    """The kernel of standardised genotypes of N donors."""
+def _of_genotypes(
+    found: Scaled, name: str, donors: Sequence[str]
+) -> tuple[Kernel, list[str], list[str]]:
+    """The kernel of standardised genotypes of these donors."""
+    if not found.root.shape[1] and not found.constant and not found.rare:
+        raise DataError(f"genotypes {name!r} have no variant: is the window of another build?")
     if not found.root.shape[1]:
         rare = f", or are rarer than maf= ({found.rare})" if found.rare else ""
         raise DataError(
-            f"genotypes {name!r} do not vary between these {N} donors{rare}: no column is left"
+            f"genotypes {name!r} do not vary between these {len(donors)} donors{rare}: no column "
+            "is left"
         )
-    kernel = Kernel(None, found.root)
-    return kernel, [f"kinship {name!r}: {found.said}"], _next_to_identity(kernel, name)
+    kernel, doubts = Kernel(None, found.root), []
+    if len(found.empty):
+        names = listing([donors[i] for i in found.empty.tolist()])
+        doubts.append(
+            f"kinship {name!r}: donors {names} lack most of their genotypes, and are next to "
+            "unrelated to all: leave their rows out of data"
+        )
+    doubts += _next_to_identity(kernel, name)
+    return kernel, [f"kinship {name!r}: {found.said}"], doubts
 
 
 # ---------------------------------------------------------------------------------------------
@@ -345,10 +366,10 @@ def read_kinship(path: object) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        GCTA's binary GRM ``cohort.grm.bin`` (beside ``cohort.grm.id``), PLINK's text matrix
-        ``cohort.rel`` (square or lower triangle, beside ``cohort.rel.id``), ``.csv`` or ``.tsv``
-        (optionally ``.gz``) with labels in the first row and column; or what comes before the
-        ending, ``cohort``.
+        GCTA's GRM ``cohort.grm.bin`` or ``cohort.grm.gz`` (beside ``cohort.grm.id``), PLINK's text
+        matrix ``cohort.rel`` (square or lower triangle, beside ``cohort.rel.id``), ``.csv`` or
+        ``.tsv`` (optionally ``.gz``) with labels in the first row and column; or what comes before
+        the ending, ``cohort``.
 
     Returns
     -------
@@ -428,6 +449,19 @@ def _grm(path: Path) -> pd.DataFrame:
     return _framed(_from_triangle(values, len(ids)), ids)
 
 
+def _grm_text(path: Path) -> pd.DataFrame:
+    """GCTA: a line for every pair, with their numbers, variants, and kinship."""
+    ids = _ids(path.with_name(path.name.removesuffix(".gz") + ".id"))
+    table = pd.read_csv(path, sep=r"\s+", header=None).to_numpy(dtype=float)
+    pairs, N = np.sort(table[:, :2].astype(int), axis=1) - 1, len(ids)
+    known = np.unique(pairs[(pairs >= 0).all(axis=1) & (pairs < N).all(axis=1)], axis=0)
+    if table.shape[1] != 4 or not len(table) == len(known) == N * (N + 1) // 2:
+        raise _wrong_size(path, len(table), N)
+    K = np.empty((N, N))
+    K[pairs[:, 0], pairs[:, 1]] = K[pairs[:, 1], pairs[:, 0]] = table[:, 3]
+    return _framed(K, ids)
+
+
 def _rel(path: Path) -> pd.DataFrame:
     """PLINK: text, square or its lower triangle."""
     ids = _ids(path.with_name(path.name + ".id"))
@@ -446,6 +480,17 @@ def _csv(path: Path) -> pd.DataFrame:
     sep = "\t" if ".tsv" in path.name else ","
     out = pd.read_csv(path, sep=sep, index_col=0, dtype={0: str})
     out.columns = out.columns.astype(str)
+    if len(out.columns) and set(out.iloc[:, 0].astype(str)) == set(out.columns[1:]):
+        raise DataError(
+            f"{str(path)!r} numbers its rows before their labels: leave the numbers out, "
+            "to_csv(index=False)"
+        )
+    numbers = ["." in one and one.replace(".", "").isdigit() for one in out.columns]
+    if sum(numbers) > len(numbers) / 2:
+        raise DataError(
+            f"{str(path)!r} has no labels of columns: its first row, which must hold them, holds "
+            f"numbers ({listing(list(out.columns[:3]))})"
+        )
     if not len(out.columns):
         said = "tabs" if sep == "\t" else "commas"
         raise DataError(f"{str(path)!r} has one column: its values must be separated by {said}")
@@ -459,5 +504,6 @@ def _csv(path: Path) -> pd.DataFrame:
 
 
 _READERS = {
-    ".grm.bin": _grm, ".rel": _rel, ".csv": _csv, ".tsv": _csv, ".csv.gz": _csv, ".tsv.gz": _csv,
+    ".grm.bin": _grm, ".grm.gz": _grm_text, ".rel": _rel,
+    ".csv": _csv, ".tsv": _csv, ".csv.gz": _csv, ".tsv.gz": _csv,
 }  # fmt: skip

@@ -252,6 +252,12 @@ def _positions(given: object) -> pd.DataFrame:
         raise DataError(
             f"positions= has no place of genes {listing(genes[gone].tolist())}: leave them out"
         )
+    parts = (ends % 1.0 != 0.0).any(axis=1)
+    if parts.any():
+        raise DataError(
+            f"positions= has genes {listing(genes[parts].tolist())} at parts of a base pair "
+            f"({ends[parts][0, 0]:g}): give base pairs, of megabases 1_000_000 times as many"
+        )
     wrong = (ends < 0).any(axis=1) | (ends[:, 0] > ends[:, -1])
     if wrong.any():
         raise DataError(
