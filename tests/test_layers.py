@@ -42,7 +42,8 @@ LAYERS = [
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
     "group_score", "genetic_score", "directions", "score", "score_law", "tails",
     # engine/
-    "draws", "plain", "profile", "estimators", "related_moments", "related_likelihood",
+    "draws", "plain", "profile", "left_out_related", "estimators", "related_moments",
+    "related_likelihood",
     "related_joined", "related_spectral", "blup", "left_out_scores", "variation",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",

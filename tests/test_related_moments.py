@@ -12,6 +12,9 @@ from test_related_likelihood import of_means, point
 
 from ctmm_formula.engine import he, related_likelihood, related_moments
 from ctmm_formula.engine.blup import covariance_parts
+from ctmm_formula.engine.domain import Domain
+from ctmm_formula.engine.left_out_related import left_out
+from ctmm_formula.engine.model import build_model
 from ctmm_formula.engine.related_joined import Joined
 from ctmm_formula.engine.related_spectral import Rotated
 from ctmm_formula.errors import ConvergenceError, CTMMError
@@ -116,8 +119,50 @@ def test_the_jackknife_refits():
     close(run.theta[2], part.theta, 1e-12)
     close(run.beta[2], part.beta, 1e-12)
     assert run.kind == "block" and not run.failed
-    with pytest.raises(CTMMError, match="one_step= takes donors as unrelated"):
-        jackknife(model, found, one_step=True)
+    reml = related_likelihood.fit(model, "reml", Domain("nonnegative"))
+    with pytest.raises(CTMMError, match="one_step= of a likelihood takes donors as unrelated"):
+        jackknife(model, reml, one_step=True)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_without_each_donor_at_the_weights_of_all(rotated, monkeypatch):
+    """Against dense algebra of the other donors; blocks of donors too."""
+    random = "none" if rotated else "batch"
+    model = counted(related(make("ctp", "free", random, not rotated), KERNELS["window"](30)))
+    if rotated:
+        monkeypatch.setitem(related_likelihood.ORDERS, "robust", (0, 50))
+    found = related_moments.fit(model)
+    own, at = related_moments.working(model, found)
+    noise = own.nu
+    if rotated:
+        types = model.H.argmax(axis=1)
+        noise = np.array([model.nu[types == c].mean() for c in range(model.H.shape[1])])[types]
+    groups = [np.array(own) for own in ([0], [4], [7, 12])]
+    theta, beta = left_out(model, found, groups)
+
+    def solved(part):
+        F, right, b, _ = equations(part, working(part, at.theta, noise))
+        return np.linalg.solve(F, right), b
+
+    whole, b = solved(model)
+    for g, group in enumerate(groups):
+        some, without = solved(model.without(group))
+        close(theta[g] - found.theta, some - whole, 1e-7)
+        close(beta[g] - found.beta, without - b, 1e-7)
+    run = jackknife(model, found, one_step=True)
+    close(run.theta[[0, 4]], theta[:2], 1e-10)
+    assert run.name == "jackknife, one step" and 0.0 < run.error < 1.0
+
+
+def test_a_fixed_effect_of_one_donor_is_not_had_without_it():
+    model = counted(related(make(random="none"), KERNELS["window"](30)))
+    X = np.column_stack([model.X, model.row_donor == 3])
+    model = build_model(
+        model.y, model.nu, X, model.H, model.row_donor, model.basis, n_cells=model.n_cells,
+        kinship=model.kinship,
+    )  # fmt: skip
+    run = jackknife(model, related_moments.fit(model), one_step=True)
+    assert [g for g, _ in run.failed] == [3] and "a fixed effect rests on" in run.failed[0][1]
 
 
 def test_too_large_says_so(monkeypatch):

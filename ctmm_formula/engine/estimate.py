@@ -51,7 +51,7 @@ class Fixed(NamedTuple):
     """Fixed effects at one theta, whose X'Sigma^-1 X is low low'.
 
     low (p, p); U (n, p), Sigma^-1 X low'^-1; moved (K, n, p), Sigma_k U of every component; solve:
-    Sigma^-1 Y of Y (n, j).  Rows may be turned.
+    Sigma^-1 Y of Y (n, j).
     """
 
     low: np.ndarray

@@ -77,7 +77,7 @@ class LeftOutMoments:
                 part = he.moments(model.without(self.groups[g]))
             except ConvergenceError:  # not even without rounding
                 continue
-            if np.isfinite(_inverses(part.gram, self.design.gram)).all():
+            if np.isfinite(inverses(part.gram, self.design.gram)).all():
                 self._others[int(g)] = part
 
     def theta(self, Y: np.ndarray, NU: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def _gls_without(
             active[donors[x]] = True
 
 
-def _inverses(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def inverses(gram: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Inverse moment matrices (..., K, K), NaN where they do not tell components apart.
 
     Components must keep some of what they had in the matrix of all rows, `whole` (K, K).
@@ -287,7 +287,7 @@ class _Update:
         inner = (SQ.T @ PSQ).reshape(K, p, K, p).transpose(1, 3, 2, 0)  # Q'Sigma_l Pi Sigma_k Q
         small = self._take(design.Q).transpose(0, 2, 1) @ AQ
         through += np.tensordot(small, inner, axes=([1, 2], [0, 1]))
-        self.inverse = _inverses(design.gram - 2.0 * through + _traces(AT, AT), design.gram)
+        self.inverse = inverses(design.gram - 2.0 * through + _traces(AT, AT), design.gram)
 
     def _across(self, model: Model) -> np.ndarray:
         """tr A (Sigma_k Sigma_l)_gg of components that join donors, whose rows meet outside of g.

@@ -86,6 +86,7 @@ class Rotated:
     def __init__(self, model: Model) -> None:
         self.model = model
         (term,), rows, donors = model.kinship, _rows(model), np.flatnonzero(model.active)
+        self.rows = rows
         kernel = term.kernel if len(donors) == len(model.active) else term.kernel.of(donors)
         self.size, self.axes = kernel.spectrum
         nu, H = model.nu[rows], model.H[rows[0]]
@@ -104,6 +105,12 @@ class Rotated:
     def _back(self, values: np.ndarray) -> np.ndarray:
         """And back."""
         return (self.axes @ values.reshape(len(values), -1)).reshape(values.shape)
+
+    def _by_row(self, values: np.ndarray) -> np.ndarray:
+        """And back, by row of the model (n, j), zero in rows that are not in use."""
+        out = np.zeros((len(self.model.y), values.shape[2]))
+        out[self.rows] = self._back(values)
+        return out
 
     def at(self, theta: np.ndarray, reml: bool, full: bool = True) -> At | None:
         """The likelihood at theta (K,), None where Sigma is not positive definite."""
@@ -172,11 +179,14 @@ class Rotated:
         SX = (w[..., None] * X).reshape(-1, X.shape[2])
         low = np.linalg.cholesky(X.reshape(SX.shape).T @ SX)
         U = np.linalg.solve(low, SX.T).T
-        turned = U.reshape(X.shape)
-        moved = [B @ turned for B in T @ self.own @ T.T]
-        moved += [self.size[:, None, None] * (B @ turned) for B in T @ self.related @ T.T]
-        every = np.array(moved).reshape(len(theta), *U.shape)
-        return Fixed(low, U, every, lambda Y: w.ravel()[:, None] * Y)
+        turned = T.T @ U.reshape(X.shape)
+        moved = [B @ turned for B in self.own]
+        moved += [self.size[:, None, None] * (B @ turned) for B in self.related]
+
+        def solve(Y: np.ndarray) -> np.ndarray:
+            return self._by_row(T.T @ (w[..., None] * (T @ self._turn(Y[self.rows]))))
+
+        return Fixed(low, self._by_row(turned), np.array([*map(self._by_row, moved)]), solve)
 
     def _projected(self, theta: np.ndarray) -> _Projected | None:
         """P = diag(w) - U U' at theta, None where Sigma is not positive definite."""

@@ -8,7 +8,8 @@ ML and REML refits start at the full fit, where the score of the others is had f
 once (:mod:`ctmm_formula.engine.left_out_scores`), and take quasi-Newton steps; each is carried to
 convergence, so the result is the exact jackknife.  The one-step version stops after the first
 step, by the information of the full fit, at a cost linear in donors, and measures its distance
-from the exact one on the donors it moved most.
+from the exact one on the donors it moved most.  Weighted moments of related donors take the
+weights of the full fit there (:mod:`ctmm_formula.engine.left_out_related`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
 from ..engine.left_out_fits import inside, left_out_fits, packed, without
 from ..engine.left_out_moments import ALIASED, LeftOutMoments
+from ..engine.left_out_related import left_out
 from ..engine.left_out_scores import grouped, left_out_scores
 from ..engine.likelihood import centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
@@ -36,7 +38,7 @@ from ..errors import ConvergenceError, CTMMError
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
 _COMPONENTS = "the variance components cannot be told apart without these donors"
 _NO_FIT = "no fit, or no positive definite covariance, without these donors"
-NO_ONE_STEP = "one_step= takes donors as unrelated, and the fit has a kinship"
+NO_ONE_STEP = "one_step= of a likelihood takes donors as unrelated, and the fit has a kinship"
 _STEPS = 12
 _CHECKED = 8  # donors refitted exactly to measure the error of the one-step version
 
@@ -94,7 +96,8 @@ def jackknife(
     blocks : int, optional
         Leave out this many contiguous groups of donors instead of single donors.
     one_step : bool
-        One step from the full fit instead of refits (ML and REML).
+        One step from the full fit instead of refits (ML, REML, and weighted moments of related
+        donors).
     n_jobs : int
         Threads (the kernels release the interpreter lock).
 
@@ -108,9 +111,11 @@ def jackknife(
     if estimate.method == "he":  # closed form: no step to stop after
         return MomentJackknife(model, groups, kind)(model, estimate, domain)
     if model.kinship:
-        if one_step:
+        if not one_step:
+            return _of_related(model, estimate, domain or Domain(), groups, kind)
+        if estimate.method not in CLUSTERED:
             raise CTMMError(f"{NO_ONE_STEP}: leave out blocks of donors, blocks=20")
-        return _of_related(model, estimate, domain or Domain(), groups, kind)
+        return _one_step_of_related(model, estimate, groups)
     left_out = LikelihoodJackknife(model, groups, "one-step" if one_step else kind)
     return left_out(model, estimate, domain, n_jobs)
 
@@ -130,6 +135,39 @@ def _of_related(
             failed.append((g, _NO_FIT))
     cov = covariance(np.hstack([beta, theta]))
     return JackknifeRun(kind, theta, beta, tuple(groups), cov, tuple(failed), 0.0)
+
+
+def _one_step_of_related(
+    model: Model, estimate: Estimate, groups: list[np.ndarray]
+) -> JackknifeRun:
+    """Weighted moments without each group at the weights of all; some refits for its error."""
+    theta, beta = left_out(model, estimate, groups)
+    rough = np.hstack([beta, theta])
+    lost = np.isnan(rough).any(axis=1)
+    reasons = np.where(np.isnan(beta).any(axis=1), _FIXED, _COMPONENTS)
+    failed = tuple((g, str(reasons[g])) for g in np.flatnonzero(lost).tolist())
+    known = np.flatnonzero(~lost)
+    worst = known[_moved_most(rough[known])]
+    some = [groups[g] for g in worst]
+    refits = _of_related(model, estimate, Domain(), some, "one-step")
+    error = _distance(rough[worst], np.hstack([refits.beta, refits.theta]), rough[known])
+    return JackknifeRun("one-step", theta, beta, tuple(groups), covariance(rough), failed, error)
+
+
+def _moved_most(replicates: np.ndarray) -> np.ndarray:
+    """Numbers of those (G, k) that are furthest from the others, in standard errors."""
+    se = np.sqrt(np.diag(covariance(replicates)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moved = np.nanmax(np.abs(replicates - replicates.mean(axis=0)) / se, axis=1)
+    return np.argsort(moved)[-_CHECKED:]
+
+
+def _distance(rough: np.ndarray, exact: np.ndarray, replicates: np.ndarray) -> float:
+    """Largest |one step - exact| in standard errors."""
+    se, apart = np.sqrt(np.diag(covariance(replicates))), np.abs(exact - rough)
+    with np.errstate(divide="ignore"):  # what no group moves is apart by 0 of 0 errors
+        errors = np.divide(apart, se, out=np.zeros_like(apart), where=apart > 0.0)
+    return float(errors.max(initial=0.0))
 
 
 def unit_jackknife(model: Model, full: RobustFit, blocks: int | None = None) -> JackknifeRun:
@@ -428,11 +466,5 @@ class _Refit:
     def distance(self, which: np.ndarray, theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
         rough = np.hstack([theta, beta])
-        se = np.sqrt(np.diag(covariance(rough)))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            moved = np.nanmax(np.abs(rough - rough.mean(axis=0)) / se, axis=1)
-        worst = np.argsort(moved)[-_CHECKED:]
-        apart = np.abs(np.hstack(self(which[worst], False)) - rough[worst])
-        with np.errstate(divide="ignore"):  # what no group moves is apart by 0 of 0 errors
-            errors = np.divide(apart, se, out=np.zeros_like(apart), where=apart > 0.0)
-        return float(errors.max(initial=0.0))
+        worst = _moved_most(rough)
+        return _distance(rough[worst], np.hstack(self(which[worst], False)), rough)

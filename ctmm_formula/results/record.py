@@ -285,7 +285,8 @@ class Record:
             most G - q degrees of freedom to a test of q hypotheses.  Robust fits leave out
             independent units: donors, or blocks of donors joined by random effects.
         one_step : bool
-            One step from the full fit instead of refits; moments are always exact.
+            One step from the full fit instead of refits (``error``: how far from them); moments
+            are always exact.  With a kinship of weighted moments: at the weights of the full fit.
         n_jobs : int
             Threads, -1 for all.
         progress : bool
