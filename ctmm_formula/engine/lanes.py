@@ -1,8 +1,9 @@
-"""Sixteen donors at a time: a vector of doubles for the compiled loops.
+"""Several numbers at a time: vectors of doubles for the compiled loops.
 
 The matrices of one donor are too small for the vector units of a processor, so the kernels work
-on the same entry of LANES donors at once.  A lane value is one LLVM vector; the code generator
-splits it into whatever registers the machine has.  Arrays hold the lanes in their last axis:
+on the same entry of LANES donors at once, and tails of forms on POINTS points of a path.  A lane
+value is one LLVM vector; the code generator splits it into whatever registers the machine has.
+Arrays hold the lanes in their last axis:
 
     x = load(V, (j, a)) * weight + load(nu, a)      # V[j, a, :], nu[a, :]
     store(V, (j, a), x)
@@ -14,6 +15,7 @@ Arithmetic with scalars spreads them over the lanes.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -23,7 +25,9 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from .model import LANES
 
-_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
+POINTS = 8
+"""Points of a path, or of another function, at a time."""
+
 _INDEX = ir.IntType(32)
 _FLAGS = ("contract", "reassoc", "nsz", "arcp")
 
@@ -31,17 +35,22 @@ _FLAGS = ("contract", "reassoc", "nsz", "arcp")
 class _LaneType(types.Type):
     """Numba's name of a lane value."""
 
-    def __init__(self):
-        super().__init__(name=f"lanes[{LANES}]")
+    def __init__(self, size):
+        self.size = size
+        super().__init__(name=f"lanes[{size}]")
 
 
-_LANE = _LaneType()
+_KINDS = {size: _LaneType(size) for size in (POINTS, LANES)}
 
 
 @register_model(_LaneType)
 class _LaneModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, _vector(kind))
+
+
+def _vector(kind):
+    return ir.VectorType(ir.DoubleType(), kind.size)
 
 
 def _shuffle(builder, vector, picks):
@@ -49,13 +58,13 @@ def _shuffle(builder, vector, picks):
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
 
 
-def _spread(builder, scalar):
-    empty = ir.Constant(_VECTOR, ir.Undefined)
+def _spread(builder, scalar, kind):
+    empty = ir.Constant(_vector(kind), ir.Undefined)
     first = builder.insert_element(empty, scalar, ir.Constant(_INDEX, 0))
-    return _shuffle(builder, first, [0] * LANES)
+    return _shuffle(builder, first, [0] * kind.size)
 
 
-def _pointer(context, builder, signature, args):
+def _pointer(context, builder, signature, args, lanes):
     """Address of the lanes at array[index]."""
     kind, index = signature.args[:2]
     array = context.make_array(kind)(context, builder, args[0])
@@ -67,17 +76,42 @@ def _pointer(context, builder, signature, args):
     ]
     parts += [context.get_constant(types.intp, 0)] * (kind.ndim - len(parts))
     address = cgutils.get_item_pointer(context, builder, kind, array, parts, wraparound=False)
-    return builder.bitcast(address, _VECTOR.as_pointer())
+    return builder.bitcast(address, _vector(lanes).as_pointer())
 
 
-@intrinsic
-def load(typingctx, array, index):
-    """Lanes at array[index]."""
+def load_of(size: int) -> Any:
+    """The loop's function that takes so many lanes at array[index]."""
+    lanes = _KINDS[size]
 
-    def codegen(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, signature, args), align=8)
+    @intrinsic
+    def load(typingctx, array, index):
+        """Lanes at array[index]."""
 
-    return _LANE(array, index), codegen
+        def codegen(context, builder, signature, args):
+            return builder.load(_pointer(context, builder, signature, args, lanes), align=8)
+
+        return lanes(array, index), codegen
+
+    return load
+
+
+def spread_of(size: int) -> Any:
+    """The loop's function that puts a scalar in every one of so many lanes."""
+    lanes = _KINDS[size]
+
+    @intrinsic
+    def spread(typingctx, value):
+        """Scalar in every lane."""
+
+        def codegen(context, builder, signature, args):
+            return _spread(builder, args[0], lanes)
+
+        return lanes(types.float64), codegen
+
+    return spread
+
+
+load, spread = load_of(LANES), spread_of(LANES)
 
 
 @intrinsic
@@ -85,20 +119,11 @@ def store(typingctx, array, index, value):
     """array[index] = lanes."""
 
     def codegen(context, builder, signature, args):
-        builder.store(args[2], _pointer(context, builder, signature, args), align=8)
+        address = _pointer(context, builder, signature, args, value)
+        builder.store(args[2], address, align=8)
         return context.get_dummy_value()
 
-    return types.none(array, index, _LANE), codegen
-
-
-@intrinsic
-def spread(typingctx, value):
-    """Scalar in every lane."""
-
-    def codegen(context, builder, signature, args):
-        return _spread(builder, args[0])
-
-    return _LANE(types.float64), codegen
+    return types.none(array, index, value), codegen
 
 
 @intrinsic
@@ -106,14 +131,22 @@ def total(typingctx, value):
     """Sum over the lanes."""
 
     def codegen(context, builder, signature, args):
-        part, size = args[0], LANES
+        part, size = args[0], value.size
         while size > 1:
             size //= 2
             halves = [_shuffle(builder, part, range(s, s + size)) for s in (0, size)]
             part = builder.fadd(*halves, flags=_FLAGS)
         return builder.extract_element(part, ir.Constant(_INDEX, 0))
 
-    return types.float64(_LANE), codegen
+    return types.float64(value), codegen
+
+
+def _call(builder, name, kind, args):
+    """The LLVM function of that name on lanes."""
+    vector = _vector(kind)
+    function = ir.FunctionType(vector, [vector] * len(args))
+    name = f"llvm.{name}.v{kind.size}f64"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
 @intrinsic
@@ -121,11 +154,9 @@ def root(typingctx, value):
     """Square root of each lane."""
 
     def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(_VECTOR, [_VECTOR])
-        name = f"llvm.sqrt.v{LANES}f64"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+        return _call(builder, "sqrt", value, args)
 
-    return _LANE(_LANE), codegen
+    return value(value), codegen
 
 
 @intrinsic
@@ -133,11 +164,9 @@ def signed(typingctx, size, sign):
     """The size of each lane with the sign of another."""
 
     def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
-        name = f"llvm.copysign.v{LANES}f64"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+        return _call(builder, "copysign", size, args)
 
-    return _LANE(_LANE, _LANE), codegen
+    return size(size, sign), codegen
 
 
 @intrinsic
@@ -145,34 +174,40 @@ def all_positive(typingctx, value):
     """Whether every lane is positive and finite."""
 
     def codegen(context, builder, signature, args):
-        bound = [ir.Constant(_VECTOR, [limit] * LANES) for limit in (0.0, float("inf"))]
+        size = value.size
+        bound = [ir.Constant(_vector(value), [limit] * size) for limit in (0.0, float("inf"))]
         above = builder.fcmp_ordered(">", args[0], bound[0])
         below = builder.fcmp_ordered("<", args[0], bound[1])
-        bits = builder.bitcast(builder.and_(above, below), ir.IntType(LANES))
-        return builder.icmp_unsigned("==", bits, ir.Constant(ir.IntType(LANES), 2**LANES - 1))
+        bits = builder.bitcast(builder.and_(above, below), ir.IntType(size))
+        return builder.icmp_unsigned("==", bits, ir.Constant(ir.IntType(size), 2**size - 1))
 
-    return types.boolean(_LANE), codegen
+    return types.boolean(value), codegen
 
 
 def _arithmetic(operators, instruction):
     """Let `operators` mean `instruction` on lanes, and on lanes and scalars."""
-    kinds = [(_LANE, _LANE), (_LANE, types.float64), (types.float64, _LANE)]
+    number = types.float64
+    kinds = [
+        (each, pair)
+        for each in _KINDS.values()
+        for pair in ((each, each), (each, number), (number, each))
+    ]
 
     class Template(ConcreteTemplate):
         metadata = {"target": "cpu"}  # noqa: RUF012 - asked before what numba has for all targets
-        cases = [signature(_LANE, *kind) for kind in kinds]  # noqa: RUF012
+        cases = [signature(each, *pair) for each, pair in kinds]  # noqa: RUF012
 
     def lower(context, builder, signature, args):
         lanes = [
-            arg if kind is _LANE else _spread(builder, arg)
+            _spread(builder, arg, signature.return_type) if kind is number else arg
             for arg, kind in zip(args, signature.args, strict=True)
         ]
         return getattr(builder, instruction)(*lanes, flags=_FLAGS)
 
     for each in operators:
         infer_global(each)(Template)
-        for kind in kinds:
-            lower_builtin(each, *kind)(lower)
+        for _, pair in kinds:
+            lower_builtin(each, *pair)(lower)
 
 
 _arithmetic((operator.add, operator.iadd), "fadd")

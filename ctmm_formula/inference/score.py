@@ -52,8 +52,7 @@ from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
-from .score_law import Layout, Products, diagonals, law_of, lay_out, products
-from .tails import Law, tail
+from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of
 
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
@@ -165,7 +164,8 @@ class ScoreDesign(NamedTuple):
     """What all responses of a design share; made by :func:`design_of`.
 
     how the noise is pooled; layout of the compiled sums; types (C, C, C) the directions E_cc; the
-    model under the null, and with the directions beside it.
+    model under the null, and with the directions beside it; logarithm of p `above` which four
+    digits will do.
     """
 
     how: Pooling
@@ -173,15 +173,16 @@ class ScoreDesign(NamedTuple):
     types: np.ndarray
     null: Model
     directions: Model
+    above: float
 
 
-def design_of(model: Model) -> ScoreDesign:
+def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
     hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
     return ScoreDesign(
         pooling(model.types, model.n_cells, model.active_rows), lay_out(model), types,
-        model.with_basis(hom), model.with_basis(np.concatenate([hom, types])),
+        model.with_basis(hom), model.with_basis(np.concatenate([hom, types])), above,
     )  # fmt: skip
 
 
@@ -224,14 +225,17 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     design = design_of(model) if design is None else design
     noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
     null = null_of(model, noise, design)
-    statistic, logs = np.full((2, C + 1), np.nan)
-    for c, form in enumerate(null.forms()):
-        if null.share[c] > NOTHING:  # else the null's own components explain it
-            least = SILENT * null.expected[c]
-            logs[c], mean, variance = tail(form.value, form.law, form.more, least)
-            if not math.isnan(logs[c]):
-                statistic[c] = (form.value - mean) / math.sqrt(variance)
-    combined = log_cauchy_combination(np.array([logs[C], log_cauchy_combination(logs[:C])]))
+    scores = null.scores()
+    # without a share of its information the null's own components explain it
+    least = np.where(null.share > NOTHING, SILENT * null.expected, math.nan)
+    logs, mean, variance = scores.tails(least, design.above).T
+    combined = _combined(logs)
+    rough = logs > design.above
+    if combined < design.above and rough.any():
+        exact = scores.tails(np.where(rough, least, math.nan))[:, 0]
+        logs = np.where(rough, exact, logs)
+        combined = _combined(logs)
+    statistic = np.where(np.isnan(logs), math.nan, (scores.forms.value - mean) / np.sqrt(variance))
     pvalue = np.exp(logs)
     return ScoreTest(
         statistic=statistic[:C],
@@ -247,6 +251,11 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         larger=_is_sparse(model.nu, design.how),
         low=() if model.nu2 is not None else _low(between_cells(model, design.how)),
     )
+
+
+def _combined(logs: np.ndarray) -> float:
+    """Cauchy combination of the sum's logarithm, the last (C + 1,), with that of the cell types."""
+    return log_cauchy_combination(np.array([logs[-1], log_cauchy_combination(logs[:-1])]))
 
 
 def _one_hot(types: np.ndarray) -> bool:
@@ -343,12 +352,20 @@ def _is_sparse(nu: np.ndarray, how: Pooling) -> bool:
     return bool(cells[most] >= ABUNDANT * np.median(cells)) and zero > SPARSE
 
 
-class Form(NamedTuple):
-    """A score y'A y: its value, its law for normal noise, and what its variance has beyond that."""
+class Scores(NamedTuple):
+    """Efficient scores of every cell type and of their sum, and what their laws are made of."""
 
-    value: float
-    law: Law
-    more: float
+    layout: Layout
+    found: Products
+    gain: np.ndarray
+    forms: Forms
+
+    def tails(self, least: np.ndarray, above: float = 0.0) -> np.ndarray:
+        """Logarithms of upper tails, means and variances (C + 1, 3).
+
+        See :func:`~ctmm_formula.inference.score_law.tails_of`.
+        """
+        return tails_of(self.layout, self.found, self.gain, self.forms, least, above)
 
 
 @dataclass(frozen=True)
@@ -377,28 +394,27 @@ class Null:
     expected: np.ndarray
     share: np.ndarray
 
-    def forms(self) -> Iterator[Form]:
-        """Efficient scores of every cell type and of their sum; one at a time: laws are large.
-
-        Delta is the sum of H_i inner H_i' over donors and of weights of levels, z z'.
-        """
-        model, layout = self.model, self.design.layout
-        rows = layout.rows
+    def scores(self) -> Scores:
+        """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
+        model, layout, a = self.model, self.design.layout, self.a[0]
+        rows, C = layout.rows, len(a)
         excess = model.nu[rows] - self.noise[rows]
-        common = np.full((model.H.shape[1],) * 2, self.theta[0])
+        common = np.full((C, C), self.theta[0])
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
-        inner = self.design.types - self.a[0][:, None, None]
-        inner = self._and_sum(inner)
-        weights = -self._and_sum(self.a[1:].T)  # (C + 1, Kr)
-        level = by_level(layout, weights)
+        inner = self._and_sum(self.design.types - a[:, None, None])
+        level = by_level(layout, -self._and_sum(self.a[1:].T))
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
+        # inner of a cell type is e e' - a 1 1'
+        R, sign = np.zeros((C + 1, C, C)), np.ones((C + 1, C))
+        rank = np.append(np.where(np.abs(a) > 1e-12, 2, 1), 0)
+        R[np.arange(C), 0, np.arange(C)] = 1.0
+        R[:C, 1], sign[:C, 1] = np.sqrt(np.abs(a))[:, None], -np.sign(a)
+        of_sum, own = next(loadings(inner[C:]))
+        rank[C] = len(own)
+        R[C, : rank[C]], sign[C, : rank[C]] = of_sum, own
         more = self._more(layout, found, solved)
-        laws = (
-            law_of(layout, found, *own, solved.gain, level[d])
-            for d, own in enumerate(loadings(inner))
-        )
-        return map(Form, value.tolist(), laws, more.tolist())
+        return Scores(layout, found, solved.gain, Forms(value, R, sign, rank, level, more))
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).

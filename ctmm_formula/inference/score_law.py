@@ -16,8 +16,8 @@ import numpy as np
 from ..engine.kernels import empty, fill, zeros
 from ..engine.lanes import load, root, signed, spread, store
 from ..engine.model import LANES, Model, from_tiles
-from ..engine.options import called, kept
-from .tails import Law
+from ..engine.options import called, kept, kept_exact
+from .tails import AGREE, Law, log_tail
 
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where rotations are done
@@ -72,6 +72,21 @@ class Products(NamedTuple):
     Xy: np.ndarray
     SH: np.ndarray
     SB: np.ndarray
+
+
+class Forms(NamedTuple):
+    """D forms y'A y with A = P Delta P, Delta_i = H_i' R' sign R H_i beside levels.
+
+    value (D,); R (D, r, C) and sign (D, r), of which the first rank (D,) rows count; level
+    (D, blocks, q) weights of levels; more (D,), what the variances have beyond the laws'.
+    """
+
+    value: np.ndarray
+    R: np.ndarray
+    sign: np.ndarray
+    rank: np.ndarray
+    level: np.ndarray
+    more: np.ndarray
 
 
 def lay_out(model: Model) -> Layout:
@@ -341,8 +356,8 @@ def _by_donor(found, R, sign):
     return G, sizes, Q
 
 
-@kept
-def law_of(layout, found, R, sign, gain, level):
+@called
+def _law_of(layout, found, R, sign, gain, level):
     """The law of the form with Delta_i = H_i' R' sign R H_i, levels weighing `level` (blocks, q).
 
     In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
@@ -351,7 +366,7 @@ def law_of(layout, found, R, sign, gain, level):
     """
     N, C, k = found.HB.shape
     r = len(R)
-    values, vectors = empty(N * r), zeros((k, N * r))
+    values, vectors = empty(N * r), zeros((N * r, k))
     linear = zeros(found.fixed.shape)
     own, FL = empty((k, k)), empty((r, k))
     G, sizes, Q = _by_donor(found, R, sign)
@@ -375,7 +390,7 @@ def law_of(layout, found, R, sign, gain, level):
                         turn += G[i, b, c] * Q[i, a, c]
                     turn *= sign[b]
                     for c in range(k):
-                        vectors[c, i * r + a] += turn * FL[b, c]
+                        vectors[i * r + a, c] += turn * FL[b, c]
             for a in range(r):
                 values[i * r + a] = sizes[i, a]
         at = layout.block[layout.cell[cell]]
@@ -387,6 +402,29 @@ def law_of(layout, found, R, sign, gain, level):
         values, vectors, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
     )  # fmt: skip
+
+
+@kept
+def law_of(layout, found, R, sign, gain, level):
+    """:func:`_law_of`, outside of compiled code."""
+    return _law_of(layout, found, R, sign, gain, level)
+
+
+@kept_exact
+def tails_of(layout, found, gain, forms, least, above):
+    """Logarithms of upper tails of several forms, their means and variances (D, 3).
+
+    `forms` is a :class:`Forms`, `least` (D,) and `above` are those of
+    :func:`~ctmm_formula.inference.tails.tail`; nothing is known where `least` is NaN.
+    """
+    out = np.full((len(forms.value), 3), math.nan)
+    for d in range(len(out)):
+        if math.isnan(least[d]):
+            continue
+        r = forms.rank[d]
+        law = _law_of(layout, found, forms.R[d, :r], forms.sign[d, :r], gain, forms.level[d])
+        out[d] = log_tail(forms.value[d], law, forms.more[d], least[d], AGREE, above)
+    return out
 
 
 @kept

@@ -22,13 +22,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, fill, zeros
-from ..engine.lanes import load, root, signed, spread, store
-from ..engine.model import LANES
+from ..engine.lanes import POINTS, load_of, root, signed, spread_of, store
 from ..engine.options import called_exact, inlined, kept_exact
 
+load, spread = load_of(POINTS), spread_of(POINTS)
+
 # trapezoid in x, along the path in widths
-_STEP, _LAST_STEP, _REACH = 0.65, 0.005, 60.0
-_AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
+_STEP, _LAST_STEP, _REACH = 1.0, 0.005, 60.0
+AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
@@ -38,10 +39,12 @@ _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
 _GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
 _ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
+_ROUGH = 1e-2  # agreement of the first two sums where three digits will do: there are more
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e6  # the form is never beyond a value whose saddlepoint is
-_ROWS, _TOGETHER = 64, 4  # products at a time, and factors between two looks at their size
+_ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
+_TOGETHER = 4  # factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
 _SPREAD, _WIDEST = 0.3, 0.6  # how fast the path widens, of the fourth by the second cumulant
@@ -65,7 +68,7 @@ class Law(NamedTuple):
     ----------
     values : ndarray, shape (J,)
         l_j, cells in order: donors that touch the same 2 d columns of levels.
-    vectors : ndarray, shape (2 d + 2 p, J)
+    vectors : ndarray, shape (J, 2 d + 2 p)
         c_j, by the columns of the levels and of the fixed effects.
     start : int ndarray, shape (cells + 1,)
         First j of every cell.
@@ -91,7 +94,7 @@ def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
     none = np.zeros((1, 0, 0))
     return Law(
-        np.asarray(weights, dtype=float), np.zeros((0, len(weights))),
+        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
         none, none, np.zeros((1, 0)), np.zeros((1, 0)),
     )  # fmt: skip
@@ -108,7 +111,7 @@ def _subtract(real, imag, A, a, k, out, row, column):
 @called_exact
 def _pivot(A, B, c, n):
     """The largest of rows c on of column c to row c, at each of n points; -1 for an exchange."""
-    sign = empty(LANES)
+    sign = empty(POINTS)
     store(sign, 0, spread(1.0))
     for i in range(n):
         best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
@@ -130,13 +133,13 @@ def _pivot(A, B, c, n):
 
 @called_exact
 def _eliminate(A, B, size, phase):
-    """Solve A (2, m, m, LANES) for B (2, m, r, LANES) in place; factors of the determinant.
+    """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
 
     As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
     to it, and the determinant's phase in (-pi, pi] is `phase`.
     """
     m, r, n = A.shape[1], B.shape[2], len(size)
-    square, unit = empty(LANES), empty((2, LANES))
+    square, unit = empty(POINTS), empty((2, POINTS))
     store(unit, 0, spread(1.0))
     store(unit, 1, spread(0.0))
     for c in range(m):
@@ -176,11 +179,11 @@ def _eliminate(A, B, size, phase):
 def _fold(T, s, gain, level, X, size, phase):
     """Take the levels of a block out and add what is left to X; factors of det.
 
-    T (2, W, 2 q, LANES) are the columns of the levels, X (2, 2 p, 2 p, LANES), s (2, LANES).  Of
+    T (2, W, 2 q, POINTS) are the columns of the levels, X (2, 2 p, 2 p, POINTS), s (2, POINTS).  Of
     what is symmetric the lower triangles.
     """
     q, rest = len(gain), X.shape[1]
-    A, B = empty((2, 2 * q, 2 * q, LANES)), empty((2, 2 * q, rest, LANES))
+    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, rest, POINTS))
     for r in range(q):
         g = gain[r]
         step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
@@ -211,105 +214,112 @@ def _fold(T, s, gain, level, X, size, phase):
 
 
 @called_exact
-def _sums(law, start, stop, first, last, s, out):
-    """4 s^2 c_j c_j' / (1 - 2 s l_j) summed over j from `start` to `stop`, at the points of s.
-
-    Of the lower triangle, by rows, what lies in columns `first` to `last`: (entries, 2 n), n points
-    of s, real and imaginary parts beside each other.
-    """
-    k, n = len(law.vectors), out.shape[1] // 2
-    fill(out, 0.0)
-    some = min(_ROWS, stop - start)
-    products, weights = empty((len(out), some)), empty((2 * n, some))
-    for begin in range(start, stop, some):
-        rows = min(some, stop - begin)
-        values = law.values[begin : begin + rows]
-        for i in range(n):
-            x, y = s[0, i], s[1, i]
-            up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
-            for j in range(rows):
-                real, imag = 1.0 - 2.0 * values[j] * x, -2.0 * values[j] * y
-                square = 1.0 / (real * real + imag * imag)
-                weights[i, j] = square * (up * real + up_i * imag)
-                weights[n + i, j] = square * (up_i * real - up * imag)
-        at = 0
-        for a in range(first, k):
-            one = law.vectors[a, begin : begin + rows]
-            for b in range(first, min(a + 1, last)):
-                other = law.vectors[b, begin : begin + rows]
-                for j in range(rows):
-                    products[at, j] = one[j] * other[j]
-                at += 1
-        if rows < some:
-            products[:, rows:] = 0.0
-            weights[:, rows:] = 0.0
-        found = np.dot(products, weights.T)
-        for a in range(len(out)):
-            for i in range(2 * n):
-                out[a, i] += found[a, i]
-
-
-@inlined
-def _add(sums, at, n, T, row, column):
-    """T[row, column] += sums[at] at n points."""
-    for i in range(n):
-        T[0, row, column, i] += sums[at, i]
-        T[1, row, column, i] += sums[at, n + i]
+def _weigh(law, start, stop, s, out):
+    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), j from `start` to `stop`."""
+    x, y = load(s, 0), load(s, 1)
+    up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
+    for j in range(start, stop):
+        twice = -2.0 * law.values[j]
+        real, imag = 1.0 + twice * x, twice * y
+        square = 1.0 / (real * real + imag * imag)
+        store(out, (j - start, 0), square * (up * real + up_i * imag))
+        store(out, (j - start, 1), square * (up_i * real - up * imag))
 
 
 @called_exact
-def _block(law, b, cell, s, sums, T):
-    """Columns of levels of T_b(s) to T (2, W, 2 q, LANES), the lower triangle.
+def _sums(law, start, stop, s, weights, out):
+    """Add 4 s^2 c_j c_j' / (1 - 2 s l_j) of j from `start` to `stop` at the points of s.
 
-    `cell` is the block's first, and returned is the one after it; `sums` is room for
-    :func:`_sums` of it.
+    The lower triangle by columns, (entries, 2, POINTS); `weights` (_NEAR, 2, POINTS) is room.
     """
-    W, levels, n = T.shape[1], T.shape[2], sums.shape[1] // 2
-    own = law.columns.shape[1] - W + levels
+    k = law.vectors.shape[1]
+    for begin in range(start, stop, _NEAR):
+        end = min(begin + _NEAR, stop)
+        _weigh(law, begin, end, s, weights)
+        at = 0
+        for b in range(k):
+            a = b
+            while a + _ABREAST <= k:
+                u, u_i = load(out, (at, 0)), load(out, (at, 1))
+                v, v_i = load(out, (at + 1, 0)), load(out, (at + 1, 1))
+                w, w_i = load(out, (at + 2, 0)), load(out, (at + 2, 1))
+                x, x_i = load(out, (at + 3, 0)), load(out, (at + 3, 1))
+                for j in range(begin, end):
+                    c = law.vectors[j, b]
+                    real = c * load(weights, (j - begin, 0))
+                    imag = c * load(weights, (j - begin, 1))
+                    c = law.vectors[j, a]
+                    u, u_i = u + c * real, u_i + c * imag
+                    c = law.vectors[j, a + 1]
+                    v, v_i = v + c * real, v_i + c * imag
+                    c = law.vectors[j, a + 2]
+                    w, w_i = w + c * real, w_i + c * imag
+                    c = law.vectors[j, a + 3]
+                    x, x_i = x + c * real, x_i + c * imag
+                store(out, (at, 0), u)
+                store(out, (at, 1), u_i)
+                store(out, (at + 1, 0), v)
+                store(out, (at + 1, 1), v_i)
+                store(out, (at + 2, 0), w)
+                store(out, (at + 2, 1), w_i)
+                store(out, (at + 3, 0), x)
+                store(out, (at + 3, 1), x_i)
+                at += _ABREAST
+                a += _ABREAST
+            while a < k:
+                u, u_i = load(out, (at, 0)), load(out, (at, 1))
+                for j in range(begin, end):
+                    c = law.vectors[j, a] * law.vectors[j, b]
+                    u += c * load(weights, (j - begin, 0))
+                    u_i += c * load(weights, (j - begin, 1))
+                store(out, (at, 0), u)
+                store(out, (at, 1), u_i)
+                at += 1
+                a += 1
+
+
+@inlined
+def _add(sums, at, T, row, column):
+    """T[row, column] += sums[at]."""
+    store(T, (0, row, column), load(T, (0, row, column)) + load(sums, (at, 0)))
+    store(T, (1, row, column), load(T, (1, row, column)) + load(sums, (at, 1)))
+
+
+@called_exact
+def _block(law, b, cell, s, weights, sums, T):
+    """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
+
+    `cell` is the block's first, and returned is the one after it.  What its donors add to the
+    fixed effects' columns is added to `sums`, as :func:`_sums` has it.
+    """
+    W, levels = T.shape[1], T.shape[2]
+    k = law.columns.shape[1]
+    own = k - W + levels
     for a in range(W):
         for c in range(min(a + 1, levels)):
             twice = 2.0 * law.linear[b, a, c]
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        _sums(law, law.start[cell], law.start[cell + 1], 0, own, s, sums)
+        fill(sums[: own * k - own * (own - 1) // 2], 0.0)
+        _sums(law, law.start[cell], law.start[cell + 1], s, weights, sums)
         at = 0
-        for a in range(law.columns.shape[1]):
-            for c in range(min(a + 1, own)):
+        for c in range(own):
+            for a in range(c, k):
                 row, column = law.columns[cell, a], law.columns[cell, c]
-                _add(sums, at, n, T, max(row, column), min(row, column))
+                _add(sums, at, T, max(row, column), min(row, column))
                 at += 1
         cell += 1
     return cell
 
 
 @called_exact
-def _effects(law, n, s, X):
-    """XX summed over blocks to the lower triangle of X (2, 2 p, 2 p, LANES), at n points of s."""
-    size, k = X.shape[1], len(law.vectors)
-    start = law.fixed.shape[1] - size
-    sums = empty((size * (size + 1) // 2, 2 * n))
-    _sums(law, 0, len(law.values), k - size, k, s, sums)
-    at = 0
-    for a in range(size):
-        for c in range(a + 1):
-            first = twice = 0.0
-            for b in range(len(law.fixed)):
-                first += law.fixed[b, start + a, start + c]
-                twice += 2.0 * law.linear[b, start + a, start + c]
-            store(X, (0, a, c), first + twice * load(s, 0))
-            store(X, (1, a, c), twice * load(s, 1))
-            _add(sums, at, n, X, a, c)
-            at += 1
-
-
-@called_exact
 def _of_donors(law, s, size, phase):
     """Factors of det of the donors: their log|.| is added to `size`, the phase starts at 0.
 
-    As many lanes of s (2, LANES) are points as `size` has.
+    As many lanes of s (2, POINTS) are points as `size` has.
     """
-    z, turns = empty((2, LANES)), empty(LANES)
+    z, turns = empty((2, POINTS)), empty(POINTS)
     real, imag, count = spread(1.0), spread(0.0), spread(0.0)
     x, y = load(s, 0), load(s, 1)
     for j in range(len(law.values)):
@@ -352,11 +362,11 @@ def _log_determinants(law, zero, s, counts):
     for i in range(n):
         size[i] = -zero[0]
     slow = zeros((len(law.fixed) + 1, n))
-    lanes, angles = empty((2, LANES)), zeros((len(slow), LANES))
+    lanes, angles = empty((2, POINTS)), zeros((len(slow), POINTS))
     passed = 0
-    for first in range(0, n, LANES):
-        m = min(n - first, LANES)
-        for i in range(LANES):
+    for first in range(0, n, POINTS):
+        m = min(n - first, POINTS)
+        for i in range(POINTS):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
         _of_donors(law, lanes, size[first : first + m], phase[first : first + m])
@@ -372,28 +382,39 @@ def _log_determinants(law, zero, s, counts):
 
 @called_exact
 def _add_slow(law, s, size, slow, counts):
-    """What is not of donors by themselves at s (2, LANES), see :func:`_log_determinants`."""
+    """What is not of donors by themselves at s (2, POINTS), see :func:`_log_determinants`."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     if W == 0:
         return 0
-    own = len(law.vectors) - W + 2 * q
-    X, T = empty((2, W - 2 * q, W - 2 * q, LANES)), empty((2, W, 2 * q, LANES))
-    sums = empty((own * (own + 1) // 2 + own * (W - 2 * q), 2 * len(size)))
-    _effects(law, len(size), s, X)
+    X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
+    k = law.vectors.shape[1]
+    weights, sums = empty((_NEAR, 2, POINTS)), zeros((k * (k + 1) // 2, 2, POINTS))
     cell = passed = 0
-    for b in range(blocks if q > 0 else 0):
-        cell = _block(law, b, cell, s, sums, T)
-        if counts:
-            passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
-        _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
+    for b in range(blocks):
+        cell = _block(law, b, cell, s, weights, sums, T)
+        if q > 0:
+            if counts:
+                passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
+            _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
+    at = len(sums) - len(X[0]) * (len(X[0]) + 1) // 2
+    for c in range(len(X[0])):
+        for a in range(c, len(X[0])):
+            first = twice = 0.0
+            for b in range(blocks):
+                first += law.fixed[b, 2 * q + a, 2 * q + c]
+                twice += 2.0 * law.linear[b, 2 * q + a, 2 * q + c]
+            store(X, (0, a, c), first + twice * load(s, 0) + load(X, (0, a, c)))
+            store(X, (1, a, c), twice * load(s, 1) + load(X, (1, a, c)))
+            _add(sums, at, X, a, c)
+            at += 1
     for a in range(len(X[0])):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
             store(X, (1, c, a), load(X, (1, a, c)))
     if counts:  # as many of one sign as of the other at s = 0
         passed += _inertia(-X[0, :, :, 0]) - X.shape[1] // 2
-    _eliminate(X, empty((2, W - 2 * q, 0, LANES)), size, slow[blocks])
+    _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks])
     return passed
 
 
@@ -441,8 +462,8 @@ def _series(A, B):
     one = zeros((n, n))
     first, second = 0.0, 0.0
     for a in range(n):
-        for b in range(n):
-            for c in range(n):
+        for c in range(n):
+            for b in range(n):
                 one[a, b] += inverse[a, c] * A[1, c, b]
     for a in range(n):
         first += one[a, a]
@@ -495,8 +516,8 @@ def _moments(law):
                     X[0, a - 2 * q, c - 2 * q] += start
                     X[1, a - 2 * q, c - 2 * q] += first
         while cell < len(law.block) and law.block[cell] == b:
-            own = law.vectors[:, law.start[cell] : law.start[cell + 1]].copy()
-            both = np.dot(own, own.T)
+            own = law.vectors[law.start[cell] : law.start[cell + 1]]
+            both = np.dot(own.T, own)
             for a in range(len(both)):
                 row = law.columns[cell, a]
                 for c in range(len(both)):
@@ -592,7 +613,7 @@ def _passed(T, s, gain, level):
     """Negative eigenvalues of a block's levels at real s, less those at s = 0 of its side.
 
     A level has three equations, which at 0 have one and, where its weight is of the other sign than
-    s, another.  T (2, W, 2 q, LANES) has s in its first lane.
+    s, another.  T (2, W, 2 q, POINTS) has s in its first lane.
     """
     q = len(gain)
     R = zeros((3 * q, 3 * q))
@@ -942,8 +963,8 @@ def _end(law, value, path, nothing):
         if size < most + nothing:
             break
         end = x
-        x += 2.0 * _STEP
-    return end + _STEP
+        x += 0.5 * _STEP
+    return end + 0.5 * _STEP
 
 
 @called_exact
@@ -973,80 +994,116 @@ def _nodes(start, end, step):
 
 @called_exact
 def _sum(f, stride):
-    total = 0.0
+    total = -0.5 * f[0]
     for i in range(0, len(f), stride):
         total += f[i]
     return total
 
 
 def tail(
-    value: float, law: Law, more: float = 0.0, least: float = 0.0, agree: float = _AGREE
+    value: float,
+    law: Law,
+    more: float = 0.0,
+    least: float = 0.0,
+    agree: float = AGREE,
+    above: float = 0.0,
 ) -> tuple[float, float, float]:
     """log P(form > value) for a :class:`Law`, and the mean and variance of the form.
 
     `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
     and a distance from the mean counts in standard deviations.  There is no tail where the law has
     no more variance than `least`, or the form next to none of the law's.  `agree` is about the root
-    of the relative error.
+    of the relative error; a logarithm greater than `above` has four digits, which costs half.
     """
-    return _tail(value, law, more, least, agree)
+    return _tail(value, law, more, least, agree, above)
 
 
 @called_exact
 def _both(path, f, step):
-    """The sum of the integrand, it and that with twice the step without what the pole at 0 adds.
+    """The sum of the integrand and that with twice the step without what the pole at 0 adds.
 
-    At last how far that with three times the step is from the first of these two.
+    At last how far that with three times the step is from the first.
     """
     if len(f) == 0:
-        return math.nan, math.nan, math.nan, math.nan
-    sums = step * (_sum(f, 1) - 0.5 * f[0])
-    total = sums - _trace(path, step)
-    twice = 2.0 * step * (_sum(f, 2) - 0.5 * f[0]) - _trace(path, 2.0 * step)
-    thrice = 3.0 * step * (_sum(f, 3) - 0.5 * f[0]) - _trace(path, 3.0 * step)
-    return sums, total, twice, abs(total - thrice)
+        return math.nan, math.nan, math.nan
+    total = step * _sum(f, 1) - _trace(path, step)
+    twice = 2.0 * step * _sum(f, 2) - _trace(path, 2.0 * step)
+    thrice = 3.0 * step * _sum(f, 3) - _trace(path, 3.0 * step)
+    return total, twice, abs(total - thrice)
 
 
-@kept_exact
-def _tail(value, law, more, least, agree):
+@called_exact
+def _logarithm(path, total):
+    """log P by the whole sum."""
+    if path.cross > 0.0:
+        return min(path.start + math.log(max(total, 0.0)), 0.0)
+    return math.log1p(max(math.exp(path.start) * min(total, 0.0), -1.0))
+
+
+@called_exact
+def _halved(f, between):
+    """Values at every second place, and those between them."""
+    out = empty(len(f) + len(between))
+    for i in range(len(out)):
+        out[i] = between[i // 2] if i % 2 == 1 else f[i // 2]
+    return out
+
+
+@called_exact
+def _finer(law, zero, value, path, end, step, f):
+    """The integrand f (n,) at a step as well between its points, and :func:`_both` of it."""
+    step *= 0.5
+    f = _halved(f, _along(law, zero, value, path, _nodes(step, end, 2.0 * step)))
+    total, coarse, apart = _both(path, f, step)
+    if not abs(total - coarse) < _HOPELESS * abs(total):  # as phases were lost between nodes
+        f = _along(law, zero, value, path, _nodes(0.0, end, step))
+        total, coarse, apart = _both(path, f, step)
+    return f, total, coarse, apart
+
+
+@called_exact
+def log_tail(value, law, more, least, agree, above):
+    """:func:`tail`, for compiled code."""
     mean, own, zero = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
     side, target = _aim(value, mean, own)
-    nothing, step = math.log(_NOTHING * agree**2), _STEP
+    nothing, left = math.log(_NOTHING * agree**2), _LEFT * agree
     # most guesses are good enough for a path, and what comes of it tells of the others
     at = _guess(law, side, target, mean, own)
-    end = _end(law, value, _path(law, value, at), nothing)
-    path, f = _from(law, zero, value, at, end, own)
-    sums, total, coarse, apart = _both(path, f, step)
-    left = _LEFT * agree
-    if not (abs(total - coarse) < _HOPELESS * abs(total) and abs(f[-1]) < left * abs(total)):
-        at = _crossing(law, zero, at.s, side, target, mean, own)
-        if math.isnan(at.s):
-            return (-math.inf if value > mean else 0.0), mean, variance
+    for again in range(2):
+        if again == 1:
+            at = _crossing(law, zero, at.s, side, target, mean, own)
+            if math.isnan(at.s):
+                return (-math.inf if value > mean else 0.0), mean, variance
         end = _end(law, value, _path(law, value, at), nothing)
         path, f = _from(law, zero, value, at, end, own)
-        sums, total, coarse, apart = _both(path, f, step)
-        while len(f) > 0 and abs(f[-1]) > left * abs(total) and end < _REACH:
+        total, coarse, apart = _both(path, f, _STEP)
+        while again == 1 and len(f) > 0 and abs(f[-1]) > left * abs(total) and end < _REACH:
             end *= _FURTHER  # where donors by themselves have vanished the whole may not have
             path, f = _from(law, zero, value, at, end, own)
-            sums, total, coarse, apart = _both(path, f, step)
+            total, coarse, apart = _both(path, f, _STEP)
+        if len(f) == 0:
+            continue
+        whole = abs(f[-1]) < left * abs(total)
+        log = _logarithm(path, total)
+        if whole and log > above and abs(total - coarse) < _ROUGH * abs(total):
+            return log, mean, variance
+        f, total, coarse, apart = _finer(law, zero, value, path, end, _STEP, f)
+        if whole and abs(total - coarse) < _HOPELESS * abs(total):
+            break
     # the error falls with the square from one step to the next
+    step = 0.5 * _STEP
     while (
         abs(total - coarse) > agree * abs(total) or apart > _ACCIDENT * agree * abs(total)
     ) and step > _LAST_STEP:
-        coarse, apart = total, 0.0
-        step *= 0.5
-        f = _along(law, zero, value, path, _nodes(step, end, 2.0 * step))
-        sums = 0.5 * sums + step * _sum(f, 1)
-        total = sums - _trace(path, step)
-        if not abs(total - coarse) < _HOPELESS * abs(total):  # as phases were lost between nodes
-            f = _along(law, zero, value, path, _nodes(0.0, end, step))
-            sums = step * (_sum(f, 1) - 0.5 * f[0])
-            total = sums - _trace(path, step)
-    if path.cross > 0.0:
-        log = path.start + math.log(max(total, 0.0))
-        return min(log, 0.0), mean, variance
-    return math.log1p(max(math.exp(path.start) * min(total, 0.0), -1.0)), mean, variance
+        f, total, coarse, _ = _finer(law, zero, value, path, end, step, f)
+        step, apart = 0.5 * step, 0.0
+    return _logarithm(path, total), mean, variance
+
+
+@kept_exact
+def _tail(value, law, more, least, agree, above):
+    return log_tail(value, law, more, least, agree, above)

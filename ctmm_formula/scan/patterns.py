@@ -6,6 +6,7 @@ exactly as if it were fitted alone; designs are kept by their pattern of missing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.
 
 _CODING = ("engine", "kinship", "genetic_structure")
 """Options of the second half of a design."""
+_ABOVE = math.log(0.06)  # p value above which four digits of a score test will do
 _KEPT = 16  # patterns kept by one worker: a block of genes seldom has more
 
 
@@ -85,7 +87,8 @@ class Pattern:
     @cached_property
     def score(self) -> ScoreDesign | None:
         """What the score tests of all genes share, if they are asked for."""
-        return design_of(self.models[0]) if "score" in self.plan.layout.tests else None
+        asked = "score" in self.plan.layout.tests
+        return design_of(self.models[0], _ABOVE) if asked else None
 
     @cached_property
     def groups(self) -> GroupDesign | ResponseDesign | None:
