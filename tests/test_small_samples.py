@@ -239,7 +239,12 @@ def test_donors_who_respond_alike_are_on_the_edge(bounds):
     check_on_the_edge(res, bounds)
     found = res.effects("stim", covariance="kenward-roger")
     assert (found.table["df"] > 3).all()
-    assert all(0 < test.pvalue < 1 for test in found.tests.values())
+    assert all(0 < test.pvalue < 1 and not test.note for test in found.tests.values())
+    few = fitted({"formula": formula, "data": data[donor < 5], "within": "stim", "bounds": bounds})
+    crowded = "3 hypotheses from 5 donors: an F test by the model may find too much"
+    for covariance, said in (("kenward-roger", True), ("model", True), ("robust", False)):
+        test = few.effects("stim", covariance=covariance).omnibus
+        assert (crowded in test.note) == (said and np.isfinite(test.pvalue))
 
 
 def test_reasons():

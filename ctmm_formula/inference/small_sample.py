@@ -51,8 +51,13 @@ UNKNOWN = (
 SINGULAR = "the information matrix of the variance components is singular"
 NO_LAW = (
     "there is no F of Kenward and Roger for so many hypotheses at once: test fewer, or use "
-    "covariance='model'"
+    "covariance='robust'"
 )
+CROWDED = (
+    "{q} hypotheses from {n} donors: an F test by the model may find too much, "
+    "covariance='robust' does not"
+)
+_DONORS = 2  # fewest for a hypothesis, below which that is said
 
 
 def _law(cov: np.ndarray, df: float, scale: float) -> Law:
@@ -118,7 +123,10 @@ class Satterthwaite:
         M = rows @ self._at.slopes @ rows.T
         A1 = float(np.square(np.trace(M, axis1=1, axis2=2)).sum())
         df, scale, why = self._joint(len(L), A1, float(np.square(M).sum()))
-        return Law(cov, df, scale, why) if why else _law(cov, df, scale)
+        found = Law(cov, df, scale, why) if why else _law(cov, df, scale)
+        n = self.model.n_donors
+        few = n < _DONORS * len(L)
+        return found._replace(note=CROWDED.format(q=len(L), n=n)) if few else found
 
     @property
     def reason(self) -> str:

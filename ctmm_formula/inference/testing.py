@@ -220,12 +220,15 @@ class Law(NamedTuple):
         Factor of the statistic.
     reason : str
         Why there is no test, or "".
+    note : str
+        What to keep in mind, or "".
     """
 
     cov: np.ndarray
     df: float
     scale: float
     reason: str
+    note: str = ""
 
 
 def wald(
@@ -293,8 +296,12 @@ def wald(
     if smallest < _SINGULAR:  # of a unit diagonal: the rank does not depend on units
         return blank.without("the covariance of the tested combinations is singular")
     F = distance / q
-    F *= 1.0 if law is None else law.scale
-    return replace(blank, statistic=F, pvalue=f_tail(F, q, df), log_pvalue=log_f_tail(F, q, df))
+    note = blank.note
+    if law is not None:
+        F *= law.scale
+        note = "; ".join(filter(None, (note, law.note)))
+    p, log = f_tail(F, q, df), log_f_tail(F, q, df)
+    return replace(blank, statistic=F, pvalue=p, log_pvalue=log, note=note)
 
 
 def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
