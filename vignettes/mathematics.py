@@ -181,9 +181,10 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 # moved towards the model's, up to a factor, as by $q + 1$ more units that follow the model:
 #
 # $$ V_L \leftarrow (1 - w)V_L + w\,\frac{\mathrm{tr}V_L}{q} I, \quad w = \frac{q + 1}{\eta + q + 1}, \quad
-# \eta \leftarrow \frac{\eta\,q(q + 1)}{2 + (1 - w)^2(q - 1)(q + 2)} $$
+# \eta \leftarrow \frac{\eta\,q}{1 + (1 - w)^2(q - 1)} $$
 #
-# where the last has the variance that is left.  $F$ tests are the approximate Hotelling test:
+# where the last counts what the model itself does not know halfway between a factor and a variance for
+# each row.  $F$ tests are the approximate Hotelling test:
 #
 # $$ \frac{\eta - q + 1}{\eta q}(Lb)'V_L^{-1}(Lb) \sim F(q, \eta - q + 1) $$
 #

@@ -32,11 +32,13 @@ by q + 1 more units that follow it (as many as give an inverse Wishart matrix a 
 factor that all rows share: of rows with E V = I
 
     V <- (1 - w) V + w tr(V) / q I,   w = (q + 1) / (eta + q + 1)
-    eta <- eta q (q + 1) / (2 + (1 - w)^2 (q^2 + q - 2))
+    eta <- eta q / (1 + (1 - w)^2 (q - 1))
 
-where the second has the variance that is left of V, with that of its trace, 2 q / eta, as it was.
-The more units the less w; of one row nothing moves.  Where the working covariance is wrong in more
-than a factor, V lies between it and the truth, and comes closer with every unit.
+All of Var(V_st) sums up to q (q + 1) / eta.  Were a factor all that the working covariance does not
+know, 2 / eta of it would not shrink by (1 - w)^2; were it the variance of every row, 2 q / eta;
+taken is what lies halfway, (q + 1) / eta.  The more units the less w; of one row nothing moves.
+Where the working covariance is wrong in more than variances, V lies between it and the truth, and
+comes closer with every unit.
 
 The noise is that which the pairs have halfway to where the hypothesis holds
 (:mod:`ctmm_formula.engine.moving_noise`): with rows that have L K L' = I and L M L' there, V_L
@@ -290,7 +292,7 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
     if not eta > q - 1.0:
         return math.nan, gram, _HAS_FEW
     left = eta / (eta + q + 1.0)  # 1 - w
-    eta *= q * (q + 1) / (2.0 + left * left * (q - 1) * (q + 2))
+    eta *= q / (1.0 + left * left * (q - 1))
     mean = 0.0
     for s in range(q):
         mean += cov[s, s] / q
