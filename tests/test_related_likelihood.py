@@ -1,6 +1,7 @@
 """Likelihoods of related donors against dense algebra and goldens of another author and metafor."""
 
 import json
+from itertools import pairwise
 
 import dense
 import dense_kr
@@ -151,6 +152,23 @@ def test_nothing_in_the_domain_is_better(structure, bounds, method):
             near = np.maximum(near, walls.lower)
             if walls(near)[0] > -np.inf:
                 assert dense.llf(model, near, method) <= found.llf + 1e-5
+
+
+@pytest.mark.parametrize("bounds", ["psd", "noise"])
+def test_a_stage_of_the_barrier_begins_near_its_end(bounds, monkeypatch):
+    """The way to the edge is short, and no point of it is far from where a stage ends."""
+    model = related(make("ctp", "free", n_donors=40), KERNELS["window"](40))
+    ahead, climbed = related_likelihood._ahead, []
+
+    def watched(f, end, mu, following):
+        climbed.append((end.theta, ahead(f, end, mu, following), following))
+        return climbed[-1][1]
+
+    monkeypatch.setattr(related_likelihood, "_ahead", watched)
+    found = estimate(model, "reml", Domain(bounds))
+    assert found.convergence.boundary and found.convergence.n_evaluations < 50
+    for (end, start, _), (after, *_) in pairwise(climbed[2:]):
+        assert np.abs(start - after).max() < 0.2 * np.abs(end - after).max()
 
 
 # ---------------------------------------------------------------------------------------------
