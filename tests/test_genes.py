@@ -71,6 +71,14 @@ def close(value, expected):
     np.testing.assert_allclose(value, expected, rtol=SAME, atol=0, equal_nan=True)
 
 
+def close_p(value, expected):
+    """p values of score tests: those of a scan have four digits above .06, else all."""
+    value, expected = np.atleast_1d(value), np.atleast_1d(expected).astype(float)
+    rough = expected > 0.06
+    np.testing.assert_allclose(value[rough], expected[rough], rtol=1e-4, atol=0)
+    close(value[~rough], expected[~rough])
+
+
 @pytest.mark.parametrize("method", quick_first(sorted(ESTIMATORS, reverse=True)))
 @pytest.mark.parametrize("structure", quick_first(sorted(NAMES, key=lambda name: name != "free")))
 @pytest.mark.parametrize("kind", ["ctp", "op"])
@@ -108,14 +116,14 @@ def test_a_scan_has_the_numbers_of_single_fits(small, overall, kind, structure, 
             close(means, results.means()["std_error"])
         for test in tests:
             expected = single(results, test, gene)
-            close(row[f"p_{test}"], expected.pvalue)
+            (close_p if test == "score" else close)(row[f"p_{test}"], expected.pvalue)
             close(row[f"stat_{test}"], expected.statistic)
             if np.isnan(expected.pvalue):
                 assert f"{test}: {expected.note}" in row["reason"]
         if "score" in tests:
             extra = single(results, "score", gene).extra
-            close(row["p_score_cauchy"], extra["cauchy"])
-            close(row[[f"p_score[{c}]" for c in CELLTYPES]].astype(float),
+            close_p(row["p_score_cauchy"], extra["cauchy"])
+            close_p(row[[f"p_score[{c}]" for c in CELLTYPES]].astype(float),
                   list(extra["celltype"].values()))  # fmt: skip
         again = scan.gene(gene)
         close(again.params, results.params)
@@ -471,7 +479,7 @@ def test_squares_of_the_noise_reach_the_score_test(small, how, tmp_path):
         table = obs.assign(y=expr[gene], nu=nu[gene], square=nu2[gene])
         single = ctmm.fit("y ~ C(celltype)", data=table, method="robust", nu2="square")
         test = single.test_variance("score")
-        close(scan.table["p_score"].iloc[k], test.pvalue)
+        close_p(scan.table["p_score"].iloc[k], test.pvalue)
         assert not test.note
         plain = ctmm.fit("y ~ C(celltype)", data=table, method="robust").test_variance("score")
         assert abs(plain.pvalue / test.pvalue - 1.0) > 1e-3

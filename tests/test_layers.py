@@ -34,9 +34,9 @@ LAYERS = [
     "holes", "stacks", "authors_tables",
     "datasets", "simulate",
     # design/
-    "identified", "grids", "rowless", "labelled", "kinship", "genotypes", "genotype_sources",
-    "arrays", "crossings", "prepare", "matrix", "polynomials", "formula", "random_terms", "syntax",
-    "vouched", "expressions", "table",
+    "identified", "grids", "rowless", "selected", "labelled", "kinship", "genotypes",
+    "genotype_sources", "arrays", "crossings", "prepare", "matrix", "polynomials", "formula",
+    "random_terms", "syntax", "vouched", "expressions", "table",
     # inference/
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",

@@ -377,6 +377,11 @@ def shares(ready: Prepared, H: np.ndarray, counts: np.ndarray | None) -> np.ndar
         weights = counts
     else:
         return None
+    return shares_of(donors, weights, H)
+
+
+def shares_of(donors: np.ndarray, weights: np.ndarray, H: np.ndarray) -> np.ndarray:
+    """Shares (N, C) of the cell types in each donor (n,), by the weights of its rows (n,)."""
     out = np.zeros((donors.max() + 1, H.shape[1]))
     np.add.at(out, donors, weights[:, None] * H)
     return out / out.sum(axis=1, keepdims=True)
@@ -545,7 +550,7 @@ def told(
     others = coding.frame.drop(columns=celltype).groupby(sample).nunique(dropna=False)
     if (others > 1).any(axis=None):
         return same
-    every = _in_every_type(coding, celltype, celltypes)
+    every = in_every_type(coding, celltype, celltypes)
     if not np.isfinite(every).all() or aliased(every, coding.names):
         return same
     kept = tuple(k for k, name in enumerate(coding.names) if name not in gone)
@@ -557,7 +562,7 @@ def told(
     return own, X[:, kept], (note,)
 
 
-def _in_every_type(coding: Coding, celltype: str, celltypes: tuple[str, ...]) -> np.ndarray:
+def in_every_type(coding: Coding, celltype: str, celltypes: tuple[str, ...]) -> np.ndarray:
     """Design of every row in every cell type, types one after the other.
 
     One row is all of them where nothing else tells them apart.
@@ -580,7 +585,7 @@ def mean_rows(
     if celltype not in coding.frame.columns:
         return np.tile(X.mean(axis=0), (size, 1))
     # every row once per cell type, the other columns as observed
-    every = _in_every_type(coding, celltype, celltypes)
+    every = in_every_type(coding, celltype, celltypes)
     return every.reshape(size, -1, X.shape[1]).mean(axis=1)
 
 
@@ -668,12 +673,17 @@ def _check_groups(
         )
 
 
-def _check_confounded(name: str, component: RandomComponent, Q: np.ndarray) -> None:
-    """A random effect inside the span of the fixed part has no variance left."""
+def share_beside(component: RandomComponent, Q: np.ndarray) -> float:
+    """Share of a random effect that lies beside the fixed part, orthonormal columns Q (n, p)."""
     total = float((component.values**2).sum())
     projected = np.zeros((int(component.codes.max()) + 1, Q.shape[1]))
     np.add.at(projected, component.codes, component.values[:, None] * Q)
-    if total - float((projected**2).sum()) <= RANK_TOLERANCE * total:
+    return 1.0 - float((projected**2).sum()) / total
+
+
+def _check_confounded(name: str, component: RandomComponent, Q: np.ndarray) -> None:
+    """A random effect inside the span of the fixed part has no variance left."""
+    if share_beside(component, Q) <= RANK_TOLERANCE:
         raise DataError(
             f"random effect {name!r} is fully explained by the fixed part: leave the fixed terms "
             "that separate its levels, or the random term, out"

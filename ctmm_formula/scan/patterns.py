@@ -21,6 +21,7 @@ from ..design.identified import check_alone, check_components
 from ..design.labelled import Design, build_design, prepared_design
 from ..design.matrix import Coding
 from ..design.prepare import Prepared, prepare
+from ..design.selected import Selection, selection
 from ..design.table import listing
 from ..engine import he, robust
 from ..engine.likelihood import LIKELIHOODS
@@ -152,8 +153,21 @@ class CleanTable(FromTable):
         """The design of these rows of the table."""
         if self._whole is None:
             return super().__call__(rows)
+        found = None if self._selection is None else self._selection.of(rows)
+        return self._coded(self._whole.of(rows)) if found is None else found
+
+    def _coded(self, ready: Prepared) -> Design:
         options = {name: self.options[name] for name in _CODING}
-        return prepared_design(self.spec, self._whole.of(rows), like=self.coding, **options)
+        return prepared_design(self.spec, ready, like=self.coding, **options)
+
+    @cached_property
+    def _selection(self) -> Selection | None:
+        if self._whole is None:
+            return None
+        try:
+            return selection(self._coded(self._whole), self._whole)
+        except CTMMError:  # of rows that are not in the scan
+            return None
 
     @cached_property
     def _whole(self) -> Prepared | None:

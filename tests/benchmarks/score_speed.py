@@ -1,10 +1,11 @@
-"""What the default test of a scan costs, and its p values, of two checkouts in one run.
+"""What the default test of a scan costs, and its p values, of checkouts in one run.
 
     git worktree add ../before COMMIT
-    python tests/benchmarks/score_speed.py ../before . --scale 1
+    python tests/benchmarks/score_speed.py ../before . --scale 2.5 [--first ../first]
 
 Six designs with 10 % of the pairs missing, half of the genes with V = 0.  Every checkout scans the
-same genes in a process of its own, one BLAS thread; times are CPU milliseconds a gene.  Writes
+same genes in a process of its own, one BLAS thread; times are CPU milliseconds a gene.  `--first`
+is a checkout from before any of the work on this test, which fits by REML only.  Writes
 ``score_speed.md`` beside this file: the times, and how far the p values of all genes lie apart.
 """
 
@@ -30,6 +31,7 @@ DESIGNS = [  # donors, cell types, batches, whether every gene misses pairs of i
     (1000, 8, 10, False, 30),
 ]
 BOUNDS = (0.05, 0.01, 0.001)
+SURE = 0.06  # p value above which four digits will do in a scan
 
 
 def simulate(donors: int, types: int, batches: int, own: bool, genes: int) -> dict:
@@ -58,7 +60,7 @@ def simulate(donors: int, types: int, batches: int, own: bool, genes: int) -> di
     return {"data": obs.assign(n_cells=n)[kept].reset_index(drop=True), "expr": expr, "nu": noise}
 
 
-def child(number: int, scale: float, out: str) -> None:
+def child(number: int, scale: float, method: str, out: str) -> None:
     """Scan a design by the checkout on the path; times and p values to a file."""
     import resource
     import warnings
@@ -67,14 +69,15 @@ def child(number: int, scale: float, out: str) -> None:
 
     warnings.simplefilter("ignore")
     donors, types, batches, own, genes = DESIGNS[number]
-    genes = max(int(scale * genes), 4)
+    genes = max(int(scale * genes), 8)
 
     def run(genes: int, tests: list[str], data: dict) -> tuple[float, pd.DataFrame]:
         some = {key: part if key == "data" else part.iloc[:, :genes] for key, part in data.items()}
         begin = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         scan = ctmm.fit_genes(
-            "~ C(celltype)", random="batch" if batches else None, tests=tests, **some
-        )
+            "~ C(celltype)", random="batch" if batches else None, tests=tests, method=method,
+            n_jobs=1, **some,
+        )  # fmt: skip
         return sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - begin, scan.table
 
     data = simulate(donors, types, batches, own, genes)
@@ -84,9 +87,21 @@ def child(number: int, scale: float, out: str) -> None:
     few, _ = run(2, [], data)
     p = table[[name for name in table if name.startswith("p_score") and "_b" not in name]]
     np.savez(
-        out, names=list(p), p=p.to_numpy(), stat=table["stat_score"],
+        out, names=list(p), p=p.to_numpy(),
         ms=1e3 * np.array([bare - few, whole - few]) / (genes - 2),
     )  # fmt: skip
+
+
+def scanned(checkout: Path, number: int, scale: float, method: str) -> dict:
+    """What :func:`child` finds by a checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "p.npz")
+        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import score_speed as s; "
+        code += f"s.child({number}, {scale}, {method!r}, {out!r})"
+        env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+        env |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1")
+        subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd="/")
+        return dict(np.load(out))
 
 
 def main() -> None:
@@ -94,52 +109,60 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
+    parser.add_argument("--first", type=Path, help="a checkout from before any of this work")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the genes to run")
     parser.add_argument("--designs", type=int, nargs="*", default=list(range(len(DESIGNS))))
     parser.add_argument("--out", type=Path, default=HERE / "score_speed.md")
     asked = parser.parse_args()
-    lines = [
+    text = (
         "# The score test of a scan, before and after",
         "Written by `score_speed.py`: CPU milliseconds a gene, one BLAS thread; 10 % of the pairs "
         'missing, `fit_genes("~ C(celltype)", tests=["score"])`, half of the genes with V = 0. '
-        "p values of cell types, sum and Cauchy combination: the largest relative difference, and "
-        f"how many lie on another side of {', '.join(map(str, BOUNDS))} or Bonferroni's bound. "
-        "One checkout runs after the other: beside other work, times are no closer than by half.",
-        "| donors x types x batches | fit alone | with the score test, before | after | score "
-        "alone, before | after | ratio | p values | largest difference | across a bound | null "
-        "genes at .05, before | after |\n|" + "---|" * 12,
+        "One checkout runs after the other: beside other work, times are no closer than by half. "
+        'The first state is that before any of this work; its only default was `method="reml"`.',
+        "p values of cell types, sum and Cauchy combination, before and after: the largest "
+        f"relative differences at most and above {SURE}, and how many lie on another side of "
+        f"{', '.join(map(str, BOUNDS))} or Bonferroni's bound.",
+    )
+    times = [
+        "| donors x types x batches | fit alone, robust, before | after | with the score test, "
+        "before | after | REML alone, after | with the score test | first state, REML with the "
+        "score test | times as long |\n|" + "---|" * 9
+    ]
+    values = [
+        f"| donors x types x batches | genes | p values | apart, p <= {SURE} | p > {SURE} | across "
+        "a bound | null genes at .05, before | after |\n|" + "---|" * 8
     ]
     for number in asked.designs:
         donors, types, batches, own, _ = DESIGNS[number]
-        found = []
-        for checkout in (asked.before, asked.after):
-            with tempfile.TemporaryDirectory() as folder:
-                out = str(Path(folder) / "p.npz")
-                code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import score_speed as s; "
-                code += f"s.child({number}, {asked.scale}, {out!r})"
-                env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-                env |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1")
-                subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd="/")
-                found.append(dict(np.load(out)))
-        old, new = found
+        old = scanned(asked.before, number, asked.scale, "robust")
+        new = scanned(asked.after, number, asked.scale, "robust")
+        reml = scanned(asked.after, number, 0.2 * asked.scale, "reml")["ms"]
+        label = f"{donors} x {types} x {batches or 'none'}{', pairs of their own' if own else ''}"
+        cells = [f"{ms:.2f}" for k in range(2) for ms in (old["ms"][k], new["ms"][k])]
+        cells += [f"{ms:.2f}" for ms in reml]
+        if asked.first is None:
+            cells += ["", ""]
+        else:
+            first = scanned(asked.first, number, 0.1 * asked.scale, "reml")["ms"][1]
+            cells += [f"{first:.1f}", f"{first / reml[1]:.1f}"]
+        times.append(f"| {' | '.join([label, *cells])} |")
         p, q = old["p"], new["p"]
         both = (p > 1e-290) & (q > 1e-290)
-        apart = float(np.abs(q[both] / p[both] - 1.0).max())
+        apart = np.abs(q / p - 1.0)
+        far = [float(apart[both & ((p <= SURE) == low)].max(initial=0.0)) for low in (True, False)]
         bounds = [*BOUNDS, 0.05 / len(p)]
         across = sum(int(((p < bound) != (q < bound)).sum()) for bound in bounds)
-        score = [one["ms"][1] - one["ms"][0] for one in found]
         at = list(old["names"]).index("p_score")
-        rates = [(one["p"][::2, at] < 0.05).mean() for one in found]
-        label = f"{donors} x {types} x {batches or 'none'}{', pairs of their own' if own else ''}"
+        rates = [(one["p"][::2, at] < 0.05).mean() for one in (old, new)]
         cells = [
-            label, f"{new['ms'][0]:.2f}", *(f"{one['ms'][1]:.2f}" for one in found),
-            *(f"{ms:.2f}" for ms in score), f"{score[0] / score[1]:.1f}", f"{p.size:,}",
-            f"{apart:.1e}", str(across), *(f"{rate:.3f}" for rate in rates),
+            label, f"{len(p):,}", f"{p.size:,}", *(f"{one:.1e}" for one in far), str(across),
+            *(f"{rate:.3f}" for rate in rates),
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    head, table = lines[:2], lines[2:]
-    asked.out.write_text("\n\n".join([*head, "\n".join(table)]) + "\n")
+        values.append(f"| {' | '.join(cells)} |")
+        print(times[-1], values[-1], sep="\n", flush=True)
+    tables = ("\n".join(times), text[2], "\n".join(values))
+    asked.out.write_text("\n\n".join([*text[:2], *tables]) + "\n")
 
 
 if __name__ == "__main__":
