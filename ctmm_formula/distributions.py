@@ -36,8 +36,8 @@ def t_reach(p: float, df: np.ndarray | float) -> np.ndarray:
     2.0003
     """
     out = -special.stdtrit(df, p)
-    # before scipy 1.15 NaN for the smallest p, where it is infinite
-    return np.where(np.isnan(out) & (np.asarray(df) > 0) & (p < 1e-290), np.inf, out)
+    # for the smallest p, where it is infinite, scipy has NaN (before 1.15) or the other infinity
+    return np.where(~(out > -np.inf) & (np.asarray(df) > 0) & (p < 1e-290), np.inf, out)
 
 
 def variance_interval(

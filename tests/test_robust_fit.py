@@ -291,7 +291,8 @@ def test_a_scan_has_all_numbers_of_single_fits(df, kind):
         close(means, res.means()["std_error"], SAME)
         close([row["p_mean"], row["stat_mean"]],
               [res.test_mean().pvalue, res.test_mean().statistic], SAME)  # fmt: skip
-        close(row["p_score"], res.test_variance().pvalue, SAME)
+        score = res.test_variance().pvalue
+        close(row["p_score"], score, SAME if score < 0.06 else 1e-4)  # a scan has four digits above
         assert scan.gene(gene).test_mean() == res.test_mean()
 
 
