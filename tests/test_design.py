@@ -409,7 +409,7 @@ def test_proportions_from_a_table_of_donors_by_cell_types():
         out = design("expr ~ sex", data[::-1], proportions=proportions)
         assert out.names == by_columns.names
         np.testing.assert_array_equal(out.X, by_columns.X[::-1])
-    with pytest.raises(DataError, match="no row for donors 'd03'"):
+    with pytest.raises(DataError, match="no row for donor 'd03'"):
         design("expr ~ sex", data, proportions=shuffled.drop(index="d03"))
     with pytest.raises(DataError, match="several rows for one donor"):
         design("expr ~ sex", data, proportions=pd.concat([table, table.iloc[:1]]))

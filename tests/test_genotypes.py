@@ -390,7 +390,7 @@ BAD_TABLES = {
     "numbered rows": (lambda G, v: (G.reset_index(drop=True), v), "rows are numbered"),
     "an array without labels": (lambda G, v: (G.to_numpy(), v), "give donors="),
     "labels of some": (lambda G, v: (G.to_numpy(), v, ["a"]), "has 1 labels for"),
-    "a donor twice": (lambda G, v: (pd.concat([G, G.iloc[:1]]), v), "several rows for donors"),
+    "a donor twice": (lambda G, v: (pd.concat([G, G.iloc[:1]]), v), "several rows for donor "),
     "other variants": (lambda G, v: (G, v.rename(lambda name: name + "_A")), "no row for variants"),
     "no chromosome": (lambda G, v: (G, v.rename(columns={"chromosome": "chrom"})),
                       "no column 'chromosome', did you mean 'chrom'|no column 'chromosome'"),

@@ -246,7 +246,10 @@ def test_tables_are_judged_by_fitted_means():
         scan = ctmm.fit_genes(
             "~ C(celltype)", data=pb.obs, expr=tables[0], nu=tables[1].clip(1e-6), tests=[]
         )
-    large = int((pb.var["level_ratio"] >= LARGE_RATIO).sum())
+    names = [f"mean[{name}]" for name in pb.obs["celltype"].unique()]
+    fitted, errors = (scan.table[part].to_numpy() for part in (names, [f"se[{n}]" for n in names]))
+    large = int((level_ratio(fitted, errors) >= LARGE_RATIO).sum())
+    assert 0 < large < (level_ratio(fitted) >= LARGE_RATIO).sum()  # beyond their standard errors
     assert scan.notes[0].startswith("method: robust by default, as there are numbers of cells")
     assert scan.notes[1].startswith(f"in {large} of 9 genes")
     # simulated expression, with means below zero, is not on such a scale

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arguments import choose, generator, on_off, real, shown, whole_number
-from ..design.table import listing
+from ..design.table import donors_named, listing
 from ..errors import CTMMError, CTMMWarning, DataError
 from . import softimpute
 from .fill import METHODS, Complete, Filled, Options, fill
@@ -272,7 +272,12 @@ def _warn(grid: Grid, mean: Filled, noise: Filled) -> None:
     celltypes = list(grid.celltypes[np.flatnonzero(grid.missing.all(axis=0))])
     parts = []
     if donors:
-        parts.append(f"donors {listing(donors)} have no observed pair and stay missing")
+        have = (
+            "has no observed pair and stays"
+            if len(donors) == 1
+            else "have no observed pair and stay"
+        )
+        parts.append(f"{donors_named(donors)} {have} missing")
     if celltypes:
         parts.append(f"cell types {listing(celltypes)} have no donor and stay missing")
     if not (mean.converged and noise.converged):

@@ -21,7 +21,7 @@ from .formula import FormulaSpec
 from .matrix import INTERCEPT, Coding, evaluate
 from .prepare import Prepared
 from .random_terms import RandomTerm
-from .table import MOST_CELLS, crossed, listing, rows
+from .table import MOST_CELLS, crossed, donors_named, listing, rows
 
 RANK_TOLERANCE = 1e-10  # of a column's norm: far above rounding, far below any real difference
 _ROUNDING = 1e-6
@@ -153,7 +153,7 @@ def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
         donors = [str(ready.labels[ready.roles.donor][i]) for i in bad]
         raise DataError(
             f"column {name!r} (noise variance) must be positive and finite, found {nu[bad[0]]} in "
-            f"{rows(ready.keep[bad])}, donors {listing(list(dict.fromkeys(donors)))}: make it NaN "
+            f"{rows(ready.keep[bad])}, {donors_named(list(dict.fromkeys(donors)))}: make it NaN "
             f"to leave these rows out, or estimate it anew{why_bad(nu[bad], n_cells)}"
         )
     return nu

@@ -18,7 +18,7 @@ from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..errors import DataError
 from ..paths import file_path, said
-from .table import amount, label, listing, near
+from .table import amount, donors_named, label, listing, near
 
 _NAMES = {"23": "X", "24": "Y", "25": "X", "XY": "X", "26": "MT", "M": "MT"}
 """Chromosomes as PLINK and others number and call them."""
@@ -350,7 +350,7 @@ def from_table(source: object, variants: object, donors: object) -> Source:
         raise DataError(f"donors= has {len(known)} labels for {len(values)} rows of genotypes")
     twice = [one for one, count in Counter(known).items() if count > 1]
     if twice:
-        raise DataError(f"genotypes have several rows for donors {listing(twice)}")
+        raise DataError(f"genotypes have several rows for {donors_named(twice)}")
     if not isinstance(variants, pd.DataFrame):
         raise DataError(
             "a table of genotypes takes variants=: a DataFrame with columns chromosome and "

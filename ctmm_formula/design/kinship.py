@@ -26,7 +26,7 @@ from ..paths import file_path, said
 from ..structures import Structure
 from .genotype_sources import no_numbers
 from .genotypes import Genotypes, Scaled, scale_of, scaled
-from .table import label, listing, near
+from .table import donors_named, label, listing, near
 
 DEFAULT_NAME = "genetic"
 """Name of a kinship that was given without one."""
@@ -194,7 +194,7 @@ def _values(given: object, name: str) -> tuple[np.ndarray, list[str], bool]:
         values = values[:, [place[one] for one in index]]
     if not square and np.isinf(values).any():
         names = [index[i] for i in np.flatnonzero(np.isinf(values).any(axis=1))]
-        raise DataError(f"genotypes {name!r} are infinite for donors {listing(names)}")
+        raise DataError(f"genotypes {name!r} are infinite for {donors_named(names)}")
     beyond = (values < 0.0) | (values > 2.0)
     if not square and beyond.any() and not (values[beyond] % 1.0).any():
         where = [columns[k] for k in np.flatnonzero(beyond.any(axis=0))]
@@ -212,7 +212,7 @@ def _refuse_holes(K: np.ndarray, name: str, donors: Sequence[str]) -> None:
     some, whole = lost.any(axis=1), lost.all(axis=1)
     if some.any():
         names = [donors[i] for i in np.flatnonzero(whole if whole.any() else some).tolist()]
-        raise DataError(f"kinship {name!r} is missing or infinite for donors {listing(names)}")
+        raise DataError(f"kinship {name!r} is missing or infinite for {donors_named(names)}")
 
 
 def _labels(given: pd.Index, name: str, what: str) -> list[str]:
@@ -224,7 +224,7 @@ def _labels(given: pd.Index, name: str, what: str) -> list[str]:
     known = [label(value) for value in given]
     twice = [one for one, count in Counter(known).items() if count > 1]
     if twice:
-        raise DataError(f"kinship {name!r} has several {what} for donors {listing(twice)}")
+        raise DataError(f"kinship {name!r} has several {what} for {donors_named(twice)}")
     return known
 
 

@@ -26,6 +26,7 @@ from .table import (
     as_frame,
     covariate,
     crossed,
+    donors_named,
     label,
     labels,
     listing,
@@ -361,7 +362,7 @@ def _proportion_columns(
     absent = [name for name in donors.categories if name not in set(known)]
     if absent:
         raise DataError(
-            f"the proportions table has no row for donors {listing(absent)}: its index must hold "
+            f"the proportions table has no row for {donors_named(absent)}: its index must hold "
             f"the values of column {donor!r}"
         )
     where = pd.Index(known).get_indexer(pd.Index(donors.astype(object)))

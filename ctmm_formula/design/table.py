@@ -175,6 +175,15 @@ def listing(values: Sequence[object], limit: int = 5) -> str:
     return shown if len(values) <= limit else f"{shown}, ... ({len(values)} in all)"
 
 
+def donors_named(names: Sequence[object]) -> str:
+    """The first few donors.
+
+    >>> donors_named(["d1"]), donors_named(["d1", "d2"])
+    ("donor 'd1'", "donors 'd1', 'd2'")
+    """
+    return f"donor{'s' if len(names) > 1 else ''} {listing(names)}"
+
+
 def amount(n: int, one: str, several: str = "") -> str:
     """A number and its word, or words, as they are of one; by default several have an s.
 

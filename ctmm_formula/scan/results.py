@@ -363,12 +363,15 @@ def notes_of(
     ]
     said += [windows_note(table, call["window"], call["maf"])] if layout.windows else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
-    means = table[columns].to_numpy(float) if set(columns) <= set(table) else None
+    means, errors = (
+        table[names].to_numpy(float) if set(names) <= set(table) else None
+        for names in (columns, [f"se[{name}]" for name in columns])
+    )
     if responses is None or responses.var is None:
         uns = {"ctmm": {"summary": call.get("summary", "")}}
-        return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means))
+        return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means, errors))
     var = responses.var.iloc[responses.places]
-    return (*said, *scale_notes(responses.uns, var, means))
+    return (*said, *scale_notes(responses.uns, var, means, errors))
 
 
 def windows_note(table: pd.DataFrame, window: int, maf: float) -> str:
