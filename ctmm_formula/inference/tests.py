@@ -43,7 +43,8 @@ _NO_SQUARES = (
 )
 _SPARSE = (
     "one cell type has far more cells than the others, whose cells are often all alike: the larger "
-    "of the p values of their sum and of the Cauchy combination"
+    "of the p values of their sum and of the Cauchy combination; the p value of that type alone, "
+    "and all where there are two types, are too small too often"
 )
 _DOUBTED = 0.05  # p values of the jackknife below this come with advice
 _JACKKNIFE_ON_EDGE = edge_note("jackknife p values tend to be too small")
