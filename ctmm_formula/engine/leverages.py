@@ -21,7 +21,9 @@ _NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace,
 
 @kept
 def leverages(unit_gram, root, share, axes):
-    """l and T of every unit: a Cholesky factor B of G with pivots, turned by the axes of B'B.
+    """l and T of every unit: B turned by the axes of B'B.
+
+    B = root'C, where C is a Cholesky factor of X_u'S_u X_u with pivots.
 
     Parameters
     ----------
@@ -29,22 +31,19 @@ def leverages(unit_gram, root, share, axes):
     share : (U, k) out, l; axes : (U, p, k) out, T
     """
     p, most = len(root), share.shape[1]
-    G, half = empty((p, p)), empty((p, p))
-    B, inner, rows = empty((p, most)), empty((most, most)), empty((most, most))
+    G, C, B = empty((p, p)), empty((p, most)), empty((p, most))
+    inner, rows = empty((most, most)), empty((most, most))
     for u in range(len(unit_gram)):
         for j in range(p):
             for k in range(p):
-                s = 0.0
-                for i in range(p):
-                    s += unit_gram[u, j, i] * root[i, k]
-                half[j, k] = s
+                G[j, k] = unit_gram[u, j, k]
+        rank = _pivoted(G, C)
         for j in range(p):
-            for k in range(p):
+            for a in range(rank):
                 s = 0.0
                 for i in range(p):
-                    s += root[i, j] * half[i, k]
-                G[j, k] = s
-        rank = _pivoted(G, B)
+                    s += root[i, j] * C[i, a]
+                B[j, a] = s
         for a in range(most):
             for b in range(most):
                 s = 0.0
