@@ -106,7 +106,7 @@ TABLES: dict[str, list[Setting]] = {
     "means": [
         *(Setting(n, mean=0.02, genes=1000) for n in (12, 20, 50)),
         *(Setting(n, mean=m) for n, m in product((12, 20, 50), (0.1, 0.5, 2.0))),
-        *(Setting(20, mean=0.02, cells=c, genes=1000) for c in ("few", "mid", "one")),
+        *(Setting(20, mean=0.02, cells=c, genes=4000) for c in ("few", "mid", "one")),
         *(Setting(20, mean=0.5, cells=c) for c in ("few", "mid", "one")),
         *(Setting(20, C, 0.02, genes=1000) for C in (2, 8)),
         *(Setting(20, C, 0.5) for C in (2, 8)),
