@@ -178,7 +178,9 @@ def test_other_methods(df, K, G, method, tmp_path):
             with pytest.raises(ctmm.CTMMError, match="adjusts fits by REML"):
                 res.cov_params("kenward-roger")
         assert "inverse average information" in str(res.summary())
-        with pytest.raises(ctmm.CTMMError, match="one_step= of a likelihood takes donors as unrelated"):
+        with pytest.raises(
+            ctmm.CTMMError, match="one_step= of a likelihood takes donors as unrelated"
+        ):
             res.jackknife(one_step=True)
         assert "information of the model" in res.heritability().target
     blocks = res.jackknife(blocks=6)
@@ -723,7 +725,7 @@ def test_what_a_scan_with_a_kinship_refuses(genes, K, monkeypatch):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests=["score"])
     with pytest.raises(ctmm.CTMMError, match=r"method='he' .*no test 'lrt'.*'reml' or 'ml'"):
         ctmm.fit_genes("~ C(celltype)", **genes, kinship=K, tests="lrt")
-    with pytest.raises(ctmm.CTMMError, match="one_step= of a likelihood takes donors as unrelated"):
+    with pytest.raises(ctmm.CTMMError, match="one_step= of a likelihood takes donors"):
         ctmm.fit_genes(
             "~ C(celltype)", **genes, kinship=K, method="reml", tests="jackknife", one_step=True
         )

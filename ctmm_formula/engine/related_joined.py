@@ -200,7 +200,8 @@ class Joined:
             sides.append(np.concatenate([part.squares(psi, C) for part in parts]))
         side, both = np.array(sides), SE.transpose(0, 1, 3, 2).reshape(len(E), -1)
         blocks = (SE - 2.0 * TE).reshape(both.shape) @ both.T
-        blocks += np.array([[(one * other.T).sum() for other in met] for one in met])
+        both = np.array(met)
+        blocks += both.reshape(len(E), -1) @ both.transpose(0, 2, 1).reshape(len(E), -1).T
         Q = W[:M] @ psi
         inside = np.block([[one.products(Q, other) for other in parts] for one in parts])
         traces = np.block([[blocks[:-1, :-1], side[:-1]], [side[:-1].T, inside]])
