@@ -18,7 +18,7 @@ import ctmm_formula as ctmm
 from ctmm_formula import simulate
 from ctmm_formula.results.summary import installed
 
-SETTINGS = [(1000, 1000, 500), (1000, 500, 60), (500, 1000, 80), (200, 1000, 200), (200, 200, 200)]
+SETTINGS = [(1000, 1000, 60), (1000, 500, 60), (500, 1000, 80), (200, 1000, 200), (200, 200, 200)]
 """Donors, variants of a window, genes."""
 SPACING, BLOCK, TYPES = 2500, 20, 8
 FIRST = 4
