@@ -718,6 +718,21 @@ def test_scans_by_other_methods_have_the_numbers_of_single_fits(df, genes, K, me
     pd.testing.assert_frame_equal(again.table, scan.table)
 
 
+def test_a_scan_of_weighted_moments_takes_one_step(df, genes, K):
+    options = {"structure": "iid", "kinship": K, "method": "robust"}
+    scan = ctmm.fit_genes(
+        "~ C(celltype) + sex", **genes, **options, genes=["first"], tests="jackknife",
+        one_step=True,
+    )  # fmt: skip
+    run = ctmm.fit(FORMULA, data=df, **options).jackknife(one_step=True)
+    row = scan.table.iloc[0]
+    own = [name for name in run.bse.index if f"se_jackknife[{name}]" in row]
+    assert len(own) == 4
+    close([row[f"se_jackknife[{name}]"] for name in own], run.bse[own], 1e-8)
+    assert row["error_jackknife"] == pytest.approx(run.error, rel=1e-6)
+    assert scan.gene("first").one_step
+
+
 def test_what_a_scan_with_a_kinship_refuses(genes, K, monkeypatch):
     with pytest.raises(ctmm.CTMMError, match="'heritability' is of fits with kinship="):
         ctmm.fit_genes("~ C(celltype)", **genes, tests=["heritability"])

@@ -214,7 +214,7 @@ def make_plan(
     why: str = "",
 ) -> Plan:
     """The plan of a scan with this design, and the columns of its table."""
-    likelihood = method in LIKELIHOODS
+    likelihood, joined = method in LIKELIHOODS, method in CLUSTERED and bool(design.kinship)
     own = fixed_by(design, method)
     resampled = JACKKNIFE in kinds_of_errors(tests.values(), own)
     errors = (["se"] if likelihood or method in CLUSTERED else []) + (
@@ -232,7 +232,7 @@ def make_plan(
         {name: test.details for name, test in tests.items()},
         tuple(errors),
         nested_pairs(structures) if likelihood else (),
-        one_step and likelihood and resampled,
+        one_step and (likelihood or joined) and resampled,
         {name: dict(test.parts) for name, test in tests.items() if test.parts},
         (*PARTS, *labels[0].random, *(one.name for one in design.kinship), "noise")
         if shares

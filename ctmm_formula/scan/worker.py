@@ -263,7 +263,7 @@ def jackknife_all(
 def _jackknives(pattern: Pattern, fits: Sequence[Fit]) -> list[Callable[[], JackknifeRun]]:
     """A jackknife of each fit, to be run."""
     if pattern.plan.method in CLUSTERED or not pattern.plan.shared:
-        return [fit.jackknife for fit in fits]
+        return [partial(fit.jackknife, one_step=pattern.plan.layout.one_step) for fit in fits]
     run, given = pattern.jackknife, [(fit.model, fit.estimate, fit.domain) for fit in fits]
     if isinstance(run, LikelihoodJackknife):
         return [partial(run, *one) for one in given]

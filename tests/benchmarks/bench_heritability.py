@@ -98,7 +98,8 @@ def row(N: int, C: int, m: int) -> str:
         best(lambda one: genetic_test(one, design), model),
         best(lambda one: genetic_design(one, 0, whole=False), model),
     ]
-    cells = [f"{own:.3g}" for own in times] + [f"{peak(N, C, m):.0f}" if N >= LARGE else ""]
+    cells = [np.format_float_positional(own, 3, fractional=False, trim="-") for own in times]
+    cells += [f"{peak(N, C, m):.0f}" if N >= LARGE else ""]
     return f"| {N} | {C} | {m} | {' | '.join(cells)} |"
 
 
@@ -108,7 +109,14 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     about = f"Python {platform.python_version()}, numpy {np.__version__}, one thread."
-    lines = ["# Speed of heritability", "", *str(__doc__).split("\n\n", 2)[2:], about, ""]
+    lines = [
+        "# Speed of heritability",
+        "",
+        "Written by `bench_heritability.py`.",
+        *str(__doc__).split("\n\n", 2)[2:],
+        about,
+        "",
+    ]
     lines += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for setting in sorted(SETTINGS):
         lines.append(row(*setting))
