@@ -221,8 +221,9 @@ print(three.vcomp.round(4).to_string())
 #   `tests/benchmarks/effect_levels.md`, and 10,000 genes without either in
 #   `tests/benchmarks/response_scan.md`.
 # - **Donors who respond alike** leave nothing for the variances of responses, and a fit by REML ends on
-#   the edge.  Kenward and Roger's errors take what the edge holds for known and keep their level; at
-#   ten donors some joint tests have no F of theirs, and the robust ones do.
+#   the edge.  Kenward and Roger's errors take what the edge holds for known and keep their level.  At
+#   ten donors some joint tests of eight types have no F of theirs and others find too much, and say so;
+#   the robust ones do neither.
 # - **Scale**: on log(1 + CP10K) a change of level changes how much donors differ, too, so a strong
 #   effect may bring a small response: [what V means on which scale](scales.py).
 # - **Different donors** under the two conditions are [cases and controls](cases_controls.py);
