@@ -1,9 +1,11 @@
 """Effects of a condition: levels and power by cell type, of their mean, all, and differences.
 
-    python tests/benchmarks/effect_levels.py [--genes 400] [--workers 1] [--only counts ...]
+    python tests/benchmarks/effect_levels.py [--genes 500] [--only counts ...] [--lines 0 12]
+        [--errors robust]
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
-``effect_levels.md`` beside this file.
+``effect_levels.md`` beside this file, a line at a time: what is not asked for (the sections of
+--only, lines numbered from 0 up to 12, columns of --errors) stays as it is there.
 
 Every gene is its own data set, half of the donors are cases, and the tests are those of
 ``res.effects("status")``: of the robust estimate, and on normal cells, whose measured noise says
@@ -27,7 +29,6 @@ within   all donors under both conditions, with ``within=``; donors respond alik
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -42,7 +43,6 @@ import numpy as np
 import pandas as pd
 from count_levels import LEVELS, Setting, share
 from group_levels import draws
-from joblib import Parallel, delayed
 from scipy import optimize, special, stats
 
 import ctmm_formula as ctmm
@@ -55,7 +55,7 @@ from ctmm_formula.inference.fit import Fit
 from ctmm_formula.simulate import CountCells
 from ctmm_formula.structures import Crossing, Structure, cross, resolve
 
-HERE = Path(__file__).parent
+OUT = Path(__file__).with_suffix(".md")
 SIZES, TYPES = (10, 15, 20, 50), (4, 8)
 
 
@@ -120,9 +120,11 @@ class Within:
 
     groups, few = 1, 0
 
-    def sets(self, genes: int) -> int:
-        """Data sets of a line: REML of 18 components takes its time."""
-        return genes if self.types < 8 else genes * 2 // 5
+    def by_model(self, genes: int) -> int:
+        """Data sets with REML: 18 components take their time."""
+        if self.types < 8:
+            return genes
+        return genes * 2 // 5 if self.donors == 10 and np.isnan(self.mean) else 0
 
     @property
     def label(self) -> str:
@@ -164,9 +166,12 @@ TABLES: dict[str, Sequence[Line]] = {
     "within donors": [
         *(Within(n, unlike=u) for u, n in product((False, True), SIZES)),
         *(Within(10, 8, unlike=u) for u in (False, True)),
+        Within(20, 8, unlike=True),
         *(Within(20, missing=0.15, unlike=u) for u in (False, True)),
         *(Within(n, 4, m, u) for n in SIZES for m, u in ((0.1, False), (2.0, True))),
         *(Within(20, 4, 0.5, u, 0.15) for u in (False, True)),
+        *(Within(n, 8, m, u) for n in (10, 20) for m, u in ((0.1, False), (2.0, True))),
+        *(Within(n, 8, 0.5, u, 0.15) for n in (10, 20) for u in (False, True)),
     ],
     "power within donors": [
         *(Within(20, 4, m, u, 0.0, 0.4) for m in (float("nan"), 0.5) for u in (False, True)),
@@ -383,9 +388,12 @@ def asked(model: Model, kind: str, across: str = "") -> dict[str, np.ndarray]:
     }
 
 
-def measured(s: Line, number: int) -> dict[str, np.ndarray] | None:
-    """P values of one data set by method and test; nothing where it cannot be fitted."""
-    kinds = {"": "robust", "KR ": "kenward-roger"}
+KINDS = {"robust": "", "kenward-roger": "KR "}
+"""Errors, and what columns of them begin with."""
+
+
+def measured(s: Line, number: int, kinds: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """P values of one data set by errors and test; nothing where it cannot be fitted."""
     try:
         across = [""]
         if isinstance(s, Within):
@@ -394,13 +402,11 @@ def measured(s: Line, number: int) -> dict[str, np.ndarray] | None:
             model, across, other = normal(s, number), ["", "by"][: 1 + bool(s.few)], "OLS"
         else:
             model, other = count_levels.gene(s, number, effects=True).model, "OLS"
-            kinds.pop("KR ")
         out = {}
-        for prefix, kind in kinds.items():
-            for name in across:
-                found = asked(model, kind, name)
-                by = "by " if name == "by" else ""
-                out |= {f"{prefix}{by}{key}": p for key, p in found.items()}
+        for kind, name in product(kinds, across):
+            found = asked(model, kind, name)
+            prefix = KINDS[kind] + ("by " if name == "by" else "")
+            out |= {prefix + key: p for key, p in found.items()}
         beside = in_pairs(model) if other == "paired" else separately(model)
         return out | {f"{other} {key}": p for key, p in beside.items()}
     except (ValueError, np.linalg.LinAlgError):
@@ -428,27 +434,43 @@ def columns(found: dict[str, np.ndarray], s: Line, name: str) -> Iterator[tuple]
             yield f"{key}{'' if power else f' at {level:g}'}", share(p <= level)
 
 
-def line(name: str, s: Line, genes: int, workers: int) -> dict[str, object]:
-    """One line of a table."""
-    genes = s.sets(genes) if isinstance(s, Within) else genes
-    results = Parallel(workers)(delayed(measured)(s, number) for number in range(genes))
-    there = [one for one in results if one is not None]
-    found = {key: np.array([one[key] for one in there]) for key in there[0]}
-    other = "paired" if isinstance(s, Within) else "OLS"
-    found["moderated types"] = moderated(found.pop(f"{other} squares"), found.pop(f"{other} df"))
+def head(s: Line, genes: int) -> dict[str, str]:
+    """What names a line."""
     few = isinstance(s, Normal) and s.few
     groups = 2 if isinstance(s, Setting) else s.groups
     size = f"{s.donors - few}, {few}" if few else s.donors // groups
-    head = {"donors" if isinstance(s, Within) else "a group": size, "types": s.types}
+    out = {"donors" if isinstance(s, Within) else "a group": size, "types": s.types}
     counts = "normal cells" if np.isnan(s.mean) else f"{s.mean:g}"
-    head |= {} if isinstance(s, Normal) else {"mean count": counts}
-    head |= {"sets": genes} if isinstance(s, Within) else {}
-    cells = s.label.replace("second arm with 0.333333", "cases with a third")
-    out = head | {"cells": cells} | dict(columns(found, s, name))
-    missing = {"no test": "all", "KR no test": "KR all"}
-    failed = genes - len(there)
-    out |= {k: failed + int(np.isnan(found[v]).sum()) for k, v in missing.items() if v in found}
+    out |= {} if isinstance(s, Normal) else {"mean count": counts}
+    out |= {"sets": genes, "KR sets": s.by_model(genes)} if isinstance(s, Within) else {}
+    out["cells"] = s.label.replace("second arm with 0.333333", "cases with a third")
+    return {key: str(value) for key, value in out.items()}
+
+
+def line(name: str, s: Line, genes: int, kinds: Sequence[str]) -> dict[str, object]:
+    """One line of a table."""
+    by_model = s.by_model(genes) if isinstance(s, Within) else genes * isinstance(s, Normal)
+    some = [kind for kind in kinds if kind == "robust"]
+    sets = [measured(s, k, kinds if k < by_model else some) for k in range(genes)]
+    there = [one for one in sets if one is not None]
+    found = {key: np.array([one[key] for one in there if key in one]) for key in there[0]}
+    other = "paired" if isinstance(s, Within) else "OLS"
+    found["moderated types"] = moderated(found.pop(f"{other} squares"), found.pop(f"{other} df"))
+    out = head(s, genes) | dict(columns(found, s, name))
+    for prefix in KINDS.values():
+        if f"{prefix}all" in found:
+            tried = sum(one is None for one in sets[: by_model if prefix else genes])
+            none = tried + int(np.isnan(found[f"{prefix}all"]).sum())
+            out[f"{prefix}no test"] = none
     return out
+
+
+def lines_before(text: str, name: str) -> list[dict[str, str]]:
+    """Lines of a section of a page written before."""
+    part = text.partition(f"\n## {name.capitalize()}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in row[1:-1].split("|")]
+            for row in part.splitlines() if row.startswith("|")]  # fmt: skip
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
 def cost(genes: int = 200) -> str:
@@ -482,36 +504,39 @@ def cost(genes: int = 200) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--genes", type=int, default=400)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--genes", type=int, default=500)
     parser.add_argument("--only", nargs="*", default=[*TABLES, "cost"])
-    parser.add_argument("--out", default=str(HERE / "effect_levels.md"))
-    parser.add_argument("--keep", help="file of finished lines, to go on after a stop")
+    parser.add_argument("--lines", nargs=2, type=int, default=[0, 10**6])
+    parser.add_argument("--errors", nargs="*", default=[*KINDS], choices=KINDS)
     args = parser.parse_args()
-    parts = [
-        "# Effects of a condition: levels and power",
-        f"Written by `effect_levels.py`, which says what is simulated; {args.genes} data sets a "
-        "line, seeded by the setting and the number of the set; standard errors in brackets.",
-    ]
-    keep = Path(args.keep) if args.keep else None
-    done = json.loads(keep.read_text()) if keep and keep.exists() else {}
+    before = OUT.read_text() if OUT.exists() else ""
+    tables = {name: lines_before(before, name) for name in TABLES}
+    last = before.partition("\n## Cost in a scan\n")[2].strip()
+
+    def write() -> None:
+        parts = [
+            "# Effects of a condition: levels and power",
+            f"Written by `effect_levels.py`, which says what is simulated; {args.genes} data sets "
+            "a line, seeded by the setting and the number of the set; standard errors in brackets.",
+        ]
+        for name, rows in tables.items():
+            if rows:
+                table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
+                parts += [f"## {name.capitalize()}", NOTES[name], table]
+        OUT.write_text("\n\n".join([*parts, *(["## Cost in a scan", last] if last else [])]) + "\n")
+
     for name in [name for name in args.only if name in TABLES]:
-        rows, shown = [], parts
-        for s in TABLES[name]:
-            key = f"{name} {s} {args.genes}"
-            if key not in done:
-                done[key] = line(name, s, args.genes, args.workers)
-                sys.stderr.write(f"{name}: {done[key]}\n")
-            rows.append(done[key])
-            if keep:
-                keep.write_text(json.dumps(done))
-            table = bench_fit.markdown(pd.DataFrame(rows).fillna(""))
-            shown = [*parts, f"## {name.capitalize()}", NOTES[name], table]
-            Path(args.out).write_text("\n\n".join(shown) + "\n")
-        parts = shown
+        heads = [head(s, args.genes) for s in TABLES[name]]
+        rows = [next((row for row in tables[name] if names.items() <= row.items()), {})
+                for names in heads]  # fmt: skip
+        for number in range(len(rows))[slice(*args.lines)]:
+            rows[number] = rows[number] | line(name, TABLES[name][number], args.genes, args.errors)
+            sys.stderr.write(f"{name}: {rows[number]}\n")
+            tables[name] = [row for row in rows if row]
+            write()
     if "cost" in args.only:
-        parts += ["## Cost in a scan", cost()]
-        Path(args.out).write_text("\n\n".join(parts) + "\n")
+        last = cost()
+    write()
 
 
 if __name__ == "__main__":
