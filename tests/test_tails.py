@@ -137,3 +137,23 @@ def test_tails_of_random_forms(seed):
                 assert got < 0.99 * LEAST
     assert count > 300
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("seed", quick_first(list(range(6))))
+def test_eight_points_tell_p_values_that_are_not_small(seed):
+    """In forms of few eigenvalues two digits, and all of those that are small."""
+    rng, above, rough = np.random.default_rng(seed), math.log(0.06), 0
+    for _ in range(60):
+        form = a_form(rng)
+        if form is None or len(form[1]) < 2:
+            continue
+        law, lam = form
+        for z in FAR:
+            value = float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2)))
+            want, got = tail(value, law)[0], tail(value, law, above=above)[0]
+            if got == want:
+                continue
+            rough += 1
+            assert want > math.log(0.059)
+            assert abs(math.expm1(got - want)) < 1e-2
+    assert rough > 50

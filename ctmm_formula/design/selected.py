@@ -26,8 +26,6 @@ class Selection:
     Attributes
     ----------
     design : Design
-    ready : Prepared
-        Its clean rows.
     every : ndarray, shape (C, n or 1, p)
         Rows of the fixed part in every cell type.
     factors : list of (ndarray, shape (n,); int)
@@ -35,7 +33,6 @@ class Selection:
     """
 
     design: Design
-    ready: Prepared
     every: np.ndarray
     factors: list[tuple[np.ndarray, int]]
 
@@ -119,4 +116,4 @@ def selection(design: Design, ready: Prepared) -> Selection | None:
         if isinstance(column.dtype, pd.CategoricalDtype)
     ]
     every = every.reshape(len(design.celltypes), -1, design.X.shape[1])
-    return Selection(design, ready, every, factors)
+    return Selection(design, every, factors)
