@@ -301,6 +301,16 @@ def test_law_of_the_score(setting, kind):
             )
 
 
+@pytest.mark.parametrize("setting", ["batch", "none", "crossed"])
+def test_score_laws_are_compiled_once(setting):
+    """Arrays are in one order, whatever the random effects: else each is compiled by itself."""
+    model = make("free", "ctp", setting, True, 4)
+    design = design_of(model)
+    scores = null_of(model, working_noise(model.nu, design.how, 1.0), design).scores()
+    parts = [*scores.layout, *scores.found, scores.gain, *scores.forms]
+    assert all(part.flags.c_contiguous for part in parts)
+
+
 @pytest.mark.parametrize("setting", quick_first(["batch", "none", "crossed"]))
 @kinds
 @holes

@@ -403,7 +403,7 @@ class Null:
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
         inner = self._and_sum(self.design.types - a[:, None, None])
-        level = by_level(layout, -self._and_sum(self.a[1:].T))
+        level = np.ascontiguousarray(by_level(layout, -self._and_sum(self.a[1:].T)))
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
         # inner of a cell type is e e' - a 1 1'
         R, sign = np.zeros((C + 1, C, C)), np.ones((C + 1, C))

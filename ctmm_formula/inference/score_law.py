@@ -113,7 +113,7 @@ def lay_out(model: Model) -> Layout:
     return Layout(
         rows, ptr, np.ascontiguousarray(model.H[rows]),
         np.ascontiguousarray(np.hstack([Z, model.Q])[rows]), slot, block, cell,
-        np.hstack([own, q + own, fixed]), component,
+        np.ascontiguousarray(np.hstack([own, q + own, fixed])), component,
     )  # fmt: skip
 
 
