@@ -115,18 +115,23 @@ def run(genes: int, folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     out, notes = {}, []
     scans = {"effects:status": {}, "groups": {"by": "status"}}
     for test, more in scans.items():
-        begin = time.process_time()
+        name = test.partition(":")[0]
+        cost, begin = folder / f"{name}.txt", time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scan = ctmm.fit_genes(
                 "~ C(celltype) * status", data=obs, **tables, tests=[test], n_jobs=1,
-                out=folder / f"{test.partition(':')[0]}.parquet", **more,
+                out=folder / f"{name}.parquet", **more,
             )  # fmt: skip
-        seconds = time.process_time() - begin
-        notes.append(f"{test}: {seconds:.0f} s of CPU for {genes:,} genes; {scan.counts()}")
+        spent = time.process_time() - begin
+        if not cost.exists():  # what is gone on with says what it took
+            cost.write_text(
+                f"{test}: {spent:.0f} s of CPU for {genes:,} genes, {1e3 * spent / genes:.1f} ms "
+                f"each, with the fit; {scan.counts()}"
+            )
+        notes.append(cost.read_text())
         sys.stderr.write(notes[-1] + "\n")
         ends = {"": "", "mean": "_mean", "differences": "_heterogeneity", "shared": "_shared"}
-        name = test.partition(":")[0]
         for what, end in ends.items():
             if f"p_{test}{end}" in scan.table:
                 out[f"{name} {what}".strip()] = scan.table[f"p_{test}{end}"].to_numpy()
