@@ -935,7 +935,7 @@ def test_what_is_missing_of_other_donors_is_nothing_to_a_fit(df, K, res):
     more = K.reindex(index=[*K.index, "other"], columns=[*K.columns, "other"])
     found = ctmm.fit(FORMULA, random="batch", structure="iid", kinship=more, method="he", data=df)
     pd.testing.assert_series_equal(found.vcomp, res.vcomp)
-    with pytest.raises(ctmm.DataError, match="missing or infinite for donors 'other'"):
+    with pytest.raises(ctmm.DataError, match="missing or infinite for donor 'other'"):
         found.genetic_values(kinship=more)
 
 

@@ -61,6 +61,8 @@ def test_some_rows_have_the_design_made_of_them(formula):
         assert (got.random_names, got.random_levels) == (want.random_names, want.random_levels)
         for name in ("rows", "X", "H", "donor_codes", "n_cells", "mean_rows", "proportions"):
             np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+        pd.testing.assert_frame_equal(got.coding.frame, want.coding.frame)
+        assert got.known_effects == want.known_effects == {}
         structure = resolve("free", got.celltypes)
         one, other = got.model(structure), want.model(structure)
         for name in ("Q", "W", "row_donor", "donor_block", "active"):

@@ -71,8 +71,11 @@ class Selection:
             ):
                 return None
         counts = None if whole.n_cells is None else whole.n_cells[at]
+        coding = whole.coding
         return replace(
             whole,
+            coding=coding and coding.of(coding.frame.iloc[at].reset_index(drop=True)),
+            known_effects={},
             frame=whole.frame.iloc[at].reset_index(drop=True),
             rows=np.searchsorted(positions, whole.rows[at]),
             index=whole.index[at],

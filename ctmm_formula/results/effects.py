@@ -188,7 +188,7 @@ def effects(
     >>> print(found.heterogeneity)
     effect of sex: wald (robust)
       null hypothesis: the effect of sex is the same in all cell types
-      F(3, 17.9679) = 0.9, p = 0.4605
+      F(3, 22.723) = 0.8191, p = 0.4967
     """
     asked = differences(res.design, name, values, at)
     groups = res.design.frame[name]
