@@ -35,9 +35,15 @@ def t_reach(p: float, df: np.ndarray | float) -> np.ndarray:
     >>> t_reach(0.025, 60).round(4).item()
     2.0003
     """
-    out = -special.stdtrit(df, p)
-    # for the smallest p, where it is infinite, scipy has NaN (before 1.15) or the other infinity
-    return np.where(~(out > -np.inf) & (np.asarray(df) > 0) & (p < 1e-290), np.inf, out)
+    out, df = -special.stdtrit(df, p), np.asarray(df, dtype=float)
+    if not p < 1e-200:
+        return out
+    # scipy gives up there: NaN or an infinity of either sign, where x = df / t^2 is next to nothing
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        log_p = math.log(p) if p else -math.inf
+        log_x = (log_p + np.log(df) + special.betaln(0.5 * df, 0.5)) / (0.5 * df)
+        far = np.sqrt(df) * np.exp(-0.5 * log_x)
+    return np.where(np.isfinite(out) | ~(df > 0), out, far)
 
 
 def variance_interval(
