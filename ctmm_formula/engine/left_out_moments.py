@@ -222,7 +222,9 @@ class _Update:
         self.A = np.linalg.inv(np.eye(m) - Q @ Q.transpose(0, 2, 1))
         AQ = self.A @ Q
         SQ = np.tensordot(design.S, design.factors.times(design.Q), axes=1)
-        SQ = SQ.transpose(1, 0, 2).reshape(n, -1)  # Sigma_k Q of every component, Pi Sigma_k Q
+        SQ = SQ.transpose(1, 0, 2).reshape(
+            n, len(design.S) * p
+        )  # Sigma_k Q of every component, Pi Sigma_k Q
         PSQ = SQ - design.Q @ (design.Q.T @ SQ)
         sigma, K = self._blocks(model), len(design.S)
         own, left = (self._take(one).reshape(*rows.shape, K, p) for one in (SQ, PSQ))
@@ -447,13 +449,14 @@ class _Update:
 
 def _left(A: np.ndarray, T: np.ndarray) -> np.ndarray:
     """A T_k of every component, (g, i, K, j), for A (g, i, m) and T (g, m, K, j)."""
-    return (A @ T.reshape(*T.shape[:2], -1)).reshape(*A.shape[:2], *T.shape[2:])
+    K, j = T.shape[2:]  # named, for none of some is no -1
+    return (A @ T.reshape(*T.shape[:2], K * j)).reshape(*A.shape[:2], K, j)
 
 
 def _right(T: np.ndarray, B: np.ndarray) -> np.ndarray:
     """T_k B of every component, (g, m, K, i), for T (g, m, K, j) and B (g, j, i)."""
-    rows = T.reshape(len(T), -1, T.shape[3]) @ B
-    return rows.reshape(*T.shape[:3], B.shape[2])
+    g, m, K, j = T.shape
+    return (T.reshape(g, m * K, j) @ B).reshape(g, m, K, B.shape[2])
 
 
 def _traces(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -463,8 +466,8 @@ def _traces(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Sums of products of the entries of L_kg and R_lg, (g, K, K), of (g, ., K, .)."""
-    groups, _, K, _ = left.shape
-    rows, others = (one.transpose(0, 2, 1, 3).reshape(groups, K, -1) for one in (left, right))
+    g, m, K, j = left.shape
+    rows, others = (one.transpose(0, 2, 1, 3).reshape(g, K, m * j) for one in (left, right))
     return rows @ others.transpose(0, 2, 1)
 
 
