@@ -638,6 +638,21 @@ def test_a_type_that_a_group_lacks_has_no_test():
     assert np.isnan(test.extra["celltype"]["T"]) and test.extra["celltype"]["B"] > 0
 
 
+@pytest.mark.parametrize("seed", range(4, 10))
+def test_a_type_that_fixed_effects_explain_in_a_group_has_no_test(seed):
+    """One man and one woman have it there, and sex an effect in every type and group."""
+    frame = table(seed, donors=60)
+    frame["sex"] = np.where(frame["donor"].str[1:].astype(int) % 2 == 0, "m", "w")
+    few = frame[(frame["group"] == "ctrl") & (frame["celltype"] == "T")]
+    frame = frame.drop(few.index.difference(few.groupby("sex").head(1).index))
+    fit = ctmm.fit(
+        "expr ~ C(celltype)*group*sex", by="group", structure="hom", method="robust", data=frame
+    )
+    test = fit.test_groups()
+    assert np.isnan(test.extra["celltype"]["T"]) and test.extra["celltype"]["B"] > 0
+    assert "'T': " in test.note and "adds is explained by the fixed effects" in test.note
+
+
 def test_responses_are_found_where_they_are():
     frame = table(within=True, donors=40)
     test = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=frame).test_response()

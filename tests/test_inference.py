@@ -870,6 +870,56 @@ def test_types_without_counts_are_left_out_of_the_score_test(silent, random):
     assert "no unbiased squares" not in test.note
 
 
+def explained_table(genes):
+    """Cell type D in one man and one woman: sex in every type leaves nothing of it."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"d{i:02d}", kind, "MF"[i % 2], int(rng.integers(10, 60)))
+        for i in range(28) for kind in ("ABCD" if i < 2 else "ABC")
+    ]  # fmt: skip
+    obs = pd.DataFrame(rows, columns=["donor", "celltype", "sex", "n_cells"])
+    cells, donor = obs["n_cells"].to_numpy(), obs["donor"].str[1:].astype(int).to_numpy()
+    shared, noise = rng.normal(size=(genes, 28)), rng.normal(size=(genes, len(obs)))
+    y = 10.0 + 0.3 * shared[:, donor] + noise * np.sqrt(4 / cells)
+    nu = 4 / cells * rng.chisquare(cells - 1, (genes, len(obs))) / (cells - 1)
+    names = [f"g{k}" for k in range(genes)]
+    return obs, pd.DataFrame(y.T, columns=names), pd.DataFrame(nu.T, columns=names)
+
+
+@pytest.mark.parametrize("structure", ["hom", "iid"])
+def test_a_type_that_fixed_effects_explain_has_no_score(structure):
+    """What is left of it is rounding, which no share of itself tells: no p value, 0 or other."""
+    obs, expr, nu = explained_table(60)
+    how = {"structure": structure, "method": "robust"}
+    scan = ctmm.fit_genes(
+        "~ C(celltype)*sex", data=obs, expr=expr, nu=nu, tests=["score"], **how
+    ).table
+    assert scan["p_score[D]"].isna().all() and scan["p_score[C]"].notna().all()
+    assert scan["reason"].str.contains("without 'D', which the fixed effects explain").all()
+    assert (scan["p_score_cauchy"] > 1e-6).all()
+    for k in range(3):
+        table = obs.assign(y=expr[f"g{k}"], nu=nu[f"g{k}"])
+        test = ctmm.fit("y ~ C(celltype)*sex", data=table, **how).test_variance("score")
+        assert np.isnan(test.extra["celltype"]["D"])
+        assert "without 'D', which the fixed effects explain wholly" in test.note
+        # the rows that are explained say nothing
+        seen = table[table["celltype"] != "D"]
+        alone = ctmm.fit("y ~ C(celltype)*sex", data=seen, **how).test_variance("score")
+        assert test.log_pvalue == pytest.approx(alone.log_pvalue, rel=1e-6)
+        assert test.extra["cauchy"] == pytest.approx(alone.extra["cauchy"], rel=1e-6)
+
+
+def test_what_fixed_effects_nearly_explain_keeps_its_score():
+    """Two donors of a type with one mean between them, as different as may be in cells."""
+    obs, expr, nu = explained_table(1)
+    table = obs.assign(y=expr["g0"], nu=nu["g0"])
+    at = table.index[table["celltype"] == "D"]
+    table.loc[at, "n_cells"] = [10, 100_000]
+    table.loc[at, "nu"] = 4 / table.loc[at, "n_cells"]
+    test = ctmm.fit("y ~ C(celltype) + sex", structure="hom", data=table).test_variance("score")
+    assert 0.0 < test.extra["celltype"]["D"] < 1.0 and not test.note
+
+
 def test_a_type_in_which_a_gene_is_low_is_named_where_it_takes_the_sum():
     table = silent_table(())
     low = table["celltype"] == "t2"

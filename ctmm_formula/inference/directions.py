@@ -34,11 +34,13 @@ from .score import (
     NOTHING,
     SILENT,
     Part,
+    Sizes,
     Solved,
     by_level,
     loadings,
     part_of,
     refuse_alike,
+    sizes_of,
     square_excess,
 )
 from .score_law import Layout, Products, law_of, lay_out, products
@@ -63,8 +65,8 @@ class DirectionDesign(NamedTuple):
     """What all responses of a design share.
 
     how the noise is pooled; layout of the compiled sums; rows of the model that are in it (all:
-    None); the model under the null, and with the X matrices of directions beside; the directions;
-    fewest donors of a group.
+    None); the model under the null, and with the X matrices of directions beside; their sizes; the
+    directions; fewest donors of a group.
     """
 
     how: Pooling
@@ -72,6 +74,7 @@ class DirectionDesign(NamedTuple):
     rows: np.ndarray | None
     null: Model
     beside: Model
+    sizes: Sizes
     directions: tuple[Direction, ...]
     fewest: int = 0
 
@@ -118,9 +121,10 @@ def directions_of(
         scale = np.zeros((X, K))
         scale[len(beyond) + g * K + np.arange(K), np.arange(K)] = 1.0
         out.append(Direction(name, np.zeros(X), scale))
+    beside = model.with_basis(np.array([*null, *extra]))
     return DirectionDesign(
         pooling(model.types, model.n_cells, model.active_rows), lay_out(model), None,
-        model.with_basis(null), model.with_basis(np.array([*null, *extra])), tuple(out),
+        model.with_basis(null), beside, sizes_of(beside, np.arange(K, K + X)), tuple(out),
     )  # fmt: skip
 
 
@@ -344,7 +348,8 @@ def directed(model: Model, noise: np.ndarray, design: DirectionDesign) -> Direct
     a = np.linalg.lstsq(fisher[np.ix_(kept, kept)], cross, rcond=1e-12)[0]
     whole = np.einsum("dx,xy,dy->d", mix, fisher[np.ix_(new, new)], mix)
     left = whole - np.einsum("kd,kd->d", cross, a)
-    share = np.divide(left, whole, np.zeros(len(whole)), where=whole > 0.0)
+    there = (whole > 0.0) & ~design.sizes.explained(mix)
+    share = np.divide(left, whole, np.zeros(len(whole)), where=there)
     inner = np.tensordot(mix, design.beside.basis[K:], axes=1)
     inner -= np.tensordot(a[:K].T, model.basis, axes=1)
     layout = design.layout

@@ -102,7 +102,10 @@ def _untested(types: Sequence[str], logs: Iterable[float], what: str) -> list[st
     if not lost:
         return []
     names = ", ".join(map(repr, lost))
-    return [f"no test of {names}: too few rows of its own, or in one {what} only"]
+    return [
+        f"no test of {names}: too few rows of its own, or in one {what} only, or what "
+        f"a {what} adds is explained by the fixed effects"
+    ]
 
 
 def response(fit: Fit, ask: object) -> TestResult:

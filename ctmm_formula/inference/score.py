@@ -66,6 +66,7 @@ SPARSE = 0.1
 """Share of rows without noise in other types beside an abundant one."""
 NOTHING = 1e-8  # share of a direction's information that the null's components leave
 SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
+_ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
 _HIGH = 0.99  # what a p value counts at most in a combination
 _FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 
@@ -134,6 +135,8 @@ class ScoreTest:
         Whether the larger of the p values of the sum and of the combination counts.
     silent : tuple of int
         Numbers of cell types that are left out, as hardly any of their pairs has noise.
+    explained : tuple of int
+        Numbers of cell types that are left out, as the fixed effects explain them wholly.
     low : tuple of int
         Numbers of cell types that take the sum from the others, as their cells hardly vary and
         the sum does not go by that.
@@ -151,6 +154,7 @@ class ScoreTest:
     weights: str
     larger: bool
     silent: tuple[int, ...] = ()
+    explained: tuple[int, ...] = ()
     low: tuple[int, ...] = ()
 
     @property
@@ -160,12 +164,36 @@ class ScoreTest:
         return max(both) if self.larger else self.log_pvalue_sum
 
 
+class Sizes(NamedTuple):
+    """Inner products tr(D D') of directions D of all rows (X, X), and of what is left of them.
+
+    By the design alone: whatever the covariance, P D P = 0 where M D M = 0, M = I - X (X'X)^-1 X'.
+    What P leaves of it is rounding then, which no share of itself can tell.
+    """
+
+    whole: np.ndarray
+    left: np.ndarray
+
+    def explained(self, mix: np.ndarray) -> np.ndarray:
+        """Whether fixed effects explain a combination of directions, mix (D, X), wholly (D,)."""
+        whole, left = (np.einsum("dx,xy,dy->d", mix, part, mix) for part in self)
+        return np.asarray(left <= _ROUNDING * whole)
+
+
+def sizes_of(directions: Model, new: np.ndarray) -> Sizes:
+    """The sizes of some components of a model (X,): half of them are informations by noise 1."""
+    n, at = len(directions.y), np.zeros(len(directions.S))
+    unit = directions.with_response(np.zeros(n), np.ones(n))
+    by = (evaluate(unit, at, method).expected[np.ix_(new, new)] for method in ("ml", "reml"))
+    return Sizes(*by)
+
+
 class ScoreDesign(NamedTuple):
     """What all responses of a design share; made by :func:`design_of`.
 
     how the noise is pooled; layout of the compiled sums; types (C, C, C) the directions E_cc; the
-    model under the null, and with the directions beside it; logarithm of p `above` which four
-    digits will do.
+    model under the null, and with the directions beside it; explained (C,) whether fixed effects
+    explain a type wholly; logarithm of p `above` which four digits will do.
     """
 
     how: Pooling
@@ -173,6 +201,7 @@ class ScoreDesign(NamedTuple):
     types: np.ndarray
     null: Model
     directions: Model
+    explained: np.ndarray
     above: float
 
 
@@ -180,9 +209,11 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
     hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
+    directions = model.with_basis(np.concatenate([hom, types]))
+    explained = sizes_of(directions, np.arange(1, 1 + C)).explained(np.eye(C))
     return ScoreDesign(
         pooling(model.types, model.n_cells, model.active_rows), lay_out(model), types,
-        model.with_basis(hom), model.with_basis(np.concatenate([hom, types])), above,
+        model.with_basis(hom), directions, explained, above,
     )  # fmt: skip
 
 
@@ -249,6 +280,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         theta_null=null.theta,
         weights=design.how.weights,
         larger=_is_sparse(model.nu, design.how),
+        explained=tuple(np.flatnonzero(design.explained).tolist()),
         low=() if model.nu2 is not None else _low(between_cells(model, design.how)),
     )
 
@@ -336,6 +368,7 @@ def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
         pvalue_celltype=placed(found.pvalue_celltype),
         log_pvalue_celltype=placed(found.log_pvalue_celltype),
         silent=silent,
+        explained=tuple(int(kept[c]) for c in found.explained),
         low=tuple(int(kept[c]) for c in found.low),
     )
 
@@ -443,10 +476,11 @@ def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
     fisher = evaluate(design.directions.with_response(model.y, noise), at, "reml").expected
     kept = np.r_[0, 1 + C : len(at)]
     types = np.arange(1, 1 + C)
+    fisher[types[design.explained]] = fisher[:, types[design.explained]] = 0.0
     a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])
     own = fisher[np.ix_(types, types)]
     efficient = own - fisher[np.ix_(types, kept)] @ a
-    w = weights_of_types(model, design.how)
+    w = np.where(design.explained, 0.0, weights_of_types(model, design.how))
     left, whole = (np.append(np.diag(part), w @ part @ w) for part in (efficient, own))
     share = np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
     return Null(model, design, noise, theta, a, w, 4.0 * left, share)

@@ -254,9 +254,15 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
             f"cells hardly vary in {low}, which takes the sum of scores from the other cell types "
             "where there are no unbiased squares of the noise (nu2): read the cauchy p value"
         )
-    if test.silent:
-        lost = ", ".join(repr(types[c]) for c in test.silent)
-        notes.append(f"without {lost}, where cells of a pair are alike in nearly all pairs")
+    others = np.flatnonzero(np.isnan(test.log_pvalue_celltype))
+    for which, why in (
+        (test.silent, "where cells of a pair are alike in nearly all pairs"),
+        (test.explained, "which the fixed effects explain wholly"),
+        (np.setdiff1d(others, test.silent + test.explained).tolist(),
+         "whose score has no variance where V = 0, or whose tail could not be computed"),
+    ):  # fmt: skip
+        if which:
+            notes.append(f"without {', '.join(repr(types[c]) for c in which)}, {why}")
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
     logs = dict(zip(types, test.log_pvalue_celltype.tolist(), strict=True))
     return replace(

@@ -35,7 +35,7 @@ from ..inference.testing import TestResult
 from ..inference.tests import run_test
 from ..results.heritability import parts_of, reach_of
 from ..results.shares import Weights, variance_parts
-from .columns import H2, OF_WINDOW, SE_H2, Block, Row, stack
+from .columns import BY_TYPE, H2, OF_WINDOW, SE_H2, Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
 from .windows import Read
@@ -331,7 +331,7 @@ class _Gene:
             out |= layout.outcome(name, test)
             missing = {"": test, **test.parts}
             reasons += [
-                f"{name}{end}: {one.note}" for end, one in missing.items() if math.isnan(one.pvalue)
+                f"{name}{end}: {one.note}" for end, one in missing.items() if _lacks_some(one)
             ]
         self._others(out, reasons)
         return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
@@ -397,6 +397,11 @@ class _Gene:
                 out |= layout.ratio(pair, last["statistic"], last["df"], last["pvalue"])
                 if math.isnan(last["pvalue"]):
                     reasons.append(f"{layout.ratio_name(pair)}: {last['note']}")
+
+
+def _lacks_some(test: TestResult) -> bool:
+    """Whether a test cannot be had, or not that of a cell type."""
+    return any(map(math.isnan, (test.pvalue, *test.extra.get(BY_TYPE, {}).values())))
 
 
 def _outcome(prefix: str, fit: Fit) -> Row:
