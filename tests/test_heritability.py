@@ -1,5 +1,6 @@
 """Kinships at the door, heritability and its tests, against dense algebra and goldens."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -928,6 +929,17 @@ def test_a_table_without_its_labels(K, how, message, tmp_path):
     table = K.rename_axis("id").reset_index() if how.pop("stray", False) else K
     table.to_csv(path, **how)
     with pytest.raises(ctmm.DataError, match=message):
+        ctmm.read_kinship(path)
+
+
+@pytest.mark.parametrize("value", ["1.5", "NA"])
+def test_pairs_of_a_text_are_of_whole_numbers(value, K, tmp_path):
+    path = write(tmp_path, K.iloc[:5, :5], "grm.gz")
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    lines[3] = "\t".join([value, *lines[3].split()[1:]])
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    shown = "nan" if value == "NA" else value
+    with pytest.raises(ctmm.DataError, match=rf"line 4 of .*c.grm.gz' is of the pair {shown} 1"):
         ctmm.read_kinship(path)
 
 

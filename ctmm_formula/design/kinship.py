@@ -452,7 +452,15 @@ def _grm(path: Path) -> pd.DataFrame:
 def _grm_text(path: Path) -> pd.DataFrame:
     """GCTA: a line for every pair, with their numbers, variants, and kinship."""
     ids = _ids(path.with_name(path.name.removesuffix(".gz") + ".id"))
-    table = pd.read_csv(path, sep=r"\s+", header=None).to_numpy(dtype=float)
+    lines = pd.read_csv(path, sep=r"\s+", header=None, skip_blank_lines=False).dropna(how="all")
+    table = lines.to_numpy(dtype=float)
+    broken = np.flatnonzero((table[:, :2] % 1.0 != 0.0).any(axis=1))
+    if table.shape[1] == 4 and len(broken):
+        pair = " ".join(f"{one:.12g}" for one in table[broken[0], :2])
+        raise DataError(
+            f"line {lines.index[broken[0]] + 1} of {str(path)!r} is of the pair {pair}: the first "
+            "two columns are numbers of donors, from 1"
+        )
     pairs, N = np.sort(table[:, :2].astype(int), axis=1) - 1, len(ids)
     known = np.unique(pairs[(pairs >= 0).all(axis=1) & (pairs < N).all(axis=1)], axis=0)
     if table.shape[1] != 4 or not len(table) == len(known) == N * (N + 1) // 2:
