@@ -932,6 +932,45 @@ def test_a_table_without_its_labels(K, how, message, tmp_path):
         ctmm.read_kinship(path)
 
 
+LABELS = {
+    "zeros": [f"{k:03d}" for k in range(1, 7)],
+    "whole": ["1", "2", "10", "11", "20", "21"],
+    "decimals": ["1.5", "2.5", "3.0", "4.10", "0.5", "7.25"],
+    "what is missing elsewhere": ["NA", "None", "nan", "null", "N/A", "d1"],
+}
+
+
+@pytest.mark.parametrize("header", ["named", "empty", "none"])
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_of_a_table_are_read_as_they_are_written(case, header, K, tmp_path):
+    """With a name of the labels in the first row, an empty one, or none, as R writes it."""
+    path, own = tmp_path / "c.csv", LABELS[case]
+    table = pd.DataFrame(K.to_numpy()[:6, :6], own, own)
+    table.to_csv(path, index_label={"named": "id", "empty": "", "none": False}[header])
+    found = ctmm.read_kinship(path)
+    pd.testing.assert_frame_equal(found, table, check_names=False, rtol=1e-15)
+    matched = match_kinship(path, own[::-1], resolve("hom", ["a", "b"])).kinship[0]
+    close(matched.kernel.whole, table.to_numpy()[::-1, ::-1], 1e-12)
+
+
+def test_donors_by_number_find_their_kinship_in_a_file(df, K, tmp_path):
+    number = {donor: k for k, donor in enumerate(sorted(set(df["donor"])), 1)}
+    path, data = tmp_path / "c.csv", df.assign(donor=df["donor"].map(number))
+    K.rename(index=number, columns=number).to_csv(path)
+    fits = [
+        ctmm.fit(FORMULA, structure="hom", kinship=kinship, method="he", data=table)
+        for kinship, table in ((path, data), (K, df))
+    ]
+    close(fits[0].vcomp, fits[1].vcomp, 1e-10)
+    zeros = {donor: f"{k:03d}" for donor, k in number.items()}
+    K.rename(index=zeros, columns=zeros).to_csv(path)
+    with pytest.raises(ctmm.DataError, match="they are the same as numbers: rename them"):
+        ctmm.fit(FORMULA, structure="hom", kinship=path, data=data)
+    K.rename(index=zeros, columns=zeros).rename_axis("id").reset_index().to_csv(path)
+    with pytest.raises(ctmm.DataError, match="numbers its rows before their labels"):
+        ctmm.read_kinship(path)
+
+
 @pytest.mark.parametrize("value", ["1.5", "NA"])
 def test_pairs_of_a_text_are_of_whole_numbers(value, K, tmp_path):
     path = write(tmp_path, K.iloc[:5, :5], "grm.gz")

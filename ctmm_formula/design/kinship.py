@@ -251,10 +251,19 @@ def _rows_of(donors: Sequence[str], index: list[str], name: str, table: object) 
     )
 
 
+def _as_number(one: str) -> str:
+    """The label of the number that a text is, of "001" and "1.0" that of 1; else the text."""
+    try:
+        return label(float(one))
+    except ValueError:
+        return one
+
+
 _ALMOST: dict[str, Callable[[str], str]] = {
     "without blanks at their ends": str.strip,
     "but for upper and lower case": str.casefold,
-    "behind a family ID": lambda one: one.partition("_")[2],
+    "behind a family ID": lambda one: one.partition("_")[2] or one,
+    "as numbers": _as_number,
 }
 
 
@@ -374,7 +383,8 @@ def read_kinship(path: object) -> pd.DataFrame:
     Returns
     -------
     DataFrame, shape (N, N)
-        Labels are the individual IDs; of ID files with family IDs the second column.
+        Labels are the individual IDs, text as it is written; of ID files with family IDs the second
+        column.
 
     Raises
     ------
@@ -486,15 +496,20 @@ def _rel(path: Path) -> pd.DataFrame:
 def _csv(path: Path) -> pd.DataFrame:
     """Labels in the first row and column."""
     sep = "\t" if ".tsv" in path.name else ","
-    out = pd.read_csv(path, sep=sep, index_col=0, dtype={0: str})
+    out = pd.read_csv(path, sep=sep, converters={0: str})  # as written: "001", "NA"
+    if isinstance(out.index, pd.RangeIndex):  # else the first row has no name for the labels
+        out = out.set_index(out.columns[0]).rename_axis(None)
     out.columns = out.columns.astype(str)
-    if len(out.columns) and set(out.iloc[:, 0].astype(str)) == set(out.columns[1:]):
+    labelled = set(out.index) == set(out.columns)
+    first = [str(one) for row in out.iloc[:, :1].to_numpy() for one in row]
+    stray = {*map(_as_number, first)} == {*map(_as_number, out.columns[1:])}
+    if first and stray and not labelled:
         raise DataError(
             f"{str(path)!r} numbers its rows before their labels: leave the numbers out, "
             "to_csv(index=False)"
         )
     numbers = ["." in one and one.replace(".", "").isdigit() for one in out.columns]
-    if sum(numbers) > len(numbers) / 2:
+    if sum(numbers) > len(numbers) / 2 and not labelled:
         raise DataError(
             f"{str(path)!r} has no labels of columns: its first row, which must hold them, holds "
             f"numbers ({listing(list(out.columns[:3]))})"
@@ -502,8 +517,10 @@ def _csv(path: Path) -> pd.DataFrame:
     if not len(out.columns):
         said = "tabs" if sep == "\t" else "commas"
         raise DataError(f"{str(path)!r} has one column: its values must be separated by {said}")
-    first = pd.to_numeric(out.index.to_series(), errors="coerce")
-    if out.index.has_duplicates and first.notna().all():
+    if (
+        out.index.has_duplicates
+        and pd.to_numeric(out.index.to_series(), errors="coerce").notna().all()
+    ):
         raise DataError(
             f"{str(path)!r} has no labels of rows: its first column, which must hold them, holds "
             f"numbers ({listing(list(out.index[:3]))})"
