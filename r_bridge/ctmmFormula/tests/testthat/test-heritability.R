@@ -239,7 +239,7 @@ test_that("kinships that are none are refused", {
     list(list(K), "needs a name of its own"),
     list(list(a = K, a = K), "needs a name of its own"),
     list(list(batch = K), "has the name of a random effect"),
-    list(rbind(K, K[1, , drop = FALSE]), "several rows for donors"),
+    list(rbind(K, K[1, , drop = FALSE]), "several rows for donor"),
     list(matrix(1, 72, 1, dimnames = list(donors, "rs1")), "do not vary"),
     list(`dimnames<-`(diag(72), list(donors, donors)), "multiple of the identity"))
   for (one in bad)
