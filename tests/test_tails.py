@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.inference.score import by_level, loadings
 from ctmm_formula.inference.score_law import law_of, lay_out, products
-from ctmm_formula.inference.tails import tail
+from ctmm_formula.inference.tails import mixture, tail
 
 FAR = [-40.0, -10.0, -4.0, -2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 2.0, 4.0, 7.9, 15.0, 60.0]
 LEAST = -1000.0  # log p below which eigenvalues of dense matrices do not have five digits of p
@@ -65,9 +65,12 @@ def contour(value: float, lam: np.ndarray) -> float:
     return math.log1p(math.exp(start) * total)
 
 
-def a_form(rng: np.random.Generator):
-    """A law, and all eigenvalues, of a form in a random model; None where that has too few rows."""
-    N, C, p = int(rng.integers(3, 14)), int(rng.integers(1, 5)), int(rng.integers(1, 4))
+def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: int = 0):
+    """A law, and all eigenvalues, of a form in a random model; None where that has too few rows.
+
+    Of fewer donors and cell types than those, and of at least so many random effects.
+    """
+    N, C, p = int(rng.integers(3, donors)), int(rng.integers(1, types)), int(rng.integers(1, 4))
     seen = rng.random((N, C)) > rng.choice([0.0, 0.2, 0.5])
     donor, kind = np.nonzero(seen)
     donor = np.unique(donor, return_inverse=True)[1]
@@ -76,7 +79,7 @@ def a_form(rng: np.random.Generator):
         return None
     X = np.column_stack([np.ones(n), rng.standard_normal((N, p - 1))[donor]])
     random = []
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(effects + rng.integers(0, 3)):
         codes = rng.integers(0, max(N // 2, 2), N)[donor]
         if rng.random() < 0.3:
             codes = rng.integers(0, 3, n)
@@ -157,3 +160,31 @@ def test_eight_points_tell_p_values_that_are_not_small(seed):
             assert want > math.log(0.059)
             assert abs(math.expm1(got - want)) < 1e-2
     assert rough > 50
+
+
+@pytest.mark.parametrize("seed", quick_first([2, 4, 9, 12, 14]))
+def test_tails_where_many_levels_cross(seed):
+    """A phase is continued through levels that turn far between two points: none is lost."""
+    rng, above, worst, rough, count = np.random.default_rng(seed), math.log(0.06), 0.0, 0.0, 0
+    for _ in range(25):
+        form = a_form(rng, donors=30, types=4, effects=3)
+        if form is None or len(form[1]) < 2:
+            continue
+        law, lam = form
+        for z in (0.3, 0.6, 1.0, 2.0):
+            value = float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2)))
+            want = contour(value, lam)
+            worst = max(worst, abs(math.expm1(tail(value, law)[0] - want)))
+            rough = max(rough, abs(math.expm1(tail(value, law, above=above)[0] - want)))
+            count += 1
+    assert count > 60
+    assert worst < 1e-5
+    assert rough < 1e-2
+
+
+@pytest.mark.parametrize("smallest", [1e-3, 5e-7, 1e-8])
+def test_a_form_that_is_hardly_ever_negative(smallest):
+    lam = np.array([-smallest, -smallest, 1e-3, 1.0])
+    want = contour(0.0, lam)
+    assert want < 0.0
+    assert tail(0.0, mixture(lam))[0] == pytest.approx(want, rel=1e-5)

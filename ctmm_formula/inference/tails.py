@@ -29,7 +29,8 @@ from ..engine.options import called_exact, inlined, kept_exact
 load, spread = load_of(POINTS), spread_of(POINTS)
 
 # trapezoid in x, along the path in widths
-_STEP, _LAST_STEP, _REACH = 1.0, 0.005, 60.0
+_STEP, _REACH = 1.0, 60.0
+_LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 1e-2  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
@@ -40,10 +41,10 @@ _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
 _GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
 _ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
-_ROUGH = 1e-2  # agreement of the first two sums where three digits will do: there are more
+_ROUGH = 1e-2  # root of the relative error where four digits will do
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
-_FAR = 1e6  # the form is never beyond a value whose saddlepoint is
+_FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
 _TOGETHER = 4  # factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
@@ -872,74 +873,90 @@ def _places(path, x):
 
 
 @called_exact
-def _integrand(value, path, x, s, size, phase, slow):
-    """The integrand at x (n,) of the path, places s, less the size exp(start)."""
-    n = len(x)
-    first = 1 if x[0] == 0.0 else 0  # at 0 K is real
-    # slow parts are known but for multiples of 2 pi: each is followed by itself,
-    for b in range(len(slow)):
-        rate = 0.0
-        for i in range(first, n):
-            if i > first:
-                guess = slow[b, i - 1] + rate * (x[i] - x[i - 1])
-                slow[b, i] -= 2.0 * math.pi * round((slow[b, i] - guess) / (2.0 * math.pi))
-                rate = (slow[b, i] - slow[b, i - 1]) / (x[i] - x[i - 1])
-            phase[i] += slow[b, i]
-    # and all of them start from the whole, which hardly turns at first
-    whole = 0.0
-    if n > first:
-        whole = phase[first] + 2.0 * (path.turn * x[first] + s[1, first] * value)
-        whole = 2.0 * math.pi * round(whole / (2.0 * math.pi))
-    if first == 1:
-        phase[0] = whole
+def _factors(law, zero, s):
+    """Rows of all that :func:`_log_determinants` says at s (2, n): (2 + blocks + 1, n)."""
+    size, phase, slow, _ = _log_determinants(law, zero, s, False)
+    return _rows(size, phase, slow)
+
+
+@called_exact
+def _rows(size, phase, slow):
+    rows = empty((2 + len(slow), len(size)))
+    for i in range(len(size)):
+        rows[0, i], rows[1, i] = size[i], phase[i]
+        for b in range(len(slow)):
+            rows[2 + b, i] = slow[b, i]
+    return rows
+
+
+@called_exact
+def _integrand(value, path, x, rows):
+    """The integrand at x (n,) of the path from 0 on, less the size exp(start); `rows` of it all.
+
+    What is known of a phase but for multiples of 2 pi is continued from node to node: that of the
+    whole, which hardly turns where the integrand is large, and slow parts of it each by itself.
+    At last the sum of the integrand's sizes where the two differ, so that its sign is in doubt.
+    """
+    n, s = len(x), _places(path, x)
+    phase = rows[1].copy()
+    for b in range(2, len(rows)):
+        rate, now = 0.0, 0.0
+        for i in range(1, n):
+            step, before, now = x[i] - x[i - 1], now, rows[b, i]
+            if i > 1:
+                now -= 2.0 * math.pi * round((now - before - rate * step) / (2.0 * math.pi))
+                rate = (now - before) / step
+            phase[i] += now
     out = empty(n)
+    turn, rate, start, doubt = 0.0, path.turn / path.width, 0.0, 0.0
     for i in range(n):
+        halves = 0.0
+        if i > 0:
+            step, before = s[1, i] - s[1, i - 1], turn
+            turn = -0.5 * phase[i] - s[1, i] * value
+            halves = round((turn - before - rate * step) / math.pi)
+            turn -= math.pi * halves
+            rate = (turn - before) / step
+            start = halves if i == 1 else start
         sinh, cosh = math.sinh(path.fast * x[i]), math.cosh(path.fast * x[i])
         slope, slope_i = path.width * path.bend * sinh, path.width * cosh
-        turn = -0.5 * (phase[i] - whole) - s[1, i] * value
-        at = -0.5 * size[i] - s[0, i] * value - path.start
+        at = -0.5 * rows[0, i] - s[0, i] * value - path.start
         cos, sin = math.cos(turn), math.sin(turn)
         up = cos * slope - sin * slope_i
         up_i = cos * slope_i + sin * slope
         square = s[0, i] * s[0, i] + s[1, i] * s[1, i]
         out[i] = math.exp(at) * (up_i * s[0, i] - up * s[1, i]) / (math.pi * square)
-    return out
-
-
-@called_exact
-def _along(law, zero, value, path, x):
-    """The integrand at x (n,) of the path."""
-    s = _places(path, x)
-    size, phase, slow, _ = _log_determinants(law, zero, s, False)
-    return _integrand(value, path, x, s, size, phase, slow)
+        if i > 0 and (halves - start) % 2.0 != 0.0:
+            doubt += abs(out[i])
+    return out, doubt
 
 
 @called_exact
 def _from(law, zero, value, at, end, variance):
-    """The path through a point of which K may be unknown, and the integrand along it up to `end`.
+    """The path through a point of which K may be unknown, and :func:`_factors` of it up to `end`.
 
-    There is no integrand where a pole lies between 0 and the point, or its slope is another.
+    There are none where a pole lies between 0 and the point, or its slope is another.
     """
     path, x = _path(law, value, at), _nodes(0.0, end, _STEP)
+    none = empty((0, 0))
     if math.isnan(at.slope):
-        return path, x[:0]
+        return path, none
     s = _places(path, x)
     near = _ASIDE * path.width
     s[1, 0] = near  # where the phase tells the slope
     size, phase, slow, within = _until(law, zero, s, variance)
-    s[1, 0] = 0.0
     around = phase[0]
     for b in range(len(slow)):
         around += slow[b, 0]
     around -= 2.0 * math.pi * round(around / (2.0 * math.pi))
     slope = -0.5 * around / near
     if not (within and abs(slope - at.slope) * path.width < _ASTRAY):
-        return path, x[:0]
+        return path, none
     path = _Path(
         path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value,
         (slope - value) * path.width,
     )  # fmt: skip
-    return path, _integrand(value, path, x, s, size, phase, slow)
+    return path, _rows(size, phase, slow)
 
 
 @called_exact
@@ -1013,24 +1030,38 @@ def tail(
 
     `more` is what the variance of the form has beyond the law's: the law then is that of its shape,
     and a distance from the mean counts in standard deviations.  There is no tail where the law has
-    no more variance than `least`, or the form next to none of the law's.  `agree` is about the root
-    of the relative error; a logarithm greater than `above` has four digits, which costs half.
+    no more variance than `least`, or the form next to none of the law's, or where rounding leaves
+    less than four digits.  `agree` is about the root of the relative error; a logarithm greater
+    than `above` has four digits, which costs half.
     """
     return _tail(value, law, more, least, agree, above)
 
 
-@called_exact
-def _both(path, f, step):
-    """The sum of the integrand and that with twice the step without what the pole at 0 adds.
+class _Sums(NamedTuple):
+    """The sum of the integrand at a step, and how far those of twice and three times that are.
 
-    At last how far that with three times the step is from the first.
+    All without what the pole at 0 adds.  `doubt` is what nodes of unknown sign may add, `last` the
+    size of the last.
     """
-    if len(f) == 0:
-        return math.nan, math.nan, math.nan
+
+    total: float
+    twice: float
+    thrice: float
+    doubt: float
+    last: float
+
+
+@called_exact
+def _sums_of(value, path, rows, step):
+    """Sums by factors at nodes of a step."""
+    x = empty(rows.shape[1])
+    for i in range(len(x)):
+        x[i] = i * step
+    f, doubt = _integrand(value, path, x, rows)
     total = step * _sum(f, 1) - _trace(path, step)
     twice = 2.0 * step * _sum(f, 2) - _trace(path, 2.0 * step)
     thrice = 3.0 * step * _sum(f, 3) - _trace(path, 3.0 * step)
-    return total, twice, abs(total - thrice)
+    return _Sums(total, abs(total - twice), abs(total - thrice), 2.0 * step * doubt, abs(f[-1]))
 
 
 @called_exact
@@ -1042,24 +1073,14 @@ def _logarithm(path, total):
 
 
 @called_exact
-def _halved(f, between):
-    """Values at every second place, and those between them."""
-    out = empty(len(f) + len(between))
-    for i in range(len(out)):
-        out[i] = between[i // 2] if i % 2 == 1 else f[i // 2]
+def _finer(law, zero, path, end, step, rows):
+    """Factors at nodes of half the step: those there are, and others between them."""
+    between = _factors(law, zero, _places(path, _nodes(0.5 * step, end, step)))
+    out = empty((len(rows), rows.shape[1] + between.shape[1]))
+    for a in range(len(out)):
+        for i in range(out.shape[1]):
+            out[a, i] = between[a, i // 2] if i % 2 == 1 else rows[a, i // 2]
     return out
-
-
-@called_exact
-def _finer(law, zero, value, path, end, step, f):
-    """The integrand f (n,) at a step as well between its points, and :func:`_both` of it."""
-    step *= 0.5
-    f = _halved(f, _along(law, zero, value, path, _nodes(step, end, 2.0 * step)))
-    total, coarse, apart = _both(path, f, step)
-    if not abs(total - coarse) < _HOPELESS * abs(total):  # as phases were lost between nodes
-        f = _along(law, zero, value, path, _nodes(0.0, end, step))
-        total, coarse, apart = _both(path, f, step)
-    return f, total, coarse, apart
 
 
 @called_exact
@@ -1079,30 +1100,39 @@ def log_tail(value, law, more, least, agree, above):
             at = _crossing(law, zero, at.s, side, target, mean, own)
             if math.isnan(at.s):
                 return (-math.inf if value > mean else 0.0), mean, variance
-        end = _end(law, value, _path(law, value, at), nothing)
-        path, f = _from(law, zero, value, at, end, own)
-        total, coarse, apart = _both(path, f, _STEP)
-        while again == 1 and len(f) > 0 and abs(f[-1]) > left * abs(total) and end < _REACH:
-            end *= _FURTHER  # where donors by themselves have vanished the whole may not have
-            path, f = _from(law, zero, value, at, end, own)
-            total, coarse, apart = _both(path, f, _STEP)
-        if len(f) == 0:
+        step, end = _STEP, _end(law, value, _path(law, value, at), nothing)
+        path, rows = _from(law, zero, value, at, end, own)
+        if len(rows) == 0:
             continue
-        whole = abs(f[-1]) < left * abs(total)
-        log = _logarithm(path, total)
-        if whole and log > above and abs(total - coarse) < _ROUGH * abs(total):
+        sums = _sums_of(value, path, rows, step)
+        while again == 1 and sums.last > left * abs(sums.total) and end < _REACH:
+            end *= _FURTHER  # where donors by themselves have vanished the whole may not have
+            path, rows = _from(law, zero, value, at, end, own)
+            sums = _sums_of(value, path, rows, step)
+        size = abs(sums.total)
+        if again == 0 and sums.last > left * size:
+            continue
+        log = _logarithm(path, sums.total)
+        if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
             return log, mean, variance
-        f, total, coarse, apart = _finer(law, zero, value, path, end, _STEP, f)
-        if whole and abs(total - coarse) < _HOPELESS * abs(total):
-            break
-    # the error falls with the square from one step to the next
-    step = 0.5 * _STEP
-    while (
-        abs(total - coarse) > agree * abs(total) or apart > _ACCIDENT * agree * abs(total)
-    ) and step > _LAST_STEP:
-        f, total, coarse, _ = _finer(law, zero, value, path, end, step, f)
-        step, apart = 0.5 * step, 0.0
-    return _logarithm(path, total), mean, variance
+        # the error falls with the square from one step to the next
+        while step > _LAST_STEP[again]:
+            rows = _finer(law, zero, path, end, step, rows)
+            step *= 0.5
+            sums = _sums_of(value, path, rows, step)
+            size = abs(sums.total)
+            if (
+                sums.twice < agree * size and sums.doubt < agree**2 * size
+                and (sums.thrice < _ACCIDENT * agree * size or step < 0.5 * _STEP)
+            ):  # fmt: skip
+                return _logarithm(path, sums.total), mean, variance
+            if again == 0 and not sums.twice < _HOPELESS * size:
+                break
+        if again == 1:  # as far as rounding lets sums agree, in units of P
+            log = _logarithm(path, sums.total)
+            if (sums.twice + sums.doubt) * math.exp(path.start - log) < _ROUGH**2:
+                return log, mean, variance
+    return math.nan, mean, variance
 
 
 @kept_exact
