@@ -7,6 +7,7 @@ noise is far from what weighs, levels weigh with both signs, and effects cross d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import dense
 import numpy as np
@@ -122,22 +123,27 @@ def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: 
     return law, lam[np.abs(lam) > 1e-9 * np.abs(lam).max()]
 
 
-@pytest.mark.parametrize("seed", quick_first(list(range(6))))
-def test_tails_of_random_forms(seed):
-    rng, worst, count = np.random.default_rng(seed), 0.0, 0
-    for _ in range(60):
-        form = a_form(rng)
+def values_of_forms(rng: np.random.Generator, forms: int, at: Sequence[float], **size: int):
+    """Value, law and eigenvalues at so many standard deviations from the mean of random forms."""
+    for _ in range(forms):
+        form = a_form(rng, **size)
         if form is None or len(form[1]) < 2:
             continue
         law, lam = form
-        for z in FAR:
-            value = float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2)))
-            want, got = contour(value, lam), tail(value, law)[0]
-            assert got <= 0.0
-            if want > LEAST:
-                worst, count = max(worst, abs(math.expm1(got - want))), count + 1
-            else:
-                assert got < 0.99 * LEAST
+        for z in at:
+            yield float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2))), law, lam
+
+
+@pytest.mark.parametrize("seed", quick_first(list(range(6))))
+def test_tails_of_random_forms(seed):
+    rng, worst, count = np.random.default_rng(seed), 0.0, 0
+    for value, law, lam in values_of_forms(rng, 60, FAR):
+        want, got = contour(value, lam), tail(value, law)[0]
+        assert got <= 0.0
+        if want > LEAST:
+            worst, count = max(worst, abs(math.expm1(got - want))), count + 1
+        else:
+            assert got < 0.99 * LEAST
     assert count > 300
     assert worst < 1e-5
 
@@ -146,19 +152,13 @@ def test_tails_of_random_forms(seed):
 def test_eight_points_tell_p_values_that_are_not_small(seed):
     """In forms of few eigenvalues two digits, and all of those that are small."""
     rng, above, rough = np.random.default_rng(seed), math.log(0.06), 0
-    for _ in range(60):
-        form = a_form(rng)
-        if form is None or len(form[1]) < 2:
+    for value, law, _ in values_of_forms(rng, 60, FAR):
+        want, got = tail(value, law)[0], tail(value, law, above=above)[0]
+        if got == want:
             continue
-        law, lam = form
-        for z in FAR:
-            value = float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2)))
-            want, got = tail(value, law)[0], tail(value, law, above=above)[0]
-            if got == want:
-                continue
-            rough += 1
-            assert want > math.log(0.059)
-            assert abs(math.expm1(got - want)) < 1e-2
+        rough += 1
+        assert want > math.log(0.059)
+        assert abs(math.expm1(got - want)) < 1e-2
     assert rough > 50
 
 
@@ -166,17 +166,12 @@ def test_eight_points_tell_p_values_that_are_not_small(seed):
 def test_tails_where_many_levels_cross(seed):
     """A phase is continued through levels that turn far between two points: none is lost."""
     rng, above, worst, rough, count = np.random.default_rng(seed), math.log(0.06), 0.0, 0.0, 0
-    for _ in range(25):
-        form = a_form(rng, donors=30, types=4, effects=3)
-        if form is None or len(form[1]) < 2:
-            continue
-        law, lam = form
-        for z in (0.3, 0.6, 1.0, 2.0):
-            value = float(lam.sum() + z * math.sqrt(2.0 * np.sum(lam**2)))
-            want = contour(value, lam)
-            worst = max(worst, abs(math.expm1(tail(value, law)[0] - want)))
-            rough = max(rough, abs(math.expm1(tail(value, law, above=above)[0] - want)))
-            count += 1
+    many = {"donors": 30, "types": 4, "effects": 3}
+    for value, law, lam in values_of_forms(rng, 25, (0.3, 0.6, 1.0, 2.0), **many):
+        want = contour(value, lam)
+        worst = max(worst, abs(math.expm1(tail(value, law)[0] - want)))
+        rough = max(rough, abs(math.expm1(tail(value, law, above=above)[0] - want)))
+        count += 1
     assert count > 60
     assert worst < 1e-5
     assert rough < 1e-2
