@@ -372,8 +372,11 @@ def test_genetic_values_of_donors_without_expression(df, donors, K, G, kind):
 
 def test_draws_are_of_the_fit(df, G):
     res = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df)
-    with pytest.raises(ctmm.CTMMError, match="cannot draw"):  # its genetic variance is negative
+    with pytest.raises(ctmm.CTMMError, match=r"cannot draw.*by method='reml'"):
         res.simulate(1, 2)
+    with pytest.warns(ctmm.BoundaryWarning):
+        bounded = ctmm.fit(FORMULA, structure="hom", kinship=G, data=df, method="reml")
+    assert bounded.simulate(1, 2).notna().all(axis=None)
     theta = np.array([0.2, 0.4])
     drawn = ctmm.CTMMResults(
         res.design, res.structure_, res.domain,

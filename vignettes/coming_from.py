@@ -284,7 +284,7 @@ print(res.vcomp.round(3).to_string())
 # | errors | jackknife over donors, without one donor each | information matrix | | by the covariance that weighs; of HE the exact jackknife in closed form |
 # | is anything genetic? | Wald test of the jackknife: level 0 to .014 at .05 ([measured](measured/heritability_levels)) | likelihood ratio | likelihood ratio | score of different donors: [levels and power](measured/heritability_levels) |
 # | covariates, batches | fixed, random | `--qcovar`, `--covar` | fixed | formula, `random=` |
-# | moments and jackknife of a gene, 1,000 donors | 660 times as long ([measured](measured/authors_heritability)) | | | 1 |
+# | moments and jackknife of a gene, 1,000 donors | 640 times as long ([measured](measured/authors_heritability)) | | | 1 |
 # | all genes | a loop of your own | a loop of your own | a loop of your own | `fit_genes`, blocks, resume, dask |
 #
 # ::: columns

@@ -14,6 +14,7 @@ from .model import Model
 
 ROUNDING = 1e-13
 """Eigenvalues this small relative to the largest are zero: errors of eigh are some 1e-16."""
+_REMEDY = "choose larger variance components; those of a fit by method='reml' can be drawn"
 
 
 def draw(model: Model, theta: ArrayLike, beta: ArrayLike, rng: Rng = None) -> np.ndarray:
@@ -80,8 +81,7 @@ def _related(model: Model, theta: np.ndarray, rng: np.random.Generator) -> np.nd
         if size[0] < -ROUNDING * np.abs(size).max():
             raise CTMMError(
                 "cannot draw: the genetic covariance between cell types is not positive "
-                f"semi-definite (smallest eigenvalue {size[0]:.3g}); choose larger variance "
-                "components"
+                f"semi-definite (smallest eigenvalue {size[0]:.3g}); {_REMEDY}"
             )
         root, part = term.kernel.half, (axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T
         values = root @ rng.standard_normal((root.shape[1], len(A))) @ part
@@ -141,7 +141,7 @@ def _square_roots(sigma: np.ndarray, donors: np.ndarray) -> np.ndarray:
         raise CTMMError(
             "cannot draw: the covariance of some donors is not positive semi-definite "
             f"(donor codes {', '.join(map(str, donors[bad[:3]]))}; smallest eigenvalue "
-            f"{values[bad, 0].min():.3g}); choose larger variance components"
+            f"{values[bad, 0].min():.3g}); {_REMEDY}"
         )
     scale = np.sqrt(np.where(values > zero, values, 0.0))
     return (vectors * scale[:, None]) @ vectors.swapaxes(1, 2)
