@@ -17,7 +17,7 @@ linear in donors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from .model import Model
 from .precision import Precision, level_matrix
 
+_AT_ONCE = 64
 _ALIASED = 1e-9  # smallest eigenvalue of P_II, next to D_II
 
 
@@ -39,6 +40,10 @@ class Scores(NamedTuple):
     beta: np.ndarray
     slope: np.ndarray
     found: np.ndarray
+
+    def part(self, which: np.ndarray) -> Scores:
+        """Of some of the groups."""
+        return Scores(*(values[which] for values in self))
 
 
 class Groups(NamedTuple):
@@ -56,9 +61,10 @@ class Groups(NamedTuple):
     columns: np.ndarray
     meant: np.ndarray
 
-    def part(self, which: np.ndarray) -> Groups:
-        """Some of them."""
-        return Groups(*(values[which] for values in self))
+    def parts(self) -> Iterator[Groups]:
+        """Some at a time, whose matrices stay in the cache of a processor."""
+        for start in range(0, len(self.rows), _AT_ONCE):
+            yield Groups(*(values[start : start + _AT_ONCE] for values in self))
 
 
 def grouped(model: Model, groups: Sequence[np.ndarray]) -> Groups:
@@ -79,8 +85,8 @@ def grouped(model: Model, groups: Sequence[np.ndarray]) -> Groups:
 class _Sums(NamedTuple):
     """What all groups share, for F = R + Kr factors f.
 
-    DW (R, n) rows of D w, WP (R, N, q + p) w' Phi and tau (R, N) w'v of every donor; inside
-    (F, q + p, q + p), through (F, q + p), across (F, p, q + p): parts of P Sigma_f P, P Sigma_f v,
+    DW (n, R) columns D w, WP (N, R, q + p) w' Phi and tau (N, R) w'v of every donor; inside
+    (q + p, q + p, F), through (q + p, F), across (q + p, F, p): parts of P Sigma_f P, P Sigma_f v,
     U' Sigma_f P that go through Phi; moment (F, p) U' Sigma_f v; square (F,) v' Sigma_f v; trace
     (F,) tr(P Sigma_f).
     """
@@ -100,101 +106,112 @@ def left_out_scores(model: Model, theta: np.ndarray, groups: Groups, reml: bool)
     """Score and fixed effects at `theta` (K,) without each group of donors."""
     pre = Precision(model, theta)
     sums = _sums(pre, reml)
-    q, R = pre.Z.shape[1], len(sums.DW)
+    found = [_scores(pre, sums, part, reml) for part in groups.parts()]
+    return Scores(*(np.concatenate(values) for values in zip(*found, strict=True)))
+
+
+def _scores(pre: Precision, sums: _Sums, groups: Groups, reml: bool) -> Scores:
+    """Those of some groups."""
+    model, q, p, R = pre.model, pre.Z.shape[1], pre.X.shape[1], sums.DW.shape[1]
     rows, real, donors, there, number, columns, meant = groups
+    (G, a), j = rows.shape, donors.shape[1]
     own = (donors[:, :, None] == number[:, None, :]) & there[:, :, None]
     pair = columns[:, :, None], columns[:, None, :]
 
-    phi = np.take_along_axis(pre.phi[rows], columns[:, None], axis=2)
+    def of_factors(values: np.ndarray) -> np.ndarray:
+        """Rows of factor and donor (G, R j, a) -> (G, a, R)."""
+        return values.reshape(G, R, j, a).sum(axis=2).swapaxes(1, 2)
+
+    def traces(inverse: np.ndarray, phi: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """tr(P_II^-1 (P Sigma_f P)_II), (G, F)."""
+        low = (phi.swapaxes(1, 2) @ inverse @ phi).reshape(G, 1, -1)
+        out = (low @ inside.reshape(G, low.shape[2], -1))[:, 0]
+        out[:, :R] += (((dw - 2.0 * z) @ inverse) * dw).reshape(G, R, -1).sum(axis=2)
+        return out
+
+    phi = pre.phi[rows[:, :, None], columns[:, None, :]]
     phi *= real[..., None] & meant[:, None, :]
-    omega = pre.omega[pair]
+    omega, inside = pre.omega[pair], sums.inside[pair]  # (G, k, k), (G, k, k, F)
     U = np.where(real[..., None], pre.U[rows], 0.0)
     D = _inverses(pre, rows, number)
-    dw = sums.DW[:, rows][:, :, None, :] * own
-    wp = np.take_along_axis(sums.WP[:, donors], columns[None, :, None], axis=3)
-    wp = wp * (there[..., None] & meant[:, None])
-    z = wp @ omega @ phi.swapaxes(1, 2)  # (R, G, j, a)
-    inside = sums.inside[:, *pair]
-    inverse, found = _inverted(D - phi @ omega @ phi.swapaxes(1, 2), D)
-    e = (inverse @ np.where(real, pre.Py[rows], 0.0)[..., None])[..., 0]
+    dw = (sums.DW[rows].swapaxes(1, 2)[:, :, None, :] * own[:, None]).reshape(G, R * j, a)
+    wp = sums.WP[donors[:, None, :, None], np.arange(R)[:, None, None], columns[:, None, None, :]]
+    wp = (wp * (there[..., None] & meant[:, None])[:, None]).reshape(G, R * j, -1)
+    low = omega @ phi.swapaxes(1, 2)
+    z = wp @ low
+    inverse, found = _inverted(D - phi @ low, D)
+    e = inverse @ np.where(real, pre.Py[rows], 0.0)[..., None]
 
-    # P_I: Sigma_f v and (P Sigma_f P)_II e, rows (F, G, a)
-    phi_e = np.einsum("gak,ga->gk", phi, e)
-    dw_e, z_e = np.einsum("rgja,ga->rgj", dw, e), np.einsum("rgja,ga->rgj", z, e)
-    tau = sums.tau[:, donors] * there
-    first = -np.einsum("gak,fgk->fga", phi, sums.through[:, columns])
-    second = np.einsum("gak,fgkl,gl->fga", phi, inside, phi_e, optimize=True)
-    first[:R] += np.einsum("rgja,rgj->rga", dw, tau)
-    second[:R] += np.einsum("rgja,rgj->rga", dw, dw_e - z_e) - np.einsum("rgja,rgj->rga", z, dw_e)
+    # P_I: Sigma_f v and (P Sigma_f P)_II e, columns (G, a, F)
+    phi_e, dw_e, z_e = phi.swapaxes(1, 2) @ e, dw @ e, z @ e
+    tau = (sums.tau[donors] * there[..., None]).swapaxes(1, 2).reshape(G, R * j, 1)
+    first = -(phi @ sums.through[columns])
+    second = phi @ (phi_e[:, None].swapaxes(2, 3) @ inside)[:, :, 0]
+    first[..., :R] += of_factors(dw * tau)
+    second[..., :R] += of_factors(dw * (dw_e - z_e) - z * dw_e)
     if reml:
-        trace = _traces(inverse, phi, inside, dw, z)
+        trace = traces(inverse, phi, z)
     else:
         levels = columns < q
         phi = phi * levels[:, None]
-        z = (wp * levels[:, None]) @ omega @ phi.swapaxes(1, 2)
-        S_inverse, _ = _inverted(D - phi @ omega @ phi.swapaxes(1, 2), D)
-        trace = _traces(S_inverse, phi, inside, dw, z)
+        low = omega @ phi.swapaxes(1, 2)
+        z = (wp * levels[:, None]) @ low
+        S_inverse, _ = _inverted(D - phi @ low, D)
+        trace = traces(S_inverse, phi, z)
     grad = sums.square - sums.trace + trace
-    grad += np.einsum("ga,fga->gf", e, second - 2.0 * first)
+    grad += (e.swapaxes(1, 2) @ (second - 2.0 * first))[:, 0]
 
     # b and its derivatives, in terms of U: Q = L U with L = Q'U
     root = np.linalg.inv(pre.X.T @ pre.U).T
     y = np.where(model.active_rows, model.y, 0.0)
-    beta = (pre.U.T @ y - np.einsum("gap,ga->gp", U, e)) @ root.T
-    slope = np.einsum("gap,gab,fgb->gfp", U, inverse, first - second, optimize=True)
-    slope -= sums.moment + np.einsum("fpgk,gk->gfp", sums.across[:, :, columns], phi_e)
-    slope[:, :R] += np.einsum("rgjp,rgj->grp", sums.WP[:, donors][..., q:], dw_e)
-    return Scores(
-        0.5 * grad @ model.S.T, beta, np.einsum("kf,gfp->gkp", model.S, slope @ root.T), found
-    )
+    Ut = U.swapaxes(1, 2)
+    beta = (pre.U.T @ y - (Ut @ e)[..., 0]) @ root.T
+    slope = (Ut @ inverse @ (first - second)).swapaxes(1, 2) - sums.moment
+    across = sums.across.reshape(-1, len(sums.moment) * p)[columns]
+    slope -= (phi_e.swapaxes(1, 2) @ across).reshape(slope.shape)
+    U_w = sums.WP[donors][..., q:].swapaxes(1, 2)  # (G, R, j, p)
+    slope[:, :R] += (U_w * dw_e.reshape(G, R, j, 1)).sum(axis=2)
+    return Scores(0.5 * grad @ model.S.T, beta, model.S @ (slope @ root.T), found)
 
 
 def _sums(pre: Precision, reml: bool) -> _Sums:
     model, phi, omega = pre.model, pre.phi, pre.omega
     q, v = pre.Z.shape[1], pre.Py
-    W = np.where(pre.mask, model.W[pre.rows].transpose(2, 0, 1), 0.0)  # (R, N, m)
-    tau = np.einsum("rnm,nm->rn", W, v[pre.rows])
-    local = np.einsum("nab,rnb->rna", pre.inverse, W)
-    DW = np.zeros((len(W), len(v)))
-    DW[:, pre.rows[pre.mask]] = local[:, pre.mask]
-    WP = np.einsum("rnm,nmk->rnk", W, phi[pre.rows], optimize=True)
+    W = np.where(pre.mask[..., None], model.W[pre.rows], 0.0).swapaxes(1, 2)  # (N, R, m)
+    tau = (W @ v[pre.rows][..., None])[..., 0]
+    local = W @ pre.inverse
+    DW = np.zeros((len(v), W.shape[1]))
+    DW[pre.rows[pre.mask]] = local.swapaxes(1, 2)[pre.mask]
+    WP = W @ phi[pre.rows]
     own = [pre.level_component == k for k in range(len(model.random))]
     Zv, PZ = pre.Z.T @ v, phi.T @ pre.Z  # PZ: Phi'Z
     T = [np.eye(len(omega), q)[:, mine] - omega @ PZ[:, mine] for mine in own]  # P Z = Phi T
-    C = [part.T @ part for part in WP]  # Phi' Sigma_f Phi
+    by_factor = np.ascontiguousarray(WP.swapaxes(0, 1))
+    C = [part.T @ part for part in by_factor]  # Phi' Sigma_f Phi
     used = slice(None) if reml else slice(0, q)
     low = omega[used, used]
     levels = [part[used].T @ low @ part[used] for part in (PZ[:, mine] for mine in own)]
-    through_w = [part.T @ t for part, t in zip(WP, tau, strict=True)]
+    through_w = [part.T @ t for part, t in zip(by_factor, tau.T, strict=True)]
     return _Sums(
         DW, WP, tau,
-        inside=np.array([omega @ c @ omega for c in C] + [t @ t.T for t in T]),
-        through=np.array(
-            [omega @ t for t in through_w] + [-t @ Zv[mine] for t, mine in zip(T, own, strict=True)]
+        inside=np.stack([omega @ c @ omega for c in C] + [t @ t.T for t in T], axis=-1),
+        through=np.stack(
+            [omega @ t for t in through_w]
+            + [-t @ Zv[mine] for t, mine in zip(T, own, strict=True)], axis=-1,
         ),
-        across=np.array(
-            [c[q:] @ omega for c in C]
-            + [-PZ[q:, mine] @ t.T for t, mine in zip(T, own, strict=True)]
+        across=np.stack(
+            [omega @ c[:, q:] for c in C]
+            + [-t @ PZ[q:, mine].T for t, mine in zip(T, own, strict=True)], axis=1,
         ),
         moment=np.array([t[q:] for t in through_w] + [PZ[q:, mine] @ Zv[mine] for mine in own]),
-        square=np.array([*np.square(tau).sum(axis=1), *(np.square(Zv[m]).sum() for m in own)]),
+        square=np.array([*np.square(tau).sum(axis=0), *(np.square(Zv[m]).sum() for m in own)]),
         trace=np.array(
-            [np.sum(a * b) - np.sum(low * c[used, used])
-             for a, b, c in zip(W, local, C, strict=True)]
+            [total - np.sum(low * c[used, used])
+             for total, c in zip((W * local).sum(axis=(0, 2)), C, strict=True)]
             + [np.trace(PZ[:q][np.ix_(m, m)]) - np.trace(part)
                for m, part in zip(own, levels, strict=True)]
         ),
     )  # fmt: skip
-
-
-def _traces(
-    inverse: np.ndarray, phi: np.ndarray, inside: np.ndarray, dw: np.ndarray, z: np.ndarray
-) -> np.ndarray:
-    """tr(P_II^-1 (P Sigma_f P)_II), shape (G, F)."""
-    low = phi.swapaxes(1, 2) @ inverse @ phi
-    out = np.einsum("gkl,fgkl->gf", low, inside)
-    out[:, : len(dw)] += np.einsum("rgja,gab,rgjb->gr", dw - 2.0 * z, inverse, dw, optimize=True)
-    return out
 
 
 def _inverted(P: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

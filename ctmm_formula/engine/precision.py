@@ -164,12 +164,14 @@ class Precision(Projection):
 
 def level_matrix(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Z (n, q) of all levels with data, the component and the code of every level."""
-    columns, component, code = [], [], []
-    active = model.active_rows
+    columns, component, code = [np.zeros((len(model.y), 0))], [], []
     for k, (codes, values) in enumerate(model.random):
-        for level in np.unique(codes[(values != 0) & active]):
-            columns.append(np.where((codes == level) & active, values, 0.0))
-            component.append(k)
-            code.append(level)
-    Z = np.array(columns).T if columns else np.zeros((len(model.y), 0))
-    return Z, np.array(component, dtype=np.int64), np.array(code, dtype=np.int64)
+        values = np.where(model.active_rows, values, 0.0)
+        rows = np.flatnonzero(values)
+        levels, column = np.unique(codes[rows], return_inverse=True)
+        Z = np.zeros((len(values), len(levels)))
+        Z[rows, column] = values[rows]
+        columns.append(Z)
+        component += [k] * len(levels)
+        code += levels.tolist()
+    return np.hstack(columns), np.array(component, dtype=np.int64), np.array(code, dtype=np.int64)

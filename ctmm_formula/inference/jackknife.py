@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -27,7 +28,7 @@ from ..engine.estimators import ESTIMATORS
 from ..engine.left_out_fits import inside, left_out_fits, packed, without
 from ..engine.left_out_moments import ALIASED, LeftOutMoments
 from ..engine.left_out_related import left_out
-from ..engine.left_out_scores import grouped, left_out_scores
+from ..engine.left_out_scores import Scores, grouped, left_out_scores
 from ..engine.likelihood import centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, make_work
@@ -407,14 +408,18 @@ class _Refit:
             share = np.mean([len(group) for group in left_out.groups]) / model.n_donors
             self.inverse[part] = np.linalg.inv(curvature) / (1.0 - share)
 
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores without each group: of all together, a matrix product may round by its size."""
+        left_out, theta = self.left_out, self.estimate.theta
+        return left_out_scores(self.model, theta, left_out.grouped, self.problem.reml)
+
     def __call__(
         self, which: np.ndarray, one_step: bool, n_jobs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """theta (G, K) and beta (G, p) without each of these groups; NaN where there is no fit."""
         model, scale = self.model, self.scale
-        part = self.left_out.grouped.part(which)
-        scores = left_out_scores(model, self.estimate.theta, part, self.problem.reml)
-        # of all groups together: a matrix product may round by its size
+        scores = self.scores.part(which)
         grad = scores.grad * scale**2
         step = grad @ self.inverse
         theta = self.at + step if one_step else np.tile(self.at, (len(which), 1))
