@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .lanes import all_positive, load, root, spread, store, total
+from .lanes import aligned, all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
 
@@ -458,9 +458,9 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     first = 0 if depth > 0 else R
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
-    V_all = empty((kept, width, m, LANES))
-    low = empty((m, m, LANES))
-    touch = empty((p1 + d, LANES))
+    V_all = aligned((kept, width, m, LANES))
+    low = aligned((m, m, LANES))
+    touch = aligned((p1 + d, LANES))
     ZV = zeros((n_levels, p1))
     KZ = zeros((n_levels, p1))
     M_all = zeros(n_pairs)
@@ -550,10 +550,10 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     _inverse_root(gram, p, turn)
     _project_rows(ZV, p, turn, gram)
     _times_levels(blocks, K_all, ZV, KZ)
-    A = empty((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
-    gK = empty((R, d, LANES))
-    near_KZ = empty((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
-    near_K = empty((d, d, LANES))
+    A = aligned((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
+    gK = aligned((R, d, LANES))
+    near_KZ = aligned((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
+    near_K = aligned((d, d, LANES))
     c_all = zeros((F, p))
     YY = zeros((F if full else 0, p, p))
     G_all = zeros((R if full else 0, n_pairs))

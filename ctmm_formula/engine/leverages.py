@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 
 from .kernels import empty
-from .lanes import spread, store
+from .lanes import aligned, load, spread, store
+from .model import LANES
 from .options import called, kept
-from .symmetric import rotate
+from .symmetric import rotate_lanes
 
 _ALONE = 1e-9  # 1 - leverage where a fixed effect rests on one unit
 _NOTHING = 1e-15  # diagonal of what is left of a matrix, in units of its trace, where it is done
@@ -27,39 +28,49 @@ def leverages(unit_gram, root, share, axes):
 
     Parameters
     ----------
-    unit_gram : (U, p, p); root : (p, p)
+    unit_gram : (U, p, p); root : (p, p), upper triangular
     share : (U, k) out, l; axes : (U, p, k) out, T
     """
     p, most = len(root), share.shape[1]
-    G, C, B = empty((p, p)), empty((p, most)), empty((p, most))
-    inner, rows = empty((most, most)), empty((most, most))
-    for u in range(len(unit_gram)):
-        for j in range(p):
-            for k in range(p):
-                G[j, k] = unit_gram[u, j, k]
-        rank = _pivoted(G, C)
-        for j in range(p):
-            for a in range(rank):
-                s = 0.0
-                for i in range(p):
-                    s += root[i, j] * C[i, a]
-                B[j, a] = s
+    G, C = empty((p, p)), empty((p, most))
+    factors, B, T = aligned((p, most, LANES)), aligned((p, most, LANES)), aligned((p, LANES))
+    inner, rows = aligned((most, most, LANES)), aligned((most, most, LANES))
+    for first in range(0, len(unit_gram), LANES):
+        used = min(LANES, len(unit_gram) - first)
         for a in range(most):
-            for b in range(most):
-                s = 0.0
-                if a < rank and b < rank:
-                    for j in range(p):
-                        s += B[j, a] * B[j, b]
-                inner[a, b] = s
-        rotate(inner, rows)
-        for a in range(most):
-            size = max(inner[a, a], 0.0)
-            share[u, a] = 1.0 if size > 1.0 - _ALONE else size
             for j in range(p):
-                s = 0.0
-                for b in range(rank):
-                    s += B[j, b] * rows[a, b]
-                axes[u, j, a] = s
+                store(factors, (j, a), spread(0.0))
+        for lane in range(used):
+            for j in range(p):
+                for k in range(p):
+                    G[j, k] = unit_gram[first + lane, j, k]
+            for a in range(_pivoted(G, C)):
+                for j in range(p):
+                    factors[j, a, lane] = C[j, a]
+        for a in range(most):
+            for j in range(p):
+                s = spread(0.0)
+                for i in range(j + 1):  # root is upper triangular
+                    s += root[i, j] * load(factors, (i, a))
+                store(B, (j, a), s)
+            for b in range(a + 1):
+                s = spread(0.0)
+                for j in range(p):
+                    s += load(B, (j, a)) * load(B, (j, b))
+                store(inner, (a, b), s)
+                store(inner, (b, a), s)
+        rotate_lanes(inner, rows)
+        for a in range(most):
+            for j in range(p):
+                s = spread(0.0)
+                for b in range(most):
+                    s += load(B, (j, b)) * load(rows, (a, b))
+                store(T, j, s)
+            for lane in range(used):
+                size = max(inner[a, a, lane], 0.0)
+                share[first + lane, a] = 1.0 if size > 1.0 - _ALONE else size
+                for j in range(p):
+                    axes[first + lane, j, a] = T[j, lane]
 
 
 @called
@@ -84,26 +95,3 @@ def _pivoted(G, B):
             for k in range(p):
                 G[j, k] -= B[j, a] * B[k, a]
     return B.shape[1]
-
-
-@called
-def without(share, turned, root, K):
-    """K (p, p, LANES) = (X'SX - X_u'S_u X_u)^-1 of some units; of the whole where there are none.
-
-    It is root root' + turned (1 - l)^-1 turned' with turned = root T, generalised where l = 1.
-    """
-    p = len(root)
-    for j in range(p):
-        for k in range(p):
-            s = 0.0
-            for i in range(p):
-                s += root[j, i] * root[k, i]
-            store(K, (j, k), spread(s))
-    for lane in range(len(share)):
-        for i in range(share.shape[1]):
-            left = 1.0 - share[lane, i]
-            scale = 1.0 / left if left > 0.0 else -1.0
-            for j in range(p):
-                f = scale * turned[lane, j, i]
-                for k in range(p):
-                    K[j, k, lane] += f * turned[lane, k, i]

@@ -20,6 +20,7 @@ Kr random components, q levels of all random effects.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,9 @@ from .relatedness import KernelTerm
 
 LANES = 16
 """Donors to a tile: the kernels work on this many at once."""
+
+ALIGNED = 8
+"""Numbers to a line of the cache, at the start of which arrays of lanes begin."""
 
 
 class RandomComponent(NamedTuple):
@@ -65,13 +69,15 @@ class Tiles(NamedTuple):
         """Values per row (n,) or (n, k) as (T, m, LANES) or (T, k, m, LANES)."""
         T, m, lanes = self.shape
         if values.ndim == 1:
-            out = np.full(self.shape, empty)
+            out = _aligned(self.shape, empty)
             out.ravel()[self.place] = values
             return out
         columns = np.full((T * m * lanes, values.shape[1]), empty)
         columns[self.place] = values
         tiled = columns.reshape(T, m, lanes, values.shape[1])
-        return np.ascontiguousarray(tiled.transpose(0, 3, 1, 2))
+        out = _aligned((T, values.shape[1], m, lanes), empty)
+        out[...] = tiled.transpose(0, 3, 1, 2)
+        return out
 
     def donors(self, values: np.ndarray, empty: float | bool) -> np.ndarray:
         """Values per donor (N, ...) padded to (T LANES, ...)."""
@@ -79,6 +85,14 @@ class Tiles(NamedTuple):
         out = np.full(size, empty, dtype=values.dtype)
         out[: len(values)] = values
         return out
+
+
+def _aligned(shape: tuple[int, ...], value: float) -> np.ndarray:
+    """An array full of the value, at the start of a line of the cache."""
+    size = math.prod(shape)
+    room = np.full(size + ALIGNED, value)
+    first = -(room.ctypes.data // room.itemsize) % ALIGNED
+    return room[first : first + size].reshape(shape)
 
 
 def tile(row_ptr: np.ndarray) -> Tiles:

@@ -169,33 +169,12 @@ def _by_row(columns: np.ndarray) -> np.ndarray:
 
 
 def _through_levels(layout: Layout, state: State) -> np.ndarray:
-    """What levels of random effects take off the donors' own Sigma_i^-1 X, (T m LANES, p).
-
-    Sigma_i^-1 Z (I + g Z'D Z)^-1 g Z'D X of each block, D the donors' inverse covariances.
-    """
-    R, p = layout.R, layout.p
-    level, gram = layout.level, state.donor_gram
-    units, first = len(layout.level_start), layout.level_start
-    unit = np.repeat(np.arange(units), np.diff(layout.unit_ptr))
-    most, d = int((layout.level_stop - first).max()), level.shape[1]
-    own = np.where(level >= 0, level - first[unit][:, None], 0)  # (N, d) place in the unit
-    there = np.where(level >= 0, 1.0, 0.0)
-    ZZ, ZX = np.zeros((units, most, most)), np.zeros((units, most, p))
-    across = gram[:, R + p + 1 :, R + p + 1 :] * there[:, :, None] * there[:, None, :]
-    for a in range(d):
-        np.add.at(ZX, (unit, own[:, a]), gram[:, R + p + 1 + a, R : R + p] * there[:, a, None])
-        for b in range(d):
-            np.add.at(ZZ, (unit, own[:, a], own[:, b]), across[:, a, b])
-    g = np.zeros((units, most))
-    sizes = layout.level_stop - first  # of blocks in use: there may be others
-    of_unit = np.repeat(np.arange(units), sizes)
-    place = np.arange(len(of_unit)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    g[of_unit, place] = state.g[layout.level_comp[first[of_unit] + place]]
-    effects = np.linalg.solve(np.eye(most) + g[:, :, None] * ZZ, g[:, :, None] * ZX)
-    weights = effects[unit[:, None], own] * there[:, :, None]  # (N, d, p)
-    T, _, _, lanes = state.solved.shape
-    padded = np.zeros((T * lanes, d, p))
-    padded[: len(weights)] = weights
-    Z = state.solved[:, p:]
-    out = np.einsum("tdal,tldp->talp", Z, padded.reshape(T, lanes, d, p), optimize=True)
+    """What levels of random effects take off the donors' own Sigma_i^-1 X, (T m LANES, p)."""
+    p, (T, _, m, lanes) = layout.p, state.solved.shape
+    out = np.zeros((T, m, lanes, p))
+    weights = np.zeros((T * lanes, p))
+    for a in range(layout.level.shape[1]):
+        there = layout.level[:, a] >= 0
+        weights[: len(there)] = np.where(there[:, None], state.through[layout.level[:, a], :p], 0.0)
+        out += state.solved[:, p + a][..., None] * weights.reshape(T, 1, lanes, p)
     return out.reshape(-1, p)

@@ -177,10 +177,7 @@ class RobustFit:
         U, K = self.n_units, len(self.estimate.theta)
         theta, beta = np.full((U, K), math.nan), np.full((U, len(self.back)), math.nan)
         if U > 1:
-            sweeps.sweep(
-                self.design.layout, *self.inputs, 0, self.state,
-                self.units.share, self.state.root @ self.units.axes, theta, beta,
-            )  # fmt: skip
+            sweeps.sweep(self.design.layout, *self.inputs, 0, self.state, theta, beta)
         # the sums are those of y - X b0, and so are the effects they give
         moved = (beta - self.state.beta) @ self.back.T
         return Replicates(theta, self.estimate.beta + moved)
@@ -276,10 +273,8 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     inputs = put(noise[rows], 1.0), put(model.nu[rows]), put(r)
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
-    outcome = sweeps.sweep(
-        layout, *inputs, REWEIGHTINGS + 1, state,
-        np.empty((0, 0)), np.empty((0, p, 0)), np.empty((0, K)), np.empty((0, p)),
-    )  # fmt: skip
+    none = np.empty((0, K)), np.empty((0, p))
+    outcome = sweeps.sweep(layout, *inputs, REWEIGHTINGS + 1, state, *none)
     if outcome != sweeps.DONE:
         raise ConvergenceError(_problem(outcome))
     return RobustFit(
@@ -311,15 +306,19 @@ def lay_out(model: Model) -> SharedDesign:
     Q = model.Q[rows]
     if np.linalg.matrix_rank(Q) < Q.shape[1]:
         raise ConvergenceError(_problem(sweeps.COLLINEAR))
+    level_start, level_stop = level_ptr[blocks], level_ptr[blocks + 1]
+    unit_ptr = np.append(first, len(used))
     layout = Layout(
         columns=tiles.put(columns[rows]),
         H=tiles.put(model.H[rows]),
         R=b.R,
         p=b.p,
-        unit_ptr=np.append(first, len(used)),
+        unit_ptr=unit_ptr,
+        unit=np.repeat(np.arange(len(blocks)), np.diff(unit_ptr)),
         level=b.level[used],
-        level_start=level_ptr[blocks],
-        level_stop=level_ptr[blocks + 1],
+        level_start=level_start,
+        level_stop=level_stop,
+        pair_ptr=np.append(0, np.cumsum(np.square(level_stop - level_start))),
         level_comp=b.level_comp,
         S=model.S,
         basis=model.basis,

@@ -6,9 +6,14 @@ With the sums of :mod:`ctmm_formula.engine.unit_sums` and K = root root' = (X'SX
     q_f   = r'P Sigma_f P r,  F_fg = tr(P Sigma_f P Sigma_g),  h_f = tr(P Sigma_f P D)
     theta = (S F S')^-1 S (q - h),    P = S - S X K X'S
 
-(S on the left and right of F takes components to factors.)  Subtract a unit's own sums and the
-same function gives the estimate without it, LANES units at once: the jackknife at fixed weights
-costs one more pass.
+(S on the left and right of F takes components to factors.)  Turned by root, K is the identity:
+
+    F_fg = trace_fg - 2 tr cross_fg + <square_f, square_g>
+    q_f - h_f = excess_f + 2 tr noise_cross_f - <square_f, root'X'S D S X root>
+
+Without a unit K is another: <K, cross_fg> of all units, which takes the matrices, less what the
+unit itself has, turned by its own root, LANES units at once.  The jackknife at fixed weights costs
+two more passes over the donors.
 """
 
 from __future__ import annotations
@@ -18,18 +23,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .block_sums import block_sums
+from .block_sums import add_levels, clear, eliminate, make_levels, meet, take_levels
 from .kernels import _inverse_root, cholesky, empty, zeros
-from .lanes import load, root, spread, store
-from .leverages import without
+from .lanes import aligned, load, root, spread, store, total
 from .model import LANES
-from .options import called, inlined, kept
+from .options import called, kept
 from .symmetric import rotate
 from .unit_sums import (
     Layout,
+    Sums,
+    add_donors,
     cross_products,
-    donor_sums,
-    lane_parts,
+    effects_of,
+    make_effects,
     make_tile,
     parts,
     size_of,
@@ -40,6 +46,7 @@ DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
 
 _RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal, or of
 # what that would be without fixed effects
+_ALONE = 1e-9  # share of a pivot of X'SX that is left where a fixed effect rests on one unit
 
 
 class State(NamedTuple):
@@ -47,9 +54,9 @@ class State(NamedTuple):
 
     theta, before (K,) estimate and the one that its weights are made of; beta (p,) fixed effects
     of r; F (K, K) moment matrix; A (C, C), g (Kr,) working covariance; root (p, p) with
-    root root' = (X'SX)^-1; flat, the memory of the sums; donor_gram, donor_noise (N, c, c) cross
-    products of donors, kept where random effects join them; unit_gram (U, p, p), unit_score (U, p)
-    each unit's X'SX and X'Sr; solved (T, p + d, m, LANES) the donors' own Sigma_i^-1 [X Z].
+    root root' = (X'SX)^-1; unit_gram, unit_noise (U, p, p), unit_score (U, p) each unit's X'SX,
+    X'S D S X and X'Sr; solved (T, p + d, m, LANES) the donors' own Sigma_i^-1 [X Z]; through
+    (q, p + 1) what levels take off: S [X r] = Sigma_i^-1 ([X r] - Z through).
     """
 
     theta: np.ndarray
@@ -59,23 +66,23 @@ class State(NamedTuple):
     A: np.ndarray
     g: np.ndarray
     root: np.ndarray
-    flat: np.ndarray
-    donor_gram: np.ndarray
-    donor_noise: np.ndarray
     unit_gram: np.ndarray
+    unit_noise: np.ndarray
     unit_score: np.ndarray
     solved: np.ndarray
+    through: np.ndarray
 
 
 class Solution(NamedTuple):
-    """Memory of :func:`_solve`, LANES in the last axis of all.
+    """Memory of an estimate, LANES in the last axis of all.
 
-    K (p, p) in; turned (F + 1, p, p); Fisher (F, F); excess (F,); beta (p,) and theta (K,) out;
-    across (K, F); F (K, K) out; low (K, K); size (K,) diagonal of F were there no fixed effects.
+    turned (F + 1, p') root' square_f root, and last that of the noise, packed so that <A, B> is an
+    inner product; trace (P,); Fisher (F, F); excess (F,); beta (p,) and theta (K,) out; across
+    (K, F); F (K, K) out; low (K, K); size (K,) diagonal of F were there no fixed effects.
     """
 
-    K: np.ndarray
     turned: np.ndarray
+    trace: np.ndarray
     Fisher: np.ndarray
     excess: np.ndarray
     beta: np.ndarray
@@ -86,12 +93,36 @@ class Solution(NamedTuple):
     size: np.ndarray
 
 
+class LeftOut(NamedTuple):
+    """Memory of LANES sets of all units but one, LANES in the last axis of all.
+
+    root (p, p) with root root' = K; low (p, p) for a triangle; K (p',) packed, twice what is off
+    the diagonal; beta, rest (p,) and X'Sr; moved (p,) beta of all units less this one; noise (p, p)
+    X'S D S X.
+    """
+
+    root: np.ndarray
+    low: np.ndarray
+    K: np.ndarray
+    beta: np.ndarray
+    rest: np.ndarray
+    moved: np.ndarray
+    noise: np.ndarray
+
+
+class OneTile(NamedTuple):
+    """Memory for a tile of donors of several units: out, the units' of each donor; flat, sums."""
+
+    out: LeftOut
+    flat: np.ndarray
+    sums: Sums
+
+
 def make_state(layout: Layout) -> State:
     """Memory of a fit."""
-    K, F = layout.S.shape
+    K = len(layout.S)
     C, p, count = layout.H.shape[1], layout.p, layout.columns.shape[1]
-    N, U = len(layout.level), len(layout.level_start)
-    kept = N if len(layout.level_comp) else 0
+    U = len(layout.level_start)
     return State(
         theta=np.zeros(K),
         before=np.zeros(K),
@@ -100,85 +131,73 @@ def make_state(layout: Layout) -> State:
         A=np.zeros((C, C)),
         g=np.zeros(K - len(layout.basis)),
         root=np.zeros((p, p)),
-        flat=np.zeros(size_of(F, p)),
-        donor_gram=np.empty((kept, count, count)),
-        donor_noise=np.empty((kept, count, count)),
         unit_gram=np.empty((U, p, p)),
+        unit_noise=np.empty((U, p, p)),
         unit_score=np.empty((U, p)),
         solved=np.empty((len(layout.columns), count - layout.R - 1, *layout.columns.shape[2:])),
+        through=np.zeros((len(layout.level_comp), p + 1)),
     )
 
 
 @called
 def _make_solution(K, F, p):
+    packed, pairs = p * (p + 1) // 2, F * (F + 1) // 2
     return Solution(
-        zeros((p, p, LANES)),
-        empty((F + 1, p, p, LANES)), empty((F, F, LANES)), empty((F, LANES)),
-        empty((p, LANES)), empty((K, LANES)), empty((K, F, LANES)),
-        empty((K, K, LANES)), empty((K, K, LANES)), empty((K, LANES)),
+        aligned((F + 1, packed, LANES)), aligned((pairs, LANES)), aligned((F, F, LANES)),
+        aligned((F, LANES)), aligned((p, LANES)), aligned((K, LANES)), aligned((K, F, LANES)),
+        aligned((K, K, LANES)), aligned((K, K, LANES)), aligned((K, LANES)),
     )  # fmt: skip
 
 
 @called
-def _product(K, square, out, p):
-    """out = K square."""
-    for j in range(p):
-        for k in range(p):
-            s = spread(0.0)
-            for i in range(p):
-                s += load(K, (j, i)) * load(square, (i, k))
-            store(out, (j, k), s)
-
-
-@inlined
-def _trace(a, b, p):
-    """tr(a'b)."""
-    s = spread(0.0)
-    for j in range(p):
-        for k in range(p):
-            s += load(a, (j, k)) * load(b, (j, k))
-    return s
-
-
-@inlined
-def _trace_product(a, b, p):
-    """tr(a b)."""
-    s = spread(0.0)
-    for j in range(p):
-        for k in range(p):
-            s += load(a, (j, k)) * load(b, (k, j))
-    return s
+def _make_left_out(p):
+    return LeftOut(
+        aligned((p, p, LANES)), aligned((p, p, LANES)), aligned((p * (p + 1) // 2, LANES)),
+        aligned((p, LANES)), aligned((p, LANES)), aligned((p, LANES)), aligned((p, p, LANES)),
+    )  # fmt: skip
 
 
 @called
-def _solve(sums, S, sol):
-    """theta and beta from LANES sets of sums and their K; NaN where components are confounded."""
-    count, p = len(sums.value), len(sums.score)
-    for j in range(p):
-        s = spread(0.0)
-        for k in range(p):
-            s += load(sol.K, (j, k)) * load(sums.score, k)
-        store(sol.beta, j, s)
-    for f in range(count + 1):  # K X'S Sigma_f S X; last, of the noise
-        _product(sol.K, sums.square[f] if f < count else sums.noise_gram, sol.turned[f], p)
+def _finish(S, sol):
+    """theta from what is turned and the rest of F and q - h; NaN where that is singular."""
+    count, packed = len(sol.excess), sol.turned.shape[1]
     for f in range(count):
-        s = load(sums.value, f) - load(sums.noise, f)
-        s += 2.0 * _trace(sol.K, sums.noise_cross[f], p)
-        s -= _trace_product(sol.turned[f], sol.turned[count], p)
-        for j in range(p):
-            along = -2.0 * load(sums.mixed, (f, j))
-            for k in range(p):
-                along += load(sums.square, (f, j, k)) * load(sol.beta, k)
-            s += load(sol.beta, j) * along
+        s = load(sol.excess, f)
+        for i in range(packed):
+            s -= load(sol.turned, (f, i)) * load(sol.turned, (count, i))
         store(sol.excess, f, s)
         for h in range(f + 1):
-            pair = f * (f + 1) // 2 + h
-            s = load(sums.trace, pair) - 2.0 * _trace(sol.K, sums.cross[pair], p)
-            s += _trace_product(sol.turned[f], sol.turned[h], p)
+            s = load(sol.Fisher, (f, h))
+            for i in range(packed):
+                s += load(sol.turned, (f, i)) * load(sol.turned, (h, i))
             store(sol.Fisher, (f, h), s)
             store(sol.Fisher, (h, f), s)
-    _to_components(S, sums.trace, sol)
+    _to_components(S, sol.trace, sol)
     _divide(sol)
+
+
+@called
+def _whole(sums, noise, root, sol):
+    """What :func:`_finish` takes from the traces of all units; noise (p, p) X'S D S X."""
+    count, p = len(sums.excess), len(noise)
+    for f in range(count):
+        store(sol.excess, f, spread(sums.excess[f, 0] + 2.0 * sums.noise_cross[f, 0, 0]))
+        for h in range(f + 1):
+            pair = f * (f + 1) // 2 + h
+            store(sol.trace, pair, spread(sums.trace[pair, 0]))
+            store(sol.Fisher, (f, h), spread(sums.trace[pair, 0] - 2.0 * sums.cross[pair, 0, 0]))
+    i = 0
+    for j in range(p):
+        for k in range(j + 1):
+            scale = 1.0 if j == k else math.sqrt(2.0)
+            s = 0.0
+            for a in range(j + 1):
+                for b in range(k + 1):
+                    s += root[a, j] * noise[a, b] * root[b, k]
+            store(sol.turned, (count, i), spread(scale * s))
+            for f in range(count):
+                store(sol.turned, (f, i), spread(scale * sums.square[f, i, 0]))
+            i += 1
 
 
 @called
@@ -287,14 +306,218 @@ def _root(gram, low, root):
 
 
 @called
-def _keep_products(wk, t, gram, noise):
-    """A tile's cross products, donor by donor."""
-    count = len(wk.gram)
-    for lane in range(min(LANES, len(gram) - t * LANES)):
-        for j in range(count):
-            for k in range(count):
-                gram[t * LANES + lane, j, k] = wk.gram[j, k, lane]
-                noise[t * LANES + lane, j, k] = wk.noise[j, k, lane]
+def _without(first, used, state, gram, score, noise, out, sol, alone):
+    """K, its root, beta and root' X'S D S X root of all units but one, for `used` of them.
+
+    Where a fixed effect rests on the unit alone it is left out: alone (LANES,) bool.
+    """
+    p = len(gram)
+    count = len(sol.turned) - 1
+    for lane in range(LANES):
+        u = first + min(lane, used - 1)
+        alone[lane] = False
+        for j in range(p):
+            out.rest[j, lane] = score[j] - state.unit_score[u, j]
+            for k in range(j + 1):
+                out.low[j, k, lane] = gram[j, k] - state.unit_gram[u, j, k]
+                left = noise[j, k] - state.unit_noise[u, j, k]
+                out.noise[j, k, lane] = out.noise[k, j, lane] = left
+    for j in range(p):  # Cholesky, with inverse pivots
+        pivot = load(out.low, (j, j))
+        for k in range(j):
+            f = load(out.low, (j, k))
+            pivot -= f * f
+        store(out.low, (j, j), pivot)
+        for lane in range(LANES):
+            size, whole = out.low[j, j, lane], state.root[j, j]
+            some = size * whole * whole > _ALONE
+            out.low[j, j, lane] = 1.0 / math.sqrt(size) if some else 0.0
+            alone[lane] = alone[lane] or not some
+        scale = load(out.low, (j, j))
+        for i in range(j + 1, p):
+            s = load(out.low, (i, j))
+            for k in range(j):
+                s -= load(out.low, (i, k)) * load(out.low, (j, k))
+            store(out.low, (i, j), s * scale)
+    for c in range(p):
+        for i in range(c, p):
+            s = spread(1.0 if i == c else 0.0)
+            for k in range(c, i):
+                s -= load(out.low, (i, k)) * load(out.root, (c, k))
+            store(out.root, (c, i), s * load(out.low, (i, i)))
+    i = 0
+    for j in range(p):
+        for k in range(j + 1):
+            s = spread(0.0)
+            for a in range(j, p):
+                s += load(out.root, (j, a)) * load(out.root, (k, a))
+            store(out.K, i, s if j == k else 2.0 * s)
+            i += 1
+    for j in range(p):  # rest <- root' rest
+        s = spread(0.0)
+        for k in range(j + 1):
+            s += load(out.root, (k, j)) * load(out.rest, k)
+        store(sol.beta, j, s)
+    for j in range(p):
+        s = spread(0.0)
+        for k in range(j, p):
+            s += load(out.root, (j, k)) * load(sol.beta, k)
+        store(out.beta, j, s)
+        store(out.moved, j, state.beta[j] - s)
+    for j in range(p):
+        store(sol.beta, j, load(out.beta, j))
+    for k in range(p):
+        for j in range(k + 1):
+            s = spread(0.0)
+            for a in range(k + 1):
+                s += load(out.noise, (j, a)) * load(out.root, (a, k))
+            store(out.low, (j, k), s)
+    _turned(out, sol.turned, count)
+
+
+@called
+def _turned(out, turned, f):
+    """turned[f] = root' times the upper triangle of low, packed as an inner product takes it."""
+    p, i = len(out.root), 0
+    for k in range(p):
+        for j in range(k + 1):
+            s = load(out.root, (0, j)) * load(out.low, (0, k))
+            for a in range(1, j + 1):
+                s += load(out.root, (a, j)) * load(out.low, (a, k))
+            store(turned, (f, i), s if j == k else math.sqrt(2.0) * s)
+            i += 1
+
+
+@called
+def _rest(sums, own, out, sol):
+    """What :func:`_finish` takes of all units but one.
+
+    sums: of all units, with matrices, not turned; own: traces of the unit, turned by its own root.
+    """
+    count, p, packed = len(sums.excess), len(out.root), len(out.K)
+    for f in range(count):
+        for k in range(p):
+            for j in range(k + 1):
+                s = spread(0.0)
+                for a in range(k + 1):
+                    high, low = max(a, j), min(a, j)
+                    s += sums.square[f, high * (high + 1) // 2 + low, 0] * load(out.root, (a, k))
+                store(out.low, (j, k), s)
+        _turned(out, sol.turned, f)
+        s = sums.excess[f, 0] - load(own.excess, f) - 2.0 * load(own.noise_cross, (f, 0))
+        i = 0
+        for j in range(p):
+            along = spread(2.0 * sums.mixed[f, j, 0])
+            for k in range(p):
+                high, low = max(j, k), min(j, k)
+                along += sums.square[f, high * (high + 1) // 2 + low, 0] * load(out.moved, k)
+            s += along * load(out.moved, j)
+            for k in range(j + 1):
+                scale = 1.0 if j == k else math.sqrt(2.0)
+                less = load(sol.turned, (f, i)) - scale * load(own.square, (f, i))
+                store(sol.turned, (f, i), less)
+                s += (2.0 * sums.noise_cross[f, i, 0]) * load(out.K, i)
+                i += 1
+        store(sol.excess, f, s)
+        for h in range(f + 1):
+            pair = f * (f + 1) // 2 + h
+            left = sums.trace[pair, 0] - load(own.trace, pair)
+            store(sol.trace, pair, left)
+            s = spread(0.0)
+            for i in range(packed):
+                s += sums.cross[pair, i, 0] * load(out.K, i)
+            store(sol.Fisher, (f, h), left - 2.0 * (s - load(own.cross, (pair, 0))))
+
+
+@called
+def _clear(flat):
+    for j in range(len(flat)):
+        store(flat, j, spread(0.0))
+
+
+@called
+def _together(layout, gram, noise, levels, out, turning, wk, effects, flat, sums, whole):
+    """Sums of all units, whole (size, 1), turned by root or not; flat (size, LANES) holds sums."""
+    N, units, T = len(layout.unit), len(layout.level_start), len(layout.columns)
+    joined = len(layout.level_comp) > 0
+    _clear(flat)
+    for t in range(T):
+        effects_of(layout, t, gram, noise, levels, out.beta, out.root, turning, wk, effects)
+    add_donors(layout, 0, T, gram, noise, effects, sums)
+    if joined:
+        clear(layout, 0, units, levels)
+        for t in range(T):
+            meet(layout, t, 0, N, gram, effects.v, levels)
+        add_levels(layout, (0, units), out.beta, out.root, 0, levels, sums)
+    for j in range(len(flat)):
+        whole[j, 0] = total(load(flat, j))
+
+
+@called
+def _each(layout, first, used, gram, noise, levels, out, wk, effects, flat, sums, one):
+    """Sums of each of some units, turned by its own root, in the lanes of sums."""
+    _clear(flat)
+    if len(layout.level_comp) == 0:
+        t = first // LANES
+        effects_of(layout, t, gram, noise, levels, out.beta, out.root, True, wk, effects)
+        add_donors(layout, t, t + 1, gram, noise, effects, sums)
+        return
+    p, low, high = layout.p, layout.unit_ptr[first], layout.unit_ptr[first + used]
+    clear(layout, first, first + used, levels)
+    for t in range(low // LANES, (high - 1) // LANES + 1):
+        begin, end = max(low, t * LANES), min(high, (t + 1) * LANES)
+        for i in range(begin, end):
+            lane, u = i - t * LANES, layout.unit[i] - first
+            for j in range(p):
+                one.out.beta[j, lane] = out.beta[j, u]
+                for k in range(j + 1):
+                    one.out.root[k, j, lane] = out.root[k, j, u]
+        _clear(one.flat)
+        effects_of(layout, t, gram, noise, levels, one.out.beta, one.out.root, True, wk, effects)
+        add_donors(layout, t, t + 1, gram, noise, effects, one.sums)
+        for j in range(len(flat)):
+            for i in range(begin, end):
+                flat[j, layout.unit[i] - first] += one.flat[j, i - t * LANES]
+        meet(layout, t, low, high, gram, effects.v, levels)
+    for u in range(used):
+        add_levels(layout, (first + u, first + u + 1), out.beta, out.root, u, levels, sums)
+
+
+@called
+def _effects(layout, gram, noise, levels, keep, state, XX, Xr, XDX):
+    """X'SX, X'Sr and X'S D S X, and, to `keep`, each unit's own."""
+    p, x0, units = layout.p, layout.R, len(layout.level_start)
+    for j in range(p):
+        s = spread(0.0)
+        for t in range(len(gram)):
+            s += load(gram, (t, x0 + p, x0 + j))
+        Xr[j] = total(s)
+        for k in range(j + 1):
+            s, u = spread(0.0), spread(0.0)
+            for t in range(len(gram)):
+                s += load(gram, (t, x0 + j, x0 + k))
+                u += load(noise, (t, x0 + j, x0 + k))
+            XX[j, k] = XX[k, j] = total(s)
+            XDX[j, k] = XDX[k, j] = total(u)
+    if keep:
+        for u in range(units):
+            for j in range(p):
+                state.unit_score[u, j] = 0.0
+                for k in range(p):
+                    state.unit_gram[u, j, k] = state.unit_noise[u, j, k] = 0.0
+        for i in range(len(layout.unit)):
+            t, lane, u = i // LANES, i % LANES, layout.unit[i]
+            for j in range(p):
+                state.unit_score[u, j] += gram[t, x0 + p, x0 + j, lane]
+                for k in range(p):
+                    at = t, x0 + max(j, k), x0 + min(j, k), lane
+                    state.unit_gram[u, j, k] += gram[at]
+                    state.unit_noise[u, j, k] += noise[at]
+    for u in range(units if len(layout.level_comp) else 0):
+        take_levels(layout, u, levels, XX, Xr, XDX)
+        if keep:
+            own = state.unit_gram[u], state.unit_score[u], state.unit_noise[u]
+            take_levels(layout, u, levels, *own)
 
 
 @called
@@ -308,7 +531,7 @@ def _keep_solved(layout, wk, t, solved):
 
 
 @kept
-def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
+def sweep(layout, w, nu, r, steps, state, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
 
     Both in one loop, as each caller of a function is compiled with a copy of it.
@@ -322,8 +545,6 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
         Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
         those of the estimate before.
     state : State, out of a fit
-    share, turned : (U, k), (U, p, k)
-        Of :func:`ctmm_formula.engine.leverages.leverages`, turned = root T; no rows in a fit.
     theta : (U, K) out, NaN where the components cannot be told apart without the unit
     beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
 
@@ -332,108 +553,73 @@ def sweep(layout, w, nu, r, steps, state, share, turned, theta, beta):
     int : DONE, or what is wrong with the fit
     """
     K, p, units = len(layout.S), layout.p, len(state.unit_gram)
-    count, size = layout.S.shape[1], len(state.flat)
-    joined = len(layout.level_comp) > 0
-    wk, sol = make_tile(layout), _make_solution(K, count, p)
-    rest, one = empty((size, LANES)), empty(size)
-    rest_sums, one_sums = lane_parts(rest, count, p), parts(one, count, p)
-    v, t, low = empty((layout.R, p + 1)), empty((layout.R, p)), empty((p, p))
-    sums = parts(state.flat, count, p)
-    noise = np.ones(w.shape)
+    count, c, leaving = layout.S.shape[1], layout.columns.shape[1], steps == 0
+    size = size_of(count, p, leaving)
+    gram, noise = aligned((len(w), c, c, LANES)), aligned((len(w), c, c, LANES))
+    wk, sol, out = make_tile(layout), _make_solution(K, count, p), _make_left_out(p)
+    levels, effects = make_levels(layout, state.through), make_effects(layout)
+    flat, whole = aligned((size, LANES)), empty((size, 1))
+    sums, totals = parts(flat, count, p, leaving), parts(whole, count, p, leaving)
+    XX, Xr, XDX, low = empty((p, p)), empty(p), empty((p, p)), empty((p, p))
+    weights = w if leaving else np.ones(w.shape)
     for step in range(max(steps, 1)):
-        if steps > 0:
-            if step > 0:
-                _working(layout, state.theta, state.A, state.g)
-            for j in range(size):
-                state.flat[j] = 0.0
-        if step > 0 or steps == 0:
-            noise = w
-        if joined and steps > 0:
-            for tile in range(len(w)):
-                if not cross_products(layout, tile, state.A, noise, nu, r, wk):
-                    return SINGULAR
-                _keep_products(wk, tile, state.donor_gram, state.donor_noise)
-                _keep_solved(layout, wk, tile, state.solved)
-        for first in range(0, units, LANES):
-            used = min(LANES, units - first)
-            if joined:
-                for lane in range(used):
-                    for j in range(size):
-                        one[j] = 0.0
-                    block_sums(
-                        layout, first + lane, state.donor_gram, state.donor_noise, state.g,
-                        one_sums, v, t,
-                    )  # fmt: skip
-                    _add_block(one, one_sums, first + lane, steps > 0, state, rest[:, lane])
-            else:
-                if not cross_products(layout, first // LANES, state.A, noise, nu, r, wk):
-                    return SINGULAR
-                if steps > 0:
-                    donor_sums(layout, wk, sums, sums)
-                else:
-                    donor_sums(layout, wk, sums, rest_sums)
-                if step == steps - 1:
-                    _keep_solved(layout, wk, first // LANES, state.solved)
-                    for lane in range(used):
-                        _keep_effects(layout, wk, lane, first + lane, state)
-            if steps > 0:
-                continue
-            without(share[first : first + used], turned[first : first + used], state.root, sol.K)
-            _solve(rest_sums, layout.S, sol)
-            for lane in range(used):
-                u = first + lane
-                _write(sol, lane, share[u], theta[u], beta[u])
-        if steps == 0:
-            return DONE
-        if not _root(sums.gram, low, state.root):
+        if step > 0:
+            _working(layout, state.theta, state.A, state.g)
+            weights = w
+        last = step == steps - 1
+        for t in range(len(w)):
+            if not cross_products(layout, t, state.A, weights, nu, r, wk, gram, noise):
+                return SINGULAR
+            if last:
+                _keep_solved(layout, wk, t, state.solved)
+        for u in range(units if len(layout.level_comp) else 0):
+            eliminate(layout, u, gram, noise, state.g, levels)
+        _effects(layout, gram, noise, levels, last, state, XX, Xr, XDX)
+        if leaving:
+            break
+        if not _root(XX, low, state.root):
             return COLLINEAR
-        for j in range(size):
-            store(rest, j, spread(state.flat[j]))
-        without(share, turned, state.root, sol.K)
-        _solve(rest_sums, layout.S, sol)
+        for j in range(p):
+            s = 0.0
+            for k in range(j + 1):
+                s += state.root[k, j] * Xr[k]
+                store(out.root, (k, j), spread(state.root[k, j]))
+            out.rest[j, 0] = s
+        for j in range(p):
+            s = 0.0
+            for k in range(j, p):
+                s += state.root[j, k] * out.rest[k, 0]
+            state.beta[j] = s
+            store(out.beta, j, spread(s))
+        _together(layout, gram, noise, levels, out, True, wk, effects, flat, sums, whole)
+        _whole(totals, XDX, state.root, sol)
+        _finish(layout.S, sol)
         for k in range(K):
             if math.isnan(sol.theta[k, 0]):
                 return CONFOUNDED
             state.before[k], state.theta[k] = state.theta[k], sol.theta[k, 0]
             for i in range(K):
                 state.F[k, i] = sol.F[k, i, 0]
-        for j in range(p):
-            state.beta[j] = sol.beta[j, 0]
-    return DONE
-
-
-@called
-def _add_block(one, one_sums, u, adding, state, rest):
-    """Add a block to the sums and keep its X'SX and X'Sr, or rest = the sums without it."""
-    for j in range(len(one)):
-        if adding:
-            state.flat[j] += one[j]
-        else:
-            rest[j] = state.flat[j] - one[j]
-    if adding:
-        for j in range(len(one_sums.score)):
-            state.unit_score[u, j] = one_sums.score[j]
-            for k in range(len(one_sums.score)):
-                state.unit_gram[u, j, k] = one_sums.gram[j, k]
-
-
-@called
-def _keep_effects(layout, wk, lane, u, state):
-    """X'SX and X'Sr of a donor without levels."""
-    x0, p = layout.R, layout.p
+    if not leaving:
+        return DONE
     for j in range(p):
-        state.unit_score[u, j] = wk.gram[x0 + j, x0 + p, lane]
+        store(out.beta, j, spread(state.beta[j]))
         for k in range(p):
-            state.unit_gram[u, j, k] = wk.gram[x0 + j, x0 + k, lane]
-
-
-@called
-def _write(sol, lane, share, theta, beta):
-    """The estimate of one lane; no beta where a fixed effect rests on the unit alone."""
-    alone = False
-    for j in range(len(share)):
-        alone = alone or share[j] == 1.0
-    for k in range(len(theta)):
-        theta[k] = sol.theta[k, lane]
-    for j in range(len(beta)):
-        beta[j] = math.nan if alone else sol.beta[j, lane]
+            store(out.root, (j, k), spread(1.0 if j == k else 0.0))
+    _together(layout, gram, noise, levels, out, False, wk, effects, flat, sums, whole)
+    size = size_of(count, p, False)
+    own_flat, one_flat = aligned((size, LANES)), aligned((size, LANES))
+    own, alone = parts(own_flat, count, p, False), np.empty(LANES, np.bool_)
+    one = OneTile(_make_left_out(p), one_flat, parts(one_flat, count, p, False))
+    for first in range(0, units, LANES):
+        used = min(LANES, units - first)
+        _without(first, used, state, XX, Xr, XDX, out, sol, alone)
+        _each(layout, first, used, gram, noise, levels, out, wk, effects, own_flat, own, one)
+        _rest(totals, own, out, sol)
+        _finish(layout.S, sol)
+        for lane in range(used):
+            for k in range(K):
+                theta[first + lane, k] = sol.theta[k, lane]
+            for j in range(p):
+                beta[first + lane, j] = math.nan if alone[lane] else sol.beta[j, lane]
+    return DONE

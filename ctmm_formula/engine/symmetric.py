@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from .kernels import empty
+from .lanes import aligned, load, root, signed, spread, store
+from .model import LANES
 from .options import called, kept
 
 _SWEEPS = 30  # most of these: each squares what is off the diagonal
@@ -49,6 +51,52 @@ def rotate(B, axes):
                     B[i, j], B[i, k] = B[j, i], B[k, i]
                 B[j, j], B[k, k] = first, second
                 B[j, k] = B[k, j] = 0.0
+
+
+@called
+def rotate_lanes(B, axes):
+    """The same of LANES matrices, B and axes (p, p, LANES): all make the same rotations."""
+    p = len(B)
+    for j in range(p):
+        for k in range(p):
+            store(axes, (j, k), spread(1.0 if j == k else 0.0))
+    size = aligned((2, LANES))
+    for _ in range(_SWEEPS):
+        off, on = spread(0.0), spread(0.0)
+        for j in range(p):
+            on += load(B, (j, j)) * load(B, (j, j))
+            for k in range(j):
+                off += load(B, (j, k)) * load(B, (j, k))
+        store(size, 0, off)
+        store(size, 1, on)
+        done = True
+        for lane in range(LANES):
+            done = done and not size[0, lane] > _SMALL * size[1, lane]
+        if done:
+            return
+        for j in range(p - 1):
+            for k in range(j + 1, p):
+                both = load(B, (j, k))
+                gap = load(B, (k, k)) - load(B, (j, j))
+                way = root(gap * gap + 4.0 * both * both) + signed(gap, spread(1.0)) + 1e-300
+                t = signed(2.0 * both / way, gap) * signed(spread(1.0), both)
+                c = 1.0 / root(1.0 + t * t)
+                s = t * c
+                first, second = load(B, (j, j)) - t * both, load(B, (k, k)) + t * both
+                for i in range(p):
+                    left, right = load(B, (j, i)), load(B, (k, i))
+                    store(B, (j, i), c * left - s * right)
+                    store(B, (k, i), s * left + c * right)
+                    left, right = load(axes, (j, i)), load(axes, (k, i))
+                    store(axes, (j, i), c * left - s * right)
+                    store(axes, (k, i), s * left + c * right)
+                for i in range(p):
+                    store(B, (i, j), load(B, (j, i)))
+                    store(B, (i, k), load(B, (k, i)))
+                store(B, (j, j), first)
+                store(B, (k, k), second)
+                store(B, (j, k), spread(0.0))
+                store(B, (k, j), spread(0.0))
 
 
 @kept
