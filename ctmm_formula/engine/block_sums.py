@@ -55,12 +55,12 @@ class Levels(NamedTuple):
 
 
 @called
-def make_levels(layout, L):
-    """Memory for levels; L (q, p + 1) is given."""
-    q, pairs, R, p = len(L), layout.pair_ptr[-1], layout.R, layout.p
+def make_levels(layout):
+    """Memory for levels."""
+    q, pairs, R, p = len(layout.level_comp), layout.pair_ptr[-1], layout.R, layout.p
     return Levels(
         empty(pairs), empty(pairs), empty(pairs), empty(pairs), empty(pairs), empty(q),
-        empty((q, p + 1)), L, empty((q, p)), empty(R * pairs), zeros((R, q, p)),
+        empty((q, p + 1)), empty((q, p + 1)), empty((q, p)), empty(R * pairs), zeros((R, q, p)),
         empty(R * pairs), zeros((R, q, p)), zeros((R, q, p)), empty((R, q)),
         empty((q, p)), empty((q, p)), empty(q), empty((q, p)), zeros((q, p)),
     )  # fmt: skip

@@ -186,6 +186,16 @@ def signed(typingctx, size, sign):
 
 
 @intrinsic
+def larger(typingctx, value, other):
+    """The larger of two, in each lane."""
+
+    def codegen(context, builder, signature, args):
+        return _call(builder, "maxnum", value, args)
+
+    return value(value, other), codegen
+
+
+@intrinsic
 def all_positive(typingctx, value):
     """Whether every lane is positive and finite."""
 

@@ -29,14 +29,15 @@ def leverages(unit_gram, root, share, axes):
     Parameters
     ----------
     unit_gram : (U, p, p); root : (p, p), upper triangular
-    share : (U, k) out, l; axes : (U, p, k) out, T
+    share : (T, k, LANES) out, l; axes : (T, p, k, LANES) out, T; zero where there is no unit
     """
-    p, most = len(root), share.shape[1]
+    p, most, units = len(root), share.shape[1], len(unit_gram)
     G, C = empty((p, p)), empty((p, most))
-    factors, B, T = aligned((p, most, LANES)), aligned((p, most, LANES)), aligned((p, LANES))
+    factors, B = aligned((p, most, LANES)), aligned((p, most, LANES))
     inner, rows = aligned((most, most, LANES)), aligned((most, most, LANES))
-    for first in range(0, len(unit_gram), LANES):
-        used = min(LANES, len(unit_gram) - first)
+    for t in range(len(share)):
+        first = t * LANES
+        used = min(LANES, units - first)
         for a in range(most):
             for j in range(p):
                 store(factors, (j, a), spread(0.0))
@@ -65,12 +66,10 @@ def leverages(unit_gram, root, share, axes):
                 s = spread(0.0)
                 for b in range(most):
                     s += load(B, (j, b)) * load(rows, (a, b))
-                store(T, j, s)
-            for lane in range(used):
+                store(axes, (t, j, a), s)
+            for lane in range(LANES):
                 size = max(inner[a, a, lane], 0.0)
-                share[first + lane, a] = 1.0 if size > 1.0 - _ALONE else size
-                for j in range(p):
-                    axes[first + lane, j, a] = T[j, lane]
+                share[t, a, lane] = 1.0 if size > 1.0 - _ALONE else size
 
 
 @called

@@ -69,13 +69,13 @@ class Tiles(NamedTuple):
         """Values per row (n,) or (n, k) as (T, m, LANES) or (T, k, m, LANES)."""
         T, m, lanes = self.shape
         if values.ndim == 1:
-            out = _aligned(self.shape, empty)
+            out = in_lanes(T, m, value=empty)
             out.ravel()[self.place] = values
             return out
         columns = np.full((T * m * lanes, values.shape[1]), empty)
         columns[self.place] = values
         tiled = columns.reshape(T, m, lanes, values.shape[1])
-        out = _aligned((T, values.shape[1], m, lanes), empty)
+        out = in_lanes(T, values.shape[1], m)
         out[...] = tiled.transpose(0, 3, 1, 2)
         return out
 
@@ -87,12 +87,12 @@ class Tiles(NamedTuple):
         return out
 
 
-def _aligned(shape: tuple[int, ...], value: float) -> np.ndarray:
-    """An array full of the value, at the start of a line of the cache."""
-    size = math.prod(shape)
+def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
+    """An array (..., LANES) full of the value, at the start of a line of the cache."""
+    size = math.prod(shape) * LANES
     room = np.full(size + ALIGNED, value)
     first = -(room.ctypes.data // room.itemsize) % ALIGNED
-    return room[first : first + size].reshape(shape)
+    return room[first : first + size].reshape(*shape, LANES)
 
 
 def tile(row_ptr: np.ndarray) -> Tiles:

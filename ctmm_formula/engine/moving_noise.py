@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .kernels import cholesky, cholesky_solve, empty, zeros
+from .lanes import aligned, larger, load, spread, store, total
+from .model import LANES
 from .noise import COUNTED, Pooling
 from .options import called, kept
 from .sweeps import State
@@ -43,90 +45,120 @@ MOST = 0.8
 
 
 class MovingNoise(NamedTuple):
-    """How noise moves with hypotheses about the fixed effects, in axes with (X'SX)^-1 = I.
+    """How noise moves with hypotheses about the fixed effects.
 
     Attributes
     ----------
-    columns, solved : ndarray, shape (n, p)
-        Fixed effects X root, and S X root.
+    columns : ndarray, shape (T, k, m, LANES)
+        Fixed effects X among others, from column R.
+    R : int
+    solved : ndarray, shape (T, k', m, LANES)
+        S X, in the first p columns.
+    root : ndarray, shape (p, p)
+        root root' = (X'SX)^-1.
     slope : float
         Of the variance between cells on the mean, times :data:`WAY`; 0 where nothing moves.
-    cells, noise : ndarray, shape (n,)
+    cells, noise : ndarray, shape (T, m, LANES)
         Numbers of cells and working noise.
     """
 
     columns: np.ndarray
+    R: int
     solved: np.ndarray
+    root: np.ndarray
     slope: float
     cells: np.ndarray
     noise: np.ndarray
 
     def singly(self, rows: np.ndarray, away: np.ndarray) -> np.ndarray:
-        """Variance (q,) of each row (q, p) of length 1 under its own hypothesis, `away` (q,)."""
+        """Variance (q,) of each row (q, p) of length 1 under its own hypothesis, `away` (q,).
+
+        Rows are those of L root.
+        """
         if self.slope == 0.0:
             return np.ones(len(rows))
-        across = np.ascontiguousarray(rows.T)
-        return _each(*self, across, np.asarray(away, dtype=float))
+        return _singly(self, np.ascontiguousarray(rows.T), np.asarray(away, dtype=float))
 
 
 @kept
-def _each(columns, solved, slope, cells, noise, across, away):
+def _singly(moving, across, away):
     """Variances (q,) of rows `across` (p, q), each `away` from its hypothesis (q,)."""
-    cov = covariance_under(columns, solved, slope, cells, noise, across, away, False)
-    out = empty(len(cov))
-    for s in range(len(cov)):
-        out[s] = cov[s, s]
+    p, q = across.shape
+    out, row, distance = empty(q), empty((p, 1)), empty(1)
+    for s in range(q):
+        distance[0] = away[s]
+        for j in range(p):
+            row[j, 0] = across[j, s]
+        out[s] = covariance_under(moving, row, distance)[0, 0]
     return out
 
 
 @called
-def covariance_under(columns, solved, slope, cells, noise, across, away, together):
-    """Covariance (q, q) of rows `across` (p, q), jointly `away` (q,) or each by itself.
-
-    Orthonormal rows, or of length 1; each by itself has the diagonal only.
-    """
-    n, p = columns.shape
-    q = across.shape[1]
-    moved, out = across.copy(), zeros((q, q))
-    low, shift = empty((q, q)), zeros((p, q))
-    load, step = empty(q), empty(q)
-    for time in range(TIMES + 1):
-        for s in range(q):
-            for t in range(s + 1):
-                total = 0.0
+def covariance_under(moving, across, away):
+    """Covariance (q, q) of orthonormal rows `across` (p, q) of L root, jointly `away` (q,)."""
+    columns, solved, cells, noise = moving.columns, moving.solved, moving.cells, moving.noise
+    tiles, m = cells.shape[0], cells.shape[1]
+    p, q = across.shape
+    loads, change = aligned((tiles, m, q, LANES)), aligned((tiles, m, LANES))  # S X root across
+    rows, out, low = zeros((p, q)), zeros((q, q)), empty((q, q))
+    step, moved, turned, shift = empty(q), empty(p), empty(p), empty(p)
+    for j in range(p):
+        for k in range(p):
+            for s in range(q):
+                rows[j, s] += moving.root[j, k] * across[k, s]
+    for s in range(q):
+        for t in range(q):
+            for j in range(p):
+                out[s, t] += across[j, s] * across[j, t]
+    own = out.copy()
+    for t in range(tiles):
+        for a in range(m):
+            store(change, (t, a), spread(0.0))
+            for s in range(q):
+                on = spread(0.0)
                 for j in range(p):
-                    total += 0.5 * (across[j, s] * moved[j, t] + across[j, t] * moved[j, s])
-                out[s, t] = out[t, s] = total
-        if time == TIMES:
-            break
+                    on += load(solved, (t, j, a)) * rows[j, s]
+                store(loads, (t, a, s), on)
+    for _ in range(TIMES):
         for s in range(q):
             step[s] = away[s]
             for t in range(q):
                 low[s, t] = out[s, t]
-        if together:
-            cholesky(low, q)
-            cholesky_solve(low, q, step)
+        cholesky(low, q)
+        cholesky_solve(low, q, step)
         for j in range(p):
-            shift[j, 0] = 0.0
-            for s in range(q):
-                if together:
-                    shift[j, 0] -= moved[j, s] * step[s]
-                else:
-                    shift[j, s] = -moved[j, s] * away[s] / out[s, s]
+            on = spread(0.0)
+            for t in range(tiles):
+                for a in range(m):
+                    along = load(solved, (t, j, a)) * load(change, (t, a))
+                    for s in range(q):
+                        on += along * load(loads, (t, a, s)) * step[s]
+            moved[j] = total(on)
         for j in range(p):
+            turned[j] = 0.0
             for s in range(q):
-                moved[j, s] = across[j, s]
-        for a in range(n):
-            least = -MOST * noise[a]
-            for s in range(q):
-                load[s] = more = 0.0
+                turned[j] -= across[j, s] * step[s]
+            for k in range(p):
+                turned[j] -= moving.root[k, j] * moved[k]
+        for j in range(p):  # b0 - b
+            shift[j] = 0.0
+            for k in range(p):
+                shift[j] += moving.root[j, k] * turned[k]
+        for t in range(tiles):
+            for a in range(m):
+                on = spread(0.0)
                 for j in range(p):
-                    load[s] += solved[a, j] * across[j, s]
-                    more += columns[a, j] * shift[j, 0 if together else s]
-                load[s] *= max(slope / cells[a] * more, least)
-            for j in range(p):
-                for s in range(q):
-                    moved[j, s] += solved[a, j] * load[s]
+                    on += load(columns, (t, moving.R + j, a)) * shift[j]
+                on = on * moving.slope / load(cells, (t, a))
+                store(change, (t, a), larger(on, -MOST * load(noise, (t, a))))
+        for s in range(q):
+            for u in range(s + 1):
+                on = spread(0.0)
+                for t in range(tiles):
+                    for a in range(m):
+                        both = load(loads, (t, a, s)) * load(loads, (t, a, u))
+                        on += load(change, (t, a)) * both
+                out[s, u] = out[u, s] = own[s, u] + total(on)
     return out
 
 
@@ -147,34 +179,23 @@ def moving_noise(
     inputs : tuple of ndarray, shape (T, m, LANES)
         Working noise, measured noise and residual before the fit.
     """
-    R, p = layout.R, layout.p
-    noise, nu, start = (part.ravel() for part in inputs)
-    n = cells.ravel()
-    columns = _by_row(layout.columns[:, R : R + p])
-    slope = 0.0
-    if how.weights == COUNTED and nu.any():
-        r = start - columns @ state.beta
-        size = float(n @ np.square(r))
-        slope = WAY * float((n * r) @ (n * (nu - noise))) / size if size > 0.0 else 0.0
-    solved = _by_row(state.solved[:, :p])
-    if len(layout.level_comp):
-        solved = solved - _through_levels(layout, state)
-    return MovingNoise(columns @ state.root, solved @ state.root, slope, n, noise)
+    noise, R = inputs[0], layout.R
+    slope = _slope(layout.columns, R, state.beta, cells, *inputs) if how.weights == COUNTED else 0.0
+    return MovingNoise(layout.columns, R, state.solved, state.root, slope, cells, noise)
 
 
-def _by_row(columns: np.ndarray) -> np.ndarray:
-    """(T, k, m, LANES) as (T m LANES, k), rows in the order of (T, m, LANES)."""
-    k = columns.shape[1]
-    return columns.transpose(0, 2, 3, 1).reshape(-1, k)
-
-
-def _through_levels(layout: Layout, state: State) -> np.ndarray:
-    """What levels of random effects take off the donors' own Sigma_i^-1 X, (T m LANES, p)."""
-    p, (T, _, m, lanes) = layout.p, state.solved.shape
-    out = np.zeros((T, m, lanes, p))
-    weights = np.zeros((T * lanes, p))
-    for a in range(layout.level.shape[1]):
-        there = layout.level[:, a] >= 0
-        weights[: len(there)] = np.where(there[:, None], state.through[layout.level[:, a], :p], 0.0)
-        out += state.solved[:, p + a][..., None] * weights.reshape(T, 1, lanes, p)
-    return out.reshape(-1, p)
+@kept
+def _slope(columns, R, beta, cells, noise, nu, start):
+    """How much of the variance between cells goes with the mean, times WAY."""
+    size, both, measured = spread(0.0), spread(0.0), spread(0.0)
+    for t in range(cells.shape[0]):
+        for a in range(cells.shape[1]):
+            r, n = load(start, (t, a)), load(cells, (t, a))
+            for j in range(len(beta)):
+                r -= load(columns, (t, R + j, a)) * beta[j]
+            size += n * r * r
+            both += n * r * n * (load(nu, (t, a)) - load(noise, (t, a)))
+            measured += load(nu, (t, a))
+    if not (total(size) > 0.0 and total(measured) > 0.0):
+        return 0.0
+    return WAY * total(both) / total(size)

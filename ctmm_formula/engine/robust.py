@@ -37,7 +37,7 @@ from . import sweeps
 from .domain import Domain, are_shared, are_variances
 from .estimate import Convergence, Estimate
 from .leverages import leverages
-from .model import Model, Tiles, from_tiles, tile
+from .model import LANES, Model, Tiles, from_tiles, in_lanes, tile
 from .moving_noise import MovingNoise, moving_noise
 from .noise import Pooling, pooling, working_noise
 from .sweeps import State
@@ -57,15 +57,14 @@ ONE_UNIT = (
 class Units(NamedTuple):
     """What a covariance of the fixed effects needs of the independent units.
 
-    share (U, k), axes (U, p, k): each unit's part of X'SX, see
-    :func:`ctmm_formula.engine.leverages.leverages`; score (U, p) X_u'S_u (y_u - X_u b); root (p, p)
-    with root root' = (X'SX)^-1; all of the orthonormal columns.
+    share (T, k, LANES), axes (T, p, k, LANES): each unit's part of X'SX, see
+    :func:`ctmm_formula.engine.leverages.leverages`; score (T, p, LANES) root'X_u'S_u (y_u - X_u b)
+    with root root' = (X'SX)^-1, (p, p); all of the orthonormal columns, in tiles of units.
     """
 
     share: np.ndarray
     axes: np.ndarray
     score: np.ndarray
-    root: np.ndarray
 
 
 class Replicates(NamedTuple):
@@ -150,12 +149,14 @@ class RobustFit:
     def units(self) -> Units:
         """The units' shares of the fixed effects."""
         state = self.state
-        score = state.unit_score - state.unit_gram @ state.beta
         p = len(state.root)
-        k = min(p, self.design.largest)
-        share, axes = np.empty((self.n_units, k)), np.empty((self.n_units, p, k))
+        k, T = min(p, self.design.largest), -(-self.n_units // LANES)
+        share, axes, score = in_lanes(T, k), in_lanes(T, p, k), in_lanes(T, p)
+        by_unit = np.zeros((T * LANES, p))
+        by_unit[: self.n_units] = (state.unit_score - state.unit_gram @ state.beta) @ state.root
+        score[:] = by_unit.reshape(T, LANES, p).swapaxes(1, 2)
         leverages(state.unit_gram, state.root, share, axes)
-        return Units(share, axes, score, state.root)
+        return Units(share, axes, score)
 
     @cached_property
     def moving(self) -> MovingNoise:

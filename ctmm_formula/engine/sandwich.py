@@ -55,6 +55,8 @@ import numpy as np
 from scipy import special
 
 from .kernels import empty, zeros
+from .lanes import aligned, load, spread, store, total
+from .model import LANES
 from .moving_noise import MovingNoise, covariance_under
 from .options import called, kept
 from .robust import ONE_UNIT, RobustFit
@@ -207,7 +209,7 @@ def joint(
     if fit.n_units < 2:
         return *none, ONE_UNIT
     away = L @ fit.estimate.beta - null
-    df, cov, wrong = _jointly(*_by_unit(fit, L), away, *fit.moving)
+    df, cov, wrong = _jointly(*_by_unit(fit, L), away, fit.moving)
     return (*none, _WRONG[wrong]) if wrong else (df, cov, "")
 
 
@@ -231,9 +233,8 @@ def _in_axes(fit: RobustFit, L: np.ndarray) -> np.ndarray:
 def _by_unit(
     fit: RobustFit, L: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shares and axes of units, root's_u (U, p) and root'L' (p, q)."""
-    units = fit.units
-    return units.share, units.axes, units.score @ units.root, _in_axes(fit, L)
+    """Shares, axes and scores of units, and root'L' (p, q)."""
+    return *fit.units, _in_axes(fit, L)
 
 
 def _spread(fit: RobustFit, L: np.ndarray) -> _Spread | str:
@@ -261,7 +262,7 @@ def _each(share, axes, turned, across):
 
 
 @kept
-def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, noise):
+def _jointly(share, axes, turned, across, away, moving):
     """df and covariance (q, q) of L b, `away` (q,) from the hypothesis, by the noise halfway to it.
 
     The last is how it went: :data:`_DONE`, or what is wrong.
@@ -301,12 +302,12 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
             cov[s, t] *= left
         cov[s, s] += (1.0 - left) * mean
     back = zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
-    if slope == 0.0:
+    if moving.slope == 0.0:
         for s in range(q):
             for t in range(q):
                 back[t, s] = turn[s, t] * math.sqrt(gram[s, s])
     else:
-        M = covariance_under(columns, solved, slope, cells, noise, even, to_even, True)
+        M = covariance_under(moving, even, to_even)
         to = empty((q, q))
         rotate(M, to)
         for s in range(q):
@@ -319,11 +320,11 @@ def _jointly(share, axes, turned, across, away, columns, solved, slope, cells, n
     out = zeros((q, q))
     for s in range(q):
         for t in range(q):
-            total = 0.0
+            along = 0.0
             for k in range(q):
-                total += back[s, k] * cov[k, t]
+                along += back[s, k] * cov[k, t]
             for k in range(q):
-                out[s, k] += total * back[k, t]
+                out[s, k] += along * back[k, t]
     return eta - q + 1.0, out, _DONE
 
 
@@ -340,73 +341,82 @@ def _over_units(share, axes, turned, across, together):
 
     Parameters
     ----------
-    share : (U, k), l; axes : (U, p, k), T; turned : (U, p), root's_u; across : (p, q)
+    share : (T, k, LANES), l; axes : (T, p, k, LANES), T; turned : (T, p, LANES), root's_u
+    across : (p, q)
     together : bool
         Whether all entries of V_L are asked for, or the rows one by one.
     """
-    units, most = share.shape
+    tiles, most = share.shape[0], share.shape[1]
     p, q = across.shape
-    cov, h, H = zeros((q, q)), empty((q, units, p)), empty((p, p))
-    z, g = empty((most, q)), empty(q)
-    expected, square, resting = zeros(q), zeros(q), zeros(q)
-    variance = 0.0
-    for u in range(units):
+    cov, h = zeros((q, q)), aligned((q * p, tiles, LANES))
+    lanes, z, g = aligned((q, q, LANES)), aligned((most, q, LANES)), aligned((q, LANES))
+    scale, inflate, alone = aligned((most, LANES)), aligned((most, LANES)), aligned((most, LANES))
+    sums = aligned((3, q, LANES))  # what is expected, its square, how much rests on units alone
+    varying = spread(0.0)
+    for s in range(q):
+        for u in range(q):
+            store(lanes, (s, u), spread(0.0))
+        for i in range(3):
+            store(sums, (i, s), spread(0.0))
+    for tile in range(tiles):
         for s in range(q):
-            g[s] = 0.0
+            away = spread(0.0)
             for j in range(p):
-                g[s] += turned[u, j] * across[j, s]
+                away += load(turned, (tile, j)) * across[j, s]
+            store(g, s, away)
         for i in range(most):
-            along = 0.0
-            for s in range(q):
-                z[i, s] = 0.0
+            for lane in range(LANES):
+                left = 1.0 - share[tile, i, lane]
+                alone[i, lane] = 1.0 if left == 0.0 else 0.0
+                scale[i, lane] = -1.0 if left == 0.0 else 1.0 / (math.sqrt(left) + left)
+                inflate[i, lane] = 0.0 if left == 0.0 else 1.0 / math.sqrt(left)
+            along = spread(0.0)
             for j in range(p):
-                along += turned[u, j] * axes[u, j, i]
-                for s in range(q):
-                    z[i, s] += axes[u, j, i] * across[j, s]
-            left = 1.0 - share[u, i]
-            alone = left == 0.0
-            scale = -1.0 if alone else 1.0 / (math.sqrt(left) + left)
-            inflate = 0.0 if alone else 1.0 / math.sqrt(left)
+                along += load(turned, (tile, j)) * load(axes, (tile, j, i))
             for s in range(q):
-                g[s] += scale * along * z[i, s]
-                if alone:
-                    resting[s] += z[i, s] * z[i, s]
-                z[i, s] *= inflate
-        trace = trace_left = 0.0
+                on = load(axes, (tile, 0, i)) * across[0, s]
+                for j in range(1, p):
+                    on += load(axes, (tile, j, i)) * across[j, s]
+                store(g, s, load(g, s) + load(scale, i) * along * on)
+                store(sums, (2, s), load(sums, (2, s)) + load(alone, i) * on * on)
+                store(z, (i, s), on * load(inflate, i))
+        trace, trace_left = spread(0.0), spread(0.0)
         for s in range(q):
             for t in range(s + 1):
-                cov[s, t] += g[s] * g[t]
-                d = k = 0.0
+                store(lanes, (s, t), load(lanes, (s, t)) + load(g, s) * load(g, t))
+                d, k = spread(0.0), spread(0.0)
                 for i in range(most):
-                    d += z[i, s] * z[i, t]
-                    k += z[i, s] * share[u, i] * z[i, t]
+                    both = load(z, (i, s)) * load(z, (i, t))
+                    d += both
+                    k += load(share, (tile, i)) * both
                 both = d * (d - 2.0 * k)
                 if s == t:
-                    expected[s] += d - k
-                    square[s] += both
+                    store(sums, (0, s), load(sums, (0, s)) + d - k)
+                    store(sums, (1, s), load(sums, (1, s)) + both)
                     trace += d
                     trace_left += d - 2.0 * k
-                    variance += both
+                    varying += both
                 else:
-                    variance += 2.0 * both
+                    varying += 2.0 * both
             for j in range(p):
-                total = 0.0
+                on = spread(0.0)
                 for i in range(most):
-                    total += axes[u, j, i] * z[i, s]
-                h[s, u, j] = total
-        variance += trace * trace_left
+                    on += load(axes, (tile, j, i)) * load(z, (i, s))
+                store(h, (s * p + j, tile), on)
+        varying += trace * trace_left
+    variance, H, square = total(varying), empty((p, p)), empty(q)
     for s in range(q):
+        square[s] = total(load(sums, (1, s)))
         for t in range(s + 1):
-            cov[t, s] = cov[s, t]
+            cov[s, t] = cov[t, s] = total(load(lanes, (s, t)))
             if t == s or together:
                 straight = turn = 0.0
                 for a in range(p):
                     for b in range(p):
-                        H[a, b] = 0.0
-                for u in range(units):
-                    for a in range(p):
-                        for b in range(p):
-                            H[a, b] += h[s, u, a] * h[t, u, b]
+                        on = spread(0.0)
+                        for tile in range(tiles):
+                            on += load(h, (s * p + a, tile)) * load(h, (t * p + b, tile))
+                        H[a, b] = total(on)
                 for a in range(p):
                     for b in range(p):
                         straight += H[a, b] * H[a, b]
@@ -419,8 +429,8 @@ def _over_units(share, axes, turned, across, together):
         size = 0.0
         for j in range(p):
             size += across[j, s] * across[j, s]
-        rests = rests or resting[s] > _TOUCHES * size
+        rests = rests or total(load(sums, (2, s))) > _TOUCHES * size
         # where nothing is left that could vary there are no degrees of freedom
         if square[s] > 0.0:
-            df[s] = expected[s] * expected[s] / square[s]
+            df[s] = total(load(sums, (0, s))) ** 2 / square[s]
     return cov, df, variance if together else math.nan, rests

@@ -26,7 +26,7 @@ import numpy as np
 from .block_sums import add_levels, clear, eliminate, make_levels, meet, take_levels
 from .kernels import _inverse_root, cholesky, empty, zeros
 from .lanes import aligned, load, root, spread, store, total
-from .model import LANES
+from .model import LANES, in_lanes
 from .options import called, kept
 from .symmetric import rotate
 from .unit_sums import (
@@ -35,6 +35,7 @@ from .unit_sums import (
     add_donors,
     cross_products,
     effects_of,
+    gather,
     make_effects,
     make_tile,
     parts,
@@ -55,8 +56,7 @@ class State(NamedTuple):
     theta, before (K,) estimate and the one that its weights are made of; beta (p,) fixed effects
     of r; F (K, K) moment matrix; A (C, C), g (Kr,) working covariance; root (p, p) with
     root root' = (X'SX)^-1; unit_gram, unit_noise (U, p, p), unit_score (U, p) each unit's X'SX,
-    X'S D S X and X'Sr; solved (T, p + d, m, LANES) the donors' own Sigma_i^-1 [X Z]; through
-    (q, p + 1) what levels take off: S [X r] = Sigma_i^-1 ([X r] - Z through).
+    X'S D S X and X'Sr; solved (T, p + d, m, LANES) S X, and the donors' own Sigma_i^-1 Z.
     """
 
     theta: np.ndarray
@@ -70,7 +70,6 @@ class State(NamedTuple):
     unit_noise: np.ndarray
     unit_score: np.ndarray
     solved: np.ndarray
-    through: np.ndarray
 
 
 class Solution(NamedTuple):
@@ -134,8 +133,7 @@ def make_state(layout: Layout) -> State:
         unit_gram=np.empty((U, p, p)),
         unit_noise=np.empty((U, p, p)),
         unit_score=np.empty((U, p)),
-        solved=np.empty((len(layout.columns), count - layout.R - 1, *layout.columns.shape[2:])),
-        through=np.zeros((len(layout.level_comp), p + 1)),
+        solved=in_lanes(len(layout.columns), count - layout.R - 1, layout.columns.shape[2]),
     )
 
 
@@ -436,21 +434,21 @@ def _clear(flat):
 
 
 @called
-def _together(layout, gram, noise, levels, out, turning, wk, effects, flat, sums, whole):
-    """Sums of all units, whole (size, 1), turned by root or not; flat (size, LANES) holds sums."""
+def _together(layout, gram, noise, levels, out, turning, wk, effects, flat, sums, whole, totals):
+    """Totals of all units, in whole (size, 1), turned by root or not; flat is memory."""
     N, units, T = len(layout.unit), len(layout.level_start), len(layout.columns)
     joined = len(layout.level_comp) > 0
     _clear(flat)
     for t in range(T):
         effects_of(layout, t, gram, noise, levels, out.beta, out.root, turning, wk, effects)
     add_donors(layout, 0, T, gram, noise, effects, sums)
+    for j in range(len(flat)):
+        whole[j, 0] = total(load(flat, j))
     if joined:
         clear(layout, 0, units, levels)
         for t in range(T):
             meet(layout, t, 0, N, gram, effects.v, levels)
-        add_levels(layout, (0, units), out.beta, out.root, 0, levels, sums)
-    for j in range(len(flat)):
-        whole[j, 0] = total(load(flat, j))
+        add_levels(layout, (0, units), out.beta, out.root, 0, levels, totals)
 
 
 @called
@@ -524,10 +522,23 @@ def _effects(layout, gram, noise, levels, keep, state, XX, Xr, XDX):
 def _keep_solved(layout, wk, t, solved):
     """A tile's Sigma_i^-1 [X Z]."""
     R, p = layout.R, layout.p
-    for j in range(len(solved[t])):
+    for j in range(solved.shape[1]):
         column = R + j if j < p else R + j + 1  # the residual lies between
         for a in range(solved.shape[2]):
             store(solved, (t, j, a), load(wk.B, (column, a)))
+
+
+@called
+def _take_through(layout, t, levels, wk, solved):
+    """Of a tile, Sigma_i^-1 X <- S X: less what goes through levels."""
+    p, d = layout.p, layout.level.shape[1]
+    gather(layout, t, levels, wk)
+    for j in range(p):
+        for a in range(solved.shape[2]):
+            s = load(solved, (t, j, a))
+            for b in range(d):
+                s -= load(solved, (t, p + b, a)) * load(wk.L, (b, j))
+            store(solved, (t, j, a), s)
 
 
 @kept
@@ -557,9 +568,10 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
     size = size_of(count, p, leaving)
     gram, noise = aligned((len(w), c, c, LANES)), aligned((len(w), c, c, LANES))
     wk, sol, out = make_tile(layout), _make_solution(K, count, p), _make_left_out(p)
-    levels, effects = make_levels(layout, state.through), make_effects(layout)
+    levels, effects = make_levels(layout), make_effects(layout)
     flat, whole = aligned((size, LANES)), empty((size, 1))
-    sums, totals = parts(flat, count, p, leaving), parts(whole, count, p, leaving)
+    totals = parts(whole, count, p, leaving)
+    memory = flat, parts(flat, count, p, leaving), whole, totals
     XX, Xr, XDX, low = empty((p, p)), empty(p), empty((p, p)), empty((p, p))
     weights = w if leaving else np.ones(w.shape)
     for step in range(max(steps, 1)):
@@ -574,6 +586,8 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
                 _keep_solved(layout, wk, t, state.solved)
         for u in range(units if len(layout.level_comp) else 0):
             eliminate(layout, u, gram, noise, state.g, levels)
+        for t in range(len(w) if last else 0):
+            _take_through(layout, t, levels, wk, state.solved)
         _effects(layout, gram, noise, levels, last, state, XX, Xr, XDX)
         if leaving:
             break
@@ -591,7 +605,7 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
                 s += state.root[j, k] * out.rest[k, 0]
             state.beta[j] = s
             store(out.beta, j, spread(s))
-        _together(layout, gram, noise, levels, out, True, wk, effects, flat, sums, whole)
+        _together(layout, gram, noise, levels, out, True, wk, effects, *memory)
         _whole(totals, XDX, state.root, sol)
         _finish(layout.S, sol)
         for k in range(K):
@@ -606,7 +620,7 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
         store(out.beta, j, spread(state.beta[j]))
         for k in range(p):
             store(out.root, (j, k), spread(1.0 if j == k else 0.0))
-    _together(layout, gram, noise, levels, out, False, wk, effects, flat, sums, whole)
+    _together(layout, gram, noise, levels, out, False, wk, effects, *memory)
     size = size_of(count, p, False)
     own_flat, one_flat = aligned((size, LANES)), aligned((size, LANES))
     own, alone = parts(own_flat, count, p, False), np.empty(LANES, np.bool_)

@@ -204,7 +204,7 @@ def effects_of(layout, t, gram, noise, levels, beta, root, turning, wk, effects)
     R, p, d = layout.R, layout.p, layout.level.shape[1]
     r = R + p
     z0 = r + 1
-    _gather(layout, t, levels, wk)
+    gather(layout, t, levels, wk)
     for f in range(R):
         residual = load(gram, (t, r, f))
         for a in range(d):
@@ -235,7 +235,7 @@ def effects_of(layout, t, gram, noise, levels, beta, root, turning, wk, effects)
 
 
 @called
-def _gather(layout, t, levels, wk):
+def gather(layout, t, levels, wk):
     """K and L at the levels of a tile of donors; zero where a donor has none."""
     d, p = layout.level.shape[1], layout.p
     for lane in range(LANES if d > 0 else 0):
