@@ -43,6 +43,20 @@ def test_designs_whose_first_maximum_is_not_the_maximum(seed):
     assert fit.llf >= BETTER[seed] - BEATEN
 
 
+INTERPOLATED = {288: -805.662401356744, 863: -391.45752597725567}
+"""Designs of many rows whose edge, near an interior maximum, has a higher one: log-likelihood."""
+
+
+@pytest.mark.parametrize("seed", INTERPOLATED)
+def test_a_near_edge_is_looked_at_where_rows_are_many(seed):
+    model, domain, _ = reml_maximum.many_rows(seed)
+    fit = estimate(model, "reml", domain)
+    assert fit.convergence.converged
+    assert fit.convergence.boundary
+    assert fit.llf == pytest.approx(dense.llf(model, fit.theta, "reml"), abs=1e-6)
+    assert fit.llf >= INTERPOLATED[seed] - BEATEN
+
+
 CASES = "cases/reml/reml_cases.json"
 MISSING = not_here(CASES)
 KEPT = [] if MISSING else json.loads((SHARED / CASES).read_text())

@@ -8,13 +8,15 @@ edge can win where it is within some 1.5 standard errors.  Therefore
 1. climb from the variance split; an interior maximum with that much room along every component's
    profile, and lower likelihood there, is the maximum; not so where rows are not many and three
    variances or more are bounded each by itself, of which one may trade places with two others;
-2. else start from the corners of the domain as well (:func:`corners`): along the axes of the
+2. where rows are many for the number of components, look only where an interior maximum, of a climb
+   behind a barrier if need be, lacks that room: climb from there, just short of the edge;
+3. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
-3. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
+4. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
-   than the best by more than the barrier can still cost;
-4. where rows are few for the number of components, maxima are many and shallow: the first is never
+   than the best by more than the barrier can still cost, on its way along a wall too;
+5. where rows are few for the number of components, maxima are many and shallow: the first is never
    the last, and a second race begins where one component stands out from nearly null
    (:func:`spikes`), by up to a hundred times the split.
 
@@ -31,7 +33,17 @@ import numpy as np
 from numba import typeof
 from numba.extending import register_jitable
 
-from .kernels import INFORMATION, VALUE, cholesky, cholesky_solve, copy, empty, evaluate, move
+from .kernels import (
+    INFORMATION,
+    VALUE,
+    cholesky,
+    cholesky_solve,
+    copy,
+    empty,
+    evaluate,
+    move,
+    zeros,
+)
 from .optimize import (
     EDGE,
     INFEASIBLE,
@@ -62,7 +74,7 @@ _NEARLY_NULL = 0.02  # of the variance split
 _SHORT = 0.97  # of the way to the edge where a start lies
 _FAR = 200.0  # units of a tenth of the split, where there is no edge
 _TRADED = 3  # variances that can stand in for each other
-_FEW_ROWS, _SOME_ROWS = 10, 50  # for each component
+_FEW_ROWS, _MANY_ROWS, _SOME_ROWS = 10, 25, 50  # for each component
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
 _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
 _ROUGH = 0.1  # relative accuracy of the way to the edge
@@ -103,20 +115,23 @@ def _add(known, theta, info):
 
 
 @called
-def _is_clear(pr, theta, llf, wk):
-    """Whether an interior maximum has room around it, and lower likelihood there.
+def _open_sides(pr, theta, llf, wk):
+    """Steps (M, K) from an interior maximum that end outside, or where likelihood is hardly lower.
 
-    Where there are bounds only, one that is near is where to look; the likelihood need fall by as
-    much less as it is nearer.
+    They go along the components' profiles, both ways, by as many standard errors.  Where there are
+    bounds only, one that is near is where to look; the likelihood need fall by as much less as it
+    is nearer.
     """
     K = len(theta)
+    steps = zeros((2 * K, K))
+    M = 0
     _copy_matrix(wk.chol, wk.info)
-    if not cholesky(wk.chol, K):
-        return False
+    definite = cholesky(wk.chol, K)
     for k in range(K):
         for j in range(K):
             wk.step[j] = 1.0 if j == k else 0.0
-        cholesky_solve(wk.chol, K, wk.step)
+        if definite:
+            cholesky_solve(wk.chol, K, wk.step)
         for side in (-1.0, 1.0):
             move(wk.trial, theta, side * _CLEAR / math.sqrt(wk.step[k]), wk.step)
             share = 1.0
@@ -125,12 +140,14 @@ def _is_clear(pr, theta, llf, wk):
                 for j in range(K):
                     wk.trial[j] = max(wk.trial[j], pr.lower[j])
                 share = (wk.trial[k] - theta[k]) / asked
-                if share == 0.0:
+                if definite and share == 0.0:
                     continue
+            move(steps[M], wk.trial, -1.0, theta)
             around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-            if around == -math.inf or around > llf - share * share * _FALLS:
-                return False
-    return True
+            lower = -math.inf < around <= llf - share * share * _FALLS
+            if not (definite and lower):
+                M += 1
+    return steps[:M]
 
 
 @register_jitable
@@ -170,11 +187,11 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         Barrier with which each start begins; 0 climbs without one until the edge stops it.
     prefer_interior : bool
     look : bool
-        Climb without a barrier only, and look around the maximum.
+        End a climb without a barrier where the edge stops it, and look around an interior maximum.
 
     Returns
     -------
-    (status, log-likelihood, squared decrement, evaluations, starts used, whether it is clear); `wk`
+    (status, log-likelihood, squared decrement, evaluations, starts used, open sides (M, K)); `wk`
     holds fixed effects and information at `theta`
     """
     S, K = starts.shape
@@ -205,18 +222,9 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         elif status != MERGED:
             alive[s] = True
             begin[s] = _BARRIER
-    clear = False
-    if look and best == INTERIOR:
-        info, observed = wk.info.copy(), wk.observed.copy()
-        beta, gram = wk.beta.copy(), wk.gram.copy()
-        clear = _is_clear(pr, theta, best_llf, wk)
-        _copy_matrix(wk.info, info)
-        _copy_matrix(wk.observed, observed)
-        copy(wk.beta, beta)
-        _copy_matrix(wk.gram, gram)
-    if look or (prefer_interior and best == INTERIOR):
-        for s in range(S):
-            alive[s] = False
+    enough = prefer_interior and best == INTERIOR
+    for s in range(S):
+        alive[s] = alive[s] and not (enough or (look and weights[s] == 0.0))
     mu = _BARRIER
     while mu > 0.5 * _BARRIER_END:
         some = False
@@ -224,12 +232,13 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             some = some or alive[s]
         if not some:
             break
+        leader = best_llf
         settled = _nothing_known(S, K)
         settled.near[0] = mu
         for s in range(S):
             if not alive[s] or begin[s] < 0.5 * mu:
                 continue
-            status, llf, decrement = INFEASIBLE, -math.inf, math.inf
+            status, llf, decrement, behind = INFEASIBLE, -math.inf, math.inf, False
             for reach in _REACH:
                 if age[s] < 2 and reach > 0.0:
                     continue
@@ -241,11 +250,13 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
                         pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
                     )
                     total += n_eval
-                    if status != STALLED:
+                    behind = not prefer_interior and llf < leader - _BEHIND * K * mu
+                    if status != STALLED or behind:
                         break
                 if status != INFEASIBLE:
                     break
             alive[s] = status != INFEASIBLE and status != MERGED
+            alive[s] = alive[s] and not (status == STALLED and behind)
             if age[s] == 0 and status != INFEASIBLE:
                 used += 1
             if not alive[s]:
@@ -254,13 +265,10 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             copy(before[s], path[s])
             copy(path[s], ahead)
             llfs[s] = llf
+            leader = max(leader, llf)
             if status == INTERIOR:
                 reached[s], decrements[s] = mu, decrement
                 _add(settled, ahead, wk.info)
-        leader = best_llf
-        for s in range(S):
-            if alive[s]:
-                leader = max(leader, llfs[s])
         if mu < 0.5 * _BARRIER and not prefer_interior:
             for s in range(S):
                 if alive[s] and llfs[s] < leader - _BEHIND * K * mu and begin[s] > 0.5 * mu:
@@ -284,9 +292,18 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         if _is_better(status, llf, best, best_llf, prefer_interior):
             best, best_llf, best_decrement = status, llf, decrement
             copy(theta, ahead)
-    if best != INFEASIBLE and not look:
+    sides = zeros((0, K))
+    if look and best == INTERIOR:
+        info, observed = wk.info.copy(), wk.observed.copy()
+        beta, gram = wk.beta.copy(), wk.gram.copy()
+        sides = _open_sides(pr, theta, best_llf, wk)
+        _copy_matrix(wk.info, info)
+        _copy_matrix(wk.observed, observed)
+        copy(wk.beta, beta)
+        _copy_matrix(wk.gram, gram)
+    elif best != INFEASIBLE:
         objective(pr, theta, 0.0, INFORMATION, wk)
-    return best, best_llf, best_decrement, total, used, clear
+    return best, best_llf, best_decrement, total, used, sides
 
 
 def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
@@ -339,14 +356,26 @@ def search(
     `rows` is the number of responses.
     """
     theta = start.copy()
-    status, llf, decrement, n_eval, _, clear = race(
-        pr, start[None], np.zeros(1), prefer_interior, True, theta, wk
-    )
     walled, count = len(pr.cactive) > 0, len(start)
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
-    if clear and not few_rows and not (traded and rows < _SOME_ROWS * count):
-        return Found(status, theta, llf, decrement, n_eval, 1)
+    many_rows = walled and rows >= _MANY_ROWS * count
+    n_eval, status = 0, INFEASIBLE
+    for weight in (0.0, _BARRIER) if many_rows else (0.0,):
+        status, llf, decrement, cost, _, sides = race(
+            pr, start[None], np.full(1, weight), prefer_interior, True, theta, wk
+        )
+        n_eval += cost
+        if status == INTERIOR:
+            break
     inside = status == INTERIOR
+    if inside and not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
+        return Found(status, theta, llf, decrement, n_eval, 1)
+    if inside and many_rows:
+        towards_edge(pr, theta, sides, _SHORT, wk)
+        starts, weights = np.vstack([theta, sides]), np.full(1 + len(sides), 0.01 * _BARRIER)
+        weights[0] = 0.0
+        found = best_of(pr, starts, weights, prefer_interior, wk)
+        return found._replace(evaluations=found.evaluations + n_eval)
     first, null = theta if inside else start, _NEARLY_NULL * middle
     if walled:
         unit = 0.1 * np.abs(middle).max()
