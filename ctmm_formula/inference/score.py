@@ -52,7 +52,7 @@ from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
-from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of
+from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of, with_sum
 
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
@@ -438,16 +438,17 @@ class Null:
         inner = self._and_sum(self.design.types - a[:, None, None])
         level = np.ascontiguousarray(by_level(layout, -self._and_sum(self.a[1:].T)))
         value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
-        # inner of a cell type is e e' - a 1 1'
-        R, sign = np.zeros((C + 1, C, C)), np.ones((C + 1, C))
+        # inner of a cell type is e e' - a 1 1'; H has the sum of its columns beside it
+        R, sign = np.zeros((C + 1, C, C + 1)), np.ones((C + 1, C))
         rank = np.append(np.where(np.abs(a) > 1e-12, 2, 1), 0)
         R[np.arange(C), 0, np.arange(C)] = 1.0
-        R[:C, 1], sign[:C, 1] = np.sqrt(np.abs(a))[:, None], -np.sign(a)
+        R[:C, 1, C], sign[:C, 1] = np.sqrt(np.abs(a)), -np.sign(a)
         of_sum, own = next(loadings(inner[C:]))
         rank[C] = len(own)
-        R[C, : rank[C]], sign[C, : rank[C]] = of_sum, own
+        R[C, : rank[C], :C], sign[C, : rank[C]] = of_sum, own
         more = self._more(layout, found, solved)
-        return Scores(layout, found, solved.gain, Forms(value, R, sign, rank, level, more))
+        forms = Forms(value, R, sign, rank, level, more)
+        return Scores(layout, with_sum(found), solved.gain, forms)
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).

@@ -254,18 +254,39 @@ def products(layout, A, w, excess, y):
     return Products(HS, HM, HB, Hy, fixed, Zy, Xy, SH, SB)
 
 
+@kept
+def with_sum(found):
+    """The products with the sum of all H columns as one more, (N, C + 1, ...)."""
+    N, C, k = found.HB.shape
+    HS, HM, HB = zeros((N, C + 1, C + 1)), zeros((N, C + 1, C + 1)), zeros((N, C + 1, k))
+    for i in range(N):
+        for out, own in ((HS, found.HS), (HM, found.HM)):
+            for c in range(C):
+                for d in range(C):
+                    out[i, c, d] = own[i, c, d]
+                    out[i, c, C] += own[i, c, d]
+                    out[i, C, d] += own[i, c, d]
+                    out[i, C, C] += own[i, c, d]
+        for c in range(C):
+            for d in range(k):
+                HB[i, c, d] = found.HB[i, c, d]
+                HB[i, C, d] += found.HB[i, c, d]
+    return Products(
+        HS, HM, HB, found.Hy, found.fixed, found.Zy, found.Xy, found.SH, found.SB
+    )  # fmt: skip
+
+
 @called
-def _sandwich(R, M, out):
-    """R M R' of a symmetric M."""
-    C = len(M)
-    half = empty(C)
+def _sandwich(R, M, i, half, out):
+    """R M_i R' of a symmetric M_i; `half` (C,) is room."""
+    C = len(half)
     for a in range(len(R)):
         for d in range(C):
             half[d] = 0.0
         for c in range(C):
             if R[a, c] != 0.0:
                 for d in range(C):
-                    half[d] += R[a, c] * M[c, d]
+                    half[d] += R[a, c] * M[i, c, d]
         for b in range(a + 1):
             total = 0.0
             for c in range(C):
@@ -275,8 +296,9 @@ def _sandwich(R, M, out):
 
 @called
 def _rotate(A, Q):
-    """Eigenvalues of symmetric A (r, r, LANES) on its diagonal, vectors as rows of Q.
+    """Eigenvalues of A (r, r, LANES), given by its lower triangle, on its diagonal.
 
+    Vectors are rows of Q.
     By Jacobi's rotations, of which all lanes make the same ones.
     """
     r = len(A)
@@ -299,7 +321,7 @@ def _rotate(A, Q):
             return
         for a in range(r - 1):
             for b in range(a + 1, r):
-                off = load(A, (a, b))
+                off = load(A, (b, a))
                 gap = load(A, (b, b)) - load(A, (a, a))
                 way = root(gap * gap + 4.0 * off * off) + signed(gap, spread(1.0)) + 1e-300
                 tan = signed(2.0 * off / way, gap) * signed(spread(1.0), off)
@@ -307,18 +329,16 @@ def _rotate(A, Q):
                 sin = tan * cos
                 first, second = load(A, (a, a)) - tan * off, load(A, (b, b)) + tan * off
                 for c in range(r):
-                    left, right = load(A, (a, c)), load(A, (b, c))
-                    store(A, (a, c), cos * left - sin * right)
-                    store(A, (b, c), sin * left + cos * right)
+                    if c != a and c != b:
+                        up, low = (max(a, c), min(a, c)), (max(b, c), min(b, c))
+                        left, right = load(A, up), load(A, low)
+                        store(A, up, cos * left - sin * right)
+                        store(A, low, sin * left + cos * right)
                     left, right = load(Q, (a, c)), load(Q, (b, c))
                     store(Q, (a, c), cos * left - sin * right)
                     store(Q, (b, c), sin * left + cos * right)
-                for c in range(r):
-                    store(A, (c, a), load(A, (a, c)))
-                    store(A, (c, b), load(A, (b, c)))
                 store(A, (a, a), first)
                 store(A, (b, b), second)
-                store(A, (a, b), spread(0.0))
                 store(A, (b, a), spread(0.0))
 
 
@@ -326,27 +346,30 @@ def _rotate(A, Q):
 def _by_donor(found, R, sign):
     """G (N, r, r) of every donor, its eigenvalues (N, r) and vectors as rows of Q (N, r, r)."""
     N, r = len(found.HB), len(R)
-    G, sizes, Q = empty((N, r, r)), empty((N, r)), empty((N, r, r))
-    bare = empty((r, r))
+    G, sizes, Q = zeros((N, r, r)), empty((N, r)), empty((N, r, r))
+    low, half = empty((r, r)), empty(R.shape[1])
     inner, axes = zeros((r, r, LANES)), empty((r, r, LANES))
     for first in range(0, N, LANES):
         stop = min(first + LANES, N)
         for i in range(first, stop):
-            _sandwich(R, found.HM[i], G[i])
-            # a donor without measured noise may have none at all: then G is the rounding of F S F'
-            _sandwich(R, found.HS[i], bare)
+            _sandwich(R, found.HM, i, half, low)
+            # a donor without measured noise may have none at all: then this is rounding of F S F'
             size = 1e-300
             for a in range(r):
-                size = max(size, G[i, a, a], bare[a, a])
+                scale = 0.0
+                for c in range(len(half)):
+                    scale += R[a, c] * R[a, c] * found.HS[i, c, c]
+                size = max(size, low[a, a], scale)
             for a in range(r):
-                G[i, a, a] += _ROUNDING * size
-            _cholesky(G[i], r)
+                low[a, a] += _ROUNDING * size
+            _cholesky(low, r)
             for a in range(r):
                 for b in range(a + 1):
+                    G[i, a, b] = low[a, b]
                     total = 0.0
                     for c in range(a, r):
-                        total += G[i, c, a] * sign[c] * G[i, c, b]
-                    inner[a, b, i - first] = inner[b, a, i - first] = total
+                        total += low[c, a] * sign[c] * low[c, b]
+                    inner[a, b, i - first] = total
         _rotate(inner, axes)
         for i in range(first, stop):
             for a in range(r):
@@ -368,21 +391,21 @@ def _law_of(layout, found, R, sign, gain, level):
     r = len(R)
     values, vectors = empty(N * r), zeros((N * r, k))
     linear = zeros(found.fixed.shape)
-    own, FL = empty((k, k)), empty((r, k))
+    most = np.diff(layout.cell).max()
+    FL, signed_FL = empty((most * r, k)), empty((most * r, k))
     G, sizes, Q = _by_donor(found, R, sign)
     for cell in range(len(layout.columns)):
-        fill(own, 0.0)
-        for i in range(layout.cell[cell], layout.cell[cell + 1]):
-            fill(FL, 0.0)
+        start, stop = layout.cell[cell], layout.cell[cell + 1]
+        fill(FL, 0.0)
+        for i in range(start, stop):
+            own = FL[r * (i - start) : r * (i - start + 1)]
             for a in range(r):
                 for c in range(C):
                     if R[a, c] != 0.0:
                         for b in range(k):
-                            FL[a, b] += R[a, c] * found.HB[i, c, b]
-            for a in range(r):
+                            own[a, b] += R[a, c] * found.HB[i, c, b]
                 for b in range(k):
-                    for c in range(b + 1):
-                        own[b, c] += sign[a] * FL[a, b] * FL[a, c]
+                    signed_FL[r * (i - start) + a, b] = sign[a] * own[a, b]
             for a in range(r):
                 for b in range(r):
                     turn = 0.0
@@ -390,14 +413,15 @@ def _law_of(layout, found, R, sign, gain, level):
                         turn += G[i, b, c] * Q[i, a, c]
                     turn *= sign[b]
                     for c in range(k):
-                        vectors[i * r + a, c] += turn * FL[b, c]
-            for a in range(r):
+                        vectors[i * r + a, c] += turn * own[b, c]
                 values[i * r + a] = sizes[i, a]
+        rows = r * (stop - start)
+        both = np.dot(FL[:rows].T, signed_FL[:rows])
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 row, column = layout.columns[cell, a], layout.columns[cell, c]
-                linear[at, max(row, column), min(row, column)] += own[a, c]
+                linear[at, max(row, column), min(row, column)] += both[a, c]
     return Law(
         values, vectors, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
