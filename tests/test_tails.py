@@ -104,7 +104,7 @@ def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: 
     inner = [S @ S.T, -S @ S.T, S + S.T, np.diag(np.arange(C) == 0) - rng.random()]
     inner = inner[rng.integers(4)]
 
-    layout = lay_out(model)
+    layout = lay_out(model, model.H)
     rows = layout.rows
     found = products(layout, shared * one[0], noise[rows], (model.nu - noise)[rows], model.y[rows])
     R, sign = next(loadings(inner[None]))

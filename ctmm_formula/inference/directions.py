@@ -123,7 +123,7 @@ def directions_of(
         out.append(Direction(name, np.zeros(X), scale))
     beside = model.with_basis(np.array([*null, *extra]))
     return DirectionDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model), None,
+        pooling(model.types, model.n_cells, model.active_rows), lay_out(model, model.H), None,
         model.with_basis(null), beside, sizes_of(beside, np.arange(K, K + X)), tuple(out),
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
-from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of, with_sum
+from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of
 
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
@@ -191,7 +191,8 @@ def sizes_of(directions: Model, new: np.ndarray) -> Sizes:
 class ScoreDesign(NamedTuple):
     """What all responses of a design share; made by :func:`design_of`.
 
-    how the noise is pooled; layout of the compiled sums; types (C, C, C) the directions E_cc; the
+    how the noise is pooled; layout of the compiled sums, with all types together as one more column
+    of H; types (C, C, C) the directions E_cc; the
     model under the null, and with the directions beside it; explained (C,) whether fixed effects
     explain a type wholly; logarithm of p `above` which four digits will do.
     """
@@ -209,10 +210,11 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
     hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
+    H = np.column_stack([model.H, model.H.sum(axis=1)])
     directions = model.with_basis(np.concatenate([hom, types]))
     explained = sizes_of(directions, np.arange(1, 1 + C)).explained(np.eye(C))
     return ScoreDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model), types,
+        pooling(model.types, model.n_cells, model.active_rows), lay_out(model, H), types,
         model.with_basis(hom), directions, explained, above,
     )  # fmt: skip
 
@@ -432,13 +434,15 @@ class Null:
         model, layout, a = self.model, self.design.layout, self.a[0]
         rows, C = layout.rows, len(a)
         excess = model.nu[rows] - self.noise[rows]
-        common = np.full((C, C), self.theta[0])
+        common = np.diag(np.append(np.zeros(C), self.theta[0]))
         found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
         solved = Solved(layout, found, self.theta[1:])
         inner = self._and_sum(self.design.types - a[:, None, None])
         level = np.ascontiguousarray(by_level(layout, -self._and_sum(self.a[1:].T)))
-        value = np.tensordot(inner, solved.scores) + np.tensordot(level, np.square(solved.Zy))
-        # inner of a cell type is e e' - a 1 1'; H has the sum of its columns beside it
+        value = np.tensordot(inner, solved.scores[:C, :C]) + np.tensordot(
+            level, np.square(solved.Zy)
+        )
+        # inner of a cell type is e e' - a 1 1'; all types together are one more column of H
         R, sign = np.zeros((C + 1, C, C + 1)), np.ones((C + 1, C))
         rank = np.append(np.where(np.abs(a) > 1e-12, 2, 1), 0)
         R[np.arange(C), 0, np.arange(C)] = 1.0
@@ -448,7 +452,7 @@ class Null:
         R[C, : rank[C], :C], sign[C, : rank[C]] = of_sum, own
         more = self._more(layout, found, solved)
         forms = Forms(value, R, sign, rank, level, more)
-        return Scores(layout, with_sum(found), solved.gain, forms)
+        return Scores(layout, found, solved.gain, forms)
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
@@ -550,7 +554,7 @@ class Solved:
         self.components = len(variances)
 
     def diagonals(self, layout: Layout, found: Products) -> np.ndarray:
-        """Diagonals of P E_cc P, P J P and of P Z_m Z_m' P, (C + 1 + Kr, n)."""
+        """Diagonals of P h h' P for columns h of H and of P Z_m Z_m' P, (columns + Kr, n)."""
         parts = (np.ascontiguousarray(part) for part in (self.K, self.inverse, self.G, self.GX))
         return diagonals(layout, found, *parts, self.components)
 

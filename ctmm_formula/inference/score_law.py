@@ -89,8 +89,8 @@ class Forms(NamedTuple):
     more: np.ndarray
 
 
-def lay_out(model: Model) -> Layout:
-    """The layout of a model's rows in use."""
+def lay_out(model: Model, H: np.ndarray) -> Layout:
+    """The layout of a model's rows in use, with H (n, C) in the place of its own."""
     b = model.blocks
     p = b.p
     used = np.flatnonzero(model.active)
@@ -111,7 +111,7 @@ def lay_out(model: Model) -> Layout:
     own = np.maximum(slot[cell[:-1]], 0)
     fixed = np.broadcast_to(2 * q + np.arange(2 * p), (len(own), 2 * p))
     return Layout(
-        rows, ptr, np.ascontiguousarray(model.H[rows]),
+        rows, ptr, np.ascontiguousarray(H[rows]),
         np.ascontiguousarray(np.hstack([Z, model.Q])[rows]), slot, block, cell,
         np.ascontiguousarray(np.hstack([own, q + own, fixed])), component,
     )  # fmt: skip
@@ -150,19 +150,18 @@ def _cholesky(A, m):
 
 
 @called
-def _solve(low, right, out, start, m):
-    """Rows `start` on of the solution by the lower factor `low` of m rows, column by column."""
-    for k in range(right.shape[1]):
-        for a in range(m):
-            total = right[start + a, k]
-            for c in range(a):
-                total -= low[a, c] * out[start + c, k]
-            out[start + a, k] = total / low[a, a]
-        for a in range(m - 1, -1, -1):
-            total = out[start + a, k]
-            for c in range(a + 1, m):
-                total -= low[c, a] * out[start + c, k]
-            out[start + a, k] = total / low[a, a]
+def _solve(low, out, m):
+    """Solve for the first m rows of `out` in place by their lower factor, a row at a time."""
+    for step in range(2 * m):
+        a = step if step < m else 2 * m - 1 - step
+        first, stop = (0, a) if step < m else (a + 1, m)
+        for c in range(first, stop):
+            factor = low[a, c] if step < m else low[c, a]
+            for k in range(out.shape[1]):
+                out[a, k] -= factor * out[c, k]
+        factor = 1.0 / low[a, a]
+        for k in range(out.shape[1]):
+            out[a, k] *= factor
 
 
 @kept
@@ -176,12 +175,18 @@ def products(layout, A, w, excess, y):
     HS, HM, HB = zeros((N, C, C)), zeros((N, C, C)), zeros((N, C, 2 * b))
     Hy, fixed = zeros((N, C)), zeros((blocks, 2 * (q + p), 2 * (q + p)))
     Zy, Xy = zeros((blocks, q)), zeros(p)
-    first, second = empty((b, b)), empty((b, b))
+    first, second, by_S, by_E = (
+        empty((b, b)),
+        empty((b, b)),
+        empty((C + b, C + b)),
+        empty((C + b, C + b)),
+    )
     place = np.empty((2, b), dtype=np.int64)
     most = 1
     for i in range(N):
         most = max(most, layout.ptr[i + 1] - layout.ptr[i])
     low, HA = empty((most, most)), empty((most, C))
+    L, SL = empty((most, C + b)), empty((most, C + b))
     for cell in range(len(layout.columns)):
         for i in range(d):
             place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
@@ -209,71 +214,52 @@ def products(layout, A, w, excess, y):
                     low[a, r] = total
                 low[a, a] += w[start + a]
             _cholesky(low, m)
-            _solve(low, layout.H, SH, start, m)
-            _solve(low, layout.B, SB, start, m)
-            for a in range(start, stop):
-                e = excess[a]
+            for a in range(m):
                 for c in range(C):
-                    H, left = layout.H[a, c], e * SH[a, c]
-                    Hy[i, c] += SH[a, c] * y[a]
-                    for k in range(C):
-                        HM[i, c, k] += left * SH[a, k]
-                    for k in range(d):
-                        HB[i, c, k] += left * SB[a, k]
-                    for k in range(p):
-                        HB[i, c, 2 * d + k] += left * SB[a, d + k]
-                    if H != 0.0:
-                        for k in range(C):
-                            HS[i, c, k] += H * SH[a, k]
-                        for k in range(d):
-                            HB[i, c, d + k] += H * SB[a, k]
-                        for k in range(p):
-                            HB[i, c, 2 * d + p + k] += H * SB[a, d + k]
+                    L[a, c] = SL[a, c] = layout.H[start + a, c]
                 for c in range(b):
-                    B, left = layout.B[a, c], e * SB[a, c]
-                    for k in range(b):
-                        first[c, k] += B * SB[a, k]
-                        second[c, k] += left * SB[a, k]
+                    L[a, C + c] = SL[a, C + c] = layout.B[start + a, c]
+            _solve(low, SL, m)
+            fill(by_S, 0.0)
+            fill(by_E, 0.0)
+            for a in range(m):
+                e, response = excess[start + a], y[start + a]
+                for c in range(C + b):
+                    own, left = L[a, c], e * SL[a, c]
+                    if own != 0.0:
+                        for k in range(C + b):
+                            by_S[c, k] += own * SL[a, k]
+                    for k in range(C + b):
+                        by_E[c, k] += left * SL[a, k]
+                for c in range(C):
+                    SH[start + a, c] = SL[a, c]
+                    Hy[i, c] += SL[a, c] * response
+                for c in range(b):
+                    SB[start + a, c] = SL[a, C + c]
                 for k in range(d):
                     if layout.slot[i, k] >= 0:
-                        Zy[at, layout.slot[i, k]] += SB[a, k] * y[a]
+                        Zy[at, layout.slot[i, k]] += SL[a, C + k] * response
                 for k in range(p):
-                    Xy[k] += SB[a, d + k] * y[a]
+                    Xy[k] += SL[a, C + d + k] * response
             for c in range(C):
                 for k in range(C):
-                    HM[i, c, k] += HS[i, c, k]
+                    HS[i, c, k], HM[i, c, k] = by_S[c, k], by_S[c, k] + by_E[c, k]
                 for k in range(d):
-                    HB[i, c, k] += HB[i, c, d + k]
-                for k in range(p):
-                    HB[i, c, 2 * d + k] += HB[i, c, 2 * d + p + k]
+                    HB[i, c, k] = by_S[c, C + k] + by_E[c, C + k]
+                    HB[i, c, d + k] = by_S[c, C + k]
+                for k in range(C + d, C + b):
+                    HB[i, c, d - C + k] = by_S[c, k] + by_E[c, k]
+                    HB[i, c, b - C + k] = by_S[c, k]
+            for c in range(b):
+                for k in range(b):
+                    first[c, k] += by_S[C + c, C + k]
+                    second[c, k] += by_E[C + c, C + k]
         for c in range(b):
             for k in range(b):
                 fixed[at, place[0, c], place[0, k]] += first[c, k] + second[c, k]
                 fixed[at, place[0, c], place[1, k]] += first[c, k]
                 fixed[at, place[1, k], place[0, c]] += first[c, k]
     return Products(HS, HM, HB, Hy, fixed, Zy, Xy, SH, SB)
-
-
-@kept
-def with_sum(found):
-    """The products with the sum of all H columns as one more, (N, C + 1, ...)."""
-    N, C, k = found.HB.shape
-    HS, HM, HB = zeros((N, C + 1, C + 1)), zeros((N, C + 1, C + 1)), zeros((N, C + 1, k))
-    for i in range(N):
-        for out, own in ((HS, found.HS), (HM, found.HM)):
-            for c in range(C):
-                for d in range(C):
-                    out[i, c, d] = own[i, c, d]
-                    out[i, c, C] += own[i, c, d]
-                    out[i, C, d] += own[i, c, d]
-                    out[i, C, C] += own[i, c, d]
-        for c in range(C):
-            for d in range(k):
-                HB[i, c, d] = found.HB[i, c, d]
-                HB[i, C, d] += found.HB[i, c, d]
-    return Products(
-        HS, HM, HB, found.Hy, found.fixed, found.Zy, found.Xy, found.SH, found.SB
-    )  # fmt: skip
 
 
 @called
@@ -453,7 +439,7 @@ def tails_of(layout, found, gain, forms, least, above):
 
 @kept
 def diagonals(layout, found, K, inverse, G, GX, components):
-    """Diagonals of P E_cc P over donors, of P J P and of P Z_m Z_m' P, (C + 1 + components, n).
+    """Diagonals of P h h' P for columns h of H, over donors, and of P Z_m Z_m' P, (C + Kr, n).
 
     With s the row's column of S, P has s - S Z K Z's - (S X - S Z K GX) x there, x = inverse
     (X's - GX' K Z's), of which other donors lack s and other blocks all but the last.
@@ -461,9 +447,9 @@ def diagonals(layout, found, K, inverse, G, GX, components):
     n, C = layout.H.shape
     b, N, d = layout.B.shape[1], len(layout.slot), layout.slot.shape[1]
     p, (blocks, q) = b - d, layout.component.shape
-    LL, LX = zeros((C + 1, blocks, q, q)), zeros((C + 1, blocks, q, p))
-    XX = zeros((C + 1, p, p))
-    hB = zeros((N, C + 1, b))
+    LL, LX = zeros((C, blocks, q, q)), zeros((C, blocks, q, p))
+    XX = zeros((C, p, p))
+    hB = zeros((N, C, b))
     KX, left = empty(GX.shape), empty(GX.shape)
     for at in range(blocks):
         for k in range(q):
@@ -486,9 +472,7 @@ def diagonals(layout, found, K, inverse, G, GX, components):
                 if layout.slot[i, k] >= 0:
                     for m in range(p):
                         hB[i, c, d + m] -= hB[i, c, k] * KX[at, layout.slot[i, k], m]
-            for k in range(b):
-                hB[i, C, k] += hB[i, c, k]
-        for c in range(C + 1):
+        for c in range(C):
             for k in range(d):
                 row = layout.slot[i, k]
                 if row >= 0:
@@ -510,7 +494,7 @@ def diagonals(layout, found, K, inverse, G, GX, components):
                         both = left[at, k, row] * left[at, k, column]
                         ZX[m, at, row, column] += both
                         whole[m, row, column] += both
-    out = zeros((C + 1 + components, n))
+    out = zeros((C + components, n))
     zs, v, x, rest = empty(q), empty(q), empty(p), empty(p)
     for i in range(N):
         at = layout.block[i]
@@ -532,14 +516,8 @@ def diagonals(layout, found, K, inverse, G, GX, components):
                 x[k] = 0.0
                 for m in range(p):
                     x[k] += inverse[k, m] * rest[m]
-            for c in range(C + 1):
-                own = 0.0
-                if c < C:
-                    own = found.SH[a, c]
-                else:
-                    for k in range(C):
-                        own += found.SH[a, k]
-                cross = 0.0
+            for c in range(C):
+                own, cross = found.SH[a, c], 0.0
                 for k in range(d):
                     if layout.slot[i, k] >= 0:
                         cross += hB[i, c, k] * v[layout.slot[i, k]]
@@ -563,10 +541,10 @@ def diagonals(layout, found, K, inverse, G, GX, components):
                         total -= G[at, k, r] * v[r]
                     for r in range(p):
                         total -= left[at, k, r] * x[r]
-                    out[C + 1 + m, a] += total * total
+                    out[C + m, a] += total * total
             for m in range(components):
                 for row in range(p):
                     for column in range(p):
                         others = whole[m, row, column] - ZX[m, at, row, column]
-                        out[C + 1 + m, a] += x[row] * others * x[column]
+                        out[C + m, a] += x[row] * others * x[column]
     return out
