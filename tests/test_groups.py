@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -650,6 +651,34 @@ def test_a_type_that_fixed_effects_explain_in_a_group_has_no_test(seed):
     )
     test = fit.test_groups()
     assert np.isnan(test.extra["celltype"]["T"]) and test.extra["celltype"]["B"] > 0
+    assert "'T': " in test.note and "adds is explained by the fixed effects" in test.note
+
+
+@pytest.mark.parametrize("conditions", [("case",), ("ctrl", "case")])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_type_that_fixed_effects_explain_leaves_the_others_their_tests(seed, conditions):
+    """One row for every sex, with an effect of its own: the test is that without these rows."""
+    frame = table(seed, donors=30, within=True, missing=0.0)
+    frame["sex"] = np.where(frame["donor"].str[1:].astype(int) % 2 == 0, "m", "w")
+    few = frame[frame["group"].isin(conditions) & (frame["celltype"] == "T")]
+    own = few.groupby(["group", "sex"]).head(1).index
+    others = frame.drop(few.index)
+    # noise is pooled by cell type: the rows say of it what the others do
+    rest = others[others["celltype"] == "T"] if len(conditions) == 1 else few
+    pooled = (rest["nu"] * rest["n_cells"]).mean()
+    frame.loc[own, "nu"] = pooled / frame.loc[own, "n_cells"]
+    frame = frame.drop(few.index.difference(own))
+    formula = "expr ~ C(celltype)*group*sex"
+    test = ctmm.fit(formula, within="group", structure="hom", data=frame).test_response()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ctmm.CTMMWarning)
+        left = ctmm.fit(formula, within="group", structure="hom", data=others).test_response()
+    assert test.log_pvalue == pytest.approx(left.log_pvalue, rel=1e-6)
+    for name in ("shared", "specific"):
+        assert test.extra[name] == pytest.approx(left.extra[name], rel=1e-6)
+    for name in ("B", "NK"):
+        assert test.extra["celltype"][name] == pytest.approx(left.extra["celltype"][name], rel=1e-6)
+    assert np.isnan(test.extra["celltype"]["T"])
     assert "'T': " in test.note and "adds is explained by the fixed effects" in test.note
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..engine.he import moment_matrix
 from ..engine.model import Model, build_model
 from ..errors import CTMMError
 from ..structures import CROSSINGS, Crossed, Structure
@@ -33,7 +34,7 @@ from .directions import (
     rows_of_type,
     score_directions,
 )
-from .score import log_cauchy_combination
+from .score import ROUNDING, log_cauchy_combination
 
 FEW = 40
 """Donors in a group below which the larger of the two p values counts."""
@@ -260,18 +261,34 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
         raise CTMMError("there are no conditions of the same donors: fit with within=")
     effects, C = structure.celltypes, len(crossed.inner.celltypes)
     column = crossed.crossing.column
-    null = crossed.common(_with_types(crossed.inner.basis), effects)
+    null = told_apart(model, crossed.common(_with_types(crossed.inner.basis), effects))
     J = crossed.tested(np.ones((1, C, C)), effects)[column]
-    names = crossed.crossing.effects(crossed.inner.celltypes)
-    seen = np.bincount([names.index(name) % C for name in effects], minlength=C)
+    units = crossed.tested(np.array([np.diag(e) for e in np.eye(C)]), effects)[column]
     # under one condition a type's response is the variance that it has anyway
-    own = np.array([np.diag(e) for e in np.eye(C)[seen > 1]])
-    units = crossed.tested(own, effects)[column]
+    alone = told_apart(model, np.concatenate([null, units]))
+    beside = told_apart(model, np.concatenate([null, J]))
     return ResponseDesign(
-        directions_of(model, np.concatenate([null, units]), {SHARED: J[0]}, {}),
-        directions_of(model, np.concatenate([null, J]), {SPECIFIC: units.sum(axis=0)}, {}),
+        directions_of(model, alone, {SHARED: J[0]}, {}),
+        directions_of(model, beside, {SPECIFIC: alone[len(null) :].sum(axis=0)}, {}),
         types_alone(model, crossed, effects, (column,)),
     )
+
+
+def told_apart(model: Model, matrices: np.ndarray) -> np.ndarray:
+    """Matrices (K, E, E) that the rows tell from those before and from the fixed effects.
+
+    What counts is the rank of tr(M D_k M D_l), M = I - X (X'X)^-1 X', as of moments: there is no
+    other where a condition has no rows of a type, nor where fixed effects explain those it has.
+    """
+    own, K = model.with_basis(matrices), len(matrices)
+    left, whole = (moment_matrix(own, projected)[:K, :K] for projected in (True, False))
+    kept: list[int] = []
+    for k, size in enumerate(np.diag(whole)):
+        given = left[np.ix_(kept, kept)]
+        rest = left[k, k] - left[k, kept] @ np.linalg.solve(given, left[kept, k])
+        if rest > ROUNDING * size:
+            kept.append(k)
+    return matrices[kept]
 
 
 def _with_types(basis: np.ndarray) -> np.ndarray:

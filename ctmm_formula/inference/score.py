@@ -66,7 +66,7 @@ SPARSE = 0.1
 """Share of rows without noise in other types beside an abundant one."""
 NOTHING = 1e-8  # share of a direction's information that the null's components leave
 SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
-_ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
+ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
 _HIGH = 0.99  # what a p value counts at most in a combination
 _FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 
@@ -177,7 +177,7 @@ class Sizes(NamedTuple):
     def explained(self, mix: np.ndarray) -> np.ndarray:
         """Whether fixed effects explain a combination of directions, mix (D, X), wholly (D,)."""
         whole, left = (np.einsum("dx,xy,dy->d", mix, part, mix) for part in self)
-        return np.asarray(left <= _ROUNDING * whole)
+        return np.asarray(left <= ROUNDING * whole)
 
 
 def sizes_of(directions: Model, new: np.ndarray) -> Sizes:
