@@ -12,7 +12,7 @@ SAME = 1e-9
 GENES = ["gene001", "gene002", "gene101", "gene102"]
 FORMULA = "~ C(celltype) * sex + PC1"
 NAMES = [
-    "effects:sex", "effects: PC1", "component:batch", "wald: V[day1]  = V[day0]",
+    "effects:sex", "effects: PC1", "component:batch", "wald: V[day1] = V[day0]",
     "wald:sex[T.M] = 0", "contrast:day0|M - day0|F = day1|M - day1|F", "contrast:day0 = day1 = 0.1",
 ]  # fmt: skip
 
@@ -125,6 +125,26 @@ def test_shares_of_variance_are_those_of_the_fits(data, tmp_path):
     with pytest.raises(ctmm.DataError, match=r"other settings \(shares\)"):
         scanned(data, [], out=path)
     assert "share[noise]" not in scanned(data, []).table
+
+
+def test_names_may_hold_signs_of_equations(data):
+    named = {"day0": "a=b", "day1": "CD4+ T, x =y", "day2": "dose = 1"}
+    own = data._replace(obs=data.obs.replace({"celltype": named}))
+    asked = ["V[a=b] = V[CD4+ T, x =y]", "V[dose = 1]=V[day3]"]
+    means = ["a=b - dose = 1", "CD4+ T, x =y|M - a=b|M = 0.1"]
+    tests = [*(f"wald: {w}" for w in asked), *(f"contrast:{w}" for w in means)]
+    scan = scanned(own, [*tests, "component:V[a=b]"], genes=GENES[:1], method="reml")
+    row, res = scan.table.iloc[0], scan.gene(GENES[0])
+    close(part(row, "component:V[a=b]")[2:], of(res.test_component("V[a=b]"))[2:])
+    for words in asked:
+        close(part(row, f"wald:{words}")[2:], of(res.wald_test(words))[2:])
+    for words in means:
+        close(row[f"p_contrast:{words}"], res.contrast(words)["p_value"].iloc[0])
+    assert len(scan.top(1, by=tests[0])) == 1 and scan.tidy(tests)["p_value"].notna().all()
+    # by numbers: the same names without signs
+    plain = data._replace(obs=data.obs.replace({"celltype": {"day0": "k1", "day1": "CDT"}}))
+    other = scanned(plain, ["wald:V[k1] = V[CDT]"], genes=GENES[:1], method="reml").table
+    close(other["p_wald:V[k1] = V[CDT]"], row[f"p_{tests[0].replace(': ', ':')}"])
 
 
 def test_workers_find_what_one_finds(data):

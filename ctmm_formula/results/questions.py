@@ -98,16 +98,16 @@ def known_form(name: object) -> str:
 
 
 def spelled(name: str) -> str:
-    """A name with the blanks that :func:`known_form` leaves; what is no text as it is.
+    """A name without blanks about its colon; what is no text as it is.
 
-    Blanks within names of columns and levels stay.
+    The rest stays as it is written: names of columns and levels may hold blanks and "=".
     """
     if not isinstance(name, str):
         return name
     head, colon, rest = name.partition(":")
     if not (colon and head.strip() in QUESTIONS):
         return name
-    return f"{head.strip()}:{' = '.join(side.strip() for side in rest.split('='))}"
+    return f"{head.strip()}:{rest.strip()}"
 
 
 def read_test(name: str, about: About) -> Test:
