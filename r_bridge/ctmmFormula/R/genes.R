@@ -72,6 +72,7 @@
 #' \code{stat_}, \code{p_}, and p values adjusted over genes, \code{_bonferroni} and \code{_bh}; for
 #' these p values their logarithms to base 10, \code{log10_p_}, which are there where p itself is below
 #' the smallest number; for tests in words \code{df_}, of F tests \code{df1_}, and of one number \code{estimate_} and \code{se_}.
+#' \code{\link[=tidy.ctmm_genes]{tidy}} makes it long, one row per gene and test.
 #' \code{top_genes} gives the first rows by one column; \code{top_effects} is a data frame like
 #' \code{topTable} of \pkg{limma}: \code{gene}, the \code{estimate} of the effect in a cell type (or
 #' \code{"mean"}, their mean; a cell type of that name is \code{"celltype mean"}), \code{std.error}, \code{mean} of the gene, \code{statistic} (t), \code{df},
@@ -181,7 +182,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   table <- adjusted(out$table, out$tested)
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = out$method, tested = out$tested,
-    components = out$components, celltypes = out$celltypes, bounds = out$bounds,
+    terms = out$terms, components = out$components, celltypes = out$celltypes, bounds = out$bounds,
     notes = c(out$notes, told))
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
@@ -335,7 +336,8 @@ run_genes <- function(request, values, progress) {
     parts[[length(parts) + 1L]] <- gene_columns(got)
     bar$set(stop)
   }
-  list(table = do.call(rbind, parts), tested = text(got$tested), components = text(got$components),
+  list(table = do.call(rbind, parts), tested = text(got$tested),
+       terms = matrix(text(got$terms), ncol = 3L, byrow = TRUE), components = text(got$components),
        celltypes = text(got$celltypes), method = got$method, bounds = got$bounds, notes = in_r(text(got$notes)))
 }
 
@@ -506,9 +508,7 @@ print.ctmm_genes <- function(x, n = 6, digits = 3, ...) {
   about <- attr(x, "ctmm")
   if (is.null(about)) return(print(as.data.frame(x), digits = digits, ...))
   counts <- table(x$status)
-  name <- if (is.character(about$structure)) about$structure
-          else if (inherits(about$structure, "ctmm_tree")) "tree" else "own matrices"
-  cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), name,
+  cat(sprintf("%d genes, structure %s by %s: %s\n", nrow(x), structure_name(about$structure),
               if (about$method == "robust") METHODS[["robust"]] else toupper(about$method),
               paste(counts, names(counts), collapse = ", ")))
   cat(about$formula, "\n\n", sep = "")
@@ -518,6 +518,11 @@ print.ctmm_genes <- function(x, n = 6, digits = 3, ...) {
   if (nrow(x) > n) cat(sprintf("... %d columns; see top_genes() and as.data.frame()\n", ncol(x)))
   cat_notes(about$notes)
   invisible(x)
+}
+
+structure_name <- function(structure) {
+  if (is.character(structure)) structure
+  else if (inherits(structure, "ctmm_tree")) "tree" else "own matrices"
 }
 
 #' @rdname ctmm_genes

@@ -3,9 +3,9 @@
 #' Tables in the Style of broom
 #'
 #' \code{tidy} has one row per parameter, \code{glance} one row per fit, \code{augment} one row per row
-#' of the data.
+#' of the data. Of all genes \code{tidy} has one row per gene and test, \code{glance} one row per scan.
 #'
-#' @param x a fit of \code{\link{ctmm}}.
+#' @param x a fit of \code{\link{ctmm}}, or what \code{\link{ctmm_genes}} returned.
 #' @param effects some of \code{"fixed"}, \code{"ran_pars"} (variance components) and \code{"ran_vals"}
 #' (predicted effects).
 #' @param scales variance components as they are, tested one-sidedly, or standard deviations and
@@ -17,7 +17,9 @@
 #' in the formula.
 #' @param ... nothing: an argument that is not listed is an error.
 #' @return Data frames; tibbles where \pkg{tibble} is loaded, with row names as column
-#' \code{.rownames}.
+#' \code{.rownames}. Of all genes \code{test} is a test as it was asked for and \code{term} what it is
+#' of: a cell type, \code{"mean"}, \code{"heterogeneity"}, or \code{""} for all; \code{df1} is of F tests,
+#' \code{p.bonferroni} and \code{p.bh} are adjusted over genes.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
 #' tidy(fit, conf.int = TRUE)
@@ -50,6 +52,26 @@ tidy.ctmm <- function(x, effects = c("fixed", "ran_pars"), scales = c("vcov", "s
   rownames(out) <- NULL
   as_loaded(out)
 }
+
+#' @rdname tidiers
+#' @export
+tidy.ctmm_genes <- function(x, ...) {
+  no_more(...)
+  terms <- about_genes(x, "tidy")$terms
+  name <- paste0(terms[, 1L], terms[, 2L])
+  column <- function(kind, end = "") as.double(unlist(lapply(sprintf("%s%s%s", kind, name, end), function(one)
+    x[[one]] %||% rep(NA_real_, nrow(x)))))
+  as_loaded(data.frame(
+    gene = rep(x$gene, length(name)), test = rep(terms[, 1L], each = nrow(x)),
+    term = rep(terms[, 3L], each = nrow(x)), estimate = column("estimate_"), std.error = column("se_"),
+    statistic = column("stat_"), df1 = column("df1_"), df = column("df_"), p.value = column("p_"),
+    log10.p.value = column("log10_p_"), p.bonferroni = column("p_", "_bonferroni"),
+    p.bh = column("p_", "_bh")))
+}
+
+# What a scan says of itself.
+about_genes <- function(x, what)
+  attr(x, "ctmm") %||% fail("CTMMError", what, "() takes what ctmm_genes() returned, with all its columns")
 
 # A tibble in sessions that work with tibbles.
 as_loaded <- function(table) {
@@ -106,6 +128,19 @@ glance.ctmm <- function(x, ...) {
     BIC = if (likelihood) stats::BIC(x) else NA_real_, df = length(x$beta) + length(x$vcomp),
     df.residual = x$df.residual, converged = x$convergence$converged,
     boundary = x$convergence$boundary))
+}
+
+#' @rdname tidiers
+#' @export
+glance.ctmm_genes <- function(x, ...) {
+  no_more(...)
+  about <- about_genes(x, "glance")
+  counts <- table(factor(x$status, c("ok", "boundary", "not converged", "failed")))
+  as_loaded(data.frame(
+    structure = structure_name(about$structure), method = about$method, bounds = about$bounds,
+    n_genes = nrow(x), ok = counts[["ok"]], boundary = counts[["boundary"]],
+    not.converged = counts[["not converged"]], failed = counts[["failed"]],
+    n_celltypes = length(about$celltypes), n_tests = length(about$tested)))
 }
 
 #' @rdname tidiers
