@@ -272,7 +272,7 @@ def cells(design: Design, at: object = None) -> dict[str, np.ndarray]:
     """
     held = settings(at)
     if design.coding is None:
-        return dict(zip(design.celltypes, design.mean_rows, strict=True))
+        return design.known_cells | dict(zip(design.celltypes, design.mean_rows, strict=True))
     rows = rows_at(design, held).mean(axis=1) if held else design.mean_rows
     out = dict(zip(design.celltypes, rows, strict=True))
     factors = {n: levels_of(design, n) for n in variables(design) if n not in held}

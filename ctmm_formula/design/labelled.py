@@ -100,6 +100,8 @@ class Design:
         What rows have of each copy of the effects.
     known_effects : dict
         Variable -> rows of its effects, where the caller coded the fixed part.
+    known_cells : dict
+        ``T|case`` -> row (p,) of the mean of a cell type there, likewise.
     kinship : tuple of Kinship
         How the donors are related, in their order.
     """
@@ -136,6 +138,7 @@ class Design:
     known_means: np.ndarray | None = field(default=None, repr=False)
     doubts: tuple[str, ...] = ()
     known_effects: dict[str, Differences] = field(default_factory=dict, repr=False)
+    known_cells: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     crossing: Crossing | None = None
     loads: np.ndarray | None = None
     kinship: tuple[Kinship, ...] = ()

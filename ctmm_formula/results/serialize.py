@@ -426,7 +426,7 @@ def _to_design(content: Mapping) -> Design:
     return Design(**known, coding=coding, known_means=_decode(content["mean_rows"]))
 
 
-_OTHERWISE = {"coding", "known_means", "known_effects"}
+_OTHERWISE = {"coding", "known_means", "known_effects", "known_cells"}
 _DESIGN_FIELDS = tuple(f.name for f in fields(Design) if f.name not in _OTHERWISE)
 _ENCODERS: dict[Any, Callable[[Any], Any]] = {
     np.ndarray: _array,

@@ -77,8 +77,7 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     if at is None:
         arrays.check_response(y, spec.response, ready.keep)
     seen = arrays.observed(ready)
-    means = decode(model["mean_rows"])  # (C, p), or of every row, (C, rows, p)
-    mean_rows = means if means.ndim == 2 else means[:, slice(None) if at is None else at].mean(1)
+    mean_rows = _averaged(decode(model["mean_rows"]), at)
     one_mean = seen.P is None and len(mean_rows) > 1 and bool((mean_rows == mean_rows[0]).all())
     design = assemble(
         spec,
@@ -94,7 +93,10 @@ def to_design(model: Mapping[str, Any], at: np.ndarray | None = None) -> Design:
     )
     sent = model.get("effects") or []
     known = {str(one["name"]): differences_of(one, design.celltypes, at) for one in sent}
-    design = replace(design, known_effects=known)
+    cells: dict[str, np.ndarray] = {}
+    for one in model.get("cells") or ():
+        cells |= dict(zip(map(str, one["names"]), _averaged(decode(one["rows"]), at), strict=True))
+    design = replace(design, known_effects=known, known_cells=cells)
     kinship = kinships_of(model.get("kinship") or ())
     if model.get("genotypes"):
         kinship = with_own(kinship)
@@ -110,13 +112,18 @@ def differences_of(
 
     ``rows`` are those of the effects (S, C, p), or of every row of the design, (S, C, rows, p).
     """
-    rows = decode(sent["rows"])
-    if rows.ndim > 3:
-        rows = rows[:, :, slice(None) if at is None else at].mean(axis=2)
+    rows = _averaged(decode(sent["rows"]), at, 3)
     missing = {str(name): str(why) for name, why in dict(sent["missing"]).items()}
     steps = tuple(str(step) for step in sent["steps"])
     name, reference, said = (str(sent[key]) for key in ("name", "reference", "at"))
     return Differences(name, reference, steps, tuple(celltypes), rows, missing, said)
+
+
+def _averaged(values: np.ndarray, at: np.ndarray | None, dims: int = 2) -> np.ndarray:
+    """Rows (..., p) of `dims` dimensions, or of every row of the design, (..., rows, p)."""
+    if values.ndim == dims:
+        return values
+    return np.asarray(values[..., slice(None) if at is None else at, :].mean(axis=-2))
 
 
 def _rows(values: Any, at: np.ndarray | None) -> Any:

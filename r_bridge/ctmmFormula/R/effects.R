@@ -151,6 +151,22 @@ differences <- function(object, variable, values = NULL, at = NULL, every = FALS
        at = paste(said, collapse = ", "))
 }
 
+# Means of the cell types at every level of a factor, T|case, that contrasts of genes can name.
+means_by_level <- function(object) {
+  variables <- setdiff(names(object$columns), c(object$roles$celltype, object$proportion_columns))
+  factors <- Filter(Negate(is.null), sapply(variables, levels_of, object = object, simplify = FALSE))
+  every <- unlist(lapply(factors, as.character))
+  of_level <- function(name, value) {
+    own <- object$columns
+    own[[name]] <- set_to(own[[name]], value, name, factors[[name]])
+    end <- if (sum(every == value) > 1L) paste0(name, "=", value) else as.character(value)
+    rows <- simplify2array(in_every_type(object, own))  # rows x effects x types
+    list(names = as.list(paste0(object$celltypes, "|", end)), rows = f8(aperm(rows, c(3L, 1L, 2L))))
+  }
+  out <- lapply(names(factors), function(name) lapply(as.list(factors[[name]]), of_level, name = name))
+  do.call(c, out)
+}
+
 # Levels of a factor that the rows have, in their order; NULL of a number.
 levels_of <- function(object, variable) {
   x <- object$columns[[variable]]

@@ -40,8 +40,9 @@
 #' \code{"groups"}, with \code{within =} \code{"response"}, as in \code{\link{test_groups}}. In words:
 #' \code{"effects:sex"} (in every cell type, their mean, and whether types differ, as
 #' \code{\link{effects.ctmm}}), \code{"component:batch"} (as \code{\link{test_component}}),
-#' \code{"wald:V[T] = V[B]"} (linear hypotheses of parameters), \code{"contrast:T - B"} (of means of cell
-#' types).
+#' \code{"wald:V[T] = V[B]"} (linear hypotheses of parameters), \code{"contrast:T|M - T|F"} (of means of cell
+#' types, \code{T}, and in them at levels of a factor, \code{T|M}, or \code{T|sex=M} where two factors have the
+#' level; averaged over the rows of the gene).
 #' @param genes only these.
 #' @param one_step one-step jackknife in place of the exact one, for many donors.
 #' @param n_bootstrap,seed draws of the bootstrap for every gene, and their seed.
@@ -165,6 +166,7 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   asked <- grep("^ *effects *:", tests, value = TRUE)
   model$effects <- lapply(unname(asked), function(test)
     differences(fit, trimws(sub("^[^:]*:", "", test)), every = TRUE))
+  if (any(grepl("^ *contrast *:", tests))) model$cells <- means_by_level(fit)
   seed <- if (draws("tests", tests)) seed_of(seed) else 0L
   request <- list(
     model = model, structure = structure_out(structure, fit$celltypes),

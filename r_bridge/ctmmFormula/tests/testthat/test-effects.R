@@ -152,6 +152,33 @@ test_that("genes are asked in words, and have a table like limma's", {
   expect_equal(top_effects(called)[["mean"]], all$mean, tolerance = 1e-6)
 })
 
+test_that("contrasts of genes name cell types at levels", {
+  need_python()
+  d <- pseudobulk
+  d$arm <- c("M", "x", "y")[as.integer(factor(d$donor)) %% 3 + 1]
+  Y <- t(as.matrix(simulate(example_fit(), 2, seed = 4)))
+  rownames(Y) <- c("g1", "g2")
+  Y["g2", 1:9] <- NA
+  nu <- matrix(d$nu, 2, nrow(d), byrow = TRUE)
+  asked <- c("contrast:day1|sex=M - day1|F", "contrast: day0|y = day3|y", "contrast:day1 - day0")
+  found <- ctmm_genes(~ celltype * sex + celltype * arm, data = d, expr = Y, nu = nu, tests = asked)
+  for (gene in rownames(Y)) {
+    d$expr <- Y[gene, ]
+    fit <- ctmm(expr ~ celltype * sex + celltype * arm, data = d[!is.na(d$expr), ])
+    row <- found[found$gene == gene, ]
+    sex <- effects(fit, "sex")
+    expect_equal(row[["p_contrast:day1|sex=M - day1|F"]], sex$p.value[sex$celltype == "day1"],
+                 tolerance = 1e-6)
+    means <- fixef(fit)
+    of <- means[["celltypeday3"]] + means[["celltypeday3:army"]]
+    sexes <- mean(d$sex[!is.na(d$expr)] == "M")
+    of <- of + sexes * means[["celltypeday3:sexM"]]
+    expect_equal(row[["estimate_contrast:day0|y = day3|y"]], -of, tolerance = 1e-6)
+  }
+  expect_error(ctmm_genes(~ celltype * sex, data = d, expr = Y, nu = nu, tests = "contrast:day0|X"),
+               "day0|M, day1|M", fixed = TRUE)
+})
+
 test_that("groups that vary unlike are said", {
   need_python()
   set.seed(2)
