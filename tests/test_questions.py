@@ -147,6 +147,19 @@ def test_names_may_hold_signs_of_equations(data):
     close(other["p_wald:V[k1] = V[CDT]"], row[f"p_{tests[0].replace(': ', ':')}"])
 
 
+def test_a_cell_type_that_is_called_mean_has_a_term_of_its_own(data):
+    named = data.obs.replace({"celltype": {"day1": "mean", "day2": "shared"}})
+    own = data._replace(obs=named)
+    scan = scanned(own, ["effects:sex", "groups"], by="sex", genes=GENES[:2])
+    tidy = scan.tidy().set_index(["gene", "test", "term"]).sort_index()
+    assert tidy.index.is_unique
+    row = scan.table.iloc[0]
+    for test, name in (("effects:sex", "mean"), ("groups", "shared")):
+        both = tidy.loc[(GENES[0], test), "p_value"]
+        close(both[f"celltype {name}"], row[f"p_{test}[{name}]"])
+        close(both[name], row[f"p_{test}_{name}"])
+
+
 def test_workers_find_what_one_finds(data):
     one, two = (scanned(data, NAMES, n_jobs=k).table for k in (1, 2))
     assert one.equals(two)

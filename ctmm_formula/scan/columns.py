@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..distributions import log_chi2_tail
+from ..inference.group_score import of_type
 from ..inference.testing import TestResult
 from ..structures import Structure
 
@@ -121,6 +122,18 @@ class Layout:
             by_type = [f"[{name}]" for name in self.celltypes]
             out += by_type if detail == BY_TYPE else [f"_{detail}"]
         return out
+
+    def terms(self, test: str) -> dict[str, str]:
+        """What the ends of the names of a test's p values say; all of them differ.
+
+        A cell type that has the name of another question is ``"celltype mean"``.
+        """
+        ends = self.ends(test)
+        questions = {term(end) for end in ends if not end.startswith("[")}
+        return {
+            end: of_type(term(end)) if end[:1] == "[" and term(end) in questions else term(end)
+            for end in ends
+        }
 
     def outcome(self, test: str, result: TestResult) -> Row:
         """Columns of a test: statistic and p value, of parts estimates and degrees of freedom."""

@@ -24,7 +24,7 @@ from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
 from ..results.questions import spelled
-from .columns import LOG, OF_WINDOW, Block, Layout, term
+from .columns import LOG, OF_WINDOW, Block, Layout
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
@@ -240,19 +240,19 @@ class Scan:
         Returns
         -------
         DataFrame
-            gene, test, term (a cell type, "mean", "heterogeneity", ...; "" for the test itself),
-            estimate, std_error, statistic, df_num, df, p_value, log10_p_value, p_bonferroni, p_bh;
-            NaN where a test has no such number.
+            gene, test, term (a cell type, "mean", "heterogeneity", ...; "" for the test itself; a
+            cell type of such a name is "celltype mean"), estimate, std_error, statistic, df_num,
+            df, p_value, log10_p_value, p_bonferroni, p_bh; NaN where a test has no such number.
         """
         known = list(self.layout.tests)
         asked = known if tests is None else [tests] if isinstance(tests, str) else list(tests)
         parts = []
         for test in (choose("test", spelled(name), known) for name in asked):
-            for end in self.layout.ends(test):
+            for end, term in self.layout.terms(test).items():
                 name = f"{test}{end}"
                 places = {column: f"{kind}_{name}" for column, kind in TIDY.items()}
                 places |= {f"p_{key}": f"p_{name}_{key}" for key in ADJUSTMENTS}
-                own = pd.DataFrame({"gene": self.table["gene"], "test": test, "term": term(end)})
+                own = pd.DataFrame({"gene": self.table["gene"], "test": test, "term": term})
                 numbers = {key: self.table.get(place, np.nan) for key, place in places.items()}
                 parts.append(own.assign(**numbers))
         names = ["gene", "test", "term", *TIDY, *(f"p_{key}" for key in ADJUSTMENTS)]

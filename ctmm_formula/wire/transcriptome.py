@@ -14,7 +14,7 @@ from ..api import check_settings, domain_of, method_of
 from ..arguments import MOST_DRAWS, threads, whole_number
 from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
-from ..scan.columns import OF_WINDOW, in_order, term
+from ..scan.columns import OF_WINDOW, in_order
 from ..scan.job import Job
 from ..scan.patterns import Patterns
 from ..scan.plan import (
@@ -84,7 +84,7 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
         },
         "kinds": kinds,
         "tested": plan.layout.tested,
-        "terms": [[t, end, term(end)] for t in tests for end in plan.layout.ends(t)],
+        "terms": [[t, *one] for t in tests for one in plan.layout.terms(t).items()],
         "components": list(plan.layout.components[0]),
         "celltypes": list(design.celltypes),
         "method": method,

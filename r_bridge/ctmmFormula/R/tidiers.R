@@ -18,8 +18,8 @@
 #' @param ... nothing: an argument that is not listed is an error.
 #' @return Data frames; tibbles where \pkg{tibble} is loaded, with row names as column
 #' \code{.rownames}. Of all genes \code{test} is a test as it was asked for and \code{term} what it is
-#' of: a cell type, \code{"mean"}, \code{"heterogeneity"}, or \code{""} for all; \code{df1} is of F tests,
-#' \code{p.bonferroni} and \code{p.bh} are adjusted over genes.
+#' of: a cell type (one of such a name is \code{"celltype mean"}), \code{"mean"}, \code{"heterogeneity"}, or
+#' \code{""} for all; \code{df1} is of F tests, \code{p.bonferroni} and \code{p.bh} are adjusted over genes.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex, data = pseudobulk)
 #' tidy(fit, conf.int = TRUE)
