@@ -247,6 +247,29 @@ def test_donors_who_respond_alike_are_on_the_edge(bounds):
         assert (crowded in test.note) == (said and np.isfinite(test.pvalue))
 
 
+@pytest.mark.parametrize(("donors", "known"), [(5, False), (5, True), (10, False)])
+def test_scans_say_where_donors_are_few_for_an_f_test_by_the_model(donors, known, tmp_path):
+    rng = np.random.default_rng(6)
+    donor, rest = np.divmod(np.arange(donors * 6), 6)
+    obs = pd.DataFrame(
+        {"donor": donor, "stim": np.where(rest < 3, "no", "yes"), "celltype": rest % 3}
+    ).astype(str)
+    obs = obs.assign(n_cells=50) if known else obs
+    y = 0.5 * rng.normal(size=(donors, 1))[donor] + 0.2 * rng.normal(size=(len(obs), 2))
+    expr = pd.DataFrame(y, columns=["g1", "g2"])
+    path = tmp_path / "scan.csv"
+    scan = ctmm.fit_genes(
+        "~ C(celltype) * stim", within="stim", method="reml", data=obs, expr=expr,
+        nu=0.0 * expr + 0.02, tests=["effects:stim"], out=path,
+    )  # fmt: skip
+    said = [note for note in scan.notes if "an F test by the model may find too much" in note]
+    assert bool(said) == (donors == 5 and not known)
+    assert ctmm.read_scan(path).notes == scan.notes
+    if said:
+        assert said[0].startswith("'effects:stim': 3 hypotheses from 5 donors")
+        assert said[0].endswith("method='robust' does not") and said[0] in str(scan)
+
+
 def test_reasons():
     res = fitted(CASES["ml"])
     with pytest.raises(CTMMError, match="adjusts fits by REML, this one is by method='ml'"):

@@ -53,11 +53,21 @@ NO_LAW = (
     "there is no F of Kenward and Roger for so many hypotheses at once: test fewer, or use "
     "covariance='robust'"
 )
-CROWDED = (
-    "{q} hypotheses from {n} donors: an F test by the model may find too much, "
-    "covariance='robust' does not"
-)
 _DONORS = 2  # fewest for a hypothesis, below which that is said
+
+
+def crowded(q: int, n: int, instead: str = "covariance='robust'") -> str:
+    """What to say of an F test by the model of q hypotheses from n donors; "" where these do.
+
+    >>> crowded(3, 6), crowded(3, 5)[:39]
+    ('', '3 hypotheses from 5 donors: an F test b')
+    """
+    if n >= _DONORS * q:
+        return ""
+    return (
+        f"{q} hypotheses from {n} donors: an F test by the model may find too much, {instead} "
+        "does not"
+    )
 
 
 def _law(cov: np.ndarray, df: float, scale: float) -> Law:
@@ -124,9 +134,7 @@ class Satterthwaite:
         A1 = float(np.square(np.trace(M, axis1=1, axis2=2)).sum())
         df, scale, why = self._joint(len(L), A1, float(np.square(M).sum()))
         found = Law(cov, df, scale, why) if why else _law(cov, df, scale)
-        n = self.model.n_donors
-        few = n < _DONORS * len(L)
-        return found._replace(note=CROWDED.format(q=len(L), n=n)) if few else found
+        return found._replace(note=crowded(len(L), self.model.n_donors))
 
     @property
     def reason(self) -> str:

@@ -47,6 +47,7 @@ from ..design.matrix import check_vouched, packed, unpacked
 from ..design.table import listing
 from ..engine.domain import Domain
 from ..errors import BoundaryWarning, CTMMWarning, DataError, FormulaError
+from ..inference.fit import KENWARD_ROGER
 from ..inference.tests import DRAWS, needs_of
 from ..paths import file_path
 from ..progress import checked_progress
@@ -525,6 +526,7 @@ class Refit:
             "noise_floor": plan.domain.noise_floor,
             "one_step": plan.one_step,
             **({"shares": True} if plan.layout.shares else {}),
+            **({"fixed_by": KENWARD_ROGER} if plan.fixed_by == KENWARD_ROGER else {}),
             "n_bootstrap": plan.draws if DRAWS in needs_of(plan.tests.values()) else 0,
             "entropy": plan.entropy,
             **{name: self.options[name] for name in ("donor", "celltype", "n_cells")},

@@ -16,9 +16,10 @@ from ..arguments import ScanPicture, choose, whole_number
 from ..cells.scale import TOO_FEW, scale_notes
 from ..cells.tables import UNSEEN
 from ..design.labelled import means_note
-from ..design.table import amount, label, near
+from ..design.table import amount, label, listing, near
 from ..errors import CTMMError, CTMMWarning, DataError
-from ..inference.fit import correlation
+from ..inference.fit import KENWARD_ROGER, correlation
+from ..inference.small_sample import crowded
 from ..paths import file_path
 from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
@@ -361,6 +362,7 @@ def notes_of(
         *call.get("doubts", []),
         *([means_missing] if means_missing else []),
     ]
+    said += crowded_notes(table) if call.get("fixed_by") == KENWARD_ROGER else []
     said += [windows_note(table, call["window"], call["maf"])] if layout.windows else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means, errors = (
@@ -372,6 +374,17 @@ def notes_of(
         return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means, errors))
     var = responses.var.iloc[responses.places]
     return (*said, *scale_notes(responses.uns, var, means, errors))
+
+
+def crowded_notes(table: pd.DataFrame | Block) -> list[str]:
+    """What to know of F tests by the model in which donors are few for the hypotheses."""
+    donors, said = np.asarray(table["n_donors"]), dict[str, list[str]]()
+    for column in (name for name in map(str, table) if name.startswith("df1_")):
+        q = np.nan_to_num(np.asarray(table[column]))
+        worst = int((q / np.maximum(donors, 1)).argmax())
+        note = crowded(int(q[worst]), int(donors[worst]), "method='robust'")
+        said.setdefault(note, []).append(column.removeprefix("df1_"))
+    return [f"{listing(names, 5)}: {note}" for note, names in said.items() if note]
 
 
 def windows_note(table: pd.DataFrame, window: int, maf: float) -> str:

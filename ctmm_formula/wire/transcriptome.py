@@ -14,6 +14,7 @@ from ..api import check_settings, domain_of, method_of
 from ..arguments import MOST_DRAWS, threads, whole_number
 from ..design.labelled import means_warning
 from ..errors import CTMMError, CTMMWarning
+from ..inference.fit import KENWARD_ROGER
 from ..scan.columns import OF_WINDOW, in_order
 from ..scan.job import Job
 from ..scan.patterns import Patterns
@@ -26,7 +27,7 @@ from ..scan.plan import (
     read_tests,
 )
 from ..scan.responses import Responses
-from ..scan.results import windows_note
+from ..scan.results import crowded_notes, windows_note
 from ..scan.windows import windows_of
 from .codec import Plain, decode, encode
 from .received import genotypes_of, positions_of, structure_of, to_design
@@ -75,6 +76,8 @@ def scan_genes(request: Mapping[str, Any]) -> Plain:
     if windows is not None:
         table = pd.DataFrame({name: block[name] for name in OF_WINDOW})
         around = [windows_note(table, request["window"], request["maf"])]
+    if plan.fixed_by == KENWARD_ROGER:
+        around += crowded_notes(block)
     if means:
         warnings.warn(means, CTMMWarning, stacklevel=2)
     return {
