@@ -682,6 +682,22 @@ def test_a_type_that_fixed_effects_explain_leaves_the_others_their_tests(seed, c
     assert "'T': " in test.note and "adds is explained by the fixed effects" in test.note
 
 
+def test_responses_of_types_that_no_donor_has_together():
+    """Every donor has one type: tests are those of the types alone, and nothing is shared."""
+    frame = table(within=True, donors=60, missing=0.0)
+    own = np.array(TYPES)[frame["donor"].str[1:].astype(int) % 3]
+    frame = frame[frame["celltype"] == own]
+    formula = "expr ~ C(celltype)*C(group)"
+    test = ctmm.fit(formula, within="group", structure="hom", data=frame).test_response()
+    for name in TYPES:
+        one = frame[frame["celltype"] == name]
+        alone = ctmm.fit("expr ~ C(group)", within="group", structure="hom", data=one)
+        want = alone.test_response().extra["celltype"][name]
+        assert test.extra["celltype"][name] == pytest.approx(want, rel=1e-6)
+    assert 0 < test.pvalue < 0.01 and np.isnan(test.extra["shared"])
+    assert "what types share of responses from what is specific" in test.note
+
+
 def test_responses_are_found_where_they_are():
     frame = table(within=True, donors=40)
     test = ctmm.fit("expr ~ C(celltype)*C(group)", within="group", data=frame).test_response()

@@ -261,7 +261,9 @@ def response_design(model: Model, structure: Structure) -> ResponseDesign:
         raise CTMMError("there are no conditions of the same donors: fit with within=")
     effects, C = structure.celltypes, len(crossed.inner.celltypes)
     column = crossed.crossing.column
-    null = told_apart(model, crossed.common(_with_types(crossed.inner.basis), effects))
+    # from behind: where no donor has two types, what they share is the sum of their own and leaves
+    null = crossed.common(_with_types(crossed.inner.basis), effects)
+    null = told_apart(model, null[::-1])[::-1]
     J = crossed.tested(np.ones((1, C, C)), effects)[column]
     units = crossed.tested(np.array([np.diag(e) for e in np.eye(C)]), effects)[column]
     # under one condition a type's response is the variance that it has anyway

@@ -130,6 +130,8 @@ def response(fit: Fit, ask: object) -> TestResult:
     notes = ["every cell type by its own rows alone", *_untested(types, logs.values(), "condition")]
     if len(types) == 1:
         notes = ["of one cell type there is nothing shared or specific"]
+    elif math.isnan(test.shared.upper) and math.isnan(test.specific.upper):
+        notes.append("the rows do not tell what types share of responses from what is specific")
     return replace(
         blank, statistic=test.specific.statistic, pvalue=math.exp(test.overall),
         log_pvalue=test.overall, note="; ".join(notes),
