@@ -400,6 +400,7 @@ top_genes <- function(x, n = 10, by = NULL) {
   if (is.null(by)) by <- tested[1L]
   if (length(by) != 1L || is.na(by))
     fail("CTMMError", "there are no tests: name a column, top_genes(x, by = \"hom\")")
+  by <- trimws(sub("^ *(\\w+) *: *", "\\1:", by))  # as it was asked for
   if (paste0("p_", by) %in% names(x)) by <- paste0("p_", by)
   if (!by %in% names(x) || !is.numeric(x[[by]]))
     fail("CTMMError", "there is no column of numbers ", listing(by))

@@ -135,7 +135,8 @@ test_that("genes are asked in words, and have a table like limma's", {
   all <- top_effects(found)
   expect_identical(nrow(all), 5L)
   expect_true(all(c("day0", "mean", "F", "p.heterogeneity") %in% names(all)))
-  expect_identical(top_genes(found, 1, by = "effects:sex")$gene, all$gene[1L])
+  for (asked in c("effects:sex", "effects: sex"))
+    expect_identical(top_genes(found, 1, by = asked)$gene, all$gene[1L])
   expect_error(top_effects(found, "age"), "there is no effect 'age': choose from 'sex'")
   expect_error(top_effects(found, "sex", "T"), "there is no cell type 'T'")
   expect_error(ctmm_genes(~ celltype, data = pseudobulk, expr = Y, nu = nu, tests = "effects:sx"),
