@@ -79,6 +79,14 @@ class Tiles(NamedTuple):
         out[...] = tiled.transpose(0, 3, 1, 2)
         return out
 
+    def put_each(self, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Several values per row (n,) as (T, m, LANES) each; the first 1 where there is no row."""
+        out = in_lanes(len(values), *self.shape[:2])
+        out[0] = 1.0
+        for own, given in zip(out, values, strict=True):
+            own.ravel()[self.place] = given
+        return tuple(out)
+
     def donors(self, values: np.ndarray, empty: float | bool) -> np.ndarray:
         """Values per donor (N, ...) padded to (T LANES, ...)."""
         size = (self.shape[0] * self.shape[2], *values.shape[1:])
@@ -91,7 +99,7 @@ def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
     """An array (..., LANES) full of the value, at the start of a line of the cache."""
     size = math.prod(shape) * LANES
     room = np.full(size + ALIGNED, value)
-    first = -(room.ctypes.data // room.itemsize) % ALIGNED
+    first = -(room.__array_interface__["data"][0] // room.itemsize) % ALIGNED
     return room[first : first + size].reshape(*shape, LANES)
 
 

@@ -167,7 +167,7 @@ def moving_noise(
     how: Pooling,
     cells: np.ndarray,
     state: State,
-    inputs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    inputs: tuple[np.ndarray, ...],
 ) -> MovingNoise:
     """How the noise of a fit moves.
 

@@ -133,7 +133,7 @@ class RobustFit:
     design: SharedDesign
     state: State
     back: np.ndarray
-    inputs: tuple[np.ndarray, np.ndarray, np.ndarray]
+    inputs: tuple[np.ndarray, ...]
 
     @property
     def n_units(self) -> int:
@@ -269,9 +269,8 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     layout, rows = design.layout, design.rows
     start = design.ols @ model.y[rows]
     r = model.y[rows] - model.Q[rows] @ start
-    put = design.tiles.put
     noise = working_noise(model.nu, design.how, float(np.square(r).mean()))
-    inputs = put(noise[rows], 1.0), put(model.nu[rows]), put(r)
+    inputs = design.tiles.put_each(noise[rows], model.nu[rows], r)
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
     none = np.empty((0, K)), np.empty((0, p))

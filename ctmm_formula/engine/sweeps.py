@@ -207,7 +207,8 @@ def _to_components(S, trace, sol):
         for f in range(count):
             for h in range(f + 1):
                 twice = S[k, f] * S[k, h] * (1.0 if f == h else 2.0)
-                s += twice * load(trace, f * (f + 1) // 2 + h)
+                if twice != 0.0:  # as are most
+                    s += twice * load(trace, f * (f + 1) // 2 + h)
         store(sol.size, k, s)
         s = spread(0.0)
         for f in range(count):
@@ -216,13 +217,15 @@ def _to_components(S, trace, sol):
         for h in range(count):
             s = spread(0.0)
             for f in range(count):
-                s += S[k, f] * load(sol.Fisher, (f, h))
+                if S[k, f] != 0.0:
+                    s += S[k, f] * load(sol.Fisher, (f, h))
             store(sol.across, (k, h), s)
     for k in range(K):
         for i in range(K):
             s = spread(0.0)
             for h in range(count):
-                s += S[i, h] * load(sol.across, (k, h))
+                if S[i, h] != 0.0:
+                    s += S[i, h] * load(sol.across, (k, h))
             store(sol.F, (k, i), s)
 
 

@@ -323,13 +323,17 @@ def means(s: Setting, number: int) -> dict[str, np.ndarray]:
     }
 
 
+def complete(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Expression of donors with all types (n, C), and their codes."""
+    table = np.full((model.n_donors, model.H.shape[1]), np.nan)
+    table[model.row_donor, model.H.argmax(axis=1)] = model.y
+    whole = ~np.isnan(table).any(axis=1)
+    return table[whole], model.donors[whole]
+
+
 def hotelling(model: Model) -> np.ndarray:
     """Hotelling's test of equal means over donors with all types."""
-    C = model.H.shape[1]
-    code = model.H.argmax(axis=1)
-    table = np.full((model.n_donors, C), np.nan)
-    table[model.row_donor, code] = model.y
-    table = table[~np.isnan(table).any(axis=1)]
+    table, _ = complete(model)
     d = table[:, :-1] - table[:, 1:]
     n, q = d.shape
     if n <= q:
@@ -339,14 +343,31 @@ def hotelling(model: Model) -> np.ndarray:
     return np.array([f_tail(float(F), q, n - q)])
 
 
+def between_arms(table: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Hotelling's two-sample test of equal means (n, q), one covariance for both arms."""
+    arms, (n, q) = (table[~second], table[second]), table.shape
+    df = n - q - 1
+    if df < 1 or min(map(len, arms)) < 2:
+        return np.array([np.nan])
+    away = arms[0].mean(axis=0) - arms[1].mean(axis=0)
+    pooled = sum((len(arm) - 1) * np.cov(arm.T) for arm in arms) / (n - 2)
+    distance = away @ np.linalg.solve(np.atleast_2d(pooled), away)
+    F = len(arms[0]) * len(arms[1]) / n * distance * df / (q * (n - 2))
+    return np.array([f_tail(float(F), q, df)])
+
+
 def effects(s: Setting, number: int) -> dict[str, np.ndarray]:
     """Tests of a condition without effect: in every type, jointly, and of differences."""
     g = gene(s, number, effects=True)
     fit = robust.weigh(g.model)
     L = np.eye(2 * s.types)[s.types :]
     rows = sandwich.contrasts(fit, L)
+    table, donors = complete(g.model)
+    second = donors % 2 == 1
     return {
         "types": rows.pvalues(),
+        "Hotelling joint": between_arms(table, second),
+        "Hotelling differences": between_arms(table[:, :-1] - table[:, 1:], second),
         "joint": np.array([sandwich.hotelling(fit, L).pvalue]),
         "differences": np.array([sandwich.hotelling(fit, L[:-1] - L[1:]).pvalue]),
     }
@@ -438,6 +459,8 @@ def cells_of(found: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, str
             yield f"types at {level:g}", span(found["types"], level)
             yield f"joint at {level:g}", share(found["joint"] <= level)
             yield f"differences at {level:g}", share(found["differences"] <= level)
+        for what in ("joint", "differences"):
+            yield f"Hotelling, {what}, at 0.05", share(found[f"Hotelling {what}"] <= 0.05)
     elif "hom" in found:
         yield "bias of hom / hom", average(found["hom"])
         yield "bias of V / hom", average(found["V"])
@@ -512,7 +535,8 @@ NOTES = {
     "Hotelling's test takes donors with all types.",
     "power of means": "The last, rarest type differs from the others.",
     "effects": "A condition without effect, in half of the donors: t tests per type (over "
-    "types), HTZ of all effects and of their differences.",
+    "types), HTZ of all effects and of their differences; Hotelling's two-sample tests of both, of "
+    "donors with all types and with one covariance for both arms.",
     "components": "95 % intervals by the larger of jackknife and working covariance, t with the "
     "degrees of freedom of the jackknife's variances; widths over hom, medians over genes.",
     "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "
