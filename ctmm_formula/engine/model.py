@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,8 +232,8 @@ class Model:
     @property
     def kinship_slices(self) -> list[slice]:
         """Where the components of every term of the kinship lie in theta."""
-        ends = len(self.S) + np.cumsum([0, *(len(term.basis) for term in self.kinship)])
-        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        ends = accumulate((len(term.basis) for term in self.kinship), initial=len(self.S))
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     def genetic_covariances(self, theta: np.ndarray) -> list[np.ndarray]:
         """A = sum_k theta_k B_k of every term of the kinship, (C, C) each."""
@@ -242,7 +242,7 @@ class Model:
             for term, at in zip(self.kinship, self.kinship_slices, strict=True)
         ]
 
-    @property
+    @cached_property
     def n_donors(self) -> int:
         """Donors in use."""
         return int(self.active.sum())
@@ -252,7 +252,7 @@ class Model:
         """Boolean mask of the rows in use, shape (n,)."""
         return self.active[self.row_donor]
 
-    @property
+    @cached_property
     def nobs(self) -> int:
         """Rows in use."""
         return int(self.active_rows.sum())

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine.robust import ONE_UNIT, RobustFit
 from ..engine.sandwich import ALONE, TOO_FEW, Contrasts, contrasts, covariance, joint
-from .testing import Law
+from .testing import Law, combined
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class Clustered:
     def cov(self) -> np.ndarray:
         """Covariance of (b, theta), (p + K, p + K); NaN where there is none."""
         p, K = len(self.fit.estimate.beta), len(self.fit.estimate.theta)
-        effects_first = np.r_[K : K + p, :K]
-        own = self.fit.cov_jackknife[np.ix_(effects_first, effects_first)]
+        effects_first = np.arange(-p, K)
+        own = self.fit.cov_jackknife[effects_first[:, None], effects_first]
         se = self.fit.component_errors()
         sandwich = self._of_effects
         if np.isnan(sandwich).any():
@@ -64,13 +64,13 @@ class Clustered:
         return out
 
     def variances(self, L: np.ndarray) -> np.ndarray:
-        """Variance of every row of L (q, p + K), (q,)."""
+        """Variance of every row of L (q, p + K), or of L b (q, p), (q,)."""
         p = len(self.fit.estimate.beta)
         if not np.isnan(self._of_effects).any():
-            return np.diag(_combined(L, self.cov))
+            return combined(L, self.cov).diagonal()
         out, fixed = np.empty(len(L)), ~L[:, p:].any(axis=1)
         out[fixed] = np.diag(self._effects(L[fixed, :p]).cov)
-        out[~fixed] = np.diag(_combined(L[~fixed], self.cov))
+        out[~fixed] = combined(L[~fixed], self.cov).diagonal()
         return out
 
     def each(
@@ -90,7 +90,7 @@ class Clustered:
             return Law(np.full((q, q), math.nan), math.nan, 1.0, ONE_UNIT)
         if L[:, p:].any():
             df = float(self.fit.n_units - q)
-            return Law(_combined(L, self.cov), df, 1.0, "" if df > 0 else TOO_FEW)
+            return Law(combined(L, self.cov), df, 1.0, "" if df > 0 else TOO_FEW)
         if q == 1:
             one = contrasts(self.fit, L[:, :p])
             return Law(np.atleast_2d(one.variances(null)), float(one.df[0]), 1.0, one.note)
@@ -151,9 +151,3 @@ class NoClusters:
     def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
         """None, and why."""
         return Law(np.full((len(L), len(L)), math.nan), math.nan, 1.0, self.reason)
-
-
-def _combined(L: np.ndarray, cov: np.ndarray) -> np.ndarray:
-    """L cov L'; what has no weight may be unknown."""
-    used = (L != 0.0).any(axis=0)
-    return L[:, used] @ cov[np.ix_(used, used)] @ L[:, used].T

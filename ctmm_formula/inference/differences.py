@@ -245,7 +245,7 @@ def each(
                 se[known], df[known], t[known] = errors.own.each(own, away)
             else:
                 every = padded(own, fit)
-                se[known] = standard_errors(errors.of_effects(own))
+                se[known] = standard_errors(errors.variances(own))
                 df[known] = errors.df(every)
                 t[known] = (value[known] - away) / se[known]
     p = 2.0 * t_tail(np.abs(t), np.where(df > 0, df, math.nan))

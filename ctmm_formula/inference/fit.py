@@ -39,7 +39,7 @@ from .group_score import GroupDesign, ResponseDesign
 from .jackknife import JackknifeRun, jackknife, unit_jackknife
 from .score import ScoreDesign
 from .small_sample import SINGULAR, KenwardRoger, Satterthwaite, information_cov
-from .testing import Law, denominator
+from .testing import Law, combined, denominator
 
 MODEL, KENWARD_ROGER, JACKKNIFE, ROBUST = "model", "kenward-roger", "jackknife", "robust"
 """Where errors come from."""
@@ -113,18 +113,13 @@ class Errors(NamedTuple):
         return np.full(len(L), denominator(self.df_resid, 1, self.groups))
 
     def variances(self, L: np.ndarray) -> np.ndarray:
-        """Variance of every row of L (q, p + K), (q,); what has no weight may be unknown."""
+        """Variance of every row of L (q, p + K), or of L b (q, p), (q,).
+
+        What has no weight may be unknown.
+        """
         if self.own is not None:
             return self.own.variances(L)
-        used = np.flatnonzero((L != 0).any(axis=0))
-        return np.diag(L[:, used] @ self.cov[np.ix_(used, used)] @ L[:, used].T)
-
-    def of_effects(self, L: np.ndarray) -> np.ndarray:
-        """Variance of every row of L b (q, p), (q,)."""
-        p = L.shape[1]
-        if self.own is not None:
-            return self.own.variances(np.hstack([L, np.zeros((len(L), len(self.cov) - p))]))
-        return np.einsum("ij,jk,ik->i", L, self.cov[:p, :p], L)
+        return combined(L, self.cov).diagonal()
 
     def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law | None:
         """What F tests of L t = null (q, p + K) go by, unless it is df_resid and groups."""

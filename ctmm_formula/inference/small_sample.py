@@ -37,7 +37,7 @@ from ..engine.model import Model
 from ..engine.related_likelihood import Moves
 from ..engine.variation import Variation, variation
 from ..errors import CTMMError
-from .testing import Law
+from .testing import Law, combined
 
 _DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
 _PARALLEL = 1e-6  # singular value, next to the largest, of combinations of other directions
@@ -113,12 +113,12 @@ class Satterthwaite:
         return out
 
     def variances(self, L: np.ndarray) -> np.ndarray:
-        """Variance of every row of L (q, p + K), (q,)."""
-        return np.diag(self._combined(L))
+        """Variance of every row of L (q, p + K), or of L b (q, p), (q,)."""
+        return combined(L, self.cov).diagonal()
 
     def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law:
         """What F tests of L t = null (q, p + K) are referred to, the same for any `null`."""
-        p, cov = len(L.T) - len(self.estimate.theta), self._combined(L)
+        p, cov = len(L.T) - len(self.estimate.theta), combined(L, self.cov)
         if L[:, p:].any():
             return Law(cov, float(self.df_resid), 1.0, "")
         if self.reason:
@@ -165,11 +165,6 @@ class Satterthwaite:
         with np.errstate(divide="ignore", invalid="ignore"):
             df = 2.0 * np.square(np.square(z).sum(axis=1)) / np.square(moves).sum(axis=0)
         return np.where(df < LEAST_DF, math.nan, df)
-
-    def _combined(self, L: np.ndarray) -> np.ndarray:
-        """L cov L'; what has no weight may be unknown."""
-        used = np.flatnonzero((L != 0).any(axis=0))
-        return L[:, used] @ self.cov[np.ix_(used, used)] @ L[:, used].T
 
     @cached_property
     def W(self) -> np.ndarray:

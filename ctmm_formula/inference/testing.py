@@ -304,6 +304,13 @@ def wald(
     return replace(blank, statistic=F, pvalue=p, log_pvalue=log, note=note)
 
 
+def combined(L: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    """L cov L' of rows L (q, k) of the first k parameters; what has no weight may be unknown."""
+    used = np.flatnonzero(L.any(axis=0))
+    L = L[:, used]
+    return L @ cov[used[:, None], used] @ L.T
+
+
 def denominator(df_resid: float, q: int, groups: int | None = None) -> float:
     """Degrees of freedom of q hypotheses: N - n_par, and at most groups - q for a jackknife.
 

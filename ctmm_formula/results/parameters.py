@@ -356,7 +356,7 @@ def effect_table(
         own, fit = L[known], res.numbers
         every = padded(own, fit)
         value = own @ errors.estimates(fit)[: fit.n_fixed]
-        se = standard_errors(errors.of_effects(own))
+        se = standard_errors(errors.variances(own))
         away = np.broadcast_to(null, len(L))[known]
         out[known, :-1] = tested(errors, value, se, every, alpha, away)
         df = errors.df(every)
@@ -375,7 +375,7 @@ def _linear(
 def linear(res: Record, L: np.ndarray, covariance: Covariance, alpha: float) -> np.ndarray:
     """Columns of ``TABLE`` of linear combinations L b (q, p) of the fixed effects."""
     errors = res.shown_errors(covariance)
-    se = standard_errors(errors.of_effects(L))
+    se = standard_errors(errors.variances(L))
     every = np.pad(L, ((0, 0), (0, len(res.estimate.theta))))
     return tested(errors, L @ res.estimate.beta, se, every, alpha)
 

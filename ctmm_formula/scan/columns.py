@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -99,11 +101,16 @@ class Layout:
         """``lrt[hom:free]``."""
         return f"lrt[{self.structures[pair[0]].name}:{self.structures[pair[1]].name}]"
 
-    @property
+    @cached_property
     def estimates(self) -> list[str]:
         """Columns of the estimates that have standard errors."""
         means = [f"mean[{name}]" for name in self.celltypes]
         return [*self.components[0], *means, *(f"b[{name}]" for name in self.fixed)]
+
+    @cached_property
+    def standard_errors(self) -> dict[str, list[str]]:
+        """Columns of their standard errors, by prefix."""
+        return {kind: [f"{kind}[{name}]" for name in self.estimates] for kind in self.errors}
 
     @property
     def tested(self) -> list[str]:
@@ -161,11 +168,12 @@ class Layout:
         for detail in self.tests[test]:
             own, own_logs = extra.get(detail, math.nan), logs.get(detail, math.nan)
             if detail == BY_TYPE:
+                each, each_log = (
+                    one if isinstance(one, Mapping) else dict.fromkeys(self.celltypes, one)
+                    for one in (own, own_logs)
+                )
                 for name in self.celltypes:
-                    pair = [
-                        one[name] if isinstance(one, Mapping) else one for one in (own, own_logs)
-                    ]
-                    out |= _with_log(f"p_{test}[{name}]", *pair)
+                    out |= _with_log(f"p_{test}[{name}]", each[name], each_log[name])
             else:
                 out |= _with_log(f"p_{test}_{detail}", own, own_logs)
         return out
@@ -184,7 +192,7 @@ class Layout:
         out |= dict.fromkeys(["mean", "zero_noise"], "number")
         out |= dict.fromkeys(["converged", "boundary"], "flag")
         numbers = ["llf", *self.estimates]
-        numbers += [f"{prefix}[{name}]" for prefix in self.errors for name in self.estimates]
+        numbers += chain.from_iterable(self.standard_errors.values())
         numbers += [f"share[{name}]" for name in self.shares]
         numbers += [f"{what}[{name}]" for what in (H2, SE_H2) for name in self.heritability]
         if self.one_step:

@@ -318,12 +318,11 @@ class _Gene:
         own = "se" if own_errors_of(main.estimate.method, True) == MODEL else "se_jackknife"
         if layout.heritability and own in errors:
             out |= self._heritability(main, errors[own])
-        for prefix in set(layout.errors) & set(errors):
-            cov = errors[prefix].cov
-            names = [f"{prefix}[{name}]" for name in layout.estimates]
-            means = errors[prefix].of_effects(L)
-            squares = np.concatenate([np.diag(cov)[p:], means, np.diag(cov)[:p]])
-            out |= dict(zip(names, np.sqrt(squares), strict=True))
+        for prefix, names in layout.standard_errors.items():
+            if prefix in errors:
+                each = errors[prefix].cov.diagonal()
+                squares = np.concatenate([each[p:], errors[prefix].variances(L), each[:p]])
+                out |= dict(zip(names, np.sqrt(squares), strict=True))
         if self.pattern.weights is not None:
             out |= self._shares(main, self.pattern.weights)
         for name in layout.tests:
