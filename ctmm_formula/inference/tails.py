@@ -32,7 +32,7 @@ load, spread = load_of(POINTS), spread_of(POINTS)
 _STEP, _REACH = 1.0, 60.0
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
-_NOTHING = 1e-2  # of the error, where the integrand has ended
+_NOTHING = 0.1  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
 _LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
@@ -49,7 +49,7 @@ _ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the 
 _TOGETHER = 4  # factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
-_SPREAD, _WIDEST = 0.3, 0.6  # how fast the path widens, of the fourth by the second cumulant
+_SPREAD, _WIDEST = 0.25, 0.38  # how fast the path widens, of the fourth by the second cumulant
 
 
 class Law(NamedTuple):
@@ -732,9 +732,7 @@ def _donors_alone(law, side, target, low, high, unit):
 def _aim(value, mean, variance):
     """On which side of 0 the saddlepoint lies, and |K' - mean| there: not too near that pole."""
     target, least = abs(value - mean), _APART * math.sqrt(variance)
-    if target < least:
-        return math.copysign(1.0, value), least
-    return math.copysign(1.0, value - mean), target
+    return math.copysign(1.0, value - mean), max(target, least)
 
 
 @called_exact
