@@ -47,17 +47,16 @@ def units(a: SimpleNamespace) -> np.ndarray:
 
 
 def solve(Sigma, X, y, D, parts) -> SimpleNamespace:
-    """b and theta at fixed weights Sigma^-1; X may lack rank."""
+    """b and theta at fixed weights Sigma^-1; X may lack rank, and theta is NaN where F does."""
     S = np.linalg.inv(Sigma)
     K = np.linalg.pinv(X.T @ S @ X, rcond=1e-10, hermitian=True)
     P = S - S @ X @ K @ X.T @ S
     PA = P @ parts
     F = np.einsum("kab,lba->kl", PA, PA)
     excess = np.array([y @ M @ P @ y - np.trace(M @ P @ D) for M in PA])
-    return SimpleNamespace(
-        theta=np.linalg.solve(F, excess), beta=K @ X.T @ S @ y, K=K, S=S, F=F,
-        condition=np.linalg.cond(F),
-    )  # fmt: skip
+    condition = np.linalg.cond(F)
+    theta = np.linalg.solve(F, excess) if condition < 1e15 else np.full(len(F), np.nan)
+    return SimpleNamespace(theta=theta, beta=K @ X.T @ S @ y, K=K, S=S, F=F, condition=condition)
 
 
 def fit(model, reweightings: int = 4) -> SimpleNamespace:

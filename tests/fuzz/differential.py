@@ -23,6 +23,7 @@ import pandas as pd
 from scipy import stats
 
 import ctmm_formula as ctmm
+from ctmm_formula.inference.small_sample import LEAST_DF
 
 from .harness import Try
 from .tables import compiled, pick
@@ -288,8 +289,9 @@ def _likelihood(fit: Any, p: Problem, rng: Rng) -> Iterator[tuple[str, Any, Any,
     kr = dense_kr.adjusted(p.hand, theta, method)
     L = rng.normal(size=(3, size))
     padded = np.pad(L, ((0, 0), (0, len(theta))))
-    want = [dense_kr.satterthwaite(kr, row) for row in L]
-    if max(want) < 1e6:
+    want = np.array([dense_kr.satterthwaite(kr, row) for row in L])
+    want[want < LEAST_DF] = np.nan
+    if np.nanmax(want, initial=0.0) < 1e6:
         yield "satterthwaite", fit.numbers.model_errors.df(padded), want, 10 * loose
     if method == "reml":
         own = fit.cov_params("kenward-roger").to_numpy()[:size, :size]
