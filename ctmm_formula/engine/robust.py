@@ -178,7 +178,9 @@ class RobustFit:
         U, K = self.n_units, len(self.estimate.theta)
         theta, beta = np.full((U, K), math.nan), np.full((U, len(self.back)), math.nan)
         if U > 1:
-            sweeps.sweep(self.design.layout, *self.inputs, 0, self.state, theta, beta)
+            layout = self.design.layout
+            memory = sweeps.scratch(layout)
+            sweeps.sweep(layout, *self.inputs, 0, self.state, memory, theta, beta)
         # the sums are those of y - X b0, and so are the effects they give
         moved = (beta - self.state.beta) @ self.back.T
         return Replicates(theta, self.estimate.beta + moved)
@@ -274,7 +276,8 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)
     none = np.empty((0, K)), np.empty((0, p))
-    outcome = sweeps.sweep(layout, *inputs, REWEIGHTINGS + 1, state, *none)
+    memory = sweeps.scratch(layout)
+    outcome = sweeps.sweep(layout, *inputs, REWEIGHTINGS + 1, state, memory, *none)
     if outcome != sweeps.DONE:
         raise ConvergenceError(_problem(outcome))
     return RobustFit(

@@ -19,6 +19,7 @@ two more passes over the donors.
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +116,27 @@ class OneTile(NamedTuple):
     out: LeftOut
     flat: np.ndarray
     sums: Sums
+
+
+_KEPT = threading.local()
+
+
+def scratch(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Memory of :func:`sweep` that grows with donors, the same for every fit of a thread.
+
+    Taken from the system for every fit, its pages would cost as much as what is done there.
+
+    Returns
+    -------
+    ndarray, shape (2, T, c, c, LANES), for cross products; ndarray, shape (2, T, R, p, LANES)
+    """
+    T, c = layout.columns.shape[:2]
+    shapes = (2, T, c, c, LANES), (2, T, layout.R, layout.p, LANES)
+    sizes = [math.prod(shape) for shape in shapes]
+    if len(getattr(_KEPT, "room", ())) < sum(sizes):
+        _KEPT.room = in_lanes(sum(sizes) // LANES).ravel()
+    parts = np.split(_KEPT.room[: sum(sizes)], [sizes[0]])
+    return parts[0].reshape(shapes[0]), parts[1].reshape(shapes[1])
 
 
 def make_state(layout: Layout) -> State:
@@ -545,7 +567,7 @@ def _take_through(layout, t, levels, wk, solved):
 
 
 @kept
-def sweep(layout, w, nu, r, steps, state, theta, beta):
+def sweep(layout, w, nu, r, steps, state, memory, theta, beta):
     """Fit by `steps` passes, or, where there are none, the estimates without each unit.
 
     Both in one loop, as each caller of a function is compiled with a copy of it.
@@ -559,6 +581,8 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
         Passes of a fit: the first at equal weights (Haseman and Elston's estimate), each other at
         those of the estimate before.
     state : State, out of a fit
+    memory : tuple of ndarray
+        :func:`scratch`.
     theta : (U, K) out, NaN where the components cannot be told apart without the unit
     beta : (U, p) out, NaN where a fixed effect rests on the unit (theta is then without the effect)
 
@@ -567,14 +591,14 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
     int : DONE, or what is wrong with the fit
     """
     K, p, units = len(layout.S), layout.p, len(state.unit_gram)
-    count, c, leaving = layout.S.shape[1], layout.columns.shape[1], steps == 0
+    count, leaving = layout.S.shape[1], steps == 0
     size = size_of(count, p, leaving)
-    gram, noise = aligned((len(w), c, c, LANES)), aligned((len(w), c, c, LANES))
+    gram, noise = memory[0][0], memory[0][1]
     wk, sol, out = make_tile(layout), _make_solution(K, count, p), _make_left_out(p)
-    levels, effects = make_levels(layout), make_effects(layout)
+    levels, effects = make_levels(layout), make_effects(layout, memory[1][0], memory[1][1])
     flat, whole = aligned((size, LANES)), empty((size, 1))
     totals = parts(whole, count, p, leaving)
-    memory = flat, parts(flat, count, p, leaving), whole, totals
+    into = flat, parts(flat, count, p, leaving), whole, totals
     XX, Xr, XDX, low = empty((p, p)), empty(p), empty((p, p)), empty((p, p))
     weights = w if leaving else np.ones(w.shape)
     for step in range(max(steps, 1)):
@@ -608,7 +632,7 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
                 s += state.root[j, k] * out.rest[k, 0]
             state.beta[j] = s
             store(out.beta, j, spread(s))
-        _together(layout, gram, noise, levels, out, True, wk, effects, *memory)
+        _together(layout, gram, noise, levels, out, True, wk, effects, *into)
         _whole(totals, XDX, state.root, sol)
         _finish(layout.S, sol)
         for k in range(K):
@@ -623,7 +647,7 @@ def sweep(layout, w, nu, r, steps, state, theta, beta):
         store(out.beta, j, spread(state.beta[j]))
         for k in range(p):
             store(out.root, (j, k), spread(1.0 if j == k else 0.0))
-    _together(layout, gram, noise, levels, out, False, wk, effects, *memory)
+    _together(layout, gram, noise, levels, out, False, wk, effects, *into)
     size = size_of(count, p, False)
     own_flat, one_flat = aligned((size, LANES)), aligned((size, LANES))
     own, alone = parts(own_flat, count, p, False), np.empty(LANES, np.bool_)

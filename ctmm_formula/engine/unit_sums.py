@@ -110,13 +110,10 @@ def make_tile(layout):
 
 
 @called
-def make_effects(layout):
-    """Memory for the effects of all tiles."""
-    T, R, p, d = len(layout.columns), layout.R, layout.p, layout.level.shape[1]
-    return Effects(
-        aligned((T, R, p, LANES)), aligned((T, R, p, LANES)), aligned((T, R, LANES)),
-        aligned((T, R, d, LANES)),
-    )  # fmt: skip
+def make_effects(layout, v, t):
+    """Memory for the effects of all tiles; that for v and t is given."""
+    T, R, d = len(layout.columns), layout.R, layout.level.shape[1]
+    return Effects(v, t, aligned((T, R, LANES)), aligned((T, R, d, LANES)))
 
 
 @called
