@@ -34,14 +34,14 @@ _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved 
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _NOTHING = 0.1  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
-_ACCIDENT = 200.0  # of that error, to the sum of three times the step: else they agree by accident
+_ACCIDENT = 50.0  # of that error, to the sum of three times the step: else they agree by accident
 _LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
 _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
 _GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
 _ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
-_ROUGH = 1e-2  # root of the relative error where four digits will do
+_ROUGH = 2e-2  # root of the relative error where four digits will do
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
@@ -732,7 +732,9 @@ def _donors_alone(law, side, target, low, high, unit):
 def _aim(value, mean, variance):
     """On which side of 0 the saddlepoint lies, and |K' - mean| there: not too near that pole."""
     target, least = abs(value - mean), _APART * math.sqrt(variance)
-    return math.copysign(1.0, value - mean), max(target, least)
+    if target < least:
+        return math.copysign(1.0, value), least
+    return math.copysign(1.0, value - mean), target
 
 
 @called_exact
