@@ -59,7 +59,6 @@ def leverages(unit_gram, root, share, axes):
                 for j in range(p):
                     s += load(B, (j, a)) * load(B, (j, b))
                 store(inner, (a, b), s)
-                store(inner, (b, a), s)
         rotate_lanes(inner, rows)
         for a in range(most):
             for j in range(p):

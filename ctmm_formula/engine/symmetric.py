@@ -55,13 +55,16 @@ def rotate(B, axes):
 
 @called
 def rotate_lanes(B, axes):
-    """The same of LANES matrices, B and axes (p, p, LANES): all make the same rotations."""
+    """The same of LANES matrices, B and axes (p, p, LANES): all make the same rotations.
+
+    B is given by its lower triangle.
+    """
     p = len(B)
     for j in range(p):
         for k in range(p):
             store(axes, (j, k), spread(1.0 if j == k else 0.0))
     size = aligned((2, LANES))
-    for _ in range(_SWEEPS):
+    for _ in range(_SWEEPS if p > 1 else 0):
         off, on = spread(0.0), spread(0.0)
         for j in range(p):
             on += load(B, (j, j)) * load(B, (j, j))
@@ -76,7 +79,7 @@ def rotate_lanes(B, axes):
             return
         for j in range(p - 1):
             for k in range(j + 1, p):
-                both = load(B, (j, k))
+                both = load(B, (k, j))
                 gap = load(B, (k, k)) - load(B, (j, j))
                 way = root(gap * gap + 4.0 * both * both) + signed(gap, spread(1.0)) + 1e-300
                 t = signed(2.0 * both / way, gap) * signed(spread(1.0), both)
@@ -84,18 +87,16 @@ def rotate_lanes(B, axes):
                 s = t * c
                 first, second = load(B, (j, j)) - t * both, load(B, (k, k)) + t * both
                 for i in range(p):
-                    left, right = load(B, (j, i)), load(B, (k, i))
-                    store(B, (j, i), c * left - s * right)
-                    store(B, (k, i), s * left + c * right)
+                    if i not in (j, k):
+                        up, low = (max(j, i), min(j, i)), (max(k, i), min(k, i))
+                        left, right = load(B, up), load(B, low)
+                        store(B, up, c * left - s * right)
+                        store(B, low, s * left + c * right)
                     left, right = load(axes, (j, i)), load(axes, (k, i))
                     store(axes, (j, i), c * left - s * right)
                     store(axes, (k, i), s * left + c * right)
-                for i in range(p):
-                    store(B, (i, j), load(B, (j, i)))
-                    store(B, (i, k), load(B, (k, i)))
                 store(B, (j, j), first)
                 store(B, (k, k), second)
-                store(B, (j, k), spread(0.0))
                 store(B, (k, j), spread(0.0))
 
 

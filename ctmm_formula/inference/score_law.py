@@ -14,14 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, fill, zeros
-from ..engine.lanes import load, root, signed, spread, store
 from ..engine.model import LANES, Model, from_tiles
 from ..engine.options import called, kept, kept_exact
+from ..engine.symmetric import rotate_lanes
 from .tails import AGREE, Law, log_tail
 
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
-_SMALL = 1e-30  # sum of squares off the diagonal, in units of that on it, where rotations are done
-_SWEEPS = 30  # most of these
 
 
 class Layout(NamedTuple):
@@ -281,54 +279,6 @@ def _sandwich(R, M, i, half, out):
 
 
 @called
-def _rotate(A, Q):
-    """Eigenvalues of A (r, r, LANES), given by its lower triangle, on its diagonal.
-
-    Vectors are rows of Q.
-    By Jacobi's rotations, of which all lanes make the same ones.
-    """
-    r = len(A)
-    for a in range(r):
-        for b in range(r):
-            store(Q, (a, b), spread(1.0 if a == b else 0.0))
-    both = empty((2, LANES))
-    for _ in range(_SWEEPS if r > 1 else 0):
-        off, on = spread(0.0), spread(0.0)
-        for a in range(r):
-            on += load(A, (a, a)) * load(A, (a, a))
-            for b in range(a):
-                off += load(A, (a, b)) * load(A, (a, b))
-        store(both, 0, off)
-        store(both, 1, on)
-        done = True
-        for i in range(LANES):
-            done = done and both[0, i] <= _SMALL * both[1, i]
-        if done:
-            return
-        for a in range(r - 1):
-            for b in range(a + 1, r):
-                off = load(A, (b, a))
-                gap = load(A, (b, b)) - load(A, (a, a))
-                way = root(gap * gap + 4.0 * off * off) + signed(gap, spread(1.0)) + 1e-300
-                tan = signed(2.0 * off / way, gap) * signed(spread(1.0), off)
-                cos = 1.0 / root(1.0 + tan * tan)
-                sin = tan * cos
-                first, second = load(A, (a, a)) - tan * off, load(A, (b, b)) + tan * off
-                for c in range(r):
-                    if c != a and c != b:
-                        up, low = (max(a, c), min(a, c)), (max(b, c), min(b, c))
-                        left, right = load(A, up), load(A, low)
-                        store(A, up, cos * left - sin * right)
-                        store(A, low, sin * left + cos * right)
-                    left, right = load(Q, (a, c)), load(Q, (b, c))
-                    store(Q, (a, c), cos * left - sin * right)
-                    store(Q, (b, c), sin * left + cos * right)
-                store(A, (a, a), first)
-                store(A, (b, b), second)
-                store(A, (b, a), spread(0.0))
-
-
-@called
 def _by_donor(found, R, sign):
     """G (N, r, r) of every donor, its eigenvalues (N, r) and vectors as rows of Q (N, r, r)."""
     N, r = len(found.HB), len(R)
@@ -356,7 +306,7 @@ def _by_donor(found, R, sign):
                     for c in range(a, r):
                         total += low[c, a] * sign[c] * low[c, b]
                     inner[a, b, i - first] = total
-        _rotate(inner, axes)
+        rotate_lanes(inner, axes)
         for i in range(first, stop):
             for a in range(r):
                 sizes[i, a] = inner[a, a, i - first]
