@@ -445,7 +445,8 @@ def _rest(sums, own, out, sol):
         for h in range(f + 1):
             pair = f * (f + 1) // 2 + h
             left = sums.trace[pair, 0] - load(own.trace, pair)
-            store(sol.trace, pair, left)
+            # of all: where nothing but rounding is left, there is nothing without the unit
+            store(sol.trace, pair, spread(sums.trace[pair, 0]))
             s = spread(0.0)
             for i in range(packed):
                 s += sums.cross[pair, i, 0] * load(out.K, i)
