@@ -165,7 +165,7 @@ ctmm.plots.qq(p).figure
 
 # %% [markdown]
 # Levels and power for 50 to 1,000 donors are [measured](measured/heritability_levels), and [the tail of
-# 50,000 genes](measured/heritability_tail); formulas
+# 100,000 genes](measured/heritability_tail); formulas
 # are in [Mathematics](mathematics).
 #
 # ## Which kinship?
