@@ -427,6 +427,92 @@ def _levels(
                 expected[r, s] += t
 
 
+@called
+def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gram):
+    """Columns V = L^-1 [W X y Z] of all donors, and what they sum up to.
+
+    Columns from `first` on, of as many tiles as V_all has; M_all and K_all the pairs of levels of
+    all blocks, ZV = Z'D^-1 [X y], KZ = K ZV, gram = [X y]'Sigma^-1 [X y], all out.
+
+    Returns
+    -------
+    (whether Sigma is positive definite, log|Sigma|, rows in use)
+    """
+    R, p = blocks.R, blocks.p
+    design, level = blocks.design, blocks.level
+    n_tiles, columns, m = design.shape[0], design.shape[1], design.shape[2]
+    p1 = p + 1
+    x0 = R
+    z0 = R + p1
+    d = columns + 1 - z0
+    low = aligned((m, m, LANES))
+    touch = aligned((p1 + d, LANES))
+    fill(gram, 0.0)
+    logdet = 0.0
+    product = 1.0
+    nobs = 0
+    for t in range(n_tiles):
+        V = V_all[min(t, len(V_all) - 1)]
+        donor = t * LANES
+        for i in range(LANES):
+            touch[0, i] = 0.0
+            if active[donor + i]:
+                touch[0, i] = 1.0
+                nobs += blocks.n_rows[donor + i]
+        mask = load(touch, 0)
+        for j in range(columns):
+            for a in range(m):
+                store(V, (j + (j >= R + p), a), load(design, (t, j, a)) * mask)
+        for a in range(m):
+            store(V, (R + p, a), load(y, (t, a)) * mask)
+        _covariance(V, nu[t], mask, phi, R, low)
+        definite, pivots = _factor(low)
+        if not definite:
+            return False, logdet, nobs
+        store(touch, 0, pivots)
+        for i in range(LANES):
+            product *= touch[0, i]  # one logarithm for many pivots
+            if not 1e-150 < product < 1e150:
+                logdet += 2.0 * math.log(product)
+                product = 1.0
+        _whiten(low, V, first)
+        for j in range(p1):
+            for k in range(j + 1):
+                gram[j, k] += total(_inner(V, x0 + j, x0 + k))
+        for e in range(d):
+            for j in range(p1 + d):
+                store(touch, j, _inner(V, z0 + e, x0 + j))
+            for i in range(LANES):
+                own = level[donor + i, e]
+                if own < 0:
+                    continue
+                for j in range(p1):
+                    ZV[own, j] += touch[j, i]
+                pair = _pair(blocks, donor + i, own)
+                for h in range(d):
+                    if level[donor + i, h] >= 0:
+                        M_all[pair + level[donor + i, h]] += touch[p1 + h, i]
+    logdet += 2.0 * math.log(product)
+    definite = True
+    if len(ZV) > 0:
+        definite, part = _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram)
+        logdet += part
+    return definite, logdet, nobs
+
+
+@called
+def profiled(gram):
+    """[X y]'Sigma^-1 [X y] to its Cholesky factor, but for the last pivot; (definite, y'Py)."""
+    p = len(gram) - 1
+    if not cholesky(gram, p):
+        return False, math.inf
+    ypy = gram[p, p]
+    for j in range(p):
+        gram[p, j] = (gram[p, j] - _dot(gram[p], gram[j], j)) / gram[j, j]
+        ypy -= gram[p, j] * gram[p, j]
+    return True, ypy
+
+
 def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
     """Log-likelihood at factor variances phi and, by `depth`, score and information.
 
@@ -455,77 +541,27 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     n_pairs = blocks.pair_ptr[-1]
     F = len(phi)
     kept = n_tiles if depth > 0 else 1
-    first = 0 if depth > 0 else R
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
     V_all = aligned((kept, width, m, LANES))
-    low = aligned((m, m, LANES))
-    touch = aligned((p1 + d, LANES))
     ZV = zeros((n_levels, p1))
     KZ = zeros((n_levels, p1))
     M_all = zeros(n_pairs)
     K_all = zeros(n_pairs)
-    fill(gram, 0.0)
-    logdet = 0.0
-    product = 1.0
-    nobs = 0
-    for t in range(n_tiles):
-        V = V_all[t if depth > 0 else 0]
-        donor = t * LANES
-        for i in range(LANES):
-            touch[0, i] = 0.0
-            if active[donor + i]:
-                touch[0, i] = 1.0
-                nobs += blocks.n_rows[donor + i]
-        mask = load(touch, 0)
-        for j in range(columns):
-            for a in range(m):
-                store(V, (j + (j >= R + p), a), load(design, (t, j, a)) * mask)
-        for a in range(m):
-            store(V, (R + p, a), load(y, (t, a)) * mask)
-        _covariance(V, nu[t], mask, phi, R, low)
-        definite, pivots = _factor(low)
-        if not definite:
-            return -math.inf
-        store(touch, 0, pivots)
-        for i in range(LANES):
-            product *= touch[0, i]  # one logarithm for many pivots
-            if not 1e-150 < product < 1e150:
-                logdet += 2.0 * math.log(product)
-                product = 1.0
-        _whiten(low, V, first)
-        for j in range(p1):
-            for k in range(j + 1):
-                gram[j, k] += total(_inner(V, x0 + j, x0 + k))
-        for e in range(d):
-            for j in range(p1 + d):
-                store(touch, j, _inner(V, z0 + e, x0 + j))
-            for i in range(LANES):
-                own = level[donor + i, e]
-                if own < 0:
-                    continue
-                for j in range(p1):
-                    ZV[own, j] += touch[j, i]
-                pair = _pair(blocks, donor + i, own)
-                for h in range(d):
-                    if level[donor + i, h] >= 0:
-                        M_all[pair + level[donor + i, h]] += touch[p1 + h, i]
-    logdet += 2.0 * math.log(product)
-    if n_levels > 0:
-        definite, part = _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram)
-        if not definite:
-            return -math.inf
-        logdet += part
+    first = 0 if depth > 0 else R
+    definite, logdet, nobs = whitened(
+        phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gram
+    )
+    if not definite:
+        return -math.inf
 
     # -- fixed effects profiled out ----------------------------------------------------------
-    if not cholesky(gram, p):
+    definite, ypy = profiled(gram)
+    if not definite:
         return -math.inf
     logdet_x = 0.0
-    ypy = gram[p, p]
     for j in range(p):
         logdet_x += 2.0 * math.log(gram[j, j])
-        gram[p, j] = (gram[p, j] - _dot(gram[p], gram[j], j)) / gram[j, j]
-        ypy -= gram[p, j] * gram[p, j]
     for j in range(p - 1, -1, -1):
         s = gram[p, j]
         for k in range(j + 1, p):

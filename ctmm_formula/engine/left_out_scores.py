@@ -1,39 +1,59 @@
-"""Scores without each group of donors, from quantities of the full fit.
+"""Scores without each group of donors, from quantities of the full fit: compiled loops.
 
-To leave out the rows I of a group of donors is to give each of them a mean of its own.  So at the
-same theta, with P of the full data (see :mod:`ctmm_formula.engine.kernels`), v = P y and
-Sigma_f the derivatives of Sigma,
+To leave out the rows I of a group of donors is to give each of them a mean of its own.  With
+P = D^-1 - Phi Omega Phi', Phi = [D^-1 Z, U], Omega = blockdiag(K, 1) of the full data (see
+:mod:`ctmm_formula.engine.kernels`), let B be the rows I of Phi and v those of P y, both whitened
+by the covariances of the donors.  At the same theta, in the rows of the others,
 
-    P(-I)               = P - P_:I P_II^-1 P_I:
-    P(-I) y             = v - P_:I e,   e = P_II^-1 v_I
-    tr(P(-I) Sigma_f)   = tr(P Sigma_f) - tr(P_II^-1 (P Sigma_f P)_II)
-    b(-I)               = b - B_:I e,   B = (X'SX)^-1 X'S,   S = Sigma^-1
-    db(-I) / dtheta_f   = -B(-I) Sigma_f P(-I) y,   B(-I) = B - B_:I P_II^-1 P_I:
+    C           = 1 - B Omega B',   N = B'C^-1 B,   t = B'C^-1 v
+    P(-I)       = D^-1 - Phi (Omega + Omega N Omega) Phi'
+    P(-I) y     = P y + Phi Omega t
+    U(-I)       = U + Phi Omega N_U
+    b(-I)       = L^-T (U'y - t_U)
+    db(-I) / dtheta_f = -L^-T U(-I)' Sigma_f P(-I) y
 
-(ML has S in place of P in the traces.)  P = D - Phi Omega Phi' with D = blockdiag(Sigma_i^-1),
-Phi = [D Z, U] and Omega = blockdiag(K, I), and a row touches few levels: the cost of all groups is
-linear in donors.
+(ML has Sigma^-1 in place of P in the traces, so of N only what levels have.)  With Sigma_f the sum
+of f f' over columns f, one for each donor and factor, or level of a random effect, all that is
+asked are sums over columns of h h' and h f'P y, h = Phi'f.  Those of all donors are made once, and
+what the group has in them is taken off: the cost of all groups is linear in donors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .model import Model
-from .precision import Precision, level_matrix
+from .kernels import (
+    _factor,
+    _inner,
+    _inverse_root,
+    _multiply,
+    _pair,
+    _project,
+    _project_rows,
+    _times_levels,
+    _unpack,
+    _whiten,
+    empty,
+    profiled,
+    whitened,
+    zeros,
+)
+from .lanes import aligned, load, spread, store, total
+from .model import LANES, Model
+from .optimize import Problem, factors
+from .options import called, kept
 
-_AT_ONCE = 64
-_ALIASED = 1e-9  # smallest eigenvalue of P_II, next to D_II
+_ALONE = 1e-9  # share of a row's precision that is left where the fixed effects rest on the group
 
 
 class Scores(NamedTuple):
     """Score at one theta without each of G groups of donors.
 
-    grad (G, K); beta (G, p) fixed effects of the orthonormal X at this theta and slope (G, K, p)
-    their derivatives; found (G,): the others determine the fixed effects.
+    grad (G, K); beta (G, p) fixed effects of the problem's response at this theta and slope
+    (G, K, p) their derivatives; found (G,): the others determine the fixed effects.
     """
 
     grad: np.ndarray
@@ -47,196 +67,422 @@ class Scores(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Groups of donors to leave out, as rows of padded matrices; made by :func:`grouped`.
+    """Groups of donors to leave out, as padded arrays; made by :func:`grouped`.
 
-    rows, real (G, a) rows of a group; donors, there (G, j) its donors among those in use; number
-    (G, a) the donor of a row; columns, meant (G, k) columns of Phi that its rows have.
+    donors (G, j) kernel numbers; levels (G, b) that they touch; place (G, j, d) of the levels of a
+    donor among these; -1 where there is none.
     """
 
-    rows: np.ndarray
-    real: np.ndarray
     donors: np.ndarray
-    there: np.ndarray
-    number: np.ndarray
-    columns: np.ndarray
-    meant: np.ndarray
+    levels: np.ndarray
+    place: np.ndarray
 
-    def parts(self) -> Iterator[Groups]:
-        """Some at a time, whose matrices stay in the cache of a processor."""
-        for start in range(0, len(self.rows), _AT_ONCE):
-            yield Groups(*(values[start : start + _AT_ONCE] for values in self))
+
+class _Sums(NamedTuple):
+    """Sums of all donors for F = R + Kr factors f, those of levels multiplied by Omega.
+
+    size (F,) of (f'P y)^2 - f'P f; inner (F, p, p + 1) = U'[Sigma_f U, Sigma_f P y]; of levels, in
+    the order of blocks, pairs (F, pairs) and with the fixed effects and P y across (F, q, p + 1).
+    """
+
+    size: np.ndarray
+    inner: np.ndarray
+    pairs: np.ndarray
+    across: np.ndarray
+
+
+class _Own(NamedTuple):
+    """Memory for LANES groups of j donors with a rows, k = b + p columns; LANES in the last axis.
+
+    W (R, a) and Y (k + 1, a) = [B v]; low (a, a); K (b, b); h (R, j, k + 1) = W'[B v] and size
+    (R, j) of W'W by donor; N, and traced (k, k) what the traces take of it; t, x, Nx, moved (k,);
+    pairs (b, b) and across (b, p + 1) of one factor.
+    """
+
+    W: np.ndarray
+    Y: np.ndarray
+    low: np.ndarray
+    K: np.ndarray
+    h: np.ndarray
+    size: np.ndarray
+    N: np.ndarray
+    traced: np.ndarray
+    t: np.ndarray
+    x: np.ndarray
+    Nx: np.ndarray
+    moved: np.ndarray
+    pairs: np.ndarray
+    across: np.ndarray
 
 
 def grouped(model: Model, groups: Sequence[np.ndarray]) -> Groups:
     """Groups of donors (kernel numbers) of a model; the same for all responses."""
-    ptr, used = model.row_ptr, np.flatnonzero(model.active)
-    rows, real = _padded(
-        [np.concatenate([np.arange(ptr[i], ptr[i + 1]) for i in group]) for group in groups]
-    )
-    donors, there = _padded([np.searchsorted(used, group) for group in groups])
-    number = np.where(real, np.searchsorted(used, model.row_donor[rows]), -1)
-    Z = level_matrix(model)[0]
-    levels = ((Z[rows] != 0.0) & real[..., None]).any(axis=1)
-    fixed = np.arange(Z.shape[1], Z.shape[1] + model.X.shape[1])
-    columns, meant = _padded([np.append(np.flatnonzero(row), fixed) for row in levels])
-    return Groups(rows, real, donors, there, number, columns, meant)
+    level = model.blocks.level
+    own = [np.unique(level[group][level[group] >= 0]) for group in groups]
+    donors, levels = _padded(groups), _padded(own)
+    place = np.full((*donors.shape, level.shape[1]), -1)
+    for g, group in enumerate(groups):
+        there = level[group]
+        place[g, : len(group)] = np.where(there >= 0, np.searchsorted(own[g], there), -1)
+    return Groups(donors, levels, place)
 
 
-class _Sums(NamedTuple):
-    """What all groups share, for F = R + Kr factors f.
-
-    DW (n, R) columns D w, WP (N, R, q + p) w' Phi and tau (N, R) w'v of every donor; inside
-    (q + p, q + p, F), through (q + p, F), across (q + p, F, p): parts of P Sigma_f P, P Sigma_f v,
-    U' Sigma_f P that go through Phi; moment (F, p) U' Sigma_f v; square (F,) v' Sigma_f v; trace
-    (F,) tr(P Sigma_f).
-    """
-
-    DW: np.ndarray
-    WP: np.ndarray
-    tau: np.ndarray
-    inside: np.ndarray
-    through: np.ndarray
-    across: np.ndarray
-    moment: np.ndarray
-    square: np.ndarray
-    trace: np.ndarray
+def _padded(lists: Sequence[np.ndarray]) -> np.ndarray:
+    """Lists of numbers as rows of a matrix, -1 where a list has ended."""
+    size = np.array([len(part) for part in lists])
+    real = np.arange(size.max(initial=0)) < size[:, None]
+    out = np.full(real.shape, -1, dtype=np.int64)
+    out[real] = np.concatenate(lists)
+    return out
 
 
-def left_out_scores(model: Model, theta: np.ndarray, groups: Groups, reml: bool) -> Scores:
-    """Score and fixed effects at `theta` (K,) without each group of donors."""
-    pre = Precision(model, theta)
-    sums = _sums(pre, reml)
-    found = [_scores(pre, sums, part, reml) for part in groups.parts()]
-    return Scores(*(np.concatenate(values) for values in zip(*found, strict=True)))
+def left_out_scores(pr: Problem, theta: np.ndarray, groups: Groups) -> Scores:
+    """Score and fixed effects at `theta` (K,) of a problem without each group of donors."""
+    F, p, G = pr.S.shape[1], pr.blocks.p, len(groups.donors)
+    grad, beta, slope = np.empty((G, F)), np.empty((G, p)), np.empty((G, F, p))
+    found, turn = np.zeros(G, dtype=bool), np.zeros((p, p))
+    _left_out(pr, theta, *groups, grad, beta, slope, found, turn)
+    slope = (slope.reshape(-1, p) @ turn.T).reshape(slope.shape)
+    return Scores(0.5 * grad @ pr.S.T, beta @ turn.T, pr.S @ slope, found)
 
 
-def _scores(pre: Precision, sums: _Sums, groups: Groups, reml: bool) -> Scores:
-    """Those of some groups."""
-    model, q, p, R = pre.model, pre.Z.shape[1], pre.X.shape[1], sums.DW.shape[1]
-    rows, real, donors, there, number, columns, meant = groups
-    (G, a), j = rows.shape, donors.shape[1]
-    own = (donors[:, :, None] == number[:, None, :]) & there[:, :, None]
-    pair = columns[:, :, None], columns[:, None, :]
-
-    def of_factors(values: np.ndarray) -> np.ndarray:
-        """Rows of factor and donor (G, R j, a) -> (G, a, R)."""
-        return values.reshape(G, R, j, a).sum(axis=2).swapaxes(1, 2)
-
-    def traces(inverse: np.ndarray, phi: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """tr(P_II^-1 (P Sigma_f P)_II), (G, F)."""
-        low = (phi.swapaxes(1, 2) @ inverse @ phi).reshape(G, 1, -1)
-        out = (low @ inside.reshape(G, low.shape[2], -1))[:, 0]
-        out[:, :R] += (((dw - 2.0 * z) @ inverse) * dw).reshape(G, R, -1).sum(axis=2)
-        return out
-
-    phi = pre.phi[rows[:, :, None], columns[:, None, :]]
-    phi *= real[..., None] & meant[:, None, :]
-    omega, inside = pre.omega[pair], sums.inside[pair]  # (G, k, k), (G, k, k, F)
-    U = np.where(real[..., None], pre.U[rows], 0.0)
-    D = _inverses(pre, rows, number)
-    dw = (sums.DW[rows].swapaxes(1, 2)[:, :, None, :] * own[:, None]).reshape(G, R * j, a)
-    wp = sums.WP[donors[:, None, :, None], np.arange(R)[:, None, None], columns[:, None, None, :]]
-    wp = (wp * (there[..., None] & meant[:, None])[:, None]).reshape(G, R * j, -1)
-    low = omega @ phi.swapaxes(1, 2)
-    z = wp @ low
-    inverse, found = _inverted(D - phi @ low, D)
-    e = inverse @ np.where(real, pre.Py[rows], 0.0)[..., None]
-
-    # P_I: Sigma_f v and (P Sigma_f P)_II e, columns (G, a, F)
-    phi_e, dw_e, z_e = phi.swapaxes(1, 2) @ e, dw @ e, z @ e
-    tau = (sums.tau[donors] * there[..., None]).swapaxes(1, 2).reshape(G, R * j, 1)
-    first = -(phi @ sums.through[columns])
-    second = phi @ (phi_e[:, None].swapaxes(2, 3) @ inside)[:, :, 0]
-    first[..., :R] += of_factors(dw * tau)
-    second[..., :R] += of_factors(dw * (dw_e - z_e) - z * dw_e)
-    if reml:
-        trace = traces(inverse, phi, z)
-    else:
-        levels = columns < q
-        phi = phi * levels[:, None]
-        low = omega @ phi.swapaxes(1, 2)
-        z = (wp * levels[:, None]) @ low
-        S_inverse, _ = _inverted(D - phi @ low, D)
-        trace = traces(S_inverse, phi, z)
-    grad = sums.square - sums.trace + trace
-    grad += (e.swapaxes(1, 2) @ (second - 2.0 * first))[:, 0]
-
-    # b and its derivatives, in terms of U: Q = L U with L = Q'U
-    root = np.linalg.inv(pre.X.T @ pre.U).T
-    y = np.where(model.active_rows, model.y, 0.0)
-    Ut = U.swapaxes(1, 2)
-    beta = (pre.U.T @ y - (Ut @ e)[..., 0]) @ root.T
-    slope = (Ut @ inverse @ (first - second)).swapaxes(1, 2) - sums.moment
-    across = sums.across.reshape(-1, len(sums.moment) * p)[columns]
-    slope -= (phi_e.swapaxes(1, 2) @ across).reshape(slope.shape)
-    U_w = sums.WP[donors][..., q:].swapaxes(1, 2)  # (G, R, j, p)
-    slope[:, :R] += (U_w * dw_e.reshape(G, R, j, 1)).sum(axis=2)
-    return Scores(0.5 * grad @ model.S.T, beta, model.S @ (slope @ root.T), found)
-
-
-def _sums(pre: Precision, reml: bool) -> _Sums:
-    model, phi, omega = pre.model, pre.phi, pre.omega
-    q, v = pre.Z.shape[1], pre.Py
-    W = np.where(pre.mask[..., None], model.W[pre.rows], 0.0).swapaxes(1, 2)  # (N, R, m)
-    tau = (W @ v[pre.rows][..., None])[..., 0]
-    local = W @ pre.inverse
-    DW = np.zeros((len(v), W.shape[1]))
-    DW[pre.rows[pre.mask]] = local.swapaxes(1, 2)[pre.mask]
-    WP = W @ phi[pre.rows]
-    own = [pre.level_component == k for k in range(len(model.random))]
-    Zv, PZ = pre.Z.T @ v, phi.T @ pre.Z  # PZ: Phi'Z
-    T = [np.eye(len(omega), q)[:, mine] - omega @ PZ[:, mine] for mine in own]  # P Z = Phi T
-    by_factor = np.ascontiguousarray(WP.swapaxes(0, 1))
-    C = [part.T @ part for part in by_factor]  # Phi' Sigma_f Phi
-    used = slice(None) if reml else slice(0, q)
-    low = omega[used, used]
-    levels = [part[used].T @ low @ part[used] for part in (PZ[:, mine] for mine in own)]
-    through_w = [part.T @ t for part, t in zip(by_factor, tau.T, strict=True)]
-    return _Sums(
-        DW, WP, tau,
-        inside=np.stack([omega @ c @ omega for c in C] + [t @ t.T for t in T], axis=-1),
-        through=np.stack(
-            [omega @ t for t in through_w]
-            + [-t @ Zv[mine] for t, mine in zip(T, own, strict=True)], axis=-1,
-        ),
-        across=np.stack(
-            [omega @ c[:, q:] for c in C]
-            + [-t @ PZ[q:, mine].T for t, mine in zip(T, own, strict=True)], axis=1,
-        ),
-        moment=np.array([t[q:] for t in through_w] + [PZ[q:, mine] @ Zv[mine] for mine in own]),
-        square=np.array([*np.square(tau).sum(axis=0), *(np.square(Zv[m]).sum() for m in own)]),
-        trace=np.array(
-            [total - np.sum(low * c[used, used])
-             for total, c in zip((W * local).sum(axis=(0, 2)), C, strict=True)]
-            + [np.trace(PZ[:q][np.ix_(m, m)]) - np.trace(part)
-               for m, part in zip(own, levels, strict=True)]
-        ),
+@called
+def _make_own(R, p, b, m, j):
+    k, a = b + p, j * m
+    return _Own(
+        aligned((R, a, LANES)), aligned((k + 1, a, LANES)), aligned((a, a, LANES)),
+        aligned((b, b, LANES)), aligned((R, j, k + 1, LANES)), aligned((R, j, LANES)),
+        aligned((k, k, LANES)), aligned((k, k, LANES)), aligned((k, LANES)), aligned((k, LANES)),
+        aligned((k, LANES)), aligned((k, LANES)), aligned((b, b, LANES)),
+        aligned((b, p + 1, LANES)),
     )  # fmt: skip
 
 
-def _inverted(P: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses (G, a, a), and which exist: not where the fixed effects rest on the group."""
-    size = np.sqrt(np.diagonal(D, axis1=1, axis2=2))
-    smallest = np.linalg.eigvalsh(P / size[:, :, None] / size[:, None, :])[:, 0]
-    found = smallest > _ALIASED
-    return np.linalg.inv(np.where(found[:, None, None], P, D)), found
+@called
+def _sum_donors(pr, V_all, K_all, KZ, turn, gram, sums):
+    """Sums over the factors of donors; V becomes [W U P y Z], whitened, levels taken off."""
+    blocks = pr.blocks
+    R, p, level = blocks.R, blocks.p, blocks.level
+    d, z0 = level.shape[1], R + p + 1
+    h = aligned((p + 1 + d, LANES))
+    near_KZ, near_K = aligned((d, p + 1, LANES)), aligned((d, d, LANES))
+    for t in range(len(V_all)):
+        V = V_all[t]
+        _project(V, R, p, turn, gram)
+        for e in range(d):
+            for i in range(LANES):
+                donor = t * LANES + i
+                own = level[donor, e]
+                for j in range(p + 1):
+                    near_KZ[e, j, i] = KZ[own, j] if own >= 0 else 0.0
+                pair = _pair(blocks, donor, own)
+                for c in range(d):
+                    w = level[donor, c]
+                    near_K[e, c, i] = K_all[pair + w] if own >= 0 and w >= 0 else 0.0
+            for j in range(p + 1):
+                for a in range(V.shape[1]):
+                    s = load(V, (R + j, a)) - load(near_KZ, (e, j)) * load(V, (z0 + e, a))
+                    store(V, (R + j, a), s)
+        for r in range(R):
+            for j in range(p + 1 + d):
+                store(h, j, _inner(V, r, R + j))
+            tau = load(h, p)
+            s = tau * tau - _inner(V, r, r)
+            for e in range(d):
+                for c in range(d):
+                    s += load(near_K, (e, c)) * load(h, p + 1 + e) * load(h, p + 1 + c)
+            for j in range(p):
+                u = load(h, j)
+                if pr.reml:
+                    s += u * u
+                for k in range(j + 1):
+                    sums.inner[r, j, k] += total(u * load(h, k))
+                sums.inner[r, j, p] += total(u * tau)
+            sums.size[r] += total(s)
+            for e in range(d):
+                for i in range(LANES):
+                    donor = t * LANES + i
+                    own = level[donor, e]
+                    if own < 0:
+                        continue
+                    f = h[p + 1 + e, i]
+                    for j in range(p + 1):
+                        sums.across[r, own, j] += f * h[j, i]
+                    pair = _pair(blocks, donor, own)
+                    for c in range(d):
+                        if level[donor, c] >= 0:
+                            sums.pairs[r, pair + level[donor, c]] += f * h[p + 1 + c, i]
 
 
-def _inverses(pre: Precision, rows: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """blockdiag(Sigma_i^-1) of the rows of each group, (G, a, a); the identity where padded."""
-    donor = np.maximum(number, 0)
-    place = rows - pre.rows[donor, 0]
-    same = (number[:, :, None] == number[:, None, :]) & (number >= 0)[:, :, None]
-    part = pre.inverse[
-        donor[:, :, None], np.where(same, place[:, :, None], 0), np.where(same, place[:, None], 0)
-    ]
-    return np.where(same, part, 0.0) + (number < 0)[:, :, None] * np.eye(rows.shape[1])
+@called
+def _sum_levels(pr, M_all, K_all, ZV, sums):
+    """Those of donors multiplied by K, and those over levels as factors."""
+    blocks = pr.blocks
+    R, p, ptr = blocks.R, blocks.p, blocks.level_ptr
+    most = 0
+    for b in range(len(ptr) - 1):
+        most = max(most, ptr[b + 1] - ptr[b])
+    M, K, N = empty((most, most)), empty((most, most)), empty((most, most))
+    one, two = empty((most, most)), empty((most, most))
+    rows = empty((most, p + 1))
+    for b in range(len(ptr) - 1):
+        l0, start = ptr[b], blocks.pair_ptr[b]
+        q = ptr[b + 1] - l0
+        _unpack(M_all, start, q, M)
+        _unpack(K_all, start, q, K)
+        for r in range(R):
+            _unpack(sums.pairs[r], start, q, one)
+            _multiply(K, q, one, 0, q, two)
+            _multiply(two, q, K, 0, q, one)
+            for x in range(q):
+                for w in range(q):
+                    sums.pairs[r, start + x * q + w] = one[x, w]
+            _multiply(K, q, sums.across[r], l0, p + 1, rows)
+            for x in range(q):
+                for j in range(p + 1):
+                    sums.across[r, l0 + x, j] = rows[x, j]
+        _multiply(M, q, K, 0, q, N)
+        for x in range(q):
+            for w in range(q):
+                N[x, w] = (1.0 if x == w else 0.0) - N[x, w]
+        _multiply(N, q, M, 0, q, one)  # Z'Sigma^-1 Z
+        _multiply(N, q, ZV, l0, p + 1, rows)  # Z'Sigma^-1 [U, y - X b]
+        for x in range(q):
+            f = R + blocks.level_comp[l0 + x]
+            sums.size[f] += rows[x, p] * rows[x, p] - one[x, x]
+            for j in range(p):
+                if pr.reml:
+                    sums.size[f] += rows[x, j] * rows[x, j]
+                for k in range(j + 1):
+                    sums.inner[f, j, k] += rows[x, j] * rows[x, k]
+                sums.inner[f, j, p] += rows[x, j] * rows[x, p]
+            for w in range(q):
+                for j in range(p + 1):
+                    sums.across[f, l0 + w, j] -= N[x, w] * rows[x, j]
+                for v in range(q):
+                    sums.pairs[f, start + w * q + v] += N[x, w] * N[x, v]
 
 
-def _padded(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of numbers as rows of a matrix, padded by zeros; which entries are real."""
-    size = np.array([len(part) for part in lists])
-    real = np.arange(size.max(initial=0)) < size[:, None]
-    out = np.zeros(real.shape, dtype=np.int64)
-    out[real] = np.concatenate(lists)
-    return out, real
+@called
+def _gather(pr, V_all, K_all, donors, levels, place, first, own):
+    """[W B v] of the rows of LANES groups, K of their levels, and what factors have with them."""
+    R, p, m = pr.blocks.R, pr.blocks.p, pr.blocks.design.shape[2]
+    b, k = levels.shape[1], levels.shape[1] + p
+    for c in range(k + 1):
+        for a in range(own.Y.shape[1]):
+            store(own.Y, (c, a), spread(0.0))
+    for r in range(R):
+        for a in range(own.Y.shape[1]):
+            store(own.W, (r, a), spread(0.0))
+    for lane in range(LANES):
+        g = first + lane
+        for e in range(b):
+            x = levels[g, e] if g < len(levels) else -1
+            for c in range(b):
+                w = levels[g, c] if g < len(levels) else -1
+                at = _pair_of(pr.blocks, x, w)
+                own.K[e, c, lane] = K_all[at] if at >= 0 else 0.0
+        for i in range(donors.shape[1] if g < len(donors) else 0):
+            donor = donors[g, i]
+            if donor < 0:
+                continue
+            V, at = V_all[donor // LANES], donor % LANES
+            for a in range(m):
+                row = i * m + a
+                for r in range(R):
+                    own.W[r, row, lane] = V[r, a, at]
+                for j in range(p + 1):
+                    own.Y[b + j, row, lane] = V[R + j, a, at]
+                for e in range(place.shape[2]):
+                    if place[g, i, e] >= 0:
+                        own.Y[place[g, i, e], row, lane] = V[R + p + 1 + e, a, at]
+    for r in range(R):
+        for i in range(own.size.shape[1]):
+            size = spread(0.0)
+            for a in range(i * m, (i + 1) * m):
+                size += load(own.W, (r, a)) * load(own.W, (r, a))
+            store(own.size, (r, i), size)
+            for c in range(k + 1):
+                s = spread(0.0)
+                for a in range(i * m, (i + 1) * m):
+                    s += load(own.W, (r, a)) * load(own.Y, (c, a))
+                store(own.h, (r, i, c), s)
+
+
+@called
+def _pair_of(blocks, x, w):
+    """Place of two levels among the pairs; -1 if one is, or they are of different blocks."""
+    ptr = blocks.level_ptr
+    low, high = 0, len(ptr) - 1
+    while high - low > 1:  # the block of level x
+        middle = (low + high) // 2
+        if ptr[middle] <= x:
+            low = middle
+        else:
+            high = middle
+    q = ptr[low + 1] - ptr[low]
+    if x < 0 or not ptr[low] <= w < ptr[low + 1]:
+        return -1
+    return blocks.pair_ptr[low] + (x - ptr[low]) * q + w - ptr[low]
+
+
+@called
+def _take_off(own, used, found):
+    """C's factor from the first `used` columns of B, all of which it whitens; found (LANES,)."""
+    b, rows = len(own.K), own.Y.shape[1]
+    for a in range(rows):
+        for c in range(used):
+            s = load(own.Y, (c, a)) if c >= b else spread(0.0)
+            for e in range(b if c < b else 0):
+                s += load(own.K, (c, e)) * load(own.Y, (e, a))
+            store(own.x, c, s)
+        for i in range(a + 1):
+            s = spread(1.0 if i == a else 0.0)
+            for c in range(used):
+                s -= load(own.x, c) * load(own.Y, (c, i))
+            store(own.low, (a, i), s)
+    _factor(own.low)
+    for lane in range(LANES):
+        for a in range(rows):
+            pivot = own.low[a, a, lane]
+            found[lane] = found[lane] and pivot * pivot * _ALONE < 1.0
+    _whiten(own.low, own.Y, 0)
+
+
+@called
+def _between(own, used, N):
+    """N = B'C^-1 B of the first `used` columns, nothing of the others."""
+    k = len(N)
+    for c in range(k):
+        for e in range(c + 1):
+            s = _inner(own.Y, c, e) if c < used else spread(0.0)
+            store(N, (c, e), s)
+            store(N, (e, c), s)
+
+
+@called
+def _one_factor(pr, f, first, levels, sums, own, value, slope):
+    """Score for factor f, twice, and slopes, before what the groups' own columns take off."""
+    p, b = pr.blocks.p, len(own.K)
+    for lane in range(LANES):
+        g = first + lane
+        for e in range(b):
+            x = levels[g, e] if g < len(levels) else -1
+            for j in range(p + 1):
+                own.across[e, j, lane] = sums.across[f, x, j] if x >= 0 else 0.0
+            for c in range(b):
+                w = levels[g, c] if g < len(levels) else -1
+                at = _pair_of(pr.blocks, x, w)
+                own.pairs[e, c, lane] = sums.pairs[f, at] if at >= 0 else 0.0
+    out = spread(sums.size[f])
+    for e in range(b):
+        s, through = spread(0.0), load(own.across, (e, p))
+        for c in range(b):
+            s += load(own.pairs, (e, c)) * load(own.t, c)
+            out += load(own.pairs, (e, c)) * load(own.traced, (e, c))
+        for j in range(p):
+            s += load(own.across, (e, j)) * load(own.t, b + j)
+            out += 2.0 * load(own.across, (e, j)) * load(own.traced, (e, b + j))
+        store(own.moved, e, s + through)
+        out += load(own.t, e) * (s + 2.0 * through)
+    for j in range(p):
+        s, through = spread(0.0), sums.inner[f, j, p]
+        for e in range(b):
+            s += load(own.across, (e, j)) * load(own.t, e)
+        for k in range(p):
+            high, low = max(j, k), min(j, k)
+            s += sums.inner[f, high, low] * load(own.t, b + k)
+        for k in range(j):
+            out += 2.0 * sums.inner[f, j, k] * load(own.traced, (b + j, b + k))
+        out += sums.inner[f, j, j] * load(own.traced, (b + j, b + j))
+        store(own.moved, b + j, s + through)
+        out += load(own.t, b + j) * (s + 2.0 * through)
+    for j in range(p):
+        s = load(own.moved, b + j)
+        for c in range(b + p):
+            s += load(own.N, (b + j, c)) * load(own.moved, c)
+        store(slope, j, -1.0 * s)
+    store(value, 0, out)
+
+
+@called
+def _own_columns(pr, r, own, value, slope):
+    """Take off what the groups' own columns of factor r have in the sums."""
+    p, b = pr.blocks.p, len(own.K)
+    k = b + p
+    out = load(value, 0)
+    for i in range(own.size.shape[1]):
+        tau = load(own.h, (r, i, k))
+        for c in range(k):
+            s = load(own.h, (r, i, c)) if c >= b else spread(0.0)
+            for e in range(b if c < b else 0):
+                s += load(own.K, (c, e)) * load(own.h, (r, i, e))
+            store(own.x, c, s)
+            tau += s * load(own.t, c)
+            if c < b or pr.reml:
+                out -= s * load(own.h, (r, i, c))
+        out += load(own.size, (r, i)) - tau * tau
+        for c in range(k):
+            s, through = spread(0.0), spread(0.0)
+            for e in range(k):
+                s += load(own.N, (c, e)) * load(own.x, e)
+                through += load(own.traced, (c, e)) * load(own.x, e)
+            out -= load(own.x, c) * through
+            if c >= b:
+                s += load(own.h, (r, i, c))
+                store(slope, c - b, load(slope, c - b) + tau * s)
+    store(value, 0, out)
+
+
+@kept
+def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
+    """Scores, twice, by factor (G, F), effects and slopes (G, F, p) in terms of U; turn L^-T."""
+    blocks = pr.blocks
+    R, p = blocks.R, blocks.p
+    n_tiles, columns, m = blocks.design.shape[:3]
+    F, q, n_pairs = pr.S.shape[1], len(blocks.level_comp), blocks.pair_ptr[-1]
+    G, b = levels.shape
+    phi, gram = empty(F), empty((p + 1, p + 1))
+    factors(pr.S, theta, phi)
+    V_all = aligned((n_tiles, columns + 1, m, LANES))
+    ZV, KZ, M_all, K_all = zeros((q, p + 1)), zeros((q, p + 1)), zeros(n_pairs), zeros(n_pairs)
+    definite, _, _ = whitened(
+        phi, pr.y, pr.nu, blocks, pr.active, 0, V_all, M_all, K_all, ZV, KZ, gram
+    )
+    if not definite or not profiled(gram)[0]:
+        return
+    _inverse_root(gram, p, turn)
+    _project_rows(ZV, p, turn, gram)
+    _times_levels(blocks, K_all, ZV, KZ)
+    sums = _Sums(zeros(F), zeros((F, p, p + 1)), zeros((F, n_pairs)), zeros((F, q, p + 1)))
+    _sum_donors(pr, V_all, K_all, KZ, turn, gram, sums)
+    _sum_levels(pr, M_all, K_all, ZV, sums)
+    own = _make_own(R, p, b, m, donors.shape[1])
+    value, sloping = aligned((1, LANES)), aligned((p, LANES))
+    there = np.empty(LANES, np.bool_)
+    for first in range(0, G, LANES):
+        used = min(LANES, G - first)
+        there[:] = True
+        if not pr.reml:
+            _gather(pr, V_all, K_all, donors, levels, place, first, own)
+            _take_off(own, b, there)
+            _between(own, b, own.traced)
+        _gather(pr, V_all, K_all, donors, levels, place, first, own)
+        _take_off(own, b + p, there)
+        _between(own, b + p, own.N)
+        if pr.reml:
+            _between(own, b + p, own.traced)
+        for c in range(b + p):
+            store(own.t, c, _inner(own.Y, c, b + p))
+        for lane in range(used):
+            found[first + lane] = there[lane]
+            for j in range(p):
+                beta[first + lane, j] = gram[p, j] - own.t[b + j, lane]
+        for f in range(F):
+            _one_factor(pr, f, first, levels, sums, own, value, sloping)
+            if f < R:
+                _own_columns(pr, f, own, value, sloping)
+            for lane in range(used):
+                grad[first + lane, f] = value[0, lane]
+                for j in range(p):
+                    slope[first + lane, f, j] = sloping[j, lane]

@@ -411,8 +411,7 @@ class _Refit:
     @cached_property
     def scores(self) -> Scores:
         """Scores without each group: of all together, a matrix product may round by its size."""
-        left_out, theta = self.left_out, self.estimate.theta
-        return left_out_scores(self.model, theta, left_out.grouped, self.problem.reml)
+        return left_out_scores(self.problem, self.at, self.left_out.grouped)
 
     def __call__(
         self, which: np.ndarray, one_step: bool, n_jobs: int = 1
@@ -420,11 +419,10 @@ class _Refit:
         """theta (G, K) and beta (G, p) without each of these groups; NaN where there is no fit."""
         model, scale = self.model, self.scale
         scores = self.scores.part(which)
-        grad = scores.grad * scale**2
+        grad = scores.grad
         step = grad @ self.inverse
         theta = self.at + step if one_step else np.tile(self.at, (len(which), 1))
-        beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0] * scale**2
-        beta = (beta - model.Q.T @ model.y) / scale
+        beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
         chunks = min(max(abs(n_jobs), 1), len(which))
         arrays = (which, grad, scores.found & self.settles, theta, beta)
         Parallel(n_jobs=n_jobs, require="sharedmem")(
