@@ -6,56 +6,99 @@ import math
 
 import numpy as np
 
-from .kernels import SCORE, VALUE, empty, evaluate, evaluate_at
-from .optimize import Problem, Work, factors, is_inside
+from .kernels import (
+    INFORMATION,
+    SCORE,
+    VALUE,
+    cholesky,
+    cholesky_solve,
+    empty,
+    evaluate,
+    evaluate_at,
+    fill,
+)
+from .optimize import Problem, Work, add_congruence, factors
 from .options import called, kept
 
-_TOLERANCE = 1e-9  # squared Newton decrement of a refit before its last step
+_NEWTON = 1e-5  # squared decrement of a refit before its last step, where that is Newton's
+_CHORD = 1e-9  # and where it is not
 
 
 @called
-def _chord(pr, theta, inverse, steps, wk):
-    """Quasi-Newton to the optimum from a first step: `inverse` is corrected by rank-one updates.
+def _invert(pr, inverse, wk):
+    """Put in `inverse` that of the observed information, if definite, but for what it holds."""
+    K = len(inverse)
+    fill(wk.observed, 0.0)
+    add_congruence(pr.S, wk.average, 2.0, wk.observed)
+    add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+    for k in range(K):
+        for h in range(k + 1):
+            free = inverse[k, k] != 0.0 and inverse[h, h] != 0.0
+            wk.chol[k, h] = wk.observed[k, h] if free else 1.0 if k == h else 0.0
+    if not cholesky(wk.chol, K):
+        return False
+    for k in range(K):
+        if inverse[k, k] != 0.0:
+            for h in range(K):
+                inverse[k, h] = 1.0 if h == k else 0.0
+            cholesky_solve(wk.chol, K, inverse[k])
+    return True
+
+
+@called
+def _correct(inverse, step, fall, miss):
+    """A rank-one update, by which inverse times the fall of the gradient is the last step."""
+    K = len(step)
+    along = 0.0
+    for k in range(K):
+        miss[k] = step[k]
+        for h in range(K):
+            miss[k] -= inverse[k, h] * fall[h]
+        along += miss[k] * fall[k]
+    if abs(along) > 1e-300:
+        for k in range(K):
+            for h in range(K):
+                inverse[k, h] += miss[k] * miss[h] / along
+
+
+@called
+def _settle(pr, theta, inverse, steps, wk):
+    """To the optimum from a first step: then one by Newton, and others by quasi-Newton.
 
     wk.grad and wk.step hold the gradient at `theta` and the first step from there.  `theta` and
-    `inverse` are changed in place; True where it settled inside the domain.
+    `inverse` are changed in place; True where it settled, and on the right side of the bounds.
     """
     K = len(theta)
-    before = empty(K)
-    miss = empty(K)
-    last = 0.0
+    fall, miss = empty(K), empty(K)
+    last, enough = 0.0, 0.0
     for k in range(K):
         last += wk.step[k] * wk.grad[k]
     last = abs(last)
     for it in range(1, steps + 1):
         for k in range(K):
             theta[k] += wk.step[k]
-            before[k] = wk.grad[k]
-        if it > 1 and last < _TOLERANCE:
+            fall[k] = wk.grad[k]
+        if last < enough:
             break
         if it == steps:
             return False
         factors(pr.S, theta, wk.phi)
         llf = evaluate_at(
-            pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, SCORE,
+            pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
+            INFORMATION if it == 1 else SCORE,
             wk.score, wk.average, wk.expected, wk.beta, wk.gram,
         )  # fmt: skip
         if llf == -math.inf:
             return False
-        along = 0.0
         for k in range(K):
             wk.grad[k] = 0.0
             for f in range(pr.S.shape[1]):
                 wk.grad[k] += pr.S[k, f] * wk.score[f]
-        for k in range(K):  # secant: inverse (before - grad) should have been the last step
-            miss[k] = wk.step[k]
-            for h in range(K):
-                miss[k] -= inverse[k, h] * (before[h] - wk.grad[h])
-            along += miss[k] * (before[k] - wk.grad[k])
-        if abs(along) > 1e-300:
-            for k in range(K):
-                for h in range(K):
-                    inverse[k, h] += miss[k] * miss[h] / along
+            fall[k] -= wk.grad[k]
+        enough = _NEWTON
+        if it > 1 or not _invert(pr, inverse, wk):
+            _correct(inverse, wk.step, fall, miss)
+            enough = _CHORD
         decrement = 0.0
         for k in range(K):
             wk.step[k] = 0.0
@@ -69,17 +112,17 @@ def _chord(pr, theta, inverse, steps, wk):
         held = inverse[k, k] == 0.0
         if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
             return False
-    return is_inside(pr, theta, wk)
+    return True
 
 
 @kept
-def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
-    """Refit without each group of donors, by quasi-Newton steps from the full fit.
+def left_out_fits(pr, groups, group_ptr, grads, slopes, inverse, steps, wk, thetas, betas, settled):
+    """Refit without each group of donors, by Newton and quasi-Newton steps from the full fit.
 
     Parameters
     ----------
     groups : (sum of sizes,) donors; group_ptr : (G + 1,)
-    grads : (G, K) scores there without each group
+    grads : (G, K) scores there without each group; slopes : (G, K, p) of the fixed effects
     inverse : (K, K) inverse information to start from; steps : most steps
     thetas : (G, K) the full fit, changed in place; betas : (G, p), settled : (G,) bool out; what
         has not settled needs a climb
@@ -88,20 +131,18 @@ def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, beta
     for g in range(len(group_ptr) - 1):
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = False
-            if pr.by_donor:
-                pr.cactive[groups[x]] = False
         for k in range(K):
             wk.grad[k] = grads[g, k]
             wk.step[k] = 0.0
             for h in range(K):
                 wk.step[k] += inverse[k, h] * grads[g, h]
-        settled[g] = _chord(pr, thetas[g], inverse.copy(), steps, wk)
+        settled[g] = _settle(pr, thetas[g], inverse.copy(), steps, wk)
         for j in range(betas.shape[1]):
-            betas[g, j] = wk.beta[j]
+            betas[g, j] = wk.beta[j]  # of where the last step began
+            for k in range(K):
+                betas[g, j] += wk.step[k] * slopes[g, k, j]
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = True
-            if pr.by_donor:
-                pr.cactive[groups[x]] = True
 
 
 def packed(groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

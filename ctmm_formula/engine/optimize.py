@@ -100,7 +100,7 @@ def factors(S, theta, phi):
 
 
 @called
-def _add_congruence(S, inner, weight, out):
+def add_congruence(S, inner, weight, out):
     """out += weight S inner S', skipping the zeros of S."""
     K, F = S.shape
     for k in range(K):
@@ -169,8 +169,8 @@ def _walls(pr, theta, mu, wk):
         for k in range(K):
             for f in range(pr.cS.shape[1]):
                 wk.grad[k] -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
-        _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
-        _add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+        add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
+        add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
     return total
 
 
@@ -204,9 +204,9 @@ def objective(pr, theta, mu, level, wk):
             for f in range(pr.S.shape[1]):
                 wk.grad[k] += pr.S[k, f] * wk.score[f]
     if level > SCORE:
-        _add_congruence(pr.S, wk.average, 2.0, wk.observed)
-        _add_congruence(pr.S, wk.expected, -1.0, wk.observed)
-        _add_congruence(pr.S, wk.expected, 1.0, wk.info)
+        add_congruence(pr.S, wk.average, 2.0, wk.observed)
+        add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+        add_congruence(pr.S, wk.expected, 1.0, wk.info)
     return llf + mu * barrier, llf
 
 

@@ -419,12 +419,11 @@ class _Refit:
         """theta (G, K) and beta (G, p) without each of these groups; NaN where there is no fit."""
         model, scale = self.model, self.scale
         scores = self.scores.part(which)
-        grad = scores.grad
-        step = grad @ self.inverse
+        step = scores.grad @ self.inverse
         theta = self.at + step if one_step else np.tile(self.at, (len(which), 1))
         beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
         chunks = min(max(abs(n_jobs), 1), len(which))
-        arrays = (which, grad, scores.found & self.settles, theta, beta)
+        arrays = (which, scores.grad, scores.slope, scores.found & self.settles, theta, beta)
         Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(self._chunk)(one_step, *chunk)
             for chunk in zip(*(np.array_split(array, chunks) for array in arrays), strict=True)
@@ -437,26 +436,26 @@ class _Refit:
         one_step: bool,
         which: np.ndarray,
         grad: np.ndarray,
+        slope: np.ndarray,
         found: np.ndarray,
         theta: np.ndarray,
         beta: np.ndarray,
     ) -> None:
         """Refit without some groups, from the scores `found`; changes theta and beta in place."""
         groups, settled = [self.left_out.groups[g] for g in which], found.copy()
-        problem = self.problem._replace(
-            active=self.problem.active.copy(), cactive=self.problem.cactive.copy()
-        )
+        problem = self.problem._replace(active=self.problem.active.copy())
         work = make_work(problem)
-        if one_step:  # it must end in the domain, and not on a bound that it should leave
+        if one_step:  # it must not end on a bound that it should leave
             leaves = ((self.inverse.diagonal() == 0.0) & (grad > 0.0)).any(axis=1)
             settled &= ~leaves & (theta >= problem.lower).all(axis=1)
-            usual = np.flatnonzero(settled)
-            settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
         elif self.settles:
             left_out_fits(
-                problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
-            )
+                problem, *packed(groups), grad, slope, self.inverse, _STEPS, work, theta, beta,
+                settled,
+            )  # fmt: skip
             settled &= found
+        usual = np.flatnonzero(settled)
+        settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
         starts = np.array([0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre])
         weights = np.zeros(3)
         for g in np.flatnonzero(~settled):
