@@ -119,6 +119,12 @@ def is_inside(pr, theta, wk):
     if len(pr.cactive) == 0:
         return True
     factors(pr.cS, theta, wk.cphi)
+    return holds(pr, wk)
+
+
+@called
+def holds(pr, wk):
+    """The same at the factors wk.cphi."""
     if pr.noisy:  # noise plus a sum of positive parts needs no look
         for f in range(len(wk.cphi)):
             if wk.cphi[f] < 0.0:

@@ -53,6 +53,7 @@ from .optimize import (
     Known,
     Problem,
     Work,
+    holds,
     newton,
     objective,
 )
@@ -61,6 +62,7 @@ from .options import called, kept
 _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close to its maximum
 _PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
 _CLEAR = 1.5  # standard errors of room that make an interior maximum the maximum
+_FAR_OFF = 2.0  # times that: an edge so far off is not looked for
 _FALLS = 0.15  # by which the log-likelihood is lower there: 1.1 by the curvature at the maximum
 _SAME = 1e-2  # squared distance in standard errors at which two interior maxima are one
 _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
@@ -115,25 +117,68 @@ def _add(known, theta, info):
 
 
 @called
-def _open_sides(pr, theta, llf, wk):
-    """Steps (M, K) from an interior maximum that end outside, or where likelihood is hardly lower.
+def _profiles(theta, wk):
+    """Steps (K, K) along the components' profiles up to where a maximum is clear of the edge.
 
-    They go along the components' profiles, both ways, by as many standard errors.  Where there are
-    bounds only, one that is near is where to look; the likelihood need fall by as much less as it
-    is nearer.
+    And whether there are profiles: not where the information is singular.
     """
     K = len(theta)
-    steps = zeros((2 * K, K))
-    M = 0
+    steps = zeros((K, K))
     _copy_matrix(wk.chol, wk.info)
     definite = cholesky(wk.chol, K)
     for k in range(K):
-        for j in range(K):
-            wk.step[j] = 1.0 if j == k else 0.0
+        steps[k, k] = 1.0
         if definite:
-            cholesky_solve(wk.chol, K, wk.step)
+            cholesky_solve(wk.chol, K, steps[k])
+        size = _CLEAR / math.sqrt(steps[k, k])
+        for j in range(K):
+            steps[k, j] *= size
+    return definite, steps
+
+
+@called
+def _edge_is_far(pr, theta, steps, wk):
+    """Whether the domain holds steps of _FAR_OFF times the size, both ways, from theta.
+
+    Covariances grow with every factor: what holds at the least of each does so everywhere.
+    """
+    K = len(theta)
+    if len(pr.cactive) == 0:
+        return False
+    for k in range(K):
+        for j in range(K):
+            if not theta[j] - _FAR_OFF * abs(steps[k, j]) >= pr.lower[j]:
+                return False
+    for f in range(pr.cS.shape[1]):
+        here, most = 0.0, 0.0
+        for j in range(K):
+            here += pr.cS[j, f] * theta[j]
+        for k in range(K):
+            along = 0.0
+            for j in range(K):
+                along += pr.cS[j, f] * steps[k, j]
+            most = max(most, abs(along))
+        wk.cphi[f] = here - _FAR_OFF * most
+    return holds(pr, wk)
+
+
+@called
+def _open_sides(pr, theta, llf, wk):
+    """Steps (M, K) from an interior maximum that end outside, or where likelihood is hardly lower.
+
+    They go along the components' profiles, both ways, by as many standard errors; there are none
+    where the edge is far off.  Where there are bounds only, one that is near is where to look; the
+    likelihood need fall by as much less as it is nearer.
+    """
+    K = len(theta)
+    sides = zeros((2 * K, K))
+    M = 0
+    definite, steps = _profiles(theta, wk)
+    if definite and _edge_is_far(pr, theta, steps, wk):
+        return sides[:0]
+    for k in range(K):
         for side in (-1.0, 1.0):
-            move(wk.trial, theta, side * _CLEAR / math.sqrt(wk.step[k]), wk.step)
+            move(wk.trial, theta, side, steps[k])
             share = 1.0
             if len(pr.cactive) == 0:
                 asked = wk.trial[k] - theta[k]
@@ -142,12 +187,12 @@ def _open_sides(pr, theta, llf, wk):
                 share = (wk.trial[k] - theta[k]) / asked
                 if definite and share == 0.0:
                     continue
-            move(steps[M], wk.trial, -1.0, theta)
+            move(sides[M], wk.trial, -1.0, theta)
             around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
             lower = -math.inf < around <= llf - share * share * _FALLS
             if not (definite and lower):
                 M += 1
-    return steps[:M]
+    return sides[:M]
 
 
 @register_jitable
