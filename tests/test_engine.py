@@ -286,9 +286,9 @@ def test_law_of_the_score(setting, kind):
     null = null_of(model, working_noise(model.nu, design.how, 1.0), design)
     want = dense.score_test(model, np.ones((1, 3, 3)), null.theta)
     scores = null.scores()
-    R, sign, rank, level = scores.forms[1:5]
+    R, inner, rank, level = scores.forms[1:5]
     for d, (same, lam) in enumerate(want.form):
-        value, own = scores.forms.value[d], (R[d, : rank[d]], sign[d, : rank[d]])
+        value, own = scores.forms.value[d], (R[d, : rank[d]], inner[d, : rank[d], : rank[d]])
         law = law_of(scores.layout, scores.found, *own, scores.gain, level[d])
         _, mean, variance = tail(value, law)
         assert value == pytest.approx(same, rel=EXACT)
@@ -355,7 +355,7 @@ def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():
     got, plain = score_test(model), score_test(replace(model, nu2=None))
     assert not got.silent and 0.5 < (found.nu[celltype == 3] == 0.0).mean() < 0.9
     assert got.pvalue_sum < 1e-4 and plain.pvalue_sum > 0.05  # and three types vary
-    weights = weights_of_types(model, design_of(model).how)
+    weights = weights_of_types(model, design_of(model))
     close(weights, dense.sum_weights(model))
     assert weights.max() == 1.0 and weights[3] < 0.02
     assert plain.low == (3,) and got.low == ()
@@ -363,7 +363,7 @@ def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():
     # in types of higher means, as on a logarithm, that says nothing of V
     upside = replace(model, y=-model.y)
     for blind in (replace(model, n_cells=None), replace(model, nu2=None), upside):
-        assert (weights_of_types(blind, design_of(blind).how) == 1.0).all()
+        assert (weights_of_types(blind, design_of(blind)) == 1.0).all()
     # nor does a type without rows, wherever the response has its zero
     rows, kept = celltype != 2, np.array([0, 1, 3])
     for shift in (0.0, -9.0):
@@ -371,7 +371,7 @@ def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():
             found.mean[rows] + shift, found.nu[rows], H[:, kept][rows], H[rows], donor[rows],
             basis, n_cells=n[rows].astype(float), nu2=found.nu2[rows],
         )  # fmt: skip
-        own = weights_of_types(fewer, design_of(fewer).how)
+        own = weights_of_types(fewer, design_of(fewer))
         close(own[kept], weights[kept] / weights[kept].max())
         assert own[2] == 0.0
 

@@ -107,9 +107,9 @@ def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: 
     layout = lay_out(model, model.H)
     rows = layout.rows
     found = products(layout, shared * one[0], noise[rows], (model.nu - noise)[rows], model.y[rows])
-    R, sign = next(loadings(inner[None]))
+    R, signs = loadings(inner)
     given = by_level(layout, np.array(theta)), by_level(layout, levels)
-    law = law_of(layout, found, R, sign, *given)
+    law = law_of(layout, found, R, signs, *given)
 
     a = dense.arrays(model)
     same = a.donor[:, None] == a.donor[None, :]

@@ -35,15 +35,15 @@ from .score import (
     SILENT,
     Part,
     Sizes,
-    Solved,
     by_level,
     loadings,
     part_of,
     refuse_alike,
     sizes_of,
+    solved_of,
     square_excess,
 )
-from .score_law import Layout, Products, law_of, lay_out, products
+from .score_law import Layout, Products, Solved, law_of, lay_out, products
 from .tails import Law, tail
 
 _UNITS = 10  # independent units below which there is no empirical law
@@ -185,7 +185,7 @@ class Directed:
     def form(self, d: int, sign: float = 1.0) -> tuple[float, Law]:
         """Value and law of a direction, or of its negative."""
         level = by_level(self.layout, sign * self.weights[d])
-        own = next(loadings(sign * self.inner[d : d + 1]))
+        own = loadings(sign * self.inner[d])
         law = law_of(self.layout, self.found, *own, self.solved.gain, level)
         value = sign * np.sum(self.inner[d] * self.solved.scores)
         return float(value + np.sum(level * self.solved.Zy**2)), law
@@ -271,7 +271,8 @@ class Directed:
             rows = np.flatnonzero(layout.slot[donor, k] >= 0)
             own = layout.block[donor[rows]] * q + layout.slot[donor[rows], k]
             SB[rows, own] = found.SB[rows, k]
-        HM[:, :, L:], HS[:, :, L:] = found.HB[:, :, 2 * d : 2 * d + p], found.HB[:, :, 2 * d + p :]
+        HM[:, :, L:] = found.HB[:, :, 2 * d : 2 * d + p]
+        HS[:, :, L:] = found.HB[:, :, 2 * d + p : 2 * (d + p)]
         SB[:, L:] = found.SB[:, d:]
         gain = np.concatenate([self.solved.gain.ravel(), np.zeros(p)])
         used = np.flatnonzero((gain > 0.0) | (np.arange(L + p) >= L))
@@ -358,7 +359,7 @@ def directed(model: Model, noise: np.ndarray, design: DirectionDesign) -> Direct
     excess = model.nu[rows] - noise[rows]
     found = products(layout, covariance, noise[rows], excess, residual(model)[rows])
     squares = None if model.nu2 is None else square_excess(model)[rows]
-    solved = Solved(layout, found, theta[K:])
+    solved = solved_of(layout, found, theta[K:])
     return Directed(
         layout, found, solved, squares, theta, inner, -a[K:].T, 4.0 * left, share
     )  # fmt: skip

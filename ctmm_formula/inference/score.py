@@ -40,19 +40,30 @@ levels and fixed effects, at a cost linear in N.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from ..distributions import cauchy_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
-from .score_law import Forms, Layout, Products, diagonals, lay_out, products, tails_of
+from .score_law import (
+    Forms,
+    Layout,
+    Products,
+    Solved,
+    diagonals,
+    efficient,
+    forms_of,
+    lay_out,
+    log_combination,
+    products,
+    solve,
+    tails_of,
+)
 
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
@@ -67,8 +78,6 @@ SPARSE = 0.1
 NOTHING = 1e-8  # share of a direction's information that the null's components leave
 SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
-_HIGH = 0.99  # what a p value counts at most in a combination
-_FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 
 
 class Part(NamedTuple):
@@ -192,14 +201,19 @@ class ScoreDesign(NamedTuple):
     """What all responses of a design share; made by :func:`design_of`.
 
     how the noise is pooled; layout of the compiled sums, with all types together as one more column
-    of H; types (C, C, C) the directions E_cc; the
+    of H; R and rank of the forms, see :class:`~ctmm_formula.inference.score_law.Forms`; types
+    (C, m) of the m rows in use, and how many rows of each; whether every row is of one type; the
     model under the null, and with the directions beside it; explained (C,) whether fixed effects
     explain a type wholly; logarithm of p `above` which four digits will do.
     """
 
     how: Pooling
     layout: Layout
+    R: np.ndarray
+    rank: np.ndarray
     types: np.ndarray
+    counts: np.ndarray
+    one_hot: bool
     null: Model
     directions: Model
     explained: np.ndarray
@@ -213,8 +227,14 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     H = np.column_stack([model.H, model.H.sum(axis=1)])
     directions = model.with_basis(np.concatenate([hom, types]))
     explained = sizes_of(directions, np.arange(1, 1 + C)).explained(np.eye(C))
+    R, rank = np.zeros((C + 1, C, C + 1)), np.append(np.full(C, 2), C)
+    R[np.arange(C), 0, np.arange(C)] = R[:C, 1, C] = 1.0
+    R[C, np.arange(C), np.arange(C)] = 1.0
+    rows = model.active_rows
+    used = model.types[rows]
     return ScoreDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model, H), types,
+        pooling(model.types, model.n_cells, rows), lay_out(model, H), R, rank,
+        used.T.copy(), used.sum(axis=0), _one_hot(used),
         model.with_basis(hom), directions, explained, above,
     )  # fmt: skip
 
@@ -251,7 +271,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    refuse_alike(model.nu[model.active_rows])
+    refuse_alike(model.nu[model.active_rows if design is None else design.how.rows])
     silent = _silent(model)
     if silent:
         return _without(model, silent)
@@ -261,14 +281,10 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     scores = null.scores()
     # without a share of its information the null's own components explain it
     least = np.where(null.share > NOTHING, SILENT * null.expected, math.nan)
-    logs, mean, variance = scores.tails(least, design.above).T
-    combined = _combined(logs)
-    rough = logs > design.above
-    if combined < design.above and rough.any():
-        exact = scores.tails(np.where(rough, least, math.nan))[:, 0]
-        logs = np.where(rough, exact, logs)
-        combined = _combined(logs)
-    statistic = np.where(np.isnan(logs), math.nan, (scores.forms.value - mean) / np.sqrt(variance))
+    found, combined = scores.tails(least, design.above)
+    logs, mean, variance = found.T
+    statistic = (scores.forms.value - mean) / np.sqrt(variance)
+    statistic[np.isnan(logs)] = math.nan
     pvalue = np.exp(logs)
     return ScoreTest(
         statistic=statistic[:C],
@@ -283,13 +299,8 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         weights=design.how.weights,
         larger=_is_sparse(model.nu, design.how),
         explained=tuple(np.flatnonzero(design.explained).tolist()),
-        low=() if model.nu2 is not None else _low(between_cells(model, design.how)),
+        low=() if model.nu2 is not None else _low(between_cells(model, design)),
     )
-
-
-def _combined(logs: np.ndarray) -> float:
-    """Cauchy combination of the sum's logarithm, the last (C + 1,), with that of the cell types."""
-    return log_cauchy_combination(np.array([logs[-1], log_cauchy_combination(logs[:-1])]))
 
 
 def _one_hot(types: np.ndarray) -> bool:
@@ -297,31 +308,30 @@ def _one_hot(types: np.ndarray) -> bool:
     return bool((types.max(axis=1) == 1.0).all())
 
 
-def between_cells(model: Model, how: Pooling) -> np.ndarray:
+def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
     """Variance between cells of the types, pooled over donors (C,), the largest 1.
 
     All alike where it does not rise with the types' means, as on a logarithm, so that it says
     nothing of what V they may have; where numbers of cells are not known, or rows have several
     types.
     """
-    types = model.types[how.rows]
-    if how.weights != COUNTED or not _one_hot(types):
-        return np.ones(types.shape[1])
-    rows = types.sum(axis=0)
-    seen, rows = rows > 0.0, np.maximum(rows, 1.0)
-    between = (how.per_cell * model.nu)[how.rows] @ types / rows
-    mean = model.y[how.rows] @ types / rows
+    how, types = design.how, design.types
+    if how.weights != COUNTED or not design.one_hot:
+        return np.ones(len(types))
+    seen, rows = design.counts > 0.0, np.maximum(design.counts, 1.0)
+    between = types @ (how.per_cell * model.nu)[how.rows] / rows
+    mean = types @ model.y[how.rows] / rows
     rises = float((mean - mean[seen].mean()) @ between) > 0.0
     return between / between.max() if rises else np.ones(len(rows))
 
 
-def weights_of_types(model: Model, how: Pooling) -> np.ndarray:
+def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
     """Weights of the cell types in the sum of scores (C,), the largest 1.
 
     :func:`between_cells`, where it is known to be that, with unbiased squares of the noise; else
     all alike.
     """
-    return np.ones(model.types.shape[1]) if model.nu2 is None else between_cells(model, how)
+    return np.ones(len(design.types)) if model.nu2 is None else between_cells(model, design)
 
 
 def _low(between: np.ndarray) -> tuple[int, ...]:
@@ -395,12 +405,13 @@ class Scores(NamedTuple):
     gain: np.ndarray
     forms: Forms
 
-    def tails(self, least: np.ndarray, above: float = 0.0) -> np.ndarray:
-        """Logarithms of upper tails, means and variances (C + 1, 3).
+    def tails(self, least: np.ndarray, above: float = 0.0) -> tuple[np.ndarray, float]:
+        """Logarithms of upper tails, means and variances (C + 1, 3), and of the combination.
 
         See :func:`~ctmm_formula.inference.score_law.tails_of`.
         """
-        return tails_of(self.layout, self.found, self.gain, self.forms, least, above)
+        found, combined = tails_of(self.layout, self.found, self.gain, self.forms, least, above)
+        return found, float(combined)
 
 
 @dataclass(frozen=True)
@@ -431,27 +442,16 @@ class Null:
 
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
-        model, layout, a = self.model, self.design.layout, self.a[0]
-        rows, C = layout.rows, len(a)
-        excess = model.nu[rows] - self.noise[rows]
-        common = np.diag(np.append(np.zeros(C), self.theta[0]))
-        found = products(layout, common, self.noise[rows], excess, residual(model)[rows])
-        solved = Solved(layout, found, self.theta[1:])
-        inner = self._and_sum(self.design.types - a[:, None, None])
-        level = np.ascontiguousarray(by_level(layout, -self._and_sum(self.a[1:].T)))
-        value = np.tensordot(inner, solved.scores[:C, :C]) + np.tensordot(
-            level, np.square(solved.Zy)
-        )
-        # inner of a cell type is e e' - a 1 1'; all types together are one more column of H
-        R, sign = np.zeros((C + 1, C, C + 1)), np.ones((C + 1, C))
-        rank = np.append(np.where(np.abs(a) > 1e-12, 2, 1), 0)
-        R[np.arange(C), 0, np.arange(C)] = 1.0
-        R[:C, 1, C], sign[:C, 1] = np.sqrt(np.abs(a)), -np.sign(a)
-        of_sum, own = next(loadings(inner[C:]))
-        rank[C] = len(own)
-        R[C, : rank[C], :C], sign[C, : rank[C]] = of_sum, own
+        model, design, layout = self.model, self.design, self.design.layout
+        rows, C = layout.rows, len(self.weights)
+        common = np.zeros((C + 1, C + 1))
+        common[C, C] = self.theta[0]
+        noise = self.noise[rows]
+        found = products(layout, common, noise, model.nu[rows] - noise, residual(model)[rows])
+        solved = solved_of(layout, found, self.theta[1:])
+        value, inner, level = forms_of(layout, solved, self.a, self.weights)
         more = self._more(layout, found, solved)
-        forms = Forms(value, R, sign, rank, level, more)
+        forms = Forms(value, design.R, inner, design.rank, level, more)
         return Scores(layout, found, solved.gain, forms)
 
     def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
@@ -463,7 +463,8 @@ class Null:
         C = self.model.H.shape[1]
         if self.model.nu2 is None:
             return np.zeros(C + 1)
-        parts = solved.diagonals(layout, found)
+        own = solved.K, solved.inverse, solved.G, solved.GX
+        parts = diagonals(layout, found, *own, len(self.a) - 1)
         A = parts[:C] - self.a.T @ parts[C:]
         excess = square_excess(self.model)[layout.rows]
         return 2.0 * np.square(self._and_sum(A)) @ excess
@@ -479,16 +480,28 @@ def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
     theta = fit(design.null.with_response(model.y, noise), "reml", Domain("nonnegative")).theta
     at = np.concatenate([theta[:1], np.zeros(C), theta[1:]])
     fisher = evaluate(design.directions.with_response(model.y, noise), at, "reml").expected
-    kept = np.r_[0, 1 + C : len(at)]
-    types = np.arange(1, 1 + C)
-    fisher[types[design.explained]] = fisher[:, types[design.explained]] = 0.0
-    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, types)])
-    own = fisher[np.ix_(types, types)]
-    efficient = own - fisher[np.ix_(types, kept)] @ a
-    w = np.where(design.explained, 0.0, weights_of_types(model, design.how))
-    left, whole = (np.append(np.diag(part), w @ part @ w) for part in (efficient, own))
+    w = np.where(design.explained, 0.0, weights_of_types(model, design))
+    a, left, whole = efficient(fisher, design.explained, w)
+    _refuse_singular(a)
     share = np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
     return Null(model, design, noise, theta, a, w, 4.0 * left, share)
+
+
+def solved_of(layout: Layout, found: Products, variances: np.ndarray) -> Solved:
+    """:func:`~ctmm_formula.inference.score_law.solve`, or an error.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+    """
+    solved = solve(layout, found, variances)
+    _refuse_singular(solved.inverse)
+    return solved
+
+
+def _refuse_singular(inverse: np.ndarray) -> None:
+    if not np.isfinite(inverse).all():
+        raise np.linalg.LinAlgError("Singular matrix")
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:
@@ -511,52 +524,7 @@ def log_cauchy_combination(logs: np.ndarray) -> float:
     >>> round(log_cauchy_combination(np.array([-5000.0, -1.0])), 4)  # half as many, log 2
     -4999.3069
     """
-    logs = np.asarray(logs, dtype=float)
-    logs = np.minimum(logs[~np.isnan(logs)], math.log(_HIGH))
-    if not len(logs):
-        return math.nan
-    # far out 1 / (p pi) is both the score of p and, of their mean, its inverse: others are nothing
-    if logs.min() < _FAR:
-        most = -float(logs.min())
-        if math.isinf(most):
-            return -math.inf
-        return math.log(len(logs)) - most - math.log(np.exp(-logs - most).sum())
-    p = np.exp(logs)
-    scores = np.where(p < 1e-15, 1.0 / (p * np.pi), np.tan((0.5 - p) * np.pi))
-    return math.log(cauchy_tail(float(scores.mean())))
-
-
-class Solved:
-    """P y, and what P is made of, by the levels of every block and the fixed effects.
-
-    gain (blocks, q) variances of levels; pull (N, C), H_i'(P y)_i; scores (C, C), their products
-    summed over donors; Zy (blocks, q), Z'P y.
-    """
-
-    def __init__(self, layout: Layout, found: Products, variances: np.ndarray) -> None:
-        q, p, d = layout.component.shape[1], len(found.Xy), layout.slot.shape[1]
-        self.gain = by_level(layout, variances)
-        self.G, self.GX = found.fixed[:, :q, q : 2 * q], found.fixed[:, :q, 2 * q + p :]
-        XX = found.fixed[:, 2 * q : 2 * q + p, 2 * q + p :].sum(axis=0)
-        self.K = np.linalg.solve(
-            np.eye(q) + self.gain[:, :, None] * self.G, self.gain[:, :, None] * np.eye(q)
-        )
-        KX = self.K @ self.GX
-        self.inverse = np.linalg.inv(XX - np.einsum("bqp,bqr->pr", self.GX, KX))
-        b = self.inverse @ (found.Xy - np.einsum("bqp,bq->p", KX, found.Zy))
-        v = (self.K @ found.Zy[:, :, None])[:, :, 0] - KX @ b
-        self.Zy = found.Zy - (self.G @ v[:, :, None])[:, :, 0] - self.GX @ b
-        own = np.where(layout.slot >= 0, v[layout.block[:, None], layout.slot], 0.0)
-        left = found.Hy - (found.HB[:, :, d : 2 * d] @ own[:, :, None])[:, :, 0]
-        left -= found.HB[:, :, 2 * d + p :] @ b
-        self.pull = left
-        self.scores = left.T @ left
-        self.components = len(variances)
-
-    def diagonals(self, layout: Layout, found: Products) -> np.ndarray:
-        """Diagonals of P h h' P for columns h of H and of P Z_m Z_m' P, (columns + Kr, n)."""
-        parts = (np.ascontiguousarray(part) for part in (self.K, self.inverse, self.G, self.GX))
-        return diagonals(layout, found, *parts, self.components)
+    return float(log_combination(np.asarray(logs, dtype=float)))
 
 
 def by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
@@ -565,14 +533,12 @@ def by_level(layout: Layout, values: np.ndarray) -> np.ndarray:
     return np.append(values, none, axis=-1)[..., layout.component]
 
 
-def loadings(inner: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """R (r, C) and signs (r,) with inner = R' diag(sign) R, of each of several inner."""
+def loadings(inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R (r, C) and D (r, r) of signs with inner = R'D R."""
     sizes, axes = np.linalg.eigh(inner)
     roots = np.sqrt(np.abs(sizes))
-    whole = roots.max(axis=1, keepdims=True)
-    turned = np.ascontiguousarray((axes * roots[:, None]).transpose(0, 2, 1))
-    for R, size, kept in zip(turned, sizes, roots > 1e-6 * whole, strict=True):
-        yield R[kept], np.sign(size[kept])
+    kept = roots > 1e-6 * roots.max()
+    return np.ascontiguousarray((axes * roots).T[kept]), np.diag(np.sign(sizes[kept]))
 
 
 def square_excess(model: Model) -> np.ndarray:

@@ -14,12 +14,29 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, fill, zeros
+from ..engine.lanes import (
+    POINTS,
+    aligned,
+    larger,
+    load,
+    load_of,
+    root,
+    spread,
+    spread_of,
+    store,
+)
 from ..engine.model import LANES, Model, from_tiles
-from ..engine.options import called, kept, kept_exact
+from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .tails import AGREE, Law, log_tail
+from .tails import Law, inverse_of, log_tail
 
+load_few, few = load_of(POINTS), spread_of(POINTS)
+
+_AGREE = 1e-4  # of sums at a step and at twice that: errors are some 1e-8, of few eigenvalues 1e-6
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
+_HIGH = 0.99  # what a p value counts at most in a combination
+_FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
+_ALONE = -23.0  # logarithm of a combination that no p value of its own, of four digits, moves
 
 
 class Layout(NamedTuple):
@@ -57,8 +74,9 @@ class Layout(NamedTuple):
 class Products(NamedTuple):
     """Cross products of donors and blocks under a null; k = 2 b columns as in :class:`Layout`.
 
-    HS, HM (N, C, C) by S and M_0; HB (N, C, k); Hy (N, C) by S; fixed (blocks, W, W) as in
-    :class:`~ctmm_formula.inference.tails.Law`; Zy (blocks, q), Xy (p,) by S; SH (n, C), SB (n, b).
+    HS, HM (N, C, C) by S and M_0; HB (N, C, k), and zeros up to whole lanes; Hy (N, C) by S; fixed
+    (blocks, W, W) as in :class:`~ctmm_formula.inference.tails.Law`; Zy (blocks, q), Xy (p,) by S;
+    SH (n, C), SB (n, b).
     """
 
     HS: np.ndarray
@@ -72,16 +90,34 @@ class Products(NamedTuple):
     SB: np.ndarray
 
 
-class Forms(NamedTuple):
-    """D forms y'A y with A = P Delta P, Delta_i = H_i' R' sign R H_i beside levels.
+class Solved(NamedTuple):
+    """P y, and what P is made of, by the levels of every block and the fixed effects.
 
-    value (D,); R (D, r, C) and sign (D, r), of which the first rank (D,) rows count; level
+    gain (blocks, q) variances of levels; G (blocks, q, q) and GX (blocks, q, p), Z'SZ and Z'SX; K
+    (blocks, q, q), (gain^-1 + G)^-1; inverse (p, p) of X'S X without the levels; pull (N, C),
+    H_i'(P y)_i; scores (C, C), their products summed over donors; Zy (blocks, q), Z'P y.
+    """
+
+    gain: np.ndarray
+    G: np.ndarray
+    GX: np.ndarray
+    K: np.ndarray
+    inverse: np.ndarray
+    pull: np.ndarray
+    scores: np.ndarray
+    Zy: np.ndarray
+
+
+class Forms(NamedTuple):
+    """D forms y'A y with A = P Delta P, Delta_i = H_i R' inner R H_i' beside levels.
+
+    value (D,); R (D, r, C) and inner (D, r, r), of which the first rank (D,) rows count; level
     (D, blocks, q) weights of levels; more (D,), what the variances have beyond the laws'.
     """
 
     value: np.ndarray
     R: np.ndarray
-    sign: np.ndarray
+    inner: np.ndarray
     rank: np.ndarray
     level: np.ndarray
     more: np.ndarray
@@ -170,7 +206,8 @@ def products(layout, A, w, excess, y):
     p = b - d
     blocks, q = layout.component.shape
     SH, SB = empty((n, C)), empty((n, b))
-    HS, HM, HB = zeros((N, C, C)), zeros((N, C, C)), zeros((N, C, 2 * b))
+    wide = -(-2 * b // POINTS) * POINTS
+    HS, HM, HB = zeros((N, C, C)), zeros((N, C, C)), zeros((N, C, wide))
     Hy, fixed = zeros((N, C)), zeros((blocks, 2 * (q + p), 2 * (q + p)))
     Zy, Xy = zeros((blocks, q)), zeros(p)
     first, second, by_S, by_E = (
@@ -278,86 +315,261 @@ def _sandwich(R, M, i, half, out):
             out[a, b] = out[b, a] = total
 
 
+@kept
+def solve(layout, found, variances):
+    """:class:`Solved` under variances (Kr,) of the random effects."""
+    (blocks, q), (N, d) = layout.component.shape, layout.slot.shape
+    C, p = found.HB.shape[1], len(found.Xy)
+    gain, G, GX = zeros((blocks, q)), empty((blocks, q, q)), empty((blocks, q, p))
+    K, KX, v = empty((blocks, q, q)), zeros((blocks, q, p)), zeros((blocks, q))
+    XX, right, inner = zeros((p, p)), found.Xy.copy(), empty((q, q))
+    for at in range(blocks):
+        for k in range(q):
+            if layout.component[at, k] >= 0:
+                gain[at, k] = variances[layout.component[at, k]]
+        for k in range(q):
+            for m in range(q):
+                G[at, k, m] = found.fixed[at, k, q + m]
+                inner[k, m] = (1.0 if k == m else 0.0) + gain[at, k] * G[at, k, m]
+            for m in range(p):
+                GX[at, k, m] = found.fixed[at, k, 2 * q + p + m]
+        if q > 0:
+            left, _, _ = inverse_of(inner.copy())
+            for k in range(q):
+                for m in range(q):
+                    K[at, k, m] = left[k, m] * gain[at, m]
+                    v[at, k] += K[at, k, m] * found.Zy[at, m]
+                    for r in range(p):
+                        KX[at, k, r] += K[at, k, m] * GX[at, m, r]
+        for k in range(p):
+            for m in range(p):
+                XX[k, m] += found.fixed[at, 2 * q + k, 2 * q + p + m]
+                for r in range(q):
+                    XX[k, m] -= GX[at, r, k] * KX[at, r, m]
+            for r in range(q):
+                right[k] -= KX[at, r, k] * found.Zy[at, r]
+    inverse, _, _ = inverse_of(XX)
+    b = zeros(p)
+    for k in range(p):
+        for m in range(p):
+            b[k] += inverse[k, m] * right[m]
+    Zy = found.Zy.copy()
+    for at in range(blocks):
+        for k in range(q):
+            for m in range(p):
+                v[at, k] -= KX[at, k, m] * b[m]
+        for k in range(q):
+            for m in range(q):
+                Zy[at, k] -= G[at, k, m] * v[at, m]
+            for m in range(p):
+                Zy[at, k] -= GX[at, k, m] * b[m]
+    pull, scores = found.Hy.copy(), zeros((C, C))
+    for i in range(N):
+        for c in range(C):
+            for k in range(d):
+                if layout.slot[i, k] >= 0:
+                    pull[i, c] -= found.HB[i, c, d + k] * v[layout.block[i], layout.slot[i, k]]
+            for k in range(p):
+                pull[i, c] -= found.HB[i, c, 2 * d + p + k] * b[k]
+        for c in range(C):
+            for k in range(C):
+                scores[c, k] += pull[i, c] * pull[i, k]
+    return Solved(gain, G, GX, K, inverse, pull, scores, Zy)
+
+
+@kept
+def efficient(fisher, explained, w):
+    """What the null's components leave of the scores of the types and of their sum.
+
+    `fisher` has the shared component first, then those of the C types and of the levels; the types
+    that fixed effects have `explained` (C,) have none; `w` (C,) weighs the sum.  Returns a
+    (1 + Kr, C), and the informations that are left and that there were, (C + 1,).
+    """
+    C = len(w)
+    m = len(fisher) - C
+    null, cross, a = empty((m, m)), zeros((m, C)), zeros((m, C))
+    for k in range(m):
+        row = k if k == 0 else C + k
+        for r in range(m):
+            null[k, r] = fisher[row, r if r == 0 else C + r]
+        for c in range(C):
+            if not explained[c]:
+                cross[k, c] = fisher[row, 1 + c]
+    inverse, _, _ = inverse_of(null)
+    left, whole = zeros(C + 1), zeros(C + 1)
+    for c in range(C):
+        for k in range(m):
+            for r in range(m):
+                a[k, c] += inverse[k, r] * cross[r, c]
+    for c in range(C):
+        for k in range(C):
+            if not (explained[c] or explained[k]):
+                own = rest = fisher[1 + c, 1 + k]
+                for r in range(m):
+                    rest -= cross[r, c] * a[r, k]
+                if c == k:
+                    left[c], whole[c] = rest, own
+                left[C] += w[c] * rest * w[k]
+                whole[C] += w[c] * own * w[k]
+    return a, left, whole
+
+
+@kept
+def forms_of(layout, solved, a, w):
+    """Values, inner and weights of levels of the scores of the types and of their sum.
+
+    As in :class:`Forms`; the last column of H is the sum of the others.  A type's inner is
+    e e' - a 1 1', of rank two by that column.
+    """
+    C = len(w)
+    blocks, q = layout.component.shape
+    value, inner, level = zeros(C + 1), zeros((C + 1, C, C)), zeros((C + 1, blocks, q))
+    for c in range(C):
+        inner[c, 0, 0], inner[c, 1, 1] = 1.0, -a[0, c]
+        value[c] = solved.scores[c, c] - a[0, c] * solved.scores[C, C]
+        for at in range(blocks):
+            for k in range(q):
+                if layout.component[at, k] >= 0:
+                    level[c, at, k] = -a[1 + layout.component[at, k], c]
+                    level[C, at, k] += w[c] * level[c, at, k]
+                    value[c] += level[c, at, k] * solved.Zy[at, k] ** 2
+        value[C] += w[c] * value[c]
+        inner[C, c, c] += w[c]
+        for k in range(C):
+            for m in range(C):
+                inner[C, k, m] -= w[c] * a[0, c]
+    return value, inner, level
+
+
 @called
-def _by_donor(found, R, sign):
-    """G (N, r, r) of every donor, its eigenvalues (N, r) and vectors as rows of Q (N, r, r)."""
+def _factor(A, least):
+    """Lower factors of LANES symmetric A (r, r, LANES) in place, and 0 above them.
+
+    No pivot is less than `least` (LANES,).
+    """
+    r = len(A)
+    for b in range(r):
+        pivot = load(A, (b, b))
+        for c in range(b):
+            pivot -= load(A, (b, c)) * load(A, (b, c))
+        pivot = root(larger(pivot, load(least, 0)))
+        store(A, (b, b), pivot)
+        for a in range(b + 1, r):
+            total = load(A, (a, b))
+            for c in range(b):
+                total -= load(A, (a, c)) * load(A, (b, c))
+            store(A, (a, b), total / pivot)
+            store(A, (b, a), spread(0.0))
+
+
+@called
+def _by_donor(found, R, inner):
+    """With F M_0 F' = G G' in every donor, the eigenvalues (N, r) of G' D G, and Q G' (N, r, r).
+
+    The rows of Q are eigenvectors, D is `inner`.
+    """
     N, r = len(found.HB), len(R)
-    G, sizes, Q = zeros((N, r, r)), empty((N, r)), empty((N, r, r))
-    low, half = empty((r, r)), empty(R.shape[1])
-    inner, axes = zeros((r, r, LANES)), empty((r, r, LANES))
+    sizes, turned = empty((N, r)), empty((N, r, r))
+    one, half, least = empty((r, r)), empty(R.shape[1]), aligned((1, LANES))
+    G, DG = aligned((r, r, LANES)), aligned((r, r, LANES))
+    whole, axes = aligned((r, r, LANES)), aligned((r, r, LANES))
+    fill(G, 0.0)
+    fill(least, 1e-300)
     for first in range(0, N, LANES):
         stop = min(first + LANES, N)
         for i in range(first, stop):
-            _sandwich(R, found.HM, i, half, low)
+            _sandwich(R, found.HM, i, half, one)
             # a donor without measured noise may have none at all: then this is rounding of F S F'
             size = 1e-300
             for a in range(r):
                 scale = 0.0
                 for c in range(len(half)):
                     scale += R[a, c] * R[a, c] * found.HS[i, c, c]
-                size = max(size, low[a, a], scale)
+                size = max(size, one[a, a], scale)
+            least[0, i - first] = 1e-3 * _ROUNDING * size
             for a in range(r):
-                low[a, a] += _ROUNDING * size
-            _cholesky(low, r)
-            for a in range(r):
-                for b in range(a + 1):
-                    G[i, a, b] = low[a, b]
-                    total = 0.0
-                    for c in range(a, r):
-                        total += low[c, a] * sign[c] * low[c, b]
-                    inner[a, b, i - first] = total
-        rotate_lanes(inner, axes)
+                for b in range(r):
+                    G[a, b, i - first] = one[a, b] + (_ROUNDING * size if a == b else 0.0)
+        _factor(G, least)
+        for a in range(r):
+            for b in range(r):
+                total = spread(0.0)
+                for c in range(b, r):
+                    if inner[a, c] != 0.0:
+                        total += inner[a, c] * load(G, (c, b))
+                store(DG, (a, b), total)
+        for a in range(r):
+            for b in range(a + 1):
+                total = spread(0.0)
+                for c in range(a, r):
+                    total += load(G, (c, a)) * load(DG, (c, b))
+                store(whole, (a, b), total)
+        rotate_lanes(whole, axes)
+        for a in range(r):
+            for b in range(r):
+                total = spread(0.0)
+                for c in range(b + 1):
+                    total += load(G, (b, c)) * load(axes, (a, c))
+                store(DG, (a, b), total)
         for i in range(first, stop):
             for a in range(r):
-                sizes[i, a] = inner[a, a, i - first]
+                sizes[i, a] = whole[a, a, i - first]
                 for b in range(r):
-                    Q[i, a, b] = axes[a, b, i - first]
-    return G, sizes, Q
+                    turned[i, a, b] = DG[a, b, i - first]
+    return sizes, turned
 
 
 @called
-def _law_of(layout, found, R, sign, gain, level):
-    """The law of the form with Delta_i = H_i' R' sign R H_i, levels weighing `level` (blocks, q).
+def _law_of(layout, found, R, inner, gain, level):
+    """The law of the form with Delta_i = H_i R' D R H_i', D `inner`, levels weighing `level`.
 
     In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
-    G' sign G = Q' diag(l) Q, and 2 s F'(sign^-1 - 2 s F M_0 F')^-1 F between columns of L is
-    2 s sign + 4 s^2 c c' / (1 - 2 s l) with c = Q G' sign F L.
+    G' D G = Q' diag(l) Q, and 2 s F'(D^-1 - 2 s F M_0 F')^-1 F between columns of L is
+    2 s D + 4 s^2 c c' / (1 - 2 s l) with c = Q G' D F L.
     """
-    N, C, k = found.HB.shape
+    (N, C, wide), k = found.HB.shape, layout.columns.shape[1]
     r = len(R)
-    values, vectors = empty(N * r), zeros((N * r, k))
+    values, vectors = empty(N * r), empty((N * r, k))
     linear = zeros(found.fixed.shape)
-    most = np.diff(layout.cell).max()
-    FL, signed_FL = empty((most * r, k)), empty((most * r, k))
-    G, sizes, Q = _by_donor(found, R, sign)
+    FL, DFL = empty((r, wide)), empty((r, wide))
+    both, row = empty((k, wide)), empty(wide)
+    sizes, turned = _by_donor(found, R, inner)
     for cell in range(len(layout.columns)):
-        start, stop = layout.cell[cell], layout.cell[cell + 1]
-        fill(FL, 0.0)
-        for i in range(start, stop):
-            own = FL[r * (i - start) : r * (i - start + 1)]
-            for a in range(r):
-                for c in range(C):
-                    if R[a, c] != 0.0:
-                        for b in range(k):
-                            own[a, b] += R[a, c] * found.HB[i, c, b]
+        fill(both, 0.0)
+        for i in range(layout.cell[cell], layout.cell[cell + 1]):
+            for at in range(0, wide, POINTS):
+                for a in range(r):
+                    total = few(0.0)
+                    for c in range(C):
+                        if R[a, c] != 0.0:
+                            total += R[a, c] * load_few(found.HB, (i, c, at))
+                    store(FL, (a, at), total)
+                for a in range(r):
+                    total = few(0.0)
+                    for c in range(r):
+                        if inner[a, c] != 0.0:
+                            total += inner[a, c] * load_few(FL, (c, at))
+                    store(DFL, (a, at), total)
+            for at in range(0, wide, POINTS):
                 for b in range(k):
-                    signed_FL[r * (i - start) + a, b] = sign[a] * own[a, b]
+                    total = load_few(both, (b, at))
+                    for a in range(r):
+                        total += FL[a, b] * load_few(DFL, (a, at))
+                    store(both, (b, at), total)
             for a in range(r):
-                for b in range(r):
-                    turn = 0.0
-                    for c in range(b + 1):
-                        turn += G[i, b, c] * Q[i, a, c]
-                    turn *= sign[b]
-                    for c in range(k):
-                        vectors[i * r + a, c] += turn * own[b, c]
                 values[i * r + a] = sizes[i, a]
-        rows = r * (stop - start)
-        both = np.dot(FL[:rows].T, signed_FL[:rows])
+                for at in range(0, wide, POINTS):
+                    total = few(0.0)
+                    for b in range(r):
+                        total += turned[i, a, b] * load_few(DFL, (b, at))
+                    store(row, at, total)
+                for b in range(k):
+                    vectors[i * r + a, b] = row[b]
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
-                row, column = layout.columns[cell, a], layout.columns[cell, c]
-                linear[at, max(row, column), min(row, column)] += both[a, c]
+                down, along = layout.columns[cell, a], layout.columns[cell, c]
+                linear[at, max(down, along), min(down, along)] += both[a, c]
     return Law(
         values, vectors, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
@@ -365,26 +577,71 @@ def _law_of(layout, found, R, sign, gain, level):
 
 
 @kept
-def law_of(layout, found, R, sign, gain, level):
+def law_of(layout, found, R, inner, gain, level):
     """:func:`_law_of`, outside of compiled code."""
-    return _law_of(layout, found, R, sign, gain, level)
+    return _law_of(layout, found, R, inner, gain, level)
+
+
+@kept_exact
+def log_combination(logs):
+    """Cauchy combination of p values by their logarithms (m,), to the logarithm; NaN are none."""
+    count, least = 0, 0.0
+    for log in logs:
+        if not math.isnan(log):
+            count += 1
+            least = min(least, log)
+    if count == 0 or least == -math.inf:
+        return least if count > 0 else math.nan
+    total = 0.0
+    for log in logs:
+        if not math.isnan(log):
+            log = min(log, math.log(_HIGH))
+            # far out 1 / (p pi) is both the score of p and, of their mean, its inverse: others are
+            # nothing
+            if least < _FAR:
+                total += math.exp(least - log)
+            elif log < math.log(1e-15):
+                total += 1.0 / (math.exp(log) * math.pi)
+            else:
+                total += math.tan((0.5 - math.exp(log)) * math.pi)
+    if least < _FAR:
+        return math.log(count) + least - math.log(total)
+    return math.log(math.atan2(1.0, total / count) / math.pi)
+
+
+@called_exact
+def _with_sum(logs):
+    """The combination of the sum's, the last of logs (C + 1,), with that of the cell types."""
+    both = empty(2)
+    both[0], both[1] = logs[-1], log_combination(logs[:-1])
+    return log_combination(both)
 
 
 @kept_exact
 def tails_of(layout, found, gain, forms, least, above):
-    """Logarithms of upper tails of several forms, their means and variances (D, 3).
+    """Logarithms of upper tails of the scores of the types and their sum, means and variances.
 
-    `forms` is a :class:`Forms`, `least` (D,) and `above` are those of
-    :func:`~ctmm_formula.inference.tails.tail`; nothing is known where `least` is NaN.
+    (C + 1, 3), and the logarithm of their Cauchy combination.  `forms` is a :class:`Forms`, `least`
+    (C + 1,) and `above` are those of :func:`~ctmm_formula.inference.tails.tail`; nothing is known
+    where `least` is NaN.  Where the combination is not above either, and not of one p value alone,
+    all tails have all digits.
     """
     out = np.full((len(forms.value), 3), math.nan)
-    for d in range(len(out)):
-        if math.isnan(least[d]):
-            continue
-        r = forms.rank[d]
-        law = _law_of(layout, found, forms.R[d, :r], forms.sign[d, :r], gain, forms.level[d])
-        out[d] = log_tail(forms.value[d], law, forms.more[d], least[d], AGREE, above)
-    return out
+    combined = math.nan
+    for again in range(2):
+        for d in range(len(out)):
+            if math.isnan(least[d]) or (again == 1 and not out[d, 0] > above):
+                continue
+            r = forms.rank[d]
+            law = _law_of(
+                layout, found, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d]
+            )
+            to = above if again == 0 else 0.0
+            out[d] = log_tail(forms.value[d], law, forms.more[d], least[d], _AGREE, to)
+        combined = _with_sum(out[:, 0])
+        if not _ALONE < combined < above:
+            break
+    return out, combined
 
 
 @kept

@@ -36,6 +36,7 @@ _NOTHING = 0.1  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
 _ACCIDENT = 50.0  # of that error, to the sum of three times the step: else they agree by accident
 _LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
+_LAST = 1e-6  # of the sum, whatever the error
 _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
@@ -421,7 +422,7 @@ def _add_slow(law, s, size, slow, counts):
 
 
 @called_exact
-def _inverse(A):
+def inverse_of(A):
     """The inverse of A (n, n), with log|det| and the determinant's sign; A is overwritten."""
     n = len(A)
     B = zeros((n, n))
@@ -460,7 +461,7 @@ def _series(A, B):
     Returns the coefficients of 1, s and s^2, and the sign of the determinant at 0.
     """
     n, m = A.shape[1], B.shape[2]
-    inverse, size, sign = _inverse(A[0].copy())
+    inverse, size, sign = inverse_of(A[0].copy())
     one = zeros((n, n))
     first, second = 0.0, 0.0
     for a in range(n):
@@ -1092,7 +1093,7 @@ def log_tail(value, law, more, least, agree, above):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
     side, target = _aim(value, mean, own)
-    nothing, left = math.log(_NOTHING * agree**2), _LEFT * agree
+    nothing, left = math.log(_NOTHING * agree**2), min(_LEFT * agree, _LAST)
     # most guesses are good enough for a path, and what comes of it tells of the others
     at = _guess(law, side, target, mean, own)
     for again in range(2):
@@ -1112,26 +1113,27 @@ def log_tail(value, law, more, least, agree, above):
         size = abs(sums.total)
         if again == 0 and sums.last > left * size:
             continue
-        log = _logarithm(path, sums.total)
-        if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
-            return log, mean, variance
         # the error falls with the square from one step to the next
-        while step > _LAST_STEP[again]:
+        while True:
+            log = _logarithm(path, sums.total)
+            if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
+                return log, mean, variance
+            if (
+                step < _STEP and sums.twice < agree * size and sums.doubt < agree**2 * size
+                and (sums.thrice < _ACCIDENT * agree * size or step < 0.5 * _STEP)
+            ):  # fmt: skip
+                return log, mean, variance
+            if not step > _LAST_STEP[again] or (
+                again == 0 and step < _STEP and not sums.twice < _HOPELESS * size
+            ):
+                break
             rows = _finer(law, zero, path, end, step, rows)
             step *= 0.5
             sums = _sums_of(value, path, rows, step)
             size = abs(sums.total)
-            if (
-                sums.twice < agree * size and sums.doubt < agree**2 * size
-                and (sums.thrice < _ACCIDENT * agree * size or step < 0.5 * _STEP)
-            ):  # fmt: skip
-                return _logarithm(path, sums.total), mean, variance
-            if again == 0 and not sums.twice < _HOPELESS * size:
-                break
-        if again == 1:  # as far as rounding lets sums agree, in units of P
-            log = _logarithm(path, sums.total)
-            if (sums.twice + sums.doubt) * math.exp(path.start - log) < _ROUGH**2:
-                return log, mean, variance
+        # as far as rounding lets sums agree, in units of P
+        if again == 1 and (sums.twice + sums.doubt) * math.exp(path.start - log) < _ROUGH**2:
+            return log, mean, variance
     return math.nan, mean, variance
 
 
