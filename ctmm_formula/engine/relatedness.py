@@ -59,6 +59,13 @@ class Kernel:
         return np.diag(self.whole) if self.root is None else np.square(self.root).sum(axis=1)
 
     @cached_property
+    def squares(self) -> np.ndarray:
+        """K_ij^2 of different donors, 0 on the diagonal, (N, N)."""
+        out = np.square(self.whole)
+        np.fill_diagonal(out, 0.0)
+        return out
+
+    @cached_property
     def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues (N,), rising, and axes (N, N) of K."""
         return np.linalg.eigh(self.whole)
@@ -83,7 +90,7 @@ class Kernel:
     def times(self, B: np.ndarray) -> np.ndarray:
         """K B for B (..., N, j)."""
         root = self.root
-        if root is None or 2 * root.shape[1] > len(root):
+        if root is None or 4 * root.shape[1] > len(root):
             return self.whole @ B
         return np.asarray(root @ (root.T @ B))
 
@@ -102,7 +109,10 @@ class Kernel:
         some = size > 1e-15 * size[0]
         axes, right = left[:, some], size[some, None] * right[some]
         if G is None or R is None or 4 * some.sum() * min(G.shape[1], R.shape[1]) > len(G):
-            return np.asarray((self.whole * other.whole) @ axes @ right)
+            if self is not other:
+                return np.asarray((self.whole * other.whole) @ axes @ right)
+            met = self.squares @ axes + np.square(self.diagonal)[:, None] * axes
+            return np.asarray(met @ right)
         out = np.zeros(D.shape)
         for d, row in zip(axes.T, right, strict=True):
             out += np.outer(((G @ (G.T @ (d[:, None] * R))) * R).sum(axis=1), row)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -89,21 +89,9 @@ class Related:
         return self.kernel.times(B) - self.kernel.diagonal[:, None] * B
 
     @cached_property
-    def K0(self) -> np.ndarray:
-        """The matrix, (N, N)."""
-        out = self.kernel.whole.copy()
-        np.fill_diagonal(out, 0.0)
-        return out
-
-    @cached_property
     def mean_square(self) -> float:
         """Mean of its squared entries."""
-        return float(self.square.mean())
-
-    @cached_property
-    def square(self) -> np.ndarray:
-        """Entries squared, (N, N)."""
-        return np.square(self.K0)
+        return float(self.kernel.squares.mean())
 
     def spectrum(self, donors: np.ndarray) -> np.ndarray:
         """Eigenvalues of these donors (in order), kept for the next that asks.
@@ -121,20 +109,20 @@ class Related:
     def _largest(self, donors: np.ndarray) -> np.ndarray:
         """The same by Rayleigh quotients of the leading directions of K."""
         leading, skew = self._leading
-        lengths = np.sqrt(np.square(leading).sum(axis=0))
+        lengths = np.square(leading).sum(axis=0)
         own, diagonal = leading[donors], self.kernel.diagonal
         size, axes = np.linalg.eigh(own.T @ own)
         size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
-        vectors = (own @ axes) / np.sqrt(size)
         # what is not leading has its mean where a part of the donors sees it
-        inside = np.square((own / lengths).T @ vectors).sum(axis=0)
-        left = (diagonal.sum() - np.square(lengths).sum()) / (len(leading) - len(lengths))
-        top = size + (1.0 - inside) * left - diagonal[donors] @ np.square(vectors)
-        there = np.zeros(len(self.K0))
+        inside = size * (np.square(axes) / lengths[:, None]).sum(axis=0)
+        left = (diagonal.sum() - lengths.sum()) / (len(leading) - len(lengths))
+        apart = own.T @ (diagonal[donors, None] * own)
+        top = size + (1.0 - inside) * left - ((apart @ axes) * axes).sum(axis=0) / size
+        there = np.zeros(len(self))
         there[donors] = 1.0
         count = len(donors) - len(top)
         mean = -float(top.sum()) / count
-        square = float(there @ (self.square @ there)) - float(top @ top)
+        square = float(there @ (self.kernel.squares @ there)) - float(top @ top)
         spread = math.sqrt(max(square / count - mean**2, 0.0))
         high = 0.5 * (skew + math.hypot(skew, 2.0))
         some = min(max(round(count / (1.0 + high**2)), 1), count - 1)
@@ -146,18 +134,18 @@ class Related:
     @cached_property
     def _leading(self) -> tuple[np.ndarray, float]:
         """B (N, r), B B' next to K in its leading directions; skewness of other eigenvalues."""
-        K = self.kernel
-        probes = np.random.default_rng(0).standard_normal((len(self.K0), _DIRECTIONS))
-        Q = K.times(probes)
+        K, probes = self.kernel, _probes(len(self))
+        first = Q = K.times(probes)
         for _ in range(2):
             Q = K.times(np.linalg.qr(Q)[0])
         Q = np.linalg.qr(Q)[0]
-        size, axes = np.linalg.eigh(Q.T @ K.times(Q))
-        left = probes - Q @ (Q.T @ probes)
-        once = self.K0 @ left
+        KQ, part = K.times(Q), Q.T @ probes
+        size, axes = np.linalg.eigh(Q.T @ KQ)
+        left = probes - Q @ part
+        once = first - KQ @ part - K.diagonal[:, None] * left
         once -= Q @ (Q.T @ once)
         sums = [float((a * b).sum()) for a, b in ((left, left), (left, once), (once, once))]
-        cube = float((once * (self.K0 @ once)).sum())
+        cube = float((once * self.times(once)).sum())
         mean, square, cube = sums[1] / sums[0], sums[2] / sums[0], cube / sums[0]
         spread = math.sqrt(max(square - mean**2, 1e-300))
         skew = (cube - 3.0 * mean * square + 2.0 * mean**3) / spread**3
@@ -166,7 +154,15 @@ class Related:
 
     def of(self, donors: np.ndarray) -> np.ndarray:
         """K0 of these donors (in order)."""
-        return self.K0 if len(donors) == len(self.K0) else self.K0[np.ix_(donors, donors)]
+        out = self.kernel.whole[np.ix_(donors, donors)]
+        np.fill_diagonal(out, 0.0)
+        return out
+
+
+@lru_cache(4)
+def _probes(N: int) -> np.ndarray:
+    """Random directions (N, j), the same for all kernels."""
+    return np.random.default_rng(0).standard_normal((N, _DIRECTIONS))
 
 
 class NullDesign(NamedTuple):
@@ -334,41 +330,38 @@ class _Scores:
     def __init__(self, asked: _Asked, related: Related, whole: bool) -> None:
         P, null, V = asked
         self.related, self.whole = related, whole
-        N, R = len(related), V.shape[1]
-        e, donor = null.excess[:, None], null.donor
-        self.donors = np.unique(donor)
-        r = P.project(null.y[:, None])
-        s = _by_donor(V * r, donor, N)
-        DV = np.stack([P.within(column[:, None])[:, 0] for column in V.T], axis=1)
-        k, n = P.phi.shape[1], len(V)
+        N, R, k = len(related), V.shape[1], P.phi.shape[1]
+        own = null.donor[P.rows[:, 0]]
+        self.donors = np.sort(own)
+        e, r = null.excess[:, None], P.project(null.y[:, None])
+        V, phi = P.spread(V).swapaxes(1, 2), P.spread(P.phi)  # of every donor
+        VD = V @ P.inverse
+        eVD = VD * P.spread(e).swapaxes(1, 2)
+        self.d, self.J, s = np.zeros((N, R, R)), np.zeros((N, R, 2 * k)), np.zeros((N, R))
+        self.d[own] = VD @ V.swapaxes(1, 2) + eVD @ VD.swapaxes(1, 2)
+        self.J[own] = np.concatenate([V @ phi, eVD @ phi], axis=2)
+        s[own] = (V @ P.spread(r))[..., 0]
         one, two = np.triu_indices(R)
-        inner = V[:, one] * DV[:, two] + DV[:, one] * (e * DV)[:, two]
-        self.pairs = _by_donor(inner, donor, N)
-        self.d = np.empty((N, R, R))
-        self.d[:, one, two] = self.d[:, two, one] = self.pairs
-        sides = V[:, :, None] * P.phi[:, None], DV[:, :, None] * (e * P.phi)[:, None]
-        J = _by_donor(np.stack(sides, axis=2).reshape(n, R * 2 * k), donor, N)
-        self.J = J.reshape(N, R, 2 * k).transpose(1, 0, 2)
-        self.sides = np.hstack([s, J])
+        self.pairs = self.d[:, one, two]
+        self.sides = np.hstack([s, self.J.reshape(N, -1)])
         inside = P.omega @ (P.phi.T @ (e * P.phi)) @ P.omega
         self.B = np.block([[inside - P.omega, -P.omega], [-P.omega, np.zeros((k, k))]])
 
     def complete(self, K_sides: np.ndarray, square_pairs: np.ndarray) -> None:
         """T, its mean and covariance, from K0 times the sides and its squares times the pairs."""
         N, R = self.d.shape[:2]
-        s, Ks = self.sides[:, :R], K_sides[:, :R]
-        self.T = (s * Ks).sum(axis=0)
-        KJ = K_sides[:, R:].reshape(N, R, -1).transpose(1, 0, 2)
-        cores = [J.T @ own @ self.B for J, own in zip(self.J, KJ, strict=True)]
-        self.mean = np.array([np.trace(core) for core in cores])
-        KJB = KJ @ self.B
-        cov = np.zeros((R, R))
+        self.T = (self.sides[:, :R] * K_sides[:, :R]).sum(axis=0)
+        KJ = K_sides[:, R:].reshape(self.J.shape)
+        cores = np.array([self.J[:, v].T @ KJ[:, v] @ self.B for v in range(R)])
+        self.mean = np.trace(cores, axis1=1, axis2=2)
+        between = (KJ @ self.B) @ KJ.swapaxes(1, 2)
+        cov = 2.0 * (self.d * between).sum(axis=0)
+        cov += np.tensordot(cores, cores, axes=([1, 2], [2, 1]))
         one, two = np.triu_indices(R)
-        for j, (v, u) in enumerate(zip(one, two, strict=True)):
-            cov[v, u] = 2.0 * float(self.pairs[:, j] @ (KJB[v] * KJ[u]).sum(axis=1))
-            cov[v, u] += float((cores[u] * cores[v].T).sum())
-        cov[one, two] += (self.pairs * square_pairs).sum(axis=0)
-        self.cov = 2.0 * (cov + np.triu(cov, 1).T)
+        both = (self.pairs * square_pairs).sum(axis=0)
+        cov[one, two] += both
+        cov[two, one] = cov[one, two]
+        self.cov = 2.0 * cov
 
     def fits(self, count: int) -> bool:
         """Whether the law of a sum of so many directions has all eigenvalues."""
@@ -396,7 +389,7 @@ class _Scores:
             mean = np.linalg.eigvalsh(self.d[:, at[:, None], at].mean(axis=0))
             return np.outer(self.related.spectrum(self.donors), mean).ravel()
         N, R = len(self.donors), len(at)
-        J = self.J[at][:, self.donors].reshape(R * N, -1)
+        J = self.J[self.donors][:, at].swapaxes(0, 1).reshape(R * N, -1)
         M = (J @ self.B @ J.T).reshape(R, N, R, N)
         i = np.arange(N)
         M[:, i, :, i] += self.d[self.donors][:, at[:, None], at]
@@ -406,18 +399,6 @@ class _Scores:
         root = np.linalg.cholesky(M).reshape(R, N, -1)
         turned = (self.related.of(self.donors) @ root).reshape(R * N, -1)
         return np.linalg.eigvalsh(root.reshape(R * N, -1).T @ turned)
-
-
-def _by_donor(values: np.ndarray, donor: np.ndarray, N: int) -> np.ndarray:
-    """Sums of rows (n, k) by donor, (N, k); rows of a donor follow each other."""
-    first = np.flatnonzero(np.diff(donor, prepend=-1))
-    sums = np.add.reduceat(values, first)
-    there = donor[first]
-    if len(there) == N and (np.diff(there) > 0).all():
-        return np.asarray(sums)
-    out = np.zeros((N, values.shape[1]))
-    out[there] = sums
-    return out
 
 
 def _of_type(model: Model, c: int) -> OfType | None:
@@ -457,7 +438,7 @@ def scores_of(asked: Sequence[_Asked], related: Related, whole: bool) -> list[_S
     """Scores under several P, which meet the kernel together: it is read once."""
     found = [_Scores(one, related, whole) for one in asked]
     K_sides = related.times(np.hstack([one.sides for one in found]))
-    square_pairs = related.square @ np.hstack([one.pairs for one in found])
+    square_pairs = related.kernel.squares @ np.hstack([one.pairs for one in found])
     at = [np.cumsum([part.shape[1] for part in parts])[:-1] for parts in (
         [one.sides for one in found], [one.pairs for one in found]
     )]  # fmt: skip
