@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
+from itertools import chain, groupby
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -41,6 +42,7 @@ from .relatedness import Kernel
 CONFOUNDED = 1e12
 """Condition number of G, its diagonal ones, from which components cannot be told apart."""
 
+_RANK = 1e-14  # of the largest singular value: what is below is rounding
 _NOTHING = 1e-10  # of a diagonal, or the smallest eigenvalue of a correlation matrix
 _INVOLVED = 1e-4  # entry of an eigenvector
 
@@ -87,10 +89,16 @@ class Factors(NamedTuple):
             return B
         parts = [B[: self.part(self.of_levels.stop).start]]
         for kernel, own in self.by_kernel():
-            part = B[self.part(own[0]).start : self.part(own[-1]).stop]
-            sides = part.reshape(len(own), len(kernel), math.prod(B.shape[1:]))
-            parts.append(kernel.times(sides).reshape(part.shape))
+            beside = kernel.times(self.beside(own, B.reshape(len(B), -1)))
+            parts.append(below(own, beside).reshape(-1, *B.shape[1:]))
         return np.concatenate(parts)
+
+    def beside(self, own: range, B: np.ndarray) -> np.ndarray:
+        """B (L, j) of factors that follow each other, of N levels each, as (N, factors j)."""
+        part = B[self.part(own[0]).start : self.part(own[-1]).stop]
+        size, width = len(part) // len(own), part.shape[1]
+        part = part.reshape(len(own), size, width).swapaxes(0, 1)
+        return part.reshape(size, len(own) * width)
 
     def spread(self, f: int, U: np.ndarray) -> np.ndarray:
         """Z_f U_f for U (L, j), (n, j)."""
@@ -101,9 +109,77 @@ class Factors(NamedTuple):
         U = self.weigh(self.Z @ B)
         return np.array([self.spread(f, U) for f in range(len(self.kernels))])
 
+    def entries(self, f: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows that have something of a factor, its level there, and how much."""
+        first, last = self.Z.indptr[self.ptr[f]], self.Z.indptr[self.ptr[f + 1]]
+        row = self.Z.indices[first:last]
+        return row, self.level[f, row], self.weight[f, row]
+
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sums over the levels of each factor of values (L, j), (F, j)."""
         return np.add.reduceat(values, self.ptr[:-1])
+
+
+def below(own: range, B: np.ndarray) -> np.ndarray:
+    """What :meth:`Factors.beside` has as (N, factors j) as (factors N, j) again."""
+    size, width = len(B), B.shape[1] // len(own)
+    return B.reshape(size, len(own), width).swapaxes(0, 1).reshape(len(own) * size, width)
+
+
+class Span(NamedTuple):
+    """Columns (N, j) as axes (N, r) times back (r, j), with no more axes than it takes."""
+
+    axes: np.ndarray
+    back: np.ndarray
+
+
+def span_of(D: np.ndarray) -> Span:
+    """The span of the columns of D (N, j).
+
+    >>> span_of(np.array([[1.0, 2.0], [2.0, 4.0]])).axes.shape
+    (2, 1)
+    """
+    left, size, right = np.linalg.svd(D, full_matrices=False)
+    some = size > _RANK * size.max(initial=0.0)
+    return Span(left[:, some], size[some, None] * right[some])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the moments of a design rest on, whatever its kernels.
+
+    Attributes
+    ----------
+    Q : ndarray, shape (n, p)
+        Orthonormal fixed effects of the rows in use, zero elsewhere.
+    factors : Factors
+        Their kernels may be others.
+    T : ndarray, shape (L, p)
+        Z'Q.
+    d : ndarray, shape (N, F', F')
+        Z_f' Z_g of the factors of donors, those with kernels last.
+    gram : ndarray, shape (K', K')
+        The normal matrix of the components without a kernel.
+    noise : ndarray, shape (F, n)
+        Of factors without a kernel, weight of each row's noise variance.
+    sides, met : tuple of Span
+        Of every kernel: T of its factors; d of its and all kernels' factors.
+    """
+
+    Q: np.ndarray
+    factors: Factors
+    T: np.ndarray
+    d: np.ndarray
+    gram: np.ndarray
+    noise: np.ndarray
+    sides: tuple[Span, ...]
+    met: tuple[Span, ...]
+
+    @property
+    def donors(self) -> list[int]:
+        """The factors of donors, those with kernels last."""
+        levels = self.factors.of_levels
+        return [*range(levels.start), *range(levels.stop, len(self.factors.kernels))]
 
 
 @dataclass(frozen=True)
@@ -189,63 +265,121 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     if llf == -math.inf:
         raise ConvergenceError("the fixed effects are collinear in the donors in use")
     gram = np.asarray(2.0 * model.S @ expected @ model.S.T)
-    if not model.kinship:
-        return gram
+    return _Seen(model, lay_out(model, projected)).gram if model.kinship else gram
+
+
+def lay_out(model: Model, projected: bool = True) -> Layout:
+    """What the moments of a design rest on, whatever its kernels; without Pi if not `projected`.
+
+    Raises
+    ------
+    ConvergenceError
+        The fixed effects are collinear in the donors in use.
+    """
+    gram = moment_matrix(model.unrelated, projected)
     Q = orthonormal(model) if projected else np.zeros((len(model.y), 0))
-    return _with_kinship(model, gram, _Seen(factors_of_model(model), Q))[0]
+    factors, alone = factors_of_model(model), model.W.shape[1]
+    T, levels = factors.Z @ Q, factors.of_levels
+    weight = np.delete(factors.weight, levels, axis=0).T
+    d = np.add.reduceat(weight[:, :, None] * weight[:, None, :], model.row_ptr[:-1])
+    noise = np.square(factors.weight[: levels.stop])
+    for f in range(levels.stop):
+        own = T[factors.part(f)]
+        noise[f] += _through(factors, f, Q, own, own.T @ own)
+    kernels = [own for _, own in factors.by_kernel()]
+    at = [np.array(own) - levels.stop + alone for own in kernels]
+    return Layout(
+        Q, factors, T, d, gram, noise,
+        tuple(span_of(factors.beside(own, T)) for own in kernels),
+        tuple(span_of(d[:, own, alone:].reshape(len(d), -1)) for own in at),
+    )  # fmt: skip
+
+
+def _through(
+    factors: Factors, f: int, Q: np.ndarray, KT: np.ndarray, core: np.ndarray
+) -> np.ndarray:
+    """Diagonal (n,) of Pi Z K Z' Pi less that of Z K Z': of every row q' T'K T q - 2 z' K T q."""
+    row, level, weight = factors.entries(f)
+    out = ((Q @ core) * Q).sum(axis=1)
+    out[row] -= 2.0 * weight * (KT[level] * Q[row]).sum(axis=1)
+    return np.asarray(out)
 
 
 class _Seen:
-    """Factors and what the fixed effects take of them: T = Z'Q, K T (L, p), T'K T (F, p, p)."""
+    """What a design and its kernels make of each other.
 
-    def __init__(self, factors: Factors, Q: np.ndarray) -> None:
-        self.factors, self.T = factors, factors.Z @ Q
-        self.KT = factors.weigh(self.T)
-        parts = map(factors.part, range(len(factors.kernels)))
-        self.cores = np.array([self.T[own].T @ self.KT[own] for own in parts])
+    factors; KT = K T (L, p); cores, gram, noise and across as :class:`Moments` has them.
+    """
 
+    def __init__(self, model: Model, laid: Layout) -> None:
+        self.laid, self.S = laid, components_to_factors(model)
+        self.factors = laid.factors._replace(kernels=_kernels(model))
+        factors, T, levels = self.factors, laid.T, self.factors.of_levels
+        parts = [T[: int(factors.ptr[levels.stop])]]
+        for (kernel, own), span in zip(factors.by_kernel(), laid.sides, strict=True):
+            parts.append(below(own, kernel.times(span.axes) @ span.back))
+        self.KT = np.concatenate(parts)
+        each = [factors.part(f) for f in range(len(factors.kernels))]
+        self.cores = np.array([T[own].T @ self.KT[own] for own in each])
 
-def _with_kinship(model: Model, gram: np.ndarray, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    """The matrix (K, K) of all components, from that of those without the kinship's; `across`."""
-    factors, F = seen.factors, len(seen.cores)
-    levels = factors.of_levels
-    donors = [f for f in range(F) if not levels.start <= f < levels.stop]
-    of_donors = np.array([seen.KT[factors.part(f)] for f in donors]).transpose(1, 0, 2)
-    weight = factors.weight[donors].T
-    d = np.add.reduceat(weight[:, :, None] * weight[:, None, :], model.row_ptr[:-1])  # (N, F', F')
-    between = -2.0 * (d * (of_donors @ of_donors.transpose(0, 2, 1))).sum(axis=0)
-    kernels = list(factors.by_kernel())
-    own, shift = np.arange(levels.start), levels.stop - levels.start
-    at = [np.array(numbers) - shift for _, numbers in kernels]
-    across = np.empty((len(d), *(len(donors) - len(own),) * 2))
-    every = np.arange(len(d))
-    for (one, _), f in zip(kernels, at, strict=True):
-        part = d[np.ix_(every, own, f)]
-        between[np.ix_(own, f)] += np.tensordot(one.diagonal, part * part, axes=1)
-        for (other, _), g in zip(kernels, at, strict=True):
-            part = d[np.ix_(every, f, g)]
-            turned = one.meets(other, part.reshape(len(d), -1)).reshape(part.shape)
-            across[np.ix_(every, f - len(own), g - len(own))] = turned
-    between[len(own) :, len(own) :] += (d[:, len(own) :, len(own) :] * across).sum(axis=0)
-    traces = np.tensordot(seen.cores, seen.cores, axes=([1, 2], [1, 2]))
-    traces[np.ix_(donors, donors)] += between
-    for f in range(levels.start, levels.stop):
-        for kernel, others in kernels:
-            for g in others:
-                traces[f, g] += _meeting(seen, f, g, kernel)
-    traces[levels.stop :, : levels.stop] = traces[: levels.stop, levels.stop :].T
-    S = components_to_factors(model)
-    out = S @ traces @ S.T
-    out[: len(gram), : len(gram)] = gram
-    return np.asarray(out), across
+    @cached_property
+    def across(self) -> np.ndarray:
+        """Of factors f, h with kernels (K_f d K_h)_ii of every donor i, d = Z_f' Z_h."""
+        kernels = list(self.factors.by_kernel())
+        first = self.factors.of_levels.stop
+        size = len(self.factors.kernels) - first
+        out = np.empty((len(self.laid.d), size, size))
+        for (one, own), span in zip(kernels, self.laid.met, strict=True):
+            back = span.back.reshape(-1, len(own), size)
+            for other, at in kernels:
+                f, g = (slice(some[0] - first, some[-1] + 1 - first) for some in (own, at))
+                out[:, f, g] = np.tensordot(one.meets(other, span.axes), back[:, :, g], axes=1)
+        return out
 
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """The normal matrix of all components, (K, K)."""
+        laid, levels, donors = self.laid, self.factors.of_levels, self.laid.donors
+        alone = levels.start
+        KT = np.array([self.KT[self.factors.part(f)] for f in donors]).transpose(1, 0, 2)
+        between = np.zeros((len(donors),) * 2)
+        met = laid.d[:, :, alone:] * (KT @ KT[:, alone:].swapaxes(1, 2))
+        between[:, alone:] = -2.0 * met.sum(axis=0)
+        for kernel, own in self.factors.by_kernel():
+            at = np.array(own) - levels.stop + alone
+            between[:alone, at] += np.tensordot(
+                kernel.diagonal, np.square(laid.d[:, :alone, at]), axes=1
+            )
+        between[alone:, alone:] += (laid.d[:, alone:, alone:] * self.across).sum(axis=0)
+        traces = np.tensordot(self.cores, self.cores, axes=([1, 2], [1, 2]))
+        traces[np.ix_(donors, donors)] += between
+        for f in range(levels.start, levels.stop):
+            for kernel, others in self.factors.by_kernel():
+                for g in others:
+                    traces[f, g] += self._meeting(f, g, kernel)
+        traces[levels.stop :, : levels.stop] = traces[: levels.stop, levels.stop :].T
+        out = self.S @ traces @ self.S.T
+        out[: len(laid.gram), : len(laid.gram)] = laid.gram
+        return np.asarray(out)
 
-def _meeting(seen: _Seen, f: int, g: int, kernel: Kernel) -> float:
-    """tr(Pi Sigma_f Pi Sigma_g) less that of the cores, f a random effect's and g a kernel's."""
-    Z, one, other = seen.factors.Z, seen.factors.part(f), seen.factors.part(g)
-    M = Z[one] @ Z[other].T
-    whole = float((M @ kernel.whole * M.toarray()).sum())
-    return whole - 2.0 * float((seen.KT[one] * (M @ seen.KT[other])).sum())
+    def _meeting(self, f: int, g: int, kernel: Kernel) -> float:
+        """tr(Pi Sigma_f Pi Sigma_g) less that of the cores, f a random effect's, g a kernel's."""
+        Z, one, other = self.factors.Z, self.factors.part(f), self.factors.part(g)
+        M = Z[one] @ Z[other].T
+        whole = float((M @ kernel.whole * M.toarray()).sum())
+        return whole - 2.0 * float((self.KT[one] * (M @ self.KT[other])).sum())
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Weight of each row's noise variance in every component, (K, n)."""
+        factors, out = self.factors, np.empty_like(self.factors.weight)
+        out[: len(self.laid.noise)] = self.laid.noise
+        for kernel, own in factors.by_kernel():
+            for f in own:
+                out[f] = np.square(factors.weight[f]) * kernel.diagonal[factors.level[f]]
+                KT = self.KT[factors.part(f)]
+                out[f] += _through(factors, f, self.laid.Q, KT, self.cores[f])
+        return np.asarray(self.S @ out)
 
 
 def components_to_factors(model: Model) -> np.ndarray:
@@ -284,10 +418,11 @@ def confounded(model: Model) -> list[int]:
 _KEPT: WeakKeyDictionary[Model, Moments] = WeakKeyDictionary()
 
 
-def moments(model: Model) -> Moments:
+def moments(model: Model, laid: Layout | None = None) -> Moments:
     """Normal matrix and noise weights of the design of `model`, in O(n K p).
 
-    Kept as long as the model: its jackknife takes those of its fit.
+    `laid` is that of the same design, if its kernels are not the first.  Kept as long as the model:
+    its jackknife takes those of its fit.
 
     Raises
     ------
@@ -296,17 +431,14 @@ def moments(model: Model) -> Moments:
     """
     if model in _KEPT:
         return _KEPT[model]
-    Q, factors = orthonormal(model), factors_of_model(model)
-    gram = moment_matrix(model.unrelated)
-    back = model.back
+    laid = lay_out(model) if laid is None else laid
+    seen, back = _Seen(model, laid), model.back
     if len(back) and model.n_donors < len(model.active):
-        back = back @ np.linalg.lstsq(model.Q[model.active_rows], Q[model.active_rows])[0]
-    seen, across = _Seen(factors, Q), np.empty((len(model.active), 0, 0))
-    if model.kinship:
-        gram, across = _with_kinship(model, gram, seen)
-    S = components_to_factors(model)
-    noise = S @ _noise_weights(seen, Q)
-    found = Moments(gram, noise, Q, factors, S, model.active_rows, seen.cores, back, across)
+        back = back @ np.linalg.lstsq(model.Q[model.active_rows], laid.Q[model.active_rows])[0]
+    found = Moments(
+        seen.gram, seen.noise, laid.Q, seen.factors, seen.S, model.active_rows, seen.cores, back,
+        seen.across,
+    )  # fmt: skip
     _KEPT[model] = found
     return found
 
@@ -411,14 +543,8 @@ def over_blocks(model: Model, theta: np.ndarray) -> Precision | None:
 
 def factors_of_model(model: Model) -> Factors:
     """Factors of donors' loadings, of random effects, and of the kinship."""
-    N, random = len(model.active), model.random
+    N, random, R = len(model.active), model.random, model.W.shape[1]
     loadings = [model.H @ factors_of(term.basis)[0] for term in model.kinship]
-    kernels = [
-        term.kernel
-        for term, own in zip(model.kinship, loadings, strict=True)
-        for _ in range(own.shape[1])
-    ]
-    R = model.W.shape[1]
     of_random = [component.values[None] for component in random]
     weight = np.concatenate([model.W.T, *of_random, *(own.T for own in loadings)])
     weight = np.where(model.active_rows, weight, 0.0)
@@ -433,16 +559,10 @@ def factors_of_model(model: Model) -> Factors:
     order = np.argsort(at, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(at, minlength=ptr[-1]))])
     Z = sp.csr_array((weight[factor, row][order], row[order], start), (int(ptr[-1]), len(model.y)))
-    every = (*(None,) * (R + len(random)), *kernels)
-    return Factors(Z, ptr, level, weight, every, slice(R, R + len(random)))
+    return Factors(Z, ptr, level, weight, _kernels(model), slice(R, R + len(random)))
 
 
-def _noise_weights(seen: _Seen, Q: np.ndarray) -> np.ndarray:
-    """Diagonals of Pi Z K Z' Pi, (F, n): of every row z' K z - 2 z' K T q + q' T' K T q."""
-    factors = seen.factors
-    out = np.square(factors.weight)
-    for kernel, own in factors.by_kernel():
-        out[own] *= kernel.diagonal[factors.level[own]]
-    for f, core in enumerate(seen.cores):
-        out[f] += ((Q @ core - 2.0 * factors.spread(f, seen.KT)) * Q).sum(axis=1)
-    return out
+def _kernels(model: Model) -> tuple[Kernel | None, ...]:
+    """The kernel of every factor of a model, None for the identity."""
+    each = [(term.kernel,) * factors_of(term.basis)[0].shape[1] for term in model.kinship]
+    return (*(None,) * (model.W.shape[1] + len(model.random)), *chain.from_iterable(each))

@@ -349,7 +349,7 @@ class _Scores:
 
     def complete(self, K_sides: np.ndarray, square_pairs: np.ndarray) -> None:
         """T, its mean and covariance, from K0 times the sides and its squares times the pairs."""
-        N, R = self.d.shape[:2]
+        R = self.d.shape[1]
         self.T = (self.sides[:, :R] * K_sides[:, :R]).sum(axis=0)
         KJ = K_sides[:, R:].reshape(self.J.shape)
         cores = np.array([self.J[:, v].T @ KJ[:, v] @ self.B for v in range(R)])

@@ -54,7 +54,7 @@ class Pattern:
     ``rows`` are those of the table in use, in the order of the design, ``mean_rows @ b`` the cell
     type means, ``tests`` the tests of the scan on these rows, ``donors`` the number of each of its
     donors among those of the scan, ``weights`` what shares of variance need, if they are asked for,
-    ``nulls`` what tests of heritability share whatever the kernel of a gene.
+    ``base``, of a gene with a kernel of its own, the pattern that knows what rests on rows alone.
     """
 
     plan: Plan
@@ -64,7 +64,7 @@ class Pattern:
     tests: Mapping[str, Test]
     donors: np.ndarray
     weights: Weights | None = None
-    nulls: tuple[GeneticDesign, ...] | None = None
+    base: Pattern | None = None
 
     def of_kernel(self, kernel: Kernel) -> Pattern:
         """The pattern of a gene whose first kinship is its own, of donors in the order of codes."""
@@ -73,12 +73,19 @@ class Pattern:
             replace(one, kinship=(one.kinship[0]._replace(kernel=own), *one.kinship[1:]))
             for one in self.models
         )
-        return replace(self, models=models, nulls=self.genetic)
+        return replace(self, models=models, base=self)
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
         """What the moment estimates of all genes share, for each structure."""
+        if self.base is not None:
+            return tuple(map(he.moments, self.models, self.base.laid))
         return tuple(SHARED[self.plan.method](model) for model in self.models)
+
+    @cached_property
+    def laid(self) -> tuple[he.Layout, ...]:
+        """What moments rest on whatever the kernel of a gene, for each structure."""
+        return tuple(map(he.lay_out, self.models))
 
     @cached_property
     def robust(self) -> robust.SharedDesign:
@@ -107,8 +114,9 @@ class Pattern:
         if not any(map(of_heritability, self.plan.layout.tests)):
             return None
         first, *others = self.models[0].kinship
-        if self.nulls is not None:
-            return (self.nulls[0].with_kernel(first.kernel), *self.nulls[1:])
+        if self.base is not None and self.base.genetic is not None:
+            own, *known = self.base.genetic
+            return (own.with_kernel(first.kernel), *known)
         own = genetic_design(self.models[0], 0, whole=False)
         return (own, *(own.with_kernel(term.kernel) for term in others))
 
