@@ -60,28 +60,31 @@ class Scaled(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """How genotypes are standardised: means and deviations of the columns that are in."""
+    """How genotypes are standardised: which columns vary, and are in; means and deviations."""
 
+    varies: np.ndarray
     kept: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
-    constant: int
-    rare: int
 
-    def root(self, G: np.ndarray) -> np.ndarray:
-        """Standardised genotypes over the root of their number; what is missing is the mean."""
+    def standardised(self, G: np.ndarray, times: float = 1.0) -> np.ndarray:
+        """The columns that are in, over `times` their deviations; what is missing is the mean."""
         own = G[:, self.kept].astype(float)
-        own -= self.mean
-        own /= self.sd * math.sqrt(max(own.shape[1], 1))
+        own -= self.mean[self.kept]
+        own /= self.sd[self.kept] * times
         own[np.isnan(own)] = 0.0
         return own
+
+    def root(self, G: np.ndarray) -> np.ndarray:
+        """Standardised genotypes over the root of their number."""
+        return self.standardised(G, math.sqrt(max(int(self.kept.sum()), 1)))
 
 
 def scale_of(G: np.ndarray, maf: float = 0.0) -> Scale:
     """Means and deviations of the genotypes of these donors, (N, m) with NaN.
 
-    >>> scale_of(np.array([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), maf=0.2)[0].tolist()
-    [0]
+    >>> scale_of(np.array([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), maf=0.2).kept
+    array([ True, False, False])
     """
     missing = np.isnan(G)
     holes = missing.sum(axis=0)
@@ -92,9 +95,7 @@ def scale_of(G: np.ndarray, maf: float = 0.0) -> Scale:
     sd = np.sqrt(np.einsum("ij,ij->j", away, away) / max(len(G), 1))
     varies = sd > _CONSTANT * np.maximum(np.abs(mean), 1e-300)
     common = varies & (np.minimum(mean, 2.0 - mean) >= 2.0 * maf) if maf else varies
-    kept = np.flatnonzero(common)
-    constant = int((~varies).sum())
-    return Scale(kept, mean[kept], sd[kept], constant, G.shape[1] - constant - len(kept))
+    return Scale(varies, common, mean, sd)
 
 
 def scaled(G: np.ndarray, maf: float = 0.0) -> Scaled:
@@ -105,8 +106,9 @@ def scaled(G: np.ndarray, maf: float = 0.0) -> Scaled:
     """
     scale, missing = scale_of(G, maf), np.isnan(G)
     holes = missing[:, scale.kept] if missing.any() else missing[:, :0]
-    empty = np.flatnonzero(2 * holes.sum(axis=1) > max(len(scale.kept), 1))
-    return Scaled(scale.root(G), scale.constant, scale.rare, int(holes.sum()), empty)
+    empty = np.flatnonzero(2 * holes.sum(axis=1) > max(int(scale.kept.sum()), 1))
+    constant, rare = (~scale.varies).sum(), (scale.varies & ~scale.kept).sum()
+    return Scaled(scale.root(G), int(constant), int(rare), int(holes.sum()), empty)
 
 
 class Genotypes:

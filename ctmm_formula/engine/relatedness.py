@@ -23,6 +23,8 @@ import numpy as np
 class Kernel:
     """A symmetric N x N matrix over donors, whole or of low rank: K = matrix, or root root'.
 
+    Both where both are known.
+
     Attributes
     ----------
     matrix : ndarray, shape (N, N), or None
@@ -51,7 +53,9 @@ class Kernel:
     @cached_property
     def whole(self) -> np.ndarray:
         """K, (N, N)."""
-        return self._stored if self.root is None else self.root @ self.root.T
+        if self.matrix is not None:
+            return self.matrix
+        return self._stored @ self._stored.T
 
     @cached_property
     def diagonal(self) -> np.ndarray:
@@ -90,7 +94,7 @@ class Kernel:
     def times(self, B: np.ndarray) -> np.ndarray:
         """K B for B (..., N, j)."""
         root = self.root
-        if root is None or 4 * root.shape[1] > len(root):
+        if root is None or not by_root(root):
             return self.whole @ B
         return np.asarray(root @ (root.T @ B))
 
@@ -131,6 +135,11 @@ class Kernel:
         N, trace = len(self), float(self.diagonal.sum())
         others = (float(self.times(np.ones((N, 1))).sum()) - trace) / max(N * (N - 1), 1)
         return trace / N - others
+
+
+def by_root(root: np.ndarray) -> bool:
+    """Whether products with K = root root' (N, m) are best had by its root."""
+    return 4 * root.shape[1] <= len(root)
 
 
 class KernelTerm(NamedTuple):

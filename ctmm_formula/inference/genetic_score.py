@@ -139,8 +139,11 @@ class Related:
         for _ in range(2):
             Q = K.times(np.linalg.qr(Q)[0])
         Q = np.linalg.qr(Q)[0]
-        KQ, part = K.times(Q), Q.T @ probes
+        KQ = K.times(Q)
         size, axes = np.linalg.eigh(Q.T @ KQ)
+        size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
+        Q, KQ = Q @ axes, KQ @ axes  # of a low rank the rest is rounding
+        part = Q.T @ probes
         left = probes - Q @ part
         once = first - KQ @ part - K.diagonal[:, None] * left
         once -= Q @ (Q.T @ once)
@@ -149,8 +152,7 @@ class Related:
         mean, square, cube = sums[1] / sums[0], sums[2] / sums[0], cube / sums[0]
         spread = math.sqrt(max(square - mean**2, 1e-300))
         skew = (cube - 3.0 * mean * square + 2.0 * mean**3) / spread**3
-        there = size > _NOTHING * size[-1]
-        return (Q @ axes[:, there]) * np.sqrt(size[there]), skew
+        return Q * np.sqrt(size), skew
 
     def of(self, donors: np.ndarray) -> np.ndarray:
         """K0 of these donors (in order)."""

@@ -67,13 +67,17 @@ class Pattern:
     base: Pattern | None = None
 
     def of_kernel(self, kernel: Kernel) -> Pattern:
-        """The pattern of a gene whose first kinship is its own, of donors in the order of codes."""
-        own = kernel.of(self.models[0].donors)
+        """The pattern of a gene whose first kinship is its own, of :attr:`related` donors."""
         models = tuple(
-            replace(one, kinship=(one.kinship[0]._replace(kernel=own), *one.kinship[1:]))
+            replace(one, kinship=(one.kinship[0]._replace(kernel=kernel), *one.kinship[1:]))
             for one in self.models
         )
         return replace(self, models=models, base=self)
+
+    @property
+    def related(self) -> np.ndarray:
+        """The donors of the models, in their order, by number among those of the scan."""
+        return self.donors[self.models[0].donors]
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ genome, so that windows of a block overlap.  What was read is part of the block'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,9 +17,10 @@ from pandas.api.types import is_complex_dtype, is_numeric_dtype
 
 from ..arguments import whole_number
 from ..design.genotype_sources import chromosome_name
-from ..design.genotypes import Genotypes, Scaled, check_maf, scaled
+from ..design.genotypes import Genotypes, check_maf, scale_of
 from ..design.kinship import DEFAULT_NAME, OfEach
 from ..design.table import as_frame, label, listing, near
+from ..engine.relatedness import Kernel, by_root
 from ..errors import DataError
 
 CIS = "cis"
@@ -52,24 +54,80 @@ class Read(NamedTuple):
     at: tuple[np.ndarray | str, ...]
     maf: float
 
-    def of(self, gene: int, donors: np.ndarray) -> Scaled:
-        """Genotypes of a gene, by its number, of some donors, standardised.
+
+class Own(NamedTuple):
+    """The kernel of a gene's window; its variants, those left out, and genotypes missing."""
+
+    kernel: Kernel
+    variants: int
+    constant: int
+    rare: int
+    missing: int
+
+
+class Walk:
+    """Kernels of the windows of genes, one after another along the genome.
+
+    Most of a window was in the last one: variants are standardised once, and the sum of their
+    products gets what a window has more than the last, and loses what it has no longer.
+    """
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
+        self._begin(np.zeros(0, dtype=np.int64))
+
+    def _begin(self, donors: np.ndarray) -> None:
+        count = self.read.values.shape[1]
+        self._donors, self._Z = donors, np.empty((count, len(donors)))
+        self._known, self._varies, self._kept = np.zeros((3, count), dtype=bool)
+        self._holes = np.zeros(count, dtype=np.int64)
+        self._last, self._sum = np.zeros(0, dtype=np.int64), np.zeros((len(donors),) * 2)
+
+    def of(self, gene: int, donors: np.ndarray) -> Own:
+        """The kernel of a gene, by its number, between some donors.
 
         Raises
         ------
         DataError
-            It has none, or none that varies.
+            It has no variants, or none that varies.
         """
-        at = self.at[gene]
+        at = self.read.at[gene]
         if isinstance(at, str):
             raise DataError(f"no kinship of its own: {at}")
-        found = scaled(self.values[np.ix_(donors, at)].astype(float), self.maf)
-        if not found.root.shape[1]:
+        if not np.array_equal(donors, self._donors):
+            self._begin(donors)
+        self._standardise(at[~self._known[at]])
+        constant = int((~self._varies[at]).sum())
+        own = at[self._kept[at]]
+        rare = len(at) - len(own) - constant
+        if not len(own):
             raise DataError(
-                f"no kinship of its own: of {len(at)} variants {found.constant} do not vary "
-                f"between these donors, {found.rare} are rarer than maf={self.maf:g}"
+                f"no kinship of its own: of {len(at)} variants {constant} do not vary "
+                f"between these donors, {rare} are rarer than maf={self.read.maf:g}"
             )
-        return found
+        root = (self._Z[own] / math.sqrt(len(own))).T
+        whole = None if by_root(root) else self._products(own) / len(own)
+        return Own(Kernel(whole, root), len(own), constant, rare, int(self._holes[own].sum()))
+
+    def _standardise(self, new: np.ndarray) -> None:
+        """Variants that were not in a window before."""
+        G = self.read.values[np.ix_(self._donors, new)].astype(float)
+        scale = scale_of(G, self.read.maf)
+        self._known[new], self._varies[new], self._kept[new] = True, scale.varies, scale.kept
+        self._holes[new] = np.isnan(G).sum(axis=0)
+        self._Z[new[scale.kept]] = scale.standardised(G).T
+
+    def _products(self, own: np.ndarray) -> np.ndarray:
+        """The sum of z z' (N, N) of these variants."""
+        more = np.setdiff1d(own, self._last, assume_unique=True)
+        less = np.setdiff1d(self._last, own, assume_unique=True)
+        if 2 * (len(more) + len(less)) > len(own):
+            self._sum = self._Z[own].T @ self._Z[own]
+        else:
+            self._sum += self._Z[more].T @ self._Z[more]
+            self._sum -= self._Z[less].T @ self._Z[less]
+        self._last = own
+        return self._sum
 
 
 @dataclass(frozen=True)

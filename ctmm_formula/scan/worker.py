@@ -25,7 +25,6 @@ from ..engine import he
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
 from ..engine.model import Model
-from ..engine.relatedness import Kernel
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
@@ -38,7 +37,7 @@ from ..results.shares import Weights, variance_parts
 from .columns import BY_TYPE, H2, OF_WINDOW, SE_H2, Block, Row, stack
 from .patterns import Pattern, Patterns
 from .plan import Plan
-from .windows import Read
+from .windows import Read, Walk
 
 T = TypeVar("T")
 OK, BOUNDARY, NOT_CONVERGED, FAILED = "ok", "boundary", "not converged", "failed"
@@ -60,6 +59,7 @@ def scan_block(
     its own, and so a pattern.
     """
     found: list[Row] = [{} for _ in names]
+    walk = None if windows is None else Walk(windows)
     # what a gene does in parallel by itself stays here: a cluster must not get it as tasks
     with np.errstate(all="ignore"), parallel_config("sequential"):
         for members in _by_pattern(Y, NU):
@@ -71,11 +71,11 @@ def scan_block(
                 y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
                 square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
                 streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
-                if windows is None:
+                if walk is None:
                     own = _scan_pattern(pattern, y, nu, square, streams)
                 else:
                     each = zip(members, y, nu, square, streams)  # noqa: B905  (no squares: None)
-                    own = [_with_window(pattern, windows, *gene) for gene in each]
+                    own = [_with_window(pattern, walk, *gene) for gene in each]
                 rows = pattern.rows
             for k, row in zip(members, own, strict=True):
                 found[k] = {"gene": names[k], **row}
@@ -138,7 +138,7 @@ def _scan_pattern(
 
 def _with_window(
     pattern: Pattern,
-    windows: Read,
+    walk: Walk,
     gene: int,
     y: np.ndarray,
     nu: np.ndarray,
@@ -146,13 +146,13 @@ def _with_window(
     stream: np.random.SeedSequence,
 ) -> Row:
     """One gene with the kernel of its own window."""
-    found = _attempt(windows.of, gene, pattern.donors)
+    found = _attempt(walk.of, gene, pattern.related)
     if isinstance(found, Exception):
         return _failure(found)
-    own = pattern.of_kernel(Kernel(None, found.root))
+    own = pattern.of_kernel(found.kernel)
     row = _scan_pattern(own, y[None], nu[None], [nu2], [stream])[0]
-    N, m = found.root.shape
-    known = m, found.constant, found.rare, found.missing / (N * m)
+    m = found.variants
+    known = m, found.constant, found.rare, found.missing / (len(found.kernel) * m)
     return {**row, **dict(zip(OF_WINDOW, known, strict=True))}
 
 
