@@ -300,8 +300,8 @@ def _through(
 ) -> np.ndarray:
     """Diagonal (n,) of Pi Z K Z' Pi less that of Z K Z': of every row q' T'K T q - 2 z' K T q."""
     row, level, weight = factors.entries(f)
-    out = ((Q @ core) * Q).sum(axis=1)
-    out[row] -= 2.0 * weight * (KT[level] * Q[row]).sum(axis=1)
+    out = np.einsum("ij,ij->i", Q @ core, Q)
+    out[row] -= 2.0 * weight * np.einsum("ij,ij->i", KT[level], Q[row])
     return np.asarray(out)
 
 

@@ -135,24 +135,24 @@ class Related:
     def _leading(self) -> tuple[np.ndarray, float]:
         """B (N, r), B B' next to K in its leading directions; skewness of other eigenvalues."""
         K, probes = self.kernel, _probes(len(self))
-        first = Q = K.times(probes)
+        first = Q = K.times(probes).T  # directions in rows
         for _ in range(2):
-            Q = K.times(np.linalg.qr(Q)[0])
-        Q = np.linalg.qr(Q)[0]
-        KQ = K.times(Q)
-        size, axes = np.linalg.eigh(Q.T @ KQ)
+            Q = K.times(np.linalg.qr(Q.T)[0]).T
+        Q = np.linalg.qr(Q.T)[0].T
+        KQ = K.times(Q.T).T
+        size, axes = np.linalg.eigh(KQ @ Q.T)
         size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
-        Q, KQ = Q @ axes, KQ @ axes  # of a low rank the rest is rounding
-        part = Q.T @ probes
-        left = probes - Q @ part
-        once = first - KQ @ part - K.diagonal[:, None] * left
-        once -= Q @ (Q.T @ once)
-        sums = [float((a * b).sum()) for a, b in ((left, left), (left, once), (once, once))]
-        cube = float((once * self.times(once)).sum())
+        Q, KQ = axes.T @ Q, axes.T @ KQ  # of a low rank the rest is rounding
+        part = probes.T @ Q.T
+        left = probes.T - part @ Q
+        once = first - part @ KQ - K.diagonal * left
+        once -= (once @ Q.T) @ Q
+        sums = [float(np.vdot(a, b)) for a, b in ((left, left), (left, once), (once, once))]
+        cube = float(np.vdot(once, self.times(once.T).T))
         mean, square, cube = sums[1] / sums[0], sums[2] / sums[0], cube / sums[0]
         spread = math.sqrt(max(square - mean**2, 1e-300))
         skew = (cube - 3.0 * mean * square + 2.0 * mean**3) / spread**3
-        return Q * np.sqrt(size), skew
+        return Q.T * np.sqrt(size), skew
 
     def of(self, donors: np.ndarray) -> np.ndarray:
         """K0 of these donors (in order)."""
@@ -164,7 +164,7 @@ class Related:
 @lru_cache(4)
 def _probes(N: int) -> np.ndarray:
     """Random directions (N, j), the same for all kernels."""
-    return np.random.default_rng(0).standard_normal((N, _DIRECTIONS))
+    return np.asfortranarray(np.random.default_rng(0).standard_normal((N, _DIRECTIONS)))
 
 
 class NullDesign(NamedTuple):
@@ -440,7 +440,7 @@ def scores_of(asked: Sequence[_Asked], related: Related, whole: bool) -> list[_S
     """Scores under several P, which meet the kernel together: it is read once."""
     found = [_Scores(one, related, whole) for one in asked]
     K_sides = related.times(np.hstack([one.sides for one in found]))
-    square_pairs = related.kernel.squares @ np.hstack([one.pairs for one in found])
+    square_pairs = (np.hstack([one.pairs for one in found]).T @ related.kernel.squares).T
     at = [np.cumsum([part.shape[1] for part in parts])[:-1] for parts in (
         [one.sides for one in found], [one.pairs for one in found]
     )]  # fmt: skip

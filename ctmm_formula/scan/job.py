@@ -89,8 +89,9 @@ class Job:
             names = genes[start : start + size]
             values = self.responses.read(start, start + len(names))
             own = None if self.windows is None else self.windows.read(names)
-            genotypes = () if own is None else (own.values,)
-            self._digests.append(fingerprint(*values, *genotypes))
+            if self.store is not None:
+                genotypes = () if own is None else (own.values,)
+                self._digests.append(fingerprint(*values, *genotypes))
             yield names, *values, own
 
     def _tasks(self, blocks: dict[int, Block], done: Callable[[int], object]) -> Iterator[Any]:
