@@ -109,17 +109,19 @@ class Related:
     def _largest(self, donors: np.ndarray) -> np.ndarray:
         """The same by Rayleigh quotients of the leading directions of K."""
         leading, skew = self._leading
-        lengths = np.square(leading).sum(axis=0)
-        own, diagonal = leading[donors], self.kernel.diagonal
-        size, axes = np.linalg.eigh(own.T @ own)
+        lengths, diagonal = np.square(leading).sum(axis=0), self.kernel.diagonal
+        # by what is missing, mostly the smaller part
+        gone = np.delete(np.arange(len(self)), donors)
+        lost = leading[gone]
+        size, axes = np.linalg.eigh(np.diag(lengths) - lost.T @ lost)
         size, axes = size[size > _NOTHING * size[-1]], axes[:, size > _NOTHING * size[-1]]
         # what is not leading has its mean where a part of the donors sees it
         inside = size * (np.square(axes) / lengths[:, None]).sum(axis=0)
         left = (diagonal.sum() - lengths.sum()) / (len(leading) - len(lengths))
-        apart = own.T @ (diagonal[donors, None] * own)
+        apart = self._apart - lost.T @ (diagonal[gone, None] * lost)
+        there = np.ones(len(self))
+        there[gone] = 0.0
         top = size + (1.0 - inside) * left - ((apart @ axes) * axes).sum(axis=0) / size
-        there = np.zeros(len(self))
-        there[donors] = 1.0
         count = len(donors) - len(top)
         mean = -float(top.sum()) / count
         square = float(there @ (self.kernel.squares @ there)) - float(top @ top)
@@ -130,6 +132,12 @@ class Related:
         rest = np.full(count, mean - spread / ratio)
         rest[:some] = mean + spread * ratio
         return np.concatenate([top, rest])
+
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """B' diag(K) B of all donors."""
+        leading = self._leading[0]
+        return np.asarray(leading.T @ (self.kernel.diagonal[:, None] * leading))
 
     @cached_property
     def _leading(self) -> tuple[np.ndarray, float]:
