@@ -13,6 +13,7 @@ from test_kinship import family
 import ctmm_formula as ctmm
 from ctmm_formula.design.genotype_sources import chromosome_name
 from ctmm_formula.design.genotypes import Genotypes, scaled
+from ctmm_formula.scan.windows import Read, Walk
 
 M = 60
 
@@ -147,6 +148,27 @@ def test_standardised_by_hand(table):
     constant = int((np.nanstd(values, axis=0) == 0).sum())
     assert (found.constant, found.rare) == (constant, M - constant - keep.sum())
     assert found.missing == np.isnan(values[:, keep]).sum()
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_windows_one_after_another_are_those_of_each(table, few):
+    """Forwards, apart, backwards, and between other donors; thin ones have no matrix yet."""
+    step = 3 if few else 30
+    starts = [0, 4, 9, 11, 11, 29, 20, 3]
+    at = [np.arange(start, start + step) for start in starts]
+    read = Read(table.to_numpy(dtype=np.float32), (*at, "none", np.array([7, 9])), 0.05)
+    walk, N = Walk(read), len(table)
+    for donors in (np.arange(N)[::-1], np.arange(N), np.arange(5, N)):
+        for k, columns in enumerate(at):
+            own, known = walk.of(k, donors), scaled(table.to_numpy()[donors][:, columns], 0.05)
+            close(own.kernel.whole, known.root @ known.root.T, 1e-12)
+            close(own.kernel.root, known.root, 1e-12)
+            assert (own.kernel.matrix is None) == few and own.variants == known.root.shape[1]
+            assert own[2:] == (known.constant, known.rare, known.missing)
+    with pytest.raises(ctmm.DataError, match="no kinship of its own: none"):
+        walk.of(len(at), donors)
+    with pytest.raises(ctmm.DataError, match="of 2 variants 2 do not vary"):
+        walk.of(len(at) + 1, donors)
 
 
 def test_a_kinship_of_all_variants(G, table, donors, df):

@@ -618,6 +618,20 @@ def test_the_spectrum_of_a_window_is_next_to_that_of_all_eigenvalues(part):
         assert logs[1] == pytest.approx(logs[0], rel=0.01)
 
 
+@pytest.mark.parametrize("m", [6, 40, 200])
+@pytest.mark.parametrize("part", [1.0, 0.95])
+def test_the_spectrum_of_a_window_is_not_that_of_its_rounding(m, part):
+    """The same variants in another order; fewer of them than directions leave none to chance."""
+    rng = np.random.default_rng(m)
+    G = rng.standard_normal((340, m)) / np.sqrt(m)
+    donors = np.sort(rng.permutation(340)[: int(340 * part)])
+    one, other = (
+        genetic_score.Related(Kernel(None, root)).spectrum(donors)
+        for root in (G, np.ascontiguousarray(G[:, ::-1]))
+    )
+    close(other, one, 1e-12)
+
+
 def test_noise_has_no_say(df, K):
     """Other noise, y as it was: the products of different donors are the same."""
     res = ctmm.fit(FORMULA, structure="free", kinship=K, data=df)

@@ -136,6 +136,37 @@ def test_what_is_compiled_sees_no_kinship():
     assert same.theta.tolist() == estimate(base, "reml").theta.tolist()
 
 
+@pytest.mark.parametrize("random", ["batch", "none"])
+def test_other_kernels_on_one_layout(random):
+    base = make("ctp", "free", random, True)
+    family, own = KERNELS["both"](30)
+    laid = he.lay_out(related(base, [Kernel(None, np.zeros((30, 1))), own]))
+    model = related(base, [family, own])
+    close(he.moments(model, laid).solve(*responses(model)), dense_thetas(model), 1e-8)
+
+
+def dense_thetas(model):
+    """Moments of each response by n x n matrices."""
+    Y, NU = responses(model)
+    genes = [model.with_response(y, nu) for y, nu in zip(Y.T, NU.T, strict=True)]
+    return np.array([dense.haseman_elston(gene)[0] for gene in genes])
+
+
+def test_products_of_a_kernel_are_those_of_its_matrix():
+    """By the root where it is thin, by the matrix elsewhere; with another kernel, with itself."""
+    rng = np.random.default_rng(3)
+    D = rng.standard_normal((40, 3))
+    every = [Kernel(None, window(40, m, m)) for m in (2, 30, 90)] + [Kernel(family(40), None)]
+    both = Kernel(every[1].whole, every[1].root)
+    for kernel in [*every, both]:
+        close(kernel.times(D), kernel.whole @ D, 1e-12)
+        close(kernel.diagonal, np.diag(kernel.whole), 1e-12)
+        apart = kernel.whole - np.diag(kernel.diagonal)
+        close(kernel.squares, apart * apart, 1e-12)
+        for other in [*every, both]:
+            close(kernel.meets(other, D), (kernel.whole * other.whole) @ D, 1e-12)
+
+
 def test_the_scale_of_a_kernel_does_not_see_a_constant():
     K = family(20)
     spread = np.mean([np.var(x, ddof=1) for x in _draws(K, 4000)])
