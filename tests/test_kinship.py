@@ -140,7 +140,7 @@ def test_what_is_compiled_sees_no_kinship():
 def test_other_kernels_on_one_layout(random):
     base = make("ctp", "free", random, True)
     family, own = KERNELS["both"](30)
-    laid = he.lay_out(related(base, [Kernel(None, np.zeros((30, 1))), own]))
+    laid = he.lay_out(related(base, [Kernel(None, np.zeros((30, 1))), own]), many=True)
     model = related(base, [family, own])
     close(he.moments(model, laid).solve(*responses(model)), dense_thetas(model), 1e-8)
 

@@ -89,9 +89,9 @@ class Factors(NamedTuple):
             return B
         parts = [B[: self.part(self.of_levels.stop).start]]
         for kernel, own in self.by_kernel():
-            beside = kernel.times(self.beside(own, B.reshape(len(B), -1)))
-            parts.append(below(own, beside).reshape(-1, *B.shape[1:]))
-        return np.concatenate(parts)
+            columns = B.reshape(len(B), math.prod(B.shape[1:]))
+            parts.append(below(own, kernel.times(self.beside(own, columns))))
+        return np.concatenate([part.reshape(len(part), *B.shape[1:]) for part in parts])
 
     def beside(self, own: range, B: np.ndarray) -> np.ndarray:
         """B (L, j) of factors that follow each other, of N levels each, as (N, factors j)."""
@@ -162,8 +162,10 @@ class Layout:
         The normal matrix of the components without a kernel.
     noise : ndarray, shape (F, n)
         Of factors without a kernel, weight of each row's noise variance.
-    sides, met : tuple of Span
-        Of every kernel: T of its factors; d of its and all kernels' factors.
+    met : tuple of Span
+        Of every kernel: d of its and all kernels' factors.
+    sides : tuple of Span
+        Of every kernel: T of its factors; none where it is not worth the while.
     """
 
     Q: np.ndarray
@@ -172,8 +174,8 @@ class Layout:
     d: np.ndarray
     gram: np.ndarray
     noise: np.ndarray
-    sides: tuple[Span, ...]
     met: tuple[Span, ...]
+    sides: tuple[Span, ...]
 
     @property
     def donors(self) -> list[int]:
@@ -268,8 +270,10 @@ def moment_matrix(model: Model, projected: bool = True) -> np.ndarray:
     return _Seen(model, lay_out(model, projected)).gram if model.kinship else gram
 
 
-def lay_out(model: Model, projected: bool = True) -> Layout:
+def lay_out(model: Model, projected: bool = True, many: bool = False) -> Layout:
     """What the moments of a design rest on, whatever its kernels; without Pi if not `projected`.
+
+    For `many` kernels, not the model's alone, it is worth the while to find what T spans.
 
     Raises
     ------
@@ -290,8 +294,8 @@ def lay_out(model: Model, projected: bool = True) -> Layout:
     at = [np.array(own) - levels.stop + alone for own in kernels]
     return Layout(
         Q, factors, T, d, gram, noise,
-        tuple(span_of(factors.beside(own, T)) for own in kernels),
         tuple(span_of(d[:, own, alone:].reshape(len(d), -1)) for own in at),
+        tuple(span_of(factors.beside(own, T)) for own in kernels if many),
     )  # fmt: skip
 
 
@@ -314,11 +318,14 @@ class _Seen:
     def __init__(self, model: Model, laid: Layout) -> None:
         self.laid, self.S = laid, components_to_factors(model)
         self.factors = laid.factors._replace(kernels=_kernels(model))
-        factors, T, levels = self.factors, laid.T, self.factors.of_levels
-        parts = [T[: int(factors.ptr[levels.stop])]]
-        for (kernel, own), span in zip(factors.by_kernel(), laid.sides, strict=True):
-            parts.append(below(own, kernel.times(span.axes) @ span.back))
-        self.KT = np.concatenate(parts)
+        factors, T = self.factors, laid.T
+        if laid.sides:
+            parts = [T[: int(factors.ptr[factors.of_levels.stop])]]
+            for (kernel, own), span in zip(factors.by_kernel(), laid.sides, strict=True):
+                parts.append(below(own, kernel.times(span.axes) @ span.back))
+            self.KT = np.concatenate(parts)
+        else:
+            self.KT = factors.weigh(T)
         each = [factors.part(f) for f in range(len(factors.kernels))]
         self.cores = np.array([T[own].T @ self.KT[own] for own in each])
 

@@ -89,7 +89,7 @@ class Pattern:
     @cached_property
     def laid(self) -> tuple[he.Layout, ...]:
         """What moments rest on whatever the kernel of a gene, for each structure."""
-        return tuple(map(he.lay_out, self.models))
+        return tuple(he.lay_out(model, many=True) for model in self.models)
 
     @cached_property
     def robust(self) -> robust.SharedDesign:
