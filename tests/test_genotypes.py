@@ -441,6 +441,8 @@ BAD_SCANS = {
     "no positions": ({"positions": None}, "takes a window around every gene"),
     "window in words": ({"window": "500kb"}, "window="),
     "maf": ({"maf": 0.5}, "maf= is a frequency"),
+    "maf alone": ({"maf": 0.1, "genotypes": None, "window": None, "positions": None},
+                  r"genotypes= takes Genotypes\('cohort.bed'\), got NoneType"),
     "other genes": ({"positions": lambda p: p.rename(lambda g: f"ENSG{g}")},
                     "has none of the genes .*'ENSGg1'"),
     "other chromosomes": ({"positions": lambda p: p.assign(chromosome="7")},

@@ -237,7 +237,7 @@ def fit_genes(
     options: dict[str, Any] = {"donor": donor, "celltype": celltype, "n_cells": n_cells}
     options |= {"proportions": proportions, "by": by, "within": within}
     windows = None
-    if any(one is not None for one in (genotypes, window, positions)):
+    if maf or any(one is not None for one in (genotypes, window, positions)):
         windows = windows_of(genotypes, window, maf, positions, responses.genes)
         kinship = with_own(kinship)
     genetic = genetic_of(structure, kinship, genetic_structure)
