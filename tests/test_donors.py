@@ -231,6 +231,7 @@ def test_a_type_where_a_variable_does_not_vary_stands_aside(df):
                          index=df["donor"].unique())  # fmt: skip
     found = ctmm.scan_donors(res, table).loc["rs"]
     assert np.isnan(found["estimate[day0]"]) and np.isnan(found["p[day0]"])
+    assert found["reason"].startswith("no test of 'day0': all donors with it have the same value")
     a, Sigma, _ = brute(res)
     Z = values_of(res, table, "rs")[:, None] * a.H[:, 1:]
     gls = sm.GLS(a.y, np.hstack([a.X, Z]), sigma=Sigma).fit()

@@ -267,7 +267,7 @@ def scan_donors(
         ``estimate_mean``, ``se_mean``, ``p_mean`` of the mean effect over types, ``p_omnibus`` (no
         effect at all), ``p_heterogeneity`` (the same in all types), these three adjusted,
         ``p_..._adjusted``;
-        ``n_missing``; ``reason``, why there is no test.  Two-sided.
+        ``n_missing``; ``reason``, why there is no test, or none of a cell type.  Two-sided.
 
     Raises
     ------
@@ -326,6 +326,10 @@ def scan_donors(
     for name in ("p_mean", "p_omnibus", "p_heterogeneity"):
         out[f"{name}_adjusted"] = adjusted(np.asarray(out[name]), adjust)
     reasons = np.array([_LACKING.get(k, "") for k in found.lacking.tolist()], dtype=object)
+    lost = np.isnan(found.p) & (found.lacking == 0)[:, None]
+    for k in np.flatnonzero(lost.any(axis=1)):
+        alike = listing([res.celltypes[c] for c in np.flatnonzero(lost[k])])
+        reasons[k] = f"no test of {alike}: all donors with it have the same value, or are too few"
     reasons[counts == len(values)] = "no donor has a value"
     out |= {"n_missing": counts, "reason": reasons}
     return pd.DataFrame(out, index=pd.Index(names, name="variable", dtype=object))
