@@ -813,6 +813,7 @@ BAD = {
     "infinite": (lambda K: edit(K, at={(2, 2): np.inf}), "missing or infinite for donor "),
     "indefinite": (lambda K: edit(K, at={(0, 9): 3.0, (9, 0): 3.0}), "is no covariance"),
     "distances": (lambda K: 1.0 - K, "is no covariance"),
+    "zeros": (lambda K: 0.0 * K, "is 0 between all"),
     "text": (lambda K: K.assign(**{str(K.columns[0]): "a"}), "are not numbers"),
     "empty dict": (lambda K: {}, "is an empty dict"),
     "a name with a colon": (lambda K: {"a:b": K}, "a text without ':'"),

@@ -293,6 +293,11 @@ def _of_matrix(
             "other half"
         )
     K = (K + K.T) / 2.0
+    if not K.any():
+        raise DataError(
+            f"kinship {name!r} is 0 between all {len(K)} donors, and of each with itself: K has 1 "
+            "or so on its diagonal"
+        )
     size, values = float(np.trace(K)) / len(K), np.linalg.eigvalsh(K)
     if not size > 0.0 or values[0] < -_INDEFINITE * size:
         raise DataError(
