@@ -78,6 +78,18 @@ def test_terms_are_tested_as_by_mixedlm(res, theirs):
     assert list(res.wald_test_terms(skip_single=True).table.index) == ["C(celltype)"]
 
 
+def test_terms_and_pairs_that_have_no_test_say_why():
+    df = ctmm.load_example()
+    first = df["donor"].eq(df["donor"].iloc[0])
+    own = df.assign(site=np.where(first, "one", "other"))
+    fit = ctmm.fit("expr ~ C(celltype) + site", data=own)
+    terms, pairs = fit.wald_test_terms(), fit.t_test_pairwise("site")
+    assert terms.table["pvalue"].isna().tolist() == [bool(note) for note in terms.notes]
+    assert "\nsite: a fixed effect rests on one donor" in str(terms)
+    assert np.isnan(pairs.result_frame["P>|t|"].iloc[0])
+    assert "\nother-one: a fixed effect rests on one donor" in repr(pairs)
+
+
 def test_pairs_are_those_of_gls(res):
     """MixedLM has no pairs of its own: its method of that name fails."""
     ours = res.t_test_pairwise("C(celltype)", ["hs", "fdr_bh"], covariance="model")

@@ -34,15 +34,20 @@ class Pairwise:
     result_frame : DataFrame
         One row per pair, ``b-a``: coef, std err, t, P>|t|, Conf. Int. Low, Conf. Int. Upp., and of
         every method of adjustment pvalue-METHOD and reject-METHOD.
+    notes : tuple of str
+        Of every pair why it has no test, or "".
     contrasts : DataFrame
         Weights of ``params`` in each difference.
     """
 
     result_frame: pd.DataFrame
     contrasts: pd.DataFrame
+    notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return self.result_frame.to_string(float_format="{:.4g}".format)
+        shown = self.result_frame.to_string(float_format="{:.4g}".format)
+        named = zip(self.result_frame.index, self.notes, strict=True)
+        return "\n".join([shown, *(f"{pair}: {note}" for pair, note in named if note)])
 
     def _repr_html_(self) -> str:
         return self.result_frame.to_html(float_format="{:.4g}".format)
@@ -63,7 +68,8 @@ def wald_test_terms(
     Returns
     -------
     statsmodels WaldTestResults
-        ``table``, one row per term: statistic, pvalue, df_constraint, df_denom.
+        ``table``, one row per term: statistic, pvalue, df_constraint, df_denom; and ``notes``,
+        which say of every term why it has no test, or "".
 
     Raises
     ------
@@ -77,7 +83,7 @@ def wald_test_terms(
     >>> res.wald_test_terms().table.round(2).loc["C(celltype)"].to_dict()
     {'statistic': 90.72, 'pvalue': 0.0, 'df_constraint': 3.0, 'df_denom': 22.79}
     """
-    from statsmodels.stats.contrast import WaldTestResults
+    from .tested import TestedTerms
 
     skip_single = on_off("skip_single", skip_single)
     each = np.eye(res.numbers.n_params)
@@ -86,14 +92,15 @@ def wald_test_terms(
         for name, columns in res.design.terms.items()
         if not (skip_single and len(columns) == 1)
     }
-    rows = []
+    rows, notes = [], []
     for columns in terms.values():
         test = wald_test(res, each[columns], covariance)
         denominator = test.df[1] if isinstance(test.df, tuple) else np.nan
         rows.append((test.statistic, test.pvalue, len(columns), denominator))
+        notes.append(test.note if np.isnan(test.pvalue) else "")
     names = ["statistic", "pvalue", "df_constraint", "df_denom"]
     table = pd.DataFrame(rows, index=list(terms), columns=names)
-    return WaldTestResults(None, "F", None, table=table)
+    return TestedTerms(table, notes)
 
 
 def t_test_pairwise(
@@ -159,7 +166,7 @@ def t_test_pairwise(
     for one in [method] if isinstance(method, str) else name_list("method", method):
         p = adjusted(np.atleast_1d(found.pvalue), one)
         frame[f"pvalue-{one}"], frame[f"reject-{one}"] = p, p <= alpha
-    return Pairwise(frame, pd.DataFrame(L, frame.index, res.labels.params))
+    return Pairwise(frame, pd.DataFrame(L, frame.index, res.labels.params), found.notes)
 
 
 def _levels(res: Record, term: str) -> tuple[list[str], np.ndarray]:
