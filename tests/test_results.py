@@ -287,7 +287,7 @@ def test_contrasts(res):
     assert reference["p_adjusted"].equals(reference["p_value"])
     with pytest.raises(CTMMError, match="pairwise, reference"):
         res.contrasts("all")
-    with pytest.raises(CTMMError, match="adjust='nonsense'"):
+    with pytest.raises(CTMMError, match=r"adjust='nonsense' .*choose from none, .*fdr_bh.* holm"):
         res.contrasts(adjust="nonsense")
 
 
@@ -545,8 +545,22 @@ def test_hypotheses_by_name_of_the_column(res):
         res.wald_test(L.rename(columns={"hom": "PC9"}))
 
 
+def test_hypotheses_with_their_values_are_a_tuple(res):
+    """As in statsmodels, (L, q) is L b = q; two rows are two rows."""
+    L = pd.DataFrame(0.0, [0, 1], res.params.index)
+    L.loc[0, "PC1"], L.loc[1, ["PC1", "sex[T.M]"]] = 1.0, [1.0, -2.0]
+    rows, wanted = L.to_numpy(), res.t_test("PC1 = 0.5, PC1 - 2 * sex[T.M] = -1")
+    for given in [(rows, [0.5, -1.0]), (rows.tolist(), np.array([[0.5], [-1.0]])), (L, [0.5, -1])]:
+        np.testing.assert_allclose(res.t_test(given).tvalue, wanted.tvalue, rtol=1e-12)
+    assert res.t_test((rows[0], 0.5)).tvalue[0] == wanted.tvalue[0]
+    assert res.wald_test((rows[:1], 0.5)).null == "PC1 = 0.5"
+    two = res.wald_test(tuple(rows))
+    assert two.pvalue == res.wald_test(rows).pvalue
+
+
 @pytest.mark.parametrize(
-    "wrong", [None, 5, {"PC1": "a"}, {"PC1": None}, ["PC1", None], np.zeros((1, 12)), b"PC1",
+    "wrong", [(np.eye(12)[:2], [1.0, 2.0, 3.0]), (np.eye(12)[:2], "x"), (np.eye(12)[0], np.nan),
+              None, 5, {"PC1": "a"}, {"PC1": None}, ["PC1", None], np.zeros((1, 12)), b"PC1",
               np.array(3.0), pd.DataFrame({"PC1": ["a"]}), pd.DataFrame()],
 )  # fmt: skip
 def test_hypotheses_that_are_none(res, wrong):

@@ -12,7 +12,7 @@ from patsy import DesignInfo, PatsyError
 from ..errors import CTMMError
 
 Hypotheses: TypeAlias = (
-    str | Sequence[str] | Mapping[str, float] | np.ndarray | pd.DataFrame | pd.Series
+    str | Sequence[Any] | Mapping[str, float] | np.ndarray | pd.DataFrame | pd.Series
 )
 
 _LARGEST = 1e50
@@ -28,7 +28,8 @@ def constraints(names: Sequence[str], hypotheses: Hypotheses) -> tuple[np.ndarra
     hypotheses : str, list of str, dict name -> value, array of shape (p,) or (q, p), or frame
         As in statsmodels: "a = 0, b = 2 * c"; a part without "=" means "= 0".  Rows of an array
         are tested against 0, and so are those of a DataFrame, whose columns are parameters in
-        any order (those left out count 0); a Series is one such row.
+        any order (those left out count 0); a Series is one such row.  A tuple of such rows and
+        values, ``(L, q)``, is L b = q.
 
     Returns
     -------
@@ -72,12 +73,36 @@ def _read(names: list[str], hypotheses: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if isinstance(hypotheses, np.ndarray):
         return _from_array(names, hypotheses)
+    if isinstance(hypotheses, tuple) and len(hypotheses) == 2 and _is_matrix(*hypotheses):
+        return _against(names, *hypotheses)
     parts: list[Any] = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
     if not parts or any(isinstance(part, str) and not part.strip() for part in parts):
         raise CTMMError("there is no hypothesis to test: give say 'PC1 = 0'")
     if all(isinstance(part, str) for part in parts):
         return _from_text(names, parts)
     return _from_array(names, parts)
+
+
+def _is_matrix(rows: Any, values: Any) -> bool:
+    """Whether a tuple is one of rows and their values, not of two rows or texts."""
+    if isinstance(rows, (pd.DataFrame, pd.Series)):
+        return True
+    try:
+        return np.ndim(rows) == 2 or (np.ndim(rows) == 1 and np.ndim(values) == 0)
+    except ValueError:  # rows of unlike length
+        return False
+
+
+def _against(names: list[str], rows: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of weights, and the value that each is tested against."""
+    L = _read(names, rows if isinstance(rows, (pd.DataFrame, pd.Series)) else np.array(rows))[0]
+    try:
+        rhs = np.array(np.broadcast_to(np.asarray(values, dtype=float).ravel(), len(L)))
+    except (TypeError, ValueError, OverflowError):
+        rhs = np.array([np.nan])
+    if not np.isfinite(rhs).all():
+        raise CTMMError(f"(L, q) needs a finite number q for each of {len(L)} rows, got {values!r}")
+    return L, rhs
 
 
 def _from_values(names: list[str], values: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -49,12 +49,15 @@ def adjusted(p: np.ndarray, method: str) -> np.ndarray:
     out, there = p.copy(), ~np.isnan(p)
     if method == "none" or not there.any():
         return out
-    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.multitest import multipletests, multitest_alias
 
-    try:
-        out[there] = multipletests(p[there], method=method)[1]
-    except ValueError as error:
-        raise CTMMError(f"adjust={method!r}: {error}") from None
+    if method not in multitest_alias:
+        known = sorted(name for name in multitest_alias if len(name) > 2)
+        raise CTMMError(
+            f"adjust={method!r} is no method of statsmodels' multipletests: choose from none, "
+            f"{', '.join(known)}"
+        )
+    out[there] = multipletests(p[there], method=method)[1]
     return out
 
 
