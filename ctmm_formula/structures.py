@@ -417,8 +417,8 @@ def tree(clades: Mapping[str, object]) -> Tree:
     Parameters
     ----------
     clades : dict
-        Name of a clade -> list of its cell types, or dict of the clades inside it.  Types in no
-        clade stand by themselves.
+        Name of a clade -> list of its cell types, or dict of the clades inside it, or a list of
+        both.  Types in no clade stand by themselves.
 
     Raises
     ------
@@ -430,31 +430,39 @@ def tree(clades: Mapping[str, object]) -> Tree:
     >>> lineages = tree({"lymphoid": ["T", "B"], "myeloid": ["mono", "DC"]})
     >>> resolve(lineages, ["B", "DC", "T", "mono"]).labels
     ('hom', 'V[lymphoid]', 'V[myeloid]', 'V[B]', 'V[DC]', 'V[T]', 'V[mono]')
+    >>> resolve(tree({"lymphoid": ["B", {"T/NK": ["T", "NK"]}]}), ["B", "NK", "T", "mono"]).labels
+    ('hom', 'V[lymphoid]', 'V[T/NK]', 'V[B]', 'V[NK]', 'V[T]', 'V[mono]')
     """
     if not isinstance(clades, Mapping) or not clades:
         raise CTMMError("tree: clades are a dict, tree({'lymphoid': ['T', 'B'], ...})")
     found: list[tuple[str, tuple[str, ...]]] = []
 
+    def within(inside: object) -> list[str]:
+        if isinstance(inside, Mapping):
+            return [t for key, own in inside.items() for t in leaves(str(key), own)]
+        return [str(inside)]
+
     def leaves(name: str, inside: object) -> tuple[str, ...]:
         at = len(found)
-        if isinstance(inside, Mapping):
-            types = tuple(t for key, own in inside.items() for t in leaves(str(key), own))
-        elif isinstance(inside, Sequence) and not isinstance(inside, (str, bytes)):
-            types = tuple(str(one) for one in inside)
-        else:
+        parts = [inside] if isinstance(inside, Mapping) else inside
+        if not isinstance(parts, Sequence) or isinstance(parts, (str, bytes)):
             raise CTMMError(
                 f"tree: clade {name!r} must be a list of cell types or a dict of clades"
             )
+        types = tuple(t for one in parts for t in within(one))
         if len(types) < 2 or len(set(types)) < len(types):
             raise CTMMError(f"tree: clade {name!r} needs two different cell types or more")
         found.insert(at, (name, types))
         return types
 
-    every = [t for name, own in clades.items() for t in leaves(str(name), own)]
+    every = within(clades)
     names = [name for name, _ in found] + every
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise CTMMError(f"tree: {twice[0]!r} occurs twice among clades and cell types")
+        raise CTMMError(
+            f"tree: {twice[0]!r} occurs twice among clades and cell types; a clade inside another "
+            "is written there, {'lymphoid': ['B', {'T/NK': ['T', 'NK']}]}"
+        )
     return Tree(tuple(found))
 
 

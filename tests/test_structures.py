@@ -122,6 +122,14 @@ def test_a_tree_of_trees():
     np.testing.assert_array_equal(got.basis[1][:, 4], 0)
 
 
+def test_a_clade_of_types_and_clades():
+    tree = ctmm.tree({"immune": ["mono", {"lymphoid": ["T", "B"]}, "DC"]})
+    got = resolve(tree, ["T", "B", "mono", "DC", "stroma"])
+    assert got.labels[:3] == ("hom", "V[immune]", "V[lymphoid]")
+    np.testing.assert_array_equal(got.basis[1], np.outer([1, 1, 1, 1, 0], [1, 1, 1, 1, 0]))
+    np.testing.assert_array_equal(got.basis[2], np.outer([1, 1, 0, 0, 0], [1, 1, 0, 0, 0]))
+
+
 @pytest.mark.parametrize(
     ("clades", "says"),
     [
@@ -131,6 +139,8 @@ def test_a_tree_of_trees():
         ({"a": ["T"]}, "two different cell types"),
         ({"a": ["T", "T"]}, "two different cell types"),
         ({"a": ["T", "B"], "b": ["T", "NK"]}, "'T' occurs twice"),
+        ({"a": ["T", "B", "NK"], "b": ["T", "NK"]}, "'NK' occurs twice .* inside another"),
+        ({"a": ["mono", {"b": ["T"]}]}, "'b' needs two different cell types"),
         ({"T": ["T", "B"]}, "'T' occurs twice"),
     ],
 )

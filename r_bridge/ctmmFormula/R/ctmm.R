@@ -183,12 +183,14 @@ banded <- function(width) {
 #' have what they share with each other beyond what all share.
 #'
 #' @param ... clades by name: cell types of a clade, \code{lymphoid = c("T", "B")}, or a list of the
-#' clades inside it; or one such list of all. Types in no clade stand by themselves.
+#' clades inside it, with types beside them where these have no name; or one such list of all. Types in
+#' no clade stand by themselves.
 #' @param x a tree.
 #' @return The structure, for \code{\link{ctmm}}; components are \code{hom}, \code{V[lymphoid]} and
 #' \code{V[T]}.
 #' @examples
 #' tree(early = c("day0", "day1"), late = c("day2", "day3"))
+#' tree(early = list("day0", next_two = c("day1", "day2")))
 #' @export
 tree <- function(...) {
   clades <- list(...)
@@ -202,9 +204,14 @@ inside_clade <- function(x, name) {
   if (!is.list(x) || !length(x))
     fail("CTMMError", "tree: ", name, if (name == "clades") " have names, tree(lymphoid = c(\"T\", \"B\"))"
          else " must be names of cell types, or a list of clades")
-  if (is.null(names(x)) || !all(nzchar(names(x))) || anyDuplicated(names(x)))
+  keys <- if (is.null(names(x))) character(length(x)) else names(x)
+  bare <- !nzchar(keys) & name != "clades" & vapply(x, is.character, NA)
+  if (!all(nzchar(keys) | bare) || anyDuplicated(keys[!bare]))
     fail("CTMMError", "tree: every clade of ", name, " needs a name of its own")
-  Map(inside_clade, x, names(x))
+  parts <- Map(inside_clade, x, keys)
+  if (!any(bare)) return(parts)
+  parts[!bare] <- lapply(which(!bare), function(k) list(parts[k]))
+  unlist(unname(parts), recursive = FALSE)
 }
 
 #' @rdname tree
@@ -213,8 +220,10 @@ print.ctmm_tree <- function(x, ...) {
   no_more(...)
   show <- function(x, indent) for (name in names(x)) {
     own <- x[[name]]
-    cat(indent, name, if (is.null(names(own))) paste0(": ", paste(unlist(own), collapse = ", ")), "\n", sep = "")
-    if (!is.null(names(own))) show(own, paste0(indent, "  "))
+    types <- if (is.null(names(own))) unlist(Filter(is.character, own))
+    cat(indent, name, if (length(types)) paste0(": ", paste(types, collapse = ", ")), "\n", sep = "")
+    inner <- if (is.null(names(own))) unlist(Filter(is.list, own), recursive = FALSE) else own
+    show(inner, paste0(indent, "  "))
   }
   show(unclass(x), "")
   invisible(x)
