@@ -8,7 +8,8 @@
 #' parametrisation.
 #'
 #' @param object a fit of \code{\link{ctmm}}.
-#' @param variable a name in the fixed part: a condition of any number of levels, or a number.
+#' @param variable a name in the fixed part, \code{"status"} or \code{~ status}: a condition of any number
+#' of levels, or a number.
 #' @param values values to compare, the first is the reference; by default all levels in their order, and
 #' of a number one unit more.
 #' @param at a list of values of other variables, where the effect depends on them; else it is averaged
@@ -41,6 +42,7 @@ effects.ctmm <- function(object, variable, values = NULL, at = NULL, covariance 
                          ...) {
   no_more(...)
   check_level(level)
+  if (!missing(variable)) variable <- column_name(variable)
   sent <- differences(object, variable, values, at)
   own <- object$columns[[variable]]
   several <- !is.null(levels_of(object, variable)) || length(unique(own)) == 2

@@ -119,11 +119,16 @@ find_roles <- function(given, data, spec) {
   given
 }
 
+# ~ status as "status"; what is no such formula as it is.
+column_name <- function(given) {
+  bare <- inherits(given, "formula") && length(given) == 2L && is.name(given[[2L]])
+  if (bare) as.character(given[[2L]]) else given
+}
+
 # by = ~ status or "status": the name of a column.
 crossed_column <- function(given, role, data) {
   if (is.null(given)) return(NULL)
-  if (inherits(given, "formula") && length(given) == 2L && is.name(given[[2L]]))
-    given <- as.character(given[[2L]])
+  given <- column_name(given)
   if (!is.character(given) || length(given) != 1L || is.na(given))
     fail("DataError", role, " = must name one column, ", role, " = ~ status or \"status\", got ",
          as_text(given))

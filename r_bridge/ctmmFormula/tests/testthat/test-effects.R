@@ -14,6 +14,7 @@ test_that("effects are those of the coefficients, whatever the parametrisation",
   b <- coef(fit)
   expect_equal(found$estimate, unname(b["sexM"] + c(0, b[paste0("celltypeday", 1:3, ":sexM")])),
                tolerance = EXACT)
+  expect_identical(effects(fit, ~ sex), found)
   expect_identical(found$celltype, fit$celltypes)
   expect_identical(unique(found$comparison), "M - F")
   expect_equal(attr(found, "mean")$estimate, mean(found$estimate), tolerance = EXACT)
