@@ -134,6 +134,15 @@ def test_one_cell_type(df, K):
     assert res.heritability().table.index.get_level_values(1).tolist() == ["total", "day1"]
     test = res.test_heritability()
     assert 0 < test.pvalue < 1 and np.isnan(test.extra["specific"])
+    assert test.note == "no test of specific: there is one cell type"
+
+
+def test_a_type_of_few_rows_says_why_it_has_no_test(df, K):
+    few = df[(df["celltype"] != "day1") | df["donor"].isin(df["donor"].unique()[:3])]
+    test = ctmm.fit(FORMULA, structure="hom", kinship=K, data=few).test_heritability()
+    by_type = test.extra["celltype"]
+    assert [name for name, p in by_type.items() if np.isnan(p)] == ["day1"]
+    assert "no test of 'day1': too few rows, by themselves" in test.note
 
 
 def test_json_and_pickle_keep_it(res, G, df, tmp_path):

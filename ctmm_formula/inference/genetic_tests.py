@@ -46,6 +46,11 @@ def heritable(fit: Fit, ask: Any) -> TestResult:
             "where they are alike"
         )
     types = dict(zip(fit.structure.celltypes, test.types, strict=True))
+    lost = [SPECIFIC] if math.isnan(test.specific) else []
+    lost += [repr(name) for name, one in types.items() if math.isnan(one.log)]
+    if lost:
+        why = "there is one cell type" if len(types) == 1 else "too few rows, by themselves"
+        notes.append(f"no test of {', '.join(lost)}: {why}")
     logs = {
         SHARED: test.shared.log, SPECIFIC: test.specific,
         "celltype": {name: one.log for name, one in types.items()},
