@@ -178,7 +178,7 @@ scan.plot("shares").figure
 # - **Levels** of these tests, from 10 donors a group, are in
 #   `tests/benchmarks/effect_levels.md`, beside per-type least squares in the same run.  With ten
 #   donors a group and eight types the joint tests keep .03 to .04 of a nominal .05 on normal cells and
-#   .01 to .04 on counts, single types and their mean .04 to .05.
+#   .01 to .03 on counts, single types and their mean .04 to .05.
 #   On .1 counts a cell (`tests/benchmarks/count_levels.md`) they keep .02 there, and Hotelling's test
 #   of the same tables, whose sums of few counts are as skewed, .03 to .04; where one arm has a quarter
 #   of the cells they still keep .02, and Hotelling's common covariance has .08 to .09.

@@ -235,8 +235,8 @@ print(res.vcomp.round(3).to_string())
 # | which weights? | numbers of cells or voom's precisions, as if noise were all there is | 1 / (variance between donors + noise), and errors from donors |
 #
 # Where one group has fewer cells its means are noisier, and tests of residuals take that for variance
-# between donors (.20 to .26 at .05 by Brown and Forsythe's test of normal cells where cases have a
-# third of them; on counts, where donors differ by more than the noise, .05 to .08:
+# between donors (.20 to .24 at .05 by Brown and Forsythe's test of normal cells where 50 cases have a
+# third of those of 50 controls; on counts, where donors differ by more than the noise, .05 to .09:
 # `tests/benchmarks/group_levels.md`).  For means the types' own least squares are honest, and what the
 # joint model adds is the test of differences between types (`tests/benchmarks/effect_levels.md`).
 #
