@@ -861,6 +861,7 @@ def test_what_is_no_code_is_taken(df, K):
 
 CSV = {
     "semicolons": (lambda K, path: K.to_csv(path, sep=";"), "has one column: its values must be"),
+    "decimal commas": (lambda K, path: K.to_csv(path, sep=";", decimal=","), "decimals by points"),
     "no labels of rows": (lambda K, path: K.to_csv(path, index=False),
                           r"no labels of rows: its first column, .* numbers \('1.0', '0.5'"),
 }  # fmt: skip

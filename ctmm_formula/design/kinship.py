@@ -500,8 +500,13 @@ def _rel(path: Path) -> pd.DataFrame:
 
 def _csv(path: Path) -> pd.DataFrame:
     """Labels in the first row and column."""
-    sep = "\t" if ".tsv" in path.name else ","
+    sep, said = ("\t", "tabs") if ".tsv" in path.name else (",", "commas")
     out = pd.read_csv(path, sep=sep, converters={0: str})  # as written: "001", "NA"
+    if isinstance(out.index, pd.MultiIndex):
+        raise DataError(
+            f"{str(path)!r} has more values in its rows than names in the first: values must be "
+            f"separated by {said}, decimals by points"
+        )
     if isinstance(out.index, pd.RangeIndex):  # else the first row has no name for the labels
         out = out.set_index(out.columns[0]).rename_axis(None)
     out.columns = out.columns.astype(str)
@@ -520,7 +525,6 @@ def _csv(path: Path) -> pd.DataFrame:
             f"numbers ({listing(list(out.columns[:3]))})"
         )
     if not len(out.columns):
-        said = "tabs" if sep == "\t" else "commas"
         raise DataError(f"{str(path)!r} has one column: its values must be separated by {said}")
     if (
         out.index.has_duplicates
