@@ -107,6 +107,18 @@ class Clustered:
         return np.column_stack([rows.statistics(null), rows.pvalues(null), rows.intervals(level)])
 
     @cached_property
+    def missing(self) -> str:
+        """Why some fixed effects have no standard errors, or ""."""
+        if not np.isnan(self._of_effects).any():
+            return ""
+        rows = self._effects(np.eye(self.n_fixed))
+        if rows.note != ALONE:
+            return ""
+        lost, every = int(np.isnan(rows.df).sum()), len(rows.df)
+        who = f"{lost} of {every} fixed effects have no standard error: " if lost > 1 else ""
+        return f"{who}{ALONE}"
+
+    @cached_property
     def _of_effects(self) -> np.ndarray:
         """CR2 covariance of b, (p, p); all NaN where one of them rests on one unit alone."""
         return covariance(self.fit)
