@@ -847,6 +847,12 @@ def told(call, message=None):
         call()
 
 
+class _Experiment(dict):
+    """tiledbsoma's are mappings: obs and ms are no columns."""
+
+    __module__ = "tiledbsoma._experiment"
+
+
 class _Kind:
     """Something that a package of that name calls so."""
 
@@ -862,7 +868,8 @@ class _Kind:
         ("https://example.org/cells.h5ad", "addresses are not read: download"),
         (_Kind("polars", collect=print), r"not computed yet: data=table\.collect\(\)"),
         (_Kind("dask", compute=print), r"not computed yet: data=table\.compute\(\)"),
-        (_Kind("tiledbsoma._experiment"), r"axis_query\(\.\.\.\)\.to_anndata"),
+        (_Kind("tiledbsoma._dataframe"), r"axis_query\(\.\.\.\)\.to_anndata"),
+        (_Experiment(obs=[1], ms=[2]), r"axis_query\(\.\.\.\)\.to_anndata"),
         (_Kind("mudata", mod={}), r"one modality, data=mdata\.mod\['rna'\]"),
         (np.ones((3, 2)), r"try data=pandas\.DataFrame\(\.\.\.\) of it"),
     ],
@@ -887,6 +894,14 @@ def test_files_that_hold_no_cells(tmp_path, kind):
         path.mkdir()
     told(lambda: ctmm.pseudobulk(path), re.escape(path.name))
     told(lambda: ctmm.fit_genes("~ 1", data=path), re.escape(path.name))
+
+
+def test_the_folder_of_a_soma_experiment(tmp_path):
+    path = tmp_path / "cells.soma"
+    path.mkdir()
+    (path / "__tiledb_group.tdb").touch()
+    told(lambda: ctmm.pseudobulk(path), r"'.*cells\.soma' is a SOMA.*axis_query")
+    told(lambda: ctmm.fit_genes("~ 1", data=path), r"'.*cells\.soma' is a SOMA.*axis_query")
 
 
 def test_structures_whose_products_are_no_numbers():

@@ -312,6 +312,23 @@ def test_lazy_anndata(form, tmp_path):
     lazy.file.close()
 
 
+def test_lazy_pseudobulk_is_taken_into_memory_first(tmp_path):
+    pytest.importorskip("xarray")
+    X, obs, genes = cells()
+    pb = ctmm.pseudobulk(adata_of(X, obs, genes), **LOOSE)
+    pb.write_h5ad(tmp_path / "pb.h5ad")
+    lazy = ad.experimental.read_lazy(tmp_path / "pb.h5ad")
+    for way in (
+        lambda: ctmm.fit(f"{genes[0]} ~ celltype", data=lazy),
+        lambda: ctmm.fit_genes("~ celltype", data=lazy),
+        lambda: ctmm.filter_genes(lazy),
+        lambda: ctmm.overall(lazy),
+    ):
+        with pytest.raises(DataError, match=r"lazily.*pb\.to_memory\(\)"):
+            way()
+    lazy.file.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("kinds", [(np.int64, np.int64), (np.int64, np.int32)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..design.table import SOMA
 from ..errors import CTMMError, DataError
 from ..paths import file_path, said
 from .tables import require_anndata
@@ -28,6 +29,8 @@ def open_file(path: Path) -> tuple[Any, Callable[[], None]]:
     path = file_path("data=", path)
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}")
+    if (path / "__tiledb_group.tdb").exists():
+        raise DataError(f"{str(path)!r} is a SOMA experiment: {SOMA}")
     if path.suffix == ".zarr" or path.is_dir():
         try:
             import zarr

@@ -166,8 +166,13 @@ def stored_kind(uns: Any, obs: pd.DataFrame, shares: bool, lost: Sequence[str] =
     Raises
     ------
     DataError
-        Cells instead of pseudobulk, another format, or parts missing.
+        Cells instead of pseudobulk, another format, parts missing, or read lazily.
     """
+    if not isinstance(obs, pd.DataFrame):
+        raise DataError(
+            "the AnnData is read lazily, which pseudobulk(adata) of cells can do; elsewhere "
+            "take it into memory: pb.to_memory()"
+        )
     record: Any = uns.get("ctmm") if hasattr(uns, "get") else None
     if not hasattr(record, "get"):
         raise DataError(

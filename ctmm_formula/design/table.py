@@ -37,6 +37,13 @@ def _many(value: object) -> bool:
     return isinstance(value, (list, tuple, set)) and len(value) > 0
 
 
+def _is_soma(value: object) -> bool:
+    return type(value).__module__.startswith("tiledbsoma")
+
+
+SOMA = "make an AnnData of a query: experiment.axis_query(...).to_anndata(X_name=...)"
+"""What to do with a SOMA experiment, open or as a folder."""
+
 _INSTEAD: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda d: _is_text(d) and "://" in str(d), "addresses are not read: download the file first"),
     (
@@ -54,10 +61,7 @@ _INSTEAD: tuple[tuple[Callable[[Any], bool], str], ...] = (
     ),
     (lambda d: hasattr(d, "collect"), "it is not computed yet: {what}=table.collect()"),
     (lambda d: hasattr(d, "compute"), "it is not computed yet: {what}=table.compute()"),
-    (
-        lambda d: type(d).__module__.startswith("tiledbsoma"),
-        "make an AnnData of a query: experiment.axis_query(...).to_anndata(X_name=...)",
-    ),
+    (_is_soma, SOMA),
     (lambda d: hasattr(d, "mod"), "take one modality, {what}=mdata.mod['rna']"),
 )
 """Other data -> what to do with them; the first that fits."""
@@ -86,7 +90,7 @@ def as_frame(data: object, what: str = "data", *, may_be_empty: bool = False) ->
     """
     if isinstance(data, pd.DataFrame):
         frame = data
-    elif isinstance(data, Mapping):
+    elif isinstance(data, Mapping) and not _is_soma(data):
         try:
             frame = pd.DataFrame(dict(data))
         except ValueError as error:
