@@ -252,6 +252,11 @@ def test_tables_are_judged_by_fitted_means():
     assert 0 < large < (level_ratio(fitted) >= LARGE_RATIO).sum()  # beyond their standard errors
     assert scan.notes[0].startswith("method: robust by default, as there are numbers of cells")
     assert scan.notes[1].startswith(f"in {large} of 9 genes")
+    # what has no standard errors tells no level from chance
+    moments = ctmm.fit_genes(
+        "~ C(celltype)", data=pb.obs, expr=tables[0], nu=tables[1].clip(1e-6), tests=[], method="he"
+    )
+    assert moments.notes == () and set(names) <= set(moments.table)
     # simulated expression, with means below zero, is not on such a scale
     assert ctmm.fit("expr ~ C(celltype)", method="reml", data=ctmm.load_example()).notes == ()
 

@@ -72,7 +72,7 @@ def scale_notes(
         Fitted means of the cell types, for genes without these columns.  They are taken to be on
         the scale of log(1 + x).
     errors : ndarray, shape (G, C), optional
-        Their standard errors.
+        Their standard errors; without them nothing is said of levels, which chance makes differ.
     """
     if summary_of(uns) == "log_mean":
         few: np.ndarray = np.array(var.get("few_counts", []), dtype=bool)
@@ -91,7 +91,7 @@ def scale_notes(
         ratio = var["level_ratio"].to_numpy(dtype=float)
         low = var.get("level_ratio_low", var["level_ratio"]).to_numpy(dtype=float)
         return level_notes(ratio, low)
-    if means is None:
+    if means is None or errors is None:
         return []
     return level_notes(level_ratio(means), level_ratio(means, errors))
 
