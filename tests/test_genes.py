@@ -276,6 +276,12 @@ def test_no_p_value_is_lost(tmp_path):
     single = scan.gene("g1").test_variance()
     assert single.log_pvalue == pytest.approx(logs["g1"] * np.log(10.0), rel=1e-12)
     assert single.log_details["cauchy"] < -320 * np.log(10.0)
+    # and it is shown by its logarithm, alone and of the cell types
+    digits, _, power = str(single).split("p = ")[1].split()[0].partition("e")
+    assert float(power) + np.log10(float(digits)) == pytest.approx(logs["g1"], abs=1e-3)
+    assert not re.search(r" 0[,\n]", str(single)) and str(single) == str(
+        type(single).from_dict(single.to_dict())
+    )
     shown = scan.plot_data("qq", tests="score")
     assert np.isfinite(shown["observed"]).all()
     assert shown["observed"].is_monotonic_decreasing

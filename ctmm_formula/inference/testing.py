@@ -34,6 +34,7 @@ _NEGATIVE = (
     "negative components make the variance of a tested combination negative: "
     "use covariance='jackknife'"
 )
+_SMALLEST = math.log(1e-300)  # p values below lose digits, then are 0
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix of full rank
 
 
@@ -121,20 +122,25 @@ class TestResult:
         symbol = self.distribution if inside else "statistic"
         return f"{symbol}{f'({inside})' if inside else ''} = {self.statistic:.4g}"
 
+    @property
+    def _shown_p(self) -> str:
+        return shown_pvalue(self.pvalue, self.log_pvalue)
+
     def _rows(self) -> list[tuple[str, str]]:
         rows = {"null hypothesis": self.null, "note": self.note}
         if not math.isnan(self.estimate):
             rows["estimate"] = f"{self.estimate:.4g}, standard error {self.std_error:.4g}"
-        extra = {str(key): _text(value) for key, value in self.extra.items()}
+        logs = self.log_details
+        extra = {str(key): _text(value, logs.get(key)) for key, value in self.extra.items()}
         extra |= {
-            key: f"{part._outcome()}, p = {part.pvalue:.4g}" for key, part in self.parts.items()
+            key: f"{part._outcome()}, p = {part._shown_p}" for key, part in self.parts.items()
         }
         return [*((key, text) for key, text in rows.items() if text), *extra.items()]
 
     def __str__(self) -> str:
         lines = [f"  {key}: {text}" for key, text in self._rows()]
         at = 1 if self.null else 0
-        outcome = f"  {self._outcome()}, p = {self.pvalue:.4g}"
+        outcome = f"  {self._outcome()}, p = {self._shown_p}"
         return "\n".join([f"{self.name}: {self.method}", *lines[:at], outcome, *lines[at:]])
 
     def __repr__(self) -> str:
@@ -148,7 +154,7 @@ class TestResult:
 
     def _repr_html_(self) -> str:
         cells = [("method", self.method), ("statistic", self._outcome())]
-        cells += [("p value", f"{self.pvalue:.4g}"), *self._rows()]
+        cells += [("p value", self._shown_p), *self._rows()]
         rows = [f"<th>{html.escape(key)}</th><td>{html.escape(text)}</td>" for key, text in cells]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{html.escape(self.name)}</caption><tbody>{body}</tbody></table>"
@@ -177,10 +183,27 @@ class TestResult:
 _NUMBERS = ("statistic", "df", "pvalue", "log_pvalue", "estimate", "std_error")
 
 
-def _text(value: object) -> str:
+def shown_pvalue(pvalue: float, log: float) -> str:
+    """Four digits, by the logarithm of the p value where it is too small for a number.
+
+    >>> shown_pvalue(0.03071, math.log(0.03071)), shown_pvalue(0.0, -5000.0)
+    ('0.03071', '3.37e-2172')
+    """
+    if not -math.inf < log < _SMALLEST:
+        return f"{pvalue:.4g}"
+    power = math.floor(log / math.log(10.0))
+    digits, _, more = f"{10.0 ** (log / math.log(10.0) - power):.3e}".partition("e")
+    return f"{float(digits):.4g}e{power + int(more)}"
+
+
+def _text(value: object, log: Any = None) -> str:
+    """As it is shown; `log` holds the logarithms of p values in it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        logs = log if isinstance(log, Mapping) else {}
+        return ", ".join(f"{key} {_text(one, logs.get(key))}" for key, one in value.items())
+    if isinstance(value, float):
+        return shown_pvalue(value, math.nan if log is None else log)
+    return str(value)
 
 
 def _number(value: Any) -> Any:

@@ -18,7 +18,7 @@ from ..errors import CTMMError
 from ..inference.differences import Differences, test_differences
 from ..inference.fit import JACKKNIFE, ROBUST, Errors
 from ..inference.group_score import OVERALL, group_design, group_test, of_type
-from ..inference.testing import TestResult
+from ..inference.testing import TestResult, shown_pvalue
 from ..structures import Crossing, cross
 from .parameters import effect_table, errors_of_effects
 from .record import Covariance, Record
@@ -131,7 +131,7 @@ def _outcome(test: TestResult) -> str:
     if np.isnan(test.pvalue):
         return f"no test, {test.note}"
     note = f" ({test.note})" if test.note else ""
-    return f"{test._outcome()}, p = {test.pvalue:.4g}{note}"
+    return f"{test._outcome()}, p = {shown_pvalue(test.pvalue, test.log_pvalue)}{note}"
 
 
 def effects(
