@@ -213,7 +213,7 @@ def fit(
     )
     design, _ = identified(lambda without: make(without=without), [structure, genetic])
     results = fit_design(design, structure, chosen, bounds, noise_floor)
-    results.notes += scale_of(results, uns, var)
+    results.notes += (*response_notes(spec.response, noise), *scale_of(results, uns, var))
     warn_of(results)
     results.remove_data(keep)
     return results
@@ -340,6 +340,20 @@ def crossing_notes(structure: Structure, crossing: Crossing | None) -> tuple[str
             f"group or condition ({crossing.column!r}), or none that tells it from the others"
         )
     return tuple(notes)
+
+
+def response_notes(response: str, noise: str) -> tuple[str, ...]:
+    """What to know of a response that is computed: its noise is not.
+
+    >>> response_notes('Q("HLA-A")', "nu")
+    ()
+    >>> response_notes("np.log(expr)", "nu")
+    ("the noise variances 'nu' are taken as those of np.log(expr) itself",)
+    """
+    names = names_in(response)
+    if not names.roots and set(names.called) <= {"Q"}:
+        return ()
+    return (f"the noise variances {noise!r} are taken as those of {response} itself",)
 
 
 def scale_of(results: CTMMResults, uns: object, var: pd.DataFrame) -> tuple[str, ...]:

@@ -240,6 +240,15 @@ def test_dropped_rows_are_counted_and_shown(table):
     assert list(res.fittedvalues.index) == [k for k in range(275) if k not in (3, 5, 6)]
 
 
+@pytest.mark.parametrize("response", ["expr", 'Q("expr")', "np.exp(expr)", "I(expr - PC1)"])
+def test_noise_of_a_computed_response_is_a_note(response):
+    res = ctmm.fit(f"{response} ~ C(celltype)", data=ctmm.load_example())
+    note = f"the noise variances 'nu' are taken as those of {response} itself"
+    computed = "(expr" in response
+    assert (note in res.notes) == computed
+    assert (f"T{note[1:]}." in " ".join(str(res.summary()).split())) == computed
+
+
 def test_missing_cell_numbers_are_noted(table):
     res = ctmm.fit(FORMULA, structure="hom", data=table.drop(columns="n_cells"), method="reml")
     assert any("no numbers of cells" in note for note in res.notes)
