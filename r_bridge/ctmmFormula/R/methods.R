@@ -494,6 +494,9 @@ cat_sizes <- function(x) {
 cat_notes <- function(notes)
   for (note in notes) cat(strwrap(note, exdent = 2L, prefix = "\n", initial = "Note: "), "\n", sep = "")
 
+# The domain of the variance components; moments know no bounds.
+bounds_of <- function(x) if (x$method %in% c("he", "robust")) "none" else x$bounds
+
 cat_state <- function(x) {
   if (!x$convergence$converged)
     cat("\nThe optimisation did not converge: ", x$convergence$message, "\n", sep = "")
@@ -531,8 +534,8 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
   no_more(...)
   cat(sprintf("Cell type-specific mixed model fit by %s\n", METHODS[[x$method]]))
   cat("Formula:   ", as_text(x$formula), "\n", sep = "")
-  bounds <- if (x$method %in% c("he", "robust")) "none" else if (x$bounds == "noise")
-    sprintf("noise (floor %g)", x$noise_floor) else x$bounds
+  bounds <- bounds_of(x)
+  if (bounds == "noise") bounds <- sprintf("noise (floor %g)", x$noise_floor)
   cat("Structure: ", x$structure, ", bounds: ", bounds, "\n", sep = "")
   cat("Data:      ", KINDS[[x$kind]], "\n", sep = "")
   cat(sprintf("Rows: %d of %d possible, donors: %d, cell types: %d, residual df: %d\n", x$n,
@@ -560,6 +563,9 @@ print.summary.ctmm <- function(x, digits = max(3L, getOption("digits") - 3L),
         "\none-sided.\n", sep = "")
   else
     cat(sprintf("\nStandard errors: %s; p values by t on %g df, one-sided for variances.\n", what, x$df))
+  if (x$covariance == "robust")
+    cat("t of fixed effects takes the noise that counts have halfway to the tested value, so it is",
+        "\nnot quite estimate / error, and intervals hold the values that it does not reject.\n", sep = "")
   cat_notes(x$notes)
   cat_state(x)
   invisible(x)

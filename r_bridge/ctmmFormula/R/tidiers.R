@@ -122,7 +122,7 @@ glance.ctmm <- function(x, ...) {
   no_more(...)
   likelihood <- !is.na(x$loglik)
   as_loaded(data.frame(
-    structure = x$structure, method = x$method, bounds = x$bounds, kind = x$kind, nobs = x$n,
+    structure = x$structure, method = x$method, bounds = bounds_of(x), kind = x$kind, nobs = x$n,
     n_donors = x$n_donors, n_celltypes = length(x$celltypes),
     logLik = x$loglik, AIC = if (likelihood) stats::AIC(x) else NA_real_,
     BIC = if (likelihood) stats::BIC(x) else NA_real_, df = length(x$beta) + length(x$vcomp),
@@ -137,7 +137,7 @@ glance.ctmm_genes <- function(x, ...) {
   about <- about_genes(x, "glance")
   counts <- table(factor(x$status, c("ok", "boundary", "not converged", "failed")))
   as_loaded(data.frame(
-    structure = structure_name(about$structure), method = about$method, bounds = about$bounds,
+    structure = structure_name(about$structure), method = about$method, bounds = bounds_of(about),
     n_genes = nrow(x), ok = counts[["ok"]], boundary = counts[["boundary"]],
     not.converged = counts[["not converged"]], failed = counts[["failed"]],
     n_celltypes = length(about$celltypes), n_tests = length(about$tested)))

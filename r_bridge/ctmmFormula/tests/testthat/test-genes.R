@@ -429,7 +429,7 @@ test_that("genes have the tables of broom", {
   expect_identical(table$p.value[table$test == "score" & table$term == "day1"], found[["p_score[day1]"]])
   one <- as.data.frame(glance(found))
   expect_identical(c(one$n_genes, one$ok + one$boundary), c(4L, 4L))
-  expect_identical(one$method, "robust")
+  expect_identical(c(one$method, one$bounds), c("robust", "none"))
   none <- ctmm_genes(~ celltype, data = pseudobulk, expr = Y, nu = nu, tests = character())
   expect_identical(dim(tidy(none)), c(0L, ncol(table)))
   expect_error(tidy(as.data.frame(found)), "tidy")
