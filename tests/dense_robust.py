@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import dense
 import numpy as np
-from scipy import stats
+from scipy import linalg, stats
 
 ALONE = 1e-9
 
@@ -65,18 +65,21 @@ def fit(model, reweightings: int = 4) -> SimpleNamespace:
     w = dense.working_noise(model)[model.active_rows]
     w = np.maximum(w, 1e-3 * w.mean())
     Sigma, worst, out = np.eye(len(a.y)), 0.0, None
+    at = np.zeros(len(a.parts))
     same = a.donor[:, None] == a.donor[None, :]
     for step in range(reweightings + 1):
         if step:
-            A, g = working(model, out.theta)
+            at = out.theta
+            A, g = working(model, at)
             Sigma = same * (a.H @ A @ a.H.T) + np.diag(w)
             Sigma = Sigma + sum(v * Z @ Z.T for v, Z in zip(g, a.levels, strict=True))
         out = solve(Sigma, a.X, a.y, a.D, a.parts)
         worst = max(worst, out.condition)
     cells = None if model.n_cells is None else model.n_cells[model.active_rows]
     return SimpleNamespace(
-        **vars(out) | {"condition": worst}, a=a, Sigma=Sigma, unit=units(a), w=w, cells=cells
-    )
+        **vars(out) | {"condition": worst}, a=a, Sigma=Sigma, unit=units(a), w=w, cells=cells,
+        free=free(model, at),
+    )  # fmt: skip
 
 
 def jackknife(f: SimpleNamespace) -> list[SimpleNamespace]:
@@ -111,6 +114,49 @@ def moved(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float) -> np.nda
         extra = np.maximum(slope * (a.X @ (there - f.beta)) / n, -0.8 * f.w)
         M = back @ (f.Sigma + np.diag(extra)) @ back.T
     return L @ M @ L.T
+
+
+def marchenko_pastur(ratio: float, ridge: float) -> tuple[float, float]:
+    """Mean of (1 + ridge) / (l + ridge), and its mean square over that squared, by quadrature.
+
+    l follows the law of Marchenko and Pastur, whose atom at 0 is there where ratio > 1.
+    """
+    if ratio < 1e-12:
+        return 1.0, 1.0
+    low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
+    node, weight = np.polynomial.chebyshev.chebgauss(4000)
+    at = 0.5 * (low + high) + 0.5 * (high - low) * node
+    density = weight * (0.5 * (high - low)) ** 2 * (1 - node**2) / (2 * np.pi * ratio * at)
+    atom = max(1 - 1 / ratio, 0)
+    first, second = (density @ (at + ridge) ** -k + atom * ridge**-k for k in (1.0, 2.0))
+    return (1 + ridge) * first, second / first**2
+
+
+def by_components(f: SimpleNamespace, L: np.ndarray) -> float:
+    """Variance of the shape of L K L' = I (q, q), as components of the weights are estimates."""
+    back = L @ f.K @ f.a.X.T @ f.S
+    each = back @ np.tensordot(f.free.T, f.a.parts, axes=1) @ back.T
+    shape = each - np.einsum("kss,ab->kab", each, np.eye(len(L))) / len(L)
+    W = 2.0 * np.linalg.inv(f.free.T @ f.F @ f.free)
+    return float(np.einsum("kl,kab,lab", W, shape, shape)) / len(L)
+
+
+def free(model, theta: np.ndarray) -> np.ndarray:
+    """Directions (K, r) in which the covariance of :func:`working` moves."""
+    K = len(model.basis)
+    out = np.eye(len(theta))
+    smallest = np.array([np.linalg.eigvalsh(B)[0] for B in model.basis])
+    together = np.zeros(len(theta), dtype=bool)
+    if (smallest <= -1e-12).any():
+        together[:K] = [not (B == 1).all() for B in model.basis]
+    held = [row for row, t, own in zip(out, theta, together, strict=True) if t <= 0 and not own]
+    size, axes = np.linalg.eigh(np.tensordot(np.where(together, theta, 0)[:K], model.basis, axes=1))
+    cut = axes[:, size <= 0].T if together.any() else []
+    for u in cut:
+        for v in cut:
+            held.append(np.append([u @ B @ v for B in model.basis], np.zeros(len(theta) - K)))
+            held[-1] = held[-1] * together
+    return linalg.null_space(np.array(held).reshape(-1, len(theta)), rcond=1e-9)
 
 
 def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: float) -> np.ndarray:
@@ -151,18 +197,25 @@ def cr2(f: SimpleNamespace, L: np.ndarray, null: np.ndarray | float = 0.0) -> Si
         np.sum(G[s, s] * G[t, t]) + np.sum(G[s, t] * G[t, s])
         for s in range(q) for t in range(q)
     ]  # fmt: skip
-    eta = q * (q + 1) / sum(var)
+    of_trace = 2.0 * np.square(G).sum()
+    shape, phi = (sum(var) - of_trace / q) / q, of_trace / q**2
+    kappa = min(by_components(f, half @ L), shape)
     away, back = L @ f.beta - null, np.linalg.inv(half)
     at = power(half @ moved(f, L, null) @ half, 0.5)
-    w, even = (q + 1) / (eta + q + 1), half @ V @ half
+    w, even = shape / (1 + shape), half @ V @ half
     there = back @ at @ ((1 - w) * even + w * np.trace(even) / q * np.eye(q)) @ at @ back
-    every = q * (q + 1) / eta  # of all entries of V
-    eta = q * (q + 1) / ((q + 1) / eta + (1 - w) ** 2 * (every - (q + 1) / eta))
-    F = (eta - q + 1) / (eta * q) * away @ np.linalg.pinv(there) @ away
+    mean, square = (part / (1 - kappa) for part in marchenko_pastur(shape - kappa, shape))
+    excess = square - 1
+    few = excess / (4 * excess + q + 2)
+    df_denom = 1 / (few + phi / 2)
+    F = away @ np.linalg.pinv(there) @ away / q / mean / (1 - 2 * few)
+    if not (q * (q + 1) / sum(var) > q - 1 and kappa < 1):
+        F = df_denom = np.nan
     alone = [moved(f, L[[k]], away_from)[0, 0] for k, away_from in enumerate(values)]
     t = away / np.sqrt(np.diag(V) * alone / np.diag(expected))
     maker = (half @ np.moveaxis(g, 1, 2).reshape(q, -1)).reshape(q, count, n)
     maker = maker - maker @ a.X @ f.K @ a.X.T @ f.S
     return SimpleNamespace(
-        cov=V, df=df, F=F, df_denom=eta - q + 1, expected=expected, t=t, units=maker
-    )
+        cov=V, df=df, F=F, df_denom=df_denom, scale=1 / mean / (1 - 2 * few), expected=expected,
+        t=t, units=maker, shape=shape, phi=phi,
+    )  # fmt: skip

@@ -166,7 +166,7 @@ def test_fixed_effects(structure, kind, random, missing):
     close(got.pvalues(0.3), 2 * stats.t.sf(np.abs(want.t), want.df))
     at = [dense_robust.ends(dense_robust.fit(model), L[0], 0.05, *got.intervals()[0])]
     np.testing.assert_allclose(at, [[1.0, -1.0]], rtol=1e-6)
-    if want.df_denom > 0:
+    if np.isfinite(want.df_denom):
         close([test.statistic, test.df_num, test.df_denom], [want.F, 3, want.df_denom])
         close(test.pvalue, stats.f.sf(want.F, 3, want.df_denom))
     else:
@@ -315,12 +315,23 @@ def test_hotelling_of_complete_even_data():
     D, q = y @ L.T, len(L)
     own, by_model = np.cov(D.T) / count, L @ fit.estimate.cov_beta @ L.T
     factor = np.trace(np.linalg.solve(by_model, own)) / q
-    w = (q + 1) / (count - 1 + q + 1)
+    # of a Wishart matrix; of the model's own, whose free components are known from the donors
+    shape, phi = (q + 2) * (q - 1) / (q * (count - 1)), 2 / (q * (count - 1))
+    free = basis[fit.state.before > 0]
+    P = np.linalg.inv(count * fit.estimate.cov_beta)
+    W = 2 / (count - 1) * np.linalg.inv(np.einsum("kab,bc,lcd,da->kl", free, P, free, P))
+    M = np.linalg.solve(by_model, L @ free @ L.T / count)
+    M = M - np.trace(M, axis1=1, axis2=2)[:, None, None] * np.eye(q) / q
+    kappa = np.einsum("kl,kab,lba", W, M, M) / q
+    assert len(free) > 0 and 0 < kappa < shape
+    w = shape / (1 + shape)
     V = (1 - w) * own + w * factor * by_model
-    eta = (count - 1) * q / (1 + (1 - w) ** 2 * (q - 1))
     T2 = D.mean(axis=0) @ np.linalg.solve(V, D.mean(axis=0))
-    close(got.statistic, (eta - q + 1) / (eta * q) * T2)
-    close([got.df_num, got.df_denom], [q, eta - q + 1])
+    mean, square = dense_robust.marchenko_pastur(shape - kappa, shape)
+    x = square / (1 - kappa) - 1
+    f = 4 + (q + 2) / x
+    close(got.statistic, T2 / q / (mean / (1 - kappa) * (1 - 2 / f)))
+    close([got.df_num, got.df_denom], [q, 1 / (1 / f + phi / 2)])
     one = sandwich.contrasts(fit, L)
     close(one.df, np.full(q, count - 1.0))
     close(one.pvalues(), stats.ttest_1samp(D, 0.0).pvalue)
@@ -340,28 +351,46 @@ def test_the_law_of_joint_tests(groups):
     basis = resolve("iid", list("abcdef")).basis
     model = build_model(y, nu, X, H, donor, basis, n_cells=cells)
     L = np.eye(size * groups)[-size:]
-    fit = dense_robust.fit(model)
-    want = dense_robust.cr2(fit, L)
-    close(sandwich.hotelling(robust.weigh(model), L).df_denom, want.df_denom)
-    draws = rng.normal(size=(4000, len(y))) @ np.linalg.cholesky(fit.Sigma).T
+    fit, got = dense_robust.fit(model), robust.weigh(model)
+    close(sandwich.hotelling(got, L).df_denom, dense_robust.cr2(fit, L).df_denom)
+    known = got.components._replace(directions=np.zeros((len(got.components.directions), 0)))
+    got.__dict__["components"], fit.free = known, fit.free[:, :0]
+    want, test = dense_robust.cr2(fit, L), sandwich.hotelling(got, L)
+    close([test.statistic, test.df_denom], [want.F, want.df_denom])
+    draws = rng.normal(size=(8000, len(y))) @ np.linalg.cholesky(fit.Sigma).T
     terms = np.einsum("sun,bn->bsu", want.units, draws)
     V = terms @ terms.transpose(0, 2, 1)
     np.testing.assert_allclose(V.mean(axis=0), np.eye(size), atol=0.06)
-    many = size * (size + 1)
-    eta = many / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
-    w = (size + 1) / (eta + size + 1)
-    share = np.trace(V, axis1=1, axis2=2)[:, None, None] / size
-    V = (1 - w) * V + w * share * np.eye(size)
-    assert want.df_denom + size - 1 == pytest.approx(
-        eta * size / (1 + (1 - w) ** 2 * (size - 1)), rel=0.1
-    )
-    left = many / np.square(V - np.eye(size)).sum(axis=(1, 2)).mean()
-    assert want.df_denom + size - 1 < 1.05 * left  # of rows that know all but a factor
+    factor = np.trace(V, axis1=1, axis2=2)[:, None, None] / size
+    assert factor.var() == pytest.approx(want.phi, rel=0.1)
+    off = np.square(V - factor * np.eye(size)).sum(axis=(1, 2)).mean() / size
+    assert off == pytest.approx(want.shape, rel=0.03)
+    w = want.shape / (1 + want.shape)
     x = rng.normal(size=(len(V), size))
+    V = (1 - w) * V + w * factor * np.eye(size)
     T2 = (x * np.linalg.solve(V, x[..., None])[..., 0]).sum(axis=1)
-    F = want.df_denom / ((want.df_denom + size - 1) * size) * T2
-    p = stats.f.sf(F, size, want.df_denom)
-    assert 0.03 < (p < 0.05).mean() < 0.055 and (p < 0.01).mean() < 0.015
+    p = stats.f.sf(want.scale * T2 / size, size, want.df_denom)
+    assert 0.043 < (p < 0.05).mean() < 0.057 and 0.007 < (p < 0.01).mean() < 0.013
+
+
+@pytest.mark.slow
+def test_joint_tests_count_that_components_are_estimates():
+    """1,500 sets of 15 donors whose covariance the model has, components among them."""
+    rng = np.random.default_rng(8)
+    size, count = 5, 15
+    H, donor = np.tile(np.eye(size), (count, 1)), np.repeat(np.arange(count), size)
+    cells = np.exp(rng.uniform(np.log(20), np.log(200), len(donor)))
+    nu, basis = 10.0 / cells, resolve("free", list("abcde")).basis
+    L, p, known = np.diff(np.eye(size), axis=0), [], []
+    for _ in range(1500):
+        y = rng.normal(size=count)[donor] + rng.normal(size=len(nu)) * np.sqrt(0.8 + nu)
+        fit = robust.weigh(build_model(y, nu, H, H, donor, basis, n_cells=cells))
+        p.append(sandwich.hotelling(fit, L).pvalue)
+        none = np.zeros((len(fit.components.directions), 0))
+        fit.__dict__["components"] = fit.components._replace(directions=none)
+        known.append(sandwich.hotelling(fit, L).pvalue)
+    rates = [np.mean(np.array(one) < 0.05) for one in (p, known)]
+    assert 0.04 < rates[0] < 0.07 and rates[1] > rates[0] + 0.008
 
 
 def test_invariances():

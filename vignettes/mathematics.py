@@ -175,18 +175,31 @@ agree("moment estimates", np.linalg.solve(G, q), he.vcomp.to_numpy())
 #
 # $$ V_L = \sum_u e_u's_us_u'e_u, \quad e_u = (I - KG_u)^{-1/2}KL' $$
 #
-# $t$ tests have Satterthwaite's degrees of freedom $2E(V)^2/\mathrm{Var}(V)$.  Of $q$ rows with
-# $E V_L = I$, $\eta = q(q + 1) / \sum_{st} \mathrm{Var}(V_{st})$ are those of $V_L$ as a Wishart matrix.
-# A matrix of $q$ rows from little more than $q$ units costs a joint test most of its power, so it is
-# moved towards the model's, up to a factor, as by $q + 1$ more units that follow the model:
+# $t$ tests have Satterthwaite's degrees of freedom $2E(V)^2/\mathrm{Var}(V)$ under the working
+# covariance.  $q$ rows with $E V_L = I$ are a factor $\mathrm{tr}V_L/q$ times a shape, with variances
 #
-# $$ V_L \leftarrow (1 - w)V_L + w\,\frac{\mathrm{tr}V_L}{q} I, \quad w = \frac{q + 1}{\eta + q + 1}, \quad
-# \eta \leftarrow \frac{\eta\,q}{1 + (1 - w)^2(q - 1)} $$
+# $$ \varphi = \frac{\mathrm{Var}(\mathrm{tr}V_L)}{q^2}, \quad
+# \Lambda = \frac1q\sum_{st}\mathrm{Var}(V_{st}) - \varphi = \lambda + \kappa, \quad
+# \kappa = \frac1q\sum_{kl} W_{kl}\Big(\mathrm{tr}M_kM_l - \frac{\mathrm{tr}M_k\,\mathrm{tr}M_l}{q}\Big) $$
 #
-# where the last counts what the model itself does not know halfway between a factor and a variance for
-# each row.  $F$ tests are the approximate Hotelling test:
+# where $\kappa$ is what the model itself is off, as its components are estimates:
+# $M_k = L\,\partial K/\partial\theta_k\,L'$, $W = 2F^{-1}$ of those that are not below zero.  $\lambda$ is
+# left for how far the two are apart.  A matrix of $q$ rows from little more than $q$ units costs a joint
+# test most of its power, so its shape moves towards the model's, as by some $q + 1$ more units that
+# follow the model:
 #
-# $$ \frac{\eta - q + 1}{\eta q}(Lb)'V_L^{-1}(Lb) \sim F(q, \eta - q + 1) $$
+# $$ V_L \leftarrow (1 - w)V_L + w\,\frac{\mathrm{tr}V_L}{q} I, \quad w = \frac{\Lambda}{1 + \Lambda} $$
+#
+# By the law of Marchenko and Pastur for the eigenvalues of such a matrix (a regularised Hotelling's
+# $T^2$: Chen, Paul, Prentice and Wang 2011), $T^2 = (Lb)'V_L^{-1}(Lb)$ has the mean and variance of
+# $q\,c\,F(q, d)$ with
+#
+# $$ m = \frac{2}{1 + \kappa + \sqrt{(1 + \kappa)^2 + 4\lambda\Lambda}}, \quad
+# a = \frac{(1 + \Lambda)m}{1 - \kappa}, \quad
+# x = \frac{1 + \lambda m}{m(1 + \kappa + 2\lambda\Lambda m)(1 - \kappa)} - 1 $$
+#
+# $$ f = 4 + \frac{q + 2}{x}, \quad c = a\Big(1 - \frac2f\Big), \quad
+# \frac1d = \frac1f + \frac{\varphi}{2} $$
 #
 # The noise of counts rises with their mean, so $V_L$ at the estimates is too small where a mean came
 # out too small by chance, and too large where it is taken where $Lb = c$ is true.  Tests of $Lb = c$

@@ -67,6 +67,20 @@ class Units(NamedTuple):
     score: np.ndarray
 
 
+class Components(NamedTuple):
+    """How the covariance of the fixed effects moves with the components that weights are made of.
+
+    layout; solved (T, k', m, LANES) S X in the first p columns; root (p, p) with root root' =
+    (X'SX)^-1; directions (F, r): D D' is the working model's covariance of what factors have, of
+    the components' parts that are no estimate below zero.
+    """
+
+    layout: Layout
+    solved: np.ndarray
+    root: np.ndarray
+    directions: np.ndarray
+
+
 class Replicates(NamedTuple):
     """Estimates without each of U units, at the weights of the full fit.
 
@@ -163,6 +177,15 @@ class RobustFit:
         """How the noise moves with hypotheses about the fixed effects."""
         design = self.design
         return moving_noise(design.layout, design.how, design.cells, self.state, self.inputs)
+
+    @cached_property
+    def components(self) -> Components:
+        """How the covariance of the fixed effects moves with the components of the weights."""
+        layout, state = self.design.layout, self.state
+        T = _free(layout, state.before)
+        low = np.linalg.cholesky(T.T @ state.F @ T)
+        directions = math.sqrt(2.0) * layout.S.T @ np.linalg.solve(low, T.T).T
+        return Components(layout, state.solved, state.root, np.ascontiguousarray(directions))
 
     @cached_property
     def cov_working(self) -> np.ndarray:
@@ -353,6 +376,28 @@ def _variances(basis_bytes: bytes, shape: tuple[int, ...]) -> np.ndarray:
     basis = np.frombuffer(basis_bytes).reshape(shape)
     covariance = are_variances(basis)
     return covariance if covariance.all() else are_shared(basis)
+
+
+def _free(layout: Layout, theta: np.ndarray) -> np.ndarray:
+    """Directions (K, r) of components in which the working covariance moves.
+
+    A variance held at zero does not, nor do combinations of the others that would give variance
+    where the sum of those is cut off.
+    """
+    basis, K = layout.basis, len(layout.S)
+    alone = np.append(layout.variance, np.ones(K - len(basis), dtype=bool))
+    T = np.eye(K)[:, ~alone | (theta > 0.0)]
+    if alone.all():
+        return T
+    own = np.where(alone[: len(basis)], 0.0, theta[: len(basis)])
+    size, axes = np.linalg.eigh(np.tensordot(own, basis, axes=1))
+    gone = axes[:, size <= 0.0]
+    held = np.zeros((gone.shape[1] ** 2, K))
+    held[:, : len(basis)] = (gone.T @ basis @ gone).reshape(len(basis), -1).T
+    held[:, alone] = 0.0
+    _, moved, rows = np.linalg.svd(held @ T)
+    rank = int((moved > 1e-10 * max(moved.max(initial=0.0), 1e-300)).sum())
+    return T @ rows[rank:].T
 
 
 def _estimate(model: Model, state: State, start: np.ndarray) -> Estimate:

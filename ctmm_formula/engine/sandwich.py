@@ -11,34 +11,55 @@ E V_L = L K L' exactly where the working covariance is the true one, and V_L is 
 number of units whatever the truth.  The square root of I - K G_u is the one of root root' = K, so
 no choice of coordinates enters, and it needs p x p matrices only, however large the unit is.
 
-The distribution of V_L is that of a Wishart matrix with as many degrees of freedom as give its
-entries the variance they have under the working covariance: for one row of L Satterthwaite's
-2 E(V)^2 / Var(V), for q rows Pustejovsky & Tipton's (2018) eta = q (q + 1) / sum_st Var(V_st) of
-rows with E V_L = I, and
-
-    F = (eta - q + 1) / (eta q) (L b - c)' V_L^-1 (L b - c)   on q and eta - q + 1
-
-(approximate Hotelling, "HTZ").  With d_u = e_u'G_u e_u, h_u = G_u e_u, k_u = h_u'K h_u (q x q) and
-H_st = sum_u h_us h_ut' the covariances of the residuals of all pairs of units sum up to
+How much V_L varies is taken from the working covariance.  With d_u = e_u'G_u e_u, h_u = G_u e_u,
+k_u = h_u'K h_u (q x q) and H_st = sum_u h_us h_ut' the covariances of the residuals of all pairs of
+units sum up to
 
     Var(V_st) = sum_u (d_ss d_tt - d_ss k_tt - d_tt k_ss + d_st^2 - 2 d_st k_st)
                 + tr(K H_st K H_st') + tr(K H_ts K H_ts)
+    Var(tr V) = 2 sum_st (sum_u (d_st^2 - 2 d_st k_st) + tr(K H_ss K H_tt))
 
-which is linear in the number of units.
+which is linear in the number of units.  A t test of one row has Satterthwaite's 2 E(V)^2 / Var(V)
+degrees of freedom.  Several rows are tested by T^2 = (L b - c)' V^-1 (L b - c).
 
-A matrix of q rows from little more than q units costs a joint test most of its power, where the
-working covariance has a few parameters.  So V is moved towards what that says of it, as it would be
-by q + 1 more units that follow it (as many as give an inverse Wishart matrix a mean), up to a
-factor that all rows share: of rows with E V = I
+A matrix of q rows from little more than q units costs that most of its power, where the working
+covariance has a few parameters.  So V moves towards it.  Of rows with L K L' = I, V is a factor
+tr(V) / q times a shape, whose eigenvalues are off 1 by a mean square
 
-    V <- (1 - w) V + w tr(V) / q I,   w = (q + 1) / (eta + q + 1)
-    eta <- eta q / (1 + (1 - w)^2 (q - 1))
+    Lambda = lambda + kappa = sum_st Var(V_st) / q - phi,   phi = Var(tr V) / q^2
 
-All of Var(V_st) sums up to q (q + 1) / eta.  Were a factor all that the working covariance does not
-know, 2 / eta of it would not shrink by (1 - w)^2; were it the variance of every row, 2 q / eta;
-taken is what lies halfway, (q + 1) / eta.  The more units the less w; of one row nothing moves.
-Where the working covariance is wrong in more than variances, V lies between it and the truth, and
-comes closer with every unit.
+kappa of it is what the working covariance is off itself, as its positive components are estimates
+with covariance W = 2 F^-1: with M_k = L (dK / dtheta_k) L'
+
+    kappa = sum_kl W_kl (tr(M_k M_l) - tr(M_k) tr(M_l) / q) / q
+
+and lambda is left for how far the two are apart, as an efficient estimate does not correlate with
+its difference from another (Hausman 1978).  The factor stays, and the shape moves as if there were
+q + 1 more units that follow the working covariance, as Lambda of a Wishart matrix is about q + 1
+over its degrees of freedom:
+
+    V <- (1 - w) V + w tr(V) / q I,   w = Lambda / (1 + Lambda)
+
+The more units the less w; where the working covariance is wrong in more than a factor, V lies
+between it and the truth, and comes closer with every unit.
+
+This is a regularised Hotelling's T^2 (Chen, Paul, Prentice & Wang 2011).  The eigenvalues of a
+shape off by lambda have the law of Marchenko & Pastur with that ratio, under which the weights of
+T^2, the eigenvalues of V^-1, have the mean and excess of the mean square over the squared mean
+
+    m = 2 / (1 + kappa + sqrt((1 + kappa)^2 + 4 lambda Lambda))
+    mean = (1 + Lambda) m,   1 + excess = (1 + lambda m) / (m (1 + kappa + 2 lambda Lambda m))
+
+Without moving both would be 1 / (1 - lambda), and for the working covariance's own part they are
+1 / (1 - kappa): with both parts multiplied, T^2 has the mean and variance of q scale F on q and f
+degrees of freedom,
+
+    f = 4 + (q + 2) / excess,   scale = mean (1 - 2 / f)
+
+and as its factor has 2 / phi of them, the denominator has 1 / (1 / f + phi / 2).  One row has
+Lambda = 0 and is Satterthwaite's t.  Pustejovsky & Tipton's (2018) approximate Hotelling takes V
+for a Wishart matrix with eta = q (q + 1) / sum_st Var(V_st) degrees of freedom, and as with theirs
+there is no test where eta <= q - 1; a V that moved has not the small eigenvalues of such a matrix.
 
 The noise is that which the pairs have halfway to where the hypothesis holds
 (:mod:`ctmm_formula.engine.moving_noise`): with rows that have L K L' = I and L M L' there, V_L
@@ -181,7 +202,7 @@ def hotelling(
     null : ndarray, shape (q,), or float
     """
     q = len(L)
-    df, cov, note = joint(fit, L, null)
+    df, scale, cov, note = joint(fit, L, null)
     if note:
         return _no_test(note)
     try:
@@ -189,28 +210,28 @@ def hotelling(
     except np.linalg.LinAlgError:
         return _no_test(TOO_FEW)
     away = L @ fit.estimate.beta - null
-    distance = float(np.square(np.linalg.solve(low, away)).sum())
-    statistic = df / ((df + q - 1.0) * q) * distance
+    statistic = scale / q * float(np.square(np.linalg.solve(low, away)).sum())
     return ApproximateHotelling(statistic, q, df, float(special.fdtrc(q, df, statistic)), "")
 
 
 def joint(
     fit: RobustFit, L: np.ndarray, null: np.ndarray | float = 0.0
-) -> tuple[float, np.ndarray, str]:
+) -> tuple[float, float, np.ndarray, str]:
     """What :func:`hotelling` is made of.
 
     Returns
     -------
-    float : degrees of freedom eta - q + 1
+    float : degrees of freedom of the denominator
+    float : scale of F
     ndarray, shape (q, q) : covariance of L b by the noise halfway to where it is `null`
     str : why there is no test, and these are NaN; or ""
     """
-    none = math.nan, np.full((len(L), len(L)), math.nan)
+    none = math.nan, math.nan, np.full((len(L), len(L)), math.nan)
     if fit.n_units < 2:
         return *none, ONE_UNIT
     away = L @ fit.estimate.beta - null
-    df, cov, wrong = _jointly(*_by_unit(fit, L), away, fit.moving)
-    return (*none, _WRONG[wrong]) if wrong else (df, cov, "")
+    df, scale, cov, wrong = _jointly(*_by_unit(fit, L), away, fit.moving, fit.components)
+    return (*none, _WRONG[wrong]) if wrong else (df, scale, cov, "")
 
 
 def _no_test(note: str) -> ApproximateHotelling:
@@ -257,13 +278,13 @@ _WRONG = {
 @kept
 def _each(share, axes, turned, across):
     """V_L (q, q), df of every row (q,), and whether one rests on one unit alone."""
-    cov, df, _, rests = _over_units(share, axes, turned, across, False)
+    cov, df, _, _, rests = _over_units(share, axes, turned, across, False)
     return cov, df, rests
 
 
 @kept
-def _jointly(share, axes, turned, across, away, moving):
-    """df and covariance (q, q) of L b, `away` (q,) from the hypothesis, by the noise halfway to it.
+def _jointly(share, axes, turned, across, away, moving, components):
+    """df, scale of F and covariance (q, q) of L b by the noise halfway to where `away` (q,) is 0.
 
     The last is how it went: :data:`_DONE`, or what is wrong.
     """
@@ -278,7 +299,7 @@ def _jointly(share, axes, turned, across, away, moving):
     for s in range(q):
         least, most = min(least, gram[s, s]), max(most, gram[s, s])
     if not least > _DEPENDENT * most:
-        return math.nan, gram, _IS_DEPENDENT
+        return math.nan, math.nan, gram, _IS_DEPENDENT
     even, to_even = zeros((p, q)), zeros(q)  # rows with L K L' = I
     for s in range(q):
         size = math.sqrt(gram[s, s])
@@ -286,21 +307,21 @@ def _jointly(share, axes, turned, across, away, moving):
             to_even[s] += turn[s, t] * away[t] / size
             for j in range(p):
                 even[j, s] += across[j, t] * turn[s, t] / size
-    cov, _, variance, rests = _over_units(share, axes, turned, even, True)
+    cov, _, variance, of_trace, rests = _over_units(share, axes, turned, even, True)
     if rests:
-        return math.nan, gram, _RESTS
-    eta = q * (q + 1) / variance
-    if not eta > q - 1.0:
-        return math.nan, gram, _HAS_FEW
-    left = eta / (eta + q + 1.0)  # 1 - w
-    eta *= q / (1.0 + left * left * (q - 1))
+        return math.nan, math.nan, gram, _RESTS
+    shape = (variance - of_trace / q) / q
+    kappa = min(_by_components(components, even), shape)
+    if not (variance > 0.0 and (q - 1) * variance < q * (q + 1) and kappa < 1.0):
+        return math.nan, math.nan, gram, _HAS_FEW
+    df, scale, w = _law(q, of_trace / q**2, shape, kappa)
     mean = 0.0
     for s in range(q):
         mean += cov[s, s] / q
     for s in range(q):
         for t in range(q):
-            cov[s, t] *= left
-        cov[s, s] += (1.0 - left) * mean
+            cov[s, t] *= 1.0 - w
+        cov[s, s] += w * mean
     back = zeros((q, q))  # the rows themselves are turn' size^1/2 times the even ones
     if moving.slope == 0.0:
         for s in range(q):
@@ -325,12 +346,91 @@ def _jointly(share, axes, turned, across, away, moving):
                 along += back[s, k] * cov[k, t]
             for k in range(q):
                 out[s, k] += along * back[k, t]
-    return eta - q + 1.0, out, _DONE
+    return df, scale, out, _DONE
+
+
+@called
+def _law(q, phi, shape, kappa):
+    """Degrees of freedom and scale of F, and w; shape is Lambda."""
+    apart = shape - kappa
+    m = 2.0 / (1.0 + kappa + math.sqrt((1.0 + kappa) ** 2 + 4.0 * apart * shape))
+    mean = (1.0 + shape) * m / (1.0 - kappa)
+    square = (1.0 + apart * m) / (m * (1.0 + kappa + 2.0 * apart * shape * m)) / (1.0 - kappa)
+    of_shape = (square - 1.0) / (4.0 * (square - 1.0) + q + 2.0)  # 1 / f
+    scale = 1.0 / (mean * (1.0 - 2.0 * of_shape))
+    return 1.0 / (of_shape + 0.5 * phi), scale, shape / (1.0 + shape)
+
+
+@called
+def _by_components(components, across):
+    """Variance kappa of the shape of L K L' (q, q), as components are estimates; L K L' = I.
+
+    across (p, q): rows of L root.
+    """
+    layout, solved, directions = components.layout, components.solved, components.directions
+    R, p, d = layout.R, layout.p, layout.level.shape[1]
+    tiles, m, q = layout.columns.shape[0], layout.columns.shape[2], across.shape[1]
+    F, D = directions.shape
+    rows, at_levels = zeros((p, q)), zeros((len(layout.level_comp), q))
+    loads, v = aligned((m, q, LANES)), aligned((q, LANES))
+    lanes, M = aligned((F, q, q, LANES)), zeros((F, q, q))  # dK / dphi_f, of donors in lanes
+    for j in range(p):
+        for k in range(p):
+            for s in range(q):
+                rows[j, s] += components.root[j, k] * across[k, s]
+    for f in range(R):
+        for s in range(q):
+            for t in range(s + 1):
+                store(lanes, (f, s, t), spread(0.0))
+    for tile in range(tiles):
+        for a in range(m):
+            for s in range(q):
+                on = spread(0.0)
+                for j in range(p):
+                    on += load(solved, (tile, j, a)) * rows[j, s]
+                store(loads, (a, s), on)
+        for f in range(R):
+            for s in range(q):
+                on = spread(0.0)
+                for a in range(m):
+                    on += load(layout.columns, (tile, f, a)) * load(loads, (a, s))
+                store(v, s, on)
+                for t in range(s + 1):
+                    store(lanes, (f, s, t), load(lanes, (f, s, t)) + on * load(v, t))
+        for b in range(d):
+            for s in range(q):
+                on = spread(0.0)
+                for a in range(m):
+                    on += load(layout.columns, (tile, R + p + 1 + b, a)) * load(loads, (a, s))
+                store(v, s, on)
+            for lane in range(LANES):
+                i = tile * LANES + lane
+                x = layout.level[i, b] if i < len(layout.level) else -1
+                for s in range(q if x >= 0 else 0):
+                    at_levels[x, s] += v[s, lane]
+    for s in range(q):
+        for t in range(s + 1):
+            for f in range(R):
+                M[f, s, t] = total(load(lanes, (f, s, t)))
+            for x in range(len(at_levels)):
+                M[R + layout.level_comp[x], s, t] += at_levels[x, s] * at_levels[x, t]
+    kappa = 0.0
+    for k in range(D):
+        trace = 0.0
+        for s in range(q):
+            for t in range(s + 1):
+                on = 0.0
+                for f in range(F):
+                    on += directions[f, k] * M[f, s, t]
+                kappa += on * on * (1.0 if s == t else 2.0)
+                trace += on if s == t else 0.0
+        kappa -= trace * trace / q
+    return kappa / q
 
 
 @called
 def _over_units(share, axes, turned, across, together):
-    """V_L (q, q), the rows' df (q,), the variance of V_L, whether a row rests on one unit.
+    """V_L, the rows' df (q,), variances of V_L and of its trace, whether a row rests on one unit.
 
     In the axes of each unit's share of X'SX, with K = root root', root'G_u root = T T',
     T'T = diag(l) and loads z = T' root' L' (k, q),
@@ -344,7 +444,7 @@ def _over_units(share, axes, turned, across, together):
     share : (T, k, LANES), l; axes : (T, p, k, LANES), T; turned : (T, p, LANES), root's_u
     across : (p, q)
     together : bool
-        Whether all entries of V_L are asked for, or the rows one by one.
+        Whether variances of all of V_L are asked for, or those of the rows one by one.
     """
     tiles, most = share.shape[0], share.shape[1]
     p, q = across.shape
@@ -352,7 +452,7 @@ def _over_units(share, axes, turned, across, together):
     lanes, z, g = aligned((q, q, LANES)), aligned((most, q, LANES)), aligned((q, LANES))
     scale, inflate, alone = aligned((most, LANES)), aligned((most, LANES)), aligned((most, LANES))
     sums = aligned((3, q, LANES))  # what is expected, its square, how much rests on units alone
-    varying = spread(0.0)
+    varying, along_trace = spread(0.0), spread(0.0)
     for s in range(q):
         for u in range(q):
             store(lanes, (s, u), spread(0.0))
@@ -395,16 +495,18 @@ def _over_units(share, axes, turned, across, together):
                     store(sums, (1, s), load(sums, (1, s)) + both)
                     trace += d
                     trace_left += d - 2.0 * k
-                    varying += both
+                    along_trace += both
                 else:
-                    varying += 2.0 * both
+                    along_trace += 2.0 * both
             for j in range(p):
                 on = spread(0.0)
                 for i in range(most):
                     on += load(axes, (tile, j, i)) * load(z, (i, s))
                 store(h, (s * p + j, tile), on)
         varying += trace * trace_left
-    variance, H, square = total(varying), empty((p, p)), empty(q)
+    of_trace = total(along_trace)
+    variance, H, square = total(varying) + of_trace, empty((p, p)), empty(q)
+    own = zeros((p, p))  # sum of H_ss
     for s in range(q):
         square[s] = total(load(sums, (1, s)))
         for t in range(s + 1):
@@ -417,6 +519,7 @@ def _over_units(share, axes, turned, across, together):
                         for tile in range(tiles):
                             on += load(h, (s * p + a, tile)) * load(h, (t * p + b, tile))
                         H[a, b] = total(on)
+                        own[a, b] += H[a, b] if s == t else 0.0
                 for a in range(p):
                     for b in range(p):
                         straight += H[a, b] * H[a, b]
@@ -433,4 +536,7 @@ def _over_units(share, axes, turned, across, together):
         # where nothing is left that could vary there are no degrees of freedom
         if square[s] > 0.0:
             df[s] = total(load(sums, (0, s))) ** 2 / square[s]
-    return cov, df, variance if together else math.nan, rests
+    for a in range(p):
+        for b in range(p):
+            of_trace += own[a, b] * own[a, b]
+    return cov, df, variance, 2.0 * of_trace, rests

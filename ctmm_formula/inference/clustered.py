@@ -1,7 +1,7 @@
 """Errors of noise-robust fits: sandwiches over independent units, with their own denominators.
 
 Fixed effects have the cluster-robust covariance CR2 of :mod:`ctmm_formula.engine.sandwich`, t tests
-of one row Satterthwaite's degrees of freedom, F tests of several the approximate Hotelling law.
+of one row Satterthwaite's degrees of freedom, F tests of several a regularised Hotelling law.
 Variance components have the jackknife's correlations and the larger of its standard errors and the
 working model's, tests of them units less rows; their intervals have the degrees of freedom of the
 jackknife's variances.  Order of all parameters: fixed effects b (p), then variance components
@@ -94,8 +94,8 @@ class Clustered:
         if q == 1:
             one = contrasts(self.fit, L[:, :p])
             return Law(np.atleast_2d(one.variances(null)), float(one.df[0]), 1.0, one.note)
-        df, cov, reason = joint(self.fit, L[:, :p], null)
-        return Law(cov, df, df / (df + q - 1.0), reason)
+        df, scale, cov, reason = joint(self.fit, L[:, :p], null)
+        return Law(cov, df, scale, reason)
 
     def tested(self, L: np.ndarray, null: np.ndarray | float, level: float) -> np.ndarray:
         """t, two-sided p value and interval of rows L b (q, p) against `null`, (q, 4).

@@ -188,7 +188,7 @@ def effects(
     >>> print(found.heterogeneity)
     effect of sex: wald (robust)
       null hypothesis: the effect of sex is the same in all cell types
-      F(3, 22.723) = 0.8191, p = 0.4967
+      F(3, 23.3801) = 0.8337, p = 0.4889
     """
     asked = differences(res.design, name, values, at)
     groups = res.design.frame[name]

@@ -175,7 +175,7 @@ def test_mean(res: Record, covariance: Covariance = None) -> TestResult:
     -------
     TestResult
         F on C - 1 and ``df_resid``, by the model with a denominator as in :meth:`wald_test`; of
-        robust errors with that of the approximate Hotelling test (HTZ).
+        robust errors with that of :mod:`ctmm_formula.engine.sandwich`.
     """
     none = np.zeros((0, res.numbers.n_params))  # of fixed effects alone
     return run_test(

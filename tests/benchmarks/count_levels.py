@@ -530,13 +530,13 @@ def efficiency(genes: int) -> pd.DataFrame:
 
 
 NOTES = {
-    "means": "Equal means; the test is HTZ of the robust estimate with the noise halfway to equal "
+    "means": "Equal means; the test is that of the robust estimate with the noise halfway to equal "
     "means, 95 % intervals hold the means that t tests with Satterthwaite's df do not reject; "
     "Hotelling's test takes donors with all types.",
     "power of means": "The last, rarest type differs from the others.",
     "effects": "A condition without effect, in half of the donors: t tests per type (over "
-    "types), HTZ of all effects and of their differences; Hotelling's two-sample tests of both, of "
-    "donors with all types and with one covariance for both arms.",
+    "types), joint tests of all effects and of their differences; Hotelling's two-sample tests of "
+    "both, of donors with all types and with one covariance for both arms.",
     "components": "95 % intervals by the larger of jackknife and working covariance, t with the "
     "degrees of freedom of the jackknife's variances; widths over hom, medians over genes.",
     "score": "The score test of V = 0: the sum over types, the Cauchy combination, and the range "
