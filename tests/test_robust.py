@@ -375,22 +375,23 @@ def test_the_law_of_joint_tests(groups):
 
 @pytest.mark.slow
 def test_joint_tests_count_that_components_are_estimates():
-    """1,500 sets of 15 donors whose covariance the model has, components among them."""
+    """600 sets of 16 donors, ten components: as if those were known, .1 of the sets are rejected."""
     rng = np.random.default_rng(8)
-    size, count = 5, 15
+    size, count = 4, 16
     H, donor = np.tile(np.eye(size), (count, 1)), np.repeat(np.arange(count), size)
     cells = np.exp(rng.uniform(np.log(20), np.log(200), len(donor)))
-    nu, basis = 10.0 / cells, resolve("free", list("abcde")).basis
-    L, p, known = np.diff(np.eye(size), axis=0), [], []
-    for _ in range(1500):
+    nu, basis = 10.0 / cells, resolve("full", list("abcd")).basis
+    X, L = np.hstack([H, H * (donor % 2)[:, None]]), np.eye(2 * size)[size:]
+    p, known = [], []
+    for _ in range(600):
         y = rng.normal(size=count)[donor] + rng.normal(size=len(nu)) * np.sqrt(0.8 + nu)
-        fit = robust.weigh(build_model(y, nu, H, H, donor, basis, n_cells=cells))
+        fit = robust.weigh(build_model(y, nu, X, H, donor, basis, n_cells=cells))
         p.append(sandwich.hotelling(fit, L).pvalue)
         none = np.zeros((len(fit.components.directions), 0))
         fit.__dict__["components"] = fit.components._replace(directions=none)
         known.append(sandwich.hotelling(fit, L).pvalue)
     rates = [np.mean(np.array(one) < 0.05) for one in (p, known)]
-    assert 0.04 < rates[0] < 0.07 and rates[1] > rates[0] + 0.008
+    assert 0.03 < rates[0] < 0.075 and rates[1] > rates[0] + 0.03
 
 
 def test_invariances():
