@@ -375,7 +375,7 @@ def test_the_law_of_joint_tests(groups):
 
 @pytest.mark.slow
 def test_joint_tests_count_that_components_are_estimates():
-    """600 sets of 16 donors, ten components: as if those were known, .1 of the sets are rejected."""
+    """600 sets of 16 donors, ten components: as if those were known .1 of the sets are rejected."""
     rng = np.random.default_rng(8)
     size, count = 4, 16
     H, donor = np.tile(np.eye(size), (count, 1)), np.repeat(np.arange(count), size)
