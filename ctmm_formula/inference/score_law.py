@@ -185,17 +185,16 @@ def _cholesky(A, m):
 
 @called
 def _solve(low, out, m):
-    """Solve for the first m rows of `out` in place by their lower factor, a row at a time."""
-    for step in range(2 * m):
-        a = step if step < m else 2 * m - 1 - step
-        first, stop = (0, a) if step < m else (a + 1, m)
-        for c in range(first, stop):
-            factor = low[a, c] if step < m else low[c, a]
-            for k in range(out.shape[1]):
-                out[a, k] -= factor * out[c, k]
-        factor = 1.0 / low[a, a]
-        for k in range(out.shape[1]):
-            out[a, k] *= factor
+    """Solve for the first m rows of `out`, whole lanes, in place by their lower factor."""
+    for at in range(0, out.shape[1], POINTS):
+        for step in range(2 * m):
+            a = step if step < m else 2 * m - 1 - step
+            first, stop = (0, a) if step < m else (a + 1, m)
+            total = load_few(out, (a, at))
+            for c in range(first, stop):
+                factor = low[a, c] if step < m else low[c, a]
+                total -= factor * load_few(out, (c, at))
+            store(out, (a, at), total / low[a, a])
 
 
 @kept
@@ -210,18 +209,15 @@ def products(layout, A, w, excess, y):
     HS, HM, HB = zeros((N, C, C)), zeros((N, C, C)), zeros((N, C, wide))
     Hy, fixed = zeros((N, C)), zeros((blocks, 2 * (q + p), 2 * (q + p)))
     Zy, Xy = zeros((blocks, q)), zeros(p)
-    first, second, by_S, by_E = (
-        empty((b, b)),
-        empty((b, b)),
-        empty((C + b, C + b)),
-        empty((C + b, C + b)),
-    )
+    room = -(-(C + b) // POINTS) * POINTS
+    first, second = empty((b, b)), empty((b, b))
+    by_S, by_E = empty((C + b, room)), empty((C + b, room))
     place = np.empty((2, b), dtype=np.int64)
     most = 1
     for i in range(N):
         most = max(most, layout.ptr[i + 1] - layout.ptr[i])
     low, HA = empty((most, most)), empty((most, C))
-    L, SL = empty((most, C + b)), empty((most, C + b))
+    L, SL = empty((most, C + b)), zeros((most, room))
     for cell in range(len(layout.columns)):
         for i in range(d):
             place[0, i], place[1, i] = layout.columns[cell, i], layout.columns[cell, d + i]
@@ -230,7 +226,6 @@ def products(layout, A, w, excess, y):
             place[1, d + i] = layout.columns[cell, 2 * d + p + i]
         fill(first, 0.0)
         fill(second, 0.0)
-        at = layout.block[layout.cell[cell]]
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
             start, stop = layout.ptr[i], layout.ptr[i + 1]
             m = stop - start
@@ -255,17 +250,18 @@ def products(layout, A, w, excess, y):
                 for c in range(b):
                     L[a, C + c] = SL[a, C + c] = layout.B[start + a, c]
             _solve(low, SL, m)
-            fill(by_S, 0.0)
-            fill(by_E, 0.0)
+            for c in range(C + b):
+                for at in range(0, room, POINTS):
+                    by, beyond = few(0.0), few(0.0)
+                    for a in range(m):
+                        own = load_few(SL, (a, at))
+                        by += L[a, c] * own
+                        beyond += excess[start + a] * SL[a, c] * own
+                    store(by_S, (c, at), by)
+                    store(by_E, (c, at), beyond)
+            at = layout.block[i]
             for a in range(m):
-                e, response = excess[start + a], y[start + a]
-                for c in range(C + b):
-                    own, left = L[a, c], e * SL[a, c]
-                    if own != 0.0:
-                        for k in range(C + b):
-                            by_S[c, k] += own * SL[a, k]
-                    for k in range(C + b):
-                        by_E[c, k] += left * SL[a, k]
+                response = y[start + a]
                 for c in range(C):
                     SH[start + a, c] = SL[a, c]
                     Hy[i, c] += SL[a, c] * response
@@ -289,6 +285,7 @@ def products(layout, A, w, excess, y):
                 for k in range(b):
                     first[c, k] += by_S[C + c, C + k]
                     second[c, k] += by_E[C + c, C + k]
+        at = layout.block[layout.cell[cell]]
         for c in range(b):
             for k in range(b):
                 fixed[at, place[0, c], place[0, k]] += first[c, k] + second[c, k]

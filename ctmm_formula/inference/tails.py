@@ -504,9 +504,10 @@ def _moments(law):
     for value in law.values:
         mean += value
         variance += 2.0 * value * value
-    X = zeros((3, rest, rest))
+    wide = -(-rest // POINTS) * POINTS
+    X = zeros((3, rest, wide))
     T = zeros((3, W, 2 * q))
-    A, B = empty((3, 2 * q, 2 * q)), empty((3, 2 * q, rest))
+    A, B = empty((3, 2 * q, 2 * q)), zeros((3, 2 * q, wide))
     cell = 0
     for b in range(blocks if W > 0 else 0):
         for a in range(W):
@@ -554,10 +555,12 @@ def _moments(law):
         for o in range(3):
             for i in range(o + 1):
                 for a in range(rest):
-                    for r in range(2 * q):
-                        for k in range(rest):
-                            X[o, a, k] += T[i, 2 * q + a, r] * B[o - i, r, k]
-    start, first, second, turn = _series(X, empty((3, rest, 0)))
+                    for k in range(0, wide, POINTS):
+                        total = load(X, (o, a, k))
+                        for r in range(2 * q):
+                            total += T[i, 2 * q + a, r] * load(B, (o - i, r, k))
+                        store(X, (o, a, k), total)
+    start, first, second, turn = _series(X[:, :, :rest].copy(), empty((3, rest, 0)))
     return mean - 0.5 * first, variance - second, (size + start, sign * turn)
 
 
