@@ -242,9 +242,9 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     notes = (
         [] if test.weights == "n_cells" else [f"no numbers of cells: weighted by {test.weights}"]
     )
-    seen = fit.model.active_rows & ~fit.model.types[:, list(test.silent)].any(axis=1)
-    if fit.model.nu2 is None and (fit.model.nu[seen] == 0.0).any():
-        notes.append(_NO_SQUARES)
+    if fit.model.nu2 is None and not fit.model.nu.all():
+        seen = fit.model.active_rows & ~fit.model.types[:, list(test.silent)].any(axis=1)
+        notes += [_NO_SQUARES] if (fit.model.nu[seen] == 0.0).any() else []
     if test.larger:
         notes.append(_SPARSE)
     types = fit.structure.celltypes
@@ -254,22 +254,24 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
             f"cells hardly vary in {low}, which takes the sum of scores from the other cell types "
             "where there are no unbiased squares of the noise (nu2): read the cauchy p value"
         )
-    others = np.flatnonzero(np.isnan(test.log_pvalue_celltype))
+    logs = test.log_pvalue_celltype.tolist()
+    known = (*test.silent, *test.explained)
+    others = [c for c, log in enumerate(logs) if math.isnan(log) and c not in known]
     for which, why in (
         (test.silent, "where cells of a pair are alike in nearly all pairs"),
         (test.explained, "which the fixed effects explain wholly"),
-        (np.setdiff1d(others, test.silent + test.explained).tolist(),
-         "whose score has no variance where V = 0, or whose tail could not be computed"),
+        (others, "whose score has no variance where V = 0, or whose tail could not be computed"),
     ):  # fmt: skip
         if which:
             notes.append(f"without {', '.join(repr(types[c]) for c in which)}, {why}")
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
-    logs = dict(zip(types, test.log_pvalue_celltype.tolist(), strict=True))
     return replace(
         blank, statistic=float(test.statistic_sum), pvalue=math.exp(test.log_pvalue),
         log_pvalue=test.log_pvalue, note="; ".join(notes),
         extra={"celltype": pvalues, "cauchy": test.pvalue_cauchy, "weights": test.weights},
-        log_details={"celltype": logs, "cauchy": test.log_pvalue_cauchy},
+        log_details={
+            "celltype": dict(zip(types, logs, strict=True)), "cauchy": test.log_pvalue_cauchy
+        },
     )  # fmt: skip
 
 
