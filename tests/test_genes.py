@@ -342,6 +342,27 @@ def test_what_no_gene_could_use_is_an_error_at_once(small, settings, message):
         ctmm.fit_genes(given.pop("formula"), **given)
 
 
+@pytest.mark.parametrize("name", ["status", "gene", "mean", "llf"])
+def test_a_random_effect_has_no_name_of_a_column_of_the_table(small, name):
+    obs, expr, nu = small
+    obs = obs.rename(columns={"batch": name})
+    with pytest.raises(ctmm.DataError, match=f"several columns '{name}': rename"):
+        ctmm.fit_genes(f"~ C(celltype) + (1|{name})", data=obs, expr=expr, nu=nu)
+
+
+@pytest.mark.parametrize("end", ["mean", "heterogeneity", "bh"])
+def test_tests_of_variables_whose_names_go_on_have_columns_of_their_own(small, end):
+    """The mean effect of `sex` and the effect of `sex_mean` are both ``effects:sex_mean``."""
+    obs, expr, nu = small
+    other = f"sex_{end}"
+    given = {"data": obs.assign(**{other: obs["PC1"] ** 2}), "expr": expr, "nu": nu}
+    formula, tests = f"~ C(celltype) * (sex + {other})", ["effects:sex", f"effects:{other}"]
+    with pytest.raises(ctmm.DataError, match=f"several columns .*effects:{other}"):
+        ctmm.fit_genes(formula, tests=tests, **given)
+    for test in tests:
+        assert f"p_{test}" in ctmm.fit_genes(formula, tests=[test], **given).table
+
+
 def test_tables_must_fit_together(small):
     obs, expr, nu = small
     with pytest.raises(ctmm.DataError, match="index of expr"):

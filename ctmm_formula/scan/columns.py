@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,9 @@ OF_WINDOW = {
 
 LOG = "log10_"
 """What the column of a p value's logarithm begins with."""
+
+ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
+"""Suffix of an adjusted column -> method of statsmodels' multipletests."""
 
 _NONE = TestResult("")
 Row = dict[str, object]
@@ -186,11 +190,23 @@ class Layout:
 
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
-        out = {"gene": "text", "status": "text", "reason": "text"}
-        out |= dict.fromkeys(["n_obs", "n_donors"], "count")
-        out |= OF_WINDOW if self.windows else {}
-        out |= dict.fromkeys(["mean", "zero_noise"], "number")
-        out |= dict.fromkeys(["converged", "boundary"], "flag")
+        return dict(self._columns())
+
+    @property
+    def clashes(self) -> list[str]:
+        """Names that several columns would have, adjusted p values among them."""
+        p_values = [f"{log}{name}" for name in self.tested for log in ("", LOG)]
+        names = [name for name, _ in self._columns()]
+        names += [f"{name}_{end}" for name in p_values for end in ADJUSTMENTS]
+        return [name for name, count in Counter(names).items() if count > 1]
+
+    def _columns(self) -> list[tuple[str, str]]:
+        """Name and kind of every column before adjustment, in order."""
+        out = [("gene", "text"), ("status", "text"), ("reason", "text")]
+        out += [("n_obs", "count"), ("n_donors", "count")]
+        out += OF_WINDOW.items() if self.windows else ()
+        out += [("mean", "number"), ("zero_noise", "number")]
+        out += [("converged", "flag"), ("boundary", "flag")]
         numbers = ["llf", *self.estimates]
         numbers += chain.from_iterable(self.standard_errors.values())
         numbers += [f"share[{name}]" for name in self.shares]
@@ -199,12 +215,13 @@ class Layout:
             numbers.append("error_jackknife")
         for test in self.tests:
             numbers += self.outcome(test, _NONE)
-        out |= dict.fromkeys(numbers, "number")
+        out += [(name, "number") for name in numbers]
         for structure, names in zip(self.structures[1:], self.components[1:], strict=True):
-            out |= {f"{structure.name}.converged": "flag", f"{structure.name}.boundary": "flag"}
-            out |= {f"{structure.name}.{name}": "number" for name in ("llf", *names)}
+            out += [(f"{structure.name}.{name}", "flag") for name in ("converged", "boundary")]
+            out += [(f"{structure.name}.{name}", "number") for name in ("llf", *names)]
         for pair in self.ratios:
-            out |= dict.fromkeys(self.ratio(pair, math.nan, math.nan, math.nan), "number")
+            of_ratio = self.ratio(pair, math.nan, math.nan, math.nan)
+            out += [(name, "number") for name in of_ratio]
         return out
 
 

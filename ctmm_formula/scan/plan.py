@@ -10,10 +10,11 @@ import numpy as np
 from ..arguments import name_list
 from ..design.kinship import Kinship
 from ..design.labelled import Design
+from ..design.table import listing
 from ..engine.domain import Domain
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.robust import CLUSTERED
-from ..errors import CTMMError
+from ..errors import CTMMError, DataError
 from ..inference.fit import JACKKNIFE, MODEL, ROBUST, errors_of_fixed, own_errors_of
 from ..inference.jackknife import NO_ONE_STEP
 from ..inference.tests import (
@@ -241,6 +242,12 @@ def make_plan(
         tuple((one.name, one.structure) for one in design.kinship),
         windows,
     )
+    if layout.clashes:
+        raise DataError(
+            f"the table of the scan would have several columns {listing(layout.clashes)}: rename "
+            "the columns of data that random effects or variables of tests are called by, or scan "
+            "twice"
+        )
     return Plan(layout, method, domain, own, one_step, draws, entropy, tests, why)
 
 

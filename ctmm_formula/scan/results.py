@@ -25,16 +25,13 @@ from ..results.estimates import adjusted, adjusted_logs
 from ..results.fitted import CTMMResults
 from ..results.labels import METHODS
 from ..results.questions import spelled
-from .columns import LOG, OF_WINDOW, Block, Layout
+from .columns import ADJUSTMENTS, LOG, OF_WINDOW, Block, Layout
 from .responses import Responses
 from .store import write_table
 from .worker import FAILED, OK, STATUSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
-"""Suffix of an adjusted column -> method of statsmodels' multipletests."""
 
 TIDY = {
     "estimate": "estimate", "std_error": "se", "statistic": "stat", "df_num": "df1", "df": "df",
