@@ -83,7 +83,8 @@ print.ctmm_effects <- function(x, digits = 4L, ...) {
       sprintf("F(%s) = %s, p = %s", paste(format(test$parameter, digits = digits, trim = TRUE),
                                           collapse = ", "),
               format(test$statistic[[1L]], digits = digits), format(test$p.value, digits = digits))
-    cat("  ", test$null, ": ", shown, "\n", sep = "")
+    note <- if (!is.nan(test$p.value) && length(test$note) && nzchar(test$note)) paste0(" (", test$note, ")")
+    cat("  ", test$null, ": ", shown, note, "\n", sep = "")
   }
   if (nzchar(attr(x, "at"))) cat("  ", attr(x, "at"), "\n", sep = "")
   for (note in attr(x, "notes")) cat(strwrap(note, indent = 2L, exdent = 4L), sep = "\n")

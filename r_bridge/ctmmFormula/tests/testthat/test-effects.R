@@ -80,6 +80,7 @@ test_that("a type without cases is NA with its reason", {
   expect_identical(is.na(found$estimate), fit$celltypes == "day2")
   tests <- attr(found, "tests")
   expect_identical(tests$day2$note, "no rows with sex = 'M'")
+  expect_output(print(found), "p = [0-9.e-]+ \\(without day2: no rows with sex = 'M'\\)")
   expect_equal(unname(tests$omnibus$parameter[[1L]]), 3)
   expect_match(tests$omnibus$note, "without day2")
 })
