@@ -12,6 +12,7 @@ import statsmodels.formula.api as smf
 from conftest import SHARED, not_here
 
 import ctmm_formula as ctmm
+from ctmm_formula.design.grids import differences
 from ctmm_formula.inference.differences import independent
 from ctmm_formula.inference.testing import TestResult
 
@@ -246,6 +247,37 @@ def test_a_type_without_cases_is_nan_with_a_reason(df, lost, engine):
     assert again.effects("sex").table.equals(found.table)
     with pytest.raises(ctmm.DataError, match="not of full rank"):
         fit("C(celltype) * sex + I(2 * PC1) + PC1", table)
+
+
+@pytest.mark.parametrize(("name", "case"), [("sex", "M"), ("arm", "severe")])
+def test_a_type_of_one_case_leaves_the_others_their_joint_tests(df, name, case):
+    """Its effect has no robust error; the others' tests are those of their own rows."""
+    one = df["donor"][(df[name] == case) & (df["celltype"] == "day3")].iloc[0]
+    table = df[(df["celltype"] != "day3") | (df[name] != case) | (df["donor"] == one)]
+    res = fit(f"C(celltype) * {name}", table, structure="hom")
+    found, why = res.effects(name), "a fixed effect rests on one donor"
+    lost = found.table.xs("day3", level="celltype") if name == "arm" else found.table.loc[["day3"]]
+    assert lost["estimate"].notna().all() and np.isnan(lost["std_error"].iloc[-1])
+    assert np.isnan(found.by_celltype["day3"].pvalue) and why in found.by_celltype["day3"].note
+    assert any(note.startswith(f"day3: {why}") for note in found.notes)
+    rows = differences(res.design, name).rows[:, :3]
+    p, K = rows.shape[2], len(res.vcomp)
+    alone = {
+        "omnibus": rows.reshape(-1, p), "heterogeneity": (rows[:, :2] - rows[:, 2:]).reshape(-1, p),
+        "mean": rows.mean(axis=1),
+    }  # fmt: skip
+    for kind, L in alone.items():
+        test, want = found.tests[kind], res.wald_test(np.pad(L, ((0, 0), (0, K))), "robust")
+        close(test.pvalue, want.pvalue, rtol=1e-6)
+        assert f"without day3: {why}" in test.note
+    close(found.mean["estimate"], alone["mean"] @ res.fe_params)
+    assert found.mean.notna().all(axis=None)
+    scan = ctmm.fit_genes(
+        f"~ C(celltype) * {name}", data=table.drop(columns=["expr", "nu"]), expr=table[["expr"]],
+        nu=table[["nu"]].set_axis(["expr"], axis=1), structure="hom", tests=f"effects:{name}",
+    )  # fmt: skip
+    close(scan.table[f"p_effects:{name}"].iloc[0], found.omnibus.pvalue, rtol=1e-6)
+    close(scan.table[f"p_effects:{name}_mean"].iloc[0], found.mean_test.pvalue, rtol=1e-6)
 
 
 def test_overall_pseudobulk_has_effects_by_type_where_the_formula_has(df):

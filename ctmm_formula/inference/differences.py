@@ -111,6 +111,16 @@ class Differences:
                 out[end] = row
         return out
 
+    def without(self, lost: Mapping[str, str]) -> Differences:
+        """The same of the other cell types; those that are lost are missing, each for a reason."""
+        gone = np.array([name in lost for name in self.celltypes])
+        rows = np.where(gone[:, None], math.nan, self.rows)
+        return replace(self, rows=rows, missing={**self.missing, **lost})
+
+    def ends_of(self, celltype: str) -> list[str]:
+        """Ends of the names of the parts that are about one cell type."""
+        return [f"[{celltype}]", *(f"[{step},{celltype}]" for step in self.steps)]
+
     def reason(self, end: str) -> str:
         """Why a part of that name has no rows."""
         named = [why for name, why in self.missing.items() if f"{name}]" in end]
@@ -161,6 +171,8 @@ def test_differences(
 ) -> TestResult:
     """All effects are 0; ``parts`` has the other questions by the end of their names.
 
+    Where effects of some cell types have no errors, questions of several are those of the others.
+
     Parameters
     ----------
     fit : Fit; errors : Errors
@@ -170,6 +182,34 @@ def test_differences(
         By default ``asked.own``.
     """
     parts = asked.own if parts is None else parts
+    test = _test(fit, errors, asked, parts)
+    others = testable(fit, errors, asked) if math.isnan(test.pvalue) else asked
+    if others is asked:
+        return test
+    rest = _test(fit, errors, others, {end: others.parts[end] for end in parts})
+    own = [end for name in others.missing for end in asked.ends_of(name) if end in parts]
+    return replace(rest, parts={**rest.parts, **{end: test.parts[end] for end in own}})
+
+
+def testable(fit: Fit, errors: Errors, asked: Differences) -> Differences:
+    """The same without cell types whose effects have no robust errors, if others have."""
+    if not isinstance(errors.own, Clustered):
+        return asked
+    variance = np.zeros(asked.there.shape)
+    variance[asked.there] = errors.variances(asked.rows[asked.there])
+    gone = np.isnan(variance)
+    if not gone.any() or not (asked.there & ~gone.any(axis=0)).any():
+        return asked
+    lost = {}
+    for c in np.flatnonzero(gone.any(axis=0)):
+        row = asked.rows[int(gone[:, c].argmax()), c]
+        lost[asked.celltypes[c]] = jointly(fit, errors, row[None]).note
+    return asked.without(lost)
+
+
+def _test(
+    fit: Fit, errors: Errors, asked: Differences, parts: Mapping[str, np.ndarray]
+) -> TestResult:
     missing = "; ".join(f"without {name}: {why}" for name, why in asked.missing.items())
     found = {
         end: jointly(fit, errors, L, note=missing, reason=asked.reason(end))

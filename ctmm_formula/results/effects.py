@@ -15,7 +15,7 @@ from ..design.crossings import loads_of
 from ..design.grids import differences, levels_of
 from ..design.table import label
 from ..errors import CTMMError
-from ..inference.differences import Differences, test_differences
+from ..inference.differences import Differences, test_differences, testable
 from ..inference.fit import JACKKNIFE, ROBUST, Errors
 from ..inference.group_score import OVERALL, group_design, group_test, of_type
 from ..inference.testing import TestResult, shown_pvalue
@@ -170,7 +170,9 @@ def effects(
     -------
     Effects
         ``table`` by cell type, ``mean`` over them (1 df), ``omnibus`` (all are 0),
-        ``heterogeneity`` ("do cell types respond differently").
+        ``heterogeneity`` ("do cell types respond differently").  A cell type whose effect the rows
+        do not tell, or whose robust error would rest on one donor, has NaN and is left out of the
+        mean and the joint tests, which say so.
 
     Raises
     ------
@@ -207,13 +209,14 @@ def effects_of(
     errors = errors_of_effects(res, covariance)
     S = len(asked.steps)
     found = test_differences(res.numbers, errors, asked, asked.parts)
+    others = testable(res.numbers, errors, asked)
     rows = asked.rows.reshape(-1, asked.rows.shape[2])
     index: pd.Index = pd.Index(asked.celltypes, name="celltype", dtype=object)
     if S > 1:
         keys = [asked.comparisons, asked.celltypes]
         index = pd.MultiIndex.from_product(keys, names=["comparison", "celltype"])
     ends = ["_mean"] if S == 1 else [f"_mean[{step}]" for step in asked.steps]
-    means = np.array([asked.parts[end] for end in ends])
+    means = np.array([others.parts[end] for end in ends])
     steps = pd.Index(asked.comparisons, name="comparison", dtype=object)
     return Effects(
         name=asked.name,
@@ -226,7 +229,7 @@ def effects_of(
         at=asked.at,
         method=errors.title.replace("wald", "errors"),
         notes=(
-            *(f"{name}: {why}" for name, why in asked.missing.items()),
+            *(f"{name}: {why}" for name, why in others.missing.items()),
             *unlike(res, asked.name, groups, errors),
         ),
     )
