@@ -82,7 +82,8 @@ print.ctmm_effects <- function(x, digits = 4L, ...) {
     shown <- if (is.nan(test$p.value)) paste("no test,", test$note) else
       sprintf("F(%s) = %s, p = %s", paste(format(test$parameter, digits = digits, trim = TRUE),
                                           collapse = ", "),
-              format(test$statistic[[1L]], digits = digits), format(test$p.value, digits = digits))
+              format(test$statistic[[1L]], digits = digits),
+              shown_p(test$p.value, test$log.p.value, digits))
     note <- if (!is.nan(test$p.value) && length(test$note) && nzchar(test$note)) paste0(" (", test$note, ")")
     cat("  ", test$null, ": ", shown, note, "\n", sep = "")
   }

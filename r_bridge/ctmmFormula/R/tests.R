@@ -27,7 +27,8 @@
 #' @return
 #' An object of classes \code{"ctmm_test"} and \code{"htest"}: \code{statistic}, \code{parameter},
 #' \code{p.value} (\code{NaN} where the test cannot be had), \code{note} with the reason or a caution,
-#' and \code{extra}, for example p values by cell type.
+#' and \code{extra}, for example p values by cell type. \code{log.p.value} and \code{log.extra} are natural
+#' logarithms of p values, which are there where the p values are too small for a number.
 #' @examplesIf !nzchar(ctmm_check()$problem)
 #' fit <- ctmm(expr ~ celltype + sex + PC1, random = ~ batch, data = pseudobulk)
 #' test_variance(fit, "jackknife")
@@ -177,8 +178,10 @@ test_in <- function(out, object) {
     symbol[[out$distribution]] else "statistic")
   structure(list(
     statistic = statistic, parameter = parameter, p.value = as.double(out$pvalue),
+    log.p.value = as.double(out$log_pvalue),
     method = paste0(out$name, ": ", out$method), null = out$null, distribution = out$distribution,
     note = in_r(out$note), extra = lapply(out$extra, function(x) if (is.list(x)) unlist(x) else x),
+    log.extra = lapply(out$log_details, function(x) if (is.list(x)) unlist(x) else x),
     data.name = as_text(object$formula)), class = c("ctmm_test", "htest"))
 }
 
@@ -195,15 +198,25 @@ print.ctmm_test <- function(x, digits = 4L, ...) {
                                                        collapse = ", ")) else ""
   symbol <- if (nzchar(df)) x$distribution else "statistic"
   cat(sprintf("  %s%s = %s, p = %s\n", symbol, df, format(x$statistic[[1L]], digits = digits),
-              format(x$p.value, digits = digits)))
+              shown_p(x$p.value, x$log.p.value, digits)))
   if (nzchar(x$note)) cat(strwrap(paste("note:", x$note), indent = 2L, exdent = 4L), sep = "\n")
   for (name in names(x$extra)) {
     value <- x$extra[[name]]
-    shown <- if (is.numeric(value)) format(value, digits = digits, trim = TRUE) else value
+    shown <- if (is.numeric(value)) shown_p(value, x$log.extra[[name]], digits) else value
     if (!is.null(names(value))) shown <- paste(names(value), shown, sep = " = ")
     cat("  ", name, ": ", paste(shown, collapse = ", "), "\n", sep = "")
   }
   invisible(x)
+}
+
+# P values as text, by their logarithms where they are too small for a number.
+shown_p <- function(p, log, digits) {
+  out <- format(p, digits = digits, trim = TRUE)
+  if (length(log) != length(p)) return(out)
+  small <- is.finite(log) & log < base::log(1e-300)
+  power <- floor(log[small] / base::log(10))
+  out[small] <- sprintf("%.*ge%.0f", digits, 10^(log[small] / base::log(10) - power), power)
+  out
 }
 
 seed_of <- function(seed) {

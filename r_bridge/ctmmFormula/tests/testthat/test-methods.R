@@ -229,6 +229,14 @@ test_that("tests, jackknife and bootstrap speak for themselves", {
   expect_error(test_variance(fit, "luck"), "unknown method 'luck': choose from", class = "ctmm_CTMMError")
   expect_error(test_variance(fit, c("score", "lrt")), "must be one name", class = "ctmm_CTMMError")
   expect_named(score$extra$celltype, fit$celltypes)
+  expect_equal(c(log(score$p.value), log(score$extra$celltype)), c(score$log.p.value, score$log.extra$celltype),
+               tolerance = 1e-10)
+  rough <- pseudobulk
+  rough$expr <- rough$expr + rep(c(-50, 50, 50), length.out = nrow(rough))
+  small <- test_variance(ctmm(expr ~ celltype, data = rough))
+  expect_true(small$p.value == 0 && is.finite(small$log.p.value) && all(is.finite(small$log.extra$celltype)))
+  shown <- sub(".*p = ([0-9.]+)e(-[0-9]+)$", "\\2", utils::capture.output(print(small))[3L])
+  expect_equal(as.numeric(shown), floor(small$log.p.value / log(10)))
   lrt <- test_variance(fit, "lrt")
   expect_equal(lrt$statistic[[1]], anova(update(fit, structure = "hom"), fit)$Chisq[2],
                tolerance = 1e-8)
