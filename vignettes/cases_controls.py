@@ -177,11 +177,11 @@ scan.plot("shares").figure
 #
 # - **Levels** of these tests, from 10 donors a group, are in
 #   `tests/benchmarks/effect_levels.md`, beside per-type least squares in the same run.  With ten
-#   donors a group and eight types the joint tests keep .03 to .04 of a nominal .05 on normal cells and
-#   .01 to .03 on counts, single types and their mean .04 to .05.
-#   On .1 counts a cell (`tests/benchmarks/count_levels.md`) they keep .02 there, and Hotelling's test
-#   of the same tables, whose sums of few counts are as skewed, .03 to .04; where one arm has a quarter
-#   of the cells they still keep .02, and Hotelling's common covariance has .08 to .09.
+#   donors a group and eight types the joint tests keep .04 to .05 of a nominal .05 on normal cells and
+#   on 2 counts a cell, single types and their mean .04 to .05.
+#   On .1 counts a cell (`tests/benchmarks/count_levels.md`) they keep .03 to .04 there, as Hotelling's
+#   test of the same tables does, whose sums of few counts are as skewed; where one arm has a quarter
+#   of the cells they still do, and Hotelling's common covariance has .08 to .09.
 # - **Few donors, many types**: a joint test of eight effects rests on their covariance, of which few
 #   donors say little, so it borrows from the model's, as much as nine more donors would say.  With 15
 #   donors a group an effect of .8 in one of eight types is found there in .61 of data sets, by the test
