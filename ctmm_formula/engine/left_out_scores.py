@@ -92,15 +92,18 @@ class _Sums(NamedTuple):
 
 
 class _Own(NamedTuple):
-    """Memory for LANES groups of j donors with a rows, k = b + p columns; LANES in the last axis.
+    """Memory for LANES groups of j donors, k = b + p columns; LANES in the last axis.
 
-    W (R, a) and Y (k + 1, a) = [B v]; low (a, a); K (b, b); h (R, j, k + 1) = W'[B v] and size
-    (R, j) of W'W by donor; N, and traced (k, k) what the traces take of it; t, x, Nx, moved (k,);
+    Of one donor of each group W (R, m), Y (k + 1, m) = [B v], X (k, m) = Omega B', rest (k + 1, m)
+    [B v] without the donors before and low (m, m); K (b, b); h (R, j, k + 1) = W'[B v] and size
+    (R, j) of W'W by donor; N, and traced (k, k) what the traces take of it; t, x, moved (k,);
     pairs (b, b) and across (b, p + 1) of one factor.
     """
 
     W: np.ndarray
     Y: np.ndarray
+    X: np.ndarray
+    rest: np.ndarray
     low: np.ndarray
     K: np.ndarray
     h: np.ndarray
@@ -109,7 +112,6 @@ class _Own(NamedTuple):
     traced: np.ndarray
     t: np.ndarray
     x: np.ndarray
-    Nx: np.ndarray
     moved: np.ndarray
     pairs: np.ndarray
     across: np.ndarray
@@ -148,13 +150,13 @@ def left_out_scores(pr: Problem, theta: np.ndarray, groups: Groups) -> Scores:
 
 @called
 def _make_own(R, p, b, m, j):
-    k, a = b + p, j * m
+    k = b + p
     return _Own(
-        aligned((R, a, LANES)), aligned((k + 1, a, LANES)), aligned((a, a, LANES)),
-        aligned((b, b, LANES)), aligned((R, j, k + 1, LANES)), aligned((R, j, LANES)),
-        aligned((k, k, LANES)), aligned((k, k, LANES)), aligned((k, LANES)), aligned((k, LANES)),
-        aligned((k, LANES)), aligned((k, LANES)), aligned((b, b, LANES)),
-        aligned((b, p + 1, LANES)),
+        aligned((R, m, LANES)), aligned((k + 1, m, LANES)), aligned((k, m, LANES)),
+        aligned((k + 1, m, LANES)), aligned((m, m, LANES)), aligned((b, b, LANES)),
+        aligned((R, j, k + 1, LANES)), aligned((R, j, LANES)), aligned((k, k, LANES)),
+        aligned((k, k, LANES)), aligned((k, LANES)), aligned((k, LANES)), aligned((k, LANES)),
+        aligned((b, b, LANES)), aligned((b, p + 1, LANES)),
     )  # fmt: skip
 
 
@@ -264,49 +266,51 @@ def _sum_levels(pr, M_all, K_all, ZV, sums):
 
 
 @called
-def _gather(pr, V_all, K_all, donors, levels, place, first, own):
-    """[W B v] of the rows of LANES groups, K of their levels, and what factors have with them."""
-    R, p, m = pr.blocks.R, pr.blocks.p, pr.blocks.design.shape[2]
-    b, k = levels.shape[1], levels.shape[1] + p
-    for c in range(k + 1):
-        for a in range(own.Y.shape[1]):
-            store(own.Y, (c, a), spread(0.0))
-    for r in range(R):
-        for a in range(own.Y.shape[1]):
-            store(own.W, (r, a), spread(0.0))
+def _start(pr, K_all, levels, first, own):
+    """K of the levels of LANES groups; nothing is left out yet."""
     for lane in range(LANES):
         g = first + lane
-        for e in range(b):
+        for e in range(len(own.K)):
             x = levels[g, e] if g < len(levels) else -1
-            for c in range(b):
+            for c in range(len(own.K)):
                 w = levels[g, c] if g < len(levels) else -1
                 at = _pair_of(pr.blocks, x, w)
                 own.K[e, c, lane] = K_all[at] if at >= 0 else 0.0
-        for i in range(donors.shape[1] if g < len(donors) else 0):
-            donor = donors[g, i]
-            if donor < 0:
-                continue
-            V, at = V_all[donor // LANES], donor % LANES
-            for a in range(m):
-                row = i * m + a
-                for r in range(R):
-                    own.W[r, row, lane] = V[r, a, at]
-                for j in range(p + 1):
-                    own.Y[b + j, row, lane] = V[R + j, a, at]
-                for e in range(place.shape[2]):
-                    if place[g, i, e] >= 0:
-                        own.Y[place[g, i, e], row, lane] = V[R + p + 1 + e, a, at]
+    for c in range(len(own.t)):
+        store(own.t, c, spread(0.0))
+        store(own.moved, c, spread(0.0))
+        for e in range(len(own.t)):
+            store(own.N, (c, e), spread(0.0))
+            store(own.traced, (c, e), spread(0.0))
+
+
+@called
+def _gather(pr, V_all, donors, place, first, i, own):
+    """[W B v] of the i-th donor of LANES groups, and what factors have with [B v]."""
+    R, p, b = pr.blocks.R, pr.blocks.p, len(own.K)
+    k, m = b + p, own.Y.shape[1]
+    for a in range(m):
+        for c in range(b):
+            store(own.Y, (c, a), spread(0.0))
+    for lane in range(LANES):
+        g = first + lane
+        donor = donors[g, i] if g < len(donors) else -1
+        V, at = V_all[max(donor, 0) // LANES], max(donor, 0) % LANES
+        for a in range(m):
+            for r in range(R):
+                own.W[r, a, lane] = V[r, a, at] if donor >= 0 else 0.0
+            for j in range(p + 1):
+                own.Y[b + j, a, lane] = V[R + j, a, at] if donor >= 0 else 0.0
+            for e in range(place.shape[2] if donor >= 0 else 0):
+                if place[g, i, e] >= 0:
+                    own.Y[place[g, i, e], a, lane] = V[R + p + 1 + e, a, at]
     for r in range(R):
-        for i in range(own.size.shape[1]):
-            size = spread(0.0)
-            for a in range(i * m, (i + 1) * m):
-                size += load(own.W, (r, a)) * load(own.W, (r, a))
-            store(own.size, (r, i), size)
-            for c in range(k + 1):
-                s = spread(0.0)
-                for a in range(i * m, (i + 1) * m):
-                    s += load(own.W, (r, a)) * load(own.Y, (c, a))
-                store(own.h, (r, i, c), s)
+        store(own.size, (r, i), _inner(own.W, r, r))
+        for c in range(k + 1):
+            s = load(own.W, (r, 0)) * load(own.Y, (c, 0))
+            for a in range(1, m):
+                s += load(own.W, (r, a)) * load(own.Y, (c, a))
+            store(own.h, (r, i, c), s)
 
 
 @called
@@ -327,41 +331,48 @@ def _pair_of(blocks, x, w):
 
 
 @called
-def _take_off(own, used, found):
-    """C's factor from the first `used` columns of B, all of which it whitens; found (LANES,)."""
-    b, rows = len(own.K), own.Y.shape[1]
-    for a in range(rows):
+def _take_off(own, i, used, N, t, found):
+    """Add the i-th donor to N and t, of the first `used` columns of B; found (LANES,).
+
+    Without the donors before it, Omega is Omega + Omega N Omega and v is v + B Omega t.
+    """
+    b, k, m = len(own.K), len(N), own.Y.shape[1]
+    for a in range(m):
         for c in range(used):
             s = load(own.Y, (c, a)) if c >= b else spread(0.0)
             for e in range(b if c < b else 0):
                 s += load(own.K, (c, e)) * load(own.Y, (e, a))
-            store(own.x, c, s)
-        for i in range(a + 1):
-            s = spread(1.0 if i == a else 0.0)
+            store(own.X, (c, a), s)
+        last = load(own.Y, (k, a))
+        for c in range(used):
+            s = load(own.Y, (c, a))
+            for e in range(used if i > 0 else 0):
+                s += load(N, (c, e)) * load(own.X, (e, a))
+            store(own.rest, (c, a), s)
+            last += load(own.X, (c, a)) * load(t, c)
+        store(own.rest, (used, a), last)
+    for a in range(m):
+        for e in range(a + 1):
+            s = spread(1.0 if e == a else 0.0)
             for c in range(used):
-                s -= load(own.x, c) * load(own.Y, (c, i))
-            store(own.low, (a, i), s)
+                s -= load(own.X, (c, a)) * load(own.rest, (c, e))
+            store(own.low, (a, e), s)
     _factor(own.low)
     for lane in range(LANES):
-        for a in range(rows):
+        for a in range(m):
             pivot = own.low[a, a, lane]
             found[lane] = found[lane] and pivot * pivot * _ALONE < 1.0
-    _whiten(own.low, own.Y, 0)
-
-
-@called
-def _between(own, used, N):
-    """N = B'C^-1 B of the first `used` columns, nothing of the others."""
-    k = len(N)
-    for c in range(k):
+    _whiten(own.low, own.rest, 0)
+    for c in range(used):
+        store(t, c, load(t, c) + _inner(own.rest, c, used))
         for e in range(c + 1):
-            s = _inner(own.Y, c, e) if c < used else spread(0.0)
+            s = load(N, (c, e)) + _inner(own.rest, c, e)
             store(N, (c, e), s)
             store(N, (e, c), s)
 
 
 @called
-def _one_factor(pr, f, first, levels, sums, own, value, slope):
+def _one_factor(pr, f, first, levels, sums, own, traced, value, slope):
     """Score for factor f, twice, and slopes, before what the groups' own columns take off."""
     p, b = pr.blocks.p, len(own.K)
     for lane in range(LANES):
@@ -379,10 +390,10 @@ def _one_factor(pr, f, first, levels, sums, own, value, slope):
         s, through = spread(0.0), load(own.across, (e, p))
         for c in range(b):
             s += load(own.pairs, (e, c)) * load(own.t, c)
-            out += load(own.pairs, (e, c)) * load(own.traced, (e, c))
+            out += load(own.pairs, (e, c)) * load(traced, (e, c))
         for j in range(p):
             s += load(own.across, (e, j)) * load(own.t, b + j)
-            out += 2.0 * load(own.across, (e, j)) * load(own.traced, (e, b + j))
+            out += 2.0 * load(own.across, (e, j)) * load(traced, (e, b + j))
         store(own.moved, e, s + through)
         out += load(own.t, e) * (s + 2.0 * through)
     for j in range(p):
@@ -393,8 +404,8 @@ def _one_factor(pr, f, first, levels, sums, own, value, slope):
             high, low = max(j, k), min(j, k)
             s += sums.inner[f, high, low] * load(own.t, b + k)
         for k in range(j):
-            out += 2.0 * sums.inner[f, j, k] * load(own.traced, (b + j, b + k))
-        out += sums.inner[f, j, j] * load(own.traced, (b + j, b + j))
+            out += 2.0 * sums.inner[f, j, k] * load(traced, (b + j, b + k))
+        out += sums.inner[f, j, j] * load(traced, (b + j, b + j))
         store(own.moved, b + j, s + through)
         out += load(own.t, b + j) * (s + 2.0 * through)
     for j in range(p):
@@ -406,7 +417,7 @@ def _one_factor(pr, f, first, levels, sums, own, value, slope):
 
 
 @called
-def _own_columns(pr, r, own, value, slope):
+def _own_columns(pr, r, own, traced, value, slope):
     """Take off what the groups' own columns of factor r have in the sums."""
     p, b = pr.blocks.p, len(own.K)
     k = b + p
@@ -426,7 +437,7 @@ def _own_columns(pr, r, own, value, slope):
             s, through = spread(0.0), spread(0.0)
             for e in range(k):
                 s += load(own.N, (c, e)) * load(own.x, e)
-                through += load(own.traced, (c, e)) * load(own.x, e)
+                through += load(traced, (c, e)) * load(own.x, e)
             out -= load(own.x, c) * through
             if c >= b:
                 s += load(own.h, (r, i, c))
@@ -463,25 +474,21 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
     for first in range(0, G, LANES):
         used = min(LANES, G - first)
         there[:] = True
-        if not pr.reml:
-            _gather(pr, V_all, K_all, donors, levels, place, first, own)
-            _take_off(own, b, there)
-            _between(own, b, own.traced)
-        _gather(pr, V_all, K_all, donors, levels, place, first, own)
-        _take_off(own, b + p, there)
-        _between(own, b + p, own.N)
-        if pr.reml:
-            _between(own, b + p, own.traced)
-        for c in range(b + p):
-            store(own.t, c, _inner(own.Y, c, b + p))
+        _start(pr, K_all, levels, first, own)
+        for i in range(donors.shape[1]):
+            _gather(pr, V_all, donors, place, first, i, own)
+            _take_off(own, i, b + p, own.N, own.t, there)
+            if not pr.reml:
+                _take_off(own, i, b, own.traced, own.moved, there)
+        traced = own.N if pr.reml else own.traced
         for lane in range(used):
             found[first + lane] = there[lane]
             for j in range(p):
                 beta[first + lane, j] = gram[p, j] - own.t[b + j, lane]
         for f in range(F):
-            _one_factor(pr, f, first, levels, sums, own, value, sloping)
+            _one_factor(pr, f, first, levels, sums, own, traced, value, sloping)
             if f < R:
-                _own_columns(pr, f, own, value, sloping)
+                _own_columns(pr, f, own, traced, value, sloping)
             for lane in range(used):
                 grad[first + lane, f] = value[0, lane]
                 for j in range(p):
