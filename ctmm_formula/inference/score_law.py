@@ -34,6 +34,7 @@ load_few, few = load_of(POINTS), spread_of(POINTS)
 
 _AGREE = 1e-4  # of sums at a step and at twice that: errors are some 1e-8, of few eigenvalues 1e-6
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
+_NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination
 _FAR = -600.0  # logarithm of a p value next to which others do not count in a combination
 _ALONE = -23.0  # logarithm of a combination that no p value of its own, of four digits, moves
@@ -531,6 +532,12 @@ def _law_of(layout, found, R, inner, gain, level):
     FL, DFL = empty((r, wide)), empty((r, wide))
     both, row = empty((k, wide)), empty(wide)
     sizes, turned = _by_donor(found, R, inner)
+    largest = 0.0
+    for i in range(N):
+        for a in range(r):
+            largest = max(largest, abs(sizes[i, a]))
+    start = np.empty(len(layout.cell), dtype=np.int64)
+    start[0] = j = 0
     for cell in range(len(layout.columns)):
         fill(both, 0.0)
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
@@ -554,21 +561,25 @@ def _law_of(layout, found, R, inner, gain, level):
                         total += FL[a, b] * load_few(DFL, (a, at))
                     store(both, (b, at), total)
             for a in range(r):
-                values[i * r + a] = sizes[i, a]
+                if not abs(sizes[i, a]) >= _NOTHING * largest:
+                    continue  # a donor has not all types
+                values[j] = sizes[i, a]
                 for at in range(0, wide, POINTS):
                     total = few(0.0)
                     for b in range(r):
                         total += turned[i, a, b] * load_few(DFL, (b, at))
                     store(row, at, total)
                 for b in range(k):
-                    vectors[i * r + a, b] = row[b]
+                    vectors[j, b] = row[b]
+                j += 1
+        start[cell + 1] = j
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 down, along = layout.columns[cell, a], layout.columns[cell, c]
                 linear[at, max(down, along), min(down, along)] += both[a, c]
     return Law(
-        values, vectors, layout.cell * r, layout.columns, layout.block[layout.cell[:-1]],
+        values[:j], vectors[:j], start, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, gain, level,
     )  # fmt: skip
 
