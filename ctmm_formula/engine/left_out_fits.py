@@ -108,6 +108,14 @@ def _settle(pr, theta, inverse, steps, wk):
         if not abs(decrement) < 10.0 * last:
             return False
         last = abs(decrement)
+    if not last < _CHORD:  # fixed effects there: those before a step as short will do
+        factors(pr.S, theta, wk.phi)
+        llf = evaluate_at(
+            pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, VALUE,
+            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+        )  # fmt: skip
+        if llf == -math.inf:
+            return False
     for k in range(K):
         held = inverse[k, k] == 0.0
         if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
@@ -116,13 +124,13 @@ def _settle(pr, theta, inverse, steps, wk):
 
 
 @kept
-def left_out_fits(pr, groups, group_ptr, grads, slopes, inverse, steps, wk, thetas, betas, settled):
+def left_out_fits(pr, groups, group_ptr, grads, inverse, steps, wk, thetas, betas, settled):
     """Refit without each group of donors, by Newton and quasi-Newton steps from the full fit.
 
     Parameters
     ----------
     groups : (sum of sizes,) donors; group_ptr : (G + 1,)
-    grads : (G, K) scores there without each group; slopes : (G, K, p) of the fixed effects
+    grads : (G, K) scores there without each group
     inverse : (K, K) inverse information to start from; steps : most steps
     thetas : (G, K) the full fit, changed in place; betas : (G, p), settled : (G,) bool out; what
         has not settled needs a climb
@@ -138,9 +146,7 @@ def left_out_fits(pr, groups, group_ptr, grads, slopes, inverse, steps, wk, thet
                 wk.step[k] += inverse[k, h] * grads[g, h]
         settled[g] = _settle(pr, thetas[g], inverse.copy(), steps, wk)
         for j in range(betas.shape[1]):
-            betas[g, j] = wk.beta[j]  # of where the last step began
-            for k in range(K):
-                betas[g, j] += wk.step[k] * slopes[g, k, j]
+            betas[g, j] = wk.beta[j]
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = True
 

@@ -423,7 +423,7 @@ class _Refit:
         theta = self.at + step if one_step else np.tile(self.at, (len(which), 1))
         beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
         chunks = min(max(abs(n_jobs), 1), len(which))
-        arrays = (which, scores.grad, scores.slope, scores.found & self.settles, theta, beta)
+        arrays = (which, scores.grad, scores.found & self.settles, theta, beta)
         Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(self._chunk)(one_step, *chunk)
             for chunk in zip(*(np.array_split(array, chunks) for array in arrays), strict=True)
@@ -436,7 +436,6 @@ class _Refit:
         one_step: bool,
         which: np.ndarray,
         grad: np.ndarray,
-        slope: np.ndarray,
         found: np.ndarray,
         theta: np.ndarray,
         beta: np.ndarray,
@@ -450,9 +449,8 @@ class _Refit:
             settled &= ~leaves & (theta >= problem.lower).all(axis=1)
         elif self.settles:
             left_out_fits(
-                problem, *packed(groups), grad, slope, self.inverse, _STEPS, work, theta, beta,
-                settled,
-            )  # fmt: skip
+                problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
+            )
             settled &= found
         usual = np.flatnonzero(settled)
         settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
