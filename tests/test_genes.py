@@ -529,6 +529,8 @@ def test_a_scan_says_how_many_genes_are_low(small):
     with pytest.warns(ctmm.CTMMWarning, match=r"1 gene is the same .* \(zero_noise > 0.5\)"):
         scan = ctmm.fit_genes("~ C(celltype)", method="robust", tests=["score"], **data)
     assert (scan.table["zero_noise"] > 0.5).tolist() == [False, True, False]
+    assert scan.notes[-1].startswith("1 gene is the same in all cells of most pairs")
+    assert f"note: {scan.notes[-1]}" in str(scan)
 
 
 @pytest.mark.parametrize(

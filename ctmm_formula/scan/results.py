@@ -361,6 +361,7 @@ def notes_of(
     ]
     said += crowded_notes(table) if call.get("fixed_by") == KENWARD_ROGER else []
     said += [windows_note(table, call["window"], call["maf"])] if layout.windows else []
+    low = [notice({}, unseen(table))] if unseen(table) else []
     columns = [f"mean[{name}]" for name in layout.celltypes]
     means, errors = (
         table[names].to_numpy(float) if set(names) <= set(table) else None
@@ -368,9 +369,9 @@ def notes_of(
     )
     if responses is None or responses.var is None:
         uns = {"ctmm": {"summary": call.get("summary", "")}}
-        return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means, errors))
+        return (*said, *scale_notes(uns, pd.DataFrame(index=table.index), means, errors), *low)
     var = responses.var.iloc[responses.places]
-    return (*said, *scale_notes(responses.uns, var, means, errors))
+    return (*said, *scale_notes(responses.uns, var, means, errors), *low)
 
 
 def crowded_notes(table: pd.DataFrame | Block) -> list[str]:

@@ -185,11 +185,20 @@ ctmm_genes <- function(formula, data, expr = NULL, nu = NULL, nu2 = NULL, random
   attr(table, "ctmm") <- list(
     formula = model$formula, structure = structure, method = out$method, tested = out$tested,
     terms = out$terms, components = out$components, celltypes = out$celltypes, bounds = out$bounds,
-    notes = c(out$notes, told))
+    notes = c(out$notes, told, unseen_note(out$table$zero_noise)))
   class(table) <- c("ctmm_genes", "data.frame")
   tell(table$status)
   table
 }
+
+# How many genes have too few counts for the tests of V.
+unseen_note <- function(zero_noise) {
+  low <- sum(zero_noise > UNSEEN, na.rm = TRUE)
+  if (low) sprintf(paste("%d %s the same in all cells of most pairs (zero_noise > %g):",
+                         "tests of V find large effects only"), low, if (low == 1L) "gene is" else "genes are", UNSEEN)
+}
+
+UNSEEN <- 0.5
 
 # Genotypes, the window around genes and where these are, as they cross.
 windows_out <- function(genotypes, variants, window, maf, positions) {

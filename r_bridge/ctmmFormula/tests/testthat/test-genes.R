@@ -74,10 +74,14 @@ test_that("squares of the noise travel with it, and zeros of the noise stay", {
     expect_equal(test_variance(again, "score")$p.value, found$p_score[k], tolerance = 1e-6)
   }
   expect_equal(found$zero_noise, c(0, 2 / ncol(g$nu), 0))
+  expect_null(unseen_note(found$zero_noise))
   expect_equal(found$mean, rowMeans(g$Y), ignore_attr = TRUE)
   expect_error(scan(g, nu2 = nu2[, -1]), "nu2 3 x 274", class = "ctmm_DataError")
   reml <- suppressWarnings(one(g, 2))
   expect_match(reml$notes, "2 rows have noise variance 0", all = FALSE)
+  g$nu[2, seq_len(0.6 * ncol(g$nu))] <- 0
+  expect_output(print(scan(g, method = "robust", tests = "score")),
+                "1 gene is the same in all cells of most\\s+pairs \\(zero_noise > 0.5\\)")
 })
 
 test_that("robust fits of genes are those of single fits", {
