@@ -645,7 +645,10 @@ def tails_of(layout, found, gain, forms, least, above):
                 layout, found, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d]
             )
             to = above if again == 0 else 0.0
-            out[d] = log_tail(forms.value[d], law, forms.more[d], least[d], _AGREE, to)
+            # one by one: assigning a row compiles its message on shapes, for seconds
+            out[d, 0], out[d, 1], out[d, 2] = log_tail(
+                forms.value[d], law, forms.more[d], least[d], _AGREE, to
+            )
         combined = _with_sum(out[:, 0])
         if not _ALONE < combined < above:
             break
