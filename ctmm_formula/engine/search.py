@@ -6,7 +6,8 @@ at the least variance that their noise allows.  Such a donor gains no more than
 edge can win where it is within some 1.5 standard errors.  Therefore
 
 1. climb from the variance split; an interior maximum with that much room along every component's
-   profile, and lower likelihood there, is the maximum; not so where rows are not many and three
+   profile, and lower likelihood there, or with twice the room, where four such donors do not gain
+   what it costs to get there, is the maximum; not so where rows are not many and three
    variances or more are bounded each by itself, of which one may trade places with two others;
 2. where rows are many for the number of components, look only where an interior maximum, of a climb
    behind a barrier if need be, lacks that room: climb from there, just short of the edge;

@@ -5,7 +5,7 @@ Leave out one donor, refit everything (variance components and fixed effects):
     Cov = (G - 1)/G sum_g (t_(g) - mean)(t_(g) - mean)',   t = (beta, theta)
 
 ML and REML refits start at the full fit, where the score of the others is had for all donors at
-once (:mod:`ctmm_formula.engine.left_out_scores`), and take quasi-Newton steps; each is carried to
+once (:mod:`ctmm_formula.engine.left_out_scores`), and take Newton's steps; each is carried to
 convergence, so the result is the exact jackknife.  The one-step version stops after the first
 step, by the information of the full fit, at a cost linear in donors, and measures its distance
 from the exact one on the donors it moved most.  Weighted moments of related donors take the
