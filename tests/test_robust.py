@@ -394,6 +394,21 @@ def test_joint_tests_count_that_components_are_estimates():
     assert 0.03 < rates[0] < 0.075 and rates[1] > rates[0] + 0.03
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_as_many_even_donors_as_hypotheses(count):
+    """eta is q - 1 but for rounding, which has no say in whether there is a test."""
+    rng = np.random.default_rng(4)
+    donor, celltype = np.divmod(np.arange(count * (count + 1)), count + 1)
+    H, nu = np.eye(count + 1)[celltype], np.full(len(donor), 0.3)
+    basis = resolve("iid", list("abcdef")[: count + 1]).basis
+    L = np.eye(count + 1)[1:] - np.eye(count + 1)[0]
+    for _ in range(20):
+        y = rng.normal(size=count)[donor] + rng.normal(size=len(donor))
+        fit = robust.weigh(build_model(y, nu, H, H, donor, basis))
+        assert sandwich.hotelling(fit, L).note == sandwich.TOO_FEW
+        assert np.isfinite(sandwich.hotelling(fit, L[1:]).pvalue)
+
+
 def test_invariances():
     """Units of the response, coding of X and what X explains change nothing but their own."""
     model = make("free", "ctp", "batch", True)

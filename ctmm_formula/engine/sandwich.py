@@ -85,6 +85,7 @@ from .symmetric import rotate
 
 _TOUCHES = 1e-8  # share of a row's variance, from which it rests on what one unit alone determines
 _DEPENDENT = 1e-13  # smallest eigenvalue of L K L', next to the largest
+_MORE = 1.0 + 1e-9  # times q - 1: of q even units eta is that but for rounding
 _STEPS, _CLOSE = 200, 1e-10  # most steps to the end of an interval, and the last, relative
 ALONE = "a fixed effect rests on one donor or block alone: its variance cannot be estimated"
 TOO_FEW = "too few independent donors or blocks for this many hypotheses"
@@ -312,7 +313,7 @@ def _jointly(share, axes, turned, across, away, moving, components):
         return math.nan, math.nan, gram, _RESTS
     shape = (variance - of_trace / q) / q
     kappa = min(_by_components(components, even), shape)
-    if not (variance > 0.0 and (q - 1) * variance < q * (q + 1) and kappa < 1.0):
+    if not (variance > 0.0 and _MORE * (q - 1) * variance < q * (q + 1) and kappa < 1.0):
         return math.nan, math.nan, gram, _HAS_FEW
     df, scale, w = _law(q, of_trace / q**2, shape, kappa)
     mean = 0.0
