@@ -166,6 +166,21 @@ def test_scores_without_donors_are_those_of_the_textbook(kind, method, structure
                 np.testing.assert_allclose(slope, (a - b) / 2e-4, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [2, 3, 7, 11])
+def test_no_step_along_a_component_that_the_others_do_not_know(seed):
+    """Where what is left of its information is rounding, Newton's step would be of any size."""
+    rng = np.random.default_rng(seed)
+    donor, celltype = np.divmod(np.arange(36), 3)
+    H, odd = np.eye(3)[celltype], (donor == 11).astype(int)
+    y = 2.0 * odd + rng.normal(size=12)[donor] + 0.4 * rng.normal(size=36)
+    basis, alone = resolve("hom", list("abc")).basis, RandomComponent(odd, np.ones(36))
+    model = build_model(y, rng.uniform(0.1, 0.3, 36), H, H, donor, basis, [alone])
+    fit = estimate(model, "reml", Domain())
+    theta = jackknife(model, fit, Domain()).theta[model.donors == 11][0]
+    assert not fit.convergence.boundary
+    np.testing.assert_allclose(theta, fit.theta, rtol=0.02)
+
+
 @pytest.mark.parametrize("blocks", [None, 6])
 @pytest.mark.parametrize("method", ["reml", "ml"])
 @pytest.mark.parametrize("kind", SHAPES)

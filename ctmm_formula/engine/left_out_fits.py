@@ -22,6 +22,7 @@ from .options import called, kept
 
 _NEWTON = 1e-5  # squared decrement of a refit before its last step, where that is Newton's
 _CHORD = 1e-9  # and where it is not
+_FLAT = 1e-8  # of what all donors know of a component: where the others know less there is no step
 
 
 @called
@@ -37,6 +38,9 @@ def _invert(pr, inverse, wk):
             wk.chol[k, h] = wk.observed[k, h] if free else 1.0 if k == h else 0.0
     if not cholesky(wk.chol, K):
         return False
+    for k in range(K):
+        if inverse[k, k] != 0.0 and not wk.chol[k, k] ** 2 * inverse[k, k] > _FLAT:
+            return False
     for k in range(K):
         if inverse[k, k] != 0.0:
             for h in range(K):
