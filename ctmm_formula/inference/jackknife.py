@@ -252,26 +252,36 @@ class _LeftOut:
         self.groups, model = self.groups or leave_out_groups(self.model, None), self.model
         seen = np.add.reduceat(model.H != 0.0, model.row_ptr[:-1]) & model.active[:, None]
         left = self._others(seen.astype(float))
-        self.suspects = np.flatnonzero((left <= 1).any(axis=1))  # a column of H in one donor
+        alone = (left <= 1).any(axis=1)  # a column of H in one donor
+        for codes, values in model.random:
+            seen = np.zeros((len(model.active), codes.max() + 1), dtype=bool)
+            rows = model.active_rows & (values != 0.0)
+            seen[model.row_donor[rows], codes[rows]] = True
+            left = self._others(seen.astype(float))
+            alone |= (left > 0).sum(axis=1) <= 1  # all others in one level, or none with another
+            alone |= ((left > 1).sum(axis=1) == 0) & (seen.sum(axis=0) > 1).any()
+        self.suspects = np.flatnonzero(alone)
 
     def _others(self, values: np.ndarray) -> np.ndarray:
         """Sums of `values` (N, ...) over the donors outside of each group, (G, ...)."""
         donors, ptr = packed(list(self.groups))
         return values.sum(axis=0) - np.add.reduceat(values[donors], ptr[:-1])
 
-    def _reasons(self, model: Model, estimate: Estimate, aliased: Iterable[int]) -> dict[int, str]:
+    def _reasons(self, model: Model, aliased: Iterable[int]) -> dict[int, str]:
         """Groups without which there is no usual fit: X or the information of theta singular."""
         rows = self._others(np.diff(model.row_ptr)[:, None] * model.active[:, None])[:, 0]
         reasons = {int(g): _COMPONENTS for g in np.flatnonzero(rows <= model.X.shape[1])}
         reasons |= {int(g): _FIXED for g in aliased}
-        at = np.abs(estimate.theta[: len(model.S)])  # any point inside the domain does
         model = model.unrelated  # a variance of one donor is none with relatives either
-        if len(self.suspects):
-            size = np.sqrt(np.diag(evaluate(model, at).expected))
+        if len(self.suspects):  # any point inside the domain does
+            scale = response_scale(model)
+            at = centre(model, scale) * scale**2
+            size = np.sqrt(np.maximum(np.diag(evaluate(model, at).expected), 0.0))
         for g in set(map(int, self.suspects)) - set(reasons):
             part = model.without(self.groups[g]).full_rank()
-            scaled = evaluate(part, at).expected / np.outer(size, size)
-            if not np.linalg.eigvalsh(scaled)[0] > 1e-8:
+            with np.errstate(divide="ignore", invalid="ignore"):  # of none that nobody knows
+                scaled = evaluate(part, at).expected / np.outer(size, size)
+            if not (np.isfinite(scaled).all() and np.linalg.eigvalsh(scaled)[0] > 1e-8):
                 reasons[g] = _COMPONENTS
         return reasons
 
@@ -340,7 +350,7 @@ class MomentJackknife(_LeftOut):
         """
         if theta is None:
             theta = self.theta(model.y[:, None], model.nu[:, None])[0]
-        reasons = self._reasons(model, estimate, np.flatnonzero(self.left_out.aliased))
+        reasons = self._reasons(model, np.flatnonzero(self.left_out.aliased))
         theta = theta.copy()
         theta[list(reasons)] = np.nan
         reasons |= {int(g): _COMPONENTS for g in np.flatnonzero(np.isnan(theta).any(axis=1))
@@ -374,7 +384,7 @@ class LikelihoodJackknife(_LeftOut):
         domain, count, error = domain or Domain(), len(self.groups), 0.0
         theta = np.full((count, len(estimate.theta)), np.nan)
         beta = np.full((count, len(estimate.beta)), np.nan)
-        reasons = self._reasons(model, estimate, self.aliased)
+        reasons = self._reasons(model, self.aliased)
         usual = np.setdiff1d(np.arange(count), list(reasons)).astype(np.int64)
         if len(usual):
             refit, one_step = _Refit(self, model, estimate, domain), self.kind == "one-step"
