@@ -156,7 +156,9 @@ def free(model, theta: np.ndarray) -> np.ndarray:
         for v in cut:
             held.append(np.append([u @ B @ v for B in model.basis], np.zeros(len(theta) - K)))
             held[-1] = held[-1] * together
-    return linalg.null_space(np.array(held).reshape(-1, len(theta)), rcond=1e-9)
+    if not held:
+        return np.eye(len(theta))
+    return linalg.null_space(np.array(held), rcond=1e-9)
 
 
 def ends(f: SimpleNamespace, row: np.ndarray, alpha: float, low: float, high: float) -> np.ndarray:
