@@ -107,9 +107,9 @@ TABLES: dict[str, list[Setting]] = {
         *(Setting(n, mean=0.02, genes=1000) for n in (12, 20, 50)),
         *(Setting(n, mean=m, genes=2000) for n, m in product((12, 20, 50), (0.1, 0.5, 2.0))),
         *(Setting(20, mean=0.02, cells=c, genes=4000) for c in ("few", "mid", "one")),
-        *(Setting(20, mean=0.5, cells=c) for c in ("few", "mid", "one")),
+        *(Setting(20, mean=0.5, cells=c, genes=2000) for c in ("few", "mid", "one")),
         *(Setting(20, C, 0.02, genes=1000) for C in (2, 8)),
-        *(Setting(20, C, 0.5) for C in (2, 8)),
+        *(Setting(20, C, 0.5, genes=2000) for C in (2, 8)),
         *(Setting(20, 2, m, "two") for m in (0.2, 1.0, 5.0)),
         *(Setting(n, mean=0.02, poisson=True, genes=4000) for n in (20, 50)),
         *(Setting(n, mean=m, poisson=True, genes=2000)
