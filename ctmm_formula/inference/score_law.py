@@ -28,11 +28,11 @@ from ..engine.lanes import (
 from ..engine.model import LANES, Model, from_tiles
 from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .tails import Law, inverse_of, log_tail
+from .tails import Law, inverse_of, log_tail, zero_of
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
-_AGREE = 1e-4  # of sums at a step and at twice that: errors are some 1e-8, of few eigenvalues 1e-6
+_AGREE = 3e-4  # of sums at a step and at twice that: errors are some 1e-8, of few eigenvalues 1e-6
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination
@@ -518,7 +518,7 @@ def _by_donor(found, R, inner):
 
 
 @called
-def _law_of(layout, found, R, inner, gain, level):
+def _law_of(layout, found, zero, R, inner, gain, level):
     """The law of the form with Delta_i = H_i R' D R H_i', D `inner`, levels weighing `level`.
 
     In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
@@ -527,10 +527,12 @@ def _law_of(layout, found, R, inner, gain, level):
     """
     (N, C, wide), k = found.HB.shape, layout.columns.shape[1]
     r = len(R)
-    values, vectors = empty(N * r), empty((N * r, k))
-    linear = zeros(found.fixed.shape)
+    blocks, q = gain.shape
+    own = k - found.fixed.shape[1] + 2 * q
+    values, vectors = empty(N * r), empty((N * r, max(own + zero.last.shape[1], wide)))
+    linear, whole = zeros((blocks, found.fixed.shape[1], 2 * q)), zeros(zero.whole.shape)
     FL, DFL = empty((r, wide)), empty((r, wide))
-    both, row = empty((k, wide)), empty(wide)
+    both = empty((k, wide))
     sizes, turned = _by_donor(found, R, inner)
     largest = 0.0
     for i in range(N):
@@ -568,26 +570,29 @@ def _law_of(layout, found, R, inner, gain, level):
                     total = few(0.0)
                     for b in range(r):
                         total += turned[i, a, b] * load_few(DFL, (b, at))
-                    store(row, at, total)
-                for b in range(k):
-                    vectors[j, b] = row[b]
+                    store(vectors, (j, at), total)
+                for b in range(k, vectors.shape[1]):
+                    vectors[j, b] = 0.0
                 j += 1
         start[cell + 1] = j
         at = layout.block[layout.cell[cell]]
         for a in range(k):
             for c in range(a + 1):
                 down, along = layout.columns[cell, a], layout.columns[cell, c]
-                linear[at, max(down, along), min(down, along)] += both[a, c]
+                if c < own:
+                    linear[at, max(down, along), min(down, along)] += both[a, c]
+                else:
+                    whole[down - 2 * q, along - 2 * q] += both[a, c]
     return Law(
         values[:j], vectors[:j], start, layout.columns, layout.block[layout.cell[:-1]],
-        found.fixed, linear, gain, level,
+        found.fixed, linear, whole, gain, level, zero,
     )  # fmt: skip
 
 
 @kept
 def law_of(layout, found, R, inner, gain, level):
     """:func:`_law_of`, outside of compiled code."""
-    return _law_of(layout, found, R, inner, gain, level)
+    return _law_of(layout, found, zero_of(found.fixed, gain), R, inner, gain, level)
 
 
 @kept_exact
@@ -635,14 +640,14 @@ def tails_of(layout, found, gain, forms, least, above):
     all tails have all digits.
     """
     out = np.full((len(forms.value), 3), math.nan)
-    combined = math.nan
+    combined, zero = math.nan, zero_of(found.fixed, gain)
     for again in range(2):
         for d in range(len(out)):
             if math.isnan(least[d]) or (again == 1 and not out[d, 0] > above):
                 continue
             r = forms.rank[d]
             law = _law_of(
-                layout, found, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d]
+                layout, found, zero, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d]
             )
             to = above if again == 0 else 0.0
             # one by one: assigning a row compiles its message on shapes, for seconds

@@ -23,20 +23,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, fill, zeros
-from ..engine.lanes import POINTS, load_of, root, signed, spread_of, store
+from ..engine.lanes import POINTS, all_positive, larger, load_of, root, signed, spread_of, store
 from ..engine.options import called_exact, inlined, kept_exact
 
 load, spread = load_of(POINTS), spread_of(POINTS)
 
-# trapezoid in x, along the path in widths
-_STEP, _REACH = 1.0, 60.0
+# trapezoid in x, along the path in widths: of a normal density eight points leave 1e-7, and sums
+# at twice and three times the step are off by errors of which one is that power of the other
+_STEP, _NORMAL = 0.72, 4.0 / 9.0
+_MOST = 32, 96  # nodes from a guess and from a saddlepoint, before steps are halved
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
-_NOTHING = 0.1  # of the error, where the integrand has ended
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
-_ACCIDENT = 50.0  # of that error, to the sum of three times the step: else they agree by accident
-_LEFT, _FURTHER = 0.1, 1.3  # of that error the last point at most, else the path is so much longer
-_LAST = 1e-6  # of the sum, whatever the error
 _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
@@ -47,10 +45,36 @@ _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its whil
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
+_ROWS = 32  # of levels at a time
 _TOGETHER = 4  # factors between two looks at their size
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
 _SPREAD, _WIDEST = 0.25, 0.38  # how fast the path widens, of the fourth by the second cumulant
+
+
+class Zero(NamedTuple):
+    """What the eliminations of :class:`Law` are at s = 0: all forms under one null share it.
+
+    Attributes
+    ----------
+    size, sign : float
+        log|.| and the sign of the determinants.
+    whole : ndarray, shape (2 p, 2 p)
+        Sum over blocks of the fixed effects' columns of `fixed`, the lower triangle.
+    inverse : ndarray, shape (blocks, 2 q, 2 q)
+        (I - mu_b LL)^-1.
+    right : ndarray, shape (blocks, 2 q, 2 p)
+        `inverse` mu_b LX, and zeros up to whole lanes.
+    last : ndarray, shape (2 p, 2 p)
+        X^-1, and zeros up to whole lanes.
+    """
+
+    size: float
+    sign: float
+    whole: np.ndarray
+    inverse: np.ndarray
+    right: np.ndarray
+    last: np.ndarray
 
 
 class Law(NamedTuple):
@@ -72,14 +96,19 @@ class Law(NamedTuple):
     values : ndarray, shape (J,)
         l_j, cells in order: donors that touch the same 2 d columns of levels.
     vectors : ndarray, shape (J, 2 d + 2 p)
-        c_j, by the columns of the levels and of the fixed effects.
+        c_j, by the columns of the levels and of the fixed effects, the latter up to whole lanes.
     start : int ndarray, shape (cells + 1,)
         First j of every cell.
     columns : int ndarray, shape (cells, 2 d + 2 p); block : int ndarray, shape (cells,)
         Which columns of which block, blocks in order.
-    fixed, linear : ndarray, shape (blocks, W, W)
+    fixed : ndarray, shape (blocks, W, W)
+        Lower triangles.
+    linear : ndarray, shape (blocks, W, 2 q); whole : ndarray, shape (2 p, 2 p)
+        The columns of the levels, and the sum over blocks of those of the fixed effects; lower
+        triangles.
     gain, level : ndarray, shape (blocks, q)
         Variance of every level, and its weight in the form; 0 where there is none.
+    zero : Zero
     """
 
     values: np.ndarray
@@ -89,17 +118,20 @@ class Law(NamedTuple):
     block: np.ndarray
     fixed: np.ndarray
     linear: np.ndarray
+    whole: np.ndarray
     gain: np.ndarray
     level: np.ndarray
+    zero: Zero
 
 
 def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
-    none = np.zeros((1, 0, 0))
+    none, flat = np.zeros((1, 0, 0)), np.zeros((0, 0))
     return Law(
         np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
-        none, none, np.zeros((1, 0)), np.zeros((1, 0)),
+        none, none, flat, np.zeros((1, 0)), np.zeros((1, 0)),
+        Zero(0.0, 1.0, flat, none, none, flat),
     )  # fmt: skip
 
 
@@ -112,10 +144,21 @@ def _subtract(real, imag, A, a, k, out, row, column):
 
 
 @called_exact
-def _pivot(A, B, c, n):
-    """The largest of rows c on of column c to row c, at each of n points; -1 for an exchange."""
-    sign = empty(POINTS)
-    store(sign, 0, spread(1.0))
+def _pivot(A, B, c, n, room):
+    """The largest of rows c on of column c to row c, at each of n points.
+
+    The first row of `room` is the sign of the exchange, or 1.  None where that of row c is no less
+    than half of it at all points.
+    """
+    unit = spread(1.0)
+    store(room, 0, unit)
+    largest = spread(0.0)
+    for a in range(c + 1, A.shape[1]):
+        x, y = load(A, (0, a, c)), load(A, (1, a, c))
+        largest = larger(largest, signed(x, unit) + signed(y, unit))
+    x, y = load(A, (0, c, c)), load(A, (1, c, c))
+    if all_positive(2.0 * (signed(x, unit) + signed(y, unit)) - largest):
+        return
     for i in range(n):
         best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
         for a in range(c + 1, A.shape[1]):
@@ -123,7 +166,7 @@ def _pivot(A, B, c, n):
             if large > most:
                 best, most = a, large
         if best != c:
-            sign[i] = -1.0
+            room[0, i] = -1.0
             for part in range(2):
                 for k in range(c, A.shape[1]):
                     kept = A[part, c, k, i]
@@ -131,31 +174,30 @@ def _pivot(A, B, c, n):
                 for k in range(B.shape[2]):
                     kept = B[part, c, k, i]
                     B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
-    return sign
 
 
 @called_exact
-def _eliminate(A, B, size, phase):
+def _eliminate(A, B, size, phase, room):
     """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
 
     As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
-    to it, and the determinant's phase in (-pi, pi] is `phase`.
+    to it, and the determinant's phase in (-pi, pi] is `phase`; `room` is (3, POINTS).
     """
     m, r, n = A.shape[1], B.shape[2], len(size)
-    square, unit = empty(POINTS), empty((2, POINTS))
-    store(unit, 0, spread(1.0))
-    store(unit, 1, spread(0.0))
+    own, own_i, squares = spread(1.0), spread(0.0), spread(1.0)
     for c in range(m):
-        sign = load(_pivot(A, B, c, n), 0)
+        _pivot(A, B, c, n, room)
+        sign = load(room, 0)
         x, y = load(A, (0, c, c)), load(A, (1, c, c))
         modulus = x * x + y * y
-        store(square, 0, modulus)
-        for i in range(n):
-            size[i] += 0.5 * math.log(square[i])
+        squares *= modulus
+        if c % _TOGETHER == _TOGETHER - 1 or c == m - 1:
+            store(room, 1, squares)
+            squares = spread(1.0)
+            for i in range(n):
+                size[i] += 0.5 * math.log(room[1, i])
         scale = sign / root(modulus)
-        u, v = load(unit, 0), load(unit, 1)
-        store(unit, 0, scale * (u * x - v * y))
-        store(unit, 1, scale * (u * y + v * x))
+        own, own_i = scale * (own * x - own_i * y), scale * (own * y + own_i * x)
         x, y = x / modulus, (0.0 - y) / modulus
         store(A, (0, c, c), x)
         store(A, (1, c, c), y)
@@ -174,19 +216,21 @@ def _eliminate(A, B, size, phase):
             u, v = load(B, (0, c, k)), load(B, (1, c, k))
             store(B, (0, c, k), u * x - v * y)
             store(B, (1, c, k), u * y + v * x)
+    store(room, 1, own)
+    store(room, 2, own_i)
     for i in range(n):
-        phase[i] = math.atan2(unit[1, i], unit[0, i])
+        phase[i] = math.atan2(room[2, i], room[1, i])
 
 
 @called_exact
-def _fold(T, s, gain, level, X, size, phase):
-    """Take the levels of a block out and add what is left to X; factors of det.
+def _fold(T, s, gain, level, at, left, right, size, phase, A, B, room):
+    """Take the levels of a block out; factors of det.
 
-    T (2, W, 2 q, POINTS) are the columns of the levels, X (2, 2 p, 2 p, POINTS), s (2, POINTS).  Of
-    what is symmetric the lower triangles.
+    T (2, W, 2 q, POINTS) are the columns of the levels, s (2, POINTS).  What is to be added to
+    X is the product of rows of `left` and `right` (2, rows, 2 p, POINTS) from `at` on.  A
+    (2, 2 q, 2 q, POINTS), B (2, 2 q, 2 p, POINTS) and `room` are room.
     """
-    q, rest = len(gain), X.shape[1]
-    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, rest, POINTS))
+    q, rest = len(gain), T.shape[1] - T.shape[2]
     for r in range(q):
         g = gain[r]
         step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
@@ -208,12 +252,40 @@ def _fold(T, s, gain, level, X, size, phase):
                 store(B, (1, r, k - 2 * q), 0.0 - first_i)
                 store(B, (0, q + r, k - 2 * q), 0.0 - last)
                 store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
-    _eliminate(A, B, size, phase)
-    for a in range(rest):
-        for r in range(2 * q):
-            real, imag = load(T, (0, 2 * q + a, r)), load(T, (1, 2 * q + a, r))
-            for b in range(a + 1):
-                _subtract(0.0 - real, 0.0 - imag, B, r, b, X, a, b)
+    _eliminate(A, B, size, phase, room)
+    for r in range(2 * q):
+        for part in range(2):
+            for a in range(rest):
+                store(left, (part, at + r, a), load(T, (part, 2 * q + a, r)))
+                store(right, (part, at + r, a), load(B, (part, r, a)))
+
+
+@called_exact
+def _multiply(left, right, rows, X):
+    """Add left' right of so many rows to the lower triangle of X (2, 2 p, 2 p, POINTS)."""
+    for a in range(0, X.shape[1], 2):
+        for b in range(0, a + 1, 2):
+            u, u_i = load(X, (0, a, b)), load(X, (1, a, b))
+            v, v_i = load(X, (0, a + 1, b)), load(X, (1, a + 1, b))
+            w, w_i = load(X, (0, a, b + 1)), load(X, (1, a, b + 1))
+            x, x_i = load(X, (0, a + 1, b + 1)), load(X, (1, a + 1, b + 1))
+            for k in range(rows):
+                c, c_i = load(left, (0, k, a)), load(left, (1, k, a))
+                d, d_i = load(left, (0, k, a + 1)), load(left, (1, k, a + 1))
+                e, e_i = load(right, (0, k, b)), load(right, (1, k, b))
+                u, u_i = u + c * e - c_i * e_i, u_i + c * e_i + c_i * e
+                v, v_i = v + d * e - d_i * e_i, v_i + d * e_i + d_i * e
+                e, e_i = load(right, (0, k, b + 1)), load(right, (1, k, b + 1))
+                w, w_i = w + c * e - c_i * e_i, w_i + c * e_i + c_i * e
+                x, x_i = x + d * e - d_i * e_i, x_i + d * e_i + d_i * e
+            store(X, (0, a, b), u)
+            store(X, (1, a, b), u_i)
+            store(X, (0, a + 1, b), v)
+            store(X, (1, a + 1, b), v_i)
+            store(X, (0, a, b + 1), w)
+            store(X, (1, a, b + 1), w_i)
+            store(X, (0, a + 1, b + 1), x)
+            store(X, (1, a + 1, b + 1), x_i)
 
 
 @called_exact
@@ -235,7 +307,7 @@ def _sums(law, start, stop, s, weights, out):
 
     The lower triangle by columns, (entries, 2, POINTS); `weights` (_NEAR, 2, POINTS) is room.
     """
-    k = law.vectors.shape[1]
+    k = law.columns.shape[1]
     for begin in range(start, stop, _NEAR):
         end = min(begin + _NEAR, stop)
         _weigh(law, begin, end, s, weights)
@@ -304,7 +376,9 @@ def _block(law, b, cell, s, weights, sums, T):
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        fill(sums[: own * k - own * (own - 1) // 2], 0.0)
+        for at in range(own * k - own * (own - 1) // 2):
+            store(sums, (at, 0), spread(0.0))
+            store(sums, (at, 1), spread(0.0))
         _sums(law, law.start[cell], law.start[cell + 1], s, weights, sums)
         at = 0
         for c in range(own):
@@ -352,7 +426,7 @@ def _of_donors(law, s, size, phase):
 
 
 @called_exact
-def _log_determinants(law, zero, s, counts):
+def _log_determinants(law, s, counts):
     """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
 
     That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
@@ -363,7 +437,7 @@ def _log_determinants(law, zero, s, counts):
     n = s.shape[1]
     size, phase = empty(n), empty(n)
     for i in range(n):
-        size[i] = -zero[0]
+        size[i] = -law.zero.size
     slow = zeros((len(law.fixed) + 1, n))
     lanes, angles = empty((2, POINTS)), zeros((len(slow), POINTS))
     passed = 0
@@ -377,7 +451,7 @@ def _log_determinants(law, zero, s, counts):
         for b in range(len(slow)):
             for i in range(m):
                 slow[b, first + i] = angles[b, i]
-    if zero[1] < 0.0:
+    if law.zero.sign < 0.0:
         for i in range(n):
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
     return size, phase, slow, passed
@@ -391,22 +465,27 @@ def _add_slow(law, s, size, slow, counts):
     if W == 0:
         return 0
     X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
-    k = law.vectors.shape[1]
+    k = law.columns.shape[1]
     weights, sums = empty((_NEAR, 2, POINTS)), zeros((k * (k + 1) // 2, 2, POINTS))
-    cell = passed = 0
+    most = min(2 * q * blocks, max(_ROWS, 2 * q))
+    left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
+    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
+    room = empty((3, POINTS))
+    cell = passed = rows = 0
     for b in range(blocks):
         cell = _block(law, b, cell, s, weights, sums, T)
         if q > 0:
             if counts:
                 passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
-            _fold(T, s, law.gain[b], law.level[b], X, size, slow[b])
+            _fold(T, s, law.gain[b], law.level[b], rows, left, right, size, slow[b], A, B, room)
+            rows += 2 * q
+            if rows + 2 * q > most or b == blocks - 1:
+                _multiply(left, right, rows, X)
+                rows = 0
     at = len(sums) - len(X[0]) * (len(X[0]) + 1) // 2
     for c in range(len(X[0])):
         for a in range(c, len(X[0])):
-            first = twice = 0.0
-            for b in range(blocks):
-                first += law.fixed[b, 2 * q + a, 2 * q + c]
-                twice += 2.0 * law.linear[b, 2 * q + a, 2 * q + c]
+            first, twice = law.zero.whole[a, c], 2.0 * law.whole[a, c]
             store(X, (0, a, c), first + twice * load(s, 0) + load(X, (0, a, c)))
             store(X, (1, a, c), twice * load(s, 1) + load(X, (1, a, c)))
             _add(sums, at, X, a, c)
@@ -417,7 +496,7 @@ def _add_slow(law, s, size, slow, counts):
             store(X, (1, c, a), load(X, (1, a, c)))
     if counts:  # as many of one sign as of the other at s = 0
         passed += _inertia(-X[0, :, :, 0]) - X.shape[1] // 2
-    _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks])
+    _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks], room)
     return passed
 
 
@@ -455,113 +534,177 @@ def inverse_of(A):
 
 
 @called_exact
-def _series(A, B):
-    """Power series (3, n, n) and (3, n, m): B becomes A^-1 B, and log det A.
+def zero_of(fixed, gain):
+    """:class:`Zero` of laws with these."""
+    (blocks, q), W = gain.shape, fixed.shape[1]
+    rest = W - 2 * q
+    wide = -(-rest // POINTS) * POINTS
+    whole, X = zeros((rest, rest)), zeros((rest, rest))
+    inverse, right = empty((blocks, 2 * q, 2 * q)), zeros((blocks, 2 * q, wide))
+    A, B = empty((2 * q, 2 * q)), empty((2 * q, rest))
+    size, sign = 0.0, 1.0
+    for b in range(blocks):
+        for a in range(rest):
+            for c in range(a + 1):
+                whole[a, c] += fixed[b, 2 * q + a, 2 * q + c]
+        if q == 0:
+            continue
+        for r in range(q):
+            for k in range(W):
+                up, low = fixed[b, max(r, k), min(r, k)], fixed[b, max(q + r, k), min(q + r, k)]
+                if k < 2 * q:
+                    A[r, k] = gain[b, r] * low + (1.0 if k == r else 0.0)
+                    A[q + r, k] = gain[b, r] * (up - low) + (1.0 if k == q + r else 0.0)
+                else:
+                    B[r, k - 2 * q] = -gain[b, r] * low
+                    B[q + r, k - 2 * q] = gain[b, r] * (low - up)
+        own, start, turn = inverse_of(A)
+        size += start
+        sign *= turn
+        for r in range(2 * q):
+            for c in range(2 * q):
+                inverse[b, r, c] = own[r, c]
+                for k in range(rest):
+                    right[b, r, k] += own[r, c] * B[c, k]
+        for a in range(rest):
+            for r in range(2 * q):
+                for k in range(rest):
+                    X[a, k] += fixed[b, 2 * q + a, r] * right[b, r, k]
+    for a in range(rest):
+        for c in range(rest):
+            X[a, c] += whole[max(a, c), min(a, c)]
+    one, start, turn = inverse_of(X)
+    last = zeros((rest, wide))
+    for a in range(rest):
+        for c in range(rest):
+            last[a, c] = one[a, c]
+    return Zero(size + start, sign * turn, whole, inverse, right, last)
 
-    Returns the coefficients of 1, s and s^2, and the sign of the determinant at 0.
+
+@called_exact
+def _rows_of(law, b, cell, U):
+    """Rows of a block's levels in T_b, coefficients of 1, s and s^2, (3, 2 q, 2 q + 2 p ...).
+
+    `cell` is the block's first, and returned is the one after it.
     """
-    n, m = A.shape[1], B.shape[2]
-    inverse, size, sign = inverse_of(A[0].copy())
-    one = zeros((n, n))
-    first, second = 0.0, 0.0
-    for a in range(n):
-        for c in range(n):
-            for b in range(n):
-                one[a, b] += inverse[a, c] * A[1, c, b]
-    for a in range(n):
-        first += one[a, a]
-        for b in range(n):
-            second += inverse[a, b] * A[2, b, a] - 0.5 * one[a, b] * one[b, a]
-    old = empty((n, m))
-    for o in range(3):
-        for a in range(n):
-            for k in range(m):
-                old[a, k] = B[o, a, k]
-                B[o, a, k] = 0.0
-        for i in range(1, o + 1):
-            for a in range(n):
-                for c in range(n):
-                    for k in range(m):
-                        old[a, k] -= A[i, a, c] * B[o - i, c, k]
-        for a in range(n):
+    k, levels, W = law.columns.shape[1], U.shape[1], law.fixed.shape[1]
+    own = k - W + levels
+    for r in range(levels):
+        for c in range(W):
+            row, column = max(r, c), min(r, c)
+            U[0, r, c], U[1, r, c] = law.fixed[b, row, column], 2.0 * law.linear[b, row, column]
+            U[2, r, c] = 0.0
+    while cell < len(law.block) and law.block[cell] == b:
+        for a in range(own):
+            row = law.columns[cell, a]
+            for c in range(own):
+                total = 0.0
+                for j in range(law.start[cell], law.start[cell + 1]):
+                    total += law.vectors[j, a] * law.vectors[j, c]
+                U[2, row, law.columns[cell, c]] += 4.0 * total
+            for at in range(0, W - levels, POINTS):
+                total = spread(0.0)
+                for j in range(law.start[cell], law.start[cell + 1]):
+                    total += law.vectors[j, a] * load(law.vectors, (j, own + at))
+                place = (2, row, levels + at)
+                store(U, place, load(U, place) + 4.0 * total)
+        cell += 1
+    return cell
+
+
+@called_exact
+def _times(A, at, B, to, out):
+    """out[to] -= A[at] B for the first columns of A[at] (n, n ...) and whole lanes of B (n, m)."""
+    n = B.shape[0]
+    for r in range(n):
+        for k in range(0, B.shape[1], POINTS):
+            total = load(out, (to, r, k))
             for c in range(n):
-                for k in range(m):
-                    B[o, a, k] += inverse[a, c] * old[c, k]
-    return size, first, second, sign
+                total -= A[at, r, c] * load(B, (c, k))
+            store(out, (to, r, k), total)
 
 
 @called_exact
 def _moments(law):
-    """Mean and variance of the form: power series of the same eliminations.
-
-    With them log|.| and the sign of the determinants at s = 0.
-    """
+    """Mean and variance of the form: power series of the same eliminations."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
-    rest = W - 2 * q
-    mean = variance = size = 0.0
-    sign = 1.0
+    levels, rest = 2 * q, W - 2 * q
+    mean = variance = 0.0
     for value in law.values:
         mean += value
         variance += 2.0 * value * value
-    wide = -(-rest // POINTS) * POINTS
-    X = zeros((3, rest, wide))
-    T = zeros((3, W, 2 * q))
-    A, B = empty((3, 2 * q, 2 * q)), zeros((3, 2 * q, wide))
+    if W == 0:
+        return mean, variance
+    own = law.columns.shape[1] - rest
+    wide = law.zero.last.shape[1]
+    X, right = zeros((2, rest, wide)), zeros((3, levels, wide))
+    U, V = zeros((3, levels, levels + wide)), zeros((3, levels, levels + wide))
+    A = zeros((3, levels, levels))
+    for a in range(rest):
+        for c in range(rest):
+            X[0, a, c] = 2.0 * law.whole[max(a, c), min(a, c)]
+        for at in range(0, rest, POINTS):
+            total = spread(0.0)
+            for j in range(len(law.values)):
+                total += law.vectors[j, own + a] * load(law.vectors, (j, own + at))
+            store(X, (1, a, at), 4.0 * total)
     cell = 0
-    for b in range(blocks if W > 0 else 0):
-        for a in range(W):
-            for c in range(W):
-                row, column = max(a, c), min(a, c)
-                start, first = law.fixed[b, row, column], 2.0 * law.linear[b, row, column]
-                if c < 2 * q:
-                    T[0, a, c], T[1, a, c], T[2, a, c] = start, first, 0.0
-                elif a >= 2 * q:
-                    X[0, a - 2 * q, c - 2 * q] += start
-                    X[1, a - 2 * q, c - 2 * q] += first
-        while cell < len(law.block) and law.block[cell] == b:
-            own = law.vectors[law.start[cell] : law.start[cell + 1]]
-            both = np.dot(own.T, own)
-            for a in range(len(both)):
-                row = law.columns[cell, a]
-                for c in range(len(both)):
-                    column = law.columns[cell, c]
-                    if column < 2 * q:
-                        T[2, row, column] += 4.0 * both[a, c]
-                    elif row >= 2 * q:
-                        X[2, row - 2 * q, column - 2 * q] += 4.0 * both[a, c]
-            cell += 1
-        if q == 0:
-            continue
-        for o in range(3):
+    for b in range(blocks if q > 0 else 0):
+        cell = _rows_of(law, b, cell, U)
+        for o in range(1, 3):
             for r in range(q):
-                g, twice = law.gain[b, r], 2.0 * law.level[b, r] if o > 0 else 0.0
-                for k in range(W):
-                    row, place, low = (r, k, q + r) if k < 2 * q else (k, r, k)
-                    at = k if k < 2 * q else q + r
-                    up = g * T[o, low, at] - twice * T[o - 1, row, place]
-                    down = g * (T[o, row, place] - T[o, low, at])
-                    if k < 2 * q:
-                        A[o, r, k], A[o, q + r, k] = up, down
-                    else:
-                        B[o, r, k - 2 * q], B[o, q + r, k - 2 * q] = -up, -down
-        for r in range(2 * q):
-            A[0, r, r] += 1.0
-        start, first, second, turn = _series(A, B)
-        size += start
-        sign *= turn
-        mean -= 0.5 * first
-        variance -= second
-        for o in range(3):
-            for i in range(o + 1):
-                for a in range(rest):
-                    for k in range(0, wide, POINTS):
-                        total = load(X, (o, a, k))
-                        for r in range(2 * q):
-                            total += T[i, 2 * q + a, r] * load(B, (o - i, r, k))
-                        store(X, (o, a, k), total)
-    start, first, second, turn = _series(X[:, :, :rest].copy(), empty((3, rest, 0)))
-    return mean - 0.5 * first, variance - second, (size + start, sign * turn)
+                g, twice = law.gain[b, r], 2.0 * law.level[b, r]
+                for k in range(levels + rest):
+                    low = U[o, q + r, k]
+                    V[o, r, k] = g * low - twice * U[o - 1, r, k]
+                    V[o, q + r, k] = g * (U[o, r, k] - low)
+        # A_o = inverse V_o by the levels' columns, right_o = -inverse (V_o + sum A_i right_o-i)
+        for o in range(1, 3):
+            for r in range(levels):
+                for k in range(levels):
+                    A[o, r, k] = 0.0
+                    for c in range(levels):
+                        A[o, r, k] += law.zero.inverse[b, r, c] * V[o, c, k]
+        for r in range(levels):
+            for at in range(0, wide, POINTS):
+                store(right, (0, r, at), load(law.zero.right, (b, r, at)))
+                one, two = spread(0.0), spread(0.0)
+                for c in range(levels):
+                    one -= law.zero.inverse[b, r, c] * load(V, (1, c, levels + at))
+                    two -= law.zero.inverse[b, r, c] * load(V, (2, c, levels + at))
+                store(right, (1, r, at), one)
+                store(right, (2, r, at), two)
+        _times(A, 1, right[0], 1, right)
+        _times(A, 1, right[1], 2, right)
+        _times(A, 2, right[0], 2, right)
+        for r in range(levels):
+            mean -= 0.5 * A[1, r, r]
+            variance -= A[2, r, r]
+            for c in range(levels):
+                variance += 0.5 * A[1, r, c] * A[1, c, r]
+        for a in range(rest):
+            for at in range(0, wide, POINTS):
+                one, two = load(X, (0, a, at)), load(X, (1, a, at))
+                for r in range(levels):
+                    u, v, w = U[0, r, levels + a], U[1, r, levels + a], U[2, r, levels + a]
+                    x, y = load(right, (0, r, at)), load(right, (1, r, at))
+                    one += u * y + v * x
+                    two += u * load(right, (2, r, at)) + v * y + w * x
+                store(X, (0, a, at), one)
+                store(X, (1, a, at), two)
+    last = empty((rest, wide))
+    for a in range(rest):
+        for at in range(0, wide, POINTS):
+            total = spread(0.0)
+            for c in range(rest):
+                total += law.zero.last[a, c] * load(X, (0, c, at))
+            store(last, (a, at), total)
+    for a in range(rest):
+        mean -= 0.5 * last[a, a]
+        for c in range(rest):
+            variance += 0.5 * last[a, c] * last[c, a] - law.zero.last[a, c] * X[1, c, a]
+    return mean, variance
 
 
 @called_exact
@@ -649,7 +792,7 @@ def _of_donors_passed(law, s):
 
 
 @called_exact
-def _until(law, zero, s, variance):
+def _until(law, s, variance):
     """:func:`_log_determinants`, and by Sylvester's law whether the first s lies within all poles.
 
     That is, whether none lies between 0 and its real part.  None can where 2 s is below what the
@@ -657,7 +800,7 @@ def _until(law, zero, s, variance):
     """
     passed = _of_donors_passed(law, s[0, 0])
     counts = passed > 0 or 2.0 * s[0, 0] * s[0, 0] * variance >= 1.0
-    size, phase, slow, others = _log_determinants(law, zero, s, counts)
+    size, phase, slow, others = _log_determinants(law, s, counts)
     return size, phase, slow, passed + others == 0
 
 
@@ -672,13 +815,13 @@ class _Point(NamedTuple):
 
 
 @called_exact
-def _point(law, zero, s, width, variance):
+def _point(law, s, width, variance):
     """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
     near, far = _ASIDE * width, _BESIDE * width
     both = empty((2, 2))
     both[0, 0] = both[0, 1] = s
     both[1, 0], both[1, 1] = near, far
-    size, phase, slow, within = _until(law, zero, both, variance)
+    size, phase, slow, within = _until(law, both, variance)
     for i in range(2):
         for b in range(len(slow)):
             phase[i] += slow[b, i]
@@ -770,7 +913,7 @@ def _guess(law, side, target, mean, variance):
 
 
 @called_exact
-def _crossing(law, zero, first, side, target, mean, variance):
+def _crossing(law, first, side, target, mean, variance):
     """The saddlepoint, or a point not far from the pole at 0; NaN where K' never has the target.
 
     K' - mean is taken for a multiple of the donors' part of it, as for the `first` guess; where
@@ -796,7 +939,7 @@ def _crossing(law, zero, first, side, target, mean, variance):
             width = 1.0 / math.sqrt(curve)
         for _ in range(8):  # until the step is right for the derivatives
             step = min(width, s)
-            at = _point(law, zero, side * s, step, variance)
+            at = _point(law, side * s, step, variance)
             if math.isnan(at.slope):
                 break
             # no curve is what rounding leaves of it where the step is too small to see it
@@ -877,9 +1020,9 @@ def _places(path, x):
 
 
 @called_exact
-def _factors(law, zero, s):
+def _factors(law, s):
     """Rows of all that :func:`_log_determinants` says at s (2, n): (2 + blocks + 1, n)."""
-    size, phase, slow, _ = _log_determinants(law, zero, s, False)
+    size, phase, slow, _ = _log_determinants(law, s, False)
     return _rows(size, phase, slow)
 
 
@@ -899,7 +1042,8 @@ def _integrand(value, path, x, rows):
 
     What is known of a phase but for multiples of 2 pi is continued from node to node: that of the
     whole, which hardly turns where the integrand is large, and slow parts of it each by itself.
-    At last the sum of the integrand's sizes where the two differ, so that its sign is in doubt.
+    Then the sum of the integrand's sizes where the two differ, so that its sign is in doubt; and
+    what of its absolute values lies beyond the last, were they to fall as they do up to it.
     """
     n, s = len(x), _places(path, x)
     phase = rows[1].copy()
@@ -913,6 +1057,7 @@ def _integrand(value, path, x, rows):
             phase[i] += now
     out = empty(n)
     turn, rate, start, doubt = 0.0, path.turn / path.width, 0.0, 0.0
+    first = second = last = 0.0
     for i in range(n):
         halves = 0.0
         if i > 0:
@@ -929,26 +1074,34 @@ def _integrand(value, path, x, rows):
         up = cos * slope - sin * slope_i
         up_i = cos * slope_i + sin * slope
         square = s[0, i] * s[0, i] + s[1, i] * s[1, i]
-        out[i] = math.exp(at) * (up_i * s[0, i] - up * s[1, i]) / (math.pi * square)
+        large = math.exp(at) / (math.pi * square)
+        out[i] = large * (up_i * s[0, i] - up * s[1, i])
+        first, second = second, last
+        last = large * math.sqrt(square * (slope * slope + slope_i * slope_i))
         if i > 0 and (halves - start) % 2.0 != 0.0:
             doubt += abs(out[i])
-    return out, doubt
+    left = 0.0 if last == 0.0 else math.inf
+    if 0.0 < last < second:
+        falls = last / second
+        falls *= min(falls * first / second, 1.0)  # as those of a normal density do, ever faster
+        left = last * falls / (1.0 - falls)
+    return out, doubt, left
 
 
 @called_exact
-def _from(law, zero, value, at, end, variance):
-    """The path through a point of which K may be unknown, and :func:`_factors` of it up to `end`.
+def _from(law, value, at, variance):
+    """The path through a point of which K may be unknown, and the first of :func:`_factors` of it.
 
     There are none where a pole lies between 0 and the point, or its slope is another.
     """
-    path, x = _path(law, value, at), _nodes(0.0, end, _STEP)
+    path, x = _path(law, value, at), _nodes(0.0, _STEP, POINTS)
     none = empty((0, 0))
     if math.isnan(at.slope):
         return path, none
     s = _places(path, x)
     near = _ASIDE * path.width
     s[1, 0] = near  # where the phase tells the slope
-    size, phase, slow, within = _until(law, zero, s, variance)
+    size, phase, slow, within = _until(law, s, variance)
     around = phase[0]
     for b in range(len(slow)):
         around += slow[b, 0]
@@ -961,32 +1114,6 @@ def _from(law, zero, value, at, end, variance):
         (slope - value) * path.width,
     )  # fmt: skip
     return path, _rows(size, phase, slow)
-
-
-@called_exact
-def _end(law, value, path, nothing):
-    """Where along the path the integrand has vanished; absolute values of donors will do."""
-    most = -math.inf
-    x = end = 0.0
-    while x < _REACH:
-        sinh, cosh = math.sinh(path.fast * x), math.cosh(path.fast * x)
-        real = path.cross + path.width / path.fast * path.bend * (cosh - 1.0)
-        imaginary = path.width / path.fast * sinh
-        size = path.fast * x - real * value
-        product = 1.0
-        for weight in law.values:
-            u, v = 1.0 - 2.0 * real * weight, 2.0 * imaginary * weight
-            product *= u * u + v * v
-            if not 1e-150 < product < 1e150:
-                size -= 0.25 * math.log(product)
-                product = 1.0
-        size -= 0.25 * math.log(product)
-        most = max(most, size)
-        if size < most + nothing:
-            break
-        end = x
-        x += 0.5 * _STEP
-    return end + 0.5 * _STEP
 
 
 @called_exact
@@ -1007,9 +1134,9 @@ def _trace(path, step):
 
 
 @called_exact
-def _nodes(start, end, step):
-    x = empty(max(math.ceil((end - start) / step), 1))
-    for i in range(len(x)):
+def _nodes(start, step, n):
+    x = empty(n)
+    for i in range(n):
         x[i] = start + i * step
     return x
 
@@ -1044,28 +1171,25 @@ def tail(
 class _Sums(NamedTuple):
     """The sum of the integrand at a step, and how far those of twice and three times that are.
 
-    All without what the pole at 0 adds.  `doubt` is what nodes of unknown sign may add, `last` the
-    size of the last.
+    All without what the pole at 0 adds.  `doubt` is what nodes of unknown sign may add, `left` what
+    those beyond the last would.
     """
 
     total: float
     twice: float
     thrice: float
     doubt: float
-    last: float
+    left: float
 
 
 @called_exact
 def _sums_of(value, path, rows, step):
     """Sums by factors at nodes of a step."""
-    x = empty(rows.shape[1])
-    for i in range(len(x)):
-        x[i] = i * step
-    f, doubt = _integrand(value, path, x, rows)
+    f, doubt, left = _integrand(value, path, _nodes(0.0, step, rows.shape[1]), rows)
     total = step * _sum(f, 1) - _trace(path, step)
     twice = 2.0 * step * _sum(f, 2) - _trace(path, 2.0 * step)
     thrice = 3.0 * step * _sum(f, 3) - _trace(path, 3.0 * step)
-    return _Sums(total, abs(total - twice), abs(total - thrice), 2.0 * step * doubt, abs(f[-1]))
+    return _Sums(total, abs(total - twice), abs(total - thrice), 2.0 * step * doubt, step * left)
 
 
 @called_exact
@@ -1077,63 +1201,75 @@ def _logarithm(path, total):
 
 
 @called_exact
-def _finer(law, zero, path, end, step, rows):
+def _finer(law, path, step, rows):
     """Factors at nodes of half the step: those there are, and others between them."""
-    between = _factors(law, zero, _places(path, _nodes(0.5 * step, end, step)))
-    out = empty((len(rows), rows.shape[1] + between.shape[1]))
+    n = rows.shape[1]
+    between = _factors(law, _places(path, _nodes(0.5 * step, step, n)))
+    out = empty((len(rows), 2 * n))
     for a in range(len(out)):
-        for i in range(out.shape[1]):
-            out[a, i] = between[a, i // 2] if i % 2 == 1 else rows[a, i // 2]
+        for i in range(n):
+            out[a, 2 * i], out[a, 2 * i + 1] = rows[a, i], between[a, i]
+    return out
+
+
+@called_exact
+def _further(law, path, step, rows):
+    """Factors at the nodes there are, and at some beyond them."""
+    n = rows.shape[1]
+    beyond = _factors(law, _places(path, _nodes(n * step, step, POINTS)))
+    out = empty((len(rows), n + POINTS))
+    for a in range(len(out)):
+        for i in range(n + POINTS):
+            out[a, i] = rows[a, i] if i < n else beyond[a, i - n]
     return out
 
 
 @called_exact
 def log_tail(value, law, more, least, agree, above):
     """:func:`tail`, for compiled code."""
-    mean, own, zero = _moments(law)
+    mean, own = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
     side, target = _aim(value, mean, own)
-    nothing, left = math.log(_NOTHING * agree**2), min(_LEFT * agree, _LAST)
+    accident = agree**_NORMAL
     # most guesses are good enough for a path, and what comes of it tells of the others
     at = _guess(law, side, target, mean, own)
     for again in range(2):
         if again == 1:
-            at = _crossing(law, zero, at.s, side, target, mean, own)
+            at = _crossing(law, at.s, side, target, mean, own)
             if math.isnan(at.s):
                 return (-math.inf if value > mean else 0.0), mean, variance
-        step, end = _STEP, _end(law, value, _path(law, value, at), nothing)
-        path, rows = _from(law, zero, value, at, end, own)
+        step = _STEP
+        path, rows = _from(law, value, at, own)
         if len(rows) == 0:
             continue
         sums = _sums_of(value, path, rows, step)
-        while again == 1 and sums.last > left * abs(sums.total) and end < _REACH:
-            end *= _FURTHER  # where donors by themselves have vanished the whole may not have
-            path, rows = _from(law, zero, value, at, end, own)
+        nothing = _ROUGH if _logarithm(path, sums.total) > above else agree
+        while not sums.left < nothing**2 * abs(sums.total) and rows.shape[1] < _MOST[again]:
+            rows = _further(law, path, step, rows)
             sums = _sums_of(value, path, rows, step)
-        size = abs(sums.total)
-        if again == 0 and sums.last > left * size:
+        if again == 0 and not sums.left < nothing**2 * abs(sums.total):
             continue
         # the error falls with the square from one step to the next
         while True:
+            size = abs(sums.total)
             log = _logarithm(path, sums.total)
             if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
                 return log, mean, variance
             if (
-                step < _STEP and sums.twice < agree * size and sums.doubt < agree**2 * size
-                and (sums.thrice < _ACCIDENT * agree * size or step < 0.5 * _STEP)
+                sums.twice < agree * size and sums.doubt < agree**2 * size
+                and (sums.thrice < accident * size or step < 0.5 * _STEP)
             ):  # fmt: skip
                 return log, mean, variance
             if not step > _LAST_STEP[again] or (
                 again == 0 and step < _STEP and not sums.twice < _HOPELESS * size
             ):
                 break
-            rows = _finer(law, zero, path, end, step, rows)
+            rows = _finer(law, path, step, rows)
             step *= 0.5
             sums = _sums_of(value, path, rows, step)
-            size = abs(sums.total)
         # as far as rounding lets sums agree, in units of P
         if again == 1 and (sums.twice + sums.doubt) * math.exp(path.start - log) < _ROUGH**2:
             return log, mean, variance
