@@ -1233,7 +1233,7 @@ def log_tail(value, law, more, least, agree, above):
         return math.nan, mean, variance
     value = mean + (value - mean) * math.sqrt(own / variance)
     side, target = _aim(value, mean, own)
-    accident = agree**_NORMAL
+    accident = 2.0 * (0.5 * agree) ** _NORMAL
     # most guesses are good enough for a path, and what comes of it tells of the others
     at = _guess(law, side, target, mean, own)
     for again in range(2):
@@ -1246,11 +1246,14 @@ def log_tail(value, law, more, least, agree, above):
         if len(rows) == 0:
             continue
         sums = _sums_of(value, path, rows, step)
-        nothing = _ROUGH if _logarithm(path, sums.total) > above else agree
-        while not sums.left < nothing**2 * abs(sums.total) and rows.shape[1] < _MOST[again]:
+        while True:
+            nothing = _ROUGH if _logarithm(path, sums.total) > above else agree
+            ends = sums.left < nothing**2 * abs(sums.total)
+            if ends or rows.shape[1] >= _MOST[again]:
+                break
             rows = _further(law, path, step, rows)
             sums = _sums_of(value, path, rows, step)
-        if again == 0 and not sums.left < nothing**2 * abs(sums.total):
+        if again == 0 and not ends:
             continue
         # the error falls with the square from one step to the next
         while True:
