@@ -528,8 +528,8 @@ def _law_of(layout, found, zero, R, inner, gain, level):
     (N, C, wide), k = found.HB.shape, layout.columns.shape[1]
     r = len(R)
     blocks, q = gain.shape
-    own = k - found.fixed.shape[1] + 2 * q
-    values, vectors = empty(N * r), empty((N * r, max(own + zero.last.shape[1], wide)))
+    mine = k - found.fixed.shape[1] + 2 * q
+    values, vectors = empty(N * r), empty((N * r, max(mine + zero.last.shape[1], wide)))
     linear, whole = zeros((blocks, found.fixed.shape[1], 2 * q)), zeros(zero.whole.shape)
     FL, DFL = empty((r, wide)), empty((r, wide))
     both = empty((k, wide))
@@ -543,21 +543,23 @@ def _law_of(layout, found, zero, R, inner, gain, level):
     for cell in range(len(layout.columns)):
         fill(both, 0.0)
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
-            for at in range(0, wide, POINTS):
-                for a in range(r):
-                    total = few(0.0)
-                    for c in range(C):
-                        if R[a, c] != 0.0:
-                            total += R[a, c] * load_few(found.HB, (i, c, at))
-                    store(FL, (a, at), total)
-                for a in range(r):
-                    total = few(0.0)
-                    for c in range(r):
-                        if inner[a, c] != 0.0:
-                            total += inner[a, c] * load_few(FL, (c, at))
-                    store(DFL, (a, at), total)
-            for at in range(0, wide, POINTS):
-                for b in range(k):
+            for a in range(r):
+                for at in range(0, wide, POINTS):
+                    store(FL, (a, at), few(0.0))
+                    store(DFL, (a, at), few(0.0))
+                for c in range(C):
+                    if R[a, c] != 0.0:
+                        for at in range(0, wide, POINTS):
+                            own = R[a, c] * load_few(found.HB, (i, c, at))
+                            store(FL, (a, at), load_few(FL, (a, at)) + own)
+            for a in range(r):
+                for c in range(r):
+                    if inner[a, c] != 0.0:
+                        for at in range(0, wide, POINTS):
+                            own = inner[a, c] * load_few(FL, (c, at))
+                            store(DFL, (a, at), load_few(DFL, (a, at)) + own)
+            for at in range(0, k, POINTS):  # the lower triangle
+                for b in range(at, k):
                     total = load_few(both, (b, at))
                     for a in range(r):
                         total += FL[a, b] * load_few(DFL, (a, at))
@@ -579,7 +581,7 @@ def _law_of(layout, found, zero, R, inner, gain, level):
         for a in range(k):
             for c in range(a + 1):
                 down, along = layout.columns[cell, a], layout.columns[cell, c]
-                if c < own:
+                if c < mine:
                     linear[at, max(down, along), min(down, along)] += both[a, c]
                 else:
                     whole[down - 2 * q, along - 2 * q] += both[a, c]

@@ -289,30 +289,31 @@ def _multiply(left, right, rows, X):
 
 
 @called_exact
-def _weigh(law, start, stop, s, out):
-    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), j from `start` to `stop`."""
+def _weights(law, s):
+    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), (J, 2, POINTS)."""
+    out = empty((len(law.values), 2, POINTS))
     x, y = load(s, 0), load(s, 1)
     up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
-    for j in range(start, stop):
+    for j in range(len(law.values)):
         twice = -2.0 * law.values[j]
         real, imag = 1.0 + twice * x, twice * y
         square = 1.0 / (real * real + imag * imag)
-        store(out, (j - start, 0), square * (up * real + up_i * imag))
-        store(out, (j - start, 1), square * (up_i * real - up * imag))
+        store(out, (j, 0), square * (up * real + up_i * imag))
+        store(out, (j, 1), square * (up_i * real - up * imag))
+    return out
 
 
 @called_exact
-def _sums(law, start, stop, s, weights, out):
-    """Add 4 s^2 c_j c_j' / (1 - 2 s l_j) of j from `start` to `stop` at the points of s.
+def _sums(law, start, stop, first, last, weights, out):
+    """Add c_j c_j' by their weights, j from `start` to `stop`: columns from `first` to `last`.
 
-    The lower triangle by columns, (entries, 2, POINTS); `weights` (_NEAR, 2, POINTS) is room.
+    The lower triangle by columns, (entries, 2, POINTS).
     """
     k = law.columns.shape[1]
     for begin in range(start, stop, _NEAR):
         end = min(begin + _NEAR, stop)
-        _weigh(law, begin, end, s, weights)
         at = 0
-        for b in range(k):
+        for b in range(first, last):
             a = b
             while a + _ABREAST <= k:
                 u, u_i = load(out, (at, 0)), load(out, (at, 1))
@@ -321,8 +322,7 @@ def _sums(law, start, stop, s, weights, out):
                 x, x_i = load(out, (at + 3, 0)), load(out, (at + 3, 1))
                 for j in range(begin, end):
                     c = law.vectors[j, b]
-                    real = c * load(weights, (j - begin, 0))
-                    imag = c * load(weights, (j - begin, 1))
+                    real, imag = c * load(weights, (j, 0)), c * load(weights, (j, 1))
                     c = law.vectors[j, a]
                     u, u_i = u + c * real, u_i + c * imag
                     c = law.vectors[j, a + 1]
@@ -345,8 +345,8 @@ def _sums(law, start, stop, s, weights, out):
                 u, u_i = load(out, (at, 0)), load(out, (at, 1))
                 for j in range(begin, end):
                     c = law.vectors[j, a] * law.vectors[j, b]
-                    u += c * load(weights, (j - begin, 0))
-                    u_i += c * load(weights, (j - begin, 1))
+                    u += c * load(weights, (j, 0))
+                    u_i += c * load(weights, (j, 1))
                 store(out, (at, 0), u)
                 store(out, (at, 1), u_i)
                 at += 1
@@ -364,8 +364,7 @@ def _add(sums, at, T, row, column):
 def _block(law, b, cell, s, weights, sums, T):
     """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
 
-    `cell` is the block's first, and returned is the one after it.  What its donors add to the
-    fixed effects' columns is added to `sums`, as :func:`_sums` has it.
+    `cell` is the block's first, and returned is the one after it; `sums` is room.
     """
     W, levels = T.shape[1], T.shape[2]
     k = law.columns.shape[1]
@@ -379,7 +378,7 @@ def _block(law, b, cell, s, weights, sums, T):
         for at in range(own * k - own * (own - 1) // 2):
             store(sums, (at, 0), spread(0.0))
             store(sums, (at, 1), spread(0.0))
-        _sums(law, law.start[cell], law.start[cell + 1], s, weights, sums)
+        _sums(law, law.start[cell], law.start[cell + 1], 0, own, weights, sums)
         at = 0
         for c in range(own):
             for a in range(c, k):
@@ -466,15 +465,15 @@ def _add_slow(law, s, size, slow, counts):
         return 0
     X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
     k = law.columns.shape[1]
-    weights, sums = empty((_NEAR, 2, POINTS)), zeros((k * (k + 1) // 2, 2, POINTS))
+    weights, sums = _weights(law, s), zeros((k * (k + 1) // 2, 2, POINTS))
     most = min(2 * q * blocks, max(_ROWS, 2 * q))
     left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
     A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
     room = empty((3, POINTS))
     cell = passed = rows = 0
     for b in range(blocks):
-        cell = _block(law, b, cell, s, weights, sums, T)
         if q > 0:
+            cell = _block(law, b, cell, s, weights, sums, T)
             if counts:
                 passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
             _fold(T, s, law.gain[b], law.level[b], rows, left, right, size, slow[b], A, B, room)
@@ -482,7 +481,11 @@ def _add_slow(law, s, size, slow, counts):
             if rows + 2 * q > most or b == blocks - 1:
                 _multiply(left, right, rows, X)
                 rows = 0
-    at = len(sums) - len(X[0]) * (len(X[0]) + 1) // 2
+    at = 0
+    for i in range(len(X[0]) * (len(X[0]) + 1) // 2):
+        store(sums, (i, 0), spread(0.0))
+        store(sums, (i, 1), spread(0.0))
+    _sums(law, 0, len(law.values), k - len(X[0]), k, weights, sums)
     for c in range(len(X[0])):
         for a in range(c, len(X[0])):
             first, twice = law.zero.whole[a, c], 2.0 * law.whole[a, c]
