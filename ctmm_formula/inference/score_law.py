@@ -532,7 +532,7 @@ def _law_of(layout, found, zero, R, inner, gain, level):
     values, vectors = empty(N * r), empty((N * r, max(mine + zero.last.shape[1], wide)))
     linear, whole = zeros((blocks, found.fixed.shape[1], 2 * q)), zeros(zero.whole.shape)
     FL, DFL = empty((r, wide)), empty((r, wide))
-    both = empty((k, wide))
+    both, levels = zeros((k, wide)), empty((mine, wide))
     sizes, turned = _by_donor(found, R, inner)
     largest = 0.0
     for i in range(N):
@@ -541,7 +541,7 @@ def _law_of(layout, found, zero, R, inner, gain, level):
     start = np.empty(len(layout.cell), dtype=np.int64)
     start[0] = j = 0
     for cell in range(len(layout.columns)):
-        fill(both, 0.0)
+        fill(levels, 0.0)
         for i in range(layout.cell[cell], layout.cell[cell + 1]):
             for a in range(r):
                 for at in range(0, wide, POINTS):
@@ -558,8 +558,14 @@ def _law_of(layout, found, zero, R, inner, gain, level):
                         for at in range(0, wide, POINTS):
                             own = inner[a, c] * load_few(FL, (c, at))
                             store(DFL, (a, at), load_few(DFL, (a, at)) + own)
+            for b in range(mine):
+                for at in range(0, k, POINTS):
+                    total = load_few(levels, (b, at))
+                    for a in range(r):
+                        total += FL[a, b] * load_few(DFL, (a, at))
+                    store(levels, (b, at), total)
             for at in range(0, k, POINTS):  # the lower triangle
-                for b in range(at, k):
+                for b in range(max(at, mine), k):
                     total = load_few(both, (b, at))
                     for a in range(r):
                         total += FL[a, b] * load_few(DFL, (a, at))
@@ -578,13 +584,13 @@ def _law_of(layout, found, zero, R, inner, gain, level):
                 j += 1
         start[cell + 1] = j
         at = layout.block[layout.cell[cell]]
-        for a in range(k):
-            for c in range(a + 1):
+        for a in range(mine):
+            for c in range(a, k):
                 down, along = layout.columns[cell, a], layout.columns[cell, c]
-                if c < mine:
-                    linear[at, max(down, along), min(down, along)] += both[a, c]
-                else:
-                    whole[down - 2 * q, along - 2 * q] += both[a, c]
+                linear[at, max(down, along), min(down, along)] += levels[a, c]
+    for a in range(len(whole)):
+        for c in range(a + 1):
+            whole[a, c] = both[mine + a, mine + c]
     return Law(
         values[:j], vectors[:j], start, layout.columns, layout.block[layout.cell[:-1]],
         found.fixed, linear, whole, gain, level, zero,

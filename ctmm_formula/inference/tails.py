@@ -616,6 +616,26 @@ def _rows_of(law, b, cell, U):
 
 
 @called_exact
+def _squares(law, own, X):
+    """Sum over all j of 4 c_j c_j' by the columns of the fixed effects, from `own` on, to X[1]."""
+    rest = X.shape[1]
+    for begin in range(0, len(law.values), _NEAR):
+        end = min(begin + _NEAR, len(law.values))
+        for at in range(0, rest, POINTS):
+            for a in range(at, rest, 2):  # the lower triangle
+                u, v = load(X, (1, a, at)), load(X, (1, a + 1, at))
+                for j in range(begin, end):
+                    c = load(law.vectors, (j, own + at))
+                    u += 4.0 * law.vectors[j, own + a] * c
+                    v += 4.0 * law.vectors[j, own + a + 1] * c
+                store(X, (1, a, at), u)
+                store(X, (1, a + 1, at), v)
+    for a in range(rest):
+        for c in range(a):
+            X[1, c, a] = X[1, a, c]
+
+
+@called_exact
 def _times(A, at, B, to, out):
     """out[to] -= A[at] B for the first columns of A[at] (n, n ...) and whole lanes of B (n, m)."""
     n = B.shape[0]
@@ -647,11 +667,7 @@ def _moments(law):
     for a in range(rest):
         for c in range(rest):
             X[0, a, c] = 2.0 * law.whole[max(a, c), min(a, c)]
-        for at in range(0, rest, POINTS):
-            total = spread(0.0)
-            for j in range(len(law.values)):
-                total += law.vectors[j, own + a] * load(law.vectors, (j, own + at))
-            store(X, (1, a, at), 4.0 * total)
+    _squares(law, own, X)
     cell = 0
     for b in range(blocks if q > 0 else 0):
         cell = _rows_of(law, b, cell, U)
