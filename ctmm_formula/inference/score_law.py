@@ -649,9 +649,10 @@ def tails_of(layout, found, gain, forms, least, above):
     """
     out = np.full((len(forms.value), 3), math.nan)
     combined, zero = math.nan, zero_of(found.fixed, gain)
+    sure = np.zeros(len(out), dtype=np.bool_)
     for again in range(2):
         for d in range(len(out)):
-            if math.isnan(least[d]) or (again == 1 and not out[d, 0] > above):
+            if math.isnan(least[d]) or sure[d]:
                 continue
             r = forms.rank[d]
             law = _law_of(
@@ -659,7 +660,7 @@ def tails_of(layout, found, gain, forms, least, above):
             )
             to = above if again == 0 else 0.0
             # one by one: assigning a row compiles its message on shapes, for seconds
-            out[d, 0], out[d, 1], out[d, 2] = log_tail(
+            out[d, 0], out[d, 1], out[d, 2], sure[d] = log_tail(
                 forms.value[d], law, forms.more[d], least[d], _AGREE, to
             )
         combined = _with_sum(out[:, 0])

@@ -1245,11 +1245,11 @@ def _further(law, path, step, rows):
 
 @called_exact
 def log_tail(value, law, more, least, agree, above):
-    """:func:`tail`, for compiled code."""
+    """:func:`tail`, for compiled code, and whether the logarithm has all digits."""
     mean, own = _moments(law)
     variance = own + more
     if not (own > least and variance > _KNOWN * own):
-        return math.nan, mean, variance
+        return math.nan, mean, variance, True
     value = mean + (value - mean) * math.sqrt(own / variance)
     side, target = _aim(value, mean, own)
     accident = 2.0 * (0.5 * agree) ** _NORMAL
@@ -1259,7 +1259,7 @@ def log_tail(value, law, more, least, agree, above):
         if again == 1:
             at = _crossing(law, at.s, side, target, mean, own)
             if math.isnan(at.s):
-                return (-math.inf if value > mean else 0.0), mean, variance
+                return (-math.inf if value > mean else 0.0), mean, variance, True
         step = _STEP
         path, rows = _from(law, value, at, own)
         if len(rows) == 0:
@@ -1278,13 +1278,13 @@ def log_tail(value, law, more, least, agree, above):
         while True:
             size = abs(sums.total)
             log = _logarithm(path, sums.total)
-            if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
-                return log, mean, variance
             if (
                 sums.twice < agree * size and sums.doubt < agree**2 * size
                 and (sums.thrice < accident * size or step < 0.5 * _STEP)
             ):  # fmt: skip
-                return log, mean, variance
+                return log, mean, variance, sums.left < agree**2 * size
+            if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
+                return log, mean, variance, False
             if not step > _LAST_STEP[again] or (
                 again == 0 and step < _STEP and not sums.twice < _HOPELESS * size
             ):
@@ -1294,10 +1294,11 @@ def log_tail(value, law, more, least, agree, above):
             sums = _sums_of(value, path, rows, step)
         # as far as rounding lets sums agree, in units of P
         if again == 1 and (sums.twice + sums.doubt) * math.exp(path.start - log) < _ROUGH**2:
-            return log, mean, variance
-    return math.nan, mean, variance
+            return log, mean, variance, True
+    return math.nan, mean, variance, True
 
 
 @kept_exact
 def _tail(value, law, more, least, agree, above):
-    return log_tail(value, law, more, least, agree, above)
+    log, mean, variance, _ = log_tail(value, law, more, least, agree, above)
+    return log, mean, variance
