@@ -46,7 +46,7 @@ _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
 _ROWS = 32  # of levels at a time
-_TOGETHER = 4  # factors between two looks at their size
+_TOGETHER, _SMALL = 8, 1e-50  # factors between two looks at their size, and what then is small
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
 _SPREAD, _WIDEST = 0.25, 0.38  # how fast the path widens, of the fourth by the second cumulant
@@ -406,15 +406,19 @@ def _of_donors(law, s, size, phase):
         real, imag = real * up - imag * right, real * right + imag * up
         after, way = signed(spread(1.0), imag), signed(spread(1.0), right)
         count += (before - after) * (1.0 + way * before)
-        if j % _TOGETHER == _TOGETHER - 1 or j == len(law.values) - 1:
+        if j % _TOGETHER == _TOGETHER - 1:
+            squares = real * real + imag * imag
+            if all_positive(squares - _SMALL) and all_positive(1.0 / _SMALL - squares):
+                continue
             store(z, 0, real)
             store(z, 1, imag)
             for i in range(len(size)):
                 square = z[0, i] * z[0, i] + z[1, i] * z[1, i]
-                if not 1e-50 < square < 1e50:
-                    size[i] += 0.5 * math.log(square)
-                    square = 1.0 / math.sqrt(square)
-                    z[0, i], z[1, i] = z[0, i] * square, z[1, i] * square
+                size[i] += 0.5 * math.log(square)
+                square = 1.0 / math.sqrt(square)
+                z[0, i], z[1, i] = z[0, i] * square, z[1, i] * square
+            for i in range(len(size), POINTS):
+                z[0, i], z[1, i] = z[0, len(size) - 1], z[1, len(size) - 1]
             real, imag = load(z, 0), load(z, 1)
     store(z, 0, real)
     store(z, 1, imag)
