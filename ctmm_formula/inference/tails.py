@@ -38,7 +38,6 @@ _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of 
 _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
-_GUIDE = 0.25  # of the target, up to where what donors by themselves say is off
 _ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
 _ROUGH = 2e-2  # root of the relative error where four digits will do
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
@@ -429,13 +428,13 @@ def _of_donors(law, s, size, phase):
 
 
 @called_exact
-def _log_determinants(law, s, counts):
+def _log_determinants(law, s, passed):
     """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
 
     That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
     0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
-    which change slowly.  At last, where it `counts`, :func:`_passed` by the first of s, which then
-    is real or almost so.
+    which change slowly.  :func:`_passed` is added to `passed` for each of the first of s that it
+    has, which are real or almost so.
     """
     n = s.shape[1]
     size, phase = empty(n), empty(n)
@@ -443,30 +442,30 @@ def _log_determinants(law, s, counts):
         size[i] = -law.zero.size
     slow = zeros((len(law.fixed) + 1, n))
     lanes, angles = empty((2, POINTS)), zeros((len(slow), POINTS))
-    passed = 0
     for first in range(0, n, POINTS):
         m = min(n - first, POINTS)
         for i in range(POINTS):
             at = first + min(i, m - 1)
             lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
         _of_donors(law, lanes, size[first : first + m], phase[first : first + m])
-        passed += _add_slow(law, lanes, size[first : first + m], angles, counts and first == 0)
+        counted = passed if first == 0 else passed[:0]
+        _add_slow(law, lanes, size[first : first + m], angles, counted)
         for b in range(len(slow)):
             for i in range(m):
                 slow[b, first + i] = angles[b, i]
     if law.zero.sign < 0.0:
         for i in range(n):
             slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
-    return size, phase, slow, passed
+    return size, phase, slow
 
 
 @called_exact
-def _add_slow(law, s, size, slow, counts):
+def _add_slow(law, s, size, slow, passed):
     """What is not of donors by themselves at s (2, POINTS), see :func:`_log_determinants`."""
     blocks, q = law.gain.shape
     W = law.fixed.shape[1]
     if W == 0:
-        return 0
+        return
     X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
     k = law.columns.shape[1]
     weights, sums = _weights(law, s), zeros((k * (k + 1) // 2, 2, POINTS))
@@ -474,12 +473,12 @@ def _add_slow(law, s, size, slow, counts):
     left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
     A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
     room = empty((3, POINTS))
-    cell = passed = rows = 0
+    cell = rows = 0
     for b in range(blocks):
         if q > 0:
             cell = _block(law, b, cell, s, weights, sums, T)
-            if counts:
-                passed += _passed(T, s[0, 0], law.gain[b], law.level[b])
+            for i in range(len(passed)):
+                passed[i] += _passed(T, i, s[0, i], law.gain[b], law.level[b])
             _fold(T, s, law.gain[b], law.level[b], rows, left, right, size, slow[b], A, B, room)
             rows += 2 * q
             if rows + 2 * q > most or b == blocks - 1:
@@ -501,10 +500,9 @@ def _add_slow(law, s, size, slow, counts):
         for c in range(a):
             store(X, (0, c, a), load(X, (0, a, c)))
             store(X, (1, c, a), load(X, (1, a, c)))
-    if counts:  # as many of one sign as of the other at s = 0
-        passed += _inertia(-X[0, :, :, 0]) - X.shape[1] // 2
+    for i in range(len(passed)):  # as many of one sign as of the other at s = 0
+        passed[i] += _inertia(-X[0, :, :, i]) - X.shape[1] // 2
     _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks], room)
-    return passed
 
 
 @called_exact
@@ -781,11 +779,11 @@ def _inertia(A):
 
 
 @called_exact
-def _passed(T, s, gain, level):
+def _passed(T, lane, s, gain, level):
     """Negative eigenvalues of a block's levels at real s, less those at s = 0 of its side.
 
     A level has three equations, which at 0 have one and, where its weight is of the other sign than
-    s, another.  T (2, W, 2 q, POINTS) has s in its first lane.
+    s, another.  T (2, W, 2 q, POINTS) has s in one of its lanes.
     """
     q = len(gain)
     R = zeros((3 * q, 3 * q))
@@ -801,30 +799,33 @@ def _passed(T, s, gain, level):
     for a in range(3 * q):
         for c in range(3 * q):
             row, column = max(place[a], place[c]), min(place[a], place[c])
-            R[a, c] -= scale[a] * scale[c] * T[0, row, column, 0]
+            R[a, c] -= scale[a] * scale[c] * T[0, row, column, lane]
     return _inertia(R) - before
 
 
 @called_exact
 def _of_donors_passed(law, s):
-    """Poles of donors by themselves between 0 and real s."""
-    passed = 0
-    for value in law.values:
-        passed += 2.0 * s * value > 1.0
+    """Poles of donors by themselves between 0 and real s (n,)."""
+    passed = np.zeros(len(s), dtype=np.int64)
+    for i in range(len(s)):
+        for value in law.values:
+            passed[i] += 2.0 * s[i] * value > 1.0
     return passed
 
 
 @called_exact
-def _until(law, s, variance):
-    """:func:`_log_determinants`, and by Sylvester's law whether the first s lies within all poles.
+def _until(law, s, variance, count):
+    """:func:`_log_determinants`, and by Sylvester's law how many poles the first of s are beyond.
 
-    That is, whether none lies between 0 and its real part.  None can where 2 s is below what the
-    variance, twice the sum of squares of eigenvalues, allows to one.
+    That is, how many lie between 0 and the real part of each of so many.  None can where 2 s is
+    below what the variance, twice the sum of squares of eigenvalues, allows to one.
     """
-    passed = _of_donors_passed(law, s[0, 0])
-    counts = passed > 0 or 2.0 * s[0, 0] * s[0, 0] * variance >= 1.0
-    size, phase, slow, others = _log_determinants(law, s, counts)
-    return size, phase, slow, passed + others == 0
+    passed = _of_donors_passed(law, s[0, :count])
+    known = True
+    for i in range(count):
+        known = known and passed[i] == 0 and 2.0 * s[0, i] * s[0, i] * variance < 1.0
+    size, phase, slow = _log_determinants(law, s, passed[:0] if known else passed)
+    return size, phase, slow, passed
 
 
 class _Point(NamedTuple):
@@ -838,25 +839,31 @@ class _Point(NamedTuple):
 
 
 @called_exact
-def _point(law, s, width, variance):
-    """A point at real s where `width` is about K''^-1/2; its slope is NaN beyond a pole."""
+def _around(law, places, width, variance, slopes):
+    """A point at the first of real `places` where `width` is about K''^-1/2, and slopes at others.
+
+    The second is the first again.  Slopes are NaN beyond a pole.
+    """
     near, far = _ASIDE * width, _BESIDE * width
-    both = empty((2, 2))
-    both[0, 0] = both[0, 1] = s
-    both[1, 0], both[1, 1] = near, far
-    size, phase, slow, within = _until(law, both, variance)
-    for i in range(2):
+    s = empty((2, POINTS))
+    for i in range(POINTS):
+        s[0, i], s[1, i] = places[i], near
+    s[1, 1] = far
+    size, phase, slow, passed = _until(law, s, variance, POINTS)
+    for i in range(POINTS):
         for b in range(len(slow)):
             phase[i] += slow[b, i]
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
-    if abs(phase[0]) < 1.0 and within:
-        K, slope = -0.5 * size[0], -0.5 * phase[0] / near
+        slopes[i] = -0.5 * phase[i] / near if abs(phase[i]) < 1.0 and passed[i] == 0 else math.nan
+    if not math.isnan(slopes[0]):
+        K, slope = -0.5 * size[0], slopes[0]
         turn = 0.5 * phase[1] + far * slope
         turn -= math.pi * round(turn / math.pi)
         return _Point(
-            s, K, slope, (2.0 * K + size[1]) / (far * far), 6.0 * turn / (far * far * far)
-        )
-    return _Point(s, math.nan, math.nan, math.nan, math.nan)
+            places[0], K, slope, (2.0 * K + size[1]) / (far * far),
+            6.0 * turn / (far * far * far),
+        )  # fmt: skip
+    return _Point(places[0], math.nan, math.nan, math.nan, math.nan)
 
 
 @called_exact
@@ -939,61 +946,63 @@ def _guess(law, side, target, mean, variance):
 def _crossing(law, first, side, target, mean, variance):
     """The saddlepoint, or a point not far from the pole at 0; NaN where K' never has the target.
 
-    K' - mean is taken for a multiple of the donors' part of it, as for the `first` guess; where
-    that fails, as poles of donors may be none of the whole, for a s / (1 - b s), which is what it
-    looks like on the way to a pole, through zero and the last two points, within the bounds that
-    they set.
+    K' - mean is taken for a s / (1 - b s), which is what it looks like on the way to a pole, through
+    the last two points below the target or zero, within the bounds that points beside them set.
     """
-    low, high = 0.0, math.inf
-    before, x_before = 0.0, 0.0
+    low, high, before = 0.0, math.inf, 0.0
+    x_low = x_before = 0.0
     width = unit = 1.0 / math.sqrt(variance)
-    ratio, s = _ratio(law, variance), side * first
-    for count in range(200):
+    places, slopes = empty(POINTS), empty(POINTS)
+    s = side * first
+    if not 0.0 < s < _FAR * unit:
+        s = unit
+    for _ in range(100):
         if not s < _FAR * unit:
             break
-        donors, curve = 0.0, 0.0
-        for weight in law.values:
-            z = side * weight / (1.0 - 2.0 * side * weight * s)
-            donors += z - side * weight
-            curve += 2.0 * ratio * z * z
-            if 2.0 * side * weight * s >= 1.0:
-                curve = math.inf
-        if curve < math.inf:
-            width = 1.0 / math.sqrt(curve)
-        for _ in range(8):  # until the step is right for the derivatives
-            step = min(width, s)
-            at = _point(law, side * s, step, variance)
-            if math.isnan(at.slope):
+        step = min(width, s)
+        down, up = s - low, high - s if math.isfinite(high) else 4.0 * s
+        places[0] = places[1] = side * s
+        share = 0.5
+        for i in range(2, POINTS - 1, 2):  # ever nearer to it on both sides
+            places[i], places[i + 1] = side * (s - share * down), side * (s + share * up)
+            share *= 0.125
+        at = _around(law, places, step, variance, slopes)
+        for k in range(POINTS - 1):  # from low to high
+            i = (
+                2 * k + 2
+                if 2 * k + 2 < POINTS
+                else 0
+                if 2 * k + 2 == POINTS
+                else 2 * POINTS - 1 - 2 * k
+            )
+            x = side * (slopes[i] - mean)
+            if not x_low < x < target:  # beyond it, or beyond a pole
+                high = side * places[i]
                 break
+            before, x_before, low, x_low = low, x_low, side * places[i], x
+        for _ in range(8):  # until the step is right for the derivatives
+            gap = abs(side * (at.slope - mean) - target)
             # no curve is what rounding leaves of it where the step is too small to see it
             width = 1.0 / math.sqrt(at.curve) if at.curve > 0.0 else _WIDER * step
-            if 0.5 * step < min(width, s) < 2.0 * step:
+            if not (gap * width < _CLOSE and gap < _LIKE * target):
                 break
-        x = side * (at.slope - mean)
-        if math.isnan(x):  # beyond a pole
-            high = s
-            s = 0.5 * (low + high)
+            if 0.5 * step < min(width, s) < 2.0 * step:
+                return at
+            step = min(width, s)
+            at = _around(law, places, step, variance, slopes)
+        if low == 0.0:
+            s = 0.5 * high
             continue
-        gap = abs(x - target)
-        if gap * width < _CLOSE and gap < _LIKE * target:
-            return at
-        if x < target:
-            low = s
-        else:
-            high = s
         if before == 0.0:
-            a, b = variance, (1.0 - variance * s / x) / s
+            a, b = variance, (1.0 - variance * low / x_low) / low
         else:
-            b = (x / s - x_before / before) / (x - x_before)
-            a = x / s - b * x
-        before, x_before = s, x
+            b = (x_low / low - x_before / before) / (x_low - x_before)
+            a = x_low / low - b * x_low
         s = target / (a + b * target)
-        if count < 3 and donors > 0.0 and _GUIDE * target < x < target / _GUIDE:
-            ratio = x / donors
-            again = _donors_alone(law, side, target / ratio, low, high, unit)
-            s = again if again < _FAR * unit else s
         if not low < s < high:
             s = 0.5 * (low + high) if math.isfinite(high) else 2.0 * low
+        elif a > 0.0:
+            width = abs(1.0 - b * s) / math.sqrt(a)
     return _Point(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
@@ -1045,7 +1054,7 @@ def _places(path, x):
 @called_exact
 def _factors(law, s):
     """Rows of all that :func:`_log_determinants` says at s (2, n): (2 + blocks + 1, n)."""
-    size, phase, slow, _ = _log_determinants(law, s, False)
+    size, phase, slow = _log_determinants(law, s, np.zeros(0, dtype=np.int64))
     return _rows(size, phase, slow)
 
 
@@ -1124,13 +1133,13 @@ def _from(law, value, at, variance):
     s = _places(path, x)
     near = _ASIDE * path.width
     s[1, 0] = near  # where the phase tells the slope
-    size, phase, slow, within = _until(law, s, variance)
+    size, phase, slow, passed = _until(law, s, variance, 1)
     around = phase[0]
     for b in range(len(slow)):
         around += slow[b, 0]
     around -= 2.0 * math.pi * round(around / (2.0 * math.pi))
     slope = -0.5 * around / near
-    if not (within and abs(slope - at.slope) * path.width < _ASTRAY):
+    if not (passed[0] == 0 and abs(slope - at.slope) * path.width < _ASTRAY):
         return path, none
     path = _Path(
         path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value,
