@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.kernels import empty, fill, zeros
+from ..engine.kernels import empty, zeros
 from ..engine.lanes import POINTS, all_positive, larger, load_of, root, signed, spread_of, store
 from ..engine.options import called_exact, inlined, kept_exact
 
@@ -45,6 +45,7 @@ _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
 _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
 _ROWS = 32  # of levels at a time
+_MIDDLE = POINTS // 2 - 1  # of points around one
 _TOGETHER, _SMALL = 8, 1e-50  # factors between two looks at their size, and what then is small
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
@@ -840,30 +841,31 @@ class _Point(NamedTuple):
 
 @called_exact
 def _around(law, places, width, variance, slopes):
-    """A point at the first of real `places` where `width` is about K''^-1/2, and slopes at others.
+    """A point in the middle of real `places`, where `width` is about K''^-1/2, and slopes at all.
 
-    The second is the first again.  Slopes are NaN beyond a pole.
+    The next one is the same again.  Slopes are NaN beyond a pole.
     """
     near, far = _ASIDE * width, _BESIDE * width
     s = empty((2, POINTS))
     for i in range(POINTS):
         s[0, i], s[1, i] = places[i], near
-    s[1, 1] = far
+    s[1, _MIDDLE + 1] = far
     size, phase, slow, passed = _until(law, s, variance, POINTS)
     for i in range(POINTS):
         for b in range(len(slow)):
             phase[i] += slow[b, i]
         phase[i] -= 2.0 * math.pi * round(phase[i] / (2.0 * math.pi))
-        slopes[i] = -0.5 * phase[i] / near if abs(phase[i]) < 1.0 and passed[i] == 0 else math.nan
-    if not math.isnan(slopes[0]):
-        K, slope = -0.5 * size[0], slopes[0]
-        turn = 0.5 * phase[1] + far * slope
-        turn -= math.pi * round(turn / math.pi)
-        return _Point(
-            places[0], K, slope, (2.0 * K + size[1]) / (far * far),
-            6.0 * turn / (far * far * far),
-        )  # fmt: skip
-    return _Point(places[0], math.nan, math.nan, math.nan, math.nan)
+        slopes[i] = math.nan
+        if abs(phase[i]) < 1.0 and passed[i] == 0:
+            slopes[i] = -0.5 * phase[i] / near
+    at, slope = places[_MIDDLE], slopes[_MIDDLE]
+    if math.isnan(slope):
+        return _Point(at, math.nan, math.nan, math.nan, math.nan)
+    K = -0.5 * size[_MIDDLE]
+    turn = 0.5 * phase[_MIDDLE + 1] + far * slope
+    turn -= math.pi * round(turn / math.pi)
+    curve = (2.0 * K + size[_MIDDLE + 1]) / (far * far)
+    return _Point(at, K, slope, curve, 6.0 * turn / (far * far * far))
 
 
 @called_exact
@@ -946,8 +948,9 @@ def _guess(law, side, target, mean, variance):
 def _crossing(law, first, side, target, mean, variance):
     """The saddlepoint, or a point not far from the pole at 0; NaN where K' never has the target.
 
-    K' - mean is taken for a s / (1 - b s), which is what it looks like on the way to a pole, through
-    the last two points below the target or zero, within the bounds that points beside them set.
+    K' - mean is taken for a s / (1 - b s), which is what it looks like on the way to a pole,
+    through the last two points below the target or zero, within the bounds that points beside them
+    set.
     """
     low, high, before = 0.0, math.inf, 0.0
     x_low = x_before = 0.0
@@ -961,25 +964,19 @@ def _crossing(law, first, side, target, mean, variance):
             break
         step = min(width, s)
         down, up = s - low, high - s if math.isfinite(high) else 4.0 * s
-        places[0] = places[1] = side * s
+        places[_MIDDLE] = places[_MIDDLE + 1] = side * s
         share = 0.5
-        for i in range(2, POINTS - 1, 2):  # ever nearer to it on both sides
-            places[i], places[i + 1] = side * (s - share * down), side * (s + share * up)
+        for i in range(_MIDDLE):  # ever nearer to it on both sides
+            places[i], places[POINTS - 1 - i] = side * (s - share * down), side * (s + share * up)
             share *= 0.125
         at = _around(law, places, step, variance, slopes)
-        for k in range(POINTS - 1):  # from low to high
-            i = (
-                2 * k + 2
-                if 2 * k + 2 < POINTS
-                else 0
-                if 2 * k + 2 == POINTS
-                else 2 * POINTS - 1 - 2 * k
-            )
+        for i in range(POINTS):
             x = side * (slopes[i] - mean)
-            if not x_low < x < target:  # beyond it, or beyond a pole
+            if i != _MIDDLE + 1 and not x_low < x < target:  # above it, or beyond a pole
                 high = side * places[i]
                 break
-            before, x_before, low, x_low = low, x_low, side * places[i], x
+            if i != _MIDDLE + 1:
+                before, x_before, low, x_low = low, x_low, side * places[i], x
         for _ in range(8):  # until the step is right for the derivatives
             gap = abs(side * (at.slope - mean) - target)
             # no curve is what rounding leaves of it where the step is too small to see it
