@@ -22,7 +22,6 @@ from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
@@ -283,7 +282,7 @@ def test_law_of_the_score(setting, kind):
     """Donors, levels and fixed effects have the law of the eigenvalues, at any distance."""
     model = make("free", kind, setting, True, 4)
     design = design_of(model)
-    null = null_of(model, working_noise(model.nu, design.how, 1.0), design)
+    null = null_of(model, design)
     want = dense.score_test(model, np.ones((1, 3, 3)), null.theta)
     scores = null.scores()
     R, inner, rank, level = scores.forms[1:5]
@@ -306,7 +305,7 @@ def test_score_laws_are_compiled_once(setting):
     """Arrays are in one order, whatever the random effects: else each is compiled by itself."""
     model = make("free", "ctp", setting, True, 4)
     design = design_of(model)
-    scores = null_of(model, working_noise(model.nu, design.how, 1.0), design).scores()
+    scores = null_of(model, design).scores()
     parts = [*scores.layout, *scores.found, scores.gain, *scores.forms]
     assert all(part.flags.c_contiguous for part in parts)
 
