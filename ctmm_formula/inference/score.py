@@ -219,20 +219,32 @@ class ScoreDesign(NamedTuple):
 def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
-    hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
-    H = np.column_stack([model.H, model.H.sum(axis=1)])
-    directions = model.with_basis(np.concatenate([hom, types]))
-    explained = sizes_of(directions, np.arange(1, 1 + C)).explained(np.eye(C))
+    layout = lay_out(model, np.column_stack([model.H, model.H.sum(axis=1)]))
     R, rank = np.zeros((C + 1, C, C + 1)), np.append(np.full(C, 2), C)
     R[np.arange(C), 0, np.arange(C)] = R[:C, 1, C] = 1.0
     R[C, np.arange(C), np.arange(C)] = 1.0
     rows = model.active_rows
-    used, layout = model.types[rows], lay_out(model, H)
+    used, null = model.types[rows], model.with_basis(np.ones((1, C, C)))
     return ScoreDesign(
         pooling(model.types, model.n_cells, rows), layout, R, rank,
         used.T.copy(), used.sum(axis=0), _one_hot(used),
-        null_design(model.with_basis(hom), layout), explained, above,
+        null_design(null, layout), _explained(model.H[layout.rows], layout), above,
     )  # fmt: skip
+
+
+def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
+    """Cell types, columns of H (n, C) by row of the layout, that fixed effects explain wholly.
+
+    See :class:`Sizes`; the informations are those without any variance but noise 1.
+    """
+    n, C = H.shape
+    nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
+    none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
+    found, solved = sums_of(layout, *none)
+    everything = np.zeros(C, dtype=bool), np.ones(C)
+    left = efficient(layout, found, solved, *everything, components)[0].whole[:C]
+    sizes = np.add.reduceat(np.square(H), layout.ptr[:-1])
+    return np.asarray(left <= 0.5 * ROUNDING * np.square(sizes).sum(axis=0))
 
 
 def refuse_alike(nu: np.ndarray) -> None:

@@ -9,21 +9,34 @@ those of p + 1 rows more.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.domain import Domain, constrain
-from ..engine.kernels import INFORMATION, empty, evaluate, fill, kernel_address
+from ..engine.kernels import (
+    _SIGNATURE,
+    INFORMATION,
+    VALUE,
+    _inverse_root,
+    _pair,
+    empty,
+    evaluate,
+    fill,
+    profiled,
+    zeros,
+)
 from ..engine.lanes import aligned, load, spread, store, total
 from ..engine.likelihood import _singular, centre, make_problem
 from ..engine.model import LANES, Model, in_lanes
 from ..engine.optimize import INFEASIBLE, Problem, make_work
-from ..engine.options import called, kept
+from ..engine.options import called, kept, kept_callback
 from ..engine.search import search
 from ..errors import ConvergenceError
 from .score_sums import Layout, root_of
+from .tails import inverse_of
 
 _SPANNED = 1e-9  # share of a column that is left by others that span it
 
@@ -186,6 +199,242 @@ def _reduced(layout, spans, p, w, y):
     return columns, response
 
 
+def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
+    """Restricted log-likelihood of reduced rows, but for a constant, with score and information.
+
+    As the kernel of other likelihoods (:mod:`ctmm_formula.engine.kernels`), whose arguments and
+    notation these are, but faster by what is special: the noise is 1, only the first row of a
+    donor has h, so that covariances within donors are diagonal, and components are >= 0.
+    """
+    p, d = blocks.p, blocks.level.shape[1]
+    T, m = len(y), y.shape[1]
+    p1, z0, F, levels = p + 1, 1 + p, len(phi), len(blocks.level_comp)
+    most = 0
+    for b in range(len(blocks.level_ptr) - 1):
+        most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
+    ZV, KZV, M, K = (
+        zeros((levels, p1)), zeros((levels, p1)), zeros(blocks.pair_ptr[-1]),
+        empty(blocks.pair_ptr[-1]),
+    )  # fmt: skip
+    # -- products of [X y] and of levels ------------------------------------------------------
+    pairs = p1 * (p1 + 1) // 2
+    sums, own, scaled = aligned((pairs, LANES)), aligned((p1 + d, LANES)), aligned((p1, LANES))
+    fill(sums, 0.0)
+    logdet, product = 0.0, 1.0
+    for t in range(T):
+        for a in range(m):
+            scale = 1.0 + phi[0] * load(blocks.design, (t, 0, a)) * load(blocks.design, (t, 0, a))
+            store(own, 0, scale)
+            for i in range(LANES):
+                product *= own[0, i]
+                if not product < 1e150:
+                    logdet += math.log(product)
+                    product = 1.0
+            scale = 1.0 / scale
+            for j in range(p1):
+                row = load(blocks.design, (t, 1 + j, a)) if j < p else load(y, (t, a))
+                store(own, j, row)
+                store(scaled, j, row * scale)
+                for k in range(j + 1):
+                    at = j * (j + 1) // 2 + k
+                    store(sums, at, load(sums, at) + load(scaled, j) * load(own, k))
+            for e in range(d):
+                z = load(blocks.design, (t, z0 + e, a)) * scale
+                for j in range(p1 + d):
+                    other = load(own, j) if j < p1 else load(blocks.design, (t, z0 + j - p1, a))
+                    store(own if j >= p1 else scaled, j, z * other)
+                for i in range(LANES):
+                    level = blocks.level[t * LANES + i, e]
+                    if level < 0:
+                        continue
+                    for j in range(p1):
+                        ZV[level, j] += scaled[j, i]
+                    pair = _pair(blocks, t * LANES + i, level)
+                    for r in range(d):
+                        if blocks.level[t * LANES + i, r] >= 0:
+                            M[pair + blocks.level[t * LANES + i, r]] += own[p1 + r, i]
+    logdet += math.log(product)
+    for j in range(p1):
+        for k in range(j + 1):
+            gram[j, k] = total(load(sums, j * (j + 1) // 2 + k))
+    for b in range(len(blocks.level_ptr) - 1):
+        l0, start = blocks.level_ptr[b], blocks.pair_ptr[b]
+        q = blocks.level_ptr[b + 1] - l0
+        if q == 0:
+            continue
+        inner = empty((q, q))
+        for x in range(q):
+            g = phi[1 + blocks.level_comp[l0 + x]]
+            for w in range(q):
+                inner[x, w] = g * M[start + x * q + w] + (1.0 if x == w else 0.0)
+        inverse, size, _ = inverse_of(inner)
+        logdet += size
+        for x in range(q):
+            for w in range(q):
+                each = inverse[x, w] * phi[1 + blocks.level_comp[l0 + w]]
+                K[start + x * q + w] = each
+                for j in range(p1):
+                    KZV[l0 + x, j] += each * ZV[l0 + w, j]
+    for x in range(levels):
+        for j in range(p1):
+            for k in range(j + 1):
+                gram[j, k] -= ZV[x, j] * KZV[x, k]
+    definite, ypy = profiled(gram)
+    if not definite:
+        return -math.inf
+    for j in range(p):
+        logdet += 2.0 * math.log(gram[j, j])
+    value = -0.5 * (logdet + ypy)
+    if depth == VALUE:
+        return value
+    # -- h'P y, h'P h and what joins donors, for h and for levels ------------------------------
+    turn = empty((p, p))
+    _inverse_root(gram, p, turn)
+    fill(average, 0.0)
+    fill(expected, 0.0)
+    for f in range(F):
+        score[f] = 0.0
+    near, near_K = aligned((d, p1, LANES)), aligned((d, d, LANES))
+    gz, v = aligned((d, LANES)), zeros(levels)
+    LL, LX = zeros(blocks.pair_ptr[-1]), zeros((levels, p))
+    square, along_x = aligned((p * p1 // 2, LANES)), aligned((p, LANES))
+    x = aligned((p, LANES))
+    fill(square, 0.0)
+    fill(along_x, 0.0)
+    first, second, third = spread(0.0), spread(0.0), spread(0.0)
+    for t in range(T):
+        for e in range(d):
+            for i in range(LANES):
+                level = blocks.level[t * LANES + i, e]
+                pair = _pair(blocks, t * LANES + i, level)
+                for j in range(p1):
+                    near[e, j, i] = KZV[level, j] if level >= 0 else 0.0
+                for r in range(d):
+                    other = blocks.level[t * LANES + i, r]
+                    near_K[e, r, i] = K[pair + other] if level >= 0 and other >= 0 else 0.0
+        h = load(blocks.design, (t, 0, 0))
+        g = h / (1.0 + phi[0] * h * h)
+        for e in range(d):
+            store(gz, e, g * load(blocks.design, (t, z0 + e, 0)))
+        for j in range(p1):
+            rest = g * (load(blocks.design, (t, 1 + j, 0)) if j < p else load(y, (t, 0)))
+            for e in range(d):
+                rest -= load(gz, e) * load(near, (e, j))
+            store(own, j, rest)
+        tau, through = load(own, p), spread(0.0)
+        for j in range(p):
+            rest = spread(0.0)
+            for k in range(j + 1):
+                rest += turn[k, j] * load(own, k)
+            store(x, j, rest)
+            tau -= rest * gram[p, j]
+            through += rest * rest
+        for e in range(d):
+            for r in range(d):
+                through += load(gz, e) * load(near_K, (e, r)) * load(gz, r)
+        for j in range(p):
+            store(along_x, j, load(along_x, j) + tau * load(x, j))
+            for k in range(j + 1):
+                at = j * (j + 1) // 2 + k
+                store(square, at, load(square, at) + load(x, j) * load(x, k))
+        own_h = g * h
+        first += tau * tau - own_h + through
+        second += tau * tau * own_h
+        third += own_h * (own_h - 2.0 * through)
+        store(own, 0, tau)
+        for i in range(LANES):
+            for e in range(d):
+                level = blocks.level[t * LANES + i, e]
+                if level < 0:
+                    continue
+                v[level] += own[0, i] * gz[e, i]
+                for j in range(p):
+                    LX[level, j] += gz[e, i] * x[j, i]
+                pair = _pair(blocks, t * LANES + i, level)
+                for r in range(d):
+                    if blocks.level[t * LANES + i, r] >= 0:
+                        LL[pair + blocks.level[t * LANES + i, r]] += gz[e, i] * gz[r, i]
+    score[0], average[0, 0], expected[0, 0] = total(first), total(second), total(third)
+    c, XX = zeros((F, p)), zeros((F, p, p))
+    for j in range(p):
+        c[0, j] = total(load(along_x, j))
+        for k in range(j + 1):
+            XX[0, j, k] = XX[0, k, j] = total(load(square, j * (j + 1) // 2 + k))
+    N, whole, left, tau_z = empty((most, most)), empty((most, most)), empty((most, p)), empty(most)
+    for b in range(len(blocks.level_ptr) - 1):
+        l0, start = blocks.level_ptr[b], blocks.pair_ptr[b]
+        q = blocks.level_ptr[b + 1] - l0
+        for k in range(q):
+            for r in range(q):
+                N[k, r] = 1.0 if k == r else 0.0
+                for w in range(q):
+                    N[k, r] -= M[start + k * q + w] * K[start + w * q + r]
+        for k in range(q):
+            for r in range(q):
+                whole[k, r] = 0.0
+                for w in range(q):
+                    whole[k, r] += N[k, w] * M[start + w * q + r]
+            tau_z[k] = 0.0
+            for r in range(q):
+                tau_z[k] += N[k, r] * ZV[l0 + r, p]
+            for j in range(p):
+                left[k, j] = 0.0
+                for r in range(q):
+                    for w in range(j + 1):
+                        left[k, j] += N[k, r] * ZV[l0 + r, w] * turn[w, j]
+                tau_z[k] -= left[k, j] * gram[p, j]
+        for k in range(q):
+            f = 1 + blocks.level_comp[l0 + k]
+            score[f] += tau_z[k] * tau_z[k] - whole[k, k]
+            for j in range(p):
+                score[f] += left[k, j] * left[k, j]
+                c[f, j] += tau_z[k] * left[k, j]
+                for r in range(p):
+                    XX[f, j, r] += left[k, j] * left[k, r]
+            for r in range(q):
+                e, through = 1 + blocks.level_comp[l0 + r], 0.0
+                for j in range(p):
+                    through += left[k, j] * left[r, j]
+                average[f, e] += tau_z[k] * whole[k, r] * tau_z[r]
+                expected[f, e] += whole[k, r] * (whole[k, r] - 2.0 * through)
+                average[f, 0] += tau_z[k] * N[k, r] * v[l0 + r]
+                average[0, 0] -= v[l0 + k] * K[start + k * q + r] * v[l0 + r]
+                along = 0.0
+                for w in range(q):
+                    along += LL[start + r * q + w] * N[k, w]
+                for j in range(p):
+                    along -= 2.0 * LX[l0 + r, j] * left[k, j]
+                expected[f, 0] += N[k, r] * along
+                into = 0.0
+                for j in range(p):
+                    into += LX[l0 + k, j] * LX[l0 + r, j]
+                expected[0, 0] += 2.0 * K[start + k * q + r] * into
+        for k in range(q):
+            for r in range(q):
+                there = back = 0.0
+                for w in range(q):
+                    there += K[start + k * q + w] * LL[start + w * q + r]
+                    back += K[start + r * q + w] * LL[start + w * q + k]
+                expected[0, 0] += there * back
+    for f in range(F):
+        score[f] *= 0.5
+        for e in range(f + 1):
+            for j in range(p):
+                average[f, e] -= c[f, j] * c[e, j]
+                for k in range(p):
+                    expected[f, e] += XX[f, j, k] * XX[e, j, k]
+            average[f, e] *= 0.5
+            expected[f, e] *= 0.5
+            average[e, f], expected[e, f] = average[f, e], expected[f, e]
+    return value
+
+
+@functools.cache
+def _kernel() -> int:
+    """Address of the compiled :func:`_restricted`, for the search."""
+    return kept_callback(_SIGNATURE, _restricted).address
+
+
 def fit_null(
     design: NullDesign, layout: Layout, w: np.ndarray, y: np.ndarray, scale: float
 ) -> np.ndarray:
@@ -202,7 +451,7 @@ def fit_null(
     noise = w / scale**2
     columns, response = _reduced(layout, design.spans, template.blocks.p, noise, y / scale)
     problem = template._replace(
-        kernel=kernel_address(), y=response, blocks=template.blocks._replace(design=columns)
+        kernel=_kernel(), y=response, blocks=template.blocks._replace(design=columns)
     )
     work = make_work(problem)
     middle = max(1.0 - float(np.minimum(noise, 1.0).mean()), 0.1) * design.middle
