@@ -79,9 +79,8 @@ def null_design(null: Model, layout: Layout) -> NullDesign:
         level_comp=layout.component[layout.component >= 0],
     )
     nothing = null.with_response(np.zeros(len(null.y)), np.zeros(len(null.y)))
-    problem = make_problem(nothing, constrain(null, Domain("nonnegative")), True, 1.0)
+    problem = make_problem(nothing, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
     problem = problem._replace(
-        kernel=0,  # of this process
         nu=in_lanes(T, 1 + len(spans), value=1.0),
         blocks=blocks,
         active=np.arange(T * LANES) < size,
