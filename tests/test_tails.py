@@ -108,7 +108,7 @@ def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: 
     layout = lay_out(model, model.H)
     rows = layout.rows
     loads, own = np.full((1, C), math.sqrt(shared)), (noise[rows], (model.nu - noise)[rows])
-    found, _ = sums_of(layout, loads, np.array(theta), *own, model.y[rows])
+    found, _ = sums_of(layout, loads, np.array(theta), *own, model.y[rows], False)
     R, signs = loadings(inner)
     given = by_level(layout, np.array(theta)), by_level(layout, levels)
     law = law_of(layout, found, R, signs, *given)

@@ -240,7 +240,7 @@ def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
     n, C = H.shape
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
-    found, solved = sums_of(layout, *none)
+    found, solved = sums_of(layout, *none, False)
     everything = np.zeros(C, dtype=bool), np.ones(C)
     left = efficient(layout, found, solved, *everything, components)[0].whole[:C]
     sizes = np.add.reduceat(np.square(H), layout.ptr[:-1])
@@ -255,7 +255,7 @@ def refuse_alike(nu: np.ndarray) -> None:
     CTMMError
         Hardly any row has noise (:data:`ALIKE`).
     """
-    if (nu == 0.0).mean() > ALIKE:
+    if len(nu) - np.count_nonzero(nu) > ALIKE * len(nu):
         raise CTMMError(
             f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
         )
@@ -487,12 +487,13 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     C = len(design.types)
     loads = np.zeros((1, C + 1))
     loads[0, C] = math.sqrt(theta[0])
-    found, solved = sums_of(layout, loads, theta[1:], noise, nu[rows] - noise, y)
+    own = noise, nu[rows] - noise, y
+    found, solved = sums_of(layout, loads, theta[1:], *own, model.nu2 is not None)
     _refuse_singular(solved.inverse)
     w = np.where(design.explained, 0.0, weights_of_types(model, design))
-    own, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
-    _refuse_singular(own.a)
-    return Null(model, design, theta, w, found, solved, own, *forms)
+    left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
+    _refuse_singular(left.a)
+    return Null(model, design, theta, w, found, solved, left, *forms)
 
 
 def solved_sums(
@@ -506,7 +507,7 @@ def solved_sums(
     """
     sizes, axes = np.linalg.eigh(A)
     loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
-    found, solved = sums_of(layout, loads, variances, *rows)
+    found, solved = sums_of(layout, loads, variances, *rows, True)
     _refuse_singular(solved.inverse)
     return found, solved
 

@@ -127,12 +127,15 @@ def _orthonormal(basis, u):
 
 
 @kept
-def _reduced(layout, spans, p, w, y):
-    """Columns [h, X, Z] (T, 1 + p + d, m, LANES) and response (T, m, LANES) of the reduced rows."""
+def _reduced(layout, spans, p, w, y, scale):
+    """Columns [h, X, Z] (T, 1 + p + d, m, LANES) and response (T, m, LANES) of the reduced rows.
+
+    And the share of noise, w in units of scale^2 and at most 1, in the variance of a row.
+    """
     (N, d), n_rows = layout.slot.shape, layout.design.shape[2]
     C = layout.design.shape[1] - d - p - 1
     size, m = 1 + p + d, 1 + len(spans)
-    T = -(-(N + p + 1) // LANES)
+    T, share = -(-(N + p + 1) // LANES), 0.0
     columns, response = aligned((T, size, m, LANES)), aligned((T, m, LANES))
     for t in range(T):
         for j in range(size):
@@ -149,8 +152,9 @@ def _reduced(layout, spans, p, w, y):
         fill(V[size], 0.0)
         for i in range(first, stop):
             for row in range(layout.ptr[i], layout.ptr[i + 1]):
-                weight[row - layout.ptr[i], i - first] = 1.0 / math.sqrt(w[row])
-                V[size, row - layout.ptr[i], i - first] = y[row]
+                weight[row - layout.ptr[i], i - first] = scale / math.sqrt(w[row])
+                V[size, row - layout.ptr[i], i - first] = y[row] / scale
+                share += min(w[row] / scale**2, 1.0)
         for j in range(size):
             at = C if j == 0 else C + d + j if j <= p else C + j - p
             for a in range(n_rows):
@@ -195,7 +199,7 @@ def _reduced(layout, spans, p, w, y):
         for j in range(k, p):
             columns[t, 1 + j, 0, lane] = root[j, k]
         response[t, 0, lane] = root[p, k]
-    return columns, response
+    return columns, response, share / len(w)
 
 
 def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
@@ -447,13 +451,12 @@ def fit_null(
         There is no fit, or variance components cannot be told apart.
     """
     template = design.problem
-    noise = w / scale**2
-    columns, response = _reduced(layout, design.spans, template.blocks.p, noise, y / scale)
+    columns, response, noise = _reduced(layout, design.spans, template.blocks.p, w, y, scale)
     problem = template._replace(
         kernel=_kernel(), y=response, blocks=template.blocks._replace(design=columns)
     )
     work = make_work(problem)
-    middle = max(1.0 - float(np.minimum(noise, 1.0).mean()), 0.1) * design.middle
+    middle = max(1.0 - noise, 0.1) * design.middle
     found = search(problem, middle, middle, False, design.rows, work)
     if found.status == INFEASIBLE:
         raise ConvergenceError("the null of the score test cannot be fitted")

@@ -73,7 +73,8 @@ class Products(NamedTuple):
     HS, HM (N, C, C) by S and M_0; HB (N, C, k), and zeros up to whole lanes; Hy (N, C) by S; fixed
     (blocks, W, W) as in :class:`~ctmm_formula.inference.tails.Law`; Zy (blocks, q), Xy (p,) by S;
     packed (T, pairs, LANES), products of columns of [H, B, y] by S in the tiles of the layout, of
-    column j and k <= j at j (j + 1) / 2 + k; columns (T, C + b, m, LANES), S [H, B] there.
+    column j and k <= j at j (j + 1) / 2 + k; columns (T, C + b, m, LANES), S [H, B] there, if asked
+    for.
     """
 
     HS: np.ndarray
@@ -211,8 +212,8 @@ def _turn(v, r, size, V, j):
 
 
 @called
-def _products(layout, loads, w, excess, y):
-    """Cross products under a null; `loads` (r, C) as L above, w, nu - w and y by row."""
+def _products(layout, loads, w, excess, y, columns_too):
+    """Cross products under a null, see :func:`sums_of`."""
     T, width, m, _ = layout.design.shape
     (R, C), (N, d), (blocks, q) = loads.shape, layout.slot.shape, layout.component.shape
     b = width - C
@@ -221,14 +222,14 @@ def _products(layout, loads, w, excess, y):
     HB, Hy = zeros((N, C, -(-2 * b // POINTS) * POINTS)), empty((N, C))
     fixed = zeros((blocks, 2 * (q + p), 2 * (q + p)))
     Zy, Xy = zeros((blocks, q)), zeros(p)
-    columns = aligned((T, width, m, LANES))
+    columns = aligned((T if columns_too else 1, width, m, LANES))
     V, v = aligned((width + 1, m, LANES)), aligned((R, m, LANES))
     weight, beyond, own = aligned((m, LANES)), aligned((m, LANES)), aligned((m, LANES))
     size, pairs = aligned((R, LANES)), (width + 1) * (width + 2) // 2
     packed, by_M = aligned((T, pairs, LANES)), aligned((pairs, LANES))
     cell = 0
     for t in range(T):
-        S, by_S = columns[t], packed[t]
+        S, by_S = columns[min(t, len(columns) - 1)], packed[t]
         first, stop = t * LANES, min(t * LANES + LANES, N)
         fill(weight, 0.0)
         fill(beyond, 0.0)
@@ -406,7 +407,7 @@ def _solve(layout, found, variances):
 
 
 @kept
-def sums_of(layout, loads, variances, w, excess, y):
+def sums_of(layout, loads, variances, w, excess, y, columns_too):
     """:class:`Products` and :class:`Solved` under a null.
 
     Parameters
@@ -416,8 +417,10 @@ def sums_of(layout, loads, variances, w, excess, y):
     variances : (Kr,) of the random effects
     w, excess, y : (n,) working noise, what the measured noise has beyond it, and residuals, by row
         of the layout
+    columns_too : bool
+        Whether `columns` of all tiles are kept, which take memory.
     """
-    found = _products(layout, loads, w, excess, y)
+    found = _products(layout, loads, w, excess, y, columns_too)
     return found, _solve(layout, found, variances)
 
 
