@@ -127,7 +127,7 @@ def _orthonormal(basis, u):
 
 
 @kept
-def _reduced(layout, spans, p, w, y, scale):
+def reduced(layout, spans, p, w, y, scale):
     """Columns [h, X, Z] (T, 1 + p + d, m, LANES) and response (T, m, LANES) of the reduced rows.
 
     And the share of noise, w in units of scale^2 and at most 1, in the variance of a row.
@@ -433,7 +433,7 @@ def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expecte
 
 
 @functools.cache
-def _kernel() -> int:
+def reduced_kernel() -> int:
     """Address of the compiled :func:`_restricted`, for the search."""
     return kept_callback(_SIGNATURE, _restricted).address
 
@@ -451,9 +451,9 @@ def fit_null(
         There is no fit, or variance components cannot be told apart.
     """
     template = design.problem
-    columns, response, noise = _reduced(layout, design.spans, template.blocks.p, w, y, scale)
+    columns, response, noise = reduced(layout, design.spans, template.blocks.p, w, y, scale)
     problem = template._replace(
-        kernel=_kernel(), y=response, blocks=template.blocks._replace(design=columns)
+        kernel=reduced_kernel(), y=response, blocks=template.blocks._replace(design=columns)
     )
     work = make_work(problem)
     middle = max(1.0 - noise, 0.1) * design.middle
