@@ -59,6 +59,8 @@ from .score_sums import (
     beyond_squares,
     efficient,
     lay_out,
+    memory_for,
+    memory_of_thread,
     sums_of,
 )
 
@@ -240,7 +242,7 @@ def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
     n, C = H.shape
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
-    found, solved = sums_of(layout, *none, False)
+    found, solved = sums_of(layout, *none, memory_for(layout), False)
     everything = np.zeros(C, dtype=bool), np.ones(C)
     left = efficient(layout, found, solved, *everything, components)[0].whole[:C]
     sizes = np.add.reduceat(np.square(H), layout.ptr[:-1])
@@ -423,6 +425,8 @@ class Scores(NamedTuple):
 class Null:
     """The null fitted under working noise; made by :func:`null_of`.
 
+    Its products are there until the next null of the thread.
+
     Attributes
     ----------
     model : Model; design : ScoreDesign
@@ -488,7 +492,8 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     loads = np.zeros((1, C + 1))
     loads[0, C] = math.sqrt(theta[0])
     own = noise, nu[rows] - noise, y
-    found, solved = sums_of(layout, loads, theta[1:], *own, model.nu2 is not None)
+    memory = memory_of_thread(layout)
+    found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
     _refuse_singular(solved.inverse)
     w = np.where(design.explained, 0.0, weights_of_types(model, design))
     left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
@@ -507,7 +512,7 @@ def solved_sums(
     """
     sizes, axes = np.linalg.eigh(A)
     loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
-    found, solved = sums_of(layout, loads, variances, *rows, True)
+    found, solved = sums_of(layout, loads, variances, *rows, memory_for(layout), True)
     _refuse_singular(solved.inverse)
     return found, solved
 

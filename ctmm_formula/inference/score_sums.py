@@ -21,13 +21,14 @@ turns what is left, v among it, so that no covariance is ever made or factored.
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.kernels import _inner, empty, fill, zeros
 from ..engine.lanes import POINTS, aligned, load, root, spread, store, total
-from ..engine.model import LANES, Model, from_tiles, tile
+from ..engine.model import LANES, Model, from_tiles, in_lanes, tile
 from ..engine.options import called, inlined, kept
 from .tails import inverse_of
 
@@ -167,6 +168,32 @@ def lay_out(model: Model, H: np.ndarray) -> Layout:
     )  # fmt: skip
 
 
+Memory = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_KEPT = threading.local()
+
+
+def memory_for(layout: Layout) -> Memory:
+    """Memory of what :func:`sums_of` has of donors: HS, HM, HB and `packed` of the products."""
+    N, (T, width) = len(layout.block), layout.design.shape[:2]
+    b = layout.columns.shape[1] // 2
+    C = width - b
+    wide = -(-2 * b // POINTS) * POINTS
+    pairs = in_lanes(T, (width + 1) * (width + 2) // 2)
+    return np.empty((N, C, C)), np.empty((N, C, C)), np.zeros((N, C, wide)), pairs
+
+
+def memory_of_thread(layout: Layout) -> Memory:
+    """The same for one response after the other: products are there until the next has its own.
+
+    Taken from the system for every response, its pages would cost as much as what is done there.
+    """
+    shapes = layout.design.shape, layout.slot.shape
+    if getattr(_KEPT, "shapes", None) != shapes:
+        _KEPT.shapes, _KEPT.memory = shapes, memory_for(layout)
+    found: Memory = _KEPT.memory
+    return found
+
+
 def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels of donors numbered within their blocks (N, d), and their components (blocks, q)."""
     level = model.blocks.level[used] if model.random else np.empty((len(used), 0), dtype=np.int64)
@@ -212,21 +239,20 @@ def _turn(v, r, size, V, j):
 
 
 @called
-def _products(layout, loads, w, excess, y, columns_too):
+def _products(layout, loads, w, excess, y, memory, columns_too):
     """Cross products under a null, see :func:`sums_of`."""
     T, width, m, _ = layout.design.shape
     (R, C), (N, d), (blocks, q) = loads.shape, layout.slot.shape, layout.component.shape
     b = width - C
     p = b - d
-    HS, HM = empty((N, C, C)), empty((N, C, C))
-    HB, Hy = zeros((N, C, -(-2 * b // POINTS) * POINTS)), empty((N, C))
+    HS, HM, HB, packed = memory
+    Hy = empty((N, C))
     fixed = zeros((blocks, 2 * (q + p), 2 * (q + p)))
     Zy, Xy = zeros((blocks, q)), zeros(p)
     columns = aligned((T if columns_too else 1, width, m, LANES))
     V, v = aligned((width + 1, m, LANES)), aligned((R, m, LANES))
     weight, beyond, own = aligned((m, LANES)), aligned((m, LANES)), aligned((m, LANES))
-    size, pairs = aligned((R, LANES)), (width + 1) * (width + 2) // 2
-    packed, by_M = aligned((T, pairs, LANES)), aligned((pairs, LANES))
+    size, by_M = aligned((R, LANES)), aligned((packed.shape[1], LANES))
     cell = 0
     for t in range(T):
         S, by_S = columns[min(t, len(columns) - 1)], packed[t]
@@ -407,7 +433,7 @@ def _solve(layout, found, variances):
 
 
 @kept
-def sums_of(layout, loads, variances, w, excess, y, columns_too):
+def sums_of(layout, loads, variances, w, excess, y, memory, columns_too):
     """:class:`Products` and :class:`Solved` under a null.
 
     Parameters
@@ -417,10 +443,11 @@ def sums_of(layout, loads, variances, w, excess, y, columns_too):
     variances : (Kr,) of the random effects
     w, excess, y : (n,) working noise, what the measured noise has beyond it, and residuals, by row
         of the layout
+    memory : tuple of arrays, see :func:`memory_for`
     columns_too : bool
         Whether `columns` of all tiles are kept, which take memory.
     """
-    found = _products(layout, loads, w, excess, y, columns_too)
+    found = _products(layout, loads, w, excess, y, memory, columns_too)
     return found, _solve(layout, found, variances)
 
 
