@@ -17,16 +17,19 @@ from conftest import GOLDEN, quick_first
 from scipy import stats
 from scipy.optimize import minimize
 
+from ctmm_formula.engine import kernels
 from ctmm_formula.engine.blup import effects
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
-from ctmm_formula.engine.likelihood import evaluate
+from ctmm_formula.engine.likelihood import evaluate, fit, residual, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.engine.noise import working_noise
+from ctmm_formula.engine.optimize import make_work
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.score_law import law_of
+from ctmm_formula.inference.score_null import reduced, reduced_kernel
 from ctmm_formula.inference.tails import tail
 from ctmm_formula.simulate import CountCells
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
@@ -277,13 +280,53 @@ def test_tails_in_closed_form(distance):
     assert dense.upper_tail(-distance, pairs) == pytest.approx(1.0 - want, rel=TINY)
 
 
+@settings
+@kinds
+@holes
+def test_null_of_the_score(setting, kind, missing):
+    """On reduced rows the null is that of the likelihood, and so is the information of scores."""
+    model = make("free", kind, setting, missing, 4)
+    design, C = design_of(model), model.H.shape[1]
+    null, noise = null_of(model, design), working_noise(model.nu, design.how, 1.0)
+    hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
+    own = model.with_basis(hom).with_response(model.y, noise)
+    want = fit(own, "reml", Domain("nonnegative")).theta
+    close(null.theta, want, NULL_FIT)
+    # the kernel of reduced rows against that of all, from the same point
+    at = np.array([0.3, 0.2, 0.1, 0.05])[: len(want)]
+    scale, rows = response_scale(own), design.layout.rows
+    columns, y, _ = reduced(
+        design.layout, design.null.spans, own.blocks.p, noise[rows], residual(own)[rows], scale
+    )
+    problem = design.null.problem._replace(kernel=reduced_kernel(), y=y)
+    problem = problem._replace(blocks=problem.blocks._replace(design=columns))
+    work, there = make_work(problem), evaluate(own, at * scale**2)
+    kernels.evaluate(
+        problem.kernel, at, problem.y, problem.nu, problem.blocks, problem.active, True, 2,
+        work.score, work.average, work.expected, work.beta, work.gram,
+    )  # fmt: skip
+    close(work.score / scale**2, there.score, EXACT)
+    close(work.average / scale**4, there.average, EXACT)
+    close(work.expected / scale**4, there.expected, EXACT)
+    # what is left of the scores
+    both = model.with_basis(np.concatenate([hom, types])).with_response(model.y, noise)
+    at = np.concatenate([null.theta[:1], np.zeros(C), null.theta[1:]])
+    fisher = evaluate(both, at).expected
+    kept, new = np.r_[0, 1 + C : len(at)], np.arange(1, 1 + C)
+    a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, new)])
+    left = fisher[np.ix_(new, new)] - fisher[np.ix_(new, kept)] @ a
+    close(null.efficient.a, a, EXACT)
+    close(null.efficient.left, [*np.diag(left), left.sum()], EXACT)
+    close(null.efficient.whole[:C], np.diag(fisher)[new], EXACT)
+
+
 @pytest.mark.parametrize("setting", quick_first(["batch", "none", "crossed"]))
 @kinds
 def test_law_of_the_score(setting, kind):
     """Donors, levels and fixed effects have the law of the eigenvalues, at any distance."""
     model = make("free", kind, setting, True, 4)
     design = design_of(model)
-    null = null_of(model, working_noise(model.nu, design.how, 1.0), design)
+    null = null_of(model, design)
     want = dense.score_test(model, np.ones((1, 3, 3)), null.theta)
     scores = null.scores()
     R, inner, rank, level = scores.forms[1:5]
@@ -306,7 +349,7 @@ def test_score_laws_are_compiled_once(setting):
     """Arrays are in one order, whatever the random effects: else each is compiled by itself."""
     model = make("free", "ctp", setting, True, 4)
     design = design_of(model)
-    scores = null_of(model, working_noise(model.nu, design.how, 1.0), design).scores()
+    scores = null_of(model, design).scores()
     parts = [*scores.layout, *scores.found, scores.gain, *scores.forms]
     assert all(part.flags.c_contiguous for part in parts)
 

@@ -28,7 +28,7 @@ import numpy as np
 from ..distributions import log_f_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
-from ..engine.model import Model
+from ..engine.model import Model, from_tiles, tile
 from ..engine.noise import Pooling, pooling, working_noise
 from .score import (
     NOTHING,
@@ -40,10 +40,11 @@ from .score import (
     part_of,
     refuse_alike,
     sizes_of,
-    solved_of,
+    solved_sums,
     square_excess,
 )
-from .score_law import Layout, Products, Solved, law_of, lay_out, products
+from .score_law import law_of
+from .score_sums import Layout, Products, Solved, lay_out
 from .tails import Law, tail
 
 _UNITS = 10  # independent units below which there is no empirical law
@@ -228,10 +229,10 @@ class Directed:
         A column of P is S e - S B K B'S e in the row's donor, in others but the second part.
         """
         layout, D = self.layout, self.inner[d]
-        SB, HS, _, GS, _, K = self.columns
+        SH, SB, HS, _, GS, _, K = self.columns
         donor = np.repeat(np.arange(len(layout.ptr) - 1), np.diff(layout.ptr))
         k = SB @ K
-        own = self.found.SH - np.einsum("aeq,aq->ae", HS[donor], k)
+        own = SH - np.einsum("aeq,aq->ae", HS[donor], k)
         each = HS.transpose(0, 2, 1) @ (D @ HS)
         others = each.sum(axis=0) - each[donor]
         out = np.einsum("ae,ef,af->a", own, D, own) + np.einsum("aq,aqr,ar->a", k, others, k)
@@ -245,8 +246,8 @@ class Directed:
     def columns(self) -> tuple[np.ndarray, ...]:
         """All levels and fixed effects B = [Z, X], Q columns.
 
-        S B (n, Q); H'S B and H'M_0 B (N, E, Q); B'S B, B'M_0 B and K (Q, Q), of which a level
-        without variance has none.
+        S H (n, E) and S B (n, Q); H'S B and H'M_0 B (N, E, Q); B'S B, B'M_0 B and K (Q, Q), of
+        which a level without variance has none.
         """
         layout, found = self.layout, self.found
         (blocks, q), d = layout.component.shape, layout.slot.shape[1]
@@ -261,7 +262,9 @@ class Directed:
             GM[np.ix_(at[:q], at)] = found.fixed[b][np.ix_(first[:q], first)]
             GS[L:, at[:q]], GM[L:, at[:q]] = GS[at[:q], L:].T, GM[at[:q], L:].T
         HS, HM = np.zeros((2, N, found.HB.shape[1], L + p))
-        SB = np.zeros((len(found.SB), L + p))
+        S = from_tiles(found.columns, tile(layout.ptr))
+        SH, S = np.split(S, [found.HB.shape[1]], axis=1)
+        SB = np.zeros((len(S), L + p))
         donor = np.repeat(np.arange(N), np.diff(layout.ptr))
         for k in range(d):
             there = np.flatnonzero(layout.slot[:, k] >= 0)
@@ -270,16 +273,16 @@ class Directed:
             HS[there, :, column] = found.HB[there, :, d + k]
             rows = np.flatnonzero(layout.slot[donor, k] >= 0)
             own = layout.block[donor[rows]] * q + layout.slot[donor[rows], k]
-            SB[rows, own] = found.SB[rows, k]
+            SB[rows, own] = S[rows, k]
         HM[:, :, L:] = found.HB[:, :, 2 * d : 2 * d + p]
         HS[:, :, L:] = found.HB[:, :, 2 * d + p : 2 * (d + p)]
-        SB[:, L:] = found.SB[:, d:]
+        SB[:, L:] = S[:, d:]
         gain = np.concatenate([self.solved.gain.ravel(), np.zeros(p)])
         used = np.flatnonzero((gain > 0.0) | (np.arange(L + p) >= L))
         prior = np.where(used < L, 1.0 / np.where(gain[used] > 0.0, gain[used], 1.0), 0.0)
         K = np.zeros((L + p, L + p))
         K[np.ix_(used, used)] = np.linalg.inv(GS[np.ix_(used, used)] + np.diag(prior))
-        return SB, HS, HM, GS, GM, K
+        return SH, SB, HS, HM, GS, GM, K
 
     @cached_property
     def second_moments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -288,7 +291,7 @@ class Directed:
         P = S - S B K B'S, Sigma^ the null's covariance with the measured noise, so that
         P Sigma^ P = P + P (Sigma^ - Sigma) P.
         """
-        _, HS, HM, GS, GM, K = self.columns
+        _, _, HS, HM, GS, GM, K = self.columns
         L = self.layout.component.size
         own = _moments(self.found.HM, HS, HM, GS, GM, K)
         levels = _moments(
@@ -357,9 +360,9 @@ def directed(model: Model, noise: np.ndarray, design: DirectionDesign) -> Direct
     rows = layout.rows
     covariance = np.tensordot(theta[:K], model.basis, axes=1)
     excess = model.nu[rows] - noise[rows]
-    found = products(layout, covariance, noise[rows], excess, residual(model)[rows])
+    own = noise[rows], excess, residual(model)[rows]
+    found, solved = solved_sums(layout, covariance, theta[K:], *own)
     squares = None if model.nu2 is None else square_excess(model)[rows]
-    solved = solved_of(layout, found, theta[K:])
     return Directed(
         layout, found, solved, squares, theta, inner, -a[K:].T, 4.0 * left, share
     )  # fmt: skip

@@ -45,24 +45,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.domain import Domain
-from ..engine.likelihood import evaluate, fit, residual, response_scale
+from ..engine.likelihood import evaluate, residual
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
-from .score_law import (
-    Forms,
+from .score_law import Forms, log_combination, tails_of
+from .score_null import NullDesign, fit_null, null_design
+from .score_sums import (
+    Efficient,
     Layout,
     Products,
     Solved,
-    diagonals,
+    beyond_squares,
     efficient,
-    forms_of,
     lay_out,
-    log_combination,
-    products,
-    solve,
-    tails_of,
+    memory_for,
+    memory_of_thread,
+    sums_of,
 )
 
 ALIKE = 0.9
@@ -203,8 +202,8 @@ class ScoreDesign(NamedTuple):
     how the noise is pooled; layout of the compiled sums, with all types together as one more column
     of H; R and rank of the forms, see :class:`~ctmm_formula.inference.score_law.Forms`; types
     (C, m) of the m rows in use, and how many rows of each; whether every row is of one type; the
-    model under the null, and with the directions beside it; explained (C,) whether fixed effects
-    explain a type wholly; logarithm of p `above` which four digits will do.
+    fit of the null; explained (C,) whether fixed effects explain a type wholly; logarithm of p
+    `above` which four digits will do.
     """
 
     how: Pooling
@@ -214,8 +213,7 @@ class ScoreDesign(NamedTuple):
     types: np.ndarray
     counts: np.ndarray
     one_hot: bool
-    null: Model
-    directions: Model
+    null: NullDesign
     explained: np.ndarray
     above: float
 
@@ -223,20 +221,32 @@ class ScoreDesign(NamedTuple):
 def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
-    hom, types = np.ones((1, C, C)), np.array([np.diag(e) for e in np.eye(C)])
-    H = np.column_stack([model.H, model.H.sum(axis=1)])
-    directions = model.with_basis(np.concatenate([hom, types]))
-    explained = sizes_of(directions, np.arange(1, 1 + C)).explained(np.eye(C))
+    layout = lay_out(model, np.column_stack([model.H, model.H.sum(axis=1)]))
     R, rank = np.zeros((C + 1, C, C + 1)), np.append(np.full(C, 2), C)
     R[np.arange(C), 0, np.arange(C)] = R[:C, 1, C] = 1.0
     R[C, np.arange(C), np.arange(C)] = 1.0
     rows = model.active_rows
-    used = model.types[rows]
+    used, null = model.types[rows], model.with_basis(np.ones((1, C, C)))
     return ScoreDesign(
-        pooling(model.types, model.n_cells, rows), lay_out(model, H), R, rank,
+        pooling(model.types, model.n_cells, rows), layout, R, rank,
         used.T.copy(), used.sum(axis=0), _one_hot(used),
-        model.with_basis(hom), directions, explained, above,
+        null_design(null, layout), _explained(model.H[layout.rows], layout), above,
     )  # fmt: skip
+
+
+def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
+    """Cell types, columns of H (n, C) by row of the layout, that fixed effects explain wholly.
+
+    See :class:`Sizes`; the informations are those without any variance but noise 1.
+    """
+    n, C = H.shape
+    nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
+    none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
+    found, solved = sums_of(layout, *none, memory_for(layout), False)
+    everything = np.zeros(C, dtype=bool), np.ones(C)
+    left = efficient(layout, found, solved, *everything, components)[0].whole[:C]
+    sizes = np.add.reduceat(np.square(H), layout.ptr[:-1])
+    return np.asarray(left <= 0.5 * ROUNDING * np.square(sizes).sum(axis=0))
 
 
 def refuse_alike(nu: np.ndarray) -> None:
@@ -247,7 +257,7 @@ def refuse_alike(nu: np.ndarray) -> None:
     CTMMError
         Hardly any row has noise (:data:`ALIKE`).
     """
-    if (nu == 0.0).mean() > ALIKE:
+    if len(nu) - np.count_nonzero(nu) > ALIKE * len(nu):
         raise CTMMError(
             f"in more than {ALIKE:.0%} of the pairs all cells are alike: too few counts to test"
         )
@@ -276,12 +286,9 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     if silent:
         return _without(model, silent)
     design = design_of(model) if design is None else design
-    noise = working_noise(model.nu, design.how, response_scale(model) ** 2)
-    null = null_of(model, noise, design)
+    null = null_of(model, design)
     scores = null.scores()
-    # without a share of its information the null's own components explain it
-    least = np.where(null.share > NOTHING, SILENT * null.expected, math.nan)
-    found, combined = scores.tails(least, design.above)
+    found, combined = scores.tails(null.least, design.above)
     logs, mean, variance = found.T
     statistic = (scores.forms.value - mean) / np.sqrt(variance)
     statistic[np.isnan(logs)] = math.nan
@@ -418,85 +425,96 @@ class Scores(NamedTuple):
 class Null:
     """The null fitted under working noise; made by :func:`null_of`.
 
+    Its products are there until the next null of the thread.
+
     Attributes
     ----------
-    model : Model; design : ScoreDesign; noise : ndarray, shape (n,)
+    model : Model; design : ScoreDesign
     theta : ndarray, shape (1 + Kr,)
-    a : ndarray, shape (1 + Kr, C)
-        Parts of the null's components in the score of every cell type that are none of its own.
     weights : ndarray, shape (C,)
         Of the cell types in the sum.
-    expected, share : ndarray, shape (C + 1,)
-        Of every cell type and their sum: the variance of the score, were `noise` that of the data,
-        and the share of its information that the null's components leave.
+    found : Products; solved : Solved
+    efficient : Efficient
+    value, inner, level
+        Of the forms of every cell type and of their sum, see :class:`.score_law.Forms`.
     """
 
     model: Model
     design: ScoreDesign
-    noise: np.ndarray
     theta: np.ndarray
-    a: np.ndarray
     weights: np.ndarray
-    expected: np.ndarray
-    share: np.ndarray
+    found: Products
+    solved: Solved
+    efficient: Efficient
+    value: np.ndarray
+    inner: np.ndarray
+    level: np.ndarray
+
+    @property
+    def least(self) -> np.ndarray:
+        """Least variances that are none of rounding, (C + 1,); NaN where a score has nothing left.
+
+        By the information that the null's components leave: four times that is the variance, were
+        the working noise that of the data.
+        """
+        left, whole = self.efficient.left, self.efficient.whole
+        return np.where((left > NOTHING * whole) & (whole > 0.0), 4.0 * SILENT * left, math.nan)
 
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
-        model, design, layout = self.model, self.design, self.design.layout
-        rows, C = layout.rows, len(self.weights)
-        common = np.zeros((C + 1, C + 1))
-        common[C, C] = self.theta[0]
-        noise = self.noise[rows]
-        found = products(layout, common, noise, model.nu[rows] - noise, residual(model)[rows])
-        solved = solved_of(layout, found, self.theta[1:])
-        value, inner, level = forms_of(layout, solved, self.a, self.weights)
-        more = self._more(layout, found, solved)
-        forms = Forms(value, design.R, inner, design.rank, level, more)
-        return Scores(layout, found, solved.gain, forms)
+        design = self.design
+        forms = Forms(self.value, design.R, self.inner, design.rank, self.level, self._more())
+        return Scores(design.layout, self.found, self.solved.gain, forms)
 
-    def _more(self, layout: Layout, found: Products, solved: Solved) -> np.ndarray:
+    def _more(self) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
 
         The law squares nu where it should square the true noise variance, and takes an error of
         nu for none: see :func:`square_excess`.
         """
-        C = self.model.H.shape[1]
-        if self.model.nu2 is None:
-            return np.zeros(C + 1)
-        own = solved.K, solved.inverse, solved.G, solved.GX
-        parts = diagonals(layout, found, *own, len(self.a) - 1)
-        A = parts[:C] - self.a.T @ parts[C:]
-        excess = square_excess(self.model)[layout.rows]
-        return 2.0 * np.square(self._and_sum(A)) @ excess
-
-    def _and_sum(self, parts: np.ndarray) -> np.ndarray:
-        """Parts of the cell types (C, ...), and their weighted sum below them."""
-        return np.append(parts, np.tensordot(self.weights, parts, 1)[None], axis=0)
+        layout, model = self.design.layout, self.model
+        if model.nu2 is None:
+            return np.zeros(len(self.value))
+        excess = square_excess(model)[layout.rows]
+        own = self.found, self.solved, self.efficient
+        return beyond_squares(layout, *own, self.weights, excess)
 
 
-def null_of(model: Model, noise: np.ndarray, design: ScoreDesign) -> Null:
+def null_of(model: Model, design: ScoreDesign) -> Null:
     """Fit the null under working noise, and find what of the scores it leaves."""
-    C = model.H.shape[1]
-    theta = fit(design.null.with_response(model.y, noise), "reml", Domain("nonnegative")).theta
-    at = np.concatenate([theta[:1], np.zeros(C), theta[1:]])
-    fisher = evaluate(design.directions.with_response(model.y, noise), at, "reml").expected
+    layout, nu = design.layout, model.nu
+    rows, y = layout.rows, residual(model)[layout.rows]
+    p = model.blocks.p
+    scale = math.sqrt(float(y @ y) / max(len(y) - p, 1)) or 1.0
+    noise = working_noise(nu, design.how, scale**2)[rows]
+    theta = fit_null(design.null, layout, noise, y, scale)
+    C = len(design.types)
+    loads = np.zeros((1, C + 1))
+    loads[0, C] = math.sqrt(theta[0])
+    own = noise, nu[rows] - noise, y
+    memory = memory_of_thread(layout)
+    found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
+    _refuse_singular(solved.inverse)
     w = np.where(design.explained, 0.0, weights_of_types(model, design))
-    a, left, whole = efficient(fisher, design.explained, w)
-    _refuse_singular(a)
-    share = np.divide(left, whole, np.zeros(C + 1), where=whole > 0.0)
-    return Null(model, design, noise, theta, a, w, 4.0 * left, share)
+    left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
+    _refuse_singular(left.a)
+    return Null(model, design, theta, w, found, solved, left, *forms)
 
 
-def solved_of(layout: Layout, found: Products, variances: np.ndarray) -> Solved:
-    """:func:`~ctmm_formula.inference.score_law.solve`, or an error.
+def solved_sums(
+    layout: Layout, A: np.ndarray, variances: np.ndarray, *rows: np.ndarray
+) -> tuple[Products, Solved]:
+    """:func:`~.score_sums.sums_of` with covariance A, or an error.
 
     Raises
     ------
     numpy.linalg.LinAlgError
     """
-    solved = solve(layout, found, variances)
+    sizes, axes = np.linalg.eigh(A)
+    loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
+    found, solved = sums_of(layout, loads, variances, *rows, memory_for(layout), True)
     _refuse_singular(solved.inverse)
-    return solved
+    return found, solved
 
 
 def _refuse_singular(inverse: np.ndarray) -> None:
