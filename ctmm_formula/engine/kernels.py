@@ -91,6 +91,14 @@ def zeros(shape):
 
 
 @called
+def zero_rows(n, width):
+    """Zeros (n, w), where w is the multiple of LANES at or above `width`."""
+    out = aligned((n, -(-width // LANES) * LANES))
+    fill(out, 0.0)
+    return out
+
+
+@called
 def copy(out, a):
     """out[:] = a for a vector."""
     for j in range(len(out)):
@@ -348,7 +356,6 @@ def _times_levels(blocks, K_all, ZV, KZ):
 @called
 def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
-    width = ZV.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
@@ -374,25 +381,40 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
             for w in range(q):
                 K_all[start + x * q + w] = K[x, w]
     _times_levels(blocks, K_all, ZV, KZ)
-    for x in range(len(ZV)):
-        for j in range(width):
-            f = ZV[x, j]
-            for k in range(j + 1):
-                gram[j, k] -= f * KZ[x, k]
+    row = aligned((ZV.shape[1],))
+    for j in range(len(gram)):
+        for c in range(0, len(row), LANES):
+            s = spread(0.0)
+            for x in range(len(ZV)):
+                s += ZV[x, j] * load(KZ, (x, c))
+            store(row, c, s)
+        for k in range(j + 1):
+            gram[j, k] -= row[k]
     return True, logdet
+
+
+@inlined
+def _along(a, i, b, j, used):
+    """a[i]'b[j] of entries in use, for i, j (row, first column); used (w,) is 1 for these, else 0.
+
+    w is a multiple of LANES.
+    """
+    s = spread(0.0)
+    for c in range(0, len(used), LANES):
+        s += load(used, c) * load(a, (i[0], i[1] + c)) * load(b, (j[0], j[1] + c))
+    return total(s)
 
 
 @called
 def _levels(
-    blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, c_all, YY
+    blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, moves, YY
 ):
     """The random effects' part of score and information, and their cross terms with the donors.
 
-    ZV holds Z' D^-1 [U, P y]; G_all (pairs, R) and E_all (q, R (p + 1)) the sums over donors of
-    g g' and g [w'U, tau] with g = Z' D^-1 w, for every factor w.
+    ZV holds Z' D^-1 [U, P y]; G_all (pairs, R) and E_all (q, R w), with w = ZV.shape[1], the sums
+    over donors of g g' and g [w'U, tau] with g = Z' D^-1 w, for every factor w.
     """
-    R, p = blocks.R, blocks.p
-    p1 = p + 1
+    R, p, wide = blocks.R, blocks.p, ZV.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
@@ -400,10 +422,13 @@ def _levels(
     K = empty((most, most))
     N = empty((most, most))
     out = empty((most, most))
-    zx = empty((most, p + 1))
+    zx = aligned((most, wide))
     more = most if full else 0
     KG, NG = empty((more, most * R)), empty((more, most * R))
-    KE, NE = empty((more, R * p1)), empty((more, R * p1))
+    KE, NE = aligned((more, R * wide)), aligned((more, R * wide))
+    used = aligned((wide,))
+    for j in range(wide):
+        used[j] = 1.0 if j < p else 0.0
     for b in range(len(blocks.level_ptr) - 1):
         l0 = blocks.level_ptr[b]
         q = blocks.level_ptr[b + 1] - l0
@@ -416,51 +441,50 @@ def _levels(
             for w in range(q):
                 N[x, w] = (1.0 if x == w else 0.0) - N[x, w]
         _multiply(N, q, M, 0, q, out)  # Z' Sigma^-1 Z = M - M K M
-        _multiply(N, q, ZV, l0, p + 1, zx)  # Z' Sigma^-1 [U, y - X b]
+        _multiply(N, q, ZV, l0, wide, zx)  # Z' Sigma^-1 [U, y - X b]
         for x in range(q):
             f = R + comp[x]
             zeta = zx[x, p]
-            score[f] += zeta * zeta - out[x, x] + trace_p * _dot(zx[x], zx[x], p)
+            through_x = trace_p * _along(zx, (x, 0), zx, (x, 0), used)
+            score[f] += zeta * zeta - out[x, x] + through_x
             if not full:
                 continue
             for j in range(p):
-                c_all[f, j] += zeta * zx[x, j]
-                for k in range(j + 1):
-                    YY[f, j, k] += trace_p * zx[x, j] * zx[x, k]
+                moves[f, j] += zeta * zx[x, j]
+                for c in range(0, wide, LANES):
+                    s = load(zx, (x, c)) * load(used, c)
+                    store(YY, (f, j, c), load(YY, (f, j, c)) + (trace_p * zx[x, j]) * s)
             for w in range(q):
                 h = R + comp[w]
                 if h <= f:
                     average[f, h] += zeta * out[x, w] * zx[w, p]
-                    through_x = trace_p * _dot(zx[x], zx[w], p)
+                    through_x = trace_p * _along(zx, (x, 0), zx, (w, 0), used)
                     expected[f, h] += out[x, w] * (out[x, w] - 2.0 * through_x)
         if not full:
             continue
         G = G_all[start : start + q * q].reshape(q, q * R)
         _multiply(K, q, G, 0, q * R, KG)
-        _multiply(K, q, E_all, l0, R * p1, KE)
+        _multiply(K, q, E_all, l0, R * wide, KE)
         # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
         _multiply(N, q, G, 0, q * R, NG)
-        _multiply(N, q, E_all, l0, R * p1, NE)
+        _multiply(N, q, E_all, l0, R * wide, NE)
         for x in range(q):
             f = R + comp[x]
             for r in range(R):
-                average[f, r] += NE[x, r * p1 + p] * zx[x, p]
-                cross = trace_p * _dot(NE[x, r * p1 :], zx[x], p)
-                expected[f, r] -= 2.0 * cross
+                average[f, r] += NE[x, r * wide + p] * zx[x, p]
+                cross = -2.0 * trace_p * _along(NE, (x, r * wide), zx, (x, 0), used)
                 for w in range(q):
-                    expected[f, r] += NG[x, w * R + r] * N[x, w]
-        for r in range(R):
-            for s in range(r + 1):
-                t = 0.0
-                u = 0.0
-                for x in range(q):
-                    own = E_all[l0 + x, r * p1 :]
-                    u += own[p] * KE[x, s * p1 + p]
-                    t += 2.0 * trace_p * _dot(own, KE[x, s * p1 :], p)
+                    cross += NG[x, w * R + r] * N[x, w]
+                expected[f, r] += cross
+            for r in range(R):
+                for s_ in range(r + 1):
+                    u = E_all[l0 + x, r * wide + p] * KE[x, s_ * wide + p]
+                    t = _along(E_all, (l0 + x, r * wide), KE, (x, s_ * wide), used)
+                    t *= 2.0 * trace_p
                     for w in range(q):
-                        t += KG[x, w * R + r] * KG[w, x * R + s]
-                average[r, s] -= u
-                expected[r, s] += t
+                        t += KG[x, w * R + r] * KG[w, x * R + s_]
+                    average[r, s_] -= u
+                    expected[r, s_] += t
 
 
 @inlined
@@ -607,8 +631,8 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
     V_all = aligned((kept, width, m, LANES))
-    ZV = zeros((n_levels, p1))
-    KZ = zeros((n_levels, p1))
+    ZV, KZ = zero_rows(n_levels, p1), zero_rows(n_levels, p1)
+    wide = ZV.shape[1]  # of rows of levels, in whole lanes
     M_all = zeros(n_pairs)
     K_all = zeros(n_pairs)
     first = 0 if depth > 0 else R
@@ -654,9 +678,11 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     near_KZ = aligned((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
     near_K = aligned((d, d, LANES))
     fill(moves, 0.0)
-    YY = zeros((F if full else 0, p, p))
+    YY = aligned((F if full else 0, p, wide))
+    for f in range(len(YY)):
+        fill(YY[f], 0.0)
     factors = R if full else 0
-    G_all, E_all = zeros((n_pairs, factors)), zeros((n_levels, factors * p1))
+    G_all, E_all = zeros((n_pairs, factors)), zero_rows(n_levels, factors * wide)
     levels, lanes = np.empty(LANES, np.int64), aligned((LANES, LANES))
     for t in range(n_tiles):
         V = V_all[t]
@@ -712,7 +738,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
                 for r in range(R):
                     f = load(A, (r, z0 + e)) * load(lanes, k)
                     for j in range(p1):
-                        E_all[levels[k], r * p1 + j] += total(f * load(A, (r, x0 + j)))
+                        E_all[levels[k], r * wide + j] += total(f * load(A, (r, x0 + j)))
             for i in range(LANES):
                 own = level[donor + i, e]
                 pair = _pair(blocks, donor + i, own)
@@ -729,10 +755,15 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
         score[r] *= 0.5
     if full:
         for r in range(F):
+            for j in range(p):
+                for k in range(j):
+                    YY[r, k, j] = YY[r, j, k]
             for s_ in range(r + 1):
-                both = 0.0
+                product = spread(0.0)
                 for j in range(p):
-                    both += 2.0 * _dot(YY[r, j], YY[s_, j], j) + YY[r, j, j] * YY[s_, j, j]
+                    for c in range(0, wide, LANES):
+                        product += load(YY, (r, j, c)) * load(YY, (s_, j, c))
+                both = total(product)
                 average[r, s_] = 0.5 * (average[r, s_] - _dot(moves[r], moves[s_], p))
                 average[s_, r] = average[r, s_]
                 expected[r, s_] = 0.5 * (expected[r, s_] + both)

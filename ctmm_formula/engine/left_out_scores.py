@@ -39,6 +39,7 @@ from .kernels import (
     empty,
     profiled,
     whitened,
+    zero_rows,
     zeros,
 )
 from .lanes import aligned, load, spread, store, total
@@ -456,7 +457,7 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
     phi, gram = empty(F), empty((p + 1, p + 1))
     factors(pr.S, theta, phi)
     V_all = aligned((n_tiles, columns + 1, m, LANES))
-    ZV, KZ, M_all, K_all = zeros((q, p + 1)), zeros((q, p + 1)), zeros(n_pairs), zeros(n_pairs)
+    ZV, KZ, M_all, K_all = zero_rows(q, p + 1), zero_rows(q, p + 1), zeros(n_pairs), zeros(n_pairs)
     definite, _, _ = whitened(
         phi, pr.y, pr.nu, blocks, pr.active, 0, V_all, M_all, K_all, ZV, KZ, gram
     )
