@@ -207,14 +207,14 @@ def _add_product(out, at, lane, scale, x, a, y, b, n):
                 s += x[a + q, j] * y[b + q, j]
         out[at, 0, lane] += scale * s
         return
-    i = 0
-    for j in range(p):
-        for k in range(j + 1):
-            s = 0.0
-            for q in range(n):
-                s += x[a + q, j] * y[b + q, k] + x[a + q, k] * y[b + q, j]
-            out[at, i, lane] += 0.5 * scale * s
-            i += 1
+    row = out[at].reshape(out.shape[1])  # matrices are had of all units together
+    for q in range(n):
+        i = 0
+        for j in range(p):
+            f, g = 0.5 * scale * x[a + q, j], 0.5 * scale * y[b + q, j]
+            for k in range(j + 1):
+                row[i + k] += f * y[b + q, k] + g * x[a + q, k]
+            i += j + 1
 
 
 @called

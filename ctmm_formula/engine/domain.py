@@ -91,12 +91,9 @@ def constrain(model: Model, domain: Domain) -> Constraint:
 
 def _noise(model: Model, domain: Domain) -> Constraint:
     """Sigma - kappa D > 0: the model's own blocks with (1 - kappa) of the noise."""
-    b = model.blocks
-    design = np.concatenate([b.design[:, : b.R], b.design[:, b.R + b.p :]], axis=1)
-    blocks = b._replace(design=design, p=0)
     lower = np.full(model.n_components, -np.inf)
     nu = (1.0 - domain.noise_floor) * model.noise
-    return Constraint(lower, model.S, nu, model.tiles, blocks, model.active, True)
+    return Constraint(lower, model.S, nu, model.tiles, model.random_blocks, model.active, True)
 
 
 def _psd(model: Model, domain: Domain) -> Constraint:

@@ -32,8 +32,8 @@ from .lanes import aligned, all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
 
-VALUE, SCORE, INFORMATION = 0, 1, 2
-"""How much :func:`evaluate` computes."""
+DEFINITE, VALUE, SCORE, INFORMATION = -1, 0, 1, 2
+"""How much :func:`evaluate` computes; DEFINITE: 0, or -inf where Sigma is not positive definite."""
 
 
 @called
@@ -88,6 +88,14 @@ def empty(shape):
 def zeros(shape):
     """An array of zeros."""
     return np.zeros(shape)
+
+
+@called
+def zero_rows(n, width):
+    """Zeros (n, w), where w is the multiple of LANES at or above `width`."""
+    out = aligned((n, -(-width // LANES) * LANES))
+    fill(out, 0.0)
+    return out
 
 
 @called
@@ -149,6 +157,7 @@ def _covariance(V, nu, mask, phi, R, low):
             s = spread(0.0)
             for r in range(R):
                 s += phi[r] * load(V, (r, a)) * load(V, (r, c))
+            s = s * mask
             if a == c:
                 s += load(nu, a) * mask + (1.0 - mask)
             store(low, (a, c), s)
@@ -180,13 +189,23 @@ def _factor(low):
 
 @inlined
 def _whiten(low, V, first):
-    """Columns V[first:] <- L^-1 V."""
-    for j in range(first, V.shape[0]):
+    """Columns V[first:] <- L^-1 V, four at a time; the last again where there are not so many."""
+    last = V.shape[0] - 1
+    for i in range(first, V.shape[0], 4):
+        j, k, h = min(i + 1, last), min(i + 2, last), min(i + 3, last)
         for a in range(V.shape[1]):
-            s = load(V, (j, a))
+            s, t, u, v = load(V, (i, a)), load(V, (j, a)), load(V, (k, a)), load(V, (h, a))
             for b in range(a):
-                s -= load(low, (a, b)) * load(V, (j, b))
-            store(V, (j, a), s * load(low, (a, a)))
+                f = load(low, (a, b))
+                s -= f * load(V, (i, b))
+                t -= f * load(V, (j, b))
+                u -= f * load(V, (k, b))
+                v -= f * load(V, (h, b))
+            f = load(low, (a, a))
+            store(V, (i, a), s * f)
+            store(V, (j, a), t * f)
+            store(V, (k, a), u * f)
+            store(V, (h, a), v * f)
 
 
 @inlined
@@ -211,6 +230,29 @@ def _project(V, x0, p, turn, gram):
         for j in range(p):
             s -= load(V, (x0 + j, a)) * gram[p, j]
         store(V, (x0 + p, a), s)
+
+
+@called
+def _touched(level, donor, e, levels, lanes):
+    """Number of different e-th levels in a tile, the levels (LANES,), lanes (LANES, LANES) of each.
+
+    Those are 1 for its donors and else 0.
+    """
+    count = 0
+    for i in range(LANES):
+        own = level[donor + i, e]
+        if own < 0:
+            continue
+        k = count - 1  # donors with the same level mostly follow each other
+        while k >= 0 and levels[k] != own:
+            k -= 1
+        if k < 0:
+            k = count
+            levels[k] = own
+            store(lanes, k, spread(0.0))
+            count += 1
+        lanes[k, i] = 1.0
+    return count
 
 
 @called
@@ -314,7 +356,6 @@ def _times_levels(blocks, K_all, ZV, KZ):
 @called
 def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     """Levels out of the Gram matrix; (definite, log-determinant) of I + G M of all blocks."""
-    width = ZV.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
@@ -340,24 +381,40 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
             for w in range(q):
                 K_all[start + x * q + w] = K[x, w]
     _times_levels(blocks, K_all, ZV, KZ)
-    for x in range(len(ZV)):
-        for j in range(width):
-            f = ZV[x, j]
-            for k in range(j + 1):
-                gram[j, k] -= f * KZ[x, k]
+    row = aligned((ZV.shape[1],))
+    for j in range(len(gram)):
+        for c in range(0, len(row), LANES):
+            s = spread(0.0)
+            for x in range(len(ZV)):
+                s += ZV[x, j] * load(KZ, (x, c))
+            store(row, c, s)
+        for k in range(j + 1):
+            gram[j, k] -= row[k]
     return True, logdet
+
+
+@inlined
+def _along(a, i, b, j, used):
+    """a[i]'b[j] of entries in use, for i, j (row, first column); used (w,) is 1 for these, else 0.
+
+    w is a multiple of LANES.
+    """
+    s = spread(0.0)
+    for c in range(0, len(used), LANES):
+        s += load(used, c) * load(a, (i[0], i[1] + c)) * load(b, (j[0], j[1] + c))
+    return total(s)
 
 
 @called
 def _levels(
-    blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, c_all, YY
+    blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all, score, average, expected, moves, YY
 ):
     """The random effects' part of score and information, and their cross terms with the donors.
 
-    ZV holds Z' D^-1 [U, P y]; G_all and E_all the sums over donors of g g' and g [w'U, tau] with
-    g = Z' D^-1 w, for every factor w.
+    ZV holds Z' D^-1 [U, P y]; G_all (pairs, R) and E_all (q, R w), with w = ZV.shape[1], the sums
+    over donors of g g' and g [w'U, tau] with g = Z' D^-1 w, for every factor w.
     """
-    R, p = blocks.R, blocks.p
+    R, p, wide = blocks.R, blocks.p, ZV.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
@@ -365,12 +422,13 @@ def _levels(
     K = empty((most, most))
     N = empty((most, most))
     out = empty((most, most))
-    zx = empty((most, p + 1))
+    zx = aligned((most, wide))
     more = most if full else 0
-    KG = empty((R, more, more))
-    KE = empty((R, more, p + 1))
-    NG = empty((more, more))
-    NE = empty((more, p + 1))
+    KG, NG = empty((more, most * R)), empty((more, most * R))
+    KE, NE = aligned((more, R * wide)), aligned((more, R * wide))
+    used = aligned((wide,))
+    for j in range(wide):
+        used[j] = 1.0 if j < p else 0.0
     for b in range(len(blocks.level_ptr) - 1):
         l0 = blocks.level_ptr[b]
         q = blocks.level_ptr[b + 1] - l0
@@ -383,48 +441,71 @@ def _levels(
             for w in range(q):
                 N[x, w] = (1.0 if x == w else 0.0) - N[x, w]
         _multiply(N, q, M, 0, q, out)  # Z' Sigma^-1 Z = M - M K M
-        _multiply(N, q, ZV, l0, p + 1, zx)  # Z' Sigma^-1 [U, y - X b]
+        _multiply(N, q, ZV, l0, wide, zx)  # Z' Sigma^-1 [U, y - X b]
         for x in range(q):
             f = R + comp[x]
             zeta = zx[x, p]
-            score[f] += zeta * zeta - out[x, x] + trace_p * _dot(zx[x], zx[x], p)
+            through_x = trace_p * _along(zx, (x, 0), zx, (x, 0), used)
+            score[f] += zeta * zeta - out[x, x] + through_x
             if not full:
                 continue
             for j in range(p):
-                c_all[f, j] += zeta * zx[x, j]
-                for k in range(j + 1):
-                    YY[f, j, k] += trace_p * zx[x, j] * zx[x, k]
+                moves[f, j] += zeta * zx[x, j]
+                for c in range(0, wide, LANES):
+                    s = load(zx, (x, c)) * load(used, c)
+                    store(YY, (f, j, c), load(YY, (f, j, c)) + (trace_p * zx[x, j]) * s)
             for w in range(q):
                 h = R + comp[w]
                 if h <= f:
                     average[f, h] += zeta * out[x, w] * zx[w, p]
-                    through_x = trace_p * _dot(zx[x], zx[w], p)
+                    through_x = trace_p * _along(zx, (x, 0), zx, (w, 0), used)
                     expected[f, h] += out[x, w] * (out[x, w] - 2.0 * through_x)
         if not full:
             continue
-        for r in range(R):
-            _unpack(G_all[r], start, q, M)
-            _multiply(K, q, M, 0, q, KG[r])
-            _multiply(K, q, E_all[r], l0, p + 1, KE[r])
-            # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
-            _multiply(N, q, M, 0, q, NG)
-            _multiply(N, q, E_all[r], l0, p + 1, NE)
-            for x in range(q):
-                f = R + comp[x]
-                average[f, r] += NE[x, p] * zx[x, p]
-                cross = trace_p * _dot(NE[x], zx[x], p)
-                expected[f, r] += _dot(NG[x], N[x], q) - 2.0 * cross
-        for r in range(R):
-            for s in range(r + 1):
-                t = 0.0
-                u = 0.0
-                for x in range(q):
-                    u += E_all[r, l0 + x, p] * KE[s, x, p]
-                    t += 2.0 * trace_p * _dot(E_all[r, l0 + x], KE[s, x], p)
+        G = G_all[start : start + q * q].reshape(q, q * R)
+        _multiply(K, q, G, 0, q * R, KG)
+        _multiply(K, q, E_all, l0, R * wide, KE)
+        # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
+        _multiply(N, q, G, 0, q * R, NG)
+        _multiply(N, q, E_all, l0, R * wide, NE)
+        for x in range(q):
+            f = R + comp[x]
+            for r in range(R):
+                average[f, r] += NE[x, r * wide + p] * zx[x, p]
+                cross = -2.0 * trace_p * _along(NE, (x, r * wide), zx, (x, 0), used)
+                for w in range(q):
+                    cross += NG[x, w * R + r] * N[x, w]
+                expected[f, r] += cross
+            for r in range(R):
+                for s_ in range(r + 1):
+                    u = E_all[l0 + x, r * wide + p] * KE[x, s_ * wide + p]
+                    t = _along(E_all, (l0 + x, r * wide), KE, (x, s_ * wide), used)
+                    t *= 2.0 * trace_p
                     for w in range(q):
-                        t += KG[r, x, w] * KG[s, w, x]
-                average[r, s] -= u
-                expected[r, s] += t
+                        t += KG[x, w * R + r] * KG[w, x * R + s_]
+                    average[r, s_] -= u
+                    expected[r, s_] += t
+
+
+@inlined
+def _mask(active, donor, row):
+    """1 for the donors of a tile in use, else 0; row (1, LANES) is overwritten."""
+    for i in range(LANES):
+        row[0, i] = 1.0 if active[donor + i] else 0.0
+    return load(row, 0)
+
+
+@called
+def _are_definite(phi, nu, blocks, active):
+    """Whether the covariance of every donor is positive definite, random effects aside."""
+    m = blocks.design.shape[2]
+    low, row = aligned((m, m, LANES)), aligned((1, LANES))
+    for t in range(len(blocks.design)):
+        mask = _mask(active, t * LANES, row)
+        _covariance(blocks.design[t], nu[t], mask, phi, blocks.R, low)
+        if not _factor(low)[0]:
+            return False
+    return True
 
 
 @called
@@ -446,7 +527,8 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
     z0 = R + p1
     d = columns + 1 - z0
     low = aligned((m, m, LANES))
-    touch = aligned((p1 + d, LANES))
+    touch = aligned((1 + d, LANES))
+    levels, lanes = np.empty(LANES, np.int64), aligned((LANES, LANES))
     fill(gram, 0.0)
     logdet = 0.0
     product = 1.0
@@ -454,12 +536,9 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
     for t in range(n_tiles):
         V = V_all[min(t, len(V_all) - 1)]
         donor = t * LANES
+        mask = _mask(active, donor, touch)
         for i in range(LANES):
-            touch[0, i] = 0.0
-            if active[donor + i]:
-                touch[0, i] = 1.0
-                nobs += blocks.n_rows[donor + i]
-        mask = load(touch, 0)
+            nobs += blocks.n_rows[donor + i] if active[donor + i] else 0
         for j in range(columns):
             for a in range(m):
                 store(V, (j + (j >= R + p), a), load(design, (t, j, a)) * mask)
@@ -480,18 +559,19 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
             for k in range(j + 1):
                 gram[j, k] += total(_inner(V, x0 + j, x0 + k))
         for e in range(d):
-            for j in range(p1 + d):
-                store(touch, j, _inner(V, z0 + e, x0 + j))
+            count = _touched(level, donor, e, levels, lanes)
+            for j in range(p1):
+                f = _inner(V, z0 + e, x0 + j)
+                for k in range(count):
+                    ZV[levels[k], j] += total(load(lanes, k) * f)
+            for h in range(d):
+                store(touch, h, _inner(V, z0 + e, z0 + h))
             for i in range(LANES):
                 own = level[donor + i, e]
-                if own < 0:
-                    continue
-                for j in range(p1):
-                    ZV[own, j] += touch[j, i]
                 pair = _pair(blocks, donor + i, own)
-                for h in range(d):
+                for h in range(d if own >= 0 else 0):
                     if level[donor + i, h] >= 0:
-                        M_all[pair + level[donor + i, h]] += touch[p1 + h, i]
+                        M_all[pair + level[donor + i, h]] += touch[h, i]
     logdet += 2.0 * math.log(product)
     definite = True
     if len(ZV) > 0:
@@ -513,21 +593,22 @@ def profiled(gram):
     return True, ypy
 
 
-def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
+def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram, moves):
     """Log-likelihood at factor variances phi and, by `depth`, score and information.
 
     Parameters
     ----------
     phi : (R + Kr,) factor variances S' theta
     y, nu : (T, m, LANES); blocks : Blocks; active : (T LANES,) bool; reml : bool
-    depth : VALUE, SCORE or INFORMATION
+    depth : DEFINITE, VALUE, SCORE or INFORMATION
     score : (F,) out; average, expected : (F, F) out, F = R + Kr
     beta : (p,) out, for the orthonormal X; gram : (p + 1, p + 1) out, lower Cholesky factor of
         [X y]' Sigma^-1 [X y]
+    moves : (F, p) out, for INFORMATION: U'Sigma_f P y, which moves L_x'beta down as phi_f grows
 
     Returns
     -------
-    float : log-likelihood, -inf where Sigma is not positive definite
+    float : log-likelihood, or for DEFINITE a number; -inf where Sigma is not positive definite
     """
     R, p = blocks.R, blocks.p
     design, level = blocks.design, blocks.level
@@ -540,12 +621,18 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     n_levels = len(blocks.level_comp)
     n_pairs = blocks.pair_ptr[-1]
     F = len(phi)
+    if depth == DEFINITE:
+        added = True  # random effects whose variances are not negative only add to a covariance
+        for f in range(R, F):
+            added = added and phi[f] >= 0.0
+        if added:
+            return 0.0 if _are_definite(phi, nu, blocks, active) else -math.inf
     kept = n_tiles if depth > 0 else 1
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
     V_all = aligned((kept, width, m, LANES))
-    ZV = zeros((n_levels, p1))
-    KZ = zeros((n_levels, p1))
+    ZV, KZ = zero_rows(n_levels, p1), zero_rows(n_levels, p1)
+    wide = ZV.shape[1]  # of rows of levels, in whole lanes
     M_all = zeros(n_pairs)
     K_all = zeros(n_pairs)
     first = 0 if depth > 0 else R
@@ -571,7 +658,7 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     llf = -0.5 * (df * math.log(2.0 * math.pi) + logdet + ypy)
     if reml:
         llf -= 0.5 * logdet_x
-    if depth == 0:
+    if depth <= VALUE:
         return llf
 
     # -- pass 2: P y, diagonal blocks of P, and the cross terms through low-rank parts -------
@@ -590,10 +677,13 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
     gK = aligned((R, d, LANES))
     near_KZ = aligned((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
     near_K = aligned((d, d, LANES))
-    c_all = zeros((F, p))
-    YY = zeros((F if full else 0, p, p))
-    G_all = zeros((R if full else 0, n_pairs))
-    E_all = zeros((R if full else 0, n_levels, p1))
+    fill(moves, 0.0)
+    YY = aligned((F if full else 0, p, wide))
+    for f in range(len(YY)):
+        fill(YY[f], 0.0)
+    factors = R if full else 0
+    G_all, E_all = zeros((n_pairs, factors)), zero_rows(n_levels, factors * wide)
+    levels, lanes = np.empty(LANES, np.int64), aligned((LANES, LANES))
     for t in range(n_tiles):
         V = V_all[t]
         donor = t * LANES
@@ -638,36 +728,43 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
                 continue
             for j in range(p):
                 f = load(A, (r, x0 + j))
-                c_all[r, j] += total(tau * f)
+                moves[r, j] += total(tau * f)
                 if reml:
                     for k in range(j + 1):
                         YY[r, j, k] += total(f * load(A, (r, x0 + k)))
-            for e in range(d):
-                for i in range(LANES):
-                    own = level[donor + i, e]
-                    if own < 0:
-                        continue
-                    f = A[r, z0 + e, i]
+        for e in range(d if full else 0):
+            count = _touched(level, donor, e, levels, lanes)
+            for k in range(count):
+                for r in range(R):
+                    f = load(A, (r, z0 + e)) * load(lanes, k)
                     for j in range(p1):
-                        E_all[r, own, j] += f * A[r, x0 + j, i]
-                    pair = _pair(blocks, donor + i, own)
-                    for h in range(d):
-                        if level[donor + i, h] >= 0:
-                            G_all[r, pair + level[donor + i, h]] += f * A[r, z0 + h, i]
+                        E_all[levels[k], r * wide + j] += total(f * load(A, (r, x0 + j)))
+            for i in range(LANES):
+                own = level[donor + i, e]
+                pair = _pair(blocks, donor + i, own)
+                for h in range(d if own >= 0 else 0):
+                    w = level[donor + i, h]
+                    for r in range(R if w >= 0 else 0):
+                        G_all[pair + w, r] += A[r, z0 + e, i] * A[r, z0 + h, i]
     if n_levels > 0:
         _levels(
             blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all,
-            score, average, expected, c_all, YY,
+            score, average, expected, moves, YY,
         )  # fmt: skip
     for r in range(F):
         score[r] *= 0.5
     if full:
         for r in range(F):
+            for j in range(p):
+                for k in range(j):
+                    YY[r, k, j] = YY[r, j, k]
             for s_ in range(r + 1):
-                both = 0.0
+                product = spread(0.0)
                 for j in range(p):
-                    both += 2.0 * _dot(YY[r, j], YY[s_, j], j) + YY[r, j, j] * YY[s_, j, j]
-                average[r, s_] = 0.5 * (average[r, s_] - _dot(c_all[r], c_all[s_], p))
+                    for c in range(0, wide, LANES):
+                        product += load(YY, (r, j, c)) * load(YY, (s_, j, c))
+                both = total(product)
+                average[r, s_] = 0.5 * (average[r, s_] - _dot(moves[r], moves[s_], p))
                 average[s_, r] = average[r, s_]
                 expected[r, s_] = 0.5 * (expected[r, s_] + both)
                 expected[s_, r] = expected[r, s_]
@@ -687,7 +784,7 @@ _I1, _I2 = types.int64[::1], types.int64[:, ::1]
 _BLOCKS = types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1), Blocks)
 _SIGNATURE = types.float64(
     _F1, _F3, _F3, _BLOCKS, types.boolean[::1], types.boolean, types.int64,
-    _F1, _F2, _F2, _F1, _F2,
+    _F1, _F2, _F2, _F1, _F2, _F2,
 )  # fmt: skip
 
 
@@ -721,12 +818,12 @@ def _call(typingctx, address, arguments):
 
 @called
 def evaluate_at(
-    address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
+    address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram, moves
 ):
     """:func:`_evaluate` through its address, see :func:`kernel_address`."""
     return _call(
         address,
-        (phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram),
+        (phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram, moves),
     )
 
 
@@ -736,5 +833,6 @@ def evaluate(
 ):
     """The same, called from Python."""
     return evaluate_at(
-        address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram
-    )
+        address, phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram,
+        empty((len(phi), blocks.p)),
+    )  # fmt: skip

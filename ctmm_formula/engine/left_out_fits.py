@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from .kernels import (
+    DEFINITE,
     INFORMATION,
     SCORE,
-    VALUE,
     cholesky,
     cholesky_solve,
     empty,
@@ -66,6 +66,22 @@ def _correct(inverse, step, fall, miss):
 
 
 @called
+def _move_effects(pr, wk):
+    """Move wk.beta by wk.step from where the information was had, but for its square."""
+    p = len(wk.beta)
+    along = empty(p)
+    factors(pr.S, wk.step, wk.phi)
+    for j in range(p - 1, -1, -1):
+        along[j] = 0.0
+        for f in range(len(wk.phi)):
+            along[j] += wk.phi[f] * wk.moves[f, j]
+        for k in range(j + 1, p):
+            along[j] -= wk.gram[k, j] * along[k]
+        along[j] /= wk.gram[j, j]
+        wk.beta[j] -= along[j]
+
+
+@called
 def _settle(pr, theta, inverse, steps, wk):
     """To the optimum from a first step: then one by Newton, and others by quasi-Newton.
 
@@ -83,6 +99,8 @@ def _settle(pr, theta, inverse, steps, wk):
             theta[k] += wk.step[k]
             fall[k] = wk.grad[k]
         if last < enough:
+            if enough == _NEWTON:
+                _move_effects(pr, wk)
             break
         if it == steps:
             return False
@@ -90,7 +108,7 @@ def _settle(pr, theta, inverse, steps, wk):
         llf = evaluate_at(
             pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
             INFORMATION if it == 1 else SCORE,
-            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+            wk.score, wk.average, wk.expected, wk.beta, wk.gram, wk.moves,
         )  # fmt: skip
         if llf == -math.inf:
             return False
@@ -112,14 +130,6 @@ def _settle(pr, theta, inverse, steps, wk):
         if not abs(decrement) < 10.0 * last:
             return False
         last = abs(decrement)
-    if not last < _CHORD:  # fixed effects there: those before a step as short will do
-        factors(pr.S, theta, wk.phi)
-        llf = evaluate_at(
-            pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, VALUE,
-            wk.score, wk.average, wk.expected, wk.beta, wk.gram,
-        )  # fmt: skip
-        if llf == -math.inf:
-            return False
     for k in range(K):
         held = inverse[k, k] == 0.0
         if theta[k] < pr.lower[k] or (held and wk.grad[k] > 0.0):
@@ -182,7 +192,7 @@ def inside(pr: Problem, thetas: np.ndarray, groups: list[np.ndarray], wk: Work) 
     phi = (thetas @ pr.cS).min(axis=0)
     definite = bool(pr.noisy and (phi >= 0.0).all()) or math.isfinite(
         evaluate(
-            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, part.cactive, False, VALUE,
+            pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, part.cactive, False, DEFINITE,
             wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
         )
     )  # fmt: skip

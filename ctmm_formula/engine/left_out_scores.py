@@ -39,6 +39,7 @@ from .kernels import (
     empty,
     profiled,
     whitened,
+    zero_rows,
     zeros,
 )
 from .lanes import aligned, load, spread, store, total
@@ -97,7 +98,7 @@ class _Own(NamedTuple):
     Of one donor of each group W (R, m), Y (k + 1, m) = [B v], X (k, m) = Omega B', rest (k + 1, m)
     [B v] without the donors before and low (m, m); K (b, b); h (R, j, k + 1) = W'[B v] and size
     (R, j) of W'W by donor; N, and traced (k, k) what the traces take of it; t, x, moved (k,);
-    pairs (b, b) and across (b, p + 1) of one factor.
+    pairs (b, b) and across (b, p + 1) of one factor; at (b, b) where pairs of levels lie, or -1.
     """
 
     W: np.ndarray
@@ -115,6 +116,7 @@ class _Own(NamedTuple):
     moved: np.ndarray
     pairs: np.ndarray
     across: np.ndarray
+    at: np.ndarray
 
 
 def grouped(model: Model, groups: Sequence[np.ndarray]) -> Groups:
@@ -156,7 +158,7 @@ def _make_own(R, p, b, m, j):
         aligned((k + 1, m, LANES)), aligned((m, m, LANES)), aligned((b, b, LANES)),
         aligned((R, j, k + 1, LANES)), aligned((R, j, LANES)), aligned((k, k, LANES)),
         aligned((k, k, LANES)), aligned((k, LANES)), aligned((k, LANES)), aligned((k, LANES)),
-        aligned((b, b, LANES)), aligned((b, p + 1, LANES)),
+        aligned((b, b, LANES)), aligned((b, p + 1, LANES)), np.empty((b, b, LANES), np.int64),
     )  # fmt: skip
 
 
@@ -266,7 +268,7 @@ def _sum_levels(pr, M_all, K_all, ZV, sums):
 
 
 @called
-def _start(pr, K_all, levels, first, own):
+def _start(blocks, K_all, levels, first, own):
     """K of the levels of LANES groups; nothing is left out yet."""
     for lane in range(LANES):
         g = first + lane
@@ -274,7 +276,8 @@ def _start(pr, K_all, levels, first, own):
             x = levels[g, e] if g < len(levels) else -1
             for c in range(len(own.K)):
                 w = levels[g, c] if g < len(levels) else -1
-                at = _pair_of(pr.blocks, x, w)
+                at = _pair_of(blocks, x, w)
+                own.at[e, c, lane] = at
                 own.K[e, c, lane] = K_all[at] if at >= 0 else 0.0
     for c in range(len(own.t)):
         store(own.t, c, spread(0.0))
@@ -372,9 +375,9 @@ def _take_off(own, i, used, N, t, found):
 
 
 @called
-def _one_factor(pr, f, first, levels, sums, own, traced, value, slope):
+def _one_factor(f, first, levels, sums, own, traced, value, slope):
     """Score for factor f, twice, and slopes, before what the groups' own columns take off."""
-    p, b = pr.blocks.p, len(own.K)
+    p, b = len(slope), len(own.K)
     for lane in range(LANES):
         g = first + lane
         for e in range(b):
@@ -382,8 +385,7 @@ def _one_factor(pr, f, first, levels, sums, own, traced, value, slope):
             for j in range(p + 1):
                 own.across[e, j, lane] = sums.across[f, x, j] if x >= 0 else 0.0
             for c in range(b):
-                w = levels[g, c] if g < len(levels) else -1
-                at = _pair_of(pr.blocks, x, w)
+                at = own.at[e, c, lane]
                 own.pairs[e, c, lane] = sums.pairs[f, at] if at >= 0 else 0.0
     out = spread(sums.size[f])
     for e in range(b):
@@ -417,9 +419,9 @@ def _one_factor(pr, f, first, levels, sums, own, traced, value, slope):
 
 
 @called
-def _own_columns(pr, r, own, traced, value, slope):
+def _own_columns(r, reml, own, traced, value, slope):
     """Take off what the groups' own columns of factor r have in the sums."""
-    p, b = pr.blocks.p, len(own.K)
+    p, b = len(slope), len(own.K)
     k = b + p
     out = load(value, 0)
     for i in range(own.size.shape[1]):
@@ -430,7 +432,7 @@ def _own_columns(pr, r, own, traced, value, slope):
                 s += load(own.K, (c, e)) * load(own.h, (r, i, e))
             store(own.x, c, s)
             tau += s * load(own.t, c)
-            if c < b or pr.reml:
+            if c < b or reml:
                 out -= s * load(own.h, (r, i, c))
         out += load(own.size, (r, i)) - tau * tau
         for c in range(k):
@@ -456,7 +458,7 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
     phi, gram = empty(F), empty((p + 1, p + 1))
     factors(pr.S, theta, phi)
     V_all = aligned((n_tiles, columns + 1, m, LANES))
-    ZV, KZ, M_all, K_all = zeros((q, p + 1)), zeros((q, p + 1)), zeros(n_pairs), zeros(n_pairs)
+    ZV, KZ, M_all, K_all = zero_rows(q, p + 1), zero_rows(q, p + 1), zeros(n_pairs), zeros(n_pairs)
     definite, _, _ = whitened(
         phi, pr.y, pr.nu, blocks, pr.active, 0, V_all, M_all, K_all, ZV, KZ, gram
     )
@@ -474,7 +476,7 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
     for first in range(0, G, LANES):
         used = min(LANES, G - first)
         there[:] = True
-        _start(pr, K_all, levels, first, own)
+        _start(blocks, K_all, levels, first, own)
         for i in range(donors.shape[1]):
             _gather(pr, V_all, donors, place, first, i, own)
             _take_off(own, i, b + p, own.N, own.t, there)
@@ -486,9 +488,9 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
             for j in range(p):
                 beta[first + lane, j] = gram[p, j] - own.t[b + j, lane]
         for f in range(F):
-            _one_factor(pr, f, first, levels, sums, own, traced, value, sloping)
+            _one_factor(f, first, levels, sums, own, traced, value, sloping)
             if f < R:
-                _own_columns(pr, f, own, traced, value, sloping)
+                _own_columns(f, pr.reml, own, traced, value, sloping)
             for lane in range(used):
                 grad[first + lane, f] = value[0, lane]
                 for j in range(p):

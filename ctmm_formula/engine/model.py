@@ -28,7 +28,6 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
@@ -257,6 +256,13 @@ class Model:
         """Rows in use."""
         return int(self.active_rows.sum())
 
+    @cached_property
+    def random_blocks(self) -> Blocks:
+        """The blocks without fixed effects."""
+        b = self.blocks
+        design = np.concatenate([b.design[:, : b.R], b.design[:, b.R + b.p :]], axis=1)
+        return b._replace(design=design, p=0)
+
     def __repr__(self) -> str:
         p, terms = self.X.shape[1], len(self.random)
         return (
@@ -266,7 +272,9 @@ class Model:
 
     def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""
-        return replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
+        model = replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
+        model.__dict__.update({name: getattr(self, name) for name in _OF_DESIGN})
+        return model
 
     def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
         """The same model with these donors (kernel numbers) left out."""
@@ -305,6 +313,10 @@ class Model:
     def effect_covariance(self, theta: np.ndarray) -> np.ndarray:
         """A = sum_k theta_k B_k, shape (C, C)."""
         return np.tensordot(theta[: len(self.basis)], self.basis, axes=1)
+
+
+_OF_DESIGN = ("n_donors", "active_rows", "nobs", "random_blocks")
+"""What all responses of a design share and one of them has worked out."""
 
 
 def refuse_related(model: Model) -> None:
@@ -556,19 +568,20 @@ def _connect(
     n_donors: int, donor: np.ndarray, entries: list[tuple], offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Independent blocks: donors joined through the levels they share."""
-    total = n_donors + int(offsets[-1])
     if not entries:
         return np.arange(n_donors), np.zeros(0, dtype=np.int64)
-    left = np.concatenate([e[4] for e in entries])
-    right = np.concatenate([n_donors + offsets[k] + e[1] for k, e in enumerate(entries)])
-    graph = sp.coo_matrix((np.ones(len(left)), (left, right)), shape=(total, total))
-    _, label = connected_components(graph, directed=False)
-    # number the blocks by their first donor
-    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-    number = np.empty(len(first), dtype=np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    label = number[inverse]
-    return label[:n_donors], label[n_donors:]
+    donors = np.concatenate([e[4] for e in entries])
+    levels = np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])
+    first, lower = np.arange(n_donors), np.full(n_donors, -1)  # of every donor's block
+    of_level = np.full(int(offsets[-1]), n_donors)
+    while not np.array_equal(first, lower):
+        lower = first
+        np.minimum.at(of_level, levels, lower[donors])
+        first = lower.copy()
+        np.minimum.at(first, lower[donors], of_level[levels])  # and so of all that follow it
+        first = first[first]
+    known, number = np.unique(first, return_inverse=True)
+    return number, np.searchsorted(known, of_level)
 
 
 def _levels_of_donors(

@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels import INFORMATION, SCORE, VALUE, cholesky, cholesky_solve, evaluate_at, fill
+from .kernels import (
+    DEFINITE,
+    INFORMATION,
+    SCORE,
+    VALUE,
+    cholesky,
+    cholesky_solve,
+    evaluate_at,
+    fill,
+)
 from .model import Blocks
 from .options import called
 
@@ -52,7 +61,10 @@ class Problem(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Buffers of one optimisation; phi (F,), grad (K,), observed and info (K, K), beta (p,)."""
+    """Buffers of one optimisation.
+
+    phi (F,), grad (K,), observed and info (K, K), beta (p,), moves (F, p) of the likelihood.
+    """
 
     phi: np.ndarray
     cphi: np.ndarray
@@ -61,6 +73,7 @@ class Work(NamedTuple):
     expected: np.ndarray
     gram: np.ndarray
     beta: np.ndarray
+    moves: np.ndarray
     cscore: np.ndarray
     caverage: np.ndarray
     cexpected: np.ndarray
@@ -83,7 +96,7 @@ def make_work(pr: Problem) -> Work:
     return Work(
         zeros(F), zeros(G),
         zeros(F), zeros((F, F)), zeros((F, F)), zeros((p + 1, p + 1)), zeros(p),
-        zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
+        zeros((F, p)), zeros(G), zeros((G, G)), zeros((G, G)), zeros((1, 1)), zeros(0),
         zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
         zeros(K, dtype=bool),
     )  # fmt: skip
@@ -132,8 +145,8 @@ def holds(pr, wk):
         else:
             return True
     value = evaluate_at(
-        pr.kernel, wk.cphi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, VALUE,
-        wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+        pr.kernel, wk.cphi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, DEFINITE,
+        wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram, wk.moves,
     )  # fmt: skip
     return value > -math.inf
 
@@ -161,7 +174,7 @@ def _walls(pr, theta, mu, wk):
                 phi[f] = 0.0
         value = evaluate_at(
             pr.kernel, phi, pr.cy, pr.cnu, pr.cblocks, pr.cactive, False, INFORMATION,
-            wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram,
+            wk.cscore, wk.caverage, wk.cexpected, wk.cbeta, wk.cgram, wk.moves,
         )  # fmt: skip
         if value == -math.inf:
             return value
@@ -201,7 +214,7 @@ def objective(pr, theta, mu, level, wk):
     factors(pr.S, theta, wk.phi)
     llf = evaluate_at(
         pr.kernel, wk.phi, pr.y, pr.nu, pr.blocks, pr.active, pr.reml,
-        level, wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+        level, wk.score, wk.average, wk.expected, wk.beta, wk.gram, wk.moves,
     )  # fmt: skip
     if llf == -math.inf:
         return llf, llf

@@ -48,6 +48,7 @@ DONE, COLLINEAR, CONFOUNDED, SINGULAR = 0, 1, 2, 3
 
 _RANK = 1e-11  # smallest pivot of a matrix that has full rank, in units of its diagonal, or of
 # what that would be without fixed effects
+_NEAR = 8  # tiles at a time: what they hold of two factors stays in the nearest cache
 _ALONE = 1e-9  # share of a pivot of X'SX that is left where a fixed effect rests on one unit
 
 
@@ -111,11 +112,15 @@ class LeftOut(NamedTuple):
 
 
 class OneTile(NamedTuple):
-    """Memory for a tile of donors of several units: out, the units' of each donor; flat, sums."""
+    """Memory for a tile of donors of several units: out, the units' of each donor; flat, sums.
+
+    there (1, LANES) is 1 for donors of one of them.
+    """
 
     out: LeftOut
     flat: np.ndarray
     sums: Sums
+    there: np.ndarray
 
 
 _KEPT = threading.local()
@@ -467,7 +472,8 @@ def _together(layout, gram, noise, levels, out, turning, wk, effects, flat, sums
     _clear(flat)
     for t in range(T):
         effects_of(layout, t, gram, noise, levels, out.beta, out.root, turning, wk, effects)
-    add_donors(layout, 0, T, gram, noise, effects, sums)
+    for t in range(0, T, _NEAR):
+        add_donors(layout, t, min(t + _NEAR, T), gram, noise, effects, sums)
     for j in range(len(flat)):
         whole[j, 0] = total(load(flat, j))
     if joined:
@@ -499,9 +505,15 @@ def _each(layout, first, used, gram, noise, levels, out, wk, effects, flat, sums
         _clear(one.flat)
         effects_of(layout, t, gram, noise, levels, one.out.beta, one.out.root, True, wk, effects)
         add_donors(layout, t, t + 1, gram, noise, effects, one.sums)
-        for j in range(len(flat)):
-            for i in range(begin, end):
-                flat[j, layout.unit[i] - first] += one.flat[j, i - t * LANES]
+        while begin < end:  # its units, one after the other
+            u = layout.unit[begin]
+            stop = min(end, layout.unit_ptr[u + 1])
+            for lane in range(LANES):
+                one.there[0, lane] = 1.0 if begin <= t * LANES + lane < stop else 0.0
+            there = load(one.there, 0)
+            for j in range(len(flat)):
+                flat[j, u - first] += total(there * load(one.flat, j))
+            begin = stop
         meet(layout, t, low, high, gram, effects.v, levels)
     for u in range(used):
         add_levels(layout, (first + u, first + u + 1), out.beta, out.root, u, levels, sums)
@@ -529,14 +541,26 @@ def _effects(layout, gram, noise, levels, keep, state, XX, Xr, XDX):
                 state.unit_score[u, j] = 0.0
                 for k in range(p):
                     state.unit_gram[u, j, k] = state.unit_noise[u, j, k] = 0.0
-        for i in range(len(layout.unit)):
-            t, lane, u = i // LANES, i % LANES, layout.unit[i]
+        begin = 0
+        while begin < len(layout.unit):  # what a tile has of a unit lies together
+            t, u = begin // LANES, layout.unit[begin]
+            first, stop = begin % LANES, min(layout.unit_ptr[u + 1], (t + 1) * LANES) - t * LANES
             for j in range(p):
-                state.unit_score[u, j] += gram[t, x0 + p, x0 + j, lane]
-                for k in range(p):
-                    at = t, x0 + max(j, k), x0 + min(j, k), lane
-                    state.unit_gram[u, j, k] += gram[at]
-                    state.unit_noise[u, j, k] += noise[at]
+                for lane in range(first, stop):
+                    state.unit_score[u, j] += gram[t, x0 + p, x0 + j, lane]
+                for k in range(j + 1):
+                    a, b = 0.0, 0.0
+                    for lane in range(first, stop):
+                        a += gram[t, x0 + j, x0 + k, lane]
+                        b += noise[t, x0 + j, x0 + k, lane]
+                    state.unit_gram[u, j, k] += a
+                    state.unit_noise[u, j, k] += b
+            begin = t * LANES + stop
+        for u in range(units):
+            for j in range(p):
+                for k in range(j):
+                    state.unit_gram[u, k, j] = state.unit_gram[u, j, k]
+                    state.unit_noise[u, k, j] = state.unit_noise[u, j, k]
     for u in range(units if len(layout.level_comp) else 0):
         take_levels(layout, u, levels, XX, Xr, XDX)
         if keep:
@@ -652,7 +676,8 @@ def sweep(layout, w, nu, r, steps, state, memory, theta, beta):
     size = size_of(count, p, False)
     own_flat, one_flat = aligned((size, LANES)), aligned((size, LANES))
     own, alone = parts(own_flat, count, p, False), np.empty(LANES, np.bool_)
-    one = OneTile(_make_left_out(p), one_flat, parts(one_flat, count, p, False))
+    sums = parts(one_flat, count, p, False)
+    one = OneTile(_make_left_out(p), one_flat, sums, aligned((1, LANES)))
     for first in range(0, units, LANES):
         used = min(LANES, units - first)
         _without(first, used, state, XX, Xr, XDX, out, sol, alone)
