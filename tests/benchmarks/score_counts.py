@@ -114,7 +114,7 @@ def one(s: Setting, number: int) -> np.ndarray:
         if np.ptp(each.y) > 0 and (k > 0 or (pooled > 0).all()):
             with suppress(CTMMError):  # hardly any pair has noise
                 test = score_test(each)
-                out[k] = np.exp(test.log_pvalue), test.pvalue_cauchy, *test.pvalue_celltype
+                out[k] = test.pvalue_sum, test.pvalue_cauchy, *test.pvalue_celltype
     return np.concatenate([[(model.nu == 0.0).mean()], out.ravel()])
 
 
