@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.kernels import empty, fill, zeros
+from ..engine.kernels import empty, zeros
 from ..engine.options import called, kept, kept_exact
 
 
@@ -150,11 +150,10 @@ def moved_variances(layout, found, solved, a, weights, noise, shared):
     for i in range(N):
         most = max(most, layout.ptr[i + 1] - layout.ptr[i])
     out, inner, left = zeros(C + 1), empty((q + p, q + p)), empty((q + p, q))
-    KX, right = empty((q, p)), empty((b, C + 1))
-    U, Z, more = empty((most, C + 1)), empty((most, d)), empty((most, most))
-    one, whole, own = empty((most, most)), empty((most, most)), empty((most, most))
-    shift, row = empty(most), np.empty(b, dtype=np.int64)
-    before = -1
+    KX, near, right = empty((q, p)), zeros((b, b)), zeros(b)
+    U, SH, Z = empty((C + 1, most)), empty((C + 1, most)), empty((d, most))
+    own, whole, more = empty((most, most)), empty((most, most)), empty((most, most))
+    load, row, before = empty(most), np.empty(b, dtype=np.int64), -1
     for i in range(N):
         at, start = layout.block[i], layout.ptr[i]
         m = layout.ptr[i + 1] - start
@@ -164,52 +163,51 @@ def moved_variances(layout, found, solved, a, weights, noise, shared):
         for k in range(b):
             row[k] = layout.slot[i, k] if k < d else q + k - d
         for k in range(b):
-            for c in range(C + 1):
-                right[k, c] = 0.0
-                for r in range(b):
-                    if row[k] >= 0 and row[r] >= 0:
-                        there = d + r if r < d else d + p + r
-                        right[k, c] += inner[row[k], row[r]] * found.HB[i, c, there]
-        for s in range(m):
-            for c in range(C + 1):
-                U[s, c] = found.SH[start + s, c]
+            for r in range(b):
+                near[k, r] = inner[row[k], row[r]] if row[k] >= 0 and row[r] >= 0 else 0.0
+        for c in range(C + 1):
+            for k in range(b):
+                total = 0.0
+                for r in range(d):
+                    total += near[k, r] * found.HB[i, c, d + r]
+                for r in range(d, b):
+                    total += near[k, r] * found.HB[i, c, d + p + r]
+                right[k] = total
+            for s in range(m):
+                total = SH[c, s] = found.SH[start + s, c]
                 for k in range(b):
-                    U[s, c] -= found.SB[start + s, k] * right[k, c]
-            for k in range(d):
-                Z[s, k] = 0.0
+                    total -= found.SB[start + s, k] * right[k]
+                U[c, s] = total
+        for k in range(d):
+            for s in range(m):
+                Z[k, s] = 0.0
                 for r in range(b):
                     if row[k] >= 0 and row[r] >= 0:
-                        Z[s, k] += found.SB[start + s, r] * left[row[r], row[k]]
-            for r in range(s):
-                u, v = start + s, start + r
+                        Z[k, s] += found.SB[start + s, r] * left[row[r], row[k]]
+        for s in range(m):
+            load[s], u = layout.H[start + s, C], start + s
+            for r in range(m):
+                v = start + r
                 moved = 1.0 + shared * noise.slope[u] * noise.slope[v]
                 product = noise.pooled[u] * noise.pooled[v] * moved
                 product -= noise.measured[u] * noise.measured[v]
-                more[s, r] = (1.0 - noise.own[u] * noise.own[v]) * product
-        for s in range(m):
-            for r in range(s + 1):
-                u, v = start + s, start + r
-                own[s, r] = 0.5 * (U[s, C] * found.SH[v, C] + found.SH[u, C] * U[r, C])
-        fill(whole, 0.0)
+                more[s, r] = 2.0 * (1.0 - noise.own[u] * noise.own[v]) * product
+                own[s, r] = 0.5 * (U[C, s] * SH[C, r] + SH[C, s] * U[C, r])
+                whole[s, r] = 0.0
+            more[s, s] = 0.0
         for c in range(C + 1):
             for s in range(m):
-                shift[s] = 0.0
-            for s in range(m):
-                for r in range(s + 1):
+                moved = shift = 0.0
+                for r in range(m):
                     if c < C:
-                        total = U[s, c] * found.SH[start + r, c] + found.SH[start + s, c] * U[r, c]
-                        total = 0.5 * total - a[0, c] * own[s, r]
+                        one = 0.5 * (U[c, s] * SH[c, r] + SH[c, s] * U[c, r]) - a[0, c] * own[s, r]
                         for k in range(d):
                             if row[k] >= 0:
-                                total -= a[1 + layout.component[at, row[k]], c] * Z[s, k] * Z[r, k]
-                        whole[s, r] += weights[c] * total
-                        one[s, r] = total
+                                one -= a[1 + layout.component[at, row[k]], c] * Z[k, s] * Z[k, r]
+                        whole[s, r] += weights[c] * one
                     else:
-                        one[s, r] = whole[s, r]
-                    shift[s] += one[s, r] * layout.H[start + r, C]
-                    if r < s:
-                        shift[r] += one[s, r] * layout.H[start + s, C]
-                        out[c] += 4.0 * one[s, r] ** 2 * more[s, r]
-            for s in range(m):
-                out[c] += 4.0 * shift[s] ** 2 * noise.with_effect[start + s]
+                        one = whole[s, r]
+                    shift += one * load[r]
+                    moved += one * one * more[s, r]
+                out[c] += moved + 4.0 * shift * shift * noise.with_effect[start + s]
     return out

@@ -440,15 +440,15 @@ class Null:
         own = solved.K, solved.inverse, solved.G, solved.GX
         parts = diagonals(layout, found, *own, len(self.a) - 1)
         A = parts[:C] - self.a.T @ parts[C:]
-        noise, shared = self._counted(), float(self.theta[0])
+        noise, shared = self._counted(self.model.nu2), float(self.theta[0])
         beside = moved_variances(layout, found, solved, self.a, self.weights, noise, shared)
         return beside + 2.0 * np.square(self._and_sum(A)) @ (noise.square - noise.measured**2)
 
-    def _counted(self) -> CountedNoise:
-        """What the noise of the rows is, as far as it is that of counts."""
+    def _counted(self, nu2: np.ndarray) -> CountedNoise:
+        """What the noise of the rows is as that of counts, by unbiased squares nu2 (n,)."""
         model, how, rows = self.model, self.design.how, self.design.layout.rows
         n = np.full(len(rows), np.inf) if model.n_cells is None else model.n_cells[rows]
-        own = model.y[rows], model.nu[rows], model.nu2[rows], how.per_cell[rows], n
+        own = model.y[rows], model.nu[rows], nu2[rows], how.per_cell[rows], n
         return counted_noise(how.code[rows], len(how.sizes), *own, float(self.theta[0]))
 
     def _and_sum(self, parts: np.ndarray) -> np.ndarray:
