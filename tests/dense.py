@@ -246,6 +246,76 @@ def score_variance(model, A: np.ndarray, hom_basis: np.ndarray, theta: np.ndarra
     return 2.0 * np.trace(A @ effects @ A @ effects) + mixed + 2.0 * np.sum(A**2 * square)
 
 
+def counted_noise(model, shared: float) -> SimpleNamespace:
+    """What the noise of rows in use is as counts: pooled w, slope k, rho, squares and with effects.
+
+    By regressions of the variance between cells on the mean, weighted by cells, type by type.
+    """
+    keep = model.active_rows
+    y, nu, nu2, n = (one[keep] for one in (model.y, model.nu, model.nu2, model.n_cells))
+    patterns, code = np.unique(model.types[keep], axis=0, return_inverse=True)
+    code = np.zeros(len(y), int) if len(patterns) > model.H.shape[1] else code.ravel()
+    w, k, square, product = np.zeros((4, len(y)))
+    for c in np.unique(code):
+        at = np.flatnonzero(code == c)
+        x, W = (n * nu)[at], np.diag(n[at])
+        D = np.column_stack([np.ones(len(at)), y[at] - np.average(y[at], weights=n[at])])
+        # the slope as of variances about their plain mean
+        b = np.linalg.solve(D.T @ W @ D, D.T @ W @ (x - x.mean()))[1]
+        e = x - x.mean() - b * D[:, 1]
+        error = np.linalg.inv(D.T @ W @ D)[1] @ D.T @ W @ np.diag(e)
+        other = ~np.eye(len(at), dtype=bool)
+        w[at], k[at] = x.mean() / n[at], b / x.mean()
+        square[at] = (b**2 - error @ error) / x.mean() ** 2
+        product[at] = np.outer(x, x)[other].mean() / n[at] ** 2
+    rho, c = 1.0 / (1.0 + np.maximum(square, 0.0) * w), square * shared
+    part = np.where(np.isnan(nu2), 0.0, rho**2)
+    squares = part * np.nan_to_num(nu2) + (1.0 - part) * product * (1.0 + c)
+    return SimpleNamespace(
+        w=w, k=k, rho=rho, square=squares * n / (n - 1), effect=shared * w * (3.0 * c + c**2),
+    )  # fmt: skip
+
+
+def counted_variances(model, hom_basis: np.ndarray, theta: np.ndarray) -> list[float]:
+    """Variances of the scores of all types and of their sum, as the noise of counts moves.
+
+    Where pairs of a donor count, with the donor's part in place of all that A = P Delta P has.
+    """
+    null = model.with_basis(hom_basis).with_response(model.y, working_noise(model))
+    a = arrays(null)
+    _, P = projection(covariance(a, theta), a.X)
+    same = a.donor[:, None] == a.donor[None, :]
+    S = np.linalg.inv(np.where(same, theta[0] * a.parts[0], 0.0) + a.D)
+    own = P * same
+    effects = covariance(a, theta) - a.D
+    noise, nu = counted_noise(model, theta[0]), model.nu[model.active_rows]
+    expected = np.outer(noise.w, noise.w) * (1.0 + theta[0] * np.outer(noise.k, noise.k))
+    rest = (1.0 - np.outer(noise.rho, noise.rho)) * (expected - np.outer(nu, nu)) * same
+    np.fill_diagonal(rest, 0.0)
+    trace = np.einsum("kij,lji->kl", P @ a.parts, P @ a.parts)
+    load = a.H.sum(axis=1)
+    touched = [P @ Z * (same @ (Z != 0.0)) for Z in a.levels]  # by levels that the donor has
+    forms, parts = [], []
+    for h in a.H.T:
+        T = same * np.outer(h, h)
+        coef = np.linalg.solve(trace, [np.sum((P @ D) * (P @ T).T) for D in a.parts])
+        forms.append(P @ (T - np.tensordot(coef, a.parts, axes=1)) @ P)
+        half = own @ (T - coef[0] * a.parts[0]) @ S
+        of_levels = sum(g * U @ U.T for g, U in zip(coef[1:], touched, strict=True))
+        parts.append((half + half.T) / 2.0 - of_levels * same)
+    w, out = sum_weights(model), []
+    forms.append(np.tensordot(w, forms, axes=1))
+    parts.append(np.tensordot(w, parts, axes=1))
+    for A, B in zip(forms, parts, strict=True):
+        square = np.outer(nu, nu)
+        np.fill_diagonal(square, noise.square)
+        variance = 2.0 * np.trace(A @ effects @ A @ effects)
+        variance += 4.0 * np.trace(A @ effects @ A @ np.diag(nu)) + 2.0 * np.sum(A**2 * square)
+        variance += 2.0 * np.sum(B**2 * rest) + 4.0 * np.square(B @ load) @ noise.effect
+        out.append(float(variance))
+    return out
+
+
 def imhof(q: float, lam: np.ndarray) -> float:
     """P(sum_j lam_j chi2_1 > q) by numerical inversion (Imhof 1961)."""
     lam = lam[np.abs(lam) > 1e-12 * np.abs(lam).max()]

@@ -26,12 +26,14 @@ from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.engine.noise import working_noise
 from ctmm_formula.engine.optimize import make_work
 from ctmm_formula.errors import ConvergenceError, CTMMError
+from ctmm_formula.inference.counted_noise import counted_noise
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.score_law import law_of
 from ctmm_formula.inference.score_null import reduced, reduced_kernel
 from ctmm_formula.inference.tails import tail
 from ctmm_formula.simulate import CountCells
+from ctmm_formula.simulate.counts import measured_cells
 from ctmm_formula.structures import ARGUMENTS, STRUCTURES, resolve
 
 EXACT = 1e-8
@@ -362,26 +364,52 @@ def test_variance_of_the_score_by_unbiased_squares(setting, kind, missing):
     model = make("free", kind, setting, missing, 4)
     rng = np.random.default_rng(3)
     nu2 = model.nu**2 * rng.uniform(-0.2, 2.0, len(model.nu))
-    nu2[::5] = np.nan  # there the square of nu stands in
+    nu2[::5] = np.nan  # there is what is pooled
     nu = np.where(rng.random(len(nu2)) < 0.2, 0.0, model.nu)
     model = replace(model, nu=nu, nu2=nu2)
     got, hom = score_test(model), np.ones((1, 3, 3))
     want = dense.score_test(model, hom, got.theta_null)
     found = [*got.statistic, got.statistic_sum], [*got.pvalue_celltype, got.pvalue_sum]
-    for statistic, pvalue, (q, lam), A in zip(*found, want.form, want.A, strict=True):
-        variance = dense.score_variance(model, A, hom, got.theta_null)
+    variances = dense.counted_variances(model, hom, got.theta_null)
+    for statistic, pvalue, (q, lam), variance in zip(*found, want.form, variances, strict=True):
         distance = (q - lam.sum()) / np.sqrt(variance)
         assert statistic == pytest.approx(distance, rel=1e-8, abs=1e-8)
         at = lam.sum() + distance * np.sqrt(2.0 * np.square(lam).sum())
         assert pvalue == pytest.approx(dense.upper_tail(at, lam), rel=1e-7)
 
 
-def test_squares_of_the_noise_as_the_law_has_them_change_nothing():
+def test_noise_that_does_not_move_changes_nothing():
+    """With squares as the law has them, and all of the same variance between cells."""
     model = make("free", "ctp", "batch", True, 1)
     n = model.n_cells
+    model = replace(model, nu=model.types @ np.array([1.0, 2.0, 0.5]) / n)
     got, want = score_test(replace(model, nu2=model.nu**2 * (n - 1) / n)), score_test(model)
-    close(got.statistic, want.statistic)
+    for c in range(3):  # weights of the sum are another matter
+        close(got.statistic[c], want.statistic[c])
     close(got.pvalue_celltype, want.pvalue_celltype)
+
+
+@pytest.mark.parametrize("mean", [0.1, 1.0])
+def test_noise_of_counts_is_taken_apart(mean):
+    """Pooled products, slopes and shares are those of counts whose truth is known."""
+    rng = np.random.default_rng(5)
+    N, sd = 4000, 0.3
+    fold, donor = sd * rng.normal(size=N), np.arange(N)
+    n = np.full(N, 30)
+    y, nu, nu2 = CountCells(mean, 0.0).measure(rng, fold, n, donor)
+    own = np.zeros(N, dtype=np.int64), 1, y, nu, nu2, n.astype(float), n.astype(float)
+    found = counted_noise(*own, y.var() - nu.mean())
+    effects = y.var() - nu.mean()
+    close(found.pooled, np.full(N, nu.mean()))
+    assert found.square.mean() == pytest.approx(np.mean(nu2) * 30 / 29, rel=0.1)
+    # alpha^2 nu without what the pair's own cells have in common: the effects of other cells
+    other = CountCells(mean, 0.0).measure(rng, fold, n, donor)
+    with_effect = np.mean((np.square(other.mean - y.mean()) - other.nu) * nu)
+    assert effects * nu.mean() + found.with_effect[0] == pytest.approx(with_effect, rel=0.1)
+    # normal cells have noise of their own
+    plain = measured_cells(np.repeat(fold, n) + rng.normal(size=n.sum()), n)
+    found = counted_noise(own[0], 1, *plain, *own[5:], sd**2)
+    assert found.own.min() > 0.99 and abs(found.with_effect).max() < 0.01 * sd**2 * nu.mean()
 
 
 def test_types_weigh_by_their_variance_between_cells_where_squares_are_known():

@@ -355,6 +355,13 @@ agree("Satterthwaite's df", df_of, res.wald_test(np.eye(p, res.df_model)[1:2], "
 #    $2\,\mathrm{tr}(A_c \hat\Sigma A_c \hat\Sigma) + 2 \sum_a A_{c,aa}^2 [\widehat{\nu^2}_a n_a / (n_a - 1) - \nu_a^2]$,
 #    in which the law of step 3 gives the shape.  Exact whatever the distribution of the cells:
 #    about the null mean $y_a^2 - \nu_a$ is the mean of $x_s x_t$ over pairs of different cells.
+#    Two things are added.  The noise of counts moves with the donor's effect $\alpha_i$,
+#    $\nu_{ic} = w_{ic}(1 + k_c \alpha_i)$ with $k_c$ the slope over pairs of $n\nu$ on $y$, next to
+#    $\bar s_c^2$, so that $E\alpha_i^2\nu_{ic}$ is above $\sigma^2 w_{ic}$: by $3c + c^2$ of it,
+#    $c = k_c^2\sigma^2$, donors' effects taken for normal on the logarithm.  And where a gene is low
+#    $T_c$ and its measured variance come of the same few counts: products of the noise of two pairs
+#    of a donor (and squares of one) are those measured only by $\rho_a\rho_b$,
+#    $\rho = 1 / (1 + k^2 w)$, by the rest those of the pooled noise.
 #    A cell type in which a gene is low has little noise and would weigh most in $\sum_c A_c$, but it
 #    has little $V$ to show; $\bar s_c^2$ is the alternative of $V$ in proportion to the variance
 #    between cells.  Where types are alike both sums are the same; where $\bar s_c^2$ does not rise

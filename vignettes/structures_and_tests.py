@@ -208,10 +208,10 @@ show(shown.rename(columns={"n_donors": "donors", "counts": "mean of a cell"}))
 
 # %% [markdown]
 # The score test and the robust test of means keep their level from .02 counts a cell up; those that
-# weigh by the measured noise find what is not there.  Where one type has hundreds of cells and the
-# others a dozen, and a gene is seen less than once in a pair of the others, the sum of the scores
-# rejects too often (.08 to .11), so that the larger of its p value and of the Cauchy combination's
-# counts, and the result says so (.05 to .06, `tests/benchmarks/score_counts.md`).  Of what is there,
+# weigh by the measured noise find what is not there.  The score test does so also where one type
+# has hundreds of cells and the others a dozen, so that a gene is seen less than once in a pair of the
+# others (.038 and .044 of 20 and 50 donors at .02 counts a cell, `tests/benchmarks/count_levels.md`):
+# the variance of its scores has how the noise of counts moves with the donors.  Of what is there,
 # mostly in one type:
 
 # %% tags=["hide-input", "markdown"]

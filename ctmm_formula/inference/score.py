@@ -17,9 +17,11 @@ statistic.
    Where the squares are estimated without bias (nu2), T_c is taken in its true standard deviation,
    that of
 
-       2 tr(A Sigma^ A Sigma^) + 2 sum_a A_aa^2 [nu2_a n_a / (n_a - 1) - nu_a^2]
+       2 tr(A Sigma^ A Sigma^) + 2 sum_a A_aa^2 [sigma^4_a n_a / (n_a - 1) - nu_a^2] + moved,
 
-   (products of nu of different pairs have no bias), and the law of 3 gives the shape.
+   and the law of 3 gives the shape.  sigma^4 is nu2, or pooled where a pair's own counts would make
+   both the score and its variance, and `moved` is what there is as the noise of counts moves with
+   the donor's effect (:mod:`ctmm_formula.inference.counted_noise`).
 
 A pair whose cells are all alike has nu = 0, and is centred by it: whatever stood in for it would
 put the mean of T_c below zero.
@@ -28,10 +30,7 @@ The omnibus test sums A_c over cell types, which is the best where all types hav
 type in which a gene is low has little noise, so it would weigh most, and little V to show.  Where
 the noise is known to be that of cells (nu2) and rises with the types' means, the sum is of
 s_c^2 A_c: the best where V goes with the variance between cells, and the same where types are alike
-(``tests/benchmarks/count_levels.md``).  Where one type is abundant and the others have hardly any
-counts (:data:`ABUNDANT`, :data:`SPARSE`) its cross products with them vary more than the law says,
-as their noise moves with the donor, and the sum rejects too often: there the larger of the p values
-of the sum and of the Cauchy combination counts (``tests/benchmarks/score_counts.md``).
+(``tests/benchmarks/count_levels.md``).
 
 No lambda is ever computed: their law comes from eigenvalues of single donors and the elimination of
 levels and fixed effects, at a cost linear in N.
@@ -49,6 +48,7 @@ from ..engine.likelihood import evaluate, residual
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
+from .counted_noise import CountedNoise, counted_noise, moved_variances
 from .score_law import Forms, log_combination, tails_of
 from .score_null import NullDesign, fit_null, null_design
 from .score_sums import (
@@ -67,13 +67,9 @@ from .score_sums import (
 ALIKE = 0.9
 """Share of rows without noise (all cells alike) above which there is no test: a handful of counts
 that happen to meet in one pair would decide it (``tests/benchmarks/score_counts.md``)."""
-ABUNDANT = 4.0
-"""Cells of a type, in those of the median type, from which it is abundant."""
 LOW = 0.1
 """Variance between cells of a type, in the largest of all types, below which it takes a sum of
 scores that is not weighted by it (``tests/benchmarks/count_levels.md``: means of .05 beside 1)."""
-SPARSE = 0.1
-"""Share of rows without noise in other types beside an abundant one."""
 NOTHING = 1e-8  # share of a direction's information that the null's components leave
 SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
@@ -139,8 +135,6 @@ class ScoreTest:
         Null variance components: shared, then the random effects.
     weights : str
         "n_cells", or "mean noise" where cell counts are missing.
-    larger : bool
-        Whether the larger of the p values of the sum and of the combination counts.
     silent : tuple of int
         Numbers of cell types that are left out, as hardly any of their pairs has noise.
     explained : tuple of int
@@ -160,16 +154,9 @@ class ScoreTest:
     log_pvalue_cauchy: float
     theta_null: np.ndarray
     weights: str
-    larger: bool
     silent: tuple[int, ...] = ()
     explained: tuple[int, ...] = ()
     low: tuple[int, ...] = ()
-
-    @property
-    def log_pvalue(self) -> float:
-        """Logarithm of the p value that counts for all cell types."""
-        both = self.log_pvalue_sum, self.log_pvalue_cauchy
-        return max(both) if self.larger else self.log_pvalue_sum
 
 
 class Sizes(NamedTuple):
@@ -304,7 +291,6 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
-        larger=_is_sparse(model.nu, design.how),
         explained=tuple(np.flatnonzero(design.explained).tolist()),
         low=() if model.nu2 is not None else _low(between_cells(model, design)),
     )
@@ -392,18 +378,6 @@ def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
     )
 
 
-def _is_sparse(nu: np.ndarray, how: Pooling) -> bool:
-    """Whether types beside an abundant one have hardly any counts."""
-    if nu.all() or how.weights != COUNTED or len(how.sizes) < 2:
-        return False
-    at = how.code[how.rows]
-    cells = np.bincount(at, how.per_cell[how.rows], len(how.sizes)) / how.sizes
-    most = int(cells.argmax())
-    others = nu[how.rows][at != most]
-    zero = float((others == 0.0).mean()) if len(others) else 0.0
-    return bool(cells[most] >= ABUNDANT * np.median(cells)) and zero > SPARSE
-
-
 class Scores(NamedTuple):
     """Efficient scores of every cell type and of their sum, and what their laws are made of."""
 
@@ -470,14 +444,22 @@ class Null:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
 
         The law squares nu where it should square the true noise variance, and takes an error of
-        nu for none: see :func:`square_excess`.
+        nu for none; and noise moves with the effects of donors.
         """
-        layout, model = self.design.layout, self.model
-        if model.nu2 is None:
+        if self.model.nu2 is None:
             return np.zeros(len(self.value))
-        excess = square_excess(model)[layout.rows]
-        own = self.found, self.solved, self.efficient
-        return beyond_squares(layout, *own, self.weights, excess)
+        layout, found, solved = self.design.layout, self.found, self.solved
+        a, noise, shared = self.efficient.a, self._counted(self.model.nu2), float(self.theta[0])
+        beside = moved_variances(layout, found, solved, a, self.weights, noise, shared)
+        excess = noise.square - noise.measured**2
+        return beside + beyond_squares(layout, found, solved, self.efficient, self.weights, excess)
+
+    def _counted(self, nu2: np.ndarray) -> CountedNoise:
+        """What the noise of the rows is as that of counts, by unbiased squares nu2 (n,)."""
+        model, how, rows = self.model, self.design.how, self.design.layout.rows
+        n = np.full(len(rows), np.inf) if model.n_cells is None else model.n_cells[rows]
+        own = model.y[rows], model.nu[rows], nu2[rows], how.per_cell[rows], n
+        return counted_noise(how.code[rows], len(how.sizes), *own, float(self.theta[0]))
 
 
 def null_of(model: Model, design: ScoreDesign) -> Null:

@@ -41,11 +41,6 @@ _NO_SQUARES = (
     "cells of some pairs are all alike and there are no unbiased squares of the noise (nu2): the "
     "test is cautious"
 )
-_SPARSE = (
-    "one cell type has far more cells than the others, whose cells are often all alike: the larger "
-    "of the p values of their sum and of the Cauchy combination; the p value of that type alone, "
-    "and all where there are two types, are too small too often"
-)
 _DOUBTED = 0.05  # p values of the jackknife below this come with advice
 _JACKKNIFE_ON_EDGE = edge_note("jackknife p values tend to be too small")
 
@@ -245,8 +240,6 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
     if fit.model.nu2 is None and not fit.model.nu.all():
         seen = fit.model.active_rows & ~fit.model.types[:, list(test.silent)].any(axis=1)
         notes += [_NO_SQUARES] if (fit.model.nu[seen] == 0.0).any() else []
-    if test.larger:
-        notes.append(_SPARSE)
     types = fit.structure.celltypes
     if test.low:
         low = ", ".join(repr(types[c]) for c in test.low)
@@ -266,8 +259,8 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
             notes.append(f"without {', '.join(repr(types[c]) for c in which)}, {why}")
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
     return replace(
-        blank, statistic=float(test.statistic_sum), pvalue=math.exp(test.log_pvalue),
-        log_pvalue=test.log_pvalue, note="; ".join(notes),
+        blank, statistic=float(test.statistic_sum), pvalue=test.pvalue_sum,
+        log_pvalue=test.log_pvalue_sum, note="; ".join(notes),
         extra={"celltype": pvalues, "cauchy": test.pvalue_cauchy, "weights": test.weights},
         log_details={
             "celltype": dict(zip(types, logs, strict=True)), "cauchy": test.log_pvalue_cauchy
