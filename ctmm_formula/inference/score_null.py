@@ -202,7 +202,9 @@ def reduced(layout, spans, p, w, y, scale):
     return columns, response, share / len(w)
 
 
-def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram):
+def _restricted(
+    phi, y, nu, blocks, active, reml, depth, score, average, expected, beta, gram, moves
+):
     """Restricted log-likelihood of reduced rows, but for a constant, with score and information.
 
     As the kernel of other likelihoods (:mod:`ctmm_formula.engine.kernels`), whose arguments and
@@ -358,9 +360,10 @@ def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expecte
                     if blocks.level[t * LANES + i, r] >= 0:
                         LL[pair + blocks.level[t * LANES + i, r]] += gz[e, i] * gz[r, i]
     score[0], average[0, 0], expected[0, 0] = total(first), total(second), total(third)
-    c, XX = zeros((F, p)), zeros((F, p, p))
+    XX = zeros((F, p, p))
+    fill(moves, 0.0)
     for j in range(p):
-        c[0, j] = total(load(along_x, j))
+        moves[0, j] = total(load(along_x, j))
         for k in range(j + 1):
             XX[0, j, k] = XX[0, k, j] = total(load(square, j * (j + 1) // 2 + k))
     N, whole, left, tau_z = empty((most, most)), empty((most, most)), empty((most, p)), empty(most)
@@ -391,7 +394,7 @@ def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expecte
             score[f] += tau_z[k] * tau_z[k] - whole[k, k]
             for j in range(p):
                 score[f] += left[k, j] * left[k, j]
-                c[f, j] += tau_z[k] * left[k, j]
+                moves[f, j] += tau_z[k] * left[k, j]
                 for r in range(p):
                     XX[f, j, r] += left[k, j] * left[k, r]
             for r in range(q):
@@ -423,7 +426,7 @@ def _restricted(phi, y, nu, blocks, active, reml, depth, score, average, expecte
         score[f] *= 0.5
         for e in range(f + 1):
             for j in range(p):
-                average[f, e] -= c[f, j] * c[e, j]
+                average[f, e] -= moves[f, j] * moves[e, j]
                 for k in range(p):
                     expected[f, e] += XX[f, j, k] * XX[e, j, k]
             average[f, e] *= 0.5
