@@ -31,6 +31,7 @@ from numba.extending import intrinsic
 from .lanes import aligned, all_positive, load, root, spread, store, total
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
+from .references import referred
 
 DEFINITE, VALUE, SCORE, INFORMATION = -1, 0, 1, 2
 """How much :func:`evaluate` computes; DEFINITE: 0, or -inf where Sigma is not positive definite."""
@@ -781,7 +782,9 @@ def _pair(blocks, donor, level):
 
 _F1, _F2, _F3, _F4 = (types.Array(types.float64, k, "C") for k in (1, 2, 3, 4))
 _I1, _I2 = types.int64[::1], types.int64[:, ::1]
-_BLOCKS = types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1), Blocks)
+_BLOCKS = referred(
+    types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1), Blocks)
+)
 _SIGNATURE = types.float64(
     _F1, _F3, _F3, _BLOCKS, types.boolean[::1], types.boolean, types.int64,
     _F1, _F2, _F2, _F1, _F2, _F2,

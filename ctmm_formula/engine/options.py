@@ -19,22 +19,64 @@ from typing import Any
 
 from llvmlite import binding
 from numba import njit
-from numba.core import sigutils
+from numba.core import llvm_bindings, sigutils
 from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import CompilerBase, Flags
+from numba.core.compiler_machinery import PassManager
 from numba.core.registry import CPUDispatcher
+from numba.core.typed_passes import (
+    AnnotateTypes,
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
 from numba.core.types.misc import unliteral
+from numba.core.untyped_passes import (
+    DeadBranchPrune,
+    FixupArgs,
+    GenericRewrites,
+    IRProcessing,
+    ReconstructSSA,
+    RewriteSemanticConstants,
+    TranslateByteCode,
+)
 
 from ..errors import CTMMWarning
 from ..progress import watched
+from .references import referred
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Sums in the order in which they are written."""
 
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 """Sums may be reordered, which lets them vectorise; NaN and inf stay exact."""
+
+
+class _Finished(JITCodeLibrary):
+    """Code of a function with all that it calls.
+
+    Loops are vectorised, but neither unrolled nor interleaved, which makes twice the code that is
+    no faster: most are written with as many lanes as the machine has.
+    """
+
+    def _optimize_final_module(self) -> None:
+        if not hasattr(llvm_bindings, "create_pass_builder"):  # numba before 0.62
+            super()._optimize_final_module()
+            return
+        codegen, module = self._codegen, self._final_module
+        manager, builder = codegen._module_pass_manager(opt=0, loop_vectorize=False, cost="cheap")
+        manager.run(module, builder)
+        tuning = binding.create_pipeline_tuning_options(speed_level=3)
+        tuning.loop_vectorization, tuning.slp_vectorization = True, False
+        tuning.loop_unrolling = tuning.loop_interleaving = False
+        builder = binding.create_pass_builder(codegen._tm, tuning)
+        manager = builder.getModulePassManager()
+        manager.add_refprune_pass()
+        manager.run(module, builder)
 
 
 class _Unfinished(JITCodeLibrary):
@@ -52,33 +94,85 @@ class _Unfinished(JITCodeLibrary):
         self._finalized = True
 
 
-class _Inner(Compiler):
+_PASSES = (
+    TranslateByteCode, FixupArgs, IRProcessing, RewriteSemanticConstants, DeadBranchPrune,
+    GenericRewrites, ReconstructSSA, NopythonTypeInference, PreLowerStripPhis, IRLegalization,
+    AnnotateTypes, NativeLowering, NoPythonBackend,
+)  # fmt: skip
+"""Those of numba's that plain loops need: no closures, contexts, expressions of whole arrays."""
+
+
+class _Settled(Flags):
+    """Options that change no more: numba asks whether they are the same at every operation."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def copy(self) -> _Settled:
+        """Itself."""
+        return self
+
+
+_settled = functools.cache(_Settled)
+
+
+class _Outer(CompilerBase):
+    """Compiles what is called from Python too."""
+
+    library: type[JITCodeLibrary] = _Finished
+
+    def __init__(self, *given: Any) -> None:
+        *others, flags, variables = given
+        super().__init__(*others, _settled(flags), variables)
+
+    def compile_extra(self, func: Callable) -> Any:
+        """Compile; the parent's only without a library, which it then makes."""
+        codegen = self.state.targetctx.codegen()
+        self.state.library = self.library(codegen, func.__qualname__)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+    def define_pipelines(self) -> list[PassManager]:
+        """One, of plain loops."""
+        manager = PassManager("loops")
+        for each in _PASSES:
+            manager.add_pass(each)
+        manager.finalize()
+        return [manager]
+
+
+class _Inner(_Outer):
     """Compiles what is called from compiled code only.
 
     Numba by itself finishes every function and then those that call it, again with all that they
     call: twice the time in all, the more the deeper calls go.
     """
 
-    def compile_extra(self, func: Callable) -> Any:
-        """Compile; the parent's only without a library, which it then makes."""
-        self.state.library = _Unfinished(self.state.targetctx.codegen(), func.__qualname__)
-        return super().compile_extra(func)
+    library = _Unfinished
 
 
-class _Called(CPUDispatcher):
-    """What :class:`_Inner` compiles, once for all numbers: numba by itself does so for each."""
+class _Function(CPUDispatcher):
+    """Compiled once for all numbers, where numba by itself does so for each."""
+
+    def typeof_pyval(self, val: Any) -> Any:
+        """The parent's, of named tuples by their address."""
+        return referred(super().typeof_pyval(val))
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """The parent's, of types without values."""
-        args = tuple(unliteral(kind) for kind in args)
-        return super().get_call_template(args, {k: unliteral(v) for k, v in kws.items()})
+        """The parent's, of types without values, and of named tuples by their address."""
+        args = tuple(referred(unliteral(kind)) for kind in args)
+        kws = {name: referred(unliteral(kind)) for name, kind in kws.items()}
+        return super().get_call_template(args, kws)
 
 
 def _inner(function: Callable, options: dict[str, Any]) -> Any:
     compiled = njit(
         **options, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Inner
     )(function)
-    compiled.__class__ = _Called
+    compiled.__class__ = _Function
     return compiled
 
 
@@ -107,23 +201,32 @@ _DIGEST = 16  # bytes at the end of a file
 
 def kept(function: Callable) -> Any:
     """Compile with the options FAST, and keep the code on disk."""
-    return _caching(njit(**FAST, no_cfunc_wrapper=True)(function))
+    return _outer(function, FAST)
 
 
 def kept_exact(function: Callable) -> Any:
     """The same with the options EXACT."""
-    return _caching(njit(**EXACT, no_cfunc_wrapper=True)(function))
+    return _outer(function, EXACT)
 
 
 def kept_callback(signature: Any, function: Callable) -> Any:
     """The same as a C callback of that signature, compiled at once."""
     options = {name: FAST[name] for name in ("fastmath", "error_model")}
-    callback = _caching(CFunc(function, sigutils.normalize_signature(signature), {}, options))
+    kind = sigutils.normalize_signature(signature)
+    callback = _caching(CFunc(function, kind, {}, options, pipeline_class=_Outer))
     callback.compile()
     return callback
 
 
+def _outer(function: Callable, options: dict[str, Any]) -> Any:
+    compiled = njit(**options, no_cfunc_wrapper=True, pipeline_class=_Outer)(function)
+    compiled.__class__ = _Function
+    return _caching(compiled)
+
+
 def _caching(compiled: Any) -> Any:
+    if isinstance(compiled, CPUDispatcher):
+        compiled.__class__ = _Function
     try:
         compiled.enable_caching()
     except RuntimeError as error:  # neither the package nor the home can be written

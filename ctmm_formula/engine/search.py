@@ -31,7 +31,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import typeof
 from numba.extending import register_jitable
 
 from .kernels import (
@@ -460,4 +459,4 @@ def compile_for(problem: Problem, work: Work) -> None:
         race: (problem, points, point, False, False, point, work),
         towards_edge: (problem, point, points, number, work),
     }.items():
-        function.compile(tuple(typeof(value) for value in arguments))
+        function.compile(tuple(map(function.typeof_pyval, arguments)))

@@ -1,0 +1,106 @@
+"""Named tuples in compiled code, by their address: a type of numba.
+
+By itself numba gives a function every number of every array in a tuple, two hundred for one
+likelihood, and counts references to all of them wherever a tuple is named: most of what there is
+to compile.  Here the caller's tuple stays where it is, and a function gets its address, from which
+members are loaded one by one.  It must not outlive the call; tuples made in compiled code are
+numba's own until they are given to a function.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import (
+    NativeValue,
+    infer_getattr,
+    lower_cast,
+    lower_getattr_generic,
+    models,
+    register_model,
+    unbox,
+)
+
+_ADDRESS, _OFFSET = ir.IntType(8).as_pointer(), ir.IntType(64)
+
+
+class Reference(types.Type):
+    """Numba's name of the address of a named tuple of a kind."""
+
+    def __init__(self, kind: types.NamedTuple) -> None:
+        self.kind = kind
+        digest = blake2b(str(kind).encode(), digest_size=6).hexdigest()
+        super().__init__(name=f"{kind.instance_class.__name__}.{digest}")
+
+    @property
+    def key(self) -> types.NamedTuple:
+        """What makes two of them one type."""
+        return self.kind
+
+
+def referred(kind: types.Type) -> types.Type:
+    """As what a function gets values of a kind."""
+    return Reference(kind) if isinstance(kind, types.NamedTuple) else kind
+
+
+def _member(kind: types.NamedTuple, name: str) -> tuple[int, types.Type]:
+    at = kind.fields.index(name)
+    return at, kind.types[at]
+
+
+@register_model(Reference)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _ADDRESS)
+
+
+def _address_of(builder, value):
+    return builder.bitcast(cgutils.alloca_once_value(builder, value), _ADDRESS)
+
+
+@lower_cast(types.NamedTuple, Reference)
+def _refer(context, builder, given, wanted, value):
+    return _address_of(builder, value)
+
+
+@unbox(Reference)
+def _unbox(reference, value, c):
+    own = c.unbox(reference.kind, value)
+    place = _address_of(c.builder, own.value)
+    return NativeValue(place, is_error=own.is_error, cleanup=own.cleanup)
+
+
+@infer_getattr
+class _Members(AttributeTemplate):
+    key = Reference
+
+    def generic_resolve(self, reference, name):
+        if name in reference.kind.fields:
+            return referred(_member(reference.kind, name)[1])
+        return None
+
+
+_OFFSETS: dict[types.NamedTuple, dict[int, int]] = {}  # of members, in bytes
+
+
+def _offset(context, kind, at):
+    known = _OFFSETS.setdefault(kind, {})
+    if at not in known:
+        known[at] = context.get_value_type(kind).get_element_offset(context.target_data, at)
+    return known[at]
+
+
+@lower_getattr_generic(Reference)
+def _get(context, builder, reference, value, name):
+    at, kind = _member(reference.kind, name)
+    offset = ir.Constant(_OFFSET, _offset(context, reference.kind, at))
+    place = builder.gep(value, [offset], inbounds=True)
+    if isinstance(kind, types.NamedTuple):
+        return place
+    typed = builder.bitcast(place, context.get_value_type(kind).as_pointer())
+    return impl_ret_borrowed(context, builder, kind, builder.load(typed))

@@ -1,0 +1,72 @@
+"""Named tuples in compiled code: from Python, of each other, and made there."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ctmm_formula.engine.options import called, kept
+
+
+class Part(NamedTuple):
+    """What a tuple may hold."""
+
+    scale: float
+    on: bool
+    entries: np.ndarray
+    matrix: np.ndarray
+
+
+class Whole(NamedTuple):
+    """With another between its members."""
+
+    count: int
+    part: Part
+    last: np.ndarray
+
+
+@called
+def _weigh(part, size):
+    total = 0.0
+    for i in range(len(part.entries)):
+        total += part.scale * part.entries[i] * part.matrix[i, 1]
+    return size * total if part.on else 0.0
+
+
+@called
+def _make(whole, on):
+    return Part(2.0 * whole.part.scale, on, whole.last.copy(), whole.part.matrix)
+
+
+@kept
+def _both(whole):
+    """By members of a member, and of a tuple made anew in every turn; and that tuple."""
+    first, second = _weigh(whole.part, 1), 0.0
+    made = _make(whole, False)
+    for turn in range(whole.count):
+        made = _make(whole, turn > 0)
+        made.entries[0] = turn
+        second += _weigh(made, 1)
+    whole.last[0] = second
+    return first, second, made
+
+
+def test_tuples_are_what_they_are_in_python():
+    matrix = np.array([[1.0, 2.0], [3.0, 4.0]])
+    whole = Whole(3, Part(0.5, True, np.array([1.0, 2.0]), matrix), np.array([5.0, 6.0]))
+    first, second, made = _both(whole)
+    assert first == 0.5 * (1.0 * 2.0 + 2.0 * 4.0)
+    assert second == sum(turn * 2.0 + 6.0 * 4.0 for turn in (1, 2)) == whole.last[0]
+    assert isinstance(made, Part)
+    assert (made.scale, made.on) == (1.0, True)
+    np.testing.assert_array_equal(made.entries, [2.0, 6.0])
+    np.testing.assert_array_equal(made.matrix, matrix)
+    made.matrix[0, 0] = 7.0
+    assert matrix[0, 0] == 7.0
+
+
+def test_a_function_gets_a_tuple_by_its_address():
+    _both(Whole(1, Part(0.5, False, np.ones(2), np.ones((2, 2))), np.ones(2)))
+    (given,) = _both.signatures
+    assert [str(kind).split(".")[0] for kind in given] == ["Whole"]
+    for signature in _weigh.signatures:
+        assert str(signature[0]).startswith("Part.")
