@@ -28,7 +28,7 @@ from ..engine.lanes import (
 from ..engine.model import LANES
 from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .tails import Law, log_tail, zero_of
+from .tails import Law, Zero, log_tail, zero_of
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
@@ -184,14 +184,14 @@ def _law_of(layout, found, zero, R, inner, gain, level):
                 for c in range(C):
                     if R[a, c] != 0.0:
                         for at in range(0, wide, POINTS):
-                            own = R[a, c] * load_few(found.HB, (i, c, at))
-                            store(FL, (a, at), load_few(FL, (a, at)) + own)
+                            part = R[a, c] * load_few(found.HB, (i, c, at))
+                            store(FL, (a, at), load_few(FL, (a, at)) + part)
             for a in range(r):
                 for c in range(r):
                     if inner[a, c] != 0.0:
                         for at in range(0, wide, POINTS):
-                            own = inner[a, c] * load_few(FL, (c, at))
-                            store(DFL, (a, at), load_few(DFL, (a, at)) + own)
+                            part = inner[a, c] * load_few(FL, (c, at))
+                            store(DFL, (a, at), load_few(DFL, (a, at)) + part)
             for b in range(mine):
                 for at in range(0, k, POINTS):
                     total = load_few(levels, (b, at))
@@ -225,9 +225,11 @@ def _law_of(layout, found, zero, R, inner, gain, level):
     for a in range(len(whole)):
         for c in range(a + 1):
             whole[a, c] = both[mine + a, mine + c]
+    # a tuple of the law's own: the one that was given need not outlive this call
+    own = Zero(zero.size, zero.sign, zero.whole, zero.inverse, zero.right, zero.last)
     return Law(
         values[:j], vectors[:j], start, layout.columns, layout.block[layout.cell[:-1]],
-        found.fixed, linear, whole, gain, level, zero,
+        found.fixed, linear, whole, gain, level, own,
     )  # fmt: skip
 
 
