@@ -8,8 +8,9 @@ plain weights lambda are the case without them.  P(form > value) is
 
 along any path that crosses the real axis between 0 and the first pole of K.  The path goes through
 the saddlepoint K'(s) = value and is bent, as a hyperbola, to where K turns least, so that the
-integrand is almost a normal density: eight points of a trapezoid sum give four digits and more as
-a rule (two and a half where eigenvalues are few), sixteen twice as many.
+integrand is almost a normal density: eight points of a trapezoid sum give six digits and more as
+a rule (two and a half where eigenvalues are few), sixteen twice as many.  How far sums at twice
+and three times the step are from it tells its error.
 The pole at 0 leaves a known trace in such a sum, which is taken out.  Sizes are kept as logarithms:
 nothing is lost however small the tail.  (Imhof 1961 and Davies 1980 integrate along the imaginary
 axis, where only the absolute error is small.)
