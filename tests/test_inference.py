@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
@@ -915,3 +916,30 @@ def test_a_type_in_which_a_gene_is_low_is_named_where_it_takes_the_sum():
 def test_counts_in_one_type_only_have_no_score_test():
     test = ctmm.fit("expr ~ C(celltype)", data=silent_table((0, 1, 2))).test_variance()
     assert np.isnan(test.pvalue) and "in all cell types but 1: too few counts" in test.note
+
+
+def test_score_tests_of_one_thread_do_not_share_what_does_not_fit():
+    """Designs of as many types and fixed effects together, but not of each, one after the other."""
+    models = {}
+    for C, formula in ((3, "expr ~ C(celltype) + x"), (4, "expr ~ x + z")):  # three rows a donor
+        rng = np.random.default_rng(C)
+        donor = np.repeat(np.arange(30), 3)
+        kind = np.array([rng.permutation(C)[:3] for _ in range(30)]).ravel()
+        effect, x, z = rng.normal(size=(3, 30))
+        df = pd.DataFrame(
+            {
+                "donor": [f"d{i:02d}" for i in donor], "celltype": np.array(list("ABCD"))[kind],
+                "expr": effect[donor] + 0.6 * rng.normal(size=90), "x": x[donor], "z": z[donor],
+                "nu": 0.05 * rng.chisquare(10, 90) / 10, "n_cells": 20,
+            }
+        )  # fmt: skip
+        models[C] = ctmm.fit(formula, structure="hom", method="reml", data=df).arrays
+
+    def pvalues(C: int) -> list[float]:
+        found = score_test(models[C])
+        return [found.log_pvalue_sum, *found.log_pvalue_celltype]
+
+    alone = {C: ThreadPoolExecutor(1).submit(pvalues, C).result() for C in models}
+    assert np.isfinite([*alone[3], *alone[4]]).all()
+    for C in (3, 4, 3, 4):
+        assert pvalues(C) == alone[C]

@@ -32,7 +32,7 @@ from .tails import Law, Zero, log_tail, zero_of
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
-_AGREE = 5e-4  # of sums at a step and at twice that: errors are some 1e-8, and 2e-6 far out at most
+_AGREE = 3e-4  # of sums at a step and at twice that: errors are some 1e-8, and 1e-6 far out at most
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination

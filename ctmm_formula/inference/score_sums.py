@@ -187,7 +187,8 @@ def memory_of_thread(layout: Layout) -> Memory:
 
     Taken from the system for every response, its pages would cost as much as what is done there.
     """
-    shapes = layout.design.shape, layout.slot.shape
+    # types and fixed effects apart: the design has their sum only
+    shapes = layout.design.shape, layout.slot.shape, layout.columns.shape[1]
     if getattr(_KEPT, "shapes", None) != shapes:
         _KEPT.shapes, _KEPT.memory = shapes, memory_for(layout)
     found: Memory = _KEPT.memory
