@@ -1,5 +1,6 @@
 """Named tuples in compiled code: from Python, of each other, and made there."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -70,3 +71,14 @@ def test_a_function_gets_a_tuple_by_its_address():
     assert [str(kind).split(".")[0] for kind in given] == ["Whole"]
     for signature in _weigh.signatures:
         assert str(signature[0]).startswith("Part.")
+
+
+def test_arrays_that_were_given_are_given_back():
+    """No call keeps what it was given, or what it made, alive."""
+    whole = Whole(2, Part(0.5, True, np.ones(3), np.ones((3, 2))), np.ones(3))
+    arrays = whole.part.entries, whole.part.matrix, whole.last
+    _both(whole)
+    before = [sys.getrefcount(array) for array in arrays]
+    for _ in range(10):
+        _both(whole)
+    assert [sys.getrefcount(array) for array in arrays] == before

@@ -71,8 +71,14 @@ def _refer(context, builder, given, wanted, value):
 @unbox(Reference)
 def _unbox(reference, value, c):
     own = c.unbox(reference.kind, value)
+
+    def given_back():  # an address has no references to arrays that numba would see
+        if own.cleanup is not None:
+            own.cleanup()
+        c.context.nrt.decref(c.builder, reference.kind, own.value)
+
     place = _address_of(c.builder, own.value)
-    return NativeValue(place, is_error=own.is_error, cleanup=own.cleanup)
+    return NativeValue(place, is_error=own.is_error, cleanup=given_back)
 
 
 @infer_getattr
