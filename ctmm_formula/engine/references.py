@@ -91,14 +91,18 @@ class _Members(AttributeTemplate):
         return None
 
 
-_OFFSETS: dict[types.NamedTuple, dict[int, int]] = {}  # of members, in bytes
+_OFFSETS: dict[types.NamedTuple, list[int]] = {}  # of members, in bytes
 
 
 def _offset(context, kind, at):
-    known = _OFFSETS.setdefault(kind, {})
-    if at not in known:
-        known[at] = context.get_value_type(kind).get_element_offset(context.target_data, at)
-    return known[at]
+    if kind not in _OFFSETS:
+        place, _OFFSETS[kind] = 0, []
+        for member in context.get_value_type(kind).elements:
+            size = member.get_abi_alignment(context.target_data)
+            place = -(-place // size) * size
+            _OFFSETS[kind].append(place)
+            place += member.get_abi_size(context.target_data)
+    return _OFFSETS[kind][at]
 
 
 @lower_getattr_generic(Reference)

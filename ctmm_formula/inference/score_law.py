@@ -32,9 +32,7 @@ from .tails import Law, Zero, log_tail, zero_of
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
-# of sums at a step and at twice that: all digits where forms are looked at one by one, and in scans
-# errors of some 1e-8, 1e-6 far out at most
-_AGREE, _IN_SCANS = 1e-4, 3e-4
+_AGREE = 1e-4  # of sums at a step and at twice that: errors are some 1e-8, of few eigenvalues 1e-6
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination
@@ -287,7 +285,7 @@ def tails_of(layout, found, gain, forms, least, above):
     """
     out = np.full((len(forms.value), 3), math.nan)
     combined, zero = math.nan, zero_of(found.fixed, gain)
-    sure, agree = np.zeros(len(out), dtype=np.bool_), _IN_SCANS if above < 0.0 else _AGREE
+    sure = np.zeros(len(out), dtype=np.bool_)
     for again in range(2):
         for d in range(len(out)):
             if math.isnan(least[d]) or sure[d]:
@@ -299,7 +297,7 @@ def tails_of(layout, found, gain, forms, least, above):
             to = above if again == 0 else 0.0
             # one by one: assigning a row compiles its message on shapes, for seconds
             out[d, 0], out[d, 1], out[d, 2], sure[d] = log_tail(
-                forms.value[d], law, forms.more[d], least[d], agree, to
+                forms.value[d], law, forms.more[d], least[d], _AGREE, to
             )
         combined = _with_sum(out[:, 0])
         if not _ALONE < combined < above:
