@@ -19,7 +19,7 @@ from typing import Any
 
 from llvmlite import binding
 from numba import njit
-from numba.core import llvm_bindings, sigutils
+from numba.core import sigutils
 from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
@@ -64,9 +64,6 @@ class _Finished(JITCodeLibrary):
     """
 
     def _optimize_final_module(self) -> None:
-        if not hasattr(llvm_bindings, "create_pass_builder"):  # numba before 0.62
-            super()._optimize_final_module()
-            return
         codegen, module = self._codegen, self._final_module
         manager, builder = codegen._module_pass_manager(opt=0, loop_vectorize=False, cost="cheap")
         manager.run(module, builder)
