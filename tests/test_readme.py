@@ -52,3 +52,22 @@ def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     assert targets
     assert [name for name in targets if not (ROOT / name).exists()] == []
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_rates_on_counts_are_those_of_the_tables():
+    text = (ROOT / "README.md").read_text("utf-8").partition("<!-- tests: begin -->\n")[2]
+    shown = list(map(cells_of, text.partition("\n<!-- tests: end")[0].split("\n")))
+    page = (ROOT / "vignettes" / "evidence" / "counts.md").read_text("utf-8")
+    null = page.partition("\n## V = 0\n")[2].partition("\n## ")[0]
+    head, _, *found = map(cells_of, null.strip().split("\n"))
+    rates = {tuple(row[:3]): dict(zip(head, row, strict=True)) for row in found}
+    rows = [row for row in shown if row[2].startswith("counts, ")]
+    assert len(rows) > 2
+    for row in rows:
+        there = rates["11 to 120", row[1], row[2].removeprefix("counts, ").removesuffix(" a cell")]
+        for name, rate in zip(shown[0][3:], row[3:], strict=True):
+            assert there[name].split(" ")[0] == f"0{rate}", (row, name)
