@@ -227,6 +227,9 @@ def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
     See :class:`Sizes`; the informations are those without any variance but noise 1.
     """
     n, C = H.shape
+    counts = H.sum(axis=0)
+    if _one_hot(H) and counts.min() > layout.columns.shape[1] // 2 - layout.slot.shape[1]:
+        return np.zeros(C, dtype=bool)  # more rows of every type than fixed effects
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
     found, solved = sums_of(layout, *none, memory_for(layout), False)

@@ -29,7 +29,7 @@ from ..engine.kernels import (
     zeros,
 )
 from ..engine.lanes import aligned, load, spread, store, total
-from ..engine.likelihood import _singular, centre, make_problem
+from ..engine.likelihood import _singular, centre_of, make_problem
 from ..engine.model import LANES, Model, in_lanes
 from ..engine.optimize import INFEASIBLE, Problem, make_work
 from ..engine.options import called, kept, kept_callback
@@ -61,7 +61,7 @@ def null_design(null: Model, layout: Layout) -> NullDesign:
     C = layout.design.shape[1] - d - p - 1
     levels = (layout.component >= 0).sum(axis=1)
     level_ptr = np.append(0, np.cumsum(levels))
-    spans = _spans(np.moveaxis(layout.design[:, C : C + 1 + d], 1, 3))
+    spans = _spans(layout.design[:, C : C + 1 + d])
     T, size = -(-(N + p + 1) // LANES), N + p + 1
 
     def padded(values: np.ndarray, empty: int) -> np.ndarray:
@@ -78,27 +78,30 @@ def null_design(null: Model, layout: Layout) -> NullDesign:
         pair_ptr=np.append(0, np.cumsum(levels**2)),
         level_comp=layout.component[layout.component >= 0],
     )
-    nothing = null.with_response(np.zeros(len(null.y)), np.zeros(len(null.y)))
-    problem = make_problem(nothing, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
+    unit = null.with_response(np.zeros(len(null.y)), np.ones(len(null.y)))
+    problem = make_problem(unit, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
     problem = problem._replace(
         nu=in_lanes(T, 1 + len(spans), value=1.0),
         blocks=blocks,
         active=np.arange(T * LANES) < size,
     )
-    return NullDesign(problem, spans, centre(nothing, 1.0), null.nobs)
+    return NullDesign(problem, spans, centre_of(null, 1.0), null.nobs)
 
 
 def _spans(columns: np.ndarray) -> np.ndarray:
-    """Numbers of the columns but the first, (..., rows, LANES, k), that others do not span."""
-    stack = np.moveaxis(columns, 2, 1).reshape(-1, columns.shape[1], columns.shape[3])
-    out, kept = [], [0]
-    for k in range(1, stack.shape[2]):
-        own, others = stack[:, :, k], stack[:, :, kept]
-        rest = own - (others @ (np.linalg.pinv(others) @ own[:, :, None]))[:, :, 0]
-        if (np.linalg.norm(rest, axis=1) > _SPANNED * np.linalg.norm(own, axis=1)).any():
-            kept.append(k)
+    """Numbers of the columns but the first, (tiles, k, m, LANES), that others do not span."""
+    basis: list[np.ndarray] = []
+    out = []
+    for k, own in enumerate(columns.swapaxes(0, 1)):
+        rest = own
+        for one in 2 * basis:  # twice is enough
+            rest = rest - one * (one * rest).sum(axis=1, keepdims=True)
+        left = np.linalg.norm(rest, axis=1, keepdims=True)
+        there = left > _SPANNED * np.linalg.norm(own, axis=1, keepdims=True)
+        if k == 0 or there.any():
+            basis.append(np.where(there, rest / np.where(there, left, 1.0), 0.0))
             out.append(k - 1)
-    return np.array(out, dtype=np.int64)
+    return np.array(out[1:], dtype=np.int64)
 
 
 @called
