@@ -52,14 +52,18 @@ class Selected:
     def mean_rows(self) -> np.ndarray:
         """``Design.mean_rows``."""
         every = self.chosen.every
-        return (every[:, self.at] if every.shape[1] > 1 else every).mean(axis=1)
+        if every.shape[1] == 1:
+            return every[:, 0]
+        share = np.zeros(every.shape[1])
+        share[self.at] = 1.0 / len(self.at)
+        return share @ every
 
     def models(self, structures: Sequence[Structure]) -> tuple[Model, ...]:
         """``Design.model`` of each structure."""
         whole, at = self.chosen.design, self.at
         first = build_model(
             whole.y[at], whole.nu[at], whole.X[at], whole.H[at], self.donor_codes,
-            structures[0].basis, self.random, *map(self._taken, (whole.n_cells, whole.nu2)),
+            structures[0].basis, self.random, self._taken(whole.n_cells), self._taken(whole.nu2),
         )  # fmt: skip
         return (first, *(first.with_basis(one.basis) for one in structures[1:]))
 

@@ -52,7 +52,8 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
         Rows in use.
     """
     code = H.argmax(axis=1)
-    if not is_one_hot(H):
+    # one type in every row, or others
+    if np.count_nonzero(H) > len(H) or not (H[np.arange(len(H)), code] == 1.0).all():
         patterns, code = np.unique(H, axis=0, return_inverse=True)
         code = code.ravel() if len(patterns) <= H.shape[1] else np.zeros(len(H), dtype=np.int64)
     per_cell = np.ones(len(code))
@@ -61,11 +62,6 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
         per_cell[rows] = n_cells[rows]
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
     return Pooling(code, per_cell, sizes, rows, COUNTED if counted else "mean noise")
-
-
-def is_one_hot(H: np.ndarray) -> bool:
-    """Whether every row of H (n, C) is of one cell type."""
-    return bool((H.max(axis=1) == 1.0).all()) and np.count_nonzero(H) == len(H)
 
 
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:

@@ -30,7 +30,7 @@ from ..engine.kernels import (
 )
 from ..engine.lanes import aligned, load, spread, store, total
 from ..engine.likelihood import _singular, centre_of, make_problem
-from ..engine.model import LANES, Model, in_lanes
+from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
 from ..engine.optimize import INFEASIBLE, Problem, make_work
 from ..engine.options import called, kept, kept_callback
 from ..engine.search import search
@@ -55,9 +55,10 @@ class NullDesign(NamedTuple):
     rows: int
 
 
-def null_design(null: Model, layout: Layout) -> NullDesign:
+def null_design(model: Model, layout: Layout) -> NullDesign:
     """What all responses share; `layout` has all types together as the last column of H."""
-    (N, d), p = layout.slot.shape, null.blocks.p
+    refuse_related(model)
+    (N, d), p = layout.slot.shape, model.blocks.p
     C = layout.design.shape[1] - d - p - 1
     levels = (layout.component >= 0).sum(axis=1)
     level_ptr = np.append(0, np.cumsum(levels))
@@ -70,22 +71,32 @@ def null_design(null: Model, layout: Layout) -> NullDesign:
         return out
 
     level = np.where(layout.slot >= 0, level_ptr[layout.block][:, None] + layout.slot, -1)
-    blocks = null.blocks._replace(
-        n_rows=padded(np.ones(N), 0),
-        block=padded(layout.block, 0),
-        level=padded(level, -1),
-        level_ptr=level_ptr,
-        pair_ptr=np.append(0, np.cumsum(levels**2)),
-        level_comp=layout.component[layout.component >= 0],
-    )
-    unit = null.with_response(np.zeros(len(null.y)), np.ones(len(null.y)))
-    problem = make_problem(unit, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
-    problem = problem._replace(
+    template, middle = _template(C, len(model.random))
+    problem = template._replace(
         nu=in_lanes(T, 1 + len(spans), value=1.0),
-        blocks=blocks,
+        blocks=template.blocks._replace(
+            p=p,
+            n_rows=padded(np.ones(N), 0),
+            block=padded(layout.block, 0),
+            level=padded(level, -1),
+            level_ptr=level_ptr,
+            pair_ptr=np.append(0, np.cumsum(levels**2)),
+            level_comp=layout.component[layout.component >= 0],
+        ),
         active=np.arange(T * LANES) < size,
     )
-    return NullDesign(problem, spans, centre_of(null, 1.0), null.nobs)
+    return NullDesign(problem, spans, middle, model.nobs)
+
+
+@functools.lru_cache(maxsize=16)
+def _template(C: int, n_random: int) -> tuple[Problem, np.ndarray]:
+    """Problem and middle of the nulls of C types with random effects, but for their rows."""
+    H, donor = np.tile(np.eye(C), (2, 1)), np.repeat([0, 1], C)
+    ones = np.ones(2 * C)
+    random = [RandomComponent(donor, ones)] * n_random
+    null = build_model(ones, ones, ones[:, None], H, donor, np.ones((1, C, C)), random)
+    constraint = constrain(null, Domain("nonnegative"))
+    return make_problem(null, constraint, True, 1.0, kernel=0), centre_of(null, 1.0)
 
 
 def _spans(columns: np.ndarray) -> np.ndarray:

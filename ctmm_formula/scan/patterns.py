@@ -201,7 +201,9 @@ class Patterns:
     fixed and random effects of `design`, that of the `base` rows.
     """
 
-    def __init__(self, plan: Plan, make: CleanTable, base: np.ndarray, design: Design) -> None:
+    def __init__(
+        self, plan: Plan, make: Callable[[np.ndarray], Design], base: np.ndarray, design: Design
+    ) -> None:
         self.plan, self.make, self.names = plan, make, _names(design)
         self.donors = {name: k for k, name in enumerate(design.donors)}
         self._key, self._first = base.tobytes(), self._pattern(design, base)
@@ -227,7 +229,7 @@ class Patterns:
 
     def _selected(self, rows: np.ndarray) -> Pattern | None:
         """The pattern of some rows, where it is beyond doubt that it is like the first."""
-        chosen = self.make.selected(rows)
+        chosen = self.make.selected(rows) if isinstance(self.make, CleanTable) else None
         if chosen is None:
             return None
         models = chosen.models(self.plan.layout.structures)
