@@ -300,14 +300,9 @@ def compile_search() -> None:
 
 def centre(model: Model, scale: float) -> np.ndarray:
     """A point well inside the domain of y / scale: its variance split between all effects."""
-    noise = np.minimum(model.noise[model.active_rows] / scale**2, 1.0)
-    return centre_of(model, max(1.0 - float(noise.mean()), 0.1))
-
-
-def centre_of(model: Model, variance: float) -> np.ndarray:
-    """The point of :func:`centre` for effects that have this variance together."""
     K = len(model.basis)
-    share = variance / (2 + len(model.random) + 2 * len(model.kinship))
+    noise = np.minimum(model.noise[model.active_rows] / scale**2, 1.0)
+    share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random) + 2 * len(model.kinship))
     theta = np.full(model.n_components, share)
     theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)
     for term, at in zip(model.kinship, model.kinship_slices, strict=True):

@@ -29,7 +29,7 @@ from ..engine.kernels import (
     zeros,
 )
 from ..engine.lanes import aligned, load, spread, store, total
-from ..engine.likelihood import _singular, centre_of, make_problem
+from ..engine.likelihood import _singular, centre, make_problem
 from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
 from ..engine.optimize import INFEASIBLE, Problem, make_work
 from ..engine.options import called, kept, kept_callback
@@ -91,12 +91,12 @@ def null_design(model: Model, layout: Layout) -> NullDesign:
 @functools.lru_cache(maxsize=16)
 def _template(C: int, n_random: int) -> tuple[Problem, np.ndarray]:
     """Problem and middle of the nulls of C types with random effects, but for their rows."""
-    H, donor = np.tile(np.eye(C), (2, 1)), np.repeat([0, 1], C)
-    ones = np.ones(2 * C)
+    H, donor, ones = np.tile(np.eye(C), (2, 1)), np.repeat([0, 1], C), np.ones(2 * C)
     random = [RandomComponent(donor, ones)] * n_random
-    null = build_model(ones, ones, ones[:, None], H, donor, np.ones((1, C, C)), random)
-    constraint = constrain(null, Domain("nonnegative"))
-    return make_problem(null, constraint, True, 1.0, kernel=0), centre_of(null, 1.0)
+    basis = np.ones((1, C, C))
+    null = build_model(ones, np.zeros(2 * C), ones[:, None], H, donor, basis, random)
+    problem = make_problem(null, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
+    return problem, centre(null, 1.0)
 
 
 def _spans(columns: np.ndarray) -> np.ndarray:
