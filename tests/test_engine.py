@@ -23,14 +23,14 @@ from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate, fit, residual, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
-from ctmm_formula.engine.noise import working_noise
+from ctmm_formula.engine.noise import pooling, working_noise
 from ctmm_formula.engine.optimize import make_work
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.counted_noise import counted_noise
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.score_law import law_of
-from ctmm_formula.inference.score_null import reduced, reduced_kernel
+from ctmm_formula.inference.score_null import _spans, reduced, reduced_kernel
 from ctmm_formula.inference.tails import tail
 from ctmm_formula.simulate import CountCells
 from ctmm_formula.simulate.counts import measured_cells
@@ -376,6 +376,35 @@ def test_variance_of_the_score_by_unbiased_squares(setting, kind, missing):
         assert statistic == pytest.approx(distance, rel=1e-8, abs=1e-8)
         at = lam.sum() + distance * np.sqrt(2.0 * np.square(lam).sum())
         assert pvalue == pytest.approx(dense.upper_tail(at, lam), rel=1e-7)
+
+
+def test_noise_is_pooled_in_groups_of_rows_that_are_alike():
+    rng = np.random.default_rng(3)
+    one_hot, used = np.eye(5)[rng.integers(1, 5, 40)], rng.random(40) < 0.7
+    crossed = np.kron(one_hot[:10], np.ones((1, 2)))  # ones, but two in a row
+    halves = 0.5 * np.eye(4)[rng.integers(0, 4, 30)]
+    for H in (one_hot, crossed, halves, rng.dirichlet(np.ones(4), 20)):
+        rows, n_cells = np.resize(used, len(H)), rng.integers(2, 9, len(H)).astype(float)
+        how = pooling(H, n_cells, rows)
+        alike = (H[:, None] == H).all(axis=2)
+        if len(np.unique(H, axis=0)) > H.shape[1]:
+            alike[:] = True
+        np.testing.assert_array_equal(how.code[:, None] == how.code, alike)
+        np.testing.assert_array_equal(how.sizes[how.code], np.maximum(alike.astype(int) @ rows, 1))
+        np.testing.assert_array_equal(how.per_cell[rows], n_cells[rows])
+
+
+def test_levels_that_leave_the_span_of_others_are_found():
+    rng = np.random.default_rng(4)
+    h, z = np.ones((2, 1, 4, 16)), rng.normal(size=(2, 2, 4, 16))
+    once = np.zeros((2, 1, 4, 16))
+    once[1, 0, 2, 5] = 1.0
+    columns = np.concatenate([h, 2.0 * h, z[:, :1], z[:, :1] - h, once, z[:, 1:]], axis=1)
+    by_donor = columns.transpose(0, 3, 2, 1).reshape(32, 4, -1)
+    rank = [np.linalg.matrix_rank(by_donor[:, :, : k + 1]) for k in range(columns.shape[1])]
+    more = np.flatnonzero((np.diff(rank, axis=0) > 0).any(axis=1))
+    np.testing.assert_array_equal(_spans(columns), more)
+    assert more.tolist() == [1, 3, 4]
 
 
 def test_noise_that_does_not_move_changes_nothing():

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from ctmm_formula.design.formula import parse
+from ctmm_formula.design.identified import check_components, surely
 from ctmm_formula.design.labelled import prepared_design
 from ctmm_formula.design.prepare import prepare
 from ctmm_formula.design.selected import selection
+from ctmm_formula.engine.he import moment_matrix
 from ctmm_formula.errors import CTMMError
 from ctmm_formula.structures import resolve
 
@@ -45,26 +47,31 @@ def both(formula: str, frame: pd.DataFrame):
 def test_some_rows_have_the_design_made_of_them(formula):
     frame = table()
     spec, ready, whole, chosen = both(formula, frame)
+    hom, structure = (resolve(name, whole.celltypes) for name in ("hom", "free"))
+    moments = moment_matrix(whole.model(structure), projected=False).diagonal()
     rng, taken = np.random.default_rng(1), 0
     for share in np.repeat([0.05, 0.2, 0.5, 0.7], 10):
         rows = np.flatnonzero(rng.random(len(frame)) >= share)
-        got = chosen.of(rows)
+        some = chosen.of(rows)
+        sure = some is not None and surely(some.models([structure])[0], moments)
         try:
             want = prepared_design(spec, ready.of(rows), like=whole.coding)
+            check_components(want.model(structure), structure, want.random_names)
         except CTMMError:
-            assert got is None
+            assert not sure
             continue
-        if got is None:
+        if some is None:
             continue
-        taken += 1
+        got = some.design
+        taken += sure
         assert (got.donors, got.celltypes, got.names) == (want.donors, want.celltypes, want.names)
         assert (got.random_names, got.random_levels) == (want.random_names, want.random_levels)
-        for name in ("rows", "X", "H", "donor_codes", "n_cells", "mean_rows", "proportions"):
+        for name in ("rows", "X", "H", "donor_codes", "n_cells", "proportions"):
             np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+        np.testing.assert_allclose(got.mean_rows, want.mean_rows, 1e-13, 1e-15)
         pd.testing.assert_frame_equal(got.coding.frame, want.coding.frame)
         assert got.known_effects == want.known_effects == {}
-        structure = resolve("free", got.celltypes)
-        one, other = got.model(structure), want.model(structure)
+        one, other = some.models([hom, structure])[1], want.model(structure)
         for name in ("Q", "W", "row_donor", "donor_block", "active"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
     assert taken >= 15

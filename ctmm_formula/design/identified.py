@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..engine.he import confounded
+from ..engine.he import confounded, moment_matrix
 from ..engine.model import Model
 from ..errors import ConvergenceError, CTMMError, DataError
 from ..structures import ARGUMENTS, STRUCTURES, Structure
@@ -16,6 +16,8 @@ from .table import listing
 if TYPE_CHECKING:
     from .labelled import Design
 
+_FAR = 1e-6
+"""Share of a column, or of a component, that is its own, from which no closer look is due."""
 _LARGEST = 1e100  # of a basis matrix: products of more are no numbers
 
 
@@ -129,3 +131,26 @@ def check_components(model: Model, structure: Structure, random: Sequence[str]) 
         f"variance components cannot be told apart in {model.nobs} rows of {model.n_donors} donors "
         f"with {model.X.shape[1]} fixed effects: {listing(names, 20)}; {fix}"
     )
+
+
+def surely(model: Model, whole: np.ndarray) -> bool:
+    """Whether fixed effects and components can be told apart, without a doubt.
+
+    If not, they may be, which :func:`check_components` and the checks of the fixed part can tell.
+    Random effects have something beside the fixed part then too: a share s of q levels leaves
+    s^2 q of their moment.
+
+    Parameters
+    ----------
+    model : Model
+    whole : ndarray, shape (K,)
+        Moments of the components without projection, of these rows or of more.
+    """
+    own = np.abs(model.back.diagonal()) * np.linalg.norm(model.X, axis=0)  # 1 / share of a column
+    if not ((own > 0.0) & (own < 1.0 / _FAR)).all():
+        return False
+    gram = moment_matrix(model)
+    if not (gram.diagonal() > _FAR * whole).all():
+        return False
+    size = np.sqrt(gram.diagonal())
+    return bool(np.linalg.eigvalsh(gram / np.outer(size, size))[0] > _FAR)

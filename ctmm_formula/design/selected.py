@@ -5,18 +5,99 @@ Genes of a scan that miss pairs of their own have as many designs as there are g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from ..engine.model import RandomComponent
+from ..engine.model import Model, RandomComponent, build_model
+from ..structures import Structure
 from . import arrays
 from .labelled import Design
 from .prepare import Prepared
 
-_FULL = 1e-6
-"""Share of a column, or of a random effect, that is its own, from which no closer look is due."""
+
+@dataclass(frozen=True)
+class Selected:
+    """Some rows of a design; what takes the table is made for those who ask.
+
+    Attributes
+    ----------
+    chosen : Selection
+    positions : int ndarray
+        Rows of the table that were asked for, in order.
+    at : int ndarray, shape (n,)
+        Which rows of the whole design are theirs.
+    donors : int ndarray, shape (N,)
+        Numbers of the donors in the whole design.
+    donor_codes : int ndarray, shape (n,)
+    random : tuple of RandomComponent
+    """
+
+    chosen: Selection
+    positions: np.ndarray
+    at: np.ndarray
+    donors: np.ndarray
+    donor_codes: np.ndarray
+    random: tuple[RandomComponent, ...]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the table (n,)."""
+        return self.chosen.design.rows[self.at]
+
+    @property
+    def mean_rows(self) -> np.ndarray:
+        """``Design.mean_rows``."""
+        every = self.chosen.every
+        if every.shape[1] == 1:
+            return every[:, 0]
+        share = np.zeros(every.shape[1])
+        share[self.at] = 1.0 / len(self.at)
+        return share @ every
+
+    def models(self, structures: Sequence[Structure]) -> tuple[Model, ...]:
+        """``Design.model`` of each structure."""
+        whole, at = self.chosen.design, self.at
+        first = build_model(
+            whole.y[at], whole.nu[at], whole.X[at], whole.H[at], self.donor_codes,
+            structures[0].basis, self.random, self._taken(whole.n_cells), self._taken(whole.nu2),
+        )  # fmt: skip
+        return (first, *(first.with_basis(one.basis) for one in structures[1:]))
+
+    def _taken(self, values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[self.at]
+
+    @cached_property
+    def design(self) -> Design:
+        """The design that these rows have by themselves."""
+        whole, at, coding = self.chosen.design, self.at, self.chosen.design.coding
+        counts, H = self._taken(whole.n_cells), whole.H[at]
+        frame = whole.frame.iloc[at].reset_index(drop=True)
+        return replace(
+            whole,
+            coding=coding and coding.of(frame[list(coding.frame.columns)]),
+            known_effects={},
+            frame=frame,
+            rows=np.searchsorted(self.positions, whole.rows[at]),
+            index=whole.index[at],
+            donors=tuple(whole.donors[k] for k in self.donors),
+            donor_codes=self.donor_codes,
+            y=whole.y[at],
+            nu=whole.nu[at],
+            nu2=self._taken(whole.nu2),
+            X=whole.X[at],
+            H=H,
+            n_cells=counts,
+            random=self.random,
+            proportions=None if counts is None else arrays.shares_of(self.donor_codes, counts, H),
+            dropped={},
+            notes=(),
+            doubts=(),
+            known_means=self.mean_rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -30,17 +111,20 @@ class Selection:
         Rows of the fixed part in every cell type.
     factors : list of (ndarray, shape (n,); int)
         Codes of the factors of the fixed part, and how many levels they have.
+    types : int ndarray, shape (n,)
+        Cell types by number.
     """
 
     design: Design
     every: np.ndarray
     factors: list[tuple[np.ndarray, int]]
+    types: np.ndarray
 
-    def of(self, positions: np.ndarray) -> Design | None:
-        """The design of some rows of the table.
+    def of(self, positions: np.ndarray) -> Selected | None:
+        """Some rows of the table.
 
-        None where more changes than the rows: levels or whole cell types are gone, or what is left
-        may not tell all effects apart.
+        None where more changes than the rows: levels or whole cell types are gone.  What is left
+        may still not tell all effects apart.
 
         Parameters
         ----------
@@ -48,52 +132,25 @@ class Selection:
             Rows of the table, in order.
         """
         whole = self.design
-        at = np.flatnonzero(np.isin(whole.rows, positions, assume_unique=True))
-        H, X = whole.H[at], whole.X[at]
-        donors, codes = np.unique(whole.donor_codes[at], return_inverse=True)
-        gone = any(len(np.unique(own[at])) < count for own, count in self.factors)
-        if gone or len(donors) < 2 or (H != 0.0).sum(axis=0).min() < 2 or len(X) <= X.shape[1]:
-            return None
-        size = np.linalg.norm(X, axis=0)
-        Q, R = np.linalg.qr(X / np.where(size > 0.0, size, 1.0))
-        if np.abs(R.diagonal()).min(initial=1.0) < _FULL:
+        asked = np.zeros(max(whole.rows[-1], positions[-1]) + 1, dtype=bool)
+        asked[positions] = True
+        at = np.flatnonzero(asked[whole.rows])
+        codes = whole.donor_codes[at]
+        there = np.bincount(codes, minlength=len(whole.donors)) > 0
+        donors = np.flatnonzero(there)
+        codes = (np.cumsum(there) - 1)[codes]
+        gone = any(not np.bincount(own[at], minlength=count).all() for own, count in self.factors)
+        few = np.bincount(self.types[at], minlength=len(whole.celltypes)).min() < 2
+        if gone or few or len(donors) < 2 or len(at) <= whole.X.shape[1]:
             return None
         random = [RandomComponent(one.codes[at], one.values[at]) for one in whole.random]
-        for component, old in zip(random, whole.random, strict=True):
-            levels = int(old.codes.max()) + 1
-            used = component.values != 0.0
-            pairs = len(np.unique(codes * levels + component.codes))
-            if (
-                len(np.unique(component.codes[used])) < levels
-                or levels == len(at)
-                or pairs == levels == len(donors)
-                or arrays.share_beside(component, Q) < _FULL
-            ):
+        for component, levels in zip(random, map(len, whole.random_levels), strict=True):
+            used = np.bincount(component.codes[component.values != 0.0], minlength=levels)
+            if not used.all() or levels == len(at):
                 return None
-        counts = None if whole.n_cells is None else whole.n_cells[at]
-        coding = whole.coding
-        return replace(
-            whole,
-            coding=coding and coding.of(coding.frame.iloc[at].reset_index(drop=True)),
-            known_effects={},
-            frame=whole.frame.iloc[at].reset_index(drop=True),
-            rows=np.searchsorted(positions, whole.rows[at]),
-            index=whole.index[at],
-            donors=tuple(whole.donors[k] for k in donors),
-            donor_codes=codes,
-            y=whole.y[at],
-            nu=whole.nu[at],
-            nu2=None if whole.nu2 is None else whole.nu2[at],
-            X=X,
-            H=H,
-            n_cells=counts,
-            random=tuple(random),
-            proportions=None if counts is None else arrays.shares_of(codes, counts, H),
-            dropped={},
-            notes=(),
-            doubts=(),
-            known_means=(self.every[:, at] if self.every.shape[1] > 1 else self.every).mean(axis=1),
-        )
+            if levels == len(donors) == len(np.unique(codes * levels + component.codes)):
+                return None
+        return Selected(self, positions, at, donors, codes, tuple(random))
 
 
 def selection(design: Design, ready: Prepared) -> Selection | None:
@@ -119,4 +176,4 @@ def selection(design: Design, ready: Prepared) -> Selection | None:
         if isinstance(column.dtype, pd.CategoricalDtype)
     ]
     every = every.reshape(len(design.celltypes), -1, design.X.shape[1])
-    return Selection(design, every, factors)
+    return Selection(design, every, factors, design.H.argmax(axis=1))

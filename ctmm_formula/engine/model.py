@@ -32,7 +32,7 @@ from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import ConvergenceError
-from .noise import weighable
+from .noise import Pooling, pooling, weighable
 from .relatedness import KernelTerm
 
 LANES = 16
@@ -71,11 +71,9 @@ class Tiles(NamedTuple):
             out = in_lanes(T, m, value=empty)
             out.ravel()[self.place] = values
             return out
-        columns = np.full((T * m * lanes, values.shape[1]), empty)
-        columns[self.place] = values
-        tiled = columns.reshape(T, m, lanes, values.shape[1])
-        out = in_lanes(T, values.shape[1], m)
-        out[...] = tiled.transpose(0, 3, 1, 2)
+        out = in_lanes(T, values.shape[1], m, value=empty)
+        number, place = np.divmod(self.place, m * lanes)
+        out.reshape(T, values.shape[1], m * lanes)[number, :, place] = values
         return out
 
     def put_each(self, *values: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -105,11 +103,11 @@ def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
 def tile(row_ptr: np.ndarray) -> Tiles:
     """Tiles of donors whose rows start at row_ptr (N + 1,)."""
     size = np.diff(row_ptr)
-    donor = np.repeat(np.arange(len(size)), size)
     m = int(size.max(initial=1))
-    number, lane = np.divmod(donor, LANES)
-    row = np.arange(len(donor)) - row_ptr[donor]
-    return Tiles((-(-len(size) // LANES), m, LANES), (number * m + row) * LANES + lane)
+    number, lane = np.divmod(np.arange(len(size)), LANES)
+    first = (number * m - row_ptr[:-1]) * LANES + lane
+    place = np.repeat(first, size) + np.arange(row_ptr[-1]) * LANES
+    return Tiles((-(-len(size) // LANES), m, LANES), place)
 
 
 def from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
@@ -250,6 +248,11 @@ class Model:
     def active_rows(self) -> np.ndarray:
         """Boolean mask of the rows in use, shape (n,)."""
         return self.active[self.row_donor]
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How the noise of the rows in use is pooled."""
+        return pooling(self.types, self.n_cells, self.active_rows)
 
     @cached_property
     def nobs(self) -> int:
@@ -559,9 +562,11 @@ def _all_entries(
 
 def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:
     """Non-zero rows, their level numbers (empty levels dropped), number of levels, weights."""
-    rows = np.flatnonzero(np.asarray(component.values) != 0.0)
-    seen, level = np.unique(np.asarray(component.codes)[rows], return_inverse=True)
-    return rows, level, len(seen), _floats(component.values)[rows], donor[rows]
+    values = _floats(component.values)
+    rows = np.flatnonzero(values)
+    codes = np.asarray(component.codes)[rows]
+    there = np.bincount(codes) > 0
+    return rows, (np.cumsum(there) - 1)[codes], np.count_nonzero(there), values[rows], donor[rows]
 
 
 def _connect(
@@ -572,16 +577,18 @@ def _connect(
         return np.arange(n_donors), np.zeros(0, dtype=np.int64)
     donors = np.concatenate([e[4] for e in entries])
     levels = np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])
-    first, lower = np.arange(n_donors), np.full(n_donors, -1)  # of every donor's block
+    every = first = np.arange(n_donors)  # first of every donor's block
     of_level = np.full(int(offsets[-1]), n_donors)
-    while not np.array_equal(first, lower):
+    while True:
         lower = first
         np.minimum.at(of_level, levels, lower[donors])
         first = lower.copy()
         np.minimum.at(first, lower[donors], of_level[levels])  # and so of all that follow it
         first = first[first]
-    known, number = np.unique(first, return_inverse=True)
-    return number, np.searchsorted(known, of_level)
+        if (first == lower).all():
+            break
+    number = np.cumsum(first == every) - 1
+    return number[first], number[of_level]
 
 
 def _levels_of_donors(

@@ -51,10 +51,11 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     rows : bool ndarray, shape (n,)
         Rows in use.
     """
-    patterns, code = np.unique(H, axis=0, return_inverse=True)
-    if len(patterns) > H.shape[1]:
-        code = np.zeros(len(H), dtype=np.int64)
-    code = code.ravel()
+    code = H.argmax(axis=1)
+    # one type in every row, or others
+    if np.count_nonzero(H) > len(H) or not (H[np.arange(len(H)), code] == 1.0).all():
+        patterns, code = np.unique(H, axis=0, return_inverse=True)
+        code = code.ravel() if len(patterns) <= H.shape[1] else np.zeros(len(H), dtype=np.int64)
     per_cell = np.ones(len(code))
     counted = n_cells is not None and bool((np.isfinite(n_cells) & (n_cells > 0))[rows].all())
     if counted and n_cells is not None:

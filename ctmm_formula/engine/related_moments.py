@@ -32,7 +32,7 @@ from .domain import Domain
 from .estimate import Convergence, Equations, Estimate
 from .likelihood import centred, fixed_effects, response_scale
 from .model import Model
-from .noise import pooling, working_noise
+from .noise import working_noise
 from .related_joined import Joined
 from .related_likelihood import is_rotated
 from .related_spectral import Rotated
@@ -91,9 +91,7 @@ def fit(
 
 def pooled_noise(model: Model) -> Model:
     """The model with its working noise in the place of the measured."""
-    rows = model.active_rows
-    how = pooling(model.types, model.n_cells, rows)
-    noise = working_noise(model.nu, how, response_scale(model) ** 2)
+    noise = working_noise(model.nu, model.pooling, response_scale(model) ** 2)
     return model.with_response(model.y, noise)
 
 

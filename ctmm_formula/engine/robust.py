@@ -39,7 +39,7 @@ from .estimate import Convergence, Estimate
 from .leverages import leverages
 from .model import LANES, Model, Tiles, from_tiles, in_lanes, tile
 from .moving_noise import MovingNoise, moving_noise
-from .noise import Pooling, pooling, working_noise
+from .noise import Pooling, working_noise
 from .sweeps import State
 from .unit_sums import Layout
 
@@ -330,7 +330,7 @@ def lay_out(model: Model) -> SharedDesign:
     blocks, first = np.unique(model.donor_block[used], return_index=True)
     level_ptr = b.level_ptr if model.random else np.zeros(blocks[-1] + 2, dtype=np.int64)
     Q = model.Q[rows]
-    if np.linalg.matrix_rank(Q) < Q.shape[1]:
+    if len(Q) < len(model.Q) and np.linalg.matrix_rank(Q) < Q.shape[1]:
         raise ConvergenceError(_problem(sweeps.COLLINEAR))
     level_start, level_stop = level_ptr[blocks], level_ptr[blocks + 1]
     unit_ptr = np.append(first, len(used))
@@ -352,7 +352,7 @@ def lay_out(model: Model) -> SharedDesign:
     )
     ols = Q.T if model.active.all() else np.linalg.pinv(Q)
     sizes = np.bincount(model.donor_block[model.row_donor[rows]])
-    how = pooling(model.types, model.n_cells, model.active_rows)
+    how = model.pooling
     cells = tiles.put(how.per_cell[rows], 1.0)
     return SharedDesign(layout, tiles, rows, used, ols, how, cells, int(sizes.max()))
 

@@ -29,7 +29,7 @@ from ..distributions import log_f_tail
 from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, from_tiles, tile
-from ..engine.noise import Pooling, pooling, working_noise
+from ..engine.noise import Pooling, working_noise
 from .score import (
     NOTHING,
     SILENT,
@@ -124,7 +124,7 @@ def directions_of(
         out.append(Direction(name, np.zeros(X), scale))
     beside = model.with_basis(np.array([*null, *extra]))
     return DirectionDesign(
-        pooling(model.types, model.n_cells, model.active_rows), lay_out(model, model.H), None,
+        model.pooling, lay_out(model, model.H), None,
         model.with_basis(null), beside, sizes_of(beside, np.arange(K, K + X)), tuple(out),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from ..blas import one_thread
 from ..engine.blup import covariance_part
 from ..engine.likelihood import response_scale
 from ..engine.model import Model
-from ..engine.noise import pooling, working_noise
+from ..engine.noise import working_noise
 from ..engine.precision import Precision
 from ..errors import ConvergenceError
 
@@ -79,9 +79,7 @@ def weighed_by(model: Model, theta: np.ndarray, robust: bool) -> Precision:
     Where the covariance is none (possible for moments), at the part of `theta` that is one.
     """
     if robust:
-        rows = model.active_rows
-        how = pooling(model.types, model.n_cells, rows)
-        noise = working_noise(model.nu, how, response_scale(model) ** 2)
+        noise = working_noise(model.nu, model.pooling, response_scale(model) ** 2)
         model = model.with_response(model.y, noise, model.nu2)
     else:
         try:

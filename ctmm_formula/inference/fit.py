@@ -27,7 +27,7 @@ from ..engine.estimators import estimate
 from ..engine.he import between_donors
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
-from ..engine.noise import COUNTED, pooling
+from ..engine.noise import COUNTED
 from ..engine.profile import limits
 from ..engine.related_moments import working
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
@@ -334,7 +334,7 @@ class Fit:
     def fixed_by(self) -> str:
         """Errors that tests of fixed effects use unless told others."""
         model = self.model
-        counted = pooling(model.types, model.n_cells, model.active_rows).weights == COUNTED
+        counted = model.pooling.weights == COUNTED
         robust = counted and n_units(model) > 1
         return errors_of_fixed(self.estimate.method, robust, bool(model.kinship))
 

@@ -34,7 +34,7 @@ import numpy as np
 from ..engine.domain import Domain
 from ..engine.likelihood import fit, residual, response_scale
 from ..engine.model import Model, build_model
-from ..engine.noise import Pooling, pooling, working_noise
+from ..engine.noise import Pooling, working_noise
 from ..engine.precision import Precision, Projection
 from ..engine.relatedness import Kernel
 from ..errors import CTMMError
@@ -229,7 +229,7 @@ def genetic_design(model: Model, number: int, whole: bool = True) -> GeneticDesi
 
 
 def _pooled(model: Model) -> NullDesign:
-    return NullDesign(model, pooling(model.types, model.n_cells, model.active_rows))
+    return NullDesign(model, model.pooling)
 
 
 def genetic_test(model: Model, design: GeneticDesign) -> GeneticTest:

@@ -38,6 +38,7 @@ levels and fixed effects, at a cost linear in N.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -46,7 +47,7 @@ import numpy as np
 
 from ..engine.likelihood import evaluate, residual
 from ..engine.model import Model, RandomComponent, build_model
-from ..engine.noise import COUNTED, Pooling, pooling, working_noise
+from ..engine.noise import COUNTED, Pooling, working_noise
 from ..errors import CTMMError
 from .counted_noise import CountedNoise, counted_noise, moved_variances
 from .score_law import Forms, log_combination, tails_of
@@ -209,16 +210,20 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
     layout = lay_out(model, np.column_stack([model.H, model.H.sum(axis=1)]))
-    R, rank = np.zeros((C + 1, C, C + 1)), np.append(np.full(C, 2), C)
-    R[np.arange(C), 0, np.arange(C)] = R[:C, 1, C] = 1.0
-    R[C, np.arange(C), np.arange(C)] = 1.0
-    rows = model.active_rows
-    used, null = model.types[rows], model.with_basis(np.ones((1, C, C)))
+    used = model.types[model.pooling.rows]
     return ScoreDesign(
-        pooling(model.types, model.n_cells, rows), layout, R, rank,
-        used.T.copy(), used.sum(axis=0), _one_hot(used),
-        null_design(null, layout), _explained(model.H[layout.rows], layout), above,
+        model.pooling, layout, *_forms(C), used.T.copy(), used.sum(axis=0), _one_hot(used),
+        null_design(model, layout), _explained(model.H[layout.rows], layout), above,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=16)
+def _forms(C: int) -> tuple[np.ndarray, np.ndarray]:
+    """R and rank of the forms of C types and their sum."""
+    R, rank, every = np.zeros((C + 1, C, C + 1)), np.append(np.full(C, 2), C), np.arange(C)
+    R[every, 0, every] = R[:C, 1, C] = 1.0
+    R[C, every, every] = 1.0
+    return R, rank
 
 
 def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
@@ -227,6 +232,9 @@ def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
     See :class:`Sizes`; the informations are those without any variance but noise 1.
     """
     n, C = H.shape
+    counts = H.sum(axis=0)
+    if _one_hot(H) and counts.min() > layout.columns.shape[1] // 2 - layout.slot.shape[1]:
+        return np.zeros(C, dtype=bool)  # more rows of every type than fixed effects
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
     found, solved = sums_of(layout, *none, memory_for(layout), False)

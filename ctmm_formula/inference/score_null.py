@@ -30,7 +30,7 @@ from ..engine.kernels import (
 )
 from ..engine.lanes import aligned, load, spread, store, total
 from ..engine.likelihood import _singular, centre, make_problem
-from ..engine.model import LANES, Model, in_lanes
+from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
 from ..engine.optimize import INFEASIBLE, Problem, make_work
 from ..engine.options import called, kept, kept_callback
 from ..engine.search import search
@@ -55,13 +55,14 @@ class NullDesign(NamedTuple):
     rows: int
 
 
-def null_design(null: Model, layout: Layout) -> NullDesign:
+def null_design(model: Model, layout: Layout) -> NullDesign:
     """What all responses share; `layout` has all types together as the last column of H."""
-    (N, d), p = layout.slot.shape, null.blocks.p
+    refuse_related(model)
+    (N, d), p = layout.slot.shape, model.blocks.p
     C = layout.design.shape[1] - d - p - 1
     levels = (layout.component >= 0).sum(axis=1)
     level_ptr = np.append(0, np.cumsum(levels))
-    spans = _spans(np.moveaxis(layout.design[:, C : C + 1 + d], 1, 3))
+    spans = _spans(layout.design[:, C : C + 1 + d])
     T, size = -(-(N + p + 1) // LANES), N + p + 1
 
     def padded(values: np.ndarray, empty: int) -> np.ndarray:
@@ -70,35 +71,48 @@ def null_design(null: Model, layout: Layout) -> NullDesign:
         return out
 
     level = np.where(layout.slot >= 0, level_ptr[layout.block][:, None] + layout.slot, -1)
-    blocks = null.blocks._replace(
-        n_rows=padded(np.ones(N), 0),
-        block=padded(layout.block, 0),
-        level=padded(level, -1),
-        level_ptr=level_ptr,
-        pair_ptr=np.append(0, np.cumsum(levels**2)),
-        level_comp=layout.component[layout.component >= 0],
-    )
-    nothing = null.with_response(np.zeros(len(null.y)), np.zeros(len(null.y)))
-    problem = make_problem(nothing, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
-    problem = problem._replace(
+    template, middle = _template(C, len(model.random))
+    problem = template._replace(
         nu=in_lanes(T, 1 + len(spans), value=1.0),
-        blocks=blocks,
+        blocks=template.blocks._replace(
+            p=p,
+            n_rows=padded(np.ones(N), 0),
+            block=padded(layout.block, 0),
+            level=padded(level, -1),
+            level_ptr=level_ptr,
+            pair_ptr=np.append(0, np.cumsum(levels**2)),
+            level_comp=layout.component[layout.component >= 0],
+        ),
         active=np.arange(T * LANES) < size,
     )
-    return NullDesign(problem, spans, centre(nothing, 1.0), null.nobs)
+    return NullDesign(problem, spans, middle, model.nobs)
+
+
+@functools.lru_cache(maxsize=16)
+def _template(C: int, n_random: int) -> tuple[Problem, np.ndarray]:
+    """Problem and middle of the nulls of C types with random effects, but for their rows."""
+    H, donor, ones = np.tile(np.eye(C), (2, 1)), np.repeat([0, 1], C), np.ones(2 * C)
+    random = [RandomComponent(donor, ones)] * n_random
+    basis = np.ones((1, C, C))
+    null = build_model(ones, np.zeros(2 * C), ones[:, None], H, donor, basis, random)
+    problem = make_problem(null, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
+    return problem, centre(null, 1.0)
 
 
 def _spans(columns: np.ndarray) -> np.ndarray:
-    """Numbers of the columns but the first, (..., rows, LANES, k), that others do not span."""
-    stack = np.moveaxis(columns, 2, 1).reshape(-1, columns.shape[1], columns.shape[3])
-    out, kept = [], [0]
-    for k in range(1, stack.shape[2]):
-        own, others = stack[:, :, k], stack[:, :, kept]
-        rest = own - (others @ (np.linalg.pinv(others) @ own[:, :, None]))[:, :, 0]
-        if (np.linalg.norm(rest, axis=1) > _SPANNED * np.linalg.norm(own, axis=1)).any():
-            kept.append(k)
+    """Numbers of the columns but the first, (tiles, k, m, LANES), that others do not span."""
+    basis: list[np.ndarray] = []
+    out = []
+    for k, own in enumerate(columns.swapaxes(0, 1)):
+        rest = own
+        for one in 2 * basis:  # twice is enough
+            rest = rest - one * (one * rest).sum(axis=1, keepdims=True)
+        left = np.linalg.norm(rest, axis=1, keepdims=True)
+        there = left > _SPANNED * np.linalg.norm(own, axis=1, keepdims=True)
+        if k == 0 or there.any():
+            basis.append(np.where(there, rest / np.where(there, left, 1.0), 0.0))
             out.append(k - 1)
-    return np.array(out, dtype=np.int64)
+    return np.array(out[1:], dtype=np.int64)
 
 
 @called

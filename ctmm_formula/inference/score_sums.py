@@ -149,7 +149,8 @@ def lay_out(model: Model, H: np.ndarray) -> Layout:
     # without levels donors have only fixed effects in common: one block
     block = np.zeros(len(used), dtype=np.int64)
     if model.random:
-        _, block = np.unique(model.donor_block[used], return_inverse=True)
+        own = model.donor_block[used]
+        block[1:] = np.cumsum(own[1:] != own[:-1])
     slot, component = _levels(model, used, block)
     order = np.lexsort((*slot.T[::-1], block))
     used, block, slot = used[order], block[order], slot[order]
@@ -198,17 +199,17 @@ def memory_of_thread(layout: Layout) -> Memory:
 def _levels(model: Model, used: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels of donors numbered within their blocks (N, d), and their components (blocks, q)."""
     level = model.blocks.level[used] if model.random else np.empty((len(used), 0), dtype=np.int64)
-    slot = np.full(level.shape, -1)
-    there = level >= 0
-    pairs = np.broadcast_to(block[:, None], level.shape)[there], level[there]
-    found, at = np.unique(np.array(pairs), axis=1, return_inverse=True)
-    first = np.searchsorted(found[0], np.arange(block.max() + 1))
-    number = np.arange(found.shape[1]) - first[found[0]]
-    slot[there] = number[at.ravel()]
-    q = int(number.max(initial=-1)) + 1
-    component = np.full((len(first), q), -1)
-    component[found[0], number] = model.blocks.level_comp[found[1]]
-    return slot, component
+    there, n_blocks = level >= 0, int(block.max()) + 1
+    block_of_level = np.full(len(model.blocks.level_comp) + 1, -1)  # the last for no level
+    block_of_level[np.where(there, level, -1)] = np.where(there, block[:, None], -1)
+    found = np.flatnonzero(block_of_level >= 0)  # in the order of their blocks
+    own = block_of_level[found]
+    number = np.arange(len(found)) - np.searchsorted(own, np.arange(n_blocks))[own]
+    number_of_level = np.full(len(block_of_level), -1)
+    number_of_level[found] = number
+    component = np.full((n_blocks, int(number.max(initial=-1)) + 1), -1)
+    component[own, number] = model.blocks.level_comp[found]
+    return number_of_level[level], component
 
 
 @called

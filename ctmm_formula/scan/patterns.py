@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 
 from ..design.formula import FormulaSpec
-from ..design.identified import check_alone, check_components
+from ..design.identified import check_alone, check_components, surely
 from ..design.labelled import Design, build_design, prepared_design
 from ..design.matrix import Coding
 from ..design.prepare import Prepared, prepare
-from ..design.selected import Selection, selection
+from ..design.selected import Selected, Selection, selection
 from ..design.table import listing
 from ..engine import he, robust
+from ..engine.he import moment_matrix
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.related_likelihood import is_rotated
@@ -34,7 +35,7 @@ from ..inference.genetic_score import GeneticDesign, genetic_design
 from ..inference.group_score import GroupDesign, ResponseDesign, group_design, response_design
 from ..inference.jackknife import LikelihoodJackknife, MomentJackknife
 from ..inference.score import ScoreDesign, design_of
-from ..inference.tests import Test
+from ..inference.tests import SCANNED, Test
 from ..results.shares import Weights
 from .plan import Plan, of_heritability, read_tests
 
@@ -165,8 +166,11 @@ class CleanTable(FromTable):
         """The design of these rows of the table."""
         if self._whole is None:
             return super().__call__(rows)
-        found = None if self._selection is None else self._selection.of(rows)
-        return self._coded(self._whole.of(rows)) if found is None else found
+        return self._coded(self._whole.of(rows))
+
+    def selected(self, rows: np.ndarray) -> Selected | None:
+        """These rows of the table, if nothing else of the design of all changes."""
+        return None if self._selection is None else self._selection.of(rows)
 
     def _coded(self, ready: Prepared) -> Design:
         options = {name: self.options[name] for name in _CODING}
@@ -223,6 +227,27 @@ class Patterns:
             self.plan, rows[design.rows], models, design.mean_rows, tests, donors, weights
         )
 
+    def _selected(self, rows: np.ndarray) -> Pattern | None:
+        """The pattern of some rows, where it is beyond doubt that it is like the first."""
+        chosen = self.make.selected(rows) if isinstance(self.make, CleanTable) else None
+        if chosen is None:
+            return None
+        models = chosen.models(self.plan.layout.structures)
+        if not all(map(surely, models, self._whole)):
+            return None
+        tests, layout = self.plan.tests, self.plan.layout
+        if not tests.keys() <= SCANNED.keys():  # questions, which are read of the rows
+            tests = read_tests(tests, chosen.design, layout.structures[0], self.plan.method)
+        weights = Weights.of(chosen.design) if layout.shares else None
+        known = chosen.chosen.design.donors
+        donors = np.array([self.donors[known[k]] for k in chosen.donors])
+        return Pattern(self.plan, chosen.rows, models, chosen.mean_rows, tests, donors, weights)
+
+    @cached_property
+    def _whole(self) -> tuple[np.ndarray, ...]:
+        """Moments of the components of each structure in all rows, without projection."""
+        return tuple(moment_matrix(own, projected=False).diagonal() for own in self._first.models)
+
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
         if not self.plan.shared or self.plan.method not in SHARED or self.plan.layout.windows:
@@ -246,6 +271,9 @@ class Patterns:
         try:
             if not len(rows):
                 raise DataError("no row has both an expression and a noise variance")
+            found = self._selected(rows)
+            if found is not None:
+                return found
             design = self.make(rows)
             for what, own in _names(design).items():
                 if own != self.names[what]:
