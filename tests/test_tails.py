@@ -16,10 +16,11 @@ from conftest import quick_first
 from scipy.optimize import brentq
 
 from ctmm_formula.engine.model import RandomComponent, build_model
+from ctmm_formula.inference.cumulants import mixture
 from ctmm_formula.inference.score import by_level, loadings
 from ctmm_formula.inference.score_law import law_of
 from ctmm_formula.inference.score_sums import lay_out, memory_for, sums_of
-from ctmm_formula.inference.tails import mixture, tail
+from ctmm_formula.inference.tails import tail
 
 FAR = [-40.0, -10.0, -4.0, -2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 2.0, 4.0, 7.9, 15.0, 60.0]
 LEAST = -1000.0  # log p below which eigenvalues of dense matrices do not have five digits of p

@@ -28,7 +28,8 @@ from ..engine.lanes import (
 from ..engine.model import LANES
 from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .tails import Law, Zero, log_tail, zero_of
+from .cumulants import Law, Zero, zero_of
+from .tails import log_tail
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 

@@ -1,0 +1,802 @@
+"""Cumulant functions of quadratic forms in normal variables, compiled.
+
+A form y'A y with y ~ N(0, M) has K(s) = -1/2 log det(I - 2 s A M).  Where A and M are sums over
+donors but for levels of random effects and fixed effects, the determinant is that of small systems,
+at a cost linear in the donors (see :class:`Law`); its series at s = 0 has the mean and variance.
+POINTS values of s go through at a time (:mod:`ctmm_formula.engine.lanes`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine.kernels import empty, zeros
+from ..engine.lanes import POINTS, all_positive, larger, load_of, root, signed, spread_of, store
+from ..engine.options import called_exact, inlined
+
+load, spread = load_of(POINTS), spread_of(POINTS)
+
+_PIVOT = 0.64  # of one row, in units of the largest off the diagonal
+_ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
+_ROWS = 32  # of levels at a time
+_TOGETHER, _SMALL = 8, 1e-50  # factors between two looks at their size, and what then is small
+
+
+class Zero(NamedTuple):
+    """What the eliminations of :class:`Law` are at s = 0: all forms under one null share it.
+
+    Attributes
+    ----------
+    size, sign : float
+        log|.| and the sign of the determinants.
+    whole : ndarray, shape (2 p, 2 p)
+        Sum over blocks of the fixed effects' columns of `fixed`, the lower triangle.
+    inverse : ndarray, shape (blocks, 2 q, 2 q)
+        (I - mu_b LL)^-1.
+    right : ndarray, shape (blocks, 2 q, 2 p)
+        `inverse` mu_b LX, and zeros up to whole lanes.
+    last : ndarray, shape (2 p, 2 p)
+        X^-1, and zeros up to whole lanes.
+    """
+
+    size: float
+    sign: float
+    whole: np.ndarray
+    inverse: np.ndarray
+    right: np.ndarray
+    last: np.ndarray
+
+
+class Law(NamedTuple):
+    """A quadratic form by its cumulant function.
+
+    Donors are eliminated from one system of equations, then levels of random effects, block by
+    block, then p fixed effects:
+
+        K(s) = -1/2 [sum_j log(1 - 2 s l_j) + sum_b log det(I - mu_b T_b) + log det X],
+        T_b(s) = fixed_b + 2 s linear_b + 4 s^2 sum_j c_j c_j' / (1 - 2 s l_j),
+        X(s) = sum_b XX + XL (I - mu_b LL)^-1 mu_b LX,   T_b = [LL, LX; XL, XX],
+        mu_b = [2 s level, -gain; -gain, gain],
+
+    less what this is at s = 0.  The first 2 q of the W = 2 (q + p) columns of T_b are the block's
+    levels, two by two halves, the others those of the fixed effects.
+
+    Attributes
+    ----------
+    values : ndarray, shape (J,)
+        l_j, cells in order: donors that touch the same 2 d columns of levels.
+    vectors : ndarray, shape (J, 2 d + 2 p)
+        c_j, by the columns of the levels and of the fixed effects, the latter up to whole lanes.
+    start : int ndarray, shape (cells + 1,)
+        First j of every cell.
+    columns : int ndarray, shape (cells, 2 d + 2 p); block : int ndarray, shape (cells,)
+        Which columns of which block, blocks in order.
+    fixed : ndarray, shape (blocks, W, W)
+        Lower triangles.
+    linear : ndarray, shape (blocks, W, 2 q); whole : ndarray, shape (2 p, 2 p)
+        The columns of the levels, and the sum over blocks of those of the fixed effects; lower
+        triangles.
+    gain, level : ndarray, shape (blocks, q)
+        Variance of every level, and its weight in the form; 0 where there is none.
+    zero : Zero
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    start: np.ndarray
+    columns: np.ndarray
+    block: np.ndarray
+    fixed: np.ndarray
+    linear: np.ndarray
+    whole: np.ndarray
+    gain: np.ndarray
+    level: np.ndarray
+    zero: Zero
+
+
+def mixture(weights: np.ndarray) -> Law:
+    """The law of sum_j weights_j chi2_1."""
+    none, flat = np.zeros((1, 0, 0)), np.zeros((0, 0))
+    return Law(
+        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
+        np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
+        none, none, flat, np.zeros((1, 0)), np.zeros((1, 0)),
+        Zero(0.0, 1.0, flat, none, none, flat),
+    )  # fmt: skip
+
+
+@inlined
+def _subtract(real, imag, A, a, k, out, row, column):
+    """out[row, column] -= (real + i imag) A[a, k]."""
+    x, y = load(A, (0, a, k)), load(A, (1, a, k))
+    store(out, (0, row, column), load(out, (0, row, column)) - (real * x - imag * y))
+    store(out, (1, row, column), load(out, (1, row, column)) - (real * y + imag * x))
+
+
+@called_exact
+def _pivot(A, B, c, n, room):
+    """The largest of rows c on of column c to row c, at each of n points.
+
+    The first row of `room` is the sign of the exchange, or 1.  None where that of row c is no less
+    than half of it at all points.
+    """
+    unit = spread(1.0)
+    store(room, 0, unit)
+    largest = spread(0.0)
+    for a in range(c + 1, A.shape[1]):
+        x, y = load(A, (0, a, c)), load(A, (1, a, c))
+        largest = larger(largest, signed(x, unit) + signed(y, unit))
+    x, y = load(A, (0, c, c)), load(A, (1, c, c))
+    if all_positive(2.0 * (signed(x, unit) + signed(y, unit)) - largest):
+        return
+    for i in range(n):
+        best, most = c, abs(A[0, c, c, i]) + abs(A[1, c, c, i])
+        for a in range(c + 1, A.shape[1]):
+            large = abs(A[0, a, c, i]) + abs(A[1, a, c, i])
+            if large > most:
+                best, most = a, large
+        if best != c:
+            room[0, i] = -1.0
+            for part in range(2):
+                for k in range(c, A.shape[1]):
+                    kept = A[part, c, k, i]
+                    A[part, c, k, i], A[part, best, k, i] = A[part, best, k, i], kept
+                for k in range(B.shape[2]):
+                    kept = B[part, c, k, i]
+                    B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
+
+
+@called_exact
+def _eliminate(A, B, size, phase, room):
+    """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
+
+    As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
+    to it, and the determinant's phase in (-pi, pi] is `phase`; `room` is (3, POINTS).
+    """
+    m, r, n = A.shape[1], B.shape[2], len(size)
+    own, own_i, squares = spread(1.0), spread(0.0), spread(1.0)
+    for c in range(m):
+        _pivot(A, B, c, n, room)
+        sign = load(room, 0)
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
+        modulus = x * x + y * y
+        squares *= modulus
+        if c % _TOGETHER == _TOGETHER - 1 or c == m - 1:
+            store(room, 1, squares)
+            squares = spread(1.0)
+            for i in range(n):
+                size[i] += 0.5 * math.log(room[1, i])
+        scale = sign / root(modulus)
+        own, own_i = scale * (own * x - own_i * y), scale * (own * y + own_i * x)
+        x, y = x / modulus, (0.0 - y) / modulus
+        store(A, (0, c, c), x)
+        store(A, (1, c, c), y)
+        for a in range(c + 1, m):
+            u, v = load(A, (0, a, c)), load(A, (1, a, c))
+            real, imag = u * x - v * y, u * y + v * x
+            for k in range(c + 1, m):
+                _subtract(real, imag, A, c, k, A, a, k)
+            for k in range(r):
+                _subtract(real, imag, B, c, k, B, a, k)
+    for c in range(m - 1, -1, -1):
+        x, y = load(A, (0, c, c)), load(A, (1, c, c))
+        for k in range(r):
+            for a in range(c + 1, m):
+                _subtract(load(A, (0, c, a)), load(A, (1, c, a)), B, a, k, B, c, k)
+            u, v = load(B, (0, c, k)), load(B, (1, c, k))
+            store(B, (0, c, k), u * x - v * y)
+            store(B, (1, c, k), u * y + v * x)
+    store(room, 1, own)
+    store(room, 2, own_i)
+    for i in range(n):
+        phase[i] = math.atan2(room[2, i], room[1, i])
+
+
+@called_exact
+def _fold(T, s, gain, level, at, left, right, size, phase, A, B, room):
+    """Take the levels of a block out; factors of det.
+
+    T (2, W, 2 q, POINTS) are the columns of the levels, s (2, POINTS).  What is to be added to
+    X is the product of rows of `left` and `right` (2, rows, 2 p, POINTS) from `at` on.  A
+    (2, 2 q, 2 q, POINTS), B (2, 2 q, 2 p, POINTS) and `room` are room.
+    """
+    q, rest = len(gain), T.shape[1] - T.shape[2]
+    for r in range(q):
+        g = gain[r]
+        step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
+        for k in range(2 * q + rest):
+            row, column = max(r, k), min(r, k)
+            up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
+            row, column = max(q + r, k), min(q + r, k)
+            low, low_i = load(T, (0, row, column)), load(T, (1, row, column))
+            first = g * low - (step * up - step_i * up_i)
+            first_i = g * low_i - (step * up_i + step_i * up)
+            last, last_i = g * (up - low), g * (up_i - low_i)
+            if k < 2 * q:
+                store(A, (0, r, k), first + (1.0 if k == r else 0.0))
+                store(A, (1, r, k), first_i)
+                store(A, (0, q + r, k), last + (1.0 if k == q + r else 0.0))
+                store(A, (1, q + r, k), last_i)
+            else:
+                store(B, (0, r, k - 2 * q), 0.0 - first)
+                store(B, (1, r, k - 2 * q), 0.0 - first_i)
+                store(B, (0, q + r, k - 2 * q), 0.0 - last)
+                store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
+    _eliminate(A, B, size, phase, room)
+    for r in range(2 * q):
+        for part in range(2):
+            for a in range(rest):
+                store(left, (part, at + r, a), load(T, (part, 2 * q + a, r)))
+                store(right, (part, at + r, a), load(B, (part, r, a)))
+
+
+@called_exact
+def _multiply(left, right, rows, X):
+    """Add left' right of so many rows to the lower triangle of X (2, 2 p, 2 p, POINTS)."""
+    for a in range(0, X.shape[1], 2):
+        for b in range(0, a + 1, 2):
+            u, u_i = load(X, (0, a, b)), load(X, (1, a, b))
+            v, v_i = load(X, (0, a + 1, b)), load(X, (1, a + 1, b))
+            w, w_i = load(X, (0, a, b + 1)), load(X, (1, a, b + 1))
+            x, x_i = load(X, (0, a + 1, b + 1)), load(X, (1, a + 1, b + 1))
+            for k in range(rows):
+                c, c_i = load(left, (0, k, a)), load(left, (1, k, a))
+                d, d_i = load(left, (0, k, a + 1)), load(left, (1, k, a + 1))
+                e, e_i = load(right, (0, k, b)), load(right, (1, k, b))
+                u, u_i = u + c * e - c_i * e_i, u_i + c * e_i + c_i * e
+                v, v_i = v + d * e - d_i * e_i, v_i + d * e_i + d_i * e
+                e, e_i = load(right, (0, k, b + 1)), load(right, (1, k, b + 1))
+                w, w_i = w + c * e - c_i * e_i, w_i + c * e_i + c_i * e
+                x, x_i = x + d * e - d_i * e_i, x_i + d * e_i + d_i * e
+            store(X, (0, a, b), u)
+            store(X, (1, a, b), u_i)
+            store(X, (0, a + 1, b), v)
+            store(X, (1, a + 1, b), v_i)
+            store(X, (0, a, b + 1), w)
+            store(X, (1, a, b + 1), w_i)
+            store(X, (0, a + 1, b + 1), x)
+            store(X, (1, a + 1, b + 1), x_i)
+
+
+@called_exact
+def _weights(law, s):
+    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), (J, 2, POINTS)."""
+    out = empty((len(law.values), 2, POINTS))
+    x, y = load(s, 0), load(s, 1)
+    up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
+    for j in range(len(law.values)):
+        twice = -2.0 * law.values[j]
+        real, imag = 1.0 + twice * x, twice * y
+        square = 1.0 / (real * real + imag * imag)
+        store(out, (j, 0), square * (up * real + up_i * imag))
+        store(out, (j, 1), square * (up_i * real - up * imag))
+    return out
+
+
+@called_exact
+def _sums(law, start, stop, first, last, weights, out):
+    """Add c_j c_j' by their weights, j from `start` to `stop`: columns from `first` to `last`.
+
+    The lower triangle by columns, (entries, 2, POINTS).
+    """
+    k = law.columns.shape[1]
+    for begin in range(start, stop, _NEAR):
+        end = min(begin + _NEAR, stop)
+        at = 0
+        for b in range(first, last):
+            a = b
+            while a + _ABREAST <= k:
+                u, u_i = load(out, (at, 0)), load(out, (at, 1))
+                v, v_i = load(out, (at + 1, 0)), load(out, (at + 1, 1))
+                w, w_i = load(out, (at + 2, 0)), load(out, (at + 2, 1))
+                x, x_i = load(out, (at + 3, 0)), load(out, (at + 3, 1))
+                for j in range(begin, end):
+                    c = law.vectors[j, b]
+                    real, imag = c * load(weights, (j, 0)), c * load(weights, (j, 1))
+                    c = law.vectors[j, a]
+                    u, u_i = u + c * real, u_i + c * imag
+                    c = law.vectors[j, a + 1]
+                    v, v_i = v + c * real, v_i + c * imag
+                    c = law.vectors[j, a + 2]
+                    w, w_i = w + c * real, w_i + c * imag
+                    c = law.vectors[j, a + 3]
+                    x, x_i = x + c * real, x_i + c * imag
+                store(out, (at, 0), u)
+                store(out, (at, 1), u_i)
+                store(out, (at + 1, 0), v)
+                store(out, (at + 1, 1), v_i)
+                store(out, (at + 2, 0), w)
+                store(out, (at + 2, 1), w_i)
+                store(out, (at + 3, 0), x)
+                store(out, (at + 3, 1), x_i)
+                at += _ABREAST
+                a += _ABREAST
+            while a < k:
+                u, u_i = load(out, (at, 0)), load(out, (at, 1))
+                for j in range(begin, end):
+                    c = law.vectors[j, a] * law.vectors[j, b]
+                    u += c * load(weights, (j, 0))
+                    u_i += c * load(weights, (j, 1))
+                store(out, (at, 0), u)
+                store(out, (at, 1), u_i)
+                at += 1
+                a += 1
+
+
+@inlined
+def _add(sums, at, T, row, column):
+    """T[row, column] += sums[at]."""
+    store(T, (0, row, column), load(T, (0, row, column)) + load(sums, (at, 0)))
+    store(T, (1, row, column), load(T, (1, row, column)) + load(sums, (at, 1)))
+
+
+@called_exact
+def _block(law, b, cell, s, weights, sums, T):
+    """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
+
+    `cell` is the block's first, and returned is the one after it; `sums` is room.
+    """
+    W, levels = T.shape[1], T.shape[2]
+    k = law.columns.shape[1]
+    own = k - W + levels
+    for a in range(W):
+        for c in range(min(a + 1, levels)):
+            twice = 2.0 * law.linear[b, a, c]
+            store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
+            store(T, (1, a, c), twice * load(s, 1))
+    while cell < len(law.block) and law.block[cell] == b:
+        for at in range(own * k - own * (own - 1) // 2):
+            store(sums, (at, 0), spread(0.0))
+            store(sums, (at, 1), spread(0.0))
+        _sums(law, law.start[cell], law.start[cell + 1], 0, own, weights, sums)
+        at = 0
+        for c in range(own):
+            for a in range(c, k):
+                row, column = law.columns[cell, a], law.columns[cell, c]
+                _add(sums, at, T, max(row, column), min(row, column))
+                at += 1
+        cell += 1
+    return cell
+
+
+@called_exact
+def _of_donors(law, s, size, phase):
+    """Factors of det of the donors: their log|.| is added to `size`, the phase starts at 0.
+
+    As many lanes of s (2, POINTS) are points as `size` has.
+    """
+    z, turns = empty((2, POINTS)), empty(POINTS)
+    real, imag, count = spread(1.0), spread(0.0), spread(0.0)
+    x, y = load(s, 0), load(s, 1)
+    for j in range(len(law.values)):
+        twice = -2.0 * law.values[j]
+        up, right = 1.0 + twice * x, twice * y
+        # across the negative axis, half a sheet on: with it where the factor turns that way
+        before = signed(spread(1.0), imag)
+        real, imag = real * up - imag * right, real * right + imag * up
+        after, way = signed(spread(1.0), imag), signed(spread(1.0), right)
+        count += (before - after) * (1.0 + way * before)
+        if j % _TOGETHER == _TOGETHER - 1:
+            squares = real * real + imag * imag
+            if all_positive(squares - _SMALL) and all_positive(1.0 / _SMALL - squares):
+                continue
+            store(z, 0, real)
+            store(z, 1, imag)
+            for i in range(len(size)):
+                square = z[0, i] * z[0, i] + z[1, i] * z[1, i]
+                size[i] += 0.5 * math.log(square)
+                square = 1.0 / math.sqrt(square)
+                z[0, i], z[1, i] = z[0, i] * square, z[1, i] * square
+            for i in range(len(size), POINTS):
+                z[0, i], z[1, i] = z[0, len(size) - 1], z[1, len(size) - 1]
+            real, imag = load(z, 0), load(z, 1)
+    store(z, 0, real)
+    store(z, 1, imag)
+    store(turns, 0, count)
+    for i in range(len(size)):
+        size[i] += 0.5 * math.log(z[0, i] * z[0, i] + z[1, i] * z[1, i])
+        phase[i] = math.atan2(z[1, i], z[0, i]) + 0.5 * math.pi * turns[i]
+
+
+@called_exact
+def log_determinants(law, s, passed):
+    """log|.| and the phase of det(I - 2 s A M) at complex s (2, n), in parts.
+
+    That of donors, which starts at 0 on the real axis where no pole of a donor lies between it and
+    0; and in (-pi, pi] those of every block's levels and of the fixed effects, (blocks + 1, n),
+    which change slowly.  :func:`_passed` is added to `passed` for each of the first of s that it
+    has, which are real or almost so.
+    """
+    n = s.shape[1]
+    size, phase = empty(n), empty(n)
+    for i in range(n):
+        size[i] = -law.zero.size
+    slow = zeros((len(law.fixed) + 1, n))
+    lanes, angles = empty((2, POINTS)), zeros((len(slow), POINTS))
+    for first in range(0, n, POINTS):
+        m = min(n - first, POINTS)
+        for i in range(POINTS):
+            at = first + min(i, m - 1)
+            lanes[0, i], lanes[1, i] = s[0, at], s[1, at]
+        _of_donors(law, lanes, size[first : first + m], phase[first : first + m])
+        counted = passed if first == 0 else passed[:0]
+        _add_slow(law, lanes, size[first : first + m], angles, counted)
+        for b in range(len(slow)):
+            for i in range(m):
+                slow[b, first + i] = angles[b, i]
+    if law.zero.sign < 0.0:
+        for i in range(n):
+            slow[-1, i] -= math.copysign(math.pi, slow[-1, i])
+    return size, phase, slow
+
+
+@called_exact
+def _add_slow(law, s, size, slow, passed):
+    """What is not of donors by themselves at s (2, POINTS), see :func:`log_determinants`."""
+    blocks, q = law.gain.shape
+    W = law.fixed.shape[1]
+    if W == 0:
+        return
+    X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
+    k = law.columns.shape[1]
+    weights, sums = _weights(law, s), zeros((k * (k + 1) // 2, 2, POINTS))
+    most = min(2 * q * blocks, max(_ROWS, 2 * q))
+    left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
+    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
+    room = empty((3, POINTS))
+    cell = rows = 0
+    for b in range(blocks):
+        if q > 0:
+            cell = _block(law, b, cell, s, weights, sums, T)
+            for i in range(len(passed)):
+                passed[i] += _passed(T, i, s[0, i], law.gain[b], law.level[b])
+            _fold(T, s, law.gain[b], law.level[b], rows, left, right, size, slow[b], A, B, room)
+            rows += 2 * q
+            if rows + 2 * q > most or b == blocks - 1:
+                _multiply(left, right, rows, X)
+                rows = 0
+    at = 0
+    for i in range(len(X[0]) * (len(X[0]) + 1) // 2):
+        store(sums, (i, 0), spread(0.0))
+        store(sums, (i, 1), spread(0.0))
+    _sums(law, 0, len(law.values), k - len(X[0]), k, weights, sums)
+    for c in range(len(X[0])):
+        for a in range(c, len(X[0])):
+            first, twice = law.zero.whole[a, c], 2.0 * law.whole[a, c]
+            store(X, (0, a, c), first + twice * load(s, 0) + load(X, (0, a, c)))
+            store(X, (1, a, c), twice * load(s, 1) + load(X, (1, a, c)))
+            _add(sums, at, X, a, c)
+            at += 1
+    for a in range(len(X[0])):
+        for c in range(a):
+            store(X, (0, c, a), load(X, (0, a, c)))
+            store(X, (1, c, a), load(X, (1, a, c)))
+    for i in range(len(passed)):  # as many of one sign as of the other at s = 0
+        passed[i] += _inertia(-X[0, :, :, i]) - X.shape[1] // 2
+    _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks], room)
+
+
+@called_exact
+def inverse_of(A):
+    """The inverse of A (n, n), with log|det| and the determinant's sign; A is overwritten."""
+    n = len(A)
+    B = zeros((n, n))
+    size, sign = 0.0, 1.0
+    for c in range(n):
+        B[c, c] = 1.0
+    for c in range(n):
+        best = c
+        for r in range(c + 1, n):
+            if abs(A[r, c]) > abs(A[best, c]):
+                best = r
+        if best != c:
+            sign = -sign
+            for k in range(n):
+                A[c, k], A[best, k] = A[best, k], A[c, k]
+                B[c, k], B[best, k] = B[best, k], B[c, k]
+        pivot = A[c, c]
+        size += math.log(abs(pivot))
+        sign = math.copysign(sign, sign * pivot)
+        for k in range(n):
+            A[c, k] /= pivot
+            B[c, k] /= pivot
+        for r in range(n):
+            if r != c:
+                factor = A[r, c]
+                for k in range(n):
+                    A[r, k] -= factor * A[c, k]
+                    B[r, k] -= factor * B[c, k]
+    return B, size, sign
+
+
+@called_exact
+def zero_of(fixed, gain):
+    """:class:`Zero` of laws with these."""
+    (blocks, q), W = gain.shape, fixed.shape[1]
+    rest = W - 2 * q
+    wide = -(-rest // POINTS) * POINTS
+    whole, X = zeros((rest, rest)), zeros((rest, rest))
+    inverse, right = empty((blocks, 2 * q, 2 * q)), zeros((blocks, 2 * q, wide))
+    A, B = empty((2 * q, 2 * q)), empty((2 * q, rest))
+    size, sign = 0.0, 1.0
+    for b in range(blocks):
+        for a in range(rest):
+            for c in range(a + 1):
+                whole[a, c] += fixed[b, 2 * q + a, 2 * q + c]
+        if q == 0:
+            continue
+        for r in range(q):
+            for k in range(W):
+                up, low = fixed[b, max(r, k), min(r, k)], fixed[b, max(q + r, k), min(q + r, k)]
+                if k < 2 * q:
+                    A[r, k] = gain[b, r] * low + (1.0 if k == r else 0.0)
+                    A[q + r, k] = gain[b, r] * (up - low) + (1.0 if k == q + r else 0.0)
+                else:
+                    B[r, k - 2 * q] = -gain[b, r] * low
+                    B[q + r, k - 2 * q] = gain[b, r] * (low - up)
+        own, start, turn = inverse_of(A)
+        size += start
+        sign *= turn
+        for r in range(2 * q):
+            for c in range(2 * q):
+                inverse[b, r, c] = own[r, c]
+                for k in range(rest):
+                    right[b, r, k] += own[r, c] * B[c, k]
+        for a in range(rest):
+            for r in range(2 * q):
+                for k in range(rest):
+                    X[a, k] += fixed[b, 2 * q + a, r] * right[b, r, k]
+    for a in range(rest):
+        for c in range(rest):
+            X[a, c] += whole[max(a, c), min(a, c)]
+    one, start, turn = inverse_of(X)
+    last = zeros((rest, wide))
+    for a in range(rest):
+        for c in range(rest):
+            last[a, c] = one[a, c]
+    return Zero(size + start, sign * turn, whole, inverse, right, last)
+
+
+@called_exact
+def _rows_of(law, b, cell, U):
+    """Rows of a block's levels in T_b, coefficients of 1, s and s^2, (3, 2 q, 2 q + 2 p ...).
+
+    `cell` is the block's first, and returned is the one after it.
+    """
+    k, levels, W = law.columns.shape[1], U.shape[1], law.fixed.shape[1]
+    own = k - W + levels
+    for r in range(levels):
+        for c in range(W):
+            row, column = max(r, c), min(r, c)
+            U[0, r, c], U[1, r, c] = law.fixed[b, row, column], 2.0 * law.linear[b, row, column]
+            U[2, r, c] = 0.0
+    while cell < len(law.block) and law.block[cell] == b:
+        for a in range(own):
+            row = law.columns[cell, a]
+            for c in range(own):
+                total = 0.0
+                for j in range(law.start[cell], law.start[cell + 1]):
+                    total += law.vectors[j, a] * law.vectors[j, c]
+                U[2, row, law.columns[cell, c]] += 4.0 * total
+            for at in range(0, W - levels, POINTS):
+                total = spread(0.0)
+                for j in range(law.start[cell], law.start[cell + 1]):
+                    total += law.vectors[j, a] * load(law.vectors, (j, own + at))
+                place = (2, row, levels + at)
+                store(U, place, load(U, place) + 4.0 * total)
+        cell += 1
+    return cell
+
+
+@called_exact
+def _squares(law, own, X):
+    """Sum over all j of 4 c_j c_j' by the columns of the fixed effects, from `own` on, to X[1]."""
+    rest = X.shape[1]
+    for begin in range(0, len(law.values), _NEAR):
+        end = min(begin + _NEAR, len(law.values))
+        for at in range(0, rest, POINTS):
+            for a in range(at, rest, 2):  # the lower triangle
+                u, v = load(X, (1, a, at)), load(X, (1, a + 1, at))
+                for j in range(begin, end):
+                    c = load(law.vectors, (j, own + at))
+                    u += 4.0 * law.vectors[j, own + a] * c
+                    v += 4.0 * law.vectors[j, own + a + 1] * c
+                store(X, (1, a, at), u)
+                store(X, (1, a + 1, at), v)
+    for a in range(rest):
+        for c in range(a):
+            X[1, c, a] = X[1, a, c]
+
+
+@called_exact
+def _times(A, at, B, to, out):
+    """out[to] -= A[at] B for the first columns of A[at] (n, n ...) and whole lanes of B (n, m)."""
+    n = B.shape[0]
+    for r in range(n):
+        for k in range(0, B.shape[1], POINTS):
+            total = load(out, (to, r, k))
+            for c in range(n):
+                total -= A[at, r, c] * load(B, (c, k))
+            store(out, (to, r, k), total)
+
+
+@called_exact
+def moments(law):
+    """Mean and variance of the form: power series of the same eliminations."""
+    blocks, q = law.gain.shape
+    W = law.fixed.shape[1]
+    levels, rest = 2 * q, W - 2 * q
+    mean = variance = 0.0
+    for value in law.values:
+        mean += value
+        variance += 2.0 * value * value
+    if W == 0:
+        return mean, variance
+    own = law.columns.shape[1] - rest
+    wide = law.zero.last.shape[1]
+    X, right = zeros((2, rest, wide)), zeros((3, levels, wide))
+    U, V = zeros((3, levels, levels + wide)), zeros((3, levels, levels + wide))
+    A = zeros((3, levels, levels))
+    for a in range(rest):
+        for c in range(rest):
+            X[0, a, c] = 2.0 * law.whole[max(a, c), min(a, c)]
+    _squares(law, own, X)
+    cell = 0
+    for b in range(blocks if q > 0 else 0):
+        cell = _rows_of(law, b, cell, U)
+        for o in range(1, 3):
+            for r in range(q):
+                g, twice = law.gain[b, r], 2.0 * law.level[b, r]
+                for k in range(levels + rest):
+                    low = U[o, q + r, k]
+                    V[o, r, k] = g * low - twice * U[o - 1, r, k]
+                    V[o, q + r, k] = g * (U[o, r, k] - low)
+        # A_o = inverse V_o by the levels' columns, right_o = -inverse (V_o + sum A_i right_o-i)
+        for o in range(1, 3):
+            for r in range(levels):
+                for k in range(levels):
+                    A[o, r, k] = 0.0
+                    for c in range(levels):
+                        A[o, r, k] += law.zero.inverse[b, r, c] * V[o, c, k]
+        for r in range(levels):
+            for at in range(0, wide, POINTS):
+                store(right, (0, r, at), load(law.zero.right, (b, r, at)))
+                one, two = spread(0.0), spread(0.0)
+                for c in range(levels):
+                    one -= law.zero.inverse[b, r, c] * load(V, (1, c, levels + at))
+                    two -= law.zero.inverse[b, r, c] * load(V, (2, c, levels + at))
+                store(right, (1, r, at), one)
+                store(right, (2, r, at), two)
+        _times(A, 1, right[0], 1, right)
+        _times(A, 1, right[1], 2, right)
+        _times(A, 2, right[0], 2, right)
+        for r in range(levels):
+            mean -= 0.5 * A[1, r, r]
+            variance -= A[2, r, r]
+            for c in range(levels):
+                variance += 0.5 * A[1, r, c] * A[1, c, r]
+        for a in range(rest):
+            for at in range(0, wide, POINTS):
+                one, two = load(X, (0, a, at)), load(X, (1, a, at))
+                for r in range(levels):
+                    u, v, w = U[0, r, levels + a], U[1, r, levels + a], U[2, r, levels + a]
+                    x, y = load(right, (0, r, at)), load(right, (1, r, at))
+                    one += u * y + v * x
+                    two += u * load(right, (2, r, at)) + v * y + w * x
+                store(X, (0, a, at), one)
+                store(X, (1, a, at), two)
+    last = empty((rest, wide))
+    for a in range(rest):
+        for at in range(0, wide, POINTS):
+            total = spread(0.0)
+            for c in range(rest):
+                total += law.zero.last[a, c] * load(X, (0, c, at))
+            store(last, (a, at), total)
+    for a in range(rest):
+        mean -= 0.5 * last[a, a]
+        for c in range(rest):
+            variance += 0.5 * last[a, c] * last[c, a] - law.zero.last[a, c] * X[1, c, a]
+    return mean, variance
+
+
+@called_exact
+def _inertia(A):
+    """Negative eigenvalues of symmetric A (n, n), which is overwritten.
+
+    By elimination with pivots of one row and, where they are small, of two (Bunch and Parlett).
+    """
+    count, n = 0, len(A)
+    left = np.empty(n, dtype=np.int64)
+    for a in range(n):
+        left[a] = a
+    while n > 0:
+        one, first, second = 0, 0, 0
+        off = 0.0
+        for a in range(n):
+            if abs(A[left[a], left[a]]) > abs(A[left[one], left[one]]):
+                one = a
+            for b in range(a):
+                if abs(A[left[a], left[b]]) > off:
+                    off, first, second = abs(A[left[a], left[b]]), a, b
+        if abs(A[left[one], left[one]]) >= _PIVOT * off:
+            at = left[one]
+            pivot = A[at, at]
+            if pivot == 0.0:
+                break
+            count += pivot < 0.0
+            n -= 1
+            left[one] = left[n]
+            for i in range(n):
+                a = left[i]
+                factor = A[a, at] / pivot
+                for k in range(n):
+                    A[a, left[k]] -= factor * A[at, left[k]]
+        else:  # one eigenvalue of each sign
+            up, down = left[first], left[second]
+            upper, lower, both = A[up, up], A[down, down], A[up, down]
+            det = upper * lower - both * both
+            count += 1
+            left[first] = left[n - 1]  # the one that lies further on goes first
+            left[second] = left[n - 2]
+            n -= 2
+            for i in range(n):
+                a = left[i]
+                x = (lower * A[a, up] - both * A[a, down]) / det
+                y = (upper * A[a, down] - both * A[a, up]) / det
+                for k in range(n):
+                    b = left[k]
+                    A[a, b] -= x * A[up, b] + y * A[down, b]
+    return count
+
+
+@called_exact
+def _passed(T, lane, s, gain, level):
+    """Negative eigenvalues of a block's levels at real s, less those at s = 0 of its side.
+
+    A level has three equations, which at 0 have one and, where its weight is of the other sign than
+    s, another.  T (2, W, 2 q, POINTS) has s in one of its lanes.
+    """
+    q = len(gain)
+    R = zeros((3 * q, 3 * q))
+    place, scale = np.empty(3 * q, dtype=np.int64), empty(3 * q)
+    before = q
+    for r in range(q):
+        root, step = math.sqrt(gain[r]), 2.0 * s * level[r]
+        place[r], place[q + r], place[2 * q + r] = r, r, q + r
+        scale[r], scale[q + r], scale[2 * q + r] = root, math.sqrt(abs(step)), root
+        R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
+        R[q + r, q + r] = -1.0 if step < 0.0 else 1.0  # 1 / step, scaled
+        before += step < 0.0
+    for a in range(3 * q):
+        for c in range(3 * q):
+            row, column = max(place[a], place[c]), min(place[a], place[c])
+            R[a, c] -= scale[a] * scale[c] * T[0, row, column, lane]
+    return _inertia(R) - before
+
+
+@called_exact
+def _of_donors_passed(law, s):
+    """Poles of donors by themselves between 0 and real s (n,)."""
+    passed = np.zeros(len(s), dtype=np.int64)
+    for i in range(len(s)):
+        for value in law.values:
+            passed[i] += 2.0 * s[i] * value > 1.0
+    return passed
+
+
+@called_exact
+def until(law, s, variance, count):
+    """:func:`log_determinants`, and by Sylvester's law how many poles the first of s are beyond.
+
+    That is, how many lie between 0 and the real part of each of so many.  None can where 2 s is
+    below what the variance, twice the sum of squares of eigenvalues, allows to one.
+    """
+    passed = _of_donors_passed(law, s[0, :count])
+    known = True
+    for i in range(count):
+        known = known and passed[i] == 0 and 2.0 * s[0, i] * s[0, i] * variance < 1.0
+    size, phase, slow = log_determinants(law, s, passed[:0] if known else passed)
+    return size, phase, slow, passed
