@@ -149,7 +149,7 @@ def _pivot(A, B, c, n, room):
                     B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
 
 
-@called_exact
+@inlined
 def _eliminate(A, B, size, phase, room):
     """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
 
@@ -195,7 +195,7 @@ def _eliminate(A, B, size, phase, room):
         phase[i] = math.atan2(room[2, i], room[1, i])
 
 
-@called_exact
+@inlined
 def _fold(T, s, gain, level, at, left, right, size, phase, A, B, room):
     """Take the levels of a block out; factors of det.
 
@@ -333,7 +333,7 @@ def _add(sums, at, T, row, column):
     store(T, (1, row, column), load(T, (1, row, column)) + load(sums, (at, 1)))
 
 
-@called_exact
+@inlined
 def _block(law, b, cell, s, weights, sums, T):
     """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
 
@@ -561,54 +561,49 @@ def zero_of(fixed, gain):
 
 
 @called_exact
-def _rows_of(law, b, cell, U):
-    """Rows of a block's levels in T_b, coefficients of 1, s and s^2, (3, 2 q, 2 q + 2 p ...).
+def squares(left, right, start, stop, first, rows, lower, out):
+    """Add sum_j left_ja right_jb, j from `start` to `stop`, to out (rows, whole lanes).
 
-    `cell` is the block's first, and returned is the one after it.
+    a and b count from column `first`, and there are so many rows a, an even number; of a lower
+    triangle those lanes of b that it reaches.
     """
-    k, levels, W = law.columns.shape[1], U.shape[1], law.fixed.shape[1]
-    own = k - W + levels
-    for r in range(levels):
-        for c in range(W):
-            row, column = max(r, c), min(r, c)
-            U[0, r, c], U[1, r, c] = law.fixed[b, row, column], 2.0 * law.linear[b, row, column]
-            U[2, r, c] = 0.0
-    while cell < len(law.block) and law.block[cell] == b:
-        for a in range(own):
-            row = law.columns[cell, a]
-            for c in range(own):
-                total = 0.0
-                for j in range(law.start[cell], law.start[cell + 1]):
-                    total += law.vectors[j, a] * law.vectors[j, c]
-                U[2, row, law.columns[cell, c]] += 4.0 * total
-            for at in range(0, W - levels, POINTS):
-                total = spread(0.0)
-                for j in range(law.start[cell], law.start[cell + 1]):
-                    total += law.vectors[j, a] * load(law.vectors, (j, own + at))
-                place = (2, row, levels + at)
-                store(U, place, load(U, place) + 4.0 * total)
-        cell += 1
-    return cell
+    for begin in range(start, stop, _NEAR):
+        end = min(begin + _NEAR, stop)
+        for at in range(0, out.shape[1], POINTS):
+            for a in range(at if lower else 0, rows, 2):
+                u, v = load(out, (a, at)), load(out, (a + 1, at))
+                for j in range(begin, end):
+                    c = load(right, (j, first + at))
+                    u += left[j, first + a] * c
+                    v += left[j, first + a + 1] * c
+                store(out, (a, at), u)
+                store(out, (a + 1, at), v)
 
 
 @called_exact
-def _squares(law, own, X):
-    """Sum over all j of 4 c_j c_j' by the columns of the fixed effects, from `own` on, to X[1]."""
-    rest = X.shape[1]
-    for begin in range(0, len(law.values), _NEAR):
-        end = min(begin + _NEAR, len(law.values))
-        for at in range(0, rest, POINTS):
-            for a in range(at, rest, 2):  # the lower triangle
-                u, v = load(X, (1, a, at)), load(X, (1, a + 1, at))
-                for j in range(begin, end):
-                    c = load(law.vectors, (j, own + at))
-                    u += 4.0 * law.vectors[j, own + a] * c
-                    v += 4.0 * law.vectors[j, own + a + 1] * c
-                store(X, (1, a, at), u)
-                store(X, (1, a + 1, at), v)
-    for a in range(rest):
-        for c in range(a):
-            X[1, c, a] = X[1, a, c]
+def _rows_of(law, b, cell, own, U):
+    """Rows of a block's levels in T_b, coefficients of 1, s and s^2, (3, 2 q, 2 q + 2 p ...).
+
+    `cell` is the block's first, and returned is the one after it; `own` is room.
+    """
+    k, levels, W = law.columns.shape[1], U.shape[1], law.fixed.shape[1]
+    fixed, linear, columns = law.fixed, law.linear, law.columns
+    for r in range(levels):
+        for c in range(W):
+            row, column = max(r, c), min(r, c)
+            U[0, r, c], U[1, r, c] = fixed[b, row, column], 2.0 * linear[b, row, column]
+            U[2, r, c] = 0.0
+    while cell < len(law.block) and law.block[cell] == b:
+        for a in range(len(own)):
+            for c in range(own.shape[1]):
+                own[a, c] = 0.0
+        j, end = law.start[cell], law.start[cell + 1]
+        squares(law.vectors, law.vectors, j, end, 0, len(own), False, own)
+        for a in range(len(own)):
+            for c in range(k):
+                U[2, columns[cell, a], columns[cell, c]] += 4.0 * own[a, c]
+        cell += 1
+    return cell
 
 
 @called_exact
@@ -643,10 +638,14 @@ def moments(law):
     for a in range(rest):
         for c in range(rest):
             X[0, a, c] = 2.0 * law.whole[max(a, c), min(a, c)]
-    _squares(law, own, X)
+    squares(law.vectors, law.vectors, 0, len(law.values), own, rest, True, X[1])
+    for a in range(rest):
+        for c in range(a + 1):
+            X[1, c, a] = X[1, a, c] = 4.0 * X[1, a, c]
+    levels_too = empty((own, -(-law.columns.shape[1] // POINTS) * POINTS))
     cell = 0
     for b in range(blocks if q > 0 else 0):
-        cell = _rows_of(law, b, cell, U)
+        cell = _rows_of(law, b, cell, levels_too, U)
         for o in range(1, 3):
             for r in range(q):
                 g, twice = law.gain[b, r], 2.0 * law.level[b, r]
