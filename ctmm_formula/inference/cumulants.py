@@ -14,13 +14,28 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.kernels import empty, zeros
-from ..engine.lanes import POINTS, all_positive, larger, load_of, root, signed, spread_of, store
+from ..engine.lanes import (
+    POINTS,
+    aligned,
+    all_positive,
+    larger,
+    load_of,
+    root,
+    signed,
+    spread_of,
+    store,
+    total,
+)
 from ..engine.options import called_exact, inlined
 
 load, spread = load_of(POINTS), spread_of(POINTS)
 
 _PIVOT = 0.64  # of one row, in units of the largest off the diagonal
-_ABREAST, _NEAR = 4, 128  # products at a time, and of how many j one after the other
+_NEAR = 128  # of how many j products are taken one after the other
+_REACH = 8.0  # of s on a path, in standard deviations of the donors' part
+_THIN = 0.1  # 2 s l across half an interval of a group
+_SPANS, _FEW, _MANY = 64, 100, 16  # intervals at most, and j of one: no more, worth a group
+_EXACT = 1e-10  # relative error of what is interpolated
 _ROWS = 32  # of levels at a time
 _TOGETHER, _SMALL = 8, 1e-50  # factors between two looks at their size, and what then is small
 
@@ -48,6 +63,32 @@ class Zero(NamedTuple):
     inverse: np.ndarray
     right: np.ndarray
     last: np.ndarray
+
+
+class Groups(NamedTuple):
+    """Eigenvalues of donors that lie together, with what donors have of the 2 p fixed effects.
+
+    Where there are many in an interval, c_j c_j' / (1 - 2 s l_j) summed over them is interpolated
+    between POINTS Chebyshev nodes in l: the relative error is at most 1 / |T(z)|, T the polynomial
+    of that degree and z the pole 1 / (2 s) in units of the interval.
+
+    Attributes
+    ----------
+    values : ndarray, shape (J,); vectors : ndarray, shape (J, 2 p ...)
+        In order of the groups; of the first group nothing is interpolated.
+    start : int ndarray, shape (groups + 1,)
+    middle, half : ndarray, shape (groups,)
+        Of the intervals.
+    squares : ndarray, shape (groups, 2 p, 2 p ..., POINTS)
+        Sums of c_j c_j' by weights of the nodes, the lower triangles by columns.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    start: np.ndarray
+    middle: np.ndarray
+    half: np.ndarray
+    squares: np.ndarray
 
 
 class Law(NamedTuple):
@@ -82,6 +123,7 @@ class Law(NamedTuple):
     gain, level : ndarray, shape (blocks, q)
         Variance of every level, and its weight in the form; 0 where there is none.
     zero : Zero
+    groups : Groups
     """
 
     values: np.ndarray
@@ -95,16 +137,19 @@ class Law(NamedTuple):
     gain: np.ndarray
     level: np.ndarray
     zero: Zero
+    groups: Groups
 
 
 def mixture(weights: np.ndarray) -> Law:
     """The law of sum_j weights_j chi2_1."""
     none, flat = np.zeros((1, 0, 0)), np.zeros((0, 0))
+    values, nothing, ends = np.asarray(weights, dtype=float), np.zeros(0), np.zeros(1, np.int64)
     return Law(
-        np.asarray(weights, dtype=float), np.zeros((len(weights), 0)),
+        values, np.zeros((len(weights), 0)),
         np.array([0, len(weights)]), np.zeros((1, 0), dtype=np.int64), np.zeros(1, dtype=np.int64),
         none, none, flat, np.zeros((1, 0)), np.zeros((1, 0)),
         Zero(0.0, 1.0, flat, none, none, flat),
+        Groups(values, flat, ends, nothing, nothing, np.zeros((0, 0, 0, POINTS))),
     )  # fmt: skip
 
 
@@ -262,75 +307,182 @@ def _multiply(left, right, rows, X):
 
 
 @called_exact
-def _weights(law, s):
-    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), (J, 2, POINTS)."""
-    out = empty((len(law.values), 2, POINTS))
+def _weights(values, start, stop, s, out):
+    """4 s^2 / (1 - 2 s l_j) at the points of s (2, POINTS), out (2, J, POINTS)."""
     x, y = load(s, 0), load(s, 1)
     up, up_i = 4.0 * (x * x - y * y), 8.0 * x * y
-    for j in range(len(law.values)):
-        twice = -2.0 * law.values[j]
+    for j in range(start, stop):
+        twice = -2.0 * values[j]
         real, imag = 1.0 + twice * x, twice * y
         square = 1.0 / (real * real + imag * imag)
-        store(out, (j, 0), square * (up * real + up_i * imag))
-        store(out, (j, 1), square * (up_i * real - up * imag))
-    return out
+        store(out, (0, j), square * (up * real + up_i * imag))
+        store(out, (1, j), square * (up_i * real - up * imag))
 
 
 @called_exact
-def _sums(law, start, stop, first, last, weights, out):
-    """Add c_j c_j' by their weights, j from `start` to `stop`: columns from `first` to `last`.
+def _sums(vectors, start, stop, first, columns, rows, weights, part, out, to):
+    """Add c_j c_j' by weights[part] (J, POINTS), j from `start` to `stop`, to out[to].
 
-    The lower triangle by columns, (entries, 2, POINTS).
+    Columns and rows count from column `first`: (columns, rows ..., POINTS), the lower triangle, and
+    what whole steps of four rows and two columns have beside it; `vectors` have as many columns.
     """
-    k = law.columns.shape[1]
     for begin in range(start, stop, _NEAR):
         end = min(begin + _NEAR, stop)
-        at = 0
-        for b in range(first, last):
-            a = b
-            while a + _ABREAST <= k:
-                u, u_i = load(out, (at, 0)), load(out, (at, 1))
-                v, v_i = load(out, (at + 1, 0)), load(out, (at + 1, 1))
-                w, w_i = load(out, (at + 2, 0)), load(out, (at + 2, 1))
-                x, x_i = load(out, (at + 3, 0)), load(out, (at + 3, 1))
+        for b in range(0, columns, 2):
+            for a in range(b - b % 4, rows, 4):
+                e, u = load(out, (to, b, a)), load(out, (to, b + 1, a))
+                f, v = load(out, (to, b, a + 1)), load(out, (to, b + 1, a + 1))
+                g, w = load(out, (to, b, a + 2)), load(out, (to, b + 1, a + 2))
+                h, x = load(out, (to, b, a + 3)), load(out, (to, b + 1, a + 3))
                 for j in range(begin, end):
-                    c = law.vectors[j, b]
-                    real, imag = c * load(weights, (j, 0)), c * load(weights, (j, 1))
-                    c = law.vectors[j, a]
-                    u, u_i = u + c * real, u_i + c * imag
-                    c = law.vectors[j, a + 1]
-                    v, v_i = v + c * real, v_i + c * imag
-                    c = law.vectors[j, a + 2]
-                    w, w_i = w + c * real, w_i + c * imag
-                    c = law.vectors[j, a + 3]
-                    x, x_i = x + c * real, x_i + c * imag
-                store(out, (at, 0), u)
-                store(out, (at, 1), u_i)
-                store(out, (at + 1, 0), v)
-                store(out, (at + 1, 1), v_i)
-                store(out, (at + 2, 0), w)
-                store(out, (at + 2, 1), w_i)
-                store(out, (at + 3, 0), x)
-                store(out, (at + 3, 1), x_i)
-                at += _ABREAST
-                a += _ABREAST
-            while a < k:
-                u, u_i = load(out, (at, 0)), load(out, (at, 1))
-                for j in range(begin, end):
-                    c = law.vectors[j, a] * law.vectors[j, b]
-                    u += c * load(weights, (j, 0))
-                    u_i += c * load(weights, (j, 1))
-                store(out, (at, 0), u)
-                store(out, (at, 1), u_i)
-                at += 1
-                a += 1
+                    weight = load(weights, (part, j))
+                    left, right = vectors[j, first + b] * weight, vectors[j, first + b + 1] * weight
+                    c = vectors[j, first + a]
+                    e, u = e + c * left, u + c * right
+                    c = vectors[j, first + a + 1]
+                    f, v = f + c * left, v + c * right
+                    c = vectors[j, first + a + 2]
+                    g, w = g + c * left, w + c * right
+                    c = vectors[j, first + a + 3]
+                    h, x = h + c * left, x + c * right
+                store(out, (to, b, a), e)
+                store(out, (to, b + 1, a), u)
+                store(out, (to, b, a + 1), f)
+                store(out, (to, b + 1, a + 1), v)
+                store(out, (to, b, a + 2), g)
+                store(out, (to, b + 1, a + 2), w)
+                store(out, (to, b, a + 3), h)
+                store(out, (to, b + 1, a + 3), x)
 
 
-@inlined
-def _add(sums, at, T, row, column):
-    """T[row, column] += sums[at]."""
-    store(T, (0, row, column), load(T, (0, row, column)) + load(sums, (at, 0)))
-    store(T, (1, row, column), load(T, (1, row, column)) + load(sums, (at, 1)))
+@called_exact
+def _nothing(columns, rows, out):
+    """Zeros for :func:`_sums`."""
+    for part in range(len(out)):
+        for b in range(columns):
+            for a in range(rows + -rows % 4):
+                store(out, (part, b, a), spread(0.0))
+
+
+@called_exact
+def _at_nodes(squares, group, rows, weights, out):
+    """Add a group's squares by weights (2, POINTS nodes, POINTS) to out (2, rows, rows ...)."""
+    for b in range(rows):
+        for a in range(b - b % 4, rows, 4):
+            e, u = load(out, (0, b, a)), load(out, (1, b, a))
+            f, v = load(out, (0, b, a + 1)), load(out, (1, b, a + 1))
+            g, w = load(out, (0, b, a + 2)), load(out, (1, b, a + 2))
+            h, x = load(out, (0, b, a + 3)), load(out, (1, b, a + 3))
+            for k in range(POINTS):
+                real, imag = load(weights, (0, k)), load(weights, (1, k))
+                c = squares[group, b, a, k]
+                e, u = e + c * real, u + c * imag
+                c = squares[group, b, a + 1, k]
+                f, v = f + c * real, v + c * imag
+                c = squares[group, b, a + 2, k]
+                g, w = g + c * real, w + c * imag
+                c = squares[group, b, a + 3, k]
+                h, x = h + c * real, x + c * imag
+            store(out, (0, b, a), e)
+            store(out, (1, b, a), u)
+            store(out, (0, b, a + 1), f)
+            store(out, (1, b, a + 1), v)
+            store(out, (0, b, a + 2), g)
+            store(out, (1, b, a + 2), w)
+            store(out, (0, b, a + 3), h)
+            store(out, (1, b, a + 3), x)
+
+
+@called_exact
+def _nodes_of(k):
+    """Chebyshev's node k of POINTS, in [-1, 1]."""
+    return math.cos((k + 0.5) * math.pi / POINTS)
+
+
+@called_exact
+def grouped(values, vectors, own, rest):
+    """:class:`Groups` of eigenvalues (J,), by columns of `vectors` from `own` on."""
+    J = len(values)
+    low = high = variance = 0.0
+    for value in values:
+        low, high = min(low, value), max(high, value)
+        variance += 2.0 * value * value
+    spans = int((high - low) * _REACH / (_THIN * math.sqrt(variance))) + 1
+    spans = min(max(spans, J // _FEW), _SPANS) if rest > 0 else 0
+    wide = (high - low) * (1.0 + 1e-12) / max(spans, 1)
+    count, number = np.zeros(spans, dtype=np.int64), np.zeros(spans, dtype=np.int64)
+    for j in range(J if spans > 0 else 0):
+        count[int((values[j] - low) / wide)] += 1
+    groups = 1
+    for span in range(spans):
+        if count[span] >= _MANY:
+            number[span] = groups
+            groups += 1
+    at = np.zeros(groups + 1, dtype=np.int64)
+    middle, half = zeros(groups), zeros(groups)
+    for span in range(spans):
+        group = number[span]
+        at[group + 1] += count[span]
+        middle[group], half[group] = low + (span + 0.5) * wide, 0.5 * wide
+    for group in range(groups):
+        at[group + 1] += at[group]
+    start = at.copy()
+    size, more = empty(J), empty((J, -(-rest // POINTS) * POINTS))
+    for j in range(J if spans > 0 else 0):
+        group = number[int((values[j] - low) / wide)]
+        to = at[group]
+        at[group] += 1
+        size[to] = values[j]
+        for a in range(0, more.shape[1], POINTS):
+            store(more, (to, a), load(vectors, (j, own + a)))
+    squares = aligned((groups, rest, rest + -rest % 4, POINTS))
+    _nothing(rest, rest, squares)
+    rows, weights = aligned((POINTS, POINTS)), aligned((1, J, POINTS))
+    for k in range(POINTS):
+        for m in range(POINTS):
+            rows[m, k] = math.cos(m * (k + 0.5) * math.pi / POINTS) * (1.0 if m == 0 else 2.0)
+    for group in range(1, groups):
+        for j in range(start[group], start[group + 1]):
+            x = (size[j] - middle[group]) / half[group]
+            last, now, each = 1.0, x, load(rows, 0)
+            for m in range(1, POINTS):
+                each += now * load(rows, m)
+                last, now = now, 2.0 * x * now - last
+            store(weights, (0, j), each / POINTS)
+        _sums(more, start[group], start[group + 1], 0, rest, rest, weights, 0, squares, group)
+    return Groups(size, more, start, middle, half, squares)
+
+
+@called_exact
+def _far(s, middle, half):
+    """Whether 1 / (1 - 2 s l) at s (2, POINTS) is a polynomial in an interval of l."""
+    x, y = load(s, 0), load(s, 1)
+    square = 2.0 * half * (x * x + y * y)
+    real, imag = x / square - middle / half, (0.0 - y) / square
+    for _ in range(3):  # T_2 of T_2 of T_2
+        real, imag = 2.0 * (real * real - imag * imag) - 1.0, 4.0 * real * imag
+    return all_positive(real * real + imag * imag - 1.0 / _EXACT**2)
+
+
+@called_exact
+def _of_fixed(groups, s, rest, weights, sums):
+    """4 s^2 sum_j c_j c_j' / (1 - 2 s l_j) of the fixed effects to sums (2, 2 p, 2 p ..., POINTS).
+
+    `weights` (2, J and as many as POINTS, POINTS) is room.
+    """
+    _nothing(rest, rest, sums)
+    nodes = empty(POINTS)
+    for group in range(len(groups.middle)):
+        start, stop = groups.start[group], groups.start[group + 1]
+        if group > 0 and _far(s, groups.middle[group], groups.half[group]):
+            for k in range(POINTS):
+                nodes[k] = groups.middle[group] + groups.half[group] * _nodes_of(k)
+            _weights(nodes, 0, POINTS, s, weights)
+            _at_nodes(groups.squares, group, rest, weights, sums)
+        else:
+            _weights(groups.values, start, stop, s, weights)
+            for part in range(2):
+                _sums(groups.vectors, start, stop, 0, rest, rest, weights, part, sums, part)
 
 
 @inlined
@@ -348,16 +500,15 @@ def _block(law, b, cell, s, weights, sums, T):
             store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
     while cell < len(law.block) and law.block[cell] == b:
-        for at in range(own * k - own * (own - 1) // 2):
-            store(sums, (at, 0), spread(0.0))
-            store(sums, (at, 1), spread(0.0))
-        _sums(law, law.start[cell], law.start[cell + 1], 0, own, weights, sums)
-        at = 0
-        for c in range(own):
-            for a in range(c, k):
-                row, column = law.columns[cell, a], law.columns[cell, c]
-                _add(sums, at, T, max(row, column), min(row, column))
-                at += 1
+        _nothing(own, k, sums)
+        start, stop = law.start[cell], law.start[cell + 1]
+        for part in range(2):
+            _sums(law.vectors, start, stop, 0, own, k, weights, part, sums, part)
+            for c in range(own):
+                for a in range(c, k):
+                    row, column = law.columns[cell, a], law.columns[cell, c]
+                    to = (part, max(row, column), min(row, column))
+                    store(T, to, load(T, to) + load(sums, (part, c, a)))
         cell += 1
     return cell
 
@@ -442,7 +593,12 @@ def _add_slow(law, s, size, slow, passed):
         return
     X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
     k = law.columns.shape[1]
-    weights, sums = _weights(law, s), zeros((k * (k + 1) // 2, 2, POINTS))
+    rest = W - 2 * q
+    J = len(law.values)
+    weights = aligned((2, J + POINTS, POINTS))
+    sums = aligned((2, max(k - rest, rest), k + 4, POINTS))
+    if q > 0:
+        _weights(law.values, 0, J, s, weights)
     most = min(2 * q * blocks, max(_ROWS, 2 * q))
     left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
     A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
@@ -458,22 +614,16 @@ def _add_slow(law, s, size, slow, passed):
             if rows + 2 * q > most or b == blocks - 1:
                 _multiply(left, right, rows, X)
                 rows = 0
-    at = 0
-    for i in range(len(X[0]) * (len(X[0]) + 1) // 2):
-        store(sums, (i, 0), spread(0.0))
-        store(sums, (i, 1), spread(0.0))
-    _sums(law, 0, len(law.values), k - len(X[0]), k, weights, sums)
-    for c in range(len(X[0])):
-        for a in range(c, len(X[0])):
+    _of_fixed(law.groups, s, rest, weights, sums)
+    for c in range(rest):
+        for a in range(c, rest):
             first, twice = law.zero.whole[a, c], 2.0 * law.whole[a, c]
-            store(X, (0, a, c), first + twice * load(s, 0) + load(X, (0, a, c)))
-            store(X, (1, a, c), twice * load(s, 1) + load(X, (1, a, c)))
-            _add(sums, at, X, a, c)
-            at += 1
-    for a in range(len(X[0])):
-        for c in range(a):
-            store(X, (0, c, a), load(X, (0, a, c)))
-            store(X, (1, c, a), load(X, (1, a, c)))
+            real = first + twice * load(s, 0) + load(X, (0, a, c)) + load(sums, (0, c, a))
+            imag = twice * load(s, 1) + load(X, (1, a, c)) + load(sums, (1, c, a))
+            store(X, (0, a, c), real)
+            store(X, (0, c, a), real)
+            store(X, (1, a, c), imag)
+            store(X, (1, c, a), imag)
     for i in range(len(passed)):  # as many of one sign as of the other at s = 0
         passed[i] += _inertia(-X[0, :, :, i]) - X.shape[1] // 2
     _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks], room)
@@ -638,10 +788,14 @@ def moments(law):
     for a in range(rest):
         for c in range(rest):
             X[0, a, c] = 2.0 * law.whole[max(a, c), min(a, c)]
-    squares(law.vectors, law.vectors, 0, len(law.values), own, rest, True, X[1])
+    groups = law.groups
+    squares(groups.vectors, groups.vectors, 0, groups.start[1], 0, rest, True, X[1])
     for a in range(rest):
         for c in range(a + 1):
-            X[1, c, a] = X[1, a, c] = 4.0 * X[1, a, c]
+            each = spread(0.0)
+            for group in range(1, len(groups.middle)):
+                each += load(groups.squares, (group, c, a))
+            X[1, c, a] = X[1, a, c] = 4.0 * (X[1, a, c] + total(each))
     levels_too = empty((own, -(-law.columns.shape[1] // POINTS) * POINTS))
     cell = 0
     for b in range(blocks if q > 0 else 0):
@@ -690,10 +844,10 @@ def moments(law):
     last = empty((rest, wide))
     for a in range(rest):
         for at in range(0, wide, POINTS):
-            total = spread(0.0)
+            each = spread(0.0)
             for c in range(rest):
-                total += law.zero.last[a, c] * load(X, (0, c, at))
-            store(last, (a, at), total)
+                each += law.zero.last[a, c] * load(X, (0, c, at))
+            store(last, (a, at), each)
     for a in range(rest):
         mean -= 0.5 * last[a, a]
         for c in range(rest):

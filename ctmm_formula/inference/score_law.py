@@ -28,7 +28,7 @@ from ..engine.lanes import (
 from ..engine.model import LANES
 from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .cumulants import Law, Zero, squares, zero_of
+from .cumulants import Law, Zero, grouped, squares, zero_of
 from .tails import log_tail
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
@@ -251,6 +251,7 @@ def _law_of(layout, found, zero, R, inner, gain, level, squares_of, weights):
     return Law(
         values[:j], vectors[:j], start, layout.columns, layout.block[cell_of[:-1]],
         found.fixed, linear, whole, gain, level, own,
+        grouped(values[:j], vectors[:j], k - rest, rest),
     )  # fmt: skip
 
 
