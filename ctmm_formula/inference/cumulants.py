@@ -38,6 +38,7 @@ _SPANS, _FEW, _MANY = 64, 100, 16  # intervals at most, and j of one: no more, w
 _EXACT = 1e-10  # relative error of what is interpolated
 _ROWS = 32  # of levels at a time
 _TOGETHER, _SMALL = 8, 1e-50  # factors between two looks at their size, and what then is small
+_NODES = np.cos((np.arange(POINTS) + 0.5) * math.pi / POINTS)  # Chebyshev's, in [-1, 1]
 
 
 class Zero(NamedTuple):
@@ -195,11 +196,11 @@ def _pivot(A, B, c, n, room):
 
 
 @inlined
-def _eliminate(A, B, size, phase, room):
+def _eliminate(A, B, size, phase, at, room):
     """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
 
     As many lanes are points as `size` has, real and imaginary parts come first.  log|det| is added
-    to it, and the determinant's phase in (-pi, pi] is `phase`; `room` is (3, POINTS).
+    to it, and the determinant's phase in (-pi, pi] is phase[at]; `room` is (3, POINTS).
     """
     m, r, n = A.shape[1], B.shape[2], len(size)
     own, own_i, squares = spread(1.0), spread(0.0), spread(1.0)
@@ -237,21 +238,21 @@ def _eliminate(A, B, size, phase, room):
     store(room, 1, own)
     store(room, 2, own_i)
     for i in range(n):
-        phase[i] = math.atan2(room[2, i], room[1, i])
+        phase[at, i] = math.atan2(room[2, i], room[1, i])
 
 
 @inlined
-def _fold(T, s, gain, level, at, left, right, size, phase, A, B, room):
-    """Take the levels of a block out; factors of det.
+def _fold(T, s, gain, level, b, at, left, right, size, phase, A, B, room):
+    """Take the levels of block b out; factors of det.
 
     T (2, W, 2 q, POINTS) are the columns of the levels, s (2, POINTS).  What is to be added to
     X is the product of rows of `left` and `right` (2, rows, 2 p, POINTS) from `at` on.  A
     (2, 2 q, 2 q, POINTS), B (2, 2 q, 2 p, POINTS) and `room` are room.
     """
-    q, rest = len(gain), T.shape[1] - T.shape[2]
+    q, rest = gain.shape[1], T.shape[1] - T.shape[2]
     for r in range(q):
-        g = gain[r]
-        step, step_i = 2.0 * level[r] * load(s, 0), 2.0 * level[r] * load(s, 1)
+        g = gain[b, r]
+        step, step_i = 2.0 * level[b, r] * load(s, 0), 2.0 * level[b, r] * load(s, 1)
         for k in range(2 * q + rest):
             row, column = max(r, k), min(r, k)
             up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
@@ -270,7 +271,7 @@ def _fold(T, s, gain, level, at, left, right, size, phase, A, B, room):
                 store(B, (1, r, k - 2 * q), 0.0 - first_i)
                 store(B, (0, q + r, k - 2 * q), 0.0 - last)
                 store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
-    _eliminate(A, B, size, phase, room)
+    _eliminate(A, B, size, phase, b, room)
     for r in range(2 * q):
         for part in range(2):
             for a in range(rest):
@@ -394,12 +395,6 @@ def _at_nodes(squares, group, rows, weights, out):
 
 
 @called_exact
-def _nodes_of(k):
-    """Chebyshev's node k of POINTS, in [-1, 1]."""
-    return math.cos((k + 0.5) * math.pi / POINTS)
-
-
-@called_exact
 def grouped(values, vectors, own, rest):
     """:class:`Groups` of eigenvalues (J,), by columns of `vectors` from `own` on."""
     J = len(values)
@@ -437,18 +432,20 @@ def grouped(values, vectors, own, rest):
             store(more, (to, a), load(vectors, (j, own + a)))
     squares = aligned((groups, rest, rest + -rest % 4, POINTS))
     _nothing(rest, rest, squares)
-    rows, weights = aligned((POINTS, POINTS)), aligned((1, J, POINTS))
+    weights, nodes = aligned((1, J, POINTS)), empty(POINTS)
     for k in range(POINTS):
-        for m in range(POINTS):
-            rows[m, k] = math.cos(m * (k + 0.5) * math.pi / POINTS) * (1.0 if m == 0 else 2.0)
+        nodes[k] = _NODES[k]
     for group in range(1, groups):
         for j in range(start[group], start[group + 1]):
             x = (size[j] - middle[group]) / half[group]
-            last, now, each = 1.0, x, load(rows, 0)
-            for m in range(1, POINTS):
-                each += now * load(rows, m)
-                last, now = now, 2.0 * x * now - last
-            store(weights, (0, j), each / POINTS)
+            # T_m(x) T_m(node) over all m: the weights of nodes in a polynomial's value at x
+            at_x, last, each = x, 1.0, spread(0.5)
+            at_nodes, before = load(nodes, 0), spread(1.0)
+            for _ in range(1, POINTS):
+                each += at_x * at_nodes
+                last, at_x = at_x, 2.0 * x * at_x - last
+                before, at_nodes = at_nodes, 2.0 * load(nodes, 0) * at_nodes - before
+            store(weights, (0, j), each * (2.0 / POINTS))
         _sums(more, start[group], start[group + 1], 0, rest, rest, weights, 0, squares, group)
     return Groups(size, more, start, middle, half, squares)
 
@@ -476,7 +473,7 @@ def _of_fixed(groups, s, rest, weights, sums):
         start, stop = groups.start[group], groups.start[group + 1]
         if group > 0 and _far(s, groups.middle[group], groups.half[group]):
             for k in range(POINTS):
-                nodes[k] = groups.middle[group] + groups.half[group] * _nodes_of(k)
+                nodes[k] = groups.middle[group] + groups.half[group] * _NODES[k]
             _weights(nodes, 0, POINTS, s, weights)
             _at_nodes(groups.squares, group, rest, weights, sums)
         else:
@@ -486,27 +483,27 @@ def _of_fixed(groups, s, rest, weights, sums):
 
 
 @inlined
-def _block(law, b, cell, s, weights, sums, T):
+def _block(fixed, linear, vectors, columns, start, block, b, cell, s, weights, sums, T):
     """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
 
-    `cell` is the block's first, and returned is the one after it; `sums` is room.
+    What a :class:`Law` has; `cell` is the block's first, and returned is the one after it; `sums`
+    is room.
     """
     W, levels = T.shape[1], T.shape[2]
-    k = law.columns.shape[1]
+    k = columns.shape[1]
     own = k - W + levels
     for a in range(W):
         for c in range(min(a + 1, levels)):
-            twice = 2.0 * law.linear[b, a, c]
-            store(T, (0, a, c), law.fixed[b, a, c] + twice * load(s, 0))
+            twice = 2.0 * linear[b, a, c]
+            store(T, (0, a, c), fixed[b, a, c] + twice * load(s, 0))
             store(T, (1, a, c), twice * load(s, 1))
-    while cell < len(law.block) and law.block[cell] == b:
+    while cell < len(block) and block[cell] == b:
         _nothing(own, k, sums)
-        start, stop = law.start[cell], law.start[cell + 1]
         for part in range(2):
-            _sums(law.vectors, start, stop, 0, own, k, weights, part, sums, part)
+            _sums(vectors, start[cell], start[cell + 1], 0, own, k, weights, part, sums, part)
             for c in range(own):
                 for a in range(c, k):
-                    row, column = law.columns[cell, a], law.columns[cell, c]
+                    row, column = columns[cell, a], columns[cell, c]
                     to = (part, max(row, column), min(row, column))
                     store(T, to, load(T, to) + load(sums, (part, c, a)))
         cell += 1
@@ -591,29 +588,30 @@ def _add_slow(law, s, size, slow, passed):
     W = law.fixed.shape[1]
     if W == 0:
         return
-    X, T = zeros((2, W - 2 * q, W - 2 * q, POINTS)), empty((2, W, 2 * q, POINTS))
-    k = law.columns.shape[1]
-    rest = W - 2 * q
-    J = len(law.values)
+    k, rest, J = law.columns.shape[1], W - 2 * q, len(law.values)
+    X, T = zeros((2, rest, rest, POINTS)), empty((2, W, 2 * q, POINTS))
     weights = aligned((2, J + POINTS, POINTS))
     sums = aligned((2, max(k - rest, rest), k + 4, POINTS))
     if q > 0:
         _weights(law.values, 0, J, s, weights)
     most = min(2 * q * blocks, max(_ROWS, 2 * q))
-    left, right = empty((2, most, W - 2 * q, POINTS)), empty((2, most, W - 2 * q, POINTS))
-    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, W - 2 * q, POINTS))
-    room = empty((3, POINTS))
+    left, right = empty((2, most, rest, POINTS)), empty((2, most, rest, POINTS))
+    A, B, none = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, rest, POINTS)), X[:, :, :0]
+    R, room = empty((3 * q, 3 * q)), empty((3, POINTS))
+    fixed, linear, vectors, columns = law.fixed, law.linear, law.vectors, law.columns
+    start, block, gain, level = law.start, law.block, law.gain, law.level
     cell = rows = 0
-    for b in range(blocks):
-        if q > 0:
-            cell = _block(law, b, cell, s, weights, sums, T)
-            for i in range(len(passed)):
-                passed[i] += _passed(T, i, s[0, i], law.gain[b], law.level[b])
-            _fold(T, s, law.gain[b], law.level[b], rows, left, right, size, slow[b], A, B, room)
-            rows += 2 * q
-            if rows + 2 * q > most or b == blocks - 1:
-                _multiply(left, right, rows, X)
-                rows = 0
+    for b in range(blocks if q > 0 else 0):
+        cell = _block(
+            fixed, linear, vectors, columns, start, block, b, cell, s, weights, sums, T
+        )  # fmt: skip
+        for i in range(len(passed)):
+            passed[i] += _passed(T, i, s[0, i], gain, level, b, R)
+        _fold(T, s, gain, level, b, rows, left, right, size, slow, A, B, room)
+        rows += 2 * q
+        if rows + 2 * q > most or b == blocks - 1:
+            _multiply(left, right, rows, X)
+            rows = 0
     _of_fixed(law.groups, s, rest, weights, sums)
     for c in range(rest):
         for a in range(c, rest):
@@ -626,7 +624,7 @@ def _add_slow(law, s, size, slow, passed):
             store(X, (1, c, a), imag)
     for i in range(len(passed)):  # as many of one sign as of the other at s = 0
         passed[i] += _inertia(-X[0, :, :, i]) - X.shape[1] // 2
-    _eliminate(X, empty((2, W - 2 * q, 0, POINTS)), size, slow[blocks], room)
+    _eliminate(X, none, size, slow, blocks, room)
 
 
 @called_exact
@@ -906,27 +904,32 @@ def _inertia(A):
 
 
 @called_exact
-def _passed(T, lane, s, gain, level):
+def _passed(T, lane, s, gain, level, b, R):
     """Negative eigenvalues of a block's levels at real s, less those at s = 0 of its side.
 
     A level has three equations, which at 0 have one and, where its weight is of the other sign than
-    s, another.  T (2, W, 2 q, POINTS) has s in one of its lanes.
+    s, another.  T (2, W, 2 q, POINTS) has s in one of its lanes; R (3 q, 3 q) is room.
     """
-    q = len(gain)
-    R = zeros((3 * q, 3 * q))
-    place, scale = np.empty(3 * q, dtype=np.int64), empty(3 * q)
+    q = gain.shape[1]
     before = q
-    for r in range(q):
-        root, step = math.sqrt(gain[r]), 2.0 * s * level[r]
-        place[r], place[q + r], place[2 * q + r] = r, r, q + r
-        scale[r], scale[q + r], scale[2 * q + r] = root, math.sqrt(abs(step)), root
-        R[r, r] = R[r, 2 * q + r] = R[2 * q + r, r] = -1.0
-        R[q + r, q + r] = -1.0 if step < 0.0 else 1.0  # 1 / step, scaled
-        before += step < 0.0
     for a in range(3 * q):
-        for c in range(3 * q):
-            row, column = max(place[a], place[c]), min(place[a], place[c])
-            R[a, c] -= scale[a] * scale[c] * T[0, row, column, lane]
+        third, r = a // q, a % q
+        size = abs(2.0 * s * level[b, r]) if third == 1 else gain[b, r]
+        for c in range(a + 1):
+            other, u = c // q, c % q
+            both = math.sqrt(size * (abs(2.0 * s * level[b, u]) if other == 1 else gain[b, u]))
+            row, column = (q + r if third == 2 else r), (q + u if other == 2 else u)
+            R[a, c] = -both * T[0, max(row, column), min(row, column), lane]
+        if third == 1:  # 1 / step, scaled
+            R[a, a] += -1.0 if s * level[b, r] < 0.0 else 1.0
+            before += s * level[b, r] < 0.0
+        elif third == 0:
+            R[a, a] -= 1.0
+        else:
+            R[a, r] -= 1.0
+    for a in range(3 * q):
+        for c in range(a):
+            R[c, a] = R[a, c]
     return _inertia(R) - before
 
 
