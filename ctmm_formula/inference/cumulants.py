@@ -195,7 +195,7 @@ def _pivot(A, B, c, n, room):
                     B[part, c, k, i], B[part, best, k, i] = B[part, best, k, i], kept
 
 
-@inlined
+@called_exact
 def _eliminate(A, B, size, phase, at, room):
     """Solve A (2, m, m, POINTS) for B (2, m, r, POINTS) in place; factors of the determinant.
 
@@ -239,44 +239,6 @@ def _eliminate(A, B, size, phase, at, room):
     store(room, 2, own_i)
     for i in range(n):
         phase[at, i] = math.atan2(room[2, i], room[1, i])
-
-
-@inlined
-def _fold(T, s, gain, level, b, at, left, right, size, phase, A, B, room):
-    """Take the levels of block b out; factors of det.
-
-    T (2, W, 2 q, POINTS) are the columns of the levels, s (2, POINTS).  What is to be added to
-    X is the product of rows of `left` and `right` (2, rows, 2 p, POINTS) from `at` on.  A
-    (2, 2 q, 2 q, POINTS), B (2, 2 q, 2 p, POINTS) and `room` are room.
-    """
-    q, rest = gain.shape[1], T.shape[1] - T.shape[2]
-    for r in range(q):
-        g = gain[b, r]
-        step, step_i = 2.0 * level[b, r] * load(s, 0), 2.0 * level[b, r] * load(s, 1)
-        for k in range(2 * q + rest):
-            row, column = max(r, k), min(r, k)
-            up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
-            row, column = max(q + r, k), min(q + r, k)
-            low, low_i = load(T, (0, row, column)), load(T, (1, row, column))
-            first = g * low - (step * up - step_i * up_i)
-            first_i = g * low_i - (step * up_i + step_i * up)
-            last, last_i = g * (up - low), g * (up_i - low_i)
-            if k < 2 * q:
-                store(A, (0, r, k), first + (1.0 if k == r else 0.0))
-                store(A, (1, r, k), first_i)
-                store(A, (0, q + r, k), last + (1.0 if k == q + r else 0.0))
-                store(A, (1, q + r, k), last_i)
-            else:
-                store(B, (0, r, k - 2 * q), 0.0 - first)
-                store(B, (1, r, k - 2 * q), 0.0 - first_i)
-                store(B, (0, q + r, k - 2 * q), 0.0 - last)
-                store(B, (1, q + r, k - 2 * q), 0.0 - last_i)
-    _eliminate(A, B, size, phase, b, room)
-    for r in range(2 * q):
-        for part in range(2):
-            for a in range(rest):
-                store(left, (part, at + r, a), load(T, (part, 2 * q + a, r)))
-                store(right, (part, at + r, a), load(B, (part, r, a)))
 
 
 @called_exact
@@ -482,34 +444,6 @@ def _of_fixed(groups, s, rest, weights, sums):
                 _sums(groups.vectors, start, stop, 0, rest, rest, weights, part, sums, part)
 
 
-@inlined
-def _block(fixed, linear, vectors, columns, start, block, b, cell, s, weights, sums, T):
-    """Columns of levels of T_b(s) to T (2, W, 2 q, POINTS), the lower triangle.
-
-    What a :class:`Law` has; `cell` is the block's first, and returned is the one after it; `sums`
-    is room.
-    """
-    W, levels = T.shape[1], T.shape[2]
-    k = columns.shape[1]
-    own = k - W + levels
-    for a in range(W):
-        for c in range(min(a + 1, levels)):
-            twice = 2.0 * linear[b, a, c]
-            store(T, (0, a, c), fixed[b, a, c] + twice * load(s, 0))
-            store(T, (1, a, c), twice * load(s, 1))
-    while cell < len(block) and block[cell] == b:
-        _nothing(own, k, sums)
-        for part in range(2):
-            _sums(vectors, start[cell], start[cell + 1], 0, own, k, weights, part, sums, part)
-            for c in range(own):
-                for a in range(c, k):
-                    row, column = columns[cell, a], columns[cell, c]
-                    to = (part, max(row, column), min(row, column))
-                    store(T, to, load(T, to) + load(sums, (part, c, a)))
-        cell += 1
-    return cell
-
-
 @called_exact
 def _of_donors(law, s, size, phase):
     """Factors of det of the donors: their log|.| is added to `size`, the phase starts at 0.
@@ -582,6 +516,76 @@ def log_determinants(law, s, passed):
 
 
 @called_exact
+def _of_levels(
+    fixed, linear, vectors, columns, start, block, gain, level, s, weights, sums, size, slow,
+    passed, X,
+):  # fmt: skip
+    """Take the levels of all blocks of a :class:`Law` out: factors of det, and what is X's of them.
+
+    X (2, 2 p, 2 p, POINTS) has the lower triangle, `weights` are those of :func:`_weights`; see
+    :func:`_add_slow`.  `sums` is room.
+    """
+    # all in one function, as calls with arrays in every block cost more than what they do
+    (blocks, q), W, k = gain.shape, fixed.shape[1], columns.shape[1]
+    rest = W - 2 * q
+    own, most = k - rest, min(2 * q * blocks, max(_ROWS, 2 * q))
+    T, R, room = empty((2, W, 2 * q, POINTS)), empty((3 * q, 3 * q)), empty((3, POINTS))
+    left, right = empty((2, most, rest, POINTS)), empty((2, most, rest, POINTS))
+    A, B = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, rest, POINTS))
+    cell = rows = 0
+    for b in range(blocks):
+        # columns of the levels in T_b, the lower triangle
+        for a in range(W):
+            for c in range(min(a + 1, 2 * q)):
+                twice = 2.0 * linear[b, a, c]
+                store(T, (0, a, c), fixed[b, a, c] + twice * load(s, 0))
+                store(T, (1, a, c), twice * load(s, 1))
+        while cell < len(block) and block[cell] == b:
+            _nothing(own, k, sums)
+            for part in range(2):
+                _sums(vectors, start[cell], start[cell + 1], 0, own, k, weights, part, sums, part)
+                for c in range(own):
+                    for a in range(c, k):
+                        row, column = columns[cell, a], columns[cell, c]
+                        to = (part, max(row, column), min(row, column))
+                        store(T, to, load(T, to) + load(sums, (part, c, a)))
+            cell += 1
+        for i in range(len(passed)):
+            passed[i] += _passed(T, i, s[0, i], gain, level, b, R)
+        for r in range(q):
+            g = gain[b, r]
+            step, step_i = 2.0 * level[b, r] * load(s, 0), 2.0 * level[b, r] * load(s, 1)
+            for c in range(2 * q + rest):
+                row, column = max(r, c), min(r, c)
+                up, up_i = load(T, (0, row, column)), load(T, (1, row, column))
+                row, column = max(q + r, c), min(q + r, c)
+                low, low_i = load(T, (0, row, column)), load(T, (1, row, column))
+                first = g * low - (step * up - step_i * up_i)
+                first_i = g * low_i - (step * up_i + step_i * up)
+                last, last_i = g * (up - low), g * (up_i - low_i)
+                if c < 2 * q:
+                    store(A, (0, r, c), first + (1.0 if c == r else 0.0))
+                    store(A, (1, r, c), first_i)
+                    store(A, (0, q + r, c), last + (1.0 if c == q + r else 0.0))
+                    store(A, (1, q + r, c), last_i)
+                else:
+                    store(B, (0, r, c - 2 * q), 0.0 - first)
+                    store(B, (1, r, c - 2 * q), 0.0 - first_i)
+                    store(B, (0, q + r, c - 2 * q), 0.0 - last)
+                    store(B, (1, q + r, c - 2 * q), 0.0 - last_i)
+        _eliminate(A, B, size, slow, b, room)
+        for r in range(2 * q):
+            for part in range(2):
+                for a in range(rest):
+                    store(left, (part, rows + r, a), load(T, (part, 2 * q + a, r)))
+                    store(right, (part, rows + r, a), load(B, (part, r, a)))
+        rows += 2 * q
+        if rows + 2 * q > most or b == blocks - 1:
+            _multiply(left, right, rows, X)
+            rows = 0
+
+
+@called_exact
 def _add_slow(law, s, size, slow, passed):
     """What is not of donors by themselves at s (2, POINTS), see :func:`log_determinants`."""
     blocks, q = law.gain.shape
@@ -589,29 +593,15 @@ def _add_slow(law, s, size, slow, passed):
     if W == 0:
         return
     k, rest, J = law.columns.shape[1], W - 2 * q, len(law.values)
-    X, T = zeros((2, rest, rest, POINTS)), empty((2, W, 2 * q, POINTS))
+    X, room = zeros((2, rest, rest, POINTS)), empty((3, POINTS))
     weights = aligned((2, J + POINTS, POINTS))
     sums = aligned((2, max(k - rest, rest), k + 4, POINTS))
     if q > 0:
         _weights(law.values, 0, J, s, weights)
-    most = min(2 * q * blocks, max(_ROWS, 2 * q))
-    left, right = empty((2, most, rest, POINTS)), empty((2, most, rest, POINTS))
-    A, B, none = empty((2, 2 * q, 2 * q, POINTS)), empty((2, 2 * q, rest, POINTS)), X[:, :, :0]
-    R, room = empty((3 * q, 3 * q)), empty((3, POINTS))
-    fixed, linear, vectors, columns = law.fixed, law.linear, law.vectors, law.columns
-    start, block, gain, level = law.start, law.block, law.gain, law.level
-    cell = rows = 0
-    for b in range(blocks if q > 0 else 0):
-        cell = _block(
-            fixed, linear, vectors, columns, start, block, b, cell, s, weights, sums, T
+        _of_levels(
+            law.fixed, law.linear, law.vectors, law.columns, law.start, law.block, law.gain,
+            law.level, s, weights, sums, size, slow, passed, X,
         )  # fmt: skip
-        for i in range(len(passed)):
-            passed[i] += _passed(T, i, s[0, i], gain, level, b, R)
-        _fold(T, s, gain, level, b, rows, left, right, size, slow, A, B, room)
-        rows += 2 * q
-        if rows + 2 * q > most or b == blocks - 1:
-            _multiply(left, right, rows, X)
-            rows = 0
     _of_fixed(law.groups, s, rest, weights, sums)
     for c in range(rest):
         for a in range(c, rest):
@@ -624,7 +614,7 @@ def _add_slow(law, s, size, slow, passed):
             store(X, (1, c, a), imag)
     for i in range(len(passed)):  # as many of one sign as of the other at s = 0
         passed[i] += _inertia(-X[0, :, :, i]) - X.shape[1] // 2
-    _eliminate(X, none, size, slow, blocks, room)
+    _eliminate(X, X[:, :, :0], size, slow, blocks, room)
 
 
 @called_exact
