@@ -182,6 +182,19 @@ def test_tails_where_many_levels_cross(seed):
     assert rough < 1e-2
 
 
+@pytest.mark.parametrize("seed", quick_first([3, 5, 8]))
+def test_tails_of_many_donors(seed):
+    """Donors with like eigenvalues are summed by the nodes of polynomials, with the same digits."""
+    rng, worst, together = np.random.default_rng(seed), 0.0, 0
+    for value, law, lam in values_of_forms(rng, 8, (-2.0, 0.6, 2.0, 8.0), donors=200):
+        want, got = contour(value, lam), tail(value, law, agree=1e-6)[0]
+        if want > LEAST:
+            worst = max(worst, abs(math.expm1(got - want)))
+            together += len(law.groups.half) > 1
+    assert together > 15
+    assert worst < 1e-8
+
+
 @pytest.mark.parametrize("smallest", [1e-3, 5e-7, 1e-8])
 def test_a_form_that_is_hardly_ever_negative(smallest):
     lam = np.array([-smallest, -smallest, 1e-3, 1.0])
