@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ctmm_formula.inference.tails import mixture, tail
+from ctmm_formula.inference.cumulants import mixture
+from ctmm_formula.inference.tails import tail
 
 
 def arrays(model) -> SimpleNamespace:

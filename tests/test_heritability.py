@@ -18,7 +18,8 @@ from ctmm_formula.engine import related_likelihood, related_moments
 from ctmm_formula.engine.relatedness import Kernel
 from ctmm_formula.errors import ConvergenceError
 from ctmm_formula.inference import genetic_score
-from ctmm_formula.inference.tails import mixture, tail
+from ctmm_formula.inference.cumulants import mixture
+from ctmm_formula.inference.tails import tail
 from ctmm_formula.results.heritability import _ratio
 from ctmm_formula.structures import resolve
 

@@ -41,7 +41,7 @@ LAYERS = [
     "tests", "genetic_tests", "group_tests", "rlrt", "bootstrap", "comparison", "differences",
     "fit", "clustered", "small_sample", "hypotheses", "testing", "jackknife", "donor_scores",
     "group_score", "genetic_score", "directions", "score", "counted_noise", "score_null",
-    "score_law", "score_sums", "tails",
+    "score_law", "score_sums", "tails", "cumulants",
     # engine/
     "draws", "plain", "profile", "left_out_related", "estimators", "related_moments",
     "related_likelihood",

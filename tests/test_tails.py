@@ -16,10 +16,11 @@ from conftest import quick_first
 from scipy.optimize import brentq
 
 from ctmm_formula.engine.model import RandomComponent, build_model
+from ctmm_formula.inference.cumulants import mixture
 from ctmm_formula.inference.score import by_level, loadings
 from ctmm_formula.inference.score_law import law_of
 from ctmm_formula.inference.score_sums import lay_out, memory_for, sums_of
-from ctmm_formula.inference.tails import mixture, tail
+from ctmm_formula.inference.tails import tail
 
 FAR = [-40.0, -10.0, -4.0, -2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 2.0, 4.0, 7.9, 15.0, 60.0]
 LEAST = -1000.0  # log p below which eigenvalues of dense matrices do not have five digits of p
@@ -179,6 +180,19 @@ def test_tails_where_many_levels_cross(seed):
     assert count > 60
     assert worst < 1e-5
     assert rough < 1e-2
+
+
+@pytest.mark.parametrize("seed", quick_first([3, 5, 8]))
+def test_tails_of_many_donors(seed):
+    """Donors with like eigenvalues are summed by the nodes of polynomials, with the same digits."""
+    rng, worst, together = np.random.default_rng(seed), 0.0, 0
+    for value, law, lam in values_of_forms(rng, 8, (-2.0, 0.6, 2.0, 8.0), donors=200):
+        want, got = contour(value, lam), tail(value, law, agree=1e-6)[0]
+        if want > LEAST:
+            worst = max(worst, abs(math.expm1(got - want)))
+            together += len(law.groups.half) > 1
+    assert together > 15
+    assert worst < 1e-8
 
 
 @pytest.mark.parametrize("smallest", [1e-3, 5e-7, 1e-8])

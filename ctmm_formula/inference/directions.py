@@ -30,6 +30,7 @@ from ..engine.domain import Domain
 from ..engine.likelihood import evaluate, fit, residual, response_scale
 from ..engine.model import Model, from_tiles, tile
 from ..engine.noise import Pooling, working_noise
+from .cumulants import Law
 from .score import (
     NOTHING,
     SILENT,
@@ -45,7 +46,7 @@ from .score import (
 )
 from .score_law import law_of
 from .score_sums import Layout, Products, Solved, lay_out
-from .tails import Law, tail
+from .tails import tail
 
 _UNITS = 10  # independent units below which there is no empirical law
 _SAME = 1e-6  # smallest eigenvalue of the correlations of directions that are none of others

@@ -38,9 +38,10 @@ from ..engine.noise import Pooling, working_noise
 from ..engine.precision import Precision, Projection
 from ..engine.relatedness import Kernel
 from ..errors import CTMMError
+from .cumulants import mixture
 from .directions import rows_of_type
 from .score import log_cauchy_combination, refuse_alike
-from .tails import mixture, tail
+from .tails import tail
 
 WHOLE = 1500
 """Donors times directions up to which the law has all eigenvalues."""

@@ -445,7 +445,8 @@ class Null:
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
         design = self.design
-        forms = Forms(self.value, design.R, self.inner, design.rank, self.level, self._more())
+        own = self.value, design.R, self.inner, design.rank, self.level
+        forms = Forms(*own, self._more(), self.weights)
         return Scores(design.layout, self.found, self.solved.gain, forms)
 
     def _more(self) -> np.ndarray:

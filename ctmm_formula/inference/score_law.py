@@ -28,7 +28,8 @@ from ..engine.lanes import (
 from ..engine.model import LANES
 from ..engine.options import called, called_exact, kept, kept_exact
 from ..engine.symmetric import rotate_lanes
-from .tails import Law, Zero, log_tail, zero_of
+from .cumulants import Law, Zero, grouped, squares, zero_of
+from .tails import log_tail
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
@@ -44,7 +45,8 @@ class Forms(NamedTuple):
     """D forms y'A y with A = P Delta P, Delta_i = H_i R' inner R H_i' beside levels.
 
     value (D,); R (D, r, C) and inner (D, r, r), of which the first rank (D,) rows count; level
-    (D, blocks, q) weights of levels; more (D,), what the variances have beyond the laws'.
+    (D, blocks, q) weights of levels; more (D,), what the variances have beyond the laws'; weights
+    (D - 1,) of the others in the last, which is their sum.
     """
 
     value: np.ndarray
@@ -53,24 +55,20 @@ class Forms(NamedTuple):
     rank: np.ndarray
     level: np.ndarray
     more: np.ndarray
+    weights: np.ndarray
 
 
 @called
-def _sandwich(R, M, i, half, out):
-    """R M_i R' of a symmetric M_i; `half` (C,) is room."""
-    C = len(half)
-    for a in range(len(R)):
-        for d in range(C):
-            half[d] = 0.0
+def _entries(R):
+    """Columns (r, C) of what is not 0 in the rows of R (r, C), and how many (r,)."""
+    r, C = R.shape
+    columns, count = np.empty((r, C), dtype=np.int64), np.zeros(r, dtype=np.int64)
+    for a in range(r):
         for c in range(C):
             if R[a, c] != 0.0:
-                for d in range(C):
-                    half[d] += R[a, c] * M[i, c, d]
-        for b in range(a + 1):
-            total = 0.0
-            for c in range(C):
-                total += half[c] * R[b, c]
-            out[a, b] = out[b, a] = total
+                columns[a, count[a]] = c
+                count[a] += 1
+    return columns, count
 
 
 @called
@@ -95,14 +93,15 @@ def _factor(A, least):
 
 
 @called
-def _by_donor(found, R, inner):
-    """With F M_0 F' = G G' in every donor, the eigenvalues (N, r) of G' D G, and Q G' (N, r, r).
+def _by_donor(HS, HM, R, inner):
+    """With F M_0 F' = G G' in every donor, the eigenvalues (N, r) of G' D G, and Q G' D (N, r, r).
 
     The rows of Q are eigenvectors, D is `inner`.
     """
-    N, r = len(found.HB), len(R)
+    (N, C, _), r = HM.shape, len(R)
+    columns, count = _entries(R)
     sizes, turned = empty((N, r)), empty((N, r, r))
-    one, half, least = empty((r, r)), empty(R.shape[1]), aligned((1, LANES))
+    half, least = empty(C), aligned((1, LANES))
     G, DG = aligned((r, r, LANES)), aligned((r, r, LANES))
     whole, axes = aligned((r, r, LANES)), aligned((r, r, LANES))
     fill(G, 0.0)
@@ -110,18 +109,26 @@ def _by_donor(found, R, inner):
     for first in range(0, N, LANES):
         stop = min(first + LANES, N)
         for i in range(first, stop):
-            _sandwich(R, found.HM, i, half, one)
             # a donor without measured noise may have none at all: then this is rounding of F S F'
             size = 1e-300
             for a in range(r):
+                for d in range(C):
+                    half[d] = 0.0
                 scale = 0.0
-                for c in range(len(half)):
-                    scale += R[a, c] * R[a, c] * found.HS[i, c, c]
-                size = max(size, one[a, a], scale)
-            least[0, i - first] = 1e-3 * _ROUNDING * size
+                for k in range(count[a]):
+                    c = columns[a, k]
+                    scale += R[a, c] * R[a, c] * HS[i, c, c]
+                    for d in range(C):
+                        half[d] += R[a, c] * HM[i, c, d]
+                for b in range(a + 1):
+                    total = 0.0
+                    for k in range(count[b]):
+                        total += half[columns[b, k]] * R[b, columns[b, k]]
+                    G[a, b, i - first] = total
+                size = max(size, G[a, a, i - first], scale)
             for a in range(r):
-                for b in range(r):
-                    G[a, b, i - first] = one[a, b] + (_ROUNDING * size if a == b else 0.0)
+                G[a, a, i - first] += _ROUNDING * size
+            least[0, i - first] = 1e-3 * _ROUNDING * size
         _factor(G, least)
         for a in range(r):
             for b in range(r):
@@ -140,70 +147,92 @@ def _by_donor(found, R, inner):
         for a in range(r):
             for b in range(r):
                 total = spread(0.0)
-                for c in range(b + 1):
-                    total += load(G, (b, c)) * load(axes, (a, c))
-                store(DG, (a, b), total)
+                for c in range(r):
+                    total += load(axes, (a, c)) * load(DG, (b, c))
+                store(G, (a, b), total)
         for i in range(first, stop):
             for a in range(r):
                 sizes[i, a] = whole[a, a, i - first]
                 for b in range(r):
-                    turned[i, a, b] = DG[a, b, i - first]
+                    turned[i, a, b] = G[a, b, i - first]
     return sizes, turned
 
 
 @called
-def _law_of(layout, found, zero, R, inner, gain, level):
+def _squares(layout, W, q, left, right, n):
+    """Sums over donors of products of n rows `left` and `right` (N, n wide) of columns of B.
+
+    Of the levels' columns by block (n, blocks, W, 2 q), and of those of the fixed effects
+    (n, 2 p, 2 p ...), lower triangles.
+    """
+    k, wide = layout.columns.shape[1], left.shape[1] // n
+    blocks, rest = len(layout.component), W - 2 * q
+    mine = k - rest
+    levels, fixed = zeros((n, blocks, W, 2 * q)), zeros((n, rest, -(-rest // POINTS) * POINTS))
+    own = empty((mine, wide))
+    cell_of, columns, block_of = layout.cell, layout.columns, layout.block
+    for a in range(n):
+        squares(left, right, 0, len(left), a * wide + mine, rest, True, fixed[a])
+        for cell in range(len(columns) if mine > 0 else 0):
+            fill(own, 0.0)
+            first = cell_of[cell]
+            squares(left, right, first, cell_of[cell + 1], a * wide, mine, False, own)
+            at = block_of[first]
+            for b in range(mine):
+                for c in range(b, k):
+                    down, along = columns[cell, b], columns[cell, c]
+                    levels[a, at, max(down, along), min(down, along)] += own[b, c]
+    return levels, fixed
+
+
+@called
+def _mixed(parts, weights, out):
+    """out = sum_a weights_a parts_a."""
+    for at in range(len(out)):
+        out[at] = 0.0
+    for a in range(len(weights)):
+        if weights[a] != 0.0:
+            for at in range(len(out)):
+                out[at] += weights[a] * parts[a, at]
+
+
+@called
+def _law_of(layout, found, zero, R, inner, gain, level, squares_of, weights):
     """The law of the form with Delta_i = H_i R' D R H_i', D `inner`, levels weighing `level`.
 
     In a donor F = R H_i': with F M_0 F' = G G' its part of Delta M has the eigenvalues l of
     G' D G = Q' diag(l) Q, and 2 s F'(D^-1 - 2 s F M_0 F')^-1 F between columns of L is
-    2 s D + 4 s^2 c c' / (1 - 2 s l) with c = Q G' D F L.
+    2 s D + 4 s^2 c c' / (1 - 2 s l) with c = Q G' D F L.  The sum of the first is that of
+    `squares_of`, see :func:`_squares`, by `weights`.
     """
-    (N, C, wide), k = found.HB.shape, layout.columns.shape[1]
-    r = len(R)
-    blocks, q = gain.shape
-    mine = k - found.fixed.shape[1] + 2 * q
-    values, vectors = empty(N * r), empty((N * r, max(mine + zero.last.shape[1], wide)))
-    linear, whole = zeros((blocks, found.fixed.shape[1], 2 * q)), zeros(zero.whole.shape)
-    FL, DFL = empty((r, wide)), empty((r, wide))
-    both, levels = zeros((k, wide)), empty((mine, wide))
-    sizes, turned = _by_donor(found, R, inner)
+    HB = found.HB
+    (N, _, wide), r, W = HB.shape, len(R), found.fixed.shape[1]
+    (blocks, q), rest = gain.shape, len(zero.last)
+    k = layout.columns.shape[1]
+    width = max(k - rest + zero.last.shape[1], wide)
+    values, vectors = empty(N * r), empty((N * r, width))
+    linear, whole = empty((blocks, W, 2 * q)), empty((rest, squares_of[1].shape[2]))
+    _mixed(squares_of[0].reshape(len(weights), linear.size), weights, linear.reshape(linear.size))
+    _mixed(squares_of[1].reshape(len(weights), whole.size), weights, whole.reshape(whole.size))
+    columns, count = _entries(R)
+    FL = empty((r, wide))
+    sizes, turned = _by_donor(found.HS, found.HM, R, inner)
     largest = 0.0
     for i in range(N):
         for a in range(r):
             largest = max(largest, abs(sizes[i, a]))
-    start = np.empty(len(layout.cell), dtype=np.int64)
+    cell_of = layout.cell
+    start = np.empty(len(cell_of), dtype=np.int64)
     start[0] = j = 0
-    for cell in range(len(layout.columns)):
-        fill(levels, 0.0)
-        for i in range(layout.cell[cell], layout.cell[cell + 1]):
+    for cell in range(len(cell_of) - 1):
+        for i in range(cell_of[cell], cell_of[cell + 1]):
             for a in range(r):
                 for at in range(0, wide, POINTS):
-                    store(FL, (a, at), few(0.0))
-                    store(DFL, (a, at), few(0.0))
-                for c in range(C):
-                    if R[a, c] != 0.0:
-                        for at in range(0, wide, POINTS):
-                            part = R[a, c] * load_few(found.HB, (i, c, at))
-                            store(FL, (a, at), load_few(FL, (a, at)) + part)
-            for a in range(r):
-                for c in range(r):
-                    if inner[a, c] != 0.0:
-                        for at in range(0, wide, POINTS):
-                            part = inner[a, c] * load_few(FL, (c, at))
-                            store(DFL, (a, at), load_few(DFL, (a, at)) + part)
-            for b in range(mine):
-                for at in range(0, k, POINTS):
-                    total = load_few(levels, (b, at))
-                    for a in range(r):
-                        total += FL[a, b] * load_few(DFL, (a, at))
-                    store(levels, (b, at), total)
-            for at in range(0, k, POINTS):  # the lower triangle
-                for b in range(max(at, mine), k):
-                    total = load_few(both, (b, at))
-                    for a in range(r):
-                        total += FL[a, b] * load_few(DFL, (a, at))
-                    store(both, (b, at), total)
+                    total = few(0.0)
+                    for b in range(count[a]):
+                        c = columns[a, b]
+                        total += R[a, c] * load_few(HB, (i, c, at))
+                    store(FL, (a, at), total)
             for a in range(r):
                 if not abs(sizes[i, a]) >= _NOTHING * largest:
                     continue  # a donor has not all types
@@ -211,32 +240,39 @@ def _law_of(layout, found, zero, R, inner, gain, level):
                 for at in range(0, wide, POINTS):
                     total = few(0.0)
                     for b in range(r):
-                        total += turned[i, a, b] * load_few(DFL, (b, at))
+                        total += turned[i, a, b] * load_few(FL, (b, at))
                     store(vectors, (j, at), total)
-                for b in range(k, vectors.shape[1]):
-                    vectors[j, b] = 0.0
+                for at in range(wide, width, POINTS):
+                    store(vectors, (j, at), few(0.0))
                 j += 1
         start[cell + 1] = j
-        at = layout.block[layout.cell[cell]]
-        for a in range(mine):
-            for c in range(a, k):
-                down, along = layout.columns[cell, a], layout.columns[cell, c]
-                linear[at, max(down, along), min(down, along)] += levels[a, c]
-    for a in range(len(whole)):
-        for c in range(a + 1):
-            whole[a, c] = both[mine + a, mine + c]
     # a tuple of the law's own: the one that was given need not outlive this call
     own = Zero(zero.size, zero.sign, zero.whole, zero.inverse, zero.right, zero.last)
     return Law(
-        values[:j], vectors[:j], start, layout.columns, layout.block[layout.cell[:-1]],
+        values[:j], vectors[:j], start, layout.columns, layout.block[cell_of[:-1]],
         found.fixed, linear, whole, gain, level, own,
+        grouped(values[:j], vectors[:j], k - rest, rest),
     )  # fmt: skip
 
 
 @kept
 def law_of(layout, found, R, inner, gain, level):
     """:func:`_law_of`, outside of compiled code."""
-    return _law_of(layout, found, zero_of(found.fixed, gain), R, inner, gain, level)
+    (N, C, wide), r, HB = found.HB.shape, len(R), found.HB
+    F, DF, one = zeros((N, r * wide)), zeros((N, r * wide)), empty(r)
+    for i in range(N):
+        for a in range(r):
+            one[a] = 1.0
+            for c in range(C):
+                for at in range(wide):
+                    F[i, a * wide + at] += R[a, c] * HB[i, c, at]
+        for a in range(r):
+            for b in range(r):
+                for at in range(wide):
+                    DF[i, a * wide + at] += inner[a, b] * F[i, b * wide + at]
+    both = _squares(layout, found.fixed.shape[1], gain.shape[1], F, DF, r)
+    zero = zero_of(found.fixed, gain)
+    return _law_of(layout, found, zero, R, inner, gain, level, both, one)
 
 
 @kept_exact
@@ -274,6 +310,23 @@ def _with_sum(logs):
     return log_combination(both)
 
 
+@called
+def _of_columns(forms, C):
+    """Weights (D, C) of columns h of H in the forms, Delta_i = sum_c weights_c h_c h_c'.
+
+    The types' rows R are columns, and `inner` weighs them; the last form is a sum of the others.
+    """
+    D = len(forms.value)
+    out = zeros((D, C))
+    for d in range(D - 1):
+        for a in range(forms.rank[d]):
+            for c in range(C):
+                out[d, c] += forms.R[d, a, c] * forms.inner[d, a, a]
+        for c in range(C):
+            out[D - 1, c] += forms.weights[d] * out[d, c]
+    return out
+
+
 @kept_exact
 def tails_of(layout, found, gain, forms, least, above):
     """Logarithms of upper tails of the scores of the types and their sum, means and variances.
@@ -283,17 +336,22 @@ def tails_of(layout, found, gain, forms, least, above):
     where `least` is NaN.  Where the combination is not above either, and not of one p value alone,
     all tails have all digits.
     """
-    out = np.full((len(forms.value), 3), math.nan)
+    D, (N, C, wide) = len(forms.value), found.HB.shape
+    out = np.full((D, 3), math.nan)
     combined, zero = math.nan, zero_of(found.fixed, gain)
-    sure = np.zeros(len(out), dtype=np.bool_)
+    rows = found.HB.reshape(N, C * wide)
+    both = _squares(layout, found.fixed.shape[1], gain.shape[1], rows, rows, C)
+    weights = _of_columns(forms, C)
+    sure = np.zeros(D, dtype=np.bool_)
     for again in range(2):
-        for d in range(len(out)):
+        for d in range(D):
             if math.isnan(least[d]) or sure[d]:
                 continue
             r = forms.rank[d]
             law = _law_of(
-                layout, found, zero, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d]
-            )
+                layout, found, zero, forms.R[d, :r], forms.inner[d, :r, :r], gain, forms.level[d],
+                both, weights[d],
+            )  # fmt: skip
             to = above if again == 0 else 0.0
             # one by one: assigning a row compiles its message on shapes, for seconds
             out[d, 0], out[d, 1], out[d, 2], sure[d] = log_tail(

@@ -35,8 +35,8 @@ from ..engine.optimize import INFEASIBLE, Problem, make_work
 from ..engine.options import called, kept, kept_callback
 from ..engine.search import search
 from ..errors import ConvergenceError
+from .cumulants import inverse_of
 from .score_sums import Layout, root_of
-from .tails import inverse_of
 
 _SPANNED = 1e-9  # share of a column that is left by others that span it
 

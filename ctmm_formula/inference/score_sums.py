@@ -30,7 +30,7 @@ from ..engine.kernels import _inner, empty, fill, zeros
 from ..engine.lanes import POINTS, aligned, load, root, spread, store, total
 from ..engine.model import LANES, Model, from_tiles, in_lanes, tile
 from ..engine.options import called, inlined, kept
-from .tails import inverse_of
+from .cumulants import inverse_of
 
 _ROUNDING = 1e-15  # of what a pivot was
 
@@ -72,7 +72,7 @@ class Products(NamedTuple):
     """Cross products of donors and blocks under a null; k = 2 b columns as in :class:`Layout`.
 
     HS, HM (N, C, C) by S and M_0; HB (N, C, k), and zeros up to whole lanes; Hy (N, C) by S; fixed
-    (blocks, W, W) as in :class:`~ctmm_formula.inference.tails.Law`; Zy (blocks, q), Xy (p,) by S;
+    (blocks, W, W) as in :class:`.cumulants.Law`; Zy (blocks, q), Xy (p,) by S;
     packed (T, pairs, LANES), products of columns of [H, B, y] by S in the tiles of the layout, of
     column j and k <= j at j (j + 1) / 2 + k; columns (T, C + b, m, LANES), S [H, B] there, if asked
     for.
