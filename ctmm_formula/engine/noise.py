@@ -65,7 +65,9 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
 
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
     """s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
-    between = np.where(how.rows, how.per_cell * nu, 0.0)
+    between = how.per_cell * nu
+    if not how.rows.all():
+        between = np.where(how.rows, between, 0.0)
     total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
     return (total / how.sizes)[how.code] / how.per_cell
 
@@ -77,7 +79,8 @@ def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
     the response.
     """
     noise = pooled(nu, how)
-    mean = float(noise[how.rows].mean())
+    used = noise if how.rows.all() else noise[how.rows]
+    mean = float(np.add.reduce(used)) / len(used)
     return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
 
 

@@ -29,11 +29,11 @@ from ..engine.kernels import (
     zeros,
 )
 from ..engine.lanes import aligned, load, spread, store, total
-from ..engine.likelihood import _singular, centre, make_problem
+from ..engine.likelihood import centre, make_problem
 from ..engine.model import LANES, Model, in_lanes
-from ..engine.optimize import INFEASIBLE, Problem, make_work
+from ..engine.optimize import INFEASIBLE, Problem, work_of_thread
 from ..engine.options import called, kept, kept_callback
-from ..engine.search import search
+from ..engine.search import search, singular
 from ..errors import ConvergenceError
 from .score_sums import Layout, root_of
 from .tails import inverse_of
@@ -458,18 +458,18 @@ def fit_null(
     problem = template._replace(
         kernel=reduced_kernel(), y=response, blocks=template.blocks._replace(design=columns)
     )
-    work = make_work(problem)
+    work = work_of_thread(problem)
     middle = max(1.0 - noise, 0.1) * design.middle
     found = search(problem, middle, middle, False, design.rows, work)
     if found.status == INFEASIBLE:
         raise ConvergenceError("the null of the score test cannot be fitted")
-    if _singular(work.info):
+    if singular(work.info):
         evaluate(
             problem.kernel, problem.S.T @ middle, response, problem.nu, problem.blocks,
             problem.active, True, INFORMATION, work.score, work.average, work.expected, work.beta,
             work.gram,
         )  # fmt: skip
-        if _singular(problem.S @ work.expected @ problem.S.T):
+        if singular(problem.S @ work.expected @ problem.S.T):
             raise ConvergenceError(
                 "variance components cannot be told apart: their information is singular"
             )
