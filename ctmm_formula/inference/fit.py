@@ -267,10 +267,8 @@ class Fit:
         p = self.n_fixed
         cov = np.zeros((self.n_params, self.n_params))
         cov[:p, :p] = self.estimate.cov_beta
-        cov[p:, p:] = math.nan
         informed = self.has_likelihood or self.is_weighted
-        if informed:
-            cov[p:, p:] = information_cov(self.estimate.information)
+        cov[p:, p:] = information_cov(self.estimate.information) if informed else math.nan
         reason = ""
         if not informed:
             reason = f"{self._called} has no information matrix: use the jackknife"
@@ -284,7 +282,7 @@ class Fit:
         elif informed:
             model, at = working(self.model, self.estimate)
             own = Satterthwaite(model, Domain(), at, cov, self.df_resid)
-        lost = NEGATIVE if (np.diag(cov)[:p] < 0.0).any() else ""
+        lost = NEGATIVE if (cov.diagonal()[:p] < 0.0).any() else ""
         return Errors(cov, MODEL, self.df_resid, None, reason, own, missing=lost)
 
     @cached_property

@@ -268,10 +268,11 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    refuse_alike(model.nu[model.active_rows if design is None else design.how.rows])
-    silent = _silent(model)
-    if silent:
-        return _without(model, silent)
+    if not model.nu.all():
+        refuse_alike(model.nu[model.active_rows])
+        silent = _silent(model)
+        if silent:
+            return _without(model, silent)
     design = design_of(model) if design is None else design
     null = null_of(model, design)
     scores = null.scores()
@@ -311,10 +312,13 @@ def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
     how, types = design.how, design.types
     if how.weights != COUNTED or not design.one_hot:
         return np.ones(len(types))
-    seen, rows = design.counts > 0.0, np.maximum(design.counts, 1.0)
-    between = types @ (how.per_cell * model.nu)[how.rows] / rows
-    mean = types @ model.y[how.rows] / rows
-    rises = float((mean - mean[seen].mean()) @ between) > 0.0
+    own, y, counts = how.per_cell * model.nu, model.y, design.counts
+    if model.nobs < len(y):
+        own, y = own[how.rows], y[how.rows]
+    rows = np.maximum(counts, 1.0)
+    between, mean = types @ own / rows, types @ y / rows
+    middle = float(np.add.reduce(mean)) / np.count_nonzero(counts)  # a type that is not there has 0
+    rises = float((mean - middle) @ between) > 0.0
     return between / between.max() if rises else np.ones(len(rows))
 
 
@@ -328,6 +332,8 @@ def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
 
 
 def _low(between: np.ndarray) -> tuple[int, ...]:
+    if between.min() >= LOW:
+        return ()
     return tuple(int(c) for c in np.flatnonzero((between < LOW) & (between > 0.0)))
 
 
@@ -336,8 +342,6 @@ def _silent(model: Model) -> tuple[int, ...]:
 
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
-    if model.nu.all():
-        return ()
     types = model.types[model.active_rows]
     if not _one_hot(types):
         return ()

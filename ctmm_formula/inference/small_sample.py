@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import lapack
 
 from ..engine import related_likelihood
 from ..engine.domain import Domain, held
@@ -40,6 +41,7 @@ from ..errors import CTMMError
 from .testing import Law, combined
 
 _DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
+_NOTHING = 1e-12  # eigenvalue of a scaled information that is singular
 _PARALLEL = 1e-6  # singular value, next to the largest, of combinations of other directions
 LEAST_DF = 1.0
 """Degrees of freedom below which there is no law: the variance is not known to within itself, and
@@ -241,15 +243,26 @@ def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> 
     """
     if not len(information):
         return information
-    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
-    scale = np.where(scale == 0.0, 1.0, scale)  # of none: held, or singular
-    scaled = information / np.outer(scale, scale)  # units of the components drop out
-    T = np.eye(len(scale))
-    if held is not None and len(held):
+    scale = np.sqrt(np.maximum(information.diagonal(), 0.0))
+    scale[scale == 0.0] = 1.0  # of none: held, or singular
+    units = np.multiply.outer(scale, scale)
+    scaled = information / units  # units of the components drop out
+    if held is None or not len(held):
+        inverse = _inverse(scaled)
+    else:
         rows = held / scale
         _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
         T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
-    left = T.T @ scaled @ T
-    if not np.isfinite(left).all() or (len(left) and np.linalg.eigvalsh(left)[0] < 1e-12):
-        return np.full_like(information, math.nan)
-    return (T @ np.linalg.inv(left) @ T.T) / np.outer(scale, scale)
+        inverse = _inverse(T.T @ scaled @ T)
+        inverse = None if inverse is None else T @ inverse @ T.T
+    return np.full_like(information, math.nan) if inverse is None else inverse / units
+
+
+def _inverse(A: np.ndarray) -> np.ndarray | None:
+    """Inverse of a symmetric A (n, n) in units of its diagonal, None where it is singular."""
+    if not len(A):
+        return A
+    unit = np.eye(len(A))
+    if not np.isfinite(A).all() or lapack.dpotrf(A - _NOTHING * unit)[1] != 0:
+        return None
+    return np.asarray(lapack.dposv(A, unit)[1])
