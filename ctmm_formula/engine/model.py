@@ -97,7 +97,7 @@ class Tiles(NamedTuple):
 def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
     """An array (..., LANES) full of the value, at the start of a line of the cache."""
     size = math.prod(shape) * LANES
-    room = np.full(size + ALIGNED, value)
+    room = np.full(size + ALIGNED, value) if value else np.zeros(size + ALIGNED)
     first = -(room.__array_interface__["data"][0] // room.itemsize) % ALIGNED
     return room[first : first + size].reshape(*shape, LANES)
 

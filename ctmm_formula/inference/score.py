@@ -488,7 +488,12 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
 
 
 def solved_sums(
-    layout: Layout, A: np.ndarray, variances: np.ndarray, *rows: np.ndarray
+    layout: Layout,
+    A: np.ndarray,
+    variances: np.ndarray,
+    w: np.ndarray,
+    excess: np.ndarray,
+    y: np.ndarray,
 ) -> tuple[Products, Solved]:
     """:func:`~.score_sums.sums_of` with covariance A, or an error.
 
@@ -498,7 +503,7 @@ def solved_sums(
     """
     sizes, axes = np.linalg.eigh(A)
     loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
-    found, solved = sums_of(layout, loads, variances, *rows, memory_for(layout), True)
+    found, solved = sums_of(layout, loads, variances, w, excess, y, memory_for(layout), True)
     _refuse_singular(solved.inverse)
     return found, solved
 
