@@ -90,7 +90,7 @@ def evaluate(
     depth = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
         kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float),
-        model.tiles.put(residual(model)), model.tiles.put(model.noise, 1.0), model.blocks,
+        model.tiles.put(model.residual), model.tiles.put(model.noise, 1.0), model.blocks,
         model.tiles.donors(model.active, False), reml, depth, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
@@ -143,9 +143,8 @@ def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None =
     """
     refuse_no_noise(model)
     design = lay_out(model, method, domain) if design is None else design
-    resid = residual(model)
-    scale = _spread(model, resid)
-    problem = _of_response(design.problem, design.share, model, resid, scale)
+    scale = response_scale(model)
+    problem = _of_response(design.problem, design.share, model, scale)
     problem, reml = problem._replace(kernel=_kernel()), design.problem.reml
     p = model.X.shape[1]
     middle = _left_by_noise(model, scale) * design.middle
@@ -214,7 +213,7 @@ MESSAGES = {
 
 def residual(model: Model) -> np.ndarray:
     """y less its least-squares fit, (n,): the kernels lose no digits to the mean of y."""
-    return model.y - model.Q @ (model.Q.T @ model.y)
+    return model.residual
 
 
 def centred(model: Model, scale: float) -> Model:
@@ -224,12 +223,7 @@ def centred(model: Model, scale: float) -> Model:
 
 def response_scale(model: Model) -> float:
     """Residual standard deviation of y: fits are made on y / scale."""
-    return _spread(model, residual(model))
-
-
-def _spread(model: Model, resid: np.ndarray) -> float:
-    """The same by the :func:`residual`."""
-    p = model.Q.shape[1]
+    p, resid = model.Q.shape[1], model.residual
     if model.n_donors < len(model.active):
         rows = model.active_rows
         Q, y = np.linalg.qr(model.Q[rows])[0], model.y[rows]
@@ -243,14 +237,12 @@ def make_problem(
 ) -> Problem:
     """The kernels' view of `model` with response y / scale."""
     problem = _of_design(model, constraint, reml, _kernel() if kernel is None else kernel)
-    return _of_response(problem, constraint.share, model, residual(model), scale)
+    return _of_response(problem, constraint.share, model, scale)
 
 
-def _of_response(
-    problem: Problem, share: float, model: Model, resid: np.ndarray, scale: float
-) -> Problem:
+def _of_response(problem: Problem, share: float, model: Model, scale: float) -> Problem:
     """`problem` with response and noise, and `share` of that in its determinants."""
-    y, noise = resid / scale, model.noise
+    y, noise = model.residual / scale, model.noise
     if not share:
         nu, y = model.tiles.put_each(noise / scale**2, y)
         return problem._replace(y=y, nu=nu)

@@ -209,6 +209,11 @@ class Model:
         """
         return weighable(self.nu, self.types, self.n_cells)
 
+    @cached_property
+    def residual(self) -> np.ndarray:
+        """y less its least-squares fit, (n,)."""
+        return np.asarray(self.y - self.Q @ (self.Q.T @ self.y))
+
     @property
     def n_components(self) -> int:
         """Number of variance components, K + Kr, and those of the kinship."""
@@ -276,7 +281,8 @@ class Model:
             getattr(self, name)
         model = object.__new__(Model)  # as replace() would, which takes thrice the time
         model.__dict__.update(self.__dict__, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
-        model.__dict__.pop("noise", None)
+        for name in _OF_RESPONSE:
+            model.__dict__.pop(name, None)
         return model
 
     def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
@@ -320,6 +326,8 @@ class Model:
 
 _OF_DESIGN = ("n_donors", "active_rows", "nobs", "random_blocks")
 """What all responses of a design share and one of them has worked out."""
+_OF_RESPONSE = ("noise", "residual")
+"""What a response has for itself."""
 
 
 def refuse_related(model: Model) -> None:

@@ -68,6 +68,7 @@ _SAME = 1e-2  # squared distance in standard errors at which two interior maxima
 _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
 _BARRIER_END = 1e-8
 _BARRIER_ENOUGH = 1e-6
+_FIRST = np.zeros(1), np.full(1, _BARRIER)
 _REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
 _SETTLE = 0.03  # squared Newton decrement of a stage, in units of its weight
 _LONG = 5  # climbs of one stage: a walk along a curved wall is long
@@ -424,9 +425,9 @@ def search(
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
     many_rows = walled and rows >= _MANY_ROWS * count
     n_eval, status = 0, INFEASIBLE
-    for weight in (0.0, _BARRIER) if many_rows else (0.0,):
+    for weights in _FIRST if many_rows else _FIRST[:1]:
         status, llf, decrement, cost, _, sides = race(
-            pr, start[None], np.full(1, weight), prefer_interior, True, theta, wk
+            pr, start[None], weights, prefer_interior, True, theta, wk
         )
         n_eval += cost
         if status == INTERIOR:

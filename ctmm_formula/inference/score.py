@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.likelihood import evaluate, residual
+from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, pooling, working_noise
 from ..errors import CTMMError
@@ -292,8 +292,8 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
-        explained=tuple(np.flatnonzero(design.explained).tolist()),
-        low=() if model.nu2 is not None else _low(between_cells(model, design)),
+        explained=tuple(design.explained.nonzero()[0].tolist()),
+        low=() if model.nu2 is not None else _low(model, design),
     )
 
 
@@ -309,17 +309,17 @@ def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
     nothing of what V they may have; where numbers of cells are not known, or rows have several
     types.
     """
-    how, types = design.how, design.types
-    if how.weights != COUNTED or not design.one_hot:
-        return np.ones(len(types))
-    own, y, counts = how.per_cell * model.nu, model.y, design.counts
-    if model.nobs < len(y):
-        own, y = own[how.rows], y[how.rows]
-    rows = np.maximum(counts, 1.0)
-    between, mean = types @ own / rows, types @ y / rows
-    middle = float(np.add.reduce(mean)) / np.count_nonzero(counts)  # a type that is not there has 0
-    rises = float((mean - middle) @ between) > 0.0
-    return between / between.max() if rises else np.ones(len(rows))
+    if design.how.weights != COUNTED or not design.one_hot:
+        return np.ones(len(design.types))
+    between, mean = _per_type(design.how.per_cell * model.nu, design), _per_type(model.y, design)
+    rises = float((mean - mean[design.counts > 0.0].mean()) @ between) > 0.0
+    return between / between.max() if rises else np.ones(len(between))
+
+
+def _per_type(values: np.ndarray, design: ScoreDesign) -> np.ndarray:
+    """Means of values (n,) over the rows of every cell type, (C,)."""
+    used = values if design.how.whole else values[design.how.rows]
+    return np.asarray(design.types @ used / np.maximum(design.counts, 1.0))
 
 
 def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
@@ -331,9 +331,14 @@ def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
     return np.ones(len(design.types)) if model.nu2 is None else between_cells(model, design)
 
 
-def _low(between: np.ndarray) -> tuple[int, ...]:
-    if between.min() >= LOW:
+def _low(model: Model, design: ScoreDesign) -> tuple[int, ...]:
+    """Numbers of the cell types whose cells hardly vary, next to those of others."""
+    if design.how.weights != COUNTED or not design.one_hot:
         return ()
+    between = _per_type(design.how.per_cell * model.nu, design)
+    if between.min() >= LOW * between.max():
+        return ()
+    between = between_cells(model, design)
     return tuple(int(c) for c in np.flatnonzero((between < LOW) & (between > 0.0)))
 
 
@@ -469,7 +474,7 @@ class Null:
 def null_of(model: Model, design: ScoreDesign) -> Null:
     """Fit the null under working noise, and find what of the scores it leaves."""
     layout, nu = design.layout, model.nu
-    rows, y = layout.rows, residual(model)[layout.rows]
+    rows, y = layout.rows, model.residual[layout.rows]
     p = model.blocks.p
     scale = math.sqrt(float(y @ y) / max(len(y) - p, 1)) or 1.0
     noise = working_noise(nu, design.how, scale**2)[rows]
@@ -481,7 +486,8 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     memory = memory_of_thread(layout)
     found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
     _refuse_singular(solved.inverse)
-    w = np.where(design.explained, 0.0, weights_of_types(model, design))
+    w = weights_of_types(model, design)
+    w[design.explained] = 0.0
     left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
     _refuse_singular(left.a)
     return Null(model, design, theta, w, found, solved, left, *forms)
@@ -509,7 +515,7 @@ def solved_sums(
 
 
 def _refuse_singular(inverse: np.ndarray) -> None:
-    if not np.isfinite(inverse).all():
+    if not math.isfinite(np.add.reduce(inverse, axis=None)):
         raise np.linalg.LinAlgError("Singular matrix")
 
 

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import lapack
 
 from ..engine import related_likelihood
 from ..engine.domain import Domain, held
@@ -230,9 +229,9 @@ class KenwardRoger(Satterthwaite):
 
 
 def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> np.ndarray:
-    """Inverse of the information of theta, shape (K, K); nan where there is none.
+    """Inverse of the information of theta, shape (..., K, K); nan where there is none.
 
-    With directions `held` (m, K) that of theta + T t where none of them changes, held T = 0:
+    Of one with directions `held` (m, K) that of theta + T t where none of them changes, held T = 0:
     T (T' information T)^-1 T'.
 
     >>> information_cov(np.array([[4.0]]))
@@ -241,28 +240,26 @@ def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> 
     array([[0. , 0. ],
            [0. , 0.5]])
     """
-    if not len(information):
+    if not information.size:
         return information
-    scale = np.sqrt(np.maximum(information.diagonal(), 0.0))
+    scale = np.sqrt(np.maximum(information.diagonal(axis1=-2, axis2=-1), 0.0))
     scale[scale == 0.0] = 1.0  # of none: held, or singular
-    units = np.multiply.outer(scale, scale)
+    units = scale[..., :, None] * scale[..., None, :]
     scaled = information / units  # units of the components drop out
     if held is None or not len(held):
-        inverse = _inverse(scaled)
-    else:
-        rows = held / scale
-        _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-        T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
-        inverse = _inverse(T.T @ scaled @ T)
-        inverse = None if inverse is None else T @ inverse @ T.T
-    return np.full_like(information, math.nan) if inverse is None else inverse / units
+        return _inverse(scaled) / units
+    rows = held / scale
+    _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
+    return T @ _inverse(T.T @ scaled @ T) @ T.T / units
 
 
-def _inverse(A: np.ndarray) -> np.ndarray | None:
-    """Inverse of a symmetric A (n, n) in units of its diagonal, None where it is singular."""
-    if not len(A):
+def _inverse(A: np.ndarray) -> np.ndarray:
+    """Inverses of symmetric A (..., n, n) in units of their diagonals, NaN where they have none."""
+    if not A.size:
         return A
-    unit = np.eye(len(A))
-    if not np.isfinite(A).all() or lapack.dpotrf(A - _NOTHING * unit)[1] != 0:
-        return None
-    return np.asarray(lapack.dposv(A, unit)[1])
+    there = np.isfinite(A).all(axis=(-2, -1))[..., None, None]
+    unit = np.eye(A.shape[-1])
+    known = np.where(there, A, unit)
+    there &= (np.linalg.eigvalsh(known)[..., :1] >= _NOTHING)[..., None]
+    return np.where(there, np.linalg.inv(np.where(there, A, unit)), math.nan)

@@ -38,7 +38,14 @@ from ..engine.model import Model
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
-from ..inference.fit import JACKKNIFE, MODEL, Errors, Fit, own_errors_of
+from ..inference.fit import (
+    JACKKNIFE,
+    MODEL,
+    Errors,
+    Fit,
+    invert_informations,
+    own_errors_of,
+)
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
 from ..inference.tests import DRAWS, run_test
@@ -151,6 +158,8 @@ def _scan_pattern(
         fits.append(fit_all(pattern, k, genes))
     if good and pattern.plan.beside:
         fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
+    if good and pattern.plan.method in LIKELIHOODS:
+        invert_informations([fit for fit in fits[0] if isinstance(fit, Fit)])
     resampled = bool(good) and pattern.plan.resampled
     runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
     rows: list[Row | Exception | None] = list(checks)
