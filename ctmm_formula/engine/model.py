@@ -102,6 +102,14 @@ def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
     return room[first : first + size].reshape(*shape, LANES)
 
 
+def each_in_lanes(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Arrays (..., LANES) of zeros, as :func:`in_lanes` makes them, of one piece of memory."""
+    sizes = [math.prod(shape) for shape in shapes]
+    room, ends = in_lanes(sum(sizes)), [0, *accumulate(sizes)]
+    places = zip(shapes, pairwise(ends), strict=True)
+    return [room[a:b].reshape(*shape, LANES) for shape, (a, b) in places]
+
+
 def tile(row_ptr: np.ndarray) -> Tiles:
     """Tiles of donors whose rows start at row_ptr (N + 1,)."""
     size = np.diff(row_ptr)
