@@ -21,10 +21,11 @@ from ctmm_formula.engine import kernels
 from ctmm_formula.engine.blup import effects
 from ctmm_formula.engine.domain import Domain
 from ctmm_formula.engine.estimators import estimate
-from ctmm_formula.engine.likelihood import evaluate, fit, residual, response_scale
+from ctmm_formula.engine.likelihood import evaluate, fit, lay_out, residual, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.engine.noise import pooling, working_noise
 from ctmm_formula.engine.optimize import make_work
+from ctmm_formula.engine.search import singular
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.counted_noise import counted_noise
 from ctmm_formula.inference.jackknife import jackknife
@@ -673,6 +674,35 @@ def climb(y, nu, basis, floor: float, start: np.ndarray, last: float = 1e-7) -> 
     n, p = y.size, y.shape[1]
     constants = -0.5 * (n - p) * np.log(2 * np.pi) + 0.5 * p * np.log(len(y))
     return constants - objective(start, 0.0)[0]
+
+
+@methods
+@pytest.mark.parametrize("bounds", ["noise", "psd", "nonnegative"])
+@pytest.mark.parametrize("kind", ["ctp", "op"])
+def test_responses_that_share_a_design_are_fitted_as_alone(method, bounds, kind):
+    model, domain = make("free", kind, "batch", missing=True), Domain(bounds)
+    shared, rng = lay_out(model, method, domain), np.random.default_rng(3)
+    for _ in range(3):
+        y, nu = rng.normal(size=(2, len(model.y)))
+        own = model.with_response(y, 0.2 + nu**2)
+        alone = replace(model, y=own.y, nu=own.nu)
+        for name in ("noise", "residual"):
+            np.testing.assert_array_equal(getattr(own, name), getattr(alone, name))
+        got, want = fit(own, method, domain, shared), fit(alone, method, domain)
+        for name in ("theta", "beta", "cov_beta", "information", "llf"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+@pytest.mark.parametrize("size", [1e-13, 1e-11, 1e-9, 1e-7])
+def test_components_are_confounded_where_an_eigenvalue_of_the_correlations_is_nothing(size):
+    axes = np.linalg.qr(np.random.default_rng(5).normal(size=(4, 4)))[0]
+    A = (axes * [2.0, 1.0, 0.7, size]) @ axes.T
+    root = np.sqrt(A.diagonal())
+    least = np.linalg.eigvalsh(A / np.outer(root, root))[0]
+    scales = np.array([1e-3, 1.0, 50.0, 4.0])
+    assert singular(A * np.outer(scales, scales)) == (least < 1e-10)
+    A[2] = A[:, 2] = 0.0
+    assert singular(A)
 
 
 def hard_gene(gene: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from test_live_r import SCRIPTS, need
 
 import ctmm_formula as ctmm
 from ctmm_formula.errors import CTMMError, CTMMWarning
-from ctmm_formula.inference.small_sample import NO_LAW
+from ctmm_formula.inference.small_sample import NO_LAW, information_cov
 from ctmm_formula.inference.testing import wald
 
 DENSE = 1e-8
@@ -496,3 +496,21 @@ def test_small_tables_by_metafor(name):
     _, case, *_ = small_table(name)
     theirs = run_r("small_tables.R", name, str(SHARED / TABLES[name][0]))
     compared(fitted({**case, "bounds": "nonnegative"}), theirs)
+
+
+def test_informations_of_many_responses_are_inverted_as_those_of_one():
+    rng = np.random.default_rng(8)
+    A = rng.normal(size=(5, 3, 6)) * [[1.0], [1e3], [1e-4]]
+    A = A @ A.swapaxes(1, 2)
+    A[1, 0] = A[1, :, 0] = A[1, 1] * 2.0  # of rank two
+    A[1, 0, 0] = 4.0 * A[1, 1, 1]
+    A[3, 2, 2] = np.nan
+    got = information_cov(A)
+    for one, own in zip(got, A, strict=True):
+        np.testing.assert_array_equal(one, information_cov(own))
+    for k in (0, 2, 4):
+        scale = np.sqrt(A[k].diagonal())
+        np.testing.assert_allclose(
+            (got[k] @ A[k]) * np.outer(scale, 1.0 / scale), np.eye(3), rtol=0, atol=1e-9
+        )
+    assert np.isnan(got[[1, 3]]).all()

@@ -134,12 +134,24 @@ def extremes(y: np.ndarray) -> str:
     >>> extremes(np.array([0.0, 1e80])), extremes(np.array([0.0, 1e-80])), extremes(np.arange(2.0))
     ('has values up to 1e+80', 'has no values further than 1e-80 apart', '')
     """
-    if not len(y):
+    if not len(y) or not is_extreme(y):
         return ""
-    size, apart = np.abs(y).max(), y.max() / 2.0 - y.min() / 2.0
+    size, apart = _reach(y)
     if size > LARGEST:
         return f"has values up to {size:.0e}"
-    return f"has no values further than {2 * apart:.0e} apart" if apart < 1 / LARGEST else ""
+    return f"has no values further than {2 * apart:.0e} apart"
+
+
+def is_extreme(Y: np.ndarray) -> np.ndarray:
+    """Whether :func:`extremes` forbids responses (..., n), constant ones among them, (...)."""
+    size, apart = _reach(Y)
+    return np.asarray((size > LARGEST) | (apart < 1 / LARGEST))
+
+
+def _reach(Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest size of a value and half the largest distance of two, of responses (..., n)."""
+    low, high = Y.min(axis=-1), Y.max(axis=-1)
+    return np.maximum(high, -low), high / 2.0 - low / 2.0
 
 
 def noise(ready: Prepared, n_cells: np.ndarray | None) -> np.ndarray:
@@ -167,9 +179,14 @@ def bad_noise(nu: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
     >>> bad_noise(np.array([0.1, 0.0, 0.0, -1.0]), np.array([9.0, 9.0, 1.0, 9.0]))
     array([2, 3])
     """
+    return np.flatnonzero(is_bad_noise(nu, n_cells))
+
+
+def is_bad_noise(nu: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
+    """Whether noise variances (..., n) cannot be, see :func:`bad_noise`."""
     several = False if n_cells is None else n_cells > 1
     square = LARGEST**2
-    return np.flatnonzero(~((nu < square) & ((nu > 1 / square) | ((nu == 0) & several))))
+    return np.asarray(~((nu < square) & ((nu > 1 / square) | ((nu == 0) & several))))
 
 
 def why_bad(nu: np.ndarray, n_cells: np.ndarray | None) -> str:
@@ -193,9 +210,14 @@ def bad_square(nu2: np.ndarray, nu: np.ndarray) -> np.ndarray:
     >>> bad_square(np.array([0.01, -0.01, np.inf, 1.0, np.nan]), np.full(5, 0.1))
     array([1, 2, 3])
     """
+    return np.flatnonzero(is_bad_square(nu2, nu))
+
+
+def is_bad_square(nu2: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    """Whether estimates of nu^2 (..., n) are such that no cells can give them."""
     square = np.square(nu)
     over = (nu2 > (1.0 + _ROUNDING) * LARGEST_SQUARE * square) | (nu2 < -_ROUNDING * square)
-    return np.flatnonzero(np.isinf(nu2) | over)
+    return np.asarray(np.isinf(nu2) | over)
 
 
 def why_bad_square(nu2: float, nu: float) -> str:

@@ -73,6 +73,8 @@ class Constraint:
     active : ndarray, shape (N',)
     by_donor : bool
         Determinant i belongs to donor i and goes with it.
+    share : float
+        Of the model's noise, which is `nu`; 0 where determinants have none.
     """
 
     lower: np.ndarray
@@ -82,6 +84,7 @@ class Constraint:
     blocks: Blocks
     active: np.ndarray
     by_donor: bool
+    share: float = 0.0
 
 
 def constrain(model: Model, domain: Domain) -> Constraint:
@@ -92,8 +95,9 @@ def constrain(model: Model, domain: Domain) -> Constraint:
 def _noise(model: Model, domain: Domain) -> Constraint:
     """Sigma - kappa D > 0: the model's own blocks with (1 - kappa) of the noise."""
     lower = np.full(model.n_components, -np.inf)
-    nu = (1.0 - domain.noise_floor) * model.noise
-    return Constraint(lower, model.S, nu, model.tiles, model.random_blocks, model.active, True)
+    share = 1.0 - domain.noise_floor
+    own = model.tiles, model.random_blocks, model.active
+    return Constraint(lower, model.S, share * model.noise, *own, True, share)
 
 
 def _psd(model: Model, domain: Domain) -> Constraint:

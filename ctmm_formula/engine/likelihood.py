@@ -17,6 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
@@ -26,9 +27,9 @@ from ..errors import ConvergenceError
 from . import kernels
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
-from .model import Model, build_model, refuse_related
-from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work
-from .search import compile_for, race, search
+from .model import LANES, Model, build_model, refuse_related
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work, work_of_thread
+from .search import compile_for, race, search, singular
 
 LIKELIHOODS = ("ml", "reml")
 
@@ -89,7 +90,7 @@ def evaluate(
     depth = kernels.INFORMATION if full else kernels.VALUE
     llf = kernels.evaluate(
         kernels.kernel_address(), model.S.T @ np.asarray(theta, dtype=float),
-        model.tiles.put(residual(model)), model.tiles.put(model.noise, 1.0), model.blocks,
+        model.tiles.put(model.residual), model.tiles.put(model.noise, 1.0), model.blocks,
         model.tiles.donors(model.active, False), reml, depth, score, average, expected, beta, gram,
     )  # fmt: skip
     if llf == -math.inf:
@@ -104,24 +105,50 @@ def evaluate(
     return Evaluation(llf, S @ score, S @ average @ S.T, S @ expected @ S.T, beta, cov)
 
 
-def fit(model: Model, method: str, domain: Domain) -> Estimate:
+class SharedDesign(NamedTuple):
+    """What the fits of all responses of a design share; made by :func:`lay_out`.
+
+    problem: the likelihood, to be completed by a response; share of the noise that its determinants
+    have; middle (K,): where a search begins if noise is nothing.
+    """
+
+    problem: Problem
+    share: float
+    middle: np.ndarray
+
+
+def lay_out(model: Model, method: str, domain: Domain) -> SharedDesign:
+    """What the fits of all responses of a model's design share."""
+    reml, constraint = choose("method", method, LIKELIHOODS) == "reml", constrain(model, domain)
+    # the address of the kernel is this process's own
+    return SharedDesign(_of_design(model, constraint, reml, 0), constraint.share, _middle(model))
+
+
+def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None = None) -> Estimate:
     """Maximise the likelihood over `domain` from several deterministic starts.
 
     For ML an interior stationary point is preferred to the edge, where the likelihood grows
     without limit as the noise floor goes to zero; REML returns the constrained maximum.
+
+    Parameters
+    ----------
+    model : Model; method : "ml" or "reml"; domain : Domain
+    design : SharedDesign, optional
+        :func:`lay_out` of the model, where many responses share it.
 
     Raises
     ------
     ConvergenceError
         The domain has no interior point for this structure, or a cell type no noise.
     """
-    reml = choose("method", method, LIKELIHOODS) == "reml"
     refuse_no_noise(model)
+    design = lay_out(model, method, domain) if design is None else design
     scale = response_scale(model)
-    problem = make_problem(model, constrain(model, domain), reml, scale)
+    problem = _of_response(design.problem, design.share, model, scale)
+    problem, reml = problem._replace(kernel=_kernel()), design.problem.reml
     p = model.X.shape[1]
-    middle = centre(model, scale)
-    work = make_work(problem)
+    middle = _left_by_noise(model, scale) * design.middle
+    work = work_of_thread(problem)
     start = middle
     if not reml:  # the REML optimum is the natural first start for ML
         restricted = search(problem._replace(reml=True), middle, middle, False, model.nobs, work)
@@ -134,7 +161,7 @@ def fit(model: Model, method: str, domain: Domain) -> Estimate:
             f"no starting point lies inside bounds={domain.bounds!r} for this structure; "
             "use another bound or add a component that is a variance"
         )
-    if _singular(work.info) and _singular(evaluate(model, middle * scale**2, method).expected):
+    if singular(work.info) and singular(evaluate(model, middle * scale**2, method).expected):
         raise ConvergenceError(
             "variance components cannot be told apart: their information is singular"
         )
@@ -169,7 +196,7 @@ def refuse_no_noise(model: Model) -> None:
     ------
     ConvergenceError
     """
-    if not (model.noise[model.active_rows] > 0.0).all():
+    if not (model.noise.min() > 0.0 or (model.noise > 0.0).all(where=model.active_rows)):
         raise ConvergenceError(
             "the noise variance is 0 in every pair of a cell type, where no cell differs from "
             "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "
@@ -177,7 +204,6 @@ def refuse_no_noise(model: Model) -> None:
         )
 
 
-_CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
 MESSAGES = {
     INTERIOR: "interior optimum",
     EDGE: "optimum on the edge of the domain",
@@ -185,19 +211,9 @@ MESSAGES = {
 }
 
 
-def _singular(information: np.ndarray) -> bool:
-    """Whether components are confounded, whatever their scales."""
-    size = np.sqrt(np.maximum(information.diagonal(), 0.0))
-    if not (size > 1e-7 * size.max()).all():  # the rounding of a zero
-        return True
-    correlation = information / np.multiply.outer(size, size)
-    correlation.flat[:: len(size) + 1] -= _CONFOUNDED
-    return lapack.dpotrf(correlation)[1] != 0
-
-
 def residual(model: Model) -> np.ndarray:
     """y less its least-squares fit, (n,): the kernels lose no digits to the mean of y."""
-    return model.y - model.Q @ (model.Q.T @ model.y)
+    return model.residual
 
 
 def centred(model: Model, scale: float) -> Model:
@@ -207,10 +223,8 @@ def centred(model: Model, scale: float) -> Model:
 
 def response_scale(model: Model) -> float:
     """Residual standard deviation of y: fits are made on y / scale."""
-    p = model.Q.shape[1]
-    if model.n_donors == len(model.active):
-        resid = residual(model)
-    else:
+    p, resid = model.Q.shape[1], model.residual
+    if model.n_donors < len(model.active):
         rows = model.active_rows
         Q, y = np.linalg.qr(model.Q[rows])[0], model.y[rows]
         resid = y - Q @ (Q.T @ y)
@@ -222,22 +236,40 @@ def make_problem(
     model: Model, constraint: Constraint, reml: bool, scale: float, kernel: int | None = None
 ) -> Problem:
     """The kernels' view of `model` with response y / scale."""
+    problem = _of_design(model, constraint, reml, _kernel() if kernel is None else kernel)
+    return _of_response(problem, constraint.share, model, scale)
+
+
+def _of_response(problem: Problem, share: float, model: Model, scale: float) -> Problem:
+    """`problem` with response and noise, and `share` of that in its determinants."""
+    y, noise = model.residual / scale, model.noise
+    if not share:
+        nu, y = model.tiles.put_each(noise / scale**2, y)
+        return problem._replace(y=y, nu=nu)
+    both = noise / scale**2, share * noise / scale**2
+    nu, cnu, y = model.tiles.put_each(*both, y, ones=2)
+    return problem._replace(y=y, nu=nu, cnu=cnu, noisy=bool(noise.min() > 0.0))
+
+
+def _of_design(model: Model, constraint: Constraint, reml: bool, kernel: int) -> Problem:
+    """The kernels' view of `model` without response."""
     refuse_related(model)
+    nothing = np.empty((0, 0, LANES))
     return Problem(
-        kernel=_kernel() if kernel is None else kernel,
+        kernel=kernel,
         S=model.S,
-        y=model.tiles.put(residual(model) / scale),
-        nu=model.tiles.put(model.noise / scale**2, 1.0),
+        y=nothing,
+        nu=nothing,
         blocks=model.blocks,
         active=model.tiles.donors(model.active, False),
         reml=reml,
         lower=constraint.lower,
         cS=constraint.S,
         cy=np.zeros(constraint.tiles.shape),
-        cnu=constraint.tiles.put(constraint.nu / scale**2, 1.0),
+        cnu=constraint.tiles.put(constraint.nu, 1.0),
         cblocks=constraint.blocks,
         cactive=constraint.tiles.donors(constraint.active, False),
-        noisy=bool((constraint.nu > 0.0).all()) and len(constraint.nu) > 0,
+        noisy=False,
         by_donor=constraint.by_donor,
     )
 
@@ -300,11 +332,20 @@ def compile_search() -> None:
 
 def centre(model: Model, scale: float) -> np.ndarray:
     """A point well inside the domain of y / scale: its variance split between all effects."""
-    K = len(model.basis)
-    noise = np.minimum(model.noise[model.active_rows] / scale**2, 1.0)
-    share = max(1.0 - float(noise.mean()), 0.1) / (2 + len(model.random) + 2 * len(model.kinship))
+    return _left_by_noise(model, scale) * _middle(model)
+
+
+def _left_by_noise(model: Model, scale: float) -> float:
+    """What noise leaves of the variance of y / scale."""
+    noise = model.noise if model.nobs == len(model.nu) else model.noise[model.active_rows]
+    return max(1.0 - float(np.add.reduce(np.minimum(noise / scale**2, 1.0))) / len(noise), 0.1)
+
+
+def _middle(model: Model) -> np.ndarray:
+    """The same point were noise nothing, (K + Kr,)."""
+    share = 1.0 / (2 + len(model.random) + 2 * len(model.kinship))
     theta = np.full(model.n_components, share)
-    theta[:K] *= _split(model.basis.tobytes(), model.basis.shape)
+    theta[: len(model.basis)] *= _split(model.basis.tobytes(), model.basis.shape)
     for term, at in zip(model.kinship, model.kinship_slices, strict=True):
         split = _split(term.basis.tobytes(), term.basis.shape)
         theta[at] = share * split / max(float(term.kernel.diagonal.mean()), 1e-300)

@@ -76,10 +76,10 @@ class Tiles(NamedTuple):
         out.reshape(T, values.shape[1], m * lanes)[number, :, place] = values
         return out
 
-    def put_each(self, *values: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Several values per row (n,) as (T, m, LANES) each; the first 1 where there is no row."""
+    def put_each(self, *values: np.ndarray, ones: int = 1) -> tuple[np.ndarray, ...]:
+        """Several values per row (n,) as (T, m, LANES) each; the first `ones` 1 without a row."""
         out = in_lanes(len(values), *self.shape[:2])
-        out[0] = 1.0
+        out[:ones] = 1.0
         for own, given in zip(out, values, strict=True):
             own.ravel()[self.place] = given
         return tuple(out)
@@ -95,9 +95,17 @@ class Tiles(NamedTuple):
 def in_lanes(*shape: int, value: float = 0.0) -> np.ndarray:
     """An array (..., LANES) full of the value, at the start of a line of the cache."""
     size = math.prod(shape) * LANES
-    room = np.full(size + ALIGNED, value)
+    room = np.full(size + ALIGNED, value) if value else np.zeros(size + ALIGNED)
     first = -(room.__array_interface__["data"][0] // room.itemsize) % ALIGNED
     return room[first : first + size].reshape(*shape, LANES)
+
+
+def each_in_lanes(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Arrays (..., LANES) of zeros, as :func:`in_lanes` makes them, of one piece of memory."""
+    sizes = [math.prod(shape) for shape in shapes]
+    room, ends = in_lanes(sum(sizes)), [0, *accumulate(sizes)]
+    places = zip(shapes, pairwise(ends), strict=True)
+    return [room[a:b].reshape(*shape, LANES) for shape, (a, b) in places]
 
 
 def tile(row_ptr: np.ndarray) -> Tiles:
@@ -207,6 +215,11 @@ class Model:
         """
         return weighable(self.nu, self.types, self.n_cells)
 
+    @cached_property
+    def residual(self) -> np.ndarray:
+        """y less its least-squares fit, (n,)."""
+        return np.asarray(self.y - self.Q @ (self.Q.T @ self.y))
+
     @property
     def n_components(self) -> int:
         """Number of variance components, K + Kr, and those of the kinship."""
@@ -275,8 +288,12 @@ class Model:
 
     def with_response(self, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None = None) -> Model:
         """The same design with another response and its noise, given in kernel order."""
-        model = replace(self, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
-        model.__dict__.update({name: getattr(self, name) for name in _OF_DESIGN})
+        for name in _OF_DESIGN:
+            getattr(self, name)
+        model = object.__new__(Model)  # as replace() would, which takes thrice the time
+        model.__dict__.update(self.__dict__, y=_floats(y), nu=_floats(nu), nu2=_optional(nu2))
+        for name in _OF_RESPONSE:
+            model.__dict__.pop(name, None)
         return model
 
     def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
@@ -320,6 +337,8 @@ class Model:
 
 _OF_DESIGN = ("n_donors", "active_rows", "nobs", "random_blocks")
 """What all responses of a design share and one of them has worked out."""
+_OF_RESPONSE = ("noise", "residual")
+"""What a response has for itself."""
 
 
 def refuse_related(model: Model) -> None:

@@ -29,7 +29,7 @@ class Pooling(NamedTuple):
 
     code (n,) groups of rows; per_cell (n,) number of cells, or ones; sizes (groups,) rows of a
     group in use; rows (n,) which are; weights: "n_cells", or "mean noise" where cell counts are
-    missing.
+    missing; whole: whether all rows are in use.
     """
 
     code: np.ndarray
@@ -37,6 +37,7 @@ class Pooling(NamedTuple):
     sizes: np.ndarray
     rows: np.ndarray
     weights: str
+    whole: bool
 
 
 def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pooling:
@@ -61,12 +62,15 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     if counted and n_cells is not None:
         per_cell[rows] = n_cells[rows]
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
-    return Pooling(code, per_cell, sizes, rows, COUNTED if counted else "mean noise")
+    weights = COUNTED if counted else "mean noise"
+    return Pooling(code, per_cell, sizes, rows, weights, bool(rows.all()))
 
 
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
     """s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
-    between = np.where(how.rows, how.per_cell * nu, 0.0)
+    between = how.per_cell * nu
+    if not how.whole:
+        between = np.where(how.rows, between, 0.0)
     total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
     return (total / how.sizes)[how.code] / how.per_cell
 
@@ -78,7 +82,8 @@ def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
     the response.
     """
     noise = pooled(nu, how)
-    mean = float(noise[how.rows].mean())
+    used = noise if how.whole else noise[how.rows]
+    mean = float(np.add.reduce(used)) / len(used)
     return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
 
 

@@ -37,7 +37,7 @@ from . import sweeps
 from .domain import Domain, are_shared, are_variances
 from .estimate import Convergence, Estimate
 from .leverages import leverages
-from .model import LANES, Model, Tiles, from_tiles, in_lanes, tile
+from .model import LANES, Model, Tiles, each_in_lanes, from_tiles, tile
 from .moving_noise import MovingNoise, moving_noise
 from .noise import Pooling, working_noise
 from .sweeps import State
@@ -96,10 +96,10 @@ class Replicates(NamedTuple):
 
         NaN for parameters that have a replicate missing, and for all with fewer than two units.
         """
-        both = np.hstack([self.theta, self.beta])
+        both = np.concatenate([self.theta, self.beta], axis=1)
         if len(both) < 2:
             return np.full((both.shape[1],) * 2, math.nan)
-        centred = both - both.mean(axis=0)
+        centred = both - np.add.reduce(both) / len(both)
         return (len(both) - 1) / len(both) * centred.T @ centred
 
 
@@ -165,7 +165,7 @@ class RobustFit:
         state = self.state
         p = len(state.root)
         k, T = min(p, self.design.largest), -(-self.n_units // LANES)
-        share, axes, score = in_lanes(T, k), in_lanes(T, p, k), in_lanes(T, p)
+        share, axes, score = each_in_lanes((T, k), (T, p, k), (T, p))
         by_unit = np.zeros((T * LANES, p))
         by_unit[: self.n_units] = (state.unit_score - state.unit_gram @ state.beta) @ state.root
         score[:] = by_unit.reshape(T, LANES, p).swapaxes(1, 2)
@@ -221,8 +221,8 @@ class RobustFit:
         passed over.
         """
         K = len(self.estimate.theta)
-        jackknife = np.diag(self.cov_jackknife)[:K]
-        return np.sqrt(np.fmax(jackknife, np.diag(self.cov_working)))
+        jackknife = self.cov_jackknife.diagonal()[:K]
+        return np.asarray(np.sqrt(np.fmax(jackknife, self.cov_working.diagonal())))
 
     @cached_property
     def error_df(self) -> np.ndarray:
@@ -294,7 +294,7 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     layout, rows = design.layout, design.rows
     start = design.ols @ model.y[rows]
     r = model.y[rows] - model.Q[rows] @ start
-    noise = working_noise(model.nu, design.how, float(np.square(r).mean()))
+    noise = working_noise(model.nu, design.how, float(np.add.reduce(np.square(r))) / len(r))
     inputs = design.tiles.put_each(noise[rows], model.nu[rows], r)
     state = sweeps.make_state(layout)
     p, K = layout.p, len(layout.S)

@@ -68,6 +68,7 @@ _SAME = 1e-2  # squared distance in standard errors at which two interior maxima
 _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
 _BARRIER_END = 1e-8
 _BARRIER_ENOUGH = 1e-6
+_FIRST = np.zeros(1), np.full(1, _BARRIER)
 _REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
 _SETTLE = 0.03  # squared Newton decrement of a stage, in units of its weight
 _LONG = 5  # climbs of one stage: a walk along a curved wall is long
@@ -80,6 +81,8 @@ _FEW_ROWS, _MANY_ROWS, _SOME_ROWS = 10, 25, 50  # for each component
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
 _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
 _ROUGH = 0.1  # relative accuracy of the way to the edge
+_NO_SIZE = 1e-7  # of the largest root of an information: the rounding of a zero
+_CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
 
 
 class Found(NamedTuple):
@@ -351,6 +354,23 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     return best, best_llf, best_decrement, total, used, sides
 
 
+@kept
+def singular(information):
+    """Whether components with this information (K, K) are confounded, whatever their scales."""
+    K = len(information)
+    size, correlation, largest = empty(K), empty((K, K)), 0.0
+    for k in range(K):
+        size[k] = math.sqrt(max(information[k, k], 0.0))
+        largest = max(largest, size[k])
+    for k in range(K):
+        if not size[k] > _NO_SIZE * largest:
+            return True
+        for j in range(k):
+            correlation[k, j] = information[k, j] / (size[k] * size[j])
+        correlation[k, k] = 1.0 - _CONFOUNDED
+    return not cholesky(correlation, K)
+
+
 def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
     """Starts just short of the edge (2 K, K), from `base` along the axes of the information there.
 
@@ -405,9 +425,9 @@ def search(
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
     many_rows = walled and rows >= _MANY_ROWS * count
     n_eval, status = 0, INFEASIBLE
-    for weight in (0.0, _BARRIER) if many_rows else (0.0,):
+    for weights in _FIRST if many_rows else _FIRST[:1]:
         status, llf, decrement, cost, _, sides = race(
-            pr, start[None], np.full(1, weight), prefer_interior, True, theta, wk
+            pr, start[None], weights, prefer_interior, True, theta, wk
         )
         n_eval += cost
         if status == INTERIOR:
@@ -458,5 +478,6 @@ def compile_for(problem: Problem, work: Work) -> None:
     for function, arguments in {
         race: (problem, points, point, False, False, point, work),
         towards_edge: (problem, point, points, number, work),
+        singular: (points,),
     }.items():
         function.compile(tuple(map(function.typeof_pyval, arguments)))

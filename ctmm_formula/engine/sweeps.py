@@ -140,8 +140,8 @@ def scratch(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     sizes = [math.prod(shape) for shape in shapes]
     if len(getattr(_KEPT, "room", ())) < sum(sizes):
         _KEPT.room = in_lanes(sum(sizes) // LANES).ravel()
-    parts = np.split(_KEPT.room[: sum(sizes)], [sizes[0]])
-    return parts[0].reshape(shapes[0]), parts[1].reshape(shapes[1])
+    first, second = _KEPT.room[: sizes[0]], _KEPT.room[sizes[0] : sum(sizes)]
+    return first.reshape(shapes[0]), second.reshape(shapes[1])
 
 
 def make_state(layout: Layout) -> State:

@@ -46,11 +46,12 @@ class Clustered:
         if not np.isfinite(part).all():
             part = self.fit.cov_working
         with np.errstate(divide="ignore", invalid="ignore"):
-            wider = np.sqrt(np.append(np.diag(sandwich), se**2) / np.diag(own))
-            out = own * np.outer(wider, wider)
-            ratio = se / np.sqrt(np.diag(part))
+            squares = np.concatenate([sandwich.diagonal(), se**2])
+            wider = np.sqrt(squares / own.diagonal())
+            out = own * np.multiply.outer(wider, wider)
+            ratio = se / np.sqrt(part.diagonal())
         out[:p, :p] = sandwich
-        out[p:, p:] = part * np.outer(ratio, ratio)
+        out[p:, p:] = part * np.multiply.outer(ratio, ratio)
         return 0.5 * (out + out.T)  # rounding
 
     def df(self, L: np.ndarray) -> np.ndarray:

@@ -267,10 +267,8 @@ class Fit:
         p = self.n_fixed
         cov = np.zeros((self.n_params, self.n_params))
         cov[:p, :p] = self.estimate.cov_beta
-        cov[p:, p:] = math.nan
         informed = self.has_likelihood or self.is_weighted
-        if informed:
-            cov[p:, p:] = information_cov(self.estimate.information)
+        cov[p:, p:] = self.component_cov if informed else math.nan
         reason = ""
         if not informed:
             reason = f"{self._called} has no information matrix: use the jackknife"
@@ -284,8 +282,13 @@ class Fit:
         elif informed:
             model, at = working(self.model, self.estimate)
             own = Satterthwaite(model, Domain(), at, cov, self.df_resid)
-        lost = NEGATIVE if (np.diag(cov)[:p] < 0.0).any() else ""
+        lost = NEGATIVE if (cov.diagonal()[:p] < 0.0).any() else ""
         return Errors(cov, MODEL, self.df_resid, None, reason, own, missing=lost)
+
+    @cached_property
+    def component_cov(self) -> np.ndarray:
+        """Inverse of the information of the components, (K, K)."""
+        return information_cov(self.estimate.information)
 
     @cached_property
     def kenward_roger_errors(self) -> Errors:
@@ -479,6 +482,14 @@ class Fit:
         failed = tuple((k, one) for k, one in found.items() if isinstance(one, str))
         found |= dict.fromkeys(dict(failed), np.full(self.n_params, np.nan))
         return np.array(list(found.values())), failed
+
+
+def invert_informations(fits: Sequence[Fit]) -> None:
+    """Let fits of one structure have their :attr:`Fit.component_cov` at once."""
+    if fits:
+        found = information_cov(np.array([fit.estimate.information for fit in fits]))
+        for fit, own in zip(fits, found, strict=True):
+            fit.__dict__["component_cov"] = own
 
 
 def n_units(model: Model) -> int:

@@ -45,7 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.likelihood import evaluate, residual
+from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, working_noise
 from ..errors import CTMMError
@@ -276,10 +276,11 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    refuse_alike(model.nu[model.active_rows if design is None else design.how.rows])
-    silent = _silent(model)
-    if silent:
-        return _without(model, silent)
+    if not model.nu.all():
+        refuse_alike(model.nu[model.active_rows])
+        silent = _silent(model)
+        if silent:
+            return _without(model, silent)
     design = design_of(model) if design is None else design
     null = null_of(model, design)
     scores = null.scores()
@@ -299,8 +300,8 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
-        explained=tuple(np.flatnonzero(design.explained).tolist()),
-        low=() if model.nu2 is not None else _low(between_cells(model, design)),
+        explained=tuple(design.explained.nonzero()[0].tolist()),
+        low=() if model.nu2 is not None else _low(model, design),
     )
 
 
@@ -316,14 +317,17 @@ def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
     nothing of what V they may have; where numbers of cells are not known, or rows have several
     types.
     """
-    how, types = design.how, design.types
-    if how.weights != COUNTED or not design.one_hot:
-        return np.ones(len(types))
-    seen, rows = design.counts > 0.0, np.maximum(design.counts, 1.0)
-    between = types @ (how.per_cell * model.nu)[how.rows] / rows
-    mean = types @ model.y[how.rows] / rows
-    rises = float((mean - mean[seen].mean()) @ between) > 0.0
-    return between / between.max() if rises else np.ones(len(rows))
+    if design.how.weights != COUNTED or not design.one_hot:
+        return np.ones(len(design.types))
+    between, mean = _per_type(design.how.per_cell * model.nu, design), _per_type(model.y, design)
+    rises = float((mean - mean[design.counts > 0.0].mean()) @ between) > 0.0
+    return between / between.max() if rises else np.ones(len(between))
+
+
+def _per_type(values: np.ndarray, design: ScoreDesign) -> np.ndarray:
+    """Means of values (n,) over the rows of every cell type, (C,)."""
+    used = values if design.how.whole else values[design.how.rows]
+    return np.asarray(design.types @ used / np.maximum(design.counts, 1.0))
 
 
 def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
@@ -335,7 +339,14 @@ def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
     return np.ones(len(design.types)) if model.nu2 is None else between_cells(model, design)
 
 
-def _low(between: np.ndarray) -> tuple[int, ...]:
+def _low(model: Model, design: ScoreDesign) -> tuple[int, ...]:
+    """Numbers of the cell types whose cells hardly vary, next to those of others."""
+    if design.how.weights != COUNTED or not design.one_hot:
+        return ()
+    between = _per_type(design.how.per_cell * model.nu, design)
+    if between.min() >= LOW * between.max():
+        return ()
+    between = between_cells(model, design)
     return tuple(int(c) for c in np.flatnonzero((between < LOW) & (between > 0.0)))
 
 
@@ -344,8 +355,6 @@ def _silent(model: Model) -> tuple[int, ...]:
 
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
-    if model.nu.all():
-        return ()
     types = model.types[model.active_rows]
     if not _one_hot(types):
         return ()
@@ -474,7 +483,7 @@ class Null:
 def null_of(model: Model, design: ScoreDesign) -> Null:
     """Fit the null under working noise, and find what of the scores it leaves."""
     layout, nu = design.layout, model.nu
-    rows, y = layout.rows, residual(model)[layout.rows]
+    rows, y = layout.rows, model.residual[layout.rows]
     p = model.blocks.p
     scale = math.sqrt(float(y @ y) / max(len(y) - p, 1)) or 1.0
     noise = working_noise(nu, design.how, scale**2)[rows]
@@ -486,14 +495,20 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     memory = memory_of_thread(layout)
     found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
     _refuse_singular(solved.inverse)
-    w = np.where(design.explained, 0.0, weights_of_types(model, design))
+    w = weights_of_types(model, design)
+    w[design.explained] = 0.0
     left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
     _refuse_singular(left.a)
     return Null(model, design, theta, w, found, solved, left, *forms)
 
 
 def solved_sums(
-    layout: Layout, A: np.ndarray, variances: np.ndarray, *rows: np.ndarray
+    layout: Layout,
+    A: np.ndarray,
+    variances: np.ndarray,
+    w: np.ndarray,
+    excess: np.ndarray,
+    y: np.ndarray,
 ) -> tuple[Products, Solved]:
     """:func:`~.score_sums.sums_of` with covariance A, or an error.
 
@@ -503,13 +518,13 @@ def solved_sums(
     """
     sizes, axes = np.linalg.eigh(A)
     loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
-    found, solved = sums_of(layout, loads, variances, *rows, memory_for(layout), True)
+    found, solved = sums_of(layout, loads, variances, w, excess, y, memory_for(layout), True)
     _refuse_singular(solved.inverse)
     return found, solved
 
 
 def _refuse_singular(inverse: np.ndarray) -> None:
-    if not np.isfinite(inverse).all():
+    if not math.isfinite(np.add.reduce(inverse, axis=None)):
         raise np.linalg.LinAlgError("Singular matrix")
 
 

@@ -29,11 +29,11 @@ from ..engine.kernels import (
     zeros,
 )
 from ..engine.lanes import aligned, load, spread, store, total
-from ..engine.likelihood import _singular, centre, make_problem
+from ..engine.likelihood import make_problem, middle_of
 from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
-from ..engine.optimize import INFEASIBLE, Problem, make_work
+from ..engine.optimize import INFEASIBLE, Problem, work_of_thread
 from ..engine.options import called, kept, kept_callback
-from ..engine.search import search
+from ..engine.search import search, singular
 from ..errors import ConvergenceError
 from .cumulants import inverse_of
 from .score_sums import Layout, root_of
@@ -93,10 +93,9 @@ def _template(C: int, n_random: int) -> tuple[Problem, np.ndarray]:
     """Problem and middle of the nulls of C types with random effects, but for their rows."""
     H, donor, ones = np.tile(np.eye(C), (2, 1)), np.repeat([0, 1], C), np.ones(2 * C)
     random = [RandomComponent(donor, ones)] * n_random
-    basis = np.ones((1, C, C))
-    null = build_model(ones, np.zeros(2 * C), ones[:, None], H, donor, basis, random)
-    problem = make_problem(null, constrain(null, Domain("nonnegative")), True, 1.0, kernel=0)
-    return problem, centre(null, 1.0)
+    null = build_model(ones, ones, ones[:, None], H, donor, np.ones((1, C, C)), random)
+    constraint = constrain(null, Domain("nonnegative"))
+    return make_problem(null, constraint, True, 1.0, kernel=0), middle_of(null)
 
 
 def _spans(columns: np.ndarray) -> np.ndarray:
@@ -472,18 +471,18 @@ def fit_null(
     problem = template._replace(
         kernel=reduced_kernel(), y=response, blocks=template.blocks._replace(design=columns)
     )
-    work = make_work(problem)
+    work = work_of_thread(problem)
     middle = max(1.0 - noise, 0.1) * design.middle
     found = search(problem, middle, middle, False, design.rows, work)
     if found.status == INFEASIBLE:
         raise ConvergenceError("the null of the score test cannot be fitted")
-    if _singular(work.info):
+    if singular(work.info):
         evaluate(
             problem.kernel, problem.S.T @ middle, response, problem.nu, problem.blocks,
             problem.active, True, INFORMATION, work.score, work.average, work.expected, work.beta,
             work.gram,
         )  # fmt: skip
-        if _singular(problem.S @ work.expected @ problem.S.T):
+        if singular(problem.S @ work.expected @ problem.S.T):
             raise ConvergenceError(
                 "variance components cannot be told apart: their information is singular"
             )

@@ -169,18 +169,27 @@ def lay_out(model: Model, H: np.ndarray) -> Layout:
     )  # fmt: skip
 
 
-Memory = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Memory = tuple[Products, Solved]
 _KEPT = threading.local()
 
 
 def memory_for(layout: Layout) -> Memory:
-    """Memory of what :func:`sums_of` has of donors: HS, HM, HB and `packed` of the products."""
-    N, (T, width) = len(layout.block), layout.design.shape[:2]
-    b = layout.columns.shape[1] // 2
-    C = width - b
+    """Memory of what :func:`sums_of` finds."""
+    (N, d), (T, width, m, _) = layout.slot.shape, layout.design.shape
+    (blocks, q), b = layout.component.shape, layout.columns.shape[1] // 2
+    C, p = width - b, b - d
     wide = -(-2 * b // POINTS) * POINTS
-    pairs = in_lanes(T, (width + 1) * (width + 2) // 2)
-    return np.empty((N, C, C)), np.empty((N, C, C)), np.zeros((N, C, wide)), pairs
+    pairs, columns = in_lanes(T, (width + 1) * (width + 2) // 2), in_lanes(T, width, m)
+    room, W = np.empty, 2 * (q + p)
+    products = Products(
+        room((N, C, C)), room((N, C, C)), np.zeros((N, C, wide)), room((N, C)),
+        room((blocks, W, W)), room((blocks, q)), room(p), pairs, columns,
+    )  # fmt: skip
+    solved = Solved(
+        room((blocks, q)), room((blocks, q, q)), room((blocks, q, p)), room((blocks, q, q)),
+        room((p, p)), room((N, C)), room((C, C)), room((blocks, q)),
+    )  # fmt: skip
+    return products, solved
 
 
 def memory_of_thread(layout: Layout) -> Memory:
@@ -189,7 +198,9 @@ def memory_of_thread(layout: Layout) -> Memory:
     Taken from the system for every response, its pages would cost as much as what is done there.
     """
     # types and fixed effects apart: the design has their sum only
-    shapes = layout.design.shape, layout.slot.shape, layout.columns.shape[1]
+    shapes = (
+        layout.design.shape, layout.slot.shape, layout.columns.shape[1], layout.component.shape
+    )  # fmt: skip
     if getattr(_KEPT, "shapes", None) != shapes:
         _KEPT.shapes, _KEPT.memory = shapes, memory_for(layout)
     found: Memory = _KEPT.memory
@@ -241,23 +252,22 @@ def _turn(v, r, size, V, j):
 
 
 @called
-def _products(layout, loads, w, excess, y, memory, columns_too):
+def _products(layout, loads, w, excess, y, found, columns_too):
     """Cross products under a null, see :func:`sums_of`."""
     T, width, m, _ = layout.design.shape
-    (R, C), (N, d), (blocks, q) = loads.shape, layout.slot.shape, layout.component.shape
-    b = width - C
-    p = b - d
-    HS, HM, HB, packed = memory
-    Hy = empty((N, C))
-    fixed = zeros((blocks, 2 * (q + p), 2 * (q + p)))
-    Zy, Xy = zeros((blocks, q)), zeros(p)
-    columns = aligned((T if columns_too else 1, width, m, LANES))
+    (R, C), (N, d) = loads.shape, layout.slot.shape
+    p = width - C - d
+    fill(found.Zy, 0.0)
+    for at in range(len(found.fixed)):
+        fill(found.fixed[at], 0.0)
+    for k in range(p):
+        found.Xy[k] = 0.0
     V, v = aligned((width + 1, m, LANES)), aligned((R, m, LANES))
     weight, beyond, own = aligned((m, LANES)), aligned((m, LANES)), aligned((m, LANES))
-    size, by_M = aligned((R, LANES)), aligned((packed.shape[1], LANES))
+    size, by_M = aligned((R, LANES)), aligned((found.packed.shape[1], LANES))
     cell = 0
     for t in range(T):
-        S, by_S = columns[min(t, len(columns) - 1)], packed[t]
+        S, by_S = found.columns[t if columns_too else 0], found.packed[t]
         first, stop = t * LANES, min(t * LANES + LANES, N)
         fill(weight, 0.0)
         fill(beyond, 0.0)
@@ -307,13 +317,12 @@ def _products(layout, loads, w, excess, y, memory, columns_too):
                     store(by_M, pair, product)
                 pair += 1
         for i in range(first, stop):
-            _take(by_S, i - first, C, d, p, HS[i], HB[i], d, 2 * d + p)
-            _take(by_M, i - first, C, d, p, HM[i], HB[i], 0, 2 * d)
-            _take_response(layout, by_S, i, i - first, Hy, Zy, Xy)
-        _take_fixed(layout, first, stop, cell, C, by_S, by_M, fixed)
+            _take(by_S, i - first, C, d, p, found.HS[i], found.HB[i], d, 2 * d + p)
+            _take(by_M, i - first, C, d, p, found.HM[i], found.HB[i], 0, 2 * d)
+            _take_response(layout, by_S, i, i - first, found.Hy, found.Zy, found.Xy)
+        _take_fixed(layout, first, stop, cell, C, by_S, by_M, found.fixed)
         while layout.cell[cell + 1] < stop:
             cell += 1
-    return Products(HS, HM, HB, Hy, fixed, Zy, Xy, packed, columns)
 
 
 @called
@@ -373,17 +382,17 @@ def _take_fixed(layout, first, stop, cell, C, by_S, by_M, fixed):
 
 
 @called
-def _solve(layout, found, variances):
+def _solve(layout, found, variances, solved):
     """:class:`Solved` under variances (Kr,) of the random effects."""
     (blocks, q), (N, d) = layout.component.shape, layout.slot.shape
     C, p = found.HB.shape[1], len(found.Xy)
-    gain, G, GX = zeros((blocks, q)), empty((blocks, q, q)), empty((blocks, q, p))
-    K, KX, v = empty((blocks, q, q)), zeros((blocks, q, p)), zeros((blocks, q))
+    gain, G, GX, K = solved.gain, solved.G, solved.GX, solved.K
+    KX, v = zeros((blocks, q, p)), zeros((blocks, q))
     XX, right, inner = zeros((p, p)), found.Xy.copy(), empty((q, q))
     for at in range(blocks):
         for k in range(q):
-            if layout.component[at, k] >= 0:
-                gain[at, k] = variances[layout.component[at, k]]
+            there = layout.component[at, k] >= 0
+            gain[at, k] = variances[layout.component[at, k]] if there else 0.0
         for k in range(q):
             for m in range(q):
                 G[at, k, m] = found.fixed[at, k, q + m]
@@ -409,10 +418,12 @@ def _solve(layout, found, variances):
     b = zeros(p)
     for k in range(p):
         for m in range(p):
+            solved.inverse[k, m] = inverse[k, m]
             b[k] += inverse[k, m] * right[m]
-    Zy = found.Zy.copy()
+    Zy, pull, scores = solved.Zy, solved.pull, solved.scores
     for at in range(blocks):
         for k in range(q):
+            Zy[at, k] = found.Zy[at, k]
             for m in range(p):
                 v[at, k] -= KX[at, k, m] * b[m]
         for k in range(q):
@@ -420,9 +431,10 @@ def _solve(layout, found, variances):
                 Zy[at, k] -= G[at, k, m] * v[at, m]
             for m in range(p):
                 Zy[at, k] -= GX[at, k, m] * b[m]
-    pull, scores = found.Hy.copy(), zeros((C, C))
+    fill(scores, 0.0)
     for i in range(N):
         for c in range(C):
+            pull[i, c] = found.Hy[i, c]
             for k in range(d):
                 if layout.slot[i, k] >= 0:
                     pull[i, c] -= found.HB[i, c, d + k] * v[layout.block[i], layout.slot[i, k]]
@@ -431,11 +443,25 @@ def _solve(layout, found, variances):
         for c in range(C):
             for k in range(C):
                 scores[c, k] += pull[i, c] * pull[i, k]
-    return Solved(gain, G, GX, K, inverse, pull, scores, Zy)
 
 
 @kept
-def sums_of(layout, loads, variances, w, excess, y, memory, columns_too):
+def _sums_of(layout, loads, variances, w, excess, y, found, solved, columns_too):
+    """See :func:`sums_of`: whatever comes back from compiled code by itself takes a microsecond."""
+    _products(layout, loads, w, excess, y, found, columns_too)
+    _solve(layout, found, variances, solved)
+
+
+def sums_of(
+    layout: Layout,
+    loads: np.ndarray,
+    variances: np.ndarray,
+    w: np.ndarray,
+    excess: np.ndarray,
+    y: np.ndarray,
+    memory: Memory,
+    columns_too: bool,
+) -> tuple[Products, Solved]:
     """:class:`Products` and :class:`Solved` under a null.
 
     Parameters
@@ -445,12 +471,12 @@ def sums_of(layout, loads, variances, w, excess, y, memory, columns_too):
     variances : (Kr,) of the random effects
     w, excess, y : (n,) working noise, what the measured noise has beyond it, and residuals, by row
         of the layout
-    memory : tuple of arrays, see :func:`memory_for`
+    memory : where they are put, see :func:`memory_for`
     columns_too : bool
-        Whether `columns` of all tiles are kept, which take memory.
+        Whether `columns` are those of all tiles.
     """
-    found = _products(layout, loads, w, excess, y, memory, columns_too)
-    return found, _solve(layout, found, variances)
+    _sums_of(layout, loads, variances, w, excess, y, *memory, columns_too)
+    return memory
 
 
 @called

@@ -40,6 +40,7 @@ from ..errors import CTMMError
 from .testing import Law, combined
 
 _DEPENDENT = 1e-13  # smallest eigenvalue of L Phi L', next to the largest
+_NOTHING = 1e-12  # eigenvalue of a scaled information that is singular
 _PARALLEL = 1e-6  # singular value, next to the largest, of combinations of other directions
 LEAST_DF = 1.0
 """Degrees of freedom below which there is no law: the variance is not known to within itself, and
@@ -228,9 +229,9 @@ class KenwardRoger(Satterthwaite):
 
 
 def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> np.ndarray:
-    """Inverse of the information of theta, shape (K, K); nan where there is none.
+    """Inverse of the information of theta, shape (..., K, K); nan where there is none.
 
-    With directions `held` (m, K) that of theta + T t where none of them changes, held T = 0:
+    Of one with directions `held` (m, K) that of theta + T t where none of them changes, held T = 0:
     T (T' information T)^-1 T'.
 
     >>> information_cov(np.array([[4.0]]))
@@ -239,17 +240,26 @@ def information_cov(information: np.ndarray, held: np.ndarray | None = None) -> 
     array([[0. , 0. ],
            [0. , 0.5]])
     """
-    if not len(information):
+    if not information.size:
         return information
-    scale = np.sqrt(np.clip(np.diag(information), 0.0, None))
-    scale = np.where(scale == 0.0, 1.0, scale)  # of none: held, or singular
-    scaled = information / np.outer(scale, scale)  # units of the components drop out
-    T = np.eye(len(scale))
-    if held is not None and len(held):
-        rows = held / scale
-        _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-        T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
-    left = T.T @ scaled @ T
-    if not np.isfinite(left).all() or (len(left) and np.linalg.eigvalsh(left)[0] < 1e-12):
-        return np.full_like(information, math.nan)
-    return (T @ np.linalg.inv(left) @ T.T) / np.outer(scale, scale)
+    scale = np.sqrt(np.maximum(information.diagonal(axis1=-2, axis2=-1), 0.0))
+    scale[scale == 0.0] = 1.0  # of none: held, or singular
+    units = scale[..., :, None] * scale[..., None, :]
+    scaled = information / units  # units of the components drop out
+    if held is None or not len(held):
+        return _inverse(scaled) / units
+    rows = held / scale
+    _, size, axes = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    T = axes[int((size > _PARALLEL * size[0]).sum()) :].T
+    return T @ _inverse(T.T @ scaled @ T) @ T.T / units
+
+
+def _inverse(A: np.ndarray) -> np.ndarray:
+    """Inverses of symmetric A (..., n, n) in units of their diagonals, NaN where they have none."""
+    if not A.size:
+        return A
+    there = np.isfinite(A).all(axis=(-2, -1))[..., None, None]
+    unit = np.eye(A.shape[-1])
+    known = np.where(there, A, unit)
+    there &= (np.linalg.eigvalsh(known)[..., :1] >= _NOTHING)[..., None]
+    return np.where(there, np.linalg.inv(np.where(there, A, unit)), math.nan)

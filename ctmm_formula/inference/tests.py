@@ -50,20 +50,26 @@ class Ask(NamedTuple):
 
     Attributes
     ----------
-    errors : Errors
-        By the jackknife or those of fixed effects, for tests that need them; else by the model.
+    find : callable () -> Errors
+        Makes `errors`: by the jackknife or those of fixed effects, for tests that need them; else
+        by the model.
     component : int; null : str
         For tests of one component (or kinship): its number, and the hypothesis in words.
     rng : numpy Generator; n : int; n_jobs : int
         Draws and threads.
     """
 
-    errors: Errors
+    find: Callable[[], Errors]
     component: int = -1
     null: str = ""
     rng: Rng = None
     n: int = 999
     n_jobs: int = 1
+
+    @property
+    def errors(self) -> Errors:
+        """Those that the test goes by, made when it asks for them."""
+        return self.find()
 
 
 @dataclass(frozen=True)
@@ -151,11 +157,14 @@ def run_test(
     if fixed_by is None:
         fixed_by = fit.fixed_by if FIXED in test.needs else ""
     kind = errors_of(test, fixed_by)
-    own = fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
+
+    def find() -> Errors:
+        return fit.errors(kind, n_jobs) if errors is None or kind == MODEL else errors(kind)
+
     if DRAWS in test.needs:
         rng, n = generator(rng), whole_number("n", n, 1, 100 * MOST_DRAWS)
     null = f"{label or f'theta[{component}]'} = 0" if test.question == "component" else ""
-    return test.run(fit, Ask(own, component, null, rng, n, n_jobs))
+    return test.run(fit, Ask(find, component, null, rng, n, n_jobs))
 
 
 def errors_of(test: Test, fixed_by: str) -> str:
@@ -196,9 +205,11 @@ def named(question: str) -> list[str]:
 # V = 0
 
 
+_DIFFERENTIATION = "variance differentiation", "no cell type-specific variance (V = 0)"
+
+
 def _blank(method: str, distribution: str) -> TestResult:
-    null = "no cell type-specific variance (V = 0)"
-    return TestResult("variance differentiation", null, method, distribution=distribution)
+    return TestResult(*_DIFFERENTIATION, method, distribution=distribution)
 
 
 def _nothing(fit: Fit) -> str:
@@ -209,28 +220,35 @@ def _nothing(fit: Fit) -> str:
 
 def _score(fit: Fit, ask: Ask) -> TestResult:
     """Noise-robust score test: makes the fit of hom that it needs by itself."""
-    blank = _blank("score", "chi2 mixture")
+    found = _scores(fit)
+    if isinstance(found, str):
+        return _blank("score", "chi2 mixture").without(found)
+    return found
+
+
+def _scores(fit: Fit) -> TestResult | str:
+    """The score test, or why there is none."""
     crossed = fit.structure.crossed
     if crossed is not None:
-        return blank.without(
+        return (
             f"the score test of V = 0 knows no groups or conditions ({crossed.crossing.column}): "
             "fit each by itself"
         )
     if fit.model.kinship:
-        return blank.without(
+        return (
             "the score test of V = 0 takes donors as unrelated: test_heritability() has the test "
             "of what is genetic and specific; or fit without kinship="
         )
     if fit.model.H.shape[1] < 2:
-        return blank.without("there is one cell type: nothing can be specific to it")
+        return "there is one cell type: nothing can be specific to it"
     try:
         test = score_test(fit.model, fit.score_design)
     except CTMMError as error:
-        return blank.without(str(error))
+        return str(error)
     except np.linalg.LinAlgError as error:
-        return blank.without(f"the score test could not be computed: {error}")
+        return f"the score test could not be computed: {error}"
     if math.isnan(test.log_pvalue_sum):
-        return blank.without(
+        return (
             "the score has no variance where V = 0 (few counts, no shared variance), or its tail "
             "could not be computed"
         )
@@ -258,9 +276,9 @@ def _score(fit: Fit, ask: Ask) -> TestResult:
         if which:
             notes.append(f"without {', '.join(repr(types[c]) for c in which)}, {why}")
     pvalues = dict(zip(types, test.pvalue_celltype.tolist(), strict=True))
-    return replace(
-        blank, statistic=float(test.statistic_sum), pvalue=test.pvalue_sum,
-        log_pvalue=test.log_pvalue_sum, note="; ".join(notes),
+    return TestResult(
+        *_DIFFERENTIATION, "score", float(test.statistic_sum), math.nan, test.pvalue_sum,
+        "chi2 mixture", "; ".join(notes), log_pvalue=test.log_pvalue_sum,
         extra={"celltype": pvalues, "cauchy": test.pvalue_cauchy, "weights": test.weights},
         log_details={
             "celltype": dict(zip(types, logs, strict=True)), "cauchy": test.log_pvalue_cauchy

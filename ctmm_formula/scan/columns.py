@@ -41,7 +41,7 @@ LOG = "log10_"
 ADJUSTMENTS = {"bonferroni": "bonferroni", "bh": "fdr_bh"}
 """Suffix of an adjusted column -> method of statsmodels' multipletests."""
 
-_NONE = TestResult("")
+_NONE, _TEN = TestResult(""), math.log(10.0)
 Row = dict[str, object]
 Block = dict[str, np.ndarray]
 """Columns of some genes."""
@@ -149,11 +149,12 @@ class Layout:
     def outcome(self, test: str, result: TestResult) -> Row:
         """Columns of a test: statistic and p value, of parts estimates and degrees of freedom."""
         parts = self.parts.get(test)
-        if parts is None:
-            own: Row = {f"stat_{test}": result.statistic}
-            own |= _with_log(f"p_{test}", result.pvalue, result.log_pvalue)
-            return own | self.details(test, result)
         out: Row = {}
+        if parts is None:
+            out[f"stat_{test}"] = result.statistic
+            _put_p(out, f"p_{test}", result.pvalue, result.log_pvalue)
+            self._put_details(out, test, result)
+            return out
         for end, single in parts.items():
             part = result.parts.get(end, _NONE) if end else result
             df = part.df if isinstance(part.df, tuple) else (math.nan, part.df)
@@ -162,13 +163,12 @@ class Layout:
                 out |= {f"estimate_{name}": part.estimate, f"se_{name}": part.std_error}
             out[f"stat_{name}"] = part.statistic
             out |= {f"df_{name}": df[1]} if single else {f"df1_{name}": df[0], f"df_{name}": df[1]}
-            out |= _with_log(f"p_{name}", part.pvalue, part.log_pvalue)
+            _put_p(out, f"p_{name}", part.pvalue, part.log_pvalue)
         return out
 
-    def details(self, test: str, result: TestResult) -> Row:
+    def _put_details(self, out: Row, test: str, result: TestResult) -> None:
         """Columns of a test's further p values and their logarithms, read off its details."""
         extra, logs = result.extra, result.log_details
-        out: Row = {}
         for detail in self.tests[test]:
             own, own_logs = extra.get(detail, math.nan), logs.get(detail, math.nan)
             if detail == BY_TYPE:
@@ -177,16 +177,17 @@ class Layout:
                     for one in (own, own_logs)
                 )
                 for name in self.celltypes:
-                    out |= _with_log(f"p_{test}[{name}]", each[name], each_log[name])
+                    _put_p(out, f"p_{test}[{name}]", each[name], each_log[name])
             else:
-                out |= _with_log(f"p_{test}_{detail}", own, own_logs)
-        return out
+                _put_p(out, f"p_{test}_{detail}", own, own_logs)
 
     def ratio(self, pair: tuple[int, int], statistic: float, df: float, pvalue: float) -> Row:
         """Columns of a likelihood ratio."""
         name = self.ratio_name(pair)
         log = log_chi2_tail(statistic, df) if pvalue == pvalue else math.nan
-        return {f"stat_{name}": statistic, **_with_log(f"p_{name}", pvalue, log)}
+        out: Row = {f"stat_{name}": statistic}
+        _put_p(out, f"p_{name}", pvalue, log)
+        return out
 
     def kinds(self) -> dict[str, str]:
         """Name -> kind of every column before adjustment, in order."""
@@ -225,9 +226,9 @@ class Layout:
         return out
 
 
-def _with_log(name: str, pvalue: float, log: float) -> Row:
+def _put_p(out: Row, name: str, pvalue: float, log: float) -> None:
     """A p value and its logarithm to base 10."""
-    return {name: pvalue, LOG + name: log / math.log(10.0)}
+    out[name], out[LOG + name] = pvalue, log / _TEN
 
 
 def term(end: str) -> str:

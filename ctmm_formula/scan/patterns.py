@@ -23,7 +23,7 @@ from ..design.matrix import Coding
 from ..design.prepare import Prepared, prepare
 from ..design.selected import Selected, Selection, selection
 from ..design.table import listing
-from ..engine import he, robust
+from ..engine import he, likelihood, robust
 from ..engine.he import moment_matrix
 from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
@@ -39,8 +39,14 @@ from ..inference.tests import SCANNED, Test
 from ..results.shares import Weights
 from .plan import Plan, of_heritability, read_tests
 
-SHARED: dict[str, Callable[[Model], Any]] = {"he": he.moments, "robust": robust.lay_out}
-"""Moment estimators -> what all responses of a model share."""
+SHARED: dict[str, Callable[[Model, Plan], Any]] = {
+    "he": lambda model, plan: he.moments(model),
+    "robust": lambda model, plan: robust.lay_out(model),
+    **dict.fromkeys(
+        LIKELIHOODS, lambda model, plan: likelihood.lay_out(model, plan.method, plan.domain)
+    ),
+}
+"""Estimators -> what all responses of a model share."""
 
 _CODING = ("engine", "kinship", "genetic_structure")
 """Options of the second half of a design."""
@@ -82,10 +88,10 @@ class Pattern:
 
     @cached_property
     def shared(self) -> tuple[Any, ...]:
-        """What the moment estimates of all genes share, for each structure."""
+        """What the estimates of all genes share, for each structure."""
         if self.base is not None:
             return tuple(map(he.moments, self.models, self.base.laid))
-        return tuple(SHARED[self.plan.method](model) for model in self.models)
+        return tuple(SHARED[self.plan.method](model, self.plan) for model in self.models)
 
     @cached_property
     def laid(self) -> tuple[he.Layout, ...]:
@@ -250,7 +256,7 @@ class Patterns:
 
     def prepare(self) -> None:
         """Let workers find what the moment estimates of most genes share, not compute it anew."""
-        if not self.plan.shared or self.plan.method not in SHARED or self.plan.layout.windows:
+        if not self.plan.shared or self.plan.method in LIKELIHOODS or self.plan.layout.windows:
             return
         with suppress(CTMMError):  # a reason that every gene will have
             _ = self._first.shared

@@ -19,19 +19,36 @@ import numpy as np
 from joblib import parallel_config
 
 from ..blas import one_thread
-from ..design.arrays import bad_noise, bad_square, extremes, why_bad, why_bad_square
+from ..design.arrays import (
+    bad_noise,
+    bad_square,
+    extremes,
+    is_bad_noise,
+    is_bad_square,
+    is_extreme,
+    why_bad,
+    why_bad_square,
+)
 from ..design.table import rows as in_rows
-from ..engine import he
+from ..engine import he, likelihood
 from ..engine.estimate import Estimate
 from ..engine.estimators import estimate
+from ..engine.likelihood import LIKELIHOODS
 from ..engine.model import Model
 from ..engine.robust import CLUSTERED, RobustFit, weigh
 from ..errors import CTMMError, DataError
 from ..inference.comparison import Labelled, compare
-from ..inference.fit import JACKKNIFE, MODEL, Errors, Fit, own_errors_of
+from ..inference.fit import (
+    JACKKNIFE,
+    MODEL,
+    Errors,
+    Fit,
+    invert_informations,
+    own_errors_of,
+)
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
-from ..inference.tests import run_test
+from ..inference.tests import DRAWS, run_test
 from ..results.heritability import parts_of, reach_of
 from ..results.shares import Weights, variance_parts
 from .columns import BY_TYPE, H2, OF_WINDOW, SE_H2, Block, Row, stack
@@ -66,23 +83,35 @@ def scan_block(
             rows = np.flatnonzero(~(np.isnan(Y[:, members[0]]) | np.isnan(NU[:, members[0]])))
             pattern = patterns.of(rows)
             if isinstance(pattern, str):
-                own = [Row(status=FAILED, reason=" ".join(pattern.split()))] * len(members)
+                own = [Row(status=FAILED, reason=" ".join(pattern.split())) for _ in members]
+                y, nu = _genes(Y, rows, members), _genes(NU, rows, members)
             else:
-                y, nu = Y[pattern.rows].T[members], NU[pattern.rows].T[members]
-                square = repeat(None) if NU2 is None else NU2[pattern.rows].T[members]
-                streams = [gene_seed(patterns.plan.entropy, names[k]) for k in members]
+                rows, genes = pattern.rows, [names[k] for k in members]
+                y, nu = _genes(Y, rows, members), _genes(NU, rows, members)
+                square = None if NU2 is None else _genes(NU2, rows, members)
                 if walk is None:
-                    own = _scan_pattern(pattern, y, nu, square, streams)
+                    own = _scan_pattern(pattern, y, nu, square, genes)
                 else:
-                    each = zip(members, y, nu, square, streams)  # noqa: B905  (no squares: None)
+                    each = zip(members, y, nu, _each(square), genes)  # noqa: B905
                     own = [_with_window(pattern, walk, *gene) for gene in each]
-                rows = pattern.rows
-            for k, row in zip(members, own, strict=True):
-                found[k] = {"gene": names[k], **row}
-                if len(rows):
-                    zero = NU[rows, k] == 0.0
-                    found[k] |= {"mean": Y[rows, k].mean(), "zero_noise": zero.mean()}
+            if len(rows):
+                means, zero = y.mean(axis=1).tolist(), (nu == 0.0).mean(axis=1).tolist()
+                for row, *of_rows in zip(own, means, zero, strict=True):
+                    row["mean"], row["zero_noise"] = of_rows
+            for k, row in zip(members.tolist(), own, strict=True):
+                row["gene"] = names[k]
+                found[k] = row
     return stack(found, patterns.plan.layout.kinds())
+
+
+def _genes(values: np.ndarray, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Values (rows, genes) of some of both, (genes, rows)."""
+    return np.ascontiguousarray(values[np.ix_(rows, members)].T)
+
+
+def _each(square: np.ndarray | None) -> Iterable[np.ndarray | None]:
+    """Squares of the noise of every gene, None again and again where there are none."""
+    return repeat(None) if square is None else square
 
 
 def gene_seed(entropy: int, gene: str) -> np.random.SeedSequence:
@@ -114,24 +143,28 @@ def _scan_pattern(
     pattern: Pattern,
     Y: np.ndarray,
     NU: np.ndarray,
-    NU2: Iterable[np.ndarray | None],
-    streams: Sequence[np.random.SeedSequence],
+    NU2: np.ndarray | None,
+    names: Sequence[str],
 ) -> list[Row]:
-    """Genes (g, n) on the same rows, in the order of the design."""
-    given = list(zip(Y, NU, NU2))  # noqa: B905  (no squares of the noise: None, again and again)
-    checks = [_attempt(_check, pattern, *values) for values in given]
+    """Genes (g, n) by name on the same rows, in the order of the design."""
+    checks = _checks(pattern, Y, NU, NU2)
     good = [k for k, error in enumerate(checks) if error is None]
     fits: list[list[Fit | Exception]] = []
     for k, model in enumerate(pattern.models if good else ()):
-        genes = [model.with_response(*(_in_order(model, part) for part in given[g])) for g in good]
+        some = np.ix_(np.array(good), model.order)
+        squares = _each(None if NU2 is None else NU2[some])
+        given = zip(Y[some], NU[some], squares)  # noqa: B905  (no squares: None)
+        genes = [model.with_response(*own) for own in given]
         fits.append(fit_all(pattern, k, genes))
     if good and pattern.plan.beside:
         fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
+    if good and pattern.plan.method in LIKELIHOODS:
+        invert_informations([fit for fit in fits[0] if isinstance(fit, Fit)])
     resampled = bool(good) and pattern.plan.resampled
     runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
     rows: list[Row | Exception | None] = list(checks)
     for at, k in enumerate(good):
-        gene = _Gene(pattern, [fit[at] for fit in fits], runs[at], streams[k])
+        gene = _Gene(pattern, [fit[at] for fit in fits], runs[at], names[k])
         rows[k] = _attempt(gene.row)
     return [_failure(row) if isinstance(row, Exception) else row or {} for row in rows]
 
@@ -143,27 +176,43 @@ def _with_window(
     y: np.ndarray,
     nu: np.ndarray,
     nu2: np.ndarray | None,
-    stream: np.random.SeedSequence,
+    name: str,
 ) -> Row:
     """One gene with the kernel of its own window."""
     found = _attempt(walk.of, gene, pattern.related)
     if isinstance(found, Exception):
         return _failure(found)
     own = pattern.of_kernel(found.kernel)
-    row = _scan_pattern(own, y[None], nu[None], [nu2], [stream])[0]
+    row = _scan_pattern(own, y[None], nu[None], None if nu2 is None else nu2[None], [name])[0]
     m = found.variants
     known = m, found.constant, found.rare, found.missing / (len(found.kernel) * m)
     return {**row, **dict(zip(OF_WINDOW, known, strict=True))}
 
 
-def _in_order(model: Model, values: np.ndarray | None) -> Any:
-    return None if values is None else values[model.order]
-
-
-def _check(pattern: Pattern, y: np.ndarray, nu: np.ndarray, nu2: np.ndarray | None) -> None:
-    """What a fit asks of its response and noise."""
-    rows, model = pattern.rows, pattern.models[0]
+def _checks(
+    pattern: Pattern, Y: np.ndarray, NU: np.ndarray, NU2: np.ndarray | None
+) -> list[Exception | None]:
+    """What forbids a fit of genes (g, n)."""
+    model = pattern.models[0]
     n_cells = None if model.n_cells is None else model.unsort(model.n_cells)
+    bad = ~np.isfinite(Y).all(axis=1) | is_extreme(Y) | is_bad_noise(NU, n_cells).any(axis=1)
+    if NU2 is not None:
+        bad |= is_bad_square(NU2, NU).any(axis=1)
+    out: list[Exception | None] = [None] * len(Y)
+    for k in np.flatnonzero(bad):
+        nu2 = None if NU2 is None else NU2[k]
+        out[k] = _attempt(_check, pattern.rows, n_cells, Y[k], NU[k], nu2)
+    return out
+
+
+def _check(
+    rows: np.ndarray,
+    n_cells: np.ndarray | None,
+    y: np.ndarray,
+    nu: np.ndarray,
+    nu2: np.ndarray | None,
+) -> None:
+    """What a fit asks of its response and noise."""
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
         raise DataError(
@@ -227,6 +276,12 @@ def _one_by_one(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
     return [partial(estimate, gene, plan.method, plan.domain) for gene in genes]
 
 
+def _by_likelihood(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
+    plan = pattern.plan
+    given = plan.method, plan.domain, pattern.shared[k]
+    return [partial(likelihood.fit, gene, *given) for gene in genes]
+
+
 def _by_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Work:
     design = pattern.shared[k]
     thetas = design.solve(*_columns(genes))
@@ -240,6 +295,7 @@ def _by_robust_moments(pattern: Pattern, k: int, genes: Sequence[Model]) -> _Wor
 _FITS: dict[str, Callable[[Pattern, int, Sequence[Model]], _Work]] = {
     "he": _by_moments,
     "robust": _by_robust_moments,
+    **dict.fromkeys(LIKELIHOODS, _by_likelihood),
 }
 """Methods whose fits of many responses share work -> these fits, to be run one by one."""
 
@@ -286,7 +342,7 @@ class _Gene:
     pattern: Pattern
     fits: Sequence[Fit | Exception]
     run: JackknifeRun | Exception | None
-    stream: np.random.SeedSequence
+    name: str
 
     @property
     def plan(self) -> Plan:
@@ -307,8 +363,8 @@ class _Gene:
         out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
         out |= _outcome("", main)
         L, beta, p = main.mean_rows, main.estimate.beta, main.n_fixed
-        values = np.concatenate([main.estimate.theta, L @ beta, beta])
-        out |= dict(zip(layout.estimates, values, strict=True))
+        values = np.concatenate([main.estimate.theta, L @ beta, beta]).tolist()
+        out |= zip(layout.estimates, values, strict=True)
         errors = {"se": main.own_errors}
         if isinstance(run, JackknifeRun):
             errors["se_jackknife"] = main.jackknife_errors(run)
@@ -322,7 +378,7 @@ class _Gene:
             if prefix in errors:
                 each = errors[prefix].cov.diagonal()
                 squares = np.concatenate([each[p:], errors[prefix].variances(L), each[:p]])
-                out |= dict(zip(names, np.sqrt(squares), strict=True))
+                out |= zip(names, np.sqrt(squares).tolist(), strict=True)
         if self.pattern.weights is not None:
             out |= self._shares(main, self.pattern.weights)
         for name in layout.tests:
@@ -332,8 +388,10 @@ class _Gene:
             reasons += [
                 f"{name}{end}: {one.note}" for end, one in missing.items() if _lacks_some(one)
             ]
-        self._others(out, reasons)
-        return out | {"status": status, "reason": "; ".join(dict.fromkeys(reasons))}
+        if len(self.fits) > 1:
+            self._others(out, reasons)
+        out["status"], out["reason"] = status, "; ".join(dict.fromkeys(reasons))
+        return out
 
     def _heritability(self, main: Fit, errors: Errors) -> Row:
         """Heritabilities and their standard errors."""
@@ -367,11 +425,13 @@ class _Gene:
                 raise CTMMError(f"there is no jackknife: {self.run}")
             return jackknife
 
-        stream = np.random.default_rng(self.stream)
+        tests, rng = self.pattern.tests, None
+        if DRAWS in tests[name].needs:
+            rng = np.random.default_rng(gene_seed(self.plan.entropy, self.name))
         try:
             return run_test(
-                name, main, registry=self.pattern.tests, errors=errors,
-                fixed_by=self.plan.fixed_by, rng=stream, n=self.plan.draws,
+                name, main, registry=tests, errors=errors, fixed_by=self.plan.fixed_by, rng=rng,
+                n=self.plan.draws,
             )  # fmt: skip
         except (CTMMError, np.linalg.LinAlgError) as error:
             nan = math.nan
@@ -406,5 +466,8 @@ def _lacks_some(test: TestResult) -> bool:
 def _outcome(prefix: str, fit: Fit) -> Row:
     """How a fit ended."""
     record = fit.estimate.convergence
-    values = {"converged": record.converged, "boundary": record.boundary, "llf": fit.estimate.llf}
-    return {f"{prefix}{name}": value for name, value in values.items()}
+    return {
+        f"{prefix}converged": record.converged,
+        f"{prefix}boundary": record.boundary,
+        f"{prefix}llf": fit.estimate.llf,
+    }
