@@ -362,9 +362,7 @@ class Lowered(Lower):
             index = self._integers(inst.index.name)
         if not index or len(index) != array.ndim:
             return False
-        value = self.context.cast(
-            self.builder, self.loadvar(inst.value.name), given, array.dtype
-        )
+        value = self.context.cast(self.builder, self.loadvar(inst.value.name), given, array.dtype)
         whole = self.loadvar(inst.target.name)
         place = entry_address(self.context, self.builder, array, whole, index)
         self.context.pack_value(self.builder, array.dtype, value, place)

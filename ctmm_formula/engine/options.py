@@ -21,33 +21,30 @@ from typing import Any
 from llvmlite import binding
 from numba import njit, types
 from numba.core import sigutils
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime.nrt import rtsys
 from numba.core.typed_passes import (
     IRLegalization,
     NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
-    PreLowerStripPhis,
 )
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import (
-    DeadBranchPrune,
     FixupArgs,
     GenericRewrites,
-    IRProcessing,
-    ReconstructSSA,
-    RewriteSemanticConstants,
     TranslateByteCode,
 )
 
 from ..errors import CTMMWarning
 from ..progress import watched
 from .lowering import Lowered
+from .names import OneThingEach
 from .references import referred
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -79,16 +76,13 @@ class _Finished(_Library):
         super().finalize()
 
     def _optimize_final_module(self) -> None:
-        codegen, module = self._codegen, self._final_module
-        manager, builder = codegen._module_pass_manager(opt=0, loop_vectorize=False, cost="cheap")
-        manager.run(module, builder)
         tuning = binding.create_pipeline_tuning_options(speed_level=3)
         tuning.loop_vectorization, tuning.slp_vectorization = True, False
         tuning.loop_unrolling = tuning.loop_interleaving = False
-        builder = binding.create_pass_builder(codegen._tm, tuning)
+        builder = binding.create_pass_builder(self._codegen._tm, tuning)
         manager = builder.getModulePassManager()
         manager.add_refprune_pass()
-        manager.run(module, builder)
+        manager.run(self._final_module, builder)
 
 
 class _Unfinished(_Library):
@@ -117,7 +111,7 @@ class _Lowering(NativeLowering):
 
 _PASSES = (
     TranslateByteCode, FixupArgs,
-    GenericRewrites, ReconstructSSA, NopythonTypeInference, PreLowerStripPhis, IRLegalization,
+    GenericRewrites, OneThingEach, NopythonTypeInference, IRLegalization,
     _Lowering, NoPythonBackend,
 )  # fmt: skip
 """Those of numba's that plain loops need: no closures, contexts, expressions of whole arrays."""
@@ -279,6 +273,7 @@ def _caching(compiled: Any) -> Any:
     except RuntimeError as error:  # neither the package nor the home can be written
         _say(str(error))
     else:
+        compiled._cache.__class__ = _Loaded
         compiled._cache._cache_file.__class__ = _Checked
         _FOLDERS.add(str(compiled._cache.cache_path))
     return compiled
@@ -315,6 +310,16 @@ def _announce() -> None:
             "ctmm_formula: compiling for its first use on this machine, up to a minute or two "
             "(python -m ctmm_formula compile does all of it ahead)\n"
         )
+
+
+class _Loaded(FunctionCache):
+    """Numba's keeper of the code of one function."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code, without all that numba would need to compile any."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 class _Checked(IndexDataCacheFile):
