@@ -28,7 +28,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .lanes import aligned, all_positive, load, root, spread, store, total, zeros
+from .lanes import aligned, all_positive, load, root, spread, store, total
+from .lanes import zeros as zeros
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
 from .references import referred

@@ -8,6 +8,7 @@ that a function has made: what it was given its caller keeps, with all parts of 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from numba.core.lowering import Lower
 _COUNT = llvm.IntType(64)
 _VIEWS = ("array.reshape",)  # methods that make no array
 
+_POWERS = (operator.pow, operator.ipow)
 _LOOPING = ("call", "getiter", "iternext", "pair_first", "pair_second")
 
 
@@ -287,13 +289,13 @@ class Lowered(Lower):
         elif name not in self._blk_local_varmap:
             self._singly_assigned_vars.discard(name)
 
-    def _index(self, expr: Any) -> list | None:
+    def _index(self, index):
         """The integers of an index, if they are such, and none of them counts from the end."""
-        if expr.op == "static_getitem":
-            index = expr.index if isinstance(expr.index, tuple) else (expr.index,)
-            plain = all(type(each) is int and each >= 0 for each in index)
-            return [_COUNT(each) for each in index] if plain else None
-        return self._integers(expr.index.name)
+        if isinstance(index, ir.Var):
+            return self._integers(index.name)
+        parts = index if isinstance(index, tuple) else (index,)
+        plain = all(type(each) is int and each >= 0 for each in parts)
+        return [_COUNT(each) for each in parts] if plain else None
 
     def _integers(self, name):
         kind, value = self.typeof(name), self.loadvar(name)
@@ -311,7 +313,12 @@ class Lowered(Lower):
         ]
 
     def lower_expr(self, kind: types.Type, expr: Any) -> Any:
-        """Numba's, but for entries and rows of arrays, their shapes and lengths."""
+        """Numba's, but for entries and rows of arrays, their shapes and lengths.
+
+        Only powers mean something else where a number is known, which numba asks everywhere.
+        """
+        if expr.op in ("binop", "inplace_binop") and expr.fn not in _POWERS:
+            expr.static_lhs = expr.static_rhs = ir.UNDEFINED
         if expr.op in ("getitem", "static_getitem"):
             array = self.typeof(expr.value.name)
             if isinstance(array, types.Array):
@@ -334,7 +341,7 @@ class Lowered(Lower):
         return self.builder.extract_value(self.loadvar(array.name), position)
 
     def _entry(self, array, expr, kind):
-        index = self._index(expr)
+        index = self._index(expr.index)
         if not index or len(index) > array.ndim:
             return None
         whole = self.loadvar(expr.value.name)
@@ -354,12 +361,7 @@ class Lowered(Lower):
             given, types.Number | types.Boolean
         ):
             return False
-        if isinstance(inst, ir.StaticSetItem):
-            index = inst.index if isinstance(inst.index, tuple) else (inst.index,)
-            plain = all(type(each) is int and each >= 0 for each in index)
-            index = [_COUNT(each) for each in index] if plain else None
-        else:
-            index = self._integers(inst.index.name)
+        index = self._index(inst.index)
         if not index or len(index) != array.ndim:
             return False
         value = self.context.cast(self.builder, self.loadvar(inst.value.name), given, array.dtype)

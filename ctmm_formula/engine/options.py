@@ -44,8 +44,8 @@ from numba.core.untyped_passes import (
 from ..errors import CTMMWarning
 from ..progress import watched
 from .lowering import Lowered
-from .names import OneThingEach
 from .references import referred
+from .renaming import OneThingEach
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Sums in the order in which they are written."""
