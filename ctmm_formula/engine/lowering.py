@@ -138,7 +138,7 @@ class Lowered(Lower):
         }
         whole = {name: [self._whole(value) for _, value in given[name]] for name in given}
         self._lent = {name for name, sources in whole.items() if None not in sources}
-        lost = True
+        lost = {""}
         while lost:
             known = {"", *self._lent, *self._kept}
             lost = {name for name in self._lent if not known.issuperset(whole[name])}
@@ -244,18 +244,16 @@ class Lowered(Lower):
         if len(given) == 1:
             given.insert(0, self.context.get_constant(kind, 0))
         start, stop, step = given if len(given) == 3 else [*given, one]
-        slots = [self._slot(value.type) for value in (start, stop)]
-        for slot, value in zip(slots, (start, stop), strict=True):
-            self.builder.store(value, slot)
         if not isinstance(step, llvm.Constant):
-            slot = self._slot(step.type)
-            self.builder.store(step, slot)
-            step = slot
-        return _Turns(*slots, step, kind)
+            step = self._slot(step)
+        return _Turns(self._slot(start), self._slot(stop), step, kind)
 
-    def _slot(self, kind):
+    def _slot(self, value):
+        """A place of memory that holds the value."""
         with self.builder.goto_entry_block():
-            return self.builder.alloca(kind)
+            place = self.builder.alloca(value.type)
+        self.builder.store(value, place)
+        return place
 
     def _next(self, turns):
         """The number, and whether there is one."""

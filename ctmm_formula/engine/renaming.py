@@ -39,7 +39,8 @@ def _assignments(blocks):
     for block in blocks.values():
         for one in block.find_insts(ir.Assign):
             count[one.target.name].append(one)
-    made, own = [], {}
+    made: list[ir.Assign] = []
+    own: dict[str, int] = {}
     for name, several in count.items():
         if len(several) > 1:
             own[name] = (1 << len(several)) - 1 << len(made)
