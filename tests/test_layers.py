@@ -48,8 +48,9 @@ LAYERS = [
     "related_joined", "related_spectral", "blup", "left_out_scores", "variation",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
-    "symmetric", "kernels", "lanes", "options", "references", "model", "noise", "relatedness",
-    "estimate", "structures", "distributions", "blas", "progress", "arguments", "paths", "errors",
+    "symmetric", "kernels", "lanes", "options", "lowering", "renaming", "references", "model",
+    "noise", "relatedness", "estimate", "structures", "distributions", "blas", "progress",
+    "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions", "vouched"}

@@ -29,6 +29,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .lanes import aligned, all_positive, load, root, spread, store, total
+from .lanes import zeros as zeros
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
 from .references import referred
@@ -79,16 +80,7 @@ def fill(a, value):
             a[i, j] = value
 
 
-@called
-def empty(shape):
-    """An array, compiled once for all whose functions have other options."""
-    return np.empty(shape)
-
-
-@called
-def zeros(shape):
-    """An array of zeros."""
-    return np.zeros(shape)
+empty = aligned
 
 
 @called

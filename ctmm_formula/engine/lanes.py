@@ -17,19 +17,19 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .lowering import entry_address, new_array
 from .model import ALIGNED, LANES
-from .options import called
 
 POINTS = 8
 """Points of a path, or of another function, at a time."""
 
+_WIDTH = 8  # bytes of a double
 _INDEX = ir.IntType(32)
 _FLAGS = ("contract", "reassoc", "nsz", "arcp")
 
@@ -69,15 +69,13 @@ def _spread(builder, scalar, kind):
 def _pointer(context, builder, signature, args, lanes):
     """Address of the lanes at array[index]."""
     kind, index = signature.args[:2]
-    array = context.make_array(kind)(context, builder, args[0])
     several = isinstance(index, types.BaseTuple)
     parts = cgutils.unpack_tuple(builder, args[1]) if several else [args[1]]
     given = list(index) if several else [index]
     parts = [
         context.cast(builder, part, old, types.intp) for part, old in zip(parts, given, strict=True)
     ]
-    parts += [context.get_constant(types.intp, 0)] * (kind.ndim - len(parts))
-    address = cgutils.get_item_pointer(context, builder, kind, array, parts, wraparound=False)
+    address = entry_address(context, builder, kind, args[0], parts)
     return builder.bitcast(address, _vector(lanes).as_pointer())
 
 
@@ -116,18 +114,47 @@ def spread_of(size: int) -> Any:
 load, spread = load_of(LANES), spread_of(LANES)
 
 
-@called
-def aligned(shape):
-    """An array whose last axis are LANES, at the start of a line of the cache: loads do not cross.
+def _new_signature(shape):
+    axes = len(shape) if isinstance(shape, types.BaseTuple) else 1
+    return types.Array(types.float64, axes, "C")(shape)
+
+
+def _new(context, builder, signature, args):
+    (shape,) = signature.args
+    several = isinstance(shape, types.BaseTuple)
+    sizes = cgutils.unpack_tuple(builder, args[0]) if several else [args[0]]
+    kinds = list(shape) if several else [shape]
+    sizes = [
+        context.cast(builder, size, kind, types.intp)
+        for size, kind in zip(sizes, kinds, strict=True)
+    ]
+    return new_array(context, builder, signature.return_type, sizes, ALIGNED * _WIDTH)
+
+
+@intrinsic
+def aligned(typingctx, shape):
+    """An array of doubles at the start of a line of the cache: loads of lanes do not cross.
 
     Across two lines they take half as long again.
     """
-    size = 1
-    for n in shape:
-        size *= n
-    room = np.empty(size + ALIGNED)
-    first = -(room.ctypes.data // room.itemsize) % ALIGNED
-    return room[first : first + size].reshape(shape)
+    return _new_signature(shape), _new
+
+
+@intrinsic
+def zeros(typingctx, shape):
+    """The same of zeros."""
+
+    def codegen(context, builder, signature, args):
+        out = _new(context, builder, signature, args)
+        model = context.data_model_manager[signature.return_type]
+        data, number = (
+            builder.extract_value(out, model.get_field_position(field))
+            for field in ("data", "nitems")
+        )
+        cgutils.memset(builder, data, builder.mul(number, ir.IntType(64)(_WIDTH)), 0)
+        return out
+
+    return _new_signature(shape), codegen
 
 
 @intrinsic

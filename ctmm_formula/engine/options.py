@@ -6,6 +6,7 @@ removed and compiled anew.  Where nothing can be kept it is compiled in memory, 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import pickle
 import sys
@@ -18,36 +19,33 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
-from numba import njit
+from numba import njit, types
 from numba.core import sigutils
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
-from numba.core.compiler_machinery import PassManager
+from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime.nrt import rtsys
 from numba.core.typed_passes import (
-    AnnotateTypes,
     IRLegalization,
     NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
-    PreLowerStripPhis,
 )
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import (
-    DeadBranchPrune,
     FixupArgs,
     GenericRewrites,
-    IRProcessing,
-    ReconstructSSA,
-    RewriteSemanticConstants,
     TranslateByteCode,
 )
 
 from ..errors import CTMMWarning
 from ..progress import watched
+from .lowering import Lowered
 from .references import referred
+from .renaming import OneThingEach
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Sums in the order in which they are written."""
@@ -56,45 +54,65 @@ FAST: dict[str, Any] = {**EXACT, "fastmath": {"reassoc", "contract", "nsz", "arc
 """Sums may be reordered, which lets them vectorise; NaN and inf stay exact."""
 
 
-class _Finished(JITCodeLibrary):
+class _Library(JITCodeLibrary):
+    """Code of a function, to be optimised when it is finished."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+
+class _Finished(_Library):
     """Code of a function with all that it calls.
 
     Loops are vectorised, but neither unrolled nor interleaved, which makes twice the code that is
     no faster: most are written with as many lanes as the machine has.
     """
 
+    def finalize(self) -> None:
+        """Link what it calls, and what that calls, once each."""
+        for library in self._linking_libraries:  # grows on the way
+            if isinstance(library, _Unfinished):
+                self._linking_libraries += library._linking_libraries
+        super().finalize()
+
     def _optimize_final_module(self) -> None:
-        codegen, module = self._codegen, self._final_module
-        manager, builder = codegen._module_pass_manager(opt=0, loop_vectorize=False, cost="cheap")
-        manager.run(module, builder)
         tuning = binding.create_pipeline_tuning_options(speed_level=3)
         tuning.loop_vectorization, tuning.slp_vectorization = True, False
         tuning.loop_unrolling = tuning.loop_interleaving = False
-        builder = binding.create_pass_builder(codegen._tm, tuning)
+        builder = binding.create_pass_builder(self._codegen._tm, tuning)
         manager = builder.getModulePassManager()
         manager.add_refprune_pass()
-        manager.run(module, builder)
+        manager.run(self._final_module, builder)
 
 
-class _Unfinished(JITCodeLibrary):
+class _Unfinished(_Library):
     """Code of a function that is optimised, and made to machine code, with its callers only."""
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
-        # all that a process asks of the code by itself is where its environment lies
-        names = [g for g in self._final_module.global_variables if "NumbaEnv" in g.name]
-        self._codegen._add_module(binding.parse_assembly("\n".join(map(str, names))))
-        self._finalize_specific()
+    def finalize(self) -> None:
+        """Say where its environment lies: all that a process asks of the code by itself."""
+        for each in self._final_module.global_variables:
+            if "NumbaEnv" in each.name:
+                place = ctypes.c_void_p()
+                _PLACES.append(place)
+                self._codegen._engine.add_global_mapping(each, ctypes.addressof(place))
         self._finalized = True
 
 
+_PLACES: list[ctypes.c_void_p] = []
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(NativeLowering):
+    """To few instructions."""
+
+    _name = "lowering_of_loops"
+    lowering_class = Lowered
+
+
 _PASSES = (
-    TranslateByteCode, FixupArgs, IRProcessing, RewriteSemanticConstants, DeadBranchPrune,
-    GenericRewrites, ReconstructSSA, NopythonTypeInference, PreLowerStripPhis, IRLegalization,
-    AnnotateTypes, NativeLowering, NoPythonBackend,
+    TranslateByteCode, FixupArgs,
+    GenericRewrites, OneThingEach, NopythonTypeInference, IRLegalization,
+    _Lowering, NoPythonBackend,
 )  # fmt: skip
 """Those of numba's that plain loops need: no closures, contexts, expressions of whole arrays."""
 
@@ -116,6 +134,31 @@ class _Settled(Flags):
 _settled = functools.cache(_Settled)
 
 
+class _Asked:
+    """Numba's types of what operations give, asked once for each operation on each kind of values.
+
+    By itself numba tries all that an operation may mean wherever it is written.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.resolve_getattr = functools.cache(context.resolve_getattr)
+        self.resolve_setitem = functools.cache(context.resolve_setitem)
+        self._operation = functools.cache(lambda *given: context.resolve_function_type(*given, {}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, func: Any, args: tuple, kws: dict) -> Any:
+        """The signature."""
+        if kws or not isinstance(func, types.Function):
+            return self._context.resolve_function_type(func, args, kws)
+        return self._operation(func, tuple(args))
+
+
+_asked = functools.cache(_Asked)
+
+
 class _Outer(CompilerBase):
     """Compiles what is called from Python too."""
 
@@ -124,6 +167,7 @@ class _Outer(CompilerBase):
     def __init__(self, *given: Any) -> None:
         *others, flags, variables = given
         super().__init__(*others, _settled(flags), variables)
+        self.state.typingctx = _asked(self.state.typingctx)
 
     def compile_extra(self, func: Callable) -> Any:
         """Compile; the parent's only without a library, which it then makes."""
@@ -229,6 +273,7 @@ def _caching(compiled: Any) -> Any:
     except RuntimeError as error:  # neither the package nor the home can be written
         _say(str(error))
     else:
+        compiled._cache.__class__ = _Loaded
         compiled._cache._cache_file.__class__ = _Checked
         _FOLDERS.add(str(compiled._cache.cache_path))
     return compiled
@@ -265,6 +310,16 @@ def _announce() -> None:
             "ctmm_formula: compiling for its first use on this machine, up to a minute or two "
             "(python -m ctmm_formula compile does all of it ahead)\n"
         )
+
+
+class _Loaded(FunctionCache):
+    """Numba's keeper of the code of one function."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code, without all that numba would need to compile any."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 class _Checked(IndexDataCacheFile):

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from ..arguments import MOST_DRAWS, Rng, generator, threads, whole_number
 from ..blas import one_thread
@@ -451,6 +450,8 @@ class Fit:
 
         Every draw has its own stream, so the result does not depend on `n_jobs` (threads).
         """
+        from joblib import Parallel, delayed
+
         n, n_jobs, rng = whole_number("n", n, 1, MOST_DRAWS), threads(n_jobs), generator(rng)
         return Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(lambda stream: measure(self.draw(stream)))(stream)

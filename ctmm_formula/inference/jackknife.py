@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from ..engine import related_likelihood, related_moments
 from ..engine.domain import Domain, constrain
@@ -427,6 +426,8 @@ class _Refit:
         self, which: np.ndarray, one_step: bool, n_jobs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """theta (G, K) and beta (G, p) without each of these groups; NaN where there is no fit."""
+        from joblib import Parallel, delayed
+
         model, scale = self.model, self.scale
         scores = self.scores.part(which)
         step = scores.grad @ self.inverse
