@@ -47,7 +47,8 @@ LAYERS = [
     "related_likelihood",
     "related_joined", "related_spectral", "blup", "left_out_scores", "variation",
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
-    "leverages", "he", "precision", "likelihood", "left_out_fits", "search", "optimize", "domain",
+    "leverages", "he", "precision", "likelihood", "left_out_edges",
+    "left_out_fits", "search", "optimize", "domain",
     "symmetric", "kernels", "lanes", "options", "references", "model", "noise", "relatedness",
     "estimate", "structures", "distributions", "blas", "progress", "arguments", "paths", "errors",
 ]  # fmt: skip
