@@ -431,8 +431,8 @@ def left_out_edges(pr, groups, group_ptr, grads, curvature, wk, at, which, theta
     grads : (G, K) scores at the full fit `at` (K,) without each group
     curvature : (K, K) information there; which : (G,) bool, those to refit
     thetas : (G, K), betas : (G, p) out
-    ended : (G, 3) bool out: whether each came to an optimum, whether there may be others, as not
-        all was concave on the way, and whether a covariance holds it
+    ended : (G, 4) bool out: whether each came to an optimum, whether there may be others, as not
+        all was concave on the way, whether a covariance holds it, and several it or the full fit
     """
     K, count = len(at), len(pr.cactive)
     full = _make_edge(K, count, pr.cblocks.R, pr.cblocks.design.shape[2])
@@ -459,9 +459,12 @@ def left_out_edges(pr, groups, group_ptr, grads, curvature, wk, at, which, theta
         copy(wk.grad, grads[g])
         copy(thetas[g], at)
         found, smooth = _settle(pr, thetas[g], edge, others, concave, wk)
-        ended[g, 0], ended[g, 1], ended[g, 2] = found, not smooth, False
+        own, all_own = 0, 0
         for donor in range(count):
-            ended[g, 2] = ended[g, 2] or edge.rank[donor] > 0
+            own += edge.rank[donor] > 0
+            all_own += full.rank[donor] > 0
+        ended[g, 0], ended[g, 1], ended[g, 2] = found, not smooth, own > 0
+        ended[g, 3] = max(own, all_own) > 1
         copy(betas[g], wk.beta)
         for x in range(group_ptr[g], group_ptr[g + 1]):
             pr.active[groups[x]] = True

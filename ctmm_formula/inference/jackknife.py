@@ -476,7 +476,7 @@ class _Refit:
         usual = np.flatnonzero(settled)
         settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
         if (found & ~settled).any():
-            ended = np.zeros((len(groups), 3), dtype=bool)
+            ended = np.zeros((len(groups), 4), dtype=bool)
             left_out_edges(
                 problem, *packed(groups), grad, self.curvature, work, self.at, found & ~settled,
                 theta, beta, ended,
@@ -485,7 +485,7 @@ class _Refit:
             unsure = ended[:, 0] & (ended[:, 1] | (ended[:, 2] & (not problem.reml)))
             for g in np.flatnonzero(unsure):
                 part = without(problem, groups[g])
-                self._compare(part, bool(ended[g, 2]), theta[g], beta[g], work)
+                self._compare(part, ended[g, 2], ended[g, 3], theta[g], beta[g], work)
         weights = np.zeros(len(self.starts))
         for g in np.flatnonzero(~settled):
             part = without(problem, groups[g])
@@ -495,15 +495,24 @@ class _Refit:
                 theta[g], beta[g] = np.nan, np.nan
 
     def _compare(
-        self, part: Problem, on_edge: bool, theta: np.ndarray, beta: np.ndarray, work: Work
+        self,
+        part: Problem,
+        held: bool,
+        several: bool,
+        theta: np.ndarray,
+        beta: np.ndarray,
+        work: Work,
     ) -> None:
-        """Take an interior maximum in place of theta (K,) and beta (p,) where one is preferred."""
-        starts, other = self.starts[: 1 if part.reml else None], np.empty_like(theta)
-        own = value(part, theta, work)
-        status, llf, *_ = race(
-            part, starts, np.zeros(len(starts)), not part.reml, True, other, work
-        )
-        if status == INTERIOR and (llf > own or (on_edge and not part.reml)):
+        """Take another maximum in place of theta (K,) and beta (p,) where that is preferred.
+
+        One inside; where `several` covariances hold the fit, one on another edge as well.
+        """
+        own, reml = value(part, theta, work), part.reml
+        starts, other = self.starts[: 1 if reml and not several else None], np.empty_like(theta)
+        weights = np.zeros(len(starts))
+        status, llf, *_ = race(part, starts, weights, not reml, not several, other, work)
+        inside = status == INTERIOR
+        if (several or inside) and (llf > own or (inside and held and not reml)):
             theta[:], beta[:] = other, work.beta
 
     def distance(self, which: np.ndarray, theta: np.ndarray, beta: np.ndarray) -> float:
