@@ -106,6 +106,43 @@ def test_replicates_are_fits_of_the_other_donors(bounds, structure):
             assert np.abs((alone.theta - jack.theta[i]) / se).max() < REFIT
 
 
+@pytest.mark.parametrize("bounds", ["noise", "psd", "nonnegative"])
+@pytest.mark.parametrize("method", ["reml", "ml"])
+@pytest.mark.parametrize("types", [3, 4])
+def test_replicates_on_the_edge_are_maxima(bounds, method, types):
+    """No lower than searches from many starts without the donor, and inside the domain."""
+    met, domain = 0, Domain(bounds)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        donor, celltype = np.divmod(np.arange(16 * types), types)
+        H, nu = np.eye(types)[celltype], rng.uniform(0.05, 0.4, len(donor))
+        V = np.where(np.arange(types) % 2, 0.0, 0.02)[celltype]
+        y = 0.5 * rng.normal(size=16)[donor] + rng.normal(size=len(nu)) * np.sqrt(V + nu)
+        basis = resolve("free", [f"c{k}" for k in range(types)]).basis
+        batch = RandomComponent(donor % 4, np.ones(len(donor)))
+        model = build_model(y, nu, H, H, donor, basis, [batch])
+        fit = estimate(model, method, domain)
+        if not fit.convergence.boundary:
+            continue
+        jack = jackknife(model, fit, domain)
+        assert not jack.failed
+        for i in range(0, 16, 3):
+            part = model.without(i)
+            alone = estimate(part, method, domain)
+            if method == "ml" and not alone.convergence.boundary:
+                continue  # an interior maximum comes before the edge, whichever is met
+            met += alone.convergence.boundary
+            assert dense.llf(part, jack.theta[i], method) > alone.llf - 1e-6
+            A = model.effect_covariance(jack.theta[i])
+            share = 0.9 if bounds == "noise" else 0.0
+            for k in np.flatnonzero(part.active):
+                noise = np.diag(share * part.nu[part.row_donor == k])
+                assert np.linalg.eigvalsh(A + noise)[0] > -1e-9
+            assert bounds == "noise" or jack.theta[i, -1] >= 0.0
+            assert bounds != "nonnegative" or (jack.theta[i] >= 0.0).all()
+    assert met > 0
+
+
 def test_expression_far_from_zero():
     rng = np.random.default_rng(5)
     model = example(rng)

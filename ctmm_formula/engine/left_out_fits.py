@@ -10,6 +10,7 @@ from .kernels import (
     DEFINITE,
     INFORMATION,
     SCORE,
+    VALUE,
     cholesky,
     cholesky_solve,
     empty,
@@ -26,12 +27,27 @@ _FLAT = 1e-8  # of what all donors know of a component: where the others know le
 
 
 @called
-def _invert(pr, inverse, wk):
-    """Put in `inverse` that of the observed information, if definite, but for what it holds."""
-    K = len(inverse)
+def grade(pr, wk):
+    """Gradient of the components, from that of the factors."""
+    for k in range(len(wk.grad)):
+        wk.grad[k] = 0.0
+        for f in range(pr.S.shape[1]):
+            wk.grad[k] += pr.S[k, f] * wk.score[f]
+
+
+@called
+def observe(pr, wk):
+    """Observed information of the components, from those of the factors."""
     fill(wk.observed, 0.0)
     add_congruence(pr.S, wk.average, 2.0, wk.observed)
     add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+
+
+@called
+def _invert(pr, inverse, wk):
+    """Put in `inverse` that of the observed information, if definite, but for what it holds."""
+    K = len(inverse)
+    observe(pr, wk)
     for k in range(K):
         for h in range(k + 1):
             free = inverse[k, k] != 0.0 and inverse[h, h] != 0.0
@@ -66,7 +82,7 @@ def _correct(inverse, step, fall, miss):
 
 
 @called
-def _move_effects(pr, wk):
+def move_effects(pr, wk):
     """Move wk.beta by wk.step from where the information was had, but for its square."""
     p = len(wk.beta)
     along = empty(p)
@@ -100,7 +116,7 @@ def _settle(pr, theta, inverse, steps, wk):
             fall[k] = wk.grad[k]
         if last < enough:
             if enough == _NEWTON:
-                _move_effects(pr, wk)
+                move_effects(pr, wk)
             break
         if it == steps:
             return False
@@ -112,10 +128,8 @@ def _settle(pr, theta, inverse, steps, wk):
         )  # fmt: skip
         if llf == -math.inf:
             return False
+        grade(pr, wk)
         for k in range(K):
-            wk.grad[k] = 0.0
-            for f in range(pr.S.shape[1]):
-                wk.grad[k] += pr.S[k, f] * wk.score[f]
             fall[k] -= wk.grad[k]
         enough = _NEWTON
         if it > 1 or not _invert(pr, inverse, wk):
@@ -201,3 +215,11 @@ def inside(pr: Problem, thetas: np.ndarray, groups: list[np.ndarray], wk: Work) 
     half = len(groups) // 2
     halves = (slice(None, half), slice(half, None))
     return np.concatenate([inside(pr, thetas[h], groups[h], wk) for h in halves])
+
+
+def value(pr: Problem, theta: np.ndarray, wk: Work) -> float:
+    """Log-likelihood at theta (K,); changes fixed effects in `wk`."""
+    return evaluate(
+        pr.kernel, theta @ pr.S, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, VALUE,
+        wk.score, wk.average, wk.expected, wk.beta, wk.gram,
+    )  # fmt: skip

@@ -24,15 +24,16 @@ from ..engine import related_likelihood, related_moments
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
-from ..engine.left_out_fits import inside, left_out_fits, packed, without
+from ..engine.left_out_edges import left_out_edges
+from ..engine.left_out_fits import inside, left_out_fits, packed, value, without
 from ..engine.left_out_moments import ALIASED, LeftOutMoments
 from ..engine.left_out_related import left_out
 from ..engine.left_out_scores import Scores, grouped, left_out_scores
 from ..engine.likelihood import centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
-from ..engine.optimize import INFEASIBLE, make_work
+from ..engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
-from ..engine.search import best_of
+from ..engine.search import best_of, race
 from ..errors import ConvergenceError, CTMMError
 
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
@@ -404,7 +405,8 @@ class _Refit:
             model, constrain(model, domain), estimate.method == "reml", self.scale
         )
         self.at = estimate.theta / self.scale**2
-        self.centre = centre(model, self.scale)
+        middle = centre(model, self.scale)
+        self.starts = np.array([0.95 * self.at + 0.05 * middle, middle, 0.02 * middle])
         # components held on their lower bound do not move: zero rows and columns
         free = np.flatnonzero(self.at > self.problem.lower)
         part = np.ix_(free, free)
@@ -413,9 +415,12 @@ class _Refit:
             curvature = estimate.information[part] * self.scale**4
         self.inverse = np.zeros_like(estimate.observed)
         self.settles = len(free) == 0 or np.linalg.cond(curvature) < 1e12
-        if self.settles:  # the information shrinks with the donors
-            share = np.mean([len(group) for group in left_out.groups]) / model.n_donors
-            self.inverse[part] = np.linalg.inv(curvature) / (1.0 - share)
+        self.on_edge = estimate.convergence.boundary and len(free) == len(self.at)
+        # the information shrinks with the donors
+        left = 1.0 - np.mean([len(group) for group in left_out.groups]) / model.n_donors
+        self.curvature = estimate.observed * (self.scale**4 * left)
+        if self.settles:
+            self.inverse[part] = np.linalg.inv(curvature) / left
 
     @cached_property
     def scores(self) -> Scores:
@@ -435,10 +440,13 @@ class _Refit:
         beta = scores.beta + (step[:, None, :] @ scores.slope)[:, 0]
         chunks = min(max(abs(n_jobs), 1), len(which))
         arrays = (which, scores.grad, scores.found & self.settles, theta, beta)
-        Parallel(n_jobs=n_jobs, require="sharedmem")(
-            delayed(self._chunk)(one_step, *chunk)
-            for chunk in zip(*(np.array_split(array, chunks) for array in arrays), strict=True)
-        )
+        if chunks == 1:
+            self._chunk(one_step, *arrays)
+        else:
+            Parallel(n_jobs=n_jobs, require="sharedmem")(
+                delayed(self._chunk)(one_step, *chunk)
+                for chunk in zip(*(np.array_split(array, chunks) for array in arrays), strict=True)
+            )
         offset = model.back @ (model.Q.T @ model.y)
         return theta * scale**2, beta @ (model.back * scale).T + offset
 
@@ -453,11 +461,14 @@ class _Refit:
     ) -> None:
         """Refit without some groups, from the scores `found`; changes theta and beta in place."""
         groups, settled = [self.left_out.groups[g] for g in which], found.copy()
-        problem = self.problem._replace(active=self.problem.active.copy())
+        copies = self.problem.active.copy(), self.problem.cactive.copy()
+        problem = self.problem._replace(active=copies[0], cactive=copies[1])
         work = make_work(problem)
         if one_step:  # it must not end on a bound that it should leave
             leaves = ((self.inverse.diagonal() == 0.0) & (grad > 0.0)).any(axis=1)
             settled &= ~leaves & (theta >= problem.lower).all(axis=1)
+        elif self.on_edge:
+            settled[:] = False
         elif self.settles:
             left_out_fits(
                 problem, *packed(groups), grad, self.inverse, _STEPS, work, theta, beta, settled
@@ -465,14 +476,45 @@ class _Refit:
             settled &= found
         usual = np.flatnonzero(settled)
         settled[usual] = inside(problem, theta[usual], [groups[g] for g in usual], work)
-        starts = np.array([0.95 * self.at + 0.05 * self.centre, self.centre, 0.02 * self.centre])
-        weights = np.zeros(3)
+        if (found & ~settled).any():
+            ended = np.zeros((len(groups), 4), dtype=bool)
+            left_out_edges(
+                problem, *packed(groups), grad, self.curvature, work, self.at, found & ~settled,
+                theta, beta, ended,
+            )  # fmt: skip
+            settled |= ended[:, 0]
+            unsure = ended[:, 0] & (ended[:, 1] | (ended[:, 2] & (not problem.reml)))
+            for g in np.flatnonzero(unsure):
+                part = without(problem, groups[g])
+                self._compare(part, ended[g, 2], ended[g, 3], theta[g], beta[g], work)
+        weights = np.zeros(len(self.starts))
         for g in np.flatnonzero(~settled):
             part = without(problem, groups[g])
-            status, theta[g], *_ = best_of(part, starts, weights, not part.reml, work)
+            status, theta[g], *_ = best_of(part, self.starts, weights, not part.reml, work)
             beta[g] = work.beta
             if status == INFEASIBLE:
                 theta[g], beta[g] = np.nan, np.nan
+
+    def _compare(
+        self,
+        part: Problem,
+        held: bool,
+        several: bool,
+        theta: np.ndarray,
+        beta: np.ndarray,
+        work: Work,
+    ) -> None:
+        """Take another maximum in place of theta (K,) and beta (p,) where that is preferred.
+
+        One inside; where `several` covariances hold the fit, one on another edge as well.
+        """
+        own, reml = value(part, theta, work), part.reml
+        starts, other = self.starts[: 1 if reml and not several else None], np.empty_like(theta)
+        weights = np.zeros(len(starts))
+        status, llf, *_ = race(part, starts, weights, not reml, not several, other, work)
+        inside = status == INTERIOR
+        if (several or inside) and (llf > own or (inside and held and not reml)):
+            theta[:], beta[:] = other, work.beta
 
     def distance(self, which: np.ndarray, theta: np.ndarray, beta: np.ndarray) -> float:
         """Largest |one step - exact| in standard errors, on the groups that moved most."""
