@@ -121,7 +121,7 @@ def lay_out(model: Model, method: str, domain: Domain) -> SharedDesign:
     """What the fits of all responses of a model's design share."""
     reml, constraint = choose("method", method, LIKELIHOODS) == "reml", constrain(model, domain)
     # the address of the kernel is this process's own
-    return SharedDesign(_of_design(model, constraint, reml, 0), constraint.share, _middle(model))
+    return SharedDesign(_of_design(model, constraint, reml, 0), constraint.share, middle_of(model))
 
 
 def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None = None) -> Estimate:
@@ -332,7 +332,7 @@ def compile_search() -> None:
 
 def centre(model: Model, scale: float) -> np.ndarray:
     """A point well inside the domain of y / scale: its variance split between all effects."""
-    return _left_by_noise(model, scale) * _middle(model)
+    return _left_by_noise(model, scale) * middle_of(model)
 
 
 def _left_by_noise(model: Model, scale: float) -> float:
@@ -341,7 +341,7 @@ def _left_by_noise(model: Model, scale: float) -> float:
     return max(1.0 - float(np.add.reduce(np.minimum(noise / scale**2, 1.0))) / len(noise), 0.1)
 
 
-def _middle(model: Model) -> np.ndarray:
+def middle_of(model: Model) -> np.ndarray:
     """The same point were noise nothing, (K + Kr,)."""
     share = 1.0 / (2 + len(model.random) + 2 * len(model.kinship))
     theta = np.full(model.n_components, share)

@@ -431,8 +431,6 @@ class _Refit:
         self, which: np.ndarray, one_step: bool, n_jobs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """theta (G, K) and beta (G, p) without each of these groups; NaN where there is no fit."""
-        from joblib import Parallel, delayed
-
         model, scale = self.model, self.scale
         scores = self.scores.part(which)
         step = scores.grad @ self.inverse
@@ -443,6 +441,8 @@ class _Refit:
         if chunks == 1:
             self._chunk(one_step, *arrays)
         else:
+            from joblib import Parallel, delayed
+
             Parallel(n_jobs=n_jobs, require="sharedmem")(
                 delayed(self._chunk)(one_step, *chunk)
                 for chunk in zip(*(np.array_split(array, chunks) for array in arrays), strict=True)
