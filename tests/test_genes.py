@@ -393,6 +393,8 @@ def test_tables_must_fit_together(small):
         ctmm.fit_genes, expr=csr_matrix(sparse[0]), nu=csr_matrix(sparse[1]), **settings
     )
     close(packed.vcomp, quietly(ctmm.fit_genes, expr=sparse[0], nu=sparse[1], **settings).vcomp)
+    foreign = quietly(ctmm.fit_genes, expr=expr.astype(">f8"), nu=nu.astype(">f8"), **settings)
+    close(foreign.vcomp, scan.vcomp)
     text = expr.astype(object)
     text.iloc[0, 0] = "high"
     for wrong in (text, expr + 1j):

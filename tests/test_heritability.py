@@ -417,6 +417,15 @@ def test_a_part_that_the_structure_lacks_has_no_error(df, K):
     assert set(pairs["note"]) == {"1 by the genetic structure"}
 
 
+def test_units_of_a_kinship_change_no_heritability(df, K, res):
+    settings = {"random": "batch", "structure": "iid", "method": "he", "data": df}
+    own = ctmm.fit(FORMULA, kinship=1e-12 * K, **settings).heritability().table
+    theirs = res.heritability().table
+    assert own["note"].equals(theirs["note"])
+    np.testing.assert_allclose(own["h2"], theirs["h2"], rtol=1e-6)
+    np.testing.assert_allclose(own["std_error"], theirs["std_error"], rtol=1e-6)
+
+
 def test_variants_of_one_name_are_named(df, G):
     twice = pd.concat([G, G[["rs3"]]], axis=1)
     with pytest.raises(ctmm.DataError, match="several columns 'rs3'"):

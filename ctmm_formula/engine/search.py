@@ -380,7 +380,8 @@ def corners(pr: Problem, base: np.ndarray, unit: float, wk: Work) -> np.ndarray:
         pr.kernel, pr.S.T @ base, pr.y, pr.nu, pr.blocks, pr.active, pr.reml, INFORMATION,
         wk.score, wk.average, wk.expected, wk.beta, wk.gram,
     )  # fmt: skip
-    axes = np.linalg.eigh(pr.S @ wk.expected @ pr.S.T)[1].T * unit
+    # numpy keeps the order of a transpose, for which all would be compiled once more
+    axes = np.ascontiguousarray(np.linalg.eigh(pr.S @ wk.expected @ pr.S.T)[1].T) * unit
     starts = np.stack([axes, -axes], axis=1).reshape(-1, len(base))
     towards_edge(pr, base, starts, _SHORT, wk)
     return starts

@@ -215,14 +215,15 @@ def _parts(basis: np.ndarray) -> np.ndarray:
     if C < 2:
         return np.array([total, *own.T])
     shared = (basis.sum(axis=(1, 2)) - own.sum(axis=1)) / (C * (C - 1))
-    return np.array([shared, total - shared, total, *own.T])
+    parts = np.array([shared, total - shared, total, *own.T])
+    return np.where(np.abs(parts) > 1e-12 * np.abs(basis).max(), parts, 0.0)
 
 
 def _ratio(
     top: np.ndarray, whole: np.ndarray, theta: np.ndarray, cov: np.ndarray, reach: float
 ) -> list[object]:
     """top't / whole't with its standard error, Fieller's interval, and why there is none."""
-    if not np.abs(top).max() > 1e-12:
+    if not top.any():
         return [0.0, math.nan, math.nan, math.nan, _NOT_THERE]
     weights = np.array([top, whole])
     a, b = weights @ theta

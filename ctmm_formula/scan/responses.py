@@ -177,7 +177,9 @@ def _from_tables(obs: pd.DataFrame, given: dict[str, object]) -> Responses:
 def _matrix(value: object, name: str) -> pd.DataFrame:
     """Rows x genes; an array's genes are called gene1, gene2, ..."""
     if isinstance(value, pd.DataFrame):
-        return value
+        if all(getattr(kind, "isnative", True) for kind in value.dtypes):
+            return value
+        return pd.DataFrame(real(value, name), value.index, value.columns)  # pandas takes no others
     array = real(value, name)
     if array.ndim != 2:
         raise DataError(f"{name} must have rows and one column per gene, got shape {array.shape}")
