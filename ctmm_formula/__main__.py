@@ -13,17 +13,45 @@ import numpy as np
 from scipy import sparse
 
 from .api import fit
-from .arguments import Method
+from .arguments import Bounds, Method
 from .cells.aggregate import Moments
 from .datasets import load_example
 from .engine.options import where_kept
 from .errors import CTMMWarning
+from .inference.score import log_cauchy_combination
 from .results.fitted import CTMMResults
+from .simulate import CountCells, simulate_genes
 
 
 def _fit(method: Method) -> CTMMResults:
     formula = "expr ~ C(celltype) + sex"
     return fit(formula, random="batch", method=method, data=load_example())
+
+
+def _on_counts(method: Method, by: str | None = None) -> CTMMResults:
+    """A fit of counts of cells, on the edge of its domain by REML."""
+    study = simulate_genes(1, 20, 3, counts=CountCells(mean=1.0), rng=1)
+    values = {name: getattr(study, name).iloc[:, 0] for name in ("expr", "nu", "nu2")}
+    data = study.obs.assign(**values)
+    bounds: Bounds | None = "psd" if method == "reml" else None
+    return fit("expr ~ C(celltype) + sex", method=method, bounds=bounds, by=by, data=data)
+
+
+def _score_tests() -> None:
+    _fit("reml").test_variance("score")
+    _on_counts("robust").test_variance("score")
+    _on_counts("robust", "sex").test_groups()
+    log_cauchy_combination(np.zeros(2))
+
+
+def _jackknives() -> None:
+    _fit("reml").jackknife()
+    _on_counts("reml").jackknife()
+
+
+def _robust() -> None:
+    _fit("robust").test_mean()
+    _on_counts("robust").summary()
 
 
 def _pseudobulk() -> None:
@@ -40,9 +68,9 @@ def _pseudobulk() -> None:
 
 WORK: dict[str, Callable[[], object]] = {
     "fits": partial(_fit, "reml"),
-    "score test": lambda: _fit("reml").test_variance("score"),
-    "jackknife": lambda: _fit("reml").jackknife(),
-    "noise-robust fits": lambda: _fit("robust").test_mean(),
+    "score tests": _score_tests,
+    "jackknives": _jackknives,
+    "noise-robust fits": _robust,
     "moments": lambda: _fit("he").jackknife(),
     "pseudobulk": _pseudobulk,
 }

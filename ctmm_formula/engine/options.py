@@ -1,13 +1,16 @@
 """How loops are compiled: one place, as inlined loops take the options of those they end up in.
 
 Compiled code is kept on disk between processes, with a digest in every file: what was damaged is
-removed and compiled anew.  Where nothing can be kept it is compiled in memory, with one warning.
+removed and compiled anew.  What was compiled ahead is used also from where nothing can be written;
+what cannot be kept is compiled in memory, with one warning.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
+import os
 import pickle
 import sys
 import warnings
@@ -20,8 +23,14 @@ from typing import Any
 
 from llvmlite import binding
 from numba import njit, types
-from numba.core import sigutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core import config, sigutils
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    InTreeCacheLocator,
+    UserProvidedCacheLocator,
+)
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
@@ -266,21 +275,15 @@ def _outer(function: Callable, options: dict[str, Any]) -> Any:
 
 
 def _caching(compiled: Any) -> Any:
-    if isinstance(compiled, CPUDispatcher):
-        compiled.__class__ = _Function
     try:
-        compiled.enable_caching()
-    except RuntimeError as error:  # neither the package nor the home can be written
+        compiled._cache = _Loaded(inspect.unwrap(compiled))
+    except RuntimeError as error:  # a choice of places that numba was told has none
         _say(str(error))
-    else:
-        compiled._cache.__class__ = _Loaded
-        compiled._cache._cache_file.__class__ = _Checked
-        _FOLDERS.add(str(compiled._cache.cache_path))
     return compiled
 
 
 def where_kept() -> tuple[list[str], str]:
-    """Folders of the compiled code of this process, and why some of it could not be kept, or ""."""
+    """Folders of the code that this process has used, and why some could not be kept, or ""."""
     return sorted(_FOLDERS), "".join(_once()[:1])
 
 
@@ -312,14 +315,67 @@ def _announce() -> None:
         )
 
 
+class _BesideTheSource(InTreeCacheLocator):
+    """Where code may have been compiled ahead, though no place can be written."""
+
+    @classmethod
+    def from_function(cls, py_func: Callable, py_file: str) -> _BesideTheSource:
+        """The place, whether there is code or not."""
+        return cls(py_func, py_file)
+
+
+@functools.cache
+def _open(folder: str) -> bool:
+    """Whether this user can write there."""
+    return os.access(folder, os.W_OK)
+
+
+class _Places(CompileResultCacheImpl):
+    _locator_classes = (*CompileResultCacheImpl._locator_classes, _BesideTheSource)
+
+
 class _Loaded(FunctionCache):
-    """Numba's keeper of the code of one function."""
+    """Numba's keeper of the code of one function.
+
+    It looks where it may not write too, in the folder that the user has named and beside the
+    source: code is compiled ahead by those who install, and used by others.
+    """
+
+    _impl_class = _Places
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        file, impl = inspect.getfile(function), self._impl
+        kinds = (UserProvidedCacheLocator, InTreeCacheLocator)
+        others = [kind(function, file) for kind in (kinds if config.CACHE_DIR else kinds[1:])]
+        closed = [path for path in (one.get_cache_path() for one in others) if not _open(path)]
+        stamp = impl.locator.get_source_stamp()
+        self._files = [
+            _Checked(path, impl.filename_base, stamp)
+            for path in dict.fromkeys([self._cache_path, *closed])
+        ]
+        self._cache_file = self._files[0]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code, without all that numba would need to compile any."""
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
+
+    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        key = self._index_key(sig, target_context.codegen())
+        code = next(filter(None, (file.load(key) for file in self._files)), None)
+        if code is None:
+            _announce()
+            return None
+        return self._impl.rebuild(target_context, code)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the code, if it can be written."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _say(str(error))
 
 
 class _Checked(IndexDataCacheFile):
@@ -332,30 +388,37 @@ class _Checked(IndexDataCacheFile):
         except Exception:  # unpickling damaged bytes may raise anything
             self._remove()
             code = None
-        if code is None:
-            _announce()
+        if code is not None:
+            _FOLDERS.add(self._cache_path)
         return code
 
     def save(self, key: Any, data: Any) -> None:
-        """Write the code, if there is room."""
-        try:
-            super().save(key, data)
-        except OSError as error:
-            _say(str(error))
+        """Write the code."""
+        super().save(key, data)
+        _FOLDERS.add(self._cache_path)
+
+    def _digest(self, data: bytes) -> bytes:
+        """Of the file's bytes and of the name of its function."""
+        return blake2b(self._index_name.encode() + data, digest_size=_DIGEST).digest()
+
+    def _check(self, data: bytes) -> None:
+        """The digest at the end must be that of what comes before."""
+        if self._digest(data[:-_DIGEST]) != data[-_DIGEST:]:
+            raise ValueError("the digest is another")
 
     def _dump(self, obj: Any) -> bytes:
         data = super()._dump(obj)
-        return data + blake2b(data, digest_size=_DIGEST).digest()
+        return data + self._digest(data)
 
     def _load_index(self) -> Any:
         path, version = Path(self._index_path), pickle.dumps(self._version, protocol=-1)
         data = path.read_bytes() if path.exists() else b""
         if data.startswith(version):  # of another one numba reads no further
-            _check(data[len(version) :])
+            self._check(data[len(version) :])
         return super()._load_index()
 
     def _load_data(self, name: str) -> Any:
-        _check(Path(self._data_path(name)).read_bytes())
+        self._check(Path(self._data_path(name)).read_bytes())
         return super()._load_data(name)
 
     def _remove(self) -> None:
@@ -363,10 +426,3 @@ class _Checked(IndexDataCacheFile):
         for path in [base, *base.parent.glob(f"{base.stem}.*.nbc")]:
             with suppress(OSError):
                 path.unlink()
-
-
-def _check(data: bytes) -> None:
-    """The digest at the end must be that of what comes before."""
-    body, digest = data[:-_DIGEST], data[-_DIGEST:]
-    if blake2b(body, digest_size=_DIGEST).digest() != digest:
-        raise ValueError("the digest is another")
