@@ -255,6 +255,7 @@ agree("noise-robust fixed effects", K @ X.T @ S @ y, robust.fe_params.to_numpy()
 # | what | where |
 # |---|---|
 # | the refits, from the full fit on | `inference.jackknife.jackknife`, `engine.left_out_fits.left_out_fits` |
+# | those on the edge of the domain | `engine.left_out_edges.left_out_edges` |
 # | the score without a donor, from quantities of the full fit | `engine.left_out_scores.left_out_scores` |
 # | their covariance | `inference.jackknife.covariance` |
 # | delete-block and one-step versions | `inference.jackknife.leave_out_groups`, `inference.jackknife.LikelihoodJackknife` |
