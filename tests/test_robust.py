@@ -6,6 +6,8 @@ of the registry is tested here without a change.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dense_robust
 import numpy as np
 import pytest
@@ -199,6 +201,23 @@ def test_donors_out_of_use(random):
     close(*(sandwich.contrasts(fit, L).statistics(0.3) for fit in fits))
     close(*(sandwich.hotelling(fit, L).pvalue for fit in fits))
     assert not {2, 7} & set(np.concatenate(got.donors))
+
+
+@pytest.mark.parametrize("random", ["batch", "nested"])
+def test_leaving_out_units_whatever_free_memory_holds(random):
+    """Fewer donors than a tile has lanes: what the others hold nobody has set."""
+    base = make("hom", "ctp", random)
+    model = subset(base, base.row_donor < 12)
+    fit, want = robust.weigh(model), dense_robust.fit(model)
+    order = [want.unit[np.flatnonzero(model.row_donor == d[0])[0]] for d in fit.donors]
+    parts = dense_robust.jackknife(want)
+    for value in (np.nan, np.inf, 1e300, 1.0):
+        room = [np.full(size, value) for size in range(128, 4096, 8)]
+        del room[::2]  # the rest keeps the heap from being returned
+        left = replace(fit).replicates
+        del room
+        close(left.theta, [parts[u].theta for u in order], tolerance(*(p.condition for p in parts)))
+        close(left.beta, [parts[u].beta for u in order])
 
 
 @pytest.mark.parametrize("random", ["none", "nested"])

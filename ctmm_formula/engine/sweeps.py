@@ -112,15 +112,11 @@ class LeftOut(NamedTuple):
 
 
 class OneTile(NamedTuple):
-    """Memory for a tile of donors of several units: out, the units' of each donor; flat, sums.
-
-    there (1, LANES) is 1 for donors of one of them.
-    """
+    """Memory for a tile of donors of several units: out, the units' of each donor; flat, sums."""
 
     out: LeftOut
     flat: np.ndarray
     sums: Sums
-    there: np.ndarray
 
 
 _KEPT = threading.local()
@@ -508,11 +504,9 @@ def _each(layout, first, used, gram, noise, levels, out, wk, effects, flat, sums
         while begin < end:  # its units, one after the other
             u = layout.unit[begin]
             stop = min(end, layout.unit_ptr[u + 1])
-            for lane in range(LANES):
-                one.there[0, lane] = 1.0 if begin <= t * LANES + lane < stop else 0.0
-            there = load(one.there, 0)
             for j in range(len(flat)):
-                flat[j, u - first] += total(there * load(one.flat, j))
+                for i in range(begin, stop):  # what other lanes hold may not even be a number
+                    flat[j, u - first] += one.flat[j, i - t * LANES]
             begin = stop
         meet(layout, t, low, high, gram, effects.v, levels)
     for u in range(used):
@@ -677,7 +671,7 @@ def sweep(layout, w, nu, r, steps, state, memory, theta, beta):
     own_flat, one_flat = aligned((size, LANES)), aligned((size, LANES))
     own, alone = parts(own_flat, count, p, False), np.empty(LANES, np.bool_)
     sums = parts(one_flat, count, p, False)
-    one = OneTile(_make_left_out(p), one_flat, sums, aligned((1, LANES)))
+    one = OneTile(_make_left_out(p), one_flat, sums)
     for first in range(0, units, LANES):
         used = min(LANES, units - first)
         _without(first, used, state, XX, Xr, XDX, out, sol, alone)
