@@ -159,16 +159,18 @@ TABLES: dict[str, list[Setting]] = {
         *(Setting(300, mean=m, own=v) for m, v in product((0.02, 0.1), (0.0, 0.3))),
     ],
     "score": [
-        *(Setting(n, mean=m, cells=c, genes=2000 if m == 0.02 else 0) for n, m, c in
+        *(Setting(n, mean=m, cells=c, genes=2000) for n, m, c in
           product((20, 50), (0.02, 0.1, 0.5, 2.0), ("few", "mid", "uneven", "one"))),
-        *(Setting(50, mean=10.0, cells=c) for c in ("mid", "uneven")),
-        Setting(50, mean=0.5, missing=0.2), Setting(48, mean=0.5, batches=12),
-        Setting(50, 8, 0.5), Setting(50, 15, 0.5, "mid"), Setting(300, mean=0.1, cells="mid"),
-        Setting(50, mean=2.0, depth=0.5), Setting(50, mean=2.0, ambient=0.1),
-        Setting(50, mean=0.5, informative=0.7),
-        *(Setting(n, 2, m, c, genes=2000 if m == 0.02 else 0)
+        *(Setting(50, mean=10.0, cells=c, genes=2000) for c in ("mid", "uneven")),
+        Setting(50, mean=0.5, missing=0.2, genes=2000),
+        Setting(48, mean=0.5, batches=12, genes=2000),
+        Setting(50, 8, 0.5, genes=2000), Setting(50, 15, 0.5, "mid", genes=2000),
+        Setting(300, mean=0.1, cells="mid", genes=2000),
+        Setting(50, mean=2.0, depth=0.5, genes=2000), Setting(50, mean=2.0, ambient=0.1, genes=2000),
+        Setting(50, mean=0.5, informative=0.7, genes=2000),
+        *(Setting(n, 2, m, c, genes=2000)
           for n, m, c in product((20, 50), (0.02, 0.5), ("few", "uneven"))),
-        *(Setting(50, mean=m, cells=c, poisson=True, genes=2000 if m == 0.02 else 0)
+        *(Setting(50, mean=m, cells=c, poisson=True, genes=2000)
           for m, c in product((0.02, 0.1, 0.5, 2.0), ("mid", "uneven"))),
         *(Setting(n, mean=1.0, cells=c, beside=m, genes=1000)
           for n, c, m in product((20, 50), ("mid", "uneven"), (0.005, 0.05))),
