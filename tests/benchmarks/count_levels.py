@@ -166,7 +166,8 @@ TABLES: dict[str, list[Setting]] = {
         Setting(48, mean=0.5, batches=12, genes=2000),
         Setting(50, 8, 0.5, genes=2000), Setting(50, 15, 0.5, "mid", genes=2000),
         Setting(300, mean=0.1, cells="mid", genes=2000),
-        Setting(50, mean=2.0, depth=0.5, genes=2000), Setting(50, mean=2.0, ambient=0.1, genes=2000),
+        Setting(50, mean=2.0, depth=0.5, genes=2000),
+        Setting(50, mean=2.0, ambient=0.1, genes=2000),
         Setting(50, mean=0.5, informative=0.7, genes=2000),
         *(Setting(n, 2, m, c, genes=2000)
           for n, m, c in product((20, 50), (0.02, 0.5), ("few", "uneven"))),
