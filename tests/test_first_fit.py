@@ -107,7 +107,15 @@ def closed(path):
     )
 
 
-def as_user(user, writable, readable=(), **environment):
+@pytest.fixture
+def site(tmp_path):
+    """An installation of which nothing is compiled."""
+    path, none = tmp_path / "site", shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "ctmm_formula", path / "ctmm_formula", ignore=none)
+    return path
+
+
+def as_user(user, site, writable, readable=(), **environment):
     """FIT by moments as another user: only the installation is there, and `writable`, `readable`.
 
     What other users cannot enter (the home of root, as a rule) is covered by an empty directory,
@@ -117,7 +125,7 @@ def as_user(user, writable, readable=(), **environment):
         pytest.skip("other users and mounts of their own need root, unshare and setpriv")
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounts of their own are not allowed here (unshare -m)")
-    needed = {Path(sys.prefix), Path(sys.base_prefix), ROOT, *readable}
+    needed = {Path(sys.prefix), Path(sys.base_prefix), site, *readable}
     for path in [*sys.path, np.__file__]:  # packages may be elsewhere
         if path and not any(Path(path).is_relative_to(home) for home in needed):
             needed |= {Path(path)} if Path(path).is_dir() else set()
@@ -134,7 +142,7 @@ def as_user(user, writable, readable=(), **environment):
     lines += [f'cd / && exec setpriv --reuid={user} --regid={user} --clear-groups "$@"']
     # other kernels of BLAS have other roundings
     blas = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
-    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **blas, **environment}
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), **blas, **environment}
     command = ["env", "-i", *(f"{name}={value}" for name, value in given.items())]
     done = subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(lines), "sh", *command,
@@ -153,43 +161,40 @@ def open_folder(folder, mode):
     return folder
 
 
-def test_a_user_without_home_and_with_a_read_only_installation(tmp_path):
+def test_a_user_without_home_and_with_a_read_only_installation(tmp_path, site):
     """What was compiled ahead is used, in the installation or in a folder that is named."""
-    site, cache = tmp_path / "site", tmp_path / "cache"
-    none = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "ctmm_formula", site / "ctmm_formula", ignore=none)
+    cache = tmp_path / "cache"
     cache.mkdir()
-    here, place = [site, cache], {"PYTHONPATH": str(site)}
-    numbers, hits, _, said = as_user(USERS[0], [], here, **place)
+    numbers, hits, _, said = as_user(USERS[0], site, [])
     assert numbers == moments_here()
     assert hits == 0
     assert said.count("CTMMWarning") == 1 and "NUMBA_CACHE_DIR" in said
     for folder in (str(cache), ""):  # as root
-        run(MOMENTS, folder, env=place, cwd="/", check=True)
+        run(MOMENTS, folder, env={"PYTHONPATH": str(site)}, cwd="/", check=True)
         named = {"NUMBA_CACHE_DIR": folder} if folder else {}
-        assert as_user(USERS[0], [], here, **place, **named) == (numbers, 1, 0, "")
+        assert as_user(USERS[0], site, [], [cache], **named) == (numbers, 1, 0, "")
 
 
-def test_a_container_with_a_home_that_is_all_it_can_write(tmp_path):
+def test_a_container_with_a_home_that_is_all_it_can_write(tmp_path, site):
     home = open_folder(tmp_path / "home", 0o777)
-    first = as_user(USERS[1], [home], HOME=str(home))
-    later = as_user(USERS[1], [home], HOME=str(home))
+    first = as_user(USERS[1], site, [home], HOME=str(home))
+    later = as_user(USERS[1], site, [home], HOME=str(home))
     assert first[0] == later[0] == moments_here()
     assert later[1:] == (1, 0, "") and first[3] == ""
     assert any(home.rglob("*.nbc"))
 
 
-def test_two_users_with_one_cache(tmp_path):
+def test_two_users_with_one_cache(tmp_path, site):
     """The second reads what the first has compiled, or, where it may not, compiles in memory."""
     cache = open_folder(tmp_path / "cache", 0o1777)
-    first, second = (as_user(user, [cache], NUMBA_CACHE_DIR=str(cache)) for user in USERS)
+    first, second = (as_user(user, site, [cache], NUMBA_CACHE_DIR=str(cache)) for user in USERS)
     assert first[0] == second[0] == moments_here()
     assert first[3] == ""
     assert {path.stat().st_uid for path in cache.rglob("*.nbi")} == {USERS[0]}
     assert "NUMBA_CACHE_DIR" in second[3] or second[1] == 1
     for path in [cache, *cache.rglob("*")]:  # shared for good
         path.chmod(0o777)
-    third = as_user(USERS[1], [cache], NUMBA_CACHE_DIR=str(cache))
+    third = as_user(USERS[1], site, [cache], NUMBA_CACHE_DIR=str(cache))
     assert third == (first[0], 1, 0, "")
 
 

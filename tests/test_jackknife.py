@@ -143,6 +143,22 @@ def test_replicates_on_the_edge_are_maxima(bounds, method, types):
     assert met > 0
 
 
+def test_fixed_effects_of_replicates_are_those_of_their_components():
+    """Also where several climbs were compared, and the last was not the best."""
+    for seed in range(12):
+        rng = np.random.default_rng([5, seed])
+        donor, celltype = np.divmod(np.arange(14 * 3), 3)
+        H, nu = np.eye(3)[celltype], rng.uniform(0.1, 0.8, len(donor))
+        V = np.where(np.arange(3) % 2, 0.3, 0.0)[celltype]
+        y = 0.5 * rng.normal(size=14)[donor] + rng.normal(size=len(nu)) * np.sqrt(V + nu)
+        model = build_model(y, nu, H, H, donor, resolve("free", ["a", "b", "c"]).basis)
+        domain = Domain("nonnegative")
+        jack = jackknife(model, estimate(model, "ml", domain), domain)
+        for i in range(14):
+            beta = dense.gls(model.without(i), jack.theta[i])[0]
+            np.testing.assert_allclose(jack.beta[i], beta, rtol=1e-5, atol=1e-5)
+
+
 def test_expression_far_from_zero():
     rng = np.random.default_rng(5)
     model = example(rng)

@@ -39,6 +39,23 @@ def test_ranges_are_those_of_python(bounds):
 
 
 @kept
+def _again(n, step):
+    """A range with a name serves several loops, one in the other too."""
+    numbers, total = range(0, n, step), 0
+    for i in numbers:
+        for j in numbers:
+            total += 10 * i + j
+    for i in numbers:
+        total += i
+    return total
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_range_serves_several_loops(step):
+    assert _again(7, step) == _again.py_func(7, step)
+
+
+@kept
 def _mix(a, whole, seen, out):
     """Entries by several indices, rows, ends, and of other kinds of numbers."""
     n, m = a.shape[0], a.shape[1]

@@ -106,7 +106,10 @@ def _part(value, at):
 
 
 class _Turns(NamedTuple):
-    """A loop over a range: addresses of the next number and of where it stops, and the step."""
+    """A range: its start, stop and step; of a loop over it, addresses of the next number and stop.
+
+    Every loop has its own: the range may have others.
+    """
 
     following: Any
     stop: Any
@@ -226,7 +229,10 @@ class Lowered(Lower):
                 return False
             self._turns[name] = self._range(kind.dtype, value.args)
         elif value.op == "getiter" and of in self._turns:
-            self._turns[name] = self._turns[of]
+            start, stop, step, kind = self._turns[of]
+            if not isinstance(step, llvm.Constant):
+                step = self._slot(step)
+            self._turns[name] = _Turns(self._slot(start), self._slot(stop), step, kind)
         elif value.op == "iternext" and of in self._turns:
             self._pairs[name] = self._next(self._turns[of])
         elif value.op in ("pair_first", "pair_second") and of in self._pairs:
@@ -244,9 +250,7 @@ class Lowered(Lower):
         if len(given) == 1:
             given.insert(0, self.context.get_constant(kind, 0))
         start, stop, step = given if len(given) == 3 else [*given, one]
-        if not isinstance(step, llvm.Constant):
-            step = self._slot(step)
-        return _Turns(self._slot(start), self._slot(stop), step, kind)
+        return _Turns(start, stop, step, kind)
 
     def _slot(self, value):
         """A place of memory that holds the value."""

@@ -342,6 +342,8 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             copy(theta, ahead)
     sides = zeros((0, K))
     if look and best == INTERIOR:
+        if S > 1:  # the last climb need not be the best
+            objective(pr, theta, 0.0, INFORMATION, wk)
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
         sides = _open_sides(pr, theta, best_llf, wk)

@@ -862,7 +862,7 @@ def _inertia(A):
             for b in range(a):
                 if abs(A[left[a], left[b]]) > off:
                     off, first, second = abs(A[left[a], left[b]]), a, b
-        if abs(A[left[one], left[one]]) >= _PIVOT * off:
+        if n == 1 or abs(A[left[one], left[one]]) >= _PIVOT * off:
             at = left[one]
             pivot = A[at, at]
             if pivot == 0.0:

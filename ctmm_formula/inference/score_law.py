@@ -209,8 +209,7 @@ def _law_of(layout, found, zero, R, inner, gain, level, squares_of, weights):
     (N, _, wide), r, W = HB.shape, len(R), found.fixed.shape[1]
     (blocks, q), rest = gain.shape, len(zero.last)
     k = layout.columns.shape[1]
-    width = max(k - rest + zero.last.shape[1], wide)
-    values, vectors = empty(N * r), empty((N * r, width))
+    values, vectors = empty(N * r), empty((N * r, wide))
     linear, whole = empty((blocks, W, 2 * q)), empty((rest, squares_of[1].shape[2]))
     _mixed(squares_of[0].reshape(len(weights), linear.size), weights, linear.reshape(linear.size))
     _mixed(squares_of[1].reshape(len(weights), whole.size), weights, whole.reshape(whole.size))
@@ -242,8 +241,6 @@ def _law_of(layout, found, zero, R, inner, gain, level, squares_of, weights):
                     for b in range(r):
                         total += turned[i, a, b] * load_few(FL, (b, at))
                     store(vectors, (j, at), total)
-                for at in range(wide, width, POINTS):
-                    store(vectors, (j, at), few(0.0))
                 j += 1
         start[cell + 1] = j
     # a tuple of the law's own: the one that was given need not outlive this call

@@ -71,11 +71,11 @@ class Layout(NamedTuple):
 class Products(NamedTuple):
     """Cross products of donors and blocks under a null; k = 2 b columns as in :class:`Layout`.
 
-    HS, HM (N, C, C) by S and M_0; HB (N, C, k), and zeros up to whole lanes; Hy (N, C) by S; fixed
-    (blocks, W, W) as in :class:`.cumulants.Law`; Zy (blocks, q), Xy (p,) by S;
-    packed (T, pairs, LANES), products of columns of [H, B, y] by S in the tiles of the layout, of
-    column j and k <= j at j (j + 1) / 2 + k; columns (T, C + b, m, LANES), S [H, B] there, if asked
-    for.
+    HS, HM (N, C, C) by S and M_0; HB (N, C, k), and zeros for whole lanes of fixed effects;
+    Hy (N, C) by S; fixed (blocks, W, W) as in :class:`.cumulants.Law`; Zy (blocks, q), Xy (p,)
+    by S; packed (T, pairs, LANES), products of columns of [H, B, y] by S in the tiles of the
+    layout, of column j and k <= j at j (j + 1) / 2 + k; columns (T, C + b, m, LANES), S [H, B]
+    there, if asked for.
     """
 
     HS: np.ndarray
@@ -178,7 +178,8 @@ def memory_for(layout: Layout) -> Memory:
     (N, d), (T, width, m, _) = layout.slot.shape, layout.design.shape
     (blocks, q), b = layout.component.shape, layout.columns.shape[1] // 2
     C, p = width - b, b - d
-    wide = -(-2 * b // POINTS) * POINTS
+    # fixed effects by whole lanes, wherever they begin
+    wide = -(-(2 * d - (-2 * p // POINTS) * POINTS) // POINTS) * POINTS
     pairs, columns = in_lanes(T, (width + 1) * (width + 2) // 2), in_lanes(T, width, m)
     room, W = np.empty, 2 * (q + p)
     products = Products(

@@ -29,7 +29,7 @@ from .cumulants import Law, log_determinants, moments, until
 
 # trapezoid in x, along the path in widths: of a normal density eight points leave 1e-7, and sums
 # at twice and three times the step are off by errors of which one is that power of the other
-_STEP, _NORMAL = 0.74, 4.0 / 9.0
+_STEP, _NORMAL = 0.72, 4.0 / 9.0
 _MOST = 32, 96  # nodes from a guess and from a saddlepoint, before steps are halved
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
