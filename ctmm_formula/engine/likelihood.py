@@ -342,7 +342,7 @@ def _left_by_noise(model: Model, scale: float) -> float:
 
 
 def middle_of(model: Model) -> np.ndarray:
-    """The same point were noise nothing, (K + Kr,)."""
+    """The point of :func:`centre` for y / scale of variance 1, were noise nothing, (K + Kr,)."""
     share = 1.0 / (2 + len(model.random) + 2 * len(model.kinship))
     theta = np.full(model.n_components, share)
     theta[: len(model.basis)] *= _split(model.basis.tobytes(), model.basis.shape)

@@ -107,7 +107,7 @@ _KEPT = threading.local()
 
 
 def work_of_thread(pr: Problem) -> Work:
-    """The same for one optimisation of a thread after the other: it is there until the next."""
+    """Memory of :func:`make_work` for one fit of a thread after the other, there until the next."""
     shapes = pr.S.shape, pr.cS.shape, pr.blocks.p
     if getattr(_KEPT, "shapes", None) != shapes:
         _KEPT.shapes, _KEPT.work = shapes, make_work(pr)
