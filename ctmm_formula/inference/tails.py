@@ -8,8 +8,10 @@ plain weights lambda are the simplest case.  P(form > value) is
 along any path that crosses the real axis between 0 and the first pole of K.  The path goes through
 the saddlepoint K'(s) = value and is bent, as a hyperbola, to where K turns least, so that the
 integrand is almost a normal density: eight points of a trapezoid sum give six digits and more as
-a rule (two and a half where eigenvalues are few), sixteen twice as many.  How far sums at twice
-and three times the step are from it tells its error.
+a rule (two and a half where eigenvalues are few), sixteen twice as many.  Far out, where one pole
+makes the law, it is that of a chi-square of few degrees of freedom: the path is bent more and there
+are sixteen points from the start.  How far sums at twice and three times the step are from it tells
+its error.
 The pole at 0 leaves a known trace in such a sum, which is taken out.  Sizes are kept as logarithms:
 nothing is lost however small the tail.  (Imhof 1961 and Davies 1980 integrate along the imaginary
 axis, where only the absolute error is small.)
@@ -29,8 +31,9 @@ from .cumulants import Law, log_determinants, moments, until
 
 # trapezoid in x, along the path in widths: of a normal density eight points leave 1e-7, and sums
 # at twice and three times the step are off by errors of which one is that power of the other
-_STEP, _NORMAL = 0.72, 4.0 / 9.0
-_MOST = 32, 96  # nodes from a guess and from a saddlepoint, before steps are halved
+_STEP, _NORMAL = 0.68, 4.0 / 9.0
+_SKEW, _FINE = 2.0, 0.5  # skewness at the saddlepoint from where twice the points are taken at once
+_MOST = 4, 12  # POINTS from a guess and from a saddlepoint, before steps are halved
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
@@ -38,13 +41,16 @@ _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
 _ASTRAY = 1.0  # slope of a guess from the target, in widths, from where it is none
+_ROUNDING = 1e-14  # of the integrand: where far more cancels than is left, the path is none
 _ROUGH = 2e-2  # root of the relative error where four digits will do
 _HOPELESS = 0.02  # two sums apart, where a better saddlepoint is worth its while
 _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _MIDDLE = POINTS // 2 - 1  # of points around one
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
-_SPREAD, _WIDEST = 0.25, 0.38  # how fast the path widens, of the fourth by the second cumulant
+_MOST_BEND = 1.0, 2.0  # and not beyond, where skewness is less than that and where it is more
+_SPREAD = 0.25  # how fast the path widens, of the fourth by the second cumulant
+_WIDEST = 0.38, 0.33
 
 
 class _Point(NamedTuple):
@@ -224,7 +230,8 @@ def _crossing(law, first, side, target, mean, variance):
 class _Path(NamedTuple):
     """s(x) = cross + width / fast (i sinh(fast x) + bend (cosh(fast x) - 1)).
 
-    `start` is K(cross) - cross value, `turn` the derivative of its phase at 0.
+    `start` is K(cross) - cross value, `turn` the derivative of its phase at 0; of so many nodes of
+    this step the first sum is made.
     """
 
     cross: float
@@ -233,6 +240,8 @@ class _Path(NamedTuple):
     bend: float
     start: float
     turn: float
+    step: float
+    nodes: int
 
 
 @called_exact
@@ -248,11 +257,14 @@ def _path(law, value, at):
             fourth = math.inf  # beyond the pole of a donor by itself, which says nothing then
             break
     skew = at.third * width * width * width
+    far = 1 if abs(skew) > _SKEW else 0
     fast = max(fourth / second, 0.25 * skew * skew)
-    fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST), 1e-3)
+    fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST[far]), 1e-3)
     bend = skew / (3.0 * fast) * math.copysign(1.0, value)
-    bend = math.copysign(min(max(bend, _LEAST_BEND), 1.0), value)
-    return _Path(at.s, width, fast, bend, at.K - at.s * value, (at.slope - value) * width)
+    bend = math.copysign(min(max(bend, _LEAST_BEND), _MOST_BEND[far]), value)
+    step, nodes = (_FINE, 2 * POINTS) if far == 1 else (_STEP, POINTS)
+    turn = (at.slope - value) * width
+    return _Path(at.s, width, fast, bend, at.K - at.s * value, turn, step, nodes)
 
 
 @called_exact
@@ -289,8 +301,9 @@ def _integrand(value, path, x, rows):
 
     What is known of a phase but for multiples of 2 pi is continued from node to node: that of the
     whole, which hardly turns where the integrand is large, and slow parts of it each by itself.
-    Then the sum of the integrand's sizes where the two differ, so that its sign is in doubt; and
-    what of its absolute values lies beyond the last, were they to fall as they do up to it.
+    Then the sum of the integrand's sizes where the two differ, so that its sign is in doubt, and
+    of rounding elsewhere; and what of its absolute values lies beyond the last, were they to fall
+    as they do up to it.
     """
     n, s = len(x), _places(path, x)
     phase = rows[1].copy()
@@ -325,8 +338,8 @@ def _integrand(value, path, x, rows):
         out[i] = large * (up_i * s[0, i] - up * s[1, i])
         first, second = second, last
         last = large * math.sqrt(square * (slope * slope + slope_i * slope_i))
-        if i > 0 and (halves - start) % 2.0 != 0.0:
-            doubt += abs(out[i])
+        other = i > 0 and (halves - start) % 2.0 != 0.0
+        doubt += abs(out[i]) if other else _ROUNDING * abs(out[i])
     left = 0.0 if last == 0.0 else math.inf
     if 0.0 < last < second:
         falls = last / second
@@ -341,8 +354,8 @@ def _from(law, value, at, variance):
 
     There are none where a pole lies between 0 and the point, or its slope is another.
     """
-    path, x = _path(law, value, at), _nodes(0.0, _STEP, POINTS)
-    none = empty((0, 0))
+    path, none = _path(law, value, at), empty((0, 0))
+    x = _nodes(0.0, path.step, path.nodes)
     if math.isnan(at.slope):
         return path, none
     s = _places(path, x)
@@ -358,7 +371,7 @@ def _from(law, value, at, variance):
         return path, none
     path = _Path(
         path.cross, path.width, path.fast, path.bend, -0.5 * size[0] - at.s * value,
-        (slope - value) * path.width,
+        (slope - value) * path.width, path.step, path.nodes,
     )  # fmt: skip
     return path, _rows(size, phase, slow)
 
@@ -488,15 +501,17 @@ def log_tail(value, law, more, least, agree, above):
             at = _crossing(law, at.s, side, target, mean, own)
             if math.isnan(at.s):
                 return (-math.inf if value > mean else 0.0), mean, variance, True
-        step = _STEP
         path, rows = _from(law, value, at, own)
         if len(rows) == 0:
             continue
+        step = path.step
+        # far out the width of a guess is that of its pole: too few nodes then say that it is none
+        most = _MOST[again] * POINTS if again == 1 or step == _STEP else path.nodes
         sums = _sums_of(value, path, rows, step)
         while True:
             nothing = _ROUGH if _logarithm(path, sums.total) > above else agree
             ends = sums.left < nothing**2 * abs(sums.total)
-            if ends or rows.shape[1] >= _MOST[again]:
+            if ends or rows.shape[1] >= most:
                 break
             rows = _further(law, path, step, rows)
             sums = _sums_of(value, path, rows, step)
@@ -508,13 +523,13 @@ def log_tail(value, law, more, least, agree, above):
             log = _logarithm(path, sums.total)
             if (
                 sums.twice < agree * size and sums.doubt < agree**2 * size
-                and (sums.thrice < accident * size or step < 0.5 * _STEP)
+                and (sums.thrice < accident * size or step < 0.5 * path.step)
             ):  # fmt: skip
                 return log, mean, variance, sums.left < agree**2 * size
             if log > above and sums.twice < _ROUGH * size and sums.doubt < _ROUGH**2 * size:
                 return log, mean, variance, False
             if not step > _LAST_STEP[again] or (
-                again == 0 and step < _STEP and not sums.twice < _HOPELESS * size
+                again == 0 and step < path.step and not sums.twice < _HOPELESS * size
             ):
                 break
             rows = _finer(law, path, step, rows)
