@@ -33,7 +33,7 @@ from .tails import log_tail
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
-_AGREE = 2.5e-4  # of sums at a step and at twice that: errors are some 1e-8, and 6e-7 at most
+_AGREE = 2e-4  # of sums at a step and at twice that: errors are some 1e-8, and 6e-7 at most
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination
@@ -98,10 +98,10 @@ def _by_donor(HS, HM, R, inner):
 
     The rows of Q are eigenvectors, D is `inner`.
     """
-    (N, C, _), r = HM.shape, len(R)
+    N, r = len(HM), len(R)
     columns, count = _entries(R)
     sizes, turned = empty((N, r)), empty((N, r, r))
-    half, least = empty(C), aligned((1, LANES))
+    least = aligned((1, LANES))
     G, DG = aligned((r, r, LANES)), aligned((r, r, LANES))
     whole, axes = aligned((r, r, LANES)), aligned((r, r, LANES))
     fill(G, 0.0)
@@ -112,18 +112,16 @@ def _by_donor(HS, HM, R, inner):
             # a donor without measured noise may have none at all: then this is rounding of F S F'
             size = 1e-300
             for a in range(r):
-                for d in range(C):
-                    half[d] = 0.0
                 scale = 0.0
                 for k in range(count[a]):
                     c = columns[a, k]
                     scale += R[a, c] * R[a, c] * HS[i, c, c]
-                    for d in range(C):
-                        half[d] += R[a, c] * HM[i, c, d]
                 for b in range(a + 1):
                     total = 0.0
-                    for k in range(count[b]):
-                        total += half[columns[b, k]] * R[b, columns[b, k]]
+                    for k in range(count[a]):
+                        for m in range(count[b]):
+                            c, d = columns[a, k], columns[b, m]
+                            total += R[a, c] * HM[i, c, d] * R[b, d]
                     G[a, b, i - first] = total
                 size = max(size, G[a, a, i - first], scale)
             for a in range(r):
