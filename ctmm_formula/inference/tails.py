@@ -37,6 +37,7 @@ _MOST = 4, 12  # POINTS from a guess and from a saddlepoint, before steps are ha
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
 _ASIDE, _BESIDE = 1e-6, 0.25  # steps into the complex plane for derivatives of K, in widths
+_REACH = 100.0  # widths from a point to where the first of those beside it lies
 _WIDER = 10.0  # next step for derivatives, where one was lost in rounding
 _KNOWN = 0.01  # of the law's variance, below which a variance is not known
 _CLOSE, _LIKE = 0.1, 0.2  # to the saddlepoint, in widths and of the target
@@ -169,7 +170,7 @@ def _guess(law, side, target, mean, variance):
 
 
 @called_exact
-def _crossing(law, first, side, target, mean, variance):
+def _crossing(law, guess, side, target, mean, variance):
     """The saddlepoint, or a point not far from the pole at 0; NaN where K' never has the target.
 
     K' - mean is taken for a s / (1 - b s), which is what it looks like on the way to a pole,
@@ -180,14 +181,16 @@ def _crossing(law, first, side, target, mean, variance):
     x_low = x_before = 0.0
     width = unit = 1.0 / math.sqrt(variance)
     places, slopes = empty(POINTS), empty(POINTS)
-    s = side * first
+    s = side * guess.s
     if not 0.0 < s < _FAR * unit:
         s = unit
+    elif guess.curve * unit * unit > 0.0:
+        width = 1.0 / math.sqrt(guess.curve)
     for _ in range(100):
         if not s < _FAR * unit:
             break
         step = min(width, s)
-        down, up = s - low, high - s if math.isfinite(high) else 4.0 * s
+        down, up = s - low, high - s if math.isfinite(high) else min(4.0 * s, _REACH * width)
         places[_MIDDLE] = places[_MIDDLE + 1] = side * s
         share = 0.5
         for i in range(_MIDDLE):  # ever nearer to it on both sides
@@ -498,7 +501,7 @@ def log_tail(value, law, more, least, agree, above):
     at = _guess(law, side, target, mean, own)
     for again in range(2):
         if again == 1:
-            at = _crossing(law, at.s, side, target, mean, own)
+            at = _crossing(law, at, side, target, mean, own)
             if math.isnan(at.s):
                 return (-math.inf if value > mean else 0.0), mean, variance, True
         path, rows = _from(law, value, at, own)
