@@ -216,9 +216,14 @@ class Model:
         return weighable(self.nu, self.types, self.n_cells)
 
     @cached_property
+    def along(self) -> np.ndarray:
+        """Q'y (p,), by which Q explains y."""
+        return np.asarray(self.Q.T @ self.y)
+
+    @cached_property
     def residual(self) -> np.ndarray:
         """y less its least-squares fit, (n,)."""
-        return np.asarray(self.y - self.Q @ (self.Q.T @ self.y))
+        return np.asarray(self.y - self.Q @ self.along)
 
     @property
     def n_components(self) -> int:
@@ -337,7 +342,7 @@ class Model:
 
 _OF_DESIGN = ("n_donors", "active_rows", "nobs", "random_blocks")
 """What all responses of a design share and one of them has worked out."""
-_OF_RESPONSE = ("noise", "residual")
+_OF_RESPONSE = ("noise", "along", "residual")
 """What a response has for itself."""
 
 

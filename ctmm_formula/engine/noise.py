@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .options import kept_exact
+
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _EPS = float(np.finfo(float).eps)
 FAR = 1e3
@@ -66,13 +68,38 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     return Pooling(code, per_cell, sizes, rows, weights, bool(rows.all()))
 
 
+@kept_exact
+def _pool(nu, code, per_cell, sizes, rows, between, out):
+    """:func:`pooled` noise `out` (n,), of `between` (groups,) cells; its mean over rows in use."""
+    for group in range(len(sizes)):
+        between[group] = 0.0
+    for a in range(len(nu)):
+        if rows[a]:
+            between[code[a]] += per_cell[a] * nu[a]
+    for group in range(len(sizes)):
+        between[group] /= sizes[group]
+    total, used = 0.0, 0
+    for a in range(len(nu)):
+        out[a] = between[code[a]] / per_cell[a]
+        if rows[a]:
+            total += out[a]
+            used += 1
+    return total / used
+
+
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
     """s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
-    between = how.per_cell * nu
-    if not how.whole:
-        between = np.where(how.rows, between, 0.0)
-    total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
-    return (total / how.sizes)[how.code] / how.per_cell
+    out = np.empty(len(nu))
+    _pool(nu, how.code, how.per_cell, how.sizes, how.rows, np.empty(len(how.sizes)), out)
+    return out
+
+
+def weighed(nu: np.ndarray, how: Pooling, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Working noise (n,), see :func:`working_noise`, and s_c^2 of every group (groups,)."""
+    noise, between = np.empty(len(nu)), np.empty(len(how.sizes))
+    mean = _pool(nu, how.code, how.per_cell, how.sizes, how.rows, between, noise)
+    floored = mean > 0.0
+    return np.maximum(noise, _FLOOR * mean) if floored else np.full(len(nu), size or 1.0), between
 
 
 def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
@@ -81,10 +108,7 @@ def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
     `size` stands in where nothing was measured to vary: all rows weigh alike, in squared units of
     the response.
     """
-    noise = pooled(nu, how)
-    used = noise if how.whole else noise[how.rows]
-    mean = float(np.add.reduce(used)) / len(used)
-    return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
+    return weighed(nu, how, size)[0]
 
 
 def far_off(nu: np.ndarray, how: Pooling) -> np.ndarray:
