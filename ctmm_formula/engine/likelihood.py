@@ -254,7 +254,10 @@ def _of_response(problem: Problem, share: float, model: Model, scale: float) -> 
 
 
 @kept_exact
-def _put(y, noise, place, T, m, scale, square, share):
+def _put(
+    y: np.ndarray, noise: np.ndarray, place: np.ndarray, T: int, m: int, scale: float,
+    square: float, share: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:  # fmt: skip
     """y, noise and its share (n,) in tiles (T, m, LANES), and whether no noise is 0."""
     size, noisy = T * m * LANES, True
     out, nu, cnu = aligned((size,)), aligned((size,)), aligned((size,))
@@ -360,7 +363,8 @@ def _left_by_noise(model: Model, scale: float) -> float:
 
 
 @kept_exact
-def _left(noise, used, square):
+def _left(noise: np.ndarray, used: np.ndarray, square: float) -> float:
+    """See :func:`_left_by_noise`; noise (n,) of the rows in use, `square` of the scale."""
     taken, count = 0.0, 0
     for row in range(len(noise)):
         if used[row]:
@@ -419,7 +423,10 @@ def fixed_effects(
 
 
 @kept_exact
-def _unturned(beta, gram, back, along, scale, root, out):
+def _unturned(
+    beta: np.ndarray, gram: np.ndarray, back: np.ndarray, along: np.ndarray, scale: float,
+    root: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
     """Root (p, p) of the covariance root'root of b `out` (p,), whose part `along` Q is known."""
     p = len(beta)
     for j in range(p):

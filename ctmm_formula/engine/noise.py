@@ -69,7 +69,10 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
 
 
 @kept_exact
-def _pool(nu, code, per_cell, sizes, rows, between, out):
+def _pool(
+    nu: np.ndarray, code: np.ndarray, per_cell: np.ndarray, sizes: np.ndarray, rows: np.ndarray,
+    between: np.ndarray, out: np.ndarray,
+) -> float:  # fmt: skip
     """:func:`pooled` noise `out` (n,), of `between` (groups,) cells; its mean over rows in use."""
     for group in range(len(sizes)):
         between[group] = 0.0
@@ -136,10 +139,9 @@ def weighable(nu: np.ndarray, H: np.ndarray, n_cells: np.ndarray | None) -> np.n
     >>> weighable(np.array([0.5, 0.0, 0.25]), np.ones((3, 1)), np.array([2.0, 4.0, 4.0]))
     array([0.5       , 0.16666667, 0.25      ])
     """
-    zero = nu == 0.0
-    if not zero.any():
+    if np.count_nonzero(nu) == len(nu):
         return nu
-    return np.where(zero, pooled(nu, pooling(H, n_cells, np.isfinite(nu))), nu)
+    return np.where(nu == 0.0, pooled(nu, pooling(H, n_cells, np.isfinite(nu))), nu)
 
 
 def unbiased_square(n: Any, S2: Any, S4: Any) -> Any:

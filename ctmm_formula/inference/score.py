@@ -193,7 +193,8 @@ class ScoreDesign(NamedTuple):
     of H; R and rank of the forms, see :class:`~ctmm_formula.inference.score_law.Forms`; types
     (C, m) of the m rows in use, and how many rows of each; whether every row is of one type; the
     fit of the null; explained (C,) whether fixed effects explain a type wholly; weights (C,) of the
-    types in a sum that goes by nothing else; logarithm of p `above` which four digits will do.
+    types in a sum that goes by nothing else; numbers of the types `without` any, as they are
+    explained; logarithm of p `above` which four digits will do.
     """
 
     how: Pooling
@@ -206,6 +207,7 @@ class ScoreDesign(NamedTuple):
     null: NullDesign
     explained: np.ndarray
     weights: np.ndarray
+    without: tuple[int, ...]
     above: float
 
 
@@ -217,7 +219,8 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     explained = _explained(model.H[layout.rows], layout)
     return ScoreDesign(
         model.pooling, layout, *_forms(C), used.T.copy(), used.sum(axis=0), _one_hot(used),
-        null_design(model, layout), explained, np.where(explained, 0.0, 1.0), above,
+        null_design(model, layout), explained, np.where(explained, 0.0, 1.0),
+        tuple(np.flatnonzero(explained).tolist()), above,
     )  # fmt: skip
 
 
@@ -304,14 +307,16 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
-        explained=() if design.weights.all() else tuple(design.explained.nonzero()[0].tolist()),
+        explained=design.without,
         low=() if known else _low(model, design, null.between),
         cautious=alike and not known and bool((model.nu[design.layout.rows] == 0.0).any()),
     )
 
 
 @kept_exact
-def _outcome(found, value, statistic, pvalue):
+def _outcome(
+    found: np.ndarray, value: np.ndarray, statistic: np.ndarray, pvalue: np.ndarray
+) -> None:
     """Statistics and p values (C + 1,) by logarithms of tails, means and variances (C + 1, 3)."""
     for d in range(len(value)):
         log = found[d, 0]
@@ -501,7 +506,7 @@ class Null(NamedTuple):
 
 
 @kept_exact
-def _least(left, whole, out):
+def _least(left: np.ndarray, whole: np.ndarray, out: np.ndarray) -> None:
     """:attr:`Null.least`."""
     for d in range(len(out)):
         there = left[d] > NOTHING * whole[d] and whole[d] > 0.0
@@ -557,7 +562,8 @@ def _refuse_singular(inverse: np.ndarray) -> None:
 
 
 @kept_exact
-def _is_finite(A):
+def _is_finite(A: np.ndarray) -> bool:
+    """Whether all entries of A (n, m) are."""
     for row in range(A.shape[0]):
         for column in range(A.shape[1]):
             if not math.isfinite(A[row, column]):

@@ -166,6 +166,11 @@ class Layout:
             _put_p(out, f"p_{name}", part.pvalue, part.log_pvalue)
         return out
 
+    @cached_property
+    def _by_type(self) -> dict[str, dict[str, str]]:
+        """Columns of the p values of a test in every cell type."""
+        return {test: {c: f"p_{test}[{c}]" for c in self.celltypes} for test in self.tests}
+
     def _put_details(self, out: Row, test: str, result: TestResult) -> None:
         """Columns of a test's further p values and their logarithms, read off its details."""
         extra, logs = result.extra, result.log_details
@@ -176,8 +181,8 @@ class Layout:
                     one if isinstance(one, Mapping) else dict.fromkeys(self.celltypes, one)
                     for one in (own, own_logs)
                 )
-                for name in self.celltypes:
-                    _put_p(out, f"p_{test}[{name}]", each[name], each_log[name])
+                for name, column in self._by_type[test].items():
+                    _put_p(out, column, each[name], each_log[name])
             else:
                 _put_p(out, f"p_{test}_{detail}", own, own_logs)
 
