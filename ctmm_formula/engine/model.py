@@ -32,6 +32,7 @@ from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import ConvergenceError
+from . import arranging
 from .noise import Pooling, pooling, weighable
 from .relatedness import KernelTerm
 
@@ -66,14 +67,13 @@ class Tiles(NamedTuple):
 
     def put(self, values: np.ndarray, empty: float = 0.0) -> np.ndarray:
         """Values per row (n,) or (n, k) as (T, m, LANES) or (T, k, m, LANES)."""
-        T, m, lanes = self.shape
+        T, m, _ = self.shape
         if values.ndim == 1:
             out = in_lanes(T, m, value=empty)
             out.ravel()[self.place] = values
             return out
         out = in_lanes(T, values.shape[1], m, value=empty)
-        number, place = np.divmod(self.place, m * lanes)
-        out.reshape(T, values.shape[1], m * lanes)[number, :, place] = values
+        arranging.put(_floats(values), self.place, out)
         return out
 
     def put_each(self, *values: np.ndarray, ones: int = 1) -> tuple[np.ndarray, ...]:
@@ -110,11 +110,10 @@ def each_in_lanes(*shapes: tuple[int, ...]) -> list[np.ndarray]:
 
 def tile(row_ptr: np.ndarray) -> Tiles:
     """Tiles of donors whose rows start at row_ptr (N + 1,)."""
-    size = np.diff(row_ptr)
+    size = row_ptr[1:] - row_ptr[:-1]
     m = int(size.max(initial=1))
-    number, lane = np.divmod(np.arange(len(size)), LANES)
-    first = (number * m - row_ptr[:-1]) * LANES + lane
-    place = np.repeat(first, size) + np.arange(row_ptr[-1]) * LANES
+    place = np.empty(row_ptr[-1], dtype=np.int64)
+    arranging.places(row_ptr, m, LANES, place)
     return Tiles((-(-len(size) // LANES), m, LANES), place)
 
 
@@ -402,7 +401,7 @@ def build_model(
     entries, offsets = _all_entries(random, donor)
     block_of_donor, block_of_level = _connect(n_donors, donor, entries, offsets)
 
-    donors = np.lexsort((np.arange(n_donors), block_of_donor))
+    donors = np.argsort(block_of_donor, kind="stable")
     rank = np.empty(n_donors, dtype=np.int64)
     rank[donors] = np.arange(n_donors)
     order = np.argsort(rank[donor], kind="stable")
@@ -410,11 +409,11 @@ def build_model(
     n_blocks = int(block_of_donor.max()) + 1
     row_ptr = np.searchsorted(row_donor, np.arange(n_donors + 1))
 
-    levels = np.lexsort((np.arange(len(block_of_level)), block_of_level))
+    levels = np.argsort(block_of_level, kind="stable")
     level_rank = np.empty(len(levels), dtype=np.int64)
     level_rank[levels] = np.arange(len(levels))
     level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
-    component_of_level = np.repeat(np.arange(len(entries)), np.diff(offsets))
+    component_of_level = np.repeat(np.arange(len(entries)), offsets[1:] - offsets[:-1])
     level, Z = _levels_of_donors(entries, offsets, level_rank, order, row_donor)
 
     X = _floats(X)[order]
@@ -423,12 +422,12 @@ def build_model(
     Q, back = _orthonormal(X)
     W, S = _loadings(H, basis, len(entries))
     tiles = tile(row_ptr)
-    levels_of_block = np.diff(level_ptr)
+    levels_of_block = level_ptr[1:] - level_ptr[:-1]
     blocks = Blocks(
         design=tiles.put(np.hstack([W, Q, Z])),
         R=W.shape[1],
         p=X.shape[1],
-        n_rows=tiles.donors(np.diff(row_ptr), 0),
+        n_rows=tiles.donors(row_ptr[1:] - row_ptr[:-1], 0),
         block=tiles.donors(block_of_donor[donors], 0),
         level=tiles.donors(level, -1),
         level_ptr=level_ptr,
@@ -563,7 +562,13 @@ def _orthonormal(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sign = np.where(R.diagonal() < 0, -1.0, 1.0)
     back, _ = lapack.dtrtri(R)  # reads the upper triangle only
     Q, *_ = lapack.dorgqr(factored, tau)
-    return Q * sign, np.triu(back) * sign
+    return Q * sign, np.where(_upper(len(sign)), back, 0.0) * sign
+
+
+@functools.lru_cache(maxsize=64)
+def _upper(p: int) -> np.ndarray:
+    """Which entries lie on or above the diagonal, (p, p)."""
+    return np.triu(np.ones((p, p), dtype=bool))
 
 
 def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
@@ -581,7 +586,8 @@ def _all_entries(
 ) -> tuple[list[tuple], np.ndarray]:
     """Entries of every component, and where the levels of each start among all."""
     entries = [_entries(component, donor) for component in random]
-    return entries, np.concatenate([[0], np.cumsum([e[2] for e in entries])]).astype(np.int64)
+    ends = accumulate((e[2] for e in entries), initial=0)
+    return entries, np.array(list(ends), dtype=np.int64)
 
 
 def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:
@@ -601,18 +607,10 @@ def _connect(
         return np.arange(n_donors), np.zeros(0, dtype=np.int64)
     donors = np.concatenate([e[4] for e in entries])
     levels = np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])
-    every = first = np.arange(n_donors)  # first of every donor's block
-    of_level = np.full(int(offsets[-1]), n_donors)
-    while True:
-        lower = first
-        np.minimum.at(of_level, levels, lower[donors])
-        first = lower.copy()
-        np.minimum.at(first, lower[donors], of_level[levels])  # and so of all that follow it
-        first = first[first]
-        if (first == lower).all():
-            break
-    number = np.cumsum(first == every) - 1
-    return number[first], number[of_level]
+    parent, of_donor = np.empty((2, n_donors), dtype=np.int64)
+    head, of_level = np.empty((2, int(offsets[-1])), dtype=np.int64)
+    arranging.connect(donors, levels, parent, head, of_donor, of_level)
+    return of_donor, of_level
 
 
 def _levels_of_donors(
@@ -623,7 +621,7 @@ def _levels_of_donors(
     row_donor: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d)."""
-    n_donors, total = int(row_donor[-1]) + 1, int(offsets[-1])
+    n_donors = int(row_donor[-1]) + 1
     if not entries:
         return np.zeros((n_donors, 0), dtype=np.int64), np.zeros((len(order), 0))
     position = np.empty(len(order), dtype=np.int64)
@@ -631,11 +629,9 @@ def _levels_of_donors(
     row = position[np.concatenate([e[0] for e in entries])]
     level = level_rank[np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])]
     weight = np.concatenate([e[3] for e in entries])
-    pairs, which = np.unique(row_donor[row] * total + level, return_inverse=True)
-    donor, touched = pairs // total, pairs % total
-    column = np.arange(len(pairs)) - np.searchsorted(donor, donor)
-    levels = np.full((n_donors, int(column.max()) + 1), -1, dtype=np.int64)
-    levels[donor, column] = touched
+    donor = row_donor[row]
+    levels = np.full((n_donors, int(np.bincount(donor).max()) + 1), -1, dtype=np.int64)
+    levels = levels[:, : arranging.touched(donor, level, levels)].copy()
     Z = np.zeros((len(order), levels.shape[1]))
-    np.add.at(Z, (row, column[which]), weight)
+    arranging.weigh(donor, level, row, weight, levels, Z)
     return levels, Z

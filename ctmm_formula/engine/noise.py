@@ -54,9 +54,8 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     rows : bool ndarray, shape (n,)
         Rows in use.
     """
-    code = H.argmax(axis=1)
-    # one type in every row, or others
-    if np.count_nonzero(H) > len(H) or not (H[np.arange(len(H)), code] == 1.0).all():
+    code = np.empty(len(H), dtype=np.int64)
+    if not _of_one_type(H, code):
         patterns, code = np.unique(H, axis=0, return_inverse=True)
         code = code.ravel() if len(patterns) <= H.shape[1] else np.zeros(len(H), dtype=np.int64)
     per_cell = np.ones(len(code))
@@ -66,6 +65,26 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     sizes = np.maximum(np.bincount(code[rows], minlength=code.max() + 1), 1)
     weights = COUNTED if counted else "mean noise"
     return Pooling(code, per_cell, sizes, rows, weights, bool(rows.all()))
+
+
+@kept_exact
+def _of_one_type(H: np.ndarray, code: np.ndarray) -> bool:
+    """Whether all rows of H (n, C) are those of a unit matrix, their columns to `code` (n,)."""
+    for row in range(len(H)):
+        code[row] = -1
+        for c in range(H.shape[1]):
+            if H[row, c] == 1.0 and code[row] < 0:
+                code[row] = c
+            elif H[row, c] != 0.0:
+                return False
+        if code[row] < 0:
+            return False
+    return True
+
+
+def one_type_each(H: np.ndarray) -> bool:
+    """Whether all rows of H (n, C) are those of a unit matrix."""
+    return bool(_of_one_type(np.ascontiguousarray(H), np.empty(len(H), dtype=np.int64)))
 
 
 @kept_exact

@@ -46,7 +46,7 @@ import numpy as np
 
 from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
-from ..engine.noise import COUNTED, Pooling, weighed
+from ..engine.noise import COUNTED, Pooling, one_type_each, weighed
 from ..engine.options import kept_exact
 from ..errors import CTMMError
 from .counted_noise import CountedNoise, counted_noise, moved_variances
@@ -214,11 +214,11 @@ class ScoreDesign(NamedTuple):
 def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
-    layout = lay_out(model, np.column_stack([model.H, model.H.sum(axis=1)]))
-    used = model.types[model.pooling.rows]
-    explained = _explained(model.H[layout.rows], layout)
+    layout = lay_out(model, np.hstack([model.H, model.H @ np.ones((C, 1))]))
+    used = model.types if model.pooling.whole else model.types[model.pooling.rows]
+    explained = _explained(model, layout)
     return ScoreDesign(
-        model.pooling, layout, *_forms(C), used.T.copy(), used.sum(axis=0), _one_hot(used),
+        model.pooling, layout, *_forms(C), used.T.copy(), np.ones(len(used)) @ used, one_type_each(used),
         null_design(model, layout), explained, np.where(explained, 0.0, 1.0),
         tuple(np.flatnonzero(explained).tolist()), above,
     )  # fmt: skip
@@ -233,15 +233,16 @@ def _forms(C: int) -> tuple[np.ndarray, np.ndarray]:
     return R, rank
 
 
-def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
-    """Cell types, columns of H (n, C) by row of the layout, that fixed effects explain wholly.
+def _explained(model: Model, layout: Layout) -> np.ndarray:
+    """Cell types (C,) that fixed effects explain wholly.
 
     See :class:`Sizes`; the informations are those without any variance but noise 1.
     """
+    H = model.H if model.pooling.whole else model.H[layout.rows]
     n, C = H.shape
-    counts = H.sum(axis=0)
-    if _one_hot(H) and counts.min() > layout.columns.shape[1] // 2 - layout.slot.shape[1]:
+    if one_type_each(H) and (np.ones(n) @ H).min() > model.blocks.p:
         return np.zeros(C, dtype=bool)  # more rows of every type than fixed effects
+    H = model.H[layout.rows]
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
     found, solved = sums_of(layout, *none, memory_for(layout), False)
@@ -326,11 +327,6 @@ def _outcome(
             statistic[d] = log
 
 
-def _one_hot(types: np.ndarray) -> bool:
-    """Whether every row is of one cell type."""
-    return bool((types.max(axis=1) == 1.0).all())
-
-
 def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
     """Variance between cells of the types, pooled over donors (C,), the largest 1.
 
@@ -379,7 +375,7 @@ def _silent(model: Model) -> tuple[int, ...]:
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
     types = model.types[model.active_rows]
-    if not _one_hot(types):
+    if not one_type_each(types):
         return ()
     alike = (model.nu[model.active_rows] == 0.0) @ types / np.maximum(types.sum(axis=0), 1.0)
     return tuple(int(c) for c in np.flatnonzero(alike > ALIKE))
