@@ -218,8 +218,8 @@ def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     used = model.types if model.pooling.whole else model.types[model.pooling.rows]
     explained = _explained(model, layout)
     return ScoreDesign(
-        model.pooling, layout, *_forms(C), used.T.copy(), np.ones(len(used)) @ used, one_type_each(used),
-        null_design(model, layout), explained, np.where(explained, 0.0, 1.0),
+        model.pooling, layout, *_forms(C), used.T.copy(), np.ones(len(used)) @ used,
+        one_type_each(used), null_design(model, layout), explained, np.where(explained, 0.0, 1.0),
         tuple(np.flatnonzero(explained).tolist()), above,
     )  # fmt: skip
 
