@@ -122,6 +122,8 @@ class Errors(NamedTuple):
 
     def of_estimates(self, L: np.ndarray) -> np.ndarray:
         """Standard errors of theta, of L b (C, p) and of b, (K + C + p,)."""
+        if isinstance(self.own, Clustered):
+            return self.own.of_estimates(L)
         each, p = self.cov.diagonal(), L.shape[1]
         return np.sqrt(np.concatenate([each[p:], self.variances(L), each[:p]]))
 

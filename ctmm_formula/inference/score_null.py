@@ -64,9 +64,7 @@ def null_design(model: Model, layout: Layout) -> NullDesign:
     level_ptr, pair_ptr = np.zeros((2, len(levels) + 1), dtype=np.int64)
     np.cumsum(levels, out=level_ptr[1:])
     np.cumsum(levels**2, out=pair_ptr[1:])
-    alone = np.zeros(d, dtype=np.bool_)
-    _find_spans(layout.design, C, alone)
-    spans = np.flatnonzero(alone)
+    spans = _spans(layout.design, C, C + 1 + d)
     T, size = -(-(N + p + 1) // LANES), N + p + 1
 
     def padded(values: np.ndarray, empty: int) -> np.ndarray:
@@ -125,6 +123,16 @@ def _orthonormal(basis, u):
         lengths[1, i] = 1.0 / math.sqrt(lengths[1, i]) if there else 0.0
     for a in range(rows):
         store(basis, (u, a), load(basis, (u, a)) * load(lengths, 1))
+
+
+def _spans(design: np.ndarray, first: int = 0, stop: int | None = None) -> np.ndarray:
+    """Numbers of columns after the `first` that those before them do not span.
+
+    Of a design (tiles, k, m, LANES) up to the column `stop`.
+    """
+    alone = np.zeros((design.shape[1] if stop is None else stop) - first - 1, dtype=np.bool_)
+    _find_spans(design, first, alone)
+    return np.flatnonzero(alone)
 
 
 @kept
