@@ -29,6 +29,29 @@ def put(values, place, out):
             out[t, j, a, inside - a * lanes] = values[row, j]
 
 
+@kept_exact
+def number(codes, values, level, component, count):
+    """Levels (R, n) of rows by number, -1 where they have no weight; how many.
+
+    Of R components by codes and values (R, n), one after the other, without those that no row is
+    in.  `component` (q,) of a level; `count` (codes,) is memory.
+    """
+    q = 0
+    for r in range(len(codes)):
+        for code in range(len(count)):
+            count[code] = -1
+        for row in range(codes.shape[1]):
+            if values[r, row] != 0.0:
+                count[codes[r, row]] = 0
+        for code in range(len(count)):
+            if count[code] == 0:
+                count[code], component[q] = q, r
+                q += 1
+        for row in range(codes.shape[1]):
+            level[r, row] = count[codes[r, row]] if values[r, row] != 0.0 else -1
+    return q
+
+
 @called_exact
 def _first(parent, i):
     """The first donor of those that i belongs with."""
@@ -38,51 +61,56 @@ def _first(parent, i):
 
 
 @kept_exact
-def connect(donors, levels, parent, head, of_donor, of_level):
-    """Blocks of donors (N,) and of levels (q,) that entries (e,) join; how many there are.
+def connect(level, donor, parent, head, of_donor, of_level):
+    """Blocks of donors (N,) and of levels (q,) that levels (R, n) of rows join; how many there are.
 
     In the order of their first donors; `parent` (N,) and `head` (q,) are memory.
     """
     for i in range(len(parent)):
         parent[i] = i
-    for level in range(len(head)):
-        head[level] = -1
-    for e in range(len(donors)):
-        one = _first(parent, donors[e])
-        other = one if head[levels[e]] < 0 else _first(parent, head[levels[e]])
-        first = min(one, other)
-        parent[one] = parent[other] = parent[donors[e]] = head[levels[e]] = first
+    for own in range(len(head)):
+        head[own] = -1
+    for r in range(len(level)):
+        for row in range(len(donor)):
+            own = level[r, row]
+            if own < 0:
+                continue
+            one = _first(parent, donor[row])
+            other = one if head[own] < 0 else _first(parent, head[own])
+            parent[one] = parent[other] = head[own] = min(one, other)
     blocks = 0
     for i in range(len(parent)):
         first = _first(parent, i)
         of_donor[i] = of_donor[first] if first < i else blocks
         blocks += first == i
-    for level in range(len(head)):
-        of_level[level] = of_donor[head[level]]
+    for own in range(len(head)):
+        of_level[own] = of_donor[head[own]]
     return blocks
 
 
 @kept_exact
-def touched(donor, level, levels):
-    """Levels of donors (N, most), of entries (e,), in order and -1 beyond; the largest number."""
+def touched(level, donor, levels):
+    """Levels of donors (N, most), of rows (R, n), in order and -1 beyond; the largest number."""
     most = 0
-    for e in range(len(donor)):
-        own, at = levels[donor[e]], 0
-        while own[at] >= 0 and own[at] < level[e]:
-            at += 1
-        new = level[e]
-        while own[at] != new and new >= 0:  # all that follow move up by one
-            own[at], new = new, own[at]
-            at += 1
-        most = max(most, at)
+    for r in range(len(level)):
+        for row in range(len(donor)):
+            new, at, own = level[r, row], 0, levels[donor[row]]
+            while own[at] >= 0 and own[at] < new:
+                at += 1
+            while new >= 0 and own[at] != new:  # all that follow move up by one
+                own[at], new = new, own[at]
+                at += 1
+            most = max(most, at)
     return most
 
 
 @kept_exact
-def weigh(donor, level, row, weight, levels, Z):
-    """Add weights of entries (e,) to Z (n, d), at the levels (N, d) of their donors."""
-    for e in range(len(row)):
-        column = 0
-        while levels[donor[e], column] != level[e]:
-            column += 1
-        Z[row[e], column] += weight[e]
+def weigh(level, values, donor, levels, Z):
+    """Add weights (R, n) of rows to Z (n, d), at the levels (N, d) of their donors."""
+    for r in range(len(level)):
+        for row in range(len(donor)):
+            if level[r, row] >= 0:
+                column = 0
+                while levels[donor[row], column] != level[r, row]:
+                    column += 1
+                Z[row, column] += values[r, row]

@@ -398,8 +398,7 @@ def build_model(
     """
     donor = np.asarray(donor, dtype=np.int64)
     n_donors = int(donor.max()) + 1
-    entries, offsets = _all_entries(random, donor)
-    block_of_donor, block_of_level = _connect(n_donors, donor, entries, offsets)
+    block_of_donor, block_of_level, component_of_level, level = _connect(random, donor)
 
     donors = np.argsort(block_of_donor, kind="stable")
     rank = np.empty(n_donors, dtype=np.int64)
@@ -413,14 +412,15 @@ def build_model(
     level_rank = np.empty(len(levels), dtype=np.int64)
     level_rank[levels] = np.arange(len(levels))
     level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
-    component_of_level = np.repeat(np.arange(len(entries)), offsets[1:] - offsets[:-1])
-    level, Z = _levels_of_donors(entries, offsets, level_rank, order, row_donor)
+    random = [RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random]
+    level = np.append(level_rank, -1)[level[:, order]]
+    level, Z = _levels_of_donors(level, _weights(random, level.shape), row_donor)
 
     X = _floats(X)[order]
     H = _floats(H)[order]
     basis = _floats(basis)
     Q, back = _orthonormal(X)
-    W, S = _loadings(H, basis, len(entries))
+    W, S = _loadings(H, basis, len(random))
     tiles = tile(row_ptr)
     levels_of_block = level_ptr[1:] - level_ptr[:-1]
     blocks = Blocks(
@@ -440,9 +440,7 @@ def build_model(
         X=X,
         H=H,
         basis=basis,
-        random=tuple(
-            RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random
-        ),
+        random=tuple(random),
         W=W,
         Q=Q,
         row_donor=row_donor,
@@ -469,8 +467,7 @@ def n_blocks(donor: np.ndarray, random: Sequence[RandomComponent]) -> int:
     >>> n_blocks(np.arange(3), []), n_blocks(np.arange(3), [batch])
     (3, 2)
     """
-    entries, offsets = _all_entries(random, donor)
-    return int(_connect(int(donor.max()) + 1, donor, entries, offsets)[0].max()) + 1
+    return int(_connect(random, donor)[0].max()) + 1
 
 
 def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -581,57 +578,42 @@ def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarr
     return _floats(H @ vectors), S
 
 
-def _all_entries(
-    random: Sequence[RandomComponent], donor: np.ndarray
-) -> tuple[list[tuple], np.ndarray]:
-    """Entries of every component, and where the levels of each start among all."""
-    entries = [_entries(component, donor) for component in random]
-    ends = accumulate((e[2] for e in entries), initial=0)
-    return entries, np.array(list(ends), dtype=np.int64)
-
-
-def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:
-    """Non-zero rows, their level numbers (empty levels dropped), number of levels, weights."""
-    values = _floats(component.values)
-    rows = np.flatnonzero(values)
-    codes = np.asarray(component.codes)[rows]
-    there = np.bincount(codes) > 0
-    return rows, (np.cumsum(there) - 1)[codes], np.count_nonzero(there), values[rows], donor[rows]
-
-
 def _connect(
-    n_donors: int, donor: np.ndarray, entries: list[tuple], offsets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Independent blocks: donors joined through the levels they share."""
-    if not entries:
-        return np.arange(n_donors), np.zeros(0, dtype=np.int64)
-    donors = np.concatenate([e[4] for e in entries])
-    levels = np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])
-    parent, of_donor = np.empty((2, n_donors), dtype=np.int64)
-    head, of_level = np.empty((2, int(offsets[-1])), dtype=np.int64)
-    arranging.connect(donors, levels, parent, head, of_donor, of_level)
-    return of_donor, of_level
+    random: Sequence[RandomComponent], donor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Independent blocks: donors joined through the levels they share.
+
+    Returns
+    -------
+    blocks of donors (N,) and of levels (q,); random component of every level (q,); levels (R, n) of
+    rows, -1 where they have no weight
+    """
+    shape = len(random), len(donor)
+    codes = np.array([one.codes for one in random], dtype=np.int64).reshape(shape)
+    level, count = np.empty(shape, dtype=np.int64), np.empty(codes.max(initial=0) + 1, np.int64)
+    component = np.empty(len(random) * len(count), dtype=np.int64)
+    q = arranging.number(codes, _weights(random, shape), level, component, count)
+    parent, of_donor = np.empty((2, int(donor.max()) + 1), dtype=np.int64)
+    head, of_level = np.empty((2, q), dtype=np.int64)
+    arranging.connect(level, donor, parent, head, of_donor, of_level)
+    return of_donor, of_level, component[:q], level
+
+
+def _weights(random: Sequence[RandomComponent], shape: tuple[int, int]) -> np.ndarray:
+    """Weights of rows in every random component, (R, n)."""
+    return np.array([one.values for one in random], dtype=np.float64).reshape(shape)
 
 
 def _levels_of_donors(
-    entries: list[tuple],
-    offsets: np.ndarray,
-    level_rank: np.ndarray,
-    order: np.ndarray,
-    row_donor: np.ndarray,
+    level: np.ndarray, values: np.ndarray, row_donor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d)."""
-    n_donors = int(row_donor[-1]) + 1
-    if not entries:
-        return np.zeros((n_donors, 0), dtype=np.int64), np.zeros((len(order), 0))
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
-    row = position[np.concatenate([e[0] for e in entries])]
-    level = level_rank[np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])]
-    weight = np.concatenate([e[3] for e in entries])
-    donor = row_donor[row]
-    levels = np.full((n_donors, int(np.bincount(donor).max()) + 1), -1, dtype=np.int64)
-    levels = levels[:, : arranging.touched(donor, level, levels)].copy()
-    Z = np.zeros((len(order), levels.shape[1]))
-    arranging.weigh(donor, level, row, weight, levels, Z)
+    """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d).
+
+    By levels and weights (R, n) of rows.
+    """
+    most = len(level) * int(np.bincount(row_donor).max())
+    levels = np.full((int(row_donor[-1]) + 1, most + 1), -1, dtype=np.int64)
+    levels = levels[:, : arranging.touched(level, row_donor, levels)].copy()
+    Z = np.zeros((len(row_donor), levels.shape[1]))
+    arranging.weigh(level, values, row_donor, levels, Z)
     return levels, Z
