@@ -416,8 +416,8 @@ def build_model(
     level = np.append(level_rank, -1)[level[:, order]]
     level, Z = _levels_of_donors(level, _weights(random, level.shape), row_donor)
 
-    X = _floats(X)[order]
-    H = _floats(H)[order]
+    X = _floats(X).take(order, axis=0)
+    H = _floats(H).take(order, axis=0)
     basis = _floats(basis)
     Q, back = _orthonormal(X)
     W, S = _loadings(H, basis, len(random))
