@@ -29,29 +29,6 @@ def put(values, place, out):
             out[t, j, a, inside - a * lanes] = values[row, j]
 
 
-@kept_exact
-def number(codes, values, level, component, count):
-    """Levels (R, n) of rows by number, -1 where they have no weight; how many.
-
-    Of R components by codes and values (R, n), one after the other, without those that no row is
-    in.  `component` (q,) of a level; `count` (codes,) is memory.
-    """
-    q = 0
-    for r in range(len(codes)):
-        for code in range(len(count)):
-            count[code] = -1
-        for row in range(codes.shape[1]):
-            if values[r, row] != 0.0:
-                count[codes[r, row]] = 0
-        for code in range(len(count)):
-            if count[code] == 0:
-                count[code], component[q] = q, r
-                q += 1
-        for row in range(codes.shape[1]):
-            level[r, row] = count[codes[r, row]] if values[r, row] != 0.0 else -1
-    return q
-
-
 @called_exact
 def _first(parent, i):
     """The first donor of those that i belongs with."""
@@ -61,18 +38,32 @@ def _first(parent, i):
 
 
 @kept_exact
-def connect(level, donor, parent, head, of_donor, of_level):
-    """Blocks of donors (N,) and of levels (q,) that levels (R, n) of rows join; how many there are.
+def connect(codes, values, donor, level, component, of_level, of_donor, memory):
+    """Levels (R, n) of rows of R random components, by codes and weights (R, n); how many, q.
 
-    In the order of their first donors; `parent` (N,) and `head` (q,) are memory.
+    By number, one component after the other, without levels that no row is in; -1 where a row has
+    no weight.  `component` and `of_level` (q or more,), `of_donor` (N,): the component of a level,
+    and blocks of levels and donors, joined by the levels they share, in the order of their first
+    donors.  Of `memory` is as much as of codes, of levels and of donors.
     """
-    for i in range(len(parent)):
-        parent[i] = i
+    number, head, parent = memory
     for own in range(len(head)):
         head[own] = -1
-    for r in range(len(level)):
+    for i in range(len(parent)):
+        parent[i] = i
+    q = 0
+    for r in range(len(codes)):
+        for code in range(len(number)):
+            number[code] = -1
         for row in range(len(donor)):
-            own = level[r, row]
+            if values[r, row] != 0.0:
+                number[codes[r, row]] = 0
+        for code in range(len(number)):
+            if number[code] == 0:
+                number[code], component[q] = q, r
+                q += 1
+        for row in range(len(donor)):
+            level[r, row] = own = number[codes[r, row]] if values[r, row] != 0.0 else -1
             if own < 0:
                 continue
             one = _first(parent, donor[row])
@@ -83,14 +74,17 @@ def connect(level, donor, parent, head, of_donor, of_level):
         first = _first(parent, i)
         of_donor[i] = of_donor[first] if first < i else blocks
         blocks += first == i
-    for own in range(len(head)):
+    for own in range(q):
         of_level[own] = of_donor[head[own]]
-    return blocks
+    return q
 
 
 @kept_exact
-def touched(level, donor, levels):
-    """Levels of donors (N, most), of rows (R, n), in order and -1 beyond; the largest number."""
+def touched(level, values, donor, levels, Z):
+    """Levels of donors (N, d or more) in order, and -1 beyond, and weights Z (n, d or more); d.
+
+    By levels and weights (R, n) of rows.
+    """
     most = 0
     for r in range(len(level)):
         for row in range(len(donor)):
@@ -101,12 +95,6 @@ def touched(level, donor, levels):
                 own[at], new = new, own[at]
                 at += 1
             most = max(most, at)
-    return most
-
-
-@kept_exact
-def weigh(level, values, donor, levels, Z):
-    """Add weights (R, n) of rows to Z (n, d), at the levels (N, d) of their donors."""
     for r in range(len(level)):
         for row in range(len(donor)):
             if level[r, row] >= 0:
@@ -114,3 +102,4 @@ def weigh(level, values, donor, levels, Z):
                 while levels[donor[row], column] != level[r, row]:
                     column += 1
                 Z[row, column] += values[r, row]
+    return most

@@ -590,13 +590,14 @@ def _connect(
     """
     shape = len(random), len(donor)
     codes = np.array([one.codes for one in random], dtype=np.int64).reshape(shape)
-    level, count = np.empty(shape, dtype=np.int64), np.empty(codes.max(initial=0) + 1, np.int64)
-    component = np.empty(len(random) * len(count), dtype=np.int64)
-    q = arranging.number(codes, _weights(random, shape), level, component, count)
-    parent, of_donor = np.empty((2, int(donor.max()) + 1), dtype=np.int64)
-    head, of_level = np.empty((2, q), dtype=np.int64)
-    arranging.connect(level, donor, parent, head, of_donor, of_level)
-    return of_donor, of_level, component[:q], level
+    level, number = np.empty(shape, dtype=np.int64), np.empty(codes.max(initial=0) + 1, np.int64)
+    component, of_level, head = np.empty((3, len(random) * len(number)), dtype=np.int64)
+    of_donor, parent = np.empty((2, int(donor.max()) + 1), dtype=np.int64)
+    memory = number, head, parent
+    q = arranging.connect(
+        codes, _weights(random, shape), donor, level, component, of_level, of_donor, memory
+    )
+    return of_donor, of_level[:q], component[:q], level
 
 
 def _weights(random: Sequence[RandomComponent], shape: tuple[int, int]) -> np.ndarray:
@@ -613,7 +614,6 @@ def _levels_of_donors(
     """
     most = len(level) * int(np.bincount(row_donor).max())
     levels = np.full((int(row_donor[-1]) + 1, most + 1), -1, dtype=np.int64)
-    levels = levels[:, : arranging.touched(level, row_donor, levels)].copy()
-    Z = np.zeros((len(row_donor), levels.shape[1]))
-    arranging.weigh(level, values, row_donor, levels, Z)
-    return levels, Z
+    Z = np.zeros((len(row_donor), most))
+    d = arranging.touched(level, values, row_donor, levels, Z)
+    return levels[:, :d].copy(), Z[:, :d].copy()

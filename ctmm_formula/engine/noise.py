@@ -55,7 +55,7 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
         Rows in use.
     """
     code = np.empty(len(H), dtype=np.int64)
-    if not _of_one_type(H, code):
+    if not _of_one_type(np.ascontiguousarray(H, dtype=np.float64), code):
         patterns, code = np.unique(H, axis=0, return_inverse=True)
         code = code.ravel() if len(patterns) <= H.shape[1] else np.zeros(len(H), dtype=np.int64)
     per_cell = np.ones(len(code))
@@ -84,7 +84,9 @@ def _of_one_type(H: np.ndarray, code: np.ndarray) -> bool:
 
 def one_type_each(H: np.ndarray) -> bool:
     """Whether all rows of H (n, C) are those of a unit matrix."""
-    return bool(_of_one_type(np.ascontiguousarray(H), np.empty(len(H), dtype=np.int64)))
+    return bool(
+        _of_one_type(np.ascontiguousarray(H, dtype=np.float64), np.empty(len(H), dtype=np.int64))
+    )
 
 
 @kept_exact
