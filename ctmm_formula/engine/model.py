@@ -612,7 +612,7 @@ def _levels_of_donors(
 
     By levels and weights (R, n) of rows.
     """
-    most = len(level) * int(np.bincount(row_donor).max())
+    most = min(len(level) * int(np.bincount(row_donor).max()), int(level.max(initial=-1)) + 1)
     levels = np.full((int(row_donor[-1]) + 1, most + 1), -1, dtype=np.int64)
     Z = np.zeros((len(row_donor), most))
     d = arranging.touched(level, values, row_donor, levels, Z)
