@@ -49,9 +49,9 @@ LAYERS = [
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_edges",
     "left_out_fits", "search", "optimize", "domain",
-    "symmetric", "kernels", "lanes", "options", "lowering", "renaming", "references", "model",
-    "noise", "relatedness", "estimate", "structures", "distributions", "blas", "progress",
-    "arguments", "paths", "errors",
+    "symmetric", "kernels", "lanes", "model", "arranging", "noise", "options", "lowering",
+    "renaming", "references", "relatedness", "estimate", "structures", "distributions", "blas",
+    "progress", "arguments", "paths", "errors",
 ]  # fmt: skip
 # See strings only, tables only, arrays only.
 STRINGS = {"formula", "random_terms", "syntax", "expressions", "vouched"}

@@ -146,7 +146,8 @@ def surely(model: Model, whole: np.ndarray) -> bool:
     whole : ndarray, shape (K,)
         Moments of the components without projection, of these rows or of more.
     """
-    own = np.abs(model.back.diagonal()) * np.linalg.norm(model.X, axis=0)  # 1 / share of a column
+    length = np.sqrt(np.square(model.X).sum(axis=0))
+    own = np.abs(model.back.diagonal()) * length  # 1 / share of a column
     if not ((own > 0.0) & (own < 1.0 / _FAR)).all():
         return False
     gram = moment_matrix(model)

@@ -62,8 +62,9 @@ class Selected:
         """``Design.model`` of each structure."""
         whole, at = self.chosen.design, self.at
         first = build_model(
-            whole.y[at], whole.nu[at], whole.X[at], whole.H[at], self.donor_codes,
-            structures[0].basis, self.random, self._taken(whole.n_cells), self._taken(whole.nu2),
+            whole.y[at], whole.nu[at], whole.X.take(at, axis=0), whole.H.take(at, axis=0),
+            self.donor_codes, structures[0].basis, self.random, self._taken(whole.n_cells),
+            self._taken(whole.nu2),
         )  # fmt: skip
         return (first, *(first.with_basis(one.basis) for one in structures[1:]))
 

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
 
 from ..arguments import choose
 from ..errors import ConvergenceError
 from . import kernels
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
+from .lanes import aligned
 from .model import LANES, Model, build_model, refuse_related
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work, work_of_thread
+from .options import kept_exact
 from .search import compile_for, race, search, singular
 
 LIKELIHOODS = ("ml", "reml")
@@ -196,7 +197,8 @@ def refuse_no_noise(model: Model) -> None:
     ------
     ConvergenceError
     """
-    if not (model.noise.min() > 0.0 or (model.noise > 0.0).all(where=model.active_rows)):
+    noise = model.noise
+    if noise is not model.nu and not (noise > 0.0).all(where=model.active_rows):
         raise ConvergenceError(
             "the noise variance is 0 in every pair of a cell type, where no cell differs from "
             "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "
@@ -242,13 +244,33 @@ def make_problem(
 
 def _of_response(problem: Problem, share: float, model: Model, scale: float) -> Problem:
     """`problem` with response and noise, and `share` of that in its determinants."""
-    y, noise = model.residual / scale, model.noise
+    T, m, _ = model.tiles.shape
+    y, nu, cnu, noisy = _put(
+        model.residual, model.noise, model.tiles.place, T, m, scale, scale**2, float(share)
+    )
     if not share:
-        nu, y = model.tiles.put_each(noise / scale**2, y)
         return problem._replace(y=y, nu=nu)
-    both = noise / scale**2, share * noise / scale**2
-    nu, cnu, y = model.tiles.put_each(*both, y, ones=2)
-    return problem._replace(y=y, nu=nu, cnu=cnu, noisy=bool(noise.min() > 0.0))
+    return problem._replace(y=y, nu=nu, cnu=cnu, noisy=noisy)
+
+
+@kept_exact
+def _put(
+    y: np.ndarray, noise: np.ndarray, place: np.ndarray, T: int, m: int, scale: float,
+    square: float, share: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:  # fmt: skip
+    """y, noise and its share (n,) in tiles (T, m, LANES), and whether no noise is 0."""
+    size, noisy = T * m * LANES, True
+    out, nu, cnu = aligned((size,)), aligned((size,)), aligned((size,))
+    for at in range(size):
+        out[at], nu[at], cnu[at] = 0.0, 1.0, 1.0
+    for row in range(len(y)):
+        at = place[row]
+        out[at] = y[row] / scale
+        nu[at] = noise[row] / square
+        cnu[at] = share * noise[row] / square
+        noisy = noisy and noise[row] > 0.0
+    shape = T, m, LANES
+    return out.reshape(shape), nu.reshape(shape), cnu.reshape(shape), noisy
 
 
 def _of_design(model: Model, constraint: Constraint, reml: bool, kernel: int) -> Problem:
@@ -337,8 +359,18 @@ def centre(model: Model, scale: float) -> np.ndarray:
 
 def _left_by_noise(model: Model, scale: float) -> float:
     """What noise leaves of the variance of y / scale."""
-    noise = model.noise if model.nobs == len(model.nu) else model.noise[model.active_rows]
-    return max(1.0 - float(np.add.reduce(np.minimum(noise / scale**2, 1.0))) / len(noise), 0.1)
+    return _left(model.noise, model.active_rows, scale**2)
+
+
+@kept_exact
+def _left(noise: np.ndarray, used: np.ndarray, square: float) -> float:
+    """See :func:`_left_by_noise`; noise (n,) of the rows in use, `square` of the scale."""
+    taken, count = 0.0, 0
+    for row in range(len(noise)):
+        if used[row]:
+            taken += min(noise[row] / square, 1.0)
+            count += 1
+    return max(1.0 - taken / count, 0.1)
 
 
 def middle_of(model: Model) -> np.ndarray:
@@ -383,10 +415,29 @@ def fixed_effects(
     p = len(beta)
     if p == 0:
         return np.zeros(0), np.zeros((0, 0))
-    root, _ = lapack.dtrtrs(gram[:p, :p], model.back.T, lower=1)
-    beta = beta * scale + model.Q.T @ model.y  # the kernels saw the residual
+    root, own = np.empty((p, p)), np.empty(p)
+    # the kernels saw the residual
+    _unturned(beta, np.ascontiguousarray(gram), model.back, model.along, scale, root, own)
     middle = root if spread is None else spread @ root
-    return model.back @ beta, root.T @ middle * scale**2
+    return own, root.T @ middle
+
+
+@kept_exact
+def _unturned(
+    beta: np.ndarray, gram: np.ndarray, back: np.ndarray, along: np.ndarray, scale: float,
+    root: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
+    """Root (p, p) of the covariance root'root of b `out` (p,), whose part `along` Q is known."""
+    p = len(beta)
+    for j in range(p):
+        out[j] = 0.0
+        for k in range(p):
+            out[j] += back[j, k] * (beta[k] * scale + along[k])
+        for k in range(p):
+            value = scale * back[j, k]
+            for m in range(k):
+                value -= gram[k, m] * root[m, j]
+            root[k, j] = value / gram[k, k]
 
 
 def coding_constant(model: Model) -> float:

@@ -32,6 +32,7 @@ from scipy.linalg import lapack
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import ConvergenceError
+from . import arranging
 from .noise import Pooling, pooling, weighable
 from .relatedness import KernelTerm
 
@@ -66,14 +67,13 @@ class Tiles(NamedTuple):
 
     def put(self, values: np.ndarray, empty: float = 0.0) -> np.ndarray:
         """Values per row (n,) or (n, k) as (T, m, LANES) or (T, k, m, LANES)."""
-        T, m, lanes = self.shape
+        T, m, _ = self.shape
         if values.ndim == 1:
             out = in_lanes(T, m, value=empty)
             out.ravel()[self.place] = values
             return out
         out = in_lanes(T, values.shape[1], m, value=empty)
-        number, place = np.divmod(self.place, m * lanes)
-        out.reshape(T, values.shape[1], m * lanes)[number, :, place] = values
+        arranging.put(_floats(values), self.place, out)
         return out
 
     def put_each(self, *values: np.ndarray, ones: int = 1) -> tuple[np.ndarray, ...]:
@@ -110,11 +110,10 @@ def each_in_lanes(*shapes: tuple[int, ...]) -> list[np.ndarray]:
 
 def tile(row_ptr: np.ndarray) -> Tiles:
     """Tiles of donors whose rows start at row_ptr (N + 1,)."""
-    size = np.diff(row_ptr)
+    size = row_ptr[1:] - row_ptr[:-1]
     m = int(size.max(initial=1))
-    number, lane = np.divmod(np.arange(len(size)), LANES)
-    first = (number * m - row_ptr[:-1]) * LANES + lane
-    place = np.repeat(first, size) + np.arange(row_ptr[-1]) * LANES
+    place = np.empty(row_ptr[-1], dtype=np.int64)
+    arranging.places(row_ptr, m, LANES, place)
     return Tiles((-(-len(size) // LANES), m, LANES), place)
 
 
@@ -216,9 +215,14 @@ class Model:
         return weighable(self.nu, self.types, self.n_cells)
 
     @cached_property
+    def along(self) -> np.ndarray:
+        """Q'y (p,), by which Q explains y."""
+        return np.asarray(self.Q.T @ self.y)
+
+    @cached_property
     def residual(self) -> np.ndarray:
         """y less its least-squares fit, (n,)."""
-        return np.asarray(self.y - self.Q @ (self.Q.T @ self.y))
+        return np.asarray(self.y - self.Q @ self.along)
 
     @property
     def n_components(self) -> int:
@@ -337,7 +341,7 @@ class Model:
 
 _OF_DESIGN = ("n_donors", "active_rows", "nobs", "random_blocks")
 """What all responses of a design share and one of them has worked out."""
-_OF_RESPONSE = ("noise", "residual")
+_OF_RESPONSE = ("noise", "along", "residual")
 """What a response has for itself."""
 
 
@@ -394,10 +398,9 @@ def build_model(
     """
     donor = np.asarray(donor, dtype=np.int64)
     n_donors = int(donor.max()) + 1
-    entries, offsets = _all_entries(random, donor)
-    block_of_donor, block_of_level = _connect(n_donors, donor, entries, offsets)
+    block_of_donor, block_of_level, component_of_level, level = _connect(random, donor)
 
-    donors = np.lexsort((np.arange(n_donors), block_of_donor))
+    donors = np.argsort(block_of_donor, kind="stable")
     rank = np.empty(n_donors, dtype=np.int64)
     rank[donors] = np.arange(n_donors)
     order = np.argsort(rank[donor], kind="stable")
@@ -405,25 +408,26 @@ def build_model(
     n_blocks = int(block_of_donor.max()) + 1
     row_ptr = np.searchsorted(row_donor, np.arange(n_donors + 1))
 
-    levels = np.lexsort((np.arange(len(block_of_level)), block_of_level))
+    levels = np.argsort(block_of_level, kind="stable")
     level_rank = np.empty(len(levels), dtype=np.int64)
     level_rank[levels] = np.arange(len(levels))
     level_ptr = np.searchsorted(block_of_level[levels], np.arange(n_blocks + 1))
-    component_of_level = np.repeat(np.arange(len(entries)), np.diff(offsets))
-    level, Z = _levels_of_donors(entries, offsets, level_rank, order, row_donor)
+    random = [RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random]
+    level = np.append(level_rank, -1)[level[:, order]]
+    level, Z = _levels_of_donors(level, _weights(random, level.shape), row_donor)
 
-    X = _floats(X)[order]
-    H = _floats(H)[order]
+    X = _floats(X).take(order, axis=0)
+    H = _floats(H).take(order, axis=0)
     basis = _floats(basis)
     Q, back = _orthonormal(X)
-    W, S = _loadings(H, basis, len(entries))
+    W, S = _loadings(H, basis, len(random))
     tiles = tile(row_ptr)
-    levels_of_block = np.diff(level_ptr)
+    levels_of_block = level_ptr[1:] - level_ptr[:-1]
     blocks = Blocks(
         design=tiles.put(np.hstack([W, Q, Z])),
         R=W.shape[1],
         p=X.shape[1],
-        n_rows=tiles.donors(np.diff(row_ptr), 0),
+        n_rows=tiles.donors(row_ptr[1:] - row_ptr[:-1], 0),
         block=tiles.donors(block_of_donor[donors], 0),
         level=tiles.donors(level, -1),
         level_ptr=level_ptr,
@@ -436,9 +440,7 @@ def build_model(
         X=X,
         H=H,
         basis=basis,
-        random=tuple(
-            RandomComponent(np.asarray(c.codes)[order], _floats(c.values)[order]) for c in random
-        ),
+        random=tuple(random),
         W=W,
         Q=Q,
         row_donor=row_donor,
@@ -465,8 +467,7 @@ def n_blocks(donor: np.ndarray, random: Sequence[RandomComponent]) -> int:
     >>> n_blocks(np.arange(3), []), n_blocks(np.arange(3), [batch])
     (3, 2)
     """
-    entries, offsets = _all_entries(random, donor)
-    return int(_connect(int(donor.max()) + 1, donor, entries, offsets)[0].max()) + 1
+    return int(_connect(random, donor)[0].max()) + 1
 
 
 def rank_one_factors(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -558,7 +559,13 @@ def _orthonormal(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sign = np.where(R.diagonal() < 0, -1.0, 1.0)
     back, _ = lapack.dtrtri(R)  # reads the upper triangle only
     Q, *_ = lapack.dorgqr(factored, tau)
-    return Q * sign, np.triu(back) * sign
+    return Q * sign, np.where(_upper(len(sign)), back, 0.0) * sign
+
+
+@functools.lru_cache(maxsize=64)
+def _upper(p: int) -> np.ndarray:
+    """Which entries lie on or above the diagonal, (p, p)."""
+    return np.triu(np.ones((p, p), dtype=bool))
 
 
 def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarray, np.ndarray]:
@@ -571,66 +578,42 @@ def _loadings(H: np.ndarray, basis: np.ndarray, n_random: int) -> tuple[np.ndarr
     return _floats(H @ vectors), S
 
 
-def _all_entries(
-    random: Sequence[RandomComponent], donor: np.ndarray
-) -> tuple[list[tuple], np.ndarray]:
-    """Entries of every component, and where the levels of each start among all."""
-    entries = [_entries(component, donor) for component in random]
-    return entries, np.concatenate([[0], np.cumsum([e[2] for e in entries])]).astype(np.int64)
-
-
-def _entries(component: RandomComponent, donor: np.ndarray) -> tuple:
-    """Non-zero rows, their level numbers (empty levels dropped), number of levels, weights."""
-    values = _floats(component.values)
-    rows = np.flatnonzero(values)
-    codes = np.asarray(component.codes)[rows]
-    there = np.bincount(codes) > 0
-    return rows, (np.cumsum(there) - 1)[codes], np.count_nonzero(there), values[rows], donor[rows]
-
-
 def _connect(
-    n_donors: int, donor: np.ndarray, entries: list[tuple], offsets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Independent blocks: donors joined through the levels they share."""
-    if not entries:
-        return np.arange(n_donors), np.zeros(0, dtype=np.int64)
-    donors = np.concatenate([e[4] for e in entries])
-    levels = np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])
-    every = first = np.arange(n_donors)  # first of every donor's block
-    of_level = np.full(int(offsets[-1]), n_donors)
-    while True:
-        lower = first
-        np.minimum.at(of_level, levels, lower[donors])
-        first = lower.copy()
-        np.minimum.at(first, lower[donors], of_level[levels])  # and so of all that follow it
-        first = first[first]
-        if (first == lower).all():
-            break
-    number = np.cumsum(first == every) - 1
-    return number[first], number[of_level]
+    random: Sequence[RandomComponent], donor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Independent blocks: donors joined through the levels they share.
+
+    Returns
+    -------
+    blocks of donors (N,) and of levels (q,); random component of every level (q,); levels (R, n) of
+    rows, -1 where they have no weight
+    """
+    shape = len(random), len(donor)
+    codes = np.array([one.codes for one in random], dtype=np.int64).reshape(shape)
+    level, number = np.empty(shape, dtype=np.int64), np.empty(codes.max(initial=0) + 1, np.int64)
+    component, of_level, head = np.empty((3, len(random) * len(number)), dtype=np.int64)
+    of_donor, parent = np.empty((2, int(donor.max()) + 1), dtype=np.int64)
+    memory = number, head, parent
+    q = arranging.connect(
+        codes, _weights(random, shape), donor, level, component, of_level, of_donor, memory
+    )
+    return of_donor, of_level[:q], component[:q], level
+
+
+def _weights(random: Sequence[RandomComponent], shape: tuple[int, int]) -> np.ndarray:
+    """Weights of rows in every random component, (R, n)."""
+    return np.array([one.values for one in random], dtype=np.float64).reshape(shape)
 
 
 def _levels_of_donors(
-    entries: list[tuple],
-    offsets: np.ndarray,
-    level_rank: np.ndarray,
-    order: np.ndarray,
-    row_donor: np.ndarray,
+    level: np.ndarray, values: np.ndarray, row_donor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d)."""
-    n_donors, total = int(row_donor[-1]) + 1, int(offsets[-1])
-    if not entries:
-        return np.zeros((n_donors, 0), dtype=np.int64), np.zeros((len(order), 0))
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
-    row = position[np.concatenate([e[0] for e in entries])]
-    level = level_rank[np.concatenate([offsets[k] + e[1] for k, e in enumerate(entries)])]
-    weight = np.concatenate([e[3] for e in entries])
-    pairs, which = np.unique(row_donor[row] * total + level, return_inverse=True)
-    donor, touched = pairs // total, pairs % total
-    column = np.arange(len(pairs)) - np.searchsorted(donor, donor)
-    levels = np.full((n_donors, int(column.max()) + 1), -1, dtype=np.int64)
-    levels[donor, column] = touched
-    Z = np.zeros((len(order), levels.shape[1]))
-    np.add.at(Z, (row, column[which]), weight)
-    return levels, Z
+    """Levels that each donor touches, (N, d) or -1, and their weights Z (n, d).
+
+    By levels and weights (R, n) of rows.
+    """
+    most = min(len(level) * int(np.bincount(row_donor).max()), int(level.max(initial=-1)) + 1)
+    levels = np.full((int(row_donor[-1]) + 1, most + 1), -1, dtype=np.int64)
+    Z = np.zeros((len(row_donor), most))
+    d = arranging.touched(level, values, row_donor, levels, Z)
+    return levels[:, :d].copy(), Z[:, :d].copy()

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .options import kept_exact
+
 _FLOOR = 1e-3  # of the mean working noise: a pair without any measured noise weighs no more
 _EPS = float(np.finfo(float).eps)
 FAR = 1e3
@@ -52,9 +54,8 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     rows : bool ndarray, shape (n,)
         Rows in use.
     """
-    code = H.argmax(axis=1)
-    # one type in every row, or others
-    if np.count_nonzero(H) > len(H) or not (H[np.arange(len(H)), code] == 1.0).all():
+    code = np.empty(len(H), dtype=np.int64)
+    if not _of_one_type(np.ascontiguousarray(H, dtype=np.float64), code):
         patterns, code = np.unique(H, axis=0, return_inverse=True)
         code = code.ravel() if len(patterns) <= H.shape[1] else np.zeros(len(H), dtype=np.int64)
     per_cell = np.ones(len(code))
@@ -66,13 +67,63 @@ def pooling(H: np.ndarray, n_cells: np.ndarray | None, rows: np.ndarray) -> Pool
     return Pooling(code, per_cell, sizes, rows, weights, bool(rows.all()))
 
 
+@kept_exact
+def _of_one_type(H: np.ndarray, code: np.ndarray) -> bool:
+    """Whether all rows of H (n, C) are those of a unit matrix, their columns to `code` (n,)."""
+    for row in range(len(H)):
+        code[row] = -1
+        for c in range(H.shape[1]):
+            if H[row, c] == 1.0 and code[row] < 0:
+                code[row] = c
+            elif H[row, c] != 0.0:
+                return False
+        if code[row] < 0:
+            return False
+    return True
+
+
+def one_type_each(H: np.ndarray) -> bool:
+    """Whether all rows of H (n, C) are those of a unit matrix."""
+    return bool(
+        _of_one_type(np.ascontiguousarray(H, dtype=np.float64), np.empty(len(H), dtype=np.int64))
+    )
+
+
+@kept_exact
+def _pool(
+    nu: np.ndarray, code: np.ndarray, per_cell: np.ndarray, sizes: np.ndarray, rows: np.ndarray,
+    between: np.ndarray, out: np.ndarray,
+) -> float:  # fmt: skip
+    """:func:`pooled` noise `out` (n,), of `between` (groups,) cells; its mean over rows in use."""
+    for group in range(len(sizes)):
+        between[group] = 0.0
+    for a in range(len(nu)):
+        if rows[a]:
+            between[code[a]] += per_cell[a] * nu[a]
+    for group in range(len(sizes)):
+        between[group] /= sizes[group]
+    total, used = 0.0, 0
+    for a in range(len(nu)):
+        out[a] = between[code[a]] / per_cell[a]
+        if rows[a]:
+            total += out[a]
+            used += 1
+    return total / used
+
+
 def pooled(nu: np.ndarray, how: Pooling) -> np.ndarray:
     """s_c^2 / n_ic with s_c^2 = mean_i n_ic nu_ic over the rows of a group in use, (n,)."""
-    between = how.per_cell * nu
-    if not how.whole:
-        between = np.where(how.rows, between, 0.0)
-    total = np.bincount(how.code, weights=between, minlength=len(how.sizes))
-    return (total / how.sizes)[how.code] / how.per_cell
+    out = np.empty(len(nu))
+    _pool(nu, how.code, how.per_cell, how.sizes, how.rows, np.empty(len(how.sizes)), out)
+    return out
+
+
+def weighed(nu: np.ndarray, how: Pooling, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Working noise (n,), see :func:`working_noise`, and s_c^2 of every group (groups,)."""
+    noise, between = np.empty(len(nu)), np.empty(len(how.sizes))
+    mean = _pool(nu, how.code, how.per_cell, how.sizes, how.rows, between, noise)
+    floored = mean > 0.0
+    return np.maximum(noise, _FLOOR * mean) if floored else np.full(len(nu), size or 1.0), between
 
 
 def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
@@ -81,10 +132,7 @@ def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:
     `size` stands in where nothing was measured to vary: all rows weigh alike, in squared units of
     the response.
     """
-    noise = pooled(nu, how)
-    used = noise if how.whole else noise[how.rows]
-    mean = float(np.add.reduce(used)) / len(used)
-    return np.maximum(noise, _FLOOR * mean) if mean > 0.0 else np.full(len(noise), size or 1.0)
+    return weighed(nu, how, size)[0]
 
 
 def far_off(nu: np.ndarray, how: Pooling) -> np.ndarray:
@@ -112,10 +160,9 @@ def weighable(nu: np.ndarray, H: np.ndarray, n_cells: np.ndarray | None) -> np.n
     >>> weighable(np.array([0.5, 0.0, 0.25]), np.ones((3, 1)), np.array([2.0, 4.0, 4.0]))
     array([0.5       , 0.16666667, 0.25      ])
     """
-    zero = nu == 0.0
-    if not zero.any():
+    if np.count_nonzero(nu) == len(nu):
         return nu
-    return np.where(zero, pooled(nu, pooling(H, n_cells, np.isfinite(nu))), nu)
+    return np.where(nu == 0.0, pooled(nu, pooling(H, n_cells, np.isfinite(nu))), nu)
 
 
 def unbiased_square(n: Any, S2: Any, S4: Any) -> Any:

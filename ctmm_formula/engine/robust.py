@@ -292,8 +292,11 @@ def weigh(model: Model, design: SharedDesign | None = None) -> RobustFit:
     """
     design = lay_out(model) if design is None else design
     layout, rows = design.layout, design.rows
-    start = design.ols @ model.y[rows]
-    r = model.y[rows] - model.Q[rows] @ start
+    if design.how.whole:
+        start, r = model.along, model.residual
+    else:
+        start = design.ols @ model.y[rows]
+        r = model.y[rows] - model.Q[rows] @ start
     noise = working_noise(model.nu, design.how, float(np.add.reduce(np.square(r))) / len(r))
     inputs = design.tiles.put_each(noise[rows], model.nu[rows], r)
     state = sweeps.make_state(layout)

@@ -38,13 +38,7 @@ class Clustered:
         p, K = len(self.fit.estimate.beta), len(self.fit.estimate.theta)
         effects_first = np.arange(-p, K)
         own = self.fit.cov_jackknife[effects_first[:, None], effects_first]
-        se = self.fit.component_errors()
-        sandwich = self._of_effects
-        if np.isnan(sandwich).any():
-            sandwich = self._effects(np.eye(p)).cov
-        part = own[p:, p:]
-        if not np.isfinite(part).all():
-            part = self.fit.cov_working
+        se, sandwich, part = self.fit.component_errors(), self._sandwich, self._of_components
         with np.errstate(divide="ignore", invalid="ignore"):
             squares = np.concatenate([sandwich.diagonal(), se**2])
             wider = np.sqrt(squares / own.diagonal())
@@ -53,6 +47,15 @@ class Clustered:
         out[:p, :p] = sandwich
         out[p:, p:] = part * np.multiply.outer(ratio, ratio)
         return 0.5 * (out + out.T)  # rounding
+
+    def of_estimates(self, L: np.ndarray) -> np.ndarray:
+        """Standard errors of theta, of L b (C, p) and of b, (K + C + p,), without :attr:`cov`."""
+        part, sandwich = self._of_components.diagonal(), self._sandwich
+        alone = np.isnan(self._of_effects).any()
+        means = (self._effects(L).cov if alone else combined(L, sandwich)).diagonal()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            theta = part * np.square(self.fit.component_errors() / np.sqrt(part))
+            return np.sqrt(np.concatenate([theta, means, sandwich.diagonal()]))
 
     def df(self, L: np.ndarray) -> np.ndarray:
         """Degrees of freedom of every row of L (q, p + K) by itself, (q,)."""
@@ -118,6 +121,19 @@ class Clustered:
         lost, every = int(np.isnan(rows.df).sum()), len(rows.df)
         who = f"{lost} of {every} fixed effects have no standard error: " if lost > 1 else ""
         return f"{who}{ALONE}"
+
+    @property
+    def _of_components(self) -> np.ndarray:
+        """What the correlations of theta are those of, (K, K): the jackknife, if it has them."""
+        K = len(self.fit.estimate.theta)
+        part = self.fit.cov_jackknife[:K, :K]
+        return part if np.isfinite(part).all() else self.fit.cov_working
+
+    @property
+    def _sandwich(self) -> np.ndarray:
+        """CR2 covariance of b, (p, p); NaN in those that rest on one unit alone, and only there."""
+        whole = self._of_effects
+        return self._effects(np.eye(len(whole))).cov if np.isnan(whole).any() else whole
 
     @cached_property
     def _of_effects(self) -> np.ndarray:

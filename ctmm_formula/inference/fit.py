@@ -120,6 +120,13 @@ class Errors(NamedTuple):
             return self.own.variances(L)
         return combined(L, self.cov).diagonal()
 
+    def of_estimates(self, L: np.ndarray) -> np.ndarray:
+        """Standard errors of theta, of L b (C, p) and of b, (K + C + p,)."""
+        if isinstance(self.own, Clustered):
+            return self.own.of_estimates(L)
+        each, p = self.cov.diagonal(), L.shape[1]
+        return np.sqrt(np.concatenate([each[p:], self.variances(L), each[:p]]))
+
     def law(self, L: np.ndarray, null: np.ndarray | float = 0.0) -> Law | None:
         """What F tests of L t = null (q, p + K) go by, unless it is df_resid and groups."""
         return None if self.own is None else self.own.law(L, null)
@@ -313,6 +320,11 @@ class Fit:
         return self.robust_errors if self.is_clustered else self.model_errors
 
     @cached_property
+    def own_standard_errors(self) -> np.ndarray:
+        """Standard errors that come with the fit, of theta, means and b, (K + C + p,)."""
+        return self.own_errors.of_estimates(self.mean_rows)
+
+    @cached_property
     def robust_errors(self) -> Errors:
         """Errors by independent units, of the robust estimate: this fit or one of its model."""
         try:
@@ -485,12 +497,19 @@ class Fit:
         return np.array(list(found.values())), failed
 
 
-def invert_informations(fits: Sequence[Fit]) -> None:
-    """Let fits of one structure have their :attr:`Fit.component_cov` at once."""
-    if fits:
-        found = information_cov(np.array([fit.estimate.information for fit in fits]))
-        for fit, own in zip(fits, found, strict=True):
-            fit.__dict__["component_cov"] = own
+def share_errors(fits: Sequence[Fit]) -> None:
+    """Let fits of one model by a likelihood have what their errors are made of at once.
+
+    That is, :attr:`Fit.component_cov` and :attr:`Fit.own_standard_errors`.
+    """
+    if not fits:
+        return
+    theta = information_cov(np.array([fit.estimate.information for fit in fits]))
+    b = np.array([fit.estimate.cov_beta for fit in fits])
+    parts = theta, combined(fits[0].mean_rows, b), b
+    errors = np.sqrt(np.hstack([part.diagonal(axis1=1, axis2=2) for part in parts]))
+    for fit, *own in zip(fits, theta, errors, strict=True):
+        fit.__dict__.update(zip(("component_cov", "own_standard_errors"), own, strict=True))
 
 
 def n_units(model: Model) -> int:

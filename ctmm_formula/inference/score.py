@@ -40,14 +40,14 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
-from ..engine.noise import COUNTED, Pooling, working_noise
+from ..engine.noise import COUNTED, Pooling, one_type_each, weighed
+from ..engine.options import kept_exact
 from ..errors import CTMMError
 from .counted_noise import CountedNoise, counted_noise, moved_variances
 from .score_law import Forms, log_combination, tails_of
@@ -115,8 +115,7 @@ def part_of(model: Model, rows: np.ndarray) -> Part | None:
     return Part(rows, X, donor, donors, list(random.values()))
 
 
-@dataclass(frozen=True)
-class ScoreTest:
+class ScoreTest(NamedTuple):
     """Result of :func:`score_test`.
 
     Attributes
@@ -143,6 +142,8 @@ class ScoreTest:
     low : tuple of int
         Numbers of cell types that take the sum from the others, as their cells hardly vary and
         the sum does not go by that.
+    cautious : bool
+        Whether cells of some pairs of the others are all alike, without unbiased squares.
     """
 
     statistic: np.ndarray
@@ -158,6 +159,7 @@ class ScoreTest:
     silent: tuple[int, ...] = ()
     explained: tuple[int, ...] = ()
     low: tuple[int, ...] = ()
+    cautious: bool = False
 
 
 class Sizes(NamedTuple):
@@ -190,8 +192,9 @@ class ScoreDesign(NamedTuple):
     how the noise is pooled; layout of the compiled sums, with all types together as one more column
     of H; R and rank of the forms, see :class:`~ctmm_formula.inference.score_law.Forms`; types
     (C, m) of the m rows in use, and how many rows of each; whether every row is of one type; the
-    fit of the null; explained (C,) whether fixed effects explain a type wholly; logarithm of p
-    `above` which four digits will do.
+    fit of the null; explained (C,) whether fixed effects explain a type wholly; weights (C,) of the
+    types in a sum that goes by nothing else; numbers of the types `without` any, as they are
+    explained; logarithm of p `above` which four digits will do.
     """
 
     how: Pooling
@@ -203,17 +206,21 @@ class ScoreDesign(NamedTuple):
     one_hot: bool
     null: NullDesign
     explained: np.ndarray
+    weights: np.ndarray
+    without: tuple[int, ...]
     above: float
 
 
 def design_of(model: Model, above: float = 0.0) -> ScoreDesign:
     """What the score tests of all responses of a model's design share."""
     C = model.H.shape[1]
-    layout = lay_out(model, np.column_stack([model.H, model.H.sum(axis=1)]))
-    used = model.types[model.pooling.rows]
+    layout = lay_out(model, np.hstack([model.H, model.H @ np.ones((C, 1))]))
+    used = model.types if model.pooling.whole else model.types[model.pooling.rows]
+    explained = _explained(model, layout)
     return ScoreDesign(
-        model.pooling, layout, *_forms(C), used.T.copy(), used.sum(axis=0), _one_hot(used),
-        null_design(model, layout), _explained(model.H[layout.rows], layout), above,
+        model.pooling, layout, *_forms(C), used.T.copy(), np.ones(len(used)) @ used,
+        one_type_each(used), null_design(model, layout), explained, np.where(explained, 0.0, 1.0),
+        tuple(np.flatnonzero(explained).tolist()), above,
     )  # fmt: skip
 
 
@@ -226,15 +233,16 @@ def _forms(C: int) -> tuple[np.ndarray, np.ndarray]:
     return R, rank
 
 
-def _explained(H: np.ndarray, layout: Layout) -> np.ndarray:
-    """Cell types, columns of H (n, C) by row of the layout, that fixed effects explain wholly.
+def _explained(model: Model, layout: Layout) -> np.ndarray:
+    """Cell types (C,) that fixed effects explain wholly.
 
     See :class:`Sizes`; the informations are those without any variance but noise 1.
     """
+    H = model.H if model.pooling.whole else model.H[layout.rows]
     n, C = H.shape
-    counts = H.sum(axis=0)
-    if _one_hot(H) and counts.min() > layout.columns.shape[1] // 2 - layout.slot.shape[1]:
+    if one_type_each(H) and (np.ones(n) @ H).min() > model.blocks.p:
         return np.zeros(C, dtype=bool)  # more rows of every type than fixed effects
+    H = model.H[layout.rows]
     nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
     none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
     found, solved = sums_of(layout, *none, memory_for(layout), False)
@@ -276,19 +284,19 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    if not model.nu.all():
+    alike = model.noise is not model.nu
+    if alike:
         refuse_alike(model.nu[model.active_rows])
         silent = _silent(model)
         if silent:
             return _without(model, silent)
     design = design_of(model) if design is None else design
     null = null_of(model, design)
-    scores = null.scores()
-    found, combined = scores.tails(null.least, design.above)
-    logs, mean, variance = found.T
-    statistic = (scores.forms.value - mean) / np.sqrt(variance)
-    statistic[np.isnan(logs)] = math.nan
-    pvalue = np.exp(logs)
+    found, combined = null.scores().tails(null.least, design.above)
+    statistic, pvalue = np.empty(C + 1), np.empty(C + 1)
+    _outcome(found, null.value, statistic, pvalue)
+    logs = found[:, 0]
+    known = model.nu2 is not None
     return ScoreTest(
         statistic=statistic[:C],
         pvalue_celltype=pvalue[:C],
@@ -300,14 +308,23 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         log_pvalue_cauchy=combined,
         theta_null=null.theta,
         weights=design.how.weights,
-        explained=tuple(design.explained.nonzero()[0].tolist()),
-        low=() if model.nu2 is not None else _low(model, design),
+        explained=design.without,
+        low=() if known else _low(model, design, null.between),
+        cautious=alike and not known and bool((model.nu[design.layout.rows] == 0.0).any()),
     )
 
 
-def _one_hot(types: np.ndarray) -> bool:
-    """Whether every row is of one cell type."""
-    return bool((types.max(axis=1) == 1.0).all())
+@kept_exact
+def _outcome(
+    found: np.ndarray, value: np.ndarray, statistic: np.ndarray, pvalue: np.ndarray
+) -> None:
+    """Statistics and p values (C + 1,) by logarithms of tails, means and variances (C + 1, 3)."""
+    for d in range(len(value)):
+        log = found[d, 0]
+        pvalue[d] = math.exp(log)
+        statistic[d] = (value[d] - found[d, 1]) / math.sqrt(found[d, 2])
+        if math.isnan(log):
+            statistic[d] = log
 
 
 def between_cells(model: Model, design: ScoreDesign) -> np.ndarray:
@@ -334,17 +351,19 @@ def weights_of_types(model: Model, design: ScoreDesign) -> np.ndarray:
     """Weights of the cell types in the sum of scores (C,), the largest 1.
 
     :func:`between_cells`, where it is known to be that, with unbiased squares of the noise; else
-    all alike.
+    all alike, but 0 where fixed effects explain a type wholly.
     """
-    return np.ones(len(design.types)) if model.nu2 is None else between_cells(model, design)
+    alike = design.weights
+    return alike if model.nu2 is None else alike * between_cells(model, design)
 
 
-def _low(model: Model, design: ScoreDesign) -> tuple[int, ...]:
-    """Numbers of the cell types whose cells hardly vary, next to those of others."""
-    if design.how.weights != COUNTED or not design.one_hot:
-        return ()
-    between = _per_type(design.how.per_cell * model.nu, design)
-    if between.min() >= LOW * between.max():
+def _low(model: Model, design: ScoreDesign, between: np.ndarray) -> tuple[int, ...]:
+    """Numbers of the cell types whose cells hardly vary, next to those of others.
+
+    `between` (groups,) is the variance between cells of each where rows are of one type.
+    """
+    sizes = between.tolist()
+    if design.how.weights != COUNTED or not design.one_hot or min(sizes) >= LOW * max(sizes):
         return ()
     between = between_cells(model, design)
     return tuple(int(c) for c in np.flatnonzero((between < LOW) & (between > 0.0)))
@@ -356,7 +375,7 @@ def _silent(model: Model) -> tuple[int, ...]:
     They say that donors do not vary at all, to any precision: in them the gene cannot be seen.
     """
     types = model.types[model.active_rows]
-    if not _one_hot(types):
+    if not one_type_each(types):
         return ()
     alike = (model.nu[model.active_rows] == 0.0) @ types / np.maximum(types.sum(axis=0), 1.0)
     return tuple(int(c) for c in np.flatnonzero(alike > ALIKE))
@@ -384,8 +403,7 @@ def _without(model: Model, silent: tuple[int, ...]) -> ScoreTest:
         out[kept] = values
         return out
 
-    return replace(
-        found,
+    return found._replace(
         statistic=placed(found.statistic),
         pvalue_celltype=placed(found.pvalue_celltype),
         log_pvalue_celltype=placed(found.log_pvalue_celltype),
@@ -412,8 +430,7 @@ class Scores(NamedTuple):
         return found, float(combined)
 
 
-@dataclass(frozen=True)
-class Null:
+class Null(NamedTuple):
     """The null fitted under working noise; made by :func:`null_of`.
 
     Its products are there until the next null of the thread.
@@ -424,6 +441,8 @@ class Null:
     theta : ndarray, shape (1 + Kr,)
     weights : ndarray, shape (C,)
         Of the cell types in the sum.
+    between : ndarray, shape (groups,)
+        Variance between cells of the groups of rows whose noise is pooled.
     found : Products; solved : Solved
     efficient : Efficient
     value, inner, level
@@ -434,6 +453,7 @@ class Null:
     design: ScoreDesign
     theta: np.ndarray
     weights: np.ndarray
+    between: np.ndarray
     found: Products
     solved: Solved
     efficient: Efficient
@@ -448,8 +468,9 @@ class Null:
         By the information that the null's components leave: four times that is the variance, were
         the working noise that of the data.
         """
-        left, whole = self.efficient.left, self.efficient.whole
-        return np.where((left > NOTHING * whole) & (whole > 0.0), 4.0 * SILENT * left, math.nan)
+        out = np.empty(len(self.value))
+        _least(self.efficient.left, self.efficient.whole, out)
+        return out
 
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
@@ -480,13 +501,22 @@ class Null:
         return counted_noise(how.code[rows], len(how.sizes), *own, float(self.theta[0]))
 
 
+@kept_exact
+def _least(left: np.ndarray, whole: np.ndarray, out: np.ndarray) -> None:
+    """:attr:`Null.least`."""
+    for d in range(len(out)):
+        there = left[d] > NOTHING * whole[d] and whole[d] > 0.0
+        out[d] = 4.0 * SILENT * left[d] if there else math.nan
+
+
 def null_of(model: Model, design: ScoreDesign) -> Null:
     """Fit the null under working noise, and find what of the scores it leaves."""
     layout, nu = design.layout, model.nu
     rows, y = layout.rows, model.residual[layout.rows]
     p = model.blocks.p
     scale = math.sqrt(float(y @ y) / max(len(y) - p, 1)) or 1.0
-    noise = working_noise(nu, design.how, scale**2)[rows]
+    noise, between = weighed(nu, design.how, scale**2)
+    noise = noise[rows]
     theta = fit_null(design.null, layout, noise, y, scale)
     C = len(design.types)
     loads = np.zeros((1, C + 1))
@@ -496,10 +526,9 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
     _refuse_singular(solved.inverse)
     w = weights_of_types(model, design)
-    w[design.explained] = 0.0
     left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
     _refuse_singular(left.a)
-    return Null(model, design, theta, w, found, solved, left, *forms)
+    return Null(model, design, theta, w, between, found, solved, left, *forms)
 
 
 def solved_sums(
@@ -524,8 +553,18 @@ def solved_sums(
 
 
 def _refuse_singular(inverse: np.ndarray) -> None:
-    if not math.isfinite(np.add.reduce(inverse, axis=None)):
+    if not _is_finite(inverse):
         raise np.linalg.LinAlgError("Singular matrix")
+
+
+@kept_exact
+def _is_finite(A: np.ndarray) -> bool:
+    """Whether all entries of A (n, m) are."""
+    for row in range(A.shape[0]):
+        for column in range(A.shape[1]):
+            if not math.isfinite(A[row, column]):
+                return False
+    return True
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:

@@ -61,8 +61,10 @@ def null_design(model: Model, layout: Layout) -> NullDesign:
     (N, d), p = layout.slot.shape, model.blocks.p
     C = layout.design.shape[1] - d - p - 1
     levels = (layout.component >= 0).sum(axis=1)
-    level_ptr = np.append(0, np.cumsum(levels))
-    spans = _spans(layout.design[:, C : C + 1 + d])
+    level_ptr, pair_ptr = np.zeros((2, len(levels) + 1), dtype=np.int64)
+    np.cumsum(levels, out=level_ptr[1:])
+    np.cumsum(levels**2, out=pair_ptr[1:])
+    spans = _spans(layout.design, C, C + 1 + d)
     T, size = -(-(N + p + 1) // LANES), N + p + 1
 
     def padded(values: np.ndarray, empty: int) -> np.ndarray:
@@ -80,7 +82,7 @@ def null_design(model: Model, layout: Layout) -> NullDesign:
             block=padded(layout.block, 0),
             level=padded(level, -1),
             level_ptr=level_ptr,
-            pair_ptr=np.append(0, np.cumsum(levels**2)),
+            pair_ptr=pair_ptr,
             level_comp=layout.component[layout.component >= 0],
         ),
         active=np.arange(T * LANES) < size,
@@ -96,22 +98,6 @@ def _template(C: int, n_random: int) -> tuple[Problem, np.ndarray]:
     null = build_model(ones, ones, ones[:, None], H, donor, np.ones((1, C, C)), random)
     constraint = constrain(null, Domain("nonnegative"))
     return make_problem(null, constraint, True, 1.0, kernel=0), middle_of(null)
-
-
-def _spans(columns: np.ndarray) -> np.ndarray:
-    """Numbers of the columns but the first, (tiles, k, m, LANES), that others do not span."""
-    basis: list[np.ndarray] = []
-    out = []
-    for k, own in enumerate(columns.swapaxes(0, 1)):
-        rest = own
-        for one in 2 * basis:  # twice is enough
-            rest = rest - one * (one * rest).sum(axis=1, keepdims=True)
-        left = np.linalg.norm(rest, axis=1, keepdims=True)
-        there = left > _SPANNED * np.linalg.norm(own, axis=1, keepdims=True)
-        if k == 0 or there.any():
-            basis.append(np.where(there, rest / np.where(there, left, 1.0), 0.0))
-            out.append(k - 1)
-    return np.array(out[1:], dtype=np.int64)
 
 
 @called
@@ -137,6 +123,33 @@ def _orthonormal(basis, u):
         lengths[1, i] = 1.0 / math.sqrt(lengths[1, i]) if there else 0.0
     for a in range(rows):
         store(basis, (u, a), load(basis, (u, a)) * load(lengths, 1))
+
+
+def _spans(design: np.ndarray, first: int = 0, stop: int | None = None) -> np.ndarray:
+    """Numbers of columns after the `first` that those before them do not span.
+
+    Of a design (tiles, k, m, LANES) up to the column `stop`.
+    """
+    alone = np.zeros((design.shape[1] if stop is None else stop) - first - 1, dtype=np.bool_)
+    _find_spans(design, first, alone)
+    return np.flatnonzero(alone)
+
+
+@kept
+def _find_spans(design, first, alone):
+    """Which columns (d,) after the first of a design in tiles are not spanned by those before."""
+    T, rows, d = len(design), design.shape[2], len(alone)
+    basis = aligned((1 + d, rows, LANES))
+    for t in range(T):
+        for u in range(1 + d):
+            for a in range(rows):
+                store(basis, (u, a), load(design, (t, first + u, a)))
+            _orthonormal(basis, u)
+            if u > 0:
+                size = spread(0.0)
+                for a in range(rows):
+                    size += load(basis, (u, a)) * load(basis, (u, a))
+                alone[u - 1] = alone[u - 1] or total(size) > 0.0
 
 
 @kept

@@ -328,12 +328,15 @@ def wald(
 
 
 def combined(L: np.ndarray, cov: np.ndarray) -> np.ndarray:
-    """L cov L' of rows L (q, k) of the first k parameters; what has no weight may be unknown."""
+    """L cov L' (..., q, q) of rows L (q, k) of the first k parameters.
+
+    What has no weight may be unknown.
+    """
     used = np.flatnonzero(L.any(axis=0))
     if len(used) == L.shape[1]:
-        return L @ cov[: len(used), : len(used)] @ L.T
+        return L @ cov[..., : len(used), : len(used)] @ L.T
     L = L[:, used]
-    return L @ cov[used[:, None], used] @ L.T
+    return L @ cov[..., used[:, None], used] @ L.T
 
 
 def denominator(df_resid: float, q: int, groups: int | None = None) -> float:

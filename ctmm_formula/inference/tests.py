@@ -255,9 +255,7 @@ def _scores(fit: Fit) -> TestResult | str:
     notes = (
         [] if test.weights == "n_cells" else [f"no numbers of cells: weighted by {test.weights}"]
     )
-    if fit.model.nu2 is None and not fit.model.nu.all():
-        seen = fit.model.active_rows & ~fit.model.types[:, list(test.silent)].any(axis=1)
-        notes += [_NO_SQUARES] if (fit.model.nu[seen] == 0.0).any() else []
+    notes += [_NO_SQUARES] if test.cautious else []
     types = fit.structure.celltypes
     if test.low:
         low = ", ".join(repr(types[c]) for c in test.low)

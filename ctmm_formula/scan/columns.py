@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -152,8 +152,9 @@ class Layout:
         out: Row = {}
         if parts is None:
             out[f"stat_{test}"] = result.statistic
-            _put_p(out, f"p_{test}", result.pvalue, result.log_pvalue)
-            self._put_details(out, test, result)
+            found = self._p_values(test, result)
+            for (name, of_log), (pvalue, log) in zip(self._p_names[test], found, strict=True):
+                out[name], out[of_log] = pvalue, log / _TEN
             return out
         for end, single in parts.items():
             part = result.parts.get(end, _NONE) if end else result
@@ -166,20 +167,23 @@ class Layout:
             _put_p(out, f"p_{name}", part.pvalue, part.log_pvalue)
         return out
 
-    def _put_details(self, out: Row, test: str, result: TestResult) -> None:
-        """Columns of a test's further p values and their logarithms, read off its details."""
-        extra, logs = result.extra, result.log_details
+    @cached_property
+    def _p_names(self) -> dict[str, list[tuple[str, str]]]:
+        """Columns of all p values of a test and of their logarithms."""
+        names = {test: [f"p_{test}{end}" for end in self.ends(test)] for test in self.tests}
+        return {test: [(name, LOG + name) for name in own] for test, own in names.items()}
+
+    def _p_values(self, test: str, result: TestResult) -> Iterator[tuple[float, float]]:
+        """All p values of a test and their natural logarithms."""
+        yield result.pvalue, result.log_pvalue
         for detail in self.tests[test]:
-            own, own_logs = extra.get(detail, math.nan), logs.get(detail, math.nan)
+            both = result.extra.get(detail, math.nan), result.log_details.get(detail, math.nan)
             if detail == BY_TYPE:
-                each, each_log = (
-                    one if isinstance(one, Mapping) else dict.fromkeys(self.celltypes, one)
-                    for one in (own, own_logs)
-                )
-                for name in self.celltypes:
-                    _put_p(out, f"p_{test}[{name}]", each[name], each_log[name])
+                none = dict.fromkeys(self.celltypes, math.nan)
+                each, logs = (one if isinstance(one, Mapping) else none for one in both)
+                yield from ((each[name], logs[name]) for name in self.celltypes)
             else:
-                _put_p(out, f"p_{test}_{detail}", own, own_logs)
+                yield both
 
     def ratio(self, pair: tuple[int, int], statistic: float, df: float, pvalue: float) -> Row:
         """Columns of a likelihood ratio."""

@@ -211,7 +211,7 @@ class Patterns:
         self, plan: Plan, make: Callable[[np.ndarray], Design], base: np.ndarray, design: Design
     ) -> None:
         self.plan, self.make, self.names = plan, make, _names(design)
-        self.donors = {name: k for k, name in enumerate(design.donors)}
+        self.donors = design.donors
         self._key, self._first = base.tobytes(), self._pattern(design, base)
 
     def _pattern(self, design: Design, rows: np.ndarray) -> Pattern:
@@ -228,7 +228,7 @@ class Patterns:
                 is_rotated(model, self.plan.method)  # or it is too large, of whatever gene
         tests = read_tests(self.plan.tests, design, structures[0], self.plan.method)
         weights = Weights.of(design) if self.plan.layout.shares else None
-        donors = np.array([self.donors[name] for name in design.donors], dtype=np.int64)
+        donors = _numbers(design.donors, self.donors)
         return Pattern(
             self.plan, rows[design.rows], models, design.mean_rows, tests, donors, weights
         )
@@ -242,11 +242,10 @@ class Patterns:
         if not all(map(surely, models, self._whole)):
             return None
         tests, layout = self.plan.tests, self.plan.layout
-        if not tests.keys() <= SCANNED.keys():  # questions, which are read of the rows
+        if not all(name in SCANNED for name in tests):  # questions, which are read of the rows
             tests = read_tests(tests, chosen.design, layout.structures[0], self.plan.method)
         weights = Weights.of(chosen.design) if layout.shares else None
-        known = chosen.chosen.design.donors
-        donors = np.array([self.donors[known[k]] for k in chosen.donors])
+        donors = _numbers(chosen.chosen.design.donors, self.donors)[chosen.donors]
         return Pattern(self.plan, chosen.rows, models, chosen.mean_rows, tests, donors, weights)
 
     @cached_property
@@ -294,6 +293,13 @@ class Patterns:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_found"}
+
+
+@lru_cache(maxsize=4)
+def _numbers(names: tuple[str, ...], among: tuple[str, ...]) -> np.ndarray:
+    """Places of these names, (N,)."""
+    place = {name: k for k, name in enumerate(among)}
+    return np.array([place[name] for name in names], dtype=np.int64)
 
 
 def _names(design: Design) -> dict[str, tuple[str, ...]]:

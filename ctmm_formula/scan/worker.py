@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,8 +43,8 @@ from ..inference.fit import (
     MODEL,
     Errors,
     Fit,
-    invert_informations,
     own_errors_of,
+    share_errors,
 )
 from ..inference.jackknife import JackknifeRun, LikelihoodJackknife
 from ..inference.testing import TestResult
@@ -159,7 +159,7 @@ def _scan_pattern(
     if good and pattern.plan.beside:
         fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
     if good and pattern.plan.method in LIKELIHOODS:
-        invert_informations([fit for fit in fits[0] if isinstance(fit, Fit)])
+        share_errors([fit for fit in fits[0] if isinstance(fit, Fit)])
     resampled = bool(good) and pattern.plan.resampled
     runs = jackknife_all(pattern, fits[0]) if resampled else [None] * len(good)
     rows: list[Row | Exception | None] = list(checks)
@@ -252,7 +252,7 @@ def fit_all(pattern: Pattern, k: int, genes: Sequence[Model]) -> list[Fit | Exce
         out = run()
         weighed = out if isinstance(out, RobustFit) else None
         found = out.estimate if isinstance(out, RobustFit) else out
-        if not (np.isfinite(found.theta).all() and np.isfinite(found.beta).all()):
+        if not math.isfinite(sum(found.theta.tolist()) + sum(found.beta.tolist())):
             raise DataError("the estimates are not finite: rescale the expression of this gene")
         shared = pattern.score, pattern.groups, pattern.genetic
         return Fit(model, structure, plan.domain, found, pattern.mean_rows, weighed, *shared)
@@ -362,32 +362,31 @@ class _Gene:
             status, reasons = BOUNDARY, ["the estimate lies on the edge of its domain"]
         out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
         out |= _outcome("", main)
-        L, beta, p = main.mean_rows, main.estimate.beta, main.n_fixed
-        values = np.concatenate([main.estimate.theta, L @ beta, beta]).tolist()
+        L, beta, names = main.mean_rows, main.estimate.beta, layout.standard_errors
+        values = *main.estimate.theta.tolist(), *(L @ beta).tolist(), *beta.tolist()
         out |= zip(layout.estimates, values, strict=True)
-        errors = {"se": main.own_errors}
+        if "se" in names:
+            out |= zip(names["se"], main.own_standard_errors.tolist(), strict=True)
+        jackknife = None
         if isinstance(run, JackknifeRun):
-            errors["se_jackknife"] = main.jackknife_errors(run)
+            jackknife = main.jackknife_errors(run)
+            each = jackknife.of_estimates(L).tolist()
+            out |= zip(names["se_jackknife"], each, strict=True)
             out["error_jackknife"] = run.error
         elif run is not None:
             reasons.append(f"jackknife: {run}")
-        own = "se" if own_errors_of(main.estimate.method, True) == MODEL else "se_jackknife"
-        if layout.heritability and own in errors:
-            out |= self._heritability(main, errors[own])
-        for prefix, names in layout.standard_errors.items():
-            if prefix in errors:
-                each = errors[prefix].cov.diagonal()
-                squares = np.concatenate([each[p:], errors[prefix].variances(L), each[:p]])
-                out |= zip(names, np.sqrt(squares).tolist(), strict=True)
+        if layout.heritability:
+            by_model = own_errors_of(main.estimate.method, True) == MODEL
+            errors = main.own_errors if by_model else jackknife
+            out |= {} if errors is None else self._heritability(main, errors)
         if self.pattern.weights is not None:
             out |= self._shares(main, self.pattern.weights)
         for name in layout.tests:
-            test = self._test(name, main, errors.get("se_jackknife"))
+            test = self._test(name, main, jackknife)
             out |= layout.outcome(name, test)
-            missing = {"": test, **test.parts}
-            reasons += [
-                f"{name}{end}: {one.note}" for end, one in missing.items() if _lacks_some(one)
-            ]
+            for end, one in chain([("", test)], test.parts.items()):
+                if _lacks_some(one):
+                    reasons.append(f"{name}{end}: {one.note}")
         if len(self.fits) > 1:
             self._others(out, reasons)
         out["status"], out["reason"] = status, "; ".join(dict.fromkeys(reasons))
