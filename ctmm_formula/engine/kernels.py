@@ -318,17 +318,8 @@ def _of_two(V, i, j, begin, columns):
 
 
 @inlined
-def _across(A, B, rows, i, columns):
-    """Sums over rows, from one to another, of products of column i of A and four of B."""
-    values = _none()
-    for a in range(rows[0], rows[1]):
-        values = _add(values, load(A, (a, i)), _along(B, a, columns))
-    return values
-
-
-@inlined
 def _two_across(A, rows, i, j, columns):
-    """The same of columns i and j, and four of the same array."""
+    """Sums over rows, from one to another, of products of columns i and j and four others."""
     one, two = _none(), _none()
     for a in range(rows[0], rows[1]):
         others = _along(A, a, columns)
@@ -588,12 +579,13 @@ def _levels(
                         t = load(expected, (r, c)) + KG[x, w * across + r] * s
                         store(expected, (r, c), t)
     for r in range(R if full else 0):
-        for s_ in range(0, r + 1, 4):
+        for s_ in range(r + 1):
             for c in range(0, wide, LANES):
-                at = _places(_four(s_, r), wide, c)
-                values = _across(E_all, KE, (0, len(KE)), r * wide + c, at)
-                add_totals(average, (r, s_), _add(_none(), -1.0 * load(of_y, c), values))
-                add_totals(expected, (r, s_), _add(_none(), 2.0 * load(of_x, c), values))
+                both = spread(0.0)
+                for x in range(len(KE)):
+                    both += load(E_all, (x, r * wide + c)) * load(KE, (x, s_ * wide + c))
+                average[r, s_] -= total(both * load(of_y, c))
+                expected[r, s_] += 2.0 * total(both * load(of_x, c))
 
 
 @inlined
