@@ -1,10 +1,21 @@
 """Compiled loops do what they do in Python, and give back the arrays that they make."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from numba.core.runtime import _nrt_python, rtsys
 
-from ctmm_formula.engine.lanes import aligned, zeros
+from ctmm_formula.engine.lanes import (
+    add_to_rows,
+    add_totals,
+    aligned,
+    load,
+    together,
+    zeros,
+    zeros_together,
+)
+from ctmm_formula.engine.model import LANES
 from ctmm_formula.engine.options import called, kept
 
 
@@ -171,6 +182,69 @@ def test_arrays_that_are_made_are_given_back_once():
     after = rtsys.get_allocation_stats()
     assert after.alloc - before.alloc == after.free - before.free > 0
     assert after.mi_alloc - before.mi_alloc == after.mi_free - before.mi_free
+
+
+class _Both(NamedTuple):
+    left: np.ndarray
+    right: np.ndarray
+
+
+@called
+def _row_of(both, i):
+    """A part of what another function keeps, given back."""
+    return both.left[i]
+
+
+@kept
+def _in_one_piece(both, early):
+    """Arrays of one piece of memory, made at the start and in turns; one of them given back."""
+    n = len(both.right)
+    out, more = zeros_together(((n,), (3, 5)))
+    if early:
+        return more[1]
+    for i in range(n):
+        row, other = together(((2,), (1, 2)))
+        row[0] = _row_of(both, i)[1]
+        other[0, 1] = row[0] + both.right[i]
+        mine = _row_of(both, i) if i % 2 else row
+        out[i] = other[0, 1] + mine[0]
+    return out
+
+
+def test_arrays_of_one_piece_are_given_back_once():
+    _nrt_python.memsys_enable_stats()
+    both = _Both(np.arange(14.0).reshape(7, 2), np.ones(7))
+    _in_one_piece(both, False)
+    before = rtsys.get_allocation_stats()
+    for early in (False, True):
+        found = _in_one_piece(both, early)
+        assert not early or found.ctypes.data % 64 == 40  # row of one that starts at a line
+        junk = [np.full(8, 7.0) for _ in range(50)]  # takes what was given back too early
+        of_row = both.left[:, 1] + 1.0 + np.where(np.arange(7) % 2, *both.left.T)
+        np.testing.assert_array_equal(found, np.zeros(5) if early else of_row)
+        del found, junk
+    after = rtsys.get_allocation_stats()
+    assert after.alloc - before.alloc == after.free - before.free > 0
+    assert after.mi_alloc - before.mi_alloc == after.mi_free - before.mi_free
+
+
+@kept
+def _four_at_a_time(lanes, rows, out, spread_out):
+    values = load(lanes, 0), load(lanes, 1), load(lanes, 2), load(lanes, 3)
+    add_totals(out, (1, 3), values)
+    add_to_rows(spread_out, rows, 2, values)
+
+
+def test_four_values_of_lanes_are_summed_and_added_to_rows():
+    rng = np.random.default_rng(4)
+    lanes, rows = rng.integers(0, 9, (4, LANES)).astype(float), rng.integers(0, 5, LANES)
+    out, spread_out = np.ones((2, 8)), np.ones((5, 7))
+    _four_at_a_time(lanes, rows, out, spread_out)
+    wanted, spread_wanted = np.ones((2, 8)), np.ones((5, 7))
+    wanted[1, 3:7] += lanes.sum(axis=1)
+    np.add.at(spread_wanted[:, 2:6], rows, lanes.T)
+    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(spread_out, spread_wanted)
 
 
 def test_new_arrays_start_at_a_line_of_the_cache():

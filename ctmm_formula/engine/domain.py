@@ -36,7 +36,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..arguments import choose
 from ..errors import CTMMError
-from .model import Blocks, Model, Tiles, rank_one_factors, tile
+from .model import Blocks, Model, Tiles, rank_one_factors, spans, tile
 
 BOUNDS = ("noise", "psd", "nonnegative")
 _GONE = 1e-5  # share of a variance that counts as none; the barrier of a search leaves less
@@ -211,9 +211,11 @@ def _cones(
     tiles = tile(ptr)
     nobody = np.zeros(tiles.shape[0] * tiles.shape[2], dtype=np.int64)
     none = np.zeros(2, dtype=np.int64)
+    tiled = tiles.put(W)
     blocks = Blocks(
-        tiles.put(W), W.shape[1], 0, nobody, nobody, nobody[:, None][:, :0], none, none, none[:0]
-    )
+        tiled, W.shape[1], 0, nobody, nobody, nobody[:, None][:, :0], none, none, none[:0],
+        spans(tiled),
+    )  # fmt: skip
     active = np.ones(len(sizes), dtype=bool)
     return Constraint(lower, S, np.zeros(len(W)), tiles, blocks, active, False)
 

@@ -28,11 +28,25 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .lanes import aligned, all_positive, load, root, spread, store, total
+from .lanes import (
+    add_to_rows,
+    add_totals,
+    aligned,
+    all_positive,
+    load,
+    root,
+    spread,
+    store,
+    together,
+    total,
+    zeros_together,
+)
 from .lanes import zeros as zeros
 from .model import LANES, Blocks
 from .options import called, inlined, kept, kept_callback
 from .references import referred
+
+_TILES = 8  # tiles whose products are summed at once
 
 DEFINITE, VALUE, SCORE, INFORMATION = -1, 0, 1, 2
 """How much :func:`evaluate` computes; DEFINITE: 0, or -inf where Sigma is not positive definite."""
@@ -84,9 +98,15 @@ empty = aligned
 
 
 @called
+def _whole(width):
+    """The multiple of LANES at or above `width`."""
+    return -(-width // LANES) * LANES
+
+
+@called
 def zero_rows(n, width):
     """Zeros (n, w), where w is the multiple of LANES at or above `width`."""
-    out = aligned((n, -(-width // LANES) * LANES))
+    out = aligned((n, _whole(width)))
     fill(out, 0.0)
     return out
 
@@ -130,30 +150,99 @@ def _multiply(A, q, B, first, width, out):
 def _inverse_root(low, p, out):
     """out = L^-T for the leading p x p of `low` (upper triangular)."""
     for c in range(p):
+        out[c, c] = 1.0 / low[c, c]
+    for c in range(p):
         for i in range(c):
             out[c, i] = 0.0
-        for i in range(c, p):
-            s = 1.0 if i == c else 0.0
+        for i in range(c + 1, p):
+            s = 0.0
             for k in range(c, i):
                 s -= low[i, k] * out[c, k]
-            out[c, i] = s / low[i, i]
+            out[c, i] = s * out[i, i]
+
+
+@called
+def _turned(gram):
+    """What makes [U, P y] of [X y]: [[L_x^-T, -b], [0, 1]], as wide as whole lanes."""
+    turn = zero_rows(len(gram), len(gram))
+    _inverse_root(gram, len(gram), turn)
+    return turn
 
 
 # -- one tile: LANES donors of at most m rows ----------------------------------------------------
 
 
 @inlined
-def _covariance(V, nu, mask, phi, R, low):
+def _four(j, last):
+    """Number j and the next three, or the last again where there are not so many."""
+    return j, min(j + 1, last), min(j + 2, last), min(j + 3, last)
+
+
+@inlined
+def _none():
+    """Four sums of nothing."""
+    return spread(0.0), spread(0.0), spread(0.0), spread(0.0)
+
+
+@inlined
+def _at(A, four, r):
+    """A[four, r]."""
+    j, k, h, g = four
+    return load(A, (j, r)), load(A, (k, r)), load(A, (h, r)), load(A, (g, r))
+
+
+@inlined
+def _put(A, four, r, values):
+    """A[four, r] = four values."""
+    store(A, (four[0], r), values[0])
+    store(A, (four[1], r), values[1])
+    store(A, (four[2], r), values[2])
+    store(A, (four[3], r), values[3])
+
+
+@inlined
+def _add(values, f, others):
+    """Four values and f times four others."""
+    s, t, u, v = values
+    return s + f * others[0], t + f * others[1], u + f * others[2], v + f * others[3]
+
+
+@inlined
+def _each(values, others):
+    """Four products."""
+    s, t, u, v = values
+    return s * others[0], t * others[1], u * others[2], v * others[3]
+
+
+@inlined
+def _along(A, a, four):
+    """A[a, four]."""
+    j, k, h, g = four
+    return load(A, (a, j)), load(A, (a, k)), load(A, (a, h)), load(A, (a, g))
+
+
+@inlined
+def _put_along(A, a, four, values):
+    """A[a, four] = four values."""
+    store(A, (a, four[0]), values[0])
+    store(A, (a, four[1]), values[1])
+    store(A, (a, four[2]), values[2])
+    store(A, (a, four[3]), values[3])
+
+
+@inlined
+def _covariance(V, nu, mask, phi, span, low):
     """low = sum_r phi_r w_r w_r' + D of every donor; the identity where the mask is zero."""
     for a in range(low.shape[0]):
-        for c in range(a + 1):
-            s = spread(0.0)
-            for r in range(R):
-                s += phi[r] * load(V, (r, a)) * load(V, (r, c))
-            s = s * mask
-            if a == c:
-                s += load(nu, a) * mask + (1.0 - mask)
-            store(low, (a, c), s)
+        for c in range(a):
+            store(low, (a, c), spread(0.0))
+        store(low, (a, a), load(nu, a) * mask + (1.0 - mask))
+    for r in range(len(span)):
+        weight = phi[r] * mask
+        for a in range(span[r, 0], span[r, 1]):
+            f = weight * load(V, (r, a))
+            for c in range(span[r, 0], a + 1):
+                store(low, (a, c), load(low, (a, c)) + f * load(V, (r, c)))
 
 
 @inlined
@@ -172,33 +261,31 @@ def _factor(low):
         product = product * d
         d = 1.0 / d
         store(low, (j, j), d)
-        for a in range(j + 1, m):
-            s = load(low, (a, j))
+        for a in range(j + 1, m, 4):
+            rows = _four(a, m - 1)
+            values = _at(low, rows, j)
             for k in range(j):
-                s -= load(low, (a, k)) * load(low, (j, k))
-            store(low, (a, j), s * d)
+                values = _add(values, -1.0 * load(low, (j, k)), _at(low, rows, k))
+            _put(low, rows, j, _add(_none(), d, values))
     return definite, product
 
 
 @inlined
 def _whiten(low, V, first):
-    """Columns V[first:] <- L^-1 V, four at a time; the last again where there are not so many."""
-    last = V.shape[0] - 1
+    """Columns V[first:] <- L^-1 V, two rows of four at a time."""
     for i in range(first, V.shape[0], 4):
-        j, k, h = min(i + 1, last), min(i + 2, last), min(i + 3, last)
-        for a in range(V.shape[1]):
-            s, t, u, v = load(V, (i, a)), load(V, (j, a)), load(V, (k, a)), load(V, (h, a))
-            for b in range(a):
-                f = load(low, (a, b))
-                s -= f * load(V, (i, b))
-                t -= f * load(V, (j, b))
-                u -= f * load(V, (k, b))
-                v -= f * load(V, (h, b))
-            f = load(low, (a, a))
-            store(V, (i, a), s * f)
-            store(V, (j, a), t * f)
-            store(V, (k, a), u * f)
-            store(V, (h, a), v * f)
+        columns = _four(i, V.shape[0] - 1)
+        for a in range(0, V.shape[1], 2):
+            b = min(a + 1, V.shape[1] - 1)
+            one, two = _at(V, columns, a), _at(V, columns, b)
+            for c in range(a):
+                before = _at(V, columns, c)
+                one = _add(one, -1.0 * load(low, (a, c)), before)
+                two = _add(two, -1.0 * load(low, (b, c)), before)
+            one = _add(_none(), load(low, (a, a)), one)
+            two = _add(two, -1.0 * load(low, (b, a)), one)
+            _put(V, columns, b, _add(_none(), load(low, (b, b)), two))
+            _put(V, columns, a, one)  # in place of the other if that is no row of its own
 
 
 @inlined
@@ -211,54 +298,67 @@ def _inner(V, i, j):
 
 
 @inlined
-def _project(V, x0, p, turn, gram):
-    """Columns [X y] (from x0) <- [X turn, y - X turn (turn' X'y)]: then X is U and y is P y."""
-    for a in range(V.shape[1]):
-        for j in range(p - 1, -1, -1):
-            s = load(V, (x0 + j, a)) * turn[j, j]
-            for k in range(j):
-                s += load(V, (x0 + k, a)) * turn[k, j]
-            store(V, (x0 + j, a), s)
-        s = load(V, (x0 + p, a))
-        for j in range(p):
-            s -= load(V, (x0 + j, a)) * gram[p, j]
-        store(V, (x0 + p, a), s)
+def _products(V, i, begin, columns):
+    """Inner products of column i, 0 before row `begin`, and four columns, donor by donor."""
+    values = _none()
+    for a in range(begin, V.shape[1]):
+        values = _add(values, load(V, (i, a)), _at(V, columns, a))
+    return values
+
+
+@inlined
+def _of_two(V, i, j, begin, columns):
+    """The same of columns i and j."""
+    one, two = _none(), _none()
+    for a in range(begin, V.shape[1]):
+        others = _at(V, columns, a)
+        one = _add(one, load(V, (i, a)), others)
+        two = _add(two, load(V, (j, a)), others)
+    return one, two
+
+
+@inlined
+def _two_across(A, rows, i, j, columns):
+    """Sums over rows, from one to another, of products of columns i and j and four others."""
+    one, two = _none(), _none()
+    for a in range(rows[0], rows[1]):
+        others = _along(A, a, columns)
+        one = _add(one, load(A, (a, i)), others)
+        two = _add(two, load(A, (a, j)), others)
+    return one, two
+
+
+@inlined
+def _project(V, x0, turn):
+    """Columns [X y] (from x0) <- [X y] turn, two of four rows at a time: [U, P y]."""
+    for a in range(0, V.shape[1], 4):
+        rows = _four(a, V.shape[1] - 1)
+        for j in range(len(turn) - 1, -1, -2):
+            i = max(j - 1, 0)
+            one, two = _none(), _none()
+            for k in range(j + 1):
+                before = _along(V, x0 + k, rows)
+                one = _add(one, turn[k, i], before)
+                two = _add(two, turn[k, j], before)
+            _put_along(V, x0 + i, rows, one)
+            _put_along(V, x0 + j, rows, two)
 
 
 @called
-def _touched(level, donor, e, levels, lanes):
-    """Number of different e-th levels in a tile, the levels (LANES,), lanes (LANES, LANES) of each.
-
-    Those are 1 for its donors and else 0.
-    """
-    count = 0
-    for i in range(LANES):
-        own = level[donor + i, e]
-        if own < 0:
-            continue
-        k = count - 1  # donors with the same level mostly follow each other
-        while k >= 0 and levels[k] != own:
-            k -= 1
-        if k < 0:
-            k = count
-            levels[k] = own
-            store(lanes, k, spread(0.0))
-            count += 1
-        lanes[k, i] = 1.0
-    return count
+def _scatter(values, out, rows, column):
+    """Add four values of every donor to its row of `out`, from a column on."""
+    add_to_rows(out, rows, column, values)
 
 
 @called
-def _project_rows(rows, p, turn, gram):
-    """The same for rows [X y] of levels."""
-    for x in range(rows.shape[0]):
-        for j in range(p - 1, -1, -1):
-            s = rows[x, j] * turn[j, j]
-            for k in range(j):
-                s += rows[x, k] * turn[k, j]
-            rows[x, j] = s
-        for j in range(p):
-            rows[x, p] -= rows[x, j] * gram[p, j]
+def _project_rows(rows, turn):
+    """The same for rows [X y] of levels; both as wide as whole lanes."""
+    for x in range(len(rows)):
+        for c in range(rows.shape[1] - LANES, -1, -LANES):
+            s = spread(0.0)
+            for k in range(min(c + LANES, len(turn))):
+                s += rows[x, k] * load(turn, (k, c))
+            store(rows, (x, c), s)
 
 
 # -- random effects: one block of q levels after the other ---------------------------------------
@@ -352,11 +452,8 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
-    M = empty((most, most))
-    K = empty((most, most))
-    T = empty((most, most))
-    g = empty(most)
-    column = empty(most)
+    square = most, most
+    M, K, T, g, column, row = together((square, square, square, (most,), (most,), (ZV.shape[1],)))
     order = np.empty(most, np.int64)
     logdet = 0.0
     for b in range(len(blocks.level_ptr) - 1):
@@ -374,7 +471,6 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
             for w in range(q):
                 K_all[start + x * q + w] = K[x, w]
     _times_levels(blocks, K_all, ZV, KZ)
-    row = aligned((ZV.shape[1],))
     for j in range(len(gram)):
         for c in range(0, len(row), LANES):
             s = spread(0.0)
@@ -387,15 +483,21 @@ def _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram):
 
 
 @inlined
-def _along(a, i, b, j, used):
-    """a[i]'b[j] of entries in use, for i, j (row, first column); used (w,) is 1 for these, else 0.
+def _places(four, step, first):
+    """Four times a step, from the first on."""
+    j, k, h, g = four
+    return first + j * step, first + k * step, first + h * step, first + g * step
 
-    w is a multiple of LANES.
-    """
-    s = spread(0.0)
-    for c in range(0, len(used), LANES):
-        s += load(used, c) * load(a, (i[0], i[1] + c)) * load(b, (j[0], j[1] + c))
-    return total(s)
+
+@inlined
+def _times(A, q, B, first, out):
+    """out = A B for A (q, q) and rows `first` to `first` + q of B, as wide as whole lanes."""
+    for x in range(q):
+        for c in range(0, B.shape[1], LANES):
+            s = spread(0.0)
+            for w in range(q):
+                s += A[x, w] * load(B, (first + w, c))
+            store(out, (x, c), s)
 
 
 @called
@@ -407,21 +509,19 @@ def _levels(
     ZV holds Z' D^-1 [U, P y]; G_all (pairs, R) and E_all (q, R w), with w = ZV.shape[1], the sums
     over donors of g g' and g [w'U, tau] with g = Z' D^-1 w, for every factor w.
     """
-    R, p, wide = blocks.R, blocks.p, ZV.shape[1]
+    R, p, wide, across = blocks.R, blocks.p, ZV.shape[1], G_all.shape[1]
     most = 0
     for b in range(len(blocks.level_ptr) - 1):
         most = max(most, blocks.level_ptr[b + 1] - blocks.level_ptr[b])
-    M = empty((most, most))
-    K = empty((most, most))
-    N = empty((most, most))
-    out = empty((most, most))
-    zx = aligned((most, wide))
     more = most if full else 0
-    KG, NG = empty((more, most * R)), empty((more, most * R))
-    KE, NE = aligned((more, R * wide)), aligned((more, R * wide))
-    used = aligned((wide,))
-    for j in range(wide):
-        used[j] = 1.0 if j < p else 0.0
+    square, pairs, own = (most, most), (more, most * across), (more, R * wide)
+    M, K, N, out, zx, KG, NG, KE, NE = together(
+        (square, square, square, square, (most, wide), pairs, pairs, E_all.shape, own)
+    )
+    of_x, of_y = zeros_together(((wide,), (wide,)))  # what U, and P y, weigh
+    for j in range(p):
+        of_x[j] = trace_p
+    of_y[p] = 1.0
     for b in range(len(blocks.level_ptr) - 1):
         l0 = blocks.level_ptr[b]
         q = blocks.level_ptr[b + 1] - l0
@@ -434,50 +534,58 @@ def _levels(
             for w in range(q):
                 N[x, w] = (1.0 if x == w else 0.0) - N[x, w]
         _multiply(N, q, M, 0, q, out)  # Z' Sigma^-1 Z = M - M K M
-        _multiply(N, q, ZV, l0, wide, zx)  # Z' Sigma^-1 [U, y - X b]
+        _times(N, q, ZV, l0, zx)  # Z' Sigma^-1 [U, y - X b]
         for x in range(q):
             f = R + comp[x]
             zeta = zx[x, p]
-            through_x = trace_p * _along(zx, (x, 0), zx, (x, 0), used)
-            score[f] += zeta * zeta - out[x, x] + through_x
-            if not full:
-                continue
-            for j in range(p):
-                moves[f, j] += zeta * zx[x, j]
-                for c in range(0, wide, LANES):
-                    s = load(zx, (x, c)) * load(used, c)
-                    store(YY, (f, j, c), load(YY, (f, j, c)) + (trace_p * zx[x, j]) * s)
-            for w in range(q):
+            for w in range(0 if full else x, q if full else x + 1):
                 h = R + comp[w]
-                if h <= f:
+                s = spread(0.0)
+                for c in range(0, wide, LANES):
+                    s += load(of_x, c) * load(zx, (x, c)) * load(zx, (w, c))
+                through_x = total(s)
+                if x == w:
+                    score[f] += zeta * zeta - out[x, x] + through_x
+                if full and h <= f:
                     average[f, h] += zeta * out[x, w] * zx[w, p]
-                    through_x = trace_p * _along(zx, (x, 0), zx, (w, 0), used)
                     expected[f, h] += out[x, w] * (out[x, w] - 2.0 * through_x)
         if not full:
             continue
-        G = G_all[start : start + q * q].reshape(q, q * R)
-        _multiply(K, q, G, 0, q * R, KG)
-        _multiply(K, q, E_all, l0, R * wide, KE)
+        G = G_all[start : start + q * q].reshape(q, q * across)
+        _times(K, q, G, 0, KG)
+        _times(K, q, E_all, l0, KE[l0 : l0 + q])
         # cross terms with the levels: h_i = (N g_i')_l, and its product with U U'
-        _multiply(N, q, G, 0, q * R, NG)
-        _multiply(N, q, E_all, l0, R * wide, NE)
+        _times(N, q, G, 0, NG)
+        _times(N, q, E_all, l0, NE)
         for x in range(q):
             f = R + comp[x]
-            for r in range(R):
-                average[f, r] += NE[x, r * wide + p] * zx[x, p]
-                cross = -2.0 * trace_p * _along(NE, (x, r * wide), zx, (x, 0), used)
-                for w in range(q):
-                    cross += NG[x, w * R + r] * N[x, w]
-                expected[f, r] += cross
-            for r in range(R):
-                for s_ in range(r + 1):
-                    u = E_all[l0 + x, r * wide + p] * KE[x, s_ * wide + p]
-                    t = _along(E_all, (l0 + x, r * wide), KE, (x, s_ * wide), used)
-                    t *= 2.0 * trace_p
-                    for w in range(q):
-                        t += KG[x, w * R + r] * KG[w, x * R + s_]
-                    average[r, s_] -= u
-                    expected[r, s_] += t
+            for c in range(0, wide, LANES):
+                s = load(zx, (x, c))
+                for j in range(p):
+                    at = f, j, c
+                    store(YY, at, load(YY, at) + zx[x, j] * load(of_x, c) * s)
+                for r in range(R):
+                    t = s * load(NE, (x, r * wide + c))
+                    average[f, r] += total(t * load(of_y, c))
+                    expected[f, r] -= 2.0 * total(t * load(of_x, c))
+            for j in range(p):
+                moves[f, j] += zx[x, p] * zx[x, j]
+            for w in range(q):
+                for r in range(R):
+                    expected[f, r] += N[x, w] * NG[x, w * across + r]
+                for c in range(0, across, LANES):
+                    s = load(KG, (w, x * across + c))
+                    for r in range(R):
+                        t = load(expected, (r, c)) + KG[x, w * across + r] * s
+                        store(expected, (r, c), t)
+    for r in range(R if full else 0):
+        for s_ in range(r + 1):
+            for c in range(0, wide, LANES):
+                both = spread(0.0)
+                for x in range(len(KE)):
+                    both += load(E_all, (x, r * wide + c)) * load(KE, (x, s_ * wide + c))
+                average[r, s_] -= total(both * load(of_y, c))
+                expected[r, s_] += 2.0 * total(both * load(of_x, c))
 
 
 @inlined
@@ -495,14 +603,14 @@ def _are_definite(phi, nu, blocks, active):
     low, row = aligned((m, m, LANES)), aligned((1, LANES))
     for t in range(len(blocks.design)):
         mask = _mask(active, t * LANES, row)
-        _covariance(blocks.design[t], nu[t], mask, phi, blocks.R, low)
+        _covariance(blocks.design[t], nu[t], mask, phi, blocks.span, low)
         if not _factor(low)[0]:
             return False
     return True
 
 
 @called
-def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gram):
+def whitened(phi, y, nu, blocks, active, first, full, V_all, A_all, M_all, K_all, ZV, KZ, gram):
     """Columns V = L^-1 [W X y Z] of all donors, and what they sum up to.
 
     Columns from `first` on, of as many tiles as V_all has; M_all and K_all the pairs of levels of
@@ -512,17 +620,16 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
     -------
     (whether Sigma is positive definite, log|Sigma|, rows in use)
     """
-    R, p = blocks.R, blocks.p
+    R, p, span = blocks.R, blocks.p, blocks.span
     design, level = blocks.design, blocks.level
     n_tiles, columns, m = design.shape[0], design.shape[1], design.shape[2]
     p1 = p + 1
     x0 = R
     z0 = R + p1
     d = columns + 1 - z0
-    low = aligned((m, m, LANES))
-    touch = aligned((1 + d, LANES))
-    levels, lanes = np.empty(LANES, np.int64), aligned((LANES, LANES))
-    fill(gram, 0.0)
+    low, touch, sums = together(((m, m, LANES), (1 + d, LANES), (p1 + 1, ZV.shape[1])))
+    fill(sums, 0.0)
+    levels = np.empty(LANES, np.int64)
     logdet = 0.0
     product = 1.0
     nobs = 0
@@ -537,7 +644,7 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
                 store(V, (j + (j >= R + p), a), load(design, (t, j, a)) * mask)
         for a in range(m):
             store(V, (R + p, a), load(y, (t, a)) * mask)
-        _covariance(V, nu[t], mask, phi, R, low)
+        _covariance(V, nu[t], mask, phi, span, low)
         definite, pivots = _factor(low)
         if not definite:
             return False, logdet, nobs
@@ -548,15 +655,29 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
                 logdet += 2.0 * math.log(product)
                 product = 1.0
         _whiten(low, V, first)
-        for j in range(p1):
-            for k in range(j + 1):
-                gram[j, k] += total(_inner(V, x0 + j, x0 + k))
+        for r in range(0, R if len(A_all) > 0 else 0, 2):
+            s_ = min(r + 1, R - 1)
+            begin = min(span[r, 0], span[s_, 0])
+            if not full:
+                store(A_all, (t, r, r), _inner(V, r, r))
+                store(A_all, (t, s_, s_), _inner(V, s_, s_))
+            for j in range(0 if full else x0, columns + 1, 4):
+                four = _four(j, columns)
+                one, two = _of_two(V, r, s_, begin, four)
+                _put(A_all[t], four, r, one)
+                _put(A_all[t], four, s_, two)
+        for j in range(0, p1, 2):
+            last = min(j + 1, p)
+            for k in range(0, last + 1, 4):
+                one, two = _of_two(V, x0 + j, x0 + last, 0, _four(x0 + k, x0 + last))
+                add_totals(sums, (j, k), one)
+                add_totals(sums, (j + 1, k), two)
         for e in range(d):
-            count = _touched(level, donor, e, levels, lanes)
-            for j in range(p1):
-                f = _inner(V, z0 + e, x0 + j)
-                for k in range(count):
-                    ZV[levels[k], j] += total(load(lanes, k) * f)
+            for i in range(LANES):
+                levels[i] = max(level[donor + i, e], 0)  # of weight 0 if there is none
+            for j in range(0, p1, 4):
+                values = _products(V, z0 + e, 0, _four(x0 + j, x0 + p))
+                _scatter(values, ZV, levels, j)
             for h in range(d):
                 store(touch, h, _inner(V, z0 + e, z0 + h))
             for i in range(LANES):
@@ -566,6 +687,9 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
                     if level[donor + i, h] >= 0:
                         M_all[pair + level[donor + i, h]] += touch[h, i]
     logdet += 2.0 * math.log(product)
+    for j in range(p1):
+        for k in range(j + 1):
+            gram[j, k] = sums[j, k]
     definite = True
     if len(ZV) > 0:
         definite, part = _eliminate(phi, blocks, M_all, K_all, ZV, KZ, gram)
@@ -575,7 +699,7 @@ def whitened(phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gra
 
 @called
 def profiled(gram):
-    """[X y]'Sigma^-1 [X y] to its Cholesky factor, but for the last pivot; (definite, y'Py)."""
+    """[X y]'Sigma^-1 [X y] to its Cholesky factor, the last pivot 1; (definite, y'Py)."""
     p = len(gram) - 1
     if not cholesky(gram, p):
         return False, math.inf
@@ -583,6 +707,7 @@ def profiled(gram):
     for j in range(p):
         gram[p, j] = (gram[p, j] - _dot(gram[p], gram[j], j)) / gram[j, j]
         ypy -= gram[p, j] * gram[p, j]
+    gram[p, p] = 1.0
     return True, ypy
 
 
@@ -620,17 +745,19 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
             added = added and phi[f] >= 0.0
         if added:
             return 0.0 if _are_definite(phi, nu, blocks, active) else -math.inf
-    kept = n_tiles if depth > 0 else 1
+    full = depth > 1
 
     # -- pass 1: whiten every donor, collect the Gram matrix of [X y] ------------------------
-    V_all = aligned((kept, width, m, LANES))
-    ZV, KZ = zero_rows(n_levels, p1), zero_rows(n_levels, p1)
-    wide = ZV.shape[1]  # of rows of levels, in whole lanes
-    M_all = zeros(n_pairs)
-    K_all = zeros(n_pairs)
+    # V'W of whitened columns, then [Q | Y | tau | Z part]
+    A_all = aligned((n_tiles if depth > 0 else 0, width, R, LANES))
+    V_all = aligned((1, width, m, LANES))
+    wide, most = _whole(p1), _whole(F)
+    ZV, KZ, M_all, K_all = zeros_together(
+        ((n_levels, wide), (n_levels, wide), (n_pairs,), (n_pairs,))
+    )
     first = 0 if depth > 0 else R
     definite, logdet, nobs = whitened(
-        phi, y, nu, blocks, active, first, V_all, M_all, K_all, ZV, KZ, gram
+        phi, y, nu, blocks, active, first, full, V_all, A_all, M_all, K_all, ZV, KZ, gram
     )
     if not definite:
         return -math.inf
@@ -656,31 +783,25 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
 
     # -- pass 2: P y, diagonal blocks of P, and the cross terms through low-rank parts -------
     trace_p = 1.0 if reml else 0.0  # weight of the U U' part of P in the traces
-    full = depth > 1
     for r in range(F):
         score[r] = 0.0
-    if full:
-        fill(average, 0.0)
-        fill(expected, 0.0)
-    turn = empty((p, p))
-    _inverse_root(gram, p, turn)
-    _project_rows(ZV, p, turn, gram)
+    turn = _turned(gram)
+    _project_rows(ZV, turn)
     _times_levels(blocks, K_all, ZV, KZ)
-    A = aligned((R, width, LANES))  # W~'V~, then [Q | Y | tau | Z part]
-    gK = aligned((R, d, LANES))
-    near_KZ = aligned((d, p1, LANES))  # rows of KZ and entries of K of each donor's levels
-    near_K = aligned((d, d, LANES))
+    # rows of KZ and entries of K of each donor's levels
+    gK, near_KZ, near_K = together(((d, R, LANES), (d, p1, LANES), (d, d, LANES)))
+    flat = A_all.reshape(n_tiles, width * R, LANES)
     fill(moves, 0.0)
-    YY = aligned((F if full else 0, p, wide))
-    for f in range(len(YY)):
-        fill(YY[f], 0.0)
-    factors = R if full else 0
-    G_all, E_all = zeros((n_pairs, factors)), zero_rows(n_levels, factors * wide)
-    levels, lanes = np.empty(LANES, np.int64), aligned((LANES, LANES))
+    factors, pairs, n = (F, n_pairs, n_levels) if full else (0, 0, 0)
+    rows, squares = (factors, most), (factors, p1 + 1, wide)
+    sums, traces, YY, G_all, E_all = zeros_together(
+        (rows, rows, squares, (pairs, _whole(R)), (n, R * wide))
+    )
+    levels = np.empty(LANES, np.int64)
     for t in range(n_tiles):
-        V = V_all[t]
+        A = A_all[t]
         donor = t * LANES
-        _project(V, x0, p, turn, gram)
+        _project(A, x0, turn)
         for e in range(d):
             for i in range(LANES):
                 own = level[donor + i, e]
@@ -691,76 +812,84 @@ def _evaluate(phi, y, nu, blocks, active, reml, depth, score, average, expected,
                     w = level[donor + i, h]
                     near_K[e, h, i] = K_all[pair + w] if own >= 0 and w >= 0 else 0.0
         for r in range(R):
-            for j in range(0 if full else r, width):
-                if j <= r or j >= x0:
-                    store(A, (r, j), _inner(V, r, j))
             for e in range(d):
-                f = load(A, (r, z0 + e))
+                f = load(A, (z0 + e, r))
                 for j in range(p1):
-                    s = load(A, (r, x0 + j)) - f * load(near_KZ, (e, j))
-                    store(A, (r, x0 + j), s)
+                    s = load(A, (x0 + j, r)) - f * load(near_KZ, (e, j))
+                    store(A, (x0 + j, r), s)
                 s = spread(0.0)
                 for h in range(d):
-                    s += load(A, (r, z0 + h)) * load(near_K, (h, e))
-                store(gK, (r, e), s)
-            tau = load(A, (r, x0 + p))
-            for s_ in range(0 if full else r, r + 1):
-                through = spread(0.0)  # what random and fixed effects take from w' P w
+                    s += load(A, (z0 + h, r)) * load(near_K, (h, e))
+                store(gK, (e, r), s)
+            tau = load(A, (x0 + p, r))
+            s = tau * tau - load(A, (r, r))
+            for j in range(x0, x0 + p if reml else x0):
+                s += load(A, (j, r)) * load(A, (j, r))
+            for e in range(d):
+                s += load(gK, (e, r)) * load(A, (z0 + e, r))
+            score[r] += total(s)
+            for s_ in range(0, r + 1 if full else 0, 4):
+                four = _four(s_, r)
+                Q = _at(A, four, r)
+                rest = Q  # less twice what random and fixed effects take from w' P w
+                for j in range(x0, x0 + p if reml else x0):
+                    rest = _add(rest, -2.0 * load(A, (j, r)), _along(A, j, four))
                 for e in range(d):
-                    through += load(gK, (r, e)) * load(A, (s_, z0 + e))
-                if reml:
-                    for j in range(x0, x0 + p):
-                        through += load(A, (r, j)) * load(A, (s_, j))
-                Q = load(A, (r, s_))
-                if s_ == r:
-                    score[r] += total(tau * tau - Q + through)
-                if full:
-                    average[r, s_] += total(tau * load(A, (s_, x0 + p)) * Q)
-                    expected[r, s_] += total(Q * (Q - 2.0 * through))
-            if not full:
-                continue
-            for j in range(p):
-                f = load(A, (r, x0 + j))
-                moves[r, j] += total(tau * f)
-                if reml:
-                    for k in range(j + 1):
-                        YY[r, j, k] += total(f * load(A, (r, x0 + k)))
+                    rest = _add(rest, -2.0 * load(gK, (e, r)), _along(A, z0 + e, four))
+                taus = _add(_none(), tau, _along(A, x0 + p, four))
+                add_totals(sums, (r, s_), _each(Q, taus))
+                add_totals(traces, (r, s_), _each(Q, rest))
         for e in range(d if full else 0):
-            count = _touched(level, donor, e, levels, lanes)
-            for k in range(count):
-                for r in range(R):
-                    f = load(A, (r, z0 + e)) * load(lanes, k)
-                    for j in range(p1):
-                        E_all[levels[k], r * wide + j] += total(f * load(A, (r, x0 + j)))
             for i in range(LANES):
-                own = level[donor + i, e]
-                pair = _pair(blocks, donor + i, own)
-                for h in range(d if own >= 0 else 0):
-                    w = level[donor + i, h]
-                    for r in range(R if w >= 0 else 0):
-                        G_all[pair + w, r] += A[r, z0 + e, i] * A[r, z0 + h, i]
+                levels[i] = max(level[donor + i, e], 0)
+            for r in range(R):
+                f = load(A, (z0 + e, r))
+                for j in range(0, p1, 4):
+                    values = _add(_none(), f, _at(A, _four(x0 + j, x0 + p), r))
+                    _scatter(values, E_all, levels, r * wide + j)
+            for h in range(d):
+                for i in range(LANES):
+                    own, w = level[donor + i, e], level[donor + i, h]
+                    levels[i] = _pair(blocks, donor + i, own) + w if min(own, w) >= 0 else 0
+                for r in range(0, R, 4):
+                    four = _four(r, R - 1)
+                    values = _each(_along(A, z0 + e, four), _along(A, z0 + h, four))
+                    _scatter(values, G_all, levels, r)
+        if full and (t % _TILES == _TILES - 1 or t == n_tiles - 1):
+            tiles = t // _TILES * _TILES, t + 1
+            for r in range(R):
+                for j in range(0 if reml else p, p1, 2):
+                    last = min(j + 1, p)
+                    for k in range(0, last + 1, 4):
+                        four = _places(_four(x0 + k, x0 + last), R, r)
+                        i, own = (x0 + j) * R + r, (x0 + last) * R + r
+                        one, two = _two_across(flat, tiles, i, own, four)
+                        add_totals(YY, (r, j, k), one)
+                        add_totals(YY, (r, j + 1, k), two)
+    for r in range(R if full else 0):
+        for j in range(p):
+            moves[r, j] = YY[r, p, j]
+            for k in range(j):
+                YY[r, k, j] = YY[r, j, k]
+            for k in range(p, wide):
+                YY[r, j, k] = 0.0
     if n_levels > 0:
         _levels(
             blocks, M_all, K_all, ZV, trace_p, full, G_all, E_all,
-            score, average, expected, moves, YY,
+            score, sums, traces, moves, YY,
         )  # fmt: skip
     for r in range(F):
         score[r] *= 0.5
-    if full:
-        for r in range(F):
+    for r in range(factors):
+        for s_ in range(r + 1):
+            product = spread(0.0)
             for j in range(p):
-                for k in range(j):
-                    YY[r, k, j] = YY[r, j, k]
-            for s_ in range(r + 1):
-                product = spread(0.0)
-                for j in range(p):
-                    for c in range(0, wide, LANES):
-                        product += load(YY, (r, j, c)) * load(YY, (s_, j, c))
-                both = total(product)
-                average[r, s_] = 0.5 * (average[r, s_] - _dot(moves[r], moves[s_], p))
-                average[s_, r] = average[r, s_]
-                expected[r, s_] = 0.5 * (expected[r, s_] + both)
-                expected[s_, r] = expected[r, s_]
+                for c in range(0, wide, LANES):
+                    product += load(YY, (r, j, c)) * load(YY, (s_, j, c))
+            average[r, s_] = 0.5 * (sums[r, s_] - _dot(moves[r], moves[s_], p))
+            average[s_, r] = average[r, s_]
+            expected[r, s_] = 0.5 * (traces[r, s_] + total(product))
+            expected[s_, r] = expected[r, s_]
     return llf
 
 
@@ -775,7 +904,7 @@ def _pair(blocks, donor, level):
 _F1, _F2, _F3, _F4 = (types.Array(types.float64, k, "C") for k in (1, 2, 3, 4))
 _I1, _I2 = types.int64[::1], types.int64[:, ::1]
 _BLOCKS = referred(
-    types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1), Blocks)
+    types.NamedTuple((_F4, types.int64, types.int64, _I1, _I1, _I2, _I1, _I1, _I1, _I2), Blocks)
 )
 _SIGNATURE = types.float64(
     _F1, _F3, _F3, _BLOCKS, types.boolean[::1], types.boolean, types.int64,

@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .lowering import entry_address, new_array
+from .lowering import array_of, entry_address, new_array
 from .model import ALIGNED, LANES
 
 POINTS = 8
@@ -43,6 +43,7 @@ class _LaneType(types.Type):
 
 
 _KINDS = {size: _LaneType(size) for size in (POINTS, LANES)}
+_FOUR = _LaneType(4)
 
 
 @register_model(_LaneType)
@@ -158,6 +159,66 @@ def zeros(typingctx, shape):
 
 
 @intrinsic
+def together(typingctx, shapes):
+    """Arrays of several shapes in one piece of memory: most that a loop needs are small."""
+    return _several(shapes), _together
+
+
+@intrinsic
+def zeros_together(typingctx, shapes):
+    """The same of zeros."""
+
+    def codegen(context, builder, signature, args):
+        return _together(context, builder, signature, args, zero=True)
+
+    return _several(shapes), codegen
+
+
+def _several(shapes):
+    return types.Tuple([types.Array(types.float64, len(shape), "C") for shape in shapes])(shapes)
+
+
+def _together(context, builder, signature, args, zero=False):
+    count, kinds = ir.IntType(64), signature.return_type.types
+    places, total = [], count(0)
+    for shape, given in zip(
+        cgutils.unpack_tuple(builder, args[0]), signature.args[0].types, strict=True
+    ):
+        sizes = [
+            context.cast(builder, size, kind, types.intp)
+            for size, kind in zip(cgutils.unpack_tuple(builder, shape), given, strict=True)
+        ]
+        steps = [count(_WIDTH)]
+        for size in reversed(sizes):
+            steps.insert(0, builder.mul(steps[0], size, flags=("nsw",)))
+        places.append((total, sizes, steps[1:]))
+        total = builder.add(total, steps[0], flags=("nsw",))
+        line = ALIGNED * _WIDTH
+        total = builder.and_(builder.add(total, count(line - 1)), count(-line))
+    number, flat = builder.lshr(total, count(3)), types.Array(types.float64, 1, "C")
+    room = new_array(context, builder, flat, [number], ALIGNED * _WIDTH)
+    model = context.data_model_manager[flat]
+    data, meminfo, parent, itemsize = (
+        builder.extract_value(room, model.get_field_position(field))
+        for field in ("data", "meminfo", "parent", "itemsize")
+    )
+    if zero:
+        cgutils.memset(builder, data, total, 0)
+    out = []
+    for kind, (start, sizes, steps) in zip(kinds, places, strict=True):
+        first = builder.gep(data, [builder.lshr(start, count(3))], inbounds=True)
+        out.append(
+            array_of(
+                context, builder, kind, sizes, steps,
+                data=first, meminfo=meminfo, parent=parent, itemsize=itemsize,
+            )
+        )  # fmt: skip
+    for _ in kinds[1:]:  # each keeps all of it
+        context.nrt.incref(builder, flat, room)
+    return context.make_tuple(builder, signature.return_type, out)
+
+
+@intrinsic
 def store(typingctx, array, index, value):
     """array[index] = lanes."""
 
@@ -182,6 +243,75 @@ def total(typingctx, value):
         return builder.extract_element(part, ir.Constant(_INDEX, 0))
 
     return types.float64(value), codegen
+
+
+@intrinsic
+def add_totals(typingctx, array, index, values):
+    """array[index:] += sums over the lanes of four values, which must be 8 at least."""
+
+    def codegen(context, builder, signature, args):
+        size, parts = values.dtype.size, cgutils.unpack_tuple(builder, args[2])
+        while size > 8:
+            size //= 2
+            parts = [_folded(builder, part, part, range(size), 0, size) for part in parts]
+        even, halves = range(0, 8, 2), range(0, 8, 4)
+        pairs = [at for k in even for at in (k, k + 8)]  # one of each, in turn
+        parts = [_folded(builder, *parts[k : k + 2], pairs, 0, 1) for k in (0, 2)]
+        fours = [at for k in halves for at in (k, k + 1, k + 8, k + 9)]
+        part = _folded(builder, *parts, fours, 0, 2)
+        part = _folded(builder, part, part, range(4), 0, 4)
+        address = _pointer(context, builder, signature, args, _FOUR)
+        part = builder.fadd(builder.load(address, align=8), part, flags=_FLAGS)
+        builder.store(part, address, align=8)
+        return context.get_dummy_value()
+
+    return types.none(array, index, values), codegen
+
+
+@intrinsic
+def add_to_rows(typingctx, array, rows, column, values):
+    """array[rows[i], column:] += four values of lane i, for every lane; rows (lanes,) integers."""
+
+    def codegen(context, builder, signature, args):
+        size, values = signature.args[3].dtype.size, cgutils.unpack_tuple(builder, args[3])
+        kinds = types.UniTuple(types.intp, 2)
+        called = types.none(signature.args[0], kinds)
+        column = context.cast(builder, args[2], signature.args[2], types.intp)
+
+        def picked(one, other, picks):
+            mask = ir.Constant(ir.VectorType(_INDEX, len(picks)), list(picks))
+            return builder.shuffle_vector(one, other, mask)
+
+        for first in range(0, size, 8):
+            s, t, u, v = (picked(x, x, range(first, first + 8)) for x in values)
+            for odd in (0, 1):
+                pairs = [at for k in range(odd, 8, 2) for at in (k, k + 8)]
+                one, other = picked(s, t, pairs), picked(u, v, pairs)
+                for half in (0, 4):
+                    fours = [at for k in (half, half + 2) for at in (k, k + 1, k + 8, k + 9)]
+                    both = picked(one, other, fours)
+                    for k in (0, 1):
+                        lane = first + odd + half + 2 * k
+                        place = entry_address(
+                            context, builder, signature.args[1], args[1], [ir.IntType(64)(lane)]
+                        )
+                        index = context.make_tuple(builder, kinds, [builder.load(place), column])
+                        address = _pointer(context, builder, called, (args[0], index), _FOUR)
+                        own = picked(both, both, range(4 * k, 4 * k + 4))
+                        own = builder.fadd(builder.load(address, align=8), own, flags=_FLAGS)
+                        builder.store(own, address, align=8)
+        return context.get_dummy_value()
+
+    return types.none(array, rows, column, values), codegen
+
+
+def _folded(builder, one, other, picks, *steps):
+    """Sum of some entries of two vectors and of those so many steps after them."""
+    masks = [
+        ir.Constant(ir.VectorType(_INDEX, len(picks)), [at + step for at in picks])
+        for step in steps
+    ]
+    return builder.fadd(*(builder.shuffle_vector(one, other, mask) for mask in masks), flags=_FLAGS)
 
 
 def _call(builder, name, kind, args):

@@ -28,12 +28,12 @@ import numpy as np
 from .kernels import (
     _factor,
     _inner,
-    _inverse_root,
     _multiply,
     _pair,
     _project,
     _project_rows,
     _times_levels,
+    _turned,
     _unpack,
     _whiten,
     empty,
@@ -144,10 +144,10 @@ def left_out_scores(pr: Problem, theta: np.ndarray, groups: Groups) -> Scores:
     """Score and fixed effects at `theta` (K,) of a problem without each group of donors."""
     F, p, G = pr.S.shape[1], pr.blocks.p, len(groups.donors)
     grad, beta, slope = np.empty((G, F)), np.empty((G, p)), np.empty((G, F, p))
-    found, turn = np.zeros(G, dtype=bool), np.zeros((p, p))
-    _left_out(pr, theta, *groups, grad, beta, slope, found, turn)
-    slope = (slope.reshape(-1, p) @ turn.T).reshape(slope.shape)
-    return Scores(0.5 * grad @ pr.S.T, beta @ turn.T, pr.S @ slope, found)
+    found, root = np.zeros(G, dtype=bool), np.zeros((p, p))
+    _left_out(pr, theta, *groups, grad, beta, slope, found, root)
+    slope = (slope.reshape(-1, p) @ root.T).reshape(slope.shape)
+    return Scores(0.5 * grad @ pr.S.T, beta @ root.T, pr.S @ slope, found)
 
 
 @called
@@ -163,7 +163,7 @@ def _make_own(R, p, b, m, j):
 
 
 @called
-def _sum_donors(pr, V_all, K_all, KZ, turn, gram, sums):
+def _sum_donors(pr, V_all, K_all, KZ, turn, sums):
     """Sums over the factors of donors; V becomes [W U P y Z], whitened, levels taken off."""
     blocks = pr.blocks
     R, p, level = blocks.R, blocks.p, blocks.level
@@ -172,7 +172,7 @@ def _sum_donors(pr, V_all, K_all, KZ, turn, gram, sums):
     near_KZ, near_K = aligned((d, p + 1, LANES)), aligned((d, d, LANES))
     for t in range(len(V_all)):
         V = V_all[t]
-        _project(V, R, p, turn, gram)
+        _project(V, R, turn)
         for e in range(d):
             for i in range(LANES):
                 donor = t * LANES + i
@@ -448,8 +448,8 @@ def _own_columns(r, reml, own, traced, value, slope):
 
 
 @kept
-def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
-    """Scores, twice, by factor (G, F), effects and slopes (G, F, p) in terms of U; turn L^-T."""
+def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, root):
+    """Scores, twice, by factor (G, F), effects and slopes (G, F, p) in terms of U; root L^-T."""
     blocks = pr.blocks
     R, p = blocks.R, blocks.p
     n_tiles, columns, m = blocks.design.shape[:3]
@@ -459,16 +459,20 @@ def _left_out(pr, theta, donors, levels, place, grad, beta, slope, found, turn):
     factors(pr.S, theta, phi)
     V_all = aligned((n_tiles, columns + 1, m, LANES))
     ZV, KZ, M_all, K_all = zero_rows(q, p + 1), zero_rows(q, p + 1), zeros(n_pairs), zeros(n_pairs)
+    nothing = aligned((0, 0, 0, LANES))
     definite, _, _ = whitened(
-        phi, pr.y, pr.nu, blocks, pr.active, 0, V_all, M_all, K_all, ZV, KZ, gram
+        phi, pr.y, pr.nu, blocks, pr.active, 0, True, V_all, nothing, M_all, K_all, ZV, KZ, gram
     )
     if not definite or not profiled(gram)[0]:
         return
-    _inverse_root(gram, p, turn)
-    _project_rows(ZV, p, turn, gram)
+    turn = _turned(gram)
+    for j in range(p):
+        for k in range(p):
+            root[j, k] = turn[j, k]
+    _project_rows(ZV, turn)
     _times_levels(blocks, K_all, ZV, KZ)
     sums = _Sums(zeros(F), zeros((F, p, p + 1)), zeros((F, n_pairs)), zeros((F, q, p + 1)))
-    _sum_donors(pr, V_all, K_all, KZ, turn, gram, sums)
+    _sum_donors(pr, V_all, K_all, KZ, turn, sums)
     _sum_levels(pr, M_all, K_all, ZV, sums)
     own = _make_own(R, p, b, m, donors.shape[1])
     value, sloping = aligned((1, LANES)), aligned((p, LANES))

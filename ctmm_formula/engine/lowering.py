@@ -48,7 +48,7 @@ def entry_address(context: Any, builder: Any, kind: types.Array, array: Any, ind
     return builder.bitcast(builder.gep(raw, [place], inbounds=True), data.type)
 
 
-def _array(context, builder, kind, sizes, steps, **fields):
+def array_of(context, builder, kind, sizes, steps, **fields):
     """The value of an array by its sizes, steps in bytes, and other fields."""
     model, number = context.data_model_manager[kind], _COUNT(1)
     out = llvm.Constant(model.get_value_type(), llvm.Undefined)
@@ -68,7 +68,7 @@ def _row(context, builder, kind, array, index, wanted):
     def take(field, *axis):
         return builder.extract_value(array, [model.get_field_position(field), *axis])
 
-    return _array(
+    return array_of(
         context, builder, wanted,
         [take("shape", axis) for axis in rest],
         [take("strides", axis) for axis in rest],
@@ -89,7 +89,7 @@ def new_array(context: Any, builder: Any, kind: types.Array, sizes: list, align:
     given = model.get_value_type().elements
     data = context.nrt.meminfo_data(builder, meminfo)
     parent = given[model.get_field_position("parent")]
-    return _array(
+    return array_of(
         context, builder, kind, sizes, steps[1:],
         data=builder.bitcast(data, given[model.get_field_position("data")]),
         meminfo=meminfo, parent=llvm.Constant(parent, None), itemsize=_COUNT(width),
@@ -165,8 +165,9 @@ class Lowered(Lower):
         if isinstance(value, ir.Var):
             return value.name
         if isinstance(value, ir.Expr):
-            if value.op in ("getattr", "static_getitem"):
-                return value.value.name
+            if value.op in ("getattr", "static_getitem", "exhaust_iter"):
+                # a reference to a tuple has none itself: its arrays are the caller's
+                return value.value.name if self._counts(value.value.name) else ""
             if value.op == "getitem" and not self._counts(value.index.name):
                 return value.value.name
             if value.op == "call":

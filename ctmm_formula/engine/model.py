@@ -129,7 +129,8 @@ class Blocks(NamedTuple):
     design (T, R + p + d, m, LANES) = [W | X | Z]: factor loadings, orthonormal fixed effects,
     weights of the (at most d) levels that the donor touches; R, p; n_rows (T LANES,) rows of a
     donor; block (T LANES,) its block; level (T LANES, d) its levels, or -1; level_ptr (B + 1,)
-    levels of a block; pair_ptr (B + 1,) their pairs; level_comp (q,) random component of a level.
+    levels of a block; pair_ptr (B + 1,) their pairs; level_comp (q,) random component of a level;
+    span (R, 2) rows from which and before which a factor of W may differ from 0.
     """
 
     design: np.ndarray
@@ -141,6 +142,13 @@ class Blocks(NamedTuple):
     level_ptr: np.ndarray
     pair_ptr: np.ndarray
     level_comp: np.ndarray
+    span: np.ndarray
+
+
+def spans(W: np.ndarray) -> np.ndarray:
+    """First rows, and those after the last, in which factors (T, R, m, LANES) are not 0; (R, 2)."""
+    there = (W != 0.0).any(axis=(0, 3))
+    return np.stack([there.argmax(axis=1), there.shape[1] - there[:, ::-1].argmax(axis=1)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,8 +332,9 @@ class Model:
     def with_basis(self, basis: np.ndarray) -> Model:
         """The same data under another covariance structure, basis (K, C, C)."""
         W, S = _loadings(self.H, basis, len(self.random))
-        parts = self.tiles.put(W), self.blocks.design[:, self.blocks.R :]
-        blocks = self.blocks._replace(design=np.concatenate(parts, axis=1), R=W.shape[1])
+        tiled, own = self.tiles.put(W), self.blocks
+        design = np.concatenate([tiled, own.design[:, own.R :]], axis=1)
+        blocks = own._replace(design=design, R=W.shape[1], span=spans(tiled))
         return replace(self, basis=basis, W=W, blocks=blocks, S=S)
 
     def unsort(self, values: np.ndarray) -> np.ndarray:
@@ -423,8 +432,9 @@ def build_model(
     W, S = _loadings(H, basis, len(random))
     tiles = tile(row_ptr)
     levels_of_block = level_ptr[1:] - level_ptr[:-1]
+    tiled = tiles.put(np.hstack([W, Q, Z]))
     blocks = Blocks(
-        design=tiles.put(np.hstack([W, Q, Z])),
+        design=tiled,
         R=W.shape[1],
         p=X.shape[1],
         n_rows=tiles.donors(row_ptr[1:] - row_ptr[:-1], 0),
@@ -433,6 +443,7 @@ def build_model(
         level_ptr=level_ptr,
         pair_ptr=np.concatenate([[0], np.cumsum(levels_of_block**2)]),
         level_comp=component_of_level[levels],
+        span=spans(tiled[:, : W.shape[1]]),
     )
     return Model(
         y=_floats(y)[order],
