@@ -9,15 +9,18 @@ edge can win where it is within some 1.5 standard errors.  Therefore
    profile, and lower likelihood there, or with twice the room, where four such donors do not gain
    what it costs to get there, is the maximum; not so where rows are not many and three
    variances or more are bounded each by itself, of which one may trade places with two others;
-2. where rows are many for the number of components, look only where an interior maximum, of a climb
-   behind a barrier if need be, lacks that room: climb from there, just short of the edge;
-3. else start from the corners of the domain as well (:func:`corners`): along the axes of the
+2. where rows are many for the number of components, the likelihood is lower wherever there is
+   room: look only for edges that are nearer, climb from just short of each, and behind a barrier
+   where that does not lead back to the interior maximum;
+3. where they are many and there is no interior maximum, of a climb behind a barrier either, that
+   one's end is the maximum: the barrier leaves a single one at first, which all starts lead to;
+4. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
-4. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
+5. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
    than the best by more than the barrier can still cost, on its way along a wall too;
-5. where rows are few for the number of components, maxima are many and shallow: the first is never
+6. where rows are few for the number of components, maxima are many and shallow: the first is never
    the last, and a second race begins where one component stands out from nearly null
    (:func:`spikes`), by up to a hundred times the split.
 
@@ -54,6 +57,7 @@ from .optimize import (
     Problem,
     Work,
     holds,
+    is_inside,
     newton,
     objective,
 )
@@ -83,6 +87,11 @@ _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
 _ROUGH = 0.1  # relative accuracy of the way to the edge
 _NO_SIZE = 1e-7  # of the largest root of an information: the rounding of a zero
 _CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
+
+
+GO_ON, STOP, EDGES, SIDES = 0, 1, 2, 3
+"""What a climb without a barrier does on the edge: go on behind one; stop; stop, and from an
+interior maximum look for near edges; or for sides as well where the likelihood is hardly lower."""
 
 
 class Found(NamedTuple):
@@ -140,8 +149,17 @@ def _profiles(theta, wk):
 
 
 @called
-def _edge_is_far(pr, theta, steps, wk):
-    """Whether the domain holds steps of _FAR_OFF times the size, both ways, from theta.
+def _feasible(pr, theta, wk):
+    """Whether theta lies inside the domain."""
+    for k in range(len(theta)):
+        if theta[k] < pr.lower[k]:
+            return False
+    return is_inside(pr, theta, wk)
+
+
+@called
+def _has_room(pr, theta, size, steps, wk):
+    """Whether the domain holds steps of `size` times their length, both ways, from theta.
 
     Covariances grow with every factor: what holds at the least of each does so everywhere.
     """
@@ -150,7 +168,7 @@ def _edge_is_far(pr, theta, steps, wk):
         return False
     for k in range(K):
         for j in range(K):
-            if not theta[j] - _FAR_OFF * abs(steps[k, j]) >= pr.lower[j]:
+            if not theta[j] - size * abs(steps[k, j]) >= pr.lower[j]:
                 return False
     for f in range(pr.cS.shape[1]):
         here, most = 0.0, 0.0
@@ -161,23 +179,24 @@ def _edge_is_far(pr, theta, steps, wk):
             for j in range(K):
                 along += pr.cS[j, f] * steps[k, j]
             most = max(most, abs(along))
-        wk.cphi[f] = here - _FAR_OFF * most
+        wk.cphi[f] = here - size * most
     return holds(pr, wk)
 
 
 @called
-def _open_sides(pr, theta, llf, wk):
+def _open_sides(pr, theta, llf, look, wk):
     """Steps (M, K) from an interior maximum that end outside, or where likelihood is hardly lower.
 
     They go along the components' profiles, both ways, by as many standard errors; there are none
     where the edge is far off.  Where there are bounds only, one that is near is where to look; the
-    likelihood need fall by as much less as it is nearer.
+    likelihood need fall by as much less as it is nearer.  To look for EDGES is to ask only whether
+    steps end outside.
     """
     K = len(theta)
     sides = zeros((2 * K, K))
     M = 0
     definite, steps = _profiles(theta, wk)
-    if definite and _edge_is_far(pr, theta, steps, wk):
+    if definite and _has_room(pr, theta, 1.0 if look == EDGES else _FAR_OFF, steps, wk):
         return sides[:0]
     for k in range(K):
         for side in (-1.0, 1.0):
@@ -191,11 +210,49 @@ def _open_sides(pr, theta, llf, wk):
                 if definite and share == 0.0:
                     continue
             move(sides[M], wk.trial, -1.0, theta)
-            around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-            lower = -math.inf < around <= llf - share * share * _FALLS
+            if look == EDGES:
+                lower = _feasible(pr, wk.trial, wk)
+            else:
+                around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
+                lower = -math.inf < around <= llf - share * share * _FALLS
             if not (definite and lower):
                 M += 1
     return sides[:M]
+
+
+@kept
+def towards_edge(pr, base, steps, share, wk):
+    """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
+    for s in range(len(steps)):
+        inside, outside, length = 0.0, math.inf, 1.0
+        while outside - inside > _ROUGH * outside or outside == math.inf:
+            move(wk.trial, base, length, steps[s])
+            if _feasible(pr, wk.trial, wk):
+                inside = length
+            else:
+                outside = length
+            if inside >= _FAR or outside < 1e-12:
+                break
+            length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
+        move(steps[s], base, share * inside, steps[s])
+
+
+@called
+def _leading_elsewhere(pr, theta, sides, known, wk):
+    """Starts (M, K) just short of the edge along `sides`, but for those that lead to one `known`.
+
+    And evaluations.
+    """
+    towards_edge(pr, theta, sides, _SHORT, wk)
+    M, total = 0, 0
+    for s in range(len(sides)):
+        copy(sides[M], sides[s])
+        ahead = sides[s].copy()
+        status, _, _, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, known)
+        total += n_eval
+        if status != MERGED and status != INFEASIBLE:
+            M += 1
+    return sides[:M], total
 
 
 @register_jitable
@@ -209,23 +266,6 @@ def _is_better(status, llf, best, best_llf, prefer_interior):
 
 
 @kept
-def towards_edge(pr, base, steps, share, wk):
-    """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
-    for s in range(len(steps)):
-        inside, outside, length = 0.0, math.inf, 1.0
-        while outside - inside > _ROUGH * outside or outside == math.inf:
-            move(wk.trial, base, length, steps[s])
-            if objective(pr, wk.trial, 0.0, VALUE, wk)[1] > -math.inf:
-                inside = length
-            else:
-                outside = length
-            if inside >= _FAR or outside < 1e-12:
-                break
-            length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
-        move(steps[s], base, share * inside, steps[s])
-
-
-@kept
 def race(pr, starts, weights, prefer_interior, look, theta, wk):
     """Climb from all starts to the best end, `theta` (K,) out.
 
@@ -234,13 +274,14 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     starts : (S, K); weights : (S,)
         Barrier with which each start begins; 0 climbs without one until the edge stops it.
     prefer_interior : bool
-    look : bool
-        End a climb without a barrier where the edge stops it, and look around an interior maximum.
+    look : int
+        GO_ON, STOP, EDGES or SIDES.
 
     Returns
     -------
-    (status, log-likelihood, squared decrement, evaluations, starts used, open sides (M, K)); `wk`
-    holds fixed effects and information at `theta`
+    (status, log-likelihood, squared decrement, evaluations, starts used, (M, K)); the last are open
+    sides, or starts near EDGES that do not lead back to `theta`; `wk` holds fixed effects and
+    information at `theta`
     """
     S, K = starts.shape
     walled = len(pr.cactive) > 0
@@ -272,7 +313,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             begin[s] = _BARRIER
     enough = prefer_interior and best == INTERIOR
     for s in range(S):
-        alive[s] = alive[s] and not (enough or (look and weights[s] == 0.0))
+        alive[s] = alive[s] and not (enough or (look > GO_ON and weights[s] == 0.0))
     mu = _BARRIER
     while mu > 0.5 * _BARRIER_END:
         some = False
@@ -341,12 +382,15 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             best, best_llf, best_decrement = status, llf, decrement
             copy(theta, ahead)
     sides = zeros((0, K))
-    if look and best == INTERIOR:
+    if look > STOP and best == INTERIOR:
         if S > 1:  # the last climb need not be the best
             objective(pr, theta, 0.0, INFORMATION, wk)
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
-        sides = _open_sides(pr, theta, best_llf, wk)
+        sides = _open_sides(pr, theta, best_llf, look, wk)
+        if look == EDGES and len(sides) > 0:
+            sides, n_eval = _leading_elsewhere(pr, theta, sides, tops, wk)
+            total += n_eval
         _copy_matrix(wk.info, info)
         _copy_matrix(wk.observed, observed)
         copy(wk.beta, beta)
@@ -406,7 +450,7 @@ def best_of(
     """The best end of climbs from starts (S, K), see :func:`race`."""
     theta = np.full(starts.shape[1], math.nan)
     status, llf, decrement, total, used, _ = race(
-        pr, starts, weights, prefer_interior, False, theta, wk
+        pr, starts, weights, prefer_interior, GO_ON, theta, wk
     )
     return Found(status, theta, llf, decrement, total, used)
 
@@ -430,7 +474,7 @@ def search(
     n_eval, status = 0, INFEASIBLE
     for weights in _FIRST if many_rows else _FIRST[:1]:
         status, llf, decrement, cost, _, sides = race(
-            pr, start[None], weights, prefer_interior, True, theta, wk
+            pr, start[None], weights, prefer_interior, EDGES if many_rows else SIDES, theta, wk
         )
         n_eval += cost
         if status == INTERIOR:
@@ -438,8 +482,9 @@ def search(
     inside = status == INTERIOR
     if inside and not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
         return Found(status, theta, llf, decrement, n_eval, 1)
+    if many_rows and status == EDGE and not prefer_interior:
+        return Found(status, theta, llf, decrement, n_eval, 1)
     if inside and many_rows:
-        towards_edge(pr, theta, sides, _SHORT, wk)
         starts, weights = np.vstack([theta, sides]), np.full(1 + len(sides), 0.01 * _BARRIER)
         weights[0] = 0.0
         found = best_of(pr, starts, weights, prefer_interior, wk)
@@ -479,7 +524,7 @@ def compile_for(problem: Problem, work: Work) -> None:
     """Compile for the types that are always met, into the cache."""
     number, point, points = np.float64(), np.zeros(1), np.zeros((1, 1))
     for function, arguments in {
-        race: (problem, points, point, False, False, point, work),
+        race: (problem, points, point, False, GO_ON, point, work),
         towards_edge: (problem, point, points, number, work),
         singular: (points,),
     }.items():
