@@ -56,6 +56,7 @@ from .optimize import (
     Known,
     Problem,
     Work,
+    _direction,
     holds,
     is_inside,
     newton,
@@ -73,7 +74,8 @@ _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the 
 _BARRIER_END = 1e-8
 _BARRIER_ENOUGH = 1e-6
 _FIRST = np.zeros(1), np.full(1, _BARRIER)
-_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
+_NEXT = 0.1  # weight of a stage in units of that before
+_REACH = (0.95, 0.8, 0.0)  # shares of the way expected of a stage from where it begins
 _SETTLE = 0.03  # squared Newton decrement of a stage, in units of its weight
 _LONG = 5  # climbs of one stage: a walk along a curved wall is long
 _BEHIND = 3.0  # what a barrier of weight one costs at most, per component
@@ -130,12 +132,12 @@ def _add(known, theta, info):
 
 @called
 def _profiles(theta, wk):
-    """Steps (K, K) along the components' profiles up to where a maximum is clear of the edge.
+    """Steps (2 K, K) along the components' profiles up to where a maximum is clear of the edge.
 
-    And whether there are profiles: not where the information is singular.
+    Up, then down.  And whether there are profiles: not where the information is singular.
     """
     K = len(theta)
-    steps = zeros((K, K))
+    steps = zeros((2 * K, K))
     _copy_matrix(wk.chol, wk.info)
     definite = cholesky(wk.chol, K)
     for k in range(K):
@@ -145,6 +147,7 @@ def _profiles(theta, wk):
         size = _CLEAR / math.sqrt(steps[k, k])
         for j in range(K):
             steps[k, j] *= size
+            steps[K + k, j] = -steps[k, j]
     return definite, steps
 
 
@@ -159,28 +162,46 @@ def _feasible(pr, theta, wk):
 
 @called
 def _has_room(pr, theta, size, steps, wk):
-    """Whether the domain holds steps of `size` times their length, both ways, from theta.
+    """Whether the domain holds `size` times any of the steps (M, K) from theta.
 
     Covariances grow with every factor: what holds at the least of each does so everywhere.
     """
     K = len(theta)
-    if len(pr.cactive) == 0:
-        return False
-    for k in range(K):
-        for j in range(K):
-            if not theta[j] - size * abs(steps[k, j]) >= pr.lower[j]:
+    for s in range(len(steps)):
+        for k in range(K):
+            if not theta[k] + size * steps[s, k] >= pr.lower[k]:
                 return False
     for f in range(pr.cS.shape[1]):
-        here, most = 0.0, 0.0
-        for j in range(K):
-            here += pr.cS[j, f] * theta[j]
+        here, least = 0.0, 0.0
         for k in range(K):
+            here += pr.cS[k, f] * theta[k]
+        for s in range(len(steps)):
             along = 0.0
-            for j in range(K):
-                along += pr.cS[j, f] * steps[k, j]
-            most = max(most, abs(along))
-        wk.cphi[f] = here - size * most
+            for k in range(K):
+                along += pr.cS[k, f] * steps[s, k]
+            least = min(least, along)
+        wk.cphi[f] = here + size * least
     return holds(pr, wk)
+
+
+@called
+def _outside(pr, theta, steps, wk):
+    """Those of the steps (M, K) from theta that end outside, moved to the front of `steps`."""
+    M, first, count = 0, 0, max(len(steps) // 2, 1)
+    while first < len(steps):
+        last = min(first + count, len(steps))
+        if count > 1:
+            if _has_room(pr, theta, 1.0, steps[first:last], wk):
+                first = last
+            else:
+                count //= 2
+            continue
+        move(wk.trial, theta, 1.0, steps[first])
+        if not _feasible(pr, wk.trial, wk):
+            copy(steps[M], steps[first])
+            M += 1
+        first = last
+    return steps[:M]
 
 
 @called
@@ -193,31 +214,29 @@ def _open_sides(pr, theta, llf, look, wk):
     steps end outside.
     """
     K = len(theta)
-    sides = zeros((2 * K, K))
-    M = 0
+    walled = len(pr.cactive) > 0
     definite, steps = _profiles(theta, wk)
-    if definite and _has_room(pr, theta, 1.0 if look == EDGES else _FAR_OFF, steps, wk):
-        return sides[:0]
-    for k in range(K):
-        for side in (-1.0, 1.0):
-            move(wk.trial, theta, side, steps[k])
-            share = 1.0
-            if len(pr.cactive) == 0:
-                asked = wk.trial[k] - theta[k]
-                for j in range(K):
-                    wk.trial[j] = max(wk.trial[j], pr.lower[j])
-                share = (wk.trial[k] - theta[k]) / asked
-                if definite and share == 0.0:
-                    continue
-            move(sides[M], wk.trial, -1.0, theta)
-            if look == EDGES:
-                lower = _feasible(pr, wk.trial, wk)
-            else:
-                around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-                lower = -math.inf < around <= llf - share * share * _FALLS
-            if not (definite and lower):
-                M += 1
-    return sides[:M]
+    if definite and look == EDGES:
+        return _outside(pr, theta, steps, wk)
+    if definite and walled and _has_room(pr, theta, _FAR_OFF, steps, wk):
+        return steps[:0]
+    M = 0
+    for s in range(len(steps)):
+        move(wk.trial, theta, 1.0, steps[s])
+        share = 1.0
+        if not walled:
+            asked = steps[s, s % K]
+            for j in range(K):
+                wk.trial[j] = max(wk.trial[j], pr.lower[j])
+            share = (wk.trial[s % K] - theta[s % K]) / asked
+            if definite and share == 0.0:
+                continue
+        move(steps[M], wk.trial, -1.0, theta)
+        around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
+        lower = -math.inf < around <= llf - share * share * _FALLS
+        if not (definite and lower):
+            M += 1
+    return steps[:M]
 
 
 @kept
@@ -265,6 +284,20 @@ def _is_better(status, llf, best, best_llf, prefer_interior):
     return llf > best_llf + 1e-9 * (1.0 + abs(llf))
 
 
+@called
+def _tangent(pr, theta, wk, out):
+    """Way (K,) from the end of a stage to that of the next, by the derivatives in `wk`, or none."""
+    for k in range(len(theta)):
+        own = 0.0
+        for f in range(pr.S.shape[1]):
+            own += pr.S[k, f] * wk.score[f]
+        wk.grad[k] = (1.0 - _NEXT) * own + _NEXT * wk.grad[k]
+    for matrix in (wk.observed, wk.info):
+        if _direction(pr.lower, theta, matrix, wk.grad, wk.chol, wk.step, wk.held) >= 0.0:
+            copy(out, wk.step)
+            return
+
+
 @kept
 def race(pr, starts, weights, prefer_interior, look, theta, wk):
     """Climb from all starts to the best end, `theta` (K,) out.
@@ -284,10 +317,10 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     information at `theta`
     """
     S, K = starts.shape
-    walled = len(pr.cactive) > 0
+    walled, alone = len(pr.cactive) > 0, S == 1
     tops = _nothing_known(2 * S, K)
     best, best_llf, best_decrement = INFEASIBLE, -math.inf, math.inf
-    path, before = starts.copy(), starts.copy()
+    path, onward = starts.copy(), zeros((S, K))
     llfs, begin = np.full(S, -math.inf), weights.copy()
     age, alive = np.zeros(S, np.int64), np.zeros(S, np.bool_)
     reached, decrements = np.full(S, math.inf), np.full(S, math.inf)
@@ -329,11 +362,10 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
                 continue
             status, llf, decrement, behind = INFEASIBLE, -math.inf, math.inf, False
             for reach in _REACH:
-                if age[s] < 2 and reach > 0.0:
+                if reach > 0.0 and age[s] < (1 if alone else 2):
                     continue
                 for k in range(K):
-                    further = path[s, k] + reach * (path[s, k] - before[s, k])
-                    ahead[k] = max(further, pr.lower[k])
+                    ahead[k] = max(path[s, k] + reach * onward[s, k], pr.lower[k])
                 for _ in range(_LONG):
                     status, llf, decrement, n_eval = newton(
                         pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
@@ -351,18 +383,21 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             if not alive[s]:
                 continue
             age[s] += 1
-            copy(before[s], path[s])
+            for k in range(K):  # many, mostly of few rows, go on as the last stage did
+                onward[s, k] = 0.0 if alone else _NEXT * (ahead[k] - path[s, k])
             copy(path[s], ahead)
             llfs[s] = llf
             leader = max(leader, llf)
             if status == INTERIOR:
                 reached[s], decrements[s] = mu, decrement
                 _add(settled, ahead, wk.info)
+                if alone:
+                    _tangent(pr, ahead, wk, onward[s])
         if mu < 0.5 * _BARRIER and not prefer_interior:
             for s in range(S):
                 if alive[s] and llfs[s] < leader - _BEHIND * K * mu and begin[s] > 0.5 * mu:
                     alive[s] = False
-        mu *= 0.1
+        mu *= _NEXT
     for s in range(S):
         if not alive[s]:
             continue
