@@ -12,8 +12,9 @@ edge can win where it is within some 1.5 standard errors.  Therefore
 2. where rows are many for the number of components, the likelihood is lower wherever there is
    room: look only for edges that are nearer, climb from just short of each, and behind a barrier
    where that does not lead back to the interior maximum;
-3. where they are many and there is no interior maximum, of a climb behind a barrier either, that
-   one's end is the maximum: the barrier leaves a single one at first, which all starts lead to;
+3. where they are many and there is no interior maximum, climb behind a barrier, which leaves a
+   single one at first, that all starts lead to; from the edge where it ends look for others that
+   are near, all the same;
 4. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
@@ -86,14 +87,16 @@ _TRADED = 3  # variances that can stand in for each other
 _FEW_ROWS, _MANY_ROWS, _SOME_ROWS = 10, 25, 50  # for each component
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
 _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
+_LITTLE = 0.01 * _BARRIER  # where a climb begins just short of a near edge
+_ON_EDGE, _OFF_EDGE = 1e-5, 0.02  # weight that holds steps along an edge, and share of the way off
 _ROUGH = 0.1  # relative accuracy of the way to the edge
 _NO_SIZE = 1e-7  # of the largest root of an information: the rounding of a zero
 _CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
 
 
 GO_ON, STOP, EDGES, SIDES = 0, 1, 2, 3
-"""What a climb without a barrier does on the edge: go on behind one; stop; stop, and from an
-interior maximum look for near edges; or for sides as well where the likelihood is hardly lower."""
+"""What a climb without a barrier does on the edge: go on behind one; stop; stop, and look around
+the end for near edges, or from an interior one for sides too where likelihood is hardly lower."""
 
 
 class Found(NamedTuple):
@@ -257,17 +260,18 @@ def towards_edge(pr, base, steps, share, wk):
 
 
 @called
-def _leading_elsewhere(pr, theta, sides, known, wk):
-    """Starts (M, K) just short of the edge along `sides`, but for those that lead to one `known`.
+def _leading_elsewhere(pr, base, sides, mu, known, wk):
+    """Starts (M, K) just short of the edge from `base` along `sides`, and evaluations.
 
-    And evaluations.
+    But for those that lead to a point `known`, behind a barrier of weight mu.
     """
-    towards_edge(pr, theta, sides, _SHORT, wk)
-    M, total = 0, 0
+    towards_edge(pr, base, sides, _SHORT, wk)
+    M, total, tolerance = 0, 0, max(_TOLERANCE, _SETTLE * mu)
+    ahead = empty(len(base))
     for s in range(len(sides)):
-        copy(sides[M], sides[s])
-        ahead = sides[s].copy()
-        status, _, _, n_eval = newton(pr, ahead, 0.0, _TOLERANCE, wk, _PATIENCE, known)
+        copy(ahead, sides[s])
+        copy(sides[M], ahead)
+        status, _, _, n_eval = newton(pr, ahead, mu, tolerance, wk, _PATIENCE, known)
         total += n_eval
         if status != MERGED and status != INFEASIBLE:
             M += 1
@@ -313,8 +317,8 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     Returns
     -------
     (status, log-likelihood, squared decrement, evaluations, starts used, (M, K)); the last are open
-    sides, or starts near EDGES that do not lead back to `theta`; `wk` holds fixed effects and
-    information at `theta`
+    sides, or starts near other EDGES that do not lead back to `theta`; `wk` holds fixed effects
+    and information at `theta`
     """
     S, K = starts.shape
     walled, alone = len(pr.cactive) > 0, S == 1
@@ -417,21 +421,27 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             best, best_llf, best_decrement = status, llf, decrement
             copy(theta, ahead)
     sides = zeros((0, K))
-    if look > STOP and best == INTERIOR:
-        if S > 1:  # the last climb need not be the best
-            objective(pr, theta, 0.0, INFORMATION, wk)
+    if best != INFEASIBLE and not (alone and look > GO_ON and best == INTERIOR):
+        objective(pr, theta, 0.0, INFORMATION, wk)  # the last climb need not be the best
+    if (look > STOP and best == INTERIOR) or (look == EDGES and best == EDGE):
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
-        sides = _open_sides(pr, theta, best_llf, look, wk)
+        mu = 0.0
+        copy(ahead, theta)
+        if best == EDGE:
+            _add(tops, theta, info)
+            objective(pr, theta, _ON_EDGE, INFORMATION, wk)
+            for k in range(K):
+                ahead[k] += _OFF_EDGE * (starts[0, k] - theta[k])
+            mu = _LITTLE
+        sides = _open_sides(pr, ahead, best_llf, look, wk)
         if look == EDGES and len(sides) > 0:
-            sides, n_eval = _leading_elsewhere(pr, theta, sides, tops, wk)
+            sides, n_eval = _leading_elsewhere(pr, ahead, sides, mu, tops, wk)
             total += n_eval
         _copy_matrix(wk.info, info)
         _copy_matrix(wk.observed, observed)
         copy(wk.beta, beta)
         _copy_matrix(wk.gram, gram)
-    elif best != INFEASIBLE:
-        objective(pr, theta, 0.0, INFORMATION, wk)
     return best, best_llf, best_decrement, total, used, sides
 
 
@@ -506,24 +516,22 @@ def search(
     walled, count = len(pr.cactive) > 0, len(start)
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
     many_rows = walled and rows >= _MANY_ROWS * count
+    look = SIDES if not many_rows else STOP if prefer_interior else EDGES
     n_eval, status = 0, INFEASIBLE
     for weights in _FIRST if many_rows else _FIRST[:1]:
         status, llf, decrement, cost, _, sides = race(
-            pr, start[None], weights, prefer_interior, EDGES if many_rows else SIDES, theta, wk
+            pr, start[None], weights, prefer_interior, look, theta, wk
         )
         n_eval += cost
         if status == INTERIOR:
             break
     inside = status == INTERIOR
-    if inside and not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
-        return Found(status, theta, llf, decrement, n_eval, 1)
-    if many_rows and status == EDGE and not prefer_interior:
-        return Found(status, theta, llf, decrement, n_eval, 1)
-    if inside and many_rows:
-        starts, weights = np.vstack([theta, sides]), np.full(1 + len(sides), 0.01 * _BARRIER)
-        weights[0] = 0.0
-        found = best_of(pr, starts, weights, prefer_interior, wk)
-        return found._replace(evaluations=found.evaluations + n_eval)
+    if inside or (status == EDGE and look == EDGES):
+        found = Found(status, theta, llf, decrement, n_eval, 1)
+        if many_rows and len(sides):
+            return _or_better(pr, found, sides, np.full(len(sides), _LITTLE), prefer_interior, wk)
+        if not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
+            return found
     first, null = theta if inside else start, _NEARLY_NULL * middle
     if walled:
         unit = 0.1 * np.abs(middle).max()
@@ -539,20 +547,34 @@ def search(
     if prefer_interior:
         weights[: 2 + len(many)] = 0.0
     found = best_of(pr, starts, weights, prefer_interior, wk)
+    found = found._replace(evaluations=found.evaluations + n_eval)
     if few_rows:
-        there = wk.beta, wk.gram, wk.info, wk.observed
-        ours = [part.copy() for part in there]
         starts = spikes(null, middle)
-        other = best_of(pr, starts, np.full(len(starts), _BARRIER), prefer_interior, wk)
-        n_eval += other.evaluations
-        used = found.starts + other.starts
-        if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
-            found = other._replace(evaluations=found.evaluations)
-        else:
-            for part, own in zip(there, ours, strict=True):
-                part[:] = own
-        found = found._replace(starts=used)
-    return found._replace(evaluations=found.evaluations + n_eval)
+        weights = np.full(len(starts), _BARRIER)
+        found = _or_better(pr, found, starts, weights, prefer_interior, wk)
+    return found
+
+
+def _or_better(
+    pr: Problem,
+    found: Found,
+    starts: np.ndarray,
+    weights: np.ndarray,
+    prefer_interior: bool,
+    wk: Work,
+) -> Found:
+    """`found`, whose fixed effects and information `wk` holds, or a better end of other climbs."""
+    there = wk.beta, wk.gram, wk.info, wk.observed
+    ours = [part.copy() for part in there]
+    other = best_of(pr, starts, weights, prefer_interior, wk)
+    best = found
+    if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
+        best = other
+    else:
+        for part, own in zip(there, ours, strict=True):
+            part[:] = own
+    total, used = found.evaluations + other.evaluations, found.starts + other.starts
+    return best._replace(evaluations=total, starts=used)
 
 
 def compile_for(problem: Problem, work: Work) -> None:
