@@ -290,7 +290,7 @@ def _is_better(status, llf, best, best_llf, prefer_interior):
 
 @called
 def _tangent(pr, theta, wk, out):
-    """Way (K,) from the end of a stage to that of the next, by the derivatives in `wk`, or none."""
+    """Way (K,) from the end of a stage to that of the next, by the derivatives in `wk`, if any."""
     for k in range(len(theta)):
         own = 0.0
         for f in range(pr.S.shape[1]):
@@ -321,7 +321,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     and information at `theta`
     """
     S, K = starts.shape
-    walled, alone = len(pr.cactive) > 0, S == 1
+    walled = len(pr.cactive) > 0
     tops = _nothing_known(2 * S, K)
     best, best_llf, best_decrement = INFEASIBLE, -math.inf, math.inf
     path, onward = starts.copy(), zeros((S, K))
@@ -366,7 +366,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
                 continue
             status, llf, decrement, behind = INFEASIBLE, -math.inf, math.inf, False
             for reach in _REACH:
-                if reach > 0.0 and age[s] < (1 if alone else 2):
+                if reach > 0.0 and age[s] < (1 if look == EDGES else 2):
                     continue
                 for k in range(K):
                     ahead[k] = max(path[s, k] + reach * onward[s, k], pr.lower[k])
@@ -387,15 +387,15 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             if not alive[s]:
                 continue
             age[s] += 1
-            for k in range(K):  # many, mostly of few rows, go on as the last stage did
-                onward[s, k] = 0.0 if alone else _NEXT * (ahead[k] - path[s, k])
+            for k in range(K):
+                onward[s, k] = _NEXT * (ahead[k] - path[s, k])
             copy(path[s], ahead)
             llfs[s] = llf
             leader = max(leader, llf)
             if status == INTERIOR:
                 reached[s], decrements[s] = mu, decrement
                 _add(settled, ahead, wk.info)
-                if alone:
+                if look == EDGES:  # where rows are few derivatives say no more than the last stage
                     _tangent(pr, ahead, wk, onward[s])
         if mu < 0.5 * _BARRIER and not prefer_interior:
             for s in range(S):
@@ -421,7 +421,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             best, best_llf, best_decrement = status, llf, decrement
             copy(theta, ahead)
     sides = zeros((0, K))
-    if best != INFEASIBLE and not (alone and look > GO_ON and best == INTERIOR):
+    if best != INFEASIBLE and not (S == 1 and look > GO_ON and best == INTERIOR):
         objective(pr, theta, 0.0, INFORMATION, wk)  # the last climb need not be the best
     if (look > STOP and best == INTERIOR) or (look == EDGES and best == EDGE):
         info, observed = wk.info.copy(), wk.observed.copy()
