@@ -18,7 +18,7 @@ from .kernels import (
     evaluate_at,
     fill,
 )
-from .optimize import Problem, Work, add_congruence, factors
+from .optimize import Problem, Work, add_information, factors
 from .options import called, kept
 
 _NEWTON = 1e-5  # squared decrement of a refit before its last step, where that is Newton's
@@ -37,10 +37,10 @@ def grade(pr, wk):
 
 @called
 def observe(pr, wk):
-    """Observed information of the components, from those of the factors."""
+    """Observed and expected information of the components, from those of the factors."""
     fill(wk.observed, 0.0)
-    add_congruence(pr.S, wk.average, 2.0, wk.observed)
-    add_congruence(pr.S, wk.expected, -1.0, wk.observed)
+    fill(wk.info, 0.0)
+    add_information(pr.S, wk.average, wk.expected, 1.0, wk.observed, wk.info)
 
 
 @called

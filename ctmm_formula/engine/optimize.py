@@ -126,17 +126,24 @@ def factors(S, theta, phi):
 
 
 @called
-def add_congruence(S, inner, weight, out):
-    """out += weight S inner S', skipping the zeros of S."""
+def add_information(S, average, expected, weight, observed, info):
+    """observed += weight S (2 average - expected) S' and info += weight S expected S'."""
     K, F = S.shape
     for k in range(K):
         for f in range(F):
             if S[k, f] == 0.0:
                 continue
-            for h in range(K):
+            for h in range(k + 1):
+                seen, mean = 0.0, 0.0
                 for g in range(F):
                     if S[h, g] != 0.0:
-                        out[k, h] += weight * S[k, f] * inner[f, g] * S[h, g]
+                        seen += (2.0 * average[f, g] - expected[f, g]) * S[h, g]
+                        mean += expected[f, g] * S[h, g]
+                observed[k, h] += weight * S[k, f] * seen
+                info[k, h] += weight * S[k, f] * mean
+    for k in range(K):
+        for h in range(k):
+            observed[h, k], info[h, k] = observed[k, h], info[k, h]
 
 
 @called
@@ -201,8 +208,8 @@ def _walls(pr, theta, mu, wk):
         for k in range(K):
             for f in range(pr.cS.shape[1]):
                 wk.grad[k] -= 2.0 * mu * pr.cS[k, f] * wk.cscore[f]
-        add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.observed)
-        add_congruence(pr.cS, wk.cexpected, 2.0 * mu, wk.info)
+        curved = wk.cexpected  # of a determinant both informations are one
+        add_information(pr.cS, curved, curved, 2.0 * mu, wk.observed, wk.info)
     return total
 
 
@@ -236,9 +243,7 @@ def objective(pr, theta, mu, level, wk):
             for f in range(pr.S.shape[1]):
                 wk.grad[k] += pr.S[k, f] * wk.score[f]
     if level > SCORE:
-        add_congruence(pr.S, wk.average, 2.0, wk.observed)
-        add_congruence(pr.S, wk.expected, -1.0, wk.observed)
-        add_congruence(pr.S, wk.expected, 1.0, wk.info)
+        add_information(pr.S, wk.average, wk.expected, 1.0, wk.observed, wk.info)
     return llf + mu * barrier, llf
 
 

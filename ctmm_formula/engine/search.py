@@ -9,15 +9,19 @@ edge can win where it is within some 1.5 standard errors.  Therefore
    profile, and lower likelihood there, or with twice the room, where four such donors do not gain
    what it costs to get there, is the maximum; not so where rows are not many and three
    variances or more are bounded each by itself, of which one may trade places with two others;
-2. where rows are many for the number of components, look only where an interior maximum, of a climb
-   behind a barrier if need be, lacks that room: climb from there, just short of the edge;
-3. else start from the corners of the domain as well (:func:`corners`): along the axes of the
+2. where rows are many for the number of components, the likelihood is lower wherever there is
+   room: look only for edges that are nearer, climb from just short of each, and behind a barrier
+   where that does not lead back to the interior maximum;
+3. where they are many and there is no interior maximum, climb behind a barrier, which leaves a
+   single one at first, that all starts lead to; from the edge where it ends look for others that
+   are near, all the same;
+4. else start from the corners of the domain as well (:func:`corners`): along the axes of the
    information, both ways, until just short of the edge; from nearly null, and the flattest axes
    from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
-4. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
+5. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
    than the best by more than the barrier can still cost, on its way along a wall too;
-5. where rows are few for the number of components, maxima are many and shallow: the first is never
+6. where rows are few for the number of components, maxima are many and shallow: the first is never
    the last, and a second race begins where one component stands out from nearly null
    (:func:`spikes`), by up to a hundred times the split.
 
@@ -53,7 +57,9 @@ from .optimize import (
     Known,
     Problem,
     Work,
+    _direction,
     holds,
+    is_inside,
     newton,
     objective,
 )
@@ -69,7 +75,8 @@ _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the 
 _BARRIER_END = 1e-8
 _BARRIER_ENOUGH = 1e-6
 _FIRST = np.zeros(1), np.full(1, _BARRIER)
-_REACH = (0.095, 0.08, 0.0)  # extrapolation along the path, in units of the last stage's move
+_NEXT = 0.1  # weight of a stage in units of that before
+_REACH = (0.95, 0.8, 0.0)  # shares of the way expected of a stage from where it begins
 _SETTLE = 0.03  # squared Newton decrement of a stage, in units of its weight
 _LONG = 5  # climbs of one stage: a walk along a curved wall is long
 _BEHIND = 3.0  # what a barrier of weight one costs at most, per component
@@ -80,9 +87,16 @@ _TRADED = 3  # variances that can stand in for each other
 _FEW_ROWS, _MANY_ROWS, _SOME_ROWS = 10, 25, 50  # for each component
 _FLAT = 6  # starts along the flattest axes of the first end, with less of a barrier
 _STANDS_OUT = (1.0, 10.0, 100.0)  # times the split
+_LITTLE = 0.01 * _BARRIER  # where a climb begins just short of a near edge
+_ON_EDGE, _OFF_EDGE = 1e-5, 0.02  # weight that holds steps along an edge, and share of the way off
 _ROUGH = 0.1  # relative accuracy of the way to the edge
 _NO_SIZE = 1e-7  # of the largest root of an information: the rounding of a zero
 _CONFOUNDED = 1e-10  # smallest eigenvalue of the correlation matrix of the information
+
+
+GO_ON, STOP, EDGES, SIDES = 0, 1, 2, 3
+"""What a climb without a barrier does on the edge: go on behind one; stop; stop, and look around
+the end for near edges, or from an interior one for sides too where likelihood is hardly lower."""
 
 
 class Found(NamedTuple):
@@ -121,12 +135,12 @@ def _add(known, theta, info):
 
 @called
 def _profiles(theta, wk):
-    """Steps (K, K) along the components' profiles up to where a maximum is clear of the edge.
+    """Steps (2 K, K) along the components' profiles up to where a maximum is clear of the edge.
 
-    And whether there are profiles: not where the information is singular.
+    Up, then down.  And whether there are profiles: not where the information is singular.
     """
     K = len(theta)
-    steps = zeros((K, K))
+    steps = zeros((2 * K, K))
     _copy_matrix(wk.chol, wk.info)
     definite = cholesky(wk.chol, K)
     for k in range(K):
@@ -136,66 +150,132 @@ def _profiles(theta, wk):
         size = _CLEAR / math.sqrt(steps[k, k])
         for j in range(K):
             steps[k, j] *= size
+            steps[K + k, j] = -steps[k, j]
     return definite, steps
 
 
 @called
-def _edge_is_far(pr, theta, steps, wk):
-    """Whether the domain holds steps of _FAR_OFF times the size, both ways, from theta.
+def _feasible(pr, theta, wk):
+    """Whether theta lies inside the domain."""
+    for k in range(len(theta)):
+        if theta[k] < pr.lower[k]:
+            return False
+    return is_inside(pr, theta, wk)
+
+
+@called
+def _has_room(pr, theta, size, steps, wk):
+    """Whether the domain holds `size` times any of the steps (M, K) from theta.
 
     Covariances grow with every factor: what holds at the least of each does so everywhere.
     """
     K = len(theta)
-    if len(pr.cactive) == 0:
-        return False
-    for k in range(K):
-        for j in range(K):
-            if not theta[j] - _FAR_OFF * abs(steps[k, j]) >= pr.lower[j]:
+    for s in range(len(steps)):
+        for k in range(K):
+            if not theta[k] + size * steps[s, k] >= pr.lower[k]:
                 return False
     for f in range(pr.cS.shape[1]):
-        here, most = 0.0, 0.0
-        for j in range(K):
-            here += pr.cS[j, f] * theta[j]
+        here, least = 0.0, 0.0
         for k in range(K):
+            here += pr.cS[k, f] * theta[k]
+        for s in range(len(steps)):
             along = 0.0
-            for j in range(K):
-                along += pr.cS[j, f] * steps[k, j]
-            most = max(most, abs(along))
-        wk.cphi[f] = here - _FAR_OFF * most
+            for k in range(K):
+                along += pr.cS[k, f] * steps[s, k]
+            least = min(least, along)
+        wk.cphi[f] = here + size * least
     return holds(pr, wk)
 
 
 @called
-def _open_sides(pr, theta, llf, wk):
+def _outside(pr, theta, steps, wk):
+    """Those of the steps (M, K) from theta that end outside, moved to the front of `steps`."""
+    M, first, count = 0, 0, max(len(steps) // 2, 1)
+    while first < len(steps):
+        last = min(first + count, len(steps))
+        if count > 1:
+            if _has_room(pr, theta, 1.0, steps[first:last], wk):
+                first = last
+            else:
+                count //= 2
+            continue
+        move(wk.trial, theta, 1.0, steps[first])
+        if not _feasible(pr, wk.trial, wk):
+            copy(steps[M], steps[first])
+            M += 1
+        first = last
+    return steps[:M]
+
+
+@called
+def _open_sides(pr, theta, llf, look, wk):
     """Steps (M, K) from an interior maximum that end outside, or where likelihood is hardly lower.
 
     They go along the components' profiles, both ways, by as many standard errors; there are none
     where the edge is far off.  Where there are bounds only, one that is near is where to look; the
-    likelihood need fall by as much less as it is nearer.
+    likelihood need fall by as much less as it is nearer.  To look for EDGES is to ask only whether
+    steps end outside.
     """
     K = len(theta)
-    sides = zeros((2 * K, K))
-    M = 0
+    walled = len(pr.cactive) > 0
     definite, steps = _profiles(theta, wk)
-    if definite and _edge_is_far(pr, theta, steps, wk):
-        return sides[:0]
-    for k in range(K):
-        for side in (-1.0, 1.0):
-            move(wk.trial, theta, side, steps[k])
-            share = 1.0
-            if len(pr.cactive) == 0:
-                asked = wk.trial[k] - theta[k]
-                for j in range(K):
-                    wk.trial[j] = max(wk.trial[j], pr.lower[j])
-                share = (wk.trial[k] - theta[k]) / asked
-                if definite and share == 0.0:
-                    continue
-            move(sides[M], wk.trial, -1.0, theta)
-            around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
-            lower = -math.inf < around <= llf - share * share * _FALLS
-            if not (definite and lower):
-                M += 1
-    return sides[:M]
+    if definite and look == EDGES:
+        return _outside(pr, theta, steps, wk)
+    if definite and walled and _has_room(pr, theta, _FAR_OFF, steps, wk):
+        return steps[:0]
+    M = 0
+    for s in range(len(steps)):
+        move(wk.trial, theta, 1.0, steps[s])
+        share = 1.0
+        if not walled:
+            asked = steps[s, s % K]
+            for j in range(K):
+                wk.trial[j] = max(wk.trial[j], pr.lower[j])
+            share = (wk.trial[s % K] - theta[s % K]) / asked
+            if definite and share == 0.0:
+                continue
+        move(steps[M], wk.trial, -1.0, theta)
+        around = objective(pr, wk.trial, 0.0, VALUE, wk)[1]
+        lower = -math.inf < around <= llf - share * share * _FALLS
+        if not (definite and lower):
+            M += 1
+    return steps[:M]
+
+
+@kept
+def towards_edge(pr, base, steps, share, wk):
+    """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
+    for s in range(len(steps)):
+        inside, outside, length = 0.0, math.inf, 1.0
+        while outside - inside > _ROUGH * outside or outside == math.inf:
+            move(wk.trial, base, length, steps[s])
+            if _feasible(pr, wk.trial, wk):
+                inside = length
+            else:
+                outside = length
+            if inside >= _FAR or outside < 1e-12:
+                break
+            length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
+        move(steps[s], base, share * inside, steps[s])
+
+
+@called
+def _leading_elsewhere(pr, base, sides, mu, known, wk):
+    """Starts (M, K) just short of the edge from `base` along `sides`, and evaluations.
+
+    But for those that lead to a point `known`, behind a barrier of weight mu.
+    """
+    towards_edge(pr, base, sides, _SHORT, wk)
+    M, total, tolerance = 0, 0, max(_TOLERANCE, _SETTLE * mu)
+    ahead = empty(len(base))
+    for s in range(len(sides)):
+        copy(ahead, sides[s])
+        copy(sides[M], ahead)
+        status, _, _, n_eval = newton(pr, ahead, mu, tolerance, wk, _PATIENCE, known)
+        total += n_eval
+        if status != MERGED and status != INFEASIBLE:
+            M += 1
+    return sides[:M], total
 
 
 @register_jitable
@@ -208,21 +288,18 @@ def _is_better(status, llf, best, best_llf, prefer_interior):
     return llf > best_llf + 1e-9 * (1.0 + abs(llf))
 
 
-@kept
-def towards_edge(pr, base, steps, share, wk):
-    """steps (D, K) <- base + `share` of the way that each step can go inside the domain."""
-    for s in range(len(steps)):
-        inside, outside, length = 0.0, math.inf, 1.0
-        while outside - inside > _ROUGH * outside or outside == math.inf:
-            move(wk.trial, base, length, steps[s])
-            if objective(pr, wk.trial, 0.0, VALUE, wk)[1] > -math.inf:
-                inside = length
-            else:
-                outside = length
-            if inside >= _FAR or outside < 1e-12:
-                break
-            length = 2.0 * inside if outside == math.inf else 0.5 * (inside + outside)
-        move(steps[s], base, share * inside, steps[s])
+@called
+def _tangent(pr, theta, wk, out):
+    """Way (K,) from the end of a stage to that of the next, by the derivatives in `wk`, if any."""
+    for k in range(len(theta)):
+        own = 0.0
+        for f in range(pr.S.shape[1]):
+            own += pr.S[k, f] * wk.score[f]
+        wk.grad[k] = (1.0 - _NEXT) * own + _NEXT * wk.grad[k]
+    for matrix in (wk.observed, wk.info):
+        if _direction(pr.lower, theta, matrix, wk.grad, wk.chol, wk.step, wk.held) >= 0.0:
+            copy(out, wk.step)
+            return
 
 
 @kept
@@ -234,19 +311,20 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     starts : (S, K); weights : (S,)
         Barrier with which each start begins; 0 climbs without one until the edge stops it.
     prefer_interior : bool
-    look : bool
-        End a climb without a barrier where the edge stops it, and look around an interior maximum.
+    look : int
+        GO_ON, STOP, EDGES or SIDES.
 
     Returns
     -------
-    (status, log-likelihood, squared decrement, evaluations, starts used, open sides (M, K)); `wk`
-    holds fixed effects and information at `theta`
+    (status, log-likelihood, squared decrement, evaluations, starts used, (M, K)); the last are open
+    sides, or starts near other EDGES that do not lead back to `theta`; `wk` holds fixed effects
+    and information at `theta`
     """
     S, K = starts.shape
     walled = len(pr.cactive) > 0
     tops = _nothing_known(2 * S, K)
     best, best_llf, best_decrement = INFEASIBLE, -math.inf, math.inf
-    path, before = starts.copy(), starts.copy()
+    path, onward = starts.copy(), zeros((S, K))
     llfs, begin = np.full(S, -math.inf), weights.copy()
     age, alive = np.zeros(S, np.int64), np.zeros(S, np.bool_)
     reached, decrements = np.full(S, math.inf), np.full(S, math.inf)
@@ -272,7 +350,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             begin[s] = _BARRIER
     enough = prefer_interior and best == INTERIOR
     for s in range(S):
-        alive[s] = alive[s] and not (enough or (look and weights[s] == 0.0))
+        alive[s] = alive[s] and not (enough or (look > GO_ON and weights[s] == 0.0))
     mu = _BARRIER
     while mu > 0.5 * _BARRIER_END:
         some = False
@@ -288,11 +366,10 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
                 continue
             status, llf, decrement, behind = INFEASIBLE, -math.inf, math.inf, False
             for reach in _REACH:
-                if age[s] < 2 and reach > 0.0:
+                if reach > 0.0 and age[s] < (1 if look == EDGES else 2):
                     continue
                 for k in range(K):
-                    further = path[s, k] + reach * (path[s, k] - before[s, k])
-                    ahead[k] = max(further, pr.lower[k])
+                    ahead[k] = max(path[s, k] + reach * onward[s, k], pr.lower[k])
                 for _ in range(_LONG):
                     status, llf, decrement, n_eval = newton(
                         pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
@@ -310,18 +387,21 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             if not alive[s]:
                 continue
             age[s] += 1
-            copy(before[s], path[s])
+            for k in range(K):
+                onward[s, k] = _NEXT * (ahead[k] - path[s, k])
             copy(path[s], ahead)
             llfs[s] = llf
             leader = max(leader, llf)
             if status == INTERIOR:
                 reached[s], decrements[s] = mu, decrement
                 _add(settled, ahead, wk.info)
+                if look == EDGES:  # where rows are few derivatives say no more than the last stage
+                    _tangent(pr, ahead, wk, onward[s])
         if mu < 0.5 * _BARRIER and not prefer_interior:
             for s in range(S):
                 if alive[s] and llfs[s] < leader - _BEHIND * K * mu and begin[s] > 0.5 * mu:
                     alive[s] = False
-        mu *= 0.1
+        mu *= _NEXT
     for s in range(S):
         if not alive[s]:
             continue
@@ -341,18 +421,27 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             best, best_llf, best_decrement = status, llf, decrement
             copy(theta, ahead)
     sides = zeros((0, K))
-    if look and best == INTERIOR:
-        if S > 1:  # the last climb need not be the best
-            objective(pr, theta, 0.0, INFORMATION, wk)
+    if best != INFEASIBLE and not (S == 1 and look > GO_ON and best == INTERIOR):
+        objective(pr, theta, 0.0, INFORMATION, wk)  # the last climb need not be the best
+    if (look > STOP and best == INTERIOR) or (look == EDGES and best == EDGE):
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
-        sides = _open_sides(pr, theta, best_llf, wk)
+        mu = 0.0
+        copy(ahead, theta)
+        if best == EDGE:
+            _add(tops, theta, info)
+            objective(pr, theta, _ON_EDGE, INFORMATION, wk)
+            for k in range(K):
+                ahead[k] += _OFF_EDGE * (starts[0, k] - theta[k])
+            mu = _LITTLE
+        sides = _open_sides(pr, ahead, best_llf, look, wk)
+        if look == EDGES and len(sides) > 0:
+            sides, n_eval = _leading_elsewhere(pr, ahead, sides, mu, tops, wk)
+            total += n_eval
         _copy_matrix(wk.info, info)
         _copy_matrix(wk.observed, observed)
         copy(wk.beta, beta)
         _copy_matrix(wk.gram, gram)
-    elif best != INFEASIBLE:
-        objective(pr, theta, 0.0, INFORMATION, wk)
     return best, best_llf, best_decrement, total, used, sides
 
 
@@ -406,7 +495,7 @@ def best_of(
     """The best end of climbs from starts (S, K), see :func:`race`."""
     theta = np.full(starts.shape[1], math.nan)
     status, llf, decrement, total, used, _ = race(
-        pr, starts, weights, prefer_interior, False, theta, wk
+        pr, starts, weights, prefer_interior, GO_ON, theta, wk
     )
     return Found(status, theta, llf, decrement, total, used)
 
@@ -427,23 +516,22 @@ def search(
     walled, count = len(pr.cactive) > 0, len(start)
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
     many_rows = walled and rows >= _MANY_ROWS * count
+    look = SIDES if not many_rows else STOP if prefer_interior else EDGES
     n_eval, status = 0, INFEASIBLE
     for weights in _FIRST if many_rows else _FIRST[:1]:
         status, llf, decrement, cost, _, sides = race(
-            pr, start[None], weights, prefer_interior, True, theta, wk
+            pr, start[None], weights, prefer_interior, look, theta, wk
         )
         n_eval += cost
         if status == INTERIOR:
             break
     inside = status == INTERIOR
-    if inside and not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
-        return Found(status, theta, llf, decrement, n_eval, 1)
-    if inside and many_rows:
-        towards_edge(pr, theta, sides, _SHORT, wk)
-        starts, weights = np.vstack([theta, sides]), np.full(1 + len(sides), 0.01 * _BARRIER)
-        weights[0] = 0.0
-        found = best_of(pr, starts, weights, prefer_interior, wk)
-        return found._replace(evaluations=found.evaluations + n_eval)
+    if inside or (status == EDGE and look == EDGES):
+        found = Found(status, theta, llf, decrement, n_eval, 1)
+        if many_rows and len(sides):
+            return _or_better(pr, found, sides, np.full(len(sides), _LITTLE), prefer_interior, wk)
+        if not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
+            return found
     first, null = theta if inside else start, _NEARLY_NULL * middle
     if walled:
         unit = 0.1 * np.abs(middle).max()
@@ -459,27 +547,41 @@ def search(
     if prefer_interior:
         weights[: 2 + len(many)] = 0.0
     found = best_of(pr, starts, weights, prefer_interior, wk)
+    found = found._replace(evaluations=found.evaluations + n_eval)
     if few_rows:
-        there = wk.beta, wk.gram, wk.info, wk.observed
-        ours = [part.copy() for part in there]
         starts = spikes(null, middle)
-        other = best_of(pr, starts, np.full(len(starts), _BARRIER), prefer_interior, wk)
-        n_eval += other.evaluations
-        used = found.starts + other.starts
-        if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
-            found = other._replace(evaluations=found.evaluations)
-        else:
-            for part, own in zip(there, ours, strict=True):
-                part[:] = own
-        found = found._replace(starts=used)
-    return found._replace(evaluations=found.evaluations + n_eval)
+        weights = np.full(len(starts), _BARRIER)
+        found = _or_better(pr, found, starts, weights, prefer_interior, wk)
+    return found
+
+
+def _or_better(
+    pr: Problem,
+    found: Found,
+    starts: np.ndarray,
+    weights: np.ndarray,
+    prefer_interior: bool,
+    wk: Work,
+) -> Found:
+    """`found`, whose fixed effects and information `wk` holds, or a better end of other climbs."""
+    there = wk.beta, wk.gram, wk.info, wk.observed
+    ours = [part.copy() for part in there]
+    other = best_of(pr, starts, weights, prefer_interior, wk)
+    best = found
+    if _is_better(other.status, other.llf, found.status, found.llf, prefer_interior):
+        best = other
+    else:
+        for part, own in zip(there, ours, strict=True):
+            part[:] = own
+    total, used = found.evaluations + other.evaluations, found.starts + other.starts
+    return best._replace(evaluations=total, starts=used)
 
 
 def compile_for(problem: Problem, work: Work) -> None:
     """Compile for the types that are always met, into the cache."""
     number, point, points = np.float64(), np.zeros(1), np.zeros((1, 1))
     for function, arguments in {
-        race: (problem, points, point, False, False, point, work),
+        race: (problem, points, point, False, GO_ON, point, work),
         towards_edge: (problem, point, points, number, work),
         singular: (points,),
     }.items():

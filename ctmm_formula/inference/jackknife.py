@@ -33,7 +33,7 @@ from ..engine.likelihood import centre, evaluate, make_problem, response_scale
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
-from ..engine.search import best_of, race
+from ..engine.search import GO_ON, STOP, best_of, race
 from ..errors import ConvergenceError, CTMMError
 
 _FIXED = "a fixed effect rests on these donors alone and cannot be estimated without them"
@@ -511,7 +511,8 @@ class _Refit:
         own, reml = value(part, theta, work), part.reml
         starts, other = self.starts[: 1 if reml and not several else None], np.empty_like(theta)
         weights = np.zeros(len(starts))
-        status, llf, *_ = race(part, starts, weights, not reml, not several, other, work)
+        look = GO_ON if several else STOP
+        status, llf, *_ = race(part, starts, weights, not reml, look, other, work)
         inside = status == INTERIOR
         if (several or inside) and (llf > own or (inside and held and not reml)):
             theta[:], beta[:] = other, work.beta
