@@ -13,6 +13,7 @@ import gc
 import inspect
 import os
 import pickle
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -404,6 +405,14 @@ class _Loaded(FunctionCache):
             for path in dict.fromkeys([self._cache_path, *closed])
         ]
         self._cache_file = self._files[0]
+        self.helper: subprocess.Popen | None = None
+        """The process that compiles this function, see :mod:`.beside`."""
+
+    def is_empty(self) -> bool:
+        """Whether there is no code that could be loaded, nor any on its way."""
+        with suppress(Exception):  # damaged bytes may raise anything
+            return self.helper is None and not any(file._load_index() for file in self._files)
+        return True
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code, without all that numba would need to compile any."""
@@ -416,7 +425,11 @@ class _Loaded(FunctionCache):
         code = next(filter(None, (file.load(key) for file in self._files)), None)
         if code is None:
             _announce()
-            return None
+            if self.helper is None:
+                return None
+            self.helper.wait()
+            self.helper = None
+            return self._load_overload(sig, target_context)
         return self._impl.rebuild(target_context, code)
 
     def save_overload(self, sig: Any, data: Any) -> None:

@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..engine.beside import compile_like, meanwhile
 from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, working_noise
@@ -282,6 +283,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         if silent:
             return _without(model, silent)
     design = design_of(model) if design is None else design
+    meanwhile(tails_of, compile_tails)
     null = null_of(model, design)
     scores = null.scores()
     found, combined = scores.tails(null.least, design.above)
@@ -478,6 +480,15 @@ class Null:
         n = np.full(len(rows), np.inf) if model.n_cells is None else model.n_cells[rows]
         own = model.y[rows], model.nu[rows], nu2[rows], how.per_cell[rows], n
         return counted_noise(how.code[rows], len(how.sizes), *own, float(self.theta[0]))
+
+
+def compile_tails() -> None:
+    """Compile the tails of scores for the types they always get, into the cache."""
+    H, donor, one = np.tile(np.eye(2), (3, 1)), np.repeat(np.arange(3), 2), np.ones(6)
+    design = design_of(build_model(np.arange(6.0), one, H, H, donor, np.ones((1, 2, 2))))
+    found, solved = memory_for(design.layout)
+    forms = Forms(one, design.R, design.R, design.rank, design.R, one, one)
+    compile_like(tails_of, design.layout, found, solved.gain, forms, one, 0.0)
 
 
 def null_of(model: Model, design: ScoreDesign) -> Null:
