@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from joblib import cpu_count
-
 _PACKAGE = Path(__file__).parents[1]
 _CHILD = f"""
 import sys
@@ -43,6 +41,8 @@ def meanwhile(function: Any, work: Callable[[], None]) -> None:
     """
     if function.overloads or not getattr(function._cache, "is_empty", bool)():
         return
+    from joblib import cpu_count
+
     if sys.executable and cpu_count() > 1:
         given = [str(_PACKAGE), work.__module__, work.__name__, *_search_path()]
         nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)

@@ -246,6 +246,9 @@ class _Inner(_Outer):
 class _Function(CPUDispatcher):
     """Compiled once for all numbers, where numba by itself does so for each."""
 
+    def _compilation_chain_init_hook(self) -> None:
+        """Nothing: loops know no types of other packages, which the parent looks for."""
+
     def typeof_pyval(self, val: Any) -> Any:
         """The parent's, of named tuples by their address."""
         return referred(super().typeof_pyval(val))
@@ -382,6 +385,11 @@ def _open(folder: str) -> bool:
 
 class _Places(CompileResultCacheImpl):
     _locator_classes = (*CompileResultCacheImpl._locator_classes, _BesideTheSource)
+
+    def reduce(self, cres: Any) -> tuple:
+        """The code without what Python objects the functions that it calls would need."""
+        *code, _ = cres._reduce()
+        return (*code, ())
 
 
 class _Loaded(FunctionCache):
