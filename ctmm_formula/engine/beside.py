@@ -45,9 +45,11 @@ def meanwhile(function: Any, work: Callable[[], None]) -> None:
 
     if sys.executable and cpu_count() > 1:
         given = [str(_PACKAGE), work.__module__, work.__name__, *_search_path()]
-        nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         with suppress(OSError):
-            process = subprocess.Popen([sys.executable, "-I", "-c", _CHILD, *given], **nothing)
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _CHILD, *given], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
             atexit.register(_end, process)
             function._cache.helper = process
 

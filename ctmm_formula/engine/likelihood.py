@@ -278,12 +278,17 @@ def _kernel() -> int:
     return kernels.kernel_address()
 
 
-def compile_search() -> None:
-    """Compile the search for the types it always gets, into the cache."""
+def small_problem() -> Problem:
+    """A problem of the types that all have, without a kernel."""
     H = np.tile(np.eye(2), (3, 1))
     donor = np.repeat(np.arange(3), 2)
     model = build_model(np.arange(6.0), np.ones(6), H, H, donor, np.ones((1, 2, 2)))
-    problem = make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
+    return make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
+
+
+def compile_search() -> None:
+    """Compile the search for the types it always gets, into the cache."""
+    problem = small_problem()
     compile_for(problem, make_work(problem))
 
 

@@ -168,7 +168,7 @@ class Lowered(Lower):
                 if name in found:
                     again.add(name)
                 found[name] = at
-        for at, block in self.blocks.items():
+        for block in self.blocks.values():
             known = set()
             for one in block.body:
                 if not isinstance(one, ir.Del):

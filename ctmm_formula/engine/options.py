@@ -37,8 +37,8 @@ from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
-from numba.core.rewrites import rewrite_registry
 from numba.core.registry import CPUDispatcher
+from numba.core.rewrites import rewrite_registry
 from numba.core.runtime.nrt import rtsys
 from numba.core.transforms import canonicalize_cfg
 from numba.core.typed_passes import (
