@@ -134,7 +134,7 @@ class Lowered(Lower):
         Those have been made once in a call, and are kept until it returns.
         """
         super().init()
-        self._counting: dict[types.Type, bool] = {}
+        self._counting: dict[str, bool] = {}
         given = defaultdict(list)
         for at, block in self.blocks.items():
             for one in block.find_insts(ir.Assign):
@@ -180,11 +180,10 @@ class Lowered(Lower):
 
     def _counts(self, name: str) -> bool:
         """Whether values of the name have references."""
-        kind = self.typeof(name)
-        if kind not in self._counting:
-            model = self.context.data_model_manager[kind]
-            self._counting[kind] = model.contains_nrt_meminfo()
-        return self._counting[kind]
+        if name not in self._counting:
+            model = self.context.data_model_manager[self.typeof(name)]
+            self._counting[name] = model.contains_nrt_meminfo()
+        return self._counting[name]
 
     def _whole(self, value: Any) -> str | None:
         """Name of that which a value is a part of, "" for what the function was given, or None."""

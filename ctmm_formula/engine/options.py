@@ -37,6 +37,11 @@ from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
+from numba.core.interpreter import (
+    Interpreter,
+    peep_hole_delete_with_exit,
+    peep_hole_fuse_dict_add_updates,
+)
 from numba.core.registry import CPUDispatcher
 from numba.core.rewrites import rewrite_registry
 from numba.core.runtime.nrt import rtsys
@@ -48,7 +53,7 @@ from numba.core.typed_passes import (
     NopythonTypeInference,
 )
 from numba.core.types.misc import unliteral
-from numba.core.untyped_passes import FixupArgs, TranslateByteCode
+from numba.core.untyped_passes import FixupArgs
 
 from ..errors import CTMMWarning
 from ..progress import watched
@@ -118,6 +123,28 @@ class _Lowering(NativeLowering):
     lowering_class = Lowered
 
 
+class _Interpreter(Interpreter):
+    """To numba's code: without looking in every line for contexts and dictionaries."""
+
+    def post_process(self, peepholes: list[Callable], func_ir: Any) -> Any:
+        others = peep_hole_delete_with_exit, peep_hole_fuse_dict_add_updates
+        return super().post_process([each for each in peepholes if each not in others], func_ir)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Translation(FunctionPass):
+    """From Python's bytecode."""
+
+    _name = "translation_of_loops"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = _Interpreter(state.func_id).interpret(state.bc)
+        return True
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Rewrites(FunctionPass):
     """Numba's of its code before it knows types: constant indices and exponents, and errors."""
@@ -138,8 +165,7 @@ class _Rewrites(FunctionPass):
 
 
 _PASSES = (
-    TranslateByteCode, FixupArgs,
-    _Rewrites, OneThingEach, NopythonTypeInference, IRLegalization,
+    _Translation, FixupArgs, _Rewrites, OneThingEach, NopythonTypeInference, IRLegalization,
     _Lowering, NoPythonBackend,
 )  # fmt: skip
 """Those of numba's that plain loops need: no closures, contexts, expressions of whole arrays."""
