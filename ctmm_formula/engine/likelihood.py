@@ -10,13 +10,9 @@ The term log|X'X| makes REML independent of the coding of X (metafor has it, lme
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +20,7 @@ import numpy as np
 from ..arguments import choose
 from ..errors import ConvergenceError
 from . import kernels
+from .beside import meanwhile
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
 from .lanes import aligned
@@ -296,59 +293,24 @@ def _of_design(model: Model, constraint: Constraint, reml: bool, kernel: int) ->
     )
 
 
-_PACKAGE = Path(__file__).parents[1]
-_CHILD = f"""
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-place, *sys.path[:] = sys.argv[1:]
-name = {__name__.split(".")[0]!r}
-spec = spec_from_file_location(name, place + "/__init__.py", submodule_search_locations=[place])
-sys.modules[name] = module_from_spec(spec)
-spec.loader.exec_module(sys.modules[name])
-from {__name__} import compile_search
-compile_search()
-"""
-"""Code of the other process: this very package, whatever else of its name is installed."""
-
-
 @functools.cache
 def _kernel() -> int:
-    """Address of the kernel.
-
-    After installation it must be compiled, and so must the optimiser, which needs only the
-    kernel's type: a process of its own does that at the same time and leaves it in the cache.
-    """
-    folder = race.stats.cache_path
-    child = None
-    if folder and sys.executable and not any(Path(folder).glob("search.race-*.nbi")):
-        command = [sys.executable, "-I", "-c", _CHILD, str(_PACKAGE), *_search_path()]
-        with contextlib.suppress(OSError):
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-    address = kernels.kernel_address()
-    if child is not None:
-        child.wait()
-    return address
+    """Address of the kernel, of which the search needs only the type: both compile at once."""
+    meanwhile(race, compile_search)
+    return kernels.kernel_address()
 
 
-def _search_path() -> list[str]:
-    """Where a process of our own finds modules: as here, but never in the working directory.
-
-    A file there named like a module would run.  The package itself is loaded from where it is.
-    """
-    here = Path.cwd()
-    found = [place for place in sys.path if place and Path(place).resolve() != here.resolve()]
-    return found
+def small_problem() -> Problem:
+    """A problem of the types that all have, without a kernel."""
+    H = np.tile(np.eye(2), (3, 1))
+    donor = np.repeat(np.arange(3), 2)
+    model = build_model(np.arange(6.0), np.ones(6), H, H, donor, np.ones((1, 2, 2)))
+    return make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
 
 
 def compile_search() -> None:
     """Compile the search for the types it always gets, into the cache."""
-    H = np.tile(np.eye(2), (3, 1))
-    donor = np.repeat(np.arange(3), 2)
-    model = build_model(np.arange(6.0), np.ones(6), H, H, donor, np.ones((1, 2, 2)))
-    problem = make_problem(model, constrain(model, Domain()), True, 1.0, kernel=0)
+    problem = small_problem()
     compile_for(problem, make_work(problem))
 
 

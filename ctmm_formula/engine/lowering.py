@@ -19,12 +19,20 @@ from llvmlite import ir as llvm
 from numba import types
 from numba.core import ir
 from numba.core.analysis import compute_cfg_from_blocks
+from numba.core.cgutils import alloca_once
 from numba.core.lowering import Lower
+
+from .renaming import used
 
 _COUNT = llvm.IntType(64)
 _VIEWS = ("array.reshape",)  # methods that make no array
 
 _POWERS = (operator.pow, operator.ipow)
+_SUMS = {operator.add: "add", operator.sub: "sub", operator.mul: "mul"}
+_ORDERS = {
+    operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">=", operator.eq: "==",
+    operator.ne: "!=",
+}  # fmt: skip
 _LOOPING = ("call", "getiter", "iternext", "pair_first", "pair_second")
 
 
@@ -126,7 +134,7 @@ class Lowered(Lower):
         Those have been made once in a call, and are kept until it returns.
         """
         super().init()
-        self._counting: dict[types.Type, bool] = {}
+        self._counting: dict[str, bool] = {}
         given = defaultdict(list)
         for at, block in self.blocks.items():
             for one in block.find_insts(ir.Assign):
@@ -150,13 +158,32 @@ class Lowered(Lower):
         self._turns: dict[str, _Turns] = {}
         self._pairs: dict[str, tuple] = {}
 
+    def _find_singly_assigned_variable(self) -> None:
+        """Names that need no place of memory: given a value once, and read in that block only."""
+        found: dict[str, int] = {}
+        again = set()
+        for at, block in self.blocks.items():
+            for one in block.find_insts(ir.Assign):
+                name = one.target.name
+                if name in found:
+                    again.add(name)
+                found[name] = at
+        for block in self.blocks.values():
+            known = set()
+            for one in block.body:
+                if not isinstance(one, ir.Del):
+                    again.update(var.name for var in used(one) if var.name not in known)
+                if isinstance(one, ir.Assign):
+                    known.add(one.target.name)
+        self._singly_assigned_vars = found.keys() - again
+        self._blk_local_varmap: dict[str, Any] = {}
+
     def _counts(self, name: str) -> bool:
         """Whether values of the name have references."""
-        kind = self.typeof(name)
-        if kind not in self._counting:
-            model = self.context.data_model_manager[kind]
-            self._counting[kind] = model.contains_nrt_meminfo()
-        return self._counting[kind]
+        if name not in self._counting:
+            model = self.context.data_model_manager[self.typeof(name)]
+            self._counting[name] = model.contains_nrt_meminfo()
+        return self._counting[name]
 
     def _whole(self, value: Any) -> str | None:
         """Name of that which a value is a part of, "" for what the function was given, or None."""
@@ -181,6 +208,18 @@ class Lowered(Lower):
         self.context.enable_nrt, before = False, self.context.enable_nrt
         yield
         self.context.enable_nrt = before
+
+    def lower_block(self, block: Any) -> None:
+        """Its statements; errors say which."""
+        self.pre_block(block)
+        for inst in block.body:
+            self.loc = inst.loc
+            try:
+                self.lower_inst(inst)
+            except Exception as error:
+                error.add_note(f"lowering {inst} at {inst.loc}")
+                raise
+        self.post_block(block)
 
     def lower_inst(self, inst: Any) -> None:
         """Numba's, but for arrays."""
@@ -322,6 +361,9 @@ class Lowered(Lower):
         """
         if expr.op in ("binop", "inplace_binop") and expr.fn not in _POWERS:
             expr.static_lhs = expr.static_rhs = ir.UNDEFINED
+            out = self._binary(kind, expr)
+            if out is not None:
+                return out
         if expr.op in ("getitem", "static_getitem"):
             array = self.typeof(expr.value.name)
             if isinstance(array, types.Array):
@@ -338,6 +380,35 @@ class Lowered(Lower):
             if isinstance(array, types.Array) and getattr(called, "typing_key", None) is len:
                 return self.builder.extract_value(self._sizes(array, expr.args[0]), 0)
         return super().lower_expr(kind, expr)
+
+    def _binary(self, kind, expr):
+        """Sums, products, quotients and comparisons of two doubles or integers of 64 bits."""
+        signature, builder = self.fndesc.calltypes[expr], self.builder
+        of, other = signature.args
+        double = of == types.float64
+        if other != of or not (double or of == types.int64) or signature.return_type != kind:
+            return None
+        what = expr.fn if expr.op == "binop" else expr.immutable_fn
+        values = [
+            self.context.cast(builder, self.loadvar(var.name), self.typeof(var.name), of)
+            for var in (expr.lhs, expr.rhs)
+        ]
+        if what in _SUMS and kind == of:
+            if double:
+                return getattr(builder, "f" + _SUMS[what])(*values)
+            return getattr(builder, _SUMS[what])(*values, flags=("nsw",))
+        if what is operator.truediv and double:
+            return builder.fdiv(*values)
+        if what in _ORDERS:
+            if not double:
+                return builder.icmp_signed(_ORDERS[what], *values)
+            compare = builder.fcmp_unordered if what is operator.ne else builder.fcmp_ordered
+            return compare(_ORDERS[what], *values)
+        return None
+
+    def alloca(self, name: str, type: Any) -> Any:
+        """A place for values of a name, of which nothing is told to debuggers."""
+        return alloca_once(self.builder, self.context.get_value_type(type), name=name)
 
     def _sizes(self, kind, array):
         position = self.context.data_model_manager[kind].get_field_position("shape")

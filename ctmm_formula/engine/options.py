@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import inspect
 import os
 import pickle
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from multiprocessing import parent_process
 from pathlib import Path
@@ -34,9 +36,16 @@ from numba.core.caching import (
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, Flags
-from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
+from numba.core.interpreter import (
+    Interpreter,
+    peep_hole_delete_with_exit,
+    peep_hole_fuse_dict_add_updates,
+)
 from numba.core.registry import CPUDispatcher
+from numba.core.rewrites import rewrite_registry
 from numba.core.runtime.nrt import rtsys
+from numba.core.transforms import canonicalize_cfg
 from numba.core.typed_passes import (
     IRLegalization,
     NativeLowering,
@@ -44,11 +53,7 @@ from numba.core.typed_passes import (
     NopythonTypeInference,
 )
 from numba.core.types.misc import unliteral
-from numba.core.untyped_passes import (
-    FixupArgs,
-    GenericRewrites,
-    TranslateByteCode,
-)
+from numba.core.untyped_passes import FixupArgs
 
 from ..errors import CTMMWarning
 from ..progress import watched
@@ -118,9 +123,49 @@ class _Lowering(NativeLowering):
     lowering_class = Lowered
 
 
+class _Interpreter(Interpreter):
+    """To numba's code: without looking in every line for contexts and dictionaries."""
+
+    def post_process(self, peepholes: list[Callable], func_ir: Any) -> Any:
+        others = peep_hole_delete_with_exit, peep_hole_fuse_dict_add_updates
+        return super().post_process([each for each in peepholes if each not in others], func_ir)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Translation(FunctionPass):
+    """From Python's bytecode."""
+
+    _name = "translation_of_loops"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = _Interpreter(state.func_id).interpret(state.bc)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Rewrites(FunctionPass):
+    """Numba's of its code before it knows types: constant indices and exponents, and errors."""
+
+    _name = "rewrites_of_loops"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        code = state.func_ir
+        for rewrite in (each(state) for each in rewrite_registry.rewrites["before-inference"]):
+            for label in code.blocks:
+                while rewrite.match(code, code.blocks[label], state.typemap, state.calltypes):
+                    code.blocks[label] = rewrite.apply()
+        code.blocks, code.generator_info = canonicalize_cfg(code.blocks), None
+        return True
+
+
 _PASSES = (
-    TranslateByteCode, FixupArgs,
-    GenericRewrites, OneThingEach, NopythonTypeInference, IRLegalization,
+    _Translation, FixupArgs, _Rewrites, OneThingEach, NopythonTypeInference, IRLegalization,
     _Lowering, NoPythonBackend,
 )  # fmt: skip
 """Those of numba's that plain loops need: no closures, contexts, expressions of whole arrays."""
@@ -141,6 +186,13 @@ class _Settled(Flags):
 
 
 _settled = functools.cache(_Settled)
+
+
+class _Passes(PassManager):
+    """Passes one after the other, of which nobody else is told."""
+
+    def _runPass(self, index: int, pss: Any, internal_state: Any) -> None:
+        pss.run_pass(internal_state)
 
 
 class _Asked:
@@ -168,6 +220,18 @@ class _Asked:
 _asked = functools.cache(_Asked)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No look for garbage, again and again, while there is little, and more and more else."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 class _Outer(CompilerBase):
     """Compiles what is called from Python too."""
 
@@ -183,11 +247,12 @@ class _Outer(CompilerBase):
         codegen = self.state.targetctx.codegen()
         self.state.library = self.library(codegen, func.__qualname__)
         self.state.library.enable_object_caching()
-        return super().compile_extra(func)
+        with _uncollected():
+            return super().compile_extra(func)
 
     def define_pipelines(self) -> list[PassManager]:
         """One, of plain loops."""
-        manager = PassManager("loops")
+        manager = _Passes("loops")
         for each in _PASSES:
             manager.add_pass(each)
         manager.finalize()
@@ -207,6 +272,9 @@ class _Inner(_Outer):
 class _Function(CPUDispatcher):
     """Compiled once for all numbers, where numba by itself does so for each."""
 
+    def _compilation_chain_init_hook(self) -> None:
+        """Nothing: loops know no types of other packages, which the parent looks for."""
+
     def typeof_pyval(self, val: Any) -> Any:
         """The parent's, of named tuples by their address."""
         return referred(super().typeof_pyval(val))
@@ -218,11 +286,22 @@ class _Function(CPUDispatcher):
         return super().get_call_template(args, kws)
 
 
+class _InnerFunction(_Function):
+    """Called from compiled code only."""
+
+    def compile(self, sig: Any) -> None:
+        """Without the parent's clocks, all of which are told of every call of LLVM."""
+        args, _ = sigutils.normalize_signature(sig)
+        with self._compiling_counter:
+            if tuple(args) not in self.overloads:
+                self.add_overload(self._compiler.compile(args, None))
+
+
 def _inner(function: Callable, options: dict[str, Any]) -> Any:
     compiled = njit(
         **options, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Inner
     )(function)
-    compiled.__class__ = _Function
+    compiled.__class__ = _InnerFunction
     return compiled
 
 
@@ -333,6 +412,11 @@ def _open(folder: str) -> bool:
 class _Places(CompileResultCacheImpl):
     _locator_classes = (*CompileResultCacheImpl._locator_classes, _BesideTheSource)
 
+    def reduce(self, cres: Any) -> tuple:
+        """The code without what Python objects the functions that it calls would need."""
+        *code, _ = cres._reduce()
+        return (*code, ())
+
 
 class _Loaded(FunctionCache):
     """Numba's keeper of the code of one function.
@@ -355,6 +439,14 @@ class _Loaded(FunctionCache):
             for path in dict.fromkeys([self._cache_path, *closed])
         ]
         self._cache_file = self._files[0]
+        self.helper: subprocess.Popen | None = None
+        """The process that compiles this function, see :mod:`.beside`."""
+
+    def is_empty(self) -> bool:
+        """Whether there is no code that could be loaded, nor any on its way."""
+        with suppress(Exception):  # damaged bytes may raise anything
+            return self.helper is None and not any(file._load_index() for file in self._files)
+        return True
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code, without all that numba would need to compile any."""
@@ -367,7 +459,11 @@ class _Loaded(FunctionCache):
         code = next(filter(None, (file.load(key) for file in self._files)), None)
         if code is None:
             _announce()
-            return None
+            if self.helper is None:
+                return None
+            self.helper.wait()
+            self.helper = None
+            return self._load_overload(sig, target_context)
         return self._impl.rebuild(target_context, code)
 
     def save_overload(self, sig: Any, data: Any) -> None:

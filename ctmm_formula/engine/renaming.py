@@ -48,13 +48,21 @@ def _assignments(blocks):
     return made, own
 
 
-def _used(one):
+def used(one: ir.Stmt) -> list[ir.Var]:
     """Variables that a statement reads."""
     if not isinstance(one, ir.Assign):
         return one.list_vars()
     if isinstance(one.value, ir.Var):
         return [one.value]
-    return one.value.list_vars() if isinstance(one.value, ir.Inst) else []
+    if not isinstance(one.value, ir.Expr):
+        return []
+    out = []
+    for field in one.value._kws.values():
+        if isinstance(field, ir.Var):
+            out.append(field)
+        elif isinstance(field, tuple | list):
+            out += one.value._rec_list_vars(field)
+    return out
 
 
 class _Meetings:
@@ -68,7 +76,7 @@ class _Meetings:
         for label, block in blocks.items():
             last: dict[str, int] = {}
             for one in block.body:
-                for name in {var.name for var in _used(one)} & own.keys():
+                for name in {var.name for var in used(one)} & own.keys():
                     bits = last.get(name) or reaching[label] & own[name]
                     if bits:
                         self.uses.append((one, name, self._meet(bits)))

@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from ..engine import related_likelihood, related_moments
+from ..engine.beside import compile_like, meanwhile
 from ..engine.domain import Domain, constrain
 from ..engine.estimate import Estimate
 from ..engine.estimators import ESTIMATORS
@@ -29,7 +30,7 @@ from ..engine.left_out_fits import inside, left_out_fits, packed, value, without
 from ..engine.left_out_moments import ALIASED, LeftOutMoments
 from ..engine.left_out_related import left_out
 from ..engine.left_out_scores import Scores, grouped, left_out_scores
-from ..engine.likelihood import centre, evaluate, make_problem, response_scale
+from ..engine.likelihood import centre, evaluate, make_problem, response_scale, small_problem
 from ..engine.model import Model
 from ..engine.optimize import INFEASIBLE, INTERIOR, Problem, Work, make_work
 from ..engine.robust import CLUSTERED, ONE_UNIT, RobustFit, weigh
@@ -393,6 +394,20 @@ class LikelihoodJackknife(_LeftOut):
         return self._run(model, (estimate, domain), theta, beta, reasons, error)
 
 
+def compile_fits() -> None:
+    """Compile refits within the domain for the types they always get, into the cache."""
+    problem, one, several, yes = small_problem(), np.arange(1), np.zeros((1, 1)), np.zeros(1, bool)
+    given = (one, one, several, several, _STEPS, make_work(problem), several, several, yes)
+    compile_like(left_out_fits, problem, *given)
+
+
+def compile_edges() -> None:
+    """The same of refits on the edge."""
+    problem, one, several, yes = small_problem(), np.arange(1), np.zeros((1, 1)), np.zeros(1, bool)
+    given = (one, one, several, several, make_work(problem), one / 1.0, yes, several, several)
+    compile_like(left_out_edges, problem, *given, np.zeros((1, 4), bool))
+
+
 class _Refit:
     """Leave-out refits of one response by likelihood; holds what all groups share."""
 
@@ -400,6 +415,10 @@ class _Refit:
         self, left_out: LikelihoodJackknife, model: Model, estimate: Estimate, domain: Domain
     ) -> None:
         self.left_out, self.model, self.estimate = left_out, model, estimate
+        if estimate.convergence.boundary:
+            meanwhile(left_out_edges, compile_edges)
+        else:
+            meanwhile(left_out_fits, compile_fits)
         self.scale = response_scale(model)
         self.problem = make_problem(
             model, constrain(model, domain), estimate.method == "reml", self.scale

@@ -44,6 +44,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..engine.beside import compile_like, meanwhile
 from ..engine.likelihood import evaluate
 from ..engine.model import Model, RandomComponent, build_model
 from ..engine.noise import COUNTED, Pooling, one_type_each, weighed
@@ -291,6 +292,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         if silent:
             return _without(model, silent)
     design = design_of(model) if design is None else design
+    meanwhile(tails_of, compile_tails)
     null = null_of(model, design)
     found, combined = null.scores().tails(null.least, design.above)
     statistic, pvalue = np.empty(C + 1), np.empty(C + 1)
@@ -507,6 +509,15 @@ def _least(left: np.ndarray, whole: np.ndarray, out: np.ndarray) -> None:
     for d in range(len(out)):
         there = left[d] > NOTHING * whole[d] and whole[d] > 0.0
         out[d] = 4.0 * SILENT * left[d] if there else math.nan
+
+
+def compile_tails() -> None:
+    """Compile the tails of scores for the types they always get, into the cache."""
+    H, donor, one = np.tile(np.eye(2), (3, 1)), np.repeat(np.arange(3), 2), np.ones(6)
+    design = design_of(build_model(np.arange(6.0), one, H, H, donor, np.ones((1, 2, 2))))
+    found, solved = memory_for(design.layout)
+    forms = Forms(one, design.R, design.R, design.rank, design.R, one, one)
+    compile_like(tails_of, design.layout, found, solved.gain, forms, one, 0.0)
 
 
 def null_of(model: Model, design: ScoreDesign) -> Null:
