@@ -32,7 +32,8 @@ from .cumulants import Law, log_determinants, moments, until
 # trapezoid in x, along the path in widths: of a normal density eight points leave 1e-7, and sums
 # at twice and three times the step are off by errors of which one is that power of the other
 _STEP, _NORMAL = 0.68, 4.0 / 9.0
-_SKEW, _FINE = 2.0, 0.5  # skewness at the saddlepoint from where twice the points are taken at once
+_SKEW, _FINE = 1.5, 0.5  # skewness at the saddlepoint from where twice the points are taken at once
+_POLE = 2.8  # skewness from where one pole makes the law: that of chi-square of one is 2.83
 _MOST = 4, 12  # POINTS from a guess and from a saddlepoint, before steps are halved
 _LAST_STEP = 0.2, 0.01  # from a guess and from a saddlepoint no step is halved that is less
 AGREE = 1e-5  # of one sum with that of twice the step, whose error is about the root of its own
@@ -49,7 +50,7 @@ _FAR = 1e9  # the form is never beyond a value whose saddlepoint is
 _MIDDLE = POINTS // 2 - 1  # of points around one
 _APART = 0.6  # of the path from the pole of the integrand at 0, in widths
 _LEAST_BEND = 0.2  # to where exp(-s value) vanishes
-_MOST_BEND = 1.0, 2.0  # and not beyond, where skewness is less than that and where it is more
+_MOST_BEND = 1.0, 2.0  # and not beyond, below that skewness and above it
 _SPREAD = 0.25  # how fast the path widens, of the fourth by the second cumulant
 _WIDEST = 0.38, 0.33
 
@@ -260,12 +261,12 @@ def _path(law, value, at):
             fourth = math.inf  # beyond the pole of a donor by itself, which says nothing then
             break
     skew = at.third * width * width * width
-    far = 1 if abs(skew) > _SKEW else 0
+    pole = 1 if abs(skew) > _POLE else 0
     fast = max(fourth / second, 0.25 * skew * skew)
-    fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST[far]), 1e-3)
+    fast = max(min(math.sqrt(_SPREAD * fast), _WIDEST[pole]), 1e-3)
     bend = skew / (3.0 * fast) * math.copysign(1.0, value)
-    bend = math.copysign(min(max(bend, _LEAST_BEND), _MOST_BEND[far]), value)
-    step, nodes = (_FINE, 2 * POINTS) if far == 1 else (_STEP, POINTS)
+    bend = math.copysign(min(max(bend, _LEAST_BEND), _MOST_BEND[pole]), value)
+    step, nodes = (_FINE, 2 * POINTS) if abs(skew) > _SKEW else (_STEP, POINTS)
     turn = (at.slope - value) * width
     return _Path(at.s, width, fast, bend, at.K - at.s * value, turn, step, nodes)
 
