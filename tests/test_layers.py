@@ -49,7 +49,7 @@ LAYERS = [
     "left_out_moments", "sandwich", "robust", "moving_noise", "sweeps", "block_sums", "unit_sums",
     "leverages", "he", "precision", "likelihood", "left_out_edges",
     "left_out_fits", "search", "optimize", "domain",
-    "symmetric", "kernels", "lanes", "model", "arranging", "noise", "options", "lowering",
+    "symmetric", "kernels", "lanes", "model", "arranging", "noise", "beside", "options", "lowering",
     "renaming", "references", "relatedness", "estimate", "structures", "distributions", "blas",
     "progress", "arguments", "paths", "errors",
 ]  # fmt: skip

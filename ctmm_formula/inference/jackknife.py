@@ -432,7 +432,7 @@ class _Refit:
         curvature = estimate.observed[part] * self.scale**4
         if len(free) and np.linalg.eigvalsh(curvature)[0] <= 0.0:
             curvature = estimate.information[part] * self.scale**4
-        self.inverse = np.zeros_like(estimate.observed)
+        self.inverse = np.zeros(estimate.observed.shape)
         self.settles = len(free) == 0 or np.linalg.cond(curvature) < 1e12
         self.on_edge = estimate.convergence.boundary and len(free) == len(self.at)
         # the information shrinks with the donors
