@@ -33,7 +33,7 @@ from .tails import log_tail
 
 load_few, few = load_of(POINTS), spread_of(POINTS)
 
-_AGREE = 2e-4  # of sums at a step and at twice that: errors are some 1e-8, and 6e-7 at most
+_AGREE = 2e-4  # of sums at a step and at twice that: errors are some 1e-8, and below 1e-6 as seen
 _ROUNDING = 1e-13  # of the largest entry: added to a covariance that may be singular
 _NOTHING = 1e-11  # of the largest eigenvalue: none
 _HIGH = 0.99  # what a p value counts at most in a combination
