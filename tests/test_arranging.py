@@ -140,3 +140,12 @@ def test_standard_errors_of_many_fits_are_those_of_each():
         )
         np.testing.assert_allclose(many.own_standard_errors, np.sqrt(squares), rtol=EXACT)
         np.testing.assert_allclose(one.own_standard_errors, np.sqrt(squares), rtol=EXACT)
+
+
+def test_a_negative_code_must_weigh_nothing():
+    donor, one = np.arange(3), np.ones((3, 1))
+    codes = np.array([-1, 0, 1])
+    rest = np.arange(3.0), np.ones(3), one, one, donor, np.ones((1, 1, 1))
+    build_model(*rest, [RandomComponent(codes, np.array([0.0, 1.0, 1.0]))])
+    with pytest.raises(ValueError, match="negative"):
+        build_model(*rest, [RandomComponent(codes, np.ones(3))])

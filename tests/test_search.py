@@ -79,6 +79,23 @@ def test_no_start_near_an_edge_is_better_for_genes_of_scans(seed):
     assert reml_maximum.shortfall(model, domain, "reml", 4, seed, True)[1] <= BEATEN
 
 
+FAR_OFF = {
+    56: -216.80094347698733,
+    92: -184.04774906511565,
+    131: -207.41518241183815,
+    146: -175.2658877785742,
+}
+"""Designs of many rows, donors far off: the edge where a climb behind a barrier ends is lower."""
+
+
+@pytest.mark.parametrize("seed", FAR_OFF)
+def test_corners_are_looked_at_where_the_first_climbs_end_on_the_edge(seed):
+    model, domain, _ = reml_maximum.with_outliers(seed)
+    fit = estimate(model, "reml", domain)
+    assert fit.llf == pytest.approx(dense.llf(model, fit.theta, "reml"), abs=1e-6)
+    assert fit.llf >= FAR_OFF[seed] - BEATEN
+
+
 CASES = "cases/reml/reml_cases.json"
 MISSING = not_here(CASES)
 KEPT = [] if MISSING else json.loads((SHARED / CASES).read_text())

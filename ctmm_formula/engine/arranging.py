@@ -33,6 +33,7 @@ def put(values, place, out):
 def _first(parent, i):
     """The first donor of those that i belongs with."""
     while parent[i] != i:
+        parent[i] = parent[parent[i]]
         i = parent[i]
     return i
 

@@ -601,13 +601,14 @@ def _connect(
     """
     shape = len(random), len(donor)
     codes = np.array([one.codes for one in random], dtype=np.int64).reshape(shape)
+    weights = _weights(random, shape)
+    if codes.min(initial=0) < 0 and (weights[codes < 0] != 0.0).any():
+        raise ValueError("a code of a random component is negative: its weight must be 0")
     level, number = np.empty(shape, dtype=np.int64), np.empty(codes.max(initial=0) + 1, np.int64)
     component, of_level, head = np.empty((3, len(random) * len(number)), dtype=np.int64)
     of_donor, parent = np.empty((2, int(donor.max()) + 1), dtype=np.int64)
     memory = number, head, parent
-    q = arranging.connect(
-        codes, _weights(random, shape), donor, level, component, of_level, of_donor, memory
-    )
+    q = arranging.connect(codes, weights, donor, level, component, of_level, of_donor, memory)
     return of_donor, of_level[:q], component[:q], level
 
 

@@ -12,12 +12,12 @@ edge can win where it is within some 1.5 standard errors.  Therefore
 2. where rows are many for the number of components, the likelihood is lower wherever there is
    room: look only for edges that are nearer, climb from just short of each, and behind a barrier
    where that does not lead back to the interior maximum;
-3. where they are many and there is no interior maximum, climb behind a barrier, which leaves a
-   single one at first, that all starts lead to; from the edge where it ends look for others that
-   are near, all the same;
-4. else start from the corners of the domain as well (:func:`corners`): along the axes of the
-   information, both ways, until just short of the edge; from nearly null, and the flattest axes
-   from the interior maximum or the split too, with less of a barrier, which hides shallow maxima;
+3. where they are many and there is no interior maximum, climb behind a barrier, and look from the
+   edge where it ends for others that are near;
+4. then, and where rows are not many, start from the corners of the domain as well
+   (:func:`corners`): along the axes of the information, both ways, until just short of the edge;
+   from nearly null, and the flattest axes from the interior maximum or the split too, with less of
+   a barrier, which hides shallow maxima;
 5. all starts race (:func:`race`): each climbs behind a barrier, whose weight vanishes in stages,
    all together; a climb that leads to where another has been ends, and so does one that lies lower
    than the best by more than the barrier can still cost, on its way along a wall too;
@@ -526,7 +526,7 @@ def search(
         if status == INTERIOR:
             break
     inside = status == INTERIOR
-    if inside or (status == EDGE and look == EDGES):
+    if inside:
         found = Found(status, theta, llf, decrement, n_eval, 1)
         if many_rows and len(sides):
             return _or_better(pr, found, sides, np.full(len(sides), _LITTLE), prefer_interior, wk)
@@ -546,6 +546,8 @@ def search(
     weights[0] = 0.0 if inside else _BARRIER
     if prefer_interior:
         weights[: 2 + len(many)] = 0.0
+    if look == EDGES:
+        starts, weights = np.vstack([starts, sides]), np.append(weights, len(sides) * [_LITTLE])
     found = best_of(pr, starts, weights, prefer_interior, wk)
     found = found._replace(evaluations=found.evaluations + n_eval)
     if few_rows:
