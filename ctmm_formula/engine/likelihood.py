@@ -194,8 +194,7 @@ def refuse_no_noise(model: Model) -> None:
     ------
     ConvergenceError
     """
-    noise = model.noise
-    if noise is not model.nu and not (noise > 0.0).all(where=model.active_rows):
+    if model.some_alike and not (model.noise > 0.0).all(where=model.active_rows):
         raise ConvergenceError(
             "the noise variance is 0 in every pair of a cell type, where no cell differs from "
             "another, and a likelihood cannot weigh by 0: use method='robust', or leave out the "

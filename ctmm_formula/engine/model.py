@@ -222,6 +222,11 @@ class Model:
         """
         return weighable(self.nu, self.types, self.n_cells)
 
+    @property
+    def some_alike(self) -> bool:
+        """Whether in some row all cells are alike: its nu is 0, and :attr:`noise` another."""
+        return self.noise is not self.nu
+
     @cached_property
     def along(self) -> np.ndarray:
         """Q'y (p,), by which Q explains y."""

@@ -155,7 +155,7 @@ def far_off(nu: np.ndarray, how: Pooling) -> np.ndarray:
 def weighable(nu: np.ndarray, H: np.ndarray, n_cells: np.ndarray | None) -> np.ndarray:
     """Noise that a likelihood can weigh by: nu, and where that is 0 what is pooled, (n,).
 
-    Still 0 where it is in every row of a cell type.
+    `nu` itself where none is 0.  Still 0 where it is in every row of a cell type.
 
     >>> weighable(np.array([0.5, 0.0, 0.25]), np.ones((3, 1)), np.array([2.0, 4.0, 4.0]))
     array([0.5       , 0.16666667, 0.25      ])

@@ -285,8 +285,7 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         Hardly any row has noise (:data:`ALIKE`).
     """
     C = model.H.shape[1]
-    alike = model.noise is not model.nu
-    if alike:
+    if model.some_alike:
         refuse_alike(model.nu[model.active_rows])
         silent = _silent(model)
         if silent:
@@ -312,7 +311,9 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
         weights=design.how.weights,
         explained=design.without,
         low=() if known else _low(model, design, null.between),
-        cautious=alike and not known and bool((model.nu[design.layout.rows] == 0.0).any()),
+        cautious=(
+            model.some_alike and not known and bool((model.nu[design.layout.rows] == 0.0).any())
+        ),
     )
 
 
