@@ -33,6 +33,7 @@ INTERIOR, EDGE, STALLED, INFEASIBLE, MERGED = 0, 1, 2, 3, 4
 """How a climb ended."""
 
 _MAX_STEPS = 60
+_STEADY, _WALK = 0.1, 5  # change of the decrement, and steps, by which a walk is a steady one
 _RIDGE = 1e-12  # first and least of what is added to an information that is not definite
 
 
@@ -281,14 +282,15 @@ def _direction(lower, theta, matrix, grad, chol, step, held):
 class Known(NamedTuple):
     """Points that climbs have reached.
 
-    theta (S, K), info (S, K, K) there, number (1,) of them, and the
-    squared distance in standard errors that counts as the same point, (1,).
+    theta (S, K), info (S, K, K) there, number (1,) of them, the squared distance in standard errors
+    that counts as the same point, (1,), and the log-likelihood below which no end is of use, (1,).
     """
 
     theta: np.ndarray
     info: np.ndarray
     number: np.ndarray
     near: np.ndarray
+    least: np.ndarray
 
 
 @called
@@ -312,7 +314,8 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
 
     A step that meets a lower bound stops on it; bounds need no barrier.
     Without a barrier it gives up (EDGE) after `patience` steps that the domain cut short.
-    It stops (MERGED) where the next step would lead to one of the points `known`.
+    It stops (MERGED) where the next step would lead to one of the points `known`, and (STALLED) on
+    a steady walk along a wall whose last step would not lead to the least of use.
 
     Returns (status, log-likelihood, squared decrement, evaluations).
     """
@@ -321,10 +324,10 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
     n_eval = 1
     if value == -math.inf:
         return INFEASIBLE, llf, math.inf, n_eval
-    decrement = math.inf
-    blocked = 0
-    for _ in range(_MAX_STEPS):
-        decrement = -1.0
+    decrement, before, gained = math.inf, math.inf, 0.0
+    blocked, steady = 0, 0
+    for step in range(_MAX_STEPS):
+        before, decrement = decrement, -1.0
         for attempt in range(3):  # expected; close to the optimum observed, if definite
             if attempt == 1 and not decrement < 1.0:
                 break
@@ -344,6 +347,9 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
             return MERGED, llf, decrement, n_eval
         if decrement < tolerance:
             return INTERIOR, llf, decrement, n_eval
+        steady = steady + 1 if abs(decrement - before) < _STEADY * before else 0
+        if steady > _WALK and llf + (_MAX_STEPS - step) * gained < known.least[0]:
+            return STALLED, llf, decrement, n_eval
         size = 1.0
         for k in range(K):
             if theta[k] + size * wk.step[k] < pr.lower[k]:
@@ -370,6 +376,7 @@ def newton(pr, theta, mu, tolerance, wk, patience, known):
             return STALLED, llf, decrement, n_eval
         for k in range(K):
             theta[k] = wk.trial[k]
+        gained = new_llf - llf
         value, llf = new_value, new_llf
         if outside and mu == 0.0:
             blocked += 1

@@ -116,7 +116,10 @@ class Found(NamedTuple):
 
 @called
 def _nothing_known(count, K):
-    return Known(empty((count, K)), empty((count, K, K)), np.zeros(1, np.int64), np.full(1, _SAME))
+    return Known(
+        empty((count, K)), empty((count, K, K)), np.zeros(1, np.int64), np.full(1, _SAME),
+        np.full(1, -math.inf),
+    )  # fmt: skip
 
 
 @called
@@ -365,6 +368,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
             if not alive[s] or begin[s] < 0.5 * mu:
                 continue
             status, llf, decrement, behind = INFEASIBLE, -math.inf, math.inf, False
+            settled.least[0] = -math.inf if prefer_interior else leader - _BEHIND * K * mu
             for reach in _REACH:
                 if reach > 0.0 and age[s] < (1 if look == EDGES else 2):
                     continue
@@ -375,7 +379,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
                         pr, ahead, mu, _SETTLE * mu, wk, _PATIENCE, settled
                     )
                     total += n_eval
-                    behind = not prefer_interior and llf < leader - _BEHIND * K * mu
+                    behind = llf < settled.least[0]
                     if status != STALLED or behind:
                         break
                 if status != INFEASIBLE:
