@@ -31,7 +31,7 @@ from ctmm_formula.inference.counted_noise import counted_noise
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.score_law import law_of
-from ctmm_formula.inference.score_null import _spans, reduced, reduced_kernel
+from ctmm_formula.inference.score_null import _spans, problem_of, reduced
 from ctmm_formula.inference.tails import tail
 from ctmm_formula.simulate import CountCells
 from ctmm_formula.simulate.counts import measured_cells
@@ -298,11 +298,8 @@ def test_null_of_the_score(setting, kind, missing):
     # the kernel of reduced rows against that of all, from the same point
     at = np.array([0.3, 0.2, 0.1, 0.05])[: len(want)]
     scale, rows = response_scale(own), design.layout.rows
-    columns, y, _ = reduced(
-        design.layout, design.null.spans, own.blocks.p, noise[rows], residual(own)[rows], scale
-    )
-    problem = design.null.problem._replace(kernel=reduced_kernel(), y=y)
-    problem = problem._replace(blocks=problem.blocks._replace(design=columns))
+    problem, own_rows = problem_of(design.null), (noise[rows], residual(own)[rows], scale)
+    reduced(design.layout, design.null.spans, *own_rows, problem.blocks.design, problem.y)
     work, there = make_work(problem), evaluate(own, at * scale**2)
     kernels.evaluate(
         problem.kernel, at, problem.y, problem.nu, problem.blocks, problem.active, True, 2,
@@ -318,9 +315,9 @@ def test_null_of_the_score(setting, kind, missing):
     kept, new = np.r_[0, 1 + C : len(at)], np.arange(1, 1 + C)
     a = np.linalg.solve(fisher[np.ix_(kept, kept)], fisher[np.ix_(kept, new)])
     left = fisher[np.ix_(new, new)] - fisher[np.ix_(new, kept)] @ a
-    close(null.efficient.a, a, EXACT)
-    close(null.efficient.left, [*np.diag(left), left.sum()], EXACT)
-    close(null.efficient.whole[:C], np.diag(fisher)[new], EXACT)
+    close(null.memory.efficient.a, a, EXACT)
+    close(null.memory.efficient.left, [*np.diag(left), left.sum()], EXACT)
+    close(null.memory.efficient.whole[:C], np.diag(fisher)[new], EXACT)
 
 
 @pytest.mark.parametrize("setting", quick_first(["batch", "none", "crossed"]))

@@ -19,7 +19,7 @@ from ctmm_formula.engine.model import RandomComponent, build_model
 from ctmm_formula.inference.cumulants import mixture
 from ctmm_formula.inference.score import by_level, loadings
 from ctmm_formula.inference.score_law import law_of
-from ctmm_formula.inference.score_sums import lay_out, memory_for, sums_of
+from ctmm_formula.inference.score_sums import lay_out, sums_of
 from ctmm_formula.inference.tails import tail
 
 FAR = [-40.0, -10.0, -4.0, -2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 2.0, 4.0, 7.9, 15.0, 60.0]
@@ -109,9 +109,7 @@ def a_form(rng: np.random.Generator, donors: int = 14, types: int = 5, effects: 
     layout = lay_out(model, model.H)
     rows = layout.rows
     loads, own = np.full((1, C), math.sqrt(shared)), (noise[rows], (model.nu - noise)[rows])
-    found, _ = sums_of(
-        layout, loads, np.array(theta), *own, model.y[rows], memory_for(layout), False
-    )
+    found, _ = sums_of(layout, loads, np.array(theta), *own, model.y[rows])
     R, signs = loadings(inner)
     given = by_level(layout, np.array(theta)), by_level(layout, levels)
     law = law_of(layout, found, R, signs, *given)

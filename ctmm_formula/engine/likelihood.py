@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,13 +25,14 @@ from . import kernels
 from .beside import meanwhile
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
-from .lanes import aligned
-from .model import LANES, Model, build_model, refuse_related
+from .model import LANES, Model, build_model, in_lanes, refuse_related
 from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work, work_of_thread
 from .options import kept_exact
 from .search import compile_for, race, search, singular
 
 LIKELIHOODS = ("ml", "reml")
+Of = TypeVar("Of")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,8 @@ def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None =
     refuse_no_noise(model)
     design = lay_out(model, method, domain) if design is None else design
     scale = response_scale(model)
-    problem = _of_response(design.problem, design.share, model, scale)
-    problem, reml = problem._replace(kernel=_kernel()), design.problem.reml
-    p = model.X.shape[1]
+    problem = _of_response(_problem_of(design), design.share, model, scale)
+    p, reml = model.X.shape[1], problem.reml
     middle = _left_by_noise(model, scale) * design.middle
     work = work_of_thread(problem)
     start = middle
@@ -163,7 +165,7 @@ def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None =
         raise ConvergenceError(
             "variance components cannot be told apart: their information is singular"
         )
-    on_edge = status != INTERIOR or bool((theta <= problem.lower).any())
+    on_edge = status != INTERIOR or bool(np.count_nonzero(theta <= problem.lower))
     df = model.nobs - p if reml else model.nobs
     constant = coding_constant(model) if reml else 0.0
     beta, cov = fixed_effects(model, work.beta, work.gram, scale)
@@ -235,38 +237,60 @@ def make_problem(
 ) -> Problem:
     """The kernels' view of `model` with response y / scale."""
     problem = _of_design(model, constraint, reml, _kernel() if kernel is None else kernel)
-    return _of_response(problem, constraint.share, model, scale)
+    return _of_response(_with_room(problem, constraint.share), constraint.share, model, scale)
+
+
+def last_of_thread(make: Callable[[Of], Made]) -> Callable[[Of], Made]:
+    """`make`, asked once where a thread asks for the same again and again.
+
+    For memory of one response of a design after the other.
+    """
+    kept = threading.local()
+
+    def made(of: Of) -> Made:
+        if getattr(kept, "of", None) is not of:
+            kept.of, kept.made = of, make(of)
+        found: Made = kept.made
+        return found
+
+    return made
+
+
+@last_of_thread
+def _problem_of(design: SharedDesign) -> Problem:
+    """The likelihood of a design, for one response after the other."""
+    return _with_room(design.problem, design.share)._replace(kernel=_kernel())
+
+
+def _with_room(problem: Problem, share: float) -> Problem:
+    """`problem` with memory for a response and its noise, and for what determinants have of it."""
+    shape = len(problem.active) // LANES, problem.blocks.design.shape[2]
+    y, nu = in_lanes(*shape), in_lanes(*shape, value=1.0)
+    return problem._replace(y=y, nu=nu, cnu=in_lanes(*shape, value=1.0) if share else problem.cnu)
 
 
 def _of_response(problem: Problem, share: float, model: Model, scale: float) -> Problem:
-    """`problem` with response and noise, and `share` of that in its determinants."""
-    T, m, _ = model.tiles.shape
-    y, nu, cnu, noisy = _put(
-        model.residual, model.noise, model.tiles.place, T, m, scale, scale**2, float(share)
-    )
-    if not share:
-        return problem._replace(y=y, nu=nu)
-    return problem._replace(y=y, nu=nu, cnu=cnu, noisy=noisy)
+    """`problem` with response and noise in its memory, and `share` of that in its determinants."""
+    given = model.residual, model.noise, model.tiles.place, scale, scale**2, float(share)
+    noisy = _put(*given, problem.y, problem.nu, problem.cnu)
+    return problem._replace(noisy=noisy) if share else problem
 
 
 @kept_exact
 def _put(
-    y: np.ndarray, noise: np.ndarray, place: np.ndarray, T: int, m: int, scale: float,
-    square: float, share: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:  # fmt: skip
-    """y, noise and its share (n,) in tiles (T, m, LANES), and whether no noise is 0."""
-    size, noisy = T * m * LANES, True
-    out, nu, cnu = aligned((size,)), aligned((size,)), aligned((size,))
-    for at in range(size):
-        out[at], nu[at], cnu[at] = 0.0, 1.0, 1.0
+    y: np.ndarray, noise: np.ndarray, place: np.ndarray, scale: float, square: float, share: float,
+    out: np.ndarray, nu: np.ndarray, cnu: np.ndarray,
+) -> bool:  # fmt: skip
+    """Put y, noise and its share (n,) into tiles (T, m, LANES), and say whether no noise is 0."""
+    lanes, noisy = out.shape[1] * LANES, True
     for row in range(len(y)):
-        at = place[row]
-        out[at] = y[row] / scale
-        nu[at] = noise[row] / square
-        cnu[at] = share * noise[row] / square
+        t, a, lane = place[row] // lanes, place[row] % lanes // LANES, place[row] % LANES
+        out[t, a, lane] = y[row] / scale
+        nu[t, a, lane] = noise[row] / square
+        if share > 0.0:
+            cnu[t, a, lane] = share * noise[row] / square
         noisy = noisy and noise[row] > 0.0
-    shape = T, m, LANES
-    return out.reshape(shape), nu.reshape(shape), cnu.reshape(shape), noisy
+    return noisy
 
 
 def _of_design(model: Model, constraint: Constraint, reml: bool, kernel: int) -> Problem:

@@ -122,8 +122,11 @@ def weighed(nu: np.ndarray, how: Pooling, size: float) -> tuple[np.ndarray, np.n
     """Working noise (n,), see :func:`working_noise`, and s_c^2 of every group (groups,)."""
     noise, between = np.empty(len(nu)), np.empty(len(how.sizes))
     mean = _pool(nu, how.code, how.per_cell, how.sizes, how.rows, between, noise)
-    floored = mean > 0.0
-    return np.maximum(noise, _FLOOR * mean) if floored else np.full(len(nu), size or 1.0), between
+    if mean > 0.0:
+        np.maximum(noise, _FLOOR * mean, out=noise)
+    else:
+        noise[:] = size or 1.0
+    return noise, between
 
 
 def working_noise(nu: np.ndarray, how: Pooling, size: float) -> np.ndarray:

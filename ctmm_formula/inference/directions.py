@@ -32,8 +32,6 @@ from ..engine.model import Model, from_tiles, tile
 from ..engine.noise import Pooling, working_noise
 from .cumulants import Law
 from .score import (
-    NOTHING,
-    SILENT,
     Part,
     Sizes,
     by_level,
@@ -45,7 +43,7 @@ from .score import (
     square_excess,
 )
 from .score_law import law_of
-from .score_sums import Layout, Products, Solved, lay_out
+from .score_sums import NOTHING, SILENT, Layout, Products, Solved, lay_out
 from .tails import tail
 
 _UNITS = 10  # independent units below which there is no empirical law

@@ -195,6 +195,12 @@ class Fit:
         """All parameters, shape (p + K,)."""
         return np.concatenate([self.estimate.beta, self.estimate.theta])
 
+    @cached_property
+    def estimates(self) -> np.ndarray:
+        """Theta, means of the cell types and b, (K + C + p,)."""
+        theta, b = self.estimate.theta, self.estimate.beta
+        return np.concatenate([theta, self.mean_rows @ b, b])
+
     @property
     def has_likelihood(self) -> bool:
         """Whether it was fitted by a likelihood (moments have none)."""
@@ -500,16 +506,20 @@ class Fit:
 def share_errors(fits: Sequence[Fit]) -> None:
     """Let fits of one model by a likelihood have what their errors are made of at once.
 
-    That is, :attr:`Fit.component_cov` and :attr:`Fit.own_standard_errors`.
+    That is, :attr:`Fit.estimates`, :attr:`Fit.component_cov` and :attr:`Fit.own_standard_errors`.
     """
     if not fits:
         return
-    theta = information_cov(np.array([fit.estimate.information for fit in fits]))
-    b = np.array([fit.estimate.cov_beta for fit in fits])
-    parts = theta, combined(fits[0].mean_rows, b), b
+    found, L = [fit.estimate for fit in fits], fits[0].mean_rows
+    theta, b = np.array([one.theta for one in found]), np.array([one.beta for one in found])
+    estimates = np.hstack([theta, (L @ b[:, :, None])[:, :, 0], b])
+    of_theta = information_cov(np.array([one.information for one in found]))
+    of_b = np.array([one.cov_beta for one in found])
+    parts = of_theta, combined(L, of_b), of_b
     errors = np.sqrt(np.hstack([part.diagonal(axis1=1, axis2=2) for part in parts]))
-    for fit, *own in zip(fits, theta, errors, strict=True):
-        fit.__dict__.update(zip(("component_cov", "own_standard_errors"), own, strict=True))
+    for fit, *own in zip(fits, estimates, of_theta, errors, strict=True):
+        names = "estimates", "component_cov", "own_standard_errors"
+        fit.__dict__.update(zip(names, own, strict=True))
 
 
 def n_units(model: Model) -> int:

@@ -54,15 +54,16 @@ from .counted_noise import CountedNoise, counted_noise, moved_variances
 from .score_law import Forms, log_combination, tails_of
 from .score_null import NullDesign, fit_null, null_design
 from .score_sums import (
-    Efficient,
     Layout,
+    Memory,
     Products,
     Solved,
     beyond_squares,
-    efficient,
     lay_out,
     memory_for,
     memory_of_thread,
+    score_memory,
+    scores_of,
     sums_of,
 )
 
@@ -72,8 +73,6 @@ that happen to meet in one pair would decide it (``tests/benchmarks/score_counts
 LOW = 0.1
 """Variance between cells of a type, in the largest of all types, below which it takes a sum of
 scores that is not weighted by it (``tests/benchmarks/count_levels.md``: means of .05 beside 1)."""
-NOTHING = 1e-8  # share of a direction's information that the null's components leave
-SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 ROUNDING = 1e-10  # of the squared size of a direction: what fixed effects leave is rounding
 
 
@@ -244,11 +243,11 @@ def _explained(model: Model, layout: Layout) -> np.ndarray:
     if one_type_each(H) and (np.ones(n) @ H).min() > model.blocks.p:
         return np.zeros(C, dtype=bool)  # more rows of every type than fixed effects
     H = model.H[layout.rows]
-    nothing, components = np.zeros(n), int(layout.component.max(initial=-1)) + 1
-    none = np.zeros((1, C + 1)), np.zeros(components), np.ones(n), nothing, nothing
-    found, solved = sums_of(layout, *none, memory_for(layout), False)
+    components = 1 + len(model.random)
+    memory, unit = score_memory(layout, components), (np.ones(n), np.ones(n), np.zeros(n))
     everything = np.zeros(C, dtype=bool), np.ones(C)
-    left = efficient(layout, found, solved, *everything, components)[0].whole[:C]
+    scores_of(layout, np.zeros(components), *unit, *everything, False, memory)
+    left = memory.efficient.whole[:C]
     sizes = np.add.reduceat(np.square(H), layout.ptr[:-1])
     return np.asarray(left <= 0.5 * ROUNDING * np.square(sizes).sum(axis=0))
 
@@ -293,9 +292,9 @@ def score_test(model: Model, design: ScoreDesign | None = None) -> ScoreTest:
     design = design_of(model) if design is None else design
     meanwhile(tails_of, compile_tails)
     null = null_of(model, design)
-    found, combined = null.scores().tails(null.least, design.above)
+    found, combined = null.scores().tails(null.memory.least, design.above)
     statistic, pvalue = np.empty(C + 1), np.empty(C + 1)
-    _outcome(found, null.value, statistic, pvalue)
+    _outcome(found, null.memory.value, statistic, pvalue)
     logs = found[:, 0]
     known = model.nu2 is not None
     return ScoreTest(
@@ -436,7 +435,7 @@ class Scores(NamedTuple):
 class Null(NamedTuple):
     """The null fitted under working noise; made by :func:`null_of`.
 
-    Its products are there until the next null of the thread.
+    What `memory` holds is there until the next null of the thread.
 
     Attributes
     ----------
@@ -446,10 +445,7 @@ class Null(NamedTuple):
         Of the cell types in the sum.
     between : ndarray, shape (groups,)
         Variance between cells of the groups of rows whose noise is pooled.
-    found : Products; solved : Solved
-    efficient : Efficient
-    value, inner, level
-        Of the forms of every cell type and of their sum, see :class:`.score_law.Forms`.
+    memory : Memory
     """
 
     model: Model
@@ -457,30 +453,15 @@ class Null(NamedTuple):
     theta: np.ndarray
     weights: np.ndarray
     between: np.ndarray
-    found: Products
-    solved: Solved
-    efficient: Efficient
-    value: np.ndarray
-    inner: np.ndarray
-    level: np.ndarray
-
-    @property
-    def least(self) -> np.ndarray:
-        """Least variances that are none of rounding, (C + 1,); NaN where a score has nothing left.
-
-        By the information that the null's components leave: four times that is the variance, were
-        the working noise that of the data.
-        """
-        out = np.empty(len(self.value))
-        _least(self.efficient.left, self.efficient.whole, out)
-        return out
+    memory: Memory
 
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
-        design = self.design
-        own = self.value, design.R, self.inner, design.rank, self.level
-        forms = Forms(*own, self._more(), self.weights)
-        return Scores(design.layout, self.found, self.solved.gain, forms)
+        design, own = self.design, self.memory
+        forms = Forms(
+            own.value, design.R, own.inner, design.rank, own.level, self._more(), self.weights
+        )
+        return Scores(design.layout, own.found, own.solved.gain, forms)
 
     def _more(self) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
@@ -489,12 +470,12 @@ class Null(NamedTuple):
         nu for none; and noise moves with the effects of donors.
         """
         if self.model.nu2 is None:
-            return np.zeros(len(self.value))
-        layout, found, solved = self.design.layout, self.found, self.solved
-        a, noise, shared = self.efficient.a, self._counted(self.model.nu2), float(self.theta[0])
-        beside = moved_variances(layout, found, solved, a, self.weights, noise, shared)
+            return np.zeros(len(self.weights) + 1)
+        layout, (found, solved, efficient, *_) = self.design.layout, self.memory
+        noise, shared = self._counted(self.model.nu2), float(self.theta[0])
+        beside = moved_variances(layout, found, solved, efficient.a, self.weights, noise, shared)
         excess = noise.square - noise.measured**2
-        return beside + beyond_squares(layout, found, solved, self.efficient, self.weights, excess)
+        return beside + beyond_squares(layout, found, solved, efficient, self.weights, excess)
 
     def _counted(self, nu2: np.ndarray) -> CountedNoise:
         """What the noise of the rows is as that of counts, by unbiased squares nu2 (n,)."""
@@ -502,14 +483,6 @@ class Null(NamedTuple):
         n = np.full(len(rows), np.inf) if model.n_cells is None else model.n_cells[rows]
         own = model.y[rows], model.nu[rows], nu2[rows], how.per_cell[rows], n
         return counted_noise(how.code[rows], len(how.sizes), *own, float(self.theta[0]))
-
-
-@kept_exact
-def _least(left: np.ndarray, whole: np.ndarray, out: np.ndarray) -> None:
-    """:attr:`Null.least`."""
-    for d in range(len(out)):
-        there = left[d] > NOTHING * whole[d] and whole[d] > 0.0
-        out[d] = 4.0 * SILENT * left[d] if there else math.nan
 
 
 def compile_tails() -> None:
@@ -530,17 +503,12 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     noise, between = weighed(nu, design.how, scale**2)
     noise = noise[rows]
     theta = fit_null(design.null, layout, noise, y, scale)
-    C = len(design.types)
-    loads = np.zeros((1, C + 1))
-    loads[0, C] = math.sqrt(theta[0])
-    own = noise, nu[rows] - noise, y
-    memory = memory_of_thread(layout)
-    found, solved = sums_of(layout, loads, theta[1:], *own, memory, model.nu2 is not None)
-    _refuse_singular(solved.inverse)
     w = weights_of_types(model, design)
-    left, *forms = efficient(layout, found, solved, design.explained, w, len(theta) - 1)
-    _refuse_singular(left.a)
-    return Null(model, design, theta, w, between, found, solved, left, *forms)
+    memory = memory_of_thread(layout, len(theta))
+    given = theta, noise, nu[rows], y, design.explained, w, model.nu2 is not None
+    if not scores_of(layout, *given, memory):
+        raise np.linalg.LinAlgError("Singular matrix")
+    return Null(model, design, theta, w, between, memory)
 
 
 def solved_sums(
@@ -559,24 +527,7 @@ def solved_sums(
     """
     sizes, axes = np.linalg.eigh(A)
     loads = np.ascontiguousarray((axes * np.sqrt(np.maximum(sizes, 0.0))).T)
-    found, solved = sums_of(layout, loads, variances, w, excess, y, memory_for(layout), True)
-    _refuse_singular(solved.inverse)
-    return found, solved
-
-
-def _refuse_singular(inverse: np.ndarray) -> None:
-    if not _is_finite(inverse):
-        raise np.linalg.LinAlgError("Singular matrix")
-
-
-@kept_exact
-def _is_finite(A: np.ndarray) -> bool:
-    """Whether all entries of A (n, m) are."""
-    for row in range(A.shape[0]):
-        for column in range(A.shape[1]):
-            if not math.isfinite(A[row, column]):
-                return False
-    return True
+    return sums_of(layout, loads, variances, w, excess, y)
 
 
 def cauchy_combination(pvalues: np.ndarray) -> float:

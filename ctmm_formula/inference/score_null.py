@@ -29,7 +29,7 @@ from ..engine.kernels import (
     zeros,
 )
 from ..engine.lanes import aligned, load, spread, store, total
-from ..engine.likelihood import make_problem, middle_of
+from ..engine.likelihood import last_of_thread, make_problem, middle_of
 from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
 from ..engine.optimize import INFEASIBLE, Problem, work_of_thread
 from ..engine.options import called, kept, kept_callback
@@ -153,17 +153,16 @@ def _find_spans(design, first, alone):
 
 
 @kept
-def reduced(layout, spans, p, w, y, scale):
-    """Columns [h, X, Z] (T, 1 + p + d, m, LANES) and response (T, m, LANES) of the reduced rows.
+def reduced(layout, spans, w, y, scale, columns, response):
+    """Put [h, X, Z] (T, 1 + p + d, m, LANES) and response (T, m, LANES) of the reduced rows.
 
-    And the share of noise, w in units of scale^2 and at most 1, in the variance of a row.
+    Returns the share of noise, w in units of scale^2 and at most 1, in the variance of a row.
     """
     (N, d), n_rows = layout.slot.shape, layout.design.shape[2]
-    C = layout.design.shape[1] - d - p - 1
-    size, m = 1 + p + d, 1 + len(spans)
-    T, share = -(-(N + p + 1) // LANES), 0.0
-    columns, response = aligned((T, size, m, LANES)), aligned((T, m, LANES))
-    for t in range(T):
+    size, m, share = columns.shape[1], 1 + len(spans), 0.0
+    p = size - 1 - d
+    C = layout.design.shape[1] - size
+    for t in range(len(columns)):
         for j in range(size):
             fill(columns[t, j], 0.0)
         fill(response[t], 0.0)
@@ -225,7 +224,7 @@ def reduced(layout, spans, p, w, y, scale):
         for j in range(k, p):
             columns[t, 1 + j, 0, lane] = root[j, k]
         response[t, 0, lane] = root[p, k]
-    return columns, response, share / len(w)
+    return share / len(w)
 
 
 def _restricted(
@@ -467,6 +466,15 @@ def reduced_kernel() -> int:
     return kept_callback(_SIGNATURE, _restricted).address
 
 
+@last_of_thread
+def problem_of(design: NullDesign) -> Problem:
+    """The likelihood of a null, for the reduced rows of one response after the other."""
+    problem, (T, m, _) = design.problem, design.problem.nu.shape
+    columns = in_lanes(T, 1 + problem.blocks.p + problem.blocks.level.shape[1], m)
+    blocks = problem.blocks._replace(design=columns)
+    return problem._replace(kernel=reduced_kernel(), y=in_lanes(T, m), blocks=blocks)
+
+
 def fit_null(
     design: NullDesign, layout: Layout, w: np.ndarray, y: np.ndarray, scale: float
 ) -> np.ndarray:
@@ -479,11 +487,8 @@ def fit_null(
     ConvergenceError
         There is no fit, or variance components cannot be told apart.
     """
-    template = design.problem
-    columns, response, noise = reduced(layout, design.spans, template.blocks.p, w, y, scale)
-    problem = template._replace(
-        kernel=reduced_kernel(), y=response, blocks=template.blocks._replace(design=columns)
-    )
+    problem = problem_of(design)
+    noise = reduced(layout, design.spans, w, y, scale, problem.blocks.design, problem.y)
     work = work_of_thread(problem)
     middle = max(1.0 - noise, 0.1) * design.middle
     found = search(problem, middle, middle, False, design.rows, work)
@@ -491,7 +496,7 @@ def fit_null(
         raise ConvergenceError("the null of the score test cannot be fitted")
     if singular(work.info):
         evaluate(
-            problem.kernel, problem.S.T @ middle, response, problem.nu, problem.blocks,
+            problem.kernel, problem.S.T @ middle, problem.y, problem.nu, problem.blocks,
             problem.active, True, INFORMATION, work.score, work.average, work.expected, work.beta,
             work.gram,
         )  # fmt: skip

@@ -33,6 +33,8 @@ from ..engine.options import called, inlined, kept
 from .cumulants import inverse_of
 
 _ROUNDING = 1e-15  # of what a pivot was
+NOTHING = 1e-8  # share of a direction's information that the null's components leave
+SILENT = 1e-9  # of the variance by the working noise: what is left is rounding
 
 
 class Layout(NamedTuple):
@@ -141,6 +143,24 @@ class Efficient(NamedTuple):
     through: Through
 
 
+class Memory(NamedTuple):
+    """What there is of a null, and its efficient scores of C types and of their sum.
+
+    value (C + 1,), inner (C + 1, C, C) and level (C + 1, blocks, q) of the forms, see
+    :class:`~ctmm_formula.inference.score_law.Forms`; least (C + 1,) variances that are none of
+    rounding, NaN where a score has nothing left: by the information that the null's components
+    leave; four times that is the variance, were the working noise that of the data.
+    """
+
+    found: Products
+    solved: Solved
+    efficient: Efficient
+    value: np.ndarray
+    inner: np.ndarray
+    level: np.ndarray
+    least: np.ndarray
+
+
 def lay_out(model: Model, H: np.ndarray) -> Layout:
     """The layout of a model's rows in use, with H (n, C) in the place of its own."""
     b = model.blocks
@@ -169,11 +189,10 @@ def lay_out(model: Model, H: np.ndarray) -> Layout:
     )  # fmt: skip
 
 
-Memory = tuple[Products, Solved]
 _KEPT = threading.local()
 
 
-def memory_for(layout: Layout) -> Memory:
+def memory_for(layout: Layout) -> tuple[Products, Solved]:
     """Memory of what :func:`sums_of` finds."""
     (N, d), (T, width, m, _) = layout.slot.shape, layout.design.shape
     (blocks, q), b = layout.component.shape, layout.columns.shape[1] // 2
@@ -193,17 +212,32 @@ def memory_for(layout: Layout) -> Memory:
     return products, solved
 
 
-def memory_of_thread(layout: Layout) -> Memory:
-    """The same for one response after the other: products are there until the next has its own.
+def score_memory(layout: Layout, components: int) -> Memory:
+    """Memory of what :func:`scores_of` finds under a null of so many variance components."""
+    found, solved = memory_for(layout)
+    C, p, (blocks, q) = found.Hy.shape[1] - 1, len(found.Xy), layout.component.shape
+    E, D, room = C + components, C + 1, np.empty
+    through = Through(
+        room((E, blocks, q, q)), room((E, blocks, q, p)), room((E, p, p)), room((blocks, q, p)),
+        room((p, p)),
+    )  # fmt: skip
+    left = Efficient(room((components, C)), room(D), room(D), through)
+    forms = room(D), np.zeros((D, C, C)), room((D, blocks, q))
+    return Memory(found, solved, left, *forms, room(D))
+
+
+def memory_of_thread(layout: Layout, components: int) -> Memory:
+    """The same for one response after the other: what is found is there until the next has its own.
 
     Taken from the system for every response, its pages would cost as much as what is done there.
     """
     # types and fixed effects apart: the design has their sum only
     shapes = (
-        layout.design.shape, layout.slot.shape, layout.columns.shape[1], layout.component.shape
+        layout.design.shape, layout.slot.shape, layout.columns.shape[1], layout.component.shape,
+        components,
     )  # fmt: skip
     if getattr(_KEPT, "shapes", None) != shapes:
-        _KEPT.shapes, _KEPT.memory = shapes, memory_for(layout)
+        _KEPT.shapes, _KEPT.memory = shapes, score_memory(layout, components)
     found: Memory = _KEPT.memory
     return found
 
@@ -446,11 +480,22 @@ def _solve(layout, found, variances, solved):
                 scores[c, k] += pull[i, c] * pull[i, k]
 
 
+@called
+def _is_finite(A):
+    """Whether all entries of A (n, m) are."""
+    for row in range(A.shape[0]):
+        for column in range(A.shape[1]):
+            if not math.isfinite(A[row, column]):
+                return False
+    return True
+
+
 @kept
-def _sums_of(layout, loads, variances, w, excess, y, found, solved, columns_too):
+def _sums_of(layout, loads, variances, w, excess, y, found, solved):
     """See :func:`sums_of`: whatever comes back from compiled code by itself takes a microsecond."""
-    _products(layout, loads, w, excess, y, found, columns_too)
+    _products(layout, loads, w, excess, y, found, True)
     _solve(layout, found, variances, solved)
+    return _is_finite(solved.inverse)
 
 
 def sums_of(
@@ -460,8 +505,6 @@ def sums_of(
     w: np.ndarray,
     excess: np.ndarray,
     y: np.ndarray,
-    memory: Memory,
-    columns_too: bool,
 ) -> tuple[Products, Solved]:
     """:class:`Products` and :class:`Solved` under a null.
 
@@ -472,11 +515,14 @@ def sums_of(
     variances : (Kr,) of the random effects
     w, excess, y : (n,) working noise, what the measured noise has beyond it, and residuals, by row
         of the layout
-    memory : where they are put, see :func:`memory_for`
-    columns_too : bool
-        Whether `columns` are those of all tiles.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
     """
-    _sums_of(layout, loads, variances, w, excess, y, *memory, columns_too)
+    memory = memory_for(layout)
+    if not _sums_of(layout, loads, variances, w, excess, y, *memory):
+        raise np.linalg.LinAlgError("Singular matrix")
     return memory
 
 
@@ -645,16 +691,22 @@ def _add_inner(A, B, weight, out):
 
 
 @called
-def _information(layout, found, solved, variances):
+def _information(layout, found, solved, through):
     """tr(P D_e P D_f) of the directions (E, E), and :class:`Through`."""
     C, (blocks, q), p = found.Hy.shape[1], layout.component.shape, len(found.Xy)
-    E = C + variances
-    KX, root = zeros((blocks, q, p)), empty((p, p))
+    KX, root = through.KX, through.root
+    inner, outer, fixed = through.inner, through.outer, through.fixed
+    E = len(fixed)
     root_of(solved.inverse, root)
-    inner, outer, fixed = zeros((E, blocks, q, q)), zeros((E, blocks, q, p)), zeros((E, p, p))
     sums, sums_x = zeros((C, blocks, q, q)), zeros((C, blocks, q, p))
     fisher, half = zeros((E, E)), empty(q)
+    for e in range(E):
+        fill(fixed[e], 0.0)
+        for at in range(blocks):
+            fill(inner[e, at], 0.0)
+            fill(outer[e, at], 0.0)
     for at in range(blocks):
+        fill(KX[at], 0.0)
         for k in range(q):
             for r in range(q):
                 for m in range(p):
@@ -680,20 +732,19 @@ def _information(layout, found, solved, variances):
     for e in range(E):
         for f in range(e):
             fisher[f, e] = fisher[e, f]
-    return fisher, Through(inner, outer, fixed, KX, root)
+    return fisher
 
 
 @called
-def _efficient(fisher, explained, w):
+def _efficient(fisher, explained, w, a, left, whole):
     """What the null's components leave of the scores of the types and of their sum.
 
     `fisher` (E, E) has the C types first, then what the null has; the types that fixed effects have
-    `explained` (C,) have none; `w` (C,) weighs the sum.  Returns a and the informations that are
-    left and that there were, see :class:`Efficient`.
+    `explained` (C,) have none; `w` (C,) weighs the sum.  For the others see :class:`Efficient`.
     """
     C = len(w)
     m = len(fisher) - C
-    null, cross, a = empty((m, m)), zeros((m, C)), zeros((m, C))
+    null, cross = empty((m, m)), zeros((m, C))
     for k in range(m):
         for r in range(m):
             null[k, r] = 0.5 * fisher[C + k, C + r]
@@ -701,9 +752,11 @@ def _efficient(fisher, explained, w):
             if not explained[c]:
                 cross[k, c] = 0.5 * fisher[C + k, c]
     inverse, _, _ = inverse_of(null)
-    left, whole = zeros(C + 1), zeros(C + 1)
+    left[C] = whole[C] = 0.0
     for c in range(C):
+        left[c] = whole[c] = 0.0
         for k in range(m):
+            a[k, c] = 0.0
             for r in range(m):
                 a[k, c] += inverse[k, r] * cross[r, c]
     for c in range(C):
@@ -716,11 +769,10 @@ def _efficient(fisher, explained, w):
                     left[c], whole[c] = rest, own
                 left[C] += w[c] * rest * w[k]
                 whole[C] += w[c] * own * w[k]
-    return a, left, whole
 
 
 @called
-def _forms(layout, solved, a, w):
+def _forms(layout, solved, a, w, value, inner, level):
     """Values, inner and weights of levels of the scores of the types and of their sum.
 
     As in :class:`~ctmm_formula.inference.score_law.Forms`; the last column of H is the sum of the
@@ -728,8 +780,11 @@ def _forms(layout, solved, a, w):
     """
     C = len(w)
     blocks, q = layout.component.shape
-    value, inner, level = zeros(C + 1), zeros((C + 1, C, C)), zeros((C + 1, blocks, q))
+    value[C] = 0.0
+    fill(inner[C], 0.0)
+    fill(level[C], 0.0)
     for c in range(C):
+        fill(level[c], 0.0)
         inner[c, 0, 0], inner[c, 1, 1] = 1.0, -a[0, c]
         value[c] = solved.scores[c, c] - a[0, c] * solved.scores[C, C]
         for at in range(blocks):
@@ -743,20 +798,38 @@ def _forms(layout, solved, a, w):
         for k in range(C):
             for m in range(C):
                 inner[C, k, m] -= w[c] * a[0, c]
-    return value, inner, level
 
 
 @kept
-def efficient(layout, found, solved, explained, w, variances):
-    """:class:`Efficient` scores of C types, and values, inner and levels of their forms.
+def scores_of(layout, theta, w, nu, y, explained, weights, columns_too, memory):
+    """Efficient scores of C types and of their sum, to `memory`, and whether there are any.
 
-    The layout has all types together as one more column of H; `explained` and `w` (C,) as for
-    :func:`_efficient`; `variances` is how many random components there are.
+    Parameters
+    ----------
+    layout : Layout
+        With all types together as one more column of H.
+    theta : (1 + Kr,) of the null, the shared variance first
+    w, nu, y : (n,) working and measured noise, and residuals, by row of the layout
+    explained, weights : (C,) as for :func:`_efficient`
+    columns_too : bool
+        Whether :class:`Products` have `columns` of all tiles.
     """
-    fisher, through = _information(layout, found, solved, variances)
-    a, left, whole = _efficient(fisher, explained, w)
-    value, inner, level = _forms(layout, solved, a, w)
-    return Efficient(a, left, whole, through), value, inner, level
+    found, solved, parts, C = memory.found, memory.solved, memory.efficient, len(weights)
+    loads, excess = zeros((1, C + 1)), empty(len(w))
+    loads[0, C] = math.sqrt(theta[0])
+    for row in range(len(w)):
+        excess[row] = nu[row] - w[row]
+    _products(layout, loads, w, excess, y, found, columns_too)
+    _solve(layout, found, theta[1:], solved)
+    if not _is_finite(solved.inverse):
+        return False
+    fisher = _information(layout, found, solved, parts.through)
+    _efficient(fisher, explained, weights, parts.a, parts.left, parts.whole)
+    _forms(layout, solved, parts.a, weights, memory.value, memory.inner, memory.level)
+    for d in range(C + 1):
+        there = parts.left[d] > NOTHING * parts.whole[d] and parts.whole[d] > 0.0
+        memory.least[d] = 4.0 * SILENT * parts.left[d] if there else math.nan
+    return _is_finite(parts.a)
 
 
 @kept

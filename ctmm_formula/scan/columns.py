@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, repeat
+from operator import itemgetter
 
 import numpy as np
 
@@ -151,11 +152,7 @@ class Layout:
         parts = self.parts.get(test)
         out: Row = {}
         if parts is None:
-            out[f"stat_{test}"] = result.statistic
-            found = self._p_values(test, result)
-            for (name, of_log), (pvalue, log) in zip(self._p_names[test], found, strict=True):
-                out[name], out[of_log] = pvalue, log / _TEN
-            return out
+            return dict(zip(self._outcomes[test], self._numbers(test, result), strict=True))
         for end, single in parts.items():
             part = result.parts.get(end, _NONE) if end else result
             df = part.df if isinstance(part.df, tuple) else (math.nan, part.df)
@@ -168,22 +165,27 @@ class Layout:
         return out
 
     @cached_property
-    def _p_names(self) -> dict[str, list[tuple[str, str]]]:
-        """Columns of all p values of a test and of their logarithms."""
+    def _outcomes(self) -> dict[str, list[str]]:
+        """Columns of the statistic of a test, and of all its p values and their logarithms."""
         names = {test: [f"p_{test}{end}" for end in self.ends(test)] for test in self.tests}
-        return {test: [(name, LOG + name) for name in own] for test, own in names.items()}
+        return {
+            test: [f"stat_{test}", *(log + name for name in own for log in ("", LOG))]
+            for test, own in names.items()
+        }
 
-    def _p_values(self, test: str, result: TestResult) -> Iterator[tuple[float, float]]:
-        """All p values of a test and their natural logarithms."""
-        yield result.pvalue, result.log_pvalue
+    def _numbers(self, test: str, result: TestResult) -> list[float]:
+        """What stands there."""
+        out = [result.statistic, result.pvalue, result.log_pvalue / _TEN]
         for detail in self.tests[test]:
-            both = result.extra.get(detail, math.nan), result.log_details.get(detail, math.nan)
+            found = result.extra.get(detail, math.nan), result.log_details.get(detail, math.nan)
             if detail == BY_TYPE:
                 none = dict.fromkeys(self.celltypes, math.nan)
-                each, logs = (one if isinstance(one, Mapping) else none for one in both)
-                yield from ((each[name], logs[name]) for name in self.celltypes)
+                each, logs = (one if isinstance(one, Mapping) else none for one in found)
+                for name in self.celltypes:
+                    out += each[name], logs[name] / _TEN
             else:
-                yield both
+                out += found[0], found[1] / _TEN
+        return out
 
     def ratio(self, pair: tuple[int, int], statistic: float, df: float, pvalue: float) -> Row:
         """Columns of a likelihood ratio."""
@@ -263,10 +265,9 @@ def nested_pairs(structures: Sequence[Structure]) -> tuple[tuple[int, int], ...]
 
 def stack(rows: Sequence[Row], kinds: dict[str, str]) -> Block:
     """Rows of genes as columns; what a row lacks is empty."""
-    out: Block = {}
-    for name, kind in kinds.items():
-        dtype, empty = KINDS[kind]
-        column: np.ndarray = np.empty(len(rows), dtype=dtype)
-        column[:] = [row.get(name, empty) for row in rows]
-        out[name] = column
-    return out
+    empty, take = {name: KINDS[kind][1] for name, kind in kinds.items()}, itemgetter(*kinds)
+    columns = zip(*(take({**empty, **row}) for row in rows), strict=True) if rows else repeat(())
+    return {
+        name: np.array(column, dtype=KINDS[kind][0])
+        for (name, kind), column in zip(kinds.items(), columns)  # noqa: B905  (no rows: no end)
+    }

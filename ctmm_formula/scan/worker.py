@@ -362,15 +362,14 @@ class _Gene:
             status, reasons = BOUNDARY, ["the estimate lies on the edge of its domain"]
         out: Row = {"n_obs": main.model.nobs, "n_donors": main.model.n_donors}
         out |= _outcome("", main)
-        L, beta, names = main.mean_rows, main.estimate.beta, layout.standard_errors
-        values = *main.estimate.theta.tolist(), *(L @ beta).tolist(), *beta.tolist()
-        out |= zip(layout.estimates, values, strict=True)
+        names = layout.standard_errors
+        out |= zip(layout.estimates, main.estimates.tolist(), strict=True)
         if "se" in names:
             out |= zip(names["se"], main.own_standard_errors.tolist(), strict=True)
         jackknife = None
         if isinstance(run, JackknifeRun):
             jackknife = main.jackknife_errors(run)
-            each = jackknife.of_estimates(L).tolist()
+            each = jackknife.of_estimates(main.mean_rows).tolist()
             out |= zip(names["se_jackknife"], each, strict=True)
             out["error_jackknife"] = run.error
         elif run is not None:
