@@ -6,10 +6,10 @@ those of several workers for the same cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from functools import cache
 from threading import local
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -23,16 +23,16 @@ def _libraries() -> ThreadpoolController:
 
 
 class _Here(local):
-    """What this thread holds."""
+    """How many hold it in this thread, and what they restore."""
 
-    held = False
+    depth = 0
+    limited: Any
 
 
 _here = _Here()
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+class one_thread(ContextDecorator):
     """Hold BLAS at one thread inside a ``with`` or a decorated function; restored at the end.
 
     Inside of another, nothing is left to do.  Where a library has one number for all threads of a
@@ -43,12 +43,15 @@ def one_thread() -> Iterator[None]:
     ...     {library["num_threads"] for library in _libraries().info()}
     {1}
     """
-    if _here.held:
-        yield
-        return
-    with _libraries().limit(limits=1):
-        _here.held = True
-        try:
-            yield
-        finally:
-            _here.held = False
+
+    def __enter__(self) -> None:
+        """Hold it, unless it is held."""
+        if not _here.depth:
+            _here.limited = _libraries().limit(limits=1)
+        _here.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        """Restore what was."""
+        _here.depth -= 1
+        if not _here.depth:
+            _here.limited.restore_original_limits()

@@ -24,14 +24,13 @@ from ctmm_formula.engine.estimators import estimate
 from ctmm_formula.engine.likelihood import evaluate, fit, lay_out, residual, response_scale
 from ctmm_formula.engine.model import Model, RandomComponent, build_model
 from ctmm_formula.engine.noise import pooling, working_noise
-from ctmm_formula.engine.optimize import make_work
 from ctmm_formula.engine.search import singular
 from ctmm_formula.errors import ConvergenceError, CTMMError
 from ctmm_formula.inference.counted_noise import counted_noise
 from ctmm_formula.inference.jackknife import jackknife
 from ctmm_formula.inference.score import design_of, null_of, score_test, weights_of_types
 from ctmm_formula.inference.score_law import law_of
-from ctmm_formula.inference.score_null import _spans, problem_of, reduced
+from ctmm_formula.inference.score_null import _spans, reduced, room_of
 from ctmm_formula.inference.tails import tail
 from ctmm_formula.simulate import CountCells
 from ctmm_formula.simulate.counts import measured_cells
@@ -298,9 +297,9 @@ def test_null_of_the_score(setting, kind, missing):
     # the kernel of reduced rows against that of all, from the same point
     at = np.array([0.3, 0.2, 0.1, 0.05])[: len(want)]
     scale, rows = response_scale(own), design.layout.rows
-    problem, own_rows = problem_of(design.null), (noise[rows], residual(own)[rows], scale)
+    (problem, work), own_rows = room_of(design.null), (noise[rows], residual(own)[rows], scale)
     reduced(design.layout, design.null.spans, *own_rows, problem.blocks.design, problem.y)
-    work, there = make_work(problem), evaluate(own, at * scale**2)
+    there = evaluate(own, at * scale**2)
     kernels.evaluate(
         problem.kernel, at, problem.y, problem.nu, problem.blocks, problem.active, True, 2,
         work.score, work.average, work.expected, work.beta, work.gram,

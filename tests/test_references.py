@@ -1,11 +1,13 @@
 """Named tuples in compiled code: from Python, of each other, and made there."""
 
+import pickle
 import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from ctmm_formula.engine.options import called, kept
+from ctmm_formula.engine.references import held
 
 
 class Part(NamedTuple):
@@ -82,3 +84,19 @@ def test_arrays_that_were_given_are_given_back():
     for _ in range(10):
         _both(whole)
     assert [sys.getrefcount(array) for array in arrays] == before
+
+
+def test_tuples_that_are_held_are_the_same():
+    matrix = np.array([[1.0, 2.0], [3.0, 4.0]])
+    whole = Whole(3, Part(0.5, True, np.array([1.0, 2.0]), matrix), np.array([5.0, 6.0]))
+    plain, own = _both(whole), held(whole)
+    signatures = list(_both.signatures)
+    assert _both(own)[:2] == plain[:2]
+    assert _both.signatures == signatures
+    assert isinstance(own, Whole)
+    again = pickle.loads(pickle.dumps(own))
+    assert _both(again)[:2] == plain[:2]
+    # another may hold what is of another type
+    changed = own._replace(last=np.arange(4.0)[::2])
+    assert type(changed) is Whole
+    assert _both(changed)[0] == plain[0]

@@ -26,8 +26,9 @@ from .beside import meanwhile
 from .domain import Constraint, Domain, are_variances, constrain
 from .estimate import Convergence, Estimate
 from .model import LANES, Model, build_model, in_lanes, refuse_related
-from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, make_work, work_of_thread
+from .optimize import EDGE, INFEASIBLE, INTERIOR, STALLED, Problem, Work, make_work
 from .options import kept_exact
+from .references import held
 from .search import compile_for, race, search, singular
 
 LIKELIHOODS = ("ml", "reml")
@@ -145,10 +146,10 @@ def fit(model: Model, method: str, domain: Domain, design: SharedDesign | None =
     refuse_no_noise(model)
     design = lay_out(model, method, domain) if design is None else design
     scale = response_scale(model)
-    problem = _of_response(_problem_of(design), design.share, model, scale)
+    problem, work = _room_of(design)
+    problem = _of_response(problem, design.share, model, scale)
     p, reml = model.X.shape[1], problem.reml
     middle = _left_by_noise(model, scale) * design.middle
-    work = work_of_thread(problem)
     start = middle
     if not reml:  # the REML optimum is the natural first start for ML
         restricted = search(problem._replace(reml=True), middle, middle, False, model.nobs, work)
@@ -257,9 +258,10 @@ def last_of_thread(make: Callable[[Of], Made]) -> Callable[[Of], Made]:
 
 
 @last_of_thread
-def _problem_of(design: SharedDesign) -> Problem:
-    """The likelihood of a design, for one response after the other."""
-    return _with_room(design.problem, design.share)._replace(kernel=_kernel())
+def _room_of(design: SharedDesign) -> tuple[Problem, Work]:
+    """The likelihood of a design and its buffers, for one response after the other."""
+    problem = _with_room(design.problem, design.share)._replace(kernel=_kernel(), noisy=True)
+    return held(problem), held(make_work(problem))
 
 
 def _with_room(problem: Problem, share: float) -> Problem:
@@ -273,7 +275,7 @@ def _of_response(problem: Problem, share: float, model: Model, scale: float) -> 
     """`problem` with response and noise in its memory, and `share` of that in its determinants."""
     given = model.residual, model.noise, model.tiles.place, scale, scale**2, float(share)
     noisy = _put(*given, problem.y, problem.nu, problem.cnu)
-    return problem._replace(noisy=noisy) if share else problem
+    return problem if noisy == problem.noisy or not share else problem._replace(noisy=noisy)
 
 
 @kept_exact

@@ -313,6 +313,21 @@ class Model:
             model.__dict__.pop(name, None)
         return model
 
+    def with_responses(
+        self, Y: np.ndarray, NU: np.ndarray, NU2: np.ndarray | None = None
+    ) -> list[Model]:
+        """The same with many (g, n), and what is asked of each found for all at once."""
+        along = (Y[:, None] @ self.Q)[:, 0]  # one by one: whatever others there are
+        residual = Y - (along[:, None] @ self.Q.T)[:, 0]
+        measured = np.all(NU, axis=1).tolist()
+        models = []
+        for k, known in enumerate(measured):
+            model = self.with_response(Y[k], NU[k], None if NU2 is None else NU2[k])
+            model.__dict__.update(along=along[k], residual=residual[k])
+            model.__dict__.update({"noise": model.nu} if known else {})
+            models.append(model)
+        return models
+
     def without(self, donors: int | Sequence[int] | np.ndarray) -> Model:
         """The same model with these donors (kernel numbers) left out."""
         active = self.active.copy()

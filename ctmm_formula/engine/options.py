@@ -276,8 +276,8 @@ class _Function(CPUDispatcher):
         """Nothing: loops know no types of other packages, which the parent looks for."""
 
     def typeof_pyval(self, val: Any) -> Any:
-        """The parent's, of named tuples by their address."""
-        return referred(super().typeof_pyval(val))
+        """The parent's, of named tuples by their address, and those that are held by their own."""
+        return getattr(val, "_numba_type_", None) or referred(super().typeof_pyval(val))
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """The parent's, of types without values, and of named tuples by their address."""

@@ -9,10 +9,13 @@ numba's own until they are given to a function.
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import blake2b
+from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
+from numba._dispatcher import compute_fingerprint
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing.templates import AttributeTemplate
@@ -46,6 +49,33 @@ class Reference(types.Type):
 def referred(kind: types.Type) -> types.Type:
     """As what a function gets values of a kind."""
     return Reference(kind) if isinstance(kind, types.NamedTuple) else kind
+
+
+_KINDS: dict[bytes, types.Type] = {}  # by what numba knows a value's type
+
+
+def held(value: Any) -> Any:
+    """A named tuple that many calls get, with its type: numba looks at every member in each call.
+
+    Numba asks it for its type as it is no named tuple in its eyes.
+    """
+    seen = compute_fingerprint(value)
+    if seen not in _KINDS:
+        _KINDS[seen] = referred(typeof(value))
+    own = tuple.__new__(_with_type(value.__class__), value)
+    own._numba_type_ = _KINDS[seen]
+    return own
+
+
+@cache
+def _with_type(kind: Any) -> Any:
+    """What has no "_asdict", by which numba tells named tuples; others made of it are plain."""
+
+    def reduced(own: Any) -> Any:
+        return held, (kind._make(own),)
+
+    members = {"_asdict": property(), "_make": kind._make, "__reduce__": reduced}
+    return type(kind.__name__, (kind,), members)
 
 
 def _member(kind: types.NamedTuple, name: str) -> tuple[int, types.Type]:

@@ -445,7 +445,7 @@ class Null(NamedTuple):
         Of the cell types in the sum.
     between : ndarray, shape (groups,)
         Variance between cells of the groups of rows whose noise is pooled.
-    memory : Memory
+    memory : Memory; found : Products
     """
 
     model: Model
@@ -454,6 +454,7 @@ class Null(NamedTuple):
     weights: np.ndarray
     between: np.ndarray
     memory: Memory
+    found: Products
 
     def scores(self) -> Scores:
         """Efficient scores: Delta is the sum of H_i inner H_i' over donors and of levels' z z'."""
@@ -461,7 +462,7 @@ class Null(NamedTuple):
         forms = Forms(
             own.value, design.R, own.inner, design.rank, own.level, self._more(), self.weights
         )
-        return Scores(design.layout, own.found, own.solved.gain, forms)
+        return Scores(design.layout, self.found, own.solved.gain, forms)
 
     def _more(self) -> np.ndarray:
         """What the variances of forms have beyond their laws' for normal noise, (C + 1,).
@@ -504,11 +505,11 @@ def null_of(model: Model, design: ScoreDesign) -> Null:
     noise = noise[rows]
     theta = fit_null(design.null, layout, noise, y, scale)
     w = weights_of_types(model, design)
-    memory = memory_of_thread(layout, len(theta))
+    memory, found = memory_of_thread(layout, len(theta))
     given = theta, noise, nu[rows], y, design.explained, w, model.nu2 is not None
     if not scores_of(layout, *given, memory):
         raise np.linalg.LinAlgError("Singular matrix")
-    return Null(model, design, theta, w, between, memory)
+    return Null(model, design, theta, w, between, memory, found)
 
 
 def solved_sums(

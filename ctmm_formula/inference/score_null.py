@@ -31,8 +31,9 @@ from ..engine.kernels import (
 from ..engine.lanes import aligned, load, spread, store, total
 from ..engine.likelihood import last_of_thread, make_problem, middle_of
 from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
-from ..engine.optimize import INFEASIBLE, Problem, work_of_thread
+from ..engine.optimize import INFEASIBLE, Problem, Work, make_work
 from ..engine.options import called, kept, kept_callback
+from ..engine.references import held
 from ..engine.search import search, singular
 from ..errors import ConvergenceError
 from .cumulants import inverse_of
@@ -467,12 +468,13 @@ def reduced_kernel() -> int:
 
 
 @last_of_thread
-def problem_of(design: NullDesign) -> Problem:
-    """The likelihood of a null, for the reduced rows of one response after the other."""
+def room_of(design: NullDesign) -> tuple[Problem, Work]:
+    """The likelihood of a null and its buffers, for one response after the other."""
     problem, (T, m, _) = design.problem, design.problem.nu.shape
     columns = in_lanes(T, 1 + problem.blocks.p + problem.blocks.level.shape[1], m)
     blocks = problem.blocks._replace(design=columns)
-    return problem._replace(kernel=reduced_kernel(), y=in_lanes(T, m), blocks=blocks)
+    problem = problem._replace(kernel=reduced_kernel(), y=in_lanes(T, m), blocks=blocks)
+    return held(problem), held(make_work(problem))
 
 
 def fit_null(
@@ -487,9 +489,8 @@ def fit_null(
     ConvergenceError
         There is no fit, or variance components cannot be told apart.
     """
-    problem = problem_of(design)
+    problem, work = room_of(design)
     noise = reduced(layout, design.spans, w, y, scale, problem.blocks.design, problem.y)
-    work = work_of_thread(problem)
     middle = max(1.0 - noise, 0.1) * design.middle
     found = search(problem, middle, middle, False, design.rows, work)
     if found.status == INFEASIBLE:

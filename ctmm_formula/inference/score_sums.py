@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from ..engine.kernels import _inner, empty, fill, zeros
 from ..engine.lanes import POINTS, aligned, load, root, spread, store, total
 from ..engine.model import LANES, Model, from_tiles, in_lanes, tile
 from ..engine.options import called, inlined, kept
+from ..engine.references import held
 from .cumulants import inverse_of
 
 _ROUNDING = 1e-15  # of what a pivot was
@@ -183,10 +184,11 @@ def lay_out(model: Model, H: np.ndarray) -> Layout:
     q = component.shape[1]
     own = np.maximum(slot[cell[:-1]], 0)
     fixed = np.broadcast_to(2 * q + np.arange(2 * p), (len(own), 2 * p))
-    return Layout(
+    layout = Layout(
         rows, ptr, tile(ptr).put(np.hstack([H, Z, model.Q])[rows]), slot, block, cell,
         np.ascontiguousarray(np.hstack([own, q + own, fixed])), component,
     )  # fmt: skip
+    return cast(Layout, held(layout))
 
 
 _KEPT = threading.local()
@@ -226,8 +228,8 @@ def score_memory(layout: Layout, components: int) -> Memory:
     return Memory(found, solved, left, *forms, room(D))
 
 
-def memory_of_thread(layout: Layout, components: int) -> Memory:
-    """The same for one response after the other: what is found is there until the next has its own.
+def memory_of_thread(layout: Layout, components: int) -> tuple[Memory, Products]:
+    """The same, and its products, for one response after the other, there until the next.
 
     Taken from the system for every response, its pages would cost as much as what is done there.
     """
@@ -237,8 +239,9 @@ def memory_of_thread(layout: Layout, components: int) -> Memory:
         components,
     )  # fmt: skip
     if getattr(_KEPT, "shapes", None) != shapes:
-        _KEPT.shapes, _KEPT.memory = shapes, score_memory(layout, components)
-    found: Memory = _KEPT.memory
+        memory = score_memory(layout, components)
+        _KEPT.shapes, _KEPT.memory = shapes, (held(memory), held(memory.found))
+    found: tuple[Memory, Products] = _KEPT.memory
     return found
 
 

@@ -152,9 +152,8 @@ def _scan_pattern(
     fits: list[list[Fit | Exception]] = []
     for k, model in enumerate(pattern.models if good else ()):
         some = np.ix_(np.array(good), model.order)
-        squares = _each(None if NU2 is None else NU2[some])
-        given = zip(Y[some], NU[some], squares)  # noqa: B905  (no squares: None)
-        genes = [model.with_response(*own) for own in given]
+        squares = None if NU2 is None else NU2[some]
+        genes = model.with_responses(Y[some], NU[some], squares)
         fits.append(fit_all(pattern, k, genes))
     if good and pattern.plan.beside:
         fits[0] = [_with_robust(pattern, fit) for fit in fits[0]]
