@@ -212,8 +212,9 @@ def _twice(names: Sequence[str]) -> list[str]:
 def _columns(source: Any, places: np.ndarray) -> np.ndarray:
     """Some columns as float64, rows first."""
     run = len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places)))
+    at = slice(int(places[0]), int(places[-1]) + 1) if run else places
     if isinstance(source, pd.DataFrame):
-        frame = source.iloc[:, places]
+        frame = source.iloc[:, at]
         try:
             if any(kind.kind == "c" for kind in frame.dtypes):
                 raise TypeError("they are complex")
@@ -223,7 +224,7 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
             raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
     what = "expression or noise"
     if run:
-        part = real(source[:, int(places[0]) : int(places[-1]) + 1], what)
+        part = real(source[:, at], what)
     else:  # files want their columns in order
         order = np.argsort(places, kind="stable")
         part = real(source[:, places[order]], what)[:, np.argsort(order, kind="stable")]
