@@ -33,7 +33,7 @@ from .search import compile_for, race, search, singular
 
 LIKELIHOODS = ("ml", "reml")
 Of = TypeVar("Of")
-Made = TypeVar("Made")
+Room = TypeVar("Room", bound=tuple)
 
 
 @dataclass(frozen=True)
@@ -241,18 +241,21 @@ def make_problem(
     return _of_response(_with_room(problem, constraint.share), constraint.share, model, scale)
 
 
-def last_of_thread(make: Callable[[Of], Made]) -> Callable[[Of], Made]:
+def last_of_thread(make: Callable[[Of], Room]) -> Callable[[Of], Room]:
     """`make`, asked once where a thread asks for the same again and again.
 
-    For memory of one response of a design after the other.
+    For memory of one response of a design after the other: named tuples, :func:`held` from the
+    second on.
     """
     kept = threading.local()
 
-    def made(of: Of) -> Made:
+    def made(of: Of) -> Room:
         if getattr(kept, "of", None) is not of:
-            kept.of, kept.made = of, make(of)
-        found: Made = kept.made
-        return found
+            kept.of, kept.room, kept.again = of, make(of), False
+        elif not kept.again:
+            kept.room, kept.again = tuple(map(held, kept.room)), True
+        room: Room = kept.room
+        return room
 
     return made
 
@@ -261,7 +264,7 @@ def last_of_thread(make: Callable[[Of], Made]) -> Callable[[Of], Made]:
 def _room_of(design: SharedDesign) -> tuple[Problem, Work]:
     """The likelihood of a design and its buffers, for one response after the other."""
     problem = _with_room(design.problem, design.share)._replace(kernel=_kernel(), noisy=True)
-    return held(problem), held(make_work(problem))
+    return problem, make_work(problem)
 
 
 def _with_room(problem: Problem, share: float) -> Problem:

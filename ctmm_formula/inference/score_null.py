@@ -33,7 +33,6 @@ from ..engine.likelihood import last_of_thread, make_problem, middle_of
 from ..engine.model import LANES, Model, RandomComponent, build_model, in_lanes, refuse_related
 from ..engine.optimize import INFEASIBLE, Problem, Work, make_work
 from ..engine.options import called, kept, kept_callback
-from ..engine.references import held
 from ..engine.search import search, singular
 from ..errors import ConvergenceError
 from .cumulants import inverse_of
@@ -474,7 +473,7 @@ def room_of(design: NullDesign) -> tuple[Problem, Work]:
     columns = in_lanes(T, 1 + problem.blocks.p + problem.blocks.level.shape[1], m)
     blocks = problem.blocks._replace(design=columns)
     problem = problem._replace(kernel=reduced_kernel(), y=in_lanes(T, m), blocks=blocks)
-    return held(problem), held(make_work(problem))
+    return problem, make_work(problem)
 
 
 def fit_null(
