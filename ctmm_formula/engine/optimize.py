@@ -11,7 +11,6 @@ Which climbs it takes to find the maximum is decided in :mod:`ctmm_formula.engin
 from __future__ import annotations
 
 import math
-import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -102,18 +101,6 @@ def make_work(pr: Problem) -> Work:
         zeros(K), zeros((K, K)), zeros((K, K)), zeros((K, K)), zeros(K), zeros(K),
         zeros(K, dtype=bool),
     )  # fmt: skip
-
-
-_KEPT = threading.local()
-
-
-def work_of_thread(pr: Problem) -> Work:
-    """Memory of :func:`make_work` for one fit of a thread after the other, there until the next."""
-    shapes = pr.S.shape, pr.cS.shape, pr.blocks.p
-    if getattr(_KEPT, "shapes", None) != shapes:
-        _KEPT.shapes, _KEPT.work = shapes, make_work(pr)
-    found: Work = _KEPT.work
-    return found
 
 
 @called
