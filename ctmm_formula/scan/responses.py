@@ -218,7 +218,7 @@ def _columns(source: Any, places: np.ndarray) -> np.ndarray:
         try:
             if any(kind.kind == "c" for kind in frame.dtypes):
                 raise TypeError("they are complex")
-            return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            return np.ascontiguousarray(frame.to_numpy(dtype=np.float64, na_value=np.nan))
         except (TypeError, ValueError, OverflowError) as error:
             names = [label(name) for name in frame.columns]
             raise DataError(f"genes {listing(names, 2)} do not hold numbers: {error}") from None
