@@ -847,35 +847,40 @@ def moments(law):
 def _inertia(A):
     """Negative eigenvalues of symmetric A (n, n), which is overwritten.
 
-    By elimination with pivots of one row and, where they are small, of two (Bunch and Parlett).
+    By elimination with pivots of one row: the largest, where its column has none much larger.
+    Elsewhere they are of two (Bunch and Parlett), which takes a look at all entries.
     """
     count, n = 0, len(A)
     left = np.empty(n, dtype=np.int64)
     for a in range(n):
         left[a] = a
     while n > 0:
-        one, first, second = 0, 0, 0
-        off = 0.0
+        one, off = 0, 0.0
         for a in range(n):
             if abs(A[left[a], left[a]]) > abs(A[left[one], left[one]]):
                 one = a
-            for b in range(a):
-                if abs(A[left[a], left[b]]) > off:
-                    off, first, second = abs(A[left[a], left[b]]), a, b
-        if n == 1 or abs(A[left[one], left[one]]) >= _PIVOT * off:
-            at = left[one]
+        at = left[one]
+        for a in range(n):
+            if a != one:
+                off = max(off, abs(A[left[a], at]))
+        if n == 1 or abs(A[at, at]) >= _PIVOT * off:
             pivot = A[at, at]
-            if pivot == 0.0:
-                break
-            count += pivot < 0.0
             n -= 1
             left[one] = left[n]
+            if pivot == 0.0:
+                continue  # of this row nothing is left
+            count += pivot < 0.0
             for i in range(n):
                 a = left[i]
                 factor = A[a, at] / pivot
                 for k in range(n):
                     A[a, left[k]] -= factor * A[at, left[k]]
         else:  # one eigenvalue of each sign
+            off, first, second = 0.0, 0, 0
+            for a in range(n):
+                for b in range(a):
+                    if abs(A[left[a], left[b]]) > off:
+                        off, first, second = abs(A[left[a], left[b]]), a, b
             up, down = left[first], left[second]
             upper, lower, both = A[up, up], A[down, down], A[up, down]
             det = upper * lower - both * both
