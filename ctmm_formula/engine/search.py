@@ -10,11 +10,11 @@ edge can win where it is within some 1.5 standard errors.  Therefore
    what it costs to get there, is the maximum; not so where rows are not many and three
    variances or more are bounded each by itself, of which one may trade places with two others;
 2. where rows are many for the number of components, the likelihood is lower wherever there is
-   room: look only for edges that are nearer, climb from just short of each, and behind a barrier
-   where that does not lead back to the interior maximum;
+   room, unless some rows are far off their means: look only for edges that are nearer, climb from
+   just short of each, and behind a barrier where that does not lead back to the interior maximum;
 3. where they are many and there is no interior maximum, climb behind a barrier, and look from the
    edge where it ends for others that are near;
-4. then, and where rows are not many, start from the corners of the domain as well
+4. then, and where rows are not many or some far off, start from the corners of the domain as well
    (:func:`corners`): along the axes of the information, both ways, until just short of the edge;
    from nearly null, and the flattest axes from the interior maximum or the split too, with less of
    a barrier, which hides shallow maxima;
@@ -48,6 +48,8 @@ from .kernels import (
     move,
     zeros,
 )
+from .lanes import aligned, load, store
+from .model import LANES
 from .optimize import (
     EDGE,
     INFEASIBLE,
@@ -69,6 +71,8 @@ _TOLERANCE = 1e-13  # squared Newton decrement: the log-likelihood is this close
 _PATIENCE = 3  # steps cut short by the domain before a climb turns to the edge
 _CLEAR = 1.5  # standard errors of room that make an interior maximum the maximum
 _FAR_OFF = 2.0  # times that: an edge so far off is not looked for
+_OFF = 5.0, 4.0  # standard deviations by which a row is far off, at the end of a climb that was
+_LONG_CLIMB = 12  # shorter, or longer than so many evaluations
 _FALLS = 0.15  # by which the log-likelihood is lower there: 1.1 by the curvature at the maximum
 _SAME = 1e-2  # squared distance in standard errors at which two interior maxima are one
 _BARRIER = 0.1  # weights of the barrier: first, last, what is on the edge (the rest is rounding)
@@ -155,6 +159,37 @@ def _profiles(theta, wk):
             steps[k, j] *= size
             steps[K + k, j] = -steps[k, j]
     return definite, steps
+
+
+@called
+def _some_far_off(pr, off, wk):
+    """Whether some row is `off` standard deviations, by the factors and fixed effects in `wk`."""
+    b = pr.blocks
+    R, p = b.R, b.p
+    beyond, own = aligned(LANES), aligned(LANES)
+    for t in range(len(pr.y)):
+        for a in range(pr.y.shape[1]):
+            rest, variance = load(pr.y, (t, a)), load(pr.nu, (t, a))
+            for f in range(R):
+                weight = load(b.design, (t, f, a))
+                variance += wk.phi[f] * weight * weight
+            for j in range(p):
+                rest -= wk.beta[j] * load(b.design, (t, R + j, a))
+            if b.level.shape[1] > 0:
+                store(own, 0, variance)
+                for lane in range(LANES):
+                    for k in range(b.level.shape[1]):
+                        level = b.level[t * LANES + lane, k]
+                        if level >= 0:
+                            weight = b.design[t, R + p + k, a, lane]
+                            size = wk.phi[R + b.level_comp[level]]
+                            own[lane] += size * weight * weight
+                variance = load(own, 0)
+            store(beyond, 0, rest * rest - off * off * variance)
+            for lane in range(LANES):
+                if beyond[lane] > 0.0 and pr.active[t * LANES + lane]:
+                    return True
+    return False
 
 
 @called
@@ -319,9 +354,9 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
 
     Returns
     -------
-    (status, log-likelihood, squared decrement, evaluations, starts used, (M, K)); the last are open
-    sides, or starts near other EDGES that do not lead back to `theta`; `wk` holds fixed effects
-    and information at `theta`
+    (status, log-likelihood, squared decrement, evaluations, starts used, (M, K), far); the (M, K)
+    are open sides, or starts near other EDGES that do not lead back to `theta`; far: whether some
+    row is far off there, where rows are many; `wk` holds fixed effects and information at `theta`
     """
     S, K = starts.shape
     walled = len(pr.cactive) > 0
@@ -427,6 +462,8 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     sides = zeros((0, K))
     if best != INFEASIBLE and not (S == 1 and look > GO_ON and best == INTERIOR):
         objective(pr, theta, 0.0, INFORMATION, wk)  # the last climb need not be the best
+    off = _OFF[0] if total < _LONG_CLIMB else _OFF[1]
+    far = look in (STOP, EDGES) and best == INTERIOR and _some_far_off(pr, off, wk)
     if (look > STOP and best == INTERIOR) or (look == EDGES and best == EDGE):
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
@@ -446,7 +483,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
         _copy_matrix(wk.observed, observed)
         copy(wk.beta, beta)
         _copy_matrix(wk.gram, gram)
-    return best, best_llf, best_decrement, total, used, sides
+    return best, best_llf, best_decrement, total, used, sides, far
 
 
 @kept
@@ -498,7 +535,7 @@ def best_of(
 ) -> Found:
     """The best end of climbs from starts (S, K), see :func:`race`."""
     theta = np.full(starts.shape[1], math.nan)
-    status, llf, decrement, total, used, _ = race(
+    status, llf, decrement, total, used, _, _ = race(
         pr, starts, weights, prefer_interior, GO_ON, theta, wk
     )
     return Found(status, theta, llf, decrement, total, used)
@@ -521,9 +558,9 @@ def search(
     few_rows, traded = rows < _FEW_ROWS * count, not walled and count >= _TRADED
     many_rows = walled and rows >= _MANY_ROWS * count
     look = SIDES if not many_rows else STOP if prefer_interior else EDGES
-    n_eval, status = 0, INFEASIBLE
+    n_eval, status, far = 0, INFEASIBLE, False
     for weights in _FIRST if many_rows else _FIRST[:1]:
-        status, llf, decrement, cost, _, sides = race(
+        status, llf, decrement, cost, _, sides, far = race(
             pr, start[None], weights, prefer_interior, look, theta, wk
         )
         n_eval += cost
@@ -532,9 +569,9 @@ def search(
     inside = status == INTERIOR
     if inside:
         found = Found(status, theta, llf, decrement, n_eval, 1)
-        if many_rows and len(sides):
+        if many_rows and not far and len(sides):
             return _or_better(pr, found, sides, np.full(len(sides), _LITTLE), prefer_interior, wk)
-        if not (len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
+        if not (far or len(sides) or few_rows or (traded and rows < _SOME_ROWS * count)):
             return found
     first, null = theta if inside else start, _NEARLY_NULL * middle
     if walled:
