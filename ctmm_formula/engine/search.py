@@ -22,8 +22,8 @@ edge can win where it is within some 1.5 standard errors.  Therefore
    all together; a climb that leads to where another has been ends, and so does one that lies lower
    than the best by more than the barrier can still cost, on its way along a wall too;
 6. where rows are few for the number of components, maxima are many and shallow: the first is never
-   the last, and a second race begins where one component stands out from nearly null
-   (:func:`spikes`), by up to a hundred times the split.
+   the last, and there, as where rows are far off, a second race begins where one component stands
+   out from nearly null (:func:`spikes`), by up to a hundred times the split.
 
 For ML an interior stationary point is preferred to the edge, where the likelihood grows without
 limit as the noise floor goes to zero: its starts climb without a barrier first.
@@ -463,7 +463,7 @@ def race(pr, starts, weights, prefer_interior, look, theta, wk):
     if best != INFEASIBLE and not (S == 1 and look > GO_ON and best == INTERIOR):
         objective(pr, theta, 0.0, INFORMATION, wk)  # the last climb need not be the best
     off = _OFF[0] if total < _LONG_CLIMB else _OFF[1]
-    far = look in (STOP, EDGES) and best == INTERIOR and _some_far_off(pr, off, wk)
+    far = look in (STOP, EDGES) and best != INFEASIBLE and _some_far_off(pr, off, wk)
     if (look > STOP and best == INTERIOR) or (look == EDGES and best == EDGE):
         info, observed = wk.info.copy(), wk.observed.copy()
         beta, gram = wk.beta.copy(), wk.gram.copy()
@@ -591,7 +591,7 @@ def search(
         starts, weights = np.vstack([starts, sides]), np.append(weights, len(sides) * [_LITTLE])
     found = best_of(pr, starts, weights, prefer_interior, wk)
     found = found._replace(evaluations=found.evaluations + n_eval)
-    if few_rows:
+    if few_rows or far:
         starts = spikes(null, middle)
         weights = np.full(len(starts), _BARRIER)
         found = _or_better(pr, found, starts, weights, prefer_interior, wk)

@@ -1,7 +1,7 @@
 """Is the reported maximum the maximum?  Random hard designs, each against many random starts.
 
     python tests/benchmarks/reml_maximum.py [--designs 2000] [--many 2000] [--scans 1000]
-        [--outliers 300] [--ml 500]
+        [--outliers 300] [--scan-outliers 300] [--ml 500]
 
 Run with the package installed, or from the repository with PYTHONPATH=. set.  Writes
 ``reml_maximum.md`` beside this file.
@@ -12,7 +12,8 @@ any structure (a user's matrix too), no, one, two crossed, nested or cell type-s
 effects, and any bounds.  Where rows are many the search climbs from fewer starts: such designs have
 40 to 150 donors, 2 to 6 types, and donors of the least noise that lie close to the mean, which the
 edge can interpolate; or they are genes as in scans, of 4 to 8 types with a tenth of the pairs
-missing, half of them with batches; or overall pseudobulk with donors far off.  The reported fit is
+missing, half of them with batches, some with rows or donors far off; or overall pseudobulk with
+donors far off.  The reported fit is
 compared with climbs from random points of the domain: a random direction from a random multiple of
 the split of variance, components of sizes over four decades, at random as far as it will go.  Where
 rows are many every other climb begins with little of a barrier, and so ends on an edge that is
@@ -163,6 +164,22 @@ def with_outliers(seed: int) -> tuple[Model, Domain, str]:
     return build_model(y, nu, H, H, np.arange(N), basis), Domain("noise"), f"N={N}, C={C}"
 
 
+def of_scan_with_outliers(seed: int) -> tuple[Model, Domain, str]:
+    """A gene as in scans, three rows or donors of which lie far off."""
+    model, domain, what = of_scan(seed)
+    rng, y = np.random.default_rng([77, seed]), model.y.copy()
+    for _ in range(3):
+        size = rng.choice([-1, 1]) * rng.uniform(5, 30) * np.sqrt(np.median(model.nu))
+        row = rng.integers(len(y))
+        donor = model.row_donor == model.row_donor[row]
+        if seed % 3 == 0:
+            y[row] += size
+        else:
+            y[donor] += size if seed % 3 == 1 else size * rng.normal(size=donor.sum())
+    given = model.H, model.H, model.row_donor, model.basis, model.random
+    return build_model(y, model.nu, *given), domain, f"{what}, outliers"
+
+
 def random_start(pr: Problem, middle: np.ndarray, rng: np.random.Generator, wk: Work) -> np.ndarray:
     """A point of the domain, at random as far from a multiple of `middle` as the domain reaches."""
     base = middle * 10 ** rng.uniform(-3, 1)
@@ -239,7 +256,10 @@ def table(
         worst[where] = max(worst[where], gain)
         if gain > BEATEN:
             print(f"{method} {seed}: {what}: {gain:.2g}", file=sys.stderr, flush=True)
-    kinds = {many_rows: ", many rows", of_scan: ", as in scans", with_outliers: ", donors far off"}
+    kinds = {
+        many_rows: ", many rows", of_scan: ", as in scans", with_outliers: ", donors far off",
+        of_scan_with_outliers: ", as in scans, rows far off",
+    }  # fmt: skip
     label = method.upper() + kinds.get(make, "")
     rows = [
         f"| {label} | {where} | {count[where]} | {beaten[where]} | {worst[where]:.1e} |"
@@ -256,6 +276,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=2000, help="designs of many rows")
     parser.add_argument("--scans", type=int, default=1000, help="designs as in scans")
     parser.add_argument("--outliers", type=int, default=300, help="designs with donors far off")
+    parser.add_argument("--scan-outliers", type=int, default=300, help="as in scans, some far off")
     parser.add_argument("--ml", type=int, default=500)
     parser.add_argument("--starts", type=int, default=40)
     parser.add_argument("--first", type=int, default=0)
@@ -275,6 +296,7 @@ def main() -> None:
         ("reml", asked.many, many_rows),
         ("reml", asked.scans, of_scan),
         ("reml", asked.outliers, with_outliers),
+        ("reml", asked.scan_outliers, of_scan_with_outliers),
         ("ml", asked.ml, design),
     ):
         lines += table(method, range(asked.first, asked.first + designs), asked.starts, make)
