@@ -105,6 +105,11 @@ def test_a_backend_without_generators_gives_the_same_table_block_by_block(
     pd.testing.assert_frame_equal(power, ctmm.power(20, n_sim=2, rng=1, n_jobs=1))
 
 
+def test_processes_that_share_arrays_give_the_same_table(data, serial):
+    with joblib.parallel_config("loky", n_jobs=2, max_nbytes=1000):
+        pd.testing.assert_frame_equal(scan(data), serial, check_exact=True)
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_table(data, serial):
     ray = pytest.importorskip("ray")

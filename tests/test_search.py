@@ -17,6 +17,7 @@ from ctmm_formula.engine.estimators import estimate
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import reml_maximum
+import score_speed
 
 BEATEN = reml_maximum.BEATEN
 BETTER = {
@@ -113,6 +114,21 @@ def test_all_starts_climb_where_rows_are_far_off(kind, seed):
     fit = estimate(model, "reml", domain)
     assert fit.llf == pytest.approx(dense.llf(model, fit.theta, "reml"), abs=1e-6)
     assert fit.llf >= ANOTHER_INSIDE[kind, seed] - BEATEN
+
+
+@pytest.mark.filterwarnings("ignore::ctmm_formula.errors.BoundaryWarning")
+def test_a_singular_covariance_is_not_inside():
+    def between(*types: int) -> np.ndarray:
+        there = np.isin(np.arange(4), types).astype(float)
+        return np.outer(there, there)
+
+    structure = {"hom": between(0, 1, 2, 3), **{f"v{c}": between(c) for c in range(4)}}
+    structure["c"] = between(2, 3) - between(2) - between(3)
+    given = score_speed.simulate(30, 4, 0, False, 200)
+    data = given["data"].assign(y=given["expr"]["g104"], nu=given["nu"]["g104"]).dropna()
+    settings = {"structure": structure, "bounds": "nonnegative", "method": "reml"}
+    fit = ctmm.fit("y ~ C(celltype)", data=data, **settings)
+    assert 0.0 < fit.vcomp["v1"] < 1e-8
 
 
 CASES = "cases/reml/reml_cases.json"

@@ -251,7 +251,7 @@ def last_of_thread(make: Callable[[Of], Room]) -> Callable[[Of], Room]:
 
     def made(of: Of) -> Room:
         if getattr(kept, "of", None) is not of:
-            kept.of, kept.room, kept.again = of, make(of), False
+            kept.room, kept.again, kept.of = make(of), False, of
         elif not kept.again:
             kept.room, kept.again = tuple(map(held, kept.room)), True
         room: Room = kept.room
@@ -263,7 +263,8 @@ def last_of_thread(make: Callable[[Of], Room]) -> Callable[[Of], Room]:
 @last_of_thread
 def _room_of(design: SharedDesign) -> tuple[Problem, Work]:
     """The likelihood of a design and its buffers, for one response after the other."""
-    problem = _with_room(design.problem, design.share)._replace(kernel=_kernel(), noisy=True)
+    problem = _with_room(design.problem, design.share)
+    problem = problem._replace(kernel=_kernel(), noisy=design.share > 0.0)
     return problem, make_work(problem)
 
 

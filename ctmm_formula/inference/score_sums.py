@@ -240,7 +240,7 @@ def memory_of_thread(layout: Layout, components: int) -> tuple[Memory, Products]
     )  # fmt: skip
     if getattr(_KEPT, "shapes", None) != shapes:
         memory = score_memory(layout, components)
-        _KEPT.shapes, _KEPT.memory = shapes, (held(memory), held(memory.found))
+        _KEPT.memory, _KEPT.shapes = (held(memory), held(memory.found)), shapes
     found: tuple[Memory, Products] = _KEPT.memory
     return found
 

@@ -118,13 +118,15 @@ def spread(
     """Results of delayed calls, as they come.
 
     A backend of joblib that gives lists only, as ray's does, gets some calls for each worker at a
-    time: what is finished is not kept for the end.
+    time: what is finished is not kept for the end.  Large arrays that processes share are copied
+    where they are written (`mmap_mode`), as compiled loops take no others.
 
     >>> from joblib import delayed
     >>> list(spread((delayed(abs)(k) for k in (-1, 2)), 1))
     [1, 2]
     """
     backend, _ = get_active_backend(prefer=options.get("prefer"))
+    options = {"mmap_mode": "c", **options}
     if backend.supports_return_generator:
         yield from Parallel(n_jobs=n_jobs, return_as=return_as, **options)(tasks)
         return
