@@ -79,7 +79,8 @@ def main() -> None:
     lines = [
         "# What the first use compiles",
         "Written by `compile_speed.py`: CPU seconds of a process and its helpers, compiled code in "
-        "an empty folder; of all and of the later process elapsed seconds, that the best of three.",
+        "an empty folder; of all and of the later process elapsed seconds, that the best of three. "
+        " Before: the state before any of the work on the score test.",
         f"| checkout | {' | '.join(head)} |\n|" + "---|" * (1 + len(head)),
     ]
     for label, checkout in (("before", asked.before), ("after", asked.after)):

@@ -141,7 +141,7 @@ def main() -> None:
         times.append(f"| {' | '.join([label, *cells])} |")
         p, q = old["p"], new["p"]
         both = (p > 1e-290) & (q > 1e-290)
-        apart = np.abs(q / p - 1.0)
+        apart = np.abs(np.divide(q, p, out=np.ones_like(p), where=both) - 1.0)
         far = [float(apart[both & ((p <= SURE) == low)].max(initial=0.0)) for low in (True, False)]
         bounds = [*BOUNDS, 0.05 / len(p)]
         across = sum(int(((p < bound) != (q < bound)).sum()) for bound in bounds)
